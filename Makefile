@@ -1,0 +1,47 @@
+# make demo       install, train nine small networks, draw the first figures
+# make test       install, lint, type-check, test
+# make test-all   the slow tests too
+# make bench      benchmarks/README.md's table, measured again (about 15 minutes; nothing else may run)
+# `make demo PYTHON=python3.12` chooses the interpreter.
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.PHONY: demo test test-all bench clean
+.DELETE_ON_ERROR:
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bnlab needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev]'
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,bench]'
+	@touch $@
+
+.venv/installed-zoo: .venv/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[harness,dev,zoo]'
+	@touch $@
+
+demo: .venv/installed
+	$(PY) -m experiments.sweep experiment=quickstart
+	$(PY) -m experiments.figures experiment=quickstart
+
+test: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -n 2
+
+test-all: .venv/installed-zoo
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -n 2 -m 'slow or not slow'
+
+bench: .venv/installed-bench
+	$(PY) -m benchmarks
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,1 @@
+"""Ratios, both sides measured in alternation in one run: python -m benchmarks."""

@@ -1,0 +1,53 @@
+"""Measure everything and write the table: python -m benchmarks [start|recording|sweep|population|replay ...]."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import REPEATS, THREADS, Result
+
+PARTS = ("start", "recording", "sweep", "population")
+_README = Path(__file__).with_name("README.md")
+_BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    parts = sys.argv[1:] or list(PARTS)
+    found = [result for part in parts for result in importlib.import_module(f"benchmarks.{part}").results()]
+    table = _table(found)
+    print(table)
+    if parts == list(PARTS):
+        before, _, rest = _README.read_text().partition(_BEGIN)
+        _README.write_text(f"{before}{_BEGIN}\n{_machine()}\n\n{table}\n{_END}{rest.partition(_END)[2]}")
+
+
+def _machine() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "fvcore", "greenlet"))
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), {THREADS} threads, Python {platform.python_version()}, "
+        f"{packages}; medians of {REPEATS} (sweep: 7) rounds in alternation, nothing else running."
+    )
+
+
+def _table(found: list[Result]) -> str:
+    lines = [
+        "| what | side | seconds | against | seconds | ratio | at most | note |",
+        "|---|---|--:|---|--:|--:|--:|---|",
+    ]
+    for r in found:
+        limit = "" if r.limit is None else f"{r.limit:g}{' ✗' if r.ratio > r.limit else ''}"
+        times = f"{r.side} | {r.seconds:.3f} | {r.against} | {r.reference:.3f} | {r.ratio:.3f}"
+        lines.append(f"| {r.what} | {times} | {limit} | {r.note} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

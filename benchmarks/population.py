@@ -1,0 +1,93 @@
+"""Exact population statistics against one-pass tools and against a plain forward pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import Tensor, nn
+
+from benchmarks.timing import Result, alternate
+from bnlab import Statistics, population_statistics, running_statistics
+from bnlab.harness.models import ModelConfig, build_model
+from bnlab.harness.vision import torchvision
+
+_IMAGES = 1024
+
+
+def results() -> list[Result]:
+    found = []
+    for depth in (20, 56, 110):
+        for batch in (32, 64) if depth != 110 else (64,):
+            for layout in (torch.channels_last, torch.contiguous_format):
+                model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=0)
+                found += _compare(f"resnet-{depth}, 32×32, batch {batch}", model, 32, batch, layout)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        found += _compare("resnet-18, 64×64, batch 32", torchvision().models.resnet18(), 64, 32, layout)
+    return found
+
+
+def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.memory_format) -> list[Result]:
+    model = _warmed(model, size).to(memory_format=layout)
+    images = _images(size).contiguous(memory_format=layout)
+    batches = list(images.split(batch))
+    peers = {"fvcore": copy.deepcopy(model), "torch": copy.deepcopy(model)}
+    found: dict[str, Statistics] = {}
+    sides: dict[str, Callable[[], object]] = {
+        "exact": lambda: found.update(exact=population_statistics(model, batches)),
+        "fvcore": lambda: update_bn_stats(peers["fvcore"].train(), batches, len(batches), progress=None),
+        "torch": lambda: torch.optim.swa_utils.update_bn(batches, peers["torch"].train()),
+        "forward": lambda: _forward(model, batches),
+    }
+    median = alternate(sides)
+    kind = "channels_last" if layout == torch.channels_last else "contiguous"
+    reference = _float64(model, images)
+    errors = {"exact": _error(reference, found["exact"])}
+    errors |= {peer: _error(reference, running_statistics(peers[peer])) for peer in peers}
+    limit = 1.05 if kind == "channels_last" else 0.85
+    what = f"{name}, {kind}"
+    return [
+        Result(what, "exact", median["exact"], "fvcore", median["fvcore"], limit, f"error {_said(errors['exact'])}"),
+        Result(
+            what, "exact", median["exact"], "update_bn", median["torch"], limit, f"fvcore's {_said(errors['fvcore'])}"
+        ),
+        Result(
+            what, "exact", median["exact"], "one forward", median["forward"], None, f"torch's {_said(errors['torch'])}"
+        ),
+    ]
+
+
+def _warmed(model: nn.Module, size: int) -> nn.Module:
+    """With running statistics that are not 0 and 1, in eval mode."""
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(_images(size)[:64])
+    return model.eval()
+
+
+def _images(size: int) -> Tensor:
+    return torch.randn(_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, batches: list[Tensor]) -> None:
+    for batch in batches:
+        model(batch)
+
+
+def _float64(model: nn.Module, images: Tensor) -> Statistics:
+    """Exact statistics in float64 of a quarter of the images' worth at a time: the layers in order, all data."""
+    return population_statistics(copy.deepcopy(model).double(), list(images.double().split(256)), strategy="layerwise")
+
+
+def _error(reference: Statistics, found: Statistics) -> tuple[float, float]:
+    """Largest error over layers and channels: of the mean in σ, of the variance relative."""
+    mean = max(float(((found[n].mean - r.mean).abs() / r.var.sqrt()).max()) for n, r in reference.items())
+    var = max(float((found[n].var / r.var - 1).abs().max()) for n, r in reference.items())
+    return mean, var
+
+
+def _said(error: tuple[float, float]) -> str:
+    return f"{error[0]:.0e} σ, {error[1]:.0e} var"

@@ -1,0 +1,30 @@
+"""How long importing bnlab and asking the sweep for help take, in fresh processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks.timing import Result, alternate
+
+
+def results() -> list[Result]:
+    median = alternate(
+        {
+            "torch": lambda: _python("-c", "import torch"),
+            "bnlab": lambda: _python("-c", "import torch, bnlab"),
+            "torch and hydra": lambda: _python("-c", "import torch, hydra"),
+            "help": lambda: _python("-m", "experiments.sweep", "--help"),
+        }
+    )
+    added = median["bnlab"] - median["torch"]
+    return [
+        Result(
+            "import bnlab", "with bnlab", median["bnlab"], "torch alone", median["torch"], None, f"adds {added:.2f} s"
+        ),
+        Result("sweep --help", "help", median["help"], "import torch, hydra", median["torch and hydra"], 1.5),
+    ]
+
+
+def _python(*words: str) -> None:
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)

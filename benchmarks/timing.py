@@ -1,0 +1,40 @@
+"""How everything here is timed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+REPEATS = 9
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table: medians in seconds, what their ratio should be at most."""
+
+    what: str
+    side: str
+    seconds: float
+    against: str
+    reference: float
+    limit: float | None = None  # of the ratio; None: for information
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return self.seconds / self.reference
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
+    """Median seconds of each side; a round runs every side once, after a round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(repeats + 1):
+        for name, run in sides.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -1,0 +1,5 @@
+"""The one exception that a user's mistake raises in the harness; commands print it and exit 2."""
+
+
+class UserError(ValueError):
+    """What was found and what to do, in one or two lines; shown without a traceback."""

@@ -1,0 +1,37 @@
+"""Estimates with intervals over seeds, apart from any drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+
+def t_interval(values: Sequence[float], level: float = 95) -> tuple[float, float, float, int]:
+    """Mean, lower and upper bound of the two-sided Student interval, and n; NaN values are left out.
+
+    One value has no interval: its bounds are NaN.
+
+    >>> mean, low, high, n = t_interval([1.0, 2.0, 3.0])
+    >>> mean, round(low, 3), round(high, 3), n
+    (2.0, -0.484, 4.484, 3)
+    """
+    found = np.asarray(values, dtype=float)
+    found = found[~np.isnan(found)]
+    n = len(found)
+    if n == 0:
+        return np.nan, np.nan, np.nan, 0
+    mean = float(found.mean())
+    half = stats.t.ppf(0.5 + level / 200, n - 1) * found.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    return mean, float(mean - half), float(mean + half), n
+
+
+def summarize(frame: pd.DataFrame, value: str, by: Sequence[str], level: float = 95) -> pd.DataFrame:
+    """`by` columns and `mean, low, high, n` of `value` over the remaining rows (one per seed). Null keys are kept."""
+    rows = [
+        (*(key if isinstance(key, tuple) else (key,)), *t_interval(group[value].to_numpy(), level))
+        for key, group in frame.groupby(list(by), dropna=False, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])

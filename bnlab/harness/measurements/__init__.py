@@ -1,0 +1,1 @@
+"""What is measured on a trained network: functions `run -> frame`, one for each table, cached with the run."""

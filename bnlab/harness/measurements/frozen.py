@@ -1,0 +1,80 @@
+"""Statistics of a checkpoint's frozen weights, computed once and kept with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import bnlab
+from bnlab.harness.data import Split, augment
+from bnlab.harness.measurements.sources import FROZEN, Setting
+from bnlab.harness.runs import Run
+from bnlab.harness.training import steps_per_epoch
+from bnlab.layers import borrowed
+from bnlab.statistics import Statistics
+from bnlab.trace import MomentTrace, record
+
+# A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
+IMAGES_AT_ONCE = 256
+_TID_BATCHES = 16  # batches over which the distance to batch statistics is averaged
+
+EXACT = Setting("exact", None, "train")  # the reference of every gap
+
+
+def frozen_statistics(run: Run, step: int, setting: Setting) -> Statistics:
+    """`exact` or `precise` statistics of the checkpoint at `step`, on the setting's split and number of images."""
+    name = f"{setting.kind}-{setting.split}-{setting.images or 'all'}-{step:07d}.safetensors"
+    path = run.folder / "statistics" / name
+    try:
+        return Statistics.load(path)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        _set_aside(path, error)
+    size = IMAGES_AT_ONCE if setting.kind == "exact" else run.config.batch_size
+    found = bnlab.population_statistics(
+        run.model_at(step),
+        [images for images, _ in population(run, setting, size)],
+        upstream=FROZEN[setting.kind],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save(path)
+    return found
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    path.replace(path.with_suffix(".damaged"))
+    print(f"{error}\n  set aside; measured again")
+
+
+def population(run: Run, setting: Setting, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The setting's images in batches; a last batch of one joins no batch (it has no variance of its own)."""
+    split, data = population_split(run, setting), run.config.data
+    # Fixed draws: the augmented population is the same for every checkpoint and estimator.
+    generator = torch.Generator().manual_seed(0)
+    count = min(setting.images or len(split.labels), len(split.labels))
+    for batch in range(max(1, steps_per_epoch(count, batch_size))):
+        index = slice(batch * batch_size, min((batch + 1) * batch_size, count))
+        images = split.images[index]
+        if setting.split == "train_augmented":
+            images = augment(images, generator, shift=data.shift, flip=data.flip)
+        yield images, split.labels[index]
+
+
+def population_split(run: Run, setting: Setting) -> Split:
+    return run.dataset.val if setting.split == "val" else run.dataset.train
+
+
+def batch_moments(run: Run, step: int) -> MomentTrace:
+    """Moments of a few batches of the training batch size at the checkpoint, normalized as in training."""
+    model = run.model_at(step)
+    with borrowed(model), torch.no_grad(), record(model) as trace:
+        model.train()
+        for number, (images, _) in enumerate(run.batches.from_step(step)):
+            if number == _TID_BATCHES:
+                break
+            model(images)
+    return trace

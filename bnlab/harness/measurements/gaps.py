@@ -1,0 +1,85 @@
+"""Table `gaps`: every estimator's distance from exact statistics, by step and layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bnlab.gap import GAP_COLUMNS, layer_gaps
+from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics
+from bnlab.harness.measurements.sources import Setting
+from bnlab.harness.runs import Run
+from bnlab.statistics import Layout
+from bnlab.trace import replay_bank
+
+
+def gaps(run: Run, settings: list[Setting]) -> pd.DataFrame:
+    """One row for each step of `evaluate_at`, setting and layer; `exact` on the training split is the reference."""
+    steps, layout = run.wanted, run.trace.layout
+    estimates = flat_statistics(run, settings, steps)
+    shape = (len(settings), len(layout.names))
+    found = []
+    for k, step in enumerate(steps):
+        reference = layout.flatten(frozen_statistics(run, step, EXACT))
+        values = torch.cat((layer_gaps(layout, reference, estimates[:, k]), _tid(run, step, layout, estimates[:, k])))
+        found.append(values)
+    values = torch.stack(found, dim=1)  # [columns, steps, settings, layers]
+    index = np.indices((len(steps), *shape)).reshape(3, -1)
+    frame = keys(run, settings, steps, index[1], index[0])
+    frame["layer"] = np.array(layout.names)[index[2]]
+    frame["depth"] = index[2] + 1
+    frame["channels"] = np.array(layout.channels)[index[2]]
+    for column, value in zip((*GAP_COLUMNS, "tid_mean", "tid_std"), values, strict=True):
+        frame[column] = value.flatten().numpy()
+    return frame
+
+
+def flat_statistics(run: Run, settings: list[Setting], steps: list[int]) -> Tensor:
+    """Every setting's statistics at every step: float64 [settings, steps, 2, all channels]."""
+    layout = run.trace.layout
+    found = torch.empty(len(settings), len(steps), 2, sum(layout.channels), dtype=torch.float64)
+    running = [i for i, s in enumerate(settings) if s.running is not None]
+    if running:
+        found[running] = replay_bank(run.trace, [s.running for s in settings if s.running is not None], steps)
+    for i, setting in enumerate(settings):
+        if setting.running is None:
+            for k, step in enumerate(steps):
+                found[i, k] = layout.flatten(frozen_statistics(run, step, setting))
+    return found
+
+
+def keys(run: Run, settings: list[Setting], steps: list[int], setting: np.ndarray, step: np.ndarray) -> pd.DataFrame:
+    """The columns that say what a row is about, for rows given by their indices into `settings` and `steps`."""
+    columns = pd.DataFrame(
+        {
+            "estimator": [s.estimator for s in settings],
+            "momentum": np.array([s.momentum for s in settings], dtype=float),
+            "statistics_split": [s.split for s in settings],
+        }
+    )
+    frame = columns.iloc[setting].reset_index(drop=True)
+    frame.insert(0, "step", np.array(steps)[step])
+    frame.insert(0, "run", run.id)
+    frame["epoch"] = frame["step"] / run.batches.per_epoch
+    return frame
+
+
+def _tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
+    """`tid_mean` and `tid_std` (2210.05153) against batches of the training batch size: [2, settings, layers].
+
+    mean_c |μ − μ_B|/σ_B and mean_c |σ/σ_B − 1|, averaged over the batches; σ_B with eps, ddof 0 as in training.
+    """
+    trace = batch_moments(run, step)
+    means, variances = [], []
+    for layer in trace.layers.values():
+        counts = torch.tensor(layer.counts, dtype=torch.float64)[:, None]
+        moments = layer.moments.double()
+        means.append(moments[:, 0])
+        variances.append(moments[:, 1] * (counts - 1) / counts + layer.eps)
+    mean, std = torch.cat(means, dim=1), torch.cat(variances, dim=1).sqrt()
+    estimated = (estimates[:, 1] + layout.channel_eps).clamp(min=0).sqrt()
+    tid_mean = ((estimates[:, None, 0] - mean).abs() / std).mean(1)
+    tid_std = (estimated[:, None] / std - 1).abs().mean(1)
+    return layout.layer_means(torch.stack((tid_mean, tid_std)))

@@ -1,0 +1,146 @@
+"""Networks by name: a small conv net, CIFAR ResNets, an MLP, and torchvision's classifiers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.vision import torchvision
+
+
+@dataclass
+class ModelConfig:
+    """Which network; torchvision's names have their own depth and width and read `name` only."""
+
+    name: str = "cnn"  # cnn, resnet, mlp, or a classifier of torchvision.models
+    depth: int = 3  # cnn: conv-BN-ReLU blocks; resnet: 6n+2 layers; mlp: hidden layers
+    width: int = 32  # channels of the first block; mlp: hidden units
+    pool_every: int = 1  # cnn: pool and double the width after so many blocks, while 4 pixels are left
+
+
+def check(config: ModelConfig) -> None:
+    """Raise UserError for an unknown name or a value out of range; builds nothing."""
+    if config.name not in _OWN:
+        known = torchvision().models.list_models(module=torchvision().models)
+        if config.name not in known:
+            own = ", ".join(_OWN)
+            raise UserError(
+                f"model.name={config.name}: unknown; use {own} or a torchvision classifier such as resnet18"
+            )
+    for key in ("depth", "width", "pool_every"):
+        if getattr(config, key) < 1:
+            raise UserError(f"model.{key}={getattr(config, key)}: must be 1 or more")
+    if config.name == "resnet" and (config.depth < 8 or config.depth % 6 != 2):
+        raise UserError(f"model.depth={config.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
+
+
+def build_model(config: ModelConfig, *, channels: int, image_size: int, classes: int, seed: int) -> nn.Module:
+    """The network for images [N, channels, image_size, image_size], in channels_last and train mode.
+
+    The weights depend on `seed` alone; the caller's random state is left as it was. Raises UserError as
+    `check` does, and if the network cannot take images of this size.
+    """
+    check(config)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
+        torch.default_generator.manual_seed(seed)
+        if config.name in _OWN:
+            model = _OWN[config.name](config, channels, image_size, classes)
+        else:
+            model = _torchvision_model(config.name, channels, classes)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
+        _try_forward(model, config.name, (2, channels, image_size, image_size))
+    return model
+
+
+def _try_forward(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(shape).contiguous(memory_format=torch.channels_last))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.name={name}: cannot take {shape[1]}×{shape[2]}×{shape[3]} images ({reason}); "
+            "use a smaller network or larger images"
+        ) from error
+    model.train()
+
+
+def _cnn(config: ModelConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+    """Blocks conv3×3-BN-ReLU; after each pool the width doubles; the mean over pixels feeds a linear head."""
+    layers: list[nn.Module] = []
+    width = config.width
+    for block in range(1, config.depth + 1):
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+        if block % config.pool_every == 0 and image_size >= 4:
+            layers.append(nn.MaxPool2d(2))
+            image_size //= 2
+            width *= 2
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    return _he_initialized(model)
+
+
+def _mlp(config: ModelConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    features = channels * image_size**2
+    for _ in range(config.depth):
+        layers += [nn.Linear(features, config.width, bias=False), nn.BatchNorm1d(config.width), nn.ReLU()]
+        features = config.width
+    return nn.Sequential(*layers, nn.Linear(features, classes))
+
+
+class _Residual(nn.Module):
+    """Two conv3×3-BN around a shortcut without parameters (option A of He et al. 2015, section 4.2)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.stride = 1 if channels == width else 2
+        self.added = width - channels
+        self.conv1 = nn.Conv2d(channels, width, 3, self.stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+        return F.relu(out + shortcut)
+
+
+def _resnet(config: ModelConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+    """ResNet of 6n+2 layers for small images (He et al. 2015, section 4.2): three stages of n blocks."""
+    width = config.width
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+    layers.append(nn.ReLU())
+    for stage in range(3):
+        for _ in range((config.depth - 2) // 6):
+            layers.append(_Residual(width, config.width * 2**stage))
+            width = config.width * 2**stage
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return _he_initialized(model)
+
+
+def _he_initialized(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
+
+
+def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
+    # With auxiliary heads these two return a tuple in train mode.
+    single_output = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision().models.get_model(name, weights=None, num_classes=classes, **single_output)
+    if channels == 1:
+        # Kernels summed over the colours: the same as showing the grey image in all three.
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
+        first.in_channels = 1
+    return model
+
+
+_OWN = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}

@@ -1,0 +1,70 @@
+"""How many networks a sweep trains, and how long that takes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+import torch
+
+from bnlab.harness.config import Config, statistics_settings
+from bnlab.harness.measurements.evaluations import predict
+from bnlab.harness.producing import begun
+from bnlab.harness.runs import Run
+from bnlab.harness.training import train
+
+_TRIAL_STEPS = 5
+
+
+def plan(planned: list[Config]) -> Iterable[str]:
+    """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
+    runs: dict[str, Run] = {}
+    measured = 0.0
+    for config in planned:
+        run = Run(config)
+        runs.setdefault(run.id, run)
+    missing = [run for run in runs.values() if not _finished(run)]
+    rates: dict[str, tuple[float, float]] = {}
+    training = 0.0
+    for config in planned:
+        run = runs[Run(config).id]
+        step, image = rates.setdefault(run.id.split("/")[0], _rates(run))
+        if run in missing and config is run.config:
+            training += step * run.steps
+        steps = len(run.wanted)
+        evaluated = len(run.dataset.test.labels) * (steps if config.accuracy_at == "all" else 1)
+        # Exact statistics once for each step; one evaluation for each setting.
+        measured += image * (steps * len(run.dataset.train.labels) + evaluated * len(statistics_settings(config)))
+    yield f"{len(planned)} jobs on {len(runs)} networks, {len(runs) - len(missing)} of them trained already"
+    yield f"training   about {_time(training)} on {torch.get_num_threads()} threads, one network after the other"
+    yield f"measuring  about {_time(measured)}, less where it has been done before"
+
+
+def _finished(run: Run) -> bool:
+    with contextlib.suppress(ValueError):
+        return run.status is not None
+    return False
+
+
+def _rates(run: Run) -> tuple[float, float]:
+    """Seconds for a training step and for an evaluated image, each after a warm-up."""
+    progress = begun(run)
+    times: list[float] = []
+    callbacks = [lambda _: times.append(time.perf_counter())]
+    until = min(run.steps, _TRIAL_STEPS + 1)
+    train(progress, run.batches, run.config.optimizer, max(run.steps, 2), callbacks, until=max(until, 2))
+    started = time.perf_counter()
+    predict(progress.model.eval(), run.dataset.val)
+    evaluated = (time.perf_counter() - started) / len(run.dataset.val.labels)
+    return (times[-1] - times[0]) / (len(times) - 1), evaluated
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

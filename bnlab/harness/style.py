@@ -1,0 +1,149 @@
+"""How figures look, and the few pieces that every plot is made of. Nothing is set on import."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawn
+
+Tables = dict[str, pd.DataFrame]
+
+# Okabe & Ito 2008: told apart by colour-blind readers too. One colour for an estimator in every figure.
+ESTIMATORS = {
+    "ema": "#0072B2",
+    "ema_debiased": "#56B4E9",
+    "cumulative": "#CC79A7",
+    "last_batch": "#E69F00",
+    "precise": "#009E73",
+    "exact": "#000000",
+}
+NAMES = {
+    "ema": "EMA",
+    "ema_debiased": "EMA, start divided out",
+    "cumulative": "average of all batches",
+    "last_batch": "last batch only",
+    "precise": "precise (batch statistics upstream)",
+    "exact": "exact population",
+}
+_SERIES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+_RC = {
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "pdf.fonttype": 42,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of an experiment: `score(tables)` gives its frame, `plot(frame, ax=...)` draws one panel.
+
+    The frame's column `panel` tells the panels apart, from left to right in order of appearance. `caption` says how
+    to read it. `columns`: what `score` needs, by table.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: dict[str, tuple[str, ...]]
+    score: Callable[[Tables], pd.DataFrame]
+    plot: Callable[..., Axes]
+
+
+@contextlib.contextmanager
+def paper() -> Iterator[None]:
+    """The look of all figures, for the time of the block."""
+    with plt.rc_context(_RC):
+        yield
+
+
+def series(values: Sequence[Any]) -> dict[Any, str]:
+    """A colour for each value of something ordered, such as batch sizes."""
+    return dict(zip(values, _SERIES, strict=False))
+
+
+def estimator_colour(name: str) -> str:
+    """The estimator's own colour; grey for one that is not known here."""
+    return ESTIMATORS.get(name.partition("(")[0], "#777777")
+
+
+def estimator_label(name: str) -> str:
+    """Words for a legend; parameters kept."""
+    base, bracket, rest = name.partition("(")
+    return NAMES.get(base, base) + (f" ({rest}" if bracket else "")
+
+
+def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
+    """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`."""
+    ordered = frame.sort_values(x)
+    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, **style)
+    if ordered["low"].notna().any():
+        ax.fill_between(ordered[x], ordered["low"], ordered["high"], color=colour, alpha=0.15, linewidth=0)
+
+
+def draw(figure: Figure, tables: Tables) -> Drawn:
+    """All panels side by side with one legend below, the caption under them.
+
+    Raises:
+        ValueError: a table lacks a column, or there is nothing to draw.
+    """
+    for table, columns in figure.columns.items():
+        missing = [c for c in columns if c not in tables[table]]
+        if missing:
+            raise ValueError(f"figure {figure.name}: table {table} has no column {missing[0]!r}")
+    frame = figure.score(tables)
+    panels = list(dict.fromkeys(frame["panel"]))
+    if not panels:
+        raise ValueError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
+    width = 3.5 * len(panels) + 0.6
+    seeds = tables["runs"]["seed"].nunique()
+    wrapped = textwrap.wrap(f"{figure.caption} n\u00a0=\u00a0{seeds}\u00a0seeds.", int(width * 15.5))
+    height = 3.6 + 0.9 + 0.17 * len(wrapped)
+    drawn, axes = plt.subplots(1, len(panels), figsize=(width, height), sharey=True, squeeze=False)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        figure.plot(frame[frame["panel"] == panel], ax=ax)
+        ax.set_title(str(panel))
+    for ax in axes[0][1:]:
+        ax.set_ylabel("")
+    below = (0.12 + 0.17 * len(wrapped)) / height
+    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    drawn.text(0.02, 1 - 0.12 / height, figure.title, fontsize=12, fontweight="bold", va="top")
+    rows = int(np.ceil(len(handles) / max(1, int(width // 2.2))))
+    drawn.legend(
+        handles.values(),
+        handles.keys(),
+        loc="lower center",
+        bbox_to_anchor=(0.5, below),
+        ncols=int(np.ceil(len(handles) / rows)),
+    )
+    drawn.text(0.02, 0.08 / height, "\n".join(wrapped), fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
+    drawn.tight_layout(rect=(0, below + 0.22 * rows / height, 1, 1 - 0.42 / height))
+    return drawn
+
+
+def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:
+    """PNG and PDF, without a date, so that the same table gives the same file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    drawn.savefig(paths[0])
+    drawn.savefig(paths[1], metadata={"CreationDate": None})
+    plt.close(drawn)
+    return paths

@@ -1,0 +1,161 @@
+"""Tidy tables with fixed columns, types and keys, written in parts by jobs and put together when they are read.
+
+results/<experiment>/parts/<table>/<run>-<digest>.parquet     what one job measured; never written by two jobs
+results/<experiment>/tables/<table>.parquet                   all of them, one row for each key
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from bnlab.harness.errors import UserError
+from bnlab.storage import write_whole
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns with their types; `key` is what a row is found by (`momentum` is null where it has no meaning)."""
+
+    key: tuple[str, ...]
+    types: dict[str, pa.DataType]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(list(self.types.items()))
+
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_STATISTICS = {"run": _TEXT, "step": _INT, "estimator": _TEXT, "momentum": _REAL, "statistics_split": _TEXT}
+
+TABLES = {
+    "runs": Table(
+        ("run",),
+        dict.fromkeys(("run",), _TEXT)
+        | {
+            "seed": _INT,
+            "data": _TEXT,
+            "model": _TEXT,
+            "norm": _TEXT,
+            "batch_size": _INT,
+            "norm_batch_size": _INT,
+        }
+        | {"optimizer": _TEXT, "lr": _REAL, "lr_scaling": _TEXT, "sgd_momentum": _REAL, "weight_decay": _REAL}
+        | {"label_smoothing": _REAL, "schedule": _TEXT, "epochs": _REAL, "steps": _INT, "status": _TEXT}
+        | {"train_seconds": _REAL, "final_loss": _REAL, "settings": _TEXT}
+        | {"versions": _TEXT, "device": _TEXT, "threads": _INT},
+    ),
+    "gaps": Table(
+        (*_STATISTICS, "layer"),
+        _STATISTICS
+        | {
+            "layer": _TEXT,
+            "epoch": _REAL,
+            "depth": _INT,
+            "channels": _INT,
+            "mean_gap": _REAL,
+            "var_gap": _REAL,
+        }
+        | {"kl": _REAL, "tid_mean": _REAL, "tid_std": _REAL},
+    ),
+    "evaluations": Table(
+        (*_STATISTICS, "split", "shift"),
+        _STATISTICS
+        | {"split": _TEXT, "shift": _TEXT, "epoch": _REAL, "images": _INT, "stat_images": _INT, "loss": _REAL}
+        | {"accuracy": _REAL, "ece": _REAL, "disagreement": _REAL, "logit_gap": _REAL},
+    ),
+    "drift": Table(
+        ("run", "step", "layer"),
+        {"run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "window": _INT}
+        | {"mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL},
+    ),
+}
+
+
+def conform(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with exactly the columns and types of the table; a missing column is an error of ours (KeyError)."""
+    table = TABLES[name]
+    return pa.Table.from_pandas(frame[list(table.types)], table.schema, preserve_index=False).to_pandas()
+
+
+def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
+    """Write a parquet file, whole or not at all, with checksums."""
+    table = pa.Table.from_pandas(frame, schema, preserve_index=False)
+    write_whole(path, lambda beside: pq.write_table(table, beside, write_page_checksum=True))
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read a parquet file; ValueError if it is damaged, FileNotFoundError if it is missing."""
+    try:
+        with path.open("rb") as file:
+            return pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0]})") from error
+
+
+def empty(name: str) -> pd.DataFrame:
+    """The table without rows."""
+    return TABLES[name].schema.empty_table().to_pandas()
+
+
+def digest(settings: str) -> str:
+    """Ten hexadecimal digits that name the settings of a measurement."""
+    return hashlib.sha256(settings.encode()).hexdigest()[:10]
+
+
+def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
+    """What one job measured, under a name that tells the run and the settings of the measurement."""
+    path = folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings)}.parquet"
+    write_frame(path, conform(name, frame), TABLES[name].schema)
+
+
+def assemble(folder: Path, name: str) -> pd.DataFrame:
+    """All parts of a table, the newest row for each key; damaged parts are named and set aside."""
+    parts = sorted((folder / "parts" / name).glob("*.parquet"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+    frames = []
+    for path in parts:
+        try:
+            frames.append(read_frame(path))
+        except ValueError as error:
+            path.rename(path.with_suffix(".damaged"))
+            print(f"{error}\n  set aside; run the sweep again to measure it anew")
+    table = TABLES[name]
+    if not frames:
+        return empty(name)
+    frame = pd.concat(frames, ignore_index=True).drop_duplicates(list(table.key), keep="last")
+    return conform(name, frame.sort_values(list(table.key), ignore_index=True))
+
+
+def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
+    """Put every table together from its parts and write it; safe while other sweeps write parts."""
+    found = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "tables.lock"):
+        for name in TABLES:
+            found[name] = frame = assemble(folder, name)
+            path = folder / "tables" / f"{name}.parquet"
+            write_frame(path, frame, TABLES[name].schema)
+            if csv:
+                write_whole(path.with_suffix(".csv"), lambda beside, frame=frame: frame.to_csv(beside, index=False))
+    return found
+
+
+def load(name: str, results: str | Path = "results") -> dict[str, pd.DataFrame]:
+    """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
+
+    Raises:
+        UserError: nothing has been measured under this name.
+    """
+    folder = Path(results) / name
+    if not (folder / "parts").is_dir():
+        command = "python -m experiments.sweep" + ("" if name == "adhoc" else f" experiment={name}")
+        raise UserError(f"no results for {name!r} in {results}/; run: {command}")
+    return {table: assemble(folder, table) for table in TABLES}

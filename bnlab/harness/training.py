@@ -1,0 +1,190 @@
+"""Training one network: batches by step, schedule, loop. What else happens at a step enters through callbacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.harness.data import Split, augment
+from bnlab.harness.errors import UserError
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights are updated. The learning rate is stated for a batch of 128 and scaled to others."""
+
+    name: str = "sgd"  # sgd (Nesterov), adamw
+    lr: float = 0.1  # at batch size 128
+    lr_scaling: str = "sqrt"  # with the batch size: sqrt, linear, none
+    momentum: float = 0.9  # sgd only
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    schedule: str = "onecycle"  # onecycle (up for 20%, then down to 0), step (÷10 at 50% and 75%), constant
+
+
+_SCALING = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
+_SCHEDULES = ("onecycle", "step", "constant")
+_REFERENCE_BATCH = 128
+
+
+def check(config: OptimizerConfig) -> None:
+    """Raise UserError for a name or value out of range."""
+    for key, allowed in (
+        ("name", ("sgd", "adamw")),
+        ("lr_scaling", tuple(_SCALING)),
+        ("schedule", _SCHEDULES),
+    ):
+        if getattr(config, key) not in allowed:
+            raise UserError(f"optimizer.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
+    for key, low, high in (("lr", 0.0, math.inf), ("momentum", 0.0, 1.0), ("weight_decay", 0.0, math.inf)):
+        value = getattr(config, key)
+        if not low <= value < high or (key == "lr" and value == 0):
+            raise UserError(
+                f"optimizer.{key}={value}: must be {'above' if key == 'lr' else 'at least'} 0"
+                + (f" and below {high:g}" if math.isfinite(high) else "")
+            )
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"optimizer.label_smoothing={config.label_smoothing}: must be at least 0 and below 1")
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss is {loss} at step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Separate seeds for what is random in training, derived from one."""
+
+    initialization: int
+    order: int
+    augmentation: int
+
+    @staticmethod
+    def of(seed: int) -> Seeds:
+        generator = torch.Generator().manual_seed(seed)
+        return Seeds(*torch.randint(2**31, (3,), generator=generator).tolist())
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The training batches by step: shuffled anew each epoch, an uneven last batch kept, a last one of 1 dropped.
+
+    Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
+    without a random state to restore.
+    """
+
+    split: Split
+    batch_size: int
+    seeds: Seeds
+    shift: int = 0
+    flip: bool = False
+
+    @property
+    def per_epoch(self) -> int:
+        return steps_per_epoch(len(self.split.labels), self.batch_size)
+
+    def epoch_order(self, epoch: int) -> Tensor:
+        """Indices of the epoch's images in their order, int64 [N] on the CPU."""
+        generator = torch.Generator().manual_seed(self.seeds.order + epoch)
+        return torch.randperm(len(self.split.labels), generator=generator)
+
+    def from_step(self, step: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """(images, labels) of the batch before update `step + 1`, and all after it, without end."""
+        while True:
+            epoch, first = divmod(step, self.per_epoch)
+            order = self.epoch_order(epoch).to(self.split.labels.device)
+            for position in range(first, self.per_epoch):
+                index = order[position * self.batch_size : (position + 1) * self.batch_size]
+                generator = torch.Generator().manual_seed(self.seeds.augmentation + step)
+                images = self.split.images[index].contiguous(memory_format=torch.channels_last)
+                yield augment(images, generator, shift=self.shift, flip=self.flip), self.split.labels[index]
+                step += 1
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches in an epoch; a last batch of one image has no variance and is dropped."""
+    return images // batch_size + (images % batch_size > 1)
+
+
+@dataclass
+class Progress:
+    """Where training stands after an update; callbacks read it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int  # updates so far
+    loss: float = math.nan
+    accuracy: float = math.nan
+
+
+Callback = Callable[[Progress], None]
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW, at the learning rate for this batch size."""
+    lr = config.lr * (batch_size / _REFERENCE_BATCH) ** _SCALING[config.lr_scaling]
+    if config.name == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
+
+
+def lr_factor(schedule: str, step: int, steps: int) -> float:
+    """The share of the peak learning rate for update `step + 1` of `steps`."""
+    done = step / steps
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 0.1 ** ((done >= 0.5) + (done >= 0.75))
+    rise = 0.2
+    return 0.05 + 0.95 * done / rise if done < rise else (1 - done) / (1 - rise)
+
+
+def train(
+    progress: Progress,
+    batches: Batches,
+    config: OptimizerConfig,
+    steps: int,
+    callbacks: list[Callback],
+    until: int | None = None,
+) -> None:
+    """Train from `progress.step` to `until` (default: the end) of `steps`; every callback is called at each update.
+
+    Raises:
+        Diverged: the loss is not finite; `progress` then stands at the last good step.
+    """
+    model, optimizer = progress.model, progress.optimizer
+    peak = [group.setdefault("peak_lr", group["lr"]) for group in optimizer.param_groups]
+    model.train()
+    for images, labels in batches.from_step(progress.step):
+        if progress.step >= (until or steps):
+            return
+        for group, lr in zip(optimizer.param_groups, peak, strict=True):
+            group["lr"] = lr * lr_factor(config.schedule, progress.step, steps)
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(progress.step + 1, value)
+        optimizer.step()
+        progress.step += 1
+        progress.loss = value
+        progress.accuracy = (logits.detach().argmax(1) == labels).double().mean().item()
+        for callback in callbacks:
+            callback(progress)

@@ -1,0 +1,32 @@
+"""Torchvision, also where its compiled operators do not load (a CPU build of torch beside it)."""
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from bnlab.harness.errors import UserError
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+@cache
+def torchvision() -> ModuleType:
+    """The torchvision module: models, data sets and transforms work, `torchvision.io` may not.
+
+    Raises UserError if torchvision is not installed.
+    """
+    try:
+        return import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+        raise UserError("torchvision is not installed; pip install 'bnlab[harness]'") from error
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    # The import only registers shape functions for these two; nothing here calls them.
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", _SCHEMA)
+    return import_module("torchvision")

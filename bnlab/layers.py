@@ -1,0 +1,165 @@
+"""The batch-norm layers of a model, and how to borrow a model so that it comes back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+
+BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once built, and subclasses (timm's)
+
+
+def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
+    """The batch-norm layers with running statistics, by their name in `model.named_modules()`, in that order.
+
+    Args:
+        layers: names to restrict to; None takes all.
+        caller: the public call on whose behalf this is, for the message.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: there is no such layer, a name in `layers` is not one, a lazy layer has not been built, or a
+            part of the model is scripted (hooks do not run there).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
+    found: dict[str, BatchNorm] = {}
+    skipped: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{caller}: {repr(name) if name else 'the model'} is TorchScript, whose layers cannot be watched; "
+                "pass the model before torch.jit.script or trace"
+            )
+        if isinstance(module, _InstanceNorm):
+            skipped[type(module).__name__] += 1
+        elif isinstance(module, BatchNorm):
+            if module.running_mean is None:
+                skipped[f"{type(module).__name__} without running statistics"] += 1
+            elif is_lazy(module.running_mean):
+                raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
+            else:
+                found[name] = module
+    if not found:
+        note = ", ".join(f"{n} {kind}" for kind, n in skipped.items())
+        raise ValueError(
+            f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
+            + (f" ({note} skipped)" if note else "")
+        )
+    return found if layers is None else _selected(found, layers, caller)
+
+
+def _selected(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
+    wanted = [layers] if isinstance(layers, str) else list(layers)
+    if isinstance(layers, str) or not wanted:
+        raise ValueError(f"{caller}: layers={layers!r}; pass a non-empty list of layer names")
+    for name in wanted:
+        if name not in found:
+            raise ValueError(
+                f"{caller}: layers has {name!r}, which is no BatchNorm layer with running statistics; "
+                f"there are {_some(found)}"
+            )
+    return {name: module for name, module in found.items() if name in wanted}
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = [repr(name) for name in names]
+    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+
+
+def tracked(layer: BatchNorm) -> tuple[Tensor, Tensor]:
+    """The running mean and variance of a layer that `batch_norm_layers` has found."""
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None and var is not None
+    return mean, var
+
+
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a layer was called with, from the arguments that its hooks get."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def set_buffers_aside(layer: BatchNorm) -> None:
+    """Give a layer of a borrowed model copies of its buffers, to be written into."""
+    for key, own in layer._buffers.items():
+        layer._buffers[key] = None if own is None else own.clone()
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend `model` to the block and put everything back afterwards, also after an exception.
+
+    Modes, momentum, hooks, parameters' and buffers' identity, buffers' values, every attribute of every module
+    (lists, sets and dictionaries by their entries), and the random state of torch, numpy and Python. Parameter
+    values and gradients are not copied: do not train a borrowed model. What is compiled runs uncompiled inside
+    the block, because hooks that come later do not reach a compiled graph.
+    """
+    modules = list(model.modules())
+    states = [_module_state(module) for module in modules]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    for module in modules:
+        if module.__dict__.get("_compiled_call_impl") is not None:
+            module.__dict__["_compiled_call_impl"] = None
+        if isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
+            module.__dict__["forward"] = compiled.__call__
+    with _random_state():
+        try:
+            yield model
+        finally:
+            for module, state in zip(modules, states, strict=True):
+                _restore(module, state)
+            for buffer, value in buffers:
+                _copy_back(buffer, value)
+
+
+def _copy_back(buffer: Tensor, value: Tensor) -> None:
+    """Only where they differ: writing would break a backward pass that is still to come."""
+    if not torch.equal(buffer, value):
+        with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+            buffer.copy_(value)
+
+
+_State = dict[str, tuple[Any, Any]]
+
+
+def _module_state(module: nn.Module) -> _State:
+    """Every attribute with a shallow copy of it where it is a container."""
+    kinds = (dict, list, set)
+    return {key: (v, v.copy() if isinstance(v, kinds) else None) for key, v in module.__dict__.items()}
+
+
+def _restore(module: nn.Module, state: _State) -> None:
+    attributes = module.__dict__
+    for key in [key for key in attributes if key not in state]:
+        del attributes[key]
+    for key, (value, entries) in state.items():
+        attributes[key] = value
+        if isinstance(value, list):
+            value[:] = entries
+        elif entries is not None:
+            value.clear()
+            value.update(entries)
+
+
+@contextlib.contextmanager
+def _random_state() -> Iterator[None]:
+    python = random.getstate()
+    numpy = sys.modules.get("numpy")
+    legacy = numpy.random.get_state() if numpy is not None else None
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy is not None and legacy is not None:
+                numpy.random.set_state(legacy)

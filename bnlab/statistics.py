@@ -1,0 +1,195 @@
+"""Statistics of a network as one value: read from buffers, saved, loaded into a model, compared."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, set_buffers_aside, tracked
+from bnlab.moments import Moments
+from bnlab.storage import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMAT = "bnlab.Statistics/1"
+
+
+class Statistics(Mapping[str, Moments]):
+    """Layer name (as in `model.named_modules()`) → `Moments`, with each layer's eps.
+
+    Args:
+        moments: the layers in order of depth.
+        eps: each layer's own eps, by name.
+        unseen: layers that were asked for and that no data reached.
+
+    `var` is always what `write_to` puts into the buffer, as is.
+    """
+
+    def __init__(self, moments: Mapping[str, Moments], eps: Mapping[str, float], unseen: Iterable[str] = ()) -> None:
+        self._moments = dict(moments)
+        self.eps = {name: float(eps[name]) for name in self._moments}
+        self.unseen = tuple(unseen)
+
+    def __getitem__(self, layer: str) -> Moments:
+        return self._moments[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def __repr__(self) -> str:
+        channels = sum(m.mean.numel() for m in self.values())
+        return f"Statistics({len(self)} layers, {channels} channels)"
+
+    def write_to(self, model: nn.Module) -> None:
+        """Copy mean and var as they are into the running buffers of `model`, in place; reading gives them back.
+
+        Layers of the model that these statistics do not have keep theirs; `num_batches_tracked` stays.
+
+        Raises:
+            ValueError: a layer is missing in the model, has other channels, or a value is not finite or a variance
+                negative; nothing is written then.
+        """
+        layers = self._matching(model, "write_to")
+        self._copy_into(layers)
+
+    def _copy_into(self, layers: dict[str, BatchNorm]) -> None:
+        with torch.no_grad():
+            for name, layer in layers.items():
+                mean, var = tracked(layer)
+                mean.copy_(self[name].mean)
+                var.copy_(self[name].var)
+
+    def _matching(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
+        """The layers of `model` that these statistics fit, after all that could be wrong has been checked."""
+        layers = batch_norm_layers(model, caller=caller)
+        for name, moments in self.items():
+            if name not in layers:
+                raise ValueError(f"{caller}: the model has no batch-norm layer {name!r}; were these another model's?")
+            expected = layers[name].num_features
+            if moments.mean.numel() != expected:
+                raise ValueError(f"{caller}: layer {name!r} has {expected} channels, found {moments.mean.numel()}")
+            if not (moments.mean.isfinite().all() and moments.var.isfinite().all() and (moments.var >= 0).all()):
+                raise ValueError(f"{caller}: layer {name!r} has a NaN, infinite or negative value; nothing was written")
+        return {name: layers[name] for name in self}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each layer and channel: layer, depth (from 1), channel, count, mean, var, eps."""
+        import pandas as pd
+
+        frames = [
+            pd.DataFrame(
+                {
+                    "layer": name,
+                    "depth": depth,
+                    "channel": range(m.mean.numel()),
+                    "count": float(m.count),
+                    "mean": m.mean.numpy(),
+                    "var": m.var.numpy(),
+                    "eps": self.eps[name],
+                }
+            )
+            for depth, (name, m) in enumerate(self.items(), start=1)
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: `<layer>/mean`, `<layer>/var` in float64; counts and eps as metadata."""
+        tensors = {f"{name}/{key}": getattr(m, key).clone() for name, m in self.items() for key in ("mean", "var")}
+        layers = [[name, None if math.isnan(m.count) else m.count, self.eps[name]] for name, m in self.items()]
+        save_tensors(path, tensors, _FORMAT, {"layers": json.dumps(layers), "unseen": json.dumps(self.unseen)})
+
+    @staticmethod
+    def load(path: str | Path) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file. ValueError: it is not a file of statistics, or damaged.
+        """
+        tensors, metadata = load_tensors(path, _FORMAT)
+        layers = json.loads(metadata["layers"])
+        moments = {
+            name: Moments(math.nan if count is None else count, tensors[f"{name}/mean"], tensors[f"{name}/var"])
+            for name, count, _ in layers
+        }
+        return Statistics(moments, {name: eps for name, _, eps in layers}, json.loads(metadata["unseen"]))
+
+
+def running_statistics(model: nn.Module) -> Statistics:
+    """What the running buffers of `model` hold now, as is; counts are NaN.
+
+    Raises:
+        TypeError: not a module. ValueError: it has no batch-norm layer with running statistics.
+    """
+    layers = batch_norm_layers(model, caller="running_statistics")
+    moments = {}
+    for name, layer in layers.items():
+        mean, var = (buffer.detach().to("cpu", torch.float64, copy=True) for buffer in tracked(layer))
+        moments[name] = Moments(math.nan, mean, var)
+    return Statistics(moments, {name: layer.eps for name, layer in layers.items()})
+
+
+@contextlib.contextmanager
+def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
+    """Evaluate under `statistics`: the model is in eval mode with them inside the block, then as it was before.
+
+    The model's own buffers are set aside, not overwritten, so that nothing can be lost.
+
+    Raises:
+        TypeError, ValueError: as `Statistics.write_to`, before anything is changed.
+    """
+    if not isinstance(statistics, Statistics):
+        raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
+    layers = statistics._matching(model, "using")
+    with borrowed(model):
+        model.eval()
+        for layer in layers.values():
+            set_buffers_aside(layer)
+        statistics._copy_into(layers)
+        yield model
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which channels of a flat axis [all channels] belong to which layer: the border of arrays and `Statistics`."""
+
+    names: tuple[str, ...]
+    channels: tuple[int, ...]
+    eps: tuple[float, ...]
+
+    @staticmethod
+    def of(statistics: Statistics) -> Layout:
+        sizes = tuple(m.mean.numel() for m in statistics.values())
+        return Layout(tuple(statistics), sizes, tuple(statistics.eps.values()))
+
+    @cached_property
+    def channel_eps(self) -> Tensor:
+        """float64 [all channels]"""
+        return torch.tensor(self.eps, dtype=torch.float64).repeat_interleave(torch.tensor(self.channels))
+
+    def layer_means(self, values: Tensor) -> Tensor:
+        """[..., all channels] → [..., layers], the mean over each layer's channels."""
+        # Not a product with a matrix of weights: a NaN in one layer would reach all of them.
+        return torch.stack([part.mean(-1) for part in values.split(self.channels, dim=-1)], dim=-1)
+
+    def flatten(self, statistics: Statistics) -> Tensor:
+        """float64 [2, all channels]: mean and var, in this layout's order."""
+        return torch.cat([torch.stack((statistics[n].mean, statistics[n].var)) for n in self.names], dim=1)
+
+    def unflatten(self, values: Tensor) -> Statistics:
+        """The inverse of `flatten`, with NaN counts."""
+        parts = zip(self.names, values.split(self.channels, dim=1), strict=True)
+        moments = {name: Moments(math.nan, part[0].clone(), part[1].clone()) for name, part in parts}
+        return Statistics(moments, dict(zip(self.names, self.eps, strict=True)))

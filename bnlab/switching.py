@@ -1,0 +1,193 @@
+"""What a forward pass leaves outside of its own frames, so that many of them can take turns in one thread.
+
+A suspended forward must not see what another one does meanwhile: torch's thread-local modes, the random stream, and
+attributes that modules set on themselves while they run.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
+
+_BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"training"}
+
+
+class Modes(NamedTuple):
+    """Thread-local modes of torch: grad, inference, autocast, and the stacks of function and dispatch modes."""
+
+    grad: bool
+    inference: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    cache: bool
+    functions: tuple[Any, ...]
+    dispatches: tuple[Any, ...]
+
+
+class ModeSwitch:
+    """Captures and applies `Modes`."""
+
+    def __init__(self, device_types: Iterable[str]) -> None:
+        self._devices = tuple(dict.fromkeys(device_types))
+        self._guard: object = None
+
+    def capture(self) -> Modes:
+        return Modes(
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices),
+            torch.is_autocast_cache_enabled(),
+            tuple(_get_current_function_mode_stack()),
+            tuple(_get_current_dispatch_mode_stack()),
+        )
+
+    def apply(self, modes: Modes) -> None:
+        # The guard of the switch before goes first: its end puts back modes of its own time.
+        self._guard = None
+        if torch.is_inference_mode_enabled() != modes.inference:
+            self._guard = torch._C._InferenceMode(modes.inference)
+        torch._C._set_grad_enabled(modes.grad)
+        for device, enabled, dtype in modes.autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(modes.cache)
+        _set_function_modes(modes.functions)
+        _set_dispatch_modes(modes.dispatches)
+
+
+def _set_function_modes(wanted: Sequence[Any]) -> None:
+    current = _get_current_function_mode_stack()
+    if len(current) == len(wanted) and all(map(operator.is_, current, wanted)):
+        return
+    for _ in current:
+        torch._C._pop_torch_function_stack()
+    for mode in wanted:
+        torch._C._push_on_torch_function_stack(mode)
+
+
+def _set_dispatch_modes(wanted: Sequence[Any]) -> None:
+    current = _get_current_dispatch_mode_stack()
+    if len(current) == len(wanted) and all(map(operator.is_, current, wanted)):
+        return
+    for _ in current:
+        _pop_mode()
+    for mode in wanted:
+        _push_mode(mode)
+
+
+class RandomStream:
+    """The random state of the CPU and of one accelerator; each batch has a stream of its own, whatever runs between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._seed = torch.initial_seed()
+
+    def begin(self, index: int) -> list[Tensor]:
+        """The state with which batch `index` begins."""
+        devices = [torch.device("cpu")] + ([self._cuda] if self._cuda else [])
+        seed = (self._seed + index) % 2**63
+        return [torch.Generator(device).manual_seed(seed).get_state() for device in devices]
+
+    def capture(self) -> list[Tensor]:
+        return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(self._cuda)] if self._cuda else [])
+
+    def apply(self, state: list[Tensor]) -> None:
+        torch.set_rng_state(state[0])
+        if self._cuda:
+            torch.cuda.set_rng_state(state[1], self._cuda)
+
+
+def held_tensors(model: nn.Module) -> list[tuple[str, Tensor, int]]:
+    """Buffers and tensor attributes that modules hold, with their version, which tells a later write in place."""
+    found = []
+    for prefix, module in model.named_modules():
+        own = {key: value for key, value in vars(module).items() if key not in _BASE_ATTRIBUTES}
+        for key, value in {**own, **module._buffers}.items():
+            if isinstance(value, Tensor) and not value.is_inference():
+                found.append((f"{prefix}.{key}".lstrip("."), value, value._version))
+    return found
+
+
+_ABSENT = object()
+
+
+class Overrides(NamedTuple):
+    """What one forward changed on the modules: attributes (dict, key, value) and entries of containers."""
+
+    attributes: list[tuple[dict[str, Any], str, Any]]
+    containers: list[tuple[int, Any]]
+
+
+class ModuleState:
+    """Attributes that modules set on themselves in a forward: every batch begins with the originals and keeps its own.
+
+    Watches the attributes of modules that are not torch's own (those keep nothing between calls), new ones included,
+    and the entries of their dictionaries, lists, sets and of their `_buffers`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._dicts = [vars(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
+        self._sizes = [len(d) for d in self._dicts]
+        self._keys = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
+        self._values = [d[key] for d, key in self._keys]
+        self._known = {(id(d), key) for d, key in self._keys}
+        buffers = [d["_buffers"] for d in self._dicts if d["_buffers"]]
+        self._containers = [v for v in self._values if isinstance(v, (dict, list, set))] + buffers
+        self._entries = [c.copy() for c in self._containers]
+
+    def take(self) -> Overrides | None:
+        """What differs from the originals now (None: nothing), after which the originals are put back."""
+        same = all(map(operator.is_, [d.get(key, _ABSENT) for d, key in self._keys], self._values))
+        filled = [i for i, c in enumerate(self._containers) if _differs(c, self._entries[i])]
+        if same and not filled and [len(d) for d in self._dicts] == self._sizes:
+            return None
+        attributes = [(d, key, d.get(key, _ABSENT)) for d, key in self._keys]
+        attributes = [now for now, value in zip(attributes, self._values, strict=True) if now[2] is not value]
+        for (d, key), value in zip(self._keys, self._values, strict=True):
+            d[key] = value
+        new = [
+            (d, key)
+            for d in self._dicts
+            for key in d
+            if key not in _BASE_ATTRIBUTES and (id(d), key) not in self._known
+        ]
+        attributes += [(d, key, d.pop(key)) for d, key in new]
+        containers = [(i, self._containers[i].copy()) for i in filled]
+        for i in filled:
+            _refill(self._containers[i], self._entries[i])
+        return Overrides(attributes, containers)
+
+    def give(self, overrides: Overrides | None) -> None:
+        """Put one forward's changes in force again (the originals are in place)."""
+        if overrides is None:
+            return
+        for d, key, value in overrides.attributes:
+            if value is _ABSENT:
+                del d[key]
+            else:
+                d[key] = value
+        for i, entries in overrides.containers:
+            _refill(self._containers[i], entries)
+
+
+def _differs(container: Any, entries: Any) -> bool:
+    if len(container) != len(entries):
+        return True
+    if isinstance(container, dict):
+        return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
+    if isinstance(container, list):
+        return not all(map(operator.is_, container, entries))
+    return container != entries
+
+
+def _refill(container: Any, entries: Any) -> None:
+    if isinstance(container, list):
+        container[:] = entries
+    else:
+        container.clear()
+        container.update(entries)

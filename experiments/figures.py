@@ -1,0 +1,50 @@
+"""python -m experiments.figures experiment=quickstart: draw an experiment's figures from its tables."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+from pathlib import Path
+
+from bnlab.harness.errors import UserError
+from experiments.compose import CONF, named
+
+USAGE = "usage: python -m experiments.figures experiment=NAME [results=FOLDER]"
+
+
+def main() -> int:
+    """Figures and a summary in words; exit 2 for a user's mistake."""
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words) or not words:
+        print(f"{USAGE}\nNAME: {', '.join(sorted(p.stem for p in (CONF / 'experiment').glob('*.yaml')))}")
+        return 0 if words else 2
+    try:
+        draw_all(*named(words, USAGE))
+        return 0
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def draw_all(experiment: str, name: str, results: str) -> None:
+    """Every figure of the module `experiments.<experiment>` from the tables in `results/<name>`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from bnlab.harness import load, style
+
+    question = importlib.import_module(f"experiments.{experiment}")
+    tables = load(name, results)
+    folder = Path(results) / name / "figures"
+    with style.paper():
+        for figure in question.FIGURES:
+            paths = style.save(style.draw(figure, tables), folder, figure.name)
+            print(f"{paths[0]}  (and .pdf)")
+    print()
+    for text in question.summary(tables):
+        print(textwrap.fill(text, 110, subsequent_indent="  "))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Which momentum, and does theory know it? Gap and accuracy against it, with the predicted optimum (F16, H1, H13).
+
+Theory sees noise and drift only, fitted to the recorded batch means of *other* seeds than those it is drawn over.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from bnlab import theory
+from bnlab.harness import style
+from bnlab.harness.intervals import summarize
+from bnlab.harness.style import Figure, Tables
+
+_KEYS = ("run", "step", "estimator", "momentum", "statistics_split")
+_RUNS = ("run", "seed", "batch_size", "steps")
+_PANELS = (0.1, 0.5, 1.0)  # shares of the training that are drawn
+_DRIFT = ("run", "step", "layer", "mean_noise", "mean_drift")
+
+
+def _panelled(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows nearest to each share of the training, in that order, as `panel`."""
+    joined = frame.merge(runs[list(_RUNS)], on="run")
+    done = joined["step"] / joined["steps"]
+    chosen = []
+    for share in _PANELS:
+        distance = (done - share).abs()
+        nearest = distance == distance.groupby(joined["run"]).transform("min")
+        name = "end of training" if share == 1 else f"after {share:.0%} of training"
+        chosen.append(joined[nearest].assign(panel=name))
+    return pd.concat(chosen, ignore_index=True)
+
+
+def score_gap(tables: Tables) -> pd.DataFrame:
+    """Gap of the EMA's mean (averaged over layers) by panel, batch size and momentum; and the prediction's.
+
+    `kind` is measured, or predicted: sqrt(noise·m/(2−m) + drift·((1−m)²/(m(2−m)) + 1)), the error for the weights
+    after the update, averaged over layers, with noise and drift of the other seeds.
+    """
+    measured = _panelled(tables["gaps"], tables["runs"])
+    measured = measured[measured["estimator"] == "ema"]
+    by = ["panel", "batch_size", "momentum"]
+    networks = measured.groupby([*by, "seed"], sort=False)["mean_gap"].mean().reset_index()
+    found = summarize(networks, "mean_gap", by).assign(kind="measured")
+    return pd.concat([found, _predicted(tables, sorted(networks["momentum"].unique()))], ignore_index=True)
+
+
+def _predicted(tables: Tables, momenta: list[float]) -> pd.DataFrame:
+    rows = []
+    for (panel, size, seed), others in _others(tables):
+        for momentum in momenta:
+            error = theory.random_walk_error(momentum, others["mean_drift"], others["mean_noise"])
+            rows.append((panel, size, momentum, seed, np.sqrt(error + others["mean_drift"]).mean()))
+    frame = pd.DataFrame(rows, columns=["panel", "batch_size", "momentum", "seed", "gap"])
+    return summarize(frame, "gap", ["panel", "batch_size", "momentum"]).assign(kind="predicted")
+
+
+def _others(tables: Tables) -> list[tuple[tuple[str, int, int], pd.DataFrame]]:
+    """For each panel, batch size and seed: the layers' noise and drift, averaged over all seeds but this one."""
+    drift = _panelled(tables["drift"], tables["runs"])
+    found = []
+    for (panel, size), group in drift.groupby(["panel", "batch_size"], sort=False):
+        for seed in group["seed"].unique():
+            others = group[group["seed"] != seed].groupby("layer")[["mean_noise", "mean_drift"]].mean()
+            found.append(((panel, size, seed), others))
+    return found
+
+
+def score_optimum(tables: Tables) -> pd.DataFrame:
+    """Predicted and measured best momentum of each layer, panel, batch size and seed."""
+    gaps = _panelled(tables["gaps"], tables["runs"])
+    gaps = gaps[gaps["estimator"] == "ema"]
+    keys = ["panel", "batch_size", "seed", "layer"]
+    best = gaps.loc[gaps.groupby(keys, sort=False)["mean_gap"].idxmin()].set_index(keys)["momentum"]
+    rows = []
+    for (panel, size, seed), others in _others(tables):
+        for layer, values in others.iterrows():
+            momentum = float(theory.optimal_momentum(values["mean_drift"], values["mean_noise"]))
+            rows.append((panel, size, seed, layer, momentum, best[panel, size, seed, layer]))
+    return pd.DataFrame(rows, columns=["panel", "batch_size", "seed", "layer", "predicted", "measured"])
+
+
+def score_accuracy(tables: Tables) -> pd.DataFrame:
+    """Test accuracy in percent under the EMA, and under exact statistics (momentum null); predicted optima beside."""
+    chosen = _panelled(tables["evaluations"], tables["runs"])
+    chosen = chosen[chosen["estimator"].isin(["ema", "exact"])]
+    by = ["panel", "batch_size", "momentum"]
+    found = summarize(chosen.assign(percent=100 * chosen["accuracy"]), "percent", by).assign(kind="measured")
+    predicted = score_optimum(tables).groupby(["panel", "batch_size"], sort=False)["predicted"].agg(_geometric_mean)
+    optimum = predicted.rename("momentum").reset_index().assign(kind="optimum")
+    return pd.concat([found, optimum], ignore_index=True)
+
+
+def _geometric_mean(values: pd.Series) -> float:
+    return float(np.exp(np.log(values).mean()))
+
+
+def plot_gap(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Measured gap with its interval; dashed the prediction, a star at its smallest value."""
+    for size, colour in style.series(sorted(frame["batch_size"].unique())).items():
+        here = frame[frame["batch_size"] == size]
+        style.line(ax, here[here["kind"] == "measured"], "momentum", colour, f"batch size {size}")
+        predicted = here[here["kind"] == "predicted"].sort_values("momentum")
+        ax.plot(predicted["momentum"], predicted["mean"], color=colour, linestyle="--", linewidth=1.1)
+        if len(predicted):
+            lowest = predicted.loc[predicted["mean"].idxmin()]
+            ax.plot(lowest["momentum"], lowest["mean"], "*", color=colour, markersize=11, markeredgecolor="white")
+    ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="predicted from other seeds")
+    ax.plot([], [], "*", color="#555555", markersize=9, label="predicted optimum", linestyle="none")
+    ax.set(
+        xscale="log", yscale="log", xlabel="momentum (weight of the new batch)", ylabel="gap of the running mean (σ)"
+    )
+    return ax
+
+
+def plot_accuracy(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Accuracy against momentum; dashed under exact statistics, a star where theory puts the momentum."""
+    for size, colour in style.series(sorted(frame["batch_size"].unique())).items():
+        here = frame[frame["batch_size"] == size]
+        curve = here[(here["kind"] == "measured") & here["momentum"].notna()].sort_values("momentum")
+        style.line(ax, curve, "momentum", colour, f"batch size {size}")
+        exact = here[(here["kind"] == "measured") & here["momentum"].isna()]["mean"]
+        ax.axhline(exact.item(), color=colour, linestyle="--", linewidth=1.1)
+        for momentum in here[here["kind"] == "optimum"]["momentum"]:
+            height = np.interp(np.log(momentum), np.log(curve["momentum"]), curve["mean"])
+            ax.plot(momentum, height, "*", color=colour, markersize=11, markeredgecolor="white")
+    ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="exact statistics")
+    ax.plot([], [], "*", color="#555555", markersize=9, label="predicted optimum", linestyle="none")
+    ax.set(xscale="log", xlabel="momentum (weight of the new batch)", ylabel="test accuracy (%)")
+    return ax
+
+
+def plot_optimum(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Measured against predicted best momentum, a point for each layer of each network; the band is ×1.5 each way."""
+    for size, colour in style.series(sorted(frame["batch_size"].unique())).items():
+        here = frame[frame["batch_size"] == size]
+        ax.plot(here["predicted"], here["measured"], "o", color=colour, alpha=0.6, markersize=4.5, linestyle="none",
+                label=f"batch size {size}")  # fmt: skip
+    ends = np.array([1e-3, 1.0])
+    ax.plot(ends, ends, color="black", linewidth=1)
+    ax.fill_between(ends, ends / 1.5, ends * 1.5, color="black", alpha=0.12, linewidth=0, label="within ×1.5")
+    ax.set(xscale="log", yscale="log", xlabel="predicted momentum", ylabel="momentum with the smallest gap")
+    return ax
+
+
+def summary(tables: Tables) -> list[str]:
+    """How often theory's momentum is within ×1.5 of the measured one, and what its use would cost."""
+    frame = score_optimum(tables)
+    ratio = np.abs(np.log(frame["predicted"] / frame["measured"]))
+    lines = []
+    for panel in dict.fromkeys(frame["panel"]):
+        here = ratio[frame["panel"] == panel]
+        middle = float(np.exp(np.log(frame["predicted"] / frame["measured"])[frame["panel"] == panel].median()))
+        lines.append(
+            f"{panel}: predicted within ×1.5 of the measured optimum in {(here <= np.log(1.5)).mean():.0%} of "
+            f"{len(here)} layers, within ×3 in {(here <= np.log(3)).mean():.0%}; median ratio {middle:.2f}"
+        )
+    best = frame.groupby("batch_size")["measured"].agg(["min", "max"])
+    for row in best.itertuples():
+        lines.append(f"batch size {row.Index}: the best momentum of a layer lay between {row.min:g} and {row.max:g}")
+    return lines
+
+
+FIGURES = [
+    Figure(
+        name="gap",
+        title="The gap is U-shaped in the momentum",
+        caption="Distance of the EMA's mean from the exact population mean, in standard deviations, averaged over "
+        "layers: lag on the left, noise of single batches on the right. Dashed: the random-walk formula with noise and "
+        "drift fitted to the batch means of the other seeds; it knows nothing of the start at 0 and 1. Lines: mean "
+        "over seeds, bands: 95% intervals.",
+        columns={"gaps": (*_KEYS, "layer", "mean_gap"), "drift": _DRIFT, "runs": _RUNS},
+        score=score_gap,
+        plot=plot_gap,
+    ),
+    Figure(
+        name="accuracy",
+        title="Test accuracy against the momentum",
+        caption="The same networks evaluated under the EMA for every momentum, and under exact population statistics "
+        "(dashed). Stars: theory's momentum from other seeds, geometric mean over layers. Lines: mean over seeds, "
+        "bands: 95% intervals.",
+        columns={"evaluations": (*_KEYS, "accuracy"), "drift": _DRIFT, "runs": _RUNS},
+        score=score_accuracy,
+        plot=plot_accuracy,
+    ),
+    Figure(
+        name="optimum",
+        title="Theory's momentum against the best one, layer by layer",
+        caption="Each point is a layer of a network: across, the momentum that noise and drift of the other seeds "
+        "predict; up, the momentum of the sweep with the smallest gap. On the line theory is right; the grey band is a "
+        "factor of 1.5 each way. Points lie on the sweep's grid of momenta.",
+        columns={"gaps": (*_KEYS, "layer", "mean_gap"), "drift": _DRIFT, "runs": _RUNS},
+        score=score_optimum,
+        plot=plot_optimum,
+    ),
+]

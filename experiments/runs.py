@@ -1,0 +1,103 @@
+"""python -m experiments.runs list | show RUN | clean: the networks that have been trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.runs import all_runs
+
+USAGE = """usage: python -m experiments.runs list             every network, its settings and whether it is finished
+       python -m experiments.runs show RUN         one of them: settings, environment, files
+       python -m experiments.runs clean            remove what was set aside as damaged, and leftovers of kills
+       (results=FOLDER looks elsewhere than in results/)"""
+
+
+def main() -> int:
+    """Exit 2 for a user's mistake."""
+    words = [w for w in sys.argv[1:] if not w.startswith("results=")]
+    results = next((w.removeprefix("results=") for w in sys.argv[1:] if w.startswith("results=")), "results")
+    try:
+        match words:
+            case ["list"]:
+                _list(results)
+            case ["show", run]:
+                _show(results, run)
+            case ["clean"]:
+                _clean(results)
+            case ["-h" | "--help"]:
+                print(USAGE)
+            case _:
+                raise UserError(f"cannot read {' '.join(words) or 'an empty command'}\n{USAGE}")
+        return 0
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _list(results: str) -> None:
+    folders = all_runs(results)
+    if not folders:
+        print(f"no networks in {results}/runs; train some: python -m experiments.sweep experiment=quickstart")
+        return
+    rows = [("run", "data", "model", "batch", "epochs", "status", "step", "seconds", "MB")]
+    for folder in folders:
+        config, status = _config(folder), _status(folder)
+        length = f"{config['steps']} steps" if config["steps"] else str(config["epochs"])
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+        seconds = f"{status['train_seconds']:.0f}" if "train_seconds" in status else ""
+        network = (_id(folder), config["data"]["name"], config["model"]["name"], str(config["batch_size"]), length)
+        rows.append((*network, status["status"], str(status.get("step", "")), seconds, f"{size:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+    unfinished = sum(row[5] == "unfinished" for row in rows)
+    if unfinished:
+        print(f"{unfinished} unfinished: the command that began them continues them")
+
+
+def _show(results: str, run: str) -> None:
+    found = [folder for folder in all_runs(results) if _id(folder).startswith(run)]
+    if len(found) != 1:
+        which = "no network" if not found else f"{len(found)} networks: {', '.join(map(_id, found[:4]))}"
+        raise UserError(f"{run}: names {which} in {results}/runs; python -m experiments.runs list shows them")
+    folder = found[0]
+    print(_id(folder), _status(folder))
+    print((folder / "config.yaml").read_text())
+    print((folder / "environment.json").read_text())
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        print(f"{path.stat().st_size / 1e3:10,.1f} kB  {path.relative_to(folder)}")
+
+
+def _clean(results: str) -> None:
+    damaged = sorted(Path(results).glob("runs/*/*.damaged-*"))
+    leftovers = sorted(p for p in Path(results).rglob(".*.part"))
+    spoilt = sorted(p for p in Path(results).rglob("*.damaged") if p.is_file())
+    for path in damaged:
+        shutil.rmtree(path)
+    for path in (*leftovers, *spoilt):
+        path.unlink(missing_ok=True)
+    print(f"removed {len(damaged)} damaged networks and {len(leftovers) + len(spoilt)} leftover files in {results}")
+
+
+def _id(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load((folder / "config.yaml").read_text()))
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    path = folder / "status.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {"status": "unfinished"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""python -m experiments.sweep experiment=quickstart: train what is missing, measure, write tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from bnlab.harness.config import Config, network_hash
+from bnlab.harness.errors import UserError
+from experiments.compose import jobs, register
+
+_HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
+
+
+def main() -> int:
+    """Check everything, then hand over to Hydra and its launcher; exit 2 for a user's mistake."""
+    words = sys.argv[1:]
+    register()
+    if any(word.split("=")[0] in _HYDRA_ONLY for word in words):
+        _launch()
+        return 0
+    overrides = [word for word in words if not word.startswith("-")]
+    multirun = bool({"-m", "--multirun"} & set(words))
+    unknown = [w for w in words if w.startswith("-") and w not in ("-m", "--multirun")]
+    try:
+        if unknown:
+            raise UserError(f"{unknown[0]}: no such option; there are -m and --help")
+        planned = jobs(overrides, multirun)
+        if planned[0].dry_run:
+            return _dry_run(planned)
+        started = time.perf_counter()
+        _launch()
+        return _closed(planned, time.perf_counter() - started)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; what is finished is kept, the same command continues", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def _launch(composed: DictConfig) -> None:
+    from bnlab.harness.jobs import attempt
+
+    register()
+    config = OmegaConf.to_object(composed)
+    if not isinstance(config, Config):
+        raise TypeError(f"expected a Config, Hydra composed {type(config).__name__}")
+    attempt(config)
+
+
+def _closed(planned: list[Config], seconds: float) -> int:
+    """Put the tables together and say what there is now."""
+    from bnlab.harness import tables
+
+    first = planned[0]
+    folder = Path(first.results) / first.name
+    found = tables.write_tables(folder, first.csv)
+    wanted = {f"{network_hash(config)}/seed_{config.seed}" for config in planned}
+    runs = found["runs"][found["runs"]["run"].isin(wanted)]
+    lost, failed = runs[runs["status"] == "diverged"], runs[runs["status"] == "failed"]
+    print(f"\n{len(planned)} jobs on {len(wanted)} networks in {seconds:.0f} s")
+    for name, frame in found.items():
+        print(f"  {folder / 'tables' / name}.parquet  {len(frame):>7,} rows")
+    for row in lost.itertuples():
+        print(f"  {row.run} diverged: its rows end there")
+    for row in failed.itertuples():
+        print(f"  {row.run} failed: the reason is in {folder / 'failures'}")
+    name = f"experiment={first.name}" if first.name != "adhoc" else ""
+    print(f"next: python -m experiments.figures {name}" if name else f'next: bnlab.harness.load("{first.name}")')
+    return 1 if len(failed) else 0
+
+
+def _dry_run(planned: list[Config]) -> int:
+    from bnlab.harness.planning import plan
+
+    for line in plan(planned):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

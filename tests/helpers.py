@@ -1,0 +1,162 @@
+"""Small networks, and the fingerprint by which a borrowed model is found to have come back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+
+from bnlab.moments import Moments
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """`model` with weights, affine parameters and running buffers away from their start."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (module.weight, 0.5, 2.0),
+                (module.bias, -1.0, 1.0),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 1.5),
+            ):
+                if tensor is not None:
+                    tensor.data.uniform_(low, high, generator=generator)
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            module.weight.data.normal_(0, 1.5 / module.weight[0].numel() ** 0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.data.normal_(generator=generator)
+    return model
+
+
+def plain(channels: int = 3, width: int = 6) -> nn.Module:
+    """Two convolutions with batch norm and a classifier; takes any image size."""
+    return randomized(
+        nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(2 * width, eps=1e-3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(2 * width, 4),
+        )
+    )
+
+
+class Block(nn.Module):
+    """A residual block whose shortcut has a norm of its own."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride=2), nn.BatchNorm2d(outside))
+        self.conv1, self.bn1 = nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.BatchNorm2d(outside)
+        self.conv2, self.bn2 = nn.Conv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def residual(width: int = 6) -> nn.Module:
+    return randomized(
+        nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            Block(width, 2 * width),
+            Block(2 * width, 3 * width),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(3 * width, 4),
+        )
+    )
+
+
+def images(*sizes: int, channels: int = 3, side: int = 8, seed: int = 1) -> list[Tensor]:
+    """Batches of the given sizes, each with a contrast and brightness of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(n, channels, side, side, generator=generator) * (1 + i / 4) + i / 2 for i, n in enumerate(sizes)
+    ]
+
+
+def assert_moments(found: Moments, expected: Any, *, mean: float = 1e-5, var: float = 1e-5) -> None:
+    """Count, mean (in standard deviations) and variance (relative) agree with a reference (count, mean, var)."""
+    assert found.count == expected.count
+    assert found.mean.dtype == found.var.dtype == torch.float64
+    assert ((found.mean - expected.mean).abs() / expected.var.sqrt()).max() <= mean
+    assert ((found.var - expected.var).abs() / expected.var).max() <= var
+
+
+class _Same:
+    """Equal to itself only; keeps the object alive, so that its identity is not given to another."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __repr__(self) -> str:
+        return f"<{type(self.value).__name__} at {id(self.value):#x}>"
+
+
+def _seen(value: object) -> object:
+    if isinstance(value, dict):
+        return _Same(value), [(key, _seen(v) if isinstance(v, (int, float)) else _Same(v)) for key, v in value.items()]
+    if isinstance(value, (list, set)):
+        return _Same(value), [_Same(v) for v in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """All of a model and of its surroundings that a borrower could leave changed, by a name for each."""
+    state = {f"{name}:{key}": _seen(v) for name, m in model.named_modules() for key, v in vars(m).items()}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        state[f"values of {name}"] = tensor.detach().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+    state["torch's random state"] = torch.get_rng_state().numpy().tobytes(), torch.initial_seed()
+    state["numpy's random state"] = repr(np.random.get_state())
+    state["Python's random state"] = random.getstate()
+    state["modes"] = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        len(_get_current_function_mode_stack()),
+    )
+    return state
+
+
+@contextlib.contextmanager
+def unchanged(*models: object) -> Iterator[None]:
+    """The block leaves `models` bit for bit as they were (what is no module is passed over)."""
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    before = [fingerprint(model) for model in modules]
+    yield
+    for model, old in zip(modules, before, strict=True):
+        new = fingerprint(model)
+        assert old.keys() == new.keys()
+        assert {key: (old[key], new[key]) for key in old if old[key] != new[key]} == {}
+
+
+def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list[Tensor]:
+    """A step of SGD on each batch; the outputs."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    outputs = []
+    for batch in batches:
+        optimizer.zero_grad()
+        output = model(batch)
+        output.square().mean().backward()
+        optimizer.step()
+        outputs.append(output.detach().clone())
+    return outputs

@@ -1,0 +1,96 @@
+"""The gap against closed forms and the float64 twin."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from bnlab import Moments, Statistics, gap, running_statistics
+from bnlab.gap import GAP_COLUMNS, layer_gaps
+from bnlab.statistics import Layout
+from tests import references
+from tests.helpers import images, plain, residual, train
+
+
+def statistics(mean: list[float], var: list[float], eps: float = 0.0, name: str = "bn") -> Statistics:
+    moments = Moments(math.nan, torch.tensor(mean, dtype=torch.float64), torch.tensor(var, dtype=torch.float64))
+    return Statistics({name: moments}, {name: eps})
+
+
+def test_closed_form() -> None:
+    frame = gap(statistics([0, 0], [4, 4]), statistics([2, 0], [4, 4 * math.e]))
+    assert list(frame) == ["layer", "depth", "channels", *GAP_COLUMNS]
+    row = frame.iloc[0].to_dict()
+    assert row == {
+        "layer": "bn",
+        "depth": 1,
+        "channels": 2,
+        "mean_gap": pytest.approx(math.sqrt(1 / 2)),
+        "var_gap": pytest.approx(math.sqrt(1 / 2)),
+        "kl": pytest.approx((0.5 + 0.5 / math.e) / 2),
+    }
+
+
+def test_the_layers_own_eps_counts() -> None:
+    assert gap(statistics([0], [0], eps=4), statistics([2], [12], eps=4))["mean_gap"].item() == 1
+    assert gap(statistics([0], [0], eps=4), statistics([0], [12], eps=4))["var_gap"].item() == pytest.approx(math.log(4))
+
+
+def test_against_the_twin_in_any_order() -> None:
+    model = residual()
+    reference = running_statistics(model)
+    train(model, images(4, 4, 4))
+    estimate = running_statistics(model)
+    reordered = Statistics(dict(list(estimate.items())[::-1]), estimate.eps)
+    frame = gap(reference, reordered)
+    assert frame["layer"].tolist() == list(reference) and frame["depth"].tolist() == list(range(1, 8))
+    for row in frame.to_dict("records"):
+        pair = [(s[row["layer"]].mean, s[row["layer"]].var) for s in (reference, estimate)]
+        expected = references.gap(*pair, eps=reference.eps[row["layer"]])
+        assert {key: row[key] for key in GAP_COLUMNS} == pytest.approx(expected, rel=1e-10)
+
+
+def test_nothing_between_equals() -> None:
+    reference = running_statistics(plain())
+    assert (gap(reference, reference)[list(GAP_COLUMNS)] == 0).all(axis=None)
+
+
+def test_a_bad_layer_does_not_reach_the_others() -> None:
+    reference, estimate = running_statistics(plain()), running_statistics(plain())
+    estimate["1"].mean[0] = math.nan
+    frame = gap(reference, estimate).set_index("layer")
+    assert math.isnan(frame.loc["1", "mean_gap"]) and (frame.loc["4", list(GAP_COLUMNS)] == 0).all()
+    estimate["1"].mean[0], estimate["1"].var[2] = 0, -1e-5  # var + eps = 0
+    frame = gap(reference, estimate).set_index("layer")
+    assert frame.loc["1", ["var_gap", "kl"]].isna().all() and frame.loc["1", "mean_gap"] > 0
+    assert (frame.loc["4", list(GAP_COLUMNS)] == 0).all()
+
+
+def test_many_at_once() -> None:
+    reference = running_statistics(plain())
+    layout = Layout.of(reference)
+    many = layout.flatten(reference) + torch.rand(3, 5, 2, 18, dtype=torch.float64)
+    values = layer_gaps(layout, layout.flatten(reference), many)
+    assert values.shape == (3, 3, 5, 2)
+    one = gap(reference, layout.unflatten(many[2, 4]))
+    torch.testing.assert_close(values[:, 2, 4].T, torch.tensor(one[list(GAP_COLUMNS)].to_numpy()))
+
+
+@pytest.mark.parametrize(
+    ("reference", "estimate", "error", "message"),
+    [
+        ({}, statistics([0], [1]), TypeError, "gap: reference is a dict; pass bnlab.Statistics"),
+        (statistics([0], [1]), None, TypeError, "gap: estimate is a NoneType"),
+        (
+            statistics([0], [1]),
+            statistics([0], [1], name="other"),
+            ValueError,
+            r"layer 'bn' is on one side only \(2 such\)",
+        ),
+        (statistics([0], [1]), statistics([0, 0], [1, 1]), ValueError, "'bn' has 1 channels in the reference, 2 in th"),
+    ],
+)
+def test_bad_input(reference: Any, estimate: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        gap(reference, estimate)

@@ -1,0 +1,75 @@
+"""What may import what."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bnlab
+
+PACKAGE = Path(bnlab.__file__).parent
+# Imports go to a lower number only (storage, switching and breadth are parts of what stands above them).
+LEVEL = {
+    "moments": 0,
+    "theory": 0,
+    "layers": 0,
+    "storage": 0,
+    "switching": 0,
+    "statistics": 1,
+    "estimators": 1,
+    "breadth": 1,
+    "trace": 2,
+    "population": 2,
+    "inference": 2,
+    "gap": 2,
+    "audit": 3,
+    "recalibration": 3,
+    "cli": 4,
+    "__init__": 5,
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a module imports, wherever it does so."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_imports_go_downwards(path: Path) -> None:
+    assert path.stem in LEVEL, f"give {path.stem} a number here and in the design"
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        assert package not in {"hydra", "omegaconf", "experiments", "matplotlib", "torchvision"}, name
+        if package == "bnlab" and rest:
+            module = rest.split(".")[0]
+            assert module != "harness", "the library does not know the harness"
+            assert LEVEL[path.stem] > LEVEL.get(module, -1), f"{path.stem} imports {module}"
+
+
+def test_hydra_is_seen_by_the_configuration_only() -> None:
+    seeing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))
+    }
+    assert seeing <= {"harness/config.py"}
+
+
+def test_importing_the_library_imports_little() -> None:
+    code = "import sys, bnlab; print(*{name.partition('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in found
+    assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & set(found)
+
+
+def test_public_names() -> None:
+    assert all(hasattr(bnlab, name) for name in bnlab.__all__) and bnlab.__version__

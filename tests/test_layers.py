@@ -1,0 +1,130 @@
+"""Finding batch-norm layers, and lending a model."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab.layers import batch_norm_layers, borrowed
+from tests.helpers import images, plain, residual, unchanged
+
+
+def test_layers_by_name_and_in_order() -> None:
+    assert list(batch_norm_layers(plain(), caller="f")) == ["1", "4"]
+    assert list(batch_norm_layers(residual(), caller="f"))[:3] == ["1", "3.shortcut.1", "3.bn1"]
+    assert list(batch_norm_layers(plain(), ["4", "1"], caller="f")) == ["1", "4"]
+    assert list(batch_norm_layers(plain(), iter(["4"]), caller="f")) == ["4"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [None, plain, {"1": 2}])
+def test_not_a_model(model: Any) -> None:
+    with pytest.raises(TypeError, match=rf"f: expected a torch.nn.Module, found {type(model).__name__}"):
+        batch_norm_layers(model, caller="f")
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "message"),
+    [
+        (nn.Linear(2, 2), None, r"f: no BatchNorm layer with running statistics in Linear$"),
+        (
+            nn.Sequential(nn.InstanceNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False)),
+            None,
+            r"\(1 InstanceNorm2d, 1 BatchNorm1d without running statistics skipped\)",
+        ),
+        (nn.Sequential(nn.LazyBatchNorm2d()), None, "layer '0' is lazy and not built yet; run one forward pass first"),
+        (plain(), ["2"], "layers has '2', which is no BatchNorm layer with running statistics; there are '1', '4'"),
+        (plain(), [], r"layers=\[\]; pass a non-empty list of layer names"),
+        (plain(), "1", "layers='1'; pass a non-empty list"),
+        (nn.Sequential(*(nn.BatchNorm1d(1) for _ in range(8))), ["x"], "'5' and 2 more"),
+        (nn.Sequential(torch.jit.trace(plain().eval(), images(2)[0])), None, "'0' is TorchScript"),
+        (torch.jit.trace(plain().eval(), images(2)[0]), None, "the model is TorchScript, whose layers cannot be watch"),
+    ],
+)
+def test_models_and_layers_that_do_not_fit(model: nn.Module, layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        batch_norm_layers(model, layers, caller="f")
+
+
+class Everything(nn.Module):
+    """Has every kind of state that a borrower can touch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.bn = plain(), nn.BatchNorm1d(4)
+        self.register_buffer("steps", torch.zeros(3))
+        self.features: dict[str, Any] = {"first": 1}
+        self.history, self.seen = [1, 2], {1}
+        self.inner[0].register_forward_hook(lambda *_: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.inner(x))
+
+
+def disturb(model: Any) -> None:
+    model.eval()
+    model(images(4)[0])
+    model.train()
+    model(images(4)[0])  # torch's own update of running statistics does not change a buffer's version
+    model.bn.momentum, model.bn.eps = 0.9, 1.0
+    model.bn.running_mean = torch.ones(4)
+    model.inner[1].running_var.data.fill_(7)
+    model.steps.add_(1)
+    model.features.update(first=2, second=3)
+    model.history.append(3)
+    model.seen.clear()
+    model.extra = 1
+    del model.inner[0]
+    model.register_forward_pre_hook(lambda *_: None)
+    model.bn._forward_hooks.clear()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    torch.rand(3)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt, GeneratorExit])
+def test_borrowed_comes_back_as_it_was(error: type[BaseException] | None) -> None:
+    model = Everything()
+    model.inner[4].eval()
+    with unchanged(model):
+        try:
+            with borrowed(model) as lent:
+                assert lent is model
+                disturb(model)
+                if error is not None:
+                    raise error
+        except BaseException as raised:
+            assert type(raised) is error
+
+
+def test_borrowing_does_not_break_a_backward_pass_that_is_still_to_come() -> None:
+    model = Everything().eval()
+    loss = (model(images(4)[0]).sum() * model.steps).sum()
+    with borrowed(model):
+        model(images(4)[0])
+    loss.backward()
+
+
+def test_borrowed_models_whose_buffers_are_inference_tensors() -> None:
+    with torch.inference_mode():
+        model = Everything()
+    with unchanged(model), borrowed(model), torch.inference_mode():
+        model.steps.add_(1)
+
+
+def test_what_is_compiled_runs_uncompiled() -> None:
+    """Compiling happens at the first call: if it were tried here, the backend would complain."""
+
+    def backend(*_: object) -> Any:
+        raise AssertionError("compiled")
+
+    inner, model = torch.compile(plain(), backend=backend), plain()
+    model.compile(backend=backend)
+    for compiled in (inner, model, nn.Sequential(inner)):
+        called: list[str] = []
+        with unchanged(compiled), borrowed(compiled):
+            for name, layer in batch_norm_layers(compiled, caller="f").items():
+                layer.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+            compiled.eval()(images(2)[0])
+            assert len(called) == 2

@@ -1,0 +1,175 @@
+"""Moments against closed forms and the float64 twin; merging and re-splitting."""
+
+from functools import reduce
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bnlab import Moments
+from bnlab.moments import pooled_moments
+from tests import references
+from tests.helpers import assert_moments
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def sample(*shape: int, mean: float = 0.5, std: float = 2.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return (mean + std * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def test_closed_form() -> None:
+    moments = Moments.of(torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[5.0, 7.0], [0.0, 4.0]]]))
+    assert (moments.count, moments.mean.tolist()) == (4, [4.0, 1.0])
+    assert moments.var.tolist() == pytest.approx([5.0, 3.0], rel=1e-7)
+    merged = moments.merge(Moments.of(torch.tensor([[9.0, 1.0]])))
+    assert (merged.count, merged.mean.tolist()) == (5, [5.0, 1.0])
+    assert merged.var.tolist() == pytest.approx([8.0, 2.4], rel=1e-7)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+    "strided": lambda x: x.repeat_interleave(2, dim=0)[::2],
+    "part of the channels": lambda x: torch.cat((x, x), dim=1)[:, x.shape[1] :],
+    "mirrored": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "shape",
+    [(1021, 3), (7, 3000), (5, 3, 7), (37, 16, 7, 7), (3, 1, 5, 9), (4, 3, 1, 1), (2, 5, 3, 3, 3), (61, 3, 31, 31)],
+)
+def test_every_layout_and_shape(shape: tuple[int, ...], layout: str) -> None:
+    x = LAYOUTS[layout](sample(*shape))
+    assert_moments(Moments.of(x), references.moments(x), mean=1e-6, var=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(33, 5), (9, 5, 6, 7)])
+def test_other_precisions_are_read_as_they_are(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = sample(*shape, dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for layout in ("contiguous", "channels_last"):
+        assert_moments(Moments.of(LAYOUTS[layout](x)), references.moments(x), mean=tolerance, var=tolerance)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2000, 5), (33, 5, 9, 7), (33, 130, 9, 7)])
+@pytest.mark.parametrize(("mean", "std"), [(1000, 0.01), (-1000, 0.1), (1e4, 1), (15, 1)])
+def test_mean_far_from_zero(mean: float, std: float, shape: tuple[int, ...], layout: str) -> None:
+    """Against float64 of the same float32 values: their differences from a value near them are exact."""
+    x = LAYOUTS[layout](sample(*shape, mean=mean, std=std))
+    assert_moments(Moments.of(x), references.moments(x), mean=1e-5, var=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_one_image_far_from_the_others(layout: str) -> None:
+    x = sample(300, 4, 6, 6, mean=10, std=0.1)
+    x[0] = 0
+    assert_moments(Moments.of(LAYOUTS[layout](x)), references.moments(x), mean=1e-6, var=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_constant_and_dead_channels(layout: str) -> None:
+    x = sample(9, 4, 5, 5)
+    x[:, 1], x[:, 2] = 0, 1000.1
+    moments = Moments.of(LAYOUTS[layout](x))
+    assert moments.mean[1:3].tolist() == [0, torch.tensor(1000.1).item()]
+    assert moments.var[1:3].tolist() == [0, 0]
+
+
+def test_one_value() -> None:
+    moments = Moments.of(torch.tensor([[2.0, -3.0]]))
+    assert (moments.count, moments.mean.tolist(), moments.var.tolist()) == (1, [2.0, -3.0], [0.0, 0.0])
+
+
+def test_nan_stays_in_its_channel() -> None:
+    x = sample(8, 3, 4, 4)
+    x[3, 1, 2, 2] = torch.nan
+    for layout in ("contiguous", "channels_last"):
+        moments = Moments.of(LAYOUTS[layout](x))
+        assert moments.mean.isnan().tolist() == moments.var.isnan().tolist() == [False, True, False]
+
+
+def test_no_gradient_is_kept() -> None:
+    assert not Moments.of(sample(4, 3).requires_grad_()).mean.requires_grad
+
+
+batches_of_data = st.builds(
+    lambda sizes, side, mean, seed: [
+        mean + torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed + i), dtype=torch.float64)
+        for i, n in enumerate(sizes)
+    ],
+    sizes=st.lists(st.integers(1, 9), min_size=3, max_size=6),
+    side=st.integers(1, 4),
+    mean=st.sampled_from([0.0, 1.0, 1000.0]),
+    seed=st.integers(0, 1000),
+)
+
+
+def assert_equal(a: Moments, b: Moments, mean: float) -> None:
+    """To rounding: a mean is off by some eps·|mean|, and so the squared difference of two of them by as much."""
+    tolerance = 50 * EPS * (1 + abs(mean))
+    assert a.count == b.count
+    torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=tolerance)
+    torch.testing.assert_close(a.var, b.var, rtol=0, atol=tolerance * (1 + a.var.max().item()))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(batches_of_data)
+def test_merging_is_associative_and_commutative(batches: list[Tensor]) -> None:
+    mean = batches[0].mean().item()
+    a, b, c, *_ = map(Moments.of, batches)
+    assert_equal(a.merge(b), b.merge(a), mean)
+    assert_equal(a.merge(b).merge(c), a.merge(b.merge(c)), mean)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(batches_of_data, st.integers(1, 20))
+def test_another_split_changes_nothing(batches: list[Tensor], size: int) -> None:
+    mean = batches[0].mean().item()
+    data = torch.cat(batches)
+    whole = Moments.of(data)
+    assert_equal(reduce(Moments.merge, map(Moments.of, batches)), whole, mean)
+    assert_equal(reduce(Moments.merge, map(Moments.of, data.split(size))), whole, mean)
+    assert_equal(pooled_moments(data.split(size)), whole, mean)
+
+
+def test_pooling_batches_of_another_shape_far_from_zero() -> None:
+    inputs = [sample(3, 4, 5, 5, mean=1000, std=0.01), sample(2, 4, 9, 7, mean=1000.02, std=0.01)]
+    assert_moments(pooled_moments(inputs), references.merge(inputs))
+
+
+def test_empty_is_neutral() -> None:
+    some, empty = Moments.of(sample(4, 3)), Moments.empty(3)
+    assert empty.count == 0 and empty.mean.isnan().all() and empty.var.isnan().all()
+    assert some.merge(empty) is some and empty.merge(some) is some
+    assert empty.merge(empty).count == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "found"),
+    [
+        (torch.zeros(3), r"torch.float32 tensor of shape \(3,\)"),
+        (torch.zeros(0, 3, 2), r"shape \(0, 3, 2\)"),
+        (torch.zeros(3, 2, dtype=torch.int64), "torch.int64"),
+    ],
+)
+def test_refused_inputs(x: Tensor, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"Moments.of: found a .*{found}.*; pass a non-empty floating-point"):
+        Moments.of(x)
+
+
+def test_refused_merges() -> None:
+    some = Moments.of(sample(4, 3))
+    with pytest.raises(ValueError, match="merge: 3 channels against 2"):
+        some.merge(Moments.of(sample(4, 2)))
+    running = Moments(float("nan"), some.mean, some.var)
+    for a, b in ((some, running), (running, some)):
+        with pytest.raises(ValueError, match="a running average has no count; merge measured moments only"):
+            a.merge(b)

@@ -1,0 +1,168 @@
+"""The reference twins against values worked by hand."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests import references as ref
+
+
+def batch(*values: float) -> torch.Tensor:
+    """A batch of one channel."""
+    return torch.tensor(values, dtype=torch.float32)[:, None]
+
+
+def test_moments_are_per_channel_with_divisor_n() -> None:
+    x = torch.tensor(
+        [[[1.0, 3.0], [0.0, 0.0]], [[5.0, 7.0], [0.0, 4.0]]]
+    )  # [2 images, 2 channels, 2 positions]
+    count, mean, var = ref.moments(x)
+    assert count == 4
+    assert mean.tolist() == [4.0, 1.0]
+    assert var.tolist() == [5.0, 3.0]
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4), (6, 3, 4, 5), (2, 3, 2, 2, 2)])
+def test_moments_agree_with_numpy_on_every_layout(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(1000, 0.01, shape)
+    axes = (0, *range(2, len(shape)))
+    count, mean, var = ref.moments(x)
+    assert count == x.size // 3
+    np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-14)
+    np.testing.assert_allclose(var, x.var(axes), rtol=1e-9)
+
+
+def test_merge_takes_batches_of_unequal_shape() -> None:
+    x = torch.randn(7, 3, 2, 2)
+    for merged, whole in zip(ref.merge([x[:2], x[2:3], x[3:]]), ref.moments(x), strict=True):
+        np.testing.assert_allclose(merged, whole, rtol=1e-14)
+    assert ref.merge([torch.zeros(2, 1, 3), torch.ones(1, 1, 6)]).mean.item() == 0.5
+
+
+def test_running_statistics_on_two_batches() -> None:
+    # Batch 1: mean 2, unbiased variance 2. Batch 2: mean 6, unbiased variance 8.
+    batches = [batch(1, 3), batch(4, 8)]
+    expected = {
+        "ema": [(0.5, 1.25), (1.875, 2.9375)],  # from 0 and 1 with momentum 1/4
+        "debiased": [(2, 2), ((0.75 * 2 + 6) / 1.75, (0.75 * 2 + 8) / 1.75)],
+        "cumulative": [(2, 2), (4, 5)],
+        "last_batch": [(2, 2), (6, 8)],
+    }
+    got = {
+        "ema": ref.running_ema(batches, 0.25),
+        "debiased": ref.running_ema_debiased(batches, 0.25),
+        "cumulative": ref.running_cumulative(batches),
+        "last_batch": ref.running_last_batch(batches),
+    }
+    for name, history in got.items():
+        values = [(mean.item(), var.item()) for mean, var in history]
+        np.testing.assert_allclose(values, expected[name], rtol=1e-14, err_msg=name)
+
+
+def test_debiased_does_not_depend_on_the_start() -> None:
+    batches = list(torch.randn(5, 8, 3))
+    one = ref.running_ema_debiased(batches, 0.1)
+    other = ref.running_ema_debiased(batches, 0.1, start_mean=torch.tensor([3.0, -1.0, 0.5]), start_var=4.0)
+    for a, b in zip(one, other, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_are_those_of_torch(momentum: float | None) -> None:
+    layer = nn.BatchNorm2d(3, momentum=momentum).double()
+    batches = list(torch.randn(6, 5, 3, 2, 2, dtype=torch.float64) + 2)
+    twin = ref.running_cumulative(batches) if momentum is None else ref.running_ema(batches, momentum)
+    for x, (mean, var) in zip(batches, twin, strict=True):
+        layer(x)
+        torch.testing.assert_close(layer.running_mean, mean)
+        torch.testing.assert_close(layer.running_var, var)
+
+
+def two_layers() -> nn.Sequential:
+    """BN - times 3 plus 1 - BN, the first with an eps that vanishes."""
+    linear = nn.Linear(1, 1)
+    nn.init.constant_(linear.weight, 3.0)
+    nn.init.constant_(linear.bias, 1.0)
+    return nn.Sequential(nn.BatchNorm1d(1, eps=1e-30), linear, nn.BatchNorm1d(1))
+
+
+def test_full_batch_population_of_two_layers() -> None:
+    model = two_layers()
+    before = copy.deepcopy(model.state_dict())
+    stats = ref.full_batch_population(model, batch(1, 2, 3, 6))
+    # Layer 0 sees mean 3, variance 3.5. Normalized by these, then 3z+1: mean 1, variance 9.
+    assert list(stats) == ["0", "2"]
+    np.testing.assert_allclose([stats["0"].mean, stats["0"].var], [[3.0], [3.5]], rtol=1e-14)
+    np.testing.assert_allclose([stats["2"].mean, stats["2"].var], [[1.0], [9.0]], rtol=1e-14)
+    assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_batch_upstream_population_of_two_layers() -> None:
+    model = two_layers()
+    model.append(nn.Dropout(0.5)).append(nn.BatchNorm1d(1))
+    before = copy.deepcopy(model.state_dict())
+    stats = ref.batch_upstream_population(model, [batch(1, 3), batch(2, 4, 6)])
+    # Layer 0 pools the values themselves; layer 2 sees batches that each have mean 1 and variance 9.
+    np.testing.assert_allclose([stats["0"].mean, stats["0"].var], [[3.2], [2.96]], rtol=1e-14)
+    np.testing.assert_allclose([stats["2"].mean, stats["2"].var], [[1.0], [9.0]], rtol=1e-14)
+    assert stats["0"].count == stats["2"].count == 5
+    np.testing.assert_allclose(stats["4"].var, [9 / (9 + 1e-5)], rtol=1e-12)  # dropout is off
+    assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+class Branches(nn.Module):
+    """Residual, in-place, registered in another order than called, one layer never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.BatchNorm2d(4)
+        self.unused = nn.BatchNorm2d(4)
+        self.early = nn.BatchNorm2d(4)
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.conv2 = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(x)
+        y = self.conv2(self.early(x).relu())
+        x.relu_()  # writes into what `early` was given
+        return self.late(x + y)
+
+
+def test_population_follows_calls_and_is_self_consistent() -> None:
+    torch.manual_seed(0)
+    model, x = Branches(), torch.randn(6, 3, 5, 5)
+    stats = ref.full_batch_population(model, x)
+    assert list(stats) == ["early", "late"]
+    twin = copy.deepcopy(model).double().eval()
+    torch.testing.assert_close(stats["early"].mean, twin.conv1(x.double()).mean((0, 2, 3)).detach())
+    for name, (_, mean, var) in stats.items():
+        twin.get_submodule(name).running_mean.copy_(mean)
+        twin.get_submodule(name).running_var.copy_(var)
+    out = twin(x.double())  # with its own population statistics every BN output has mean 0 and variance 1
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4).double())
+    torch.testing.assert_close(
+        out.var((0, 2, 3), correction=0), stats["late"].var / (stats["late"].var + 1e-5)
+    )
+
+
+def test_with_one_batch_both_populations_agree() -> None:
+    torch.manual_seed(0)
+    model, x = Branches(), torch.randn(6, 3, 5, 5)
+    population, pooled = ref.full_batch_population(model, x), ref.batch_upstream_population(model, [x])
+    for name in population:
+        torch.testing.assert_close(tuple(population[name]), tuple(pooled[name]))
+
+
+def test_gap_by_hand() -> None:
+    reference = torch.tensor([0.0, 1.0]), torch.tensor([3.0, 0.0])
+    estimate = torch.tensor([4.0, 1.0]), torch.tensor([3.0, 3.0])
+    got = ref.gap(reference, estimate, eps=1.0)
+    assert got["mean_gap"] == pytest.approx(math.sqrt(4 / 2))
+    assert got["var_gap"] == pytest.approx(math.log(4) / math.sqrt(2))
+    assert got["kl"] == pytest.approx((16 / 4 / 2 + (math.log(4) + 1 / 4 - 1) / 2) / 2)
+    assert ref.gap(reference, reference, eps=1.0) == {"mean_gap": 0.0, "var_gap": 0.0, "kl": 0.0}

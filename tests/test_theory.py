@@ -1,0 +1,398 @@
+"""Every closed form against a simulation, within 4.5 of its own standard errors; the seeds are fixed."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bnlab import theory
+
+Array = NDArray[np.float64]
+
+
+def ema(records: Array, momentum: float, start: Array | float = 0.0) -> Array:
+    """The EMA after each of the records [T, ...], which are independent streams side by side."""
+    history = np.empty_like(records)
+    level = np.broadcast_to(start, records.shape[1:])
+    for t, record in enumerate(records):
+        level = history[t] = (1 - momentum) * level + momentum * record
+    return history
+
+
+def assert_average(samples: Array, expected: float) -> None:
+    """The average of independent samples is the expected value, up to their standard error."""
+    z = (samples.mean() - expected) / (samples.std(ddof=1) / math.sqrt(samples.size))
+    assert abs(z) < 4.5, f"simulated {samples.mean():.5g}, expected {expected:.5g}: z = {z:.1f}"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# Weights, noise, lag
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.1, 0.5, 1.0])
+def test_weights_are_what_an_impulse_leaves(momentum: float) -> None:
+    impulse = np.zeros(20)
+    impulse[0] = 1
+    np.testing.assert_allclose(ema(impulse, momentum), theory.ema_weight(momentum, np.arange(20)), rtol=1e-12)
+    residue = ema(np.zeros(20), momentum, start=1.0)
+    np.testing.assert_allclose(residue, theory.start_residue(momentum, np.arange(1, 21)), rtol=1e-12)
+    total = np.cumsum(theory.ema_weight(momentum, np.arange(20))) + residue
+    np.testing.assert_allclose(total, 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.05, 0.3, 1.0])
+def test_noise_of_independent_batches(momentum: float, rng: np.random.Generator) -> None:
+    noise = ema(rng.normal(0, math.sqrt(2), (300, 4000)), momentum)
+    assert_average(noise[-1] ** 2, theory.ema_noise(momentum, 2.0))
+    for t in (1, 3, 10):
+        residue = theory.start_residue(momentum, t)
+        assert_average(noise[t - 1] ** 2, theory.ema_noise_transient(momentum, t, 2.0))
+        assert_average((noise[t - 1] / (1 - residue)) ** 2, theory.ema_noise_debiased(momentum, t, 2.0))
+
+
+def test_noise_limits() -> None:
+    m = np.array([1e-3, 0.1, 1.0])
+    np.testing.assert_allclose(theory.ema_noise_transient(m, 10**5), theory.ema_noise(m))
+    np.testing.assert_allclose(theory.ema_noise_debiased(m, 10**5), theory.ema_noise(m))
+    np.testing.assert_allclose(theory.ema_noise_transient(m, 1), m**2)
+    np.testing.assert_allclose(theory.ema_noise_debiased(m, 1), 1)
+    assert theory.ema_noise_debiased(1e-6, 50) == pytest.approx(1 / 50, rel=1e-3)  # a plain average
+
+
+@pytest.mark.parametrize("momentum", [0.05, 0.5, 1.0])
+def test_lag_on_a_ramp(momentum: float) -> None:
+    ramp = 0.3 * np.arange(1000)
+    assert ramp[-1] - ema(ramp, momentum)[-1] == pytest.approx(0.3 * theory.ema_lag(momentum))
+    assert ramp[-1] + 0.3 - ema(ramp, momentum)[-1] == pytest.approx(0.3 / momentum)
+
+
+# Ramp
+
+
+@pytest.mark.parametrize("after_step", [False, True])
+@pytest.mark.parametrize("momentum", [0.1, 0.6])
+def test_ramp_error(momentum: float, after_step: bool, rng: np.random.Generator) -> None:
+    ramp = 0.2 * np.arange(201.0)[:, None]
+    estimate = ema(ramp[:200] + rng.normal(0, 0.5, (200, 5000)), momentum)[-1]
+    target = ramp[200] if after_step else ramp[199]
+    assert_average((estimate - target) ** 2, theory.ramp_error(momentum, 0.2, 0.25, after_step))
+
+
+@pytest.mark.parametrize("after_step", [False, True])
+def test_optimal_momentum_ramp_is_the_minimum(after_step: bool) -> None:
+    slope = np.array([1e-4, 0.01, 0.1, 0.4, 0.9, 1.0, 3.0])
+    best = theory.optimal_momentum_ramp(slope, 1.0, after_step)
+    grid = np.linspace(1e-4, 1, 20001)[:, None]
+    errors = theory.ramp_error(grid, slope, 1.0, after_step)
+    np.testing.assert_allclose(best, grid[errors.argmin(axis=0), 0], atol=1e-4)
+    assert (theory.ramp_error(best, slope, 1.0, after_step) <= errors.min(axis=0)).all()
+
+
+def test_optimal_momentum_ramp_against_the_closed_form() -> None:
+    def closed(s: float) -> float:
+        return (4 * s**2) ** (1 / 3)
+
+    assert theory.optimal_momentum_ramp(1e-5, 1.0) == pytest.approx(closed(1e-5), rel=1e-3)
+    assert closed(0.4) == pytest.approx(0.86, abs=0.005)  # formulas.md: .86 against .54
+    assert theory.optimal_momentum_ramp(0.4, 1.0, after_step=False) == pytest.approx(0.54, abs=0.005)
+    assert theory.optimal_momentum_ramp(0.4, 1.0) == pytest.approx(0.66, abs=0.005)
+
+
+@pytest.mark.parametrize("after_step", [False, True])
+def test_optimal_momentum_ramp_limits(after_step: bool) -> None:
+    best = theory.optimal_momentum_ramp([0.0, 0.5, 0.0, -0.4, 0.4], [1.0, 0.0, 0.0, 1.0, 1.0], after_step)
+    assert best[:3].tolist() == [0.0, 1.0, 1.0]
+    assert best[3] == best[4]
+    assert theory.optimal_momentum_ramp(2.0, 1.0) == 1.0  # clipped
+
+
+# Random walk
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, 1.0])
+def test_random_walk_error(momentum: float, rng: np.random.Generator) -> None:
+    drift, noise = 0.2, 0.5
+    level = rng.normal(0, math.sqrt(drift), (201, 5000)).cumsum(axis=0)
+    estimate = ema(level[:200] + rng.normal(0, math.sqrt(noise), (200, 5000)), momentum)[-1]
+    expected = theory.random_walk_error(momentum, drift, noise)
+    assert_average((estimate - level[199]) ** 2, expected)
+    assert_average((estimate - level[200]) ** 2, expected + drift)  # after the optimizer's update
+
+
+def test_optimal_momentum_is_the_kalman_gain() -> None:
+    ratio = np.logspace(-8, 4, 49)
+    best = theory.optimal_momentum(ratio * 3, 3.0)
+    gain = np.ones_like(ratio)
+    for _ in range(100_000):  # the filter's own recursion: posterior variance in units of the noise
+        gain = (gain + ratio) / (gain + ratio + 1)
+    np.testing.assert_allclose(best, gain, rtol=1e-6)
+    np.testing.assert_allclose(theory.random_walk_error(best, ratio * 3, 3.0), best * 3.0, rtol=1e-10)
+    for other in (0.9 * best, np.minimum(1.1 * best, 1)):
+        least = theory.random_walk_error(best, ratio * 3, 3.0)
+        assert (theory.random_walk_error(other, ratio * 3, 3.0) >= least * (1 - 1e-12)).all()
+
+
+def test_optimal_momentum_limits() -> None:
+    assert theory.optimal_momentum([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]).tolist() == [1.0, 0.0, 1.0]
+    assert theory.optimal_momentum(1e-12, 1.0) == pytest.approx(1e-6, rel=1e-5)
+    assert theory.optimal_momentum(1e12, 1.0) == pytest.approx(1.0)
+
+
+# Epochs and batch size
+
+
+@pytest.mark.parametrize(("momentum", "steps", "count"), [(0.1, 20, 20), (0.3, 4, 8)])
+def test_noise_at_an_epochs_end(momentum: float, steps: int, count: int, rng: np.random.Generator) -> None:
+    """Batch means of `count` values; every epoch is the same data in a new order, many data sets at once."""
+    data = rng.normal(size=(4000, steps * count))
+    epochs = [rng.permuted(data, axis=1).reshape(4000, steps, count).mean(axis=2).T for _ in range(5)]
+    center = data.mean(axis=1)
+    estimate = ema(np.concatenate(epochs), momentum, start=center)[-1]
+    residue = theory.start_residue(momentum, steps * 5) ** 2  # of starting without noise
+    variance = data.var(axis=1, ddof=1).mean() / count  # of a batch mean, with replacement
+    expected = theory.epoch_end_noise(momentum, steps, variance) * (1 - residue)
+    assert_average((estimate - center) ** 2, expected)
+    within = np.reshape(epochs, (5, steps, -1)).var(axis=1).mean(axis=0)
+    assert_average(within * steps / (steps - 1), variance)
+
+
+def test_epoch_end_noise_of_formulas_md() -> None:
+    assert theory.epoch_end_noise(0.1, 20) == pytest.approx(0.0135, abs=5e-5)
+    assert theory.ema_noise(0.1) == pytest.approx(0.0526, abs=5e-5)
+    np.testing.assert_allclose(theory.epoch_end_noise(np.array([0.1, 0.7]), 1), 0, atol=1e-15)  # full batch
+    assert theory.epoch_end_noise(0.1, 10**6) == pytest.approx(theory.ema_noise(0.1), rel=1e-4)
+
+
+def test_rescaled_momentum_keeps_the_memory() -> None:
+    m = np.array([0.01, 0.1, 0.9, 1.0])
+    rescaled = theory.rescale_momentum(m, 4)
+    np.testing.assert_allclose(theory.start_residue(m, 12), theory.start_residue(rescaled, 3))
+    np.testing.assert_allclose(theory.rescale_momentum(rescaled, 1 / 4), m)
+
+
+# Bias of the running variance
+
+
+def correlated_batches(
+    batches: int, images: int, spatial: int, correlation: float, rng: np.random.Generator
+) -> Array:
+    """[batches, values] of variance 1; the positions of an image share a part of their value."""
+    shared = math.sqrt(correlation) * rng.normal(size=(batches, images, 1))
+    own = math.sqrt(1 - correlation) * rng.normal(size=(batches, images, spatial))
+    return (shared + own).reshape(batches, images * spatial)
+
+
+@pytest.mark.parametrize(("images", "spatial", "correlation"), [(4, 16, 0.9), (8, 4, 0.3), (4, 1, 0.0)])
+def test_bias_of_batch_and_running_variance(
+    images: int, spatial: int, correlation: float, rng: np.random.Generator
+) -> None:
+    n = images * spatial
+    x = correlated_batches(50_000, images, spatial, correlation, rng)
+    n_eff = theory.effective_count(n, spatial, correlation)
+    assert_average(x.mean(axis=1) ** 2, 1 / n_eff)
+    assert_average(x.var(axis=1), 1 + theory.batch_variance_bias(n_eff))
+    assert_average(x.var(axis=1, ddof=1), 1 + theory.running_variance_bias(n_eff, n))
+
+
+@pytest.mark.parametrize(
+    ("momentum", "images", "spatial", "correlation"), [(0.3, 4, 1, 0.0), (0.2, 2, 8, 0.5)]
+)
+def test_bias_of_the_pooled_ema(
+    momentum: float, images: int, spatial: int, correlation: float, rng: np.random.Generator
+) -> None:
+    x = correlated_batches(60 * 10_000, images, spatial, correlation, rng).reshape(60, 10_000, -1)
+    first, second = x.mean(axis=2), (x**2).mean(axis=2)
+    pooled = ema(second, momentum, second[0])[-1] - ema(first, momentum, first[0])[-1] ** 2
+    n_eff = theory.effective_count(images * spatial, spatial, correlation)
+    assert_average(pooled, 1 + theory.pooled_variance_bias(n_eff, momentum))
+
+
+def test_biases_of_formulas_md() -> None:
+    n_eff = theory.effective_count(count=64, spatial=16, correlation=0.9)
+    assert 1 + theory.running_variance_bias(n_eff, 64) == pytest.approx(0.786, abs=5e-4)
+    assert 1 + theory.pooled_variance_bias(4, 0.3) == pytest.approx(0.956, abs=5e-4)
+    assert theory.running_variance_bias(64, 64) == pytest.approx(0)
+    assert theory.effective_count(64, 16, 1.0) == 4  # copies: only images count
+    assert theory.effective_count(64, 1, 0.5) == 64
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.6])
+def test_ramp_inflates_the_pooled_variance(momentum: float) -> None:
+    ramp = 0.3 * np.arange(1000)
+    pooled = ema(ramp**2, momentum)[-1] - ema(ramp, momentum)[-1] ** 2
+    assert pooled == pytest.approx(theory.pooled_ramp_inflation(momentum, 0.3), rel=1e-6)
+
+
+# Local level
+
+
+def stream(
+    ratio: float, steps: int, channels: int, rng: np.random.Generator, autocorrelation: float = 0.0
+) -> tuple[Array, Array]:
+    """Level and record, noise 1, drift of variance `ratio` per step, autocorrelated like an optimizer's."""
+    increments = rng.normal(size=(steps, channels))
+    for t in range(1, steps):
+        increments[t] *= math.sqrt(1 - autocorrelation**2)
+        increments[t] += autocorrelation * increments[t - 1]
+    level = math.sqrt(ratio) * increments.cumsum(axis=0)
+    return level, level + rng.normal(size=level.shape)
+
+
+def kalman_loss(series: Array, ratio: float) -> tuple[float, float]:
+    """Noise and -2 log likelihood of one channel, up to a constant, by the Kalman filter step for step."""
+    level, variance = series[0], 1.0  # of the level given all records so far, in units of the noise
+    squares = logs = 0.0
+    for value in series[1:]:
+        prediction = variance + ratio + 1
+        error = value - level
+        squares += error**2 / prediction
+        logs += math.log(prediction)
+        level += (prediction - 1) / prediction * error
+        variance = (prediction - 1) / prediction
+    n = len(series) - 1
+    return squares / n, n * math.log(squares / n) + logs
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.2, 5.0])
+def test_local_level_maximizes_the_kalman_likelihood(ratio: float, rng: np.random.Generator) -> None:
+    _, series = stream(ratio, 301, 3, rng)  # any length, even or odd
+    separate = theory.local_level(series, pooled=False)
+    for c in range(3):
+        best = separate.drift[c] / separate.noise[c]
+        noise, loss = kalman_loss(series[:, c], best)
+        assert noise == pytest.approx(separate.noise[c], rel=1e-9)
+        assert all(kalman_loss(series[:, c], best * step)[1] > loss for step in (1 / 1.1, 1.1))
+    pooled = theory.local_level(series)
+    best = pooled.drift[0] / pooled.noise[0]
+    losses = [sum(kalman_loss(s, best * step)[1] for s in series.T) for step in (1 / 1.1, 1.0, 1.1)]
+    assert losses[1] == min(losses)
+    np.testing.assert_allclose(pooled.noise, [kalman_loss(s, best)[0] for s in series.T], rtol=1e-9)
+
+
+def momentum_error(level: Array, series: Array, momentum: Array, ahead: int = 0) -> Array:
+    """Mean squared error of the EMA over the second half, one number per momentum."""
+    half, end = len(series) // 2, len(series) - ahead
+    errors = []
+    for m in np.atleast_1d(momentum):
+        estimate = ema(series, m, start=series[0])
+        errors.append(np.square(estimate[half:end] - level[half + ahead :]).mean())
+    return np.array(errors)
+
+
+HINDSIGHT = np.exp(np.linspace(math.log(0.003), 0, 40))
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 1e-3, 1e-2, 0.1, 1.0])
+def test_local_level_finds_the_momentum(ratio: float, rng: np.random.Generator) -> None:
+    """From the first half of the record, for the second half."""
+    level, series = stream(ratio, 2000, 16, rng)
+    estimate = theory.local_level(series[:1000])
+    assert np.log(estimate.drift / estimate.noise / ratio) == pytest.approx(0, abs=0.5)
+    assert estimate.noise == pytest.approx(1, abs=0.2 + ratio / 4)
+    assert estimate.momentum == pytest.approx(estimate.momentum[0])  # shared
+    error = momentum_error(level, series, estimate.momentum[0])
+    assert error / momentum_error(level, series, HINDSIGHT).min() < 1.03
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 1e-2, 1.0])
+def test_local_level_with_autocorrelated_drift(ratio: float, rng: np.random.Generator) -> None:
+    """The best momentum for the weights after the step, far from what the drift of a single step suggests."""
+    level, series = stream(ratio, 2000, 16, rng, autocorrelation=0.9)
+    momentum = theory.local_level(series[:1000]).momentum[0]
+    assert momentum > 1.4 * theory.optimal_momentum(ratio, 1.0)
+    error = momentum_error(level, series, momentum, ahead=1)
+    assert error / momentum_error(level, series, HINDSIGHT, ahead=1).min() < 1.03
+
+
+def test_local_level_per_channel(rng: np.random.Generator) -> None:
+    ratios = np.array([1e-3, 0.03, 1.0])
+    scales = np.array([1e-4, 1.0, 30.0])
+    _, series = stream(1.0, 6000, 3, rng)
+    level = np.sqrt(ratios) * rng.normal(size=series.shape).cumsum(axis=0)
+    series = 1000 + scales * (level + rng.normal(size=series.shape))
+    estimate = theory.local_level(series, pooled=False)
+    assert np.log(estimate.drift / estimate.noise / ratios) == pytest.approx(0, abs=0.7)
+    assert estimate.noise == pytest.approx(scales**2, rel=0.15)
+    alone = theory.local_level(series[:, 1])
+    assert alone.drift.shape == alone.noise.shape == ()
+    assert (alone.drift, alone.noise) == pytest.approx((estimate.drift[1], estimate.noise[1]))
+
+
+def test_local_level_does_not_depend_on_scale_or_offset(rng: np.random.Generator) -> None:
+    _, series = stream(0.01, 500, 4, rng)
+    one, other = theory.local_level(series), theory.local_level(1000 + 0.01 * series)
+    np.testing.assert_allclose(other.drift, 1e-4 * one.drift, rtol=1e-6)
+    np.testing.assert_allclose(other.noise, 1e-4 * one.noise, rtol=1e-6)
+
+
+def test_local_level_limits(rng: np.random.Generator) -> None:
+    noise = rng.normal(size=(400, 8))
+    assert (theory.local_level(noise).momentum < 0.02).all()
+    assert (theory.local_level(noise.cumsum(axis=0)).momentum > 0.9).all()
+    assert theory.local_level(np.arange(50.0)).momentum == pytest.approx(1, abs=1e-3)
+    with_dead = np.insert(noise, 3, 7.0, axis=1)
+    estimate, without = theory.local_level(with_dead), theory.local_level(noise)
+    assert (estimate.drift[3], estimate.noise[3], estimate.momentum[3]) == (0, 0, 1)
+    np.testing.assert_allclose(np.delete(estimate.noise, 3), without.noise)
+    assert theory.local_level(np.ones((5, 2))).momentum.tolist() == [1, 1]
+    assert theory.local_level(np.ones((5, 0))).drift.shape == (0,)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("momentum", [0.0, -0.1, 1.1, math.nan, np.array([0.5, 0.0])])
+def test_momentum_outside_its_range_is_refused(momentum: float) -> None:
+    calls = [
+        lambda: theory.ema_weight(momentum, 1),
+        lambda: theory.start_residue(momentum, 1),
+        lambda: theory.ema_noise(momentum),
+        lambda: theory.ema_noise_transient(momentum, 1),
+        lambda: theory.ema_noise_debiased(momentum, 1),
+        lambda: theory.ema_lag(momentum),
+        lambda: theory.ramp_error(momentum, 1.0, 1.0),
+        lambda: theory.random_walk_error(momentum, 1.0, 1.0),
+        lambda: theory.epoch_end_noise(momentum, 10),
+        lambda: theory.rescale_momentum(momentum, 2),
+        lambda: theory.pooled_variance_bias(4, momentum),
+        lambda: theory.pooled_ramp_inflation(momentum, 1.0),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"momentum: found .*; allowed is above 0, up to 1"):
+            call()
+
+
+def test_other_errors_say_what_was_found() -> None:
+    with pytest.raises(ValueError, match=r"variance: found -1\.0; allowed is 0 or more"):
+        theory.ema_noise(0.1, -1.0)
+    with pytest.raises(ValueError, match="variance: found -2"):
+        theory.optimal_momentum_ramp(1.0, [1, -2])
+    with pytest.raises(ValueError, match="drift: found -1"):
+        theory.optimal_momentum(-1, 1)
+    with pytest.raises(ValueError, match="noise: found -1"):
+        theory.optimal_momentum(1, -1)
+    with pytest.raises(ValueError, match="drift: found -1"):
+        theory.random_walk_error(0.1, -1, 1)
+    with pytest.raises(ValueError, match="age: found -1"):
+        theory.ema_weight(0.1, -1)
+    with pytest.raises(ValueError, match="t: found 0; allowed is 1 or more"):
+        theory.ema_noise_debiased(0.1, 0)
+    with pytest.raises(ValueError, match="steps_per_epoch: found 0"):
+        theory.epoch_end_noise(0.1, 0)
+    with pytest.raises(ValueError, match="factor: found 0"):
+        theory.rescale_momentum(0.1, 0)
+    with pytest.raises(ValueError, match=r"correlation: found -0\.5"):
+        theory.effective_count(64, 16, -0.5)
+    with pytest.raises(ValueError, match="n_eff: found 0"):
+        theory.batch_variance_bias(0)
+    with pytest.raises(ValueError, match="count: found 1"):
+        theory.running_variance_bias(1, count=1)
+    with pytest.raises(ValueError, match=r"series: found shape \(2, 3\)"):
+        theory.local_level(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="series: found 1 NaN"):
+        theory.local_level([1.0, 2.0, math.nan])

@@ -1,0 +1,458 @@
+"""Recording, and replaying what torch's own running statistics would have been."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bnlab import MomentTrace, Statistics, record, replay, running_statistics
+from bnlab import trace as trace_module
+from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
+from bnlab.trace import replay_bank
+from tests.helpers import images, plain, randomized, residual, train, unchanged
+
+SIZES = (6, 6, 6, 5, 2)
+
+
+def with_momentum(model: nn.Module, momentum: float | None) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
+    return model
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def assert_equal_statistics(found: Statistics, expected: Statistics, tolerance: float = 5e-6) -> None:
+    assert list(found) == list(expected) and found.eps == expected.eps
+    for name, moments in expected.items():
+        assert ((found[name].mean - moments.mean).abs() / moments.var.sqrt()).max() <= tolerance, name
+        assert ((found[name].var - moments.var).abs() / moments.var).max() <= tolerance, name
+
+
+def volumes(*sizes: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(n, 2, 3, 4, 5, generator=generator) for n in sizes]
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[..., list[Tensor]]]] = {
+    "plain": (plain, images),
+    "residual": (residual, images),
+    "channels_last": (
+        lambda: plain().to(memory_format=torch.channels_last),
+        lambda *sizes: [x.to(memory_format=torch.channels_last) for x in images(*sizes)],
+    ),
+    "1d": (
+        lambda: randomized(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))),
+        lambda *sizes: [x.mean((2, 3)) for x in images(*sizes)],
+    ),
+    "3d": (lambda: randomized(nn.Sequential(nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3), nn.Flatten())), volumes),
+}
+each_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+@each_network
+def test_training_is_what_it_is_without(network: str) -> None:
+    build, data = NETWORKS[network]
+    plainly, recorded = build(), build()
+    batches = data(*SIZES)
+    torch.manual_seed(0)
+    expected = train(plainly, batches)
+    torch.manual_seed(0)
+    with record(recorded):
+        outputs = train(recorded, batches)
+    assert all(map(torch.equal, outputs, expected))
+    running = [key for key in plainly.state_dict() if "running" in key]
+    for key, value in plainly.state_dict().items():
+        if key in running:
+            torch.testing.assert_close(recorded.state_dict()[key], value, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(recorded.state_dict()[key], value), key
+
+
+@each_network
+@pytest.mark.parametrize("momentum", [0.01, 0.1, 0.5, 1.0, None])
+def test_replay_is_what_torch_would_have(network: str, momentum: float | None) -> None:
+    """From a warm start, with an uneven last batch and with evaluations in between."""
+    build, data = NETWORKS[network]
+    trained, recorded = without_dropout(build()), without_dropout(build())
+    warmup, batches = data(4, 4, 4), data(*SIZES)
+    for model in (trained, recorded):
+        train(model, warmup)
+    with record(recorded) as trace:
+        for batch in batches:
+            train(recorded, [batch])
+            recorded.eval()(batch)
+            recorded.train()
+    replayed = replay(trace, Cumulative() if momentum is None else EMA(momentum))
+    assert list(replayed) == [0, 1, 2, 3, 4, 5]
+    with_momentum(trained, momentum)
+    for step, batch in enumerate(batches):
+        assert_equal_statistics(replayed[step], running_statistics(trained))
+        train(trained, [batch])
+    assert_equal_statistics(replayed[5], running_statistics(trained))
+
+
+def test_entries() -> None:
+    model = plain()
+    start = running_statistics(model)
+    with record(model, step=10) as trace:
+        train(model, images(4, 3))
+    assert (trace.first_step, trace.last_step) == (10, 12)
+    assert repr(trace) == "MomentTrace(2 layers, steps 10 to 12)"
+    first = trace.layers["1"]
+    assert (first.steps, first.counts, first.updates, first.eps) == ([11, 12], [256, 192], 0, 1e-5)
+    assert trace.layers["4"].counts == [64, 48] and first.moments.shape == (2, 2, 6)
+    torch.testing.assert_close(first.start.double(), torch.stack((start["1"].mean, start["1"].var)))
+    assert list(replay(trace, LastBatch())) == [10, 11, 12] and math.isnan(replay(trace, LastBatch())[12]["1"].count)
+    sparse = replay(trace, DebiasedEMA(0.3), steps=[12, 10])
+    assert list(sparse) == [12, 10]
+    assert_equal_statistics(sparse[10], start)
+    assert_equal_statistics(sparse[12], replay(trace, DebiasedEMA(0.3))[12])
+
+
+@pytest.mark.parametrize("momentum", [0.1, None, 0.0])
+def test_whoever_looks_sees_the_models_own_average(momentum: float | None) -> None:
+    plainly, recorded = (with_momentum(without_dropout(plain()), momentum) for _ in range(2))
+    layer = recorded[1]
+    mean, var = layer.running_mean, layer.running_var
+    with record(recorded):
+        for batch in images(4, 5):
+            train(plainly, [batch]), train(recorded, [batch])
+            assert layer.running_mean is mean and layer.running_var is var and layer.momentum == momentum
+            for key, value in plainly.state_dict().items():
+                torch.testing.assert_close(recorded.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+            clone = copy.deepcopy(recorded)
+            assert_equal_statistics(running_statistics(clone), running_statistics(plainly))
+            torch.testing.assert_close(recorded.eval()(batch), plainly.eval()(batch), rtol=1e-4, atol=1e-5)
+            plainly.train(), recorded.train()
+
+
+def test_a_copy_made_inside_is_not_recorded_and_works() -> None:
+    model = without_dropout(plain())
+    with record(model) as trace:
+        train(model, images(4))
+        clone, twin = copy.deepcopy(model), plain()
+        twin.load_state_dict(model.state_dict())
+        before = trace.layers["1"].moments
+        for other in (clone, without_dropout(twin)):
+            train(other, images(6, 3))
+        assert_equal_statistics(running_statistics(clone), running_statistics(twin))
+        assert trace.last_step == 1 and torch.equal(trace.layers["1"].moments, before)
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = plain()
+    with unchanged(model), record(model):
+        pass
+    with unchanged(model), pytest.raises(ZeroDivisionError), record(model):
+        raise ZeroDivisionError
+    with record(model):
+        train(model, images(4))
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._forward_hooks_always_called for m in model.modules())
+
+
+def test_a_bad_batch_does_not_poison_later_entries() -> None:
+    model = plain()
+    bad = images(4)[0] * math.nan
+    with record(model) as trace, torch.no_grad():
+        for batch in (images(4)[0], bad, images(5)[0]):
+            model(batch)
+    finite = [entry.isfinite().all().item() for entry in trace.layers["4"].moments]
+    assert finite == [True, False, True]
+    last = replay(trace, LastBatch())
+    assert last[2]["1"].mean.isnan().all() and last[3]["4"].var.isfinite().all()
+    assert replay(trace, EMA(0.1))[3]["1"].mean.isnan().all()
+
+
+def test_layers_in_eval_mode_are_not_recorded() -> None:
+    model = plain()
+    model[1].eval()
+    start = running_statistics(model)["1"]
+    with record(model) as trace:
+        train(model, images(4, 4))
+        model.eval()(images(3)[0])
+    assert len(trace.layers["1"]) == 0 and trace.layers["4"].steps == [1, 2] and trace.last_step == 2
+    for statistics in replay(trace, EMA(0.5)).values():
+        assert torch.equal(statistics["1"].mean, start.mean)
+    model.eval()
+    model[4].train()  # a layer that is trained in a model which is not
+    with record(model) as trace:
+        model(images(4)[0]), model(images(4)[0])
+    assert trace.layers["4"].steps == [1, 2]
+
+
+def test_nothing_recorded() -> None:
+    model = plain()
+    with record(model, step=3) as trace:
+        pass
+    assert_equal_statistics(replay(trace, Cumulative())[3], running_statistics(model))
+
+
+class Shared(nn.Module):
+    """Calls one norm twice, another in every second forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twice, self.seldom = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.twice(torch.relu(self.conv(self.twice(x))))
+        return self.seldom(input=x) if self.calls % 2 == 0 else x
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_shared_and_seldom_layers(momentum: float | None) -> None:
+    """One entry for each call; the same as torch's own average of them."""
+    plainly, recorded = (with_momentum(randomized(Shared()), momentum) for _ in range(2))
+    recorded.conv.load_state_dict(plainly.conv.state_dict())
+    train(plainly, images(4, 5, 6, 4))
+    with record(recorded) as trace:
+        train(recorded, images(4, 5, 6, 4))
+    assert trace.layers["twice"].steps == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert trace.layers["seldom"].steps == [2, 4] and trace.layers["seldom"].counts == [5 * 64, 4 * 64]
+    found = replay(trace, EMA(0.3) if momentum else Cumulative())
+    assert_equal_statistics(found[4], running_statistics(plainly))
+    assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
+    assert torch.equal(found[1]["seldom"].mean, found[0]["seldom"].mean)
+
+
+def test_gradients_of_several_forwards_together() -> None:
+    """What a backward pass has saved of earlier entries, or of an evaluation, is not written again."""
+    plainly, recorded = without_dropout(plain()), without_dropout(plain())
+    batches = images(4, 6)
+    sum(plainly(x).square().mean() for x in batches).backward()
+    with record(recorded):
+        sum(recorded(x).square().mean() for x in batches).backward()
+        for a, b in zip(recorded.parameters(), plainly.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
+        evaluated = recorded.eval()(batches[0]).sum()
+        recorded.train()(batches[1])
+        evaluated.backward()
+
+
+class Raises(nn.Module):
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.first, self.second, self.error = nn.BatchNorm2d(3), nn.BatchNorm2d(3), error
+        self.second.register_forward_pre_hook(self.fail)
+        self.armed = False
+
+    def fail(self, *_: object) -> None:
+        if self.armed:
+            raise self.error("half-way")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_forward_that_raises(error: type[BaseException]) -> None:
+    """The layer in which it happens has no entry; its buffers, momentum and hooks are its own again."""
+    model = Raises(error)
+    layer, mean = model.second, model.second.running_mean
+    with record(model) as trace:
+        model(images(4)[0])
+        expected = running_statistics(model)["second"]
+        # After record's own hook: what it lent has to come back.
+        layer.register_forward_pre_hook(lambda *_: model.fail())
+        layer._forward_pre_hooks.popitem(last=False)
+        model.armed = True
+        with pytest.raises(error, match="half-way"):
+            model(images(4)[0])
+        model.armed = error is KeyboardInterrupt
+        if error is RuntimeError:
+            assert len(trace.layers["second"]) == 1 and layer.running_mean is mean and layer.momentum == 0.1
+            model(images(5)[0])
+            assert trace.layers["second"].counts == [256, 320]
+    assert layer.running_mean is mean and layer.momentum == 0.1 and not layer._forward_hooks
+    if error is KeyboardInterrupt:
+        assert len(trace.layers["second"]) == 1
+        assert torch.equal(running_statistics(model)["second"].mean, expected.mean)
+
+
+def test_a_batch_of_no_images_is_passed_over_as_torch_does() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with record(model) as trace:
+        model(torch.ones(4, 3, 2, 2)), model(torch.zeros(0, 3, 2, 2))
+    assert len(trace.layers["0"]) == 1 and model[0].running_mean.tolist() == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(4, 2, 3, 3), torch.zeros(1, 3, 1, 1), None])
+def test_input_that_a_layer_refuses(bad: Any) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with record(model) as trace:
+        with pytest.raises((RuntimeError, ValueError, AttributeError)):
+            model(bad)
+        assert len(trace.layers["0"]) == 0 and torch.equal(model[0].running_mean, torch.zeros(3))
+        model(images(4)[0])
+    assert len(trace.layers["0"]) == 1
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    """The layer runs twice in each step, and torch's own average takes both: so does the trace."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = without_dropout(plain())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.body, x, use_reentrant=reentrant)
+
+    plainly, recorded = Checkpointed(), Checkpointed()
+    batches = [x.requires_grad_() for x in images(4, 5)]
+    train(plainly, batches)
+    with record(recorded) as trace:
+        train(recorded, batches)
+    assert trace.last_step == 2
+    assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
+    assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(plainly))
+    for a, b in zip(recorded.parameters(), plainly.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+# Long traces, files
+
+
+@pytest.fixture
+def recorded() -> MomentTrace:
+    model = without_dropout(plain())
+    with record(model) as trace:
+        train(model, images(*[4] * 11), lr=0.01)
+    return trace
+
+
+def same(a: MomentTrace, b: MomentTrace) -> bool:
+    return (a.first_step, a.last_step, a.layout) == (b.first_step, b.last_step, b.layout) and all(
+        x.steps == y.steps
+        and x.counts == y.counts
+        and x.updates == y.updates
+        and torch.equal(x.start, y.start)
+        and torch.equal(x.moments, y.moments)
+        for x, y in zip(a.layers.values(), b.layers.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("limit", [0, 500, 10**9])
+def test_spilling_to_disk(limit: int, recorded: MomentTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_module, "_CHUNK", 3)
+    monkeypatch.setattr(trace_module, "SPILL_BYTES", limit)
+    model = without_dropout(plain())
+    with record(model) as spilled:
+        train(model, images(*[4] * 11), lr=0.01)
+        assert same(spilled, recorded)
+    files = list(Path(spilled._folder.name).iterdir()) if spilled._folder else []
+    assert len(files) == {0: 6, 500: 4, 10**9: 0}[limit]
+    for a, b in zip(replay(spilled, EMA(0.1)).values(), replay(recorded, EMA(0.1)).values(), strict=True):
+        assert_equal_statistics(a, b, tolerance=0)
+
+
+@pytest.mark.parametrize("kept", [0, 2, 3, 7, 9, 11])
+def test_truncating_while_recording(kept: int, recorded: MomentTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_module, "_CHUNK", 3)
+    model, batches = without_dropout(plain()), images(*[4] * 11)
+    with record(model) as trace:
+        train(model, batches[:kept], lr=0.01)
+        state = copy.deepcopy(model.state_dict())
+        train(model, batches[kept:], lr=0.01)
+        trace.truncate(kept)
+        assert trace.last_step == kept and len(trace.layers["1"].moments) == kept
+        model.load_state_dict(state)
+        train(model, batches[kept:], lr=0.01)
+    assert same(trace, recorded)
+
+
+def test_save_load_join(recorded: MomentTrace, tmp_path: Path) -> None:
+    model, batches = without_dropout(plain()), images(*[4] * 11)
+    parts = []
+    for begin, end in ((0, 5), (5, 6), (6, 6), (6, 11)):
+        with record(model, step=begin) as part:
+            train(model, batches[begin:end], lr=0.01)
+        part.save(tmp_path / f"{begin}.safetensors")
+        parts.append(MomentTrace.load(tmp_path / f"{begin}.safetensors"))
+        assert same(parts[-1], part)
+    joined = MomentTrace.join(parts)
+    assert same(joined, recorded)
+    joined.save(tmp_path / "joined.safetensors")
+    assert same(MomentTrace.load(tmp_path / "joined.safetensors"), recorded)
+    assert same(MomentTrace.join(parts[:1]), parts[0])
+
+
+def test_traces_that_do_not_join(recorded: MomentTrace) -> None:
+    with pytest.raises(ValueError, match=r"MomentTrace.join: no parts"):
+        MomentTrace.join([])
+    with pytest.raises(ValueError, match=r"steps 0 to 11\) does not continue MomentTrace\(2 layers, steps 0 to 11"):
+        MomentTrace.join([recorded, recorded])
+    with record(plain(width=5), step=11) as other:
+        pass
+    with pytest.raises(ValueError, match="does not continue"):
+        MomentTrace.join([recorded, other])
+
+
+def test_files_that_are_no_traces(recorded: MomentTrace, tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"t\.safetensors"):
+        MomentTrace.load(path)
+    running_statistics(plain()).save(path)
+    with pytest.raises(ValueError, match=r"t\.safetensors: expected format 'bnlab.MomentTrace/1', found 'bnlab.Stat"):
+        MomentTrace.load(path)
+    recorded.save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-3] + b"abc", json.dumps({}).encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t\.safetensors: damaged"):
+            MomentTrace.load(path)
+
+
+def test_replay_bank(recorded: MomentTrace) -> None:
+    bank = [EMA(0.1), LastBatch(), Cumulative()]
+    values = replay_bank(recorded, bank, [0, 3, 11])
+    assert values.shape == (3, 3, 2, 18) and values.dtype == torch.float64
+    for estimator, found in zip(bank, values, strict=True):
+        expected = replay(recorded, estimator, [3])[3]
+        torch.testing.assert_close(found[1], recorded.layout.flatten(expected))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("model", TypeError, "record: expected a torch.nn.Module, found str"),
+        (nn.Linear(2, 2), ValueError, "record: no BatchNorm layer with running statistics in Linear"),
+        (torch.compile(plain()), ValueError, "record: the model is compiled, .* record before torch.compile"),
+        (nn.Sequential(torch.compile(plain())), ValueError, "record: the model is compiled"),
+    ],
+)
+def test_models_that_are_refused(model: Any, error: type[Exception], message: str) -> None:
+    with unchanged(model), pytest.raises(error, match=message), record(model):
+        pass
+
+
+def test_replays_that_are_refused(recorded: MomentTrace) -> None:
+    for steps in ([12], [-1], [0, 99]):
+        with pytest.raises(ValueError, match=r"replay: step -?\d+ is outside of the trace \(0 to 11\)"):
+            replay(recorded, EMA(), steps)
+    with pytest.raises(ValueError, match="replay: steps is empty"):
+        replay(recorded, EMA(), [])
+    with pytest.raises(TypeError, match=r"is no estimator; pass an instance such as EMA\(momentum=0.1\)"):
+        replay(recorded, EMA)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="replay: trace is a dict; pass a MomentTrace"):
+        replay({}, EMA())  # type: ignore[arg-type]
