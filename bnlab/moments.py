@@ -129,8 +129,8 @@ def _partial_by_pixel(pixels: Tensor) -> Partial:
             image = block.as_strided((1, width, rows, 1), (rows * width, 1, width, width))
             found.append(torch.stack(torch.batch_norm_update_stats(image, None, None, 0.0)).view(2, -1, channels))
             counts += [rows] * (width // channels)
-    mean, var = torch.cat(found, dim=1).double().cpu()
-    return Partial(torch.tensor(counts, dtype=torch.float64)[:, None], mean, var)
+    moments = torch.cat(found, dim=1).double().cpu()
+    return Partial(torch.tensor(counts, dtype=torch.float64)[:, None], moments[0], moments[1])
 
 
 def _partial_by_image(x: Tensor) -> Partial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,14 +29,25 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, str]
-) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whose metadata tells its `kind` and the SHA-256 of its contents."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {**metadata, "format": kind}
     described["sha256"] = _digest(whole, described)
-    write_whole(path, lambda beside: save_file(whole, beside, described))
+    write_whole(path, lambda beside: _save_file(whole, beside, described))
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(f"{path}: {error}") from error
+
+
+def set_aside(path: Path, reason: object, then: str) -> None:
+    """Take a damaged file out of the way, and say so."""
+    path.replace(path.with_name(f"{path.name}.damaged"))
+    print(f"{reason}\n  set aside; {then}", file=sys.stderr)
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -65,5 +77,5 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

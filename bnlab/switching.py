@@ -126,17 +126,20 @@ class Overrides(NamedTuple):
 class ModuleState:
     """Attributes that modules set on themselves in a forward: every batch begins with the originals and keeps its own.
 
-    Watches the attributes of modules that are not torch's own (those keep nothing between calls), new ones included,
-    and the entries of their dictionaries, lists, sets and of their `_buffers`.
+    Watches new attributes, and of modules that are not torch's own all attributes, the entries of their dictionaries,
+    lists and sets, and their buffers. Torch's own keep nothing but the tensors that someone else has put there.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._dicts = [vars(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
+        self._dicts = [vars(module) for module in model.modules()]
         self._sizes = [len(d) for d in self._dicts]
-        self._keys = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
+        own = [vars(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
+        identities = set(map(id, own))
+        present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
+        self._known = {(id(d), key) for d, key in present}
+        self._keys = [(d, key) for d, key in present if id(d) in identities or isinstance(d[key], Tensor)]
         self._values = [d[key] for d, key in self._keys]
-        self._known = {(id(d), key) for d, key in self._keys}
-        buffers = [d["_buffers"] for d in self._dicts if d["_buffers"]]
+        buffers = [d["_buffers"] for d in own if d["_buffers"]]
         self._containers = [v for v in self._values if isinstance(v, (dict, list, set))] + buffers
         self._entries = [c.copy() for c in self._containers]
 

@@ -37,12 +37,18 @@ def draw_all(experiment: str, name: str, results: str) -> None:
     question = importlib.import_module(f"experiments.{experiment}")
     tables = load(name, results)
     folder = Path(results) / name / "figures"
+    try:
+        with style.paper():
+            drawn = {figure.name: style.draw(figure, tables) for figure in question.FIGURES}
+        texts = question.summary(tables)
+    except (LookupError, ValueError) as error:  # the rows of a sweep with other settings, or of half a sweep
+        reason = f"{experiment}: its tables in {folder.parent} lack rows that its figures need ({error!r})"
+        raise UserError(f"{reason}\nrun: python -m experiments.sweep experiment={experiment}") from error
     with style.paper():
-        for figure in question.FIGURES:
-            paths = style.save(style.draw(figure, tables), folder, figure.name)
-            print(f"{paths[0]}  (and .pdf)")
+        for figure in drawn:
+            print(f"{style.save(drawn[figure], folder, figure)[0]}  (and .pdf)")
     print()
-    for text in question.summary(tables):
+    for text in texts:
         print(textwrap.fill(text, 110, subsequent_indent="  "))
 
 

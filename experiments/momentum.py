@@ -17,7 +17,9 @@ from bnlab.harness.style import Figure, Tables
 _KEYS = ("run", "step", "estimator", "momentum", "statistics_split")
 _RUNS = ("run", "seed", "batch_size", "steps")
 _PANELS = (0.1, 0.5, 1.0)  # shares of the training that are drawn
-_DRIFT = ("run", "step", "layer", "mean_noise", "mean_drift")
+_NOISE = ("mean_level", "mean_noise", "mean_drift")
+_DRIFT = ("run", "step", "layer", *_NOISE)
+_FINE = np.geomspace(1e-4, 1, 401)  # momenta among which theory chooses
 
 
 def _panelled(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -36,34 +38,43 @@ def _panelled(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def score_gap(tables: Tables) -> pd.DataFrame:
     """Gap of the EMA's mean (averaged over layers) by panel, batch size and momentum; and the prediction's.
 
-    `kind` is measured, or predicted: sqrt(noise·m/(2−m) + drift·((1−m)²/(m(2−m)) + 1)), the error for the weights
-    after the update, averaged over layers, with noise and drift of the other seeds.
+    `kind` is measured or predicted; both are geometric means over seeds.
     """
     measured = _panelled(tables["gaps"], tables["runs"])
     measured = measured[measured["estimator"] == "ema"]
     by = ["panel", "batch_size", "momentum"]
     networks = measured.groupby([*by, "seed"], sort=False)["mean_gap"].mean().reset_index()
-    found = summarize(networks, "mean_gap", by).assign(kind="measured")
+    found = summarize(networks, "mean_gap", by, geometric=True).assign(kind="measured")
     return pd.concat([found, _predicted(tables, sorted(networks["momentum"].unique()))], ignore_index=True)
+
+
+def predicted_gap(momentum: np.ndarray, layer: pd.Series) -> np.ndarray:
+    """What theory expects of the mean's gap for the weights after the last update, for each momentum.
+
+    sqrt(noise·m/(2−m) + drift·((1−m)²/(m(2−m)) + 1) + level·(1−m)^(2·step)): noise, lag behind a random walk, and what
+    is left of the start at 0.
+    """
+    walk = theory.random_walk_error(momentum, layer["mean_drift"], layer["mean_noise"]) + layer["mean_drift"]
+    start = layer["mean_level"] * np.square(theory.start_residue(momentum, layer["step"]))
+    return np.sqrt(walk + start)
 
 
 def _predicted(tables: Tables, momenta: list[float]) -> pd.DataFrame:
     rows = []
-    for (panel, size, seed), others in _others(tables):
-        for momentum in momenta:
-            error = theory.random_walk_error(momentum, others["mean_drift"], others["mean_noise"])
-            rows.append((panel, size, momentum, seed, np.sqrt(error + others["mean_drift"]).mean()))
+    for (panel, size, seed), layers in _others(tables):
+        gaps = np.mean([predicted_gap(np.array(momenta), layer) for _, layer in layers.iterrows()], axis=0)
+        rows += [(panel, size, momentum, seed, gap) for momentum, gap in zip(momenta, gaps, strict=True)]
     frame = pd.DataFrame(rows, columns=["panel", "batch_size", "momentum", "seed", "gap"])
-    return summarize(frame, "gap", ["panel", "batch_size", "momentum"]).assign(kind="predicted")
+    return summarize(frame, "gap", ["panel", "batch_size", "momentum"], geometric=True).assign(kind="predicted")
 
 
 def _others(tables: Tables) -> list[tuple[tuple[str, int, int], pd.DataFrame]]:
-    """For each panel, batch size and seed: the layers' noise and drift, averaged over all seeds but this one."""
+    """For each panel, batch size and seed: the layers' noise, drift and level, averaged over all seeds but this one."""
     drift = _panelled(tables["drift"], tables["runs"])
     found = []
     for (panel, size), group in drift.groupby(["panel", "batch_size"], sort=False):
         for seed in group["seed"].unique():
-            others = group[group["seed"] != seed].groupby("layer")[["mean_noise", "mean_drift"]].mean()
+            others = group[group["seed"] != seed].groupby("layer")[["step", *_NOISE]].mean()
             found.append(((panel, size, seed), others))
     return found
 
@@ -75,9 +86,9 @@ def score_optimum(tables: Tables) -> pd.DataFrame:
     keys = ["panel", "batch_size", "seed", "layer"]
     best = gaps.loc[gaps.groupby(keys, sort=False)["mean_gap"].idxmin()].set_index(keys)["momentum"]
     rows = []
-    for (panel, size, seed), others in _others(tables):
-        for layer, values in others.iterrows():
-            momentum = float(theory.optimal_momentum(values["mean_drift"], values["mean_noise"]))
+    for (panel, size, seed), layers in _others(tables):
+        for layer, values in layers.iterrows():
+            momentum = _FINE[np.argmin(predicted_gap(_FINE, values))]
             rows.append((panel, size, seed, layer, momentum, best[panel, size, seed, layer]))
     return pd.DataFrame(rows, columns=["panel", "batch_size", "seed", "layer", "predicted", "measured"])
 
@@ -168,9 +179,9 @@ FIGURES = [
         name="gap",
         title="The gap is U-shaped in the momentum",
         caption="Distance of the EMA's mean from the exact population mean, in standard deviations, averaged over "
-        "layers: lag on the left, noise of single batches on the right. Dashed: the random-walk formula with noise and "
-        "drift fitted to the batch means of the other seeds; it knows nothing of the start at 0 and 1. Lines: mean "
-        "over seeds, bands: 95% intervals.",
+        "layers: lag on the left, noise of single batches on the right. Dashed: theory for noise, drift (a "
+        "random walk) and start, all from the batch means of the other seeds, without any exact statistic. Lines: "
+        "geometric mean over seeds, bands: 95% intervals.",
         columns={"gaps": (*_KEYS, "layer", "mean_gap"), "drift": _DRIFT, "runs": _RUNS},
         score=score_gap,
         plot=plot_gap,

@@ -30,7 +30,7 @@ def score_gap(tables: Tables) -> pd.DataFrame:
     chosen = chosen[chosen["estimator"] == "ema"]
     by = ["panel", "batch_size", "momentum"]
     per_network = chosen.groupby([*by, "seed"], sort=False)["mean_gap"].mean().reset_index()
-    return summarize(per_network, "mean_gap", by)
+    return summarize(per_network, "mean_gap", by, geometric=True)
 
 
 def plot_gap(frame: pd.DataFrame, *, ax: Axes) -> Axes:
@@ -109,8 +109,8 @@ FIGURES = [
         title="How far the running mean is from the population mean",
         caption="Root-mean-square distance over channels, averaged over layers, in standard deviations of the layer's "
         "input; lower is better. Left of the minimum the average lags behind the weights and still holds its start "
-        "(0 and 1); right of it the noise of single batches remains. " + _STEPS + " Lines: mean over seeds, "
-        "bands: 95% intervals.",
+        "(0 and 1); right of it the noise of single batches remains. " + _STEPS + " Lines: geometric mean over "
+        "seeds, bands: 95% intervals.",
         columns={"gaps": (*_KEYS, "layer", "mean_gap"), "runs": ("run", "seed", "batch_size", "steps")},
         score=score_gap,
         plot=plot_gap,

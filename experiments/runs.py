@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.runs import all_runs
+from bnlab.harness.runs import all_runs, read_status
 
+_WRITING = 60.0  # seconds that a file may be in the making: younger ones may be another process's
 USAGE = """usage: python -m experiments.runs list             every network, its settings and whether it is finished
        python -m experiments.runs show RUN         one of them: settings, environment, files
        python -m experiments.runs clean            remove what was set aside as damaged, and leftovers of kills
@@ -24,6 +25,8 @@ def main() -> int:
     words = [w for w in sys.argv[1:] if not w.startswith("results=")]
     results = next((w.removeprefix("results=") for w in sys.argv[1:] if w.startswith("results=")), "results")
     try:
+        if not results:
+            raise UserError("results=: must be a folder; results is the usual one")
         match words:
             case ["list"]:
                 _list(results)
@@ -34,7 +37,7 @@ def main() -> int:
             case ["-h" | "--help"]:
                 print(USAGE)
             case _:
-                raise UserError(f"cannot read {' '.join(words) or 'an empty command'}\n{USAGE}")
+                raise UserError(f"cannot read {' '.join(words) or 'an empty command'}; --help lists the commands")
         return 0
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,9 +79,12 @@ def _show(results: str, run: str) -> None:
 
 
 def _clean(results: str) -> None:
-    damaged = sorted(Path(results).glob("runs/*/*.damaged-*"))
-    leftovers = sorted(p for p in Path(results).rglob(".*.part"))
-    spoilt = sorted(p for p in Path(results).rglob("*.damaged") if p.is_file())
+    folder = Path(results)
+    damaged = sorted(folder.glob("runs/*/*.damaged-*"))
+    # Only where the harness writes: `results` may be any folder.
+    own = [path for place in ("runs", "*/parts", "*/tables", "*/failures") for path in folder.glob(f"{place}/**/*")]
+    leftovers = [p for p in own if p.match(".*.part") and time.time() - p.stat().st_mtime > _WRITING]
+    spoilt = [p for p in own if p.match("*.damaged") and p.is_file()]
     for path in damaged:
         shutil.rmtree(path)
     for path in (*leftovers, *spoilt):
@@ -91,12 +97,18 @@ def _id(folder: Path) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load((folder / "config.yaml").read_text()))
+    path = folder / "config.yaml"
+    try:
+        return dict(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged; remove the folder, the sweep trains the network again") from error
 
 
 def _status(folder: Path) -> dict[str, Any]:
-    path = folder / "status.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {"status": "unfinished"}
+    try:
+        return read_status(folder) or {"status": "unfinished"}
+    except ValueError:
+        return {"status": "damaged"}
 
 
 if __name__ == "__main__":

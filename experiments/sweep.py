@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from bnlab.harness.config import Config, network_hash
@@ -29,12 +31,10 @@ def main() -> int:
     try:
         if unknown:
             raise UserError(f"{unknown[0]}: no such option; there are -m and --help")
-        planned = jobs(overrides, multirun)
+        planned, words = jobs(overrides, multirun)
         if planned[0].dry_run:
             return _dry_run(planned)
-        started = time.perf_counter()
-        _launch()
-        return _closed(planned, time.perf_counter() - started)
+        return _run(planned, words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,6 +46,17 @@ def main() -> int:
         return 130
 
 
+def _run(planned: list[Config], words: list[str]) -> int:
+    from bnlab.harness.jobs import prepare
+
+    prepare(planned)
+    started = time.perf_counter()
+    sys.argv[1:] = words
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to `main`, which words them
+    _launch()
+    return _closed(planned, time.perf_counter() - started)
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def _launch(composed: DictConfig) -> None:
     from bnlab.harness.jobs import attempt
@@ -54,29 +65,39 @@ def _launch(composed: DictConfig) -> None:
     config = OmegaConf.to_object(composed)
     if not isinstance(config, Config):
         raise TypeError(f"expected a Config, Hydra composed {type(config).__name__}")
+    if config.threads is None and HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
+        config.threads = 1  # the processes share the cores
     attempt(config)
 
 
 def _closed(planned: list[Config], seconds: float) -> int:
     """Put the tables together and say what there is now."""
     from bnlab.harness import tables
+    from bnlab.harness.jobs import failures
 
     first = planned[0]
     folder = Path(first.results) / first.name
     found = tables.write_tables(folder, first.csv)
     wanted = {f"{network_hash(config)}/seed_{config.seed}" for config in planned}
     runs = found["runs"][found["runs"]["run"].isin(wanted)]
-    lost, failed = runs[runs["status"] == "diverged"], runs[runs["status"] == "failed"]
-    print(f"\n{len(planned)} jobs on {len(wanted)} networks in {seconds:.0f} s")
+    failed = [path for config in planned for path in failures(config)]
+    print(f"\n{len(planned)} jobs on {len(wanted)} networks in {seconds:.0f} s; {folder}/tables/")
     for name, frame in found.items():
-        print(f"  {folder / 'tables' / name}.parquet  {len(frame):>7,} rows")
-    for row in lost.itertuples():
-        print(f"  {row.run} diverged: its rows end there")
-    for row in failed.itertuples():
-        print(f"  {row.run} failed: the reason is in {folder / 'failures'}")
-    name = f"experiment={first.name}" if first.name != "adhoc" else ""
-    print(f"next: python -m experiments.figures {name}" if name else f'next: bnlab.harness.load("{first.name}")')
-    return 1 if len(failed) else 0
+        print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
+    for row in runs[runs["status"] == "diverged"].itertuples():
+        print(f"{row.run} diverged: its rows end there")
+    for path in sorted(set(failed)):
+        print(f"failed: {path}")
+    print(_next(first))
+    return 1 if failed else 0
+
+
+def _next(config: Config) -> str:
+    named = [word for word in sys.argv[1:] if word.startswith(("experiment=", "name=", "results="))]
+    if any(word.startswith("experiment=") for word in named):
+        return f"next: python -m experiments.figures {' '.join(named)}"
+    elsewhere = "" if config.results == "results" else f', "{config.results}"'
+    return f'next: bnlab.harness.load("{config.name}"{elsewhere})'
 
 
 def _dry_run(planned: list[Config]) -> int:

@@ -15,6 +15,8 @@ from torch.overrides import _get_current_function_mode_stack
 
 from bnlab.moments import Moments
 
+torch.set_num_threads(1)  # the tensors are small
+
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """`model` with weights, affine parameters and running buffers away from their start."""
@@ -132,6 +134,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
         len(_get_current_function_mode_stack()),
     )
     return state

@@ -34,7 +34,9 @@ def test_closed_form() -> None:
 
 def test_the_layers_own_eps_counts() -> None:
     assert gap(statistics([0], [0], eps=4), statistics([2], [12], eps=4))["mean_gap"].item() == 1
-    assert gap(statistics([0], [0], eps=4), statistics([0], [12], eps=4))["var_gap"].item() == pytest.approx(math.log(4))
+    assert gap(statistics([0], [0], eps=4), statistics([0], [12], eps=4))["var_gap"].item() == pytest.approx(
+        math.log(4)
+    )
 
 
 def test_against_the_twin_in_any_order() -> None:

@@ -25,6 +25,7 @@ LEVEL = {
     "inference": 2,
     "gap": 2,
     "audit": 3,
+    "decomposition": 3,
     "recalibration": 3,
     "cli": 4,
     "__init__": 5,

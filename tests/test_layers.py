@@ -125,6 +125,6 @@ def test_what_is_compiled_runs_uncompiled() -> None:
         called: list[str] = []
         with unchanged(compiled), borrowed(compiled):
             for name, layer in batch_norm_layers(compiled, caller="f").items():
-                layer.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+                layer.register_forward_pre_hook(lambda *_, name=name, called=called: called.append(name))
             compiled.eval()(images(2)[0])
             assert len(called) == 2

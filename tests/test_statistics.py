@@ -63,6 +63,10 @@ def test_using() -> None:
         assert lent is model and not model.training
         assert torch.equal(model(x), expected.eval()(x))
         model.train()(x)
+    loss = model.eval()(x).sum()
+    with using(model, statistics):
+        model(x)
+    loss.backward()  # what it has saved was not written into
     with unchanged(model), pytest.raises(ZeroDivisionError), using(model, statistics):
         raise ZeroDivisionError
 
@@ -136,7 +140,7 @@ def test_bad_input(model: nn.Module, statistics: Statistics, error: type[Excepti
 
 
 def test_wrong_kinds() -> None:
-    with pytest.raises(TypeError, match="running_statistics: expected a torch.nn.Module, found dict"):
+    with pytest.raises(TypeError, match=r"running_statistics: expected a torch\.nn\.Module, found dict"):
         running_statistics({})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="using: statistics is a dict"), using(plain(), {}):  # type: ignore[arg-type]
         pass

@@ -147,10 +147,14 @@ def test_a_copy_made_inside_is_not_recorded_and_works() -> None:
         clone, twin = copy.deepcopy(model), plain()
         twin.load_state_dict(model.state_dict())
         before = trace.layers["1"].moments
+        own = copy.deepcopy(model.state_dict())
         for other in (clone, without_dropout(twin)):
             train(other, images(6, 3))
         assert_equal_statistics(running_statistics(clone), running_statistics(twin))
         assert trace.last_step == 1 and torch.equal(trace.layers["1"].moments, before)
+        assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+        train(model, images(6))
+    assert trace.layers["1"].steps == [1, 2] and trace.layers["1"].counts == [256, 384]
 
 
 def test_the_model_comes_back_as_it_was() -> None:
@@ -304,16 +308,18 @@ def test_input_that_a_layer_refuses(bad: Any) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(reentrant: bool) -> None:
+@pytest.mark.parametrize("depth", [2, 5, 10])
+def test_gradient_checkpointing(depth: int, reentrant: bool) -> None:
     """The layer runs twice in each step, and torch's own average takes both: so does the trace."""
 
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = without_dropout(plain())
+            layers = without_dropout(plain())
+            self.body, self.rest = layers[:depth], layers[depth:]
 
         def forward(self, x: Tensor) -> Tensor:
-            return checkpoint(self.body, x, use_reentrant=reentrant)
+            return self.rest(checkpoint(self.body, x, use_reentrant=reentrant))
 
     plainly, recorded = Checkpointed(), Checkpointed()
     batches = [x.requires_grad_() for x in images(4, 5)]

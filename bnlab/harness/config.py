@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class Config:
 
 
 _DEFAULTS = Config()
+_MOST_STEPS = 10**7  # file names hold seven digits
 
 
 def network(config: Config) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def check(config: Config) -> None:
     models.check(config.model)
     training.check(config.optimizer)
     _check_numbers(config, images)
-    _check_statistics(config)
+    _check_statistics(config, images)
     for key, allowed in (("population", POPULATIONS), ("accuracy_at", ("final", "all"))):
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
@@ -119,23 +121,33 @@ def check(config: Config) -> None:
         raise UserError(f"measurements={config.measurements}: choose from {', '.join(MEASUREMENTS)}")
     _check_evaluate_at(config.evaluate_at)
     _check_device(config.device)
-    if not config.name or "/" in config.name or config.name in (".", "..", "runs", "reference"):
-        raise UserError(f"name={config.name}: must be a folder name below {config.results}, not runs or reference")
+    check_name(config)
+
+
+def check_name(config: Config) -> None:
+    """Raise UserError unless `results` and `name` are folders."""
+    if not config.results.strip():
+        raise UserError("results=: must be a folder; results is the usual one")
+    if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
+        raise UserError(f"name={config.name!r}: must be letters, digits, _ . - and not runs or reference")
 
 
 def _check_numbers(config: Config, images: int) -> None:
     if not 2 <= config.batch_size <= images:
         reason = "batch norm needs at least 2" if config.batch_size < 2 else f"the training split has {images:,} images"
         raise UserError(f"batch_size={config.batch_size}: must be 2 to {images} ({reason})")
-    for key in ("epochs", "steps", "threads"):
+    for key, low, high in (
+        ("epochs", 1, _MOST_STEPS),
+        ("steps", 1, _MOST_STEPS),
+        ("threads", 1, 1024),
+        ("seed", 0, 2**32 - 1),
+    ):
         value = getattr(config, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key}={value}: must be 1 or more")
-    if config.seed < 0:
-        raise UserError(f"seed={config.seed}: must be 0 or more")
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{key}={value}: must be {low} to {high:,}")
 
 
-def _check_statistics(config: Config) -> None:
+def _check_statistics(config: Config, images: int) -> None:
     for key in ("momentum", "estimator"):
         values = _listed(getattr(config, key))
         if not values:
@@ -147,7 +159,9 @@ def _check_statistics(config: Config) -> None:
     for value in _listed(config.momentum):
         if not 0 < value <= 1:
             raise UserError(f"momentum={value}: is the weight of the new batch; must be above 0 and at most 1")
-    statistics_settings(config)
+    for setting in statistics_settings(config):
+        if setting.images is not None and setting.images > images and setting.split != "val":
+            raise UserError(f"estimator={setting.estimator}: the training split has {images:,} images")
 
 
 def _check_evaluate_at(value: Any) -> None:
@@ -167,6 +181,8 @@ def _check_device(name: str) -> None:
 
     if name == "auto":
         return
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: must be auto, cpu, cuda or cuda:1 and so on")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 
-def t_interval(values: Sequence[float], level: float = 95) -> tuple[float, float, float, int]:
+def t_interval(values: Iterable[float], level: float = 95) -> tuple[float, float, float, int]:
     """Mean, lower and upper bound of the two-sided Student interval, and n; NaN values are left out.
 
     One value has no interval: its bounds are NaN.
@@ -18,7 +18,7 @@ def t_interval(values: Sequence[float], level: float = 95) -> tuple[float, float
     >>> mean, round(low, 3), round(high, 3), n
     (2.0, -0.484, 4.484, 3)
     """
-    found = np.asarray(values, dtype=float)
+    found = np.array(list(values), dtype=float)
     found = found[~np.isnan(found)]
     n = len(found)
     if n == 0:
@@ -28,10 +28,19 @@ def t_interval(values: Sequence[float], level: float = 95) -> tuple[float, float
     return mean, float(mean - half), float(mean + half), n
 
 
-def summarize(frame: pd.DataFrame, value: str, by: Sequence[str], level: float = 95) -> pd.DataFrame:
-    """`by` columns and `mean, low, high, n` of `value` over the remaining rows (one per seed). Null keys are kept."""
+def summarize(
+    frame: pd.DataFrame, value: str, by: Sequence[str], *, level: float = 95, geometric: bool = False
+) -> pd.DataFrame:
+    """`by` columns and `mean, low, high, n` of `value` over the remaining rows (one per seed). Null keys are kept.
+
+    `geometric`: of positive values that are read on a logarithmic axis; the interval is that of their logarithm.
+    """
+    values = np.log(frame[value]) if geometric else frame[value]
     rows = [
-        (*(key if isinstance(key, tuple) else (key,)), *t_interval(group[value].to_numpy(), level))
-        for key, group in frame.groupby(list(by), dropna=False, sort=False)
+        (*(key if isinstance(key, tuple) else (key,)), *t_interval(group.to_numpy(), level))
+        for key, group in values.groupby([frame[key] for key in by], dropna=False, sort=False)
     ]
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
+    found = pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n"])
+    if geometric:
+        found[["mean", "low", "high"]] = np.exp(found[["mean", "low", "high"]])
+    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable
 
 import torch
 
 from bnlab.harness.config import Config, statistics_settings
+from bnlab.harness.jobs import use_threads
 from bnlab.harness.measurements.evaluations import predict
 from bnlab.harness.producing import begun
 from bnlab.harness.runs import Run
@@ -19,17 +19,21 @@ _TRIAL_STEPS = 5
 
 def plan(planned: list[Config]) -> Iterable[str]:
     """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
+    use_threads(planned[0])
     runs: dict[str, Run] = {}
     measured = 0.0
     for config in planned:
         run = Run(config)
         runs.setdefault(run.id, run)
-    missing = [run for run in runs.values() if not _finished(run)]
+    missing = [run for run in runs.values() if not run.finished]
     rates: dict[str, tuple[float, float]] = {}
     training = 0.0
     for config in planned:
         run = runs[Run(config).id]
-        step, image = rates.setdefault(run.id.split("/")[0], _rates(run))
+        network = run.id.split("/")[0]
+        if network not in rates:
+            rates[network] = _rates(run)
+        step, image = rates[network]
         if run in missing and config is run.config:
             training += step * run.steps
         steps = len(run.wanted)
@@ -41,15 +45,11 @@ def plan(planned: list[Config]) -> Iterable[str]:
     yield f"measuring  about {_time(measured)}, less where it has been done before"
 
 
-def _finished(run: Run) -> bool:
-    with contextlib.suppress(ValueError):
-        return run.status is not None
-    return False
-
-
 def _rates(run: Run) -> tuple[float, float]:
     """Seconds for a training step and for an evaluated image, each after a warm-up."""
     progress = begun(run)
+    for group in progress.optimizer.param_groups:
+        group["lr"] = 0.0  # a trial does not diverge
     times: list[float] = []
     callbacks = [lambda _: times.append(time.perf_counter())]
     until = min(run.steps, _TRIAL_STEPS + 1)

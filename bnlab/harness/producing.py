@@ -14,10 +14,11 @@ from tqdm import tqdm
 from bnlab.harness import tables
 from bnlab.harness.runs import CHECKPOINT, Run
 from bnlab.harness.training import Callback, Diverged, Progress, build_optimizer, train
-from bnlab.storage import load_tensors, save_tensors
+from bnlab.storage import load_tensors, save_tensors, set_aside
 from bnlab.trace import record
 
 _STATE = "bnlab.state/1"
+_DAMAGE = (ValueError, KeyError, RuntimeError, FileNotFoundError)  # what reading a damaged or foreign state raises
 STATE_SECONDS = 5.0  # a kill costs at most so much training
 
 
@@ -29,8 +30,9 @@ def ensure_trained(run: Run) -> None:
     """
     with run.lock:
         try:
-            run.check_files()
-        except (ValueError, OSError) as error:
+            if run.status is not None:
+                run.check_files(run.status["step"])
+        except (ValueError, FileNotFoundError) as error:
             run.set_aside(error)
         if run.status is None:
             _train(run)
@@ -40,24 +42,25 @@ def ensure_trained(run: Run) -> None:
 
 
 def _train(run: Run) -> None:
-    run.describe()
     try:
         progress, seconds = _restored(run)
-    except (ValueError, KeyError, OSError) as error:
+        run.check_files(progress.step)
+    except _DAMAGE as error:
         run.set_aside(error)
-        run.describe()
         progress, seconds = begun(run), 0.0
+    run.describe()
     recorder = Recorder(run, progress, seconds)
-    callbacks = [recorder.log, _saver(run, run.wanted), recorder.save_when_due, _announcer(run)]
-    status = "finished"
+    callbacks = [recorder.log, _saver(run, run.wanted), recorder.save_when_due, _announcer(run, run.steps)]
     try:
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
+        recorder.save(progress)
+        status = "finished"
     except Diverged as error:
+        print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
+        recorder.save_record(progress.step)
         status = "diverged"
-        print(f"{run.id}: diverged, {error}; rows up to step {progress.step} are kept", file=sys.stderr)
     finally:
         recorder.close()
-    recorder.save(progress)
     run.write_status(status, progress.step, recorder.seconds, progress.loss)
 
 
@@ -134,17 +137,21 @@ class Recorder:
             self._record(progress)
 
     def save(self, progress: Progress) -> None:
-        """Write the trace since the last time, the log, and then the state that makes them count."""
+        """Write the record since the last time, and then the state that makes it count."""
+        self.save_record(progress.step)
+        described = {"step": str(progress.step), "loss": repr(progress.loss), "seconds": repr(self.seconds)}
+        save_tensors(self._run.folder / "state.safetensors", _state(progress), _STATE, described)
+
+    def save_record(self, step: int) -> None:
+        """Write the trace since the last time and the log, both up to `step`."""
         self.close()
         folder, trace = self._run.folder, self._trace
-        trace.truncate(progress.step)
+        trace.truncate(step)
         if trace.last_step > trace.first_step:
             trace.save(folder / "trace" / f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors")
         rows = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
         self._log, self._rows = pd.concat([self._log, rows], ignore_index=True), []
         tables.write_frame(folder / "log.parquet", self._log)
-        described = {"step": str(progress.step), "loss": repr(progress.loss), "seconds": repr(self.seconds)}
-        save_tensors(folder / "state.safetensors", _state(progress), _STATE, described)
 
     def close(self) -> None:
         """Stop recording."""
@@ -170,39 +177,32 @@ def _saver(run: Run, wanted: list[int]) -> Callback:
 def _reproduce(run: Run, missing: list[int]) -> None:
     """Train to the missing checkpoints again, from the state if it is early enough, and leave all else as it is."""
     print(f"{run.id}: training again to step {missing[-1]} for {len(missing)} more checkpoints", file=sys.stderr)
-    progress, _ = _restored(run)
+    try:
+        progress, _ = _restored(run)
+    except _DAMAGE as error:
+        set_aside(run.folder / "state.safetensors", error, "training begins at step 0")
+        progress = begun(run)
     if progress.step > missing[0]:
         progress = begun(run)
-    callbacks = [_saver(run, missing)]
-    callbacks[0](progress)
+    save = _saver(run, missing)
+    save(progress)
     # The run reached these steps before, but the schedule is that of the whole training.
+    callbacks = [save, _announcer(run, missing[-1])]
     train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=missing[-1])
 
 
-def _announcer(run: Run) -> Callback:
+def _announcer(run: Run, until: int) -> Callback:
     """A progress bar on a terminal, a line for each epoch elsewhere."""
-    per_epoch, bar = run.batches.per_epoch, None
+    per_epoch = run.batches.per_epoch
     epochs = -(-run.steps // per_epoch)
+    bar = tqdm(total=until, desc=run.id, unit="step", disable=None, leave=False)
 
     def announce(progress: Progress) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(
-                total=run.steps,
-                initial=progress.step - 1,
-                desc=run.id,
-                unit="step",
-                disable=None,
-                leave=False,
-            )
-        bar.update()
-        done = progress.step == run.steps
+        bar.update(progress.step - bar.n)
+        done = progress.step == until
         if bar.disable and (progress.step % per_epoch == 0 or done):
             epoch = -(-progress.step // per_epoch)
-            print(
-                f"{run.id}  epoch {epoch}/{epochs}  step {progress.step}  loss {progress.loss:.3f}",
-                flush=True,
-            )
+            print(f"{run.id}  epoch {epoch}/{epochs}  step {progress.step}  loss {progress.loss:.3f}", flush=True)
         if done:
             bar.close()
 

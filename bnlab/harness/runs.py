@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -74,9 +76,9 @@ class Run:
 
     @property
     def wanted(self) -> list[int]:
-        """The steps to be measured: those of `evaluate_at`, as far as the run came."""
-        reached = self.status["step"] if self.status else self.steps
-        return [step for step in checkpoints(self.config, self.steps) if step <= reached]
+        """The steps to be measured: those of `evaluate_at`, before the last if the run diverged there."""
+        steps, status = checkpoints(self.config, self.steps), self.status or {"status": "unfinished"}
+        return [step for step in steps if status["status"] != "diverged" or step < status["step"]]
 
     def new_model(self) -> nn.Module:
         """The network before training, on the device."""
@@ -101,8 +103,8 @@ class Run:
 
     def trace_parts(self, until: int) -> list[Path]:
         """The files of the trace up to a step, in order."""
-        found = [(tuple(map(int, p.stem.split("-"))), p) for p in self.folder.glob("trace/*-*.safetensors")]
-        return [path for (_, last), path in sorted(found) if last <= until]
+        found = sorted(self.folder.glob("trace/[0-9]*-[0-9]*.safetensors"))
+        return [path for path in found if int(path.stem.partition("-")[2]) <= until]
 
     @cached_property
     def trace(self) -> MomentTrace:
@@ -112,16 +114,14 @@ class Run:
     @property
     def status(self) -> dict[str, Any] | None:
         """What the finished run says of itself; None while it is not finished. ValueError if damaged or foreign."""
-        path = self.folder / "status.json"
-        if not path.exists():
-            return None
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: damaged ({error})") from error
-        if found.get("format") != _FORMAT:
-            raise ValueError(f"{path}: written by another version (format {found.get('format')})")
-        return found
+        return read_status(self.folder)
+
+    @property
+    def finished(self) -> bool:
+        """Training has come to its end (or diverged), and the status that says so is intact."""
+        with contextlib.suppress(ValueError):
+            return self.status is not None
+        return False
 
     def write_status(self, status: str, step: int, seconds: float, loss: float) -> None:
         found = {
@@ -131,7 +131,7 @@ class Run:
             "train_seconds": seconds,
             "final_loss": loss,
         }
-        write_text(self.folder / "status.json", json.dumps(found, indent=1))
+        write_text(self.folder / "status.json", json.dumps({**found, "sha256": _checksum(found)}, indent=1))
 
     def describe(self) -> None:
         """Write the configuration and the environment beside the network."""
@@ -147,17 +147,48 @@ class Run:
         self.__dict__.pop("trace", None)
         print(f"{self.id}: {reason}\n  set aside as {aside.name}; the network is trained again", file=sys.stderr)
 
-    def check_files(self) -> None:
-        """Read every file that measurements will need; ValueError names the first that is damaged."""
-        if self.status is None:
+    def check_files(self, step: int) -> None:
+        """Read what was written up to `step`; ValueError or FileNotFoundError names the first file that is damaged."""
+        if step == 0:
             return
-        tables.read_frame(self.folder / "log.parquet")
-        if self.trace.last_step != self.status["step"]:
-            raise ValueError(f"{self.folder / 'trace'}: ends at step {self.trace.last_step}, the run did not")
-        for step in self.wanted:
-            path = self.checkpoint(step)
+        _read_json(self.folder / "environment.json")
+        path = self.folder / "log.parquet"
+        log = tables.read_frame(path)
+        if list(log) != ["step", "loss", "accuracy"] or list(log["step"][:step]) != list(range(1, step + 1)):
+            raise ValueError(f"{path}: does not have a row for each of {step} steps")
+        if MomentTrace.join([MomentTrace.load(path) for path in self.trace_parts(step)]).last_step != step:
+            raise ValueError(f"{self.folder / 'trace'}: does not reach step {step}")
+        for wanted in self.wanted:
+            path = self.checkpoint(wanted)
             if path.exists():
                 load_tensors(path, CHECKPOINT)
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """`Run.status` of the run in a folder."""
+    path = folder / "status.json"
+    if not path.exists():
+        return None
+    found = _read_json(path)
+    if found.get("format") != _FORMAT:
+        raise ValueError(f"{path}: written by another version (format {found.get('format')})")
+    if found.pop("sha256", None) != _checksum(found):
+        raise ValueError(f"{path}: damaged, its contents do not match their checksum")
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: damaged (found a {type(found).__name__})")
+    return found
+
+
+def _checksum(found: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from bnlab.harness.errors import UserError
-from bnlab.storage import write_whole
+from bnlab.storage import set_aside, write_whole
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ TABLES = {
     "drift": Table(
         ("run", "step", "layer"),
         {"run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "window": _INT}
-        | {"mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL},
+        | {"mean_level": _REAL, "mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL},
     ),
 }
 
@@ -86,7 +87,8 @@ def conform(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
     """Write a parquet file, whole or not at all, with checksums."""
-    table = pa.Table.from_pandas(frame, schema, preserve_index=False)
+    # Without pandas' own description of the columns, which no checksum covers.
+    table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
     write_whole(path, lambda beside: pq.write_table(table, beside, write_page_checksum=True))
 
 
@@ -95,10 +97,18 @@ def read_frame(path: Path) -> pd.DataFrame:
     try:
         with path.open("rb") as file:
             return pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise ValueError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0]})") from error
+
+
+def read_table(name: str, path: Path) -> pd.DataFrame:
+    """Read rows of a table; ValueError if the file is damaged or has other columns (another version's)."""
+    try:
+        return conform(name, read_frame(path))
+    except (KeyError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: not of this version ({str(error).splitlines()[0]})") from error
 
 
 def empty(name: str) -> pd.DataFrame:
@@ -123,10 +133,9 @@ def assemble(folder: Path, name: str) -> pd.DataFrame:
     frames = []
     for path in parts:
         try:
-            frames.append(read_frame(path))
+            frames.append(read_table(name, path))
         except ValueError as error:
-            path.rename(path.with_suffix(".damaged"))
-            print(f"{error}\n  set aside; run the sweep again to measure it anew")
+            set_aside(path, error, "run the sweep again to measure it anew")
     table = TABLES[name]
     if not frames:
         return empty(name)
@@ -144,7 +153,7 @@ def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
             path = folder / "tables" / f"{name}.parquet"
             write_frame(path, frame, TABLES[name].schema)
             if csv:
-                write_whole(path.with_suffix(".csv"), lambda beside, frame=frame: frame.to_csv(beside, index=False))
+                write_whole(path.with_suffix(".csv"), partial(frame.to_csv, index=False))
     return found
 
 

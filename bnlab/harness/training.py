@@ -53,11 +53,7 @@ def check(config: OptimizerConfig) -> None:
 
 
 class Diverged(Exception):
-    """The loss became NaN or infinite."""
-
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"the loss is {loss} at step {step}")
-        self.step = step
+    """The loss, a weight or a running statistic became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +161,18 @@ def train(
     """Train from `progress.step` to `until` (default: the end) of `steps`; every callback is called at each update.
 
     Raises:
-        Diverged: the loss is not finite; `progress` then stands at the last good step.
+        Diverged: the loss, a weight or a running statistic is not finite; the weights after `progress.step` updates
+            are spoilt, what was before is good.
     """
     model, optimizer = progress.model, progress.optimizer
+    state = model.state_dict()
+    # Spoilt weights show in the next batch's variances, which are few: x/∞ is 0, and the loss looks well.
+    variances = [state[name] for name in state if name.endswith("running_var")]
     peak = [group.setdefault("peak_lr", group["lr"]) for group in optimizer.param_groups]
     model.train()
     for images, labels in batches.from_step(progress.step):
         if progress.step >= (until or steps):
+            _require_finite(state.values(), progress.step, progress.loss)
             return
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * lr_factor(config.schedule, progress.step, steps)
@@ -180,11 +181,17 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         value = loss.item()
-        if not math.isfinite(value):
-            raise Diverged(progress.step + 1, value)
+        _require_finite(variances, progress.step, value)
         optimizer.step()
         progress.step += 1
         progress.loss = value
         progress.accuracy = (logits.detach().argmax(1) == labels).double().mean().item()
         for callback in callbacks:
             callback(progress)
+
+
+def _require_finite(tensors: Iterable[Tensor], step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss} on the weights of step {step}")
+    if not torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors]).isfinite().all():
+        raise Diverged(f"weights or batch statistics are not finite at step {step}")

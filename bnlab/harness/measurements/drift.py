@@ -15,33 +15,36 @@ _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 
 def drift(run: Run, settings: list[Setting]) -> pd.DataFrame:
-    """One row for each step of `evaluate_at` and layer, from the second half of the trace up to that step.
+    """One row for each step of `evaluate_at` and layer, from the last tenth of the trace up to that step.
 
     Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
     of the layer together, averaged over channels: of the batch mean in units of the layer's variance (`mean_noise`,
-    `mean_drift`), of the logarithm of the batch variance (`var_noise`, `var_drift`). They use the trace alone.
+    `mean_drift`), of the logarithm of the batch variance (`var_noise`, `var_drift`). `mean_level` is the squared mean
+    itself in units of the variance: how far off a start at 0 is. They use the trace alone. A tenth, because drift
+    follows the learning rate: the second half of a one-cycle schedule would describe weights that move much faster.
     """
     rows = []
     for step in run.wanted:
         for depth, (name, layer) in enumerate(run.trace.layers.items(), start=1):
             recorded = sum(at <= step for at in layer.steps)
-            window = min(recorded, max(_SHORTEST, recorded // 2))
+            window = min(recorded, max(_SHORTEST, recorded // 10))
             if window >= _SHORTEST:
                 epoch = step / run.batches.per_epoch
                 rows.append(
                     (run.id, step, name, epoch, depth, layer.start.shape[1], window, *_fit(layer, recorded, window))
                 )
     columns = ["run", "step", "layer", "epoch", "depth", "channels", "window"]
-    return pd.DataFrame(rows, columns=[*columns, "mean_noise", "mean_drift", "var_noise", "var_drift"])
+    return pd.DataFrame(rows, columns=[*columns, "mean_level", "mean_noise", "mean_drift", "var_noise", "var_drift"])
 
 
-def _fit(layer: LayerTrace, recorded: int, window: int) -> tuple[float, float, float, float]:
+def _fit(layer: LayerTrace, recorded: int, window: int) -> tuple[float, float, float, float, float]:
     moments = layer.moments[recorded - window : recorded].double()
     means, variances = moments.unbind(1)
     logs = torch.log(variances + layer.eps)
     scale = np.exp(logs.mean(0).numpy())
     mean, var = local_level(means.numpy()), local_level(logs.numpy())
     return (
+        float((means.mean(0).square().numpy() / scale).mean()),
         float((mean.noise / scale).mean()),
         float((mean.drift / scale).mean()),
         float(var.noise.mean()),

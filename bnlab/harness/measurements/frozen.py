@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ import bnlab
 from bnlab.harness.data import Split, augment
 from bnlab.harness.measurements.sources import FROZEN, Setting
 from bnlab.harness.runs import Run
-from bnlab.harness.training import steps_per_epoch
 from bnlab.layers import borrowed
 from bnlab.statistics import Statistics
+from bnlab.storage import set_aside
 from bnlab.trace import MomentTrace, record
 
 # A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
@@ -33,7 +33,7 @@ def frozen_statistics(run: Run, step: int, setting: Setting) -> Statistics:
     except FileNotFoundError:
         pass
     except ValueError as error:
-        _set_aside(path, error)
+        set_aside(path, error, "measured again")
     size = IMAGES_AT_ONCE if setting.kind == "exact" else run.config.batch_size
     found = bnlab.population_statistics(
         run.model_at(step),
@@ -45,19 +45,15 @@ def frozen_statistics(run: Run, step: int, setting: Setting) -> Statistics:
     return found
 
 
-def _set_aside(path: Path, error: Exception) -> None:
-    path.replace(path.with_suffix(".damaged"))
-    print(f"{error}\n  set aside; measured again")
-
-
 def population(run: Run, setting: Setting, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The setting's images in batches; a last batch of one joins no batch (it has no variance of its own)."""
+    """The setting's images in batches; a last one alone joins the batch before it (it has no variance of its own)."""
     split, data = population_split(run, setting), run.config.data
     # Fixed draws: the augmented population is the same for every checkpoint and estimator.
     generator = torch.Generator().manual_seed(0)
     count = min(setting.images or len(split.labels), len(split.labels))
-    for batch in range(max(1, steps_per_epoch(count, batch_size))):
-        index = slice(batch * batch_size, min((batch + 1) * batch_size, count))
+    starts = range(0, max(1, count - 1), batch_size)
+    for start, end in pairwise([*starts, count]):
+        index = slice(start, end)
         images = split.images[index]
         if setting.split == "train_augmented":
             images = augment(images, generator, shift=data.shift, flip=data.flip)

@@ -47,19 +47,26 @@ def _frozen(name: str, population: str) -> list[Setting]:
     if match is None or match[1] not in FROZEN:
         return []
     images = int(match[2]) if match[2] else None
-    if images == 0:
-        raise UserError(f"estimator={name}: images must be 1 or more")
+    if images is not None and images < 2:
+        raise UserError(f"estimator={name}: images must be 2 or more")
     return [Setting(name, None, population, images=images)]
 
 
 def _running(name: str, momenta: list[float]) -> list[Setting]:
     try:
         cls, parameters = estimators.parse(name)
-    except ValueError as error:
+        one = cls(**parameters)
+        found = [one]
+        if hasattr(one, "momentum") and "momentum" not in parameters:
+            found = [replace(one, momentum=float(m)) for m in momenta]  # type: ignore[call-arg]
+        return [Setting(e.label, getattr(e, "momentum", None), "train", e) for e in found]
+    except Exception as error:  # a module of the user's may raise anything
+        raise UserError(_unusable(name, error)) from error
+
+
+def _unusable(name: str, error: Exception) -> str:
+    if re.fullmatch(r"\w*", name) and name not in estimators.known():
         known = ", ".join([*sorted(estimators.known()), *FROZEN])
-        raise UserError(f"estimator={name}: unknown ({error}); known are {known}, or package.module.Class") from error
-    one = cls(**parameters)
-    if not hasattr(one, "momentum"):
-        return [Setting(one.label, None, "train", one)]
-    swept = (replace(one, momentum=float(m)) for m in momenta)  # type: ignore[call-arg]
-    return [Setting(e.label, getattr(e, "momentum", None), "train", e) for e in swept]
+        return f"estimator={name}: unknown; there are {known}, or package.module.Class"
+    reason = " ".join(str(error).split()).removeprefix(f"estimator={name!r}: ")
+    return f"estimator={name}: {reason if isinstance(error, ValueError) else repr(error)}"

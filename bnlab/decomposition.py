@@ -1,0 +1,114 @@
+"""Where the gap of a running average comes from: signed terms that add up to it exactly."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.estimators import EMA, CumulativePooled, Cumulative, DebiasedEMA
+from bnlab.population import population_statistics
+from bnlab.statistics import Layout
+from bnlab.trace import MomentTrace, record_frozen, replay_bank
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TERMS = ("start", "noise", "lag", "data", "weighting", "upstream")
+COVERED = 0.99  # of the EMA's weight that past networks have to account for
+
+
+def window(momentum: float) -> int:
+    """How many of the last batches hold at least 99% of an EMA's weight: 44 at 0.1, 459 at 0.01.
+
+    >>> window(0.1), window(0.01), window(1.0)
+    (44, 459, 1)
+    """
+    return 1 if momentum == 1 else math.ceil(math.log1p(-COVERED) / math.log1p(-momentum))
+
+
+def decompose(
+    model: nn.Module,
+    trace: MomentTrace,
+    weights: Callable[[int], Mapping[str, Tensor]],
+    batches: Iterable[Any],
+    *,
+    momentum: float = 0.1,
+    augmented: Iterable[Any] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> pd.DataFrame:
+    """The gap E − P of the EMA at the trace's last step, term by term, for each layer and channel.
+
+    P: exact population statistics. Q: moments pooled over batches, batch statistics upstream. M: the mean of batch
+    means and of unbiased batch variances, all batches weighing the same. E: the EMA. D: the EMA with its start divided
+    out. L: D's weights, normalized over the window, applied to M at the weights that each batch was measured on. Then
+
+        E − P = (E−D) start + (D−L) noise + (L−M) lag + (M−M') data + (M'−Q) weighting + (Q−P) upstream
+
+    `noise` is sampling noise, `weighting` what unbiasing, leaving out the variance of the batch means and unequal
+    batches do, `data` what augmentation does (M on the augmented, M' on the clean stream; 0 without).
+
+    Args:
+        model: the network after the trace's last step. It comes back as it was.
+        trace: of its training, at least up to that step.
+        weights: step → state dict of the network after that many updates, for the last `window(momentum)` steps before
+            the last one (fewer if the trace is shorter): one pass over `batches` each.
+        batches: the population, in batches as they were trained on; read several times, so a list or a loader that
+            gives the same each time.
+        momentum: of the EMA. augmented: the training stream, where it differs. forward: as in `population_statistics`.
+
+    Returns:
+        columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
+        terms.
+
+    Raises:
+        ValueError: as `population_statistics`; an empty trace; or `batches` is an iterator, which can be read once.
+    """
+    import pandas as pd
+
+    for name, stream in (("batches", batches), ("augmented", augmented)):
+        if stream is not None and iter(stream) is stream:
+            raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")
+    last = trace.last_step
+    if last == trace.first_step:
+        raise ValueError("decompose: the trace is empty; train inside record(model)")
+    layout = trace.layout
+    e, d = replay_bank(trace, [EMA(momentum), DebiasedEMA(momentum)], [last])[:, 0]
+    trained_on = batches if augmented is None else augmented
+
+    def expected(network: nn.Module, stream: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        """M and Q of a network: [2, channels] each."""
+        frozen = record_frozen(network, stream, forward=forward)
+        return tuple(replay_bank(frozen, [Cumulative(), CumulativePooled()], [frozen.last_step])[:, 0])
+
+    lagged = torch.zeros_like(e)
+    past = copy.deepcopy(model)
+    ages = range(min(window(momentum), last - trace.first_step))
+    share = torch.tensor([momentum * (1 - momentum) ** age for age in ages], dtype=torch.float64)
+    for age, weight in zip(ages, share / share.sum(), strict=True):
+        past.load_state_dict(weights(last - 1 - age))
+        lagged += weight * expected(past, trained_on)[0]
+    m, q = expected(model, trained_on)
+    clean, q = (m, q) if augmented is None else expected(model, batches)
+    p = layout.flatten(population_statistics(model, batches, forward=forward))
+    terms = torch.stack((e - d, d - lagged, lagged - m, m - clean, clean - q, q - p))
+    frames = []
+    for row, statistic in enumerate(("mean", "var")):
+        frame = _keys(layout).assign(statistic=statistic, gap=(e - p)[row].numpy())
+        frames.append(frame.assign(**dict(zip(TERMS, terms[:, row].numpy(), strict=True))))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _keys(layout: Layout) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        (name, depth, channel)
+        for depth, (name, channels) in enumerate(zip(layout.names, layout.channels, strict=True), start=1)
+        for channel in range(channels)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "depth", "channel"])

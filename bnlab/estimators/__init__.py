@@ -1,0 +1,53 @@
+"""Running estimators: what can be made of the stream of batch moments while a network trains.
+
+Each is a fold `state ← state + gain·(x − state)` over the batches' values x; a class says which gains, and, where it
+averages something other than the mean and the unbiased variance, which values. A new estimator is a subclass of
+`Estimator` with `gains`; it is found by its `name` from then on, in sweeps too.
+"""
+
+from bnlab.estimators.adaptive import Kalman, Oracle
+from bnlab.estimators.averages import (
+    Cumulative,
+    FastThenSlow,
+    LastBatch,
+    Polynomial,
+    PooledCumulative,
+    WeightedCumulative,
+    Window,
+)
+from bnlab.estimators.base import Estimator, Stream, check_momentum, fold
+from bnlab.estimators.exponential import (
+    EMA,
+    AdaptiveGain,
+    BiasedEMA,
+    DebiasedEMA,
+    DelaggedEMA,
+    DeviationEMA,
+    PooledEMA,
+)
+from bnlab.estimators.names import known, parse
+
+__all__ = [
+    "EMA",
+    "AdaptiveGain",
+    "BiasedEMA",
+    "Cumulative",
+    "DebiasedEMA",
+    "DelaggedEMA",
+    "DeviationEMA",
+    "Estimator",
+    "FastThenSlow",
+    "Kalman",
+    "LastBatch",
+    "Oracle",
+    "Polynomial",
+    "PooledCumulative",
+    "PooledEMA",
+    "Stream",
+    "WeightedCumulative",
+    "Window",
+    "check_momentum",
+    "fold",
+    "known",
+    "parse",
+]

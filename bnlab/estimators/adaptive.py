@@ -1,0 +1,100 @@
+"""Estimators whose gains come from the data: how noisy the batches are and how fast the statistics drift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bnlab.estimators.base import Estimator, Stream
+from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
+from bnlab.theory import local_level
+
+_FIRST = 16  # batches before the first fit
+_GROWTH = 4 / 3  # of the past from one fit to the next
+_LONGEST = 2048  # batches that one fit looks at
+_FEWEST = 8  # batches without NaN that a fit needs
+_NO_NOISE = 1e4  # drift/noise where there is no noise, the end of `local_level`'s grid
+
+
+@dataclass(frozen=True)
+class Kalman(Estimator):
+    """Gain from the measured drift and noise, past batches only: `K ← (K+λ)/(K+λ+1)`, λ = drift/noise variance.
+
+    The Kalman filter of a random walk plus noise: from K₁ = 1 a plain average as long as λ = 0, in the long run the
+    momentum `theory.optimal_momentum`. λ is 0 at first; from batch 16 on it is refitted each time the past has grown
+    by a third, by `theory.local_level` on its last half: for the mean, and for the logarithm of variance+eps (whose
+    noise does not depend on its level); averaged are the mean and the unbiased variance. `per="layer"`: the channels
+    of a layer share λ, which takes far fewer batches to find than `per="channel"`. No gain is less than 2/(t+1), an
+    average with weights that grow with t: the fit tells no drift from little drift over a short past. A warm start is
+    not used. Assumes independent noise; drift that is autocorrelated is followed as well as by the best momentum.
+    Source: ours; Muth 1960, Harvey 1989 (the model).
+
+    >>> after(Kalman(), 1, 2)
+    [[1.0, 2.0], [2.3333, 6.0]]
+    """
+
+    name: ClassVar[str] = "kalman"
+    per: str = "layer"
+
+    def __post_init__(self) -> None:
+        if self.per not in ("layer", "channel"):
+            raise ValueError(f"{self.name}: per={self.per!r}; it is layer or channel")
+
+    def gains(self, stream: Stream) -> Tensor:
+        mean, var = stream.batches.unbind(1)
+        series = torch.stack((mean, (var + stream.eps).log()), dim=1).numpy()
+        fits = dict(self.fits(len(stream)))
+        ratio, gain = np.zeros(series.shape[1:]), np.full(series.shape[1:], np.inf)
+        gains = np.empty(series.shape)
+        for t in range(len(stream)):
+            if t in fits:
+                ratio = self._ratio(series[fits[t]], stream.layers or (series.shape[2],), ratio)
+            gain = np.maximum(1 / (1 + 1 / (gain + ratio)), 2 / (t + 2))
+            gains[t] = gain
+        return torch.from_numpy(gains)
+
+    def fits(self, length: int) -> Iterator[tuple[int, slice]]:
+        """Before which batch (from 0) to fit, and to which."""
+        t = _FIRST
+        while t < length:
+            yield t, slice(t - min(max(t // 2, _FIRST), _LONGEST), t)
+            t = int(t * _GROWTH)
+
+    def _ratio(
+        self, series: NDArray[np.float64], layers: tuple[int, ...], before: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Drift over noise [2, C] from [steps, 2, C]; as before where too few batches are finite."""
+        ratio, first = before.copy(), 0
+        for channels in layers:
+            own = np.s_[:, first : first + channels]
+            for part, result in zip(series[:, *own].swapaxes(0, 1), ratio[own], strict=True):
+                finite = part[np.isfinite(part).all(axis=1)]
+                if len(finite) >= _FEWEST:
+                    found = local_level(finite, pooled=self.per == "layer")
+                    noisy = found.noise > 0
+                    result[:] = np.divide(found.drift, found.noise, out=np.full(channels, _NO_NOISE), where=noisy)
+            first += channels
+        return ratio
+
+
+@dataclass(frozen=True)
+class Oracle(Kalman):
+    """`kalman` with λ fitted once to the whole trace, hindsight that no estimator has under way: a bound, not a method.
+
+    Of the gains that are constant in the long run it is about the best for a steady drift; one that changes over the
+    run `kalman` may follow better.
+
+    >>> after(Oracle(), 1, 2)
+    [[1.0, 2.0], [2.3333, 6.0]]
+    """
+
+    name: ClassVar[str] = "oracle"
+
+    def fits(self, length: int) -> Iterator[tuple[int, slice]]:
+        yield 0, slice(None)

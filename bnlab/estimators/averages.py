@@ -1,0 +1,170 @@
+"""Averages over all batches or the last ones: gains that are fixed in advance, or by the batches' sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bnlab.estimators.base import Estimator, Stream, check_momentum
+from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
+from bnlab.estimators.exponential import PooledEMA
+
+
+@dataclass(frozen=True)
+class Cumulative(Estimator):
+    """The plain average of all batches, equally weighted: gain 1/t; torch's `momentum=None`.
+
+    t goes on from the number of batches that the buffers had seen before the record, as torch's does.
+    Unbiased as the EMA's is; no forgetting, so it lags by half the run while weights move. Source: torch's.
+
+    >>> after(Cumulative(), 1, 2)
+    [[1.0, 2.0], [2.0, 5.0]]
+    """
+
+    name: ClassVar[str] = "cumulative"
+
+    def gains(self, stream: Stream) -> Tensor:
+        return 1.0 / (stream.updates + stream.steps)
+
+
+@dataclass(frozen=True)
+class WeightedCumulative(Estimator):
+    """The average of batch means and unbiased variances weighted by their counts: gain n_t/Σn.
+
+    A warm start counts as `updates` batches of the first recorded one's size, since theirs are not known. Its mean
+    is that of all the values; its variance leaves out that of the batch means. Source: SWA's reference code.
+
+    >>> after(WeightedCumulative(), 1, 2)
+    [[1.0, 2.0], [2.0, 5.0]]
+    """
+
+    name: ClassVar[str] = "cumulative_weighted"
+
+    def gains(self, stream: Stream) -> Tensor:
+        return stream.counts / (stream.updates * stream.counts[:1] + stream.counts.cumsum(0))
+
+
+@dataclass(frozen=True)
+class PooledCumulative(WeightedCumulative):
+    """Mean and variance (ddof 0) of all values seen, exact however they are split into batches; gain n_t/Σn.
+
+    The running counterpart of "precise BN": with frozen weights the two are the same. Under way a drifting mean adds
+    to the variance. Warm start as in `cumulative_weighted`. Source: fvcore `update_bn_stats`; Wu & Johnson 2021.
+
+    >>> after(PooledCumulative(), 1, 2)
+    [[1.0, 1.0], [2.0, 3.5]]
+    """
+
+    name: ClassVar[str] = "cumulative_pooled"
+    values, begin, read = PooledEMA.values, PooledEMA.begin, PooledEMA.read
+
+
+@dataclass(frozen=True)
+class Window(Estimator):
+    """The plain average of the last `k` batches; `pooled`: mean and variance (ddof 0) of all their values.
+
+    While there are fewer than k, all of them; a warm start fills in for the batches it was made of. The lag is
+    (k−1)/2 steps, the noise 1/k of a batch's; bias as in `cumulative`, pooled as in `cumulative_pooled`.
+
+    >>> after(Window(k=1), 1, 2)
+    [[1.0, 2.0], [3.0, 8.0]]
+    >>> after(Window(k=2, pooled=True), 1, 2)
+    [[1.0, 1.0], [2.0, 3.5]]
+    """
+
+    name: ClassVar[str] = "window"
+    k: int = 20
+    pooled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"window: k={self.k!r}; it counts batches and is 1 or more")
+
+    def gains(self, stream: Stream) -> Tensor:
+        weights = stream.counts if self.pooled else torch.ones_like(stream.counts)
+        filled = weights[:1].expand(min(stream.updates, self.k), -1)
+        total = torch.cat((filled, weights)).cumsum(0)
+        total[self.k :] -= total[: -self.k].clone()
+        return weights / total[len(filled) :]
+
+    def values(self, stream: Stream) -> Tensor:
+        return stream.squares if self.pooled else stream.batches
+
+    def begin(self, stream: Stream) -> Tensor:
+        return stream.about_shift(stream.start) if self.pooled else stream.start
+
+    def read(self, states: Tensor, stream: Stream) -> Tensor:
+        return stream.from_squares(states) if self.pooled else states
+
+    def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor:
+        # Sums of what is inside: what has left leaves no rounding behind, and a bad batch no NaN.
+        values, begin = self.values(stream), self.begin(stream)
+        weights = (stream.counts if self.pooled else torch.ones_like(stream.counts))[:, None]
+        states = begin.new_empty(len(positions), *begin.shape)
+        for state, position in zip(states, positions, strict=True):
+            inside = slice(max(position - self.k, 0), position)
+            total, summed = weights[inside].sum(0), (weights[inside] * values[inside]).sum(0)
+            filled = min(stream.updates, self.k - position)
+            if filled > 0 and position:
+                total, summed = total + filled * weights[0], summed + filled * weights[0] * begin
+            state.copy_(summed / total)
+        return states
+
+
+@dataclass(frozen=True)
+class Polynomial(Estimator):
+    """Gain t^(−alpha): from 0, the last batch, to 1, `cumulative`; t goes on from a warm start's.
+
+    In between it forgets, more slowly the longer it runs: its memory is some t^alpha batches. Mean and unbiased
+    variance. Source: Robbins & Monro 1951 (gains); Ruppert 1988, Polyak & Juditsky 1992 (alpha between 1/2 and 1).
+
+    >>> after(Polynomial(alpha=1.0), 1, 2)
+    [[1.0, 2.0], [2.0, 5.0]]
+    """
+
+    name: ClassVar[str] = "polynomial"
+    alpha: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"{self.name}: alpha={self.alpha!r}; it lies in [0, 1]")
+
+    def gains(self, stream: Stream) -> Tensor:
+        return (stream.updates + stream.steps) ** -self.alpha
+
+
+@dataclass(frozen=True)
+class FastThenSlow(Polynomial):
+    """Gain max(m, t^(−alpha)): fast as long as the weights move fast, then the EMA.
+
+    >>> after(FastThenSlow(momentum=0.75, alpha=1.0), 1, 2)
+    [[1.0, 2.0], [2.5, 6.5]]
+    """
+
+    name: ClassVar[str] = "fast_then_slow"
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_momentum(self.momentum)
+
+    def gains(self, stream: Stream) -> Tensor:
+        return super().gains(stream).clamp(min=self.momentum)
+
+
+@dataclass(frozen=True)
+class LastBatch(Estimator):
+    """The last batch's mean and unbiased variance: gain 1, no lag, all of the noise.
+
+    >>> after(LastBatch(), 1, 2)
+    [[1.0, 2.0], [3.0, 8.0]]
+    """
+
+    name: ClassVar[str] = "last_batch"
+
+    def gains(self, stream: Stream) -> Tensor:
+        return torch.ones(len(stream), dtype=torch.float64)

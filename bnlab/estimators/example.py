@@ -1,0 +1,17 @@
+"""The stream of the estimators' docstrings."""
+
+import torch
+
+from bnlab.estimators.base import Estimator, Stream, fold
+
+# Batches of mean 1 and unbiased variance 2, then 3 and 8, two values each; start 0 and 1.
+EXAMPLE = Stream(
+    start=torch.tensor([[0.0], [1.0]], dtype=torch.float64),
+    batches=torch.tensor([[[1.0], [2.0]], [[3.0], [8.0]]], dtype=torch.float64),
+    counts=torch.full((2, 1), 2.0, dtype=torch.float64),
+)
+
+
+def after(estimator: Estimator, *positions: int) -> list[list[float]]:
+    """Mean and variance after so many batches of the example."""
+    return [[round(v, 4) for v in pair] for pair in fold([estimator], EXAMPLE, positions)[0, :, :, 0].tolist()]

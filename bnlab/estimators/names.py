@@ -1,0 +1,84 @@
+"""Estimators by name: which there are, and what `window(k=20)` stands for."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from dataclasses import fields
+from typing import Any
+
+from bnlab.estimators.base import Estimator
+
+
+def known() -> dict[str, type[Estimator]]:
+    """Every estimator class that has been defined, by its name; without a name of its own it is left out."""
+    found: dict[str, type[Estimator]] = {}
+    queue: list[type[Any]] = [Estimator]
+    while queue:
+        for cls in queue.pop().__subclasses__():
+            queue.append(cls)
+            if "name" in vars(cls) and not inspect.isabstract(cls):
+                found[cls.name] = cls
+    return found
+
+
+_CALL = re.compile(r"(?P<name>[\w.]+)(?:\((?P<parameters>[^()]*)\))?")
+
+
+def parse(label: str) -> tuple[type[Estimator], dict[str, Any]]:
+    """The class and parameters that a name like `ema`, `window(k=20)` or `package.module.Class` stands for.
+
+    Raises:
+        ValueError: there is no such estimator, or a parameter is not one of its fields or of another type.
+
+    >>> parse("ema(momentum=0.2)")
+    (<class 'bnlab.estimators.exponential.EMA'>, {'momentum': 0.2})
+    """
+    match = _CALL.fullmatch(label)
+    if match is None:
+        raise ValueError(f"estimator={label!r}: write a name such as ema, or name(parameter=value)")
+    name = match["name"]
+    cls = known().get(name) or _imported(name)
+    defaults = {f.name: f.default for f in fields(cls)}
+    parameters: dict[str, Any] = {}
+    for item in filter(None, (match["parameters"] or "").split(",")):
+        key, equals, text = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError(f"estimator={label!r}: found {item.strip()!r}; write {name}(parameter=value)")
+        if key not in defaults:
+            there = f"it has {', '.join(defaults)}" if defaults else "it has none"
+            raise ValueError(f"estimator={label!r}: {name} has no parameter {key!r}; {there}")
+        parameters[key] = _value(label, key, text, defaults[key])
+    return cls, parameters
+
+
+def _value(label: str, key: str, text: str, default: object) -> Any:
+    """`text` as a value of the type that the parameter's default has, if it has one."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if isinstance(default, (bool, int, float, str)) and type(value) is not type(default):
+        raise ValueError(
+            f"estimator={label!r}: {key}={text} is no {type(default).__name__}; its default is {default!r}"
+        )
+    return value
+
+
+def _imported(name: str) -> type[Estimator]:
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ValueError(
+            f"estimator={name!r}: unknown; known are {', '.join(sorted(known()))}, or package.module.Class"
+        )
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"estimator={name!r}: cannot be imported ({error})") from error
+    if not (isinstance(cls, type) and issubclass(cls, Estimator)) or inspect.isabstract(cls):
+        raise ValueError(f"estimator={name!r}: is no subclass of bnlab.estimators.Estimator that has gains")
+    return cls

@@ -1,0 +1,46 @@
+"""The real commands, as a user types them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SWEEP = ("-m", "batch_size=32,256", "seed=0,1", "epochs=1")
+"""Four networks on real digits, a second of training in all."""
+
+Done = subprocess.CompletedProcess[str]
+
+
+def start(command: str, *words: str, path: Path | None = None) -> subprocess.Popen[str]:
+    """`python -m experiments.<command> words...` from the repository root, one thread, `path` importable."""
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or "")}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{command}", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=found,
+    )
+
+
+def run(command: str, *words: str, path: Path | None = None, expect: int = 0) -> Done:
+    """`start` to its end, with the exit code that is expected."""
+    process = start(command, *words, path=path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, f"exit {process.returncode}\n{out}\n{err}"
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def trained(done: Done) -> list[str]:
+    """The networks that a sweep of one epoch has trained, with repetitions."""
+    return sorted(line.split()[0] for line in done.stdout.splitlines() if "epoch 1/1" in line)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder, without Hydra's own notes and locks."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".lock", ".yaml"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

@@ -1,0 +1,237 @@
+"""Mistakes on the command line: one or two lines that name the key and the value, exit 2, nothing written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness import jobs
+from experiments import figures, runs, sweep
+from tests.experiments.commands import Done, files, run
+
+COMMANDS = {"sweep": sweep, "figures": figures, "runs": runs}
+# command and words, and what the message says
+CASES = {
+    # overrides that are none
+    "sweep bath_size=4": "bath_size.*did you mean 'batch_size'",
+    "sweep optimizer.lrr=1": "did you mean 'optimizer.lr'",
+    "sweep foo.bar=1": "no setting 'foo.bar'",
+    "sweep +x=1": "without \\+ or ~",
+    "sweep ++seed=1": "without \\+ or ~",
+    "sweep ~steps": "without \\+ or ~",
+    "sweep ~data": "without \\+ or ~",
+    "sweep momentum=[0.1": "not closed",
+    "sweep estimator='precise": "not closed",
+    "sweep momentum=0.1,0.2": "with -m; .*momentum=\\[0.1,0.2\\]",
+    "sweep seed=0,1": "swept with -m",
+    "sweep experiment=quickstart momentum=0.1,2": "above 0 and at most 1",
+    "sweep foo": "key=value",
+    "sweep =1": "key=value",
+    "sweep seed==1": "cannot be read",
+    "sweep データ=1": "データ",
+    "sweep seed=１": "seed=１",
+    "sweep name=ünïcode": "name=ünïcode",
+    "sweep seed=0 seed=1": "given twice",
+    "sweep experiment=quickstart experiment=momentum": "given twice",
+    "sweep --foo": "no such option",
+    "sweep -x": "no such option",
+    "sweep --config-name=foo": "no such option",
+    # choices
+    "sweep data=digit": "choose from .*digits.*did you mean 'digits'",
+    "sweep data=": "choose from",
+    "sweep data={name:digits}": "takes one name",
+    "sweep data.name=x": "data.name=x: must be one of",
+    "sweep model=reznet": "did you mean 'resnet'",
+    "sweep model=null": "takes one name",
+    "sweep optimizer=[sgd,adamw]": "takes one name",
+    "sweep experiment=nope": "choose from",
+    "sweep experiment=../../x": "choose from",
+    # types and ranges
+    "sweep seed=0.5": "seed=0.5.*Integer",
+    "sweep seed=-1": "seed=-1: must be 0",
+    "sweep seed=99999999999999999999999": "must be 0 to",
+    "sweep seed=true": "Integer",
+    "sweep seed=": "Integer",
+    "sweep seed=null": "not Optional",
+    "sweep batch_size=1": "batch_size=1: must be 2 to 1295 .*at least 2",
+    "sweep batch_size=99999": "1,295 images",
+    "sweep batch_size=2.5": "Integer",
+    "sweep data.images=10 batch_size=10": "batch_size=10: must be 2 to 9",
+    "sweep data.images=5": "data.images=5: must be 10",
+    "sweep data.images=99999": "must be 10 to 1,438",
+    "sweep momentum=0": "above 0 and at most 1",
+    "sweep momentum=1.5": "above 0 and at most 1",
+    "sweep momentum=nan": "momentum=nan",
+    "sweep momentum=[]": "at least one",
+    "sweep momentum=[[0.1]]": "must be a number",
+    "sweep momentum=[0.1,true]": "momentum=True: must be a number",
+    "sweep momentum=null": "must be a number",
+    "sweep momentum={a:1}": "must be a number",
+    "sweep estimator=[]": "at least one",
+    "sweep estimator=": "unknown; there are",
+    "sweep estimator=foo": "estimator=foo: unknown; there are .*ema.*exact",
+    "sweep estimator=precise(images=0)": "needs quotes",
+    "sweep estimator='precise(images=0)'": "images must be 2 or more",
+    "sweep estimator='precise(images=1)'": "images must be 2 or more",
+    "sweep estimator='precise(images=9999)'": "training split has 1,295 images",
+    "sweep estimator='ema(momentum=5)'": "momentum=5",
+    "sweep estimator='ema(x=5)'": "no parameter 'x'",
+    "sweep estimator=os.path": "no subclass",
+    "sweep estimator=nomod.X": "cannot be imported",
+    "sweep estimator=..": "estimator=\\.\\.",
+    "sweep evaluate_at=[]": "at least one step",
+    "sweep evaluate_at=[0]": "evaluate_at=0",
+    "sweep evaluate_at=[1.5]": "evaluate_at=1.5",
+    "sweep evaluate_at=[nan]": "evaluate_at=nan",
+    "sweep evaluate_at=foo": "evaluate_at=foo",
+    "sweep epochs=0": "must be 1",
+    "sweep epochs=100000000000000000000": "must be 1 to",
+    "sweep steps=0": "must be 1",
+    "sweep threads=0": "threads=0: must be 1",
+    "sweep device=foo": "must be auto, cpu, cuda",
+    "sweep device=meta": "must be auto, cpu, cuda",
+    "sweep device=cuda:99": "not available here",
+    "sweep measurements=[foo]": "choose from gaps",
+    "sweep measurements=gaps": "measurements=gaps",
+    "sweep population=foo": "train, train_augmented, val",
+    "sweep accuracy_at=foo": "final, all",
+    "sweep optimizer.lr=0": "above 0",
+    "sweep optimizer.lr=nan": "above 0",
+    "sweep optimizer.momentum=1": "below 1",
+    "sweep optimizer.schedule=foo": "onecycle, step, constant",
+    "sweep model.depth=0": "model.depth=0: must be 1",
+    "sweep model=resnet model.depth=9": "6n\\+2",
+    "sweep model=torchvision model.name=vgg11_bn": "cannot take 1×8×8 images",
+    "sweep data=mnist data.root=nowhere": "nowhere/MNIST/raw/train-images-idx3-ubyte is missing.*data.download=true",
+    # folders
+    "sweep name=../x": "name='../x'",
+    "sweep name=": "name=''",
+    "sweep name=runs": "not runs",
+    "sweep name=???": "name",
+    "sweep name=${nope}": "nope",
+    # what a sweep cannot sweep
+    "sweep -m name=a,b": "one name",
+    "sweep -m experiment=quickstart,momentum": "one experiment",
+    "sweep -m seed=range(0,0)": "at least one",
+    "sweep -m seed=interval(0,1)": "comma list",
+    "sweep -m data=glob(*)": "comma list",
+    "sweep -m seed=0,": "cannot be read",
+    "sweep -m batch_size=1,32": "batch_size=1",
+    "sweep -m seed=0,0.5": "seed=0.5",
+    # Hydra's own
+    "sweep hydra.mode=NONSENSE": "only hydra/launcher",
+    "sweep hydra.job.chdir=true": "only hydra/launcher",
+    "sweep hydra/sweeper=optuna": "only hydra/launcher",
+    "sweep hydra/launcher=nonsense": "no such launcher",
+    # other commands
+    "figures foo": "key=value",
+    "figures experiment=nope": "choose from",
+    "figures experiment=quickstart": "no results for 'quickstart'.*experiments.sweep experiment=quickstart",
+    "figures experiment=quickstart seed=1": "seed: not an option",
+    "figures experiment=quickstart,momentum": "one experiment",
+    "figures experiment=null": "takes one name",
+    "figures experiment=quickstart name=../x": "name='../x'",
+    "runs": "empty command",
+    "runs foo": "foo",
+    "runs show": "show",
+    "runs show x": "no network",
+}
+
+
+@pytest.mark.parametrize("line", list(CASES))
+def test_message(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command, *words = line.split(" ")
+    results = tmp_path / "results"
+    monkeypatch.setattr(sys, "argv", [command, *words, f"results={results}"])
+    monkeypatch.setattr(sweep, "_launch", lambda: pytest.fail("was about to train"))
+    assert COMMANDS[command].main() == 2
+    out, err = capsys.readouterr()
+    assert not out and re.search(CASES[line], err), err
+    assert 1 <= len(err.splitlines()) <= 2 and err.startswith("error: ") and "Traceback" not in err
+    assert not results.exists()
+
+
+def test_the_real_command(tmp_path: Path) -> None:
+    done = run("sweep", "bath_size=4", f"results={tmp_path}/r", expect=2)
+    assert done.stderr.count("\n") == 1 and not done.stdout and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("results", ["/proc/nowhere", "/dev/null", "/dev/null/x"])
+def test_results_that_are_no_folder(results: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(jobs.os, "access", lambda path, mode: not str(path).startswith("/proc"))
+    monkeypatch.setattr(sys, "argv", ["sweep", f"results={results}"])
+    assert sweep.main() == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and results in err
+
+
+def test_empty_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("sweep", "runs list", "runs clean"):
+        monkeypatch.setattr(sys, "argv", [*command.split(), "results="])
+        assert COMMANDS[command.split()[0]].main() == 2
+        assert "results=: must be a folder" in capsys.readouterr().err
+
+
+def test_figures_without_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["figures"])
+    assert figures.main() == 2
+    assert "experiment=NAME" in capsys.readouterr().out
+
+
+def test_figures_of_other_rows(swept: tuple[Path, Done], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    done = run("figures", "experiment=momentum", "name=adhoc", f"results={results}", expect=2)
+    assert done.stderr.count("\n") == 2 and "run: python -m experiments.sweep experiment=momentum" in done.stderr
+    assert not list(results.rglob("*.png"))
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    words = ("-m", "batch_size=32,256", "seed=0,1", "optimizer.lr=1e30", "dry_run=true")
+    done = run("sweep", *words, f"results={tmp_path}/r")
+    assert "4 jobs on 4 networks, 0 of them trained" in done.stdout
+    assert not (tmp_path / "r").exists() and not done.stderr
+
+
+def test_an_experiments_own_sweep_gives_way(tmp_path: Path) -> None:
+    done = run("sweep", "experiment=quickstart", "seed=7", "batch_size=256", "dry_run=true", f"results={tmp_path}/r")
+    assert "1 jobs on 1 networks" in done.stdout
+
+
+def test_help() -> None:
+    for command in ("sweep", "figures", "runs"):
+        assert "python -m experiments." in run(command, "--help").stdout
+
+
+# runs
+
+
+def test_list_and_show(swept: tuple[Path, Done]) -> None:
+    results = f"results={swept[0]}"
+    lines = run("runs", "list", results).stdout.splitlines()
+    assert len(lines) == 5 and sum("finished" in line for line in lines) == 4
+    name = lines[1].split()[0]
+    shown = run("runs", "show", name, results).stdout
+    assert "batch_size" in shown and "status.json" in shown and "torch" in shown
+    assert "names 2 networks" in run("runs", "show", name.split("/")[0], results, expect=2).stderr
+
+
+def test_damaged_runs_are_listed_and_cleaned(swept: tuple[Path, Done], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    folders = sorted(path.parent for path in results.glob("runs/*/*/status.json"))
+    (folders[0] / "status.json").write_text("[]")
+    (folders[1] / "status.json").unlink()
+    folders[2].rename(folders[2].with_name("seed_0.damaged-1"))
+    mine = tmp_path / "results" / "mine.damaged"
+    mine.write_text("not the harness's")
+    out = run("runs", "list", f"results={results}").stdout
+    assert out.count("damaged") == 1 and out.count("unfinished") == 2 and "1 unfinished" in out
+    before = files(results)
+    assert "removed 1 damaged" in run("runs", "clean", f"results={results}").stdout
+    gone = before.keys() - files(results).keys()
+    assert gone and all("damaged-1" in name for name in gone) and mine.exists()

@@ -1,0 +1,173 @@
+"""Runs that are killed, interrupted or out of disk: nothing half-written is read, and the same command continues."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pandas.testing import assert_frame_equal
+
+from bnlab import storage
+from bnlab.harness import load, tables
+from bnlab.harness.config import Config
+from bnlab.harness.jobs import execute
+from bnlab.harness.runs import Run
+from experiments import sweep
+from tests.experiments.commands import ROOT, files, run, start
+
+# Trains with a state after every step, and dies in the middle of writing file number argv[2] or at step argv[3].
+VICTIM = """
+import os, pathlib, signal, sys
+from bnlab.harness import jobs, producing
+from bnlab.harness.config import Config
+
+producing.STATE_SECONDS = 0.0
+results, file, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+replace, log, written = pathlib.Path.replace, producing.Recorder.log, []
+
+def lethal_replace(path, target):
+    written.append(target)
+    if len(written) == file:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(path, target)
+
+def lethal_log(self, progress):
+    log(self, progress)
+    if progress.step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pathlib.Path.replace, producing.Recorder.log = lethal_replace, lethal_log
+jobs.execute(Config(batch_size=256, epochs=2, threads=1, device="cpu",
+                    measurements=["gaps"], results=results))
+"""
+
+
+def config(results: Path, **changes: object) -> Config:
+    return Config(batch_size=256, epochs=2, threads=1, device="cpu", results=str(results), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nobody has interrupted."""
+    results = tmp_path_factory.mktemp("whole")
+    execute(config(results))
+    return Run(config(results))
+
+
+def assert_same(found: Run, expected: Run) -> None:
+    """Weights, buffers, optimizer and random state, log and trace are bit for bit the same."""
+    assert found.wanted == expected.wanted
+    pairs = [(found.checkpoint(step), expected.checkpoint(step)) for step in expected.wanted]
+    for mine, theirs in [*pairs, (found.folder / "state.safetensors", expected.folder / "state.safetensors")]:
+        kind = "bnlab.state/1" if "state." in mine.name else "bnlab.checkpoint/1"
+        a, b = (storage.load_tensors(path, kind)[0] for path in (mine, theirs))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert_frame_equal(*(tables.read_frame(run.folder / "log.parquet") for run in (found, expected)))
+    for name, layer in expected.trace.layers.items():
+        other = found.trace.layers[name]
+        assert torch.equal(other.moments, layer.moments) and torch.equal(other.start, layer.start)
+        assert (other.steps, other.counts, other.updates) == (layer.steps, layer.counts, layer.updates)
+
+
+def killed(results: Path, file: int = 0, step: int = 0) -> None:
+    done = subprocess.run([sys.executable, "-c", VICTIM, str(results), str(file), str(step)], cwd=ROOT, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, tmp_path: Path) -> None:
+    killed(tmp_path, step=3)  # between two steps
+    killed(tmp_path, file=6)  # while writing
+    killed(tmp_path, file=9)
+    found = Run(config(tmp_path))
+    assert found.status is None
+    assert list(tmp_path.rglob(".*.part"))
+    execute(config(tmp_path))
+    assert_same(found, whole)
+    assert_frame_equal(load("adhoc", tmp_path)["gaps"], load("adhoc", whole.config.results)["gaps"])
+
+
+@pytest.mark.slow
+def test_killed_while_writing_any_file(whole: Run, tmp_path: Path) -> None:
+    for file in range(1, 14):
+        folder = tmp_path / str(file)
+        killed(folder, file=file)
+        execute(config(folder))
+        assert_same(Run(config(folder)), whole)
+
+
+@pytest.mark.slow
+def test_command_killed_at_random_times(tmp_path: Path) -> None:
+    words = ("-m", "batch_size=16,64", "seed=0,1", "epochs=8", "estimator=[ema,exact]", "accuracy_at=all")
+    run("sweep", *words, f"results={tmp_path}/whole")
+    generator = random.Random(0)
+    for _ in range(12):
+        process = start("sweep", *words, f"results={tmp_path}/killed")
+        time.sleep(generator.uniform(2, 8))
+        process.kill()
+        process.communicate()
+    run("sweep", *words, f"results={tmp_path}/killed")
+    for size, seed in ((16, 0), (16, 1), (64, 0), (64, 1)):
+        pair = (Config(batch_size=size, epochs=8, seed=seed, device="cpu", results=str(tmp_path / name))
+                for name in ("killed", "whole"))  # fmt: skip
+        assert_same(*map(Run, pair))
+    for name in ("gaps", "evaluations"):
+        assert_frame_equal(load("adhoc", tmp_path / "killed")[name], load("adhoc", tmp_path / "whole")[name])
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    words = ("batch_size=256", "epochs=60", "evaluate_at=final", f"results={tmp_path}")
+    process = start("sweep", *words)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "stopped; the same command continues"
+    assert not list(tmp_path.rglob(".*.part"))
+    run("sweep", *words)
+    assert list(load("adhoc", tmp_path)["runs"]["status"]) == ["finished"]
+
+
+def test_a_later_checkpoint_changes_nothing_else(whole: Run, tmp_path: Path) -> None:
+    execute(config(tmp_path, evaluate_at="final"))
+    before = files(tmp_path / "runs")
+    execute(config(tmp_path, evaluate_at=[2, 5]))
+    after = files(tmp_path / "runs")
+    assert {key: after[key] for key in before} == before
+    found = Run(config(tmp_path))
+    for step in (2, 5):
+        a, b = (storage.load_tensors(r.checkpoint(step), "bnlab.checkpoint/1")[0] for r in (found, whole))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("written", [0, 4, 9, 14, 17])
+def test_full_disk(
+    whole: Run, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = iter(range(written))
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    words = ["sweep", "batch_size=256", "epochs=2", "threads=1", "device=cpu", f"results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", words)
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.os, "fsync", full)
+        assert sweep.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line and "the same command continues" in line
+    assert not list(tmp_path.rglob(".*.part"))
+    monkeypatch.setattr(sys, "argv", words)
+    assert sweep.main() == 0
+    assert_same(Run(config(tmp_path)), whole)

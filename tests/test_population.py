@@ -1,0 +1,685 @@
+"""Population statistics against float64, breadth first against layer by layer, and what may go wrong."""
+
+import contextvars
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bnlab import Moments, Statistics, population_statistics, running_statistics, using
+from bnlab.layers import batch_norm_layers
+from tests import references
+from tests.helpers import Block, assert_moments, images, plain, randomized, residual, unchanged
+
+STRATEGIES = ("breadth", "layerwise")
+both = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+def assert_same(a: Statistics, b: Statistics, tolerance: float = 1e-6) -> None:
+    assert set(a) == set(b) and a.unseen == b.unseen
+    for name in a:
+        assert_moments(a[name], b[name], mean=tolerance, var=tolerance)
+
+
+def twins(model: nn.Module, batches: Any, **options: Any) -> Statistics:
+    """Both strategies, which have to agree; the model comes back as it was."""
+    with unchanged(model):
+        breadth, layerwise = (population_statistics(model, batches, strategy=s, **options) for s in STRATEGIES)
+    assert_same(breadth, layerwise)
+    return breadth
+
+
+def eval_inputs(model: nn.Module, batches: Any, forward: Callable[..., Any] = lambda m, x: m(x)) -> dict[str, Moments]:
+    """What each layer is given in an ordinary eval forward with hooks."""
+    seen: dict[str, list[Tensor]] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0].clone()))
+        for name, layer in batch_norm_layers(model, caller="test").items()
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            forward(model, batch)
+    for handle in handles:
+        handle.remove()
+    return {name: references.merge(inputs) for name, inputs in seen.items()}
+
+
+# Values
+
+
+@both
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("build", [plain, residual])
+def test_against_the_full_batch_in_float64(build: Callable[[], nn.Module], channels_last: bool, strategy: str) -> None:
+    model, batches = build(), images(7, 5, 1, 7)
+    expected = references.full_batch_population(model, torch.cat(batches))
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        batches = [batch.to(memory_format=torch.channels_last) for batch in batches]
+    with unchanged(model):
+        found = population_statistics(model, batches, strategy=strategy)
+    assert list(found) == list(expected) and found.unseen == ()
+    assert found.eps == {name: layer.eps for name, layer in batch_norm_layers(model, caller="test").items()}
+    for name, moments in expected.items():
+        assert_moments(found[name], moments)
+
+
+@pytest.mark.parametrize("build", [plain, residual])
+def test_batches_of_other_sizes_and_image_sizes(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    batches = [*images(3, 1), *images(4, side=11), *images(2, side=6)]
+    found = twins(model, batches)
+    with using(model, found):
+        for name, moments in eval_inputs(model, batches).items():
+            assert_moments(found[name], moments)
+
+
+@both
+def test_inputs_far_from_zero(strategy: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), *plain())
+    batches = [1000 + 0.01 * batch for batch in images(6, 6)]
+    assert_moments(population_statistics(model, batches, strategy=strategy)["0"], references.merge(batches))
+
+
+@pytest.mark.parametrize("build", [plain, residual])
+def test_batch_statistics_upstream(build: Callable[[], nn.Module]) -> None:
+    model, batches = build(), images(7, 5, 2)
+    with unchanged(model):
+        found = population_statistics(model, batches, upstream="batch")
+    for name, moments in references.batch_upstream_population(model, batches).items():
+        assert_moments(found[name], moments)
+    assert_same(found, population_statistics(model, batches, upstream="batch", strategy="layerwise"))
+
+
+def test_measuring_again_under_the_result_gives_it_back() -> None:
+    model, batches = residual(), images(6, 6, 5)
+    found = population_statistics(model, batches)
+    with using(model, found):
+        for name, moments in eval_inputs(model, batches).items():
+            assert_moments(found[name], moments)
+        assert_same(population_statistics(model, batches), found)
+
+
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_some_layers_while_the_others_keep_their_own_buffers(upstream: str) -> None:
+    model, batches = residual(), images(4, 4)
+    found = population_statistics(model, batches, layers=["4.bn1", "3.bn1"], upstream=upstream)
+    assert list(found) == ["3.bn1", "4.bn1"]
+    own = running_statistics(model)
+    assert_same(
+        population_statistics(model, batches, layers=["3.bn1", "4.bn1"], upstream=upstream, strategy="layerwise"), found
+    )
+    if upstream == "population":
+        with using(model, found):
+            inputs = eval_inputs(model, batches)
+        assert_moments(found["4.bn1"], inputs["4.bn1"])
+        model.eval()
+        assert_moments(found["3.bn1"], eval_inputs(model, batches)["3.bn1"])
+    assert torch.equal(running_statistics(model)["1"].mean, own["1"].mean)
+
+
+@both
+def test_layers_that_no_data_reaches(strategy: str) -> None:
+    model = nn.Sequential(*plain())
+    model.add_module("head", nn.Sequential(nn.BatchNorm2d(3)))
+    forward = lambda m, x: m[:10](x)  # noqa: E731
+    with unchanged(model):
+        found = population_statistics(model, images(4, 4), forward=forward, strategy=strategy)
+    assert found.unseen == ("head.0",) and list(found) == ["1", "4"]
+    with unchanged(model), pytest.raises(ValueError, match="the forward reached none of 1 batch-norm layers"):
+        population_statistics(model, images(4), forward=forward, layers=["head.0"], strategy=strategy)
+
+
+class OtherOrder(nn.Module):
+    """Registers its layers in another order than it calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.first = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())
+
+
+def test_layers_come_in_the_order_of_their_calls() -> None:
+    assert list(twins(randomized(OtherOrder()), images(4, 3))) == ["first", "last"]
+
+
+# Data
+
+
+def test_generators_are_read_once() -> None:
+    model, batches = plain(), images(4, 3)
+    expected = population_statistics(model, batches)
+    for strategy in STRATEGIES:
+        assert_same(population_statistics(model, iter(batches), strategy=strategy), expected)
+
+
+@pytest.mark.parametrize(("limit", "used"), [(1, 1), (4, 1), (5, 2), (100, 3)])
+def test_max_images(limit: int, used: int) -> None:
+    model, batches = plain(), images(4, 3, 2)
+    read = []
+
+    def reading() -> Iterator[Any]:
+        for batch in batches:
+            read.append(batch)
+            yield batch, torch.zeros(9)
+
+    found = population_statistics(model, reading(), max_images=limit)
+    assert len(read) == used and found["1"].count == 64 * sum(map(len, batches[:used]))
+    assert_same(found, population_statistics(model, batches[:used]))
+
+
+def test_labelled_batches_and_other_structures() -> None:
+    model, batches = plain(), images(4, 3)
+    expected = population_statistics(model, batches)
+    assert_same(twins(model, [(x, torch.zeros(len(x))) for x in batches]), expected)
+    assert_same(twins(model, [[x, "label"] for x in batches], device="cpu"), expected)
+    dictionaries = [{"label": torch.zeros(3), "inner": {"image": x}} for x in batches]
+    assert_same(twins(model, dictionaries, forward=lambda m, batch: m(batch["inner"]["image"])), expected)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.both = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor, *, y: Tensor) -> Tensor:
+        return self.both(torch.cat((self.a(x), self.b(input=y)), 1).relu())
+
+
+def test_several_inputs_and_keywords() -> None:
+    batches = list(zip(images(4, 3), images(4, 3, seed=5), strict=True))
+    found = twins(randomized(TwoInputs()), batches, forward=lambda m, batch: m(batch[0], y=batch[1]))
+    assert_moments(found["b"], references.merge([y for _, y in batches]))
+
+
+@both
+def test_the_users_inputs_stay(strategy: str) -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), *plain())
+    batches = images(4, 3)
+    kept = [batch.clone() for batch in batches]
+    for upstream in ("population", "batch"):
+        population_statistics(model, [{"x": x} for x in batches], forward=lambda m, b: m(b["x"]), upstream=upstream)
+        assert all(map(torch.equal, batches, kept))
+    twins(model, batches)
+
+
+def test_batches_are_advanced_in_the_callers_own_state() -> None:
+    """Modes, hooks and random state: a loader that augments draws the same, whatever the forwards draw."""
+    model = nn.Sequential(Noisy(), *plain())
+    modes, drawn = [], []
+
+    def reading() -> Iterator[Tensor]:
+        for batch in images(4, 3, 2):
+            modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+            drawn.append(torch.rand(1).item())
+            yield batch
+
+    for strategy, upstream in (("breadth", "population"), ("layerwise", "population"), ("breadth", "batch")):
+        torch.manual_seed(3)
+        with unchanged(model):
+            population_statistics(model, reading(), strategy=strategy, upstream=upstream)
+    torch.manual_seed(3)
+    assert drawn == [torch.rand(1).item() for _ in range(3)] * 3
+    with torch.inference_mode(), unchanged(model):
+        assert_same(population_statistics(model, reading()), population_statistics(model, images(4, 3, 2)))
+    assert modes == [(True, False, False)] * 9 + [(False, True, False)] * 3
+
+
+# Models whose forward leaves something outside of its own frame
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+def test_noise_is_the_same_for_any_schedule() -> None:
+    model = nn.Sequential(Noisy(), nn.BatchNorm2d(3), Noisy(), *plain(), Noisy(), nn.BatchNorm1d(4))
+    torch.manual_seed(1)
+    found = twins(model, images(5, 4, 3))
+    assert_same(population_statistics(model, images(5, 4, 3)), found, tolerance=0)
+    torch.manual_seed(2)
+    other = population_statistics(model, images(5, 4, 3))
+    assert not torch.equal(other["1"].mean, found["1"].mean)
+
+
+class Skipping(nn.Module):
+    """Keeps things of the batch on itself between its layers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv1, self.bn1 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.bn2, self.bn3 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.features: dict[str, Tensor] = {}
+        self.history: list[Tensor] = []
+        self.skip: Any = None
+        self.calls = 0
+        self.register_buffer("memory", torch.zeros(3, 1, 1))
+
+    def keep(self, x: Tensor) -> None:
+        self.calls += 1
+        if self.kind == "attribute":
+            self.skip = x
+        elif self.kind == "new attribute":
+            self.new = x
+        elif self.kind == "deleted attribute":
+            del self.skip
+            self.__dict__["other"] = x
+        elif self.kind == "dictionary":
+            self.features["x"] = x
+        elif self.kind == "list":
+            self.history.append(x)
+        else:
+            self.memory = x.mean((0, 2, 3))[:, None, None]
+
+    def kept(self) -> Tensor:
+        assert self.kind != "deleted attribute" or not hasattr(self, "skip")
+        return {
+            "attribute": lambda: self.skip,
+            "new attribute": lambda: self.new,
+            "deleted attribute": lambda: self.__dict__["other"],
+            "dictionary": lambda: self.features["x"],
+            "list": lambda: self.history[-1],
+            "buffer": lambda: self.memory,
+        }[self.kind]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        self.keep(x.relu())
+        x = self.bn2(x.sin() + self.kept())
+        assert self.calls == 1 and len(self.history) < 2
+        return self.bn3(x.relu() + self.kept())
+
+
+KEPT = ["attribute", "new attribute", "deleted attribute", "dictionary", "list", "buffer"]
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_modules_that_keep_state(kind: str) -> None:
+    model = randomized(Skipping(kind))
+    batches = images(4, 4, 4)
+    found = twins(model, batches)
+    one_by_one = randomized(Skipping(kind))  # freshly made for each batch: what each forward means by itself
+
+    def alone(_: nn.Module, x: Tensor) -> Tensor:
+        one_by_one.calls, one_by_one.skip = 0, None
+        one_by_one.history.clear()
+        return one_by_one(x)
+
+    with using(one_by_one, found):
+        for name, moments in eval_inputs(one_by_one, batches, alone).items():
+            assert_moments(found[name], moments)
+    with unchanged(model):
+        population_statistics(model, batches, upstream="batch")
+
+
+def test_features_that_hooks_leave_on_torchs_own_modules() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.conv.register_forward_hook(lambda module, args, output: setattr(module, "out", output))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn2(self.bn1(self.conv(x)).relu() + self.conv.out)
+
+    model = randomized(Reading())
+    first = twins(model, images(4, 4, 4))
+    model(images(4)[0])  # now there is one from before
+    assert_same(twins(model, images(4, 4, 4)), first)
+
+
+class WritesInPlace(nn.Module):
+    def __init__(self, *, buffer: bool) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        if buffer:
+            self.register_buffer("memory", torch.zeros(3, 1, 1))
+        else:
+            self.memory = torch.zeros(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.memory.copy_(x.mean((0, 2, 3))[:, None, None])
+        return self.bn2(self.bn1(x).relu() + self.memory)
+
+
+def test_writing_in_place_is_refused_with_the_way_out() -> None:
+    model = nn.Sequential(WritesInPlace(buffer=True))
+    with unchanged(model), pytest.raises(ValueError, match=r"writes into '0\.memory' in place.* use strategy='layerw"):
+        population_statistics(model, images(4, 3))
+    with unchanged(model):
+        population_statistics(model, images(4, 3), strategy="layerwise")
+    with pytest.raises(ValueError, match=r"writes into 'memory' in place"):
+        population_statistics(WritesInPlace(buffer=False), images(4, 3))
+
+
+class ActingNorm(nn.BatchNorm2d):
+    """With a forward of its own, as timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_norms_with_a_forward_of_their_own() -> None:
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 1), ActingNorm(4), nn.Conv2d(4, 4, 3), ActingNorm(4)))
+    expected = references.full_batch_population(model, torch.cat(images(5, 4, 3)))
+    for name, moments in twins(model, images(5, 4, 3)).items():
+        assert_moments(moments, expected[name])
+
+
+class Doubling(TorchFunctionMode):
+    """Makes every relu twice what it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func in (torch.relu, nn.functional.relu, Tensor.relu) else result
+
+
+class Entering(nn.Module):
+    """Passes layers inside of a context and others outside of it."""
+
+    def __init__(self, context: Callable[[], Any]) -> None:
+        super().__init__()
+        self.context = context
+        self.inner, self.outer = plain()[:6], nn.Sequential(nn.Conv2d(12, 5, 1), nn.BatchNorm2d(5))
+        self.modes: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.context():
+            x = torch.relu(self.inner(x))
+            inside = self.seen()
+        y = torch.relu(self.outer(x.float()))
+        assert (inside, self.seen()) == self.expected(), "another batch's modes leaked in"
+        return y
+
+    def seen(self) -> tuple[Any, ...]:
+        functions = len(torch.overrides._get_current_function_mode_stack())
+        autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast, functions
+
+    def expected(self) -> tuple[Any, Any]:
+        before = self.seen()
+        with self.context():
+            return self.seen(), before
+
+
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+    "inference_mode": torch.inference_mode,
+    "no inference_mode": lambda: torch.inference_mode(False),
+    "autocast": lambda: torch.autocast("cpu", torch.float16),
+    "function mode": Doubling,
+}
+
+
+@pytest.mark.parametrize("around", CONTEXTS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_modes_that_a_forward_enters(context: str, around: str) -> None:
+    if (context, around) == ("no inference_mode", "inference_mode"):
+        pytest.skip("torch itself does not let weights that need gradients meet an inference tensor there")
+    model = randomized(Entering(CONTEXTS[context]))
+    with CONTEXTS[around]():
+        twins(model, images(3, 4, 2))
+    assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (True, False)
+
+
+def test_modes_after_an_error_half_way() -> None:
+    for context in CONTEXTS.values():
+        model = Entering(context)
+        model.inner = nn.Sequential(*model.inner[:3], Failing(at=1), *model.inner[3:])
+        with unchanged(model), pytest.raises(ArithmeticError):
+            population_statistics(model, images(3, 4, 2))
+        torch.ones(1, requires_grad=True).sum().backward()
+
+
+SETTING: contextvars.ContextVar[int] = contextvars.ContextVar("SETTING")
+
+
+def test_context_variables_reach_the_forward() -> None:
+    SETTING.set(3)
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x * SETTING.get())
+
+    twins(plain(), images(3, 4), forward=forward)
+
+
+def test_wrapped_models() -> None:
+    model, batches = plain(), images(4, 3)
+    expected = population_statistics(model, batches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = {"module.": nn.DataParallel(model), "_orig_mod.": torch.compile(model)}
+        wrapped["module._orig_mod."] = nn.DataParallel(wrapped["_orig_mod."])  # type: ignore[arg-type]
+        wrapped["0._orig_mod."] = nn.Sequential(wrapped["_orig_mod."])  # type: ignore[arg-type]
+    for prefix, wrapper in wrapped.items():
+        found = twins(wrapper, batches)
+        assert list(found) == [prefix + name for name in expected]
+        assert_same(Statistics({n.removeprefix(prefix): m for n, m in found.items()}, expected.eps), expected)
+        population_statistics(wrapper, batches, upstream="batch")
+
+
+def test_the_models_own_modes_and_dropout() -> None:
+    model = plain()
+    model[4].eval()
+    expected = population_statistics(plain().eval(), images(4, 3))
+    assert_same(twins(model, images(4, 3)), expected, tolerance=0)
+
+
+def test_double_precision() -> None:
+    model, batches = residual().double(), [x.double() for x in images(4, 3)]
+    for name, moments in references.full_batch_population(model, torch.cat(batches)).items():
+        assert_moments(twins(model, batches)[name], moments, mean=1e-11, var=1e-11)
+
+
+def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    population_statistics(plain(), images(4, 3), progress=True)
+    assert capsys.readouterr().err == ""  # no terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    population_statistics(plain(), images(4, 3))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    population_statistics(plain(), images(4, 3), progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+# Bad input
+
+
+class Failing(nn.Module):
+    """Raises in the forward of the batch `at`, after it has left something on itself."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left = x
+        if len(x) == (3, 4, 2)[self.at]:
+            raise ArithmeticError("of the model's own")
+        return x
+
+
+class CallsTwice(nn.Module):
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.bn, self.other = nn.BatchNorm2d(3), nn.Identity() if last else nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.bn(self.bn(x).relu()))
+
+
+class Branching(nn.Module):
+    """Small batches take b first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu()) if len(x) > 3 else self.a(self.b(x).relu())
+
+
+def with_nan() -> list[Tensor]:
+    batches = images(4, 3)
+    batches[1][2, 1, 0, 0] = torch.nan
+    return batches
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(plain())
+
+
+# What is called, the error, and what it says; every option is tried with both strategies where it says so.
+BAD: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], type[Exception], str]] = {
+    "no batches": (plain, list, {}, ValueError, r"batches is empty; pass at least one batch \(is a generator used up"),
+    "used up": (plain, lambda: iter(()), {}, ValueError, "batches is empty"),
+    "no images": (plain, lambda: [torch.zeros(0, 3, 8, 8)], {}, ValueError, "a batch of no images reached layer '1'"),
+    "one value": (
+        lambda: nn.Sequential(nn.BatchNorm1d(3)),
+        lambda: [torch.zeros(1, 3)],
+        {},
+        ValueError,
+        "layer '0' got one value per channel, which has no variance; pass more images",
+    ),
+    "NaN": (plain, with_nan, {}, ValueError, "the input of layer '1' has NaN or infinite values; look at data and"),
+    "channels": (plain, lambda: images(4, channels=2), {}, RuntimeError, "expected input.* to have 3 channels"),
+    "channels of a layer": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3)),
+        lambda: images(4, channels=2),
+        {},
+        ValueError,
+        r"layer '0' expects 3 channels, its input has shape \(4, 2, 8, 8\)",
+    ),
+    "no tensor": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3)),
+        lambda: ["text"],
+        {},
+        ValueError,
+        "layer '0' expects 3 channels, its input has type str",
+    ),
+    "no layer": (lambda: nn.Linear(2, 2), lambda: images(4), {}, ValueError, "no BatchNorm layer with running stat"),
+    "no model": (lambda: len, lambda: images(4), {}, TypeError, "expected a torch.nn.Module, found builtin_function"),
+    "scripted": (scripted, lambda: images(4), {}, ValueError, "is TorchScript, whose layers cannot be watched"),
+    "a tensor": (plain, lambda: images(4)[0], {}, TypeError, r"batches is a Tensor; pass an iterable .* \[images\]"),
+    "a number": (plain, lambda: 3, {}, TypeError, "batches is a int; pass an iterable"),
+    "layers": (plain, lambda: images(4), {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm layer"),
+    "upstream": (plain, lambda: images(4), {"upstream": "x"}, ValueError, "upstream='x'; choose 'population' or 'bat"),
+    "max_images": (plain, lambda: images(4), {"max_images": 0}, ValueError, "max_images=0; pass at least 1, or None"),
+    "memory": (plain, lambda: images(4), {"memory": "4GiB"}, ValueError, "memory='4GiB' is not supported yet; limit"),
+    "group": (plain, lambda: images(4), {"group": object()}, ValueError, "group is not supported yet"),
+    "own error at first": (
+        lambda: nn.Sequential(*plain()[:4], Failing(at=0), *plain()[4:]),
+        lambda: images(3, 4, 2),
+        {},
+        ArithmeticError,
+        "of the model's own",
+    ),
+    "own error later": (
+        lambda: nn.Sequential(*plain()[:4], Failing(at=2), *plain()[4:]),
+        lambda: images(3, 4, 2),
+        {},
+        ArithmeticError,
+        "of the model's own",
+    ),
+    "own error of an iterator": (
+        lambda: nn.Sequential(Noisy(), *plain()),
+        lambda: (x / 0 if len(x) == 1 else [1 // 0] for x in images(1, 4)),
+        {},
+        ZeroDivisionError,
+        "division",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize(("upstream", "strategy"), [("population", s) for s in STRATEGIES] + [("batch", "breadth")])
+def test_bad_input(case: str, upstream: str, strategy: str) -> None:
+    build, data, options, error, message = BAD[case]
+    if case == "one value" and upstream == "batch":
+        message = "a batch has one value per channel at layer '0' .* use larger batches or upstream='population'"
+    model = build()
+    options = {"upstream": upstream, "strategy": strategy} | options
+    with unchanged(model), pytest.raises(error, match=message) as caught:
+        population_statistics(model, data(), **options)
+    if error in (ValueError, TypeError):
+        assert str(caught.value).startswith("population_statistics: ")
+
+
+def test_strategy_out_of_its_range() -> None:
+    with pytest.raises(ValueError, match="strategy='depth'; choose 'breadth' or 'layerwise'"):
+        population_statistics(plain(), images(4), strategy="depth")
+
+
+def test_an_error_of_the_models_own_tells_the_batch() -> None:
+    model = nn.Sequential(*plain()[:2], Failing(at=1), *plain()[2:])
+    with pytest.raises(ArithmeticError) as caught:
+        population_statistics(model, images(3, 4, 2))
+    assert re.search("raised in the forward of batch 1", caught.value.__notes__[0])
+
+
+@both
+@pytest.mark.parametrize("last", [False, True])
+def test_shared_layers_are_refused(last: bool, strategy: str) -> None:
+    model = CallsTwice(last=last)
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=r"layer 'bn' is reached several times in one forward.*not sup"),
+    ):
+        population_statistics(model, images(4, 3), strategy=strategy)
+    if not last:
+        assert list(population_statistics(model, images(4, 3), strategy=strategy, layers=["other"])) == ["other"]
+
+
+def test_skipped_layers_are_refused() -> None:
+    model = Branching()
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=r"'.' is reached by some batches only after others .*skipped"),
+    ):
+        population_statistics(model, images(4, 3))
+    with unchanged(model), pytest.raises(ValueError, match="batches reach 'a' and 'b' first; skipped layers are not"):
+        population_statistics(model, images(4, 3), strategy="layerwise")
+
+
+@both
+def test_interrupting(strategy: str) -> None:
+    class Interrupted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(*plain()[:3], Interrupted(), *plain()[3:])
+    with unchanged(model), pytest.raises(KeyboardInterrupt):
+        population_statistics(model, images(4, 3), strategy=strategy)
+
+
+def test_blocks_clean_up_in_their_own_state() -> None:
+    """A forward that is given up runs its `finally` with its own attributes and modes."""
+    cleaned = []
+
+    class Cleaning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.batch = len(x)
+            try:
+                with torch.enable_grad():
+                    return self.block(x)
+            finally:
+                cleaned.append((self.batch, len(x), torch.is_grad_enabled()))
+
+    population_statistics(Cleaning(), images(4, 3, 2))
+    assert sorted(cleaned) == [(2, 2, False), (3, 3, False), (4, 4, False)]
