@@ -3,12 +3,13 @@
 The public names are here; importing this package needs torch only (pandas is imported when a frame is asked for).
 """
 
-from bnlab import estimators
+from bnlab import estimators, inference, theory
+from bnlab.decomposition import decompose
 from bnlab.gap import gap
 from bnlab.moments import Moments
-from bnlab.population import population_statistics
+from bnlab.population import population_statistics, self_consistency
 from bnlab.statistics import Statistics, running_statistics, using
-from bnlab.trace import MomentTrace, record, replay
+from bnlab.trace import MomentTrace, record, record_frozen, replay
 
 __version__ = "0.1.0"
 
@@ -16,11 +17,16 @@ __all__ = [
     "MomentTrace",
     "Moments",
     "Statistics",
+    "decompose",
     "estimators",
     "gap",
+    "inference",
     "population_statistics",
     "record",
+    "record_frozen",
     "replay",
     "running_statistics",
+    "self_consistency",
+    "theory",
     "using",
 ]

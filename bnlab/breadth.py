@@ -2,7 +2,8 @@
 
 All batches advance together from one batch-norm layer to the next, each forward in a greenlet of its own. At a layer
 every batch leaves its input's moments and waits; when the last one has arrived the layer's statistics are final and
-all go on with them. The price is every batch's live activations.
+all go on with them. The price is every batch's live activations; batches that do not fit the memory limit give theirs
+up and are run again from the input up to the next layer.
 """
 
 from __future__ import annotations
@@ -10,45 +11,103 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bnlab.layers import BatchNorm, layer_input, set_buffers_aside, tracked
-from bnlab.moments import Moments, Partial, partial, pooled_moments
+from bnlab.layers import BatchNorm, Forward, layer_input, set_buffers_aside, tracked
+from bnlab.memory import Budget, tensor_bytes
+from bnlab.moments import Moments, Partial, pool, pooled_moments, read
+from bnlab.ranks import Ranks
 from bnlab.switching import Modes, ModeSwitch, ModuleState, Overrides, RandomStream, held_tensors
 
 CALLER = "population_statistics"
-Forward = Callable[[nn.Module, Any], Any]
+
+# A layer that is called several times, or reached late, depends on statistics that depend on it: passes are repeated
+# until assumption and measurement agree to this (in σ, and in the logarithm of the variance).
+FIXED_POINT_TOLERANCE = 1e-6
+FIXED_POINT_PASSES = 100
+
+
+@dataclass
+class Cost:
+    """What a measurement took.
+
+    Attributes:
+        batches: of this rank. images: of this rank. forwards: how often a batch's forward was begun at its input; more
+        than `batches` where memory was short, or there were several passes. input_bytes: of the batches, which are
+        held. peak_bytes: the most that activations needed at once, where a batch was profiled; else 0.
+        passes: over all layers; more than one only where layers are shared or reached late. residual: how far
+        assumed and measured statistics of those layers were apart in the last pass (σ, log variance).
+    """
+
+    images: int = 0
+    batches: int = 0
+    forwards: int = 0
+    input_bytes: int = 0
+    peak_bytes: int = 0
+    passes: int = 1
+    residual: float = 0.0
 
 
 class _Item:
-    """One batch's forward pass, running or waiting at a layer."""
+    """One batch: its input, and its forward pass while that waits at a layer."""
 
-    def __init__(self, index: int, run: Callable[[Any], None], random: list[Tensor]) -> None:
-        self.index = index
-        self.run = greenlet(run)
-        self.run.gr_context = contextvars.copy_context()
-        self.random = random
-        self.modes: Modes | None = None
-        self.overrides: Overrides | None = None
+    def __init__(self, index: int, batch: Any) -> None:
+        self.index, self.batch = index, batch
+        self.size = tensor_bytes(batch)
+        self.versions = _versions(batch)
+        self.run: greenlet | None = None  # the suspended forward; None before, after, and where it was given up
+        self.reset()
+
+    def reset(self) -> None:
+        """Before a pass."""
         self.layer: str | None = None  # where it waits; None when it has ended
         self.input: Any = None
         self.part: Partial | None = None
+        self.held = 0  # bytes that it holds while it waits
         self.visited: list[str] = []
+        self.observed: list[tuple[str, Partial]] = []  # calls of pinned layers
+        self.replayed = self.replayed_pinned = 0  # how far a repeated run has come in these lists
+        self.modes: Modes | None = None
+        self.overrides: Overrides | None = None
+        self.random: list[Tensor] = []
 
 
-class BreadthFirst:
-    """Takes a borrowed model in eval mode through all batches at once."""
+def _versions(batch: Any) -> list[int]:
+    return [t._version for t in tree_leaves(batch) if isinstance(t, Tensor) and not t.is_inference()]
 
-    def __init__(self, model: nn.Module, targets: dict[str, BatchNorm], forward: Forward, device: torch.device) -> None:
-        self._model, self._targets, self._forward = model, targets, forward
+
+class Evaluation:
+    """Takes a borrowed model in eval mode through all batches at once, and finishes one layer after the other."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: dict[str, BatchNorm],
+        forward: Forward,
+        device: torch.device,
+        *,
+        budget: Budget,
+        ranks: Ranks,
+        by_image: bool,
+    ) -> None:
+        self._model, self._targets, self._forward, self._device = model, targets, forward, device
+        self._budget, self._ranks, self._by_image = budget, ranks, by_image
+        self.parts: dict[str, list[Partial]] = {}  # where `by_image`: of each layer, a row for each image
+        self.forwards = 0
         self._found: dict[str, Moments] = {}
+        self._pinned: dict[str, Moments] = {}
+        self._revisited: set[str] = set()
+        self._suspended: dict[int, _Item] = {}
         self._current: _Item | None = None
         self._hub = getcurrent()
-        self._held = held_tensors(model)
+        self._written = held_tensors(model)
         for name, layer in targets.items():
             layer.register_forward_pre_hook(self._waiting(name), with_kwargs=True)
             set_buffers_aside(layer)
@@ -57,68 +116,141 @@ class BreadthFirst:
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
 
-    def measure(self, batches: Iterable[Any], advance: Callable[[], object]) -> dict[str, Moments]:
-        """Moments of the layers that are reached, in the order in which they were finished."""
-        items: list[_Item] = []
+    # -- one pass over all layers ------------------------------------------------------------------------------------
+
+    def run(
+        self, items: Iterable[_Item], pinned: dict[str, Moments], advance: Callable[[], object]
+    ) -> tuple[dict[str, Moments], set[str]]:
+        """Moments of the layers in the order in which they were finished, and the layers that were reached again.
+
+        `pinned` layers normalize with the moments that they are given; nobody waits at them, but what they see is
+        kept with each item.
+        """
+        self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
+        for layer, moments in pinned.items():
+            load(self._targets[layer], moments)
+        begun: list[_Item] = []
         with ExitStack() as unwinding:
-            for index, batch in enumerate(batches):
-                items.append(item := _Item(index, self._run, self._random.begin(index)))
-                unwinding.callback(self._end, item)
-                self._resume(item, batch)
-            while waiting := [item for item in items if item.layer is not None]:
-                name = self._next_layer(waiting)
-                here = [item for item in waiting if item.layer == name]
+
+            def begin() -> None:
+                for item in items:
+                    item.reset()
+                    begun.append(item)
+                    unwinding.callback(self._give_up, item)
+                    self._advance(item)
+
+            self._ranks.together(begin)
+            while (name := self._next_layer([i for i in begun if i.layer is not None])) is not None:
+                here = [i for i in begun if i.layer == name]
                 self._finish(name, here)
                 advance()
-                complete = len(self._found) == len(self._targets)
+                complete = not pinned and len(self._found) == len(self._targets)
                 if complete:
                     # One batch for each way that was taken shows whether a layer is called again.
-                    here = list({tuple(item.visited): item for item in here}.values())
-                for item in here:
-                    self._resume(item)
+                    here = list({tuple(i.visited): i for i in here}.values())
+                # Those that wait go first: where the network narrows, they make room for the others.
+                self._ranks.together(partial(self._advance_all, sorted(here, key=lambda i: i.run is None)))
                 if complete:
                     break
-        self._check_held()
-        return self._found
+        self._check_written()
+        return self._found, set().union(*self._ranks.gather(self._revisited))
+
+    def _advance_all(self, items: Sequence[_Item]) -> None:
+        for item in items:
+            self._advance(item)
+
+    def _next_layer(self, waiting: Sequence[_Item]) -> str | None:
+        """Of the layers at which batches of any rank wait, one that no other such layer is known to come before."""
+        earlier: dict[str, set[str]] = {str(item.layer): set() for item in waiting}
+        if len(earlier) > 1:
+            for item in waiting:
+                for name in earlier.keys() & set(item.visited):
+                    earlier[name] |= set(item.visited[: item.visited.index(name)])
+        gathered = self._ranks.gather(earlier)
+        names = set().union(*gathered)
+        candidates = [name for name in self._targets if name in names]
+        for name in candidates:
+            if all(names.isdisjoint(own.get(name, ())) for own in gathered):
+                return name
+        return candidates[0] if candidates else None
+
+    def _finish(self, name: str, items: Sequence[_Item]) -> None:
+        """Pool the moments of all batches on all ranks, and let the layer normalize with them."""
+        parts = [item.part for item in items if item.part is not None]
+        if self._by_image:
+            self.parts[name] = parts
+        local = Moments.empty(self._targets[name].num_features)
+        if parts:
+            local = pooled_moments(parts, lambda shift: [self._shifted(item, shift) for item in items])
+        self._found[name] = self._ranks.merged(local)
+        check_moments(name, self._found[name])
+        load(self._targets[name], self._found[name])
+
+    def observed(self, name: str, items: Sequence[_Item]) -> Moments:
+        """What a pinned layer has seen in the last pass, over all its calls and all ranks."""
+        parts = [part for item in items for layer, part in item.observed if layer == name]
+        if self._by_image:
+            self.parts[name] = parts
+        local = pool(parts) if parts else Moments.empty(self._targets[name].num_features)
+        return self._ranks.merged(local)
+
+    # -- one batch ---------------------------------------------------------------------------------------------------
+
+    def _advance(self, item: _Item) -> None:
+        """Let one batch run to the next layer or its end, from where it waits or, if it has no run, from its input."""
+        item.layer = item.input = item.part = None
+        self._suspended.pop(item.index, None)
+        self._budget.released(item.held)
+        item.held = 0
+        self._make_room(item)
+        arguments = () if item.run is not None else (self._begin(item),)
+        self._switch_to(item, *arguments)
+        if item.layer is None:
+            item.run = None
+        else:
+            self._arrive(item, item.layer)
+
+    def _switch_to(self, item: _Item, *batch: Any) -> None:
+        assert item.run is not None
+        self._enter(item)
+        try:
+            item.run.switch(*batch)
+        except Exception as error:
+            item.layer = item.run = None
+            error.add_note(f"{CALLER}: raised in the forward of batch {item.index}; the model is as it was before")
+            raise
+        finally:
+            self._leave(item)
+
+    def _begin(self, item: _Item) -> Any:
+        """A new forward of the batch, on a copy of its input (a forward may write into it)."""
+        if _versions(item.batch) != item.versions:
+            raise ValueError(
+                f"{CALLER}: batch {item.index} was changed after it was read; let batches yield new tensors"
+            )
+        self.forwards += 1
+        item.run = greenlet(self._run)
+        item.run.gr_context = contextvars.copy_context()
+        item.random, item.modes, item.overrides = self._random.begin(item.index), None, None
+        item.replayed = item.replayed_pinned = 0
+        return copied(item.batch, self._device)
 
     def _run(self, batch: Any) -> None:
         with torch.no_grad():
             self._forward(self._model, batch)
 
-    def _waiting(self, name: str) -> Callable[..., None]:
-        """The pre-hook of a layer; the layer's own eval forward runs after it."""
-
-        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            item = self._current
-            if item is not None and getcurrent() is item.run:
-                item.layer, item.input = name, layer_input(args, kwargs)
-                self._hub.switch()
-
-        return wait
-
-    def _resume(self, item: _Item, *batch: Any) -> None:
-        """Let one batch run until it waits at the next layer or ends; then everything is the caller's again."""
-        item.layer = item.input = item.part = None
+    def _give_up(self, item: _Item) -> None:
+        """Unwind a suspended forward, in its own modes and with its own module state; its moments stay."""
+        if item.run is None:
+            return
+        self._suspended.pop(item.index, None)
+        self._budget.released(item.held)
+        run, item.run, item.held, item.input = item.run, None, 0, None
         self._enter(item)
         try:
-            item.run.switch(*batch)
-        except Exception as error:
-            error.add_note(f"{CALLER}: raised in the forward of batch {item.index}; the model is as it was before")
-            raise
+            run.throw(GreenletExit)
         finally:
             self._leave(item)
-        if item.layer is not None:
-            self._arrive(item, item.layer)
-
-    def _end(self, item: _Item) -> None:
-        """Unwind a forward that will not go on, in its own modes and with its own module state."""
-        if item.layer is not None:
-            item.layer = item.input = item.part = None
-            self._enter(item)
-            try:
-                item.run.throw(GreenletExit)
-            finally:
-                self._leave(item)
 
     def _enter(self, item: _Item) -> None:
         self._current = item
@@ -135,40 +267,177 @@ class BreadthFirst:
         self._random.apply(self._own_random)
         self._current = None
 
-    def _arrive(self, item: _Item, name: str) -> None:
-        if name in self._found:
-            times = "several times in one forward" if name in item.visited else "by some batches only after others"
+    # -- a batch reaches a layer -------------------------------------------------------------------------------------
+
+    def _waiting(self, name: str) -> Callable[..., None]:
+        """The pre-hook of a layer; the layer's own eval forward runs after it."""
+
+        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            item = self._current
+            if item is None:
+                self._budget.profile_layer(name, layer_input(args, kwargs))
+            elif getcurrent() is not item.run:
+                return
+            elif name in self._pinned:
+                self._observe(item, name, layer_input(args, kwargs))
+            elif item.replayed < len(item.visited):
+                self._replay(item, name)
+            elif name in self._found:
+                self._revisited.add(name)
+                item.visited.append(name)
+                item.replayed += 1
+            else:
+                item.layer, item.input = name, layer_input(args, kwargs)
+                self._hub.switch()
+
+        return wait
+
+    def _observe(self, item: _Item, name: str, x: Any) -> None:
+        check_input(name, self._targets[name], x)
+        if item.replayed_pinned == len(item.observed):
+            item.observed.append((name, self._part(x, alone=True)))
+        item.replayed_pinned += 1
+
+    def _replay(self, item: _Item, name: str) -> None:
+        """A repeated run passes the layers that it has passed before, in the same order."""
+        if item.visited[item.replayed] != name:
             raise ValueError(
-                f"{CALLER}: layer {name!r} is reached {times} and was finished before; "
-                "shared and skipped layers are not supported yet; leave it out with layers=[...]"
+                f"{CALLER}: batch {item.index} took another way through the network when it was run again; "
+                "raise memory= so that nothing has to be, or make the forward deterministic"
             )
+        item.replayed += 1
+
+    def _arrive(self, item: _Item, name: str) -> None:
         check_input(name, self._targets[name], item.input)
-        item.part = partial(item.input)
         item.visited.append(name)
+        item.replayed = len(item.visited)
+        keep = self._fits(item, name)
+        # Where memory is short, many rows of many batches would count.
+        item.part = self._part(item.input, alone=not keep or self._budget.profiled)
+        if not keep:
+            self._give_up(item)
 
-    def _next_layer(self, waiting: Sequence[_Item]) -> str:
-        """Of the layers at which batches wait, one that no other such layer is known to come before."""
-        names = {item.layer for item in waiting}
-        candidates = [name for name in self._targets if name in names]
-        for name in candidates:
-            earlier = [v for item in waiting if name in item.visited for v in item.visited[: item.visited.index(name)]]
-            if names.isdisjoint(earlier):
-                return name
-        return candidates[0]
+    def _part(self, x: Tensor, alone: bool) -> Partial:
+        """Moments of one input; `alone`: it will not be there any more to be read again about a shift."""
+        if self._by_image:
+            return read(x, by_image=True)
+        return Partial.of(Moments.of(x)) if alone else read(x)
 
-    def _finish(self, name: str, items: Sequence[_Item]) -> None:
-        moments = pooled_moments([item.input for item in items], [item.part for item in items if item.part])
-        check_moments(name, moments)
-        self._found[name] = moments
-        load(self._targets[name], moments)
+    def _shifted(self, item: _Item, shift: Tensor) -> Partial:
+        """The part of a waiting batch read again about `shift`; one that was given up has been read exactly."""
+        if item.run is None or self._by_image:
+            assert item.part is not None
+            return item.part
+        return read(item.input, shift)
 
-    def _check_held(self) -> None:
-        for name, tensor, version in self._held:
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def _fits(self, item: _Item, name: str) -> bool:
+        """Whether a batch that has arrived can wait with its activations."""
+        budget = self._budget
+        if budget.must_profile(item.input, item.size):
+            self._profile(item)
+            budget.waiting = sum(budget.live(str(i.layer), i.input, i.size) for i in self._suspended.values())
+            for waiting in self._suspended.values():
+                waiting.held = budget.live(str(waiting.layer), waiting.input, waiting.size)
+        item.held = budget.live(name, item.input, item.size)
+        if not budget.takes(item.held):
+            item.held = 0
+            return False
+        self._suspended[item.index] = item
+        return True
+
+    def _make_room(self, item: _Item) -> None:
+        """Give up waiting batches, the last first, until this one can run; ValueError if it does not fit alone."""
+        budget = self._budget
+        if budget.exact and not budget.profiled:
+            self._profile(item)
+        budget.check_alone(item.size)
+        while self._suspended and not budget.room_to_run(item.size):
+            last = next(reversed(self._suspended.values()))
+            last.part = self._part(last.input, alone=True)
+            self._give_up(last)
+
+    def _profile(self, item: _Item) -> None:
+        """Run one batch through the network to see what its forward holds, layer by layer; the values do not matter."""
+        random = self._random.capture()
+        self._random.apply(self._random.begin(item.index))
+        try:
+            with self._budget.profiling(item.size):
+                self._run(copied(item.batch, self._device))
+        finally:
+            self._random.apply(random)
+            self._state.take()
+
+    def _check_written(self) -> None:
+        for name, tensor, version in self._written:
             if tensor._version != version:
                 raise ValueError(
                     f"{CALLER}: the forward writes into {name!r} in place, which batches that take turns cannot share; "
                     "use strategy='layerwise'"
                 )
+
+
+def measure(
+    evaluation: Evaluation, batches: Iterable[Any], advance: Callable[[], object], cost: Cost, ranks: Ranks
+) -> dict[str, Moments]:
+    """Moments of the layers that are reached, in the order in which they were finished first.
+
+    One pass, unless layers are called several times in a forward or reached by some batches after others have finished
+    them. Their statistics depend on themselves: they are assumed (pinned), measured, and assumed anew until both agree.
+
+    Raises:
+        ValueError: they do not agree after 100 passes.
+    """
+    items: list[_Item] = []
+
+    def begun() -> Iterable[_Item]:
+        for index, batch in enumerate(batches):
+            items.append(_Item(index, batch))
+            yield items[-1]
+
+    found, revisited = evaluation.run(begun(), {}, advance)
+    order, pinned, relaxation, before = list(found), dict[str, Moments](), 1.0, float("inf")
+    cost.passes = 1
+    while revisited:
+        pinned |= {name: found[name] for name in found if name in revisited}
+        found, revisited = evaluation.run(items, pinned, lambda: None)
+        cost.passes += 1
+        if revisited:
+            continue
+        seen = {name: evaluation.observed(name, items) for name in pinned}
+        cost.residual = max(distance(pinned[name], moments) for name, moments in seen.items())
+        if cost.residual <= FIXED_POINT_TOLERANCE:
+            break
+        if not cost.residual < float("inf") or cost.passes >= FIXED_POINT_PASSES:
+            raise ValueError(
+                f"{CALLER}: layers {', '.join(sorted(pinned))} are called several times or skipped, and did not settle "
+                f"in {cost.passes} passes (residual {cost.residual:.1e}); leave them out with layers="
+            )
+        relaxation = relaxation if cost.residual < before else relaxation / 2
+        before, revisited = cost.residual, set(pinned)
+        found |= {name: between(pinned[name], moments, relaxation) for name, moments in seen.items()}
+    cost.batches, cost.forwards = len(items), evaluation.forwards
+    cost.input_bytes = sum(item.size for item in items)
+    return {name: found[name] for name in [*order, *found] if name in found}
+
+
+def distance(assumed: Moments, seen: Moments) -> float:
+    """The larger of the largest differences of the means, in σ, and of the logarithms of the variances."""
+    mean = ((seen.mean - assumed.mean).abs() / assumed.var.sqrt()).nan_to_num(0.0)  # 0/0: a dead channel
+    var = (seen.var / assumed.var).log().abs().nan_to_num(0.0)
+    return float(torch.maximum(mean, var).max())
+
+
+def between(assumed: Moments, seen: Moments, share: float) -> Moments:
+    """`share` of the way from what was assumed to what was seen."""
+    mean, var = (torch.lerp(getattr(assumed, key), getattr(seen, key), share) for key in ("mean", "var"))
+    return Moments(seen.count, mean, var)
+
+
+def copied(batch: Any, device: torch.device) -> Any:
+    """The batch with copies of its tensors on `device`."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), batch)
 
 
 def load(layer: BatchNorm, moments: Moments) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.estimators import EMA, CumulativePooled, Cumulative, DebiasedEMA
+from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
+from bnlab.layers import Forward, call
 from bnlab.population import population_statistics
 from bnlab.statistics import Layout
 from bnlab.trace import MomentTrace, record_frozen, replay_bank
@@ -39,7 +40,7 @@ def decompose(
     *,
     momentum: float = 0.1,
     augmented: Iterable[Any] | None = None,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward = call,
 ) -> pd.DataFrame:
     """The gap E − P of the EMA at the trace's last step, term by term, for each layer and channel.
 
@@ -83,7 +84,8 @@ def decompose(
     def expected(network: nn.Module, stream: Iterable[Any]) -> tuple[Tensor, Tensor]:
         """M and Q of a network: [2, channels] each."""
         frozen = record_frozen(network, stream, forward=forward)
-        return tuple(replay_bank(frozen, [Cumulative(), CumulativePooled()], [frozen.last_step])[:, 0])
+        m, q = replay_bank(frozen, [Cumulative(), PooledCumulative()], [frozen.last_step])[:, 0]
+        return m, q
 
     lagged = torch.zeros_like(e)
     past = copy.deepcopy(model)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed
+from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, layer_input, tracked
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TestBatch(Rule):
     Assumes that the batch is a fair sample of what is to be predicted; predictions depend on their neighbours.
 
     >>> x = torch.tensor([[[1.0, 3.0]]], dtype=torch.float64)   # one image, one channel, two positions
-    >>> [v.item() for v in TestBatch().statistics(x, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))]
+    >>> [round(v.item(), 6) for v in TestBatch().statistics(x, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))]
     [2.0, 1.0]
     """
 
@@ -54,8 +54,9 @@ class TestBatch(Rule):
     name: ClassVar[str] = "test_batch"
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        var_x, mean_x = torch.var_mean(x, dim=(0, 2), correction=0, keepdim=True)
-        return mean_x, var_x
+        if x.shape[0] * x.shape[2] < 2:
+            raise ValueError("test_batch: one value per channel has no variance; pass batches of two images or more")
+        return _own(x, (0, 2), mean)
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class PseudoSamples(Rule):
 
     >>> x = torch.tensor([[[1.0, 3.0]]], dtype=torch.float64)
     >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-    >>> [v.item() for v in PseudoSamples(n=1).statistics(x, zero, one)]
+    >>> [round(v.item(), 6) for v in PseudoSamples(n=1).statistics(x, zero, one)]
     [1.0, 1.0]
-    >>> [v.item() for v in PseudoSamples(n=1, between=True).statistics(x, zero, one)]
+    >>> [round(v.item(), 6) for v in PseudoSamples(n=1, between=True).statistics(x, zero, one)]
     [1.0, 2.0]
     """
 
@@ -82,12 +83,7 @@ class PseudoSamples(Rule):
             raise ValueError(f"PseudoSamples: n={self.n!r}; it counts images and is 0 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        mean_x, var_x = TestBatch().statistics(x, mean, var)
-        p = self.n / (self.n + len(x))
-        mixed = p * var + (1 - p) * var_x
-        if self.between:
-            mixed = mixed + p * (1 - p) * (mean_x - mean).square()
-        return p * mean + (1 - p) * mean_x, mixed
+        return _mixed((mean, var), _own(x, (0, 2), mean), len(x) / (self.n + len(x)), self.between)
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,8 @@ class ExampleWeighing(Rule):
     α is `weight`. Predictions do not depend on the batch. Source: Summers & Dinneen 2020.
 
     >>> x = torch.tensor([[[1.0, 3.0]]], dtype=torch.float64)
-    >>> [v.item() for v in ExampleWeighing(weight=0.5).statistics(x, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))]
+    >>> zero, one = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    >>> [round(v.item(), 6) for v in ExampleWeighing(weight=0.5).statistics(x, zero, one)]
     [1.0, 2.0]
     """
 
@@ -109,18 +106,18 @@ class ExampleWeighing(Rule):
             raise ValueError(f"{type(self).__name__}: weight={self.weight!r}; it lies in [0, 1]")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _weighed(x, mean, var, self.weight)
+        return _mixed((mean, var), _own(x, (2,), mean), self.weight)
 
 
 @dataclass(frozen=True)
 class EvalNorm(Rule):
-    """What a training batch of B images would have held on average with this example in it: α = 1/B.
+    """Example weighing with α = 1/B: what a training batch of B images held on average with this example in it.
 
-    The example's moments with weight 1/B, the source for the others (Singh & Shrivastava 2019, with their fitted
-    weight replaced by 1/B).
+    Exactly so for the mean; the variance is larger by (B−1)/B² of the variance of the images' means. Source: Singh &
+    Shrivastava 2019 (EvalNorm), with their fitted weights replaced by 1/B.
 
     >>> x = torch.tensor([[[1.0, 3.0]]], dtype=torch.float64)
-    >>> [v.item() for v in EvalNorm(batch_size=2).statistics(x, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))]
+    >>> [round(v.item(), 6) for v in EvalNorm(batch_size=2).statistics(x, torch.zeros(1, 1, 1), torch.ones(1, 1, 1))]
     [1.0, 2.0]
     """
 
@@ -132,25 +129,38 @@ class EvalNorm(Rule):
             raise ValueError(f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _weighed(x, mean, var, 1.0 / self.batch_size)
+        return _mixed((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size)
 
 
-def _weighed(x: Tensor, mean: Tensor, var: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """The mixture's mean and variance; its variance written with Δμ², which is E[x²] − E[x]² without cancellation."""
-    var_x, mean_x = torch.var_mean(x, dim=2, correction=0, keepdim=True)
-    mixed = (1 - weight) * var + weight * var_x + weight * (1 - weight) * (mean_x - mean).square()
-    return (1 - weight) * mean + weight * mean_x, mixed
+def _own(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance in one read, summed in float64 about `near`, which lies closer to the values than 0 does."""
+    near = near.to(x.dtype)
+    n = x[0, 0].numel() * (len(x) if 0 in dims else 1)
+    deviation = x - near
+    shift = deviation.sum(dims, keepdim=True, dtype=torch.float64) / n
+    norm = torch.linalg.vector_norm(deviation, dim=dims, keepdim=True, dtype=torch.float64)
+    return near + shift, (norm.square() / n - shift.square()).clamp(min=0)
+
+
+def _mixed(
+    source: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], weight: float, between: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of (1−weight)·source + weight·own; `between` the means: E[x²] − E[x]² without cancellation."""
+    mean, var = ((1 - weight) * a + weight * b for a, b in zip(source, own, strict=True))
+    return mean, var + weight * (1 - weight) * (own[0] - source[0]).square() if between else var
 
 
 @contextlib.contextmanager
 def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     """Inside the block `model` is in eval mode and normalizes by `rule`; then it is as it was before.
 
-    Every layer's own forward still runs, on an input that is shifted and scaled so that normalizing it with the
-    source statistics gives what normalizing the input with the rule's would.
+    Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
+    are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
+    and written.
 
     Raises:
-        TypeError: `model` is not a module or `rule` not a `Rule`. ValueError: no batch-norm layer.
+        TypeError: `model` is not a module or `rule` not a `Rule`. ValueError: no batch-norm layer; in the block, one
+            value per channel and no statistics but its own.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
@@ -158,20 +168,34 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     with borrowed(model):
         model.eval()
         for layer in layers.values():
-            layer.register_forward_pre_hook(_renormalizing(rule), with_kwargs=True)
+            before, after = _hooks(rule)
+            layer.register_forward_pre_hook(before, with_kwargs=True)
+            layer.register_forward_hook(after, always_call=True)
         yield model
 
 
-def _renormalizing(rule: Rule) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    def hook(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        x = args[0] if args else kwargs["input"]
-        if layer.running_mean is None or layer.running_var is None:
-            raise ValueError("inference.applied: a layer lost its running statistics inside the block")
-        wide = x.double().flatten(2) if x.dim() > 2 else x.double()[:, :, None]
-        source = [b.double().view(1, -1, 1) for b in (layer.running_mean, layer.running_var)]
-        mean, var = rule.statistics(wide, *source)
-        scale = ((source[1] + layer.eps) / (var + layer.eps)).sqrt()
-        shifted = torch.addcmul(source[0], wide - mean, scale)
-        return (shifted.view(x.shape).to(x.dtype), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"}
+def _hooks(rule: Rule) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """The pair around one layer's call: lend the statistics as buffers; give its own ones back."""
+    own: list[tuple[Tensor, Tensor]] = []
 
-    return hook
+    def before(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x, (running_mean, running_var) = layer_input(args, kwargs), tracked(layer)
+        full = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
+        mean, var = rule.statistics(wide, *(b.double().view(1, -1, 1) for b in (running_mean, running_var)))
+        if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
+            shape = (len(mean), -1) + (1,) * (x.dim() - 2)
+            scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
+            rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
+            x = ((full - center.view(shape) - rest) * scale.view(shape).to(wide)).to(x.dtype)
+            mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
+        own.append((running_mean, running_var))
+        layer._buffers["running_mean"] = mean.flatten().to(running_mean)
+        layer._buffers["running_var"] = var.flatten().to(running_var)
+        return (x,), {}
+
+    def after(layer: BatchNorm, args: object, output: object) -> None:
+        if own:
+            layer._buffers["running_mean"], layer._buffers["running_var"] = own.pop()
+
+    return before, after

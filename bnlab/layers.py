@@ -6,7 +6,7 @@ import contextlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+
+Forward = Callable[[nn.Module, Any], Any]
 
 BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once built, and subclasses (timm's)
 
@@ -81,6 +83,11 @@ def tracked(layer: BatchNorm) -> tuple[Tensor, Tensor]:
     mean, var = layer.running_mean, layer.running_var
     assert mean is not None and var is not None
     return mean, var
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

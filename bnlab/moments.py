@@ -5,7 +5,7 @@ Everything that is kept is float64 on the CPU; the activations themselves are re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ class Moments:
                 f"Moments.of: found a {x.dtype} tensor of shape {tuple(x.shape)}; "
                 "pass a non-empty floating-point tensor [N, C, ...]"
             )
-        return pooled_moments([x])
+        return pooled_moments([read(x)], lambda shift: [read(x, shift)])
 
     @staticmethod
     def empty(channels: int) -> Moments:
@@ -82,11 +82,11 @@ class Moments:
         return Moments(n, mean, m2 / n)
 
 
-def pooled_moments(inputs: Sequence[Tensor], parts: Sequence[Partial] | None = None) -> Moments:
-    """Moments of all `inputs` [N, C, ...] together; `parts` are their `partial`s where they have been taken."""
-    moments = pool([partial(x) for x in inputs] if parts is None else parts)
+def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor], Sequence[Partial]]) -> Moments:
+    """Moments of all parts together; `again(shift)` reads them about a known mean, where a plain read is too coarse."""
+    moments = pool(parts)
     if (moments.mean.abs() > _SHIFT_RATIO * moments.var.sqrt()).any():
-        moments = pool([partial(x, shift=moments.mean) for x in inputs])
+        moments = pool(again(moments.mean))
     return moments
 
 
@@ -101,16 +101,25 @@ class Partial:
     mean: Tensor
     var: Tensor
 
+    @staticmethod
+    def of(moments: Moments) -> Partial:
+        """One group."""
+        count = torch.tensor([[moments.count]], dtype=torch.float64)
+        return Partial(count, moments.mean[None], moments.var[None])
 
-def partial(x: Tensor, shift: Tensor | None = None) -> Partial:
-    """One read of `x` [N, C, ...]; with `shift` [C], of `x − shift` (which is exact near the mean)."""
+
+def read(x: Tensor, shift: Tensor | None = None, *, by_image: bool = False) -> Partial:
+    """One read of `x` [N, C, ...]; with `shift` [C], of `x − shift` (which is exact near the mean).
+
+    The groups are what is fastest in this memory layout, or the images (rows in their order).
+    """
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     if shift is not None:
         known = shift.to(wide.device, wide.dtype)
-        found = partial(wide - known.view(-1, *[1] * (x.dim() - 2)))
+        found = read(wide - known.view(-1, *[1] * (x.dim() - 2)))
         return Partial(found.count, found.mean + known.double().cpu(), found.var)
     innermost = wide.movedim(1, -1)
-    if innermost.is_contiguous():
+    if innermost.is_contiguous() and not by_image:
         return _partial_by_pixel(innermost.flatten(0, -2))
     return _partial_by_image(wide.reshape(*wide.shape[:2], -1))
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from bnlab.breadth import CALLER, BreadthFirst, Forward, check_input, check_moments, load
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, layer_input, set_buffers_aside
-from bnlab.moments import Moments
-from bnlab.statistics import Statistics
+from bnlab.breadth import CALLER, Cost, Evaluation, check_input, check_moments, copied, load, measure
+from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, set_buffers_aside
+from bnlab.memory import Budget, memory_limit
+from bnlab.moments import Moments, Partial, read
+from bnlab.ranks import Ranks
+from bnlab.statistics import Statistics, using
 from bnlab.switching import RandomStream
 
 _Found = dict[str, Moments]
+_FIRST_IMAGES = 256  # that max_images="auto" begins with
 
 
 def population_statistics(
@@ -30,61 +34,77 @@ def population_statistics(
     *,
     upstream: str = "population",
     strategy: str = "breadth",
-    forward: Forward | None = None,
+    forward: Forward = call,
     layers: Sequence[str] | None = None,
-    max_images: int | None = None,
+    max_images: int | str | None = None,
+    tolerance: float | None = None,
+    standard_errors: bool = False,
     device: torch.device | str | None = None,
     memory: int | str | None = None,
     progress: bool = False,
-    group: object = None,
+    group: Any = None,
 ) -> Statistics:
     """Mean and variance (ddof 0) of what each batch-norm layer of `model` sees, over all of `batches`.
 
     The model is borrowed: it is evaluated with dropout and the like off, and comes back as it was. Layers that are
-    not in `layers` normalize with their own buffers. Batches may differ in size, image size and structure.
+    not in `layers` normalize with their own buffers. Batches may differ in size, image size and structure. A layer
+    that is called several times in a forward, or skipped by some batches, has statistics that depend on themselves:
+    passes are repeated until they agree.
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
-        batches: what `forward` takes, e.g. a DataLoader. Read once; a generator will do.
+        batches: what `forward` takes, e.g. a DataLoader. Read once and held; a generator will do.
         upstream: "population", or "batch": every layer normalizes with its mini-batch's statistics and the moments
             are pooled over all batches (what one-pass "precise BN" tools compute; depends on the batch size).
         strategy: "breadth", or "layerwise": one forward pass up to each layer in turn, the slow obvious twin. With
             upstream="batch" both are the same one pass.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         layers: names of the layers to measure; default all.
-        max_images: stop after the batch with which at least so many images have been read.
+        max_images: stop after the batch with which at least so many images have been read. "auto": twice as many,
+            again and again from 256 on, until every layer's standard errors are within `tolerance`.
+        tolerance: for "auto": the error of the mean relative to σ and that of the variance relative to the variance,
+            root mean square over a layer's channels, in the worst layer.
+        standard_errors: give `.standard_errors` with the result; reads every activation once more.
         device: where the batches' tensors are moved; default the model's own.
-        memory, group: a memory limit and a process group are not supported yet and refused.
+        memory: limit for live activations, in bytes or as "4GiB"; default 60% of what is free. Batches that do not
+            fit are run again from the input up to the next layer; `.cost` says how often.
         progress: show a bar over the layers.
+        group: a torch.distributed process group. Every rank calls this with its own share of the data, which may be
+            empty, and gets the statistics of all of it.
 
     Returns:
-        `Statistics` whose moments carry their counts; layers that no batch reached are listed in `.unseen`.
+        `Statistics` whose moments carry their counts. `.unseen`: layers that no batch reached. `.cost`: see
+        `bnlab.breadth.Cost`. `.standard_errors`: layer → (of the mean, of the variance), float64 [C], with images as
+        the independent units, for the upstream statistics as they are.
 
     Raises:
         TypeError: `model` is not a module or `batches` cannot be iterated. ValueError: an argument out of its range;
             no batches; no batch-norm layer (reached); a layer with fewer than two values, other channels, or values
-            that are not finite; a layer that is reached again after it was finished (shared, or skipped by some
-            batches). The model is as before in every case, also when its own forward raises.
+            that are not finite; statistics of shared layers that do not settle; one batch that does not fit `memory`;
+            another rank's failure. The model is as before in every case, also when its own forward raises.
     """
-    _check_arguments(batches, upstream, strategy, max_images, memory, group)
+    _check_arguments(batches, upstream, strategy, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
-    place = device if device is not None else next((p.device for p in model.parameters()), "cpu")
-    source = _Source(batches, max_images, torch.device(place))
-    twin = {("population", "breadth"): _breadth, ("population", "layerwise"): _layerwise}
-    measure = twin.get((upstream, strategy), _batch_upstream)
-    with borrowed(model), _bar(len(targets), progress) as bar:
-        model.eval()
-        found = measure(unwrapped(model), targets, forward or _call, source, bar.update)
-    if not source.count:
-        raise ValueError(f"{CALLER}: batches is empty; pass at least one batch (is a generator used up?)")
-    if not found:
-        raise ValueError(f"{CALLER}: the forward reached none of {len(targets)} batch-norm layers")
-    unseen = [name for name in targets if name not in found]
-    return Statistics(found, {name: targets[name].eps for name in found}, unseen)
+    place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    limit = memory_limit(memory, place)
+    auto = max_images == "auto"
+    source: Iterable[Any] = list(batches) if auto else batches
+    images = _FIRST_IMAGES if auto else max_images
+    while True:
+        counted = _Source(source, images)  # type: ignore[arg-type]
+        job = _Job(unwrapped(model), targets, forward, place, Ranks(group), auto or standard_errors)
+        job.budget = Budget(limit, exact=memory is not None)
+        with borrowed(model), _bar(len(targets), progress) as job.bar:
+            model.eval()
+            found = {"population": _STRATEGIES[strategy], "batch": _batch_upstream}[upstream](job, counted)
+        statistics = job.statistics(found, counted)
+        if not auto or counted.exhausted or _worst_error(statistics) <= (tolerance or 0.0):
+            return statistics
+        images = 2 * counted.images
 
 
 def _check_arguments(
-    batches: object, upstream: str, strategy: str, max_images: int | None, memory: object, group: object
+    batches: object, upstream: str, strategy: str, max_images: int | str | None, tolerance: float | None
 ) -> None:
     for key, value, allowed in (
         ("upstream", upstream, ("population", "batch")),
@@ -94,12 +114,107 @@ def _check_arguments(
             raise ValueError(f"{CALLER}: {key}={value!r}; choose {' or '.join(map(repr, allowed))}")
     if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
         raise TypeError(f"{CALLER}: batches is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"{CALLER}: max_images={max_images}; pass at least 1, or None for all")
-    if memory is not None:
-        raise ValueError(f"{CALLER}: memory={memory!r} is not supported yet; limit the data with max_images")
-    if group is not None:
-        raise ValueError(f"{CALLER}: group is not supported yet; measure on one rank and broadcast the statistics")
+    if max_images is not None and max_images != "auto" and (not isinstance(max_images, int) or max_images < 1):
+        raise ValueError(f'{CALLER}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
+    if (tolerance is None) == (max_images == "auto"):
+        raise ValueError(f'{CALLER}: tolerance={tolerance}; it goes with max_images="auto", which needs it')
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"{CALLER}: tolerance={tolerance}; pass a positive relative error such as 0.01")
+
+
+@dataclass
+class _Job:
+    """What every way of measuring needs, and what it leaves beside the moments."""
+
+    model: nn.Module
+    targets: dict[str, BatchNorm]
+    forward: Forward
+    device: torch.device
+    ranks: Ranks
+    by_image: bool
+    budget: Budget = field(init=False)
+    bar: Any = None
+    cost: Cost = field(default_factory=Cost)
+    parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`
+
+    def statistics(self, found: _Found, source: _Source) -> Statistics:
+        """ValueError if there was nothing to measure."""
+        if not sum(self.ranks.gather(source.count)):
+            raise ValueError(f"{CALLER}: batches is empty; pass at least one batch (is a generator used up?)")
+        if not found:
+            raise ValueError(f"{CALLER}: the forward reached none of {len(self.targets)} batch-norm layers")
+        self.cost.images, self.cost.peak_bytes = source.images, self.budget.peak
+        unseen = [name for name in self.targets if name not in found]
+        statistics = Statistics(found, {name: self.targets[name].eps for name in found}, unseen)
+        statistics.cost = self.cost
+        if self.by_image:
+            statistics.standard_errors = {
+                name: _standard_error(moments, self.parts.get(name, []), self.ranks) for name, moments in found.items()
+            }
+        return statistics
+
+
+def _standard_error(moments: Moments, parts: list[Partial], ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Of the mean and of the variance, from the spread of the images' means and second moments about the mean."""
+    square, images = torch.zeros(2, len(moments.mean), dtype=torch.float64), 0
+    for part in parts:
+        offset = part.mean - moments.mean
+        spread = torch.stack((offset, part.var + offset.square() - moments.var))
+        # Images weigh by their values; with equal ones this is Σ(·)²/N².
+        square += (spread * (part.count / moments.count)).square().sum(1)
+        images += len(part.mean)
+    gathered = ranks.gather((square, images))
+    total, count = sum(s for s, _ in gathered), sum(n for _, n in gathered)
+    errors = (total * count / (count - 1)).sqrt() if count > 1 else torch.full_like(square, torch.nan)
+    return errors[0], errors[1]
+
+
+def _worst_error(statistics: Statistics) -> float:
+    """The largest relative standard error of a layer, root mean square over its channels."""
+    worst = 0.0
+    for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
+        # A dead channel has no error and no variance.
+        var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)
+        worst = max(worst, *(float(e.square().mean().sqrt()) for e in (of_mean / var.sqrt(), of_var / var)))
+    return worst
+
+
+def self_consistency(
+    model: nn.Module,
+    statistics: Statistics,
+    batches: Iterable[Any],
+    *,
+    forward: Forward = call,
+    device: torch.device | str | None = None,
+) -> tuple[float, float]:
+    """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
+
+    An ordinary hooked evaluation, batch after batch, which shares nothing with the breadth-first code.
+
+    Returns:
+        the largest difference over layers and channels: of the means in σ, of the variances relative.
+
+    Raises:
+        as `using`; ValueError if the data reaches none of the layers.
+    """
+    place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    seen: _Found = {}
+    with using(model, statistics):
+        for name, layer in batch_norm_layers(model, list(statistics), caller="self_consistency").items():
+
+            def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                moments = Moments.of(layer_input(args, kwargs))
+                seen[name] = seen[name].merge(moments) if name in seen else moments
+
+            layer.register_forward_pre_hook(look, with_kwargs=True)
+        with torch.no_grad():
+            for batch in batches:
+                forward(unwrapped(model), copied(batch, place))
+    if not seen:
+        raise ValueError("self_consistency: the data reached none of the layers; pass at least one batch")
+    pairs = [(statistics[name], moments) for name, moments in seen.items()]
+    mean = max(float(((m.mean - s.mean).abs() / s.var.sqrt()).nan_to_num(0.0).max()) for s, m in pairs)
+    return mean, max(float((m.var / s.var - 1).abs().nan_to_num(0.0).max()) for s, m in pairs)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -109,10 +224,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _call(model: nn.Module, batch: Any) -> Any:
-    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-
-
 def _bar(total: int, shown: bool) -> Any:
     from tqdm import tqdm
 
@@ -120,20 +231,22 @@ def _bar(total: int, shown: bool) -> Any:
 
 
 class _Source:
-    """The caller's batches, copied to the device (a forward may write into its input) and counted."""
+    """The caller's batches, counted."""
 
-    def __init__(self, batches: Iterable[Any], max_images: int | None, device: torch.device) -> None:
-        self._batches, self._limit, self.device = batches, max_images, device
-        self.count = 0
+    def __init__(self, batches: Iterable[Any], max_images: int | None) -> None:
+        self._batches, self._limit = batches, max_images
+        self.count = self.images = 0
+        self.exhausted = False
 
     def __iter__(self) -> Iterator[Any]:
-        images = 0
+        self.count = self.images = 0
         for batch in self._batches:
             self.count += 1
-            images += _images(batch)
-            yield _copied(batch, self.device)
-            if self._limit is not None and images >= self._limit:
+            self.images += _images(batch)
+            yield batch
+            if self._limit is not None and self.images >= self._limit:
                 return
+        self.exhausted = True
 
 
 def _images(batch: Any) -> int:
@@ -141,25 +254,25 @@ def _images(batch: Any) -> int:
     return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
-def _copied(batch: Any, device: torch.device) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), batch)
-
-
-def _breadth(
-    model: nn.Module, targets: dict[str, BatchNorm], forward: Forward, source: _Source, advance: Callable[[], object]
-) -> _Found:
-    return BreadthFirst(model, targets, forward, source.device).measure(source, advance)
+def _breadth(job: _Job, source: _Source) -> _Found:
+    evaluation = Evaluation(
+        job.model, job.targets, job.forward, job.device, budget=job.budget, ranks=job.ranks, by_image=job.by_image
+    )
+    found = measure(evaluation, source, job.bar.update, job.cost, job.ranks)
+    job.parts = evaluation.parts
+    return found
 
 
 class _Reached(BaseException):
     """Ends a forward pass at the layer that is being measured."""
 
 
-def _layerwise(
-    model: nn.Module, targets: dict[str, BatchNorm], forward: Forward, source: _Source, advance: Callable[[], object]
-) -> _Found:
+def _layerwise(job: _Job, source: _Source) -> _Found:
     """Run everything up to the first unfinished layer, again and again."""
+    if job.ranks.size > 1 or job.by_image:
+        raise ValueError(f"{CALLER}: strategy='layerwise' has no group and no standard errors; use 'breadth'")
     found: _Found = {}
+    targets = job.targets
     arrived: dict[str, list[Moments]] = {}
     visited: set[str] = set()
 
@@ -168,7 +281,7 @@ def _layerwise(
             if name in visited:
                 raise ValueError(
                     f"{CALLER}: layer {name!r} is reached several times in one forward; "
-                    "shared layers are not supported yet; leave it out with layers=[...]"
+                    "which only strategy='breadth' can measure; or leave it out with layers=[...]"
                 )
             visited.add(name)
             if name not in found:
@@ -182,62 +295,73 @@ def _layerwise(
     for name, layer in targets.items():
         layer.register_forward_pre_hook(stop(name), with_kwargs=True)
         set_buffers_aside(layer)
-    batches, random = list(source), RandomStream(source.device)
+    batches, random = list(source), RandomStream(job.device)
     while True:
         arrived.clear()
         for index, batch in enumerate(batches):
             visited.clear()
             with contextlib.suppress(_Reached):
-                _forward_once(model, forward, _copied(batch, source.device), index, random)
+                _forward_once(job, batch, index, random)
         if not arrived:
             return found
         if len(arrived) > 1:
             raise ValueError(
                 f"{CALLER}: batches reach {' and '.join(map(repr, arrived))} first; "
-                "skipped layers are not supported yet; leave them out with layers=[...]"
+                "skipped layers need strategy='breadth'; or leave them out with layers=[...]"
             )
         ((name, moments),) = arrived.items()
         found[name] = reduce(Moments.merge, moments)
         check_moments(name, found[name])
         load(targets[name], found[name])
-        advance()
+        job.bar.update()
 
 
-def _batch_upstream(
-    model: nn.Module, targets: dict[str, BatchNorm], forward: Forward, source: _Source, advance: Callable[[], object]
-) -> _Found:
+def _batch_upstream(job: _Job, source: _Source) -> _Found:
     """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
     found: _Found = {}
 
-    def measure(name: str) -> Callable[..., None]:
+    def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = layer_input(args, kwargs)
-            check_input(name, targets[name], x)
+            check_input(name, job.targets[name], x)
             if x.numel() == x.shape[1]:
                 raise ValueError(
                     f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
                     "with; use larger batches or upstream='population'"
                 )
+            if job.by_image:
+                job.parts.setdefault(name, []).append(read(x, by_image=True))
             moments = Moments.of(x)
             found[name] = found[name].merge(moments) if name in found else moments
 
         return hook
 
-    for name, layer in targets.items():
-        layer.register_forward_pre_hook(measure(name), with_kwargs=True)
+    for name, layer in job.targets.items():
+        layer.register_forward_pre_hook(look(name), with_kwargs=True)
         set_buffers_aside(layer)
         layer.train()
-    random = RandomStream(source.device)
-    for index, batch in enumerate(source):
-        _forward_once(model, forward, batch, index, random)
-    for name, moments in found.items():
-        check_moments(name, moments)
-        advance()
-    return found
+
+    def work() -> None:
+        random = RandomStream(job.device)
+        for index, batch in enumerate(source):
+            _forward_once(job, batch, index, random)
+
+    job.ranks.together(work)
+    job.cost.batches = job.cost.forwards = source.count
+    merged: _Found = {}
+    # The order of the first rank that has seen them, for all the same.
+    for name in dict.fromkeys(name for names in job.ranks.gather(list(found)) for name in names):
+        merged[name] = job.ranks.merged(found.get(name, Moments.empty(job.targets[name].num_features)))
+        check_moments(name, merged[name])
+        job.bar.update()
+    return merged
 
 
-def _forward_once(model: nn.Module, forward: Forward, batch: Any, index: int, random: RandomStream) -> None:
+def _forward_once(job: _Job, batch: Any, index: int, random: RandomStream) -> None:
     """One forward that leaves nothing behind, with the batch's own random stream."""
-    with borrowed(model), torch.no_grad():
+    with borrowed(job.model), torch.no_grad():
         random.apply(random.begin(index))
-        forward(model, batch)
+        job.forward(job.model, copied(batch, job.device))
+
+
+_STRATEGIES = {"breadth": _breadth, "layerwise": _layerwise}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ class Statistics(Mapping[str, Moments]):
         eps: each layer's own eps, by name.
         unseen: layers that were asked for and that no data reached.
 
+    Attributes:
+        cost, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
+
     `var` is always what `write_to` puts into the buffer, as is.
     """
 
@@ -39,6 +42,8 @@ class Statistics(Mapping[str, Moments]):
         self._moments = dict(moments)
         self.eps = {name: float(eps[name]) for name in self._moments}
         self.unseen = tuple(unseen)
+        self.cost: Any = None
+        self.standard_errors: dict[str, tuple[Tensor, Tensor]] | None = None
 
     def __getitem__(self, layer: str) -> Moments:
         return self._moments[layer]

@@ -31,7 +31,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whose metadata tells its `kind` and the SHA-256 of its contents."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies: safetensors refuses tensors that share memory.
+    whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     described = {**metadata, "format": kind}
     described["sha256"] = _digest(whole, described)
     write_whole(path, lambda beside: _save_file(whole, beside, described))

@@ -278,9 +278,7 @@ def local_level(series: ArrayLike, pooled: bool = True) -> LocalLevel:
     """
     y = np.asarray(series, np.float64)
     if y.ndim not in (1, 2) or len(y) < 3:
-        raise ValueError(
-            f"series: found shape {y.shape}; allowed are [T] and [T, channels] with T of 3 or more"
-        )
+        raise ValueError(f"series: found shape {y.shape}; allowed are [T] and [T, channels] with T of 3 or more")
     if not np.isfinite(y).all():
         raise ValueError(f"series: found {np.sum(~np.isfinite(y))} NaN or infinite values; allowed are none")
     steps = len(y)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.estimators import Estimator, Stream, fold
-from bnlab.layers import BatchNorm, batch_norm_layers, layer_input, tracked
+from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, tracked
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
 
@@ -179,6 +179,10 @@ class MomentTrace:
                 batches=torch.cat([m.moments for m in members], dim=2).double().cpu(),
                 counts=counts.T.repeat_interleave(torch.tensor(channels), dim=1),
                 updates=updates,
+                eps=torch.tensor([m.eps for m in members], dtype=torch.float64).repeat_interleave(
+                    torch.tensor(channels)
+                ),
+                layers=tuple(channels),
             )
             yield names, list(steps), stream
 
@@ -263,6 +267,32 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
             undo.callback(layer.register_forward_hook(after, always_call=True).remove)
             undo.callback(after, layer, (), None)  # hooks are not called after a KeyboardInterrupt
         yield trace
+
+
+def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward = call) -> MomentTrace:
+    """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
+
+    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Replaying running
+    estimators on this trace gives the estimators of frozen weights: `Cumulative` what torch's `update_bn` computes.
+
+    Args:
+        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
+
+    Raises:
+        as `record`; ValueError if there are no batches.
+    """
+    with borrowed(model), torch.no_grad(), record(model) as trace:
+        model.eval()
+        for layer in batch_norm_layers(model, caller="record_frozen").values():
+            layer.train()
+        for number, batch in enumerate(batches, start=1):
+            forward(model, batch)
+            trace.last_step = number
+    if trace.last_step == trace.first_step:
+        raise ValueError("record_frozen: batches is empty; pass at least one batch")
+    for entries in trace.layers.values():
+        entries.updates = 0  # an average of this pass alone: what the buffers had seen before is not its start
+    return trace
 
 
 def _begin(layer: BatchNorm) -> LayerTrace:

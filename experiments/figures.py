@@ -37,13 +37,17 @@ def draw_all(experiment: str, name: str, results: str) -> None:
     question = importlib.import_module(f"experiments.{experiment}")
     tables = load(name, results)
     folder = Path(results) / name / "figures"
+    again = f"run: python -m experiments.sweep experiment={experiment}"
+    empty = {table for figure in question.FIGURES for table in figure.columns if tables[table].empty}
+    if empty:
+        raise UserError(f"{experiment}: no rows in {folder.parent}/tables/{min(empty)}.parquet\n{again}")
     try:
         with style.paper():
             drawn = {figure.name: style.draw(figure, tables) for figure in question.FIGURES}
         texts = question.summary(tables)
     except (LookupError, ValueError) as error:  # the rows of a sweep with other settings, or of half a sweep
         reason = f"{experiment}: its tables in {folder.parent} lack rows that its figures need ({error!r})"
-        raise UserError(f"{reason}\nrun: python -m experiments.sweep experiment={experiment}") from error
+        raise UserError(f"{reason}\n{again}") from error
     with style.paper():
         for figure in drawn:
             print(f"{style.save(drawn[figure], folder, figure)[0]}  (and .pdf)")

@@ -5,6 +5,8 @@ Theory sees noise and drift only, fitted to the recorded batch means of *other* 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -68,11 +70,11 @@ def _predicted(tables: Tables, momenta: list[float]) -> pd.DataFrame:
     return summarize(frame, "gap", ["panel", "batch_size", "momentum"], geometric=True).assign(kind="predicted")
 
 
-def _others(tables: Tables) -> list[tuple[tuple[str, int, int], pd.DataFrame]]:
+def _others(tables: Tables) -> list[tuple[tuple[Any, Any, Any], pd.DataFrame]]:
     """For each panel, batch size and seed: the layers' noise, drift and level, averaged over all seeds but this one."""
     drift = _panelled(tables["drift"], tables["runs"])
     found = []
-    for (panel, size), group in drift.groupby(["panel", "batch_size"], sort=False):
+    for (panel, size), group in drift.groupby(["panel", "batch_size"], sort=False):  # type: ignore[misc]
         for seed in group["seed"].unique():
             others = group[group["seed"] != seed].groupby("layer")[["step", *_NOISE]].mean()
             found.append(((panel, size, seed), others))
@@ -89,7 +91,7 @@ def score_optimum(tables: Tables) -> pd.DataFrame:
     for (panel, size, seed), layers in _others(tables):
         for layer, values in layers.iterrows():
             momentum = _FINE[np.argmin(predicted_gap(_FINE, values))]
-            rows.append((panel, size, seed, layer, momentum, best[panel, size, seed, layer]))
+            rows.append((panel, size, seed, layer, momentum, best.at[(panel, size, seed, layer)]))
     return pd.DataFrame(rows, columns=["panel", "batch_size", "seed", "layer", "predicted", "measured"])
 
 

@@ -75,10 +75,8 @@ def summary(tables: Tables) -> list[str]:
         "mean"
     ]
     exact = late[late.index.isna()].item()
-    best = {
-        size: frame.loc[frame["mean"].idxmin(), "momentum"]
-        for size, frame in gaps[gaps["panel"] == _LATE].groupby("batch_size")
-    }
+    late_gaps = gaps[gaps["panel"] == _LATE].sort_values("mean")
+    best = late_gaps.groupby("batch_size")["momentum"].first()
     cost = _late_cost(tables)
     return [
         "In training, batch norm uses each batch's own mean and variance; for prediction it uses running averages.",

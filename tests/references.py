@@ -89,6 +89,160 @@ def running_last_batch(batches: Sequence[Array]) -> list[Pair]:
     return [unbiased(batch) for batch in batches]
 
 
+def running_ema_biased(
+    batches: Sequence[Array], momentum: float, start_mean: Array | float = 0.0, start_var: Array | float = 1.0
+) -> list[Pair]:
+    """`running_ema` with the batches' variances of divisor n: Keras, flax."""
+    history = []
+    mean, var = float64(start_mean), float64(start_var)
+    for batch in batches:
+        _, batch_mean, batch_var = moments(batch)
+        mean = (1 - momentum) * mean + momentum * batch_mean
+        var = (1 - momentum) * var + momentum * batch_var
+        history.append((mean, var))
+    return history
+
+
+def running_ema_pooled(batches: Sequence[Array], momentum: float, start: Pair | None = None) -> list[Pair]:
+    """Law of total variance, from `start` or the first batch: var = (1-m)(var + m*delta^2) + m*var_b."""
+    history: list[Pair] = []
+    for batch in batches:
+        _, batch_mean, batch_var = moments(batch)
+        old = history[-1] if history else start
+        if old is None:
+            history.append((batch_mean, batch_var))
+            continue
+        mean, var = map(float64, old)
+        delta = batch_mean - mean
+        var = (1 - momentum) * (var + momentum * delta**2) + momentum * batch_var
+        history.append((mean + momentum * delta, var))
+    return history
+
+
+def running_ema_std(
+    batches: Sequence[Array],
+    momentum: float,
+    eps: float,
+    start_mean: Array | float = 0.0,
+    start_var: Array | float = 1.0,
+) -> list[Pair]:
+    """Batch Renorm: the average of sqrt(var_b + eps), divisor n; squared, less eps."""
+    history = []
+    mean, deviation = float64(start_mean), (float64(start_var) + eps).sqrt()
+    for batch in batches:
+        _, batch_mean, batch_var = moments(batch)
+        mean = (1 - momentum) * mean + momentum * batch_mean
+        deviation = (1 - momentum) * deviation + momentum * (batch_var + eps).sqrt()
+        history.append((mean, deviation**2 - eps))
+    return history
+
+
+def running_averages(
+    batches: Sequence[Array],
+    *,
+    weighted: bool = False,
+    pooled: bool = False,
+    last: int | None = None,
+    start: tuple[Array | float, Array | float] = (0.0, 1.0),
+    updates: int = 0,
+) -> list[Pair]:
+    """Averages of all batches so far or of the `last` ones; the start stands for `updates` batches before them.
+
+    `weighted` by their number of values (the start's batches have the first one's). Not `pooled`: of means and
+    unbiased variances. `pooled`: mean and variance, divisor n, of all values together (the start's variance as is).
+    """
+    first = moments(batches[0]).count if batches else 0
+    parts = [Moments(first, float64(start[0]), float64(start[1]))] * updates
+    history = []
+    for batch in batches:
+        count, mean, var = moments(batch)
+        parts.append(Moments(count, mean, var if pooled else var * count / (count - 1)))
+        taken = parts if last is None else parts[-last:]
+        weights = [part.count if weighted or pooled else 1 for part in taken]
+        total = sum(weights)
+        mean = sum(w * part.mean for w, part in zip(weights, taken, strict=True)) / total
+        var = sum(w * part.var for w, part in zip(weights, taken, strict=True)) / total
+        if pooled:
+            var = var + sum(w * (part.mean - mean) ** 2 for w, part in zip(weights, taken, strict=True)) / total
+        history.append((mean, var))
+    return history
+
+
+def running_gains(batches: Sequence[Array], gain: Callable[[int], float], start: Pair) -> list[Pair]:
+    """Means and unbiased variances with weight gain(t) for batch t = 1, 2, ..."""
+    history = []
+    mean, var = map(float64, start)
+    for t, batch in enumerate(batches, start=1):
+        batch_mean, batch_var = unbiased(batch)
+        mean = (1 - gain(t)) * mean + gain(t) * batch_mean
+        var = (1 - gain(t)) * var + gain(t) * batch_var
+        history.append((mean, var))
+    return history
+
+
+def adaptive_gain(momentum: float, kappa: float, t: int) -> float:
+    """AdaB2N's recursion from 1."""
+    gain = 1.0
+    for _ in range(t - 1):
+        gain = gain / (gain + (1 - momentum) ** kappa)
+    return gain
+
+
+def running_delagged(batches: Sequence[Array], momentum: float) -> list[Pair]:
+    """Twice the debiased average less its debiased average; for the variance this in logarithms."""
+    once = running_ema_debiased(batches, momentum)
+    history = []
+    mean, var = torch.tensor(0.0), torch.tensor(0.0)  # the average of the averages, its start divided out below
+    for t, (batch_mean, batch_var) in enumerate(once, start=1):
+        gain = momentum / (1 - (1 - momentum) ** t)
+        mean = (1 - gain) * mean + gain * batch_mean
+        var = (1 - gain) * var + gain * batch_var
+        history.append((2 * batch_mean - mean, torch.exp(2 * torch.log(batch_var) - torch.log(var))))
+    return history
+
+
+def running_kalman(
+    batches: Sequence[Array], layers: Sequence[int], shared: bool, eps: float, fits: dict[int, slice]
+) -> list[Pair]:
+    """Kalman filter of a random walk plus noise; before batch t (from 0) drift/noise is fitted to batches fits[t].
+
+    `shared`: one ratio for all channels of a layer. Means, and variances with the gains that suit their logarithms.
+    """
+    pairs = torch.stack([torch.stack(unbiased(batch)) for batch in batches]).numpy()  # [T, 2, C]
+    series = np.stack([pairs[:, 0], np.log(pairs[:, 1] + eps)], axis=1)
+    results = np.empty_like(pairs)
+    layer_of = [layer for layer, channels in enumerate(layers) for _ in range(channels)]
+    for part in range(2):
+        for channel, layer in enumerate(layer_of):
+            fitted_on = [c for c, other in enumerate(layer_of) if other == layer] if shared else [channel]
+            ratio, gain, state = 0.0, math.inf, 0.0
+            for t in range(len(pairs)):
+                if t in fits:
+                    ratio = likeliest_ratio(series[fits[t], part][:, fitted_on])
+                gain = 1.0 if t == 0 else (gain + ratio) / (gain + ratio + 1)
+                gain = max(gain, 2 / (t + 2))
+                state += gain * (pairs[t, part, channel] - state)
+                results[t, part, channel] = state
+    return [tuple(pair) for pair in torch.from_numpy(results)]
+
+
+def likeliest_ratio(series: np.ndarray) -> float:
+    """drift/noise of [T, channels] by the Kalman filter's innovations, the best of a grid of ninths."""
+    steps = len(series)
+    ratios = np.exp2(np.arange(math.log2(0.01 / steps**2), math.log2(1e4), 1 / 8))
+    losses = np.zeros_like(ratios)
+    for channel in series.T:
+        level, variance = np.full_like(ratios, channel[0]), np.ones_like(ratios)
+        squares, logs = np.zeros_like(ratios), np.zeros_like(ratios)
+        for value in channel[1:]:
+            variance = variance + ratios
+            innovation, spread = value - level, variance + 1
+            squares, logs = squares + innovation**2 / spread, logs + np.log(spread)
+            level, variance = level + variance / spread * innovation, variance / spread
+        losses += (steps - 1) * np.log(squares / (steps - 1)) + logs
+    return float(ratios[np.argmin(losses)])
+
+
 def full_batch_population(model: nn.Module, x: Tensor) -> dict[str, Moments]:
     """The statistics every BN layer sees in the inference network on all of `x` (`upstream="population"`).
 
@@ -134,9 +288,7 @@ def gap(reference: Pair, estimate: Pair, eps: float) -> dict[str, float]:
     kl: average of KL(N(mean_r, var_r+eps) || N(mean_e, var_e+eps)), in nats.
     """
     means, logs, kls = [], [], []
-    for mean_r, var_r, mean_e, var_e in zip(
-        *(float64(s).tolist() for s in (*reference, *estimate)), strict=True
-    ):
+    for mean_r, var_r, mean_e, var_e in zip(*(float64(s).tolist() for s in (*reference, *estimate)), strict=True):
         v_r, v_e = var_r + eps, var_e + eps
         means.append((mean_e - mean_r) / math.sqrt(v_r))
         logs.append(math.log(v_e / v_r))
@@ -160,9 +312,7 @@ def as_input(x: Tensor) -> Tensor:
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     """The BN layers that keep running statistics, by name."""
-    return {
-        n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
-    }
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
 def call_order(model: nn.Module, x: Tensor) -> list[str]:
@@ -185,3 +335,17 @@ def inputs_of(layer: nn.Module, forward: Callable[[], object]) -> list[Tensor]:
         forward()
     hook.remove()
     return seen
+
+
+def sampling_errors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard errors of the mean and of the variance (ddof 0) of `x` [N, C, H, W], with images as the units."""
+    x = x.double()
+    n, channels = x.shape[:2]
+    mean_error, var_error = torch.empty(channels).double(), torch.empty(channels).double()
+    for c in range(channels):
+        mean = x[:, c].mean()
+        means = torch.stack([x[i, c].mean() for i in range(n)])
+        squares = torch.stack([((x[i, c] - mean) ** 2).mean() for i in range(n)])
+        mean_error[c] = (((means - means.mean()) ** 2).sum() / (n - 1) / n) ** 0.5
+        var_error[c] = (((squares - squares.mean()) ** 2).sum() / (n - 1) / n) ** 0.5
+    return mean_error, var_error

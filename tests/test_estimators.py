@@ -1,20 +1,47 @@
-"""Every running estimator against a float64 twin on every prefix; names."""
+"""Every running estimator against a float64 twin on every prefix; its properties; names."""
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bnlab import estimators
-from bnlab.estimators import EMA, Cumulative, DebiasedEMA, Estimator, LastBatch, Stream, fold, known, parse
+from bnlab import record, replay
+from bnlab.estimators import (
+    EMA,
+    AdaptiveGain,
+    BiasedEMA,
+    Cumulative,
+    DebiasedEMA,
+    DelaggedEMA,
+    DeviationEMA,
+    Estimator,
+    FastThenSlow,
+    Kalman,
+    LastBatch,
+    Oracle,
+    Polynomial,
+    PooledCumulative,
+    PooledEMA,
+    Stream,
+    WeightedCumulative,
+    Window,
+    base,
+    fold,
+    known,
+    parse,
+)
 from tests import references
+from tests.helpers import images, plain
 
 CHANNELS = 3
+LAYERS = (1, 2)
+EPS = 1e-3
 START = torch.tensor([[0.3, -2.0, 5.0], [1.5, 0.2, 4.0]], dtype=torch.float64)
 
 
@@ -28,49 +55,78 @@ def batches(count: int, mean: float = 1.0, std: float = 2.0) -> list[Tensor]:
 def stream_of(data: list[Tensor], updates: int = 0) -> Stream:
     moments = [torch.stack(references.unbiased(batch)) for batch in data]
     recorded = torch.stack(moments) if moments else torch.empty(0, 2, CHANNELS, dtype=torch.float64)
-    counts = torch.tensor([len(batch) for batch in data], dtype=torch.float64)
-    return Stream(START, recorded, counts[:, None].expand(-1, CHANNELS), updates)
+    counts = torch.tensor([len(batch) for batch in data], dtype=torch.float64)[:, None].expand(-1, CHANNELS)
+    return Stream(START, recorded, counts, updates, torch.full((CHANNELS,), EPS, dtype=torch.float64), LAYERS)
 
 
-def cumulative(estimator: Estimator, data: list[Tensor], updates: int) -> list[Any]:
-    """The start counts as the `updates` batches that it was made of."""
-    plain = references.running_cumulative(data)
-    return [
-        [(updates * s + t * p) / (updates + t) for s, p in zip(START, pair, strict=True)]
-        for t, pair in enumerate(plain, start=1)
-    ]
+Twin = Callable[[Any, list[Tensor], int], list[Any]]
+
+
+def averages(estimator: Any, data: list[Tensor], updates: int, **how: Any) -> list[Any]:
+    return references.running_averages(data, start=tuple(START), updates=updates, **how)
+
+
+def gains(gain: Callable[[Any, int], float], warm: bool = True) -> Twin:
+    return lambda e, data, updates: references.running_gains(data, lambda t: gain(e, t + warm * updates), tuple(START))
+
+
+def kalman(estimator: Any, data: list[Tensor], updates: int) -> list[Any]:
+    fits = dict(estimator.fits(len(data)))
+    return references.running_kalman(data, LAYERS, estimator.per == "layer", EPS, fits)
 
 
 # Estimator and its twin: (estimator, batches, updates) -> (mean, var) after each batch.
-TWINS: dict[str, Callable[[Any, list[Tensor], int], list[Any]]] = {
+TWINS: dict[str, Twin] = {
     "ema": lambda e, data, updates: references.running_ema(data, e.momentum, *START),
+    "ema_biased": lambda e, data, updates: references.running_ema_biased(data, e.momentum, *START),
     "ema_debiased": lambda e, data, updates: references.running_ema_debiased(data, e.momentum, *START),
-    "cumulative": cumulative,
+    "ema_pooled": lambda e, data, updates: references.running_ema_pooled(
+        data, e.momentum, tuple(START) if updates else None
+    ),
+    "ema_std": lambda e, data, updates: references.running_ema_std(data, e.momentum, EPS, *START),
+    "delagged": lambda e, data, updates: references.running_delagged(data, e.momentum),
+    "adaptive_gain": gains(lambda e, t: references.adaptive_gain(e.momentum, e.kappa, t), warm=False),
+    "cumulative": averages,
+    "cumulative_weighted": lambda *a: averages(*a, weighted=True),
+    "cumulative_pooled": lambda *a: averages(*a, pooled=True),
+    "window": lambda e, *a: averages(e, *a, last=e.k, pooled=e.pooled),
+    "polynomial": gains(lambda e, t: t**-e.alpha),
+    "fast_then_slow": gains(lambda e, t: max(e.momentum, t**-e.alpha)),
+    "kalman": kalman,
+    "oracle": kalman,
     "last_batch": lambda e, data, updates: references.running_last_batch(data),
+}
+PARAMETERS: dict[type[Estimator], list[dict[str, Any]]] = {
+    AdaptiveGain: [{"kappa": 0.3}, {"kappa": 0.0}],
+    Window: [{"k": 1}, {"k": 4}, {"k": 4, "pooled": True}, {"k": 100, "pooled": True}],
+    Polynomial: [{"alpha": a} for a in (0.0, 0.7, 1.0)],
+    FastThenSlow: [{"alpha": 0.7}],
+    Kalman: [{"per": "layer"}, {"per": "channel"}],
+    Oracle: [{"per": "layer"}, {"per": "channel"}],
 }
 
 
 def instances(cls: type[Estimator]) -> list[Estimator]:
-    if issubclass(cls, EMA) or "momentum" in cls.__dataclass_fields__:
-        return [cls(momentum=m) for m in (0.001, 0.1, 0.9, 1.0)]  # type: ignore[call-arg]
-    return [cls()]
+    momenta = [{"momentum": m} for m in (0.001, 0.1, 0.9, 1.0)] if "momentum" in cls.__dataclass_fields__ else [{}]
+    return [cls(**own, **momentum) for own in PARAMETERS.get(cls, [{}]) for momentum in momenta]
 
 
-ALL = [estimator for cls in known().values() for estimator in instances(cls)]
+OWN = [cls for cls in known().values() if cls.__module__.startswith("bnlab.")]
+ALL = [estimator for cls in OWN for estimator in instances(cls)]
 each = pytest.mark.parametrize("estimator", ALL, ids=str)
+FITTED = (Kalman, Oracle)
 
 
 def test_every_estimator_of_the_library_has_a_twin() -> None:
-    own = {name for name, cls in known().items() if cls.__module__ == estimators.__name__}
-    assert own == set(TWINS)
+    assert {cls.name for cls in OWN} == set(TWINS)
 
 
 @each
 @pytest.mark.parametrize("updates", [0, 7])
 @pytest.mark.parametrize(("mean", "std"), [(1, 2), (1000, 0.01)])
 def test_every_prefix_against_the_twin(estimator: Estimator, updates: int, mean: float, std: float) -> None:
-    data = batches(9, mean, std)
-    found = fold([estimator], stream_of(data, updates), range(10))[0]
+    data = batches(27 if isinstance(estimator, FITTED) else 9, mean, std)
+    found = fold([estimator], stream_of(data, updates), range(len(data) + 1))[0]
     assert torch.equal(found[0], START)
     expected = torch.stack([torch.stack(tuple(pair)) for pair in TWINS[estimator.name](estimator, data, updates)])
     # Dividing the start out of an EMA leaves its rounding, some eps·|start|, divided by as little as the momentum.
@@ -78,33 +134,58 @@ def test_every_prefix_against_the_twin(estimator: Estimator, updates: int, mean:
     torch.testing.assert_close(found[1:], expected, rtol=1e-11, atol=atol)
 
 
+def stepwise(estimator: Estimator, stream: Stream) -> Tensor:
+    """The definition: one step after the other, for every position."""
+    gain, values = estimator.gains(stream), estimator.values(stream)
+    once = twice = estimator.begin(stream)
+    states = [torch.stack((once, twice)) if estimator.twice else once]
+    for t in range(len(stream)):
+        once = once + gain[t] * (values[t] - once)
+        twice = twice + gain[t] * (once - twice)
+        states.append(torch.stack((once, twice)) if estimator.twice else once)
+    return torch.cat((stream.start[None], estimator.read(torch.stack(states), stream)[1:]))
+
+
 @each
 @pytest.mark.parametrize("updates", [0, 7])
 def test_blocks_agree_with_single_steps(estimator: Estimator, updates: int) -> None:
-    stream = stream_of(batches(3 * estimators._BLOCK + 17), updates)
-    gains = estimator.gains(stream)
-    state, dense = START, [START]
-    for gain, batch in zip(gains, stream.batches, strict=True):
-        state = state + gain * (batch - state)
-        dense.append(state)
+    stream = stream_of(batches(3 * base.BLOCK + 17), updates)
+    positions = range(len(stream) + 1)
+    dense = fold([estimator], stream, positions)[0]
+    if estimator.direct(stream, [0]) is None:
+        torch.testing.assert_close(dense, stepwise(estimator, stream), rtol=1e-11, atol=1e-12)
     some = [700, 0, 1, 255, 256, 257, 512, 700, len(stream)]
-    for positions in (some, range(len(stream) + 1)):
-        expected = torch.stack([dense[p] for p in positions])
-        torch.testing.assert_close(fold([estimator], stream, positions)[0], expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(fold([estimator], stream, some)[0], dense[some], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(fold([estimator], stream, [785])[0, 0], dense[785], rtol=1e-11, atol=1e-12)
+    assert fold([estimator], stream, []).shape == (1, 0, 2, CHANNELS)
 
 
 @each
 def test_the_past_does_not_depend_on_the_future(estimator: Estimator) -> None:
-    data = batches(12)
-    gains = estimator.gains(stream_of(data))
-    for t in range(12):
-        assert torch.equal(estimator.gains(stream_of(data[:t])), gains[:t])
+    data = batches(40)
+    whole = stream_of(data)
+    folded, gain = fold([estimator], whole, range(41))[0], estimator.gains(whole)
+    causal = True
+    for t in (*range(12), 20, 39):
+        start = stream_of(data[:t])
+        causal &= torch.equal(estimator.gains(start), gain[:t])
+        causal &= torch.allclose(fold([estimator], start, [t])[0, 0], folded[t], rtol=1e-12)
+    assert causal is not isinstance(estimator, Oracle)
 
 
 @each
 def test_weights_of_the_batches_are_no_more_than_one(estimator: Estimator) -> None:
-    gains = estimator.gains(stream_of(batches(600)))
-    assert gains.dtype == torch.float64 and gains.shape[0] == 600 and (gains > 0).all() and (gains <= 1 + 1e-15).all()
+    gain = estimator.gains(stream_of(batches(600)))
+    assert gain.dtype == torch.float64 and gain.shape[0] == 600 and (gain > 0).all() and (gain <= 1 + 1e-15).all()
+
+
+@each
+def test_what_never_changes_is_what_is_found(estimator: Estimator) -> None:
+    """Constant channels, also without any variance; what is left of the start where it is part of the average."""
+    one = torch.tensor([[3.0, 1000.0, -2.0], [4.0, 1e-4, 0.0]], dtype=torch.float64)
+    stream = Stream(one, one.expand(40, -1, -1), torch.full((40, 3), 1e9, dtype=torch.float64), 0)
+    found = fold([estimator], stream, [0, 1, 17, 40])[0]
+    torch.testing.assert_close(found, one.expand_as(found), rtol=2e-9, atol=1e-12)
 
 
 def test_many_at_once() -> None:
@@ -116,15 +197,202 @@ def test_many_at_once() -> None:
 
 
 def test_closed_form_on_two_batches() -> None:
-    stream = Stream(torch.tensor([[8.0], [4.0]]).double(), torch.tensor([[[1.0], [2]], [[5], [6]]]).double(), None)  # type: ignore[arg-type]
+    """Two values each: batches (mean, unbiased variance) (1, 2) and (5, 6), from 8 and 4."""
+    stream = Stream(
+        torch.tensor([[8.0], [4.0]]).double(),
+        torch.tensor([[[1.0], [2]], [[5], [6]]]).double(),
+        torch.tensor([[2.0], [2.0]]).double(),
+        eps=torch.zeros(1).double(),
+    )
+    debiased = ((0.75 * 1 + 5) / 1.75, (0.75 * 2 + 6) / 1.75)
+    twice = [(0.75 * first + second) / 1.75 for first, second in zip((1, 2), debiased, strict=True)]
     expected = {
         EMA(0.25): (0.75 * (0.75 * 8 + 0.25) + 1.25, 0.75 * (0.75 * 4 + 0.5) + 1.5),
-        DebiasedEMA(0.25): ((0.75 * 1 + 5) / 1.75, (0.75 * 2 + 6) / 1.75),
+        BiasedEMA(0.25): (0.75 * (0.75 * 8 + 0.25) + 1.25, 0.75 * (0.75 * 4 + 0.25) + 0.75),
+        DebiasedEMA(0.25): debiased,
+        PooledEMA(0.25): (2, 0.75 * 1 + 0.25 * 3 + 0.75 * 0.25 * 4**2),
+        DeviationEMA(0.5): (0.25 * 8 + 0.25 + 2.5, (0.25 * 2 + 0.25 * 1 + 0.5 * 3**0.5) ** 2),
+        DelaggedEMA(0.25): (2 * debiased[0] - twice[0], debiased[1] ** 2 / twice[1]),
+        AdaptiveGain(0.75, 0.5): ((0.5 * 1 + 5) / 1.5, (0.5 * 2 + 6) / 1.5),
         Cumulative(): (3, 4),
+        WeightedCumulative(): (3, 4),
+        PooledCumulative(): (3, 2 + 4),
+        Window(1): (5, 6),
+        Window(2, True): (3, 2 + 4),
+        Polynomial(0.5): (1 + 4 * 0.5**0.5, 2 + 4 * 0.5**0.5),
+        FastThenSlow(alpha=1.0, momentum=0.75): (4, 5),
+        Kalman(): (1 + 4 * 2 / 3, 2 + 4 * 2 / 3),
         LastBatch(): (5, 6),
     }
     for estimator, pair in expected.items():
         assert fold([estimator], stream, [2]).flatten().tolist() == pytest.approx(pair)
+
+
+def same(one: Estimator, other: Estimator, stream: Stream) -> None:
+    found = fold([one, other], stream, range(len(stream) + 1))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
+def test_special_cases() -> None:
+    for stream in (stream_of(batches(40)), stream_of(batches(40), 7)):
+        same(AdaptiveGain(0.2, kappa=1.0), DebiasedEMA(0.2), stream)
+        same(AdaptiveGain(0.2, kappa=0.0), Cumulative(), replace(stream, updates=0))
+        same(Window(47), Cumulative(), stream)
+        same(Window(47, pooled=True), PooledCumulative(), stream)
+        same(Window(1), LastBatch(), stream)
+        same(Polynomial(1.0), Cumulative(), stream)
+        same(Polynomial(0.0), LastBatch(), stream)
+        same(FastThenSlow(0.7, 1.0), LastBatch(), stream)
+        same(DelaggedEMA(1.0), LastBatch(), stream)
+        same(WeightedCumulative(), Cumulative(), replace(stream, counts=torch.full((40, 3), 8.0).double()))
+
+
+def test_any_split_of_the_same_data_gives_the_same() -> None:
+    data = torch.cat(batches(40, 1000, 0.01))
+    truth = torch.stack(references.moments(data)[1:])
+    for sizes in ([len(data) // 2], [7, 3, 50], [2] * (len(data) // 2 - 1), [100, 5]):
+        stream = stream_of(list(data.split([*sizes, len(data) - sum(sizes)])))
+        found = fold([PooledCumulative(), Window(1000, True), WeightedCumulative()], stream, [len(stream)])[:, 0]
+        for pooled in found[:2]:
+            torch.testing.assert_close(pooled, truth, rtol=1e-9, atol=0)
+        torch.testing.assert_close(found[2, 0], truth[0], rtol=1e-14, atol=0)
+
+
+def test_expected_variances() -> None:
+    """E[var] of the pooled EMA is σ²(1−(1/n)·m/(2−m)); of the others as their docstrings say."""
+    m, n, steps = 0.3, 4, 40
+    values = torch.randn(steps, n, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    var, mean = torch.var_mean(values, 1)
+    start = torch.tensor([[0.0], [4.0]]).double().expand(2, mean.shape[1])
+    stream = Stream(start, torch.stack((mean, var), 1), torch.full_like(mean, n))
+    bank = [PooledEMA(m), EMA(m), BiasedEMA(m), PooledCumulative(), WeightedCumulative()]
+    found = fold(bank, stream, [steps])[:, 0, 1].mean(1) / 4
+    expected = [1 - m / (2 - m) / n, 1, 1 - 1 / n, 1 - 1 / n / steps, 1]
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=0.004)
+
+
+def test_delagged_does_not_lag() -> None:
+    t = torch.arange(1, 2001, dtype=torch.float64)
+    falling = torch.stack((0.5 * t, torch.exp(-0.02 * t)), 1)[:, :, None]
+    stream = Stream(torch.tensor([[0.0], [1.0]]).double(), falling, torch.full((2000, 1), 8.0).double())
+    ema, delagged = fold([DebiasedEMA(0.05), DelaggedEMA(0.05)], stream, [2000])[:, 0]
+    torch.testing.assert_close(delagged, falling[-1], rtol=1e-9, atol=0)
+    assert ema[0] == pytest.approx(1000 - 0.5 * 19) and ema[1] > 1.5 * falling[-1, 1]
+
+
+# Agreement with others
+
+
+def trained(model: nn.Module, data: list[Tensor]) -> None:
+    """Train mode with frozen weights."""
+    with torch.no_grad():
+        for batch in data:
+            model.train()(batch)
+
+
+def close_buffers(found: Any, model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for own, buffer in ((found[name].mean, module.running_mean), (found[name].var, module.running_var)):
+                torch.testing.assert_close(own, buffer.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("peer", ["momentum", "momentum=None", "update_bn", "fvcore"])
+def test_agreement_with(peer: str) -> None:
+    data = images(4, 9, 2, 6)
+    model = plain().eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if peer == "momentum=None":
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+    with record(model) as trace:
+        trained(model, data)
+    if peer == "fvcore":
+        peers = pytest.importorskip("fvcore.nn.precise_bn")
+        peers.update_bn_stats(model.train(), data, len(data))
+    elif peer == "update_bn":
+        torch.optim.swa_utils.update_bn(data, model)
+    estimator = EMA(0.1) if peer == "momentum" else PooledCumulative() if peer == "fvcore" else Cumulative()
+    close_buffers(replay(trace, estimator, [4])[4], model)
+
+
+# The Kalman gain
+
+
+def simulated(ratio: float, phi: float, steps: int, channels: int, seed: int) -> tuple[Tensor, Stream]:
+    """Mean and log variance of random walks whose increments are AR(phi) of variance `ratio` × the batches' noise.
+
+    Returns:
+        [steps, 2, channels], the true mean and variance for the weights *after* each step; and the stream.
+    """
+    rng, n = np.random.default_rng(seed), 64
+    shocks = rng.normal(size=(steps + 1, 2, channels)) * math.sqrt(ratio * (1 - phi**2))
+    drift = rng.normal(size=(2, channels)) * math.sqrt(ratio)
+    walk, level = np.empty((steps + 1, 2, channels)), np.zeros((2, channels))
+    for t in range(steps + 1):
+        drift = phi * drift + shocks[t]
+        level = level + drift
+        walk[t] = level
+    mean, var = walk[:, 0], np.exp(walk[:, 1] * math.sqrt(2 / (n - 1)))
+    batch_mean = mean[:-1] + rng.normal(size=(steps, channels))
+    batch_var = var[:-1] * rng.chisquare(n - 1, (steps, channels)) / (n - 1)
+    batches, truth = np.stack((batch_mean, batch_var), 1), np.stack((mean, var), 1)[1:]
+    start = torch.tensor([[0.0], [1.0]]).double().expand(2, channels)
+    counts = torch.full((steps, channels), float(n), dtype=torch.float64)
+    return torch.from_numpy(truth), Stream(start, torch.from_numpy(batches), counts)
+
+
+HINDSIGHT = np.exp(np.linspace(math.log(0.003), 0, 40)).tolist()
+
+
+def relative_errors(estimators: list[Estimator], ratio: float, phi: float, steps: int, seeds: int) -> Tensor:
+    """[estimators, 2]: mean squared error of mean and log variance over the best fixed momentum's, second half."""
+    errors: Any = 0
+    for seed in range(seeds):
+        truth, stream = simulated(ratio, phi, steps, 16, seed)
+        half = range(steps // 2, steps)
+        found = fold([*estimators, *map(DebiasedEMA, HINDSIGHT)], stream, half)
+        aim = truth[steps // 2 - 1 : -1]
+        squared = torch.stack((found[:, :, 0] - aim[:, 0], (found[:, :, 1] / aim[:, 1]).log()), 2).square()
+        errors = errors + squared.mean((1, 3))
+    return errors[: len(estimators)] / errors[len(estimators) :].amin(0)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.9])
+@pytest.mark.parametrize("ratio", [1e-3, 1e-2, 0.1, 1.0])
+def test_kalman_is_as_good_as_the_best_momentum_in_hindsight(ratio: float, phi: float) -> None:
+    layer, channel, oracle = relative_errors([Kalman(), Kalman("channel"), Oracle()], ratio, phi, 800, 2)
+    assert (layer < 1.1).all() and (oracle < 1.1).all(), (layer, oracle)
+    assert (channel < 1.6).all(), channel  # a channel alone tells little about its drift
+
+
+def test_kalman_slows_down_when_the_drift_ends() -> None:
+    _, moving = simulated(1.0, 0.0, 400, 8, 0)
+    _, still = simulated(0.0, 0.0, 1600, 8, 1)
+    stream = replace(moving, batches=torch.cat((moving.batches, still.batches)), counts=torch.full((2000, 8), 64.0))
+    gain = Kalman().gains(stream)
+    assert (gain[300:400] > 0.5).all() and (gain[-1] < 0.02).all()
+
+
+def test_a_replay_knows_the_layers_and_their_eps() -> None:
+    model, data = plain(), images(*[4] * 40)
+    with record(model) as trace:
+        trained(model, data)
+    ((_, _, stream),) = trace.streams()
+    assert stream.layers == (6, 12) and stream.eps.tolist() == [1e-5] * 6 + [1e-3] * 12
+    gain = Kalman().gains(stream)[-1]
+    assert gain.shape == (2, 18) and [len(part.unique()) for part in (gain[0, :6], gain[1, 6:])] == [1, 1]
+
+
+def test_kalman_goes_on_after_a_bad_batch() -> None:
+    stream = stream_of(batches(60))
+    stream.batches[30] = torch.nan
+    assert Kalman().gains(stream).isfinite().all()
+    stream.batches[5:] = torch.nan
+    assert Kalman("channel").gains(stream).isfinite().all()
 
 
 def test_a_bad_batch_is_forgotten_where_its_weight_is_none() -> None:
@@ -179,7 +447,7 @@ def test_a_subclass_without_a_name_of_its_own_does_not_take_its_parents() -> Non
 def test_labels_round_trip(estimator: Estimator) -> None:
     cls, parameters = parse(estimator.label)
     assert cls is type(estimator)
-    momentum = {"momentum": estimator.momentum} if isinstance(estimator, EMA) else {}
+    momentum = {"momentum": estimator.momentum} if hasattr(estimator, "momentum") else {}
     assert cls(**parameters, **momentum) == estimator
 
 
@@ -198,7 +466,7 @@ def test_parse() -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("emma", r"unknown; known are cumulative, ema, ema_debiased, last_batch.*, or package.module.Class"),
+        ("emma", r"unknown; known are adaptive_gain, cumulative, .*, ema, .*, window, or package.module.Class"),
         ("ema(", r"estimator='ema\(': write a name such as ema, or name\(parameter=value\)"),
         ("", "write a name such as ema"),
         ("ema(0.1)", r"found '0.1'; write ema\(parameter=value\)"),

@@ -576,9 +576,25 @@ BAD: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], type[
     "a number": (plain, lambda: 3, {}, TypeError, "batches is a int; pass an iterable"),
     "layers": (plain, lambda: images(4), {"layers": ["2"]}, ValueError, "layers has '2', which is no BatchNorm layer"),
     "upstream": (plain, lambda: images(4), {"upstream": "x"}, ValueError, "upstream='x'; choose 'population' or 'bat"),
-    "max_images": (plain, lambda: images(4), {"max_images": 0}, ValueError, "max_images=0; pass at least 1, or None"),
-    "memory": (plain, lambda: images(4), {"memory": "4GiB"}, ValueError, "memory='4GiB' is not supported yet; limit"),
-    "group": (plain, lambda: images(4), {"group": object()}, ValueError, "group is not supported yet"),
+    "max_images": (
+        plain,
+        lambda: images(4),
+        {"max_images": 0},
+        ValueError,
+        "max_images=0; pass at least 1, .auto., or N",
+    ),
+    "max_images word": (plain, lambda: images(4), {"max_images": "all"}, ValueError, "max_images='all'; pass at least"),
+    "auto alone": (plain, lambda: images(4), {"max_images": "auto"}, ValueError, "tolerance=None; it goes with max_"),
+    "tolerance alone": (plain, lambda: images(4), {"tolerance": 0.1}, ValueError, "tolerance=0.1; it goes with max_"),
+    "tolerance": (
+        plain,
+        lambda: images(4),
+        {"max_images": "auto", "tolerance": -1.0},
+        ValueError,
+        "tolerance=-1.0; pass a positive",
+    ),
+    "memory": (plain, lambda: images(4), {"memory": "much"}, ValueError, "memory='much'; pass bytes or a text such as"),
+    "no memory": (plain, lambda: images(4), {"memory": 0}, ValueError, "memory=0: must be above 0"),
     "own error at first": (
         lambda: nn.Sequential(*plain()[:4], Failing(at=0), *plain()[4:]),
         lambda: images(3, 4, 2),
@@ -629,28 +645,15 @@ def test_an_error_of_the_models_own_tells_the_batch() -> None:
     assert re.search("raised in the forward of batch 1", caught.value.__notes__[0])
 
 
-@both
-@pytest.mark.parametrize("last", [False, True])
-def test_shared_layers_are_refused(last: bool, strategy: str) -> None:
-    model = CallsTwice(last=last)
+def test_shared_and_skipped_layers_need_breadth() -> None:
+    shared, skipping = CallsTwice(last=False), Branching()
+    with unchanged(shared), pytest.raises(ValueError, match=r"'bn' is reached several times .*only strategy='breadth'"):
+        population_statistics(shared, images(4, 3), strategy="layerwise")
     with (
-        unchanged(model),
-        pytest.raises(ValueError, match=r"layer 'bn' is reached several times in one forward.*not sup"),
+        unchanged(skipping),
+        pytest.raises(ValueError, match="reach 'a' and 'b' first; skipped layers need strategy='b"),
     ):
-        population_statistics(model, images(4, 3), strategy=strategy)
-    if not last:
-        assert list(population_statistics(model, images(4, 3), strategy=strategy, layers=["other"])) == ["other"]
-
-
-def test_skipped_layers_are_refused() -> None:
-    model = Branching()
-    with (
-        unchanged(model),
-        pytest.raises(ValueError, match=r"'.' is reached by some batches only after others .*skipped"),
-    ):
-        population_statistics(model, images(4, 3))
-    with unchanged(model), pytest.raises(ValueError, match="batches reach 'a' and 'b' first; skipped layers are not"):
-        population_statistics(model, images(4, 3), strategy="layerwise")
+        population_statistics(skipping, images(4, 3), strategy="layerwise")
 
 
 @both

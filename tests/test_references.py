@@ -17,9 +17,7 @@ def batch(*values: float) -> torch.Tensor:
 
 
 def test_moments_are_per_channel_with_divisor_n() -> None:
-    x = torch.tensor(
-        [[[1.0, 3.0], [0.0, 0.0]], [[5.0, 7.0], [0.0, 4.0]]]
-    )  # [2 images, 2 channels, 2 positions]
+    x = torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[5.0, 7.0], [0.0, 4.0]]])  # [2 images, 2 channels, 2 positions]
     count, mean, var = ref.moments(x)
     assert count == 4
     assert mean.tolist() == [4.0, 1.0]
@@ -145,9 +143,7 @@ def test_population_follows_calls_and_is_self_consistent() -> None:
         twin.get_submodule(name).running_var.copy_(var)
     out = twin(x.double())  # with its own population statistics every BN output has mean 0 and variance 1
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4).double())
-    torch.testing.assert_close(
-        out.var((0, 2, 3), correction=0), stats["late"].var / (stats["late"].var + 1e-5)
-    )
+    torch.testing.assert_close(out.var((0, 2, 3), correction=0), stats["late"].var / (stats["late"].var + 1e-5))
 
 
 def test_with_one_batch_both_populations_agree() -> None:

@@ -178,9 +178,7 @@ def test_rescaled_momentum_keeps_the_memory() -> None:
 # Bias of the running variance
 
 
-def correlated_batches(
-    batches: int, images: int, spatial: int, correlation: float, rng: np.random.Generator
-) -> Array:
+def correlated_batches(batches: int, images: int, spatial: int, correlation: float, rng: np.random.Generator) -> Array:
     """[batches, values] of variance 1; the positions of an image share a part of their value."""
     shared = math.sqrt(correlation) * rng.normal(size=(batches, images, 1))
     own = math.sqrt(1 - correlation) * rng.normal(size=(batches, images, spatial))
@@ -199,9 +197,7 @@ def test_bias_of_batch_and_running_variance(
     assert_average(x.var(axis=1, ddof=1), 1 + theory.running_variance_bias(n_eff, n))
 
 
-@pytest.mark.parametrize(
-    ("momentum", "images", "spatial", "correlation"), [(0.3, 4, 1, 0.0), (0.2, 2, 8, 0.5)]
-)
+@pytest.mark.parametrize(("momentum", "images", "spatial", "correlation"), [(0.3, 4, 1, 0.0), (0.2, 2, 8, 0.5)])
 def test_bias_of_the_pooled_ema(
     momentum: float, images: int, spatial: int, correlation: float, rng: np.random.Generator
 ) -> None:

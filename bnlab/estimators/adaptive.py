@@ -16,7 +16,7 @@ from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.theory import local_level
 
 _FIRST = 16  # batches before the first fit
-_GROWTH = 4 / 3  # of the past from one fit to the next
+_GROWTH = 1.5  # of the past from one fit to the next
 _LONGEST = 2048  # batches that one fit looks at
 _FEWEST = 8  # batches without NaN that a fit needs
 _NO_NOISE = 1e4  # drift/noise where there is no noise, the end of `local_level`'s grid
@@ -28,7 +28,7 @@ class Kalman(Estimator):
 
     The Kalman filter of a random walk plus noise: from K₁ = 1 a plain average as long as λ = 0, in the long run the
     momentum `theory.optimal_momentum`. λ is 0 at first; from batch 16 on it is refitted each time the past has grown
-    by a third, by `theory.local_level` on its last half: for the mean, and for the logarithm of variance+eps (whose
+    by half, by `theory.local_level` on its last half: for the mean, and for the logarithm of variance+eps (whose
     noise does not depend on its level); averaged are the mean and the unbiased variance. `per="layer"`: the channels
     of a layer share λ, which takes far fewer batches to find than `per="channel"`. No gain is less than 2/(t+1), an
     average with weights that grow with t: the fit tells no drift from little drift over a short past. A warm start is

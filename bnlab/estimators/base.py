@@ -6,14 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-# Steps that are folded in one matrix product: long enough to keep it compute-bound, short enough to stay in cache.
-BLOCK = 256
+BLOCK = 256  # steps that are folded in one matrix product: enough to be bound by arithmetic, not by memory
+_FORGOTTEN = 1e-40  # a weight so small that batches before it are left out
 
 _TORCH_EPS = torch.tensor(1e-5, dtype=torch.float64)
 
@@ -168,50 +167,63 @@ def _fold(bank: list[Tensor], begin: Tensor, values: Tensor, positions: Sequence
     Returns:
         [settings, positions, 2, C]; with `twice` [settings, positions, 2, 2, C].
     """
-    states = [begin.clone() for _ in range(1 + twice)]
+    states = [begin] * (1 + twice)
     result = begin.new_empty(len(bank), len(positions), len(states), *begin.shape[1:])
-    wanted: dict[int, list[int]] = {}
-    for row, position in enumerate(positions):
-        wanted.setdefault(position, []).append(row)
     # In a product 0·NaN is NaN: what a gain of 1 forgets is forgotten step by step there.
-    finite = values.flatten(1).isfinite().all(1).tolist()
-    last = max(wanted, default=0)
-    for row in wanted.get(0, ()):
-        result[:, row] = torch.stack(states, dim=1)
-    for first in range(0, last, BLOCK):
-        gains = torch.stack([one[first : first + BLOCK] for one in bank])
-        ends = sorted({p for p in wanted if first < p < first + BLOCK} | {min(first + BLOCK, last)})
-        for begun, end in pairwise([first, *ends]):
-            part = gains[:, begun - first : end - first]
-            clean = all(finite[begun:end]) and all(bool(state.isfinite().all()) for state in states)
-            if part.dim() == 2 and clean and end - begun > 1:
-                _product(states, part, values[begun:end])
-            else:
-                for j in range(end - begun):
-                    _step(states, part[:, j], values[begun + j])
-            for row in wanted.get(end, ()):
+    finite = values.flatten(1).isfinite().all(1)
+    rows: dict[int, list[int]] = {}
+    for row, position in enumerate(positions):
+        rows.setdefault(position, []).append(row)
+    cuts = sorted({0, *rows})
+    for first, last in zip([0, *cuts], cuts, strict=False):
+        if bank[0].dim() == 1 and finite[first:last].all() and all(bool(s.isfinite().all()) for s in states):
+            states = _product(states, bank, values, first, last)
+        else:
+            for t in range(first, last):
+                states = _step(states, torch.stack([gains[t] for gains in bank]), values[t])
+        for row, position in enumerate(positions):
+            if position == last:
                 result[:, row] = torch.stack(states, dim=1)
     return result if twice else result[:, :, 0]
 
 
-def _product(states: list[Tensor], gains: Tensor, values: Tensor) -> None:
-    """Gains [S, L] of L steps at once, in place: state ← what is kept of it + weights @ values."""
-    # kept[:, j]: what remains at the end of something taken up before step j+1.
-    kept = (1 - gains).flip(1).cumprod(1).flip(1)
-    weights = gains * torch.cat((kept[:, 1:], torch.ones_like(kept[:, :1])), dim=1)
-    values, rest = values.flatten(1), kept[:, :1]
+def _product(states: list[Tensor], bank: list[Tensor], values: Tensor, first: int, last: int) -> list[Tensor]:
+    """Steps first to last at once: what is kept of the state, plus weights @ values.
+
+    Block by block backwards in time, as far as a setting remembers: a large momentum is done after a few blocks.
+    """
+    flat = values.flatten(1)
+    sums = [torch.zeros_like(state).flatten(1) for state in states]
+    rest = torch.ones(len(bank), 1, dtype=torch.float64)  # what remains at `last` of what is taken up before `end`
+    ahead = torch.zeros_like(rest)  # sum of the gains after `end`
+    end = last
+    while end > first and len(rows := (rest > _FORGOTTEN).squeeze(1).nonzero().squeeze(1)):
+        begun = max(end - BLOCK, first)
+        gains = torch.stack([bank[i][begun:end] for i in rows.tolist()])
+        # kept[:, j]: what remains at `last` of what is taken up before step begun+j.
+        kept = (1 - gains).flip(1).cumprod(1).flip(1) * rest[rows]
+        later = gains.flip(1).cumsum(1).flip(1) + ahead[rows]
+        weights = gains * torch.cat((kept[:, 1:], rest[rows]), dim=1)
+        # Taken up at step j and, once averaged, again at any step from j on: the factors 1−gain after j are the same
+        # for each of them, so that the second weight is the first, multiplied by the sum of the gains from j on.
+        for total, weight in zip(sums, (weights, weights * later), strict=False):
+            if len(rows) == len(bank):
+                total.addmm_(weight, flat[begun:end])
+            else:
+                total[rows] = total[rows].addmm_(weight, flat[begun:end])
+        rest[rows], ahead[rows], end = kept[:, :1], later[:, :1], begun
     once = states[0].flatten(1)
+    sums[0].addcmul_(once, rest)
     if len(states) == 2:
-        # Taken up at step j and, once averaged, again at any step i ≥ j: the factors 1−gain after j are the same for
-        # every i, so that the weight is multiplied by the sum of the gains from j on.
-        ahead = gains.flip(1).cumsum(1).flip(1)
-        states[1].flatten(1).mul_(rest).addcmul_(once, rest * ahead[:, :1]).addmm_(weights * ahead, values)
-    once.mul_(rest).addmm_(weights, values)
+        sums[1].addcmul_(states[1].flatten(1), rest).addcmul_(once, rest * ahead)
+    return [total.view_as(state) for total, state in zip(sums, states, strict=True)]
 
 
-def _step(states: list[Tensor], gain: Tensor, value: Tensor) -> None:
-    """One step in place, with gains [S] or [1, C] or [1, 2, C]."""
+def _step(states: list[Tensor], gain: Tensor, value: Tensor) -> list[Tensor]:
+    """One step, with gains [S] or [1, C] or [1, 2, C]."""
     gain = gain[:, None, None] if gain.dim() == 1 else gain[:, None] if gain.dim() == 2 else gain
+    found = []
     for state in states:
         value = torch.where(gain == 1, value, torch.lerp(state, value.expand_as(state), gain))
-        state.copy_(value)
+        found.append(value)
+    return found

@@ -76,7 +76,7 @@ class DebiasedEMA(EMA):
 
     def gains(self, stream: Stream) -> Tensor:
         # −expm1(t·log1p(−m)) = 1 − (1−m)^t without cancellation at small m.
-        return self.momentum / -torch.expm1(stream.steps * torch.tensor(-self.momentum).double().log1p())
+        return self.momentum / -torch.expm1(stream.steps * torch.tensor(-self.momentum, dtype=torch.float64).log1p())
 
 
 @dataclass(frozen=True)

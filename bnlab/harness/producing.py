@@ -188,7 +188,8 @@ def _reproduce(run: Run, missing: list[int]) -> None:
     save(progress)
     # The run reached these steps before, but the schedule is that of the whole training.
     callbacks = [save, _announcer(run, missing[-1])]
-    train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=missing[-1])
+    with record(progress.model):  # which rounds the buffers' last bit as it did then
+        train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=missing[-1])
 
 
 def _announcer(run: Run, until: int) -> Callback:

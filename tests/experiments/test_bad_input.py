@@ -143,7 +143,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("line", list(CASES))
-def test_message(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_message(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command, *words = line.split(" ")
     results = tmp_path / "results"
     monkeypatch.setattr(sys, "argv", [command, *words, f"results={results}"])
@@ -161,7 +163,9 @@ def test_the_real_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("results", ["/proc/nowhere", "/dev/null", "/dev/null/x"])
-def test_results_that_are_no_folder(results: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_that_are_no_folder(
+    results: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(jobs.os, "access", lambda path, mode: not str(path).startswith("/proc"))
     monkeypatch.setattr(sys, "argv", ["sweep", f"results={results}"])
     assert sweep.main() == 2
@@ -202,25 +206,37 @@ def test_an_experiments_own_sweep_gives_way(tmp_path: Path) -> None:
     assert "1 jobs on 1 networks" in done.stdout
 
 
-def test_help() -> None:
-    for command in ("sweep", "figures", "runs"):
-        assert "python -m experiments." in run(command, "--help").stdout
+def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "momentum" in run("sweep", "--help").stdout
+    for command in ("figures", "runs"):
+        monkeypatch.setattr(sys, "argv", [command, "--help"])
+        assert COMMANDS[command].main() == 0
+        assert "python -m experiments." in capsys.readouterr().out
 
 
 # runs
 
 
-def test_list_and_show(swept: tuple[Path, Done]) -> None:
-    results = f"results={swept[0]}"
-    lines = run("runs", "list", results).stdout.splitlines()
+def called(words: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(sys, "argv", ["runs", *words.split(), f"results={results}"])
+    assert runs.main() == 0
+    return capsys.readouterr().out
+
+
+def test_list_and_show(
+    swept: tuple[Path, Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = called("list", swept[0], monkeypatch, capsys).splitlines()
     assert len(lines) == 5 and sum("finished" in line for line in lines) == 4
     name = lines[1].split()[0]
-    shown = run("runs", "show", name, results).stdout
+    shown = called(f"show {name}", swept[0], monkeypatch, capsys)
     assert "batch_size" in shown and "status.json" in shown and "torch" in shown
-    assert "names 2 networks" in run("runs", "show", name.split("/")[0], results, expect=2).stderr
+    assert "names 2 networks" in run("runs", "show", name.split("/")[0], f"results={swept[0]}", expect=2).stderr
 
 
-def test_damaged_runs_are_listed_and_cleaned(swept: tuple[Path, Done], tmp_path: Path) -> None:
+def test_damaged_runs_are_listed_and_cleaned(
+    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = tmp_path / "results"
     shutil.copytree(swept[0], results)
     folders = sorted(path.parent for path in results.glob("runs/*/*/status.json"))
@@ -229,9 +245,9 @@ def test_damaged_runs_are_listed_and_cleaned(swept: tuple[Path, Done], tmp_path:
     folders[2].rename(folders[2].with_name("seed_0.damaged-1"))
     mine = tmp_path / "results" / "mine.damaged"
     mine.write_text("not the harness's")
-    out = run("runs", "list", f"results={results}").stdout
+    out = called("list", results, monkeypatch, capsys)
     assert out.count("damaged") == 1 and out.count("unfinished") == 2 and "1 unfinished" in out
     before = files(results)
-    assert "removed 1 damaged" in run("runs", "clean", f"results={results}").stdout
+    assert "removed 1 damaged" in called("clean", results, monkeypatch, capsys)
     gone = before.keys() - files(results).keys()
     assert gone and all("damaged-1" in name for name in gone) and mine.exists()

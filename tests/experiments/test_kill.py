@@ -18,9 +18,8 @@ from pandas.testing import assert_frame_equal
 from bnlab import storage
 from bnlab.harness import load, tables
 from bnlab.harness.config import Config
-from bnlab.harness.jobs import execute
+from bnlab.harness.jobs import attempt, execute, failures
 from bnlab.harness.runs import Run
-from experiments import sweep
 from tests.experiments.commands import ROOT, files, run, start
 
 # Trains with a state after every step, and dies in the middle of writing file number argv[2] or at step argv[3].
@@ -123,7 +122,7 @@ def test_command_killed_at_random_times(tmp_path: Path) -> None:
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    words = ("batch_size=256", "epochs=60", "evaluate_at=final", f"results={tmp_path}")
+    words = ("batch_size=256", "epochs=25", "evaluate_at=final", f"results={tmp_path}")
     process = start("sweep", *words)
     assert process.stdout is not None
     process.stdout.readline()
@@ -149,25 +148,38 @@ def test_a_later_checkpoint_changes_nothing_else(whole: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("written", [0, 4, 9, 14, 17])
-def test_full_disk(
-    whole: Run, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    left = iter(range(written))
-    fsync = os.fsync
+def test_full_disk(whole: Run, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, fsync = iter(range(written)), os.fsync
 
     def full(descriptor: int) -> None:
         if next(left, None) is None:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    words = ["sweep", "batch_size=256", "epochs=2", "threads=1", "device=cpu", f"results={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", words)
     with monkeypatch.context() as patched:
         patched.setattr(storage.os, "fsync", full)
-        assert sweep.main() == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "No space left on device" in line and "the same command continues" in line
-    assert not list(tmp_path.rglob(".*.part"))
-    monkeypatch.setattr(sys, "argv", words)
-    assert sweep.main() == 0
+        with pytest.raises(OSError, match="No space left"):
+            attempt(config(tmp_path))
+    assert not list(tmp_path.rglob(".*.part")) and not failures(config(tmp_path))
+    attempt(config(tmp_path))
     assert_same(Run(config(tmp_path)), whole)
+
+
+FULL = """
+import errno, runpy
+from bnlab import storage
+
+def full(descriptor):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+storage.os.fsync = full
+runpy.run_module("experiments.sweep", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_full_disk_ends_the_sweep(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", "batch_size=256", "epochs=1", "threads=1", f"results={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", FULL, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    *hydra, line = done.stderr.splitlines()  # Hydra names the job
+    assert done.returncode == 2 and len(hydra) <= 1
+    assert "No space left on device" in line and "the same command continues" in line

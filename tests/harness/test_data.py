@@ -245,9 +245,7 @@ def test_a_process_reads_the_data_once_whatever_the_augmentation() -> None:
     assert load_dataset(DataConfig(shift=1)) is load_dataset(DataConfig())
 
 
-@pytest.mark.parametrize(
-    "settings", [(36, "medium", "all"), (10, "weak", "dejavu"), (62, "strong", "stix_cm")]
-)
+@pytest.mark.parametrize("settings", [(36, "medium", "all"), (10, "weak", "dejavu"), (62, "strong", "stix_cm")])
 def test_a_glyph_depends_on_seed_and_index_alone(settings: tuple[int, str, str]) -> None:
     few, few_labels = glyphs.glyphs(30, *settings, seed=3)
     torch.manual_seed(99)

@@ -41,9 +41,7 @@ def test_resnet_has_the_stated_number_of_weight_layers(depth: int) -> None:
 
 def test_resnet20_has_the_parameters_of_the_paper() -> None:
     # He et al. 2015, table 6: 0.27 M.
-    model = build_model(
-        ModelConfig("resnet", depth=20, width=16), channels=3, image_size=32, classes=10, seed=0
-    )
+    model = build_model(ModelConfig("resnet", depth=20, width=16), channels=3, image_size=32, classes=10, seed=0)
     assert sum(p.numel() for p in model.parameters()) == 269_722
 
 

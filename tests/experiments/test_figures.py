@@ -1,0 +1,78 @@
+"""Experiments as files: their configuration does something, their figures draw from tables as a sweep writes them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bnlab.harness import load, style
+from bnlab.harness.tables import TABLES
+from experiments.compose import CONF, jobs, register
+from tests.experiments.commands import run
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def test_there_are_experiments() -> None:
+    assert {"quickstart", "momentum", "training_curve"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_configuration_changes_what_is_composed(name: str) -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = compose("config", return_hydra_config=True)
+        changed = compose("config", [f"experiment={name}"], return_hydra_config=True)
+    assert changed.name == name and plain.name == "adhoc"
+    without_name = [{k: v for k, v in OmegaConf.to_container(c, resolve=False).items() if k not in ("name", "hydra")}
+                    for c in (plain, changed)]  # fmt: skip
+    assert without_name[0] != without_name[1]
+    text = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert text[0] == "# @package _global_" and text[1].startswith(f"# python -m experiments.sweep experiment={name}")
+    planned, _ = jobs([f"experiment={name}"], multirun=False)
+    assert {config.name for config in planned} == {name}
+    count = 1
+    for values in (changed.hydra.sweeper.params or {}).values():
+        count *= len(str(values).split(","))
+    assert len(planned) == count
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_figures_need_columns_that_there_are(name: str) -> None:
+    question = importlib.import_module(f"experiments.{name}")
+    assert question.__doc__ and question.FIGURES
+    assert len({figure.name for figure in question.FIGURES}) == len(question.FIGURES)
+    for figure in question.FIGURES:
+        assert figure.title and figure.caption
+        for table, columns in figure.columns.items():
+            assert set(columns) <= set(TABLES[table].types), (figure.name, table)
+
+
+def _costs(name: str) -> object:
+    return name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [_costs(name) for name in EXPERIMENTS])
+def test_sweep_then_figures(name: str, tmp_path: Path) -> None:
+    """On digits, with fewer networks; all else is the experiment's own."""
+    length = ["seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"] if name == "quickstart" else ["seed=0,1,2", "epochs=6"]
+    words = ["-m", f"experiment={name}", "data=digits", "data.images=null", "batch_size=32,256", *length]
+    done = run("sweep", *words, f"results={tmp_path}")
+    assert f"next: python -m experiments.figures experiment={name} results={tmp_path}" in done.stdout
+    done = run("figures", f"experiment={name}", f"results={tmp_path}")
+    question = importlib.import_module(f"experiments.{name}")
+    for figure in question.FIGURES:
+        for suffix in ("png", "pdf"):
+            path = tmp_path / name / "figures" / f"{figure.name}.{suffix}"
+            assert path.stat().st_size > 5000
+        assert str(tmp_path / name / "figures" / f"{figure.name}.png") in done.stdout
+    tables = load(name, tmp_path)
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    for text in question.summary(tables):
+        assert text.split()[0] in " ".join(lines)
+    with pytest.raises(ValueError, match="no column 'run'"):
+        style.draw(question.FIGURES[0], {key: frame.drop(columns="run") for key, frame in tables.items()})

@@ -1,0 +1,112 @@
+"""Tables from parts: fixed columns, one row for each key, the newest wins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from pandas.testing import assert_frame_equal
+
+from bnlab.harness import tables
+from bnlab.harness.errors import UserError
+
+
+def rows(momenta: list[float], value: float, run: str = "a/seed_0") -> pd.DataFrame:
+    columns = {
+        "run": run,
+        "step": 1,
+        "estimator": "ema",
+        "momentum": momenta,
+        "statistics_split": "train",
+        "layer": "1",
+    }
+    numbers = dict.fromkeys(("mean_gap", "var_gap", "kl", "tid_mean", "tid_std"), value)
+    return pd.DataFrame({**columns, "epoch": 0.5, "depth": 1, "channels": 4, **numbers})
+
+
+def write(folder: Path, settings: str, frame: pd.DataFrame, age: int) -> Path:
+    tables.write_part(folder, "gaps", str(frame["run"][0]), settings, frame)
+    path = next(p for p in (folder / "parts" / "gaps").iterdir() if tables.digest(settings) in p.name)
+    os.utime(path, ns=(10**18 - age, 10**18 - age))
+    return path
+
+
+def test_the_newest_row_of_a_key_wins(tmp_path: Path) -> None:
+    write(tmp_path, "old", rows([0.1, 0.2, np.nan], 1.0), age=10)
+    write(tmp_path, "new", rows([0.2, np.nan, 0.3], 2.0), age=5)
+    found = tables.assemble(tmp_path, "gaps")
+    assert found["momentum"].tolist()[:3] == [0.1, 0.2, 0.3] and np.isnan(found["momentum"][3])
+    assert found["mean_gap"].tolist() == [1.0, 2.0, 2.0, 2.0]
+    write(tmp_path, "old", rows([0.1, 0.2, np.nan], 3.0), age=1)
+    assert tables.assemble(tmp_path, "gaps")["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+def test_empty_tables_have_their_columns_and_types(name: str, tmp_path: Path) -> None:
+    frame = tables.empty(name)
+    assert list(frame) == list(tables.TABLES[name].types) and set(tables.TABLES[name].key) <= set(frame)
+    path = tmp_path / "x.parquet"
+    tables.write_frame(path, frame, tables.TABLES[name].schema)
+    assert pq.read_schema(path).remove_metadata() == tables.TABLES[name].schema
+    assert_frame_equal(tables.read_table(name, path), frame)
+
+
+def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
+    whole_numbers = rows([1], 0).astype({"mean_gap": "int64", "momentum": "int64"})
+    write(tmp_path, "x", whole_numbers, 1)
+    found = tables.assemble(tmp_path, "gaps")
+    assert found["mean_gap"].dtype == found["momentum"].dtype == "float64" and found["step"].dtype == "int64"
+    with pytest.raises(KeyError):
+        tables.conform("gaps", whole_numbers.drop(columns="kl"))
+
+
+def test_a_damaged_part_is_named_and_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "good", rows([0.1], 1.0), 1)
+    bad = write(tmp_path, "bad", rows([0.2], 1.0), 2)
+    bad.write_bytes(bad.read_bytes()[:-20])
+    foreign = tmp_path / "parts" / "gaps" / "b-seed_0-0123456789.parquet"
+    pd.DataFrame({"x": [1]}).to_parquet(foreign)
+    assert len(tables.assemble(tmp_path, "gaps")) == 1
+    err = capsys.readouterr().err
+    assert str(bad) in err and str(foreign) in err and "run the sweep again" in err
+    assert not bad.exists() and not foreign.exists() and len(list(tmp_path.rglob("*.damaged"))) == 2
+    tables.assemble(tmp_path, "gaps")
+    assert not capsys.readouterr().err
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """Wherever it is (in every third byte one, by turns): an error, or the very same rows."""
+    path = tmp_path / "gaps.parquet"
+    frame = tables.conform("gaps", rows([0.1, 0.2], 1.5))
+    tables.write_frame(path, frame, tables.TABLES["gaps"].schema)
+    whole, noticed = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << (place * 5 % 8)
+        path.write_bytes(flipped)
+        try:
+            found = tables.read_table("gaps", path)
+        except ValueError as error:
+            noticed += str(path) in str(error)
+        else:
+            assert_frame_equal(found, frame)
+    assert noticed > len(whole) / 6
+
+
+def test_nothing_measured(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no results for 'momentum' in .*; run: .* experiment=momentum"):
+        tables.load("momentum", tmp_path)
+    with pytest.raises(UserError, match=r"run: python -m experiments.sweep$"):
+        tables.load("adhoc", tmp_path)
+
+
+def test_tables_are_written_with_csv(tmp_path: Path) -> None:
+    write(tmp_path, "x", rows([0.1, np.nan], 1.0), 1)
+    found = tables.write_tables(tmp_path, csv=True)
+    assert set(found) == set(tables.TABLES)
+    assert_frame_equal(tables.read_frame(tmp_path / "tables" / "gaps.parquet"), found["gaps"])
+    assert pd.read_csv(tmp_path / "tables" / "gaps.csv")["momentum"].isna().tolist() == [False, True]

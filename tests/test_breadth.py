@@ -1,0 +1,298 @@
+"""Memory, layers that are shared or skipped, several ranks, sampling errors: what breadth-first alone can do."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import Statistics, population_statistics, self_consistency
+from bnlab.memory import LiveBytes, memory_limit
+from tests import references
+from tests.helpers import assert_moments, images, plain, randomized, residual, unchanged
+
+FLOAT32 = 2e-6  # a few roundings of float32, relative to σ and to the variance
+
+
+def assert_same(a: Statistics, b: Statistics, tolerance: float = 1e-12) -> None:
+    assert list(a) == list(b)
+    for name in a:
+        assert_moments(a[name], b[name], mean=tolerance, var=tolerance)
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_tenth_of_the_memory_gives_the_same_result(channels_last: bool) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = residual(8).to(memory_format=layout)
+    batches = [x.contiguous(memory_format=layout) for x in images(*[4] * 40, side=16)]
+    with LiveBytes() as unlimited:
+        expected = population_statistics(model, batches)
+    assert expected.cost.forwards == 40 and expected.cost.passes == 1
+    for share in (0.6, 0.3, 0.1):
+        limit = int(share * unlimited.peak)
+        with unchanged(model), LiveBytes() as live:
+            found = population_statistics(model, batches, memory=limit)
+        assert live.peak <= limit
+        assert 0 < found.cost.peak_bytes <= limit
+        assert found.cost.forwards > 40
+        assert_same(found, expected)
+
+
+def test_the_smaller_the_memory_the_more_is_run_again() -> None:
+    model, batches = residual(8), images(*[4] * 30, side=16)
+    with LiveBytes() as unlimited:
+        population_statistics(model, batches)
+    found = [population_statistics(model, batches, memory=unlimited.peak // k).cost.forwards for k in (2, 4, 8)]
+    assert found == sorted(found) and found[0] < found[2]
+    # Never more than a run for each batch and layer, and one more to see whether a layer comes twice.
+    assert found[2] <= 30 * (len(population_statistics(model, batches)) + 1)
+
+
+def test_batches_of_other_sizes_keep_the_limit() -> None:
+    model, batches = residual(8), images(2, 9, 4, 12, 1, 7, 3, 8, 6, 5, 11, 2, side=12)
+    with LiveBytes() as unlimited:
+        expected = population_statistics(model, batches)
+    limit = unlimited.peak // 3
+    with LiveBytes() as live:
+        found = population_statistics(model, batches, memory=limit)
+    assert live.peak <= limit
+    assert_same(found, expected)
+
+
+def test_noise_and_far_means_under_short_memory() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1000 + 0.01 * (x + torch.randn_like(x))
+
+    model, batches = nn.Sequential(Noisy(), *plain()), images(*[4] * 20)
+    with LiveBytes() as unlimited:
+        expected = population_statistics(model, batches)
+    assert_same(population_statistics(model, batches, memory=unlimited.peak // 4), expected, tolerance=1e-6)
+
+
+def test_one_batch_that_does_not_fit() -> None:
+    model = plain()
+    with unchanged(model), pytest.raises(ValueError, match=r"one batch's forward needs [\d,]+ bytes.*limit is 1,000"):
+        population_statistics(model, images(8, 8), memory=1000)
+
+
+def test_a_batch_that_is_changed_after_it_was_read() -> None:
+    x = images(6)[0]
+
+    def refilled() -> object:
+        for _ in range(20):
+            yield x
+            x.mul_(1.1)
+
+    model = plain()
+    with LiveBytes() as unlimited:
+        population_statistics(model, images(*[6] * 20))
+    with unchanged(model), pytest.raises(ValueError, match="batch 0 was changed after it was read"):
+        population_statistics(model, refilled(), memory=unlimited.peak // 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("memory", "limit"), [(1000, 1000), ("2 KiB", 2048), ("1.5MB", 1_500_000), ("3gib", 3 * 2**30)]
+)
+def test_reading_a_limit(memory: int | str, limit: int) -> None:
+    assert memory_limit(memory, torch.device("cpu")) == limit
+    assert memory_limit(None, torch.device("cpu")) > 2**20
+
+
+def test_live_bytes_of_a_chain() -> None:
+    x = torch.zeros(256)  # 1 kB
+    with LiveBytes() as live:
+        y = x + 1
+        z = (y * 2) * 3  # the product in between is alive while z is made
+        del y
+    assert live.peak == 3 * 1024 and live.now() == 1024
+    del z
+    assert live.now() == 0
+
+
+# -- layers that depend on themselves ---------------------------------------------------------------------------------
+
+
+class CallsTwice(nn.Module):
+    """One norm before and after a convolution; as the last layer, or before another."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.bn, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+        self.other = None if last else nn.BatchNorm2d(3)
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(self.bn(x).relu()))
+        return x if self.other is None else self.other(x)
+
+
+class Branching(nn.Module):
+    """Batches with a positive mean pass `a` first, the others come to `b` at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.a, self.c = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu() if x.mean() > 0.4 else x).relu())
+
+
+@pytest.mark.parametrize("build", [lambda: CallsTwice(True), lambda: CallsTwice(False), Branching])
+@pytest.mark.parametrize("memory", [None, 12_000])
+def test_the_fixed_point_is_self_consistent(build: object, memory: int | None) -> None:
+    model, batches = build(), images(4, 3, 5, 2)  # type: ignore[operator]
+    with unchanged(model):
+        found = population_statistics(model, batches, memory=memory)
+    # The residual is that of the last pass; the ordinary evaluation sees it again, to the rounding of float32.
+    assert found.cost.passes > 1 and found.cost.residual <= 1e-6
+    mean, var = self_consistency(model, found, batches)
+    assert mean <= 1e-6 + FLOAT32 and var <= 1e-6 + FLOAT32
+    assert set(found) == {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+def test_a_skipped_layer_counts_what_reached_it() -> None:
+    batches = images(4, 3, 5, 2)
+    found = population_statistics(Branching(), batches)
+    assert found["a"].count == sum(64 * len(x) for x in batches if x.mean() > 0.4) < found["b"].count
+
+
+def test_statistics_that_do_not_settle() -> None:
+    class Alternating(nn.Module):
+        """The second call sees a constant over the first's variance: σ² → 1/σ², which no relaxation by halves ends."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(1, affine=False, eps=0.0)
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.bn(x)
+            scale = 2.0 if float(self.bn.running_var) < 3 else 0.1  # type: ignore[arg-type]
+            return self.bn(x * scale * 2)
+
+    model = Alternating()
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=r"layers bn are called several times.*did not settle in 100"),
+    ):
+        population_statistics(model, [torch.linspace(-1, 1, 50)[:, None]])
+
+
+# -- sampling errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_standard_errors_of_the_first_layer(channels_last: bool, upstream: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    batches = images(5, 9, 2)
+    if channels_last:
+        batches = [x.contiguous(memory_format=torch.channels_last) for x in batches]
+    found = population_statistics(model, batches, standard_errors=True, upstream=upstream)
+    assert found.standard_errors is not None
+    mean, var = references.sampling_errors(torch.cat(batches))
+    torch.testing.assert_close(found.standard_errors["0"][0], mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.standard_errors["0"][1], var, rtol=1e-4, atol=0)
+
+
+def test_standard_errors_cover_the_truth() -> None:
+    """z of 60 samples of 40 images around the moments of all of them: its mean square is 1 within 4.5 errors."""
+    generator = torch.Generator().manual_seed(0)
+    # Strongly correlated pixels: with pixels as units the errors would be far too small.
+    level = torch.randn(2400, 1, 1, 1, generator=generator)
+    data = level + 0.3 * torch.randn(2400, 1, 4, 4, generator=generator)
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    truth = population_statistics(model, [data])["0"]
+    z = []
+    for sample in data.split(40):
+        found = population_statistics(model, [sample], standard_errors=True)
+        assert found.standard_errors is not None
+        z.append((found["0"].mean - truth.mean) / found.standard_errors["0"][0])
+    square = torch.cat(z).square().mean().item()
+    assert abs(square - 1) < 4.5 * math.sqrt(2 / 60) * 1.1  # the estimated error adds a little
+
+
+def test_auto_takes_as_many_images_as_it_needs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(64, 3, 6, 6, generator=generator) for _ in range(64)]
+    model = plain()
+    coarse, fine = (population_statistics(model, batches, max_images="auto", tolerance=t) for t in (0.05, 0.012))
+    assert coarse.cost.images < fine.cost.images <= 4096
+    assert fine.standard_errors is not None
+    for name, (of_mean, of_var) in fine.standard_errors.items():
+        assert (of_mean / fine[name].var.sqrt()).square().mean().sqrt() <= 0.012
+        assert (of_var / fine[name].var).square().mean().sqrt() <= 0.012
+    # Out of reach: all there is, and the errors say how far it got.
+    assert population_statistics(model, batches[:5], max_images="auto", tolerance=1e-9).cost.images == 320
+
+
+# -- ranks -----------------------------------------------------------------------------------------------------------
+
+RANKS = """
+import sys
+import torch, torch.distributed as dist
+from bnlab import gap, population_statistics
+from tests.helpers import images, residual
+from tests.test_breadth import Branching, CallsTwice
+
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+rank, group = dist.get_rank(), dist.group.WORLD
+batches = images(4, 3, 5, 2, 6)
+for model in (residual(), CallsTwice(False), Branching()):
+    for upstream in ("population", "batch"):
+        whole = population_statistics(model, batches, upstream=upstream, standard_errors=True)
+        for shares in ((batches[:4], batches[4:]), (batches, []), ([], batches)):
+            found = population_statistics(
+                model, shares[rank], upstream=upstream, group=group, standard_errors=True
+            )
+            table = gap(whole, found)
+            assert table[["mean_gap", "var_gap"]].to_numpy().max() < 2e-6, table
+            assert all(whole[n].count == found[n].count for n in whole)
+            for name, errors in whole.standard_errors.items():
+                torch.testing.assert_close(found.standard_errors[name], errors, rtol=1e-4, atol=1e-9)
+            both = [None, None]
+            dist.all_gather_object(both, [(m.mean, m.var) for m in found.values()])
+            assert all(torch.equal(a, b) for pair in zip(*both) for a, b in zip(*pair))
+
+def failing(model, batch):
+    if rank == 1:
+        raise ArithmeticError("of rank 1's own")
+    return model(batch)
+
+for upstream in ("population", "batch"):
+    try:
+        population_statistics(residual(), batches, forward=failing, group=group, upstream=upstream)
+    except ArithmeticError as error:
+        assert rank == 1
+    except ValueError as error:
+        assert rank == 0 and "rank 1 failed with ArithmeticError: of rank 1's own" in str(error), error
+    else:
+        raise SystemExit("no error")
+try:
+    population_statistics(residual(), [], group=group)
+except ValueError as error:
+    assert "batches is empty" in str(error)
+dist.destroy_process_group()
+print("fine")
+"""
+
+
+def test_two_ranks_agree(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RANKS, str(tmp_path / "rendezvous")]
+    root = Path(__file__).parents[1]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in ranks]
+    assert [output.strip().splitlines()[-1] for output in outputs] == ["fine", "fine"], outputs

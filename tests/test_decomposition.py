@@ -1,0 +1,103 @@
+"""The terms of the gap add up to it, and each is what its name says."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import decompose, estimators, gap, population_statistics, record, record_frozen, replay, running_statistics
+from bnlab.decomposition import TERMS, window
+from tests import references
+from tests.helpers import images, plain, unchanged
+
+
+def trained(steps: int, lr: float) -> tuple[nn.Module, object, dict[int, dict[str, Tensor]], list[Tensor]]:
+    model, batches = plain(), images(8, 6, 8, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    kept = {0: copy.deepcopy(model.state_dict())}
+    model.train()
+    with record(model) as trace:
+        for step in range(steps):
+            optimizer.zero_grad()
+            model(batches[step % 4]).square().mean().backward()
+            optimizer.step()
+            kept[step + 1] = copy.deepcopy(model.state_dict())
+    return model, trace, kept, batches
+
+
+def test_the_terms_add_up_to_the_gap() -> None:
+    model, trace, kept, batches = trained(30, lr=0.05)
+    with unchanged(model):
+        table = decompose(model, trace, kept.__getitem__, batches, momentum=0.3)
+    exact = population_statistics(model, batches)
+    ema = replay(trace, estimators.EMA(0.3), [30])[30]
+    for statistic in ("mean", "var"):
+        expected = torch.cat([getattr(ema[n], statistic) - getattr(exact[n], statistic) for n in exact])
+        rows = table[table["statistic"] == statistic]
+        torch.testing.assert_close(torch.tensor(rows["gap"].to_numpy()), expected, rtol=0, atol=1e-12)
+        total = torch.tensor(rows[list(TERMS)].sum(axis=1).to_numpy())
+        torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
+    assert (table["data"] == 0).all()
+    assert list(table.columns) == ["layer", "depth", "channel", "statistic", "gap", *TERMS]
+
+
+def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
+    model, trace, kept, batches = trained(40, lr=0.0)
+    table = decompose(model, trace, kept.__getitem__, batches, momentum=0.5)
+    # Weights do not move; what is left is the rounding of float32 moments.
+    assert table["lag"].abs().max() < 1e-6
+    assert table["start"].abs().max() < 2 * 0.5**40 * 100
+    assert table["noise"].abs().max() > 1e-3
+
+
+def test_a_full_batch_has_no_noise_and_no_upstream_term() -> None:
+    model, batches = plain(), images(12)
+    model.train()
+    with record(model) as trace:
+        for _ in range(5):
+            model(batches[0])
+    weights = copy.deepcopy(model.state_dict())
+    table = decompose(model, trace, lambda step: weights, batches, momentum=0.9)
+    assert table[["noise", "lag", "upstream"]].abs().to_numpy().max() < 1e-5
+    # Of the weighting only the unbiased variance is left: var/(n−1).
+    first = table[(table["layer"] == "1") & (table["statistic"] == "var")]
+    n = 12 * 64
+    expected = references.moments(model[0](batches[0]).detach()).var / (n - 1)
+    torch.testing.assert_close(torch.tensor(first["weighting"].to_numpy()), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_augmentation_is_a_term_of_its_own() -> None:
+    model, trace, kept, batches = trained(10, lr=0.01)
+    brighter = [batch + 1 for batch in batches]
+    table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9, augmented=brighter)
+    torch.testing.assert_close(table[list(TERMS)].sum(axis=1).to_numpy(), table["gap"].to_numpy())
+    assert table["data"].abs().max() > 0.1
+
+
+def test_frozen_estimators_are_those_of_the_tools() -> None:
+    model, batches = plain(), images(8, 8, 4)
+    with unchanged(model):
+        frozen = record_frozen(model, batches)
+    other = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn(batches, other.eval())
+    ours = replay(frozen, estimators.Cumulative(), [3])[3]
+    expected = running_statistics(other)
+    assert gap(expected, ours)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+    pooled = replay(frozen, estimators.PooledCumulative(), [3])[3]
+    precise = population_statistics(model, batches, upstream="batch")
+    assert gap(precise, pooled)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+
+
+def test_bad_input() -> None:
+    model, trace, kept, batches = trained(3, lr=0.1)
+    with unchanged(model):
+        with pytest.raises(ValueError, match="batches is an iterator and can be read only once"):
+            decompose(model, trace, kept.__getitem__, iter(batches))
+        with record(model) as empty, pytest.raises(ValueError, match="the trace is empty"):
+            decompose(model, empty, kept.__getitem__, batches)
+        with pytest.raises(ValueError, match="batches is empty"):
+            record_frozen(model, [])
+    assert window(0.1) == 44 and window(0.01) == 459

@@ -1,0 +1,203 @@
+"""Inference-time statistics against plain loops, and that a model comes back as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, applied
+from bnlab.moments import Moments
+from tests import references
+from tests.helpers import images, plain, randomized, residual, unchanged
+
+RULES: list[Rule] = [
+    TestBatch(),
+    PseudoSamples(),
+    PseudoSamples(n=3.5),
+    PseudoSamples(n=5, between=True),
+    ExampleWeighing(0.3),
+    ExampleWeighing(1.0),
+    EvalNorm(4),
+]
+each = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.label)
+
+
+def twin(rule: Any, x: Tensor, mean: Tensor, var: Tensor) -> list[references.Pair]:
+    """The (mean, variance) for each example, from the papers' formulas on E[x] and E[x²]."""
+    found = []
+    for example in x:
+        if isinstance(rule, (TestBatch, PseudoSamples)):
+            _, own_mean, own_var = references.moments(x)
+            source = 0.0 if isinstance(rule, TestBatch) else rule.n
+            mixed_mean = (source * mean + len(x) * own_mean) / (source + len(x))
+            if isinstance(rule, PseudoSamples) and rule.between:
+                square = (source * (var + mean**2) + len(x) * (own_var + own_mean**2)) / (source + len(x))
+                mixed_var = square - mixed_mean**2
+            else:
+                mixed_var = (source * var + len(x) * own_var) / (source + len(x))
+        else:
+            weight = rule.weight if isinstance(rule, ExampleWeighing) else 1 / rule.batch_size
+            _, own_mean, own_var = references.moments(example[None])
+            mixed_mean = (1 - weight) * mean + weight * own_mean
+            mixed_var = (1 - weight) * (var + mean**2) + weight * (own_var + own_mean**2) - mixed_mean**2
+        found.append((mixed_mean, mixed_var))
+    return found
+
+
+def layer_for(x: Tensor) -> nn.Module:
+    kinds: dict[int, Callable[..., nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+    return randomized(kinds[x.dim()](x.shape[1], eps=1e-3)).eval()
+
+
+@each
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 5), (6, 3, 4, 5), (1, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) + 1
+    layer = layer_for(x).to(dtype)
+    mean, var = layer.running_mean.double(), layer.running_var.double()
+    expected = []
+    for example, (m, v) in zip(x.double(), twin(rule, x, mean, var), strict=True):
+        channels = [
+            (example[c] - m[c]) / (v[c] + layer.eps).sqrt() * layer.weight[c].double() + layer.bias[c].double()
+            for c in range(len(example))
+        ]
+        expected.append(torch.stack(channels))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    for given in (x, x.to(memory_format=torch.channels_last) if x.dim() == 4 else x):
+        original = given.clone()
+        with applied(layer, rule), torch.no_grad():
+            found = layer(given)
+            torch.testing.assert_close(layer(input=given), found, rtol=0, atol=0)
+        assert found.dtype == dtype and torch.equal(given, original)
+        assert found.is_contiguous(memory_format=torch.channels_last) or given is x
+        torch.testing.assert_close(found.double(), torch.stack(expected), rtol=tolerance, atol=tolerance)
+
+
+@each
+def test_a_mean_far_above_the_deviation(rule: Rule) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 1000 + 0.01 * torch.randn(8, 3, 6, 6, generator=generator)
+    layer = nn.BatchNorm2d(3, eps=1e-9)
+    layer.running_mean.fill_(1000)
+    layer.running_var.fill_(1e-4)
+    exact = copy.deepcopy(layer).double()
+    with applied(layer, rule), applied(exact, rule), torch.no_grad():
+        torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=0, atol=0.01)  # float32 buffers: 0.006
+
+
+@each
+@pytest.mark.parametrize("network", [plain, residual])
+def test_the_model_comes_back(rule: Rule, network: Callable[[], nn.Module]) -> None:
+    model, x = network().train(), images(6)[0]
+    with unchanged(model):
+        with applied(model, rule) as lent, torch.no_grad():
+            assert lent is model and not model.training
+            buffers = [buffer.clone() for buffer in model.buffers()]
+            assert not torch.equal(model(x), copy.deepcopy(model).eval()(x[:, :, :6])) and model(x).isfinite().all()
+            assert all(map(torch.equal, buffers, model.buffers()))
+        with pytest.raises(RuntimeError, match="channels"), applied(model, rule):
+            model(torch.randn(2, 5, 8, 8))
+        with pytest.raises(ZeroDivisionError), applied(model, rule):
+            raise ZeroDivisionError
+
+
+def test_the_test_batch_is_train_mode() -> None:
+    """Also its gradients, with which a model is adapted at test time."""
+    model, x = residual(), images(16)[0]
+    trained, inputs = copy.deepcopy(model).train(), [x.clone().requires_grad_() for _ in range(2)]
+    expected = trained(inputs[0])
+    expected.square().sum().backward()
+    with applied(model, TestBatch()):
+        found = model(inputs[1])
+        found.square().sum().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-3, atol=1e-4)
+    for own, other in zip(model.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("rule", [ExampleWeighing(0.0), PseudoSamples(1e12), PseudoSamples(float("inf"), True)])
+def test_the_source_alone_is_plain_evaluation(rule: Rule) -> None:
+    model, x = residual().eval(), images(5)[0]
+    expected = model(x)
+    with applied(model, rule):
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_rules() -> None:
+    model, x = residual().eval(), images(5)[0]
+    for one, other in (
+        (EvalNorm(4), ExampleWeighing(0.25)),
+        (PseudoSamples(0.0, True), TestBatch()),
+    ):
+        with applied(model, one):
+            found = model(x)
+        with applied(model, other):
+            torch.testing.assert_close(model(x), found, rtol=0, atol=0)
+    # One image: the batch and the example are the same, and 3 pseudo-samples are a weight of 1/4.
+    with applied(model, PseudoSamples(3, between=True)):
+        found = model(x[:1])
+    with applied(model, EvalNorm(4)):
+        torch.testing.assert_close(model(x[:1]), found, rtol=1e-5, atol=1e-5)
+        together = model(x)
+        torch.testing.assert_close(model(x[:1]), together[:1], rtol=1e-5, atol=1e-5)  # whoever its neighbours are
+
+
+def test_eval_norm_is_a_training_batch_on_average() -> None:
+    """The mean exactly, the variance but for (B−1)/B² of the variance of the images' means."""
+    generator, B, N = torch.Generator().manual_seed(0), 4, 20_000
+    x = torch.randn(N, 1, 6, generator=generator, dtype=torch.float64) + torch.randn(N, 1, 1, generator=generator)
+    example = torch.full((1, 1, 6), 2.0, dtype=torch.float64)
+    batches = torch.cat((example.expand(N // 3, 1, 6)[:, None], x[: N // 3 * 3].view(-1, 3, 1, 6)), 1)
+    var, mean = torch.var_mean(batches, (1, 2, 3), correction=0)
+    source = Moments.of(x)
+    m, v = EvalNorm(B).statistics(example, source.mean.view(1, 1, 1), source.var.view(1, 1, 1))
+    between = x.mean(2).var()
+    assert m.item() == pytest.approx(mean.mean().item(), abs=0.01)
+    assert v.item() - (B - 1) / B**2 * between.item() == pytest.approx(var.mean().item(), abs=0.02)
+
+
+def test_labels() -> None:
+    assert [rule.label for rule in RULES[:2]] == ["test_batch", "pseudo_samples(n=16.0,between=False)"]
+    assert [rule.label for rule in RULES[4:]] == [
+        "example_weighing(weight=0.3)",
+        "example_weighing(weight=1.0)",
+        "eval_norm(batch_size=4)",
+    ]
+
+
+def test_statistics_written_inside_the_block_are_the_source() -> None:
+    x = images(4)[0]
+    layer, other = layer_for(x), layer_for(x)
+    other.running_mean += 1
+    with applied(other, EvalNorm(8)):
+        expected = other(x)
+    with applied(layer, EvalNorm(8)):
+        layer.running_mean += 1
+        assert torch.equal(layer(x), expected)
+
+
+def test_what_is_refused() -> None:
+    model = plain()
+    with pytest.raises(TypeError, match=r"rule is a float; pass e\.g\. TestBatch\(\)"), applied(model, 0.1):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(ValueError, match=r"inference\.applied: no BatchNorm"), applied(nn.Linear(2, 2), TestBatch()):
+        pass
+    layer = nn.BatchNorm1d(3)
+    with pytest.raises(ValueError, match="one value per channel has no variance"), applied(layer, TestBatch()):
+        layer(torch.ones(1, 3))
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"n=.* 0 or more"):
+            PseudoSamples(wrong)
+        with pytest.raises(ValueError, match=r"weight=.* lies in \[0, 1\]"):
+            ExampleWeighing(wrong)
+    with pytest.raises(ValueError, match="batch_size=0; it is 1 or more"):
+        EvalNorm(0)
