@@ -70,6 +70,7 @@ class _Item:
         self.layer: str | None = None  # where it waits; None when it has ended
         self.input: Any = None
         self.part: Partial | None = None
+        self.alone = False  # the part has been taken as if the input were not there any more
         self.held = 0  # bytes that it holds while it waits
         self.visited: list[str] = []
         self.observed: list[tuple[str, Partial]] = []  # calls of pinned layers
@@ -203,8 +204,7 @@ class Evaluation:
         self._budget.released(item.held)
         item.held = 0
         self._make_room(item)
-        arguments = () if item.run is not None else (self._begin(item),)
-        self._switch_to(item, *arguments)
+        self._switch_to(item, *([] if item.run is not None else [self._begin(item)]))
         if item.layer is None:
             item.run = None
         else:
@@ -275,7 +275,11 @@ class Evaluation:
         def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             item = self._current
             if item is None:
-                self._budget.profile_layer(name, layer_input(args, kwargs))
+                x = layer_input(args, kwargs)
+                check_input(name, self._targets[name], x)
+                self._budget.profile_layer(name, x)
+                part = self._part(x, alone=False)  # taking the moments needs memory too, most about a shift
+                pool([part, read(x, part.mean[0])])
             elif getcurrent() is not item.run:
                 return
             elif name in self._pinned:
@@ -313,7 +317,8 @@ class Evaluation:
         item.replayed = len(item.visited)
         keep = self._fits(item, name)
         # Where memory is short, many rows of many batches would count.
-        item.part = self._part(item.input, alone=not keep or self._budget.profiled)
+        item.alone = not keep or self._budget.profiled
+        item.part = self._part(item.input, item.alone)
         if not keep:
             self._give_up(item)
 
@@ -325,7 +330,7 @@ class Evaluation:
 
     def _shifted(self, item: _Item, shift: Tensor) -> Partial:
         """The part of a waiting batch read again about `shift`; one that was given up has been read exactly."""
-        if item.run is None or self._by_image:
+        if item.alone or self._by_image:
             assert item.part is not None
             return item.part
         return read(item.input, shift)
@@ -355,7 +360,8 @@ class Evaluation:
         budget.check_alone(item.size)
         while self._suspended and not budget.room_to_run(item.size):
             last = next(reversed(self._suspended.values()))
-            last.part = self._part(last.input, alone=True)
+            if not last.alone:
+                last.part = self._part(last.input, alone=True)
             self._give_up(last)
 
     def _profile(self, item: _Item) -> None:

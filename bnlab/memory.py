@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_BOOKS = 0.02  # of a limit that is kept for moments and buffers beside the activations
 _SHARE = 0.6  # of the free memory that is used when no limit is given
 
 
@@ -31,10 +32,10 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
         return int(_SHARE * _free(device))
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
     if match is None or match[2].upper() not in _UNITS or isinstance(memory, (bool, float)):
-        raise ValueError(f'memory={memory!r}; pass bytes or a text such as "4GiB"')
+        raise ValueError(f'population_statistics: memory={memory!r}; pass bytes or a text such as "4GiB"')
     limit = int(float(match[1]) * _UNITS[match[2].upper()])
     if limit < 1:
-        raise ValueError(f"memory={memory!r}: must be above 0")
+        raise ValueError(f"population_statistics: memory={memory!r}; must be above 0")
     return limit
 
 
@@ -96,13 +97,12 @@ class Budget:
     """
 
     def __init__(self, limit: int, exact: bool) -> None:
-        self.limit, self.exact, self.profiled = limit, exact, False
+        self.limit, self.exact, self.profiled = int((1 - _BOOKS) * limit), exact, False
         self.waiting = 0  # bytes that suspended forwards hold
         self.peak = 0  # of waiting and running together, by the profile
         self._largest = 0  # bytes of the largest batch so far
         self._running = 0.0  # bytes that a running forward needs at most, per byte of its batch
         self._live: dict[str, float] = {}  # bytes that a forward holds while it waits at a layer, per element there
-        self._reading = 0  # of the largest input of a layer: taking its moments may copy it
         self._follower: LiveBytes | None = None
 
     def released(self, size: int) -> None:
@@ -128,8 +128,8 @@ class Budget:
         """ValueError if a batch does not fit the limit even alone."""
         if self._need(size) > self.limit:
             raise ValueError(
-                f"population_statistics: one batch's forward needs {self._need(size):,} bytes, the memory limit is "
-                f"{self.limit:,}; pass smaller batches or raise memory="
+                f"population_statistics: one batch's forward needs {self._need(size):,} bytes, there are {self.limit:,} "
+                "(memory= less what moments need); pass smaller batches or raise memory="
             )
 
     def _need(self, size: int) -> int:
@@ -149,14 +149,12 @@ class Budget:
     def profiling(self, batch: int) -> Iterator[None]:
         """Follow what the block, the forward of a batch of so many bytes, allocates."""
         self._live.clear()
-        self._reading = 0
         with LiveBytes() as self._follower:
             yield
-        self._running = (self._follower.peak + self._reading) / max(1, batch)
+        self._running = self._follower.peak / max(1, batch)
         self._follower, self.profiled = None, True
 
-    def profile_layer(self, layer: str, x: Any) -> None:
+    def profile_layer(self, layer: str, x: Tensor) -> None:
         """The profiled forward is at a layer."""
-        if self._follower is not None and isinstance(x, Tensor) and x.numel():
+        if self._follower is not None:
             self._live[layer] = max(self._live.get(layer, 0.0), self._follower.now() / x.numel())
-            self._reading = max(self._reading, tensor_bytes(x))

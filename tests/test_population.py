@@ -594,7 +594,7 @@ BAD: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], type[
         "tolerance=-1.0; pass a positive",
     ),
     "memory": (plain, lambda: images(4), {"memory": "much"}, ValueError, "memory='much'; pass bytes or a text such as"),
-    "no memory": (plain, lambda: images(4), {"memory": 0}, ValueError, "memory=0: must be above 0"),
+    "no memory": (plain, lambda: images(4), {"memory": 0}, ValueError, "memory=0; must be above 0"),
     "own error at first": (
         lambda: nn.Sequential(*plain()[:4], Failing(at=0), *plain()[4:]),
         lambda: images(3, 4, 2),

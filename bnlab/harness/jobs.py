@@ -34,8 +34,6 @@ _MEASUREMENTS: dict[str, Callable[[Run, list[Setting]], pd.DataFrame]] = {
     "drift": drift,
 }
 _VERSION = 1  # of the measurements: another one makes cached frames count as missing
-
-
 _ALL_THREADS = torch.get_num_threads()
 
 

@@ -52,15 +52,21 @@ def test_figures_need_columns_that_there_are(name: str) -> None:
             assert set(columns) <= set(TABLES[table].types), (figure.name, table)
 
 
+DIGITS = ["data=digits", "data.images=null", "batch_size=32,256", "seed=0,1,2", "epochs=6"]
+SHORTER = {
+    "quickstart": ["batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"],
+    "training_curve": ["data.images=2400", "batch_size=256,1024", "seed=0,1", "epochs=1"],  # it takes precise statistics of 2,048 images
+}
+
+
 def _costs(name: str) -> object:
     return name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [_costs(name) for name in EXPERIMENTS])
 def test_sweep_then_figures(name: str, tmp_path: Path) -> None:
-    """On digits, with fewer networks; all else is the experiment's own."""
-    length = ["seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"] if name == "quickstart" else ["seed=0,1,2", "epochs=6"]
-    words = ["-m", f"experiment={name}", "data=digits", "data.images=null", "batch_size=32,256", *length]
+    """With fewer and smaller networks; all else is the experiment's own."""
+    words = ["-m", f"experiment={name}", *SHORTER.get(name, DIGITS)]
     done = run("sweep", *words, f"results={tmp_path}")
     assert f"next: python -m experiments.figures experiment={name} results={tmp_path}" in done.stdout
     done = run("figures", f"experiment={name}", f"results={tmp_path}")
