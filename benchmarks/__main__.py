@@ -1,4 +1,4 @@
-"""Measure everything and write the table: python -m benchmarks [start|recording|sweep|population|replay ...]."""
+"""Measure everything and write the table: python -m benchmarks [start|recording|sweep|population|replay|scaling ...]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.timing import REPEATS, THREADS, Result
 
-PARTS = ("start", "recording", "sweep", "population")
+PARTS = ("start", "recording", "sweep", "population", "replay", "scaling")
 _README = Path(__file__).with_name("README.md")
 _BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
 

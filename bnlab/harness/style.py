@@ -115,7 +115,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         raise ValueError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
     width = 3.5 * len(panels) + 0.6
     seeds = tables["runs"]["seed"].nunique()
-    wrapped = textwrap.wrap(f"{figure.caption} n\u00a0=\u00a0{seeds}\u00a0seeds.", int(width * 15.5))
+    wrapped = textwrap.wrap(f"{figure.caption} n\u00a0=\u00a0{seeds}\u00a0seeds.", int(width * 14.5))
     height = 3.6 + 0.9 + 0.17 * len(wrapped)
     drawn, axes = plt.subplots(1, len(panels), figsize=(width, height), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
