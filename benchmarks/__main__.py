@@ -1,4 +1,4 @@
-"""Measure everything and write the table: python -m benchmarks [start|recording|sweep|population|replay|scaling ...]."""
+"""Measure everything and write the table: python -m benchmarks [PART ...]."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bnlab.estimators.names import called, read_parameters
 from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, layer_input, tracked
 
 
@@ -148,6 +149,27 @@ def _mixed(
     """Mean and variance of (1−weight)·source + weight·own; `between` the means: E[x²] − E[x]² without cancellation."""
     mean, var = ((1 - weight) * a + weight * b for a, b in zip(source, own, strict=True))
     return mean, var + weight * (1 - weight) * (own[0] - source[0]).square() if between else var
+
+
+def known() -> dict[str, type[Rule]]:
+    """Every rule by its name."""
+    return {cls.name: cls for cls in Rule.__subclasses__() if "name" in vars(cls)}
+
+
+def parse(label: str) -> Rule:
+    """The rule that a name like `test_batch` or `pseudo_samples(n=16,between=True)` stands for.
+
+    Raises:
+        ValueError: there is no such rule, or a parameter is not one of its fields or out of its range.
+
+    >>> parse("example_weighing(weight=0.2)")
+    ExampleWeighing(weight=0.2)
+    """
+    name, text = called(label)
+    if name not in known():
+        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(known())}")
+    cls = known()[name]
+    return cls(**read_parameters(label, name, text, cls))
 
 
 @contextlib.contextmanager

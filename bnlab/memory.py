@@ -128,8 +128,8 @@ class Budget:
         """ValueError if a batch does not fit the limit even alone."""
         if self._need(size) > self.limit:
             raise ValueError(
-                f"population_statistics: one batch's forward needs {self._need(size):,} bytes, there are {self.limit:,} "
-                "(memory= less what moments need); pass smaller batches or raise memory="
+                f"population_statistics: one batch's forward needs {self._need(size):,} bytes, there are "
+                f"{self.limit:,} (memory= less what moments need); pass smaller batches or raise memory="
             )
 
     def _need(self, size: int) -> int:

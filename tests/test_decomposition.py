@@ -73,7 +73,7 @@ def test_augmentation_is_a_term_of_its_own() -> None:
     model, trace, kept, batches = trained(10, lr=0.01)
     brighter = [batch + 1 for batch in batches]
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9, augmented=brighter)
-    torch.testing.assert_close(table[list(TERMS)].sum(axis=1).to_numpy(), table["gap"].to_numpy())
+    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
     assert table["data"].abs().max() > 0.1
 
 

@@ -36,22 +36,32 @@ def parse(label: str) -> tuple[type[Estimator], dict[str, Any]]:
     >>> parse("ema(momentum=0.2)")
     (<class 'bnlab.estimators.exponential.EMA'>, {'momentum': 0.2})
     """
+    name, text = called(label)
+    cls = known().get(name) or _imported(name)
+    return cls, read_parameters(label, name, text, cls)
+
+
+def called(label: str) -> tuple[str, str]:
+    """The name before the bracket and the text inside of it; ValueError if there are other things."""
     match = _CALL.fullmatch(label)
     if match is None:
         raise ValueError(f"estimator={label!r}: write a name such as ema, or name(parameter=value)")
-    name = match["name"]
-    cls = known().get(name) or _imported(name)
+    return match["name"], match["parameters"] or ""
+
+
+def read_parameters(label: str, name: str, text: str, cls: type[Any]) -> dict[str, Any]:
+    """`a=1,b=x` as values of the fields of the dataclass `cls`; ValueError if they are not."""
     defaults = {f.name: f.default for f in fields(cls)}
     parameters: dict[str, Any] = {}
-    for item in filter(None, (match["parameters"] or "").split(",")):
-        key, equals, text = (part.strip() for part in item.partition("="))
+    for item in filter(None, text.split(",")):
+        key, equals, given = (part.strip() for part in item.partition("="))
         if not equals:
             raise ValueError(f"estimator={label!r}: found {item.strip()!r}; write {name}(parameter=value)")
         if key not in defaults:
             there = f"it has {', '.join(defaults)}" if defaults else "it has none"
             raise ValueError(f"estimator={label!r}: {name} has no parameter {key!r}; {there}")
-        parameters[key] = _value(label, key, text, defaults[key])
-    return cls, parameters
+        parameters[key] = _value(label, key, given, defaults[key])
+    return parameters
 
 
 def _value(label: str, key: str, text: str, default: object) -> Any:

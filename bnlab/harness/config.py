@@ -160,7 +160,7 @@ def _check_statistics(config: Config, images: int) -> None:
         if not 0 < value <= 1:
             raise UserError(f"momentum={value}: is the weight of the new batch; must be above 0 and at most 1")
     for setting in statistics_settings(config):
-        if setting.images is not None and setting.images > images and setting.split != "val":
+        if setting.images is not None and setting.images > images and setting.split.startswith("train"):
             raise UserError(f"estimator={setting.estimator}: the training split has {images:,} images")
 
 

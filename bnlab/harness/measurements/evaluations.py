@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.harness.data import Split
-from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, frozen_statistics, population_split
+from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, frozen_statistics, in_batches, population_split
 from bnlab.harness.measurements.gaps import flat_statistics, keys
 from bnlab.harness.measurements.sources import Setting
 from bnlab.harness.runs import Run
+from bnlab.inference import applied
 from bnlab.statistics import using
 
 ECE_BINS = 15
@@ -48,16 +50,19 @@ def evaluations(run: Run, settings: list[Setting]) -> pd.DataFrame:
             exact = predict(model, test)
         for s, setting in enumerate(settings):
             with using(model, layout.unflatten(estimates[s, k])):
-                found = exact if setting == EXACT else predict(model, test)
+                found = exact if setting == EXACT else predict(model, test, setting)
             rows.append((*found[1:], *_differences(exact.logits, found.logits)))
     frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
     return frame
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split) -> Prediction:
-    """The model as it is, on a whole split."""
-    logits = torch.cat([model(images) for images in split.images.split(IMAGES_AT_ONCE)]).double()
+def predict(model: nn.Module, split: Split, setting: Setting = EXACT) -> Prediction:
+    """The model under the statistics that it holds, on a whole split; by the setting's rule if it has one."""
+    rule = setting.rule
+    slices = in_batches(len(split.labels), IMAGES_AT_ONCE if rule is None else setting.images or IMAGES_AT_ONCE)
+    with applied(model, rule) if rule else contextlib.nullcontext():
+        logits = torch.cat([model(split.images[index]) for index in slices]).double()
     hit = logits.argmax(1) == split.labels
     loss = F.cross_entropy(logits, split.labels).item()
     return Prediction(logits, loss, hit.double().mean().item(), ece(logits.softmax(1).amax(1), hit))
@@ -79,6 +84,8 @@ def _differences(exact: Tensor, found: Tensor) -> tuple[float, float]:
 
 def stat_images(run: Run, setting: Setting, step: int) -> int:
     """Images that went into the statistics; for a running estimator all that the network has been trained on."""
+    if setting.rule is not None:
+        return setting.images or 0
     if setting.running is None:
         size = len(population_split(run, setting).labels)
         return min(setting.images or size, size)

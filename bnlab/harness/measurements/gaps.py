@@ -17,6 +17,7 @@ from bnlab.trace import replay_bank
 
 def gaps(run: Run, settings: list[Setting]) -> pd.DataFrame:
     """One row for each step of `evaluate_at`, setting and layer; `exact` on the training split is the reference."""
+    settings = [setting for setting in settings if setting.rule is None]  # those differ from input to input
     steps, layout = run.wanted, run.trace.layout
     estimates = flat_statistics(run, settings, steps)
     shape = (len(settings), len(layout.names))
@@ -37,7 +38,10 @@ def gaps(run: Run, settings: list[Setting]) -> pd.DataFrame:
 
 
 def flat_statistics(run: Run, settings: list[Setting], steps: list[int]) -> Tensor:
-    """Every setting's statistics at every step: float64 [settings, steps, 2, all channels]."""
+    """Every setting's statistics at every step: float64 [settings, steps, 2, all channels].
+
+    Those of a rule at inference time are what it starts from: exact.
+    """
     layout = run.trace.layout
     found = torch.empty(len(settings), len(steps), 2, sum(layout.channels), dtype=torch.float64)
     running = [i for i, s in enumerate(settings) if s.running is not None]
@@ -46,7 +50,7 @@ def flat_statistics(run: Run, settings: list[Setting], steps: list[int]) -> Tens
     for i, setting in enumerate(settings):
         if setting.running is None:
             for k, step in enumerate(steps):
-                found[i, k] = layout.flatten(frozen_statistics(run, step, setting))
+                found[i, k] = layout.flatten(frozen_statistics(run, step, EXACT if setting.rule else setting))
     return found
 
 

@@ -1,0 +1,111 @@
+"""Every kind of statistic in the tables: frozen weights as the tools compute them, rules at inference time."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab import gap, running_statistics
+from bnlab.estimators import known
+from bnlab.harness.config import Config
+from bnlab.harness.errors import UserError
+from bnlab.harness.measurements.evaluations import evaluations, stat_images
+from bnlab.harness.measurements.frozen import frozen_statistics, in_batches
+from bnlab.harness.measurements.gaps import gaps
+from bnlab.harness.measurements.sources import Setting, settings
+from bnlab.harness.producing import ensure_trained
+from bnlab.harness.runs import Run
+from bnlab.inference import TestBatch, applied
+from bnlab.statistics import using
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    found = Run(Config(batch_size=64, epochs=1, results=str(tmp_path_factory.mktemp("results")), evaluate_at="final"))
+    ensure_trained(found)
+    return found
+
+
+def test_update_bn_is_torchs(run: Run) -> None:
+    step = run.wanted[-1]
+    model = run.model_at(step)
+    images = run.dataset.train.images
+    torch.optim.swa_utils.update_bn([images[s] for s in in_batches(len(images), 64)], model)
+    found = frozen_statistics(run, step, settings(["update_bn"], [], "train")[0])
+    # Both average float32 moments: torch step by step in float32, bnlab in float64.
+    assert gap(running_statistics(model), found)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+
+
+def test_swa_differs_by_the_weights_of_uneven_batches_only(run: Run) -> None:
+    step = run.wanted[-1]
+    exact, precise, plain, weighted = (
+        frozen_statistics(run, step, s) for s in settings(["exact", "precise", "update_bn", "swa"], [], "train")
+    )
+    # Weighted batch means are the mean of all values; its variance leaves out the variance of the batch means.
+    for name in exact:
+        torch.testing.assert_close(weighted[name].mean, precise[name].mean, rtol=1e-5, atol=1e-6)
+        assert (plain[name].mean - precise[name].mean).abs().max() > 1e-6
+
+
+def test_all_names_at_once(run: Run) -> None:
+    rules = ["test_batch(n=32)", "pseudo_samples(n=8,between=True,batch=16)", "example_weighing", "eval_norm"]
+    names = [*known(), "exact", "precise", "update_bn", "swa", *rules]
+    chosen = settings([name for name in names if "." not in name], [0.1], "train")
+    table = evaluations(run, chosen)
+    assert len(table) == len(chosen) and table["accuracy"].between(0, 1).all()
+    measured = gaps(run, chosen)
+    assert set(measured["estimator"]) == {s.estimator for s in chosen if s.rule is None}
+    assert measured["mean_gap"].notna().all()
+
+
+def test_the_test_batch_as_an_estimator(run: Run) -> None:
+    (setting,) = settings(["test_batch(n=50)"], [], "train")
+    assert (setting.estimator, setting.split, setting.momentum) == ("test_batch(n=50)", "test", None)
+    assert stat_images(run, setting, 1) == 50
+    found = evaluations(run, [setting]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
+    model, test = run.model_at(run.wanted[-1]), run.dataset.test
+    hits = 0
+    for index in in_batches(len(test.labels), 50):
+        train_mode = copy.deepcopy(model).train()  # no dropout in this network: batch statistics are all that differs
+        hits += int((train_mode(test.images[index]).argmax(1) == test.labels[index]).sum())
+    assert found == pytest.approx(hits / len(test.labels), abs=1.5 / len(test.labels))
+
+
+def test_a_rule_starts_from_exact_statistics(run: Run) -> None:
+    step = run.wanted[-1]
+    (setting,) = settings(["example_weighing(weight=0.0)"], [], "train")
+    table = evaluations(run, [setting]).set_index("estimator")
+    assert table.loc[setting.estimator, "logit_gap"] < 1e-5
+    model = run.model_at(step)
+    with using(model, frozen_statistics(run, step, Setting("exact", None, "train"))), applied(model, TestBatch()):
+        assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test_batch(n=0)", "n counts images and is 1 or more"),
+        ("test_batch(n=x)", "invalid literal"),
+        ("test_batch(m=3)", "has no parameter 'm'"),
+        ("example_weighing(weight=2.0)", r"weight=2.0; it lies in \[0, 1\]"),
+        ("pseudo_samples(n=-1)", "it counts images and is 0 or more"),
+        ("swa(images=1)", "images must be 2 or more"),
+        ("tset_batch", "unknown; there are .*test_batch"),
+    ],
+)
+def test_bad_names(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings([name], [0.1], "train")
+
+
+def test_batches_of_a_split() -> None:
+    assert [(s.start, s.stop) for s in in_batches(9, 4)] == [(0, 4), (4, 9)]
+    assert [(s.start, s.stop) for s in in_batches(10, 4)] == [(0, 4), (4, 8), (8, 10)]
+    assert [(s.start, s.stop) for s in in_batches(1, 4)] == [(0, 1)]
+
+
+def test_paths_do_not_leak(run: Run, tmp_path: Path) -> None:
+    assert str(tmp_path.parent) not in (run.folder / "environment.json").read_text()
