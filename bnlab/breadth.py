@@ -182,7 +182,7 @@ class Evaluation:
             self.parts[name] = parts
         local = Moments.empty(self._targets[name].num_features)
         if parts:
-            local = pooled_moments(parts, lambda shift: [self._shifted(item, shift) for item in items])
+            local = pooled_moments(parts, lambda *about: [self._again(item, *about) for item in items])
         self._found[name] = self._ranks.merged(local)
         check_moments(name, self._found[name])
         load(self._targets[name], self._found[name])
@@ -257,11 +257,12 @@ class Evaluation:
         self._own_random = self._random.capture()
         self._random.apply(item.random)
         self._state.give(item.overrides)
-        self._switch.apply(item.modes or self._own_modes)
+        if item.modes is not None:
+            self._switch.apply(item.modes, self._own_modes)
 
     def _leave(self, item: _Item) -> None:
         item.modes = self._switch.capture()
-        self._switch.apply(self._own_modes)
+        self._switch.apply(self._own_modes, item.modes)
         item.overrides = self._state.take()
         item.random = self._random.capture()
         self._random.apply(self._own_random)
@@ -279,7 +280,7 @@ class Evaluation:
                 check_input(name, self._targets[name], x)
                 self._budget.profile_layer(name, x)
                 part = self._part(x, alone=False)  # taking the moments needs memory too, most about a shift
-                pool([part, read(x, part.mean[0])])
+                pool([part, read(x, part.groups()[1][0])])
             elif getcurrent() is not item.run:
                 return
             elif name in self._pinned:
@@ -325,15 +326,16 @@ class Evaluation:
     def _part(self, x: Tensor, alone: bool) -> Partial:
         """Moments of one input; `alone`: it will not be there any more to be read again about a shift."""
         if self._by_image:
-            return read(x, by_image=True)
+            return read(x, by_image=True) if not alone else read(x, Moments.of(x).mean, by_image=True)
         return Partial.of(Moments.of(x)) if alone else read(x)
 
-    def _shifted(self, item: _Item, shift: Tensor) -> Partial:
-        """The part of a waiting batch read again about `shift`; one that was given up has been read exactly."""
-        if item.alone or self._by_image:
+    def _again(self, item: _Item, shift: Tensor, channels: Tensor) -> Partial:
+        """Some channels of a waiting batch, read about a shift; what was taken alone is exact as it is."""
+        if item.alone:
             assert item.part is not None
-            return item.part
-        return read(item.input, shift)
+            count, mean, var = item.part.groups()
+            return Partial.of(Moments(float(count), mean[0, channels], var[0, channels]))
+        return read(item.input, shift, channels, by_image=self._by_image)
 
     # -- memory ------------------------------------------------------------------------------------------------------
 

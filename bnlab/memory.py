@@ -142,7 +142,7 @@ class Budget:
     def live(self, layer: str, x: Tensor, batch: int) -> int:
         """Bytes that a forward holds while it waits at a layer with input `x`; a rough count before the profile."""
         if not self.profiled:
-            return 3 * tensor_bytes(x) + batch
+            return 3 * x.numel() * x.element_size() + batch
         return int(self._live.get(layer, max(self._live.values(), default=0.0)) * x.numel())
 
     @contextlib.contextmanager

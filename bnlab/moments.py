@@ -5,6 +5,7 @@ Everything that is kept is float64 on the CPU; the activations themselves are re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,6 @@ from torch import Tensor
 # cache, and it sums in float32, so no more than this many rows at once. Measured faster than two passes.
 _WIDTH, _HEIGHT = 2048, 512
 
-# A float32 sum is off by some 1e-7 of |mean|. Past this |mean|/std that may be more than 4e-6 std: shift and redo.
-_SHIFT_RATIO = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ class Moments:
                 f"Moments.of: found a {x.dtype} tensor of shape {tuple(x.shape)}; "
                 "pass a non-empty floating-point tensor [N, C, ...]"
             )
-        return pooled_moments([read(x)], lambda shift: [read(x, shift)])
+        return pooled_moments([read(x)], lambda shift, channels: [read(x, shift, channels)])
 
     @staticmethod
     def empty(channels: int) -> Moments:
@@ -82,80 +81,78 @@ class Moments:
         return Moments(n, mean, m2 / n)
 
 
-def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor], Sequence[Partial]]) -> Moments:
-    """Moments of all parts together; `again(shift)` reads them about a known mean, where a plain read is too coarse."""
+def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], Sequence[Partial]]) -> Moments:
+    """Moments of all parts together.
+
+    `again(shift, channels)` reads some channels about a known mean, where the plain read was too coarse: far from 0 a
+    sum of squares, and any float32 mean, loses digits.
+    """
     moments = pool(parts)
-    if (moments.mean.abs() > _SHIFT_RATIO * moments.var.sqrt()).any():
-        moments = pool(again(moments.mean))
-    return moments
+    coarse = moments.mean.abs() > min(part.trusted for part in parts) * moments.var.clamp(min=0).sqrt()
+    if not coarse.any():
+        return moments
+    channels = coarse.nonzero().flatten()
+    exact = pool(again(moments.mean[channels], channels))
+    return Moments(
+        moments.count,
+        moments.mean.index_copy(0, channels, exact.mean),
+        moments.var.index_copy(0, channels, exact.var),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """Moments of R groups of values, as they come out of one read of an activation. Float64, on the CPU.
+    """Groups of values as they come out of one read of an activation, not yet in float64.
 
-    count: [R, 1]. mean, var: [R, C], `var` about each group's own mean with divisor `count`.
+    blocks: (values in each group, two tensors [R, C]). The tensors are mean and variance (ddof 0) of each group or,
+    where `sums`, its Σx and the root of its Σx². shift: [C], has been taken off. trusted: up to how many standard
+    deviations from 0 the pooled mean may lie.
     """
 
-    count: Tensor
-    mean: Tensor
-    var: Tensor
+    blocks: list[tuple[int, Tensor, Tensor]]
+    sums: bool = False
+    shift: Tensor | None = None
 
     @staticmethod
     def of(moments: Moments) -> Partial:
         """One group."""
-        count = torch.tensor([[moments.count]], dtype=torch.float64)
-        return Partial(count, moments.mean[None], moments.var[None])
+        return Partial([(int(moments.count), moments.mean[None], moments.var[None])])
+
+    @property
+    def trusted(self) -> float:
+        # A float32 sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²); a float32 mean by 6e-8 of |μ|. Either
+        # bound keeps errors below 1e-6 of σ and of the variance. What is already shifted is near 0.
+        return math.inf if self.shift is not None else 2.0 if self.sums else 16.0
+
+    def groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Count [R, 1], mean and variance [R, C] of each group, float64 on the CPU."""
+        return _groups([self])
 
 
-def read(x: Tensor, shift: Tensor | None = None, *, by_image: bool = False) -> Partial:
-    """One read of `x` [N, C, ...]; with `shift` [C], of `x − shift` (which is exact near the mean).
-
-    The groups are what is fastest in this memory layout, or the images (rows in their order).
-    """
-    wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
-    if shift is not None:
-        known = shift.to(wide.device, wide.dtype)
-        found = read(wide - known.view(-1, *[1] * (x.dim() - 2)))
-        return Partial(found.count, found.mean + known.double().cpu(), found.var)
-    innermost = wide.movedim(1, -1)
-    if innermost.is_contiguous() and not by_image:
-        return _partial_by_pixel(innermost.flatten(0, -2))
-    return _partial_by_image(wide.reshape(*wide.shape[:2], -1))
-
-
-def _partial_by_pixel(pixels: Tensor) -> Partial:
-    """`pixels` [n, C], contiguous: several of them side by side make a row, the rest of them a block of their own."""
-    n, channels = pixels.shape
-    side = max(1, _WIDTH // channels)
-    whole = n // side * side
-    blocks = [*pixels[:whole].view(-1, side * channels).split(_HEIGHT), pixels[whole:]]
-    counts, found = [], []
-    for block in blocks:
-        rows, width = block.shape
-        if rows:
-            # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
-            image = block.as_strided((1, width, rows, 1), (rows * width, 1, width, width))
-            found.append(torch.stack(torch.batch_norm_update_stats(image, None, None, 0.0)).view(2, -1, channels))
-            counts += [rows] * (width // channels)
-    moments = torch.cat(found, dim=1).double().cpu()
-    return Partial(torch.tensor(counts, dtype=torch.float64)[:, None], moments[0], moments[1])
-
-
-def _partial_by_image(x: Tensor) -> Partial:
-    """`x` [N, C, S]: sum and norm of `x − k` for each image and channel, k near its mean (one shifted read)."""
-    images, _, spatial = x.shape
-    k = x[:, :, :: max(1, spatial // 8)].mean(dim=2)
-    shifted = x - k[:, :, None]
-    offset = shifted.sum(dim=2).double() / spatial
-    square = torch.linalg.vector_norm(shifted, dim=2).double().square() / spatial
-    mean, var = (k.double() + offset).cpu(), (square - offset.square()).clamp_(min=0).cpu()
-    return Partial(torch.full((images, 1), spatial, dtype=torch.float64), mean, var)
+def _groups(parts: Sequence[Partial]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of parts of one kind and shift, in one go."""
+    blocks = [block for part in parts for block in part.blocks]
+    first = torch.cat([block[1] for block in blocks]).double().cpu()
+    second = torch.cat([block[2] for block in blocks]).double().cpu()
+    rows = torch.tensor([len(block[1]) for block in blocks])
+    count = torch.tensor([block[0] for block in blocks], dtype=torch.float64).repeat_interleave(rows)[:, None]
+    if parts[0].sums:
+        first = first / count
+        second = (second.square() / count - first.square()).clamp_(min=0)
+    if parts[0].shift is not None:
+        first = first + parts[0].shift.double().cpu()
+    return count, first, second
 
 
 def pool(parts: Sequence[Partial]) -> Moments:
     """All groups of all parts merged at once: within-group variance plus the variance of the group means."""
-    counts, means, variances = (torch.cat([getattr(p, key) for p in parts]) for key in ("count", "mean", "var"))
+    kinds: dict[tuple[bool, int], list[Partial]] = {}
+    for part in parts:
+        kinds.setdefault((part.sums, id(part.shift)), []).append(part)
+    found = [_groups(alike) for alike in kinds.values()]
+    counts, means, variances = (
+        torch.cat(columns) if len(found) > 1 else columns[0] for columns in zip(*found, strict=True)
+    )
     total = counts.sum()
     weight = counts / total
     # About a group's mean first: the weighted sum of small differences, not the difference of large sums.
@@ -163,3 +160,39 @@ def pool(parts: Sequence[Partial]) -> Moments:
     mean = origin + (weight * (means - origin)).sum(0)
     var = (weight * (variances + (means - mean).square())).sum(0)
     return Moments(int(total), mean, var)
+
+
+def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None, *, by_image: bool = False) -> Partial:
+    """One read of `x` [N, C, ...]; with `shift`, of `channels` of `x − shift` (which is exact near the mean).
+
+    The groups are what is fastest in this memory layout, or the images (rows in their order).
+    """
+    wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    if shift is not None:
+        chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
+        known = shift.to(wide.device, wide.dtype)
+        found = read(chosen - known.view(-1, *[1] * (x.dim() - 2)), by_image=by_image)
+        return Partial(found.blocks, found.sums, known)
+    innermost = wide.movedim(1, -1)
+    if innermost.is_contiguous() and not by_image:
+        return Partial(_by_pixel(innermost.flatten(0, -2)))
+    images = wide.reshape(*wide.shape[:2], -1)
+    return Partial([(images.shape[2], images.sum(dim=2), torch.linalg.vector_norm(images, dim=2))], sums=True)
+
+
+def _by_pixel(pixels: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """`pixels` [n, C], contiguous: several of them side by side make a row, the rest of them a block of their own."""
+    n, channels = pixels.shape
+    side = max(1, _WIDTH // channels)
+    whole = n // side * side
+    found = []
+    blocks = [*pixels[:whole].view(-1, side * channels).split(_HEIGHT)] if whole else []
+    if whole < n:
+        blocks.append(pixels[whole:])
+    for block in blocks:
+        rows, width = block.shape
+        # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
+        image = block.as_strided((1, width, rows, 1), (rows * width, 1, width, width))
+        mean, var = torch.batch_norm_update_stats(image, None, None, 0.0)
+        found.append((rows, mean.view(-1, channels), var.view(-1, channels)))
+    return found

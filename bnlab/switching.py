@@ -7,6 +7,7 @@ attributes that modules set on themselves while they run.
 from __future__ import annotations
 
 import operator
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,22 +43,30 @@ class ModeSwitch:
             torch.is_inference_mode_enabled(),
             tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices),
             torch.is_autocast_cache_enabled(),
-            tuple(_get_current_function_mode_stack()),
-            tuple(_get_current_dispatch_mode_stack()),
+            tuple(_get_current_function_mode_stack()) if torch._C._len_torch_function_stack() else (),
+            tuple(_get_current_dispatch_mode_stack()) if torch._C._len_torch_dispatch_stack() else (),
         )
 
-    def apply(self, modes: Modes) -> None:
+    def apply(self, modes: Modes, current: Modes) -> None:
+        """Change from the `current` modes to `modes`."""
         # The guard of the switch before goes first: its end puts back modes of its own time.
-        self._guard = None
-        if torch.is_inference_mode_enabled() != modes.inference:
+        if self._guard is not None:
+            self._guard = None
+            current = self.capture()
+        if current.inference != modes.inference:
             self._guard = torch._C._InferenceMode(modes.inference)
-        torch._C._set_grad_enabled(modes.grad)
-        for device, enabled, dtype in modes.autocast:
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        torch.set_autocast_cache_enabled(modes.cache)
-        _set_function_modes(modes.functions)
-        _set_dispatch_modes(modes.dispatches)
+            current = self.capture()
+        if current.grad != modes.grad:
+            torch._C._set_grad_enabled(modes.grad)
+        if current[2:4] != modes[2:4]:
+            for device, enabled, dtype in modes.autocast:
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+            torch.set_autocast_cache_enabled(modes.cache)
+        if current.functions or modes.functions:
+            _set_function_modes(modes.functions)
+        if current.dispatches or modes.dispatches:
+            _set_dispatch_modes(modes.dispatches)
 
 
 def _set_function_modes(wanted: Sequence[Any]) -> None:
@@ -127,7 +136,8 @@ class ModuleState:
     """Attributes that modules set on themselves in a forward: every batch begins with the originals and keeps its own.
 
     Watches new attributes, and of modules that are not torch's own all attributes, the entries of their dictionaries,
-    lists and sets, and their buffers. Torch's own keep nothing but the tensors that someone else has put there.
+    lists, sets and plain objects (also of those inside of them), and their buffers. Torch's own keep nothing but the
+    tensors that someone else has put there.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -139,15 +149,18 @@ class ModuleState:
         self._known = {(id(d), key) for d, key in present}
         self._keys = [(d, key) for d, key in present if id(d) in identities or isinstance(d[key], Tensor)]
         self._values = [d[key] for d, key in self._keys]
+        self._owners, self._names = [d for d, _ in self._keys], [key for _, key in self._keys]
+        self._absent = [_ABSENT] * len(self._keys)
         buffers = [d["_buffers"] for d in own if d["_buffers"]]
-        self._containers = [v for v in self._values if isinstance(v, (dict, list, set))] + buffers
+        self._containers = [*_containers_in(self._values), *buffers]
         self._entries = [c.copy() for c in self._containers]
 
     def take(self) -> Overrides | None:
         """What differs from the originals now (None: nothing), after which the originals are put back."""
-        same = all(map(operator.is_, [d.get(key, _ABSENT) for d, key in self._keys], self._values))
+        # Hot: each batch passes here at each layer.
+        same = all(map(operator.is_, map(dict.get, self._owners, self._names, self._absent), self._values))
         filled = [i for i, c in enumerate(self._containers) if _differs(c, self._entries[i])]
-        if same and not filled and [len(d) for d in self._dicts] == self._sizes:
+        if same and not filled and list(map(len, self._dicts)) == self._sizes:
             return None
         attributes = [(d, key, d.get(key, _ABSENT)) for d, key in self._keys]
         attributes = [now for now, value in zip(attributes, self._values, strict=True) if now[2] is not value]
@@ -178,19 +191,53 @@ class ModuleState:
             _refill(self._containers[i], entries)
 
 
+_CONTAINERS = (dict, list, set, deque, tuple)
+_DEPTH = 4  # hooks.outputs[device][name] needs 4; a trainer or a configuration that a module holds has no end
+
+
+def _containers_in(values: Iterable[Any]) -> list[Any]:
+    """Dictionaries, lists, sets and deques in `values`, and those of plain objects' attributes, one inside the other."""
+    found: dict[int, Any] = {}
+    level = list(values)
+    for _ in range(_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if type(value).__module__.startswith("torch.") or isinstance(value, (nn.Module, Tensor)) or callable(value):
+                continue
+            container = (
+                value if isinstance(value, (dict, list, set, deque, tuple)) else getattr(value, "__dict__", None)
+            )
+            if isinstance(container, (dict, list, set, deque, tuple)) and id(container) not in found:
+                found[id(container)] = container
+                inner.extend(container.values() if isinstance(container, dict) else container)
+        level = inner
+    return [container for container in found.values() if not isinstance(container, tuple)]
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile."""
+    if isinstance(value, (nn.Module, Tensor)) or type(value).__module__.startswith("torch."):
+        return None
+    if callable(value) or hasattr(value, "__iter__") or hasattr(value, "__getitem__"):
+        return None
+    attributes = getattr(value, "__dict__", None)
+    return attributes if isinstance(attributes, dict) else None
+
+
 def _differs(container: Any, entries: Any) -> bool:
     if len(container) != len(entries):
         return True
     if isinstance(container, dict):
         return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
-    if isinstance(container, list):
+    if isinstance(container, (list, deque)):
         return not all(map(operator.is_, container, entries))
     return container != entries
 
 
 def _refill(container: Any, entries: Any) -> None:
-    if isinstance(container, list):
-        container[:] = entries
+    if isinstance(container, (list, deque)):
+        container.clear()
+        container.extend(entries)
     else:
         container.clear()
         container.update(entries)
