@@ -196,18 +196,14 @@ _DEPTH = 4  # hooks.outputs[device][name] needs 4; a trainer or a configuration 
 
 
 def _containers_in(values: Iterable[Any]) -> list[Any]:
-    """Dictionaries, lists, sets and deques in `values`, and those of plain objects' attributes, one inside the other."""
+    """Dictionaries, lists, sets, deques and attributes of plain objects in `values`, one inside the other."""
     found: dict[int, Any] = {}
     level = list(values)
     for _ in range(_DEPTH):
         inner: list[Any] = []
         for value in level:
-            if type(value).__module__.startswith("torch.") or isinstance(value, (nn.Module, Tensor)) or callable(value):
-                continue
-            container = (
-                value if isinstance(value, (dict, list, set, deque, tuple)) else getattr(value, "__dict__", None)
-            )
-            if isinstance(container, (dict, list, set, deque, tuple)) and id(container) not in found:
+            container = value if isinstance(value, _CONTAINERS) else _attributes(value)
+            if container is not None and id(container) not in found:
                 found[id(container)] = container
                 inner.extend(container.values() if isinstance(container, dict) else container)
         level = inner

@@ -141,7 +141,7 @@ def plot_accuracy(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             ax.plot(momentum, height, "*", color=colour, markersize=11, markeredgecolor="white")
     ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="exact statistics")
     ax.plot([], [], "*", color="#555555", markersize=9, label="predicted optimum", linestyle="none")
-    ax.set(xscale="log", xlabel="momentum (weight of the new batch)", ylabel="test accuracy (%)")
+    ax.set(xscale="log", xlabel="momentum (weight of the new batch)", ylabel="test accuracy (%)", ylim=(0, 102))
     return ax
 
 

@@ -39,7 +39,7 @@ def score_cost(tables: Tables) -> pd.DataFrame:
 def plot_accuracy(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Accuracy against epochs, a line for each estimator."""
     _by_estimator(frame, ax)
-    ax.set(ylabel="test accuracy (%)")
+    ax.set(ylabel="test accuracy (%)", ylim=(0, 102))
     return ax
 
 

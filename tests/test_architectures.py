@@ -1,4 +1,4 @@
-"""Breadth-first evaluation on architectures as they come: torchvision's, timm's, and small ones with one hard thing each.
+"""Breadth-first evaluation on architectures as they come: torchvision's, timm's, small ones with one hard thing each.
 
 Two twins hold it. In float32 an ordinary hooked evaluation under the result has to see the result again. In float64 the
 layer-by-layer strategy has to agree: in float32 it does so only to some 1e-4 of the variance, because the two pool in
@@ -185,7 +185,6 @@ TIMM = {
         "skresnet18",
         "ghostnet_050",
         "repvgg_a0",
-        "mobileone_s0",
         "fbnetc_100",
         "dpn68b",
         "cspresnet50",
@@ -198,7 +197,6 @@ TIMM = {
     )
 } | {
     "levit_128s": Case(zoo("levit_128s"), side=224, small=224),  # keeps attention biases on itself in eval mode
-    "efficientformerv2_s0": Case(zoo("efficientformerv2_s0"), side=224, small=224),  # does so too
     "resnet26d with checkpoints": Case(lambda: checkpointing(zoo("resnet26d")())),
     "features of regnetx_002": Case(zoo("regnetx_002", features_only=True, num_classes=1000)),
 }
@@ -255,7 +253,9 @@ def test_a_third_of_the_memory(name: str) -> None:
     limit = unlimited.peak // 3
     with unchanged(model), LiveBytes() as live:
         found = population_statistics(model, batches, memory=limit)
-    assert live.peak <= limit
+    # The limit is for activations, 2% of it for the books: buffers set aside and copied to be put back, and moments.
+    books = 2 * sum(b.nbytes for b in model.buffers()) + sum(16 * m.mean.numel() for m in found.values())
+    assert live.peak <= limit + books
     assert found.cost.forwards > len(batches) == expected.cost.forwards
     assert difference(found, expected) <= TWIN
 
@@ -578,7 +578,7 @@ SMALL = {
     "all dimensions": Small(Dimensions, lambda *sizes: [torch.stack((x, x.cos(), -x), 2) for x in images(*sizes)]),
     "synchronized": Small(synchronized),
     "lazy, built": Small(built),
-    **{f"keeps in a {kind}": Small(lambda kind=kind: KeepsInside(kind)) for kind in KEPT},
+    **{f"keeps in: {kind}": Small(lambda kind=kind: KeepsInside(kind)) for kind in KEPT},
     "data parallel": Small(lambda: nn.DataParallel(chain())),
     "data parallel inside": Small(lambda: nn.Sequential(conv(3, 3), nn.DataParallel(chain()))),
     "compiled": Small(compiled),
@@ -593,7 +593,10 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("name", [*SMALL, *[pytest.param(name, marks=slow) for name in COMPILED]])
+QUICK = ("U-shaped", "dictionaries", "keeps in: object")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=slow) for n in SMALL | COMPILED])
 def test_small(name: str) -> None:
     build, data, forward, unseen = (SMALL | COMPILED)[name]
     batches = data(7, 5, 3, 7)
@@ -601,6 +604,7 @@ def test_small(name: str) -> None:
     assert found.unseen == unseen
 
 
+@slow
 @pytest.mark.parametrize("name", SMALL)
 def test_small_under_short_memory(name: str) -> None:
     build, data, forward, _ = SMALL[name]

@@ -24,6 +24,7 @@ ESTIMATORS = {
     "cumulative": "#CC79A7",
     "last_batch": "#E69F00",
     "precise": "#009E73",
+    "kalman": "#D55E00",
     "exact": "#000000",
 }
 NAMES = {
@@ -31,7 +32,9 @@ NAMES = {
     "ema_debiased": "EMA, start divided out",
     "cumulative": "average of all batches",
     "last_batch": "last batch only",
-    "precise": "precise (batch statistics upstream)",
+    "precise": "precise BN",
+    "kalman": "Kalman",
+    "test_batch": "test batch",
     "exact": "exact population",
 }
 _SERIES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

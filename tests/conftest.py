@@ -1,0 +1,5 @@
+"""One torch thread in every test process: the tensors are small, and more threads than idle cores wait for each other."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the commands that tests start

@@ -1,0 +1,76 @@
+"""`bnlab gap package.module:model package.module:batches`, as a user types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODULE = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+
+def batches():
+    return [torch.randn(8, 1, 8, 8) + 3 for _ in range(3)]
+
+def nothing():
+    return []
+
+def plain():
+    return nn.Linear(2, 2)
+
+def broken():
+    raise ValueError("of the function's own")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def bnlab(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from bnlab.cli import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True)
+
+
+def test_the_table(folder: Path) -> None:
+    done = bnlab(folder, "gap", "mine:model", "mine:batches")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["layer", "depth", "channels", "mean_gap", "var_gap", "kl"]
+    assert [line.split()[:3] for line in lines[1:3]] == [["1", "1", "4"], ["4", "2", "2"]]
+    assert float(lines[1].split()[3]) > 0.1  # 0 and 1 against images around 3
+    assert "864 values per channel" in done.stdout
+    assert "288 values" in bnlab(folder, "gap", "mine:model", "mine:batches", "--max-images", "8").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("mine:model", "mine:nothing"), "batches is empty"),
+        (("mine:plain", "mine:batches"), "no BatchNorm layer"),
+        (("mine:modle", "mine:batches"), "mine:modle: cannot be imported"),
+        (("nowhere:model", "mine:batches"), "No module named 'nowhere'"),
+        (("mine", "mine:batches"), "mine: write package.module:function"),
+        (("mine:broken", "mine:batches"), "of the function's own"),
+        (("mine:model", "mine:batches", "--max-images", "0"), "max_images=0"),
+    ],
+)
+def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
+    done = bnlab(folder, "gap", *words)
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_help_and_version(folder: Path) -> None:
+    assert "gap" in bnlab(folder, "--help").stdout
+    assert bnlab(folder, "--version").stdout.startswith("bnlab 0.")
+    assert bnlab(folder).returncode == 2
