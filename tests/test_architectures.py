@@ -1,9 +1,9 @@
 """Breadth-first evaluation on architectures as they come: torchvision's, timm's, small ones with one hard thing each.
 
 Two twins hold it. In float32 an ordinary hooked evaluation under the result has to see the result again. In float64 the
-layer-by-layer strategy has to agree: in float32 it does so only to some 1e-4 of the variance, because the two pool in
+layer-by-layer strategy has to agree: in float32 it does so only to some 4e-4 of the variance, because the two pool in
 another order, so that a buffer's last bit may differ (sums of float32 values often lie half way between two float32
-numbers), and 50 to 150 layers that divide by their σ amplify this 2⁻²⁴ up to 700-fold.
+numbers), and 50 to 150 layers that divide by their σ amplify this 2⁻²⁴ up to 7000-fold (levit_128s).
 """
 
 from __future__ import annotations
@@ -644,6 +644,21 @@ def test_a_data_set_that_the_model_holds() -> None:
     model.data = Position(batches)  # type: ignore[assignment]
     assert difference(population_statistics(model, model.data), expected) == 0  # type: ignore[arg-type]
     assert model.data.at == 4
+
+
+@slow
+@pytest.mark.xfail(strict=True, reason="a forward that keeps things outside of the model is not noticed")
+def test_features_that_a_hook_keeps_outside_of_the_model() -> None:
+    model, kept = randomized(chain()), dict[str, Tensor]()
+    model[0].register_forward_hook(lambda module, args, output: kept.update(x=output.mean((0, 2, 3))))
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        x = model[1](model[0](x))
+        return model[2](x + kept["x"].mean())
+
+    batches = images(7, 5, 3, 7)
+    found = population_statistics(model, batches, forward=forward)
+    assert max(self_consistency(model, found, batches, forward=forward)) <= SELF
 
 
 @slow
