@@ -1,4 +1,4 @@
-# make demo       install, train nine small networks, draw the first figures
+# make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
 # make test-all   the slow tests too
 # make bench      benchmarks/README.md's table, measured again (about 15 minutes; nothing else may run)

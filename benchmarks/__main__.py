@@ -1,4 +1,4 @@
-"""Measure everything and write the table: python -m benchmarks [PART ...]."""
+"""Measure everything, or the parts that are named, and write the tables: python -m benchmarks [PART ...]."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from benchmarks.timing import REPEATS, THREADS, Result
 
 PARTS = ("start", "recording", "sweep", "population", "replay", "scaling")
 _README = Path(__file__).with_name("README.md")
-_BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    parts = sys.argv[1:] or list(PARTS)
-    found = [result for part in parts for result in importlib.import_module(f"benchmarks.{part}").results()]
-    table = _table(found)
-    print(table)
-    if parts == list(PARTS):
-        before, _, rest = _README.read_text().partition(_BEGIN)
-        _README.write_text(f"{before}{_BEGIN}\n{_machine()}\n\n{table}\n{_END}{rest.partition(_END)[2]}")
+    for part in sys.argv[1:] or PARTS:
+        table = _table(importlib.import_module(f"benchmarks.{part}").results())
+        print(table, flush=True)
+        begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+        before, _, rest = _README.read_text().partition(begin)
+        _README.write_text(f"{before}{begin}\n{_machine()}\n\n{table}\n{end}{rest.partition(end)[2]}")
 
 
 def _machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "fvcore", "greenlet"))
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {THREADS} threads, Python {platform.python_version()}, "
-        f"{packages}; medians of {REPEATS} (sweep: 7) rounds in alternation, nothing else running."
+        f"{packages}; medians of {REPEATS} rounds (sweep, replay: 7; scaling: 5) in alternation, nothing else running."
     )
 
 

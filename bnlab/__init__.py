@@ -1,6 +1,6 @@
 """How far are batch normalization's running averages from the true population statistics, and what to use instead.
 
-The public names are here; importing this package needs torch only (pandas is imported when a frame is asked for).
+The public names are here; importing this package does not import pandas, which a frame asks for.
 """
 
 from bnlab import estimators, inference, theory

@@ -135,10 +135,12 @@ class Evaluation:
 
             def begin() -> None:
                 for item in items:
+                    own = self._random.capture()  # the caller's batches draw from the caller's stream
                     item.reset()
                     begun.append(item)
                     unwinding.callback(self._give_up, item)
                     self._advance(item)
+                    self._random.apply(own)
 
             self._ranks.together(begin)
             while (name := self._next_layer([i for i in begun if i.layer is not None])) is not None:
@@ -254,7 +256,6 @@ class Evaluation:
 
     def _enter(self, item: _Item) -> None:
         self._current = item
-        self._own_random = self._random.capture()
         self._random.apply(item.random)
         self._state.give(item.overrides)
         if item.modes is not None:
@@ -265,7 +266,6 @@ class Evaluation:
         self._switch.apply(self._own_modes, item.modes)
         item.overrides = self._state.take()
         item.random = self._random.capture()
-        self._random.apply(self._own_random)
         self._current = None
 
     # -- a batch reaches a layer -------------------------------------------------------------------------------------

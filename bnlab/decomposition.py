@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
-from bnlab.layers import Forward, call
+from bnlab.layers import Forward
 from bnlab.population import population_statistics
 from bnlab.statistics import Layout
 from bnlab.trace import MomentTrace, record_frozen, replay_bank
@@ -40,7 +40,7 @@ def decompose(
     *,
     momentum: float = 0.1,
     augmented: Iterable[Any] | None = None,
-    forward: Forward = call,
+    forward: Forward | None = None,
 ) -> pd.DataFrame:
     """The gap E − P of the EMA at the trace's last step, term by term, for each layer and channel.
 
@@ -61,6 +61,8 @@ def decompose(
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
             gives the same each time.
         momentum: of the EMA. augmented: the training stream, where it differs. forward: as in `population_statistics`.
+
+    Dropout is off in P, Q, M and L: where the training had it, what it does to E is part of `noise`.
 
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the

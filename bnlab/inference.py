@@ -35,7 +35,7 @@ class Rule(ABC):
 
     @property
     def label(self) -> str:
-        """Canonical name that tells every parameter, e.g. `pseudo_samples(n=16,between=False)`."""
+        """Canonical name that tells every parameter, e.g. `pseudo_samples(n=16.0,between=False)`."""
         own = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
         return self.name + (f"({own})" if own else "")
 

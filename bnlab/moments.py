@@ -1,6 +1,7 @@
 """Count, mean and variance of a layer's input, and how two of them become one.
 
-Everything that is kept is float64 on the CPU; the activations themselves are read once, in their own precision.
+Everything that is kept is float64 on the CPU; the activations themselves are read once, in their own precision, and
+a second time only where their mean is far from 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 # Rows of about this many "channels" (several pixels side by side) keep torch's batch-norm statistics routine in
 # cache, and it sums in float32, so no more than this many rows at once. Measured faster than two passes.
 _WIDTH, _HEIGHT = 2048, 512
-
+_LONG = 4096  # pixels of an image in one float32 sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,10 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None,
     if innermost.is_contiguous() and not by_image:
         return Partial(_by_pixel(innermost.flatten(0, -2)))
     images = wide.reshape(*wide.shape[:2], -1)
-    return Partial([(images.shape[2], images.sum(dim=2), torch.linalg.vector_norm(images, dim=2))], sums=True)
+    # Long rows in float64: what a float32 sum of squares loses grows with their length.
+    exact = torch.float64 if images.shape[2] > _LONG else None
+    sums = images.sum(dim=2, dtype=exact), torch.linalg.vector_norm(images, dim=2, dtype=exact)
+    return Partial([(images.shape[2], *sums)], sums=True)
 
 
 def _by_pixel(pixels: Tensor) -> list[tuple[int, Tensor, Tensor]]:

@@ -34,14 +34,14 @@ def population_statistics(
     *,
     upstream: str = "population",
     strategy: str = "breadth",
-    forward: Forward = call,
+    forward: Forward | None = None,
     layers: Sequence[str] | None = None,
     max_images: int | str | None = None,
     tolerance: float | None = None,
     standard_errors: bool = False,
     device: torch.device | str | None = None,
     memory: int | str | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     group: Any = None,
 ) -> Statistics:
     """Mean and variance (ddof 0) of what each batch-norm layer of `model` sees, over all of `batches`.
@@ -92,15 +92,16 @@ def population_statistics(
     images = _FIRST_IMAGES if auto else max_images
     while True:
         counted = _Source(source, images)  # type: ignore[arg-type]
-        job = _Job(unwrapped(model), targets, forward, place, Ranks(group), auto or standard_errors)
+        job = _Job(unwrapped(model), targets, forward or call, place, Ranks(group), auto or standard_errors)
         job.budget = Budget(limit, exact=memory is not None)
         with borrowed(model), _bar(len(targets), progress) as job.bar:
             model.eval()
             found = {"population": _STRATEGIES[strategy], "batch": _batch_upstream}[upstream](job, counted)
         statistics = job.statistics(found, counted)
-        if not auto or counted.exhausted or _worst_error(statistics) <= (tolerance or 0.0):
+        exhausted = all(job.ranks.gather(counted.exhausted))
+        if not auto or exhausted or _worst_error(statistics) <= (tolerance or 0.0):
             return statistics
-        images = 2 * counted.images
+        images = 2 * (images or 0)  # type: ignore[operator]
 
 
 def _check_arguments(
@@ -185,7 +186,7 @@ def self_consistency(
     statistics: Statistics,
     batches: Iterable[Any],
     *,
-    forward: Forward = call,
+    forward: Forward | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[float, float]:
     """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
@@ -210,7 +211,7 @@ def self_consistency(
             layer.register_forward_pre_hook(look, with_kwargs=True)
         with torch.no_grad():
             for batch in batches:
-                forward(unwrapped(model), copied(batch, place))
+                (forward or call)(unwrapped(model), copied(batch, place))
     if not seen:
         raise ValueError("self_consistency: the data reached none of the layers; pass at least one batch")
     pairs = [(statistics[name], moments) for name, moments in seen.items()]
@@ -225,7 +226,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _bar(total: int, shown: bool) -> Any:
+def _bar(total: int, shown: bool | None) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc="layers", unit="layer", disable=None if shown else True)

@@ -269,7 +269,7 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
         yield trace
 
 
-def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward = call) -> MomentTrace:
+def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> MomentTrace:
     """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
     Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Replaying running
@@ -286,7 +286,7 @@ def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward 
         for layer in batch_norm_layers(model, caller="record_frozen").values():
             layer.train()
         for number, batch in enumerate(batches, start=1):
-            forward(model, batch)
+            (forward or call)(model, batch)
             trace.last_step = number
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")

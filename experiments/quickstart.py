@@ -8,25 +8,16 @@ from matplotlib.axes import Axes
 from bnlab.harness import style
 from bnlab.harness.intervals import summarize, t_interval
 from bnlab.harness.style import Figure, Tables
+from experiments.panels import RUN_COLUMNS, at_shares
 
 _KEYS = ("run", "step", "estimator", "momentum", "statistics_split")
+_SHARES = (0.1, 1.0)
 _EARLY, _LATE = "after 10% of training", "at the end of training"
-
-
-def _two_moments(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows after a tenth of each run's steps and at its end, in that order, as `panel`."""
-    joined = frame.merge(runs[["run", "seed", "batch_size", "steps"]], on="run")
-    share = joined["step"] / joined["steps"]
-    # A tenth of 24 steps is no whole step: the nearest that was measured.
-    nearest = (share - 0.1).abs().groupby(joined["run"]).transform("min")
-    early = joined[(share - 0.1).abs() == nearest].assign(panel=_EARLY)
-    late = joined[joined["step"] == joined["steps"]].assign(panel=_LATE)
-    return pd.concat([early, late], ignore_index=True)
 
 
 def score_gap(tables: Tables) -> pd.DataFrame:
     """Gap of the EMA's mean by panel, batch size and momentum: averaged over layers, an interval over seeds."""
-    chosen = _two_moments(tables["gaps"], tables["runs"])
+    chosen = at_shares(tables["gaps"], tables["runs"], _SHARES)
     chosen = chosen[chosen["estimator"] == "ema"]
     by = ["panel", "batch_size", "momentum"]
     per_network = chosen.groupby([*by, "seed"], sort=False)["mean_gap"].mean().reset_index()
@@ -42,7 +33,7 @@ def plot_gap(frame: pd.DataFrame, *, ax: Axes) -> Axes:
 
 def score_accuracy(tables: Tables) -> pd.DataFrame:
     """Test accuracy in percent under the EMA by momentum, and under exact statistics (momentum null)."""
-    chosen = _two_moments(tables["evaluations"], tables["runs"])
+    chosen = at_shares(tables["evaluations"], tables["runs"], _SHARES)
     chosen = chosen[chosen["estimator"].isin(["ema", "exact"])]
     return summarize(chosen.assign(percent=100 * chosen["accuracy"]), "percent", ["panel", "batch_size", "momentum"])
 
@@ -68,36 +59,42 @@ def _by_batch_size(frame: pd.DataFrame, ax: Axes) -> None:
 def summary(tables: Tables) -> list[str]:
     """Five lines for somebody who has never heard of the question; every number from these tables."""
     gaps, accuracies = score_gap(tables), score_accuracy(tables)
-    runs = tables["runs"]
-    small, large = sorted(runs["batch_size"].unique())[:: runs["batch_size"].nunique() - 1]
-    early = gaps[(gaps["panel"] == _EARLY) & (gaps["batch_size"] == large)].set_index("momentum")["mean"]
-    late = accuracies[(accuracies["panel"] == _EARLY) & (accuracies["batch_size"] == large)].set_index("momentum")[
-        "mean"
-    ]
-    exact = late[late.index.isna()].item()
-    late_gaps = gaps[gaps["panel"] == _LATE].sort_values("mean")
-    best = late_gaps.groupby("batch_size")["momentum"].first()
-    cost = _late_cost(tables)
+    sizes = sorted(tables["runs"]["batch_size"].unique())
+    large = sizes[-1]
+    gap = _row(gaps, _EARLY, large, 0.1)
+    under, exact = (_row(accuracies, _EARLY, large, momentum) for momentum in (0.1, None))
+    late = gaps[gaps["panel"] == _LATE].sort_values("mean")
+    best = late.groupby("batch_size")["momentum"].first()
+    costs = "; ".join(f"{size}: {_interval(_loss(tables, size))}" for size in sizes)
+    off = f"{gap['mean']:.2f} standard deviations off [{gap['low']:.2f}, {gap['high']:.2f}]"
     return [
         "In training, batch norm uses each batch's own mean and variance; for prediction it uses running averages.",
-        f"After a tenth of training at batch size {large}, those of PyTorch's default (momentum 0.1) are "
-        f"{early[0.1]:.2f} standard deviations off:",
-        f"the network scores {late[0.1]:.1f}% on new digits with them, {exact:.1f}% with exact statistics, "
-        "on the same weights.",
-        f"At the end the default costs {cost[0]:+.2f} points (95% interval {cost[1]:+.2f} to {cost[2]:+.2f}, "
-        f"{cost[3]} networks): training has settled.",
-        f"The momentum with the smallest gap then was {best[small]:g} at batch size {small} and {best[large]:g} at "
-        f"{large}: no one value fits.",
+        f"After a tenth of training at batch size {large}, those of PyTorch's default (momentum 0.1) are {off}:",
+        f"the network scores {under['mean']:.1f}% on new digits with them and {exact['mean']:.1f}% with exact "
+        f"statistics, on the same weights (means of {under['n']:.0f} networks).",
+        f"At the end of training the default costs, in points of accuracy by batch size, {costs}.",
+        "The momentum with the smallest gap was then "
+        + ", ".join(f"{best[size]:g} at batch size {size}" for size in sizes)
+        + ".  [95% intervals over seeds]",
     ]
 
 
-def _late_cost(tables: Tables) -> tuple[float, float, float, int]:
+def _row(frame: pd.DataFrame, panel: str, size: int, momentum: float | None) -> pd.Series:
+    here = frame[(frame["panel"] == panel) & (frame["batch_size"] == size)]
+    return here[here["momentum"].isna() if momentum is None else here["momentum"] == momentum].iloc[0]
+
+
+def _loss(tables: Tables, size: int) -> tuple[float, float, float, int]:
     """Points of accuracy that momentum 0.1 loses against exact statistics at the end, paired by network."""
-    late = _two_moments(tables["evaluations"], tables["runs"])
-    late = late[late["panel"] == _LATE]
+    late = at_shares(tables["evaluations"], tables["runs"], _SHARES)
+    late = late[(late["panel"] == _LATE) & (late["batch_size"] == size)]
     exact = late[late["estimator"] == "exact"].set_index("run")["accuracy"]
     default = late[(late["estimator"] == "ema") & (late["momentum"] == 0.1)].set_index("run")["accuracy"]
-    return t_interval((100 * (default - exact)).to_list())
+    return t_interval((100 * (exact - default)).to_list())
+
+
+def _interval(found: tuple[float, float, float, int]) -> str:
+    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
 
 
 _STEPS = "The learning rate rises for a fifth of training and falls to 0 at the end."
@@ -109,7 +106,7 @@ FIGURES = [
         "input; lower is better. Left of the minimum the average lags behind the weights and still holds its start "
         "(0 and 1); right of it the noise of single batches remains. " + _STEPS + " Lines: geometric mean over "
         "seeds, bands: 95% intervals.",
-        columns={"gaps": (*_KEYS, "layer", "mean_gap"), "runs": ("run", "seed", "batch_size", "steps")},
+        columns={"gaps": (*_KEYS, "layer", "mean_gap"), "runs": RUN_COLUMNS},
         score=score_gap,
         plot=plot_gap,
     ),
@@ -120,7 +117,7 @@ FIGURES = [
         "statistics (dashed); nothing else differs. Early, a slow average loses most of the accuracy that the weights "
         "already have; at the end only those that are slow for their number of steps still do. Lines: mean over seeds, "
         "bands: 95% intervals.",
-        columns={"evaluations": (*_KEYS, "accuracy"), "runs": ("run", "seed", "batch_size", "steps")},
+        columns={"evaluations": (*_KEYS, "accuracy"), "runs": RUN_COLUMNS},
         score=score_accuracy,
         plot=plot_accuracy,
     ),

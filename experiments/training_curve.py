@@ -8,14 +8,16 @@ from matplotlib.axes import Axes
 from bnlab.harness import style
 from bnlab.harness.intervals import summarize, t_interval
 from bnlab.harness.style import Figure, Tables
+from experiments.panels import RUN_COLUMNS, at_shares, networks
 
 _KEYS = ("run", "step", "estimator", "momentum", "statistics_split", "epoch")
-_RUNS = ("run", "seed", "batch_size", "steps")
+_RUNS = RUN_COLUMNS
 _RUNNING = ("ema", "last_batch", "cumulative")
+_SHARES = (0.1, 0.55, 1.0)
 
 
 def _panelled(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    joined = frame.merge(runs[list(_RUNS)], on="run").sort_values(["batch_size", "step"])
+    joined = networks(frame, runs).sort_values(["batch_size", "step"])
     panel = "batch size " + joined["batch_size"].astype(str) + " (" + joined["steps"].astype(str) + " steps)"
     return joined.assign(panel=panel)
 
@@ -47,7 +49,7 @@ def plot_cost(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Accuracy minus that under exact statistics, against epochs, a line for each estimator."""
     _by_estimator(frame, ax)
     ax.axhline(0, color="black", linewidth=1.1, label="exact population")
-    ax.set(ylabel="accuracy lost (points)")
+    ax.set(ylabel="accuracy − that under exact (points)")
     return ax
 
 
@@ -63,21 +65,21 @@ def _by_estimator(frame: pd.DataFrame, ax: Axes) -> None:
 
 
 def summary(tables: Tables) -> list[str]:
-    """What the curves say, in numbers of these tables: the worst point of each running estimator, and the end."""
-    costs, frame = score_cost(tables), _panelled(tables["evaluations"], tables["runs"])
-    lines = []
-    for panel in dict.fromkeys(costs["panel"]):
-        here = costs[costs["panel"] == panel]
+    """Accuracy against exact statistics at three fixed points of training, paired, in numbers of these tables."""
+    rows = at_shares(tables["evaluations"], tables["runs"], _SHARES)
+    exact = rows[rows["estimator"] == "exact"].set_index(["run", "panel"])["accuracy"]
+    lines = ["Accuracy under running averages minus that under exact statistics, points [95% interval over seeds]:"]
+    for size in sorted(rows["batch_size"].unique()):
         for name in _RUNNING:
-            worst = here[here["estimator"] == name].sort_values("mean").iloc[0]
-            lines.append(
-                f"{panel}: {style.estimator_label(name)} is worst at epoch {worst['epoch']:.2g}, "
-                f"{worst['mean']:+.1f} points [{worst['low']:+.1f}, {worst['high']:+.1f}] against exact, n={worst['n']}"
-            )
-        end = frame[(frame["panel"] == panel) & (frame["step"] == frame["steps"])].set_index(["run", "estimator"])
-        paired = end["accuracy"].unstack()
-        mean, low, high, n = t_interval((100 * (paired["ema"] - paired["exact"])).to_list())
-        lines.append(f"{panel}: at the end the EMA's accuracy differs by {mean:+.2f} [{low:+.2f}, {high:+.2f}], n={n}")
+            here = rows[(rows["batch_size"] == size) & (rows["estimator"] == name)].set_index(["run", "panel"])[
+                "accuracy"
+            ]
+            points = 100 * (here - exact.reindex(here.index))
+            found = []
+            for panel in dict.fromkeys(rows["panel"]):
+                mean, low, high, n = t_interval(points.xs(panel, level="panel").to_list())
+                found.append(f"{panel} {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+            lines.append(f"batch size {size}, {style.estimator_label(name)}: {'; '.join(found)}; n={n}")
     return lines
 
 
@@ -87,18 +89,17 @@ _READING = (
 FIGURES = [
     Figure(
         name="accuracy",
-        title="The same weights, evaluated under five statistics",
-        caption="Test accuracy over training. At a very large batch there are few steps, and an average of past "
-        "batches describes weights that are gone; exact statistics show what the weights can do. At a small batch the "
-        "last batch alone is too noisy. " + _READING,
+        title="The same weights, evaluated under different statistics",
+        caption="Test accuracy over training. Exact statistics show what the weights can do at that step; an average "
+        "of past batches describes weights that are gone, the last batch alone is noisy. " + _READING,
         columns={"evaluations": (*_KEYS, "accuracy"), "runs": _RUNS},
         score=score_accuracy,
         plot=plot_accuracy,
     ),
     Figure(
         name="cost",
-        title="Accuracy lost against exact population statistics",
-        caption="Difference in test accuracy to the same network under exact statistics, paired; 0 is no loss. "
+        title="Accuracy against that under exact population statistics",
+        caption="Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
         + _READING,
         columns={"evaluations": (*_KEYS, "accuracy"), "runs": _RUNS},
         score=score_cost,

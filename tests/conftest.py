@@ -1,4 +1,4 @@
-"""One torch thread in every test process: the tensors are small, and more threads than idle cores wait for each other."""
+"""One torch thread in every test process: tensors are small, and threads without idle cores wait for each other."""
 
 import os
 

@@ -98,7 +98,7 @@ def checkpoints(config: Config, steps: int) -> list[int]:
     if wanted == "log":
         points = 10
         return sorted({round(steps ** (i / (points - 1))) for i in range(points)})
-    found = {max(1, round(at * steps)) if isinstance(at, float) else min(at, steps) for at in _listed(wanted)}
+    found = {max(1, round(at * steps)) if isinstance(at, float) else at for at in _listed(wanted)}
     return sorted(found)
 
 
@@ -119,7 +119,7 @@ def check(config: Config) -> None:
     unknown = [name for name in config.measurements if name not in MEASUREMENTS]
     if unknown or not config.measurements:
         raise UserError(f"measurements={config.measurements}: choose from {', '.join(MEASUREMENTS)}")
-    _check_evaluate_at(config.evaluate_at)
+    _check_evaluate_at(config.evaluate_at, total_steps(config, images))
     _check_device(config.device)
     check_name(config)
 
@@ -164,7 +164,7 @@ def _check_statistics(config: Config, images: int) -> None:
             raise UserError(f"estimator={setting.estimator}: the training split has {images:,} images")
 
 
-def _check_evaluate_at(value: Any) -> None:
+def _check_evaluate_at(value: Any, steps: int) -> None:
     if value in ("log", "final"):
         return
     values = _listed(value)
@@ -172,6 +172,8 @@ def _check_evaluate_at(value: Any) -> None:
         share = isinstance(at, float) and 0 < at <= 1
         if not share and (isinstance(at, bool) or not isinstance(at, int) or at < 1):
             raise UserError(f"evaluate_at={at}: must be log, final, or a list of steps (1, 100) and shares (0.1)")
+        if not share and at > steps:
+            raise UserError(f"evaluate_at={at}: the training has {steps:,} steps; shares such as 0.5 fit any length")
     if not values:
         raise UserError("evaluate_at=[]: give at least one step")
 

@@ -21,6 +21,7 @@ from bnlab.harness.config import Config, network, statistics_settings, total_ste
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.drift import drift
 from bnlab.harness.measurements.evaluations import evaluations
+from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.gaps import gaps
 from bnlab.harness.measurements.sources import Setting
 from bnlab.harness.producing import ensure_trained
@@ -33,7 +34,6 @@ _MEASUREMENTS: dict[str, Callable[[Run, list[Setting]], pd.DataFrame]] = {
     "evaluations": evaluations,
     "drift": drift,
 }
-_VERSION = 1  # of the measurements: another one makes cached frames count as missing
 _ALL_THREADS = torch.get_num_threads()
 
 
@@ -99,7 +99,7 @@ def execute(config: Config) -> None:
     described = [_identity(s) for s in settings]
     for name in config.measurements:
         columns = list(tables.TABLES[name].types)
-        identity = json.dumps([_VERSION, name, columns, described, run.wanted, config.accuracy_at])
+        identity = json.dumps([VERSION, name, columns, described, run.wanted, config.accuracy_at])
         tables.write_part(folder, name, run.id, identity, _measured(run, name, identity, settings))
     _write_row(run)
 

@@ -117,8 +117,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     if not panels:
         raise ValueError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
     width = 3.5 * len(panels) + 0.6
-    seeds = tables["runs"]["seed"].nunique()
-    wrapped = textwrap.wrap(f"{figure.caption} n\u00a0=\u00a0{seeds}\u00a0seeds.", int(width * 14.5))
+    wrapped = textwrap.wrap(f"{figure.caption}{_seeds(frame)}", int(width * 14.5))
     height = 3.6 + 0.9 + 0.17 * len(wrapped)
     drawn, axes = plt.subplots(1, len(panels), figsize=(width, height), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
@@ -140,6 +139,13 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     drawn.text(0.02, 0.08 / height, "\n".join(wrapped), fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
     drawn.tight_layout(rect=(0, below + 0.22 * rows / height, 1, 1 - 0.42 / height))
     return drawn
+
+
+def _seeds(frame: pd.DataFrame) -> str:
+    """How many seeds the drawn means are over, where the frame tells."""
+    counts = frame["n"].dropna() if "n" in frame else frame.groupby("panel")["seed"].nunique()
+    low, high = int(counts.min()), int(counts.max())
+    return f" n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}\u00a0seeds."
 
 
 def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:

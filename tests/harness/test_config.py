@@ -80,7 +80,6 @@ def test_a_name_stays_for_ever() -> None:
         ([0.001], 41, [1]),
         ([41, 0.5, 20], 41, [20, 41]),
         (3, 41, [3]),
-        ([100], 41, [41]),
     ],
 )
 def test_checkpoints(at: Any, steps: int, expected: list[int]) -> None:
@@ -112,3 +111,8 @@ def test_bounds() -> None:
         check(Config(batch_size=1296))
     with pytest.raises(UserError, match="name='a b'"):
         check(Config(name="a b"))
+
+
+def test_steps_after_the_end_are_refused() -> None:
+    with pytest.raises(UserError, match="evaluate_at=100: the training has 41 steps"):
+        check(Config(batch_size=32, epochs=1, evaluate_at=[10, 100]))

@@ -64,7 +64,7 @@ FILES = {
     "trace": "runs/*/seed_0/trace/*.safetensors",
     "log": "runs/*/seed_0/log.parquet",
     "status": "runs/*/seed_0/status.json",
-    "statistics": "runs/*/seed_0/statistics/exact-train-all-0000003.safetensors",
+    "statistics": "runs/*/seed_0/statistics/exact-train-all-0000003-v*.safetensors",
     "measurement": "runs/*/seed_0/measurements/gaps-*.parquet",
     "part": "adhoc/parts/gaps/*.parquet",
 }

@@ -15,7 +15,7 @@ _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 
 def drift(run: Run, settings: list[Setting]) -> pd.DataFrame:
-    """One row for each step of `evaluate_at` and layer, from the last tenth of the trace up to that step.
+    """One row for each step of `evaluate_at` and layer, from the last tenth of the trace up to that step (16 at least).
 
     Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
     of the layer together, averaged over channels: of the batch mean in units of the layer's variance (`mean_noise`,

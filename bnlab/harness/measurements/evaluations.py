@@ -83,7 +83,7 @@ def _differences(exact: Tensor, found: Tensor) -> tuple[float, float]:
 
 
 def stat_images(run: Run, setting: Setting, step: int) -> int:
-    """Images that went into the statistics; for a running estimator all that the network has been trained on."""
+    """Images that the statistics are of; a running estimator's are all that it was shown, whatever it has forgotten."""
     if setting.rule is not None:
         return setting.images or 0
     if setting.running is None:

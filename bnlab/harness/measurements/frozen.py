@@ -24,12 +24,13 @@ _TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images the distance t
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 _AVERAGES = {"update_bn": Cumulative(), "swa": WeightedCumulative()}
 
+VERSION = 2  # of all that is measured: what was cached under another one counts as missing
 EXACT = Setting("exact", None, "train")  # the reference of every gap
 
 
 def frozen_statistics(run: Run, step: int, setting: Setting) -> Statistics:
     """The setting's statistics of the checkpoint at `step`, from the run's folder if they are there."""
-    name = f"{setting.kind}-{setting.split}-{setting.images or 'all'}-{step:07d}.safetensors"
+    name = f"{setting.kind}-{setting.split}-{setting.images or 'all'}-{step:07d}-v{VERSION}.safetensors"
     path = run.folder / "statistics" / name
     try:
         return Statistics.load(path)
@@ -58,11 +59,11 @@ def population(run: Run, setting: Setting, batch_size: int) -> Iterator[tuple[Te
     # Fixed draws: the augmented population is the same for every checkpoint and estimator.
     generator = torch.Generator().manual_seed(0)
     count = min(setting.images or len(split.labels), len(split.labels))
+    images = split.images[:count]
+    if setting.split == "train_augmented":
+        images = augment(images, generator, shift=data.shift, flip=data.flip)
     for index in in_batches(count, batch_size):
-        images = split.images[index]
-        if setting.split == "train_augmented":
-            images = augment(images, generator, shift=data.shift, flip=data.flip)
-        yield images, split.labels[index]
+        yield images[index], split.labels[index]
 
 
 def in_batches(count: int, size: int) -> list[slice]:

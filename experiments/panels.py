@@ -1,0 +1,44 @@
+"""The part that scores share: rows of all networks at the same shares of their training, one network for each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+RUN_COLUMNS = ("run", "seed", "batch_size", "steps")
+
+
+def networks(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with its networks' seed, batch size and number of steps.
+
+    Raises:
+        ValueError: a batch size and seed have several networks, which an average over seeds would mix.
+    """
+    known = runs[runs["run"].isin(frame["run"])]
+    doubled = known[known.duplicated(["batch_size", "seed"], keep=False)]
+    if len(doubled):
+        first = doubled.iloc[0]
+        some = ", ".join(doubled["run"].head(3))
+        raise ValueError(
+            f"batch size {first['batch_size']}, seed {first['seed']} has {len(doubled)} networks with other settings "
+            f"({some}); give each its folder with name=... in both commands"
+        )
+    return frame.merge(known[list(RUN_COLUMNS)], on="run")
+
+
+def at_shares(frame: pd.DataFrame, runs: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
+    """The rows at each share of their network's training, in that order, named in the column `panel`.
+
+    Steps are whole: the measured step nearest to the share, if it is within 2% of the training or half a step.
+    """
+    joined = networks(frame, runs)
+    done = joined["step"] / joined["steps"]
+    chosen = []
+    for share in shares:
+        distance = (done - share).abs()
+        nearest = distance == distance.groupby(joined["run"]).transform("min")
+        close = distance <= (0.5 / joined["steps"]).clip(lower=0.02) + 1e-9
+        name = "at the end of training" if share == 1 else f"after {share:.0%} of training"
+        chosen.append(joined[nearest & close].assign(panel=name))
+    return pd.concat(chosen, ignore_index=True)
