@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bnlab.harness import style
 from bnlab.harness.intervals import summarize, t_interval
@@ -61,7 +62,9 @@ def _by_estimator(frame: pd.DataFrame, ax: Axes) -> None:
         dashed = {"linestyle": (0, (4, 2))} if name == "exact" else {}
         style.line(ax, chosen, "epoch", style.estimator_colour(name), label, **dashed)
     ax.set(xscale="log", xlabel="epoch")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def summary(tables: Tables) -> list[str]:

@@ -126,7 +126,11 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     for ax in axes[0][1:]:
         ax.set_ylabel("")
     below = (0.12 + 0.17 * len(wrapped)) / height
-    handles = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    # A series may be missing in the first panel.
+    handles: dict[str, Any] = {}
+    for ax in axes[0]:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     drawn.text(0.02, 1 - 0.12 / height, figure.title, fontsize=12, fontweight="bold", va="top")
     rows = int(np.ceil(len(handles) / max(1, int(width // 2.2))))
     drawn.legend(
