@@ -1,7 +1,7 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
 # make test-all   the slow tests too
-# make bench      benchmarks/README.md's table, measured again (about 15 minutes; nothing else may run)
+# make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python

@@ -387,7 +387,7 @@ class Evaluation:
 
 
 def measure(
-    evaluation: Evaluation, batches: Iterable[Any], advance: Callable[[], object], cost: Cost, ranks: Ranks
+    evaluation: Evaluation, batches: Iterable[Any], advance: Callable[[], object], cost: Cost
 ) -> dict[str, Moments]:
     """Moments of the layers that are reached, in the order in which they were finished first.
 

@@ -260,7 +260,7 @@ def _breadth(job: _Job, source: _Source) -> _Found:
     evaluation = Evaluation(
         job.model, job.targets, job.forward, job.device, budget=job.budget, ranks=job.ranks, by_image=job.by_image
     )
-    found = measure(evaluation, source, job.bar.update, job.cost, job.ranks)
+    found = measure(evaluation, source, job.bar.update, job.cost)
     job.parts = evaluation.parts
     return found
 
