@@ -289,6 +289,6 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    # On stderr gloo may still tell, after the end, that the other side was first to close.
+    # Gloo may still tell, after the end, that the other side was first to close.
     outputs = [process.communicate(timeout=180) for process in ranks]
-    assert [out.strip() for out, _ in outputs] == ["fine", "fine"], outputs
+    assert all("fine" in out.splitlines() for out, _ in outputs), outputs
