@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,15 +102,15 @@ def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], S
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Partial:
+class Partial(NamedTuple):
     """Groups of values as they come out of one read of an activation, not yet in float64.
 
-    blocks: (values in each group, two tensors [R, C]). The tensors are mean and variance (ddof 0) of each group or,
-    where `sums`, its Σx and the root of its Σx². shift: [C], has been taken off. trusted: up to how many standard
-    deviations from 0 the pooled mean may lie.
+    blocks: (values in each group, two tensors of R·C values, channels innermost). The tensors are mean and variance
+    (ddof 0) of each of R groups or, where `sums`, its Σx and the root of its Σx². shift: [C], has been taken off.
+    trusted: up to how many standard deviations from 0 the pooled mean may lie.
     """
 
+    channels: int
     blocks: list[tuple[int, Tensor, Tensor]]
     sums: bool = False
     shift: Tensor | None = None
@@ -117,7 +118,7 @@ class Partial:
     @staticmethod
     def of(moments: Moments) -> Partial:
         """One group."""
-        return Partial([(int(moments.count), moments.mean[None], moments.var[None])])
+        return Partial(len(moments.mean), [(int(moments.count), moments.mean, moments.var)])
 
     @property
     def trusted(self) -> float:
@@ -133,9 +134,9 @@ class Partial:
 def _groups(parts: Sequence[Partial]) -> tuple[Tensor, Tensor, Tensor]:
     """Of parts of one kind and shift, in one go."""
     blocks = [block for part in parts for block in part.blocks]
-    first = torch.cat([block[1] for block in blocks]).double().cpu()
-    second = torch.cat([block[2] for block in blocks]).double().cpu()
-    rows = torch.tensor([len(block[1]) for block in blocks])
+    first = torch.cat([block[1] for block in blocks]).view(-1, parts[0].channels).double().cpu()
+    second = torch.cat([block[2] for block in blocks]).view(-1, parts[0].channels).double().cpu()
+    rows = torch.tensor([block[1].numel() // parts[0].channels for block in blocks])
     count = torch.tensor([block[0] for block in blocks], dtype=torch.float64).repeat_interleave(rows)[:, None]
     if parts[0].sums:
         first = first / count
@@ -155,12 +156,12 @@ def pool(parts: Sequence[Partial]) -> Moments:
         torch.cat(columns) if len(found) > 1 else columns[0] for columns in zip(*found, strict=True)
     )
     total = counts.sum()
-    weight = counts / total
+    weight = (counts / total).flatten()
     # About a group's mean first: the weighted sum of small differences, not the difference of large sums.
-    origin = means[0]
-    mean = origin + (weight * (means - origin)).sum(0)
-    var = (weight * (variances + (means - mean).square())).sum(0)
-    return Moments(int(total), mean, var)
+    origin = means[0].clone()
+    mean = weight @ means.sub_(origin)
+    var = weight @ variances.add_(means.sub_(mean).square_())
+    return Moments(int(total), origin.add_(mean), var)
 
 
 def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None, *, by_image: bool = False) -> Partial:
@@ -173,30 +174,32 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None,
         chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
         known = shift.to(wide.device, wide.dtype)
         found = read(chosen - known.view(-1, *[1] * (x.dim() - 2)), by_image=by_image)
-        return Partial(found.blocks, found.sums, known)
-    innermost = wide.movedim(1, -1)
-    if innermost.is_contiguous() and not by_image:
-        return Partial(_by_pixel(innermost.flatten(0, -2)))
+        return found._replace(shift=known)
+    if not by_image and _channels_innermost(wide):
+        return Partial(x.shape[1], _by_pixel(wide))
     images = wide.reshape(*wide.shape[:2], -1)
     # Long rows in float64: what a float32 sum of squares loses grows with their length.
     exact = torch.float64 if images.shape[2] > _LONG else None
     sums = images.sum(dim=2, dtype=exact), torch.linalg.vector_norm(images, dim=2, dtype=exact)
-    return Partial([(images.shape[2], *sums)], sums=True)
+    return Partial(x.shape[1], [(images.shape[2], sums[0].flatten(), sums[1].flatten())], sums=True)
 
 
-def _by_pixel(pixels: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-    """`pixels` [n, C], contiguous: several of them side by side make a row, the rest of them a block of their own."""
-    n, channels = pixels.shape
+def _channels_innermost(x: Tensor) -> bool:
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).is_contiguous()
+
+
+def _by_pixel(x: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """Pixels side by side make rows of about `_WIDTH` values; the pixels that are left over, a block of their own."""
+    channels = x.shape[1]
     side = max(1, _WIDTH // channels)
-    whole = n // side * side
-    found = []
-    blocks = [*pixels[:whole].view(-1, side * channels).split(_HEIGHT)] if whole else []
-    if whole < n:
-        blocks.append(pixels[whole:])
-    for block in blocks:
-        rows, width = block.shape
+    rows, rest = divmod(x.numel() // channels, side)
+    shapes = [(min(_HEIGHT, rows - row), side * channels) for row in range(0, rows, _HEIGHT)]
+    found, offset = [], x.storage_offset()
+    for height, width in [*shapes, (rest, channels)] if rest else shapes:
         # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
-        image = block.as_strided((1, width, rows, 1), (rows * width, 1, width, width))
-        mean, var = torch.batch_norm_update_stats(image, None, None, 0.0)
-        found.append((rows, mean.view(-1, channels), var.view(-1, channels)))
+        image = x.as_strided((1, width, height, 1), (height * width, 1, width, width), offset)
+        found.append((height, *torch.batch_norm_update_stats(image, None, None, 0.0)))
+        offset += height * width
     return found
