@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import REPEATS, THREADS, Result
+from bnlab.memory import keep_freed_memory
 
 PARTS = ("start", "recording", "sweep", "population", "replay", "scaling")
 _README = Path(__file__).with_name("README.md")
@@ -19,6 +20,7 @@ _README = Path(__file__).with_name("README.md")
 
 def main() -> None:
     torch.set_num_threads(THREADS)
+    keep_freed_memory()
     for part in sys.argv[1:] or PARTS:
         table = _table(importlib.import_module(f"benchmarks.{part}").results())
         print(table, flush=True)

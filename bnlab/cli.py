@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import bnlab
+from bnlab.memory import keep_freed_memory
 
 
 def main() -> int:
@@ -23,6 +24,7 @@ def main() -> int:
     gap.add_argument("batches", help="package.module:function that returns an iterable of batches, e.g. a DataLoader")
     gap.add_argument("--max-images", type=int, help="stop after so many images")
     arguments = parser.parse_args()
+    keep_freed_memory()
     try:
         model, batches = _made(arguments.model), _made(arguments.batches)
         exact = bnlab.population_statistics(model, batches, max_images=arguments.max_images, progress=True)

@@ -46,6 +46,24 @@ def test_a_tenth_of_the_memory_gives_the_same_result(channels_last: bool) -> Non
         assert_same(found, expected)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_kept_for_the_next_tensor() -> None:
+    script = """
+import resource, torch
+from bnlab.memory import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [torch.ones(2**22) for _ in range(4)]  # 16 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    fresh, again = map(int, printed.split())
+    pages = 4 * 2**24 // 4096
+    assert fresh > pages / 2 and again < pages / 100
+
+
 def test_the_smaller_the_memory_the_more_is_run_again() -> None:
     model, batches = residual(8), images(*[4] * 30, side=16)
     with LiveBytes() as unlimited:

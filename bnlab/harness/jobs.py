@@ -27,6 +27,7 @@ from bnlab.harness.measurements.sources import Setting
 from bnlab.harness.producing import ensure_trained
 from bnlab.harness.runs import Run, environment, write_text
 from bnlab.harness.training import steps_per_epoch
+from bnlab.memory import keep_freed_memory
 from bnlab.storage import set_aside
 
 _MEASUREMENTS: dict[str, Callable[[Run, list[Setting]], pd.DataFrame]] = {
@@ -91,7 +92,7 @@ def _fail(config: Config, reason: str) -> None:
 
 def execute(config: Config) -> None:
     """Train the configuration's network unless it is there, measure it, write the parts of the tables."""
-    use_threads(config)
+    prepare_process(config)
     run = Run(config)
     ensure_trained(run)
     folder = Path(config.results) / config.name
@@ -104,9 +105,10 @@ def execute(config: Config) -> None:
     _write_row(run)
 
 
-def use_threads(config: Config) -> None:
-    """Set torch's threads; explicitly, because an earlier job of this process may have set others."""
+def prepare_process(config: Config) -> None:
+    """Set torch's threads, explicitly, because an earlier job of this process may have set others; and malloc."""
     torch.set_num_threads(config.threads or _ALL_THREADS)
+    keep_freed_memory()
 
 
 def _identity(setting: Setting) -> list[object]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from bnlab.harness.config import Config, statistics_settings
-from bnlab.harness.jobs import use_threads
+from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
 from bnlab.harness.producing import begun
 from bnlab.harness.runs import Run
@@ -19,7 +19,7 @@ _TRIAL_STEPS = 5
 
 def plan(planned: list[Config]) -> Iterable[str]:
     """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
-    use_threads(planned[0])
+    prepare_process(planned[0])
     runs: dict[str, Run] = {}
     measured = 0.0
     for config in planned:
