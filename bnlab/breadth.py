@@ -32,6 +32,7 @@ CALLER = "population_statistics"
 # until assumption and measurement agree to this (in σ, and in the logarithm of the variance).
 FIXED_POINT_TOLERANCE = 1e-6
 FIXED_POINT_PASSES = 100
+_ROW = 16  # bytes of a mean and a variance
 
 
 @dataclass
@@ -70,6 +71,7 @@ class _Item:
         self.layer: str | None = None  # where it waits; None when it has ended
         self.input: Any = None
         self.part: Partial | None = None
+        self.relaid = False  # runs on a copy in channels_last
         self.alone = False  # the part has been taken as if the input were not there any more
         self.held = 0  # bytes that it holds while it waits
         self.visited: list[str] = []
@@ -112,10 +114,16 @@ class Evaluation:
         for name, layer in targets.items():
             layer.register_forward_pre_hook(self._waiting(name), with_kwargs=True)
             set_buffers_aside(layer)
+        # Twice the buffers, lent and aside; of each layer, assumed and found moments in float64.
+        channels = [layer.num_features for layer in targets.values()]
+        self._books = 2 * tensor_bytes(list(model.buffers())) + 2 * _ROW * sum(channels)
+        self._row = _ROW * max(channels)
         self._state = ModuleState(model)
         self._random = RandomStream(device)
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
+        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
+        self._relays = device.type == "cpu"
 
     # -- one pass over all layers ------------------------------------------------------------------------------------
 
@@ -130,6 +138,7 @@ class Evaluation:
         self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
         for layer, moments in pinned.items():
             load(self._targets[layer], moments)
+        self._budget.books = self._books
         begun: list[_Item] = []
         with ExitStack() as unwinding:
 
@@ -138,6 +147,7 @@ class Evaluation:
                     own = self._random.capture()  # the caller's batches draw from the caller's stream
                     item.reset()
                     begun.append(item)
+                    self._budget.books += self._row  # where memory is short; else they do not matter
                     unwinding.callback(self._give_up, item)
                     self._advance(item)
                     self._random.apply(own)
@@ -206,23 +216,30 @@ class Evaluation:
         self._budget.released(item.held)
         item.held = 0
         self._make_room(item)
-        self._switch_to(item, *([] if item.run is not None else [self._begin(item)]))
+        self._switch_to(item)
         if item.layer is None:
             item.run = None
         else:
             self._arrive(item, item.layer)
 
-    def _switch_to(self, item: _Item, *batch: Any) -> None:
+    def _switch_to(self, item: _Item) -> None:
+        """Let it run to where it waits or ends."""
+        batch = [] if item.run is not None else [self._begin(item)]
         assert item.run is not None
         self._enter(item)
         try:
             item.run.switch(*batch)
+            return
         except Exception as error:
             item.layer = item.run = None
-            error.add_note(f"{CALLER}: raised in the forward of batch {item.index}; the model is as it was before")
-            raise
+            if not item.relaid:
+                error.add_note(f"{CALLER}: raised in the forward of batch {item.index}; the model is as it was before")
+                raise
         finally:
             self._leave(item)
+        # A `.view` may need the memory layout that the caller's batch has: once more from the input.
+        self._relays = False
+        self._switch_to(item)
 
     def _begin(self, item: _Item) -> Any:
         """A new forward of the batch, on a copy of its input (a forward may write into it)."""
@@ -235,7 +252,8 @@ class Evaluation:
         item.run.gr_context = contextvars.copy_context()
         item.random, item.modes, item.overrides = self._random.begin(item.index), None, None
         item.replayed = item.replayed_pinned = 0
-        return copied(item.batch, self._device)
+        item.relaid = self._relays
+        return copied(item.batch, self._device, channels_last=self._relays)
 
     def _run(self, batch: Any) -> None:
         with torch.no_grad():
@@ -301,6 +319,7 @@ class Evaluation:
         check_input(name, self._targets[name], x)
         if item.replayed_pinned == len(item.observed):
             item.observed.append((name, self._part(x, alone=True)))
+            self._budget.books += item.observed[-1][1].nbytes
         item.replayed_pinned += 1
 
     def _replay(self, item: _Item, name: str) -> None:
@@ -320,6 +339,8 @@ class Evaluation:
         # Where memory is short, many rows of many batches would count.
         item.alone = not keep or self._budget.profiled
         item.part = self._part(item.input, item.alone)
+        if self._by_image:
+            self._budget.books += item.part.nbytes
         if not keep:
             self._give_up(item)
 
@@ -372,10 +393,16 @@ class Evaluation:
         self._random.apply(self._random.begin(item.index))
         try:
             with self._budget.profiling(item.size):
-                self._run(copied(item.batch, self._device))
+                self._run(copied(item.batch, self._device, channels_last=self._relays))
+            return
+        except Exception:
+            if not self._relays:
+                raise
         finally:
             self._random.apply(random)
             self._state.take()
+        self._relays = False
+        self._profile(item)
 
     def _check_written(self) -> None:
         for name, tensor, version in self._written:
@@ -443,9 +470,14 @@ def between(assumed: Moments, seen: Moments, share: float) -> Moments:
     return Moments(seen.count, mean, var)
 
 
-def copied(batch: Any, device: torch.device) -> Any:
-    """The batch with copies of its tensors on `device`."""
-    return tree_map_only(Tensor, lambda tensor: tensor.to(device, copy=True), batch)
+def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
+    """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(device, copy=True, memory_format=layout)
+
+    return tree_map_only(Tensor, copy, batch)
 
 
 def load(layer: BatchNorm, moments: Moments) -> None:

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_BOOKS = 0.02  # of a limit that is kept for moments and buffers beside the activations
 _SHARE = 0.6  # of the free memory that is used when no limit is given
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -115,7 +114,8 @@ class Budget:
     """
 
     def __init__(self, limit: int, exact: bool) -> None:
-        self.limit, self.exact, self.profiled = int((1 - _BOOKS) * limit), exact, False
+        self.limit, self.exact, self.profiled = limit, exact, False
+        self.books = 0  # bytes for moments and copies of buffers beside the activations
         self.waiting = 0  # bytes that suspended forwards hold
         self.peak = 0  # of waiting and running together, by the profile
         self._largest = 0  # bytes of the largest batch so far
@@ -130,7 +130,7 @@ class Budget:
     def takes(self, size: int) -> bool:
         """Whether a forward can wait with so many bytes beside the others, with room for one that runs; counts it."""
         self.peak = max(self.peak, self.waiting + size) if self.profiled else 0
-        if self.waiting + size + self._need(self._largest) > self.limit:
+        if self.books + self.waiting + size + self._need(self._largest) > self.limit:
             return False
         self.waiting += size
         return True
@@ -140,14 +140,14 @@ class Budget:
         self._largest = max(self._largest, size)
         if self.profiled:
             self.peak = max(self.peak, self.waiting + self._need(size))
-        return self.waiting + self._need(size) <= self.limit
+        return self.books + self.waiting + self._need(size) <= self.limit
 
     def check_alone(self, size: int) -> None:
         """ValueError if a batch does not fit the limit even alone."""
-        if self._need(size) > self.limit:
+        if self.books + self._need(size) > self.limit:
             raise ValueError(
-                f"population_statistics: one batch's forward needs {self._need(size):,} bytes, there are "
-                f"{self.limit:,} (memory= less what moments need); pass smaller batches or raise memory="
+                f"population_statistics: one batch's forward needs {self._need(size):,} bytes and the moments "
+                f"{self.books:,}, memory= allows {self.limit:,}; pass smaller batches or raise memory="
             )
 
     def _need(self, size: int) -> int:

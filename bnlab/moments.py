@@ -17,6 +17,7 @@ from torch import Tensor
 # Rows of about this many "channels" (several pixels side by side) keep torch's batch-norm statistics routine in
 # cache, and it sums in float32, so no more than this many rows at once. Measured faster than two passes.
 _WIDTH, _HEIGHT = 2048, 512
+_FEWEST = 16  # rows, so that what comes out is small beside what is read
 _LONG = 4096  # pixels of an image in one float32 sum
 
 
@@ -126,6 +127,10 @@ class Partial(NamedTuple):
         # bound keeps errors below 1e-6 of σ and of the variance. What is already shifted is near 0.
         return math.inf if self.shift is not None else 2.0 if self.sums else 16.0
 
+    @property
+    def nbytes(self) -> int:
+        return sum(2 * first.numel() * first.element_size() for _, first, _ in self.blocks)
+
     def groups(self) -> tuple[Tensor, Tensor, Tensor]:
         """Count [R, 1], mean and variance [R, C] of each group, float64 on the CPU."""
         return _groups([self])
@@ -193,8 +198,9 @@ def _channels_innermost(x: Tensor) -> bool:
 def _by_pixel(x: Tensor) -> list[tuple[int, Tensor, Tensor]]:
     """Pixels side by side make rows of about `_WIDTH` values; the pixels that are left over, a block of their own."""
     channels = x.shape[1]
-    side = max(1, _WIDTH // channels)
-    rows, rest = divmod(x.numel() // channels, side)
+    pixels = x.numel() // channels
+    side = max(1, min(_WIDTH // channels, pixels // _FEWEST))
+    rows, rest = divmod(pixels, side)
     shapes = [(min(_HEIGHT, rows - row), side * channels) for row in range(0, rows, _HEIGHT)]
     found, offset = [], x.storage_offset()
     for height, width in [*shapes, (rest, channels)] if rest else shapes:

@@ -56,7 +56,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**22)  # 16 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(), faults())
+print(faults(), min(faults() for _ in range(5)))
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     fresh, again = map(int, printed.split())
@@ -98,7 +98,12 @@ def test_noise_and_far_means_under_short_memory() -> None:
 
 def test_one_batch_that_does_not_fit() -> None:
     model = plain()
-    with unchanged(model), pytest.raises(ValueError, match=r"one batch's forward needs [\d,]+ bytes, there are 980"):
+    with (
+        unchanged(model),
+        pytest.raises(
+            ValueError, match=r"one batch's forward needs [\d,]+ bytes and the moments [\d,]+, memory= allows 1,000"
+        ),
+    ):
         population_statistics(model, images(8, 8), memory=1000)
 
 

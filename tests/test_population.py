@@ -242,12 +242,44 @@ class Noisy(nn.Module):
 
 def test_noise_is_the_same_for_any_schedule() -> None:
     model = nn.Sequential(Noisy(), nn.BatchNorm2d(3), Noisy(), *plain(), Noisy(), nn.BatchNorm1d(4))
+    # Noise is drawn in the order of memory.
+    batches = [x.contiguous(memory_format=torch.channels_last) for x in images(5, 4, 3)]
     torch.manual_seed(1)
-    found = twins(model, images(5, 4, 3))
-    assert_same(population_statistics(model, images(5, 4, 3)), found, tolerance=0)
+    found = twins(model, batches)
+    assert_same(population_statistics(model, batches), found, tolerance=0)
     torch.manual_seed(2)
-    other = population_statistics(model, images(5, 4, 3))
+    other = population_statistics(model, batches)
     assert not torch.equal(other["1"].mean, found["1"].mean)
+
+
+class NeedsLayout(nn.Module):
+    """Takes the memory layout for granted, with which the caller's images came."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "view":
+            return x.view(len(x), -1).view(x.shape)
+        if self.how == "late":  # not before the last layer has been measured
+            return x.view(len(x), -1)
+        assert x.is_contiguous()
+        return x
+
+
+@pytest.mark.parametrize("memory", [None, 60_000])
+@pytest.mark.parametrize("how", ["view", "assert", "late"])
+def test_a_forward_that_needs_its_memory_layout(how: str, memory: int | None) -> None:
+    conv = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+    inner = [] if how == "late" else [NeedsLayout(how), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)]
+    last = [NeedsLayout(how)] if how == "late" else []
+    model = randomized(nn.Sequential(*conv, nn.ReLU(), *inner, *last))
+    batches = images(5, 4, 3, 6)
+    expected = population_statistics(model, batches, strategy="layerwise")
+    with unchanged(model):
+        found = population_statistics(model, batches, memory=memory)
+    assert_same(found, expected)
 
 
 class Skipping(nn.Module):
@@ -428,7 +460,8 @@ def test_modes_that_a_forward_enters(context: str, around: str) -> None:
         pytest.skip("torch itself does not let weights that need gradients meet an inference tensor there")
     model = randomized(Entering(CONTEXTS[context]))
     with CONTEXTS[around]():
-        twins(model, images(3, 4, 2))
+        # In float16 another memory layout would round otherwise.
+        twins(model, [x.contiguous(memory_format=torch.channels_last) for x in images(3, 4, 2)])
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (True, False)
 
 
