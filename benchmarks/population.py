@@ -19,13 +19,14 @@ _IMAGES = 1024
 
 def results() -> list[Result]:
     found = []
-    for depth in (20, 56):
+    for depth in (20, 56, 110):
         for batch in (32, 64):
             for layout in (torch.channels_last, torch.contiguous_format):
                 model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=0)
                 found += _compare(f"resnet-{depth}, 32×32, batch {batch}", model, 32, batch, layout)
-    for layout in (torch.channels_last, torch.contiguous_format):
-        found += _compare("resnet-18, 64×64, batch 32", torchvision().models.resnet18(), 64, 32, layout)
+    for batch in (32, 64):
+        for layout in (torch.channels_last, torch.contiguous_format):
+            found += _compare(f"resnet-18, 64×64, batch {batch}", torchvision().models.resnet18(), 64, batch, layout)
     return found
 
 
@@ -41,7 +42,7 @@ def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.m
         "torch": lambda: torch.optim.swa_utils.update_bn(batches, peers["torch"].train()),
         "forward": lambda: _forward(model, batches),
     }
-    median = alternate(sides)
+    median = alternate(sides, repeats=7)
     kind = "channels_last" if layout == torch.channels_last else "contiguous"
     reference = _float64(model, images)
     errors = {"exact": _error(reference, found["exact"])}

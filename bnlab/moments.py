@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Rows of about this many "channels" (several pixels side by side) keep torch's batch-norm statistics routine in
 # cache, and it sums in float32, so no more than this many rows at once. Measured faster than two passes.
-_WIDTH, _HEIGHT = 2048, 512
+_WIDTH, _HEIGHT = 1024, 512
 _FEWEST = 16  # rows, so that what comes out is small beside what is read
 _LONG = 4096  # pixels of an image in one float32 sum
 
