@@ -6,7 +6,10 @@ attributes that modules set on themselves while they run.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
+import types
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -136,11 +139,11 @@ class ModuleState:
     """Attributes that modules set on themselves in a forward: every batch begins with the originals and keeps its own.
 
     Watches new attributes, and of modules that are not torch's own all attributes, the entries of their dictionaries,
-    lists, sets and plain objects (also of those inside of them), and their buffers. Torch's own keep nothing but the
-    tensors that someone else has put there.
+    lists, sets and plain objects (also of those inside of them), and their buffers; and what `hooks` have in their
+    closures. Torch's own keep nothing but the tensors that someone else has put there.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, hooks: Iterable[Any] = ()) -> None:
         self._dicts = [vars(module) for module in model.modules()]
         self._sizes = [len(d) for d in self._dicts]
         own = [vars(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
@@ -152,7 +155,7 @@ class ModuleState:
         self._owners, self._names = [d for d, _ in self._keys], [key for _, key in self._keys]
         self._absent = [_ABSENT] * len(self._keys)
         buffers = [d["_buffers"] for d in own if d["_buffers"]]
-        self._containers = [*_containers_in(self._values), *buffers]
+        self._containers = [*_containers_in([*self._values, *_enclosed(hooks)]), *buffers]
         self._entries = [c.copy() for c in self._containers]
 
     def take(self) -> Overrides | None:
@@ -189,6 +192,25 @@ class ModuleState:
                 d[key] = value
         for i, entries in overrides.containers:
             _refill(self._containers[i], entries)
+
+
+def forward_hooks(model: nn.Module) -> list[Any]:
+    """What is registered on the modules to run with their forward."""
+    return [hook for m in model.modules() for hook in [*m._forward_pre_hooks.values(), *m._forward_hooks.values()]]
+
+
+def _enclosed(functions: Iterable[Any]) -> list[Any]:
+    """What functions, methods and partial functions hold beside their arguments; not what is global."""
+    found = []
+    for function in functions:
+        if isinstance(function, functools.partial):
+            found += [*function.args, *function.keywords.values(), *_enclosed([function.func])]
+        elif isinstance(function, types.MethodType):
+            found += [function.__self__, *_enclosed([function.__func__])]
+        for cell in getattr(function, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # not filled yet
+                found.append(cell.cell_contents)
+    return found
 
 
 _CONTAINERS = (dict, list, set, deque, tuple)
