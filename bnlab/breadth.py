@@ -9,7 +9,7 @@ up and are run again from the input up to the next layer.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +24,10 @@ from bnlab.layers import BatchNorm, Forward, layer_input, set_buffers_aside, tra
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
-from bnlab.switching import Modes, ModeSwitch, ModuleState, Overrides, RandomStream, held_tensors
+from bnlab.switching import Modes, ModeSwitch, ModuleState, Overrides, RandomStream, forward_hooks, held_tensors
 
 CALLER = "population_statistics"
 
-# A layer that is called several times, or reached late, depends on statistics that depend on it: passes are repeated
-# until assumption and measurement agree to this (in σ, and in the logarithm of the variance).
-FIXED_POINT_TOLERANCE = 1e-6
-FIXED_POINT_PASSES = 100
 _ROW = 16  # bytes of a mean and a variance
 
 
@@ -104,6 +100,7 @@ class Evaluation:
         self._budget, self._ranks, self._by_image = budget, ranks, by_image
         self.parts: dict[str, list[Partial]] = {}  # where `by_image`: of each layer, a row for each image
         self.forwards = 0
+        self._items: list[_Item] = []
         self._found: dict[str, Moments] = {}
         self._pinned: dict[str, Moments] = {}
         self._revisited: set[str] = set()
@@ -111,6 +108,7 @@ class Evaluation:
         self._current: _Item | None = None
         self._hub = getcurrent()
         self._written = held_tensors(model)
+        hooks = forward_hooks(model)  # before ours are among them
         for name, layer in targets.items():
             layer.register_forward_pre_hook(self._waiting(name), with_kwargs=True)
             set_buffers_aside(layer)
@@ -118,7 +116,7 @@ class Evaluation:
         channels = [layer.num_features for layer in targets.values()]
         self._books = 2 * tensor_bytes(list(model.buffers())) + 2 * _ROW * sum(channels)
         self._row = _ROW * max(channels)
-        self._state = ModuleState(model)
+        self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
@@ -128,12 +126,13 @@ class Evaluation:
     # -- one pass over all layers ------------------------------------------------------------------------------------
 
     def run(
-        self, items: Iterable[_Item], pinned: dict[str, Moments], advance: Callable[[], object]
+        self, pinned: dict[str, Moments], advance: Callable[[], object], batches: Iterable[Any] = ()
     ) -> tuple[dict[str, Moments], set[str]]:
-        """Moments of the layers in the order in which they were finished, and the layers that were reached again.
+        """Take all batches so far, and `batches`, which are read now and kept, through the network.
 
-        `pinned` layers normalize with the moments that they are given; nobody waits at them, but what they see is
-        kept with each item.
+        Returns the moments of the layers in the order in which they were finished, and the layers that were reached
+        again. `pinned` layers normalize with the moments that they are given; nobody waits at them, but what they see
+        is kept with each batch. `advance` is called after each layer.
         """
         self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
         for layer, moments in pinned.items():
@@ -143,7 +142,7 @@ class Evaluation:
         with ExitStack() as unwinding:
 
             def begin() -> None:
-                for item in items:
+                for item in self._reading(batches):
                     own = self._random.capture()  # the caller's batches draw from the caller's stream
                     item.reset()
                     begun.append(item)
@@ -167,6 +166,12 @@ class Evaluation:
                     break
         self._check_written()
         return self._found, set().union(*self._ranks.gather(self._revisited))
+
+    def _reading(self, batches: Iterable[Any]) -> Iterator[_Item]:
+        yield from list(self._items)
+        for batch in batches:
+            self._items.append(_Item(len(self._items), batch))
+            yield self._items[-1]
 
     def _advance_all(self, items: Sequence[_Item]) -> None:
         for item in items:
@@ -199,13 +204,18 @@ class Evaluation:
         check_moments(name, self._found[name])
         load(self._targets[name], self._found[name])
 
-    def observed(self, name: str, items: Sequence[_Item]) -> Moments:
+    def observed(self, name: str) -> Moments:
         """What a pinned layer has seen in the last pass, over all its calls and all ranks."""
-        parts = [part for item in items for layer, part in item.observed if layer == name]
+        parts = [part for item in self._items for layer, part in item.observed if layer == name]
         if self._by_image:
             self.parts[name] = parts
         local = pool(parts) if parts else Moments.empty(self._targets[name].num_features)
         return self._ranks.merged(local)
+
+    def account(self, cost: Cost) -> None:
+        """Write down what has been done so far."""
+        cost.batches, cost.forwards = len(self._items), self.forwards
+        cost.input_bytes = sum(item.size for item in self._items)
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
@@ -411,63 +421,6 @@ class Evaluation:
                     f"{CALLER}: the forward writes into {name!r} in place, which batches that take turns cannot share; "
                     "use strategy='layerwise'"
                 )
-
-
-def measure(
-    evaluation: Evaluation, batches: Iterable[Any], advance: Callable[[], object], cost: Cost
-) -> dict[str, Moments]:
-    """Moments of the layers that are reached, in the order in which they were finished first.
-
-    One pass, unless layers are called several times in a forward or reached by some batches after others have finished
-    them. Their statistics depend on themselves: they are assumed (pinned), measured, and assumed anew until both agree.
-
-    Raises:
-        ValueError: they do not agree after 100 passes.
-    """
-    items: list[_Item] = []
-
-    def begun() -> Iterable[_Item]:
-        for index, batch in enumerate(batches):
-            items.append(_Item(index, batch))
-            yield items[-1]
-
-    found, revisited = evaluation.run(begun(), {}, advance)
-    order, pinned, relaxation, before = list(found), dict[str, Moments](), 1.0, float("inf")
-    cost.passes = 1
-    while revisited:
-        pinned |= {name: found[name] for name in found if name in revisited}
-        found, revisited = evaluation.run(items, pinned, lambda: None)
-        cost.passes += 1
-        if revisited:
-            continue
-        seen = {name: evaluation.observed(name, items) for name in pinned}
-        cost.residual = max(distance(pinned[name], moments) for name, moments in seen.items())
-        if cost.residual <= FIXED_POINT_TOLERANCE:
-            break
-        if not cost.residual < float("inf") or cost.passes >= FIXED_POINT_PASSES:
-            raise ValueError(
-                f"{CALLER}: layers {', '.join(sorted(pinned))} are called several times or skipped, and did not settle "
-                f"in {cost.passes} passes (residual {cost.residual:.1e}); leave them out with layers="
-            )
-        relaxation = relaxation if cost.residual < before else relaxation / 2
-        before, revisited = cost.residual, set(pinned)
-        found |= {name: between(pinned[name], moments, relaxation) for name, moments in seen.items()}
-    cost.batches, cost.forwards = len(items), evaluation.forwards
-    cost.input_bytes = sum(item.size for item in items)
-    return {name: found[name] for name in [*order, *found] if name in found}
-
-
-def distance(assumed: Moments, seen: Moments) -> float:
-    """The larger of the largest differences of the means, in σ, and of the logarithms of the variances."""
-    mean = ((seen.mean - assumed.mean).abs() / assumed.var.sqrt()).nan_to_num(0.0)  # 0/0: a dead channel
-    var = (seen.var / assumed.var).log().abs().nan_to_num(0.0)
-    return float(torch.maximum(mean, var).max())
-
-
-def between(assumed: Moments, seen: Moments, share: float) -> Moments:
-    """`share` of the way from what was assumed to what was seen."""
-    mean, var = (torch.lerp(getattr(assumed, key), getattr(seen, key), share) for key in ("mean", "var"))
-    return Moments(seen.count, mean, var)
 
 
 def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bnlab.estimators.names import called, read_parameters
+from bnlab.estimators.names import called, named_subclasses, read_parameters
 from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, layer_input, tracked
 
 
@@ -55,8 +55,7 @@ class TestBatch(Rule):
     name: ClassVar[str] = "test_batch"
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        if x.shape[0] * x.shape[2] < 2:
-            raise ValueError("test_batch: one value per channel has no variance; pass batches of two images or more")
+        _check_variance(x.shape[0] * x.shape[2])
         return _own(x, (0, 2), mean)
 
 
@@ -84,7 +83,8 @@ class PseudoSamples(Rule):
             raise ValueError(f"PseudoSamples: n={self.n!r}; it counts images and is 0 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mixed((mean, var), _own(x, (0, 2), mean), len(x) / (self.n + len(x)), self.between)
+        weight = len(x) / (self.n + len(x))
+        return _mixed((mean, var), _own(x, (0, 2), mean), weight, n=x.shape[0] * x.shape[2], between=self.between)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ExampleWeighing(Rule):
             raise ValueError(f"{type(self).__name__}: weight={self.weight!r}; it lies in [0, 1]")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mixed((mean, var), _own(x, (2,), mean), self.weight)
+        return _mixed((mean, var), _own(x, (2,), mean), self.weight, n=x.shape[2])
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class EvalNorm(Rule):
             raise ValueError(f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mixed((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size)
+        return _mixed((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
 
 
 def _own(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,16 +144,25 @@ def _own(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor
 
 
 def _mixed(
-    source: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], weight: float, between: bool = True
+    source: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], weight: float, *, n: int, between: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance of (1−weight)·source + weight·own; `between` the means: E[x²] − E[x]² without cancellation."""
+    if weight == 1:
+        _check_variance(n)
     mean, var = ((1 - weight) * a + weight * b for a, b in zip(source, own, strict=True))
     return mean, var + weight * (1 - weight) * (own[0] - source[0]).square() if between else var
 
 
+def _check_variance(n: int) -> None:
+    if n < 2:
+        raise ValueError(
+            "inference: one value per channel has no variance; pass more images or a rule that counts the source"
+        )
+
+
 def known() -> dict[str, type[Rule]]:
     """Every rule by its name."""
-    return {cls.name: cls for cls in Rule.__subclasses__() if "name" in vars(cls)}
+    return named_subclasses(Rule)
 
 
 def parse(label: str) -> Rule:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.breadth import CALLER, Cost, Evaluation, check_input, check_moments, copied, load, measure
+from bnlab.breadth import CALLER, Cost, Evaluation, check_input, check_moments, copied, load
+from bnlab.fixed_point import measure
 from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, set_buffers_aside
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments, Partial, read

@@ -23,14 +23,15 @@ LEVEL = {
     "ranks": 1,
     "breadth": 2,
     "trace": 2,
-    "population": 3,
     "inference": 2,
     "gap": 2,
-    "audit": 4,
-    "decomposition": 4,
-    "recalibration": 4,
-    "cli": 5,
-    "__init__": 6,
+    "fixed_point": 3,
+    "population": 4,
+    "audit": 5,
+    "decomposition": 5,
+    "recalibration": 5,
+    "cli": 6,
+    "__init__": 7,
 }
 
 

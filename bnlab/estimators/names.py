@@ -13,9 +13,14 @@ from bnlab.estimators.base import Estimator
 
 
 def known() -> dict[str, type[Estimator]]:
-    """Every estimator class that has been defined, by its name; without a name of its own it is left out."""
-    found: dict[str, type[Estimator]] = {}
-    queue: list[type[Any]] = [Estimator]
+    """Every estimator class that has been defined, by its name."""
+    return named_subclasses(Estimator)
+
+
+def named_subclasses(base: type[Any]) -> dict[str, type[Any]]:
+    """The concrete classes below `base` by their name; without a name of its own one is left out."""
+    found: dict[str, type[Any]] = {}
+    queue = [base]
     while queue:
         for cls in queue.pop().__subclasses__():
             queue.append(cls)

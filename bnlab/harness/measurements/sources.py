@@ -10,8 +10,8 @@ from bnlab.estimators import Estimator
 from bnlab.harness.errors import UserError
 from bnlab.inference import Rule
 
-# Statistics of frozen weights; `precise(images=1000)` takes a part of the data. All but exact are taken in batches of
-# the training size, which normalize themselves.
+# Statistics of frozen weights; `precise(images=1000)` takes the first 1,000, the same for all seeds. All but exact are
+# taken in batches of the training size, which normalize themselves.
 FROZEN = {
     "exact": "population upstream, found layer by layer",
     "precise": "moments pooled over all batches (Wu & Johnson 2021; fvcore)",
