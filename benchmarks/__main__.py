@@ -14,7 +14,7 @@ import torch
 from benchmarks.timing import REPEATS, THREADS, Result
 from bnlab.memory import keep_freed_memory
 
-PARTS = ("start", "recording", "sweep", "population", "replay", "scaling")
+PARTS = ("start", "recording", "sweep", "population", "moments", "replay", "scaling")
 _README = Path(__file__).with_name("README.md")
 
 
@@ -33,8 +33,8 @@ def _machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "fvcore", "greenlet"))
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {THREADS} threads, Python {platform.python_version()}, "
-        f"{packages}; medians of {REPEATS} rounds (sweep, replay, population: 7; scaling: 5) in alternation, "
-        "nothing else running."
+        f"{packages}; medians of {REPEATS} rounds (sweep, replay, population: 7; scaling: 5; moments: 15) "
+        "in alternation, nothing else running."
     )
 
 
