@@ -86,8 +86,8 @@ class MomentTrace:
     def __repr__(self) -> str:
         return f"MomentTrace({len(self.layers)} layers, steps {self.first_step} to {self.last_step})"
 
-    def slot(self, layer: LayerTrace) -> Tensor:
-        """A cleared place [2, C] for the moments of the layer's next entry."""
+    def slot(self, layer: LayerTrace) -> Sequence[Tensor]:
+        """Cleared places [C] for mean and variance of the layer's next entry."""
         if layer.current is None:
             layer.current = layer.start.new_empty(_CHUNK, *layer.start.shape)
         if len(layer) - layer.stored == len(layer.current):
@@ -95,7 +95,7 @@ class MomentTrace:
             layer.stored = len(layer)
         # .data has a version of its own: a backward pass that is still to come has saved the slots before.
         # Cleared: the layer computes 0·old + 1·new, and 0·NaN of a bad batch would stay NaN.
-        return layer.current.data[len(layer) - layer.stored].zero_()
+        return layer.current.data[len(layer) - layer.stored].zero_().unbind()
 
     def _kept(self, chunk: Tensor) -> Tensor:
         """A copy in memory, or in a file once SPILL_BYTES are there."""
@@ -304,7 +304,7 @@ def _hooks(
     trace: MomentTrace, layer: BatchNorm, entries: LayerTrace
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     """The pair around one layer's call: lend scratch buffers and momentum 1; take the entry, give the own ones back."""
-    buffers = layer._buffers
+    buffers, own = layer._buffers, vars(layer)  # nn.Module's own way to set an attribute is slow
     lent: list[Any] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -316,17 +316,17 @@ def _hooks(
             return
         slot = trace.slot(entries)
         lent[:] = (slot, count, buffers["running_mean"], buffers["running_var"], layer.momentum)
-        buffers["running_mean"], buffers["running_var"] = slot.unbind()
-        layer.momentum = 1.0
+        buffers["running_mean"], buffers["running_var"] = slot
+        own["momentum"] = 1.0
 
     def after(module: nn.Module, args: object, output: object) -> None:
         if module is not layer or not lent:
             return
         slot, count, mean, var, momentum = lent
         lent.clear()
-        buffers["running_mean"], buffers["running_var"], layer.momentum = mean, var, momentum
+        buffers["running_mean"], buffers["running_var"], own["momentum"] = mean, var, momentum
         # It raised; after its statistics were taken where gradient checkpointing ends a second forward inside of it.
-        if output is None and not slot.any():
+        if output is None and not (slot[0].any() or slot[1].any()):
             return
         trace.last_step = max(trace.last_step, trace.first_step + 1)
         entries.steps.append(trace.last_step)
@@ -334,7 +334,6 @@ def _hooks(
         if momentum is None:
             momentum = 0.0 if layer.num_batches_tracked is None else 1.0 / float(layer.num_batches_tracked)
         # .data, because torch's own update does not count as a change to a backward pass that is still to come.
-        mean.data.lerp_(slot[0], momentum)
-        var.data.lerp_(slot[1], momentum)
+        torch._foreach_lerp_((mean.data, var.data), slot, momentum)
 
     return before, after

@@ -157,6 +157,8 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
 
 def _shared(gains: Tensor) -> Tensor:
     """[T] where all channels have the same gains."""
+    if gains.dim() == 1:
+        return gains
     flat = gains.reshape(len(gains), -1) if len(gains) else gains.new_empty(0, 1)
     return flat[:, 0] if bool((flat == flat[:, :1]).all()) else gains
 
