@@ -45,7 +45,7 @@ def _table(found: list[Result]) -> str:
     ]
     for r in found:
         limit = "" if r.limit is None else f"{r.limit:g}{' ✗' if r.ratio > r.limit else ''}"
-        times = f"{r.side} | {r.seconds:.3f} | {r.against} | {r.reference:.3f} | {r.ratio:.3f}"
+        times = f"{r.side} | {r.seconds:.3g} | {r.against} | {r.reference:.3g} | {r.ratio:.3f}"
         lines.append(f"| {r.what} | {times} | {limit} | {r.note} |")
     return "\n".join(lines)
 
