@@ -282,6 +282,17 @@ for model in (residual(), CallsTwice(False), Branching()):
             dist.all_gather_object(both, [(m.mean, m.var) for m in found.values()])
             assert all(torch.equal(a, b) for pair in zip(*both) for a, b in zip(*pair))
 
+torch.manual_seed(0)
+many = list(torch.randn(1024, 3, 6, 6).split(64))
+for shares in ((many[:6], many[6:]), ([], many)):
+    found = population_statistics(residual(), shares[rank], max_images="auto", tolerance=0.045, group=group)
+    images_read = [None, None]
+    dist.all_gather_object(images_read, found.cost.images)
+    assert 256 < sum(images_read) < 1024, images_read
+    whole = population_statistics(residual(), [x for s, n in zip(shares, images_read) for x in s[:n // 64]])
+    assert gap(whole, found)[["mean_gap", "var_gap"]].to_numpy().max() < 2e-6
+    assert all(e[0].div(whole[n].var.sqrt()).square().mean().sqrt() < 0.045 for n, e in found.standard_errors.items())
+
 def failing(model, batch):
     if rank == 1:
         raise ArithmeticError("of rank 1's own")
