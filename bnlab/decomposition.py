@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
-from bnlab.layers import Forward
+from bnlab.layers import Forward, batch_norm_layers
 from bnlab.population import population_statistics
 from bnlab.statistics import Layout
 from bnlab.trace import MomentTrace, record_frozen, replay_bank
@@ -69,10 +69,12 @@ def decompose(
         terms.
 
     Raises:
-        ValueError: as `population_statistics`; an empty trace; or `batches` is an iterator, which can be read once.
+        TypeError, ValueError: as `population_statistics`; an empty trace; or `batches` is an iterator, which can be
+            read once.
     """
     import pandas as pd
 
+    batch_norm_layers(model, caller="decompose")
     for name, stream in (("batches", batches), ("augmented", augmented)):
         if stream is not None and iter(stream) is stream:
             raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")

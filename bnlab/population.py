@@ -198,7 +198,7 @@ def self_consistency(
         the largest difference over layers and channels: of the means in σ, of the variances relative.
 
     Raises:
-        as `using`; ValueError if the data reaches none of the layers.
+        as `using`; ValueError if the data reaches none of the layers, or is not finite there.
     """
     place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
     seen: _Found = {}
@@ -216,6 +216,13 @@ def self_consistency(
     if not seen:
         raise ValueError("self_consistency: the data reached none of the layers; pass at least one batch")
     pairs = [(statistics[name], moments) for name, moments in seen.items()]
+    for name, pair in zip(seen, pairs, strict=True):
+        for what, found in zip(("given statistics", "input"), pair, strict=True):
+            if not (found.mean.isfinite().all() and found.var.isfinite().all()):
+                raise ValueError(
+                    f"self_consistency: the {what} of layer {name!r} has NaN or infinite values; "
+                    "look at data and weights"
+                )
     mean = max(float(((m.mean - s.mean).abs() / s.var.sqrt()).nan_to_num(0.0).max()) for s, m in pairs)
     return mean, max(float((m.var / s.var - 1).abs().nan_to_num(0.0).max()) for s, m in pairs)
 

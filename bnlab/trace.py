@@ -281,16 +281,21 @@ def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward 
     Raises:
         as `record`; ValueError if there are no batches.
     """
+    layers = batch_norm_layers(model, caller="record_frozen")
     with borrowed(model), torch.no_grad(), record(model) as trace:
         model.eval()
-        for layer in batch_norm_layers(model, caller="record_frozen").values():
+        for layer in layers.values():
             layer.train()
         for number, batch in enumerate(batches, start=1):
             (forward or call)(model, batch)
             trace.last_step = number
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
-    for entries in trace.layers.values():
+    for name, entries in trace.layers.items():
+        if not entries.moments.isfinite().all():
+            raise ValueError(
+                f"record_frozen: the input of layer {name!r} has NaN or infinite values; look at data and weights"
+            )
         entries.updates = 0  # an average of this pass alone: what the buffers had seen before is not its start
     return trace
 
