@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import Statistics, population_statistics, running_statistics, self_consistency
-from bnlab.harness.vision import torchvision
 from bnlab.breadth import copied
+from bnlab.harness.vision import torchvision
 from bnlab.layers import batch_norm_layers, call
 from bnlab.memory import LiveBytes
 from tests import references
