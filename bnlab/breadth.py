@@ -12,7 +12,7 @@ import contextvars
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -170,6 +170,7 @@ class Evaluation:
     def _reading(self, batches: Iterable[Any]) -> Iterator[_Item]:
         yield from list(self._items)
         for batch in batches:
+            self._state.accept()  # what has changed while the batch was made is the caller's
             self._items.append(_Item(len(self._items), batch))
             yield self._items[-1]
 
@@ -197,8 +198,12 @@ class Evaluation:
         parts = [item.part for item in items if item.part is not None]
         if self._by_image:
             self.parts[name] = parts
+        self._budget.check_alone(0)
         local = Moments.empty(self._targets[name].num_features)
-        if parts:
+        if all(item.alone for item in items):  # memory is short: a few rows at a time, exact as they are
+            few = 1 if self._by_image else 8
+            local = reduce(Moments.merge, (pool(parts[i : i + few]) for i in range(0, len(parts), few)), local)
+        else:
             local = pooled_moments(parts, lambda *about: [self._again(item, *about) for item in items])
         self._found[name] = self._ranks.merged(local)
         check_moments(name, self._found[name])
@@ -228,7 +233,7 @@ class Evaluation:
         self._make_room(item)
         self._switch_to(item)
         if item.layer is None:
-            item.run = None
+            item.run = item.overrides = None
         else:
             self._arrive(item, item.layer)
 
@@ -249,6 +254,8 @@ class Evaluation:
             self._leave(item)
         # A `.view` may need the memory layout that the caller's batch has: once more from the input.
         self._relays = False
+        if self._budget.profiled:
+            self._profile(item)
         self._switch_to(item)
 
     def _begin(self, item: _Item) -> Any:
@@ -281,6 +288,7 @@ class Evaluation:
             run.throw(GreenletExit)
         finally:
             self._leave(item)
+            item.overrides = None  # activations may be among them
 
     def _enter(self, item: _Item) -> None:
         self._current = item
@@ -427,7 +435,8 @@ def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any
     """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
 
     def copy(tensor: Tensor) -> Tensor:
-        layout = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
+        images = channels_last and tensor.dim() == 4 and tensor.layout == torch.strided
+        layout = torch.channels_last if images else torch.preserve_format
         return tensor.to(device, copy=True, memory_format=layout)
 
     return tree_map_only(Tensor, copy, batch)

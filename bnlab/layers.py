@@ -101,6 +101,12 @@ def set_buffers_aside(layer: BatchNorm) -> None:
         layer._buffers[key] = None if own is None else own.clone()
 
 
+def resting(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a hook that does not run while its module is borrowed: what is measured is not what is trained."""
+    hook.__dict__["rests"] = True
+    return hook
+
+
 @contextlib.contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """Lend `model` to the block and put everything back afterwards, also after an exception.
@@ -114,6 +120,9 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     states = [_module_state(module) for module in modules]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     for module in modules:
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "rests", False)]:
+                del hooks[key]
         if module.__dict__.get("_compiled_call_impl") is not None:
             module.__dict__["_compiled_call_impl"] = None
         if isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):

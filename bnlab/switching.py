@@ -6,7 +6,6 @@ attributes that modules set on themselves while they run.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
 import types
@@ -132,21 +131,27 @@ class Overrides(NamedTuple):
     """What one forward changed on the modules: attributes (dict, key, value) and entries of containers."""
 
     attributes: list[tuple[dict[str, Any], str, Any]]
-    containers: list[tuple[int, Any]]
+    containers: list[tuple[Any, Any]]
 
 
 class ModuleState:
     """Attributes that modules set on themselves in a forward: every batch begins with the originals and keeps its own.
 
     Watches new attributes, and of modules that are not torch's own all attributes, the entries of their dictionaries,
-    lists, sets and plain objects (also of those inside of them), and their buffers; and what `hooks` have in their
-    closures. Torch's own keep nothing but the tensors that someone else has put there.
+    lists, sets and plain objects (also of those inside of them), and their buffers; and what `hooks` reach in the
+    same way through closures, arguments and names. Torch's own keep nothing but the tensors that someone else has put
+    there.
     """
 
     def __init__(self, model: nn.Module, hooks: Iterable[Any] = ()) -> None:
-        self._dicts = [vars(module) for module in model.modules()]
+        self._model, self._hooks = model, list(hooks)
+        self._look()
+
+    def _look(self) -> None:
+        """Take what there is for the originals."""
+        self._dicts = [vars(module) for module in self._model.modules()]
         self._sizes = [len(d) for d in self._dicts]
-        own = [vars(m) for m in model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
+        own = [vars(m) for m in self._model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
         identities = set(map(id, own))
         present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
         self._known = {(id(d), key) for d, key in present}
@@ -155,15 +160,25 @@ class ModuleState:
         self._owners, self._names = [d for d, _ in self._keys], [key for _, key in self._keys]
         self._absent = [_ABSENT] * len(self._keys)
         buffers = [d["_buffers"] for d in own if d["_buffers"]]
-        self._containers = [*_containers_in([*self._values, *_enclosed(hooks)]), *buffers]
-        self._entries = [c.copy() for c in self._containers]
+        self._containers = [*_containers_in([*self._values, *_reached(self._hooks)]), *buffers]
+        self._entries = [_copied(c) for c in self._containers]
 
-    def take(self) -> Overrides | None:
-        """What differs from the originals now (None: nothing), after which the originals are put back."""
+    def _changed(self) -> tuple[bool, list[int]]:
+        """Whether anything differs from the originals, and which containers do."""
         # Hot: each batch passes here at each layer.
         same = all(map(operator.is_, map(dict.get, self._owners, self._names, self._absent), self._values))
         filled = [i for i, c in enumerate(self._containers) if _differs(c, self._entries[i])]
-        if same and not filled and list(map(len, self._dicts)) == self._sizes:
+        return not same or bool(filled) or list(map(len, self._dicts)) != self._sizes, filled
+
+    def accept(self) -> None:
+        """Take what differs from the originals now into them."""
+        if self._changed()[0]:
+            self._look()
+
+    def take(self) -> Overrides | None:
+        """What differs from the originals now (None: nothing), after which the originals are put back."""
+        changed, filled = self._changed()
+        if not changed:
             return None
         attributes = [(d, key, d.get(key, _ABSENT)) for d, key in self._keys]
         attributes = [now for now, value in zip(attributes, self._values, strict=True) if now[2] is not value]
@@ -176,7 +191,7 @@ class ModuleState:
             if key not in _BASE_ATTRIBUTES and (id(d), key) not in self._known
         ]
         attributes += [(d, key, d.pop(key)) for d, key in new]
-        containers = [(i, self._containers[i].copy()) for i in filled]
+        containers = [(self._containers[i], _copied(self._containers[i])) for i in filled]
         for i in filled:
             _refill(self._containers[i], self._entries[i])
         return Overrides(attributes, containers)
@@ -190,8 +205,8 @@ class ModuleState:
                 del d[key]
             else:
                 d[key] = value
-        for i, entries in overrides.containers:
-            _refill(self._containers[i], entries)
+        for container, entries in overrides.containers:
+            _refill(container, entries)
 
 
 def forward_hooks(model: nn.Module) -> list[Any]:
@@ -199,21 +214,33 @@ def forward_hooks(model: nn.Module) -> list[Any]:
     return [hook for m in model.modules() for hook in [*m._forward_pre_hooks.values(), *m._forward_hooks.values()]]
 
 
-def _enclosed(functions: Iterable[Any]) -> list[Any]:
-    """What functions, methods and partial functions hold beside their arguments; not what is global."""
-    found = []
-    for function in functions:
+def _reached(functions: Iterable[Any]) -> list[Any]:
+    """What functions, methods, partial functions and callable objects hold beside their arguments, call or name."""
+    found: list[Any] = []
+    queue, seen = list(functions), set[int]()
+    while queue:
+        function = queue.pop()
+        if id(function) in seen or isinstance(function, (nn.Module, type)):
+            continue
+        seen.add(id(function))
         if isinstance(function, functools.partial):
-            found += [*function.args, *function.keywords.values(), *_enclosed([function.func])]
+            held = [function.func, *function.args, *function.keywords.values()]
         elif isinstance(function, types.MethodType):
-            found += [function.__self__, *_enclosed([function.__func__])]
-        for cell in getattr(function, "__closure__", None) or ():
-            with contextlib.suppress(ValueError):  # not filled yet
-                found.append(cell.cell_contents)
+            held = [function.__func__, getattr(function.__self__, "__dict__", None)]
+        elif isinstance(function, types.FunctionType):
+            found += function.__closure__ or ()
+            named = (function.__globals__.get(name) for name in function.__code__.co_names)
+            inside = [content for cell in function.__closure__ or () for content in _copied(cell)]
+            held = [*inside, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), vars(function)]
+            held += [value for value in named if isinstance(value, (dict, list, set, deque))]
+        else:
+            held = [getattr(function, "__dict__", None)]
+        found += [value for value in held if not isinstance(value, nn.Module)]
+        queue += [value for value in held if callable(value)]
     return found
 
 
-_CONTAINERS = (dict, list, set, deque, tuple)
+_CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
 _DEPTH = 4  # hooks.outputs[device][name] needs 4; a trainer or a configuration that a module holds has no end
 
 
@@ -227,7 +254,7 @@ def _containers_in(values: Iterable[Any]) -> list[Any]:
             container = value if isinstance(value, _CONTAINERS) else _attributes(value)
             if container is not None and id(container) not in found:
                 found[id(container)] = container
-                inner.extend(container.values() if isinstance(container, dict) else container)
+                inner.extend(container.values() if isinstance(container, dict) else _copied(container))
         level = inner
     return [container for container in found.values() if not isinstance(container, tuple)]
 
@@ -236,13 +263,25 @@ def _attributes(value: Any) -> dict[str, Any] | None:
     """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile."""
     if isinstance(value, (nn.Module, Tensor)) or type(value).__module__.startswith("torch."):
         return None
-    if callable(value) or hasattr(value, "__iter__") or hasattr(value, "__getitem__"):
+    if callable(value) or hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__"):
         return None
     attributes = getattr(value, "__dict__", None)
     return attributes if isinstance(attributes, dict) else None
 
 
+def _copied(container: Any) -> Any:
+    """Its entries; of a closure's cell the content, if there is one."""
+    if not isinstance(container, types.CellType):
+        return container if isinstance(container, tuple) else container.copy()
+    try:
+        return [container.cell_contents]
+    except ValueError:
+        return []
+
+
 def _differs(container: Any, entries: Any) -> bool:
+    if isinstance(container, types.CellType):
+        container = _copied(container)
     if len(container) != len(entries):
         return True
     if isinstance(container, dict):
@@ -253,7 +292,12 @@ def _differs(container: Any, entries: Any) -> bool:
 
 
 def _refill(container: Any, entries: Any) -> None:
-    if isinstance(container, (list, deque)):
+    if isinstance(container, types.CellType):
+        if entries:
+            container.cell_contents = entries[0]
+        else:
+            del container.cell_contents
+    elif isinstance(container, (list, deque)):
         container.clear()
         container.extend(entries)
     else:

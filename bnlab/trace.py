@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.estimators import Estimator, Stream, fold
-from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, tracked
+from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, resting, tracked
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
 
@@ -89,7 +89,8 @@ class MomentTrace:
     def slot(self, layer: LayerTrace) -> Sequence[Tensor]:
         """Cleared places [C] for mean and variance of the layer's next entry."""
         if layer.current is None:
-            layer.current = layer.start.new_empty(_CHUNK, *layer.start.shape)
+            with torch.inference_mode(False):  # later steps may be outside of it
+                layer.current = layer.start.new_empty(_CHUNK, *layer.start.shape)
         if len(layer) - layer.stored == len(layer.current):
             layer.chunks.append(self._kept(layer.current))
             layer.stored = len(layer)
@@ -240,7 +241,8 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
 
     Parameters, outputs and `num_batches_tracked` are bit for bit those of training without it; the running buffers
     are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. Layers in
-    eval mode are not recorded; a call that raises before the layer has taken its statistics leaves no entry.
+    eval mode are not recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call
+    that raises before the layer has taken its statistics leaves no entry.
 
     Args:
         step: the step at which the model is when recording begins.
@@ -260,11 +262,12 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
             trace.last_step += 1
 
     with contextlib.ExitStack() as undo:
-        undo.callback(model.register_forward_pre_hook(count_step).remove)
+        undo.callback(model.register_forward_pre_hook(resting(count_step)).remove)
         for name, layer in layers.items():
             before, after = _hooks(trace, layer, trace.layers[name])
             undo.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-            undo.callback(layer.register_forward_hook(after, always_call=True).remove)
+            # First of all, so that blocks inside of blocks give back in turn, and other hooks see the layer's own.
+            undo.callback(layer.register_forward_hook(after, always_call=True, prepend=True).remove)
             undo.callback(after, layer, (), None)  # hooks are not called after a KeyboardInterrupt
         yield trace
 
@@ -341,4 +344,4 @@ def _hooks(
         # .data, because torch's own update does not count as a change to a backward pass that is still to come.
         torch._foreach_lerp_((mean.data, var.data), slot, momentum)
 
-    return before, after
+    return resting(before), resting(after)

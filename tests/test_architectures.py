@@ -657,32 +657,118 @@ class Extractor:
         self.kept: dict[str, Tensor] = {}
 
     def take(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self.kept["x"] = output.mean((0, 2, 3))
+        self.kept["x"] = output
+
+    __call__ = take
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.kept[name]
 
 
-def put(kept: dict[str, Tensor], module: nn.Module, args: object, output: Tensor) -> None:
-    kept["x"] = output.mean((0, 2, 3))
+FEATURES: dict[str, Tensor] = {}
 
 
-@pytest.mark.parametrize("kind", ["closure", "method", "partial"])
-def test_features_that_a_hook_keeps_outside_of_the_model(kind: str) -> None:
-    model, extractor = randomized(chain()), Extractor()
-    kept = extractor.kept
-    hook = {
-        "closure": lambda module, args, output: kept.update(x=output.mean((0, 2, 3))),
-        "method": extractor.take,
-        "partial": functools.partial(put, kept),
+def extraction(kind: str) -> tuple[Callable[..., None], Callable[[], Tensor]]:
+    """A hook that keeps an output outside of the model, and how to get that."""
+    extractor, kept, last = Extractor(), dict[str, Tensor](), torch.zeros(1)
+
+    def closure(module: nn.Module, args: object, output: Tensor) -> None:
+        kept["x"] = output
+
+    def default(module: nn.Module, args: object, output: Tensor, kept: dict[str, Tensor] = kept) -> None:
+        kept["x"] = output
+
+    def named(module: nn.Module, args: object, output: Tensor) -> None:
+        FEATURES["x"] = output
+
+    def rebound(module: nn.Module, args: object, output: Tensor) -> None:
+        nonlocal last
+        last = output
+
+    def attribute(module: nn.Module, args: object, output: Tensor) -> None:
+        attribute.x = output  # type: ignore[attr-defined]
+
+    def put(kept: dict[str, Tensor], module: nn.Module, args: object, output: Tensor) -> None:
+        kept["x"] = output
+
+    return {
+        "closure": (closure, lambda: kept["x"]),
+        "decorated": (torch.no_grad()(closure), lambda: kept["x"]),
+        "partial": (functools.partial(put, kept), lambda: kept["x"]),
+        "default argument": (default, lambda: kept["x"]),
+        "global": (named, lambda: FEATURES["x"]),
+        "rebound": (rebound, lambda: last),
+        "attribute": (attribute, lambda: attribute.x),  # type: ignore[attr-defined]
+        "method": (extractor.take, lambda: extractor["x"]),
+        "object": (extractor, lambda: extractor["x"]),
     }[kind]
+
+
+KINDS = ["closure", "decorated", "partial", "default argument", "global", "rebound", "attribute", "method", "object"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_that_a_hook_keeps_outside_of_the_model(kind: str) -> None:
+    model, (hook, kept) = randomized(chain()), extraction(kind)
     model[0].register_forward_hook(hook)
 
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         x = model[1](model[0](x))
-        return model[2](x + kept["x"].mean())
+        return model[2](x + kept().mean())
 
     batches = images(7, 5, 3, 7)
     found = population_statistics(model, batches, forward=forward)
-    assert not kept  # as it was
     assert max(self_consistency(model, found, batches, forward=forward)) <= SELF
+
+
+def test_a_list_that_a_hook_and_the_callers_batches_share() -> None:
+    model, todo, left = randomized(chain()), images(7, 5, 3), list[int]()
+    expected = population_statistics(model, todo[::-1])
+    model[0].register_forward_hook(lambda module, args, output: left.append(len(todo)))
+
+    def taking() -> Iterator[Tensor]:
+        while todo:
+            yield todo.pop()
+
+    assert difference(population_statistics(model, taking()), expected) == 0
+    assert not todo and not left
+
+
+def test_memory_of_what_a_model_keeps() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.last = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), conv(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self.conv(x)
+            return self.last(self.bn(self.kept))
+
+    batches = images(*[8] * 40, side=16)
+    with LiveBytes() as live:
+        population_statistics(Keeping(), batches, memory=1_000_000)
+    assert live.peak <= 1_000_000
+
+
+@pytest.mark.parametrize("errors", [False, True])
+def test_memory_of_moments(errors: bool) -> None:
+    model, batches = nn.Sequential(nn.Linear(10, 512), nn.BatchNorm1d(512)), [torch.randn(16, 10) for _ in range(60)]
+    limit = 9_000_000 if errors else 2_000_000
+    with LiveBytes() as live:
+        population_statistics(model, batches, memory=limit, standard_errors=errors)
+    assert live.peak <= limit
+
+
+def test_sparse_images() -> None:
+    class Dense(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.to_dense()
+
+    model, batches = randomized(nn.Sequential(Dense(), *chain())), images(4, 3)
+    found = population_statistics(model, [x.to_sparse() for x in batches])
+    assert (
+        difference(found, population_statistics(model, [x.to_sparse() for x in batches], strategy="layerwise")) < SELF
+    )
 
 
 @slow

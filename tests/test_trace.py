@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bnlab import MomentTrace, Statistics, record, replay, running_statistics
+from bnlab import (
+    MomentTrace,
+    Statistics,
+    population_statistics,
+    record,
+    record_frozen,
+    replay,
+    running_statistics,
+)
 from bnlab import trace as trace_module
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
 from bnlab.trace import replay_bank
@@ -462,3 +470,44 @@ def test_replays_that_are_refused(recorded: MomentTrace) -> None:
         replay(recorded, EMA)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="replay: trace is a dict; pass a MomentTrace"):
         replay({}, EMA())  # type: ignore[arg-type]
+
+
+def test_a_block_inside_of_a_block() -> None:
+    data = images(*[4] * 5)
+    model, alone = residual(), residual()
+    with record(alone) as expected:
+        train(alone, data)
+    with record(model) as outer, record(model[3]) as inner:
+        train(model, data)
+    for name, entries in outer.layers.items():
+        assert torch.equal(entries.moments, expected.layers[name].moments)
+    for name, entries in inner.layers.items():
+        assert torch.equal(entries.moments, expected.layers[f"3.{name}"].moments)
+    for a, b in zip(model.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert all(layer.momentum == 0.1 for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def test_the_first_step_under_inference_mode() -> None:
+    model, (first, second) = residual(), images(4, 4)
+    with record(model) as trace:
+        with torch.inference_mode():
+            model(first)
+        model(second)
+    assert trace.last_step == 2
+
+
+def test_measurements_inside_the_block_are_not_recorded() -> None:
+    data = images(*[4] * 4)
+    model, alone = residual(), residual()
+    with record(alone) as expected:
+        train(alone, data)
+    with record(model) as trace:
+        train(model, data[:2])
+        with unchanged(model):
+            population_statistics(model, data, upstream="batch")
+            assert record_frozen(model, data).last_step == 4
+        train(model, data[2:])
+    assert trace.last_step == 4
+    for name, entries in trace.layers.items():
+        assert torch.equal(entries.moments, expected.layers[name].moments)
