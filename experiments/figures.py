@@ -45,6 +45,8 @@ def draw_all(experiment: str, name: str, results: str) -> None:
         with style.paper():
             drawn = {figure.name: style.draw(figure, tables) for figure in question.FIGURES}
         texts = question.summary(tables)
+    except UserError as error:
+        raise UserError(f"{experiment}: in {folder.parent}/tables, {error}") from error
     except (LookupError, ValueError) as error:  # the rows of a sweep with other settings, or of half a sweep
         reason = f"{experiment}: its tables in {folder.parent} lack rows that its figures need ({error!r})"
         raise UserError(f"{reason}\n{again}") from error

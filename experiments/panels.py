@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from bnlab.harness.errors import UserError
+
 RUN_COLUMNS = ("run", "seed", "batch_size", "steps")
 
 
@@ -13,16 +15,17 @@ def networks(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """`frame` with its networks' seed, batch size and number of steps.
 
     Raises:
-        ValueError: a batch size and seed have several networks, which an average over seeds would mix.
+        UserError: a batch size and seed have several networks, which an average over seeds would mix.
     """
     known = runs[runs["run"].isin(frame["run"])]
     doubled = known[known.duplicated(["batch_size", "seed"], keep=False)]
     if len(doubled):
         first = doubled.iloc[0]
         some = ", ".join(doubled["run"].head(3))
-        raise ValueError(
-            f"batch size {first['batch_size']}, seed {first['seed']} has {len(doubled)} networks with other settings "
-            f"({some}); give each its folder with name=... in both commands"
+        raise UserError(
+            f"batch size {first['batch_size']}, seed {first['seed']} has several networks, of different settings "
+            f"({some})\ngive each sweep its own folder with name=... in both commands; to get this one back, remove "
+            "its tables and sweep again (what is trained is kept)"
         )
     return frame.merge(known[list(RUN_COLUMNS)], on="run")
 

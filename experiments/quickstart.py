@@ -94,7 +94,8 @@ def _loss(tables: Tables, size: int) -> tuple[float, float, float, int]:
 
 
 def _interval(found: tuple[float, float, float, int]) -> str:
-    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+    mean, low, high = (round(value, 2) + 0.0 for value in found[:3])  # no -0.00
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 _STEPS = "The learning rate rises for a fifth of training and falls to 0 at the end."

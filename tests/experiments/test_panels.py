@@ -25,5 +25,5 @@ def test_the_nearest_step_if_it_is_near() -> None:
 def test_networks_with_other_settings_are_not_mixed() -> None:
     runs = pd.concat([RUNS, RUNS.assign(run=["c", "d"])], ignore_index=True)
     networks(pd.DataFrame({"run": ["a", "b"], "step": [1, 1]}), runs)  # the others have no rows here
-    with pytest.raises(ValueError, match=r"batch size 8, seed 0 has 2 networks with other settings \(a, c\)"):
+    with pytest.raises(ValueError, match=r"batch size 8, seed 0 has several networks, of different settings \(a, c\)"):
         networks(pd.DataFrame({"run": ["a", "c"], "step": [1, 1]}), runs)
