@@ -52,6 +52,11 @@ def population_statistics(
     that is called several times in a forward, or skipped by some batches, has statistics that depend on themselves:
     passes are repeated until they agree.
 
+    On the CPU images [N, C, H, W] are handed over with the channels innermost, which is faster. A forward that raises
+    is run again in their own layout; one that reads strides without raising wants `forward=lambda model, x:
+    model(x.contiguous())`, and noise is drawn in the order of memory. What forward hooks keep (in closures, arguments
+    or by name) each batch has for itself, and it is afterwards as it was before.
+
     Args:
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, e.g. a DataLoader. Read once and held; a generator will do.
