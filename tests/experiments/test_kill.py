@@ -122,7 +122,7 @@ def test_command_killed_at_random_times(tmp_path: Path) -> None:
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    words = ("batch_size=256", "epochs=150", "evaluate_at=final", f"results={tmp_path}")  # long enough to be interrupted
+    words = ("batch_size=256", "epochs=150", "evaluate_at=final", f"results={tmp_path}")  # long enough
     process = start("sweep", *words)
     assert process.stdout is not None
     process.stdout.readline()
