@@ -33,7 +33,7 @@ def _machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "fvcore", "greenlet"))
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {THREADS} threads, Python {platform.python_version()}, "
-        f"{packages}; medians of {REPEATS} rounds (sweep, replay, population: 7; scaling: 5; moments: 15; 8×8: 51) "
+        f"{packages}; medians of {REPEATS} rounds (sweep, replay, population: 7; scaling: 5; moments: 15; 8×8: 21) "
         "in alternation, nothing else running."
     )
 

@@ -12,21 +12,21 @@ from bnlab.harness.models import ModelConfig, build_model
 from bnlab.harness.training import Batches, OptimizerConfig, Progress, Seeds, Split, build_optimizer, train
 from bnlab.trace import MomentTrace, replay_bank
 
-_STEPS = 40
-
 
 def results() -> list[Result]:
     found = []
-    for name, config, size, channels, batch, rounds in (
-        ("cnn 32-64-128, 32×32, batch 128", ModelConfig(), 32, 1, 128, REPEATS),
-        ("cnn 32-64-128, 8×8, batch 32", ModelConfig(), 8, 1, 32, 51),  # short and therefore noisy
-        ("resnet-20, 32×32, batch 64", ModelConfig("resnet", 20, 16), 32, 3, 64, REPEATS),
+    for name, config, size, channels, batch, steps, rounds in (
+        ("cnn 32-64-128, 32×32, batch 128", ModelConfig(), 32, 1, 128, 40, REPEATS),
+        ("the demo's cnn 32-64-128, 8×8, batch 32", ModelConfig(), 8, 1, 32, 270, 21),  # short steps are noisy
+        ("resnet-20, 32×32, batch 64", ModelConfig("resnet", 20, 16), 32, 3, 64, 40, REPEATS),
     ):
-        found += _compare(name, config, size, channels, batch, rounds)
+        found += _compare(f"{name}, {steps} steps", config, size, channels, batch, steps, rounds)
     return found
 
 
-def _compare(name: str, config: ModelConfig, size: int, channels: int, batch: int, rounds: int) -> list[Result]:
+def _compare(
+    name: str, config: ModelConfig, size: int, channels: int, batch: int, steps: int, rounds: int
+) -> list[Result]:
     model = build_model(config, channels=channels, image_size=size, classes=10, seed=0)
     images = torch.randn(batch * 8, channels, size, size, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(10, (batch * 8,), generator=torch.Generator().manual_seed(1))
@@ -34,15 +34,15 @@ def _compare(name: str, config: ModelConfig, size: int, channels: int, batch: in
     traces: list[MomentTrace] = []
 
     def plain() -> None:
-        _train(model, batches)
+        _train(model, batches, steps)
 
     def recorded() -> None:
         with record(model) as trace:
-            _train(model, batches)
+            _train(model, batches, steps)
         traces[:] = [trace]
 
     bank = [EMA(momentum=(i + 1) / 64) for i in range(64)]
-    sides = {"plain": plain, "recorded": recorded, "replay": lambda: replay_bank(traces[0], bank, [_STEPS])}
+    sides = {"plain": plain, "recorded": recorded, "replay": lambda: replay_bank(traces[0], bank, [steps])}
     median = alternate(sides, rounds)
     return [
         Result(f"training, {name}", "recording", median["recorded"], "without", median["plain"], 1.05),
@@ -50,6 +50,6 @@ def _compare(name: str, config: ModelConfig, size: int, channels: int, batch: in
     ]
 
 
-def _train(model: nn.Module, batches: Batches) -> None:
+def _train(model: nn.Module, batches: Batches, steps: int) -> None:
     optimizer = OptimizerConfig(lr=0.01)
-    train(Progress(model, build_optimizer(optimizer, model, 128), 0), batches, optimizer, _STEPS, [])
+    train(Progress(model, build_optimizer(optimizer, model, 128), 0), batches, optimizer, steps, [])
