@@ -26,6 +26,7 @@ from bnlab.storage import load_tensors, save_tensors
 
 _FORMAT = "bnlab.MomentTrace/1"
 _CHUNK = 256  # entries of one layer that are allocated at a time
+_CLEARED = 16  # of them that are cleared at a time: each operation counts where a step takes a millisecond
 SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; what comes after lies in files of a temporary folder
 
 
@@ -51,6 +52,7 @@ class LayerTrace:
         self.chunks = list(chunks)  # the entries that are complete, on the CPU
         self.stored = len(self.steps)  # how many those are
         self.current: Tensor | None = None  # [_CHUNK, 2, C] on the layer's device, the entries after them
+        self.begin, self.slots = 0, list[Sequence[Tensor]]()  # places in it for the next entries, from which one on
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -66,6 +68,7 @@ class LayerTrace:
         if length < self.stored:
             self.chunks, self.stored = [self.moments[:length]], length
         del self.steps[length:], self.counts[length:]
+        self.slots.clear()
 
 
 class MomentTrace:
@@ -88,15 +91,25 @@ class MomentTrace:
 
     def slot(self, layer: LayerTrace) -> Sequence[Tensor]:
         """Cleared places [C] for mean and variance of the layer's next entry."""
+        at = len(layer) - layer.stored
+        if not layer.begin <= at < layer.begin + len(layer.slots):
+            self._clear(layer)
+            at = layer.begin
+        return layer.slots[at - layer.begin]
+
+    def _clear(self, layer: LayerTrace) -> None:
+        """Make the layer's next slots."""
         if layer.current is None:
             with torch.inference_mode(False):  # later steps may be outside of it
                 layer.current = layer.start.new_empty(_CHUNK, *layer.start.shape)
         if len(layer) - layer.stored == len(layer.current):
             layer.chunks.append(self._kept(layer.current))
             layer.stored = len(layer)
+        layer.begin = len(layer) - layer.stored
         # .data has a version of its own: a backward pass that is still to come has saved the slots before.
         # Cleared: the layer computes 0·old + 1·new, and 0·NaN of a bad batch would stay NaN.
-        return layer.current.data[len(layer) - layer.stored].zero_().unbind()
+        cleared = layer.current.data[layer.begin : layer.begin + _CLEARED].zero_()
+        layer.slots = [slot.unbind() for slot in cleared.unbind()]
 
     def _kept(self, chunk: Tensor) -> Tensor:
         """A copy in memory, or in a file once SPILL_BYTES are there."""
