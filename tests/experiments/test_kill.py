@@ -123,7 +123,10 @@ def test_command_killed_at_random_times(tmp_path: Path) -> None:
 
 def test_interrupted(tmp_path: Path) -> None:
     words = ("batch_size=256", "epochs=150", "evaluate_at=final", f"results={tmp_path}")  # long enough
+    # What runs in the background of a script ignores SIGINT, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start("sweep", *words)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
