@@ -198,7 +198,6 @@ class Evaluation:
         parts = [item.part for item in items if item.part is not None]
         if self._by_image:
             self.parts[name] = parts
-        self._budget.check_alone(0)
         local = Moments.empty(self._targets[name].num_features)
         if all(item.alone for item in items):  # memory is short: a few rows at a time, exact as they are
             few = 1 if self._by_image else 8
@@ -359,6 +358,7 @@ class Evaluation:
         item.part = self._part(item.input, item.alone)
         if self._by_image:
             self._budget.books += item.part.nbytes
+            self._budget.check_alone(item.size)
         if not keep:
             self._give_up(item)
 
