@@ -200,7 +200,7 @@ class Evaluation:
             self.parts[name] = parts
         local = Moments.empty(self._targets[name].num_features)
         if all(item.alone for item in items):  # memory is short: a few rows at a time, exact as they are
-            few = 1 if self._by_image else 8
+            few = 1 if self._by_image else 4
             local = reduce(Moments.merge, (pool(parts[i : i + few]) for i in range(0, len(parts), few)), local)
         else:
             local = pooled_moments(parts, lambda *about: [self._again(item, *about) for item in items])
@@ -315,7 +315,7 @@ class Evaluation:
                 check_input(name, self._targets[name], x)
                 self._budget.profile_layer(name, x)
                 part = self._part(x, alone=False)  # taking the moments needs memory too, most about a shift
-                pool([part, read(x, part.groups()[1][0])])
+                pool([part, read(x, pool([part]).mean)])
             elif getcurrent() is not item.run:
                 return
             elif name in self._pinned:
@@ -372,8 +372,8 @@ class Evaluation:
         """Some channels of a waiting batch, read about a shift; what was taken alone is exact as it is."""
         if item.alone:
             assert item.part is not None
-            count, mean, var = item.part.groups()
-            return Partial.of(Moments(float(count), mean[0, channels], var[0, channels]))
+            ((count, mean, var),) = item.part.groups()
+            return Partial.of(Moments(count, mean[0, channels], var[0, channels]))
         return read(item.input, shift, channels, by_image=self._by_image)
 
     # -- memory ------------------------------------------------------------------------------------------------------
@@ -462,5 +462,5 @@ def check_moments(name: str, moments: Moments) -> None:
     """ValueError unless a layer can normalize with `moments`."""
     if moments.count < 2:
         raise ValueError(f"{CALLER}: layer {name!r} got one value per channel, which has no variance; pass more images")
-    if not (moments.mean.isfinite().all() and moments.var.isfinite().all()):
+    if not (moments.mean + moments.var).isfinite().all():
         raise ValueError(f"{CALLER}: the input of layer {name!r} has NaN or infinite values; look at data and weights")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Rows of about this many "channels" (several pixels side by side) keep torch's batch-norm statistics routine in
+# Rows of up to this many "channels" (several pixels side by side) keep torch's batch-norm statistics routine in
 # cache, and it sums in float32, so no more than this many rows at once. Measured faster than two passes.
 _WIDTH, _HEIGHT = 1024, 512
-_FEWEST = 16  # rows, so that what comes out is small beside what is read
 _LONG = 4096  # pixels of an image in one float32 sum
 
 
@@ -91,7 +91,7 @@ def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], S
     sum of squares, and any float32 mean, loses digits.
     """
     moments = pool(parts)
-    coarse = moments.mean.abs() > min(part.trusted for part in parts) * moments.var.clamp(min=0).sqrt()
+    coarse = moments.mean.square() > min(part.trusted for part in parts) ** 2 * moments.var
     if not coarse.any():
         return moments
     channels = coarse.nonzero().flatten()
@@ -131,42 +131,40 @@ class Partial(NamedTuple):
     def nbytes(self) -> int:
         return sum(2 * first.numel() * first.element_size() for _, first, _ in self.blocks)
 
-    def groups(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Count [R, 1], mean and variance [R, C] of each group, float64 on the CPU."""
+    def groups(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Values in each group, mean and variance [R, C] of R groups of that size, float64 on the CPU."""
         return _groups([self])
 
 
-def _groups(parts: Sequence[Partial]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of parts of one kind and shift, in one go."""
-    blocks = [block for part in parts for block in part.blocks]
-    first = torch.cat([block[1] for block in blocks]).view(-1, parts[0].channels).double().cpu()
-    second = torch.cat([block[2] for block in blocks]).view(-1, parts[0].channels).double().cpu()
-    rows = torch.tensor([block[1].numel() // parts[0].channels for block in blocks])
-    count = torch.tensor([block[0] for block in blocks], dtype=torch.float64).repeat_interleave(rows)[:, None]
-    if parts[0].sums:
-        first = first / count
-        second = (second.square() / count - first.square()).clamp_(min=0)
-    if parts[0].shift is not None:
-        first = first + parts[0].shift.double().cpu()
-    return count, first, second
+def _groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
+    """Of all parts; groups of one size and kind together, so that there are few operations on small tensors."""
+    kinds: dict[tuple[int, bool, int], tuple[Partial, list[Tensor], list[Tensor]]] = {}
+    for part in parts:
+        for count, *pair in part.blocks:
+            kind = kinds.setdefault((count, part.sums, id(part.shift)), (part, [], []))
+            for members, tensor in zip(kind[1:], pair, strict=True):
+                members.append(tensor)
+    found = []
+    for (count, sums, _), (part, first, second) in kinds.items():
+        mean, var = torch.cat([*first, *second]).view(2, -1, part.channels).double().cpu()
+        if sums:
+            mean /= count
+            var.square_().div_(count).sub_(mean.square()).clamp_(min=0)
+        if part.shift is not None:
+            mean += part.shift.double().cpu()
+        found.append((count, mean, var))
+    return found
 
 
 def pool(parts: Sequence[Partial]) -> Moments:
     """All groups of all parts merged at once: within-group variance plus the variance of the group means."""
-    kinds: dict[tuple[bool, int], list[Partial]] = {}
-    for part in parts:
-        kinds.setdefault((part.sums, id(part.shift)), []).append(part)
-    found = [_groups(alike) for alike in kinds.values()]
-    counts, means, variances = (
-        torch.cat(columns) if len(found) > 1 else columns[0] for columns in zip(*found, strict=True)
-    )
-    total = counts.sum()
-    weight = (counts / total).flatten()
+    found = _groups(parts)
+    total = sum(count * len(means) for count, means, _ in found)
     # About a group's mean first: the weighted sum of small differences, not the difference of large sums.
-    origin = means[0].clone()
-    mean = weight @ means.sub_(origin)
-    var = weight @ variances.add_(means.sub_(mean).square_())
-    return Moments(int(total), origin.add_(mean), var)
+    origin = found[0][1][0].clone()
+    mean = reduce(torch.add, (means.sub_(origin).sum(0) * (count / total) for count, means, _ in found))
+    spread = (variances.add_(means.sub_(mean).square_()).sum(0) * (count / total) for count, means, variances in found)
+    return Moments(total, origin.add_(mean), reduce(torch.add, spread))
 
 
 def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None, *, by_image: bool = False) -> Partial:
@@ -196,10 +194,10 @@ def _channels_innermost(x: Tensor) -> bool:
 
 
 def _by_pixel(x: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-    """Pixels side by side make rows of about `_WIDTH` values; the pixels that are left over, a block of their own."""
+    """Pixels side by side make up to `_HEIGHT` rows, or more; the pixels that are left over, a block of their own."""
     channels = x.shape[1]
     pixels = x.numel() // channels
-    side = max(1, min(_WIDTH // channels, pixels // _FEWEST))
+    side = max(1, min(_WIDTH // channels, math.ceil(pixels / _HEIGHT)))
     rows, rest = divmod(pixels, side)
     shapes = [(min(_HEIGHT, rows - row), side * channels) for row in range(0, rows, _HEIGHT)]
     found, offset = [], x.storage_offset()

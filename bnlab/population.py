@@ -165,12 +165,12 @@ def _standard_error(moments: Moments, parts: list[Partial], ranks: Ranks) -> tup
     """Of the mean and of the variance, from the spread of the images' means and second moments about the mean."""
     square, images = torch.zeros(2, len(moments.mean), dtype=torch.float64), 0
     for part in parts:
-        count, mean, var = part.groups()
-        offset = mean - moments.mean
-        spread = torch.stack((offset, var + offset.square() - moments.var))
-        # Images weigh by their values; with equal ones this is Σ(·)²/N².
-        square += (spread * (count / moments.count)).square().sum(1)
-        images += len(mean)
+        for count, mean, var in part.groups():
+            offset = mean - moments.mean
+            spread = torch.stack((offset, var + offset.square() - moments.var))
+            # Images weigh by their values; with equal ones this is Σ(·)²/N².
+            square += (spread * (count / moments.count)).square().sum(1)
+            images += len(mean)
     gathered = ranks.gather((square, images))
     total, count = sum(s for s, _ in gathered), sum(n for _, n in gathered)
     errors = (total * count / (count - 1)).sqrt() if count > 1 else torch.full_like(square, torch.nan)
