@@ -20,7 +20,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bnlab.layers import BatchNorm, Forward, layer_input, set_buffers_aside, tracked
+from bnlab.layers import BatchNorm, Forward, check_input, layer_input, set_buffers_aside, tracked
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
@@ -312,7 +312,7 @@ class Evaluation:
             item = self._current
             if item is None:
                 x = layer_input(args, kwargs)
-                check_input(name, self._targets[name], x)
+                check_input(name, self._targets[name], x, CALLER)
                 self._budget.profile_layer(name, x)
                 part = self._part(x, alone=False)  # taking the moments needs memory too, most about a shift
                 pool([part, read(x, pool([part]).mean)])
@@ -333,7 +333,7 @@ class Evaluation:
         return wait
 
     def _observe(self, item: _Item, name: str, x: Any) -> None:
-        check_input(name, self._targets[name], x)
+        check_input(name, self._targets[name], x, CALLER)
         if item.replayed_pinned == len(item.observed):
             item.observed.append((name, self._part(x, alone=True)))
             self._budget.books += item.observed[-1][1].nbytes
@@ -349,7 +349,7 @@ class Evaluation:
         item.replayed += 1
 
     def _arrive(self, item: _Item, name: str) -> None:
-        check_input(name, self._targets[name], item.input)
+        check_input(name, self._targets[name], item.input, CALLER)
         item.visited.append(name)
         item.replayed = len(item.visited)
         keep = self._fits(item, name)
@@ -447,15 +447,6 @@ def load(layer: BatchNorm, moments: Moments) -> None:
     mean, var = tracked(layer)
     mean.copy_(moments.mean)
     var.copy_(moments.var)
-
-
-def check_input(name: str, layer: BatchNorm, x: Any) -> None:
-    """ValueError unless `x` is [N, C, ...] with the layer's channels, and not empty."""
-    if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != layer.num_features:
-        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise ValueError(f"{CALLER}: layer {name!r} expects {layer.num_features} channels, its input has {found}")
-    if x.numel() == 0:
-        raise ValueError(f"{CALLER}: a batch of no images reached layer {name!r}; leave empty batches out")
 
 
 def check_moments(name: str, moments: Moments) -> None:

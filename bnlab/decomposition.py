@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.arguments import check_batches, check_forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.layers import Forward, batch_norm_layers
 from bnlab.population import population_statistics
@@ -69,18 +70,13 @@ def decompose(
         terms.
 
     Raises:
-        TypeError, ValueError: as `population_statistics`; an empty trace; or `batches` is an iterator, which can be
-            read once.
+        TypeError, ValueError: as `population_statistics`; no trace, an empty one or another model's; or `batches` is
+            an iterator, which can be read once.
     """
     import pandas as pd
 
-    batch_norm_layers(model, caller="decompose")
-    for name, stream in (("batches", batches), ("augmented", augmented)):
-        if stream is not None and iter(stream) is stream:
-            raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")
+    _check(model, trace, {"batches": batches} | ({} if augmented is None else {"augmented": augmented}), forward)
     last = trace.last_step
-    if last == trace.first_step:
-        raise ValueError("decompose: the trace is empty; train inside record(model)")
     layout = trace.layout
     e, d = replay_bank(trace, [EMA(momentum), DebiasedEMA(momentum)], [last])[:, 0]
     trained_on = batches if augmented is None else augmented
@@ -107,6 +103,22 @@ def decompose(
         frame = _keys(layout).assign(statistic=statistic, gap=(e - p)[row].numpy())
         frames.append(frame.assign(**dict(zip(TERMS, terms[:, row].numpy(), strict=True))))
     return pd.concat(frames, ignore_index=True)
+
+
+def _check(model: nn.Module, trace: MomentTrace, streams: Mapping[str, Iterable[Any]], forward: object) -> None:
+    layers = batch_norm_layers(model, caller="decompose")
+    if not isinstance(trace, MomentTrace):
+        raise TypeError(f"decompose: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
+    recorded = dict(zip(trace.layout.names, trace.layout.channels, strict=True))
+    if recorded != {name: layer.num_features for name, layer in layers.items()}:
+        raise ValueError("decompose: the trace has other layers or channels than the model; pass that of its training")
+    if trace.last_step == trace.first_step:
+        raise ValueError("decompose: the trace is empty; train inside record(model)")
+    check_forward(forward, "decompose")
+    for name, stream in streams.items():
+        check_batches(stream, "decompose", name)
+        if iter(stream) is stream:
+            raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")
 
 
 def _keys(layout: Layout) -> pd.DataFrame:

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bnlab.arguments import check_count, check_number
 from bnlab.estimators.names import called, named_subclasses, read_parameters
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, layer_input, tracked
+from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, check_input, layer_input, tracked
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ class PseudoSamples(Rule):
     between: bool = False
 
     def __post_init__(self) -> None:
-        if not self.n >= 0:
-            raise ValueError(f"PseudoSamples: n={self.n!r}; it counts images and is 0 or more")
+        check_number(self.n, lambda n: n >= 0, f"PseudoSamples: n={self.n!r}; it counts images and is 0 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         weight = len(x) / (self.n + len(x))
@@ -103,8 +103,7 @@ class ExampleWeighing(Rule):
     weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"{type(self).__name__}: weight={self.weight!r}; it lies in [0, 1]")
+        check_number(self.weight, lambda w: 0 <= w <= 1, f"ExampleWeighing: weight={self.weight!r}; it lies in [0, 1]")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return _mixed((mean, var), _own(x, (2,), mean), self.weight, n=x.shape[2])
@@ -126,8 +125,7 @@ class EvalNorm(Rule):
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
+        check_count(self.batch_size, f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return _mixed((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
@@ -198,19 +196,20 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     layers = batch_norm_layers(model, caller="inference.applied")
     with borrowed(model):
         model.eval()
-        for layer in layers.values():
-            before, after = _hooks(rule)
+        for name, layer in layers.items():
+            before, after = _hooks(rule, name)
             layer.register_forward_pre_hook(before, with_kwargs=True)
             layer.register_forward_hook(after, always_call=True)
         yield model
 
 
-def _hooks(rule: Rule) -> tuple[Callable[..., Any], Callable[..., None]]:
+def _hooks(rule: Rule, name: str) -> tuple[Callable[..., Any], Callable[..., None]]:
     """The pair around one layer's call: lend the statistics as buffers; give its own ones back."""
     own: list[tuple[Tensor, Tensor]] = []
 
     def before(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, (running_mean, running_var) = layer_input(args, kwargs), tracked(layer)
+        check_input(name, layer, x, "inference.applied")
         full = x if x.dtype in (torch.float32, torch.float64) else x.float()
         wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
         mean, var = rule.statistics(wide, *(b.double().view(1, -1, 1) for b in (running_mean, running_var)))

@@ -61,9 +61,11 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
 
 
 def _selected(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    if isinstance(layers, str) or not wanted:
-        raise ValueError(f"{caller}: layers={layers!r}; pass a non-empty list of layer names")
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise TypeError(f"{caller}: layers={layers!r}; pass a list of layer names")
+    wanted = list(layers)
+    if not wanted:
+        raise ValueError(f"{caller}: layers is empty; name at least one, or pass None for all")
     for name in wanted:
         if name not in found:
             raise ValueError(
@@ -87,12 +89,27 @@ def tracked(layer: BatchNorm) -> tuple[Tensor, Tensor]:
 
 def call(model: nn.Module, batch: Any) -> Any:
     """The default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
-    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    if not isinstance(batch, (tuple, list)):
+        return model(batch)
+    if not batch:
+        raise ValueError("a batch is an empty list or tuple; pass e.g. (images, labels), or forward= for other batches")
+    return model(batch[0])
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a layer was called with, from the arguments that its hooks get."""
     return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
+    """ValueError unless `x` is [N, C, ...] of floating-point type with the layer's channels, and not empty."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != layer.num_features:
+        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        raise ValueError(f"{caller}: layer {name!r} expects {layer.num_features} channels, its input has {found}")
+    if not x.is_floating_point():
+        raise ValueError(f"{caller}: the input of layer {name!r} is {x.dtype}; convert it to a floating-point type")
+    if x.numel() == 0:
+        raise ValueError(f"{caller}: a batch of no images reached layer {name!r}; leave empty batches out")
 
 
 def set_buffers_aside(layer: BatchNorm) -> None:

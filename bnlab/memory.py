@@ -47,7 +47,7 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
     """
     if memory is None:
         return int(_SHARE * _free(device))
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(memory))
     if match is None or match[2].upper() not in _UNITS or isinstance(memory, (bool, float)):
         raise ValueError(f'population_statistics: memory={memory!r}; pass bytes or a text such as "4GiB"')
     limit = int(float(match[1]) * _UNITS[match[2].upper()])

@@ -7,7 +7,7 @@ population statistics; so layers have to be finished in order of depth (`breadth
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -16,9 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.breadth import CALLER, Cost, Evaluation, check_input, check_moments, copied, load
+from bnlab.arguments import check_batches, check_count, check_forward, check_number, device_of
+from bnlab.breadth import CALLER, Cost, Evaluation, check_moments, copied, load
 from bnlab.fixed_point import measure
-from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, set_buffers_aside
+from bnlab.layers import (
+    BatchNorm,
+    Forward,
+    batch_norm_layers,
+    borrowed,
+    call,
+    check_input,
+    layer_input,
+    set_buffers_aside,
+)
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments, Partial, read
 from bnlab.ranks import Ranks
@@ -84,14 +94,14 @@ def population_statistics(
         the independent units, for the upstream statistics as they are.
 
     Raises:
-        TypeError: `model` is not a module or `batches` cannot be iterated. ValueError: an argument out of its range;
-            no batches; no batch-norm layer (reached); a layer with fewer than two values, other channels, or values
-            that are not finite; statistics of shared layers that do not settle; one batch that does not fit `memory`;
-            another rank's failure. The model is as before in every case, also when its own forward raises.
+        TypeError: an argument of a wrong kind. ValueError: one out of its range; no batches; no batch-norm layer
+            (reached); a layer with fewer than two values, other channels, or values that are not finite; statistics of
+            shared layers that do not settle; one batch that does not fit `memory`; another rank's failure. The model is
+            as before in every case, also when its own forward raises.
     """
-    _check_arguments(batches, upstream, strategy, max_images, tolerance)
+    _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
-    place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    place = device_of(model, device, CALLER)
     limit = memory_limit(memory, place)
     auto = max_images == "auto"
     source: Iterable[Any] = list(batches) if auto else batches
@@ -111,7 +121,12 @@ def population_statistics(
 
 
 def _check_arguments(
-    batches: object, upstream: str, strategy: str, max_images: int | str | None, tolerance: float | None
+    batches: object,
+    upstream: str,
+    strategy: str,
+    forward: object,
+    max_images: int | str | None,
+    tolerance: float | None,
 ) -> None:
     for key, value, allowed in (
         ("upstream", upstream, ("population", "batch")),
@@ -119,14 +134,15 @@ def _check_arguments(
     ):
         if value not in allowed:
             raise ValueError(f"{CALLER}: {key}={value!r}; choose {' or '.join(map(repr, allowed))}")
-    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
-        raise TypeError(f"{CALLER}: batches is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
-    if max_images is not None and max_images != "auto" and (not isinstance(max_images, int) or max_images < 1):
-        raise ValueError(f'{CALLER}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
+    check_batches(batches, CALLER)
+    check_forward(forward, CALLER)
+    if max_images is not None and max_images != "auto":
+        check_count(max_images, f'{CALLER}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
     if (tolerance is None) == (max_images == "auto"):
         raise ValueError(f'{CALLER}: tolerance={tolerance}; it goes with max_images="auto", which needs it')
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"{CALLER}: tolerance={tolerance}; pass a positive relative error such as 0.01")
+    if tolerance is not None:
+        message = f"{CALLER}: tolerance={tolerance!r}; pass a positive relative error such as 0.01"
+        check_number(tolerance, lambda error: error > 0, message)
 
 
 @dataclass
@@ -205,13 +221,20 @@ def self_consistency(
     Raises:
         as `using`; ValueError if the data reaches none of the layers, or is not finite there.
     """
-    place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    caller = "self_consistency"
+    if not isinstance(statistics, Statistics):
+        raise TypeError(f"{caller}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
+    check_batches(batches, caller)
+    check_forward(forward, caller)
+    layers = batch_norm_layers(model, list(statistics), caller=caller)
+    place = device_of(model, device, caller)
     seen: _Found = {}
     with using(model, statistics):
-        for name, layer in batch_norm_layers(model, list(statistics), caller="self_consistency").items():
+        for name, layer in layers.items():
 
-            def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                moments = Moments.of(layer_input(args, kwargs))
+            def look(module: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                check_input(name, module, x := layer_input(args, kwargs), caller)
+                moments = Moments.of(x)
                 seen[name] = seen[name].merge(moments) if name in seen else moments
 
             layer.register_forward_pre_hook(look, with_kwargs=True)
@@ -301,7 +324,7 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
             visited.add(name)
             if name not in found:
                 x = layer_input(args, kwargs)
-                check_input(name, targets[name], x)
+                check_input(name, targets[name], x, CALLER)
                 arrived.setdefault(name, []).append(Moments.of(x))
                 raise _Reached
 
@@ -338,7 +361,7 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = layer_input(args, kwargs)
-            check_input(name, job.targets[name], x)
+            check_input(name, job.targets[name], x, CALLER)
             if x.numel() == x.shape[1]:
                 raise ValueError(
                     f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "

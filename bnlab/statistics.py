@@ -32,6 +32,9 @@ class Statistics(Mapping[str, Moments]):
         eps: each layer's own eps, by name.
         unseen: layers that were asked for and that no data reached.
 
+    Raises:
+        ValueError: there is no layer, or one without eps.
+
     Attributes:
         cost, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
 
@@ -40,6 +43,11 @@ class Statistics(Mapping[str, Moments]):
 
     def __init__(self, moments: Mapping[str, Moments], eps: Mapping[str, float], unseen: Iterable[str] = ()) -> None:
         self._moments = dict(moments)
+        if not self._moments:
+            raise ValueError("Statistics: no layers; pass moments of at least one")
+        for name in self._moments:
+            if name not in eps:
+                raise ValueError(f"Statistics: layer {name!r} has no eps; pass that of the layer")
         self.eps = {name: float(eps[name]) for name in self._moments}
         self.unseen = tuple(unseen)
         self.cost: Any = None

@@ -13,12 +13,14 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bnlab.arguments import check_batches, check_forward, check_number
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, resting, tracked
 from bnlab.statistics import Layout, Statistics
@@ -122,7 +124,13 @@ class MomentTrace:
         return torch.from_file(path, shared=True, size=chunk.numel(), dtype=chunk.dtype).view_as(chunk).copy_(chunk)
 
     def truncate(self, step: int) -> None:
-        """Forget what was recorded after `step` (an update that was not made, say)."""
+        """Forget what was recorded after `step` (an update that was not made, say).
+
+        Raises:
+            TypeError: `step` is no integer. ValueError: it lies before the trace.
+        """
+        message = f"MomentTrace.truncate: step={step!r}; pass one from {self.first_step} on"
+        check_number(step, lambda s: s >= self.first_step, message, kind=Integral)
         for layer in self.layers.values():
             layer.truncate(bisect_right(layer.steps, step))
         self.last_step = min(self.last_step, step)
@@ -221,6 +229,8 @@ def replay(trace: MomentTrace, estimator: Estimator, steps: Iterable[int] | None
     """
     if not isinstance(trace, MomentTrace):
         raise TypeError(f"replay: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
+    if steps is not None and not isinstance(steps, Iterable):
+        raise TypeError(f"replay: steps is a {type(steps).__name__}; pass a list of steps, or None for all")
     wanted = list(range(trace.first_step, trace.last_step + 1) if steps is None else steps)
     values = replay_bank(trace, [estimator], wanted)[0]
     layout = trace.layout
@@ -239,8 +249,8 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
     if not len(steps):
         raise ValueError("replay: steps is empty; pass steps of the trace, or None for all")
     for step in steps:
-        if not trace.first_step <= step <= trace.last_step:
-            raise ValueError(f"replay: step {step} is outside of the trace ({trace.first_step} to {trace.last_step})")
+        message = f"replay: step {step!r} is not one of the trace ({trace.first_step} to {trace.last_step})"
+        check_number(step, lambda s: trace.first_step <= s <= trace.last_step, message, kind=Integral)
     found: dict[str, Tensor] = {}
     for names, entries, stream in trace.streams():
         folded = fold(estimators, stream, [bisect_right(entries, step) for step in steps])
@@ -261,9 +271,11 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
         step: the step at which the model is when recording begins.
 
     Raises:
-        TypeError: not a module. ValueError: no batch-norm layer with running statistics, or a compiled model.
+        TypeError: not a module, or `step` is no integer. ValueError: no batch-norm layer with running statistics, a
+            compiled model, or a negative step.
     """
     layers = batch_norm_layers(model, caller="record")
+    check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
         raise ValueError(
             "record: the model is compiled, and hooks do not reach its layers; record before torch.compile"
@@ -298,6 +310,8 @@ def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward 
         as `record`; ValueError if there are no batches.
     """
     layers = batch_norm_layers(model, caller="record_frozen")
+    check_batches(batches, "record_frozen")
+    check_forward(forward, "record_frozen")
     with borrowed(model), torch.no_grad(), record(model) as trace:
         model.eval()
         for layer in layers.values():

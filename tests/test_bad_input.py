@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,27 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import (
+    Statistics,
     decompose,
     inference,
     population_statistics,
     record,
     record_frozen,
+    replay,
     running_statistics,
     self_consistency,
     using,
 )
-from tests.helpers import images, plain, residual, train, unchanged
-
-with record(_trained := residual()) as TRACE:
-    train(_trained, images(4, 4))
+from bnlab.estimators import EMA, Window
+from tests.helpers import images, plain, residual, unchanged
 
 
-def _decompose(model: nn.Module, batches: Any) -> None:
-    decompose(model, TRACE, lambda step: model.state_dict(), batches)
+def _decompose(model: nn.Module, batches: Any, **more: Any) -> None:
+    trace = TRACE_OF_BREAKING if isinstance(model, Breaking) else TRACE
+    decompose(model, trace, lambda step: model.state_dict(), batches, **more)
 
 
-def _consistency(model: nn.Module, batches: Any) -> None:
-    self_consistency(model, running_statistics(model), batches)
+def _consistency(model: nn.Module, batches: Any, **more: Any) -> None:
+    self_consistency(model, running_statistics(model), batches, **more)
 
 
 def _under_statistics(model: nn.Module, batches: Any) -> None:
@@ -45,10 +47,10 @@ def _at_inference(model: nn.Module, batches: Any) -> None:
             model(batch)
 
 
-MEASURING: dict[str, Callable[[Any, Any], object]] = {
+MEASURING: dict[str, Callable[..., object]] = {
     "population_statistics": population_statistics,
-    "layerwise": lambda model, batches: population_statistics(model, batches, strategy="layerwise"),
-    "batch upstream": lambda model, batches: population_statistics(model, batches, upstream="batch"),
+    "layerwise": partial(population_statistics, strategy="layerwise"),
+    "batch upstream": partial(population_statistics, upstream="batch"),
     "self_consistency": _consistency,
     "record_frozen": record_frozen,
     "decompose": _decompose,
@@ -74,6 +76,9 @@ class Breaking(nn.Module):
         if len(self.calls) == self.at or len(x) == self.at:
             raise ArithmeticError("of the model's own")
         return x
+
+
+TRACE_OF_BREAKING = record_frozen(Breaking(at=0), images(4, 4))
 
 
 @borrowing
@@ -113,3 +118,123 @@ def test_data_that_is_not_finite(call: Callable[[Any, Any], object]) -> None:
     bad[1, 2, 0, 0] = torch.nan
     with unchanged(model), pytest.raises(ValueError, match=r"layer '1' has NaN or infinite values; look at data"):
         call(model, [good, bad])
+
+
+@measuring
+@pytest.mark.parametrize(
+    "batches", [5, None, "ab", {"images": 1}, torch.zeros(4, 3, 8, 8)], ids=lambda x: type(x).__name__
+)
+def test_what_is_no_list_of_batches(call: Callable[[Any, Any], object], batches: Any) -> None:
+    model = residual().train()
+    with unchanged(model), pytest.raises(TypeError, match=rf"batches is a {type(batches).__name__}; pass an iterable"):
+        call(model, batches)
+
+
+@measuring
+def test_batches_that_the_model_cannot_take(call: Callable[[Any, Any], object]) -> None:
+    model, first_of_all = residual().train(), nn.Sequential(nn.BatchNorm2d(3)).train()
+    for found, batches, message in (
+        (model, [()], "a batch is an empty list or tuple"),
+        (model, [images(4, channels=2)[0]], "channels"),  # the convolution's own error
+        (first_of_all, images(4, channels=2), "layer '0' expects 3 channels, its input has shape"),
+        (
+            first_of_all,
+            [torch.zeros(4, 3, 8, 8, dtype=torch.int64)],
+            r"the input of layer '0' is torch\.int64; convert",
+        ),
+    ):
+        if found is first_of_all and call in (record_frozen, _decompose):
+            continue  # the layer's own error, or another model's trace
+        with unchanged(found), pytest.raises((ValueError, RuntimeError), match=message):
+            call(found, batches)
+
+
+@measuring
+def test_a_forward_that_is_no_function(call: Callable[..., object]) -> None:
+    model = residual().train()
+    with unchanged(model), pytest.raises(TypeError, match="forward is a int; pass a function of model and batch"):
+        call(model, images(4), forward=5)
+
+
+@pytest.mark.parametrize("call", [population_statistics, _consistency])
+@pytest.mark.parametrize("device", ["foo", "cuda:77", 3.5])
+def test_a_device_that_is_not_there(call: Callable[..., object], device: Any) -> None:
+    model = residual().train()
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=rf"device='?{device}'? cannot be used here \(.+\); pass e.g. 'cpu'"),
+    ):
+        call(model, images(4), device=device)
+
+
+MODEL, OTHER = residual(), plain()
+TRACE = record_frozen(MODEL, images(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: population_statistics(MODEL, images(4), layers=5), TypeError, "layers=5; pass a list of layer names"),
+        (
+            lambda: population_statistics(MODEL, images(4), layers="1"),
+            TypeError,
+            "layers='1'; pass a list of layer names",
+        ),
+        (
+            lambda: population_statistics(MODEL, images(4), max_images=True),
+            TypeError,
+            "max_images=True; pass at least 1",
+        ),
+        (lambda: population_statistics(MODEL, images(4), max_images=1.5), TypeError, "max_images=1.5; pass at least 1"),
+        (
+            lambda: population_statistics(MODEL, images(4), max_images="auto", tolerance="0.1"),
+            TypeError,
+            "tolerance='0.1'; pass a positive relative error",
+        ),
+        (lambda: population_statistics(MODEL, images(4), memory="9" * 400), ValueError, "pass bytes or a text such as"),
+        (lambda: self_consistency(MODEL, {}, images(4)), TypeError, "self_consistency: statistics is a dict"),
+        (lambda: record(MODEL, step="a").__enter__(), TypeError, "record: step='a'; pass the number of updates so far"),
+        (lambda: record(MODEL, step=-1).__enter__(), ValueError, "record: step=-1; pass the number of updates so far"),
+        (lambda: TRACE.truncate(-5), ValueError, "truncate: step=-5; pass one from 0 on"),
+        (lambda: TRACE.truncate(1.5), TypeError, "truncate: step=1.5; pass one from 0 on"),
+        (lambda: replay(TRACE, EMA(), 5), TypeError, "replay: steps is a int; pass a list of steps"),
+        (lambda: replay(TRACE, EMA(), [1.5]), TypeError, "replay: step 1.5 is not one of the trace"),
+        (lambda: EMA("a"), TypeError, "momentum='a': it is the weight of the new batch"),
+        (lambda: EMA(True), TypeError, "momentum=True: it is the weight of the new batch"),
+        (lambda: EMA(float("nan")), ValueError, "momentum=nan: it is the weight of the new batch"),
+        (lambda: EMA.from_decay("0.9"), TypeError, "decay='0.9': it is the weight of the old average"),
+        (lambda: Window(k=2.5), TypeError, "window: k=2.5; it counts batches"),
+        (lambda: inference.EvalNorm(batch_size=float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),
+        (lambda: inference.PseudoSamples(n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),
+        (lambda: Statistics({}, {}), ValueError, "Statistics: no layers; pass moments of at least one"),
+        (lambda: Statistics(running_statistics(MODEL), {}), ValueError, "Statistics: layer '1' has no eps"),
+        (lambda: decompose(MODEL, {}, MODEL.state_dict, images(4)), TypeError, "decompose: trace is a dict"),
+        (
+            lambda: decompose(OTHER, TRACE, MODEL.state_dict, images(4)),
+            ValueError,
+            "decompose: the trace has other layers or channels than the model",
+        ),
+    ],
+)
+def test_arguments(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with unchanged(MODEL), pytest.raises(error, match=message):
+        call()
+    assert len(TRACE.layers["1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(4, 1, 8, 8), r"layer '0' expects 3 channels, its input has shape \(4, 1, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), "a batch of no images reached layer '0'"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.complex64), "the input of layer '0' is torch.complex64"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.int64), "the input of layer '0' is torch.int64"),
+        (torch.zeros(3), r"layer '0' expects 3 channels, its input has shape \(3,\)"),
+    ],
+    ids=["one channel", "empty", "complex", "integer", "one axis"],
+)
+@pytest.mark.parametrize("rule", [inference.TestBatch(), inference.PseudoSamples(n=0), inference.EvalNorm()])
+def test_inputs_at_inference(rule: inference.Rule, x: Tensor, message: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3)).train()
+    with unchanged(model), pytest.raises(ValueError, match=message), inference.applied(model, rule):
+        model(x)

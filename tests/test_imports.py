@@ -12,6 +12,7 @@ import bnlab
 PACKAGE = Path(bnlab.__file__).parent
 # Imports go to a lower number only (storage, switching and breadth are parts of what stands above them).
 LEVEL = {
+    "arguments": -1,
     "moments": 0,
     "theory": 0,
     "layers": 0,

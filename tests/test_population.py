@@ -616,7 +616,7 @@ BAD: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], type[
         ValueError,
         "max_images=0; pass at least 1, .auto., or N",
     ),
-    "max_images word": (plain, lambda: images(4), {"max_images": "all"}, ValueError, "max_images='all'; pass at least"),
+    "max_images word": (plain, lambda: images(4), {"max_images": "all"}, TypeError, "max_images='all'; pass at least"),
     "auto alone": (plain, lambda: images(4), {"max_images": "auto"}, ValueError, "tolerance=None; it goes with max_"),
     "tolerance alone": (plain, lambda: images(4), {"tolerance": 0.1}, ValueError, "tolerance=0.1; it goes with max_"),
     "tolerance": (

@@ -462,7 +462,7 @@ def test_models_that_are_refused(model: Any, error: type[Exception], message: st
 
 def test_replays_that_are_refused(recorded: MomentTrace) -> None:
     for steps in ([12], [-1], [0, 99]):
-        with pytest.raises(ValueError, match=r"replay: step -?\d+ is outside of the trace \(0 to 11\)"):
+        with pytest.raises(ValueError, match=r"replay: step -?\d+ is not one of the trace \(0 to 11\)"):
             replay(recorded, EMA(), steps)
     with pytest.raises(ValueError, match="replay: steps is empty"):
         replay(recorded, EMA(), [])

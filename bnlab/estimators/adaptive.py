@@ -30,11 +30,11 @@ class Kalman(Estimator):
     momentum `theory.optimal_momentum`. λ is 0 at first; from batch 16 on it is refitted each time the past has grown
     by half, by `theory.local_level` on its last half (2,048 batches at most): for the mean, and for the logarithm of
     variance+eps (whose noise does not depend on its level); averaged are the mean and the unbiased variance.
-    `per="layer"`: the channels
-    of a layer share λ, which takes far fewer batches to find than `per="channel"`. No gain is less than 2/(t+1), an
-    average with weights that grow with t: the fit tells no drift from little drift over a short past. A warm start is
-    not used. Assumes independent noise; drift that is autocorrelated is followed as well as by the best momentum.
-    Source: ours; Muth 1960, Harvey 1989 (the model).
+    `per="layer"`:
+    the channels of a layer share λ, which takes far fewer batches to find than `per="channel"`. No gain is less than
+    2/(t+1), an average with weights that grow with t: the fit tells no drift from little drift over a short past. A
+    warm start is not used. Assumes independent noise; drift that is autocorrelated is followed as well as by the best
+    momentum. Source: ours; Muth 1960, Harvey 1989 (the model).
 
     >>> after(Kalman(), 1, 2)
     [[1.0, 2.0], [2.3333, 6.0]]

@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bnlab.arguments import check_number
+
 BLOCK = 256  # steps that are folded in one matrix product: enough to be bound by arithmetic, not by memory
 _FORGOTTEN = 1e-40  # a weight so small that batches before it are left out
 
@@ -119,12 +121,12 @@ class Estimator(ABC):
 
 
 def check_momentum(momentum: float) -> None:
-    """ValueError unless 0 < momentum ≤ 1."""
-    if not 0 < momentum <= 1:
-        raise ValueError(
-            f"momentum={momentum!r}: it is the weight of the new batch and lies in (0, 1]; "
-            "for a decay use EMA.from_decay"
-        )
+    """TypeError unless it is a number, ValueError unless 0 < momentum ≤ 1."""
+    check_number(
+        momentum,
+        lambda m: 0 < m <= 1,
+        f"momentum={momentum!r}: it is the weight of the new batch and lies in (0, 1]; for a decay use EMA.from_decay",
+    )
 
 
 def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bnlab.arguments import check_number
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 
@@ -37,8 +38,8 @@ class EMA(Estimator):
         >>> EMA.from_decay(0.75)
         EMA(momentum=0.25)
         """
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay!r}: it is the weight of the old average and lies in [0, 1)")
+        message = f"decay={decay!r}: it is the weight of the old average and lies in [0, 1)"
+        check_number(decay, lambda d: 0 <= d < 1, message)
         return cls(momentum=1.0 - decay)
 
     def gains(self, stream: Stream) -> Tensor:
@@ -170,8 +171,7 @@ class AdaptiveGain(DebiasedEMA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.kappa <= 1:
-            raise ValueError(f"adaptive_gain: kappa={self.kappa!r}; it lies in [0, 1]")
+        check_number(self.kappa, lambda k: 0 <= k <= 1, f"adaptive_gain: kappa={self.kappa!r}; it lies in [0, 1]")
 
     def gains(self, stream: Stream) -> Tensor:
         momentum = 1.0 - (1.0 - self.momentum) ** self.kappa

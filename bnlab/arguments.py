@@ -1,0 +1,48 @@
+"""Arguments of public calls: what is wrong with one is said before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def check_number(value: Any, fine: Callable[[Any], bool], message: str, kind: type = Real) -> None:
+    """TypeError with `message` unless `value` is of this kind (a bool is no number), ValueError unless it is fine."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(message)
+    if not fine(value):
+        raise ValueError(message)
+
+
+def check_count(value: Any, message: str) -> None:
+    """TypeError with `message` unless `value` is an integer, ValueError unless it is 1 or more."""
+    check_number(value, lambda count: count >= 1, message, kind=Integral)
+
+
+def check_batches(batches: object, caller: str, name: str = "batches") -> None:
+    """TypeError unless it can be iterated over and is not itself one batch."""
+    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
+        raise TypeError(f"{caller}: {name} is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
+
+
+def check_forward(forward: object, caller: str) -> None:
+    """TypeError unless it is None or can be called."""
+    if forward is not None and not callable(forward):
+        raise TypeError(f"{caller}: forward is a {type(forward).__name__}; pass a function of model and batch")
+
+
+def device_of(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
+    """`device`, or where the model's first parameter is; ValueError if this machine has no such device."""
+    if device is None:
+        return next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{caller}: device={device!r} cannot be used here ({reason}); pass e.g. 'cpu'") from error
+    return place
