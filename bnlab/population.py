@@ -33,7 +33,7 @@ from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments, Partial, read
 from bnlab.ranks import Ranks
 from bnlab.statistics import Statistics, using
-from bnlab.switching import RandomStream
+from bnlab.switching import ModuleState, RandomStream, forward_hooks
 
 _Found = dict[str, Moments]
 _FIRST_IMAGES = 256  # that max_images="auto" begins with
@@ -226,7 +226,7 @@ def self_consistency(
         raise TypeError(f"{caller}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
     check_batches(batches, caller)
     check_forward(forward, caller)
-    layers = batch_norm_layers(model, list(statistics), caller=caller)
+    layers, hooks = batch_norm_layers(model, list(statistics), caller=caller), forward_hooks(model)
     place = device_of(model, device, caller)
     seen: _Found = {}
     with using(model, statistics):
@@ -238,8 +238,10 @@ def self_consistency(
                 seen[name] = seen[name].merge(moments) if name in seen else moments
 
             layer.register_forward_pre_hook(look, with_kwargs=True)
-        with torch.no_grad():
-            for batch in batches:
+        state = ModuleState(model, hooks)
+        for batch in batches:
+            state.accept()
+            with torch.no_grad(), state.undone():
                 (forward or call)(unwrapped(model), copied(batch, place))
     if not seen:
         raise ValueError("self_consistency: the data reached none of the layers; pass at least one batch")
@@ -310,7 +312,7 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
     if job.ranks.size > 1 or job.by_image:
         raise ValueError(f"{CALLER}: strategy='layerwise' has no group and no standard errors; use 'breadth'")
     found: _Found = {}
-    targets = job.targets
+    targets, hooks = job.targets, forward_hooks(job.model)
     arrived: dict[str, list[Moments]] = {}
     visited: set[str] = set()
 
@@ -333,13 +335,13 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
     for name, layer in targets.items():
         layer.register_forward_pre_hook(stop(name), with_kwargs=True)
         set_buffers_aside(layer)
-    batches, random = list(source), RandomStream(job.device)
+    batches, random, state = list(source), RandomStream(job.device), ModuleState(job.model, hooks)
     while True:
         arrived.clear()
         for index, batch in enumerate(batches):
             visited.clear()
             with contextlib.suppress(_Reached):
-                _forward_once(job, batch, index, random)
+                _forward_once(job, batch, index, random, state)
         if not arrived:
             return found
         if len(arrived) > 1:
@@ -357,6 +359,7 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
 def _batch_upstream(job: _Job, source: _Source) -> _Found:
     """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
     found: _Found = {}
+    hooks = forward_hooks(job.model)
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -380,9 +383,10 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
         layer.train()
 
     def work() -> None:
-        random = RandomStream(job.device)
+        random, state = RandomStream(job.device), ModuleState(job.model, hooks)
         for index, batch in enumerate(source):
-            _forward_once(job, batch, index, random)
+            state.accept()
+            _forward_once(job, batch, index, random, state)
 
     job.ranks.together(work)
     job.cost.batches = job.cost.forwards = source.count
@@ -395,9 +399,9 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
     return merged
 
 
-def _forward_once(job: _Job, batch: Any, index: int, random: RandomStream) -> None:
+def _forward_once(job: _Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:
     """One forward that leaves nothing behind, with the batch's own random stream."""
-    with borrowed(job.model), torch.no_grad():
+    with borrowed(job.model), torch.no_grad(), state.undone():
         random.apply(random.begin(index))
         job.forward(job.model, copied(batch, job.device))
 

@@ -6,11 +6,12 @@ attributes that modules set on themselves while they run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import types
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -195,6 +196,14 @@ class ModuleState:
         for i in filled:
             _refill(self._containers[i], self._entries[i])
         return Overrides(attributes, containers)
+
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """What a forward in the block changes is put back after it."""
+        try:
+            yield
+        finally:
+            self.take()
 
     def give(self, overrides: Overrides | None) -> None:
         """Put one forward's changes in force again (the originals are in place)."""

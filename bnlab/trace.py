@@ -25,6 +25,7 @@ from bnlab.estimators import Estimator, Stream, fold
 from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, resting, tracked
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
+from bnlab.switching import ModuleState, forward_hooks
 
 _FORMAT = "bnlab.MomentTrace/1"
 _CHUNK = 256  # entries of one layer that are allocated at a time
@@ -309,15 +310,18 @@ def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward 
     Raises:
         as `record`; ValueError if there are no batches.
     """
-    layers = batch_norm_layers(model, caller="record_frozen")
+    layers, hooks = batch_norm_layers(model, caller="record_frozen"), forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     with borrowed(model), torch.no_grad(), record(model) as trace:
         model.eval()
         for layer in layers.values():
             layer.train()
+        state = ModuleState(model, hooks)
         for number, batch in enumerate(batches, start=1):
-            (forward or call)(model, batch)
+            state.accept()
+            with state.undone():
+                (forward or call)(model, batch)
             trace.last_step = number
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")

@@ -27,8 +27,8 @@ from tests.helpers import images, plain, residual, unchanged
 
 
 def _decompose(model: nn.Module, batches: Any, **more: Any) -> None:
-    trace = TRACE_OF_BREAKING if isinstance(model, Breaking) else TRACE
-    decompose(model, trace, lambda step: model.state_dict(), batches, **more)
+    traces = {Breaking: TRACE_OF_BREAKING, Remembering: TRACE_OF_REMEMBERING}
+    decompose(model, traces.get(type(model), TRACE), lambda step: model.state_dict(), batches, **more)
 
 
 def _consistency(model: nn.Module, batches: Any, **more: Any) -> None:
@@ -238,3 +238,31 @@ def test_inputs_at_inference(rule: inference.Rule, x: Tensor, message: str) -> N
     model = nn.Sequential(nn.BatchNorm2d(3)).train()
     with unchanged(model), pytest.raises(ValueError, match=message), inference.applied(model, rule):
         model(x)
+
+
+class Remembering(nn.Module):
+    """Keeps what it sees in containers inside of containers, as its hook does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = residual()
+        self.seen: dict[str, Any] = {"by size": {4: []}, "all": ([], {})}
+        kept: list[list[Tensor]] = [[]]
+        self.inner[0].register_forward_hook(lambda module, args, output: kept[0].append(output))
+        self.kept = lambda: kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen["by size"][len(x)].append(x)
+        self.seen["all"][0].append(x)
+        return self.inner(x) * len(self.seen["all"][0])
+
+
+TRACE_OF_REMEMBERING = record_frozen(Remembering(), images(4, 4))
+
+
+@measuring
+def test_what_a_model_remembers(call: Callable[[Any, Any], object]) -> None:
+    model = Remembering().train()
+    with unchanged(model):
+        call(model, images(4, 4, 4))
+    assert model.seen == {"by size": {4: []}, "all": ([], {})} and model.kept() == [[]]
