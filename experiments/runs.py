@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,25 @@ def _show(results: str, run: str) -> None:
         which = "no network" if not found else f"{len(found)} networks: {', '.join(map(_id, found[:4]))}"
         raise UserError(f"{run}: names {which} in {results}/runs; python -m experiments.runs list shows them")
     folder = found[0]
-    print(_id(folder), _status(folder))
-    print((folder / "config.yaml").read_text())
-    print((folder / "environment.json").read_text())
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        print(f"{path.stat().st_size / 1e3:10,.1f} kB  {path.relative_to(folder)}")
+    described = folder / "environment.json"
+    environment = json.loads(described.read_text()) if described.exists() else {}
+    print(_id(folder))
+    for key, value in {**_status(folder), "folder": folder, **environment}.items():
+        print(f"  {key}: {_said(value)}")
+    print("\nsettings of the job that began it")
+    print(textwrap.indent(yaml.safe_dump(_config(folder), sort_keys=False, default_flow_style=None), "  "))
+    print("files")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for place in sorted({path.relative_to(folder).parts[0] for path in files}):
+        sizes = [path.stat().st_size / 1e3 for path in files if path.relative_to(folder).parts[0] == place]
+        count = f"({len(sizes)})" if (folder / place).is_dir() else ""
+        print(f"{sum(sizes):10,.1f} kB  {place} {count}".rstrip())
+
+
+def _said(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _clean(results: str) -> None:

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bnlab.harness.config import Config, network_hash
@@ -16,6 +18,8 @@ from bnlab.harness.errors import UserError
 from experiments.compose import jobs, register
 
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
+_FOLDERS = ("experiment=", "name=", "results=")  # overrides that say where the tables are
+_JOBS = "BNLAB_JOBS"  # in the environment, for the launcher's processes: how many jobs there are
 
 
 def main() -> int:
@@ -48,10 +52,13 @@ def main() -> int:
 
 def _run(planned: list[Config], words: list[str]) -> int:
     from bnlab.harness.jobs import prepare
+    from bnlab.harness.planning import outline
 
     prepare(planned)
+    print(outline(planned), flush=True)
     started = time.perf_counter()
     sys.argv[1:] = words
+    os.environ[_JOBS] = str(len(planned))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to `main`, which words them
     _launch()
     return _closed(planned, time.perf_counter() - started)
@@ -67,7 +74,15 @@ def _launch(composed: DictConfig) -> None:
         raise TypeError(f"expected a Config, Hydra composed {type(config).__name__}")
     if config.threads is None and HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":
         config.threads = 1  # the processes share the cores
+    _announce(HydraConfig.get())
     attempt(config)
+
+
+def _announce(hydra_config: HydraConf) -> None:
+    """Of many jobs, which one begins."""
+    if hydra_config.mode == RunMode.MULTIRUN:
+        settings = [word for word in hydra_config.overrides.task if not word.startswith(_FOLDERS)]
+        print(f"job {int(hydra_config.job.num) + 1}/{os.environ[_JOBS]}  {' '.join(settings)}", flush=True)
 
 
 def _closed(planned: list[Config], seconds: float) -> int:
@@ -81,9 +96,10 @@ def _closed(planned: list[Config], seconds: float) -> int:
     wanted = {f"{network_hash(config)}/seed_{config.seed}" for config in planned}
     runs = found["runs"][found["runs"]["run"].isin(wanted)]
     failed = [path for config in planned for path in failures(config)]
-    print(f"\n{len(planned)} jobs on {len(wanted)} networks in {seconds:.0f} s; {folder}/tables/")
+    print(f"done in {seconds:.0f} s; {folder}/tables/")
     for name, frame in found.items():
-        print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
+        if len(frame):
+            print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
     for row in runs[runs["status"] == "diverged"].itertuples():
         print(f"{row.run} diverged: its rows end there")
     for path in sorted(set(failed)):
@@ -93,7 +109,7 @@ def _closed(planned: list[Config], seconds: float) -> int:
 
 
 def _next(config: Config) -> str:
-    named = [word for word in sys.argv[1:] if word.startswith(("experiment=", "name=", "results="))]
+    named = [word for word in sys.argv[1:] if word.startswith(_FOLDERS)]
     if any(word.startswith("experiment=") for word in named):
         return f"next: python -m experiments.figures {' '.join(named)}"
     elsewhere = "" if config.results == "results" else f', "{config.results}"'

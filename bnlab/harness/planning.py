@@ -17,6 +17,18 @@ from bnlab.harness.training import train
 _TRIAL_STEPS = 5
 
 
+def outline(planned: list[Config]) -> str:
+    """How many jobs and networks there are, and how many of the networks are trained already."""
+    runs = {run.id: run for run in map(Run, planned)}
+    trained = sum(run.finished for run in runs.values())
+    state = {0: "none trained yet", len(runs): "all trained already"}.get(trained, f"{trained} trained already")
+    return f"{_counted(len(planned), 'job')} on {_counted(len(runs), 'network')}, {state}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def plan(planned: list[Config]) -> Iterable[str]:
     """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
     prepare_process(planned[0])
@@ -40,8 +52,9 @@ def plan(planned: list[Config]) -> Iterable[str]:
         evaluated = len(run.dataset.test.labels) * (steps if config.accuracy_at == "all" else 1)
         # Exact statistics once for each step; one evaluation for each setting.
         measured += image * (steps * len(run.dataset.train.labels) + evaluated * len(statistics_settings(config)))
-    yield f"{len(planned)} jobs on {len(runs)} networks, {len(runs) - len(missing)} of them trained already"
-    yield f"training   about {_time(training)} on {torch.get_num_threads()} threads, one network after the other"
+    yield outline(planned)
+    threads = _counted(torch.get_num_threads(), "thread")
+    yield f"training   about {_time(training)} on {threads}, one network after the other"
     yield f"measuring  about {_time(measured)}, less where it has been done before"
 
 

@@ -197,13 +197,13 @@ def test_figures_of_other_rows(swept: tuple[Path, Done], tmp_path: Path) -> None
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     words = ("-m", "batch_size=32,256", "seed=0,1", "optimizer.lr=1e30", "dry_run=true")
     done = run("sweep", *words, f"results={tmp_path}/r")
-    assert "4 jobs on 4 networks, 0 of them trained" in done.stdout
+    assert "4 jobs on 4 networks, none trained yet" in done.stdout
     assert not (tmp_path / "r").exists() and not done.stderr
 
 
 def test_an_experiments_own_sweep_gives_way(tmp_path: Path) -> None:
     done = run("sweep", "experiment=quickstart", "seed=7", "batch_size=256", "dry_run=true", f"results={tmp_path}/r")
-    assert "1 jobs on 1 networks" in done.stdout
+    assert "1 job on 1 network, none trained yet" in done.stdout
 
 
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
