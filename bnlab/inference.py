@@ -212,12 +212,14 @@ def _hooks(rule: Rule, name: str) -> tuple[Callable[..., Any], Callable[..., Non
         check_input(name, layer, x, "inference.applied")
         full = x if x.dtype in (torch.float32, torch.float64) else x.float()
         wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
-        mean, var = rule.statistics(wide, *(b.double().view(1, -1, 1) for b in (running_mean, running_var)))
+        place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
+        source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
+        mean, var = rule.statistics(wide.to(place), *source)
         if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
             shape = (len(mean), -1) + (1,) * (x.dim() - 2)
             scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
             rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
-            x = ((full - center.view(shape) - rest) * scale.view(shape).to(wide)).to(x.dtype)
+            x = ((full - center.view(shape).to(wide) - rest) * scale.view(shape).to(wide)).to(x.dtype)
             mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
         own.append((running_mean, running_var))
         layer._buffers["running_mean"] = mean.flatten().to(running_mean)

@@ -18,6 +18,7 @@ from torch import Tensor
 # Rows of up to this many "channels" (several pixels side by side) keep torch's batch-norm statistics routine in
 # cache, and it sums in float32, so no more than this many rows at once. Measured faster than two passes.
 _WIDTH, _HEIGHT = 1024, 512
+_WITH_ROUTINE = ("cpu", "cuda")  # devices that have it
 _LONG = 4096  # pixels of an image in one float32 sum
 
 
@@ -146,12 +147,12 @@ def _groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
                 members.append(tensor)
     found = []
     for (count, sums, _), (part, first, second) in kinds.items():
-        mean, var = torch.cat([*first, *second]).view(2, -1, part.channels).double().cpu()
+        mean, var = torch.cat([*first, *second]).view(2, -1, part.channels).cpu().double()  # no float64 on MPS
         if sums:
             mean /= count
             var.square_().div_(count).sub_(mean.square()).clamp_(min=0)
         if part.shift is not None:
-            mean += part.shift.double().cpu()
+            mean += part.shift.cpu().double()
         found.append((count, mean, var))
     return found
 
@@ -178,11 +179,13 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None,
         known = shift.to(wide.device, wide.dtype)
         found = read(chosen - known.view(-1, *[1] * (x.dim() - 2)), by_image=by_image)
         return found._replace(shift=known)
-    if not by_image and _channels_innermost(wide):
+    if not by_image and wide.device.type in _WITH_ROUTINE and _channels_innermost(wide):
         return Partial(x.shape[1], _by_pixel(wide))
     images = wide.reshape(*wide.shape[:2], -1)
     # Long rows in float64: what a float32 sum of squares loses grows with their length.
-    exact = torch.float64 if images.shape[2] > _LONG else None
+    exact = None
+    if images.shape[2] > _LONG:
+        exact, images = torch.float64, images.cpu() if images.device.type == "mps" else images
     sums = images.sum(dim=2, dtype=exact), torch.linalg.vector_norm(images, dim=2, dtype=exact)
     return Partial(x.shape[1], [(images.shape[2], sums[0].flatten(), sums[1].flatten())], sums=True)
 

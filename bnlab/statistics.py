@@ -149,7 +149,7 @@ def running_statistics(model: nn.Module) -> Statistics:
     layers = batch_norm_layers(model, caller="running_statistics")
     moments = {}
     for name, layer in layers.items():
-        mean, var = (buffer.detach().to("cpu", torch.float64, copy=True) for buffer in tracked(layer))
+        mean, var = (buffer.detach().to("cpu", copy=True).double() for buffer in tracked(layer))
         moments[name] = Moments(math.nan, mean, var)
     return Statistics(moments, {name: layer.eps for name, layer in layers.items()})
 

@@ -198,8 +198,8 @@ class MomentTrace:
             channels = [m.start.shape[1] for m in members]
             counts = torch.tensor([m.counts for m in members], dtype=torch.float64)
             stream = Stream(
-                start=torch.cat([m.start for m in members], dim=1).double().cpu(),
-                batches=torch.cat([m.moments for m in members], dim=2).double().cpu(),
+                start=torch.cat([m.start for m in members], dim=1).cpu().double(),
+                batches=torch.cat([m.moments for m in members], dim=2).double(),
                 counts=counts.T.repeat_interleave(torch.tensor(channels), dim=1),
                 updates=updates,
                 eps=torch.tensor([m.eps for m in members], dtype=torch.float64).repeat_interleave(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnlab import Moments
+from bnlab import Moments, moments
 from bnlab.moments import pooled_moments, read
 from tests import references
 from tests.helpers import assert_moments
@@ -47,6 +47,14 @@ LAYOUTS = {
     [(1021, 3), (7, 3000), (5, 3, 7), (37, 16, 7, 7), (3, 1, 5, 9), (4, 3, 1, 1), (2, 5, 3, 3, 3), (61, 3, 31, 31)],
 )
 def test_every_layout_and_shape(shape: tuple[int, ...], layout: str) -> None:
+    x = LAYOUTS[layout](sample(*shape))
+    assert_moments(Moments.of(x), references.moments(x), mean=1e-6, var=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1021, 3), (37, 16, 7, 7), (2, 3, 80, 80)])
+def test_devices_without_the_routine(shape: tuple[int, ...], layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_WITH_ROUTINE", ())
     x = LAYOUTS[layout](sample(*shape))
     assert_moments(Moments.of(x), references.moments(x), mean=1e-6, var=1e-6)
 
