@@ -165,9 +165,10 @@ _State = dict[str, tuple[Any, Any]]
 
 
 def _module_state(module: nn.Module) -> _State:
-    """Every attribute with a shallow copy of it where it is a container."""
+    """Every attribute with its entries where it is a container."""
     kinds = (dict, list, set)
-    return {key: (v, v.copy() if isinstance(v, kinds) else None) for key, v in module.__dict__.items()}
+    # Most are empty (hooks), and copying an OrderedDict is slow.
+    return {key: (v, (v.copy() if v else ()) if isinstance(v, kinds) else None) for key, v in module.__dict__.items()}
 
 
 def _restore(module: nn.Module, state: _State) -> None:
@@ -176,9 +177,11 @@ def _restore(module: nn.Module, state: _State) -> None:
         del attributes[key]
     for key, (value, entries) in state.items():
         attributes[key] = value
+        if entries is None or not (value or entries):
+            continue
         if isinstance(value, list):
             value[:] = entries
-        elif entries is not None:
+        else:
             value.clear()
             value.update(entries)
 
