@@ -20,10 +20,11 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bnlab.layers import BatchNorm, Forward, check_input, layer_input, set_buffers_aside, tracked
+from bnlab.layers import BatchNorm, Forward, check_input, layer_input, set_buffers_aside
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
+from bnlab.statistics import load
 from bnlab.switching import Modes, ModeSwitch, ModuleState, Overrides, RandomStream, forward_hooks, held_tensors
 
 CALLER = "population_statistics"
@@ -440,13 +441,6 @@ def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any
         return tensor.to(device, copy=True, memory_format=layout)
 
     return tree_map_only(Tensor, copy, batch)
-
-
-def load(layer: BatchNorm, moments: Moments) -> None:
-    """Let a layer whose buffers were set aside normalize with `moments`."""
-    mean, var = tracked(layer)
-    mean.copy_(moments.mean)
-    var.copy_(moments.var)
 
 
 def check_moments(name: str, moments: Moments) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, device_of
-from bnlab.breadth import CALLER, Cost, Evaluation, check_moments, copied, load
+from bnlab.breadth import CALLER, Cost, Evaluation, check_moments, copied
 from bnlab.fixed_point import measure
 from bnlab.layers import (
     BatchNorm,
@@ -32,7 +32,7 @@ from bnlab.layers import (
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments, Partial, read
 from bnlab.ranks import Ranks
-from bnlab.statistics import Statistics, using
+from bnlab.statistics import Statistics, load, using
 from bnlab.switching import ModuleState, RandomStream, forward_hooks
 
 _Found = dict[str, Moments]

@@ -79,11 +79,8 @@ class Statistics(Mapping[str, Moments]):
         self._copy_into(layers)
 
     def _copy_into(self, layers: dict[str, BatchNorm]) -> None:
-        with torch.no_grad():
-            for name, layer in layers.items():
-                mean, var = tracked(layer)
-                mean.copy_(self[name].mean)
-                var.copy_(self[name].var)
+        for name, layer in layers.items():
+            load(layer, self[name])
 
     def _matching(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         """The layers of `model` that these statistics fit, after all that could be wrong has been checked."""
@@ -138,6 +135,14 @@ class Statistics(Mapping[str, Moments]):
             for name, count, _ in layers
         }
         return Statistics(moments, {name: eps for name, _, eps in layers}, json.loads(metadata["unseen"]))
+
+
+@torch.no_grad()
+def load(layer: BatchNorm, moments: Moments) -> None:
+    """Copy mean and variance as they are into a layer's running buffers, in place."""
+    mean, var = tracked(layer)
+    mean.copy_(moments.mean)
+    var.copy_(moments.var)
 
 
 def running_statistics(model: nn.Module) -> Statistics:

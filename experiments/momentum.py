@@ -15,7 +15,7 @@ from bnlab import theory
 from bnlab.harness import style
 from bnlab.harness.intervals import summarize
 from bnlab.harness.style import Figure, Tables
-from experiments.panels import RUN_COLUMNS, at_shares
+from experiments.panels import RUN_COLUMNS, at_shares, plot_exact
 
 _KEYS = ("run", "step", "estimator", "momentum", "statistics_split")
 _RUNS = RUN_COLUMNS
@@ -122,12 +122,10 @@ def plot_accuracy(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         here = frame[frame["batch_size"] == size]
         curve = here[(here["kind"] == "measured") & here["momentum"].notna()].sort_values("momentum")
         style.line(ax, curve, "momentum", colour, f"batch size {size}")
-        exact = here[(here["kind"] == "measured") & here["momentum"].isna()]["mean"]
-        ax.axhline(exact.item(), color=colour, linestyle="--", linewidth=1.1)
         for momentum in here[here["kind"] == "optimum"]["momentum"]:
             height = np.interp(np.log(momentum), np.log(curve["momentum"]), curve["mean"])
             ax.plot(momentum, height, "*", color=colour, markersize=11, markeredgecolor="white")
-    ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="exact statistics")
+    plot_exact(frame[frame["kind"] == "measured"], ax)
     ax.plot([], [], "*", color="#555555", markersize=9, label="predicted optimum", linestyle="none")
     ax.set(xscale="log", xlabel="momentum (weight of the new batch)", ylabel="test accuracy (%)", ylim=(0, 102))
     return ax
@@ -195,7 +193,8 @@ FIGURES = [
         title="Theory's momentum against the best one, layer by layer",
         caption="Each point is a layer of a network: across, the momentum that noise and drift of the other seeds "
         "predict; up, the momentum of the sweep with the smallest gap. On the line theory is right; the grey band is a "
-        "factor of 1.5 each way. The measured ones lie on the sweep's grid.",
+        "factor of 1.5 each way; above it, a larger momentum than predicted is best. The measured ones lie on the "
+        "sweep's grid.",
         columns={"gaps": (*_KEYS, "layer", "mean_gap"), "drift": _DRIFT, "runs": _RUNS},
         score=score_optimum,
         plot=plot_optimum,

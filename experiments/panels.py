@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+from matplotlib.axes import Axes
 
+from bnlab.harness import style
 from bnlab.harness.errors import UserError
 
 RUN_COLUMNS = ("run", "seed", "batch_size", "steps")
@@ -45,3 +47,11 @@ def at_shares(frame: pd.DataFrame, runs: pd.DataFrame, shares: Sequence[float]) 
         name = "at the end of training" if share == 1 else f"after {share:.0%} of training"
         chosen.append(joined[nearest & close].assign(panel=name))
     return pd.concat(chosen, ignore_index=True)
+
+
+def plot_exact(frame: pd.DataFrame, ax: Axes) -> None:
+    """Dashed, for each batch size, the value of the networks under exact statistics (momentum null)."""
+    for size, colour in style.series(sorted(frame["batch_size"].unique())).items():
+        exact = frame[(frame["batch_size"] == size) & frame["momentum"].isna()]["mean"]
+        ax.axhline(exact.item(), color=colour, linestyle="--", linewidth=1.1)
+    ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="exact statistics")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from bnlab.harness import style
 from bnlab.harness.intervals import summarize, t_interval
 from bnlab.harness.style import Figure, Tables
-from experiments.panels import RUN_COLUMNS, at_shares
+from experiments.panels import RUN_COLUMNS, at_shares, plot_exact
 
 _KEYS = ("run", "step", "estimator", "momentum", "statistics_split")
 _SHARES = (0.1, 1.0)
@@ -41,10 +41,7 @@ def score_accuracy(tables: Tables) -> pd.DataFrame:
 def plot_accuracy(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Accuracy against momentum, a line for each batch size; dashed: the same networks under exact statistics."""
     _by_batch_size(frame[frame["momentum"].notna()], ax)
-    for size, colour in style.series(sorted(frame["batch_size"].unique())).items():
-        exact = frame[(frame["batch_size"] == size) & frame["momentum"].isna()]["mean"]
-        ax.axhline(exact.item(), color=colour, linestyle="--", linewidth=1.1)
-    ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="exact statistics")
+    plot_exact(frame, ax)
     ax.set(ylabel="test accuracy (%)", ylim=(0, 102))
     return ax
 

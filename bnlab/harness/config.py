@@ -8,14 +8,13 @@ import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from bnlab.harness import data, models, training
+from bnlab.harness import data, measurements, models, training
 from bnlab.harness.data import DataConfig
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import Setting, settings
 from bnlab.harness.models import ModelConfig
 from bnlab.harness.training import OptimizerConfig, steps_per_epoch
 
-MEASUREMENTS = ("gaps", "evaluations", "drift")
 POPULATIONS = ("train", "train_augmented", "val")
 
 
@@ -116,9 +115,9 @@ def check(config: Config) -> None:
     for key, allowed in (("population", POPULATIONS), ("accuracy_at", ("final", "all"))):
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
-    unknown = [name for name in config.measurements if name not in MEASUREMENTS]
+    unknown = [name for name in config.measurements if name not in measurements.NAMES]
     if unknown or not config.measurements:
-        raise UserError(f"measurements={config.measurements}: choose from {', '.join(MEASUREMENTS)}")
+        raise UserError(f"measurements={config.measurements}: choose from {', '.join(measurements.NAMES)}")
     _check_evaluate_at(config.evaluate_at, total_steps(config, images))
     _check_device(config.device)
     check_name(config)

@@ -8,7 +8,6 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ import torch
 from bnlab.harness import data, tables
 from bnlab.harness.config import Config, network, statistics_settings, total_steps
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.drift import drift
-from bnlab.harness.measurements.evaluations import evaluations
+from bnlab.harness.measurements import measurement
 from bnlab.harness.measurements.frozen import VERSION
-from bnlab.harness.measurements.gaps import gaps
 from bnlab.harness.measurements.sources import Setting
 from bnlab.harness.producing import ensure_trained
 from bnlab.harness.runs import Run, environment, write_text
@@ -30,11 +27,6 @@ from bnlab.harness.training import steps_per_epoch
 from bnlab.memory import keep_freed_memory
 from bnlab.storage import set_aside
 
-_MEASUREMENTS: dict[str, Callable[[Run, list[Setting]], pd.DataFrame]] = {
-    "gaps": gaps,
-    "evaluations": evaluations,
-    "drift": drift,
-}
 _ALL_THREADS = torch.get_num_threads()
 
 
@@ -127,7 +119,7 @@ def _measured(run: Run, name: str, identity: str, settings: list[Setting]) -> pd
             return tables.read_table(name, path)
         except ValueError as error:
             set_aside(path, error, "measured again")
-    frame = tables.conform(name, _MEASUREMENTS[name](run, settings)) if run.wanted else tables.empty(name)
+    frame = tables.conform(name, measurement(name)(run, settings)) if run.wanted else tables.empty(name)
     tables.write_frame(path, frame, tables.TABLES[name].schema)
     return frame
 
