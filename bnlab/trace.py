@@ -266,7 +266,8 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
     Parameters, outputs and `num_batches_tracked` are bit for bit those of training without it; the running buffers
     are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. Layers in
     eval mode are not recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call
-    that raises before the layer has taken its statistics leaves no entry.
+    that raises before the layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be
+    saved, the module itself cannot (hooks are not pickled), and its precision must stay.
 
     Args:
         step: the step at which the model is when recording begins.
