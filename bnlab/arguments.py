@@ -24,8 +24,9 @@ def check_count(value: Any, message: str) -> None:
 
 
 def check_batches(batches: object, caller: str, name: str = "batches") -> None:
-    """TypeError unless it can be iterated over and is not itself one batch."""
-    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
+    """TypeError unless it can be iterated over and is not itself one batch (an array has a shape)."""
+    one = isinstance(batches, (Tensor, str, bytes, Mapping, nn.Module)) or hasattr(batches, "shape")
+    if one or not isinstance(batches, Iterable):
         raise TypeError(f"{caller}: {name} is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
 
 
@@ -45,4 +46,6 @@ def device_of(model: nn.Module, device: torch.device | str | None, caller: str) 
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{caller}: device={device!r} cannot be used here ({reason}); pass e.g. 'cpu'") from error
+    if place.type == "meta":
+        raise ValueError(f"{caller}: device='meta' holds no values; pass e.g. 'cpu'")
     return place

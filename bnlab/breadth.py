@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from bnlab.layers import BatchNorm, Forward, check_input, layer_input, set_buffers_aside
+from bnlab.layers import BatchNorm, Forward, check_input, copied, layer_input, set_buffers_aside
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
@@ -157,14 +157,8 @@ class Evaluation:
                 here = [i for i in begun if i.layer == name]
                 self._finish(name, here)
                 advance()
-                complete = not pinned and len(self._found) == len(self._targets)
-                if complete:
-                    # One batch for each way that was taken shows whether a layer is called again.
-                    here = list({tuple(i.visited): i for i in here}.values())
                 # Those that wait go first: where the network narrows, they make room for the others.
                 self._ranks.together(partial(self._advance_all, sorted(here, key=lambda i: i.run is None)))
-                if complete:
-                    break
         self._check_written()
         return self._found, set().union(*self._ranks.gather(self._revisited))
 
@@ -174,6 +168,7 @@ class Evaluation:
             self._state.accept()  # what has changed while the batch was made is the caller's
             self._items.append(_Item(len(self._items), batch))
             yield self._items[-1]
+        self._state.accept()
 
     def _advance_all(self, items: Sequence[_Item]) -> None:
         for item in items:
@@ -211,9 +206,10 @@ class Evaluation:
 
     def observed(self, name: str) -> Moments:
         """What a pinned layer has seen in the last pass, over all its calls and all ranks."""
-        parts = [part for item in self._items for layer, part in item.observed if layer == name]
+        calls = [[part for layer, part in item.observed if layer == name] for item in self._items]
+        parts = [part for item in calls for part in item]
         if self._by_image:
-            self.parts[name] = parts
+            self.parts[name] = [part for item in calls for part in _calls_together(item)]
         local = pool(parts) if parts else Moments.empty(self._targets[name].num_features)
         return self._ranks.merged(local)
 
@@ -365,17 +361,16 @@ class Evaluation:
 
     def _part(self, x: Tensor, alone: bool) -> Partial:
         """Moments of one input; `alone`: it will not be there any more to be read again about a shift."""
-        if self._by_image:
-            return read(x, by_image=True) if not alone else read(x, Moments.of(x).mean, by_image=True)
+        if self._by_image:  # which are compared with one another: exact wherever the mean is
+            return read(x, Moments.of(x).mean, by_image=True)
         return Partial.of(Moments.of(x)) if alone else read(x)
 
     def _again(self, item: _Item, shift: Tensor, channels: Tensor) -> Partial:
         """Some channels of a waiting batch, read about a shift; what was taken alone is exact as it is."""
         if item.alone:
             assert item.part is not None
-            ((count, mean, var),) = item.part.groups()
-            return Partial.of(Moments(count, mean[0, channels], var[0, channels]))
-        return read(item.input, shift, channels, by_image=self._by_image)
+            return item.part.of_channels(channels)
+        return read(item.input, shift, channels)
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
@@ -403,7 +398,7 @@ class Evaluation:
         while self._suspended and not budget.room_to_run(item.size):
             last = next(reversed(self._suspended.values()))
             if not last.alone:
-                last.part = self._part(last.input, alone=True)
+                last.part, last.alone = self._part(last.input, alone=True), True
             self._give_up(last)
 
     def _profile(self, item: _Item) -> None:
@@ -432,15 +427,15 @@ class Evaluation:
                 )
 
 
-def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
-
-    def copy(tensor: Tensor) -> Tensor:
-        images = channels_last and tensor.dim() == 4 and tensor.layout == torch.strided
-        layout = torch.channels_last if images else torch.preserve_format
-        return tensor.to(device, copy=True, memory_format=layout)
-
-    return tree_map_only(Tensor, copy, batch)
+def _calls_together(parts: list[Partial]) -> list[Partial]:
+    """Each image's values in all calls of a layer as one group: calls on the same images are not independent."""
+    groups = [group for part in parts for group in part.groups()]
+    if len({len(mean) for _, mean, _ in groups}) != 1:  # other images each time, or none
+        return parts
+    total = sum(count for count, _, _ in groups)
+    mean = reduce(torch.add, (own * (count / total) for count, own, _ in groups))
+    spread = ((var + (own - mean).square()) * (count / total) for count, own, var in groups)
+    return [Partial(parts[0].channels, [(total, mean.flatten(), reduce(torch.add, spread).flatten())])]
 
 
 def check_moments(name: str, moments: Moments) -> None:

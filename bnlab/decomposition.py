@@ -52,7 +52,8 @@ def decompose(
         E − P = (E−D) start + (D−L) noise + (L−M) lag + (M−M') data + (M'−Q) weighting + (Q−P) upstream
 
     `noise` is sampling noise, `weighting` what unbiasing, leaving out the variance of the batch means and unequal
-    batches do, `data` what augmentation does (M on the augmented, M' on the clean stream; 0 without).
+    batches do, `data` what augmentation, dropout and the like do: M and L have them as in training, M' (the clean
+    stream), Q and P do not. Without any it is 0.
 
     Args:
         model: the network after the trace's last step. It comes back as it was.
@@ -62,8 +63,6 @@ def decompose(
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
             gives the same each time.
         momentum: of the EMA. augmented: the training stream, where it differs. forward: as in `population_statistics`.
-
-    Dropout is off in P, Q, M and L: where the training had it, what it does to E is part of `noise`.
 
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
@@ -75,27 +74,29 @@ def decompose(
     """
     import pandas as pd
 
-    _check(model, trace, {"batches": batches} | ({} if augmented is None else {"augmented": augmented}), forward)
+    _check(
+        model, trace, weights, {"batches": batches} | ({} if augmented is None else {"augmented": augmented}), forward
+    )
     last = trace.last_step
     layout = trace.layout
     e, d = replay_bank(trace, [EMA(momentum), DebiasedEMA(momentum)], [last])[:, 0]
     trained_on = batches if augmented is None else augmented
 
-    def expected(network: nn.Module, stream: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        """M and Q of a network: [2, channels] each."""
-        frozen = record_frozen(network, stream, forward=forward)
+    def expected(network: nn.Module, stream: Iterable[Any], training: bool) -> tuple[Tensor, Tensor]:
+        """M and Q of a network: [2, channels] each. Every pass draws the same random numbers."""
+        frozen = record_frozen(network, stream, forward=forward, training=training)
         m, q = replay_bank(frozen, [Cumulative(), PooledCumulative()], [frozen.last_step])[:, 0]
         return m, q
 
     lagged = torch.zeros_like(e)
     past = copy.deepcopy(model)
     ages = range(min(window(momentum), last - trace.first_step))
-    share = torch.tensor([momentum * (1 - momentum) ** age for age in ages], dtype=torch.float64)
+    share = torch.tensor([momentum * (1 - momentum) ** age for age in ages], dtype=torch.float64, device="cpu")
     for age, weight in zip(ages, share / share.sum(), strict=True):
         past.load_state_dict(weights(last - 1 - age))
-        lagged += weight * expected(past, trained_on)[0]
-    m, q = expected(model, trained_on)
-    clean, q = (m, q) if augmented is None else expected(model, batches)
+        lagged += weight * expected(past, trained_on, training=True)[0]
+    m, _ = expected(model, trained_on, training=True)
+    clean, q = expected(model, batches, training=False)
     p = layout.flatten(population_statistics(model, batches, forward=forward))
     terms = torch.stack((e - d, d - lagged, lagged - m, m - clean, clean - q, q - p))
     frames = []
@@ -105,7 +106,9 @@ def decompose(
     return pd.concat(frames, ignore_index=True)
 
 
-def _check(model: nn.Module, trace: MomentTrace, streams: Mapping[str, Iterable[Any]], forward: object) -> None:
+def _check(
+    model: nn.Module, trace: MomentTrace, weights: object, streams: Mapping[str, Iterable[Any]], forward: object
+) -> None:
     layers = batch_norm_layers(model, caller="decompose")
     if not isinstance(trace, MomentTrace):
         raise TypeError(f"decompose: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
@@ -115,6 +118,8 @@ def _check(model: nn.Module, trace: MomentTrace, streams: Mapping[str, Iterable[
     if trace.last_step == trace.first_step:
         raise ValueError("decompose: the trace is empty; train inside record(model)")
     check_forward(forward, "decompose")
+    if not callable(weights):
+        raise TypeError(f"decompose: weights is a {type(weights).__name__}; pass a function of the step")
     for name, stream in streams.items():
         check_batches(stream, "decompose", name)
         if iter(stream) is stream:

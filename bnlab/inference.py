@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bnlab.arguments import check_count, check_number
 from bnlab.estimators.names import called, named_subclasses, read_parameters
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, check_input, layer_input, tracked
+from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, check_input, layer_input, resting, tracked
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Rule(ABC):
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance to normalize `x` [N, C, positions] with: float64, [1, C, 1], or [N, C, 1] for each example.
 
-        `mean` and `var` [1, C, 1] are the source's (the layer's running buffers); variances have ddof 0.
+        `mean` and `var` [1, C, 1] are the layer's running buffers as they are (after training an average of unbiased
+        variances, after `Statistics.write_to` of exact ones ddof 0); the variance returned has ddof 0.
         """
 
     @property
@@ -198,8 +199,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         model.eval()
         for name, layer in layers.items():
             before, after = _hooks(rule, name)
-            layer.register_forward_pre_hook(before, with_kwargs=True)
-            layer.register_forward_hook(after, always_call=True)
+            layer.register_forward_pre_hook(resting(before), with_kwargs=True)
+            layer.register_forward_hook(resting(after), always_call=True)
         yield model
 
 
@@ -208,6 +209,7 @@ def _hooks(rule: Rule, name: str) -> tuple[Callable[..., Any], Callable[..., Non
     own: list[tuple[Tensor, Tensor]] = []
 
     def before(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        after(layer, (), None)  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
         x, (running_mean, running_var) = layer_input(args, kwargs), tracked(layer)
         check_input(name, layer, x, "inference.applied")
         full = x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import random
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -37,6 +39,8 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     found: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
                 f"{caller}: {repr(name) if name else 'the model'} is TorchScript, whose layers cannot be watched; "
@@ -47,8 +51,6 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
         elif isinstance(module, BatchNorm):
             if module.running_mean is None:
                 skipped[f"{type(module).__name__} without running statistics"] += 1
-            elif is_lazy(module.running_mean):
-                raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
             else:
                 found[name] = module
     if not found:
@@ -67,7 +69,7 @@ def _selected(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -
     if not wanted:
         raise ValueError(f"{caller}: layers is empty; name at least one, or pass None for all")
     for name in wanted:
-        if name not in found:
+        if not isinstance(name, str) or name not in found:
             raise ValueError(
                 f"{caller}: layers has {name!r}, which is no BatchNorm layer with running statistics; "
                 f"there are {_some(found)}"
@@ -112,6 +114,17 @@ def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
         raise ValueError(f"{caller}: a batch of no images reached layer {name!r}; leave empty batches out")
 
 
+def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
+    """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        images = channels_last and tensor.dim() == 4 and tensor.layout == torch.strided
+        layout = torch.channels_last if images else torch.preserve_format
+        return tensor.to(device, copy=True, memory_format=layout)
+
+    return tree_map_only(Tensor, copy, batch)
+
+
 def set_buffers_aside(layer: BatchNorm) -> None:
     """Give a layer of a borrowed model copies of its buffers, to be written into."""
     for key, own in layer._buffers.items():
@@ -135,7 +148,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """
     modules = list(model.modules())
     states = [_module_state(module) for module in modules]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    plain = (v for m in modules for v in vars(m).values() if isinstance(v, Tensor))
+    buffers = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *plain) if not is_lazy(tensor)]
     for module in modules:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "rests", False)]:
@@ -166,9 +180,15 @@ _State = dict[str, tuple[Any, Any]]
 
 def _module_state(module: nn.Module) -> _State:
     """Every attribute with its entries where it is a container."""
-    kinds = (dict, list, set)
-    # Most are empty (hooks), and copying an OrderedDict is slow.
-    return {key: (v, (v.copy() if v else ()) if isinstance(v, kinds) else None) for key, v in module.__dict__.items()}
+    return {key: (value, _entries(value)) for key, value in module.__dict__.items()}
+
+
+def _entries(value: object) -> dict[Any, Any] | list[Any] | set[Any] | None:
+    """Of a container; plain, because a subclass may forbid copying."""
+    for kind in (dict, list, set):
+        if isinstance(value, kind):
+            return kind(value)
+    return None
 
 
 def _restore(module: nn.Module, state: _State) -> None:
@@ -177,13 +197,24 @@ def _restore(module: nn.Module, state: _State) -> None:
         del attributes[key]
     for key, (value, entries) in state.items():
         attributes[key] = value
-        if entries is None or not (value or entries):
+        if entries is None or not differs(value, entries):
             continue
+        value.clear()
         if isinstance(value, list):
-            value[:] = entries
+            value.extend(entries)
         else:
-            value.clear()
             value.update(entries)
+
+
+def differs(container: Any, entries: Any) -> bool:
+    """Whether a dictionary, list, deque or set has other entries, by identity, or in another order."""
+    if len(container) != len(entries):
+        return True
+    if isinstance(container, dict):
+        return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
+    if isinstance(container, (list, deque)):
+        return not all(map(operator.is_, container, entries))
+    return bool(container != entries)
 
 
 @contextlib.contextmanager

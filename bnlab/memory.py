@@ -151,7 +151,7 @@ class Budget:
             )
 
     def _need(self, size: int) -> int:
-        return int(self._running * size)
+        return int(self._running * max(1, size))
 
     def must_profile(self, x: Tensor, batch: int) -> bool:
         """Whether it is time: the roughly counted bytes of those that wait come to a third of the limit."""

@@ -49,8 +49,11 @@ class Moments:
         """Moments of `x` [N, C, ...] over all axes but the second.
 
         Raises:
-            ValueError: `x` has fewer than two axes, no values, or is not of a floating-point type.
+            TypeError: `x` is no tensor. ValueError: it has fewer than two axes or no values, or they are not of a
+                floating-point type.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Moments.of: found a {type(x).__name__}; pass a floating-point tensor [N, C, ...]")
         if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point():
             raise ValueError(
                 f"Moments.of: found a {x.dtype} tensor of shape {tuple(x.shape)}; "
@@ -61,15 +64,18 @@ class Moments:
     @staticmethod
     def empty(channels: int) -> Moments:
         """Moments before any data: count 0, mean and var NaN [C]. Neutral in `merge`."""
-        nan = torch.full((channels,), torch.nan, dtype=torch.float64)
+        nan = torch.full((channels,), torch.nan, dtype=torch.float64, device="cpu")
         return Moments(0, nan, nan)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of values together (Chan, Golub & LeVeque 1979), in float64.
 
         Raises:
-            ValueError: the channels differ, or one side is a running average (its count is NaN).
+            TypeError: `other` is no `Moments`. ValueError: the channels differ, or one side is a running average (its
+                count is NaN).
         """
+        if not isinstance(other, Moments):
+            raise TypeError(f"merge: found a {type(other).__name__}; pass Moments")
         if self.mean.shape != other.mean.shape:
             raise ValueError(
                 f"merge: {self.mean.numel()} channels against {other.mean.numel()}; merge one layer's moments"
@@ -92,7 +98,7 @@ def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], S
     sum of squares, and any float32 mean, loses digits.
     """
     moments = pool(parts)
-    coarse = moments.mean.square() > min(part.trusted for part in parts) ** 2 * moments.var
+    coarse = moments.mean.square() > _trusted(parts) ** 2 * moments.var
     if not coarse.any():
         return moments
     channels = coarse.nonzero().flatten()
@@ -109,7 +115,6 @@ class Partial(NamedTuple):
 
     blocks: (values in each group, two tensors of R·C values, channels innermost). The tensors are mean and variance
     (ddof 0) of each of R groups or, where `sums`, its Σx and the root of its Σx². shift: [C], has been taken off.
-    trusted: up to how many standard deviations from 0 the pooled mean may lie.
     """
 
     channels: int
@@ -122,11 +127,10 @@ class Partial(NamedTuple):
         """One group."""
         return Partial(len(moments.mean), [(int(moments.count), moments.mean, moments.var)])
 
-    @property
-    def trusted(self) -> float:
-        # A float32 sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²); a float32 mean by 6e-8 of |μ|. Either
-        # bound keeps errors below 1e-6 of σ and of the variance. What is already shifted is near 0.
-        return math.inf if self.shift is not None else 2.0 if self.sums else 16.0
+    def of_channels(self, channels: Tensor) -> Partial:
+        """What it holds of some channels, exact as it is."""
+        blocks = [(count, mean[:, channels], var[:, channels]) for count, mean, var in self.groups()]
+        return Partial(len(channels), [(count, mean.flatten(), var.flatten()) for count, mean, var in blocks])
 
     @property
     def nbytes(self) -> int:
@@ -137,16 +141,30 @@ class Partial(NamedTuple):
         return _groups([self])
 
 
+def _trusted(parts: Sequence[Partial]) -> float:
+    """Up to how many standard deviations from 0 the mean may lie, for errors below 2e-6 of σ and of the variance.
+
+    A float32 sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The routine adds up to n = 512 values one after
+    the other and rounds by u = 2⁻²⁴ of what there is each time: by sqrt(n)·u/3 of |μ|, root mean square, and four times
+    as much at most; groups average that out. What has been shifted is near 0.
+    """
+    if all(part.shift is not None for part in parts):
+        return math.inf
+    if any(part.sums for part in parts):
+        return 2.0
+    return min(16.0, math.sqrt(sum(block[1].numel() for part in parts for block in part.blocks) / parts[0].channels))
+
+
 def _groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
     """Of all parts; groups of one size and kind together, so that there are few operations on small tensors."""
-    kinds: dict[tuple[int, bool, int], tuple[Partial, list[Tensor], list[Tensor]]] = {}
+    kinds: dict[tuple[int, bool, int, torch.device], tuple[Partial, list[Tensor], list[Tensor]]] = {}
     for part in parts:
         for count, *pair in part.blocks:
-            kind = kinds.setdefault((count, part.sums, id(part.shift)), (part, [], []))
+            kind = kinds.setdefault((count, part.sums, id(part.shift), pair[0].device), (part, [], []))
             for members, tensor in zip(kind[1:], pair, strict=True):
                 members.append(tensor)
     found = []
-    for (count, sums, _), (part, first, second) in kinds.items():
+    for (count, sums, _, _), (part, first, second) in kinds.items():
         mean, var = torch.cat([*first, *second]).view(2, -1, part.channels).cpu().double()  # no float64 on MPS
         if sums:
             mean /= count
@@ -175,10 +193,10 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None,
     """
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     if shift is not None:
-        chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
         known = shift.to(wide.device, wide.dtype)
-        found = read(chosen - known.view(-1, *[1] * (x.dim() - 2)), by_image=by_image)
-        return found._replace(shift=known)
+        off = known.view(-1, *[1] * (x.dim() - 2))
+        near = wide - off if channels is None else wide.index_select(1, channels.to(wide.device)).sub_(off)
+        return read(near, by_image=by_image)._replace(shift=known)
     if not by_image and wide.device.type in _WITH_ROUTINE and _channels_innermost(wide):
         return Partial(x.shape[1], _by_pixel(wide))
     images = wide.reshape(*wide.shape[:2], -1)

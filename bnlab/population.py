@@ -7,6 +7,7 @@ population statistics; so layers have to be finished in order of depth (`breadth
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, device_of
-from bnlab.breadth import CALLER, Cost, Evaluation, check_moments, copied
+from bnlab.breadth import CALLER, Cost, Evaluation, check_moments
 from bnlab.fixed_point import measure
 from bnlab.layers import (
     BatchNorm,
@@ -26,6 +27,7 @@ from bnlab.layers import (
     borrowed,
     call,
     check_input,
+    copied,
     layer_input,
     set_buffers_aside,
 )
@@ -64,14 +66,19 @@ def population_statistics(
 
     On the CPU images [N, C, H, W] are handed over with the channels innermost, which is faster. A forward that raises
     is run again in their own layout; one that reads strides without raising wants `forward=lambda model, x:
-    model(x.contiguous())`, and noise is drawn in the order of memory. What forward hooks keep (in closures, arguments
-    or by name) each batch has for itself, and it is afterwards as it was before.
+    model(x.contiguous())`, and noise is drawn in the order of memory.
+
+    Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
+    arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
+    mixed up (class attributes, objects behind globals, arrays written in place; random numbers that are not torch's):
+    `self_consistency` shows it, strategy="layerwise" does without.
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, e.g. a DataLoader. Read once and held; a generator will do.
         upstream: "population", or "batch": every layer normalizes with its mini-batch's statistics and the moments
-            are pooled over all batches (what one-pass "precise BN" tools compute; depends on the batch size).
+            are pooled over all batches (what one-pass "precise BN" tools compute, here with dropout off; depends on
+            the batch size).
         strategy: "breadth", or "layerwise": one forward pass up to each layer in turn, the slow obvious twin. With
             upstream="batch" both are the same one pass.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
@@ -179,7 +186,7 @@ class _Job:
 
 def _standard_error(moments: Moments, parts: list[Partial], ranks: Ranks) -> tuple[Tensor, Tensor]:
     """Of the mean and of the variance, from the spread of the images' means and second moments about the mean."""
-    square, images = torch.zeros(2, len(moments.mean), dtype=torch.float64), 0
+    square, images = torch.zeros(2, len(moments.mean), dtype=torch.float64, device="cpu"), 0
     for part in parts:
         for count, mean, var in part.groups():
             offset = mean - moments.mean
@@ -194,12 +201,14 @@ def _standard_error(moments: Moments, parts: list[Partial], ranks: Ranks) -> tup
 
 
 def _worst_error(statistics: Statistics) -> float:
-    """The largest relative standard error of a layer, root mean square over its channels."""
+    """The largest relative standard error of a layer, root mean square over its channels; inf if not known."""
     worst = 0.0
     for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
         # A dead channel has no error and no variance.
         var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)
-        worst = max(worst, *(float(e.square().mean().sqrt()) for e in (of_mean / var.sqrt(), of_var / var)))
+        worst = max(
+            worst, *(float(e.square().mean().sqrt().nan_to_num(math.inf)) for e in (of_mean / var.sqrt(), of_var / var))
+        )
     return worst
 
 
@@ -370,9 +379,9 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
                     f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
                     "with; use larger batches or upstream='population'"
                 )
-            if job.by_image:
-                job.parts.setdefault(name, []).append(read(x, by_image=True))
             moments = Moments.of(x)
+            if job.by_image:
+                job.parts.setdefault(name, []).append(read(x, moments.mean, by_image=True))
             found[name] = found[name].merge(moments) if name in found else moments
 
         return hook

@@ -17,6 +17,8 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None) -> None:
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(f"population_statistics: group is a {type(group).__name__}; pass a process group")
         self._group = group
         self.size = 1 if group is None else dist.get_world_size(group)
 

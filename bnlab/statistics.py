@@ -33,7 +33,7 @@ class Statistics(Mapping[str, Moments]):
         unseen: layers that were asked for and that no data reached.
 
     Raises:
-        ValueError: there is no layer, or one without eps.
+        TypeError: a value is no `Moments`. ValueError: there is no layer, or one without eps.
 
     Attributes:
         cost, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
@@ -45,7 +45,9 @@ class Statistics(Mapping[str, Moments]):
         self._moments = dict(moments)
         if not self._moments:
             raise ValueError("Statistics: no layers; pass moments of at least one")
-        for name in self._moments:
+        for name, value in self._moments.items():
+            if not isinstance(value, Moments):
+                raise TypeError(f"Statistics: layer {name!r} has a {type(value).__name__}; pass Moments")
             if name not in eps:
                 raise ValueError(f"Statistics: layer {name!r} has no eps; pass that of the layer")
         self.eps = {name: float(eps[name]) for name in self._moments}
@@ -195,7 +197,8 @@ class Layout:
     @cached_property
     def channel_eps(self) -> Tensor:
         """float64 [all channels]"""
-        return torch.tensor(self.eps, dtype=torch.float64).repeat_interleave(torch.tensor(self.channels))
+        eps = torch.tensor(self.eps, dtype=torch.float64, device="cpu")
+        return eps.repeat_interleave(torch.tensor(self.channels, device="cpu"))
 
     def layer_means(self, values: Tensor) -> Tensor:
         """[..., all channels] → [..., layers], the mean over each layer's channels."""

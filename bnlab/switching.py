@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
+from bnlab.layers import differs
+
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"training"}
 
 
@@ -280,8 +282,12 @@ def _attributes(value: Any) -> dict[str, Any] | None:
 
 def _copied(container: Any) -> Any:
     """Its entries; of a closure's cell the content, if there is one."""
+    if isinstance(container, dict):
+        return dict(container)  # not .copy(), which a subclass may forbid
+    if isinstance(container, set):
+        return set(container)
     if not isinstance(container, types.CellType):
-        return container if isinstance(container, tuple) else container.copy()
+        return list(container)
     try:
         return [container.cell_contents]
     except ValueError:
@@ -289,15 +295,7 @@ def _copied(container: Any) -> Any:
 
 
 def _differs(container: Any, entries: Any) -> bool:
-    if isinstance(container, types.CellType):
-        container = _copied(container)
-    if len(container) != len(entries):
-        return True
-    if isinstance(container, dict):
-        return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
-    if isinstance(container, (list, deque)):
-        return not all(map(operator.is_, container, entries))
-    return container != entries
+    return differs(_copied(container) if isinstance(container, types.CellType) else container, entries)
 
 
 def _refill(container: Any, entries: Any) -> None:

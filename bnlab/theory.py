@@ -2,7 +2,7 @@
 
 `momentum` m is PyTorch's, the weight of the new batch: `new = (1-m)*old + m*batch`. Arguments are numbers
 or arrays, which broadcast. Noise, error and variance are in the squared unit of the batch statistic, a slope
-is in its unit per step, lag and age are in steps.
+is in its unit per step, lag and age are in steps. Where no source is named, it is a geometric series summed by us.
 """
 
 import math

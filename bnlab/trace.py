@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.arguments import check_batches, check_forward, check_number
+from bnlab.arguments import check_batches, check_forward, check_number, device_of
 from bnlab.estimators import Estimator, Stream, fold
-from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, layer_input, resting, tracked
+from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, copied, layer_input, resting, tracked
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
 from bnlab.switching import ModuleState, forward_hooks
@@ -134,7 +134,7 @@ class MomentTrace:
         check_number(step, lambda s: s >= self.first_step, message, kind=Integral)
         for layer in self.layers.values():
             layer.truncate(bisect_right(layer.steps, step))
-        self.last_step = min(self.last_step, step)
+        self.last_step = min(self.last_step, int(step))
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with `<layer>/moments`, `/steps`, `/counts` and `/start` of each layer."""
@@ -142,8 +142,8 @@ class MomentTrace:
         for name, layer in self.layers.items():
             tensors[f"{name}/moments"] = layer.moments
             tensors[f"{name}/start"] = layer.start
-            tensors[f"{name}/steps"] = torch.tensor(layer.steps, dtype=torch.int64)
-            tensors[f"{name}/counts"] = torch.tensor(layer.counts, dtype=torch.int64)
+            tensors[f"{name}/steps"] = torch.tensor(layer.steps, dtype=torch.int64, device="cpu")
+            tensors[f"{name}/counts"] = torch.tensor(layer.counts, dtype=torch.int64, device="cpu")
         described = [[name, layer.updates, layer.eps] for name, layer in self.layers.items()]
         steps = json.dumps([self.first_step, self.last_step])
         save_tensors(path, tensors, _FORMAT, {"layers": json.dumps(described), "steps": steps})
@@ -171,8 +171,11 @@ class MomentTrace:
         """One trace of consecutive parts of a run (each begins at the step where the one before ended).
 
         Raises:
-            ValueError: no parts, a gap between them, or other layers.
+            TypeError: a part is no trace. ValueError: no parts, a gap between them, or other layers.
         """
+        for part in parts:
+            if not isinstance(part, MomentTrace):
+                raise TypeError(f"MomentTrace.join: found a {type(part).__name__}; pass traces")
         if not parts:
             raise ValueError("MomentTrace.join: no parts; pass the traces of a run in order")
         for a, b in pairwise(parts):
@@ -196,15 +199,15 @@ class MomentTrace:
         for (updates, *steps), names in groups.items():
             members = [self.layers[name] for name in names]
             channels = [m.start.shape[1] for m in members]
-            counts = torch.tensor([m.counts for m in members], dtype=torch.float64)
+            counts = torch.tensor([m.counts for m in members], dtype=torch.float64, device="cpu")
+            repeats = torch.tensor(channels, device="cpu")
+            eps = torch.tensor([m.eps for m in members], dtype=torch.float64, device="cpu")
             stream = Stream(
                 start=torch.cat([m.start for m in members], dim=1).cpu().double(),
                 batches=torch.cat([m.moments for m in members], dim=2).double(),
-                counts=counts.T.repeat_interleave(torch.tensor(channels), dim=1),
+                counts=counts.T.repeat_interleave(repeats, dim=1),
                 updates=updates,
-                eps=torch.tensor([m.eps for m in members], dtype=torch.float64).repeat_interleave(
-                    torch.tensor(channels)
-                ),
+                eps=eps.repeat_interleave(repeats),
                 layers=tuple(channels),
             )
             yield names, list(steps), stream
@@ -282,7 +285,7 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
         raise ValueError(
             "record: the model is compiled, and hooks do not reach its layers; record before torch.compile"
         )
-    trace = MomentTrace({name: _begin(layer) for name, layer in layers.items()}, first_step=step)
+    trace = MomentTrace({name: _begin(layer) for name, layer in layers.items()}, first_step=int(step))
 
     def count_step(module: nn.Module, args: object) -> None:
         if module is model and (module.training or any(layer.training for layer in layers.values())):
@@ -299,14 +302,18 @@ def record(model: nn.Module, *, step: int = 0) -> Iterator[MomentTrace]:
         yield trace
 
 
-def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> MomentTrace:
+def record_frozen(
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, training: bool = False
+) -> MomentTrace:
     """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
     Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Replaying running
-    estimators on this trace gives the estimators of frozen weights: `Cumulative` what torch's `update_bn` computes.
+    estimators on this trace gives the estimators of frozen weights: `Cumulative` what torch's `update_bn` computes,
+    which leaves dropout on as `training=True` does.
 
     Args:
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
+        training: all else runs as in training too, dropout and the like.
 
     Raises:
         as `record`; ValueError if there are no batches.
@@ -314,15 +321,16 @@ def record_frozen(model: nn.Module, batches: Iterable[Any], *, forward: Forward 
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
+    place = device_of(model, None, "record_frozen")
     with borrowed(model), torch.no_grad(), record(model) as trace:
-        model.eval()
+        model.train(training)
         for layer in layers.values():
             layer.train()
         state = ModuleState(model, hooks)
         for number, batch in enumerate(batches, start=1):
             state.accept()
             with state.undone():
-                (forward or call)(model, batch)
+                (forward or call)(model, copied(batch, place))
             trace.last_step = number
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
@@ -347,9 +355,20 @@ def _hooks(
     buffers, own = layer._buffers, vars(layer)  # nn.Module's own way to set an attribute is slow
     lent: list[Any] = []
 
+    def give_back() -> Any:
+        slot, count, mean, var, momentum = lent
+        lent.clear()
+        buffers["running_mean"], buffers["running_var"], own["momentum"] = mean, var, momentum
+        return slot, count, mean, var, momentum
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A deep copy carries the hooks along; a layer that does not track leaves its buffers alone.
-        if module is not layer or not layer.training or not layer.track_running_stats:
+        # A deep copy carries the hooks along.
+        if module is not layer:
+            return
+        if lent:  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
+            give_back()
+        # A layer that does not track leaves its buffers alone.
+        if not layer.training or not layer.track_running_stats:
             return
         count = layer_input(args, kwargs).numel() // layer.num_features
         if count == 0:  # torch lets an empty batch pass and leaves the buffers as they are
@@ -362,9 +381,7 @@ def _hooks(
     def after(module: nn.Module, args: object, output: object) -> None:
         if module is not layer or not lent:
             return
-        slot, count, mean, var, momentum = lent
-        lent.clear()
-        buffers["running_mean"], buffers["running_var"], own["momentum"] = mean, var, momentum
+        slot, count, mean, var, momentum = give_back()
         # It raised; after its statistics were taken where gradient checkpointing ends a second forward inside of it.
         if output is None and not (slot[0].any() or slot[1].any()):
             return

@@ -1,6 +1,6 @@
 """Which momentum, and does theory know it? Gap and accuracy against it, with the predicted optimum (F16, H1, H13).
 
-Theory sees noise, drift and level of the recorded batch means of *other* seeds than those it is drawn over.
+Theory sees noise, drift and level of the recorded batch moments of *other* seeds than those it is drawn over.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def plot_gap(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             lowest = predicted.loc[predicted["mean"].idxmin()]
             ax.plot(lowest["momentum"], lowest["mean"], "*", color=colour, markersize=11, markeredgecolor="white")
     ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="predicted from other seeds")
-    ax.plot([], [], "*", color="#555555", markersize=9, label="predicted optimum", linestyle="none")
+    ax.plot([], [], "*", color="#555555", markersize=9, label="lowest prediction", linestyle="none")
     ax.set(
         xscale="log", yscale="log", xlabel="momentum (weight of the new batch)", ylabel="gap of the running mean (σ)"
     )
@@ -172,8 +172,8 @@ FIGURES = [
         title="Gap against momentum, measured and predicted",
         caption="Distance of the EMA's mean from the exact population mean, in standard deviations, averaged over "
         "layers: lag on the left, noise of single batches on the right. Dashed: theory for noise, drift (a "
-        "random walk) and start, all from the batch means of the other seeds, without any exact statistic. Lines: "
-        "geometric mean over seeds, bands: 95% intervals.",
+        "random walk) and start, all from the batch moments of the other seeds, without any exact statistic; the "
+        "star is its lowest point on the sweep's grid. Lines: geometric mean over seeds, bands: 95% intervals.",
         columns={"gaps": (*_KEYS, "layer", "mean_gap"), "drift": _DRIFT, "runs": _RUNS},
         score=score_gap,
         plot=plot_gap,
@@ -182,8 +182,8 @@ FIGURES = [
         name="accuracy",
         title="Test accuracy against the momentum",
         caption="The same networks evaluated under the EMA for every momentum, and under exact population statistics "
-        "(dashed). Stars: theory's momentum from other seeds, geometric mean over layers. Lines: mean over seeds, "
-        "bands: 95% intervals.",
+        "(dashed). Stars: theory's momentum from other seeds, geometric mean over layers and seeds. Lines: mean over "
+        "seeds, bands: 95% intervals.",
         columns={"evaluations": (*_KEYS, "accuracy"), "drift": _DRIFT, "runs": _RUNS},
         score=score_accuracy,
         plot=plot_accuracy,

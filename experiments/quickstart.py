@@ -112,8 +112,8 @@ FIGURES = [
         name="accuracy",
         title="What that costs: test accuracy of the same networks",
         caption="Each network is evaluated under its running averages for every momentum, and under exact population "
-        "statistics (dashed); nothing else differs. Early, a slow average loses most of the accuracy that the weights "
-        "already have; at the end only those that are slow for their number of steps still do. Lines: mean over seeds, "
+        "statistics (dashed); nothing else differs. Early, slow averages lose much of the accuracy that the weights "
+        "already have; at the end only those do that are slow for their number of steps. Lines: mean over seeds, "
         "bands: 95% intervals.",
         columns={"evaluations": (*_KEYS, "accuracy"), "runs": RUN_COLUMNS},
         score=score_accuracy,

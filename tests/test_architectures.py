@@ -791,5 +791,5 @@ def test_a_decoder_on_features_of_hooks() -> None:
 
 def test_a_lazy_layer_that_is_not_built() -> None:
     model = lazy()
-    with pytest.raises(ValueError, match="layer '1' is lazy and not built yet; run one forward pass first"):
+    with pytest.raises(ValueError, match="layer '0' is lazy and not built yet; run one forward pass first"):
         population_statistics(model, images(3))

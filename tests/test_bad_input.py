@@ -6,11 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bnlab import (
+    Moments,
+    MomentTrace,
     Statistics,
     decompose,
     inference,
@@ -192,6 +195,20 @@ TRACE = record_frozen(MODEL, images(4, 4))
             "tolerance='0.1'; pass a positive relative error",
         ),
         (lambda: population_statistics(MODEL, images(4), memory="9" * 400), ValueError, "pass bytes or a text such as"),
+        (lambda: population_statistics(MODEL, images(4), layers=[["1"]]), ValueError, "layers has .'1'., which is no"),
+        (lambda: population_statistics(MODEL, images(4), group="x"), TypeError, "group is a str; pass a process group"),
+        (lambda: population_statistics(MODEL, images(4), device="meta"), ValueError, "device='meta' holds no values"),
+        (
+            lambda: population_statistics(MODEL, np.zeros((4, 3, 8, 8))),
+            TypeError,
+            "batches is a ndarray; pass an iterable",
+        ),
+        (lambda: population_statistics(MODEL, MODEL), TypeError, "batches is a Sequential; pass an iterable"),
+        (lambda: Moments.of([1.0, 2.0]), TypeError, "Moments.of: found a list"),
+        (lambda: Moments.empty(1).merge(3), TypeError, "merge: found a int; pass Moments"),
+        (lambda: MomentTrace.join([1]), TypeError, "MomentTrace.join: found a int; pass traces"),
+        (lambda: Statistics({"a": 3}, {"a": 1e-5}), TypeError, "layer 'a' has a int; pass Moments"),
+        (lambda: decompose(MODEL, TRACE, {}, images(4)), TypeError, "weights is a dict; pass a function of the step"),
         (lambda: self_consistency(MODEL, {}, images(4)), TypeError, "self_consistency: statistics is a dict"),
         (lambda: record(MODEL, step="a").__enter__(), TypeError, "record: step='a'; pass the number of updates so far"),
         (lambda: record(MODEL, step=-1).__enter__(), ValueError, "record: step=-1; pass the number of updates so far"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import Statistics, population_statistics, self_consistency
+from bnlab import Statistics, memory, population_statistics, self_consistency
 from bnlab.memory import LiveBytes, memory_limit
 from tests import references
 from tests.helpers import assert_moments, images, plain, randomized, residual, unchanged
@@ -189,6 +189,50 @@ def test_a_skipped_layer_counts_what_reached_it() -> None:
     assert found["a"].count == sum(64 * len(x) for x in batches if x.mean() > 0.4) < found["b"].count
 
 
+class Again(nn.Module):
+    """Batches with `y`, or with large images, or of large values, come to the same layer once more at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = randomized(nn.BatchNorm2d(3))
+
+    def forward(self, batch: dict[str, Tensor]) -> None:
+        x = self.bn(batch["x"])
+        if "y" in batch:
+            self.bn(batch["y"])
+        if x.shape[-1] > 8 or batch["x"].max() > 100:
+            self.bn(x + 1)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_same_past_and_another_future(reverse: bool) -> None:
+    (small,), (large,) = images(4), images(4, side=12)
+    batches = [{"x": small, "y": small + 5}, {"x": small}, {"x": large}, {"x": small * 100}]
+    model = Again()
+    found = population_statistics(model, batches[::-1] if reverse else batches)
+    assert found["bn"].count == 4 * (64 + 64 + 64 + 2 * 144 + 2 * 64)
+    assert max(self_consistency(model, found, batches)) <= 1e-6 + FLOAT32
+
+
+def test_calls_on_the_same_images_count_but_tell_no_more() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> None:
+            self.bn(x)
+            self.bn(x)
+
+    batches = images(5, 9)
+    found = population_statistics(Twice(), batches, standard_errors=True)
+    once = population_statistics(nn.Sequential(nn.BatchNorm2d(3)), batches, standard_errors=True)
+    assert found["bn"].count == 2 * once["0"].count
+    assert found.standard_errors is not None and once.standard_errors is not None
+    for twice, expected in zip(found.standard_errors["bn"], once.standard_errors["0"], strict=True):
+        torch.testing.assert_close(twice, expected, rtol=1e-5, atol=0)
+
+
 def test_statistics_that_do_not_settle() -> None:
     runs: list[int] = []  # outside of the model: a forward that is different every time
 
@@ -221,6 +265,47 @@ def test_standard_errors_of_the_first_layer(channels_last: bool, upstream: str) 
     mean, var = references.sampling_errors(torch.cat(batches))
     torch.testing.assert_close(found.standard_errors["0"][0], mean, rtol=1e-5, atol=0)
     torch.testing.assert_close(found.standard_errors["0"][1], var, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_standard_errors_far_from_zero(upstream: str) -> None:
+    batches = [x + 1000 for x in images(5, 9, 2)]
+    found = population_statistics(nn.Sequential(nn.BatchNorm2d(3)), batches, standard_errors=True, upstream=upstream)
+    assert found.standard_errors is not None
+    mean, var = references.sampling_errors(torch.cat(batches))
+    torch.testing.assert_close(found.standard_errors["0"][0], mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.standard_errors["0"][1], var, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("errors", [False, True])
+def test_a_machine_with_little_memory(errors: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are profiled under way: some have left their moments before, others are read as if they were gone."""
+    model, batches = residual(), [x + 3 for x in images(2, 9, 4, 12, 7, 3, 8, 6)]
+    expected = population_statistics(model, batches)
+    ran = 0
+    for free in range(150_000, 1_500_000, 150_000):
+        monkeypatch.setattr(memory, "_free", lambda device, free=free: free)
+        try:
+            assert_same(population_statistics(model, batches, standard_errors=errors), expected)
+        except ValueError as error:
+            assert "one batch's forward needs" in str(error)
+        else:
+            ran += 1
+    assert ran >= 4
+
+
+def test_auto_goes_on_where_errors_are_not_known() -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> None:
+            self.bn(x.T[None])
+
+    batches = [torch.randn(256, 3) for _ in range(3)]
+    found = population_statistics(Alone(), batches, max_images="auto", tolerance=1e-6)
+    assert found.cost.images == 768
 
 
 def test_standard_errors_cover_the_truth() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bnlab import gap, inference, population_statistics
 from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, applied
 from bnlab.moments import Moments
 from tests import references
@@ -209,3 +210,31 @@ def test_what_is_refused() -> None:
             ExampleWeighing(wrong)
     with pytest.raises(ValueError, match="batch_size=0; it is 1 or more"):
         EvalNorm(0)
+
+
+def test_measuring_inside_of_the_block_is_of_the_model_itself() -> None:
+    model, batches = plain(), images(4, 5)
+    expected = population_statistics(model, batches)
+    with inference.applied(model, inference.TestBatch()):
+        found = population_statistics(model, batches)
+        assert gap(expected, found)["mean_gap"].max() == 0
+
+
+def test_an_interrupt_inside_of_the_block() -> None:
+    class Interrupted(nn.BatchNorm1d):
+        armed = False
+
+        def forward(self, input: Tensor) -> Tensor:
+            if self.armed:
+                raise KeyboardInterrupt
+            return super().forward(input)
+
+    layer, x, y = Interrupted(3), torch.randn(8, 3) + 5, torch.randn(8, 3)
+    rule = inference.PseudoSamples(n=8)
+    with inference.applied(layer, rule):
+        expected = layer(y)
+        layer.armed = True
+        with pytest.raises(KeyboardInterrupt):
+            layer(x)
+        layer.armed = False
+        torch.testing.assert_close(layer(y), expected)

@@ -1,5 +1,6 @@
 """Finding batch-norm layers, and lending a model."""
 
+import collections
 import random
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bnlab import population_statistics
 from bnlab.layers import batch_norm_layers, borrowed
 from tests.helpers import images, plain, residual, unchanged
 
@@ -127,3 +129,54 @@ def test_what_is_compiled_runs_uncompiled() -> None:
                 layer.register_forward_pre_hook(lambda *_, name=name, called=called: called.append(name))
             compiled.eval()(images(2)[0])
             assert len(called) == 2
+
+
+class Frozen(collections.OrderedDict[str, int]):
+    """Refuses to be written, and to be copied, as configurations of models do."""
+
+    def __init__(self, entries: dict[str, int], purpose: str) -> None:
+        super().__init__()
+        for key, value in entries.items():
+            super().__setitem__(key, value)
+        self.purpose = purpose
+
+    def update(self, *entries: Any, **more: Any) -> None:
+        raise TypeError("frozen")
+
+    def clear(self) -> None:
+        raise TypeError("frozen")
+
+
+def test_a_container_that_refuses_writing() -> None:
+    model = plain().train()
+    model.settings = config = Frozen({"a": 1}, "test")  # type: ignore[assignment]
+    with unchanged(model):
+        population_statistics(model, images(4, 4))
+        with borrowed(model):
+            model.eval()
+    assert model.settings is config and dict(config) == {"a": 1}
+
+
+def test_a_tensor_attribute_that_a_forward_writes_into() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.seen = nn.BatchNorm2d(3), torch.zeros(())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            return self.bn(x)
+
+    model = Counting()
+    with pytest.raises(ValueError, match="writes into 'seen' in place"):
+        population_statistics(model, images(4, 4))
+    assert model.seen == 0
+    population_statistics(model, images(4, 4), strategy="layerwise")
+    assert model.seen == 0
+
+
+def test_an_unbuilt_layer_of_another_kind() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match="layer '1' is lazy and not built yet; run one forward pass first"):
+        population_statistics(model, [torch.randn(4, 3)])
+    assert model(torch.randn(4, 3)).shape == (4, 2)

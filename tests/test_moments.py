@@ -78,6 +78,18 @@ def test_mean_far_from_zero(mean: float, std: float, shape: tuple[int, ...], lay
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(256, 512), (1024, 3), (128, 512, 4, 4), (64, 16, 8, 8), (512, 256)])
+@pytest.mark.parametrize("mean", [0.9, 1.9, 4, 8, 15.5])
+def test_moderate_means_keep_the_bound(mean: float, shape: tuple[int, ...], layout: str) -> None:
+    """That of `bnlab.moments._trusted`."""
+    x = LAYOUTS[layout](sample(*shape, mean=mean, std=1.0))
+    assert_moments(Moments.of(x), references.moments(x), mean=2e-6, var=2e-6)
+    parts = [read(part) for part in x.split(len(x) // 4)]
+    pooled = pooled_moments(parts, lambda *about: [read(part, *about) for part in x.split(len(x) // 4)])
+    assert_moments(pooled, references.moments(x), mean=2e-6, var=2e-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_one_image_far_from_the_others(layout: str) -> None:
     x = sample(300, 4, 6, 6, mean=10, std=0.1)
     x[0] = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from bnlab import (
     MomentTrace,
     Statistics,
+    gap,
     population_statistics,
     record,
     record_frozen,
@@ -511,3 +513,54 @@ def test_measurements_inside_the_block_are_not_recorded() -> None:
     assert trace.last_step == 4
     for name, entries in trace.layers.items():
         assert torch.equal(entries.moments, expected.layers[name].moments)
+
+
+def test_an_interrupt_that_the_training_survives() -> None:
+    class Interrupted(nn.BatchNorm1d):
+        armed = False
+
+        def forward(self, input: Tensor) -> Tensor:
+            if self.armed:
+                raise KeyboardInterrupt
+            return super().forward(input)
+
+    layer, x = Interrupted(3), torch.randn(8, 3) + 5
+    mean, twin = layer.running_mean, nn.BatchNorm1d(3)
+    with record(layer) as trace:
+        layer.armed = True
+        with pytest.raises(KeyboardInterrupt):
+            layer(x)
+        layer.armed = False
+        layer(x)
+        twin(x)
+        assert layer.running_mean is mean and layer.momentum == 0.1
+    assert layer.running_mean is mean and layer.momentum == 0.1
+    torch.testing.assert_close(layer.running_mean, twin.running_mean)
+    assert len(trace.layers[""]) == 1
+
+
+def test_frozen_records_leave_the_batches_alone() -> None:
+    model, (x,) = nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(3)), images(4)
+    kept = x.clone()
+    record_frozen(model, [x])
+    assert torch.equal(x, kept)
+
+
+def test_steps_of_numpy_can_be_saved(tmp_path: Path) -> None:
+    model = plain()
+    with record(model, step=np.int64(3)) as trace:
+        train(model, images(4, 4, 4))
+    trace.truncate(np.int64(5))
+    trace.save(tmp_path / "trace.safetensors")
+    assert (trace.first_step, MomentTrace.load(tmp_path / "trace.safetensors").last_step) == (3, 5)
+
+
+def test_another_default_device() -> None:
+    model = plain()
+    with record(model) as trace:
+        train(model, images(4, 4, 4))
+    expected = replay(trace, EMA(0.1), [3])[3]
+    with torch.device("meta"):
+        found = [replay(trace, e, [3])[3] for e in (EMA(0.1), Cumulative(), DebiasedEMA(0.1), LastBatch())]
+        measured = gap(expected, found[0])
+    assert (measured["mean_gap"] == 0).all()

@@ -69,7 +69,8 @@ class Window(Estimator):
     """The plain average of the last `k` batches; `pooled`: mean and variance (ddof 0) of all their values.
 
     While there are fewer than k, all of them; a warm start fills in for the batches it was made of. The lag is
-    (k−1)/2 steps, the noise 1/k of a batch's; bias as in `cumulative`, pooled as in `cumulative_pooled`.
+    (k−1)/2 steps, the noise 1/k of a batch's (independent batches); bias as in `cumulative`, pooled as in
+    `cumulative_pooled`. Source: the simple moving average; for batch norm the last batches of precise BN.
 
     >>> after(Window(k=1), 1, 2)
     [[1.0, 2.0], [3.0, 8.0]]
@@ -119,8 +120,9 @@ class Window(Estimator):
 class Polynomial(Estimator):
     """Gain t^(−alpha): from 0, the last batch, to 1, `cumulative`; t goes on from a warm start's.
 
-    In between it forgets, more slowly the longer it runs: its memory is some t^alpha batches. Mean and unbiased
-    variance. Source: Robbins & Monro 1951 (gains); Ruppert 1988, Polyak & Juditsky 1992 (alpha between 1/2 and 1).
+    In between it forgets, more slowly the longer it runs: its memory is some t^alpha batches. Assumes that the weights
+    slow down as training goes on; it lags where they do not. Mean and unbiased variance. Source: Robbins & Monro 1951
+    (gains); Ruppert 1988, Polyak & Juditsky 1992 (alpha between 1/2 and 1).
 
     >>> after(Polynomial(alpha=1.0), 1, 2)
     [[1.0, 2.0], [2.0, 5.0]]
@@ -139,6 +141,9 @@ class Polynomial(Estimator):
 @dataclass(frozen=True)
 class FastThenSlow(Polynomial):
     """Gain max(m, t^(−alpha)): fast as long as the weights move fast, then the EMA.
+
+    Assumes that they move fast at first. Mean and unbiased variance; bias as the EMA's without its start. Source: ours
+    (the floor); Robbins & Monro 1951.
 
     >>> after(FastThenSlow(momentum=0.75, alpha=1.0), 1, 2)
     [[1.0, 2.0], [2.5, 6.5]]
@@ -159,6 +164,8 @@ class FastThenSlow(Polynomial):
 class LastBatch(Estimator):
     """The last batch's mean and unbiased variance: gain 1, no lag, all of the noise.
 
+    Assumes large batches; unbiased for independent values, whatever the weights did before. Source: the EMA at m = 1.
+
     >>> after(LastBatch(), 1, 2)
     [[1.0, 2.0], [3.0, 8.0]]
     """
@@ -166,4 +173,4 @@ class LastBatch(Estimator):
     name: ClassVar[str] = "last_batch"
 
     def gains(self, stream: Stream) -> Tensor:
-        return torch.ones(len(stream), dtype=torch.float64)
+        return torch.ones(len(stream), dtype=torch.float64, device="cpu")

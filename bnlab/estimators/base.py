@@ -16,7 +16,7 @@ from bnlab.arguments import check_number
 BLOCK = 256  # steps that are folded in one matrix product: enough to be bound by arithmetic, not by memory
 _FORGOTTEN = 1e-40  # a weight so small that batches before it are left out
 
-_TORCH_EPS = torch.tensor(1e-5, dtype=torch.float64)
+_TORCH_EPS = torch.tensor(1e-5, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Stream:
     @property
     def steps(self) -> Tensor:
         """[T], 1 for the first recorded batch."""
-        return torch.arange(1, len(self) + 1, dtype=torch.float64)
+        return torch.arange(1, len(self) + 1, dtype=torch.float64, device="cpu")
 
     # What can be averaged, made once for all estimators.
 
@@ -135,7 +135,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
     Returns:
         float64 [estimators, positions, 2, C].
     """
-    result = torch.empty(len(estimators), len(positions), *stream.start.shape, dtype=torch.float64)
+    result = stream.start.new_empty(len(estimators), len(positions), *stream.start.shape)
     # Estimators whose gains all channels share go through one matrix product, with others of the same values.
     banks: dict[tuple[int, ...], tuple[Tensor, list[int], list[Tensor]]] = {}
     for i, estimator in enumerate(estimators):
@@ -198,7 +198,7 @@ def _product(states: list[Tensor], bank: list[Tensor], values: Tensor, first: in
     """
     flat = values.flatten(1)
     sums = [torch.zeros_like(state).flatten(1) for state in states]
-    rest = torch.ones(len(bank), 1, dtype=torch.float64)  # what remains at `last` of what is taken up before `end`
+    rest = flat.new_ones(len(bank), 1)  # what remains at `last` of what is taken up before `end`
     ahead = torch.zeros_like(rest)  # sum of the gains after `end`
     end = last
     while end > first and len(rows := (rest > _FORGOTTEN).squeeze(1).nonzero().squeeze(1)):

@@ -43,7 +43,7 @@ class EMA(Estimator):
         return cls(momentum=1.0 - decay)
 
     def gains(self, stream: Stream) -> Tensor:
-        return torch.tensor(self.momentum, dtype=torch.float64).expand(len(stream))
+        return torch.tensor(self.momentum, dtype=torch.float64, device="cpu").expand(len(stream))
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class DebiasedEMA(EMA):
     """The EMA with its start divided out: `(E_t − (1−m)^t·start) / (1 − (1−m)^t)`, mean and unbiased variance.
 
     The same as gains m/(1−(1−m)^t): the first batch alone, then slowly the EMA. Before a batch it is the start.
+    Unbiased from the first batch on while the statistics stand still; where they move it lags as the EMA does.
     Source: Kingma & Ba 2015 (the division); haiku's `zero_debias`.
 
     >>> after(DebiasedEMA(momentum=0.5), 1, 2)
@@ -77,7 +78,9 @@ class DebiasedEMA(EMA):
 
     def gains(self, stream: Stream) -> Tensor:
         # −expm1(t·log1p(−m)) = 1 − (1−m)^t without cancellation at small m.
-        return self.momentum / -torch.expm1(stream.steps * torch.tensor(-self.momentum, dtype=torch.float64).log1p())
+        return self.momentum / -torch.expm1(
+            stream.steps * torch.tensor(-self.momentum, dtype=torch.float64, device="cpu").log1p()
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class PooledEMA(EMA):
     name: ClassVar[str] = "ema_pooled"
 
     def gains(self, stream: Stream) -> Tensor:
-        gains = torch.full((len(stream),), self.momentum, dtype=torch.float64)
+        gains = torch.full((len(stream),), self.momentum, dtype=torch.float64, device="cpu")
         if stream.updates == 0:
             gains[:1] = 1.0
         return gains
@@ -114,7 +117,7 @@ class PooledEMA(EMA):
 class DeviationEMA(EMA):
     """The EMA of the mean and of sqrt(var_b+eps), var_b of ddof 0; the variance is its square less eps.
 
-    Low by the variance of the deviations, on top of what the biased EMA leaves out.
+    Low by 2(1−m)/(2−m) of the variance of the deviations, in the long run, on top of what the biased EMA leaves out.
     Source: Ioffe 2017 (Batch Renormalization, Algorithm 1).
 
     >>> after(DeviationEMA(momentum=0.5), 1, 2)
@@ -138,9 +141,10 @@ class DeviationEMA(EMA):
 class DelaggedEMA(DebiasedEMA):
     """`2·E − E(E)` of the mean, E²/E(E) of the unbiased variance (the same for its logarithm), E the debiased EMA.
 
-    On a ramp of the mean, or a variance that falls or grows exponentially, it does not lag behind the last record;
-    the noise is some 2.5 times the EMA's (m small). In the variance itself the difference would turn negative where
-    it decays. Source: Mulloy 1994 (DEMA); Brown's double smoothing.
+    Assumes a ramp of the mean, or a variance that falls or grows exponentially: in the long run it does not lag behind
+    the last record then. The noise is some 2.5 times the EMA's (m small), and the quotient E²/E(E) has a bias of the
+    order of the relative variance of E; in the variance itself the difference would turn negative where it decays.
+    Source: Mulloy 1994 (DEMA); Brown's double smoothing.
 
     >>> after(DelaggedEMA(momentum=0.5), 1, 2)
     [[1.0, 2.0], [2.7778, 7.7143]]
@@ -159,8 +163,9 @@ class DelaggedEMA(DebiasedEMA):
 class AdaptiveGain(DebiasedEMA):
     """Gain η_t = η_{t−1}/(η_{t−1} + (1−m)^kappa) from η₁ = 1: kappa=1 is `ema_debiased`, 0 a plain average.
 
-    That recursion is the debiased EMA of momentum 1−(1−m)^kappa, a memory 1/kappa times as long. Source: AdaB²N
-    (2310.08855), whose code starts from η₁ = m^kappa instead, so that kappa=1 is the plain EMA.
+    That recursion is the debiased EMA of momentum 1−(1−m)^kappa, a memory 1/kappa times as long; assumption and bias
+    are the debiased EMA's. Mean and unbiased variance. Source: AdaB²N (2310.08855), whose code starts from η₁ = m^kappa
+    instead, so that kappa=1 is the plain EMA, and averages variances of ddof 0.
 
     >>> after(AdaptiveGain(momentum=0.75, kappa=0.5), 1, 2)
     [[1.0, 2.0], [2.3333, 6.0]]
