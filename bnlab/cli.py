@@ -6,6 +6,8 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import bnlab
@@ -22,7 +24,7 @@ def main() -> int:
     )
     gap.add_argument("model", help="package.module:function that returns the model")
     gap.add_argument("batches", help="package.module:function that returns an iterable of batches, e.g. a DataLoader")
-    gap.add_argument("--max-images", type=int, help="stop after so many images")
+    gap.add_argument("--max-images", type=int, help="stop after the batch with which so many have been read")
     arguments = parser.parse_args()
     keep_freed_memory()
     try:
@@ -31,9 +33,21 @@ def main() -> int:
         running = bnlab.running_statistics(model)
         print(_table(exact, running))
         return 0
-    except (ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:  # the caller's model and batches may raise anything
+        print(f"error: {_said(error)}", file=sys.stderr)
         return 2
+
+
+def _said(error: Exception) -> str:
+    """Our own message as it is; of what the caller's code raised also the type, what we know of it, and the line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = max(i for i, frame in enumerate(frames) if Path(__file__).parent in Path(frame.filename).parents)
+    foreign = frames[last + 1 :]
+    if not foreign or isinstance(error, ImportError):
+        return str(error)
+    lines = [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", *getattr(error, "__notes__", ())]
+    own = [frame for frame in foreign if "site-packages" not in frame.filename]
+    return "\n  ".join([*lines, *(f"at {f.filename}:{f.lineno}: {f.line}" for f in own[-1:])])
 
 
 def _made(name: str) -> Any:
@@ -46,6 +60,8 @@ def _made(name: str) -> Any:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name}: cannot be imported ({error})") from error
+    if not callable(make):
+        raise TypeError(f"{name} is a {type(make).__name__}; name a function without arguments")
     return make()
 
 
@@ -54,10 +70,12 @@ def _table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
     frame = bnlab.gap(exact, measured)
     lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
     count = next(iter(exact.values())).count
+    images = exact.cost.images
     lines.append(
-        "\nmean_gap: distance of the running mean in standard deviations; var_gap: |log ratio| of the variance"
+        "\nmean_gap: distance of the running mean in standard deviations; var_gap: |log ratio| of the variance; "
+        "kl: both together, in nats"
     )
-    lines.append(f"exact statistics of {count:,} values per channel in the first layer")
+    lines.append(f"exact statistics of {images:,} images, {count:,} values per channel in the first layer")
     if exact.unseen:
         lines.append(f"not reached by the data: {', '.join(exact.unseen)}")
     return "\n".join(lines)

@@ -37,7 +37,8 @@ def draw_all(experiment: str, name: str, results: str) -> None:
     question = importlib.import_module(f"experiments.{experiment}")
     tables = load(name, results)
     folder = Path(results) / name / "figures"
-    again = f"run: python -m experiments.sweep experiment={experiment}"
+    elsewhere = "" if results == "results" else f" results={results}"
+    again = f"run: python -m experiments.sweep experiment={experiment}{elsewhere}"
     empty = {table for figure in question.FIGURES for table in figure.columns if tables[table].empty}
     if empty:
         raise UserError(f"{experiment}: no rows in {folder.parent}/tables/{min(empty)}.parquet\n{again}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bnlab.harness import style
 from bnlab.harness.errors import UserError
@@ -47,6 +48,25 @@ def at_shares(frame: pd.DataFrame, runs: pd.DataFrame, shares: Sequence[float]) 
         name = "at the end of training" if share == 1 else f"after {share:.0%} of training"
         chosen.append(joined[nearest & close].assign(panel=name))
     return pd.concat(chosen, ignore_index=True)
+
+
+def by_batch_size(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their networks' settings, a panel for each batch size and number of steps."""
+    joined = networks(frame, runs).sort_values(["batch_size", "step"])
+    panel = "batch size " + joined["batch_size"].astype(str) + " (" + joined["steps"].astype(str) + " steps)"
+    return joined.assign(panel=panel)
+
+
+def plot_estimators(frame: pd.DataFrame, ax: Axes) -> None:
+    """Against epochs, a line for each estimator and momentum."""
+    for (name, momentum), chosen in frame.groupby(["estimator", "momentum"], dropna=False, sort=False):
+        dashed = {"linestyle": (0, (4, 2))} if name == "exact" else {}
+        label = style.estimator_label(name, momentum)
+        style.line(ax, chosen, "epoch", style.estimator_colour(name), label, **dashed)
+    ax.set(xscale="log", xlabel="epoch")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_exact(frame: pd.DataFrame, ax: Axes) -> None:

@@ -36,8 +36,10 @@ def main() -> int:
                 _show(results, run)
             case ["clean"]:
                 _clean(results)
-            case ["-h" | "--help"]:
+            case [*_, "-h" | "--help"]:
                 print(USAGE)
+            case ["show"]:
+                raise UserError("show: which? python -m experiments.runs list shows them")
             case _:
                 raise UserError(f"cannot read {' '.join(words) or 'an empty command'}; --help lists the commands")
         return 0
@@ -70,7 +72,8 @@ def _list(results: str) -> None:
 def _show(results: str, run: str) -> None:
     found = [folder for folder in all_runs(results) if _id(folder).startswith(run)]
     if len(found) != 1:
-        which = "no network" if not found else f"{len(found)} networks: {', '.join(map(_id, found[:4]))}"
+        more = ", …" if len(found) > 4 else ""
+        which = f"{len(found)} networks: {', '.join(map(_id, found[:4]))}{more}" if found else "no network"
         raise UserError(f"{run}: names {which} in {results}/runs; python -m experiments.runs list shows them")
     folder = found[0]
     described = folder / "environment.json"

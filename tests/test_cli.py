@@ -27,6 +27,16 @@ def plain():
 
 def broken():
     raise ValueError("of the function's own")
+
+class Breaking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        return self.bn(x) @ torch.zeros(3, 3)
+
+number = 5
 """
 
 
@@ -48,7 +58,7 @@ def test_the_table(folder: Path) -> None:
     assert lines[0].split() == ["layer", "depth", "channels", "mean_gap", "var_gap", "kl"]
     assert [line.split()[:3] for line in lines[1:3]] == [["1", "1", "4"], ["4", "2", "2"]]
     assert float(lines[1].split()[3]) > 0.1  # 0 and 1 against images around 3
-    assert "864 values per channel" in done.stdout
+    assert "24 images, 864 values per channel" in done.stdout
     assert "288 values" in bnlab(folder, "gap", "mine:model", "mine:batches", "--max-images", "8").stdout
 
 
@@ -60,14 +70,17 @@ def test_the_table(folder: Path) -> None:
         (("mine:modle", "mine:batches"), "mine:modle: cannot be imported"),
         (("nowhere:model", "mine:batches"), "No module named 'nowhere'"),
         (("mine", "mine:batches"), "mine: write package.module:function"),
-        (("mine:broken", "mine:batches"), "of the function's own"),
+        (("mine:broken", "mine:batches"), "error: ValueError: of the function's own\n  at "),
+        (("mine:Breaking", "mine:batches"), "error: RuntimeError: "),
+        (("mine:Breaking", "mine:batches"), "return self.bn(x) @ torch.zeros(3, 3)"),
+        (("mine:number", "mine:batches"), "mine:number is a int; name a function without arguments"),
         (("mine:model", "mine:batches", "--max-images", "0"), "max_images=0"),
     ],
 )
 def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
     done = bnlab(folder, "gap", *words)
     assert done.returncode == 2 and message in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3
 
 
 def test_help_and_version(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Every running estimator against a float64 twin on every prefix; its properties; names."""
 
+import gc
 import math
 import re
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from bnlab.estimators import (
     known,
     parse,
 )
+from bnlab.estimators.example import EXAMPLE
 from tests import references
 from tests.helpers import images, plain
 
@@ -500,3 +502,40 @@ def test_decay() -> None:
     for decay in (1.0, -0.5, math.nan):
         with pytest.raises(ValueError, match=r"decay=.*weight of the old average and lies in \[0, 1\)"):
             EMA.from_decay(decay)
+
+
+def test_a_name_that_is_taken() -> None:
+    class Second(Estimator):
+        name = "ema"
+
+        def gains(self, stream: Stream) -> Tensor:
+            return torch.ones(len(stream), dtype=torch.float64)
+
+    with pytest.raises(ValueError, match=r"Second: its name 'ema' is that of bnlab.*EMA; give it another"):
+        known()
+    del Second
+    gc.collect()
+    assert known()["ema"] is EMA
+
+
+@pytest.mark.parametrize(
+    ("gains", "message"),
+    [
+        (lambda stream: [0.1] * len(stream), "gains returned a list; return a float64 tensor"),
+        (lambda stream: torch.ones(len(stream)), r"gains returned torch.float32 \(2,\); return a float64 tensor"),
+        (lambda stream: torch.ones(1, dtype=torch.float64), r"gains returned torch.float64 \(1,\); .*\[2\], \[2, 1\]"),
+        (lambda stream: 50 + stream.steps, r"gains from 51 to 52; they lie in \[0, 1\]"),
+        (lambda stream: stream.steps * torch.nan, "gains from nan to nan"),
+    ],
+)
+def test_gains_that_are_none(gains: Callable[[Stream], Any], message: str) -> None:
+    class Mistaken(Estimator):
+        name = "mistaken"
+
+        def gains(self, stream: Stream) -> Tensor:
+            return gains(stream)  # type: ignore[no-any-return]
+
+    with pytest.raises(ValueError, match=f"mistaken: {message}"):
+        fold([Mistaken()], EXAMPLE, [2])
+    del Mistaken
+    gc.collect()

@@ -95,7 +95,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def gains(self, stream: Stream) -> Tensor:
-        """Weight of the new batch at each step: float64 [T], or [T, C] or [T, 2, C] where they differ."""
+        """Weight of the new batch at each step, in [0, 1]: float64 [T], or [T, C] or [T, 2, C] where they differ."""
 
     def values(self, stream: Stream) -> Tensor:
         """[T, 2, C], what is averaged. Estimators that return the same tensor (the stream's) are folded together."""
@@ -143,7 +143,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         if states is not None:
             result[i] = estimator.read(states, stream)
             continue
-        values, gains = estimator.values(stream), _shared(estimator.gains(stream))
+        values, gains = estimator.values(stream), _shared(_checked(estimator, estimator.gains(stream), stream))
         key = (id(values), estimator.twice) if gains.dim() == 1 else (i,)
         _, members, bank = banks.setdefault(key, (values, [], []))
         members.append(i)
@@ -155,6 +155,21 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
             result[i] = estimators[i].read(states, stream)
     result[:, [p == 0 for p in positions]] = stream.start
     return result
+
+
+def _checked(estimator: Estimator, gains: Tensor, stream: Stream) -> Tensor:
+    """ValueError unless the gains are what `Estimator.gains` promises."""
+    steps, channels = stream.counts.shape
+    shapes = [(steps,), (steps, channels), (steps, 2, channels)]
+    if not isinstance(gains, Tensor) or gains.dtype != torch.float64 or gains.shape not in shapes:
+        found = f"{gains.dtype} {tuple(gains.shape)}" if isinstance(gains, Tensor) else f"a {type(gains).__name__}"
+        raise ValueError(
+            f"{estimator.label}: gains returned {found}; return a float64 tensor of one gain for each step: [{steps}], "
+            f"[{steps}, {channels}] or [{steps}, 2, {channels}]"
+        )
+    if steps and not (gains.amin() >= 0 and gains.amax() <= 1):  # also where one is NaN
+        raise ValueError(f"{estimator.label}: gains from {gains.amin():g} to {gains.amax():g}; they lie in [0, 1]")
+    return gains
 
 
 def _shared(gains: Tensor) -> Tensor:

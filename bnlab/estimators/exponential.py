@@ -78,9 +78,8 @@ class DebiasedEMA(EMA):
 
     def gains(self, stream: Stream) -> Tensor:
         # −expm1(t·log1p(−m)) = 1 − (1−m)^t without cancellation at small m.
-        return self.momentum / -torch.expm1(
-            stream.steps * torch.tensor(-self.momentum, dtype=torch.float64, device="cpu").log1p()
-        )
+        rate = torch.tensor(-self.momentum, dtype=torch.float64, device="cpu").log1p()
+        return (self.momentum / -torch.expm1(stream.steps * rate)).clamp(max=1)  # the first rounds to a little more
 
 
 @dataclass(frozen=True)

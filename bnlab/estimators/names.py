@@ -18,15 +18,26 @@ def known() -> dict[str, type[Estimator]]:
 
 
 def named_subclasses(base: type[Any]) -> dict[str, type[Any]]:
-    """The concrete classes below `base` by their name; without a name of its own one is left out."""
+    """The concrete classes below `base` by their name; without a name of its own one is left out.
+
+    Raises:
+        ValueError: two classes have one name, so that one would stand in for the other.
+    """
     found: dict[str, type[Any]] = {}
     queue = [base]
     while queue:
         for cls in queue.pop().__subclasses__():
             queue.append(cls)
             if "name" in vars(cls) and not inspect.isabstract(cls):
-                found[cls.name] = cls
+                other = found.setdefault(cls.name, cls)
+                if _path(other) != _path(cls):
+                    raise ValueError(f"{_path(cls)}: its name {cls.name!r} is that of {_path(other)}; give it another")
+                found[cls.name] = cls  # defined again, in a notebook say
     return found
+
+
+def _path(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 _CALL = re.compile(r"(?P<name>[\w.]+)(?:\((?P<parameters>[^()]*)\))?")
@@ -96,4 +107,6 @@ def _imported(name: str) -> type[Estimator]:
         raise ValueError(f"estimator={name!r}: cannot be imported ({error})") from error
     if not (isinstance(cls, type) and issubclass(cls, Estimator)) or inspect.isabstract(cls):
         raise ValueError(f"estimator={name!r}: is no subclass of bnlab.estimators.Estimator that has gains")
+    if not isinstance(getattr(cls, "name", None), str):
+        raise ValueError(f"estimator={name!r}: has no name; give the class one, e.g. name = {attribute.lower()!r}")
     return cls

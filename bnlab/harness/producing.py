@@ -48,6 +48,8 @@ def _train(run: Run) -> None:
     except _DAMAGE as error:
         run.set_aside(error)
         progress, seconds = begun(run), 0.0
+    if progress.step:
+        print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
     run.describe()
     recorder = Recorder(run, progress, seconds)
     callbacks = [recorder.log, _saver(run, run.wanted), recorder.save_when_due, _announcer(run, run.steps)]

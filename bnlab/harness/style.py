@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,15 +84,16 @@ def series(values: Sequence[Any]) -> dict[Any, str]:
     return dict(zip(values, _SERIES, strict=False))
 
 
-def estimator_colour(name: str) -> str:
+def estimator_colour(name: object) -> str:
     """The estimator's own colour; grey for one that is not known here."""
-    return ESTIMATORS.get(name.partition("(")[0], "#777777")
+    return ESTIMATORS.get(str(name).partition("(")[0], "#777777")
 
 
-def estimator_label(name: str) -> str:
+def estimator_label(name: object, momentum: Any = math.nan) -> str:
     """Words for a legend; parameters kept."""
-    base, bracket, rest = name.partition("(")
-    return NAMES.get(base, base) + (f" ({rest}" if bracket else "")
+    base, bracket, rest = str(name).partition("(")
+    shown = "" if math.isnan(momentum) else f" (momentum {momentum:g})"
+    return NAMES.get(base, base) + (f" ({rest}" if bracket else "") + shown
 
 
 def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
@@ -118,21 +120,23 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         raise ValueError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
     width = 3.5 * len(panels) + 0.6
     wrapped = textwrap.wrap(f"{figure.caption}{_seeds(frame)}", int(width * 14.5))
-    height = 3.6 + 0.9 + 0.17 * len(wrapped)
-    drawn, axes = plt.subplots(1, len(panels), figsize=(width, height), sharey=True, squeeze=False)
+    title = textwrap.wrap(figure.title, int(width * 9.5))
+    drawn, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
         figure.plot(frame[frame["panel"] == panel], ax=ax)
         ax.set_title(str(panel))
     for ax in axes[0][1:]:
         ax.set_ylabel("")
-    below = (0.12 + 0.17 * len(wrapped)) / height
     # A series may be missing in the first panel.
     handles: dict[str, Any] = {}
     for ax in axes[0]:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    drawn.text(0.02, 1 - 0.12 / height, figure.title, fontsize=12, fontweight="bold", va="top")
     rows = int(np.ceil(len(handles) / max(1, int(width // 2.2))))
+    height = 4.28 + 0.22 * (rows - 1) + 0.22 * len(title) + 0.17 * len(wrapped)
+    drawn.set_size_inches(width, height)
+    below = (0.12 + 0.17 * len(wrapped)) / height
+    drawn.text(0.02, 1 - 0.12 / height, "\n".join(title), fontsize=12, fontweight="bold", va="top")
     drawn.legend(
         handles.values(),
         handles.keys(),
@@ -141,7 +145,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         ncols=int(np.ceil(len(handles) / rows)),
     )
     drawn.text(0.02, 0.08 / height, "\n".join(wrapped), fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
-    drawn.tight_layout(rect=(0, below + 0.22 * rows / height, 1, 1 - 0.42 / height))
+    drawn.tight_layout(rect=(0, below + 0.22 * rows / height, 1, 1 - (0.2 + 0.22 * len(title)) / height))
     return drawn
 
 

@@ -56,8 +56,11 @@ def settings(names: list[str], momenta: list[float], population: str) -> list[Se
 
 def _frozen(name: str, population: str) -> list[Setting]:
     match = re.fullmatch(r"(\w+)(?:\(images=(\d+)\))?", name)
-    if match is None or match[1] not in FROZEN:
+    base = name.partition("(")[0]
+    if base not in FROZEN:
         return []
+    if match is None:
+        raise UserError(f"estimator={name}: write {base}, or {base}(images=1000) for so many images")
     images = int(match[2]) if match[2] else None
     if images is not None and images < 2:
         raise UserError(f"estimator={name}: images must be 2 or more")
