@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bnlab import estimators, inference
 from bnlab.harness import jobs
+from bnlab.harness.measurements.sources import FROZEN
 from experiments import figures, runs, sweep
 from tests.experiments.commands import Done, files, run
 
@@ -207,7 +209,9 @@ def test_an_experiments_own_sweep_gives_way(tmp_path: Path) -> None:
 
 
 def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "momentum" in run("sweep", "--help").stdout
+    shown = run("sweep", "--help").stdout
+    assert "momentum" in shown
+    assert all(re.search(rf"\b{name}\b", shown) for name in (*estimators.known(), *inference.known(), *FROZEN))
     for command in ("figures", "runs"):
         monkeypatch.setattr(sys, "argv", [command, "--help"])
         assert COMMANDS[command].main() == 0

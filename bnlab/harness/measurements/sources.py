@@ -99,8 +99,8 @@ def _running(name: str, momenta: list[float]) -> list[Setting]:
 
 
 def _unusable(name: str, error: Exception) -> str:
-    if re.fullmatch(r"\w*", name) and name not in estimators.known():
+    reason = " ".join(str(error).split()).removeprefix(f"estimator={name!r}: ")
+    if reason.startswith("unknown"):
         known = ", ".join([*sorted(estimators.known()), *FROZEN, *inference.known()])
         return f"estimator={name}: unknown; there are {known}, or package.module.Class"
-    reason = " ".join(str(error).split()).removeprefix(f"estimator={name!r}: ")
     return f"estimator={name}: {reason if isinstance(error, ValueError) else repr(error)}"
