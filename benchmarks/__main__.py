@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import REPEATS, THREADS, Result
+from benchmarks.timing import THREADS, Result
 from bnlab.memory import keep_freed_memory
 
 PARTS = ("start", "recording", "sweep", "population", "moments", "replay", "scaling")
@@ -22,19 +22,19 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
     for part in sys.argv[1:] or PARTS:
-        table = _table(importlib.import_module(f"benchmarks.{part}").results())
+        module = importlib.import_module(f"benchmarks.{part}")
+        table = _table(module.results())
         print(table, flush=True)
         begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
         before, _, rest = _README.read_text().partition(begin)
-        _README.write_text(f"{before}{begin}\n{_machine()}\n\n{table}\n{end}{rest.partition(end)[2]}")
+        _README.write_text(f"{before}{begin}\n{_machine(module.ROUNDS)}\n\n{table}\n{end}{rest.partition(end)[2]}")
 
 
-def _machine() -> str:
+def _machine(rounds: int) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "fvcore", "greenlet"))
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {THREADS} threads, Python {platform.python_version()}, "
-        f"{packages}; medians of {REPEATS} rounds (sweep, replay, population: 7; scaling: 5; moments: 15; 8×8: 21) "
-        "in alternation, nothing else running."
+        f"{packages}; medians of {rounds} rounds in alternation, nothing else running."
     )
 
 

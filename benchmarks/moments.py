@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.timing import Result, alternate
 from bnlab.moments import read
 
+ROUNDS = 15
 _TENSORS = 40  # together larger than the last cache, for 2 MB each
 
 
@@ -20,7 +21,7 @@ def results() -> list[Result]:
             tensors = [torch.randn(32, channels, side, side).contiguous(memory_format=layout) for _ in range(_TENSORS)]
             for where, cycle in (("in cache", tensors[:1] * _TENSORS), ("out of cache", tensors)):
                 sides = {"read": _over(cycle, read), "sum": _over(cycle, Tensor.sum)}
-                median = alternate(sides, repeats=15)
+                median = alternate(sides, ROUNDS)
                 size = tensors[0].numel() * 4 / 2**20
                 what = f"32×{channels}×{side}×{side} ({size:.1f} MiB), {kind}, {where}, {_TENSORS} times"
                 found.append(Result(what, "moments", median["read"], "one sum", median["sum"]))

@@ -14,6 +14,7 @@ from bnlab import Statistics, population_statistics, running_statistics
 from bnlab.harness.models import ModelConfig, build_model
 from bnlab.harness.vision import torchvision
 
+ROUNDS = 9
 _IMAGES = 1024
 
 
@@ -42,7 +43,7 @@ def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.m
         "torch": lambda: torch.optim.swa_utils.update_bn(batches, peers["torch"].train()),
         "forward": lambda: _forward(model, batches),
     }
-    median = alternate(sides, repeats=7)
+    median = alternate(sides, ROUNDS)
     kind = "channels_last" if layout == torch.channels_last else "contiguous"
     reference = _float64(model, images)
     errors = {"exact": _error(reference, found["exact"])}

@@ -9,6 +9,8 @@ from bnlab.estimators import EMA, Stream, fold
 
 _MOMENTA, _STEPS, _CHANNELS = 1000, 10_000, 1000
 
+ROUNDS = 7
+
 
 def results() -> list[Result]:
     generator = torch.Generator().manual_seed(0)
@@ -30,7 +32,7 @@ def results() -> list[Result]:
         "end": lambda: fold(bank, stream, [_STEPS]),
         "twelve": lambda: fold(bank, stream, checkpoints),
     }
-    median = alternate(sides, repeats=7)
+    median = alternate(sides, ROUNDS)
     what = "1,000 momenta × 10,000 steps × 1,000 channels"
     error = (fold(bank, stream, [_STEPS])[:, 0] - state.double()).abs().max().item()
     note = f"float64; float32 loop differs by {error:.0e}"

@@ -9,6 +9,8 @@ from bnlab import population_statistics
 from bnlab.harness.models import ModelConfig, build_model
 from bnlab.memory import LiveBytes
 
+ROUNDS = 5
+
 
 def results() -> list[Result]:
     return [*_depth(), *_images(), *_memory()]
@@ -39,7 +41,7 @@ def _depth() -> list[Result]:
             "layerwise": lambda m=model: population_statistics(m, batches, strategy="layerwise"),
             "forward": lambda m=model: _forward(m, batches),
         }
-        median = alternate(sides, repeats=5)
+        median = alternate(sides, ROUNDS)
         for side in ("breadth", "layerwise"):
             note = f"{depth - 1} layers" + (f": (L+1)/2 = {depth / 2:g}" if side == "layerwise" else "")
             found.append(
@@ -56,7 +58,7 @@ def _images() -> list[Result]:
             "exact": lambda b=batches: population_statistics(model, b),
             "forward": lambda b=batches: _forward(model, b),
         }
-        median = alternate(sides, repeats=5)
+        median = alternate(sides, ROUNDS)
         found.append(
             Result(f"resnet-20, {images:,} images", "breadth", median["exact"], "one forward", median["forward"])
         )
@@ -73,7 +75,7 @@ def _memory() -> list[Result]:
         for share, limit in limits.items()
     }
     sides["forward"] = lambda: _forward(model, batches)
-    median = alternate(sides, repeats=5)
+    median = alternate(sides, ROUNDS)
     for share, limit in limits.items():
         cost = population_statistics(model, batches, memory=limit).cost
         note = f"limit {limit / 2**20:.0f} MiB, {cost.forwards / cost.batches:.1f} forwards begun per batch"

@@ -7,6 +7,8 @@ import sys
 
 from benchmarks.timing import Result, alternate
 
+ROUNDS = 9
+
 
 def results() -> list[Result]:
     median = alternate(
@@ -15,7 +17,8 @@ def results() -> list[Result]:
             "bnlab": lambda: _python("-c", "import torch, bnlab"),
             "torch and hydra": lambda: _python("-c", "import torch, hydra"),
             "help": lambda: _python("-m", "experiments.sweep", "--help"),
-        }
+        },
+        ROUNDS,
     )
     added = median["bnlab"] - median["torch"]
     return [

@@ -12,6 +12,7 @@ from benchmarks.timing import Result, alternate
 from bnlab.harness.config import Config
 from bnlab.harness.jobs import execute
 
+ROUNDS = 7
 _MOMENTA = [round(10 ** (-3 + 3 * i / 18), 5) for i in range(19)]  # × 2 estimators, + cumulative and exact: 40
 
 
@@ -29,7 +30,7 @@ def results() -> list[Result]:
             "one, both": partial(_sweep, size, _BOTH, _ONE),
             "forty, both": partial(_sweep, size, _BOTH, _FORTY),
         }
-        median = alternate(sides, repeats=7)
+        median = alternate(sides, ROUNDS)
         for kind, what, limit in (("gaps", "gaps", 1.1), ("both", "gaps and final accuracy", 1.5)):
             seconds, reference = median[f"forty, {kind}"], median[f"one, {kind}"]
             what = f"digits, batch {size}, {what}"

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-REPEATS = 9
 THREADS = 2
 
 
@@ -28,10 +27,10 @@ class Result:
         return self.seconds / self.reference
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each side; a round runs every side once, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(repeats + 1):
+    for number in range(rounds + 1):
         for name, run in sides.items():
             started = time.perf_counter()
             run()

@@ -100,7 +100,7 @@ def _running(name: str, momenta: list[float]) -> list[Setting]:
 
 def _unusable(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split()).removeprefix(f"estimator={name!r}: ")
-    if reason.startswith("unknown"):
+    if not name or reason.startswith("unknown"):
         known = ", ".join([*sorted(estimators.known()), *FROZEN, *inference.known()])
         return f"estimator={name}: unknown; there are {known}, or package.module.Class"
     return f"estimator={name}: {reason if isinstance(error, ValueError) else repr(error)}"
