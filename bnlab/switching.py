@@ -272,7 +272,7 @@ def _containers_in(values: Iterable[Any]) -> list[Any]:
 
 def _attributes(value: Any) -> dict[str, Any] | None:
     """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile."""
-    if isinstance(value, (nn.Module, Tensor)) or type(value).__module__.startswith("torch."):
+    if isinstance(value, (nn.Module, Tensor, types.ModuleType)) or type(value).__module__.startswith("torch."):
         return None
     if callable(value) or hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__"):
         return None

@@ -85,6 +85,17 @@ def residual(width: int = 6) -> nn.Module:
     )
 
 
+class Interrupted(nn.BatchNorm1d):
+    """Ctrl-C while the layer computes, where it is armed."""
+
+    armed = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.armed:
+            raise KeyboardInterrupt
+        return super().forward(input)
+
+
 def images(*sizes: int, channels: int = 3, side: int = 8, seed: int = 1) -> list[Tensor]:
     """Batches of the given sizes, each with a contrast and brightness of its own."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from bnlab import gap, inference, population_statistics
 from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, applied
 from bnlab.moments import Moments
 from tests import references
-from tests.helpers import images, plain, randomized, residual, unchanged
+from tests.helpers import Interrupted, images, plain, randomized, residual, unchanged
 
 RULES: list[Rule] = [
     TestBatch(),
@@ -221,14 +221,6 @@ def test_measuring_inside_of_the_block_is_of_the_model_itself() -> None:
 
 
 def test_an_interrupt_inside_of_the_block() -> None:
-    class Interrupted(nn.BatchNorm1d):
-        armed = False
-
-        def forward(self, input: Tensor) -> Tensor:
-            if self.armed:
-                raise KeyboardInterrupt
-            return super().forward(input)
-
     layer, x, y = Interrupted(3), torch.randn(8, 3) + 5, torch.randn(8, 3)
     rule = inference.PseudoSamples(n=8)
     with inference.applied(layer, rule):

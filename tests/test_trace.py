@@ -26,7 +26,7 @@ from bnlab import (
 from bnlab import trace as trace_module
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
 from bnlab.trace import replay_bank
-from tests.helpers import images, plain, randomized, residual, train, unchanged
+from tests.helpers import Interrupted, images, plain, randomized, residual, train, unchanged
 
 SIZES = (6, 6, 6, 5, 2)
 
@@ -516,14 +516,6 @@ def test_measurements_inside_the_block_are_not_recorded() -> None:
 
 
 def test_an_interrupt_that_the_training_survives() -> None:
-    class Interrupted(nn.BatchNorm1d):
-        armed = False
-
-        def forward(self, input: Tensor) -> Tensor:
-            if self.armed:
-                raise KeyboardInterrupt
-            return super().forward(input)
-
     layer, x = Interrupted(3), torch.randn(8, 3) + 5
     mean, twin = layer.running_mean, nn.BatchNorm1d(3)
     with record(layer) as trace:
