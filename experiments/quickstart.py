@@ -84,12 +84,13 @@ def summary(tables: Tables) -> list[str]:
     best = late.groupby("batch_size")["momentum"].first()
     costs = "; ".join(f"{size}: {_interval(_loss(tables, size)[:3])}" for size in sizes)
     off = f"{_interval(gap[['mean', 'low', 'high']])} standard deviations off"
+    means = f"means of {under['n']:.0f} networks" if under["n"] > 1 else "one network"
     return [
         "In training, batch norm uses each batch's own mean and variance; for prediction it uses running averages.",
         f"After a tenth of training at batch size {large} ({steps} steps), those of PyTorch's default "
         f"(momentum {_DEFAULT}) are {off}:",
         f"the network scores {under['mean']:.1f}% on new digits with them and {exact['mean']:.1f}% with exact "
-        f"statistics, on the same weights (means of {under['n']:.0f} networks).",
+        f"statistics, on the same weights ({means}).",
         f"At the end of training the default costs, in points of accuracy by batch size, {costs}.",
         "The momentum with the smallest gap was then "
         + ", ".join(f"{best[size]:g} at batch size {size}" for size in sizes)
