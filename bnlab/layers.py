@@ -7,7 +7,7 @@ import operator
 import random
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 Forward = Callable[[nn.Module, Any], Any]
+
+_CONTAINERS: tuple[type[Any], ...] = (dict, list, set)
 
 BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once built, and subclasses (timm's)
 
@@ -175,35 +177,31 @@ def _copy_back(buffer: Tensor, value: Tensor) -> None:
             buffer.copy_(value)
 
 
-_State = dict[str, tuple[Any, Any]]
+_State = tuple[dict[str, Any], dict[str, Collection[Any]]]
 
 
 def _module_state(module: nn.Module) -> _State:
-    """Every attribute with its entries where it is a container."""
-    return {key: (value, _entries(value)) for key, value in module.__dict__.items()}
+    """Every attribute, and the entries of those that are containers (plain: a subclass may forbid copying)."""
+    attributes = dict(module.__dict__)
+    # Most are empty (hooks), and copies would keep the garbage collector busy.
+    entries = {key: _entries(v) if v else () for key, v in attributes.items() if isinstance(v, _CONTAINERS)}
+    return attributes, entries
 
 
-def _entries(value: object) -> dict[Any, Any] | list[Any] | set[Any] | None:
-    """Of a container; plain, because a subclass may forbid copying."""
-    for kind in (dict, list, set):
-        if isinstance(value, kind):
-            return kind(value)
-    return None
+def _entries(value: Any) -> Collection[Any]:
+    return next(kind(value) for kind in _CONTAINERS if isinstance(value, kind))
 
 
 def _restore(module: nn.Module, state: _State) -> None:
-    attributes = module.__dict__
-    for key in [key for key in attributes if key not in state]:
-        del attributes[key]
-    for key, (value, entries) in state.items():
-        attributes[key] = value
-        if entries is None or not differs(value, entries):
-            continue
-        value.clear()
-        if isinstance(value, list):
-            value.extend(entries)
-        else:
-            value.update(entries)
+    attributes, entries = state
+    for key in [key for key in module.__dict__ if key not in attributes]:
+        del module.__dict__[key]
+    module.__dict__.update(attributes)
+    for key, before in entries.items():
+        container = attributes[key]
+        if (container or before) and differs(container, before):
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(before)
 
 
 def differs(container: Any, entries: Any) -> bool:
