@@ -43,7 +43,7 @@ def _said(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     last = max(i for i, frame in enumerate(frames) if Path(__file__).parent in Path(frame.filename).parents)
     foreign = frames[last + 1 :]
-    if not foreign or isinstance(error, ImportError):
+    if not foreign:
         return str(error)
     lines = [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", *getattr(error, "__notes__", ())]
     own = [frame for frame in foreign if "site-packages" not in frame.filename]

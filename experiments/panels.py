@@ -1,4 +1,4 @@
-"""The part that scores share: rows of all networks at the same shares of their training, one network for each seed."""
+"""What questions share: rows of all networks at the same shares of their training, and lines that several draw."""
 
 from __future__ import annotations
 

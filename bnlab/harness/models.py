@@ -105,7 +105,7 @@ class _Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place: at these sizes a block costs as much in passes over memory as in its convolutions.
+        # In place: less memory, and fewer passes over it.
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
         if self.added:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.added))
