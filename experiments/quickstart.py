@@ -125,7 +125,7 @@ FIGURES = [
         title="How far the running mean is from the population mean",
         caption="Root-mean-square distance over channels, averaged over layers, in standard deviations of the layer's "
         "input; lower is better. Left of the minimum the average lags behind the weights and still holds its start "
-        "(0 and 1); right of it the noise of single batches remains. " + _STEPS + " Lines: geometric mean over "
+        "of 0; right of it the noise of single batches remains. " + _STEPS + " Lines: geometric mean over "
         "seeds, bands: 95% intervals.",
         columns={"gaps": (*_KEYS, "layer", "mean_gap"), "runs": RUN_COLUMNS},
         score=score_gap,
