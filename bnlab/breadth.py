@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from bnlab.layers import BatchNorm, Forward, check_input, copied, layer_input, set_buffers_aside
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
+from bnlab.packing import pack_convolutions
 from bnlab.ranks import Ranks
 from bnlab.statistics import load
 from bnlab.switching import Modes, ModeSwitch, ModuleState, Overrides, RandomStream, forward_hooks, held_tensors
@@ -116,6 +117,7 @@ class Evaluation:
         # Twice the buffers, lent and aside; of each layer, assumed and found moments in float64.
         channels = [layer.num_features for layer in targets.values()]
         self._books = 2 * tensor_bytes(list(model.buffers())) + 2 * _ROW * sum(channels)
+        self._books += pack_convolutions(model, budget.limit // 10)
         self._row = _ROW * max(channels)
         self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)
