@@ -70,11 +70,14 @@ def _left_alone(x: Tensor) -> bool:
     """Whether torch hands `x` to oneDNN as it is, channels innermost, and nobody looks on or wants gradients."""
     return (
         type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
         and x.dtype == torch.float32
         and x.dim() == 4
         and len(x) >= _CERTAIN
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()  # of one channel or pixel: then the weights' layout would decide
+        and torch._C._get_mkldnn_enabled()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()

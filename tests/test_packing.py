@@ -88,10 +88,24 @@ def test_other_inputs_are_left_to_torch(inputs: list[Tensor], packed: list[tuple
 
 
 @needs_operators
+def test_other_devices_are_left_to_torch(packed: list[tuple[int, ...]]) -> None:
+    layer = nn.Conv2d(8, 4, 3, device="meta")
+    pack_convolutions(layer, 10**9)
+    for x in batches(16, 16):
+        assert layer(x.to("meta")).shape == (16, 4, 7, 7)
+    assert packed == []
+
+
+@needs_operators
 @pytest.mark.parametrize(
     "block",
-    [torch.enable_grad, lambda: torch.autocast("cpu"), lambda: FlopCounterMode(display=False)],
-    ids=["gradients", "autocast", "a mode that watches operations"],
+    [
+        torch.enable_grad,
+        lambda: torch.autocast("cpu"),
+        lambda: FlopCounterMode(display=False),
+        lambda: torch.backends.mkldnn.flags(enabled=False),
+    ],
+    ids=["gradients", "autocast", "a mode that watches operations", "oneDNN switched off"],
 )
 def test_where_more_happens_it_is_left_to_torch(block: Callable[[], Any], packed: list[tuple[int, ...]]) -> None:
     layer, inputs = nn.Conv2d(8, 4, 3), batches(16, 16)
