@@ -20,10 +20,17 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.layers import BatchNorm, Forward, check_input, copied, layer_input, set_buffers_aside
+from bnlab.layers import (
+    BatchNorm,
+    Forward,
+    check_input,
+    copied,
+    layer_input,
+    set_buffers_aside,
+    set_weights_channels_last,
+)
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
-from bnlab.packing import pack_convolutions
 from bnlab.ranks import Ranks
 from bnlab.statistics import load
 from bnlab.switching import Modes, ModeSwitch, ModuleState, Overrides, RandomStream, forward_hooks, held_tensors
@@ -117,14 +124,15 @@ class Evaluation:
         # Twice the buffers, lent and aside; of each layer, assumed and found moments in float64.
         channels = [layer.num_features for layer in targets.values()]
         self._books = 2 * tensor_bytes(list(model.buffers())) + 2 * _ROW * sum(channels)
-        self._books += pack_convolutions(model, budget.limit // 10)
         self._row = _ROW * max(channels)
+        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
+        self._relays = device.type == "cpu"
+        self._own_weights = set_weights_channels_last(model, budget.limit // 10) if self._relays else []
+        self._books += tensor_bytes([weight for *_, weight in self._own_weights])
         self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
-        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
-        self._relays = device.type == "cpu"
 
     # -- one pass over all layers ------------------------------------------------------------------------------------
 
@@ -251,10 +259,16 @@ class Evaluation:
         finally:
             self._leave(item)
         # A `.view` may need the memory layout that the caller's batch has: once more from the input.
-        self._relays = False
+        self._keep_layouts()
         if self._budget.profiled:
             self._profile(item)
         self._switch_to(item)
+
+    def _keep_layouts(self) -> None:
+        """From now on batches and weights come as the caller has them."""
+        self._relays = False
+        for parameters, key, weight in self._own_weights:
+            parameters[key] = weight
 
     def _begin(self, item: _Item) -> Any:
         """A new forward of the batch, on a copy of its input (a forward may write into it)."""
@@ -417,7 +431,7 @@ class Evaluation:
         finally:
             self._random.apply(random)
             self._state.take()
-        self._relays = False
+        self._keep_layouts()
         self._profile(item)
 
     def _check_written(self) -> None:

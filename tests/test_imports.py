@@ -20,7 +20,6 @@ LEVEL = {
     "memory": 0,
     "statistics": 1,
     "estimators": 1,
-    "packing": 1,
     "ranks": 1,
     "switching": 1,
     "breadth": 2,

@@ -4,6 +4,7 @@ import contextvars
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, using
-from bnlab.layers import batch_norm_layers
+from bnlab.layers import batch_norm_layers, set_weights_channels_last
 from tests import references
 from tests.helpers import Block, assert_moments, images, plain, randomized, residual, unchanged
 
@@ -280,6 +281,46 @@ def test_a_forward_that_needs_its_memory_layout(how: str, memory: int | None) ->
     with unchanged(model):
         found = population_statistics(model, batches, memory=memory)
     assert_same(found, expected)
+
+
+class ReadsWeights(nn.Module):
+    """Shares a convolution's weights and takes their layout for granted."""
+
+    def __init__(self, shared: nn.Conv2d) -> None:
+        super().__init__()
+        self.shared = shared.weight
+        self.conv, self.bn = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x * self.shared.view(-1).norm()))
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("memory", [None, 100_000])
+def test_a_forward_that_needs_the_layout_of_weights(memory: int | None, raises: bool) -> None:
+    first = nn.Conv2d(3, 6, 3)
+    model = randomized(nn.Sequential(first, nn.BatchNorm2d(6), nn.ReLU(), ReadsWeights(first), nn.Identity()))
+    batches = images(5, 4, 3, 6)
+    expected = population_statistics(model, batches, strategy="layerwise")
+    if raises:
+        model[4].forward = lambda x: x.view(0)
+    with unchanged(model), pytest.raises(RuntimeError) if raises else nullcontext():
+        assert_same(population_statistics(model, batches, memory=memory), expected)
+    assert model[0].weight is model[3].shared
+
+
+def test_shared_weights_are_laid_out_once_and_within_the_limit() -> None:
+    first, other = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+    other.weight = first.weight
+    model = nn.Sequential(first, other, nn.Conv2d(6, 6, 1))
+    own = dict(model.named_parameters(remove_duplicate=False))
+    assert set_weights_channels_last(model, first.weight.nbytes - 1) == []
+    assert all(new is own[name] for name, new in model.named_parameters(remove_duplicate=False))
+    replaced = set_weights_channels_last(model, first.weight.nbytes)
+    assert [(key, weight) for _, key, weight in replaced] == 2 * [("weight", own["0.weight"])]
+    assert first.weight is other.weight is not own["0.weight"] and torch.equal(first.weight, own["0.weight"])
+    assert first.weight.is_contiguous(memory_format=torch.channels_last) and own["0.weight"].is_contiguous()
+    assert model[2].weight is own["2.weight"]  # one pixel: both layouts at once
 
 
 class Skipping(nn.Module):
