@@ -64,9 +64,9 @@ def population_statistics(
     that is called several times in a forward, or skipped by some batches, has statistics that depend on themselves:
     passes are repeated until they agree.
 
-    On the CPU images [N, C, H, W] are handed over with the channels innermost, which is faster. A forward that raises
-    is run again in their own layout; one that reads strides without raising wants `forward=lambda model, x:
-    model(x.contiguous())`, and noise is drawn in the order of memory.
+    On the CPU images [N, C, H, W] and the weights of convolutions are handed over with the channels innermost, which is
+    faster. A forward that raises is run again in their own layout; one that reads strides without raising wants
+    `forward=lambda model, x: model(x.contiguous())`, and noise is drawn in the order of memory.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
