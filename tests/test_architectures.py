@@ -9,6 +9,7 @@ numbers), and 50 to 150 layers that divide by their σ amplify this 2⁻²⁴ up
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, self_consistency
 from bnlab.harness.vision import torchvision
-from bnlab.layers import batch_norm_layers, call, copied
+from bnlab.layers import batch_norm_layers, call, copied, set_weights_channels_last
 from bnlab.memory import LiveBytes
 from tests import references
 from tests.helpers import images, randomized, unchanged
@@ -74,7 +75,8 @@ def examine(model: nn.Module, batches: Sequence[Any], small: Sequence[Any], **op
     """The result on `batches`, after it has been held to both twins (layer by layer on the `small` ones)."""
     with unchanged(model):
         found = population_statistics(model, batches, **options)
-    # In the memory layout of that evaluation: another one rounds otherwise, which depth amplifies.
+    # In the memory layouts of that evaluation: others round otherwise, which depth amplifies.
+    set_weights_channels_last(model, sys.maxsize)
     alike = [copied(batch, torch.device("cpu"), channels_last=True) for batch in batches]
     with unchanged(model):
         mean, var = self_consistency(model, found, alike, **options)
@@ -251,6 +253,7 @@ SEVERAL = {name: TORCHVISION[name] for name in ("resnet18", "densenet121", "mobi
 @pytest.mark.parametrize("name", SEVERAL)
 def test_a_third_of_the_memory(name: str) -> None:
     model, batches = SEVERAL[name].model().double(), double(images(*[2] * 6, 1, 2, 1, *[2] * 6, side=64))
+    set_weights_channels_last(model, sys.maxsize)  # so that only activations are followed
     with LiveBytes() as unlimited:
         expected = population_statistics(model, batches)
     limit = unlimited.peak // 3
