@@ -136,7 +136,8 @@ def set_buffers_aside(layer: BatchNorm) -> None:
 def set_weights_channels_last(model: nn.Module, most: int) -> list[tuple[dict[str, Any], str, nn.Parameter]]:
     """Give the convolutions of a borrowed model copies of their weights with the channels innermost.
 
-    oneDNN arranges weights for itself at every call, and has less to do then. What it computes is the same.
+    oneDNN arranges weights for itself at every call, and has less to do then. Results differ by
+    float32 rounding where an input does not have its channels innermost.
 
     Returns:
         (dictionary, key, own weight) of what was replaced; nothing, where that would take more than `most` bytes.
