@@ -17,6 +17,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
+from bnlab.flags import flags_restored
+
 Forward = Callable[[nn.Module, Any], Any]
 
 _CONTAINERS: tuple[type[Any], ...] = (dict, list, set)
@@ -168,7 +170,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     Modes, momentum, hooks, parameters' and buffers' identity, buffers' values, every attribute of every module
     (lists, sets and dictionaries by their entries), and the random state of torch, numpy and Python. Parameter
     values and gradients are not copied: do not train a borrowed model. What is compiled runs uncompiled inside
-    the block, because hooks that come later do not reach a compiled graph.
+    the block, because hooks that come later do not reach a compiled graph. Flags of torch and Python that hold for
+    the whole process are put back too.
     """
     modules = list(model.modules())
     states = [_module_state(module) for module in modules]
@@ -182,7 +185,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             module.__dict__["_compiled_call_impl"] = None
         if isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
             module.__dict__["forward"] = compiled.__call__
-    with _random_state():
+    with _random_state(), flags_restored(), _uncompiled():
         try:
             yield model
         finally:
@@ -190,6 +193,17 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                 _restore(module, state)
             for buffer, value in buffers:
                 _copy_back(buffer, value)
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Functions under `torch.compile` run as they were written."""
+    # Importing it takes seconds; where nobody has, nothing is compiled.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _copy_back(buffer: Tensor, value: Tensor) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
+from bnlab.flags import Flags, read_flags, write_flags
 from bnlab.layers import differs
 
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"training"}
 
 
 class Modes(NamedTuple):
-    """Thread-local modes of torch: grad, inference, autocast, and the stacks of function and dispatch modes."""
+    """Modes of torch (grad, inference, autocast, the stacks of function and dispatch modes) and other global flags."""
 
     grad: bool
     inference: bool
@@ -33,6 +34,7 @@ class Modes(NamedTuple):
     cache: bool
     functions: tuple[Any, ...]
     dispatches: tuple[Any, ...]
+    flags: Flags
 
 
 class ModeSwitch:
@@ -50,6 +52,7 @@ class ModeSwitch:
             torch.is_autocast_cache_enabled(),
             tuple(_get_current_function_mode_stack()) if torch._C._len_torch_function_stack() else (),
             tuple(_get_current_dispatch_mode_stack()) if torch._C._len_torch_dispatch_stack() else (),
+            read_flags(),
         )
 
     def apply(self, modes: Modes, current: Modes) -> None:
@@ -72,6 +75,7 @@ class ModeSwitch:
             _set_function_modes(modes.functions)
         if current.dispatches or modes.dispatches:
             _set_dispatch_modes(modes.dispatches)
+        write_flags(modes.flags, current.flags)
 
 
 def _set_function_modes(wanted: Sequence[Any]) -> None:

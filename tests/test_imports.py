@@ -13,6 +13,7 @@ PACKAGE = Path(bnlab.__file__).parent
 # Imports go to a lower number only (storage, switching and breadth are parts of what stands above them).
 LEVEL = {
     "arguments": -1,
+    "flags": -1,
     "moments": 0,
     "theory": 0,
     "layers": 0,

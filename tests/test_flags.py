@@ -1,0 +1,140 @@
+"""Global settings of torch and Python that a forward changes for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bnlab import Statistics, population_statistics, self_consistency
+from bnlab.flags import Flags, flags_restored, read_flags
+from tests.helpers import images, plain, randomized
+
+
+@contextlib.contextmanager
+def default_dtype() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "sdpa_kernel": lambda: sdpa_kernel(SDPBackend.MATH),
+    "cudnn.flags": lambda: torch.backends.cudnn.flags(enabled=False, benchmark=True, deterministic=True),
+    "mkldnn.flags": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "default_dtype": default_dtype,
+    "catch_warnings": warnings.catch_warnings,
+    "detect_anomaly": lambda: torch.autograd.set_detect_anomaly(True),
+    "deterministic": deterministic,
+}
+
+
+def same(a: Flags, b: Flags) -> bool:
+    return a.values == b.values and all(x is y for x, y in zip(a.objects, b.objects, strict=True))
+
+
+class Entering(nn.Module):
+    """Passes layers inside of a context; in what state each batch goes on after a layer is written down."""
+
+    def __init__(self, context: Callable[[], Any], fails: bool = False) -> None:
+        super().__init__()
+        self.context, self.fails = context, fails
+        self.inner, self.outer = plain()[:6], nn.Sequential(nn.Conv2d(12, 5, 1), nn.BatchNorm2d(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = read_flags()
+        with self.context():
+            entered = read_flags()
+            x = self.inner(x)
+            assert same(read_flags(), entered), "another batch's flags leaked in"
+        assert same(read_flags(), before)
+        x = self.outer(x)
+        if self.fails:
+            raise ArithmeticError
+        return x
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_what_a_forward_changes_for_a_while(context: str, strategy: str) -> None:
+    before = read_flags()
+    model = randomized(Entering(CONTEXTS[context]))
+    assert isinstance(population_statistics(model, images(3, 4, 2), strategy=strategy), Statistics)
+    assert same(read_flags(), before)
+    model.fails = True
+    with pytest.raises(ArithmeticError):
+        population_statistics(model, images(3, 4, 2), strategy=strategy)
+    assert same(read_flags(), before)
+
+
+class Changing(nn.Module):
+    """Leaves a flag changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.backends.cudnn.benchmark = True
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_what_a_forward_leaves_changed_is_put_back(upstream: str) -> None:
+    model, before = randomized(Changing()), read_flags()
+    found = population_statistics(model, images(3, 4), upstream=upstream)
+    self_consistency(model, found, images(3, 4))
+    assert same(read_flags(), before)
+
+
+class Compiling(nn.Module):
+    """Passes a layer inside of a compiled function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = plain()[:6], nn.Sequential(nn.Conv2d(12, 5, 1), nn.BatchNorm2d(5))
+        self.compiled = torch.compile(lambda x: self.inner(x).relu(), backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.compiled(x))
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+def test_compiled_functions_run_as_they_are_written(strategy: str) -> None:
+    model = randomized(Compiling())
+    model(images(4)[0])
+    before, batches = read_flags(), images(4, 3, 2)
+    found = population_statistics(model, batches, strategy=strategy)
+    assert list(found) == ["inner.1", "inner.4", "outer.1"]
+    assert max(self_consistency(model, found, batches)) < 1e-5
+    assert same(read_flags(), before)
+    counted = torch._dynamo.testing.CompileCounter()
+    torch.compile(lambda x: x + 1, backend=counted)(torch.ones(2))
+    assert counted.frame_count == 1, "compiling works again after it"
+
+
+def test_flags_after_an_exception() -> None:
+    before = read_flags()
+    with pytest.raises(ZeroDivisionError), flags_restored():
+        torch.set_default_dtype(torch.float16)
+        warnings.filters = []  # type: ignore[assignment]
+        raise ZeroDivisionError
+    assert same(read_flags(), before)
