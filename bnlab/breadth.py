@@ -116,8 +116,12 @@ class Evaluation:
         self._suspended: dict[int, _Item] = {}
         self._current: _Item | None = None
         self._hub = getcurrent()
-        self._written = held_tensors(model)
         hooks = forward_hooks(model)  # before ours are among them
+        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
+        self._relays = device.type == "cpu"
+        own = held_tensors(model)
+        self._own_weights = set_weights_channels_last(model, budget.limit // 10) if self._relays else []
+        self._written = [*own, *held_tensors(model)]
         for name, layer in targets.items():
             layer.register_forward_pre_hook(self._waiting(name), with_kwargs=True)
             set_buffers_aside(layer)
@@ -125,9 +129,6 @@ class Evaluation:
         channels = [layer.num_features for layer in targets.values()]
         self._books = 2 * tensor_bytes(list(model.buffers())) + 2 * _ROW * sum(channels)
         self._row = _ROW * max(channels)
-        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
-        self._relays = device.type == "cpu"
-        self._own_weights = set_weights_channels_last(model, budget.limit // 10) if self._relays else []
         self._books += tensor_bytes([weight for *_, weight in self._own_weights])
         self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)
@@ -267,8 +268,9 @@ class Evaluation:
     def _keep_layouts(self) -> None:
         """From now on batches and weights come as the caller has them."""
         self._relays = False
-        for parameters, key, weight in self._own_weights:
-            parameters[key] = weight
+        for module, key, weight in self._own_weights:
+            module._parameters[key] = weight
+        self._state.accept()
 
     def _begin(self, item: _Item) -> Any:
         """A new forward of the batch, on a copy of its input (a forward may write into it)."""
@@ -435,11 +437,11 @@ class Evaluation:
         self._profile(item)
 
     def _check_written(self) -> None:
-        for name, tensor, version in self._written:
-            if tensor._version != version:
+        for held in self._written:
+            if held.written:
                 raise ValueError(
-                    f"{CALLER}: the forward writes into {name!r} in place, which batches that take turns cannot share; "
-                    "use strategy='layerwise'"
+                    f"{CALLER}: the forward writes into {held.name!r} in place, which batches that take turns cannot "
+                    "share; use strategy='layerwise'"
                 )
 
 

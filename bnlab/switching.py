@@ -120,15 +120,75 @@ class RandomStream:
             torch.cuda.set_rng_state(state[1], self._cuda)
 
 
-def held_tensors(model: nn.Module) -> list[tuple[str, Tensor, int]]:
-    """Buffers and tensor attributes that modules hold, with their version, which tells a later write in place."""
+class HeldTensor(NamedTuple):
+    """A tensor that a module holds, as it was when a measurement began."""
+
+    name: str
+    tensor: Tensor
+    state: tuple[int, int]  # version and address
+
+    @property
+    def written(self) -> bool:
+        """Whether somebody has written into it since, or given it other data."""
+        return _state_of(self.tensor) != self.state
+
+
+def _state_of(tensor: Tensor) -> tuple[int, int]:
+    return tensor._version, tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def held_tensors(model: nn.Module) -> list[HeldTensor]:
+    """Parameters, buffers and tensor attributes of all modules."""
     found = []
     for prefix, module in model.named_modules():
         own = {key: value for key, value in vars(module).items() if key not in _BASE_ATTRIBUTES}
-        for key, value in {**own, **module._buffers}.items():
+        for key, value in {**own, **module._buffers, **module._parameters}.items():
             if isinstance(value, Tensor) and not value.is_inference():
-                found.append((f"{prefix}.{key}".lstrip("."), value, value._version))
+                found.append(HeldTensor(f"{prefix}.{key}".lstrip("."), value, _state_of(value)))
     return found
+
+
+class Watched(dict[str, Any]):
+    """A dictionary that enters itself in a journal when it is written to."""
+
+    def __init__(self, entries: dict[str, Any], journal: list[Watched]) -> None:
+        super().__init__(entries)
+        self.journal = journal
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy is nobody's business
+        return dict, (dict(self),)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.journal.append(self)
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self.journal.append(self)
+        super().__delitem__(key)
+
+    def __ior__(self, other: Any) -> Watched:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def clear(self) -> None:
+        self.journal.append(self)
+        super().clear()
+
+    def pop(self, *args: Any) -> Any:  # type: ignore[override]
+        self.journal.append(self)
+        return super().pop(*args)
+
+    def popitem(self) -> tuple[str, Any]:
+        self.journal.append(self)
+        return super().popitem()
+
+    def setdefault(self, *args: Any) -> Any:  # type: ignore[override]
+        self.journal.append(self)
+        return super().setdefault(*args)
+
+    def update(self, *args: Any, **entries: Any) -> None:
+        self.journal.append(self)
+        super().update(*args, **entries)
 
 
 _ABSENT = object()
@@ -142,16 +202,20 @@ class Overrides(NamedTuple):
 
 
 class ModuleState:
-    """Attributes that modules set on themselves in a forward: every batch begins with the originals and keeps its own.
+    """What a forward changes on the modules of a borrowed model: every batch begins with the originals and keeps its own.
 
-    Watches new attributes, and of modules that are not torch's own all attributes, the entries of their dictionaries,
-    lists, sets and plain objects (also of those inside of them), and their buffers; and what `hooks` reach in the
-    same way through closures, arguments and names. Torch's own keep nothing but the tensors that someone else has put
-    there.
+    Watches parameters, buffers, submodules and new attributes of all modules, and of those that are not torch's own all
+    attributes and the entries of their dictionaries, lists, sets and plain objects (also of those inside of them); and
+    what `hooks` reach in the same way through closures, arguments and names. Of other attributes torch's own modules
+    keep nothing but the tensors that someone else has put there.
     """
 
     def __init__(self, model: nn.Module, hooks: Iterable[Any] = ()) -> None:
         self._model, self._hooks = model, list(hooks)
+        self._journal: list[Watched] = []
+        for module in model.modules():
+            for key in ("_parameters", "_buffers", "_modules"):
+                vars(module)[key] = Watched(vars(module)[key], self._journal)
         self._look()
 
     def _look(self) -> None:
@@ -166,15 +230,23 @@ class ModuleState:
         self._values = [d[key] for d, key in self._keys]
         self._owners, self._names = [d for d, _ in self._keys], [key for _, key in self._keys]
         self._absent = [_ABSENT] * len(self._keys)
-        buffers = [d["_buffers"] for d in own if d["_buffers"]]
-        self._containers = [*_containers_in([*self._values, *_reached(self._hooks)]), *buffers]
+        self._containers = _containers_in([*self._values, *_reached(self._hooks)])
         self._entries = [_copied(c) for c in self._containers]
+        self._members = {
+            id(d[key]): dict(d[key]) for d in self._dicts for key in ("_parameters", "_buffers", "_modules")
+        }
+        self._journal.clear()
 
-    def _changed(self) -> tuple[bool, list[int]]:
-        """Whether anything differs from the originals, and which containers do."""
+    def _changed(self) -> tuple[bool, list[tuple[Any, Any]]]:
+        """Whether anything differs from the originals, and the containers that do, with their original entries."""
         # Hot: each batch passes here at each layer.
         same = all(map(operator.is_, map(dict.get, self._owners, self._names, self._absent), self._values))
-        filled = [i for i, c in enumerate(self._containers) if _differs(c, self._entries[i])]
+        pairs = zip(self._containers, self._entries, strict=True)
+        filled = [(c, entries) for c, entries in pairs if _differs(c, entries)]
+        if self._journal:
+            written = {id(members): members for members in self._journal}
+            known = ((members, self._members[key]) for key, members in written.items() if key in self._members)
+            filled += [(members, entries) for members, entries in known if differs(members, entries)]
         return not same or bool(filled) or list(map(len, self._dicts)) != self._sizes, filled
 
     def accept(self) -> None:
@@ -186,6 +258,7 @@ class ModuleState:
         """What differs from the originals now (None: nothing), after which the originals are put back."""
         changed, filled = self._changed()
         if not changed:
+            self._journal.clear()
             return None
         attributes = [(d, key, d.get(key, _ABSENT)) for d, key in self._keys]
         attributes = [now for now, value in zip(attributes, self._values, strict=True) if now[2] is not value]
@@ -198,9 +271,10 @@ class ModuleState:
             if key not in _BASE_ATTRIBUTES and (id(d), key) not in self._known
         ]
         attributes += [(d, key, d.pop(key)) for d, key in new]
-        containers = [(self._containers[i], _copied(self._containers[i])) for i in filled]
-        for i in filled:
-            _refill(self._containers[i], self._entries[i])
+        containers = [(container, _copied(container)) for container, _ in filled]
+        for container, entries in filled:
+            _refill(container, entries)
+        self._journal.clear()
         return Overrides(attributes, containers)
 
     @contextlib.contextmanager

@@ -322,16 +322,17 @@ def record_frozen(
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     place = device_of(model, None, "record_frozen")
-    with borrowed(model), torch.no_grad(), record(model) as trace:
-        model.train(training)
-        for layer in layers.values():
-            layer.train()
+    with borrowed(model), torch.no_grad():
         state = ModuleState(model, hooks)
-        for number, batch in enumerate(batches, start=1):
-            state.accept()
-            with state.undone():
-                (forward or call)(model, copied(batch, place))
-            trace.last_step = number
+        with record(model) as trace:
+            model.train(training)
+            for layer in layers.values():
+                layer.train()
+            for number, batch in enumerate(batches, start=1):
+                state.accept()
+                with state.undone():
+                    (forward or call)(model, copied(batch, place))
+                trace.last_step = number
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
     for name, entries in trace.layers.items():

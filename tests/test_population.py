@@ -760,3 +760,58 @@ def test_blocks_clean_up_in_their_own_state() -> None:
 
     population_statistics(Cleaning(), images(4, 3, 2))
     assert sorted(cleaned) == [(2, 2, False), (3, 3, False), (4, 4, False)]
+
+
+class Generating(nn.Module):
+    """A hypernetwork: a batch's own images make the weights with which its layers compute."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.inner = kind, plain()[:6]
+        self.make = nn.Linear(3, 6 * 3 * 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, last = self.inner[0], self.inner[3]
+        weight = self.make(x.mean((0, 2, 3))).view(6, 3, 3, 3)
+        gain = 1 + x.std()
+        if self.kind == "functional_call":
+            exchanged = {"0.weight": weight, "3.weight": last.weight * gain}
+            return torch.func.functional_call(self.inner, exchanged, (x,))
+        own = first.weight, last.weight
+        if self.kind == "parameters":
+            first.weight, last.weight = nn.Parameter(weight), nn.Parameter(last.weight * gain)
+        elif self.kind == "deleted":
+            del first.weight, last.weight
+            first.weight, last.weight = weight, own[1] * gain
+        try:
+            return self.inner(x)
+        finally:
+            del first.weight, last.weight
+            first.weight, last.weight = own
+
+
+@pytest.mark.parametrize("kind", ["functional_call", "parameters", "deleted"])
+def test_weights_that_are_exchanged_in_the_forward(kind: str) -> None:
+    twins(randomized(Generating(kind)), images(4, 3, 2))
+
+
+class Rewriting(nn.Module):
+    """Writes a batch's own weights into the ones that it has."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.inner = kind, plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.inner[3].weight
+        if self.kind == "in place":
+            weight.mul_(x.std())
+        else:
+            weight.data = weight.data * x.std()
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("kind", ["in place", "data"])
+def test_weights_that_are_written_into_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"writes into 'inner\.3\.weight' in place.*layerwise"):
+        population_statistics(randomized(Rewriting(kind)), images(4, 3, 2))
