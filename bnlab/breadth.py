@@ -62,10 +62,15 @@ class Cost:
 
 
 class _Item:
-    """One batch: its input, and its forward pass while that waits at a layer."""
+    """One batch: its input, and its forward pass while that waits at a layer.
 
-    def __init__(self, index: int, batch: Any) -> None:
+    Where layers are called several times in a forward, a batch has several: each waits at the calls of one number, and
+    passes the others.
+    """
+
+    def __init__(self, index: int, batch: Any, call: int = 1, calls: int = 1) -> None:
         self.index, self.batch = index, batch
+        self.call, self.calls = call, calls  # at which call of a layer it waits; of how many there are others that do
         self.size = tensor_bytes(batch)
         self.versions = _versions(batch)
         self.run: greenlet | None = None  # the suspended forward; None before, after, and where it was given up
@@ -80,6 +85,7 @@ class _Item:
         self.alone = False  # the part has been taken as if the input were not there any more
         self.held = 0  # bytes that it holds while it waits
         self.visited: list[str] = []
+        self.passed: dict[str, int] = {}  # calls of each layer in this run of the forward
         self.observed: list[tuple[str, Partial]] = []  # calls of pinned layers
         self.replayed = self.replayed_pinned = 0  # how far a repeated run has come in these lists
         self.modes: Modes | None = None
@@ -110,10 +116,11 @@ class Evaluation:
         self.parts: dict[str, list[Partial]] = {}  # where `by_image`: of each layer, a row for each image
         self.forwards = 0
         self._items: list[_Item] = []
+        self._most_calls = 1  # of a layer in one forward, in the passes so far
         self._found: dict[str, Moments] = {}
         self._pinned: dict[str, Moments] = {}
         self._revisited: set[str] = set()
-        self._suspended: dict[int, _Item] = {}
+        self._suspended: dict[_Item, None] = {}
         self._current: _Item | None = None
         self._hub = getcurrent()
         hooks = forward_hooks(model)  # before ours are among them
@@ -138,13 +145,19 @@ class Evaluation:
     # -- one pass over all layers ------------------------------------------------------------------------------------
 
     def run(
-        self, pinned: dict[str, Moments], advance: Callable[[], object], batches: Iterable[Any] = ()
+        self,
+        pinned: dict[str, Moments],
+        advance: Callable[[], object],
+        batches: Iterable[Any] = (),
+        *,
+        each_call: bool = False,
     ) -> tuple[dict[str, Moments], set[str]]:
         """Take all batches so far, and `batches`, which are read now and kept, through the network.
 
-        Returns the moments of the layers in the order in which they were finished, and the layers that were reached
-        again. `pinned` layers normalize with the moments that they are given; nobody waits at them, but what they see
-        is kept with each batch. `advance` is called after each layer.
+        Returns the moments of the layers in the order in which they were finished, and the layers with a call that is
+        not among them. `pinned` layers normalize with the moments that they are given; nobody waits at them, but what
+        they see is kept with each batch. `advance` is called after each layer. `each_call`: several forwards of each
+        batch, one for each call of a layer in it.
         """
         self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
         for layer, moments in pinned.items():
@@ -154,7 +167,7 @@ class Evaluation:
         with ExitStack() as unwinding:
 
             def begin() -> None:
-                for item in self._reading(batches):
+                for item in self._forwards_by_call() if each_call else self._reading(batches):
                     own = self._random.capture()  # the caller's batches draw from the caller's stream
                     item.reset()
                     begun.append(item)
@@ -171,7 +184,23 @@ class Evaluation:
                 # Those that wait go first: where the network narrows, they make room for the others.
                 self._ranks.together(partial(self._advance_all, sorted(here, key=lambda i: i.run is None)))
         self._check_written()
+        self._most_calls = max([self._most_calls, *(n for item in begun for n in item.passed.values())])
         return self._found, set().union(*self._ranks.gather(self._revisited))
+
+    @property
+    def most_calls(self) -> int:
+        """Calls of one layer in one forward, on any rank."""
+        return max(self._ranks.gather(self._most_calls))
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether memory was short on any rank, so that forwards were begun more than once."""
+        return any(self._ranks.gather(self.forwards > len(self._items)))
+
+    def _forwards_by_call(self) -> Iterator[_Item]:
+        for item in self._items:
+            calls = max(item.passed.values(), default=1)
+            yield from (_Item(item.index, item.batch, call, calls) for call in range(1, calls + 1))
 
     def _reading(self, batches: Iterable[Any]) -> Iterator[_Item]:
         yield from list(self._items)
@@ -234,7 +263,7 @@ class Evaluation:
     def _advance(self, item: _Item) -> None:
         """Let one batch run to the next layer or its end, from where it waits or, if it has no run, from its input."""
         item.layer = item.input = item.part = None
-        self._suspended.pop(item.index, None)
+        self._suspended.pop(item, None)
         self._budget.released(item.held)
         item.held = 0
         self._make_room(item)
@@ -283,6 +312,7 @@ class Evaluation:
         item.run.gr_context = contextvars.copy_context()
         item.random, item.modes, item.overrides = self._random.begin(item.index), None, None
         item.replayed = item.replayed_pinned = 0
+        item.passed = {}
         item.relaid = self._relays
         return copied(item.batch, self._device, channels_last=self._relays)
 
@@ -294,7 +324,7 @@ class Evaluation:
         """Unwind a suspended forward, in its own modes and with its own module state; its moments stay."""
         if item.run is None:
             return
-        self._suspended.pop(item.index, None)
+        self._suspended.pop(item, None)
         self._budget.released(item.held)
         run, item.run, item.held, item.input = item.run, None, 0, None
         self._enter(item)
@@ -335,17 +365,25 @@ class Evaluation:
                 return
             elif name in self._pinned:
                 self._observe(item, name, layer_input(args, kwargs))
-            elif item.replayed < len(item.visited):
-                self._replay(item, name)
-            elif name in self._found:
-                self._revisited.add(name)
-                item.visited.append(name)
-                item.replayed += 1
-            else:
+            elif self._waits(item, name):
                 item.layer, item.input = name, layer_input(args, kwargs)
                 self._hub.switch()
 
         return wait
+
+    def _waits(self, item: _Item, name: str) -> bool:
+        """Whether the batch has to wait at this call of a layer; if not, it goes on with what is loaded there."""
+        call = item.passed[name] = item.passed.get(name, 0) + 1
+        if item.replayed < len(item.visited):
+            self._replay(item, name)
+            return False
+        if call == item.call and name not in self._found:
+            return True
+        if call == item.call or call > item.calls:  # too late, or a call at which nobody waits
+            self._revisited.add(name)
+        item.visited.append(name)
+        item.replayed += 1
+        return False
 
     def _observe(self, item: _Item, name: str, x: Any) -> None:
         check_input(name, self._targets[name], x, CALLER)
@@ -397,14 +435,14 @@ class Evaluation:
         budget = self._budget
         if budget.must_profile(item.input, item.size):
             self._profile(item)
-            budget.waiting = sum(budget.live(str(i.layer), i.input, i.size) for i in self._suspended.values())
-            for waiting in self._suspended.values():
+            budget.waiting = sum(budget.live(str(i.layer), i.input, i.size) for i in self._suspended)
+            for waiting in self._suspended:
                 waiting.held = budget.live(str(waiting.layer), waiting.input, waiting.size)
         item.held = budget.live(name, item.input, item.size)
         if not budget.takes(item.held):
             item.held = 0
             return False
-        self._suspended[item.index] = item
+        self._suspended[item] = None
         return True
 
     def _make_room(self, item: _Item) -> None:
@@ -414,7 +452,7 @@ class Evaluation:
             self._profile(item)
         budget.check_alone(item.size)
         while self._suspended and not budget.room_to_run(item.size):
-            last = next(reversed(self._suspended.values()))
+            last = next(reversed(self._suspended))
             if not last.alone:
                 last.part, last.alone = self._part(last.input, alone=True), True
             self._give_up(last)

@@ -202,7 +202,7 @@ class Overrides(NamedTuple):
 
 
 class ModuleState:
-    """What a forward changes on the modules of a borrowed model: every batch begins with the originals and keeps its own.
+    """What a forward changes on the modules of a borrowed model; every batch begins with the originals, keeps its own.
 
     Watches parameters, buffers, submodules and new attributes of all modules, and of those that are not torch's own all
     attributes and the entries of their dictionaries, lists, sets and plain objects (also of those inside of them); and

@@ -233,6 +233,77 @@ def test_calls_on_the_same_images_count_but_tell_no_more() -> None:
         torch.testing.assert_close(twice, expected, rtol=1e-5, atol=0)
 
 
+class Siamese(nn.Module):
+    """One deep trunk for two images, and a head for both together."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(depth)]
+        self.trunk = nn.Sequential(*blocks)
+        self.head = nn.Sequential(nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat((self.trunk(x), self.trunk(1 - 2 * x.flip(-1))), dim=1))
+
+
+class Chunked(nn.Module):
+    """Every layer normalizes its batch in two pieces, one after the other."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(depth))
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = torch.cat([norm(piece) for piece in conv(x).tensor_split(2)]).relu()
+        return x
+
+
+class Recurrent(nn.Module):
+    """One layer, again and again on what it has made itself."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times, self.conv, self.bn = times, nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.bn(self.conv(x)).relu() + x / 2
+        return x
+
+
+@pytest.mark.parametrize("build, passes", [(Siamese, 3), (Chunked, 3), (Recurrent, 40)])
+def test_twelve_shared_layers_settle(build: type[nn.Module], passes: int) -> None:
+    model, batches = build(12), images(6, 4, 5)
+    found = population_statistics(model, batches)
+    assert found.cost.passes <= passes
+    assert max(self_consistency(model, found, batches)) <= 1e-6 + FLOAT32
+    short = population_statistics(model, batches, memory=100_000)  # too little for forwards side by side
+    for name in found:
+        assert_moments(short[name], found[name], mean=4e-6, var=4e-6)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_nan_in_a_layer_that_is_called_twice(call: int) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bad = x * torch.tensor([1.0, 1.0, torch.nan])[:, None, None]
+            first = self.bn(bad if call == 1 else x)
+            return first + self.bn(bad if call == 2 else x)
+
+    model = Twice()
+    with unchanged(model), pytest.raises(ValueError, match="layer 'bn' has NaN or infinite values"):
+        population_statistics(model, images(4, 3))
+
+
 def test_statistics_that_do_not_settle() -> None:
     runs: list[int] = []  # outside of the model: a forward that is different every time
 
