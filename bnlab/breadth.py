@@ -20,6 +20,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bnlab.inspection import Check, Sample, check_result, count_images, sample
 from bnlab.layers import (
     BatchNorm,
     Forward,
@@ -114,6 +115,7 @@ class Evaluation:
         self._model, self._targets, self._forward, self._device = model, targets, forward, device
         self._budget, self._ranks, self._by_image = budget, ranks, by_image
         self.parts: dict[str, list[Partial]] = {}  # where `by_image`: of each layer, a row for each image
+        self.samples: dict[str, Sample] = {}  # what the first batch was at each layer in the last pass
         self.forwards = 0
         self._items: list[_Item] = []
         self._most_calls = 1  # of a layer in one forward, in the passes so far
@@ -129,8 +131,10 @@ class Evaluation:
         own = held_tensors(model)
         self._own_weights = set_weights_channels_last(model, budget.limit // 10) if self._relays else []
         self._written = [*own, *held_tensors(model)]
-        for name, layer in targets.items():
-            layer.register_forward_pre_hook(self._waiting(name), with_kwargs=True)
+        self._waits_at = [
+            layer.register_forward_pre_hook(self._waiting(name), with_kwargs=True) for name, layer in targets.items()
+        ]
+        for layer in targets.values():
             set_buffers_aside(layer)
         # Twice the buffers, lent and aside; of each layer, assumed and found moments in float64.
         channels = [layer.num_features for layer in targets.values()]
@@ -159,7 +163,7 @@ class Evaluation:
         they see is kept with each batch. `advance` is called after each layer. `each_call`: several forwards of each
         batch, one for each call of a layer in it.
         """
-        self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
+        self._pinned, self._found, self._revisited, self.parts, self.samples = pinned, dict(pinned), set(), {}, {}
         for layer, moments in pinned.items():
             load(self._targets[layer], moments)
         self._budget.books = self._books
@@ -252,6 +256,26 @@ class Evaluation:
             self.parts[name] = [part for item in calls for part in _calls_together(item)]
         local = pool(parts) if parts else Moments.empty(self._targets[name].num_features)
         return self._ranks.merged(local)
+
+    def check(self) -> Check | None:
+        """Evaluate images of the first batch under the result, while no batch waits anywhere; None without batches."""
+        for hook in self._waits_at:
+            hook.remove()
+        if not self._items:
+            return None
+        for name in self._pinned:
+            calls = [part for layer, part in self._items[0].observed if layer == name]
+            if calls:
+                self.samples[name] = Sample(None, pool(calls))
+
+        def evaluate(batch: Any) -> None:
+            self._random.apply(self._random.begin(0))
+            try:
+                self._run(copied(batch, self._device, channels_last=self._relays))
+            finally:
+                self._state.take()
+
+        return check_result(self._model, self._targets, self._found, self.samples, self._items[0].batch, evaluate)
 
     def account(self, cost: Cost) -> None:
         """Write down what has been done so far."""
@@ -409,6 +433,8 @@ class Evaluation:
         # Where memory is short, many rows of many batches would count.
         item.alone = not keep or self._budget.profiled
         item.part = self._part(item.input, item.alone)
+        if item is self._items[0]:
+            self.samples[name] = sample(item.input, count_images(item.batch))
         if self._by_image:
             self._budget.books += item.part.nbytes
             self._budget.check_alone(item.size)

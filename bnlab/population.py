@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -15,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, device_of
 from bnlab.breadth import CALLER, Cost, Evaluation, check_moments
 from bnlab.fixed_point import measure
+from bnlab.inspection import Check, Sample, check_result, count_images
 from bnlab.layers import (
     BatchNorm,
     Forward,
@@ -125,6 +126,8 @@ def population_statistics(
         statistics = job.statistics(found, counted)
         exhausted = all(job.ranks.gather(counted.exhausted))
         if not auto or exhausted or _worst_error(statistics) <= (tolerance or 0.0):
+            if statistics.check is not None and (found_wrong := statistics.check.warnings()):
+                warnings.warn(f"{CALLER}: " + "\n".join(found_wrong), RuntimeWarning, stacklevel=2)
             return statistics
         images = 2 * (images or 0)  # type: ignore[operator]
 
@@ -168,6 +171,8 @@ class _Job:
     bar: Any = None
     cost: Cost = field(default_factory=Cost)
     parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`
+    hooks: list[Any] = field(default_factory=list)  # of the measurement, on the layers
+    check: Check | None = None
 
     def statistics(self, found: _Found, source: _Source) -> Statistics:
         """ValueError if there was nothing to measure."""
@@ -178,7 +183,7 @@ class _Job:
         self.cost.images, self.cost.peak_bytes = source.images, self.budget.peak
         unseen = [name for name in self.targets if name not in found]
         statistics = Statistics(found, {name: self.targets[name].eps for name in found}, unseen)
-        statistics.cost = self.cost
+        statistics.cost, statistics.check = self.cost, self.check
         if self.by_image:
             statistics.standard_errors = {
                 name: _standard_error(moments, self.parts.get(name, []), self.ranks) for name, moments in found.items()
@@ -287,22 +292,19 @@ class _Source:
     def __init__(self, batches: Iterable[Any], max_images: int | None) -> None:
         self._batches, self._limit = batches, max_images
         self.count = self.images = 0
+        self.first: Any = None
         self.exhausted = False
 
     def __iter__(self) -> Iterator[Any]:
         self.count = self.images = 0
         for batch in self._batches:
+            self.first = batch if self.count == 0 else self.first
             self.count += 1
-            self.images += _images(batch)
+            self.images += count_images(batch)
             yield batch
             if self._limit is not None and self.images >= self._limit:
                 return
         self.exhausted = True
-
-
-def _images(batch: Any) -> int:
-    """The length of the first tensor in a batch."""
-    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def _breadth(job: _Job, source: _Source) -> _Found:
@@ -310,7 +312,7 @@ def _breadth(job: _Job, source: _Source) -> _Found:
         job.model, job.targets, job.forward, job.device, budget=job.budget, ranks=job.ranks, by_image=job.by_image
     )
     found = measure(evaluation, source, job.bar.update, job.cost)
-    job.parts = evaluation.parts
+    job.parts, job.check = evaluation.parts, evaluation.check()
     return found
 
 
@@ -325,6 +327,7 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
     found: _Found = {}
     targets, hooks = job.targets, forward_hooks(job.model)
     arrived: dict[str, list[Moments]] = {}
+    samples: dict[str, Sample] = {}
     visited: set[str] = set()
 
     def stop(name: str) -> Callable[..., None]:
@@ -344,7 +347,7 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
         return hook
 
     for name, layer in targets.items():
-        layer.register_forward_pre_hook(stop(name), with_kwargs=True)
+        job.hooks.append(layer.register_forward_pre_hook(stop(name), with_kwargs=True))
         set_buffers_aside(layer)
     batches, random, state = list(source), RandomStream(job.device), ModuleState(job.model, hooks)
     while True:
@@ -354,17 +357,21 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
             with contextlib.suppress(_Reached):
                 _forward_once(job, batch, index, random, state)
         if not arrived:
-            return found
+            break
         if len(arrived) > 1:
             raise ValueError(
                 f"{CALLER}: batches reach {' and '.join(map(repr, arrived))} first; "
                 "skipped layers need strategy='breadth'; or leave them out with layers=[...]"
             )
         ((name, moments),) = arrived.items()
-        found[name] = reduce(Moments.merge, moments)
+        found[name], samples[name] = reduce(Moments.merge, moments), Sample(None, moments[0])
         check_moments(name, found[name])
         load(targets[name], found[name])
         job.bar.update()
+    if batches:
+        visited.clear()
+        _check(job, found, samples, batches[0], random, state)
+    return found
 
 
 def _batch_upstream(job: _Job, source: _Source) -> _Found:
@@ -389,12 +396,13 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
         return hook
 
     for name, layer in job.targets.items():
-        layer.register_forward_pre_hook(look(name), with_kwargs=True)
+        job.hooks.append(layer.register_forward_pre_hook(look(name), with_kwargs=True))
         set_buffers_aside(layer)
         layer.train()
 
+    random, state = RandomStream(job.device), ModuleState(job.model, hooks)
+
     def work() -> None:
-        random, state = RandomStream(job.device), ModuleState(job.model, hooks)
         for index, batch in enumerate(source):
             state.accept()
             _forward_once(job, batch, index, random, state)
@@ -407,7 +415,22 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
         merged[name] = job.ranks.merged(found.get(name, Moments.empty(job.targets[name].num_features)))
         check_moments(name, merged[name])
         job.bar.update()
+    if source.count and found:
+        for layer in job.targets.values():
+            layer.eval()
+        _check(job, found, {}, source.first, random, state)
     return merged
+
+
+def _check(
+    job: _Job, found: _Found, samples: dict[str, Sample], batch: Any, random: RandomStream, state: ModuleState
+) -> None:
+    """Evaluate the first batch once more, without the measurement's hooks."""
+    for hook in job.hooks:
+        hook.remove()
+    job.check = check_result(
+        job.model, job.targets, found, samples, batch, lambda batch: _forward_once(job, batch, 0, random, state)
+    )
 
 
 def _forward_once(job: _Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:

@@ -36,7 +36,7 @@ class Statistics(Mapping[str, Moments]):
         TypeError: a value is no `Moments`. ValueError: there is no layer, or one without eps.
 
     Attributes:
-        cost, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
+        cost, check, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
 
     `var` is always what `write_to` puts into the buffer, as is.
     """
@@ -53,6 +53,7 @@ class Statistics(Mapping[str, Moments]):
         self.eps = {name: float(eps[name]) for name in self._moments}
         self.unseen = tuple(unseen)
         self.cost: Any = None
+        self.check: Any = None
         self.standard_errors: dict[str, tuple[Tensor, Tensor]] | None = None
 
     def __getitem__(self, layer: str) -> Moments:
@@ -65,8 +66,14 @@ class Statistics(Mapping[str, Moments]):
         return len(self._moments)
 
     def __repr__(self) -> str:
-        channels = sum(m.mean.numel() for m in self.values())
-        return f"Statistics({len(self)} layers, {channels} channels)"
+        parts = [f"{len(self)} layers", f"{sum(m.mean.numel() for m in self.values())} channels"]
+        parts += [f"{self.cost.images:,} images"] if self.cost is not None else []
+        parts += ["unseen: " + ", ".join(self.unseen)] if self.unseen else []
+        if self.check is not None:
+            parts += ["bypassed: " + ", ".join(self.check.bypassed)] if self.check.bypassed else []
+            parts += ["depending on their batch: " + ", ".join(self.check.dependent)] if self.check.dependent else []
+            parts.append("check held" if self.check.held else f"check failed at {self.check.layer}")
+        return f"Statistics({'; '.join(parts)})"
 
     def write_to(self, model: nn.Module) -> None:
         """Copy mean and var as they are into the running buffers of `model`, in place; reading gives them back.

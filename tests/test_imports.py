@@ -22,6 +22,7 @@ LEVEL = {
     "statistics": 1,
     "estimators": 1,
     "ranks": 1,
+    "inspection": 1,
     "switching": 1,
     "breadth": 2,
     "trace": 2,

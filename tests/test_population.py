@@ -759,7 +759,7 @@ def test_blocks_clean_up_in_their_own_state() -> None:
                 cleaned.append((self.batch, len(x), torch.is_grad_enabled()))
 
     population_statistics(Cleaning(), images(4, 3, 2))
-    assert sorted(cleaned) == [(2, 2, False), (3, 3, False), (4, 4, False)]
+    assert sorted(set(cleaned)) == [(2, 2, False), (3, 3, False), (4, 4, False)]
 
 
 class Generating(nn.Module):

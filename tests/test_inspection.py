@@ -1,0 +1,229 @@
+"""What a measurement cannot see is said: layers past their hooks, layers that depend on their batch, shared state."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import pytest
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab import Statistics, population_statistics
+from tests.helpers import images, plain, randomized, residual, unchanged
+
+STRATEGIES = ("breadth", "layerwise")
+
+
+def measured(model: nn.Module, batches: Any, **options: Any) -> tuple[Statistics, str]:
+    """The result and the text of its one warning, empty if there is none."""
+    with warnings.catch_warnings(record=True) as caught, unchanged(model):
+        warnings.simplefilter("always")
+        found = population_statistics(model, batches, **options)
+    told = [warning for warning in caught if warning.category is RuntimeWarning]
+    assert len(told) <= 1
+    assert not told or told[0].filename.endswith("test_inspection.py"), "the caller's own line is named"
+    return found, str(told[0].message) if told else ""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("build", [plain, residual])
+def test_nothing_is_said_where_nothing_is_wrong(build: Any, strategy: str) -> None:
+    found, told = measured(build(), images(5, 4), strategy=strategy)
+    assert told == "" and found.check.held
+    assert found.check.mean < 1e-5 and found.check.var < 1e-5 and found.check.layer is None
+    assert re.fullmatch(r"Statistics\(\d layers; \d+ channels; 9 images; check held\)", repr(found))
+
+
+class Bypassing(nn.Module):
+    """The second of three layers is called past its hooks."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.a, self.b, self.c = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, b = self.a(x).relu(), self.b
+        if self.how == "forward":
+            x = b.forward(x)
+        elif self.how == "functional":
+            x = F.batch_norm(x, b.running_mean, b.running_var, b.weight, b.bias, training=b.training, eps=b.eps)
+        else:
+            with ThreadPoolExecutor(1) as pool:
+                x = pool.submit(b, x).result()
+        return self.c(x.relu())
+
+
+@pytest.mark.parametrize("how", ["forward", "functional", "thread"])
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_layers_that_are_called_past_their_hooks(how: str, upstream: str) -> None:
+    if (how, upstream) == ("thread", "batch"):
+        pytest.skip("one pass with hooks, which run in the other thread too")
+    found, told = measured(Bypassing(how), images(4, 3), upstream=upstream)
+    assert list(found) == ["a", "c"] and found.unseen == ("b",)
+    assert "layer 'b': called past its hooks" in told
+    assert found.check.bypassed == ("b",) and "bypassed: b" in repr(found)
+
+
+class Dependent(nn.Module):
+    """A layer in the middle that normalizes with its batch's statistics."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.a, self.b, self.c = nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=how != "untracked"), None
+        self.c = nn.BatchNorm2d(3)
+        randomized(self)
+
+    def train(self, mode: bool = True) -> Dependent:
+        super().train(mode)
+        if self.how == "train mode":
+            self.b.train()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = F.batch_norm(x, None, None, training=True) if self.how == "functional" else self.b(x)
+        return self.c(x.relu())
+
+
+@pytest.mark.parametrize("how", ["untracked", "train mode", "functional"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_layers_that_depend_on_their_batch(how: str, strategy: str) -> None:
+    found, told = measured(Dependent(how), images(4, 3), strategy=strategy)
+    name = "functional batch norm" if how == "functional" else "b"
+    assert f"layer '{name}': normalizes with the statistics of its batch even in evaluation" in told
+    assert found.check.dependent == (name,) and found.check.held
+    assert f"depending on their batch: {name}" in repr(found)
+
+
+def test_instance_norm_depends_on_its_image_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.InstanceNorm2d(3), nn.GroupNorm(3, 3), nn.BatchNorm2d(3))
+    found, told = measured(model, images(4, 3))
+    assert told == "" and found.check.dependent == ()
+
+
+class Hidden(nn.Module):
+    """Keeps something of the batch where nobody looks: on a class."""
+
+    kept: ClassVar[dict[str, Tensor]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Hidden.kept["mean"] = x.mean()
+        x = self.a(x)
+        return self.b(x * (1 + Hidden.kept["mean"]))
+
+
+def test_state_that_cannot_be_watched_is_noticed() -> None:
+    (first,) = images(4)
+    batches = [first, first + 3]
+    found, told = measured(Hidden(), batches)
+    assert "layer 'b': the first batch, evaluated again under the result" in told and "layerwise" in told
+    assert found.check.layer == "b" and not found.check.held and "check failed at b" in repr(found)
+    found, told = measured(Hidden(), batches, strategy="layerwise")
+    assert told == "" and found.check.held
+
+
+class Overwriting(nn.Module):
+    """A hypernetwork that writes into its weights without leaving a trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()[:6]
+        self.register_buffer("own", self.inner[3].weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner[3].weight.data.copy_(self.own * x.std())
+        return self.inner(x)
+
+
+def test_weights_that_are_overwritten_without_a_trace() -> None:
+    (first,) = images(4)
+    found = None
+    with pytest.warns(RuntimeWarning, match=r"layer 'inner\.4': the first batch, evaluated again"):
+        found = population_statistics(Overwriting(), [first, 5 * first])
+    assert found.check.layer == "inner.4"
+
+
+def test_a_layer_whose_input_depends_on_its_own_statistics() -> None:
+    """As in a convolution with a batch norm folded into its quantized weights."""
+
+    class Folding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            randomized(self)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = (self.bn.weight / self.bn.running_var.sqrt())[:, None, None, None]
+            weight = (self.conv.weight * scale * 4).round() / 4 / scale
+            return self.bn(F.conv2d(x, weight, self.conv.bias))
+
+    found, told = measured(Folding(), images(4, 3))
+    assert "a layer's input depends on its own statistics" in told and found.check.layer == "bn"
+
+
+class FirstImagesOnly(nn.Module):
+    """Wants batches of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 4:
+            raise ArithmeticError
+        return self.inner(x)
+
+
+def test_forwards_that_want_whole_batches() -> None:
+    found, told = measured(FirstImagesOnly(), images(4, 4))
+    assert told == "" and found.check.held and found.check.images == 4
+
+
+def test_frames_that_are_no_images() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = plain()
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return self.inner(clips.flatten(0, 1))
+
+    found, told = measured(Frames(), [x.unflatten(0, (2, 2)) for x in images(4, 4)])
+    assert told == "" and found.check.held and found.check.images == 2
+
+
+def test_shared_layers_are_checked_too() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.conv, self.last = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+            randomized(self)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.bn(self.conv(self.bn(x))))
+
+    found, told = measured(Twice(), images(4, 3))
+    assert told == "" and found.check.held and found.check.images == 4 and found.cost.passes > 1
+
+
+def test_threads_of_the_callers_own_do_not_matter() -> None:
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    try:
+        assert measured(plain(), images(3, 3))[1] == ""
+    finally:
+        stop.set()
+        other.join()
