@@ -29,12 +29,22 @@ from bnlab.layers import (
     layer_input,
     set_buffers_aside,
     set_weights_channels_last,
+    tracked,
 )
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
 from bnlab.statistics import load
-from bnlab.switching import Modes, ModeSwitch, ModuleState, Overrides, RandomStream, forward_hooks, held_tensors
+from bnlab.switching import (
+    Modes,
+    ModeSwitch,
+    ModuleState,
+    Overrides,
+    RandomStream,
+    forward_hooks,
+    free_locks,
+    held_tensors,
+)
 
 CALLER = "population_statistics"
 
@@ -111,6 +121,7 @@ class Evaluation:
         budget: Budget,
         ranks: Ranks,
         by_image: bool,
+        channels_last: bool,
     ) -> None:
         self._model, self._targets, self._forward, self._device = model, targets, forward, device
         self._budget, self._ranks, self._by_image = budget, ranks, by_image
@@ -127,7 +138,7 @@ class Evaluation:
         self._hub = getcurrent()
         hooks = forward_hooks(model)  # before ours are among them
         # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
-        self._relays = device.type == "cpu"
+        self._relays = channels_last and device.type == "cpu"
         own = held_tensors(model)
         self._own_weights = set_weights_channels_last(model, budget.limit // 10) if self._relays else []
         self._written = [*own, *held_tensors(model)]
@@ -141,6 +152,7 @@ class Evaluation:
         self._books = 2 * tensor_bytes(list(model.buffers())) + 2 * _ROW * sum(channels)
         self._row = _ROW * max(channels)
         self._books += tensor_bytes([weight for *_, weight in self._own_weights])
+        self._locks = free_locks(model, [forward, *hooks])
         self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)
         self._switch = ModeSwitch(["cpu", device.type])
@@ -245,17 +257,19 @@ class Evaluation:
         else:
             local = pooled_moments(parts, lambda *about: [self._again(item, *about) for item in items])
         self._found[name] = self._ranks.merged(local)
-        check_moments(name, self._found[name])
+        check_moments(name, self._found[name], self._targets[name])
         load(self._targets[name], self._found[name])
 
     def observed(self, name: str) -> Moments:
-        """What a pinned layer has seen in the last pass, over all its calls and all ranks."""
+        """What a pinned layer has seen in the last pass, over all its calls and all ranks; ValueError if not finite."""
         calls = [[part for layer, part in item.observed if layer == name] for item in self._items]
         parts = [part for item in calls for part in item]
         if self._by_image:
             self.parts[name] = [part for item in calls for part in _calls_together(item)]
         local = pool(parts) if parts else Moments.empty(self._targets[name].num_features)
-        return self._ranks.merged(local)
+        merged = self._ranks.merged(local)
+        check_moments(name, merged, self._targets[name])
+        return merged
 
     def check(self) -> Check | None:
         """Evaluate images of the first batch under the result, while no batch waits anywhere; None without batches."""
@@ -378,9 +392,10 @@ class Evaluation:
         """The pre-hook of a layer; the layer's own eval forward runs after it."""
 
         def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            item = self._current
+            item, x = self._current, layer_input(args, kwargs)
+            if isinstance(x, Tensor) and not x.numel():
+                return  # no images that go this way (to an expert, say)
             if item is None:
-                x = layer_input(args, kwargs)
                 check_input(name, self._targets[name], x, CALLER)
                 self._budget.profile_layer(name, x)
                 part = self._part(x, alone=False)  # taking the moments needs memory too, most about a shift
@@ -388,12 +403,23 @@ class Evaluation:
             elif getcurrent() is not item.run:
                 return
             elif name in self._pinned:
-                self._observe(item, name, layer_input(args, kwargs))
+                self._observe(item, name, x)
             elif self._waits(item, name):
-                item.layer, item.input = name, layer_input(args, kwargs)
+                self._check_can_wait(name)
+                item.layer, item.input = name, x
                 self._hub.switch()
 
         return wait
+
+    def _check_can_wait(self, name: str) -> None:
+        """ValueError where another batch could not go on while this one waits."""
+        reason = None
+        if torch._C._functorch.maybe_current_level() is not None:
+            reason = "inside of a torch.func transform such as vmap"
+        elif any(lock.locked() for lock in self._locks):
+            reason = "while the forward holds a lock, which the next batch would wait for without end"
+        if reason is not None:
+            raise ValueError(f"{CALLER}: layer {name!r} is called {reason}; use strategy='layerwise'")
 
     def _waits(self, item: _Item, name: str) -> bool:
         """Whether the batch has to wait at this call of a layer; if not, it goes on with what is loaded there."""
@@ -520,9 +546,12 @@ def _calls_together(parts: list[Partial]) -> list[Partial]:
     return [Partial(parts[0].channels, [(total, mean.flatten(), reduce(torch.add, spread).flatten())])]
 
 
-def check_moments(name: str, moments: Moments) -> None:
+def check_moments(name: str, moments: Moments, layer: BatchNorm) -> None:
     """ValueError unless a layer can normalize with `moments`."""
     if moments.count < 2:
         raise ValueError(f"{CALLER}: layer {name!r} got one value per channel, which has no variance; pass more images")
     if not (moments.mean + moments.var).isfinite().all():
         raise ValueError(f"{CALLER}: the input of layer {name!r} has NaN or infinite values; look at data and weights")
+    dtype = tracked(layer)[1].dtype
+    if moments.var.max() > torch.finfo(dtype).max:
+        raise ValueError(f"{CALLER}: the variance of layer {name!r} is beyond {dtype}; scale the data, or use float64")

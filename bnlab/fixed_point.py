@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.breadth import CALLER, Cost, Evaluation, check_moments
+from bnlab.breadth import CALLER, Cost, Evaluation
 from bnlab.moments import Moments
 
 # Passes are repeated until assumption and measurement agree to this (in σ, and in the logarithm of the variance).
@@ -59,8 +59,6 @@ def _settle(evaluation: Evaluation, found: dict[str, Moments], revisited: set[st
             revisited, history = revisited | late, None
             continue
         seen = {name: evaluation.observed(name) for name in pinned}
-        for name, moments in seen.items():
-            check_moments(name, moments)
         cost.residual = max(distance(pinned[name], moments) for name, moments in seen.items())
         if cost.residual <= TOLERANCE:
             # As assumed, with the count of all calls.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bnlab.layers import BatchNorm, layer_input
+from bnlab.layers import BatchNorm, layer_input, without_transforms
 from bnlab.moments import Moments
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
@@ -179,7 +179,7 @@ class _Watch(contextlib.AbstractContextManager["_Watch"]):
     def _enter(self, name: str) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._open.append(name)
-            x = layer_input(args, kwargs)
+            x = without_transforms(layer_input(args, kwargs))
             if name in self.names and isinstance(x, Tensor) and x.numel():
                 moments = Moments.of(x)
                 self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments

@@ -93,6 +93,13 @@ def tracked(layer: BatchNorm) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of DataParallel or DistributedDataParallel, on one device and without synchronization."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
+
+
 def call(model: nn.Module, batch: Any) -> Any:
     """The default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
     if not isinstance(batch, (tuple, list)):
@@ -105,6 +112,17 @@ def call(model: nn.Module, batch: Any) -> Any:
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a layer was called with, from the arguments that its hooks get."""
     return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def without_transforms(x: Any) -> Any:
+    """A tensor inside of `torch.func` transforms as it is outside: what `vmap` runs over becomes more rows."""
+    functorch = torch._C._functorch
+    while isinstance(x, Tensor) and (functorch.is_batchedtensor(x) or functorch.is_gradtrackingtensor(x)):
+        dimension = functorch.maybe_get_bdim(x) if functorch.is_batchedtensor(x) else None
+        x = functorch.get_unwrapped(x)
+        if dimension is not None:
+            x = x.movedim(dimension, 0).flatten(0, 1)
+    return x
 
 
 def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:

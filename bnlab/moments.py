@@ -95,10 +95,13 @@ def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], S
     """Moments of all parts together.
 
     `again(shift, channels)` reads some channels about a known mean, where the plain read was too coarse: far from 0 a
-    sum of squares, and any float32 mean, loses digits.
+    sum of squares, and any float32 mean, loses digits. A shift of NaN: about 0 in float64, which does not overflow.
     """
     moments = pool(parts)
-    coarse = moments.mean.square() > _trusted(parts) ** 2 * moments.var
+    overflown = ~(moments.mean + moments.var).isfinite()  # or not finite at all, as will be seen
+    if overflown.any():
+        moments.mean[overflown] = torch.nan
+    coarse = (moments.mean.square() > _trusted(parts) ** 2 * moments.var) | overflown
     if not coarse.any():
         return moments
     channels = coarse.nonzero().flatten()
@@ -193,6 +196,8 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None,
     """
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     if shift is not None:
+        if not shift.isfinite().all():
+            shift, wide = shift.nan_to_num(0.0), (wide.cpu() if wide.device.type == "mps" else wide).double()
         known = shift.to(wide.device, wide.dtype)
         off = known.view(-1, *[1] * (x.dim() - 2))
         near = wide - off if channels is None else wide.index_select(1, channels.to(wide.device)).sub_(off)

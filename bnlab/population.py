@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +32,14 @@ from bnlab.layers import (
     copied,
     layer_input,
     set_buffers_aside,
+    tracked,
+    unwrapped,
+    without_transforms,
 )
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments, Partial, read
 from bnlab.ranks import Ranks
-from bnlab.statistics import Statistics, load, using
+from bnlab.statistics import Statistics, load
 from bnlab.switching import ModuleState, RandomStream, forward_hooks
 
 _Found = dict[str, Moments]
@@ -54,6 +58,7 @@ def population_statistics(
     tolerance: float | None = None,
     standard_errors: bool = False,
     device: torch.device | str | None = None,
+    channels_last: bool = True,
     memory: int | str | None = None,
     progress: bool | None = None,
     group: Any = None,
@@ -66,8 +71,11 @@ def population_statistics(
     passes are repeated until they agree.
 
     On the CPU images [N, C, H, W] and the weights of convolutions are handed over with the channels innermost, which is
-    faster. A forward that raises is run again in their own layout; one that reads strides without raising wants
-    `forward=lambda model, x: model(x.contiguous())`, and noise is drawn in the order of memory.
+    faster; noise is then drawn in that order. A forward that raises is run again in their own layout.
+
+    At the end some images of the first batch are evaluated in the ordinary way under the result. A RuntimeWarning names
+    layers that hooks do not see, layers that normalize with their batch's statistics all the same, and the first layer
+    at which this evaluation gives something else; `.check` keeps them.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
@@ -87,21 +95,22 @@ def population_statistics(
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         layers: names of the layers to measure; default all.
         max_images: stop after the batch with which at least so many images have been read. "auto": twice as many,
-            again and again from 256 on, until every layer's standard errors are within `tolerance`.
+            again and again from 256 on, until every layer's standard errors are within `tolerance`; no more are read.
         tolerance: for "auto": the error of the mean relative to σ and that of the variance relative to the variance,
             root mean square over a layer's channels, in the worst layer.
         standard_errors: give `.standard_errors` with the result; reads every activation once more.
         device: where the batches' tensors are moved; default the model's own.
+        channels_last: False keeps images and weights in their own layout, for a forward that reads strides.
         memory: limit for live activations, in bytes or as "4GiB"; default 60% of what is free. Batches that do not
             fit are run again from the input up to the next layer; `.cost` says how often.
-        progress: show a bar over the layers.
+        progress: show a bar over the layers, on a terminal, in a notebook or in a log.
         group: a torch.distributed process group. Every rank calls this with its own share of the data, which may be
             empty, and gets the statistics of all of it.
 
     Returns:
         `Statistics` whose moments carry their counts. `.unseen`: layers that no batch reached. `.cost`: see
-        `bnlab.breadth.Cost`. `.standard_errors`: layer → (of the mean, of the variance), float64 [C], with images as
-        the independent units, for the upstream statistics as they are.
+        `bnlab.breadth.Cost`. `.check`: see `bnlab.inspection.Check`. `.standard_errors`: layer → (of the mean, of the
+        variance), float64 [C], with images as the independent units, for the upstream statistics as they are.
 
     Raises:
         TypeError: an argument of a wrong kind. ValueError: one out of its range; no batches; no batch-norm layer
@@ -111,14 +120,16 @@ def population_statistics(
     """
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
+    _check_buffers(targets)
     place = device_of(model, device, CALLER)
     limit = memory_limit(memory, place)
     auto = max_images == "auto"
-    source: Iterable[Any] = list(batches) if auto else batches
+    source = _Kept(batches) if auto else batches
     images = _FIRST_IMAGES if auto else max_images
     while True:
         counted = _Source(source, images)  # type: ignore[arg-type]
-        job = _Job(unwrapped(model), targets, forward or call, place, Ranks(group), auto or standard_errors)
+        ranks = Ranks(group)
+        job = _Job(unwrapped(model), targets, forward or call, place, ranks, auto or standard_errors, channels_last)
         job.budget = Budget(limit, exact=memory is not None)
         with borrowed(model), _bar(len(targets), progress) as job.bar:
             model.eval()
@@ -157,6 +168,16 @@ def _check_arguments(
         check_number(tolerance, lambda error: error > 0, message)
 
 
+def _check_buffers(targets: dict[str, BatchNorm]) -> None:
+    for name, layer in targets.items():
+        kept = len(tracked(layer)[0])
+        if kept != layer.num_features:
+            raise ValueError(
+                f"{CALLER}: layer {name!r} keeps statistics of {kept} channels and normalizes {layer.num_features} "
+                "(one for each part of a batch?), which have no one population; leave it out with layers=[...]"
+            )
+
+
 @dataclass
 class _Job:
     """What every way of measuring needs, and what it leaves beside the moments."""
@@ -167,6 +188,7 @@ class _Job:
     device: torch.device
     ranks: Ranks
     by_image: bool
+    channels_last: bool
     budget: Budget = field(init=False)
     bar: Any = None
     cost: Cost = field(default_factory=Cost)
@@ -219,71 +241,25 @@ def _worst_error(statistics: Statistics) -> float:
     return worst
 
 
-def self_consistency(
-    model: nn.Module,
-    statistics: Statistics,
-    batches: Iterable[Any],
-    *,
-    forward: Forward | None = None,
-    device: torch.device | str | None = None,
-) -> tuple[float, float]:
-    """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
-
-    An ordinary hooked evaluation, batch after batch, which shares nothing with the breadth-first code.
-
-    Returns:
-        the largest difference over layers and channels: of the means in σ, of the variances relative.
-
-    Raises:
-        as `using`; ValueError if the data reaches none of the layers, or is not finite there.
-    """
-    caller = "self_consistency"
-    if not isinstance(statistics, Statistics):
-        raise TypeError(f"{caller}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
-    check_batches(batches, caller)
-    check_forward(forward, caller)
-    layers, hooks = batch_norm_layers(model, list(statistics), caller=caller), forward_hooks(model)
-    place = device_of(model, device, caller)
-    seen: _Found = {}
-    with using(model, statistics):
-        for name, layer in layers.items():
-
-            def look(module: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                check_input(name, module, x := layer_input(args, kwargs), caller)
-                moments = Moments.of(x)
-                seen[name] = seen[name].merge(moments) if name in seen else moments
-
-            layer.register_forward_pre_hook(look, with_kwargs=True)
-        state = ModuleState(model, hooks)
-        for batch in batches:
-            state.accept()
-            with torch.no_grad(), state.undone():
-                (forward or call)(unwrapped(model), copied(batch, place))
-    if not seen:
-        raise ValueError("self_consistency: the data reached none of the layers; pass at least one batch")
-    pairs = [(statistics[name], moments) for name, moments in seen.items()]
-    for name, pair in zip(seen, pairs, strict=True):
-        for what, found in zip(("given statistics", "input"), pair, strict=True):
-            if not (found.mean.isfinite().all() and found.var.isfinite().all()):
-                raise ValueError(
-                    f"self_consistency: the {what} of layer {name!r} has NaN or infinite values; "
-                    "look at data and weights"
-                )
-    mean = max(float(((m.mean - s.mean).abs() / s.var.sqrt()).nan_to_num(0.0).max()) for s, m in pairs)
-    return mean, max(float((m.var / s.var - 1).abs().nan_to_num(0.0).max()) for s, m in pairs)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of DataParallel or DistributedDataParallel, on one device and without synchronization."""
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    return model
-
-
 def _bar(total: int, shown: bool | None) -> Any:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="layers", unit="layer", disable=None if shown else True)
+    every = 0.1 if sys.stderr.isatty() else 5.0  # seconds: a log keeps every line
+    return tqdm(total=total, desc="layers", unit="layer", disable=not shown, mininterval=every)
+
+
+class _Kept:
+    """Batches that are read when they are asked for, once, and kept."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._read: list[Any] = []
+        self._rest = iter(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._read
+        for batch in self._rest:
+            self._read.append(batch)
+            yield batch
 
 
 class _Source:
@@ -298,9 +274,12 @@ class _Source:
     def __iter__(self) -> Iterator[Any]:
         self.count = self.images = 0
         for batch in self._batches:
+            images = count_images(batch)
+            if not images:
+                raise ValueError(f"{CALLER}: batch {self.count} has no images; leave empty batches out")
             self.first = batch if self.count == 0 else self.first
             self.count += 1
-            self.images += count_images(batch)
+            self.images += images
             yield batch
             if self._limit is not None and self.images >= self._limit:
                 return
@@ -309,7 +288,14 @@ class _Source:
 
 def _breadth(job: _Job, source: _Source) -> _Found:
     evaluation = Evaluation(
-        job.model, job.targets, job.forward, job.device, budget=job.budget, ranks=job.ranks, by_image=job.by_image
+        job.model,
+        job.targets,
+        job.forward,
+        job.device,
+        budget=job.budget,
+        ranks=job.ranks,
+        by_image=job.by_image,
+        channels_last=job.channels_last,
     )
     found = measure(evaluation, source, job.bar.update, job.cost)
     job.parts, job.check = evaluation.parts, evaluation.check()
@@ -332,6 +318,9 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
 
     def stop(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = without_transforms(layer_input(args, kwargs))
+            if isinstance(x, Tensor) and not x.numel():
+                return
             if name in visited:
                 raise ValueError(
                     f"{CALLER}: layer {name!r} is reached several times in one forward; "
@@ -339,7 +328,6 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
                 )
             visited.add(name)
             if name not in found:
-                x = layer_input(args, kwargs)
                 check_input(name, targets[name], x, CALLER)
                 arrived.setdefault(name, []).append(Moments.of(x))
                 raise _Reached
@@ -365,7 +353,7 @@ def _layerwise(job: _Job, source: _Source) -> _Found:
             )
         ((name, moments),) = arrived.items()
         found[name], samples[name] = reduce(Moments.merge, moments), Sample(None, moments[0])
-        check_moments(name, found[name])
+        check_moments(name, found[name], targets[name])
         load(targets[name], found[name])
         job.bar.update()
     if batches:
@@ -381,7 +369,9 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = layer_input(args, kwargs)
+            x = without_transforms(layer_input(args, kwargs))
+            if isinstance(x, Tensor) and not x.numel():
+                return
             check_input(name, job.targets[name], x, CALLER)
             if x.numel() == x.shape[1]:
                 raise ValueError(
@@ -413,7 +403,7 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
     # The order of the first rank that has seen them, for all the same.
     for name in dict.fromkeys(name for names in job.ranks.gather(list(found)) for name in names):
         merged[name] = job.ranks.merged(found.get(name, Moments.empty(job.targets[name].num_features)))
-        check_moments(name, merged[name])
+        check_moments(name, merged[name], job.targets[name])
         job.bar.update()
     if source.count and found:
         for layer in job.targets.values():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import threading
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -321,12 +322,27 @@ def _reached(functions: Iterable[Any]) -> list[Any]:
             named = (function.__globals__.get(name) for name in function.__code__.co_names)
             inside = [content for cell in function.__closure__ or () for content in _copied(cell)]
             held = [*inside, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), vars(function)]
-            held += [value for value in named if isinstance(value, (dict, list, set, deque))]
+            held += [value for value in named if isinstance(value, (dict, list, set, deque, _LOCK))]
         else:
             held = [getattr(function, "__dict__", None)]
         found += [value for value in held if not isinstance(value, nn.Module)]
         queue += [value for value in held if callable(value)]
     return found
+
+
+_LOCK = type(threading.Lock())
+
+
+def free_locks(model: nn.Module, functions: Iterable[Any]) -> list[Any]:
+    """The locks (not re-entrant ones) that modules, their classes and `functions` hold, and that nobody has taken."""
+    modules = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
+    classes = {cls for m in modules for cls in type(m).__mro__ if cls not in nn.Module.__mro__}
+    values = [value for holder in (*modules, *classes) for value in vars(holder).values()]
+    methods = [value for value in values if isinstance(value, types.FunctionType)]
+    held = [*values, *_reached([*functions, *methods])]
+    inside = [value for c in _containers_in(held) for value in (c.values() if isinstance(c, dict) else _copied(c))]
+    locks = {id(value): value for value in [*held, *inside] if isinstance(value, _LOCK)}
+    return [lock for lock in locks.values() if not lock.locked()]
 
 
 _CONTAINERS = (dict, list, set, deque, tuple, types.CellType)

@@ -25,6 +25,7 @@ LEVEL = {
     "inspection": 1,
     "switching": 1,
     "breadth": 2,
+    "consistency": 2,
     "trace": 2,
     "inference": 2,
     "gap": 2,

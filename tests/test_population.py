@@ -556,17 +556,12 @@ def test_double_precision() -> None:
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    population_statistics(plain(), images(4, 3), progress=True)
-    assert capsys.readouterr().err == ""  # no terminal
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     population_statistics(plain(), images(4, 3))
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    population_statistics(plain(), images(4, 3), progress=True)
-    assert "2/2" in capsys.readouterr().err
-
-
-# Bad input
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        population_statistics(plain(), images(4, 3), progress=True)
+        assert "2/2" in capsys.readouterr().err
 
 
 class Failing(nn.Module):
@@ -619,7 +614,13 @@ def scripted() -> nn.Module:
 BAD: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any], type[Exception], str]] = {
     "no batches": (plain, list, {}, ValueError, r"batches is empty; pass at least one batch \(is a generator used up"),
     "used up": (plain, lambda: iter(()), {}, ValueError, "batches is empty"),
-    "no images": (plain, lambda: [torch.zeros(0, 3, 8, 8)], {}, ValueError, "a batch of no images reached layer '1'"),
+    "no images": (
+        plain,
+        lambda: [torch.zeros(0, 3, 8, 8)],
+        {},
+        ValueError,
+        "batch 0 has no images; leave empty batches out",
+    ),
     "one value": (
         lambda: nn.Sequential(nn.BatchNorm1d(3)),
         lambda: [torch.zeros(1, 3)],

@@ -1,0 +1,208 @@
+"""How far statistics are from what the layers see when the model is evaluated under them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from bnlab.arguments import check_batches, check_forward, device_of
+from bnlab.layers import (
+    BatchNorm,
+    Forward,
+    batch_norm_layers,
+    call,
+    check_input,
+    copied,
+    layer_input,
+    set_weights_channels_last,
+    unwrapped,
+    without_transforms,
+)
+from bnlab.moments import Moments
+from bnlab.statistics import Statistics, using
+from bnlab.switching import ModuleState, forward_hooks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CALLER = "self_consistency"
+
+
+@overload
+def self_consistency(
+    model: nn.Module,
+    statistics: Statistics,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    channels_last: bool = True,
+    by_layer: Literal[False] = False,
+) -> tuple[float, float]: ...
+
+
+@overload
+def self_consistency(
+    model: nn.Module,
+    statistics: Statistics,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    channels_last: bool = True,
+    by_layer: Literal[True],
+) -> pd.DataFrame: ...
+
+
+def self_consistency(
+    model: nn.Module,
+    statistics: Statistics,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    device: torch.device | str | None = None,
+    channels_last: bool = True,
+    by_layer: bool = False,
+) -> tuple[float, float] | pd.DataFrame:
+    """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
+
+    An ordinary hooked evaluation, batch after batch, which shares nothing with the breadth-first code but the memory
+    layout, and so the rounding.
+
+    Args:
+        model: the one that the statistics are of; it comes back as it was.
+        statistics: those to be tested.
+        batches: the data that they were measured on.
+        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
+        device: where the batches' tensors are moved; default the model's own.
+        channels_last: as in `population_statistics`.
+        by_layer: a frame instead of the two largest numbers, with an evaluation in float64 beside for comparison.
+
+    Returns:
+        the largest difference over layers and channels: of the means in σ, of the variances relative.
+        `by_layer`: a row per layer that was reached, with columns layer, depth (from 1), mean and var as above, and
+        mean_rounding and var_rounding: what the same network in float64 makes of the same batches under the same
+        statistics, against its own precision. Where mean and var are no larger, rounding is all that they show. NaN
+        where the network does not run in float64.
+
+    Raises:
+        as `using`; ValueError if the data reaches none of the layers, or is not finite there.
+    """
+    if not isinstance(statistics, Statistics):
+        raise TypeError(f"{CALLER}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
+    check_batches(batches, CALLER)
+    check_forward(forward, CALLER)
+    place = device_of(model, device, CALLER)
+    with using(model, statistics):
+        double = _in_float64(model) if by_layer else None
+        own = _Evaluation(model, list(statistics), forward or call, place, channels_last)
+        twin = _Evaluation(double, list(statistics), forward or call, place, False) if double is not None else None
+        for batch in batches:
+            own.take(batch)
+            if twin is not None and not twin.try_take(tree_map_only(Tensor, _widened, batch)):
+                twin = None
+    if not own.seen:
+        raise ValueError(f"{CALLER}: the data reached none of the layers; pass at least one batch")
+    for name, moments in own.seen.items():
+        for what, value in (("given statistics", statistics[name]), ("input", moments)):
+            if not (value.mean.isfinite().all() and value.var.isfinite().all()):
+                raise ValueError(
+                    f"{CALLER}: the {what} of layer {name!r} has NaN or infinite values; look at data and weights"
+                )
+    rows = {name: _difference(statistics[name], moments) for name, moments in own.seen.items()}
+    if not by_layer:
+        return max(mean for mean, _ in rows.values()), max(var for _, var in rows.values())
+    rounding = {name: _difference(moments, own.seen[name]) for name, moments in (twin.seen if twin else {}).items()}
+    return _frame(rows, rounding)
+
+
+def _difference(reference: Moments, other: Moments) -> tuple[float, float]:
+    """The largest over channels: of the means in σ, of the variances relative; 0 where both are dead."""
+    mean = ((other.mean - reference.mean).abs() / reference.var.sqrt()).nan_to_num(0.0, torch.inf)
+    return float(mean.max()), float((other.var / reference.var - 1).abs().nan_to_num(0.0, torch.inf).max())
+
+
+def _frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    import pandas as pd
+
+    nothing = (float("nan"), float("nan"))
+    values = [(name, depth, *row, *rounding.get(name, nothing)) for depth, (name, row) in enumerate(rows.items(), 1)]
+    return pd.DataFrame(values, columns=["layer", "depth", "mean", "var", "mean_rounding", "var_rounding"])
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _in_float64(model: nn.Module) -> nn.Module | None:
+    """A copy of the model in float64, or None where it cannot be copied."""
+    try:
+        return copy.deepcopy(model).double()
+    except Exception:  # whatever a module's own copying raises
+        return None
+
+
+class _Evaluation:
+    """One model, evaluated batch after batch: the moments of what its layers are given.
+
+    On the CPU in channels_last, until a forward raises for it.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: list[str], forward: Forward, place: torch.device, channels_last: bool
+    ) -> None:
+        self._model, self._forward, self._place = model, forward, place
+        self._relays = channels_last and place.type == "cpu"
+        self._own_weights = set_weights_channels_last(model, most=2**62) if self._relays else []
+        hooks = forward_hooks(model)
+        self.seen: dict[str, Moments] = {}
+        self._now: dict[str, Moments] = {}
+        for name, layer in batch_norm_layers(model, names, caller=CALLER).items():
+            layer.register_forward_pre_hook(self._look(name, layer), with_kwargs=True)
+        self._state = ModuleState(model, hooks)
+
+    def take(self, batch: Any) -> None:
+        """Evaluate one batch and merge what it gives."""
+        self._state.accept()
+        try:
+            self._evaluate(batch)
+        except Exception:
+            if not self._relays:
+                raise
+            self._relays = False
+            for module, key, weight in self._own_weights:
+                module._parameters[key] = weight
+            self._state.accept()
+            self._evaluate(batch)
+        for name, moments in self._now.items():
+            self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments
+
+    def try_take(self, batch: Any) -> bool:
+        """`take`, or False and nothing more where the network does not run so."""
+        with contextlib.suppress(Exception):
+            self.take(batch)
+            return True
+        self.seen.clear()
+        return False
+
+    def _evaluate(self, batch: Any) -> None:
+        self._now = {}
+        with torch.no_grad(), self._state.undone():
+            self._forward(unwrapped(self._model), copied(batch, self._place, channels_last=self._relays))
+
+    def _look(self, name: str, layer: BatchNorm) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = without_transforms(layer_input(args, kwargs))
+            if isinstance(x, Tensor) and not x.numel():
+                return
+            check_input(name, layer, x, CALLER)
+            moments = Moments.of(x)
+            self._now[name] = self._now[name].merge(moments) if name in self._now else moments
+
+        return look

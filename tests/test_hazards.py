@@ -1,0 +1,198 @@
+"""Things that models and loaders do which a measurement must survive, or refuse with a way out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import Moments, population_statistics, self_consistency
+from tests import references
+from tests.helpers import assert_moments, images, plain, randomized, residual, unchanged
+from tests.test_population import assert_same
+
+LOCK = threading.Lock()
+
+
+class Locking(nn.Module):
+    """Holds a lock while it computes."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.inner, self.where = plain(), where
+        self.held = {"here": threading.Lock()} if where == "container" else {}
+        if where == "attribute":
+            self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo: object) -> Locking:
+        raise TypeError("a lock cannot be copied")
+
+    def forward(self, x: Tensor) -> Tensor:
+        lock = LOCK if self.where == "global" else self.held.get("here") or self.lock
+        with lock:
+            return self.inner(x)
+
+
+@pytest.mark.parametrize("where", ["attribute", "container", "global"])
+def test_a_lock_around_the_forward(where: str) -> None:
+    model, batches = Locking(where), images(4, 3)
+    with pytest.raises(ValueError, match=r"layer 'inner\.1' is called while the forward holds a lock.*layerwise"):
+        population_statistics(model, batches)
+    layerwise = population_statistics(model, batches, strategy="layerwise")
+    assert_same(layerwise, population_statistics(_unlocked(model), batches))
+
+
+def _unlocked(model: Locking) -> nn.Module:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model.inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    return Plain()
+
+
+def test_a_reentrant_lock_is_no_hindrance() -> None:
+    model = Locking("attribute")
+    model.lock = threading.RLock()
+    assert len(population_statistics(model, images(4, 3))) == 2
+
+
+def test_auto_reads_no_more_than_it_needs() -> None:
+    read = []
+
+    def endless() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            read.append(0)
+            yield torch.randn(64, 3, 4, 4, generator=generator)
+
+    found = population_statistics(plain(), endless(), max_images="auto", tolerance=0.05)
+    assert found.cost.images == 64 * len(read) >= 256
+
+
+class ReadsStrides(nn.Module):
+    """Has another result for images and weights in another memory layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = residual()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * (1 + x.stride(1) / 64) + self.inner[0].weight.stride(1) / 64)
+
+
+def test_a_forward_that_reads_strides() -> None:
+    model, batches = ReadsStrides(), images(4, 3)
+    with unchanged(model):
+        found = population_statistics(model, batches, channels_last=False)
+    assert max(self_consistency(model, found, batches, channels_last=False)) < 1e-5
+    assert min(self_consistency(model, found, batches)) > 1e-3
+    assert_same(found, population_statistics(model, batches, strategy="layerwise"))
+
+
+class MapsOver(nn.Module):
+    """Runs its layers on one image at a time, under `vmap`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()[:6]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(lambda image: self.inner(image[None])[0])(x)
+
+
+def test_function_transforms() -> None:
+    model, batches = MapsOver(), images(4, 3)
+    with unchanged(model), pytest.raises(ValueError, match=r"inside of a torch\.func transform.*layerwise"):
+        population_statistics(model, batches)
+    found = population_statistics(model, batches, strategy="layerwise")
+    expected = population_statistics(model.inner, batches)
+    for name, moments in expected.items():
+        assert_moments(found[f"inner.{name}"], moments, mean=1e-6, var=1e-6)
+    assert max(self_consistency(model, found, batches)) < 1e-5
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("scale", [1e18, 1e19])
+def test_large_finite_values(scale: float, channels_last: bool) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    (x,) = (batch.contiguous(memory_format=layout) * scale for batch in images(40))
+    assert_moments(Moments.of(x), references.moments(x), mean=2e-6, var=2e-6)
+    assert list(population_statistics(nn.Sequential(nn.BatchNorm2d(3)), x.split(10))) == ["0"]
+
+
+def test_values_beyond_what_a_buffer_holds() -> None:
+    batches = [x * 1e20 for x in images(4, 3)]
+    with pytest.raises(ValueError, match=r"variance of layer '0' is beyond torch\.float32"):
+        population_statistics(nn.Sequential(nn.BatchNorm2d(3)), batches)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        population_statistics(nn.Sequential(nn.BatchNorm2d(3)), [torch.full((4, 3, 2, 2), torch.inf)])
+
+
+class Routing(nn.Module):
+    """Sends each image to one of three experts; the last gets none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)) for _ in range(3))
+        self.last = nn.BatchNorm2d(3)
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.mean((1, 2, 3)) > 0.0
+        parts = [self.experts[0](x[first]), self.experts[1](x[~first]), self.experts[2](x[:0])]
+        return self.last(torch.cat(parts).relu())
+
+
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_experts_that_get_no_images(upstream: str) -> None:
+    batches = [torch.cat((x, x - 5))[: 4 + k] for k, x in enumerate(images(4, 4, 4))]
+    found = population_statistics(Routing(), batches, upstream=upstream)
+    assert found.unseen == ("experts.2.1",)
+    assert found["last"].count == found["experts.0.1"].count + found["experts.1.1"].count
+    if upstream == "population":
+        assert max(self_consistency(Routing(), found, batches)) < 1e-5
+    with pytest.raises(ValueError, match="batch 1 has no images; leave empty batches out"):
+        population_statistics(Routing(), [batches[0], batches[0][:0]], upstream=upstream)
+
+
+class Split(nn.BatchNorm2d):
+    """A ghost batch norm that keeps statistics of each half of its batches."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.running_mean, self.running_var = torch.zeros(2 * channels), torch.ones(2 * channels)
+
+
+def test_layers_with_statistics_of_parts_of_a_batch() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Split(3))
+    with unchanged(model), pytest.raises(ValueError, match="layer '1' keeps statistics of 6 channels and normalizes 3"):
+        population_statistics(model, images(4))
+
+
+def test_self_consistency_by_layer() -> None:
+    model, batches = residual(), images(4, 3)
+    found = population_statistics(model, batches)
+    frame = self_consistency(model, found, batches, by_layer=True)
+    assert list(frame) == ["layer", "depth", "mean", "var", "mean_rounding", "var_rounding"]
+    assert list(frame["layer"]) == list(found) and list(frame["depth"]) == list(range(1, len(found) + 1))
+    worst = self_consistency(model, found, batches)
+    assert (frame["mean"].max(), frame["var"].max()) == worst
+    assert (frame[["mean_rounding", "var_rounding"]] < 1e-5).all(axis=None)
+    assert (frame["mean_rounding"].iloc[1:] > 0).all(), "float32 rounds"
+    model.double()
+    exact = self_consistency(model, found, [x.double() for x in batches], by_layer=True)
+    assert (exact[["mean_rounding", "var_rounding"]] < 1e-12).all(axis=None)
+
+
+def test_a_network_that_does_not_run_in_float64() -> None:
+    model, batches = Locking("attribute"), images(4, 3)
+    found = population_statistics(model, batches, strategy="layerwise")
+    frame = self_consistency(model, found, batches, by_layer=True)
+    assert frame["mean_rounding"].isna().all() and (frame["mean"] < 1e-5).all()
