@@ -1,0 +1,83 @@
+"""Layers that are called several times in a forward: how many passes over the data their statistics take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import Result, alternate
+from bnlab import population_statistics
+from bnlab.harness.vision import torchvision
+
+ROUNDS = 5
+
+
+def results() -> list[Result]:
+    return [
+        _compare("Siamese resnet-18, 32×32", Siamese(torchvision().models.resnet18()), 32),
+        _compare("Siamese, 12 layers", Siamese(nn.Sequential(*[_block() for _ in range(12)])), 16),
+        _compare("12 layers in 4 chunks each", Chunked(12, 4), 16),
+        _compare("one layer 12 times in a loop", Recurrent(12), 16),
+    ]
+
+
+def _compare(name: str, model: nn.Module, size: int) -> Result:
+    torch.manual_seed(0)
+    model.eval()
+    batches = list(torch.randn(256, 3, size, size).contiguous(memory_format=torch.channels_last).split(32))
+    sides: dict[str, Callable[[], object]] = {
+        "exact": lambda: population_statistics(model, batches),
+        "forward": lambda: _forward(model, batches),
+    }
+    median = alternate(sides, ROUNDS)
+    cost = population_statistics(model, batches).cost
+    return Result(name, "exact", median["exact"], "one forward", median["forward"], None, f"{cost.passes} passes")
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, batches: list[Tensor]) -> None:
+    for batch in batches:
+        model(batch)
+
+
+def _block() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+
+
+class Siamese(nn.Module):
+    """One network for an image and its mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(x), self.network(x.flip(-1) / 2)
+
+
+class Chunked(nn.Module):
+    """Each layer normalizes its batch in pieces, one after the other."""
+
+    def __init__(self, depth: int, pieces: int) -> None:
+        super().__init__()
+        self.blocks, self.pieces = nn.ModuleList(_block() for _ in range(depth)), pieces
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = torch.cat([block(piece) for piece in x.chunk(self.pieces)])
+        return x
+
+
+class Recurrent(nn.Module):
+    """One block, again and again on what it has made itself."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.block, self.times = _block(), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.block(x) + x / 2
+        return x
