@@ -59,7 +59,7 @@ def decompose(
         model: the network after the trace's last step. It comes back as it was.
         trace: of its training, at least up to that step.
         weights: step → state dict of the network after that many updates, for the last `window(momentum)` steps before
-            the last one (fewer if the trace is shorter): one pass over `batches` each.
+            the last one (fewer if the trace is shorter or begins again in it): one pass over `batches` each.
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
             gives the same each time.
         momentum: of the EMA. augmented: the training stream, where it differs. forward: as in `population_statistics`.
@@ -90,7 +90,7 @@ def decompose(
 
     lagged = torch.zeros_like(e)
     past = copy.deepcopy(model)
-    ages = range(min(window(momentum), last - trace.first_step))
+    ages = range(min(window(momentum), last - trace.last_start))
     share = torch.tensor([momentum * (1 - momentum) ** age for age in ages], dtype=torch.float64, device="cpu")
     for age, weight in zip(ages, share / share.sum(), strict=True):
         past.load_state_dict(weights(last - 1 - age))
@@ -117,6 +117,8 @@ def _check(
         raise ValueError("decompose: the trace has other layers or channels than the model; pass that of its training")
     if trace.last_step == trace.first_step:
         raise ValueError("decompose: the trace is empty; train inside record(model)")
+    if trace.last_step == trace.last_start:
+        raise ValueError("decompose: the running buffers were written after the last step; no batch is in them")
     check_forward(forward, "decompose")
     if not callable(weights):
         raise TypeError(f"decompose: weights is a {type(weights).__name__}; pass a function of the step")

@@ -76,14 +76,24 @@ def _selected(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -
         if not isinstance(name, str) or name not in found:
             raise ValueError(
                 f"{caller}: layers has {name!r}, which is no BatchNorm layer with running statistics; "
-                f"there are {_some(found)}"
+                f"there are {listed(found)}"
             )
     return {name: module for name, module in found.items() if name in wanted}
 
 
-def _some(names: Iterable[str]) -> str:
-    listed = [repr(name) for name in names]
-    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+def listed(names: Iterable[str]) -> str:
+    """The first six names, and how many there are beside them."""
+    quoted = [repr(name) for name in names]
+    return ", ".join(quoted[:6]) + (f" and {len(quoted) - 6} more" if len(quoted) > 6 else "")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile was given the module, or its forward."""
+    if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        return True
+    forward = module.forward
+    # torch.compiler.disable leaves the same mark, and one of its own.
+    return hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable")
 
 
 def tracked(layer: BatchNorm) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,8 @@ def set_aside(path: Path, reason: object, then: str) -> None:
     print(f"{reason}\n  set aside; {then}", file=sys.stderr)
 
 
-def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_tensors` wrote as `kind`.
+def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `save_tensors` wrote as one of `kinds`.
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is damaged or of another kind.
@@ -65,8 +65,8 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-    if metadata.get("format") != kind:
-        raise ValueError(f"{path}: expected format {kind!r}, found {metadata.get('format', 'none')!r}")
+    if metadata.get("format") not in kinds:
+        raise ValueError(f"{path}: expected format {kinds[0]!r}, found {metadata.get('format', 'none')!r}")
     if metadata.pop("sha256", "") != _digest(tensors, metadata):
         raise ValueError(f"{path}: damaged, its contents do not match their checksum")
     return tensors, metadata

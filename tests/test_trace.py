@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -361,6 +363,8 @@ def same(a: MomentTrace, b: MomentTrace) -> bool:
         and x.updates == y.updates
         and torch.equal(x.start, y.start)
         and torch.equal(x.moments, y.moments)
+        and [(r.entries, r.updates) for r in x.restarts] == [(r.entries, r.updates) for r in y.restarts]
+        and all(torch.equal(r.values, q.values) for r, q in zip(x.restarts, y.restarts, strict=True))
         for x, y in zip(a.layers.values(), b.layers.values(), strict=True)
     )
 
@@ -453,7 +457,7 @@ def test_replay_bank(recorded: MomentTrace) -> None:
     [
         ("model", TypeError, "record: expected a torch.nn.Module, found str"),
         (nn.Linear(2, 2), ValueError, "record: no BatchNorm layer with running statistics in Linear"),
-        (torch.compile(plain()), ValueError, "record: the model is compiled, .* record before torch.compile"),
+        (torch.compile(plain()), ValueError, "record: the model is compiled, .* torch.compile inside"),
         (nn.Sequential(torch.compile(plain())), ValueError, "record: the model is compiled"),
     ],
 )
@@ -556,3 +560,430 @@ def test_another_default_device() -> None:
         found = [replay(trace, e, [3])[3] for e in (EMA(0.1), Cumulative(), DebiasedEMA(0.1), LastBatch())]
         measured = gap(expected, found[0])
     assert (measured["mean_gap"] == 0).all()
+
+
+# Compiled and traced code
+
+
+def compiled_whole(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
+    return torch.compile(model, backend=backend)
+
+
+def compiled_part(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
+    model[1] = torch.compile(model[1], backend=backend)
+    return model
+
+
+def compiled_forward(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
+    model.forward = torch.compile(model.forward, backend=backend)
+    return model
+
+
+def compiled_in_place(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
+    model.compile(backend=backend)
+    return model
+
+
+def compiled_function(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
+    return torch.compile(lambda x: model(x), backend=backend)
+
+
+COMPILERS = [compiled_whole, compiled_part, compiled_forward, compiled_in_place, compiled_function]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_inside_of_the_block(compiler: Callable[..., Any], backend: str) -> None:
+    """Entries, steps and buffers are those of uncompiled training, through evaluations and after the block as well."""
+    torch._dynamo.reset()
+    plainly, recorded = without_dropout(plain()), without_dropout(plain())
+    batches = images(6, 6, 5)
+    with record(plainly) as expected, record(recorded) as trace:
+        call = compiler(recorded, backend)
+        for x in batches:
+            train_once(plainly, plainly, x), train_once(recorded, call, x)
+            plainly.eval(), recorded.eval()
+            with torch.no_grad():
+                torch.testing.assert_close(call(x), plainly(x))
+            plainly.train(), recorded.train()
+    assert trace.last_step == 3 and list(trace.layers) == list(expected.layers)
+    for name, entries in expected.layers.items():
+        assert trace.layers[name].steps == entries.steps == [1, 2, 3] and trace.layers[name].counts == entries.counts
+        torch.testing.assert_close(trace.layers[name].moments, entries.moments)
+    assert not any(layer.restarts for layer in trace.layers.values())
+    train_once(plainly, plainly, batches[0]), train_once(recorded, call, batches[0])
+    assert trace.last_step == 3 and all(len(layer) == 3 for layer in trace.layers.values())
+    for found, buffer in zip(recorded.buffers(), plainly.buffers(), strict=True):
+        torch.testing.assert_close(found, buffer)
+
+
+def train_once(model: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    call(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor() -> None:
+    torch._dynamo.reset()
+    plainly, recorded = without_dropout(plain()), without_dropout(plain())
+    with record(plainly) as expected, record(recorded) as trace:
+        call = torch.compile(recorded)
+        for x in images(4, 4, 3):
+            train_once(plainly, plainly, x), train_once(recorded, call, x)
+    for name, entries in expected.layers.items():
+        torch.testing.assert_close(trace.layers[name].moments, entries.moments, rtol=1e-4, atol=1e-5)
+    for found, buffer in zip(recorded.buffers(), plainly.buffers(), strict=True):
+        torch.testing.assert_close(found, buffer, rtol=1e-5, atol=1e-5)
+
+
+class CompiledForward(nn.Sequential):
+    @torch.compile(backend="eager")
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_compiled_before_the_block() -> None:
+    by_instance = plain()
+    by_instance.forward = torch.compile(by_instance.forward, backend="eager")  # type: ignore[method-assign]
+    part = plain()
+    part[1].compile(backend="eager")
+    for model in (by_instance, part, CompiledForward(nn.BatchNorm2d(3))):
+        with unchanged(model), pytest.raises(ValueError, match="record: the model is compiled"), record(model):
+            pass
+    uncompiled = plain()
+    uncompiled.forward = torch.compiler.disable(uncompiled.forward)  # type: ignore[method-assign]
+    with record(uncompiled) as trace:
+        uncompiled(images(4)[0])
+    assert trace.last_step == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_function_that_was_compiled_before_the_block(backend: str) -> None:
+    """Its graph has no hooks, and nothing on the model shows it."""
+    torch._dynamo.reset()
+    model, plainly, (x,) = without_dropout(plain()), without_dropout(plain()), images(4)
+    call = torch.compile(lambda x: model(x), backend=backend)
+    call(x), plainly(x)
+    with (
+        pytest.warns(UserWarning, match="record: '1', '4' were trained on 2 batches past their hooks") as found,
+        record(model) as trace,
+    ):
+        call(x), call(x), plainly(x), plainly(x)
+    assert len(found) == 1 and not trace.layers["1"].steps
+    for mine, buffer in zip(model.buffers(), plainly.buffers(), strict=True):
+        torch.testing.assert_close(mine, buffer)
+
+
+def test_a_direct_forward_is_noticed() -> None:
+    """The replay goes on from what it has left, and a warning names the layer."""
+    model, (x,) = plain(), images(4)
+    with (
+        pytest.warns(UserWarning, match="record: '1' were trained on 1 batches past their hooks"),
+        record(model) as trace,
+    ):
+        model(x)
+        model[1].forward(torch.randn(5, 6, 4, 4))
+        model(x)
+    assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(model))
+    assert [start.entries for start in trace.layers["1"].restarts] == [1] and not trace.layers["4"].restarts
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        lambda model, x: torch.jit.trace(model, x),
+        lambda model, x: torch.export.export(model, (x,)),
+        lambda model, x: torch.fx.experimental.proxy_tensor.make_fx(model)(x),
+    ],
+)
+def test_graphs_are_not_made_in_train_mode_inside_of_the_block(graph: Callable[..., Any]) -> None:
+    model, (x,) = plain(), images(4)
+    with record(model) as trace:
+        with unchanged(model[1]), pytest.raises(ValueError, match="record: layer '1' is traced or exported in train"):
+            graph(model, x)
+        model(x)
+    assert len(trace.layers["1"]) == 1
+    with record(model.eval()) as trace:
+        graph(model, x)
+    assert trace.last_step == 0
+
+
+class Chunked(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([super(Chunked, self).forward(part) for part in input.chunk(2)])
+
+
+def test_a_layer_that_takes_its_statistics_in_parts() -> None:
+    model = nn.Sequential(Chunked(3))
+    with record(model), pytest.raises(ValueError, match=r"layer '0' takes its statistics 2 times in one call"):
+        model(images(4)[0])
+    assert model[0].momentum == 0.1
+
+
+# Steps
+
+
+class Container(nn.Module):
+    """Two networks that are called by the training, not by a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = residual()[:4], nn.Sequential(nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(1))
+
+
+def steps(trace: MomentTrace) -> list[list[int]]:
+    return [trace.layers[name].steps for name in ("encoder.1", "head.0")]
+
+
+def updating(model: Any, optimizer: torch.optim.Optimizer, x: Tensor, calls: int = 1) -> None:
+    for _ in range(calls):
+        model.head(model.encoder(x)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_parts_that_are_called_count_as_steps() -> None:
+    model = Container()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with record(model, step=4) as trace, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in images(4, 4, 4):
+            updating(model, optimizer, x)
+            model.eval(), model.encoder(x), model.train()
+        assert steps(trace) == [[5, 6, 7]] * 2 and trace.last_step == 7
+        trace.truncate(6)
+        updating(model, optimizer, x)
+    assert steps(trace) == [[5, 6, 7]] * 2
+    assert_equal_statistics(replay(trace, EMA(0.1))[7], running_statistics(model))
+
+
+def test_a_layer_that_is_called_alone_counts() -> None:
+    model = residual()
+    with record(model) as trace:
+        for _ in range(2):
+            model[1](torch.randn(4, 6, 3, 3)), model[3](torch.randn(4, 6, 8, 8))
+    assert trace.layers["1"].steps == trace.layers["3.bn2"].steps == [1, 2]
+
+
+def test_forwards_of_the_model_count_once_there_are_some() -> None:
+    model = residual()
+    with record(model) as trace:
+        model(images(4)[0])
+        model[3](torch.randn(4, 6, 8, 8))  # as gradient checkpointing does
+        model[3](torch.randn(4, 6, 8, 8))
+        model(images(4)[0])
+    assert trace.layers["3.bn2"].steps == [1, 1, 1, 2] and trace.layers["1"].steps == [1, 2]
+
+
+def test_steps_that_the_caller_marks() -> None:
+    """Four forwards with accumulated gradients are one step; those before the first mark belong to the first one."""
+    model = Container()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with record(model, step=2) as trace:
+        for x in images(4, 4, 4):
+            updating(model, optimizer, x, calls=4)
+            trace.step()
+        assert steps(trace) == [[3] * 4 + [4] * 4 + [5] * 4] * 2 and (trace.first_step, trace.last_step) == (2, 5)
+        model.encoder(x)
+        assert trace.last_step == 6
+        trace.truncate(4)
+        model.encoder(x)
+        trace.step()
+    assert trace.layers["encoder.1"].steps == [3] * 4 + [4] * 4 + [5]
+    with pytest.raises(ValueError, match=r"MomentTrace.step: nothing is recorded now; call it inside of the record"):
+        trace.step()
+
+
+def test_steps_of_an_optimizer() -> None:
+    model = Container()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    hooks = len(optimizer._optimizer_step_post_hooks)
+    with record(model, optimizer=optimizer) as trace:
+        for x in images(4, 4):
+            updating(model, optimizer, x, calls=2)
+    assert steps(trace) == [[1, 1, 2, 2]] * 2 and trace.last_step == 2
+    assert len(optimizer._optimizer_step_post_hooks) == hooks
+    assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(model))
+    with pytest.raises(TypeError, match=r"record: optimizer is a float; pass a torch.optim.Optimizer, or None"):
+        record(model, optimizer=0.1).__enter__()  # type: ignore[arg-type]
+
+
+class Trainer(nn.Module):
+    """Its forward is a whole training."""
+
+    def __init__(self, affine: bool) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=affine))
+
+    def forward(self, batches: list[Tensor]) -> None:
+        train(self.net, batches)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_updates_within_a_step_are_said(affine: bool) -> None:
+    model = Trainer(affine)
+    with (
+        pytest.warns(UserWarning, match="layer 'net.1' have changed within step 1, .* call trace.step") as found,
+        record(model),
+    ):
+        model(images(4, 4, 4))
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared = Shared()
+        with record(shared):
+            train(shared, images(4, 4))
+
+
+def test_frozen_records_count_batches_whatever_forward_calls() -> None:
+    model = Container()
+    trace = record_frozen(model, images(4, 4), forward=lambda m, x: (m.encoder(x), m.head(m.encoder(x))))
+    assert steps(trace) == [[1, 1, 2, 2], [1, 2]] and trace.last_step == 2
+
+
+def test_two_threads_at_once_are_refused() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            entered.set()
+            leave.wait()
+
+    model, (x,) = plain(), images(4)
+    model[3].register_forward_hook(wait)
+    with record(model) as trace:
+        thread = threading.Thread(target=model, args=(x,))
+        thread.start()
+        entered.wait()
+        with pytest.raises(ValueError, match="record: the model is called by two threads at once"):
+            model(x)
+        leave.set()
+        thread.join()
+    assert trace.last_step == 1 and trace.layers["1"].steps == trace.layers["4"].steps == [1]
+
+
+# Writing the buffers from outside
+
+
+def saved(model: nn.Module) -> Callable[[nn.Module], None]:
+    state = copy.deepcopy(model.state_dict())
+    return lambda m: m.load_state_dict(state) and None
+
+
+def replaced(model: nn.Module) -> None:
+    model[1].running_mean = torch.full((6,), 2.0)
+
+
+WRITERS: dict[str, Callable[[nn.Module], object]] = {
+    "load_state_dict": saved(randomized(plain(), seed=5)),
+    "reset": lambda m: [layer.reset_running_stats() for layer in (m[1], m[4])],
+    "write_to": lambda m: running_statistics(randomized(plain(), seed=6)).write_to(m),
+    "copy": lambda m: m[1].running_var.copy_(torch.full((6,), 3.0)),
+    "replaced": replaced,
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("before", [0, 2, 5])
+def test_the_replay_begins_again_where_buffers_are_written(
+    before: int, writer: str, momentum: float | None, nested: bool, tmp_path: Path
+) -> None:
+    """Before the first call, between two, and after the last one; saved, joined and loaded as well."""
+    model = with_momentum(without_dropout(plain()), momentum)
+    estimator, batches = EMA(0.1) if momentum else Cumulative(), images(4, 4, 4, 4, 4)
+    with record(model) as outer, record(model) as inner:
+        train(model, batches[:before], lr=0.01)
+        WRITERS[writer](model)
+        written = running_statistics(model)
+        train(model, batches[before:], lr=0.01)
+    trace = inner if nested else outer
+    assert_equal_statistics(replay(trace, estimator)[5], running_statistics(model))
+    assert_equal_statistics(replay(trace, estimator, [before])[before], written)
+    trace.save(tmp_path / "trace.safetensors")
+    loaded = MomentTrace.load(tmp_path / "trace.safetensors")
+    assert same(loaded, trace)
+    with record(model, step=5) as more:
+        train(model, batches, lr=0.01)
+    joined = MomentTrace.join([loaded, more])
+    assert_equal_statistics(replay(joined, estimator, [10])[10], running_statistics(model))
+    assert_equal_statistics(replay(joined, estimator, [before])[before], written)
+    joined.truncate(before)
+    assert_equal_statistics(replay(joined, estimator)[before], written)
+
+
+def test_two_writes_at_one_place_are_one_restart() -> None:
+    model = plain()
+    with record(model) as trace:
+        train(model, images(4))
+        WRITERS["load_state_dict"](model)
+        model.eval()(images(4)[0])
+        model[1].reset_running_stats()
+        train(model.train(), images(4))
+    assert [(s.entries, s.updates, s.values[1].tolist()) for s in trace.layers["1"].restarts] == [(1, 0, [1.0] * 6)]
+    assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(model))
+
+
+def test_writes_that_change_nothing_are_no_restart() -> None:
+    """Measurements inside of the block, loading what is there, other tensors with the same values."""
+    model, batches = plain(), images(4, 4, 4)
+    with record(model) as trace:
+        for batch in batches:
+            train(model, [batch])
+            population_statistics(model, batches)
+            record_frozen(model, batches)
+            model.load_state_dict(copy.deepcopy(model.state_dict()))
+            model[1].running_mean = model[1].running_mean.clone()
+    assert not any(layer.restarts for layer in trace.layers.values()) and len(trace.layers["1"]) == 3
+
+
+def test_a_part_that_follows_other_buffers() -> None:
+    model, parts = plain(), []
+    for step in (0, 2, 4):
+        with record(model, step=step) as part:
+            train(model, images(4, 4), lr=0.01)
+        parts.append(part)
+        if step == 0:
+            model[1].reset_running_stats()
+    joined = MomentTrace.join(parts)
+    assert [start.entries for start in joined.layers["1"].restarts] == [2] and not joined.layers["4"].restarts
+    assert_equal_statistics(replay(joined, EMA(0.1))[6], running_statistics(model))
+
+
+def test_writing_without_a_trace_is_found_at_the_end() -> None:
+    model = plain()
+    with (
+        pytest.warns(UserWarning, match="the running buffers of '1' are not the average of what was recorded"),
+        record(model),
+    ):
+        train(model, images(4))
+        model[1].running_var.data.fill_(7.0)
+        train(model, images(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with record(model):
+            train(model, images(4))
+            with_momentum(model, 0.5)  # which nothing keeps: replays have a momentum of their own
+            train(model, images(4))
+
+
+@pytest.mark.parametrize("momentum", [0.001, 0.1, 1.0, 0.0, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_false_alarm(momentum: float | None, dtype: torch.dtype) -> None:
+    """Over many calls, whose rounding adds up, with an empty batch and one that is refused."""
+    layer = nn.BatchNorm1d(3, momentum=momentum).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with record(layer) as trace, torch.no_grad():
+            for step in range(600):
+                layer((torch.randn(8, 3, generator=generator) + step / 100).to(dtype))
+            layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+            layer(torch.ones(4, 3, dtype=dtype))
+            if momentum is not None:  # which torch counts
+                layer(torch.zeros(0, 3, dtype=dtype))
+                with pytest.raises(ValueError, match="more than 1 value"):
+                    layer(torch.zeros(1, 3, dtype=dtype))
+    assert len(trace.layers[""]) == 601 and not trace.layers[""].restarts
