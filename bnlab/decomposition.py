@@ -14,7 +14,6 @@ from bnlab.arguments import check_batches, check_forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.layers import Forward, batch_norm_layers
 from bnlab.population import population_statistics
-from bnlab.statistics import Layout
 from bnlab.trace import MomentTrace, record_frozen, replay_bank
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def decompose(
     terms = torch.stack((e - d, d - lagged, lagged - m, m - clean, clean - q, q - p))
     frames = []
     for row, statistic in enumerate(("mean", "var")):
-        frame = _keys(layout).assign(statistic=statistic, gap=(e - p)[row].numpy())
+        frame = layout.channel_frame().drop(columns="channels").assign(statistic=statistic, gap=(e - p)[row].numpy())
         frames.append(frame.assign(**dict(zip(TERMS, terms[:, row].numpy(), strict=True))))
     return pd.concat(frames, ignore_index=True)
 
@@ -126,14 +125,3 @@ def _check(
         check_batches(stream, "decompose", name)
         if iter(stream) is stream:
             raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")
-
-
-def _keys(layout: Layout) -> pd.DataFrame:
-    import pandas as pd
-
-    rows = [
-        (name, depth, channel)
-        for depth, (name, channels) in enumerate(zip(layout.names, layout.channels, strict=True), start=1)
-        for channel in range(channels)
-    ]
-    return pd.DataFrame(rows, columns=["layer", "depth", "channel"])

@@ -6,6 +6,7 @@ import contextlib
 import operator
 import random
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -35,8 +36,8 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: there is no such layer, a name in `layers` is not one, a lazy layer has not been built, or a
-            part of the model is scripted (hooks do not run there).
+        ValueError: there is no such layer, a name in `layers` is not one, a lazy layer has not been built, a layer is
+            on the meta device, or a part of the model with batch norm is scripted (hooks do not run there).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
@@ -45,7 +46,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     for name, module in model.named_modules():
         if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
             raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule) and _cannot_be_watched(module):
             raise ValueError(
                 f"{caller}: {repr(name) if name else 'the model'} is TorchScript, whose layers cannot be watched; "
                 "pass the model before torch.jit.script or trace"
@@ -55,6 +56,11 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
         elif isinstance(module, BatchNorm):
             if module.running_mean is None:
                 skipped[f"{type(module).__name__} without running statistics"] += 1
+            elif module.running_mean.is_meta:
+                raise ValueError(
+                    f"{caller}: layer {name!r} is on the meta device, which holds no values; "
+                    "use model.to_empty and load its weights first"
+                )
             else:
                 found[name] = module
     if not found:
@@ -64,6 +70,40 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
             + (f" ({note} skipped)" if note else "")
         )
     return found if layers is None else _selected(found, layers, caller)
+
+
+def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:
+    """Whether it has batch norm, or is traced: what keeps its state is not the module then."""
+    if "_buffers" not in vars(module):
+        return True
+    if any(name.endswith("running_mean") for name, _ in module.named_buffers()):
+        return True
+    return hasattr(module, "graph") and "aten::batch_norm" in str(module.inlined_graph)
+
+
+_WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
+
+
+def unwrapped(name: str) -> str:
+    """A layer's name without what wrappers of models have put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """For each of `names` the one of `others` that is the same layer, as far as there is one.
+
+    The same name is; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`), if it is unambiguous.
+    """
+    wanted, known = list(names), set(others)
+    pairs = {name: name for name in wanted if name in known}
+    rest = [name for name in wanted if name not in pairs], [name for name in known if name not in pairs]
+    mine, theirs = (Counter(map(unwrapped, side)) for side in rest)
+    by_unwrapped = {unwrapped(name): name for name in rest[1]}
+    for name in rest[0]:
+        plain = unwrapped(name)
+        if mine[plain] == theirs[plain] == 1:
+            pairs[name] = by_unwrapped[plain]
+    return pairs
 
 
 def _selected(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
@@ -200,8 +240,44 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     values and gradients are not copied: do not train a borrowed model. What is compiled runs uncompiled inside
     the block, because hooks that come later do not reach a compiled graph. Flags of torch and Python that hold for
     the whole process are put back too.
+
+    Raises:
+        ValueError: a part of the model is lent to another thread.
     """
     modules = list(model.modules())
+    with _lent_to_this_thread(modules), _borrowed(model, modules):
+        yield model
+
+
+# Modules that are lent now, by identity, and the thread that has them.
+_loans: list[tuple[int, set[int]]] = []
+_loans_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _lent_to_this_thread(modules: Sequence[nn.Module]) -> Iterator[None]:
+    loan = threading.get_ident(), set(map(id, modules))
+    with _loans_lock:
+        check_not_lent(modules)
+        _loans.append(loan)
+    try:
+        yield
+    finally:
+        with _loans_lock:
+            _loans.remove(loan)
+
+
+def check_not_lent(modules: Iterable[nn.Module]) -> None:
+    """ValueError if another thread has borrowed one of the modules."""
+    thread, wanted = threading.get_ident(), set(map(id, modules))
+    if any(other != thread and not wanted.isdisjoint(lent) for other, lent in list(_loans)):
+        raise ValueError(
+            "the model is in use by a measurement or by bnlab.using in another thread; wait for it, or use a deep copy"
+        )
+
+
+@contextlib.contextmanager
+def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     states = [_module_state(module) for module in modules]
     plain = (v for m in modules for v in vars(m).values() if isinstance(v, Tensor))
     buffers = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *plain) if not is_lazy(tensor)]
@@ -215,7 +291,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             module.__dict__["forward"] = compiled.__call__
     with _random_state(), flags_restored(), _uncompiled():
         try:
-            yield model
+            yield
         finally:
             for module, state in zip(modules, states, strict=True):
                 _restore(module, state)
@@ -241,7 +317,7 @@ def _copy_back(buffer: Tensor, value: Tensor) -> None:
             buffer.copy_(value)
 
 
-_State = tuple[dict[str, Any], dict[str, Collection[Any]]]
+_State = tuple[dict[str, Any], dict[str, Collection[Any]], bool]
 
 
 def _module_state(module: nn.Module) -> _State:
@@ -249,7 +325,7 @@ def _module_state(module: nn.Module) -> _State:
     attributes = dict(module.__dict__)
     # Most are empty (hooks), and copies would keep the garbage collector busy.
     entries = {key: _entries(v) if v else () for key, v in attributes.items() if isinstance(v, _CONTAINERS)}
-    return attributes, entries
+    return attributes, entries, module.training
 
 
 def _entries(value: Any) -> Collection[Any]:
@@ -257,10 +333,12 @@ def _entries(value: Any) -> Collection[Any]:
 
 
 def _restore(module: nn.Module, state: _State) -> None:
-    attributes, entries = state
+    attributes, entries, training = state
     for key in [key for key in module.__dict__ if key not in attributes]:
         del module.__dict__[key]
     module.__dict__.update(attributes)
+    if module.training != training:  # of a scripted module it is no entry of the dictionary
+        module.training = training
     for key, before in entries.items():
         container = attributes[key]
         if (container or before) and differs(container, before):

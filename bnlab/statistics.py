@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, set_buffers_aside, tracked
+from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, match_names, set_buffers_aside, tracked
 from bnlab.moments import Moments
 from bnlab.storage import load_tensors, save_tensors
 
@@ -78,7 +78,8 @@ class Statistics(Mapping[str, Moments]):
     def write_to(self, model: nn.Module) -> None:
         """Copy mean and var as they are into the running buffers of `model`, in place; reading gives them back.
 
-        Layers of the model that these statistics do not have keep theirs; `num_batches_tracked` stays.
+        Layers of the model that these statistics do not have keep theirs; `num_batches_tracked` stays. Names may
+        differ by what wrappers add, `module.` and `_orig_mod.`.
 
         Raises:
             ValueError: a layer is missing in the model, has other channels, or a value is not finite or a variance
@@ -92,8 +93,9 @@ class Statistics(Mapping[str, Moments]):
             load(layer, self[name])
 
     def _matching(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
-        """The layers of `model` that these statistics fit, after all that could be wrong has been checked."""
-        layers = batch_norm_layers(model, caller=caller)
+        """For each name here the layer of `model`, after all that could be wrong has been checked."""
+        found = batch_norm_layers(model, caller=caller)
+        layers = {name: found[own] for name, own in match_names(self, found).items()}
         for name, moments in self.items():
             if name not in layers:
                 raise ValueError(f"{caller}: the model has no batch-norm layer {name!r}; were these another model's?")
@@ -102,7 +104,7 @@ class Statistics(Mapping[str, Moments]):
                 raise ValueError(f"{caller}: layer {name!r} has {expected} channels, found {moments.mean.numel()}")
             if not (moments.mean.isfinite().all() and moments.var.isfinite().all() and (moments.var >= 0).all()):
                 raise ValueError(f"{caller}: layer {name!r} has a NaN, infinite or negative value; nothing was written")
-        return {name: layers[name] for name in self}
+        return layers
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each layer and channel: layer, depth (from 1), channel, count, mean, var, eps."""
@@ -200,6 +202,17 @@ class Layout:
     def of(statistics: Statistics) -> Layout:
         sizes = tuple(m.mean.numel() for m in statistics.values())
         return Layout(tuple(statistics), sizes, tuple(statistics.eps.values()))
+
+    def channel_frame(self) -> pd.DataFrame:
+        """A row for each channel: layer, depth (from 1), channels (of the layer), channel (from 0)."""
+        import pandas as pd
+
+        rows = [
+            (name, depth, channels, channel)
+            for depth, (name, channels) in enumerate(zip(self.names, self.channels, strict=True), start=1)
+            for channel in range(channels)
+        ]
+        return pd.DataFrame(rows, columns=["layer", "depth", "channels", "channel"])
 
     @cached_property
     def channel_eps(self) -> Tensor:

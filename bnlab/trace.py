@@ -31,6 +31,7 @@ from bnlab.layers import (
     batch_norm_layers,
     borrowed,
     call,
+    check_not_lent,
     copied,
     is_compiled,
     layer_input,
@@ -465,9 +466,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     Raises:
         TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
-        ValueError: no batch-norm layer with running statistics, a model that has been compiled, or a negative step;
-            inside of the block, a layer that takes its statistics several times in a call, is called by two threads at
-            once, or is traced or exported in train mode.
+        ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
+            is measuring, or a negative step; inside of the block, a layer that takes its statistics several times in a
+            call, is called by two threads at once, or is traced or exported in train mode.
 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
@@ -483,6 +484,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             "record: the model is compiled, and its graphs may not call hooks; record the uncompiled model, and call "
             "torch.compile inside of the block"
         )
+    check_not_lent(model.modules())
     trace = MomentTrace({name: _begin(layer) for name, layer in layers.items()}, first_step=int(step))
     counter = _StepCounter(trace, model, layers.values())
     trained = next((p for p in model.parameters() if p.requires_grad), None)

@@ -1,12 +1,14 @@
 """The gap against closed forms and the float64 twin."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from bnlab import Moments, Statistics, gap, running_statistics
+from bnlab import Moments, Statistics, gap, population_statistics, running_statistics, using
 from bnlab.gap import GAP_COLUMNS, layer_gaps
 from bnlab.statistics import Layout
 from tests import references
@@ -96,3 +98,75 @@ def test_many_at_once() -> None:
 def test_bad_input(reference: Any, estimate: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         gap(reference, estimate)
+
+
+def without(statistics: Statistics, *names: str, unseen: tuple[str, ...] = ()) -> Statistics:
+    return Statistics({n: m for n, m in statistics.items() if n not in names}, statistics.eps, unseen)
+
+
+class Auxiliary(nn.Module):
+    """A head that only training uses, as inception's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.last = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(self.head(x) if self.training else x)
+
+
+def test_layers_that_no_data_reached_are_left_out() -> None:
+    model = Auxiliary()
+    exact, running = population_statistics(model, images(4, 4)), running_statistics(model)
+    for sides in ((exact, running), (running, exact)):
+        frame = gap(*sides)
+        assert frame["layer"].tolist() == ["first", "last"] and frame.attrs["unseen"] == ["head"]
+    assert gap(running, running).attrs["unseen"] == []
+    with pytest.raises(ValueError, match=r"layer 'last' is on one side only \(1 such\)"):
+        gap(exact, without(running, "last"))
+    with pytest.raises(ValueError, match="layer 'first' is on one side only"):  # nothing in common
+        gap(without(exact, "last", unseen=("head", "last")), without(running, "first"))
+    with using(model, exact):
+        model(images(4)[0])
+    exact.write_to(model)
+    assert gap(exact, running_statistics(model))["mean_gap"].max() < 1e-6
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))])
+def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """Either side may be the wrapped one."""
+    model, other = plain(), plain()
+    train(model, images(4, 4))
+    wrapped = wrap(model)
+    mine, theirs = running_statistics(model), running_statistics(wrapped)
+    assert list(mine) != list(theirs)
+    assert gap(mine, theirs)["layer"].tolist() == list(mine) and (gap(mine, theirs)["kl"] == 0).all()
+    assert gap(theirs, mine)["layer"].tolist() == list(theirs)
+    theirs.write_to(other)
+    assert (gap(mine, running_statistics(other))[list(GAP_COLUMNS)] == 0).all(axis=None)
+    start = running_statistics(plain())
+    with using(wrapped, start):
+        assert torch.equal(model[1].running_mean.double(), start["1"].mean)
+    start.write_to(wrapped)
+    assert (gap(start, running_statistics(model))["kl"] == 0).all()
+
+
+def test_per_channel() -> None:
+    model = residual()
+    reference = running_statistics(model)
+    train(model, images(4, 4, 4))
+    estimate = running_statistics(model)
+    frame, layers = gap(reference, estimate, per_channel=True), gap(reference, estimate)
+    assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS]
+    assert frame.groupby("layer", sort=False)["channel"].count().tolist() == layers["channels"].tolist()
+    first = frame[frame["layer"] == "1"].set_index("channel").loc[4]
+    (mean_r, var_r), (mean_e, var_e) = ((float(s["1"].mean[4]), float(s["1"].var[4])) for s in (reference, estimate))
+    assert first["mean_gap"] == pytest.approx((mean_e - mean_r) / math.sqrt(var_r + 1e-5))  # signed
+    assert first["var_gap"] == pytest.approx(math.log((var_e + 1e-5) / (var_r + 1e-5)))
+    squares = frame.assign(mean_gap=frame["mean_gap"] ** 2, var_gap=frame["var_gap"] ** 2)
+    means = squares.groupby("layer", sort=False)[list(GAP_COLUMNS)].mean().reset_index(drop=True)
+    assert (means["mean_gap"] ** 0.5).tolist() == pytest.approx(layers["mean_gap"].tolist())
+    assert (means["var_gap"] ** 0.5).tolist() == pytest.approx(layers["var_gap"].tolist())
+    assert means["kl"].tolist() == pytest.approx(layers["kl"].tolist())
+    assert (frame["mean_gap"] < 0).any() and (frame["mean_gap"] > 0).any()

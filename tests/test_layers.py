@@ -2,6 +2,8 @@
 
 import collections
 import random
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import population_statistics
-from bnlab.layers import batch_norm_layers, borrowed
+from bnlab import population_statistics, record, running_statistics, using
+from bnlab.layers import batch_norm_layers, borrowed, match_names
 from tests.helpers import images, plain, residual, unchanged
 
 
@@ -180,3 +182,91 @@ def test_an_unbuilt_layer_of_another_kind() -> None:
     with pytest.raises(ValueError, match="layer '1' is lazy and not built yet; run one forward pass first"):
         population_statistics(model, [torch.randn(4, 3)])
     assert model(torch.randn(4, 3)).shape == (4, 2)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("var", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.mean, self.var)
+
+
+def scripted(*parts: nn.Module) -> nn.Module:
+    return torch.jit.script(nn.Sequential(*parts))  # type: ignore[no-any-return]
+
+
+def test_a_scripted_part_without_batch_norm() -> None:
+    model = nn.Sequential(scripted(nn.Conv2d(3, 3, 1), nn.Dropout(0.5)), plain()).train()
+    expected = plain()
+    with unchanged(model):
+        found = population_statistics(model, images(4, 4))
+        twin = population_statistics(model, images(4, 4), strategy="layerwise")
+        inputs = [model.eval()[0](x) for x in images(4, 4)]
+        model.train()
+    for name, moments in population_statistics(expected, inputs).items():
+        torch.testing.assert_close(found[f"1.{name}"].mean, moments.mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(twin[f"1.{name}"].mean, moments.mean, rtol=1e-5, atol=1e-5)
+    assert all(module.training for module in model.modules())
+    with record(model) as trace:
+        model(images(4)[0])
+    assert trace.last_step == 1
+
+
+@pytest.mark.parametrize("part", [nn.BatchNorm2d(3), Functional(), nn.Sequential(nn.Sequential(nn.BatchNorm2d(3)))])
+def test_scripted_parts_with_batch_norm(part: nn.Module) -> None:
+    with pytest.raises(ValueError, match="f: '0' is TorchScript, whose layers cannot be watched"):
+        batch_norm_layers(nn.Sequential(scripted(nn.Conv2d(3, 3, 1), part), nn.BatchNorm2d(3)), caller="f")
+
+
+def test_a_model_without_values() -> None:
+    model = plain().to("meta")
+    for call in (running_statistics, lambda m: population_statistics(m, images(4)), lambda m: record(m).__enter__()):
+        with pytest.raises(
+            ValueError, match=r"layer '1' is on the meta device, which holds no values; use model.to_em"
+        ):
+            call(model)
+
+
+def test_names_of_wrapped_models() -> None:
+    names = ["a.bn", "b.bn"]
+    assert match_names(names, ["module.b.bn", "module.a.bn"]) == {"a.bn": "module.a.bn", "b.bn": "module.b.bn"}
+    assert match_names(["module._orig_mod.a.bn"], ["_orig_mod.a.bn", "c"]) == {
+        "module._orig_mod.a.bn": "_orig_mod.a.bn"
+    }
+    assert match_names(["module.bn", "bn"], ["bn", "module.bn"]) == {"module.bn": "module.bn", "bn": "bn"}
+    assert match_names(["x.bn"], ["module.x.bn", "x._orig_mod.bn"]) == {}  # either could be meant
+    assert match_names(["module.x.bn", "_orig_mod.x.bn"], ["x.bn"]) == {}
+
+
+def in_another_thread(call: Callable[[], object]) -> BaseException | None:
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised[0] if raised else None
+
+
+def test_another_thread_has_to_wait() -> None:
+    model, batches = plain(), images(4, 4)
+    expected = population_statistics(model, batches)
+
+    def measure(part: nn.Module = model) -> None:
+        population_statistics(part, batches)
+
+    with unchanged(model):
+        with using(model, expected), borrowed(model):  # in one thread they nest
+            for call in (measure, lambda: measure(nn.Sequential(model[:2])), lambda: record(model).__enter__()):
+                error = in_another_thread(call)
+                assert type(error) is ValueError and "in use by a measurement or by bnlab.using in ano" in str(error)
+            assert in_another_thread(lambda: measure(plain())) is None
+        assert in_another_thread(measure) is None
