@@ -186,7 +186,7 @@ class MomentTrace:
     def __init__(self, layers: dict[str, LayerTrace], first_step: int = 0) -> None:
         self.layers = layers
         self.first_step = self.last_step = first_step
-        self._recording = False
+        self._recorders: Sequence[_Recorder] = ()  # while it is recording
         self._warned = False
         self._ended: int | None = None  # the last step that `step` has ended; None: forwards are counted
         self._bytes = 0
@@ -203,7 +203,7 @@ class MomentTrace:
         Raises:
             ValueError: the trace is not recording (any more).
         """
-        if not self._recording:
+        if not self._recorders:
             raise ValueError("MomentTrace.step: nothing is recorded now; call it inside of the record block")
         self._ended = self._count_updates_only() + 1
         self.last_step = self._ended
@@ -216,6 +216,10 @@ class MomentTrace:
             for layer in self.layers.values():
                 layer.steps = [self.last_step] * len(layer)
         return self._ended
+
+    def _take_up_writes(self) -> None:
+        for recorder in self._recorders:
+            recorder.take_up_writes()
 
     def _warn_of_updates_within(self, step: int, name: str) -> None:
         if self._ended is None and not self._warned:
@@ -279,6 +283,7 @@ class MomentTrace:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with `<layer>/moments`, `/steps`, `/counts`, `/start` and `/restarts` of each."""
+        self._take_up_writes()
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             tensors[f"{name}/moments"] = layer.moments
@@ -348,6 +353,7 @@ class MomentTrace:
             names, the number of their entries before this stream, that before the next one (None: it is the last), the
             stream.
         """
+        self._take_up_writes()
         groups: dict[tuple[tuple[int, ...], ...], list[LayerTrace]] = {}
         names: dict[tuple[tuple[int, ...], ...], list[str]] = {}
         for name, layer in self.layers.items():
@@ -490,8 +496,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     trained = next((p for p in model.parameters() if p.requires_grad), None)
     recorders = [_Recorder(name, layer, trace, counter, trained) for name, layer in layers.items()]
     with contextlib.ExitStack() as undo:
-        trace._recording = True
-        undo.callback(setattr, trace, "_recording", False)
+        trace._recorders = recorders
+        undo.callback(setattr, trace, "_recorders", ())
         if optimizer is not None:
             trace._count_updates_only()
             count_update = torch.compiler.disable(lambda *_: trace.step())
@@ -740,11 +746,16 @@ class _Recorder:
         if self._called:
             self._end_interrupted_call()
         self._ended = True
+        self.take_up_writes()
         _, own = self._averages()
-        if self._is_written(own):
+        if not self._momentum_varied:
+            self.overwritten = not self._holds(torch.stack(own[:2]))
+
+    def take_up_writes(self) -> None:
+        """Begin again where something has written the buffers since the last call."""
+        _, own = self._averages()
+        if self._loan is None and self._is_written(own):
             self._notice(own)
-        elif not self._momentum_varied:
-            self.overwritten = not self._holds(torch.stack(own[:2]), own.momentum)
 
     def _end_interrupted_call(self) -> None:
         """Hooks are not called after a KeyboardInterrupt."""
@@ -807,14 +818,14 @@ class _Recorder:
             self.unrecorded += updates - self._updates
         values, entries = torch.stack(own[:2]).detach(), self._entries
         expected = 0 if batches is None else entries.updates_now
-        if updates != expected or not self._holds(values, own.momentum):
+        if updates != expected or not self._holds(values):
             entries.restart(values, updates)
         entries.truncated, self._updates = False, updates
         self._look(own)
 
-    def _holds(self, values: Tensor, momentum: float | None) -> bool:
+    def _holds(self, values: Tensor) -> bool:
         """Whether these are the layer's own average of what is recorded, to rounding."""
-        entries = self._entries
+        entries, momentum = self._entries, self._momentum
         if momentum is None and self.layer.num_batches_tracked is None:
             momentum = 0.0
         mean, var = average = entries.average(momentum)

@@ -898,6 +898,7 @@ def test_the_replay_begins_again_where_buffers_are_written(
         train(model, batches[:before], lr=0.01)
         WRITERS[writer](model)
         written = running_statistics(model)
+        assert_equal_statistics(replay(inner if nested else outer, estimator)[before], written)
         train(model, batches[before:], lr=0.01)
     trace = inner if nested else outer
     assert_equal_statistics(replay(trace, estimator)[5], running_statistics(model))
@@ -963,10 +964,11 @@ def test_writing_without_a_trace_is_found_at_the_end() -> None:
         train(model, images(4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with record(model):
-            train(model, images(4))
-            with_momentum(model, 0.5)  # which nothing keeps: replays have a momentum of their own
-            train(model, images(4))
+        for later in ([], images(4)):
+            with record(model):
+                train(model, images(4))
+                with_momentum(model, 0.5 + len(later) / 4)  # a trace keeps none: replays have one of their own
+                train(model, later)
 
 
 @pytest.mark.parametrize("momentum", [0.001, 0.1, 1.0, 0.0, None])
