@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bnlab.layers import match_names, unwrapped
+from bnlab.layers import match_names, plain_name
 from bnlab.statistics import Layout, Statistics
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def _paired(reference: Statistics, estimate: Statistics) -> tuple[Statistics, St
     pairs = match_names(reference, estimate)
     alone = [name for name in reference if name not in pairs]
     alone += [name for name in estimate if name not in pairs.values()]
-    unseen = {unwrapped(name) for name in (*reference.unseen, *estimate.unseen)}
-    odd = sorted(name for name in alone if unwrapped(name) not in unseen) or ([] if pairs else sorted(alone))
+    unseen = {plain_name(name) for name in (*reference.unseen, *estimate.unseen)}
+    odd = sorted(name for name in alone if plain_name(name) not in unseen) or ([] if pairs else sorted(alone))
     if odd:
         raise ValueError(
             f"gap: layer {odd[0]!r} is on one side only ({len(odd)} such); pass statistics of the same layers"

@@ -84,7 +84,7 @@ def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
-def unwrapped(name: str) -> str:
+def plain_name(name: str) -> str:
     """A layer's name without what wrappers of models have put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
@@ -97,12 +97,12 @@ def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     wanted, known = list(names), set(others)
     pairs = {name: name for name in wanted if name in known}
     rest = [name for name in wanted if name not in pairs], [name for name in known if name not in pairs]
-    mine, theirs = (Counter(map(unwrapped, side)) for side in rest)
-    by_unwrapped = {unwrapped(name): name for name in rest[1]}
+    mine, theirs = (Counter(map(plain_name, side)) for side in rest)
+    by_plain = {plain_name(name): name for name in rest[1]}
     for name in rest[0]:
-        plain = unwrapped(name)
+        plain = plain_name(name)
         if mine[plain] == theirs[plain] == 1:
-            pairs[name] = by_unwrapped[plain]
+            pairs[name] = by_plain[plain]
     return pairs
 
 

@@ -126,16 +126,15 @@ class HeldTensor(NamedTuple):
 
     name: str
     tensor: Tensor
-    state: tuple[int, int]  # version and address
+    version: int
+    data: Tensor  # holds the memory, so that no other data can come to lie at its address
 
     @property
     def written(self) -> bool:
         """Whether somebody has written into it since, or given it other data."""
-        return _state_of(self.tensor) != self.state
-
-
-def _state_of(tensor: Tensor) -> tuple[int, int]:
-    return tensor._version, tensor.data_ptr() if tensor.layout == torch.strided else 0
+        if self.tensor._version != self.version:
+            return True
+        return self.tensor.layout == torch.strided and self.tensor.data_ptr() != self.data.data_ptr()
 
 
 def held_tensors(model: nn.Module) -> list[HeldTensor]:
@@ -145,7 +144,7 @@ def held_tensors(model: nn.Module) -> list[HeldTensor]:
         own = {key: value for key, value in vars(module).items() if key not in _BASE_ATTRIBUTES}
         for key, value in {**own, **module._buffers, **module._parameters}.items():
             if isinstance(value, Tensor) and not value.is_inference():
-                found.append(HeldTensor(f"{prefix}.{key}".lstrip("."), value, _state_of(value)))
+                found.append(HeldTensor(f"{prefix}.{key}".lstrip("."), value, value._version, value.detach()))
     return found
 
 
@@ -216,7 +215,8 @@ class ModuleState:
         self._journal: list[Watched] = []
         for module in model.modules():
             for key in ("_parameters", "_buffers", "_modules"):
-                vars(module)[key] = Watched(vars(module)[key], self._journal)
+                if type(own := vars(module).get(key)) is dict:  # scripted modules have others, or none
+                    vars(module)[key] = Watched(own, self._journal)
         self._look()
 
     def _look(self) -> None:
@@ -233,9 +233,8 @@ class ModuleState:
         self._absent = [_ABSENT] * len(self._keys)
         self._containers = _containers_in([*self._values, *_reached(self._hooks)])
         self._entries = [_copied(c) for c in self._containers]
-        self._members = {
-            id(d[key]): dict(d[key]) for d in self._dicts for key in ("_parameters", "_buffers", "_modules")
-        }
+        watched = (value for d in self._dicts for value in d.values() if isinstance(value, Watched))
+        self._members = {id(members): dict(members) for members in watched}
         self._journal.clear()
 
     def _changed(self) -> tuple[bool, list[tuple[Any, Any]]]:
