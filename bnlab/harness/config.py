@@ -50,27 +50,56 @@ _DEFAULTS = Config()
 _MOST_STEPS = 10**7  # file names hold seven digits
 
 
+def training_settings(config: Config) -> dict[str, Any]:
+    """All settings that the trained network depends on, seed apart.
+
+    What its data set, model or optimizer ignores is not among them, nor what is only evaluated with.
+    """
+    return {
+        "data": data.training_settings(config.data),
+        "model": models.training_settings(config.model),
+        "optimizer": training.training_settings(config.optimizer),
+        "batch_size": config.batch_size,
+        **({"epochs": config.epochs} if config.steps is None else {"steps": config.steps}),
+    }
+
+
 def network(config: Config) -> dict[str, Any]:
-    """The settings that determine the trained network, seed apart, with defaults left off.
+    """`training_settings` with defaults left off: what a network is named by.
 
     A field that is added later with a default leaves old networks their names.
     """
-    keys = ("data", "model", "optimizer", "batch_size", "epochs", "steps")
-    chosen = _differing({k: getattr(config, k) for k in keys}, {k: getattr(_DEFAULTS, k) for k in keys})
-    for key in ("root", "download"):
-        chosen.get("data", {}).pop(key, None)
-    if config.steps is not None:
-        chosen.pop("epochs", None)
-    return {k: v for k, v in chosen.items() if v != {}}
+    return _differing(training_settings(config), asdict(_DEFAULTS))
 
 
-def _differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def _differing(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The values that the other dictionary, nested in the same way, does not have."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if is_dataclass(value) and not isinstance(value, type):
-            found[key] = _differing(asdict(value), asdict(defaults[key]))
-        elif value != defaults[key]:
+        if isinstance(value, dict):
+            found |= {key: inner} if (inner := _differing(value, others[key])) else {}
+        elif key not in others or value != others[key]:
             found[key] = value
+    return found
+
+
+def changed_settings(config: Config, saved: dict[str, Any]) -> list[str]:
+    """What the network depends on and what a configuration saved earlier has another value of; a phrase for each.
+
+    A setting that the saved one does not have came later, with a default that leaves old networks as they are.
+    """
+    then = _flat(saved)
+    return [
+        f"{key}={then[key]} then, {value} now"
+        for key, value in _flat(training_settings(config)).items()
+        if key in then and then[key] != value
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
 
 

@@ -1,5 +1,7 @@
 """Data sets by name: read whole, split once and for all, standardized, on the device."""
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
@@ -42,6 +44,7 @@ class Split:
 
     images: Tensor  # float32 [N, C, H, W], standardized, channels_last, on the device
     labels: Tensor  # int64 [N]
+    digest: str = ""  # of the stored pixels and the labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +106,8 @@ SOURCES = {
     "svhn": Source("SVHN", "http://ufldl.stanford.edu/housenumbers/", _SVHN, ".", _SVHN, 73_257, 26_032, 32),
 }
 
+# What the training images of a data set depend on besides its name, number and augmentation.
+_READ = {"glyphs": ("classes", "difficulty", "fonts"), "image_folder": ("image_size",)}
 _FLIPPABLE = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
 _DIGITS, _DIGITS_TEST = 1797, 1797 // 5
 _GLYPHS, _GLYPHS_TEST = 20_000, 5_000
@@ -130,13 +135,26 @@ def check(config: DataConfig) -> int:
     return used - _val_images(used)
 
 
+def training_settings(config: DataConfig) -> dict[str, Any]:
+    """The settings that the training images depend on; of an image folder also its files, by a digest.
+
+    All other data sets have one content each: it is made from fixed seeds or published. Should that differ all the
+    same, the digest of the training split does (`Split.digest`), which is stored with each network.
+    """
+    found = {key: getattr(config, key) for key in ("name", "images", "shift", "flip", *_READ.get(config.name, ()))}
+    if config.name == "image_folder":
+        found["files"] = _digest_of_files(config, "train")
+    return found
+
+
 def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Dataset:
     """The data set, standardized by its training split; read once per process.
 
     Raises UserError as `check` does, and for files that are corrupt.
     """
     check(config)
-    return _load(astuple(replace(config, shift=0, flip=False)), torch.device(device))
+    files = [_digest_of_files(config, part) for part in ("train", "test") if config.name == "image_folder"]
+    return _load(astuple(replace(config, shift=0, flip=False)), torch.device(device), tuple(files))
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: bool) -> Tensor:
@@ -205,7 +223,8 @@ def _permutation(n: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _load(settings: tuple[object, ...], device: torch.device) -> Dataset:
+def _load(settings: tuple[object, ...], device: torch.device, files: tuple[str, ...]) -> Dataset:
+    """`files`: digests, so that an image folder that has changed is read again."""
     config = DataConfig(*settings)  # type: ignore[arg-type]
     (images, labels), test, classes = _READERS[config.name](config)
     order = _permutation(len(images))[: config.images]
@@ -218,7 +237,7 @@ def _load(settings: tuple[object, ...], device: torch.device) -> Dataset:
     def split(images: Tensor, labels: Tensor) -> Split:
         centre, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
         pixels = images.to(device).contiguous(memory_format=torch.channels_last).float()
-        return Split(pixels.sub_(centre).div_(scale), labels.to(device))
+        return Split(pixels.sub_(centre).div_(scale), labels.to(device), _digest_of_images(images, labels))
 
     return Dataset(
         config.name,
@@ -229,6 +248,13 @@ def _load(settings: tuple[object, ...], device: torch.device) -> Dataset:
         tuple(mean),
         tuple(std),
     )
+
+
+def _digest_of_images(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for tensor in (images, labels):
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
@@ -342,6 +368,22 @@ def _image_folder(config: DataConfig, part: str) -> Any:
         return torchvision().datasets.ImageFolder(str(folder))
     except FileNotFoundError as error:
         raise UserError(f"image_folder: {error}; put images into {folder}/<class>/") from error
+
+
+def _digest_of_files(config: DataConfig, part: str) -> str:
+    """Of the names and contents of all images in a part; contents are read once while the files stay as they are."""
+    paths = [path for path, _ in _image_folder(config, part).samples]
+    states = tuple((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, paths))
+    return _digest_of_contents(Path(config.root) / "image_folder" / part, tuple(paths), states)
+
+
+@lru_cache(maxsize=8)
+def _digest_of_contents(folder: Path, paths: tuple[str, ...], states: tuple[object, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(Path(path).relative_to(folder).as_posix()))
+        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _read_image_folder(config: DataConfig) -> tuple[Pixels, Pixels, int]:

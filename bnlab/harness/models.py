@@ -1,6 +1,7 @@
 """Networks by name: a small conv net, CIFAR ResNets, an MLP, and torchvision's classifiers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,11 @@ def check(config: ModelConfig) -> None:
             raise UserError(f"model.{key}={getattr(config, key)}: must be 1 or more")
     if config.name == "resnet" and (config.depth < 8 or config.depth % 6 != 2):
         raise UserError(f"model.depth={config.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
+
+
+def training_settings(config: ModelConfig) -> dict[str, Any]:
+    """The settings that this network reads."""
+    return {key: getattr(config, key) for key in ("name", *_READ.get(config.name, ()))}
 
 
 def build_model(config: ModelConfig, *, channels: int, image_size: int, classes: int, seed: int) -> nn.Module:
@@ -145,3 +151,4 @@ def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
 
 
 _OWN = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
+_READ = {"cnn": ("depth", "width", "pool_every"), "resnet": ("depth", "width"), "mlp": ("depth", "width")}

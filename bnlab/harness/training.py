@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,12 @@ def check(config: OptimizerConfig) -> None:
             )
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"optimizer.label_smoothing={config.label_smoothing}: must be at least 0 and below 1")
+
+
+def training_settings(config: OptimizerConfig) -> dict[str, Any]:
+    """The settings that this optimizer reads."""
+    ignored = () if config.name == "sgd" else ("momentum",)
+    return {key: value for key, value in asdict(config).items() if key not in ignored}
 
 
 class Diverged(Exception):
