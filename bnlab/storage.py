@@ -15,6 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+class OtherVersion(ValueError):
+    """A file that another version of bnlab wrote, in a format that this one does not read: foreign, not damaged."""
+
+
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then move it there in one step; a failure leaves what was there."""
     path = Path(path)
@@ -46,8 +50,9 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
 
 
 def set_aside(path: Path, reason: object, then: str) -> None:
-    """Take a damaged file out of the way, and say so."""
-    path.replace(path.with_name(f"{path.name}.damaged"))
+    """Take a file out of the way that is damaged, or as `OtherVersion` of another version, and say so."""
+    kind = "other-version" if isinstance(reason, OtherVersion) else "damaged"
+    path.replace(path.with_name(f"{path.name}.{kind}"))
     print(f"{reason}\n  set aside; {then}", file=sys.stderr)
 
 
@@ -55,7 +60,8 @@ def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict
     """Tensors and metadata of a file that `save_tensors` wrote as one of `kinds`.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is damaged or of another kind.
+        FileNotFoundError: there is no such file. ValueError: it is damaged or of another kind. OtherVersion: it is
+            of this kind, in the format of another version.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -65,8 +71,10 @@ def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-    if metadata.get("format") not in kinds:
-        raise ValueError(f"{path}: expected format {kinds[0]!r}, found {metadata.get('format', 'none')!r}")
+    found = metadata.get("format", "none")
+    if found not in kinds:
+        same_kind = found.rpartition("/")[0] == kinds[0].rpartition("/")[0]
+        raise (OtherVersion if same_kind else ValueError)(f"{path}: expected format {kinds[0]!r}, found {found!r}")
     if metadata.pop("sha256", "") != _digest(tensors, metadata):
         raise ValueError(f"{path}: damaged, its contents do not match their checksum")
     return tensors, metadata

@@ -88,12 +88,14 @@ def changed_settings(config: Config, saved: dict[str, Any]) -> list[str]:
 
     A setting that the saved one does not have came later, with a default that leaves old networks as they are.
     """
-    then = _flat(saved)
-    return [
-        f"{key}={then[key]} then, {value} now"
-        for key, value in _flat(training_settings(config)).items()
-        if key in then and then[key] != value
-    ]
+    return differences(saved, training_settings(config))
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A phrase for each key, dotted, that both have with different values."""
+    before, after = _flat(then), _flat(now)
+    changed = [key for key in after if key in before and before[key] != after[key]]
+    return [f"{key}={before[key]} then, {after[key]} now" for key in changed]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """What was found and what to do, in one or two lines; shown without a traceback."""
+
+
+class JobError(UserError):
+    """What stops one job of a sweep and leaves the others alone."""

@@ -17,7 +17,7 @@ import torch
 
 from bnlab.harness import data, tables
 from bnlab.harness.config import Config, network, statistics_settings, total_steps
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.measurements import measurement
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import Setting
@@ -67,6 +67,8 @@ def attempt(config: Config) -> None:
     """
     try:
         execute(config)
+    except JobError as error:
+        _fail(config, str(error))
     except (UserError, OSError):
         raise
     except Exception:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
@@ -12,7 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bnlab.harness import tables
-from bnlab.harness.runs import CHECKPOINT, Run
+from bnlab.harness.config import differences
+from bnlab.harness.errors import JobError
+from bnlab.harness.runs import CHECKPOINT, Run, environment, read_config
 from bnlab.harness.training import Callback, Diverged, Progress, build_optimizer, train
 from bnlab.storage import load_tensors, save_tensors, set_aside
 from bnlab.trace import record
@@ -20,15 +25,23 @@ from bnlab.trace import record
 _STATE = "bnlab.state/1"
 _DAMAGE = (ValueError, KeyError, RuntimeError, FileNotFoundError)  # what reading a damaged or foreign state raises
 STATE_SECONDS = 5.0  # a kill costs at most so much training
+_KEPT_STATES = 4  # a checkpoint that is made later costs at most this part of the training
 
 
 def ensure_trained(run: Run) -> None:
     """Train the run's network unless that has been done; after a kill go on from its state.
 
     Checkpoints that this configuration wants and an earlier one did not are produced by training up to them again
-    from the nearest state. Damaged files are named, set aside and made anew. One process at a time; others wait.
+    from the nearest state. Damaged files are named, set aside and made again. One process at a time; others wait.
+
+    Raises:
+        JobError: the network that is there was trained with other settings, on other images or by another version, or
+            the checkpoints that are missing cannot be made as they were. What is there stays.
     """
     with run.lock:
+        run.check_settings()
+        _ = run.dataset  # what is wrong with the data is no damage of the network
+        _restore_config(run)
         try:
             if run.status is not None:
                 run.check_files(run.status["step"])
@@ -36,23 +49,42 @@ def ensure_trained(run: Run) -> None:
             run.set_aside(error)
         if run.status is None:
             _train(run)
+        run.check_images()
         missing = [step for step in run.wanted if not run.checkpoint(step).exists()]
         if missing:
             _reproduce(run, missing)
 
 
-def _train(run: Run) -> None:
+def _restore_config(run: Run) -> None:
+    """Replace a damaged `config.yaml`: the folder's name is the hash of what it says."""
     try:
-        progress, seconds = _restored(run)
+        read_config(run.folder)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        set_aside(run.folder / "config.yaml", error, "written again with this command's settings")
+        run.write_config()
+
+
+def _train(run: Run) -> None:
+    progress, seconds, path = begun(run), 0.0, run.folder / "state.safetensors"
+    try:
+        if path.exists():
+            seconds = _restore(run, progress, path)
         run.check_files(progress.step)
     except _DAMAGE as error:
         run.set_aside(error)
         progress, seconds = begun(run), 0.0
     if progress.step:
+        run.check_images()
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
-    run.describe()
+        run.add_environment(step=progress.step)
+    else:
+        run.write_config()
+        run.write_environment()
     recorder = Recorder(run, progress, seconds)
-    callbacks = [recorder.log, _saver(run, run.wanted), recorder.save_when_due, _announcer(run, run.steps)]
+    savers = [_saver(run, run.wanted), _state_saver(run)]
+    callbacks = [recorder.log, *savers, recorder.save_when_due, _announcer(run, run.steps)]
     try:
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
         recorder.save(progress)
@@ -73,12 +105,8 @@ def begun(run: Run) -> Progress:
     return Progress(model, build_optimizer(run.config.optimizer, model, run.config.batch_size), step=0)
 
 
-def _restored(run: Run) -> tuple[Progress, float]:
-    """Training as the state file has it, and the seconds it took so far; from the start if there is none."""
-    progress = begun(run)
-    path = run.folder / "state.safetensors"
-    if not path.exists():
-        return progress, 0.0
+def _restore(run: Run, progress: Progress, path: Path) -> float:
+    """Put training where a state file has it; returns the seconds that it had taken."""
     tensors, metadata = load_tensors(path, _STATE)
     progress.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
     _load_optimizer(progress.optimizer, tensors)
@@ -86,7 +114,12 @@ def _restored(run: Run) -> tuple[Progress, float]:
     if "rng/device" in tensors:
         torch.cuda.set_rng_state(tensors["rng/device"], run.device)
     progress.step, progress.loss = int(metadata["step"]), float(metadata["loss"])
-    return progress, float(metadata["seconds"])
+    return float(metadata["seconds"])
+
+
+def _save_state(progress: Progress, path: Path, seconds: float) -> None:
+    about = {"step": str(progress.step), "loss": repr(progress.loss), "seconds": repr(seconds)}
+    save_tensors(path, _state(progress), _STATE, about)
 
 
 def _state(progress: Progress) -> dict[str, Tensor]:
@@ -141,8 +174,7 @@ class Recorder:
     def save(self, progress: Progress) -> None:
         """Write the record since the last time, and then the state that makes it count."""
         self.save_record(progress.step)
-        described = {"step": str(progress.step), "loss": repr(progress.loss), "seconds": repr(self.seconds)}
-        save_tensors(self._run.folder / "state.safetensors", _state(progress), _STATE, described)
+        _save_state(progress, self._run.folder / "state.safetensors", self.seconds)
 
     def save_record(self, step: int) -> None:
         """Write the trace since the last time and the log, both up to `step`."""
@@ -176,22 +208,114 @@ def _saver(run: Run, wanted: list[int]) -> Callback:
     return save
 
 
+def _state_saver(run: Run) -> Callback:
+    """Keeps the state at each quarter of the training but the last, whose state is kept anyway."""
+    steps = {run.steps * part // _KEPT_STATES for part in range(1, _KEPT_STATES)}
+
+    def save(progress: Progress) -> None:
+        if progress.step in steps:
+            _save_state(progress, run.state(progress.step), seconds=0.0)
+
+    return save
+
+
 def _reproduce(run: Run, missing: list[int]) -> None:
-    """Train to the missing checkpoints again, from the state if it is early enough, and leave all else as it is."""
-    print(f"{run.id}: training again to step {missing[-1]} for {len(missing)} more checkpoints", file=sys.stderr)
+    """Make the missing checkpoints by training to them again, and leave all else as it is.
+
+    Raises:
+        JobError: training does not give what it gave before; checkpoints up to there are kept.
+    """
+    threads = torch.get_num_threads()
     try:
-        progress, _ = _restored(run)
-    except _DAMAGE as error:
-        set_aside(run.folder / "state.safetensors", error, "training begins at step 0")
-        progress = begun(run)
-    if progress.step > missing[0]:
-        progress = begun(run)
-    save = _saver(run, missing)
-    save(progress)
-    # The run reached these steps before, but the schedule is that of the whole training.
-    callbacks = [save, _announcer(run, missing[-1])]
-    with record(progress.model):  # which rounds the buffers' last bit as it did then
-        train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=missing[-1])
+        for start, steps in groupby(missing, key=lambda step: _nearest_state(run, step)):
+            _train_again(run, start, list(steps))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _nearest_state(run: Run, step: int) -> Path | None:
+    """The file of the last state that is not after a step; damaged ones are set aside. None: training begins at 0."""
+    last = run.folder / "state.safetensors"
+    ends_there = step == run.steps and last.exists()
+    for path in ([last] if ends_there else []) + run.states(step)[::-1]:
+        try:
+            load_tensors(path, _STATE)
+            return path
+        except ValueError as error:
+            set_aside(path, error, "training begins at an earlier step")
+    return None
+
+
+def _train_again(run: Run, start: Path | None, missing: list[int]) -> None:
+    """Train from a state to the last of the missing checkpoints, with the threads of the first training."""
+    progress = begun(run)
+    if start:
+        _restore(run, progress, start)
+    count = f"{len(missing)} more checkpoint{'s' * (len(missing) > 1)}"
+    print(f"{run.id}: training again from step {progress.step} to {missing[-1]} for {count}", file=sys.stderr)
+    # One update more shows that the last weights are those of the first training.
+    until = min(missing[-1] + 1, run.steps)
+    keeper = _CheckpointKeeper(run, missing)
+    callbacks = [keeper.compare, keeper.hold, _announcer(run, until)]
+    try:
+        keeper.hold(progress)
+        with record(progress.model), contextlib.suppress(Diverged):  # recording rounds the buffers' last bit as before
+            train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
+        keeper.close(progress)
+    finally:
+        if keeper.written:
+            run.add_environment(checkpoints=keeper.written)
+
+
+class _CheckpointKeeper:
+    """Callbacks that write checkpoints of a second training, each once the next loss is exactly that of the first."""
+
+    def __init__(self, run: Run, missing: list[int]) -> None:
+        self.written: list[int] = []
+        self._run, self._missing, self._environments = run, missing, run.environments
+        self._log = tables.read_frame(run.folder / "log.parquet").set_index("step")["loss"]
+        self._held: tuple[int, dict[str, Tensor]] | None = None
+
+    def hold(self, progress: Progress) -> None:
+        """Keep the weights of a missing checkpoint until the next loss, and set the threads for that update."""
+        if progress.step in self._missing:
+            self._held = progress.step, {k: v.clone() for k, v in progress.model.state_dict().items()}
+        threads = self._environment(progress.step)["threads"]
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+    def compare(self, progress: Progress) -> None:
+        """Write what is held if the loss is that of the log."""
+        before = self._log[progress.step]
+        if progress.loss != before:
+            self._refuse(progress.step, f"the loss of step {progress.step} was {before}, now it is {progress.loss}")
+        self._write()
+
+    def close(self, progress: Progress) -> None:
+        """Write the checkpoint after the last update of all, which no loss follows."""
+        if progress.step == self._run.steps:
+            self._write()
+        if self.written != self._missing:
+            self._refuse(progress.step, f"now it diverges after step {progress.step}")
+
+    def _write(self) -> None:
+        if self._held:
+            step, tensors = self._held
+            save_tensors(self._run.checkpoint(step), tensors, CHECKPOINT, {})
+            self.written.append(step)
+            self._held = None
+
+    def _environment(self, step: int) -> dict[str, Any]:
+        """The one in which the update after `step` was made first."""
+        return [entry for entry in self._environments if entry["step"] <= step][-1]
+
+    def _refuse(self, step: int, reason: str) -> NoReturn:
+        recorded = {k: v for k, v in self._environment(step - 1).items() if k != "cores"}
+        changed = differences(recorded, environment(self._run.device)) or ["no recorded version or setting has changed"]
+        raise JobError(
+            f"{self._run.id}: cannot be trained again as it was: {reason} ({'; '.join(changed)}). The checkpoints that "
+            "are there stay: measure at these (evaluate_at=), or train in another folder (results=)"
+        )
 
 
 def _announcer(run: Run, until: int) -> Callback:

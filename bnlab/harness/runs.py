@@ -2,9 +2,11 @@
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  state.safetensors  status.json
+        checkpoints/step_<k>.safetensors  states/step_<k>.safetensors  state.safetensors  status.json
 
 `state.safetensors` is the point from which a killed run goes on; whatever was written after it is written again.
+`states/` keeps the state at each quarter of the training, from which checkpoints for later experiments are made.
+`environment.json` has the environment in which training began and, as `later`, those in which it went on.
 `status.json` comes last and says that the run is finished (or diverged).
 """
 
@@ -28,11 +30,12 @@ from filelock import FileLock
 from torch import nn
 
 from bnlab.harness import tables
-from bnlab.harness.config import Config, checkpoints, network_hash, total_steps
+from bnlab.harness.config import Config, changed_settings, checkpoints, network_hash, total_steps
 from bnlab.harness.data import Dataset, load_dataset
+from bnlab.harness.errors import JobError
 from bnlab.harness.models import build_model
 from bnlab.harness.training import Batches, Seeds
-from bnlab.storage import load_tensors, write_whole
+from bnlab.storage import OtherVersion, load_tensors, write_whole
 from bnlab.trace import MomentTrace
 
 _FORMAT = 1
@@ -101,6 +104,14 @@ class Run:
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
 
+    def states(self, until: int) -> list[Path]:
+        """The states that are kept up to a step, in order."""
+        found = sorted(self.folder.glob("states/step_*.safetensors"))
+        return [path for path in found if int(path.stem.removeprefix("step_")) <= until]
+
+    def state(self, step: int) -> Path:
+        return self.folder / "states" / f"step_{step:07d}.safetensors"
+
     def trace_parts(self, until: int) -> list[Path]:
         """The files of the trace up to a step, in order."""
         found = sorted(self.folder.glob("trace/[0-9]*-[0-9]*.safetensors"))
@@ -113,7 +124,11 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any] | None:
-        """What the finished run says of itself; None while it is not finished. ValueError if damaged or foreign."""
+        """What the finished run says of itself; None while it is not finished.
+
+        Raises:
+            ValueError: it is damaged; OtherVersion: another version wrote it.
+        """
         return read_status(self.folder)
 
     @property
@@ -133,13 +148,70 @@ class Run:
         }
         write_text(self.folder / "status.json", json.dumps({**found, "sha256": _checksum(found)}, indent=1))
 
-    def describe(self) -> None:
-        """Write the configuration and the environment beside the network."""
+    def write_config(self) -> None:
         write_text(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
-        write_text(self.folder / "environment.json", json.dumps(environment(self.device), indent=1))
 
-    def set_aside(self, reason: object) -> None:
-        """Move what is damaged out of the way, so that it is made anew; say so."""
+    def write_environment(self) -> None:
+        """The environment in which training begins, with a digest of the images that it begins on."""
+        described = {**environment(self.device), "training_images": self.dataset.train.digest}
+        write_text(self.folder / "environment.json", json.dumps(described, indent=1))
+
+    def add_environment(self, **about: Any) -> None:
+        """Note today's environment as one in which training went on."""
+        described = self.environment
+        described["later"] = [*described.get("later", []), {**about, **environment(self.device)}]
+        write_text(self.folder / "environment.json", json.dumps(described, indent=1))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` holds; ValueError if it is damaged."""
+        return _read_json(self.folder / "environment.json")
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Those in which the network was trained, in order, each with the `step` from which on."""
+        described = self.environment
+        later = described.pop("later", [])
+        return [{"step": 0, **described}, *(entry for entry in later if "step" in entry)]
+
+    def check_settings(self) -> None:
+        """Compare what the network in this folder was trained with; nothing is read of its weights.
+
+        Raises:
+            JobError: a setting that it depends on was another, or another version wrote it.
+        """
+        changed: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ValueError):  # there is none yet, or it is damaged
+            changed = changed_settings(self.config, read_config(self.folder))
+        if changed:
+            raise JobError(
+                f"{self.folder}: holds a network that was trained with other settings ({'; '.join(changed)}), because "
+                "defaults have changed since; use another folder (results=), or delete that one to train it again"
+            )
+        try:
+            _ = self.status
+        except OtherVersion as error:
+            raise _foreign(error) from error
+        except ValueError:  # damaged
+            pass
+
+    def check_images(self) -> None:
+        """JobError if the network in this folder was trained on other images than those that there are now."""
+        trained_on = self.environment.get("training_images", self.dataset.train.digest)
+        if trained_on != self.dataset.train.digest:
+            raise JobError(
+                f"{self.folder}: was trained on other images than {self.config.data.name} has now in data.root="
+                f"{self.config.data.root}; set data.root to those, or use another folder (results=)"
+            )
+
+    def set_aside(self, reason: Exception) -> None:
+        """Move what is damaged out of the way, so that it is made again; say so.
+
+        Raises:
+            JobError: it is not damaged, another version wrote it.
+        """
+        if isinstance(reason, OtherVersion):
+            raise _foreign(reason) from reason
         number = 1
         while (aside := self.folder.with_name(f"{self.folder.name}.damaged-{number}")).exists():
             number += 1
@@ -151,10 +223,12 @@ class Run:
         """Read what was written up to `step`; ValueError or FileNotFoundError names the first file that is damaged."""
         if step == 0:
             return
-        _read_json(self.folder / "environment.json")
+        _ = self.environment
         path = self.folder / "log.parquet"
         log = tables.read_frame(path)
-        if list(log) != ["step", "loss", "accuracy"] or list(log["step"][:step]) != list(range(1, step + 1)):
+        if list(log) != ["step", "loss", "accuracy"]:
+            raise OtherVersion(f"{path}: has the columns {', '.join(log.columns)}; expected step, loss, accuracy")
+        if list(log["step"][:step]) != list(range(1, step + 1)):
             raise ValueError(f"{path}: does not have a row for each of {step} steps")
         if MomentTrace.join([MomentTrace.load(path) for path in self.trace_parts(step)]).last_step != step:
             raise ValueError(f"{self.folder / 'trace'}: does not reach step {step}")
@@ -171,10 +245,26 @@ def read_status(folder: Path) -> dict[str, Any] | None:
         return None
     found = _read_json(path)
     if found.get("format") != _FORMAT:
-        raise ValueError(f"{path}: written by another version (format {found.get('format')})")
+        raise OtherVersion(f"{path}: expected format {_FORMAT}, found {found.get('format')}")
     if found.pop("sha256", None) != _checksum(found):
         raise ValueError(f"{path}: damaged, its contents do not match their checksum")
     return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder; ValueError if it is damaged, FileNotFoundError if it is missing."""
+    path = folder / "config.yaml"
+    try:
+        found = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict) or not asdict(Config()).keys() & found.keys():
+        raise ValueError(f"{path}: damaged (found a {type(found).__name__} without settings)")
+    return found
+
+
+def _foreign(error: OtherVersion) -> JobError:
+    return JobError(f"{error}; it is left as it is: use the version that wrote it, or another folder (results=)")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

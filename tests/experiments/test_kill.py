@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +19,12 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab import storage
-from bnlab.harness import load, tables
+from bnlab.harness import load, producing, tables
 from bnlab.harness.config import Config
+from bnlab.harness.errors import JobError
 from bnlab.harness.jobs import attempt, execute, failures
 from bnlab.harness.runs import Run
+from bnlab.harness.training import Callback, Progress
 from tests.experiments.commands import ROOT, files, run, start
 
 # Trains with a state after every step, and dies in the middle of writing file number argv[2] or at step argv[3].
@@ -50,7 +55,8 @@ jobs.execute(Config(batch_size=256, epochs=2, threads=1, device="cpu",
 
 
 def config(results: Path, **changes: object) -> Config:
-    return Config(batch_size=256, epochs=2, threads=1, device="cpu", results=str(results), **changes)  # type: ignore[arg-type]
+    fixed = {"batch_size": 256, "epochs": 2, "threads": 1, "device": "cpu"}
+    return Config(**{**fixed, "results": str(results), **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +149,100 @@ def test_a_later_checkpoint_changes_nothing_else(whole: Run, tmp_path: Path) -> 
     before = files(tmp_path / "runs")
     execute(config(tmp_path, evaluate_at=[2, 5]))
     after = files(tmp_path / "runs")
-    assert {key: after[key] for key in before} == before
     found = Run(config(tmp_path))
+    environment = f"{found.id}/environment.json"
+    assert {k: after[k] for k in before if k != environment} == {k: v for k, v in before.items() if k != environment}
+    assert [entry["checkpoints"] for entry in json.loads(after[environment])["later"]] == [[2], [5]]
     for step in (2, 5):
         a, b = (storage.load_tensors(r.checkpoint(step), "bnlab.checkpoint/1")[0] for r in (found, whole))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def count_updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that are trained from now on."""
+    steps: list[int] = []
+    original = producing.train
+
+    def counted(progress: Progress, batches: object, optimizer: object, total: int, callbacks: list[Callback],
+                **more: int) -> None:  # fmt: skip
+        original(progress, batches, optimizer, total, [*callbacks, lambda p: steps.append(p.step)], **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(producing, "train", counted)
+    return steps
+
+
+def test_a_later_checkpoint_starts_at_the_nearest_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(config(tmp_path, evaluate_at="final"))  # of 12 steps, whose state is kept at 3, 6, 9 and the end
+    steps = count_updates(monkeypatch)
+    execute(config(tmp_path, evaluate_at=[1, 7, 11, 12]))
+    # To each of them, and one more whose loss shows that the weights are those of the first training.
+    assert steps == [1, 2, 7, 8, 10, 11, 12]
+    steps.clear()
+    Run(config(tmp_path)).checkpoint(12).unlink()
+    execute(config(tmp_path, evaluate_at=[1, 7, 11, 12]))
+    assert steps == []
+    Run(config(tmp_path)).checkpoint(6).unlink(missing_ok=True)
+    execute(config(tmp_path, evaluate_at=[6]))
+    assert steps == [7]
+
+
+def test_another_trajectory_is_refused(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that differs in its last bit is another training; what was made before that stays."""
+    execute(config(tmp_path, evaluate_at="final"))
+    run = Run(config(tmp_path))
+    path = run.folder / "log.parquet"
+    log = tables.read_frame(path)
+    log.loc[log["step"] == 5, "loss"] += 1e-7
+    tables.write_frame(path, log)
+    path = run.folder / "environment.json"
+    path.write_text(path.read_text().replace('"torch": "2.', '"torch": "1.'))
+    before = files(tmp_path / "runs")
+    message = r"cannot be trained again as it was: the loss of step 5 was .* \(versions.torch=1\..* then, .* now\)"
+    with pytest.raises(JobError, match=message):
+        execute(config(tmp_path, evaluate_at=[3, 4, 5, 12]))
+    after = files(tmp_path / "runs")
+    assert [name for name in after.keys() - before.keys() if "checkpoints" in name] == [
+        str(run.checkpoint(3).relative_to(tmp_path / "runs"))
+    ]
+    assert all(after[key] == value for key, value in before.items() if not key.endswith("environment.json"))
+    attempt(config(tmp_path, evaluate_at=[3, 4, 5, 12]))  # others of a sweep would go on
+    assert len(failures(config(tmp_path))) == 1
+    execute(config(tmp_path, evaluate_at=[3, 12]))
+
+
+def test_other_weights_are_another_trajectory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(config(tmp_path, evaluate_at="final"))
+
+    def other_initialization(run: Run) -> Progress:
+        progress = begun(run)
+        list(progress.model.parameters())[-1].data.add_(1e-3)
+        return progress
+
+    begun = producing.begun
+    monkeypatch.setattr(producing, "begun", other_initialization)
+    with pytest.raises(JobError, match="the loss of step 1 was"):
+        execute(config(tmp_path, evaluate_at=[1]))
+    assert not Run(config(tmp_path)).checkpoint(1).exists()
+
+
+def test_checkpoints_are_made_again_with_the_threads_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producing, "STATE_SECONDS", 0.0)
+    execute(config(tmp_path, evaluate_at="final", threads=2))
+    run = Run(config(tmp_path))
+    (run.folder / "status.json").unlink()
+    shutil.copy(run.state(6), run.folder / "state.safetensors")  # as if killed after 6 steps
+    execute(config(tmp_path, evaluate_at="final"))
+    assert [(e["step"], e["threads"]) for e in run.environments] == [(0, 2), (6, 1)]
+    used: list[int] = []
+    monkeypatch.setattr(producing._CheckpointKeeper, "compare", lambda *_: used.append(torch.get_num_threads()))
+    with contextlib.suppress(JobError):  # nothing is written without the comparison
+        execute(config(tmp_path, evaluate_at=[4, 8]))
+    assert used[:2] == [2, 2]
+    monkeypatch.undo()
+    execute(config(tmp_path, evaluate_at=[2, 7]))
+    assert run.checkpoint(2).exists() and run.checkpoint(7).exists() and torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("written", [0, 4, 9, 14, 17])

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
+from safetensors import safe_open
 
-from bnlab.harness import load, tables
+from bnlab.harness import load, runs, tables
 from bnlab.harness.config import Config
+from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, failures, prepare
 from bnlab.harness.measurements.frozen import EXACT, population
 from bnlab.harness.measurements.sources import Setting
-from bnlab.harness.runs import Run, all_runs
+from bnlab.harness.producing import ensure_trained
+from bnlab.harness.runs import Run, all_runs, read_config
 from bnlab.storage import save_tensors
 from bnlab.trace import MomentTrace
+from tests.experiments.commands import files
 
 
 def config(results: Path, **changes: object) -> Config:
@@ -56,7 +61,9 @@ def another_version(path: Path) -> None:
     elif path.suffix == ".parquet":
         tables.write_frame(path, pd.DataFrame({"other": [1]}))
     else:
-        save_tensors(path, {"x": torch.ones(1)}, "other/99", {})
+        with safe_open(path, "pt") as file:
+            kind = file.metadata()["format"]
+        save_tensors(path, {"x": torch.ones(1)}, kind.replace("/1", "/99"), {})
 
 
 FILES = {
@@ -70,7 +77,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, flip, another_version])
+@pytest.mark.parametrize("damage", [truncate, empty, flip])
 @pytest.mark.parametrize("kind", list(FILES))
 def test_damage(
     kind: str, damage: Callable[[Path], None], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -97,7 +104,7 @@ def test_damage(
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, flip, another_version])
+@pytest.mark.parametrize("damage", [truncate, empty, flip])
 def test_damaged_state(
     damage: Callable[[Path], None], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,15 +113,110 @@ def test_damaged_state(
         results = tmp_path / str(finished)
         shutil.copytree(whole, results)
         run = Run(config(results))
-        damage(run.folder / "state.safetensors")
+        state = run.state(3) if finished else run.folder / "state.safetensors"
+        damage(state)
         run.checkpoint(3).unlink()
         if not finished:
             (run.folder / "status.json").unlink()
         attempt(config(results))
-        assert "state.safetensors" in capsys.readouterr().err and not failures(config(results))
+        assert str(state) in capsys.readouterr().err and not failures(config(results))
         original = Run(config(whole)).model_at(3).state_dict()
         assert all(torch.equal(v, original[k]) for k, v in run.model_at(3).state_dict().items())
         assert_frame_equal(load("adhoc", results)["gaps"], load("adhoc", whole)["gaps"])
+
+
+@pytest.mark.parametrize("kind", ["log", "trace", "checkpoint", "status", "state"])
+def test_another_version_is_no_damage(
+    kind: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another version trained stays as it is; the job fails and says why."""
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    run = Run(config(results))
+    path = run.folder / "state.safetensors" if kind == "state" else next(results.glob(FILES[kind]))
+    if kind == "state":  # it is read only where training goes on
+        (run.folder / "status.json").unlink()
+    another_version(path)
+    before = files(results / "runs")
+    with pytest.raises(JobError, match=rf"{path}: .*expected .*use the version that wrote it, or another folder"):
+        execute(config(results))
+    assert files(results / "runs") == before
+    attempt(config(results))
+    assert len(failures(config(results))) == 1 and str(path) in capsys.readouterr().err
+    if kind == "status":
+        with pytest.raises(JobError, match="use the version that wrote it"):
+            prepare([config(results)])
+
+
+@pytest.mark.parametrize("kind", ["statistics", "measurement", "part"])
+def test_what_another_version_measured_is_measured_again(kind: str, whole: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    (path,) = results.glob(FILES[kind])
+    another_version(path)
+    if kind == "statistics":
+        shutil.rmtree(next(results.glob("runs/*/seed_0/measurements")))
+    execute(config(results))
+    assert not list(results.rglob("*damaged*"))
+    assert_frame_equal(load("adhoc", results)["gaps"], load("adhoc", whole)["gaps"])
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, lambda path: path.write_text("[")])
+def test_a_damaged_config_is_written_again(
+    damage: Callable[[Path], None], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    run = Run(config(results))
+    path = run.folder / "config.yaml"
+    path.write_text("'" + path.read_text())  # so that half of it cannot be read either
+    damage(path)
+    execute(config(results))
+    err = capsys.readouterr().err
+    assert str(path) in err and "set aside" in err and "trained again" not in err
+    assert read_config(run.folder)["batch_size"] == 256
+
+
+def test_a_network_of_other_settings_is_refused(whole: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    path = Run(config(results)).folder / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.1\n", "lr: 0.3\n").replace("  classes: 36\n", "  classes: 10\n"))
+    before = files(results / "runs")
+    for call in (lambda: prepare([config(results)]), lambda: execute(config(results))):
+        with pytest.raises(JobError, match=r"with other settings \(optimizer.lr=0.3 then, 0.1 now\)"):
+            call()
+    assert files(results / "runs") == before
+
+
+def test_a_network_of_other_images_is_refused(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    other = Run(config(results))
+    other.dataset = replace(other.dataset, train=replace(other.dataset.train, digest="0" * 16))
+    with pytest.raises(JobError, match=r"was trained on other images than digits has now in data.root=data"):
+        ensure_trained(other)
+    (other.folder / "status.json").unlink()  # unfinished
+    with pytest.raises(JobError, match="was trained on other images"):
+        ensure_trained(other)
+    path = other.folder / "environment.json"
+    path.write_text(path.read_text().replace("training_images", "before_it_was_recorded"))
+    ensure_trained(other)
+
+
+def test_bad_data_is_no_damage_of_a_network(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+
+    def corrupt(*_: object) -> None:
+        raise UserError("digits: corrupt")
+
+    monkeypatch.setattr(runs, "load_dataset", corrupt)
+    for name in ("finished", "unfinished"):
+        with pytest.raises(UserError, match="corrupt"):
+            ensure_trained(Run(config(results)))
+        assert not list(results.rglob("*damaged*")), name
+        (Run(config(results)).folder / "status.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("kind", ["log", "trace", "checkpoint"])
