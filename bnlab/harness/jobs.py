@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import os
@@ -17,32 +16,34 @@ import torch
 
 from bnlab.harness import data, tables
 from bnlab.harness.config import Config, network, statistics_settings, total_steps
-from bnlab.harness.errors import JobError, UserError
-from bnlab.harness.measurements import measurement
-from bnlab.harness.measurements.frozen import VERSION
-from bnlab.harness.measurements.sources import Setting
-from bnlab.harness.producing import ensure_trained
+from bnlab.harness.errors import JobError, UserError, describe_failure
+from bnlab.harness.measurements.cache import Failures, measured
+from bnlab.harness.measurements.sources import try_estimators
+from bnlab.harness.producing import ensure_trained, try_training
 from bnlab.harness.runs import Run, environment, write_text
 from bnlab.harness.training import steps_per_epoch
 from bnlab.memory import keep_freed_memory
-from bnlab.storage import set_aside
 
 _ALL_THREADS = torch.get_num_threads()
 
 
 def prepare(planned: list[Config]) -> None:
-    """Before the first job: find what would stop them all, and forget the failures of earlier sweeps.
+    """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
 
     Raises:
-        UserError: the results folder cannot be written, data is corrupt or a network cannot take it.
+        UserError: the results folder cannot be written, data is corrupt, a network cannot take it or fails in its
+            first update, an estimator fails on a short stream, or a network that is there is another one.
     """
     _require_writable(Path(planned[0].results))
+    try_estimators(setting for config in planned for setting in statistics_settings(config))
     tried: list[object] = []
     for config in planned:
-        run, kind = Run(config), (config.data, config.model)
+        run, kind = Run(config), (config.data, config.model, config.optimizer)
+        run.check_settings()
         if kind not in tried and not run.finished:
             tried.append(kind)
-            run.new_model()
+            try_training(run)
+    for config in planned:
         for path in failures(config):
             path.unlink(missing_ok=True)
 
@@ -68,62 +69,50 @@ def attempt(config: Config) -> None:
     try:
         execute(config)
     except JobError as error:
-        _fail(config, str(error))
+        _fail(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (UserError, OSError):
         raise
-    except Exception:
-        _fail(config, traceback.format_exc())
+    except Exception as error:
+        _fail(config, describe_failure(error), traceback.format_exc())
 
 
-def _fail(config: Config, reason: str) -> None:
+def _fail(config: Config, reason: str, details: str) -> None:
     run, folder = Run(config), Path(config.results) / config.name
     settings = tables.digest(json.dumps(asdict(config), sort_keys=True))
     path = folder / "failures" / f"{run.id.replace('/', '-')}-{settings}.txt"
-    print(f"{run.id}: failed, {reason.strip().splitlines()[-1]}\n  more in {path}", file=sys.stderr)
-    write_text(path, reason)
+    print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
+    write_text(path, f"{reason}\n\n{details}")
     _write_row(run)
 
 
 def execute(config: Config) -> None:
-    """Train the configuration's network unless it is there, measure it, write the parts of the tables."""
+    """Train the configuration's network unless it is there, measure it, write the parts of the tables.
+
+    Raises:
+        JobError: an estimator fails, or the network cannot be had; the rows of all other estimators are written.
+    """
     prepare_process(config)
     run = Run(config)
     ensure_trained(run)
     folder = Path(config.results) / config.name
     settings = statistics_settings(config)
-    described = [_identity(s) for s in settings]
+    described = [[s.estimator, s.momentum, s.split] for s in settings]
+    identity = json.dumps([described, run.wanted, config.accuracy_at, config.data.test_fonts])
+    failures: Failures = {}
     for name in config.measurements:
-        columns = list(tables.TABLES[name].types)
-        identity = json.dumps([VERSION, name, columns, described, run.wanted, config.accuracy_at])
-        tables.write_part(folder, name, run.id, identity, _measured(run, name, identity, settings))
+        tables.write_part(folder, name, run.id, identity, measured(run, name, settings, failures))
     _write_row(run)
+    if failures:
+        error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failures.items()))
+        for _, details in failures.values():
+            error.add_note(details)
+        raise error
 
 
 def prepare_process(config: Config) -> None:
     """Set torch's threads, explicitly, because an earlier job of this process may have set others; and malloc."""
     torch.set_num_threads(config.threads or _ALL_THREADS)
     keep_freed_memory()
-
-
-def _identity(setting: Setting) -> list[object]:
-    running = setting.running
-    own = running is not None and not type(running).__module__.startswith("bnlab.")
-    # The user's own estimator changes without our version changing.
-    source = tables.digest(inspect.getsource(type(running))) if own else ""
-    return [setting.estimator, setting.momentum, setting.split, repr(running), setting.images, source]
-
-
-def _measured(run: Run, name: str, identity: str, settings: list[Setting]) -> pd.DataFrame:
-    """The rows of one measurement, from the run's cache if they are there."""
-    path = run.folder / "measurements" / f"{name}-{tables.digest(identity)}.parquet"
-    if path.exists():
-        try:
-            return tables.read_table(name, path)
-        except ValueError as error:
-            set_aside(path, error, "measured again")
-    frame = tables.conform(name, measurement(name)(run, settings)) if run.wanted else tables.empty(name)
-    tables.write_frame(path, frame, tables.TABLES[name].schema)
-    return frame
 
 
 def _write_row(run: Run) -> None:

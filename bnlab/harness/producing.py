@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from bnlab.harness import tables
 from bnlab.harness.config import differences
-from bnlab.harness.errors import JobError
+from bnlab.harness.errors import JobError, UserError, describe_failure
 from bnlab.harness.runs import CHECKPOINT, Run, environment, read_config
 from bnlab.harness.training import Callback, Diverged, Progress, build_optimizer, train
 from bnlab.storage import load_tensors, save_tensors, set_aside
@@ -103,6 +104,23 @@ def begun(run: Run) -> Progress:
     torch.manual_seed(run.config.seed)  # dropout and the like
     model = run.new_model()
     return Progress(model, build_optimizer(run.config.optimizer, model, run.config.batch_size), step=0)
+
+
+def try_training(run: Run) -> None:
+    """Make the first update on two images.
+
+    Raises:
+        UserError: the network cannot take the images or be trained, or is not finite after the update.
+    """
+    progress, config = begun(run), run.config
+    batches = replace(run.batches, batch_size=2)
+    try:
+        with record(progress.model):
+            train(progress, batches, config.optimizer, run.steps, [], until=1)
+    except Diverged as error:
+        raise UserError(f"optimizer.lr={config.optimizer.lr}: diverges in the first update ({error})") from error
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"model.name={config.model.name}: cannot be trained, {describe_failure(error)}") from error
 
 
 def _restore(run: Run, progress: Progress, path: Path) -> float:

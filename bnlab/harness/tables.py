@@ -7,9 +7,11 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from bnlab.harness.errors import UserError
-from bnlab.storage import set_aside, write_whole
+from bnlab.storage import OtherVersion, set_aside, write_whole
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,44 @@ TABLES = {
 }
 
 
+class Origin(NamedTuple):
+    """A column of measured parts that is not one of the table's: which code or data the row was measured with."""
+
+    type: pa.DataType
+    group: tuple[str, ...]  # rows that agree in these columns count only if they have the group's newest value
+    before: Any  # what rows had before the column was written; None: not known, counts with any value
+
+
+ORIGIN = {
+    "version": Origin(_INT, (), 2),  # `measurements.frozen.VERSION`
+    "source": Origin(_TEXT, ("estimator",), ""),  # digest of an own estimator's code
+    "test_images": Origin(_TEXT, ("run", "shift"), None),  # their digest
+}
+
+
+def origin_columns(name: str) -> dict[str, Origin]:
+    """Those of `ORIGIN` that parts of the table have."""
+    types = TABLES[name].types
+    return {column: o for column, o in ORIGIN.items() if {"step", *o.group} <= types.keys()}
+
+
+def part_schema(name: str) -> pa.Schema:
+    """Columns and types of the table's parts."""
+    types = {column: origin.type for column, origin in origin_columns(name).items()}
+    return pa.schema([*TABLES[name].types.items(), *types.items()])
+
+
+def empty_part(name: str) -> pd.DataFrame:
+    """A part without rows."""
+    return part_schema(name).empty_table().to_pandas()
+
+
+def conform_part(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with exactly the columns and types of the table's parts; KeyError if one is missing."""
+    schema = part_schema(name)
+    return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False).to_pandas()
+
+
 def conform(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with exactly the columns and types of the table; a missing column is an error of ours (KeyError)."""
     table = TABLES[name]
@@ -104,11 +144,20 @@ def read_frame(path: Path) -> pd.DataFrame:
 
 
 def read_table(name: str, path: Path) -> pd.DataFrame:
-    """Read rows of a table; ValueError if the file is damaged or has other columns (another version's)."""
+    """Read rows of a table; ValueError if the file is damaged, OtherVersion if it has other columns."""
+    return conform(name, read_part(name, path))
+
+
+def read_part(name: str, path: Path) -> pd.DataFrame:
+    """`read_table` with the columns of `ORIGIN`."""
+    frame = read_frame(path)
+    for column, origin in origin_columns(name).items():
+        if column not in frame:
+            frame[column] = origin.before
     try:
-        return conform(name, read_frame(path))
+        return conform_part(name, frame)
     except (KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not of this version ({str(error).splitlines()[0]})") from error
+        raise OtherVersion(f"{path}: not of this version ({str(error).splitlines()[0]})") from error
 
 
 def empty(name: str) -> pd.DataFrame:
@@ -124,23 +173,39 @@ def digest(settings: str) -> str:
 def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
     """What one job measured, under a name that tells the run and the settings of the measurement."""
     path = folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings)}.parquet"
-    write_frame(path, conform(name, frame), TABLES[name].schema)
+    write_frame(path, conform_part(name, frame), part_schema(name))
 
 
 def assemble(folder: Path, name: str) -> pd.DataFrame:
-    """All parts of a table, the newest row for each key; damaged parts are named and set aside."""
+    """All parts of a table, the newest row for each key.
+
+    Rows leave it once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
+    """
     parts = sorted((folder / "parts" / name).glob("*.parquet"), key=lambda p: (p.stat().st_mtime_ns, p.name))
     frames = []
     for path in parts:
         try:
-            frames.append(read_table(name, path))
+            frames.append(read_part(name, path))
+        except OtherVersion as error:
+            print(f"{error}\n  left out; run the sweep again to measure it again", file=sys.stderr)
         except ValueError as error:
-            set_aside(path, error, "run the sweep again to measure it anew")
+            set_aside(path, error, "run the sweep again to measure it again")
     table = TABLES[name]
     if not frames:
         return empty(name)
-    frame = pd.concat(frames, ignore_index=True).drop_duplicates(list(table.key), keep="last")
+    frame = _without_outdated(name, pd.concat(frames, ignore_index=True))
+    frame = frame.drop_duplicates(list(table.key), keep="last")
     return conform(name, frame.sort_values(list(table.key), ignore_index=True))
+
+
+def _without_outdated(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows, the newest last, without those that differ from the newest of their group in what measured them."""
+    if frame.empty:
+        return frame
+    for column, (_, group, _) in origin_columns(name).items():
+        newest = frame.groupby(list(group))[column].transform("last") if group else frame[column].iloc[-1]
+        frame = frame[frame[column].isna() | (frame[column] == newest)]
+    return frame
 
 
 def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:

@@ -31,6 +31,7 @@ class OptimizerConfig:
 _SCALING = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 _SCHEDULES = ("onecycle", "step", "constant")
 _REFERENCE_BATCH = 128
+_LARGEST = 1e19  # its square, which a batch variance would have after an update of this size, is no float32
 
 
 def check(config: OptimizerConfig) -> None:
@@ -42,12 +43,11 @@ def check(config: OptimizerConfig) -> None:
     ):
         if getattr(config, key) not in allowed:
             raise UserError(f"optimizer.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
-    for key, low, high in (("lr", 0.0, math.inf), ("momentum", 0.0, 1.0), ("weight_decay", 0.0, math.inf)):
+    for key, low, high in (("lr", 0.0, _LARGEST), ("momentum", 0.0, 1.0), ("weight_decay", 0.0, _LARGEST)):
         value = getattr(config, key)
         if not low <= value < high or (key == "lr" and value == 0):
             raise UserError(
-                f"optimizer.{key}={value}: must be {'above' if key == 'lr' else 'at least'} 0"
-                + (f" and below {high:g}" if math.isfinite(high) else "")
+                f"optimizer.{key}={value}: must be {'above' if key == 'lr' else 'at least'} 0 and below {high:g}"
             )
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"optimizer.label_smoothing={config.label_smoothing}: must be at least 0 and below 1")

@@ -103,6 +103,8 @@ CASES = {
     "sweep accuracy_at=foo": "final, all",
     "sweep optimizer.lr=0": "above 0",
     "sweep optimizer.lr=nan": "above 0",
+    "sweep optimizer.lr=1e30": "optimizer.lr=1e\\+30: must be above 0 and below 1e\\+19",
+    "sweep optimizer.weight_decay=inf": "at least 0 and below 1e\\+19",
     "sweep optimizer.momentum=1": "below 1",
     "sweep optimizer.schedule=foo": "onecycle, step, constant",
     "sweep model.depth=0": "model.depth=0: must be 1",
@@ -197,7 +199,7 @@ def test_figures_of_other_rows(swept: tuple[Path, Done], tmp_path: Path) -> None
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    words = ("-m", "batch_size=32,256", "seed=0,1", "optimizer.lr=1e30", "dry_run=true")
+    words = ("-m", "batch_size=32,256", "seed=0,1", "optimizer.lr=1e18", "dry_run=true")
     done = run("sweep", *words, f"results={tmp_path}/r")
     assert "4 jobs on 4 networks, none trained yet" in done.stdout
     assert not (tmp_path / "r").exists() and not done.stderr

@@ -290,28 +290,52 @@ class Half(Estimator):
 class Broken(Estimator):
     name: ClassVar[str] = "broken"
     def gains(self, stream: Stream) -> torch.Tensor:
-        raise RuntimeError("does not compute")
+        if len(stream) > 8:
+            raise RuntimeError("does not compute")
+        return torch.full((len(stream),), 0.5, dtype=torch.float64)
 """
 
 
 def test_an_estimator_of_the_users_own(tmp_path: Path) -> None:
+    """One that fails on the recorded stream alone leaves the rows of all others; measured again is what has changed."""
     (tmp_path / "mine.py").write_text(ESTIMATORS)
-    words = ("-m", "steps=3", "batch_size=256", "momentum=0.5", f"results={tmp_path}/results")
-    done = run("sweep", *words, "estimator=mine.Half,mine.Broken,ema", path=tmp_path, expect=1)
+    words = ("steps=9", "batch_size=256", "momentum=0.5", f"results={tmp_path}/results")
+    done = run("sweep", *words, "estimator=[mine.Half,mine.Broken,ema]", path=tmp_path, expect=1)
     tables = load("adhoc", tmp_path / "results")
     for name, column in (("gaps", "mean_gap"), ("evaluations", "accuracy")):
         frame = tables[name].set_index("estimator")[column]
         assert list(frame[["half"]]) == list(frame[["ema"]]) and "broken" not in frame.index
     assert list(tables["runs"]["status"]) == ["failed"]
     (reason,) = (tmp_path / "results" / "adhoc" / "failures").iterdir()
-    assert "RuntimeError: does not compute" in reason.read_text() and str(reason) in done.stdout
-    assert "Traceback" not in done.stderr
+    assert "Traceback" in reason.read_text() and str(reason) in done.stdout
+    message = "failed, broken: RuntimeError: does not compute (mine.py, line 18: raise RuntimeError"
+    assert message in done.stderr and message[8:] in reason.read_text() and "Traceback" not in done.stderr
 
     # A changed estimator is measured again, a corrected one is no failure any more.
     corrected = ESTIMATORS.replace('raise RuntimeError("does not compute")', "return torch.ones(len(stream)).double()")
     (tmp_path / "mine.py").write_text(corrected.replace("0.5, dtype", "1.0, dtype"))
-    run("sweep", *words, "estimator=mine.Half,mine.Broken,last_batch", path=tmp_path)
+    run("sweep", *words, "estimator=[mine.Half,mine.Broken,last_batch]", path=tmp_path)
     tables = load("adhoc", tmp_path / "results")
     frame = tables["gaps"].set_index("estimator")["mean_gap"]
     assert list(frame[["half"]]) == list(frame[["broken"]]) == list(frame[["last_batch"]])
     assert list(tables["runs"]["status"]) == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            "raise RuntimeError('does not compute')",
+            "fails on a stream of 8 batches with RuntimeError: does not compute",
+        ),
+        ("import sys; sys.exit('now')", "fails on a stream of 8 batches with SystemExit: now"),
+        ("return torch.ones(3)", "broken: gains returned torch.float32"),
+    ],
+)
+def test_an_estimator_is_tried_before_anything_is_trained(line: str, reason: str, tmp_path: Path) -> None:
+    code = ESTIMATORS.replace("if len(stream) > 8:", "if True:").replace('raise RuntimeError("does not compute")', line)
+    (tmp_path / "mine.py").write_text(code)
+    words = ("-m", "steps=9", "batch_size=256", f"results={tmp_path}/results")
+    done = run("sweep", *words, "estimator=ema,mine.Broken", path=tmp_path, expect=2)
+    assert "estimator=broken: mine.Broken" in done.stderr and reason in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "results" / "runs").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -12,9 +13,9 @@ from bnlab import gap, running_statistics
 from bnlab.estimators import known
 from bnlab.harness.config import Config
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.evaluations import evaluations, stat_images
+from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements.evaluations import stat_images
 from bnlab.harness.measurements.frozen import frozen_statistics, in_batches
-from bnlab.harness.measurements.gaps import gaps
 from bnlab.harness.measurements.sources import Setting, settings
 from bnlab.harness.producing import ensure_trained
 from bnlab.harness.runs import Run
@@ -26,6 +27,11 @@ from bnlab.statistics import using
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     found = Run(Config(batch_size=64, epochs=1, results=str(tmp_path_factory.mktemp("results")), evaluate_at="final"))
     ensure_trained(found)
+    return found
+
+
+def rows(name: str, run: Run, chosen: list[Setting]) -> pd.DataFrame:
+    found: pd.DataFrame = measurement(name)(run, *scope(name)(run, chosen))
     return found
 
 
@@ -54,9 +60,9 @@ def test_all_names_at_once(run: Run) -> None:
     rules = ["test_batch(n=32)", "pseudo_samples(n=8,between=True,batch=16)", "example_weighing", "eval_norm"]
     names = [*known(), "exact", "precise", "update_bn", "swa", *rules]
     chosen = settings([name for name in names if "." not in name], [0.1], "train")
-    table = evaluations(run, chosen)
+    table = rows("evaluations", run, chosen)
     assert len(table) == len(chosen) and table["accuracy"].between(0, 1).all()
-    measured = gaps(run, chosen)
+    measured = rows("gaps", run, chosen)
     assert set(measured["estimator"]) == {s.estimator for s in chosen if s.rule is None}
     assert measured["mean_gap"].notna().all()
 
@@ -65,7 +71,7 @@ def test_the_test_batch_as_an_estimator(run: Run) -> None:
     (setting,) = settings(["test_batch(n=50)"], [], "train")
     assert (setting.estimator, setting.split, setting.momentum) == ("test_batch(n=50)", "test", None)
     assert stat_images(run, setting, 1) == 50
-    found = evaluations(run, [setting]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
+    found = rows("evaluations", run, [setting]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
     model, test = run.model_at(run.wanted[-1]), run.dataset.test
     hits = 0
     for index in in_batches(len(test.labels), 50):
@@ -77,7 +83,7 @@ def test_the_test_batch_as_an_estimator(run: Run) -> None:
 def test_a_rule_starts_from_exact_statistics(run: Run) -> None:
     step = run.wanted[-1]
     (setting,) = settings(["example_weighing(weight=0.0)"], [], "train")
-    table = evaluations(run, [setting]).set_index("estimator")
+    table = rows("evaluations", run, [setting]).set_index("estimator")
     assert table.loc[setting.estimator, "logit_gap"] < 1e-5
     model = run.model_at(step)
     with using(model, frozen_statistics(run, step, Setting("exact", None, "train"))), applied(model, TestBatch()):

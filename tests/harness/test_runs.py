@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
@@ -49,9 +50,13 @@ def empty(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle of the contents, which a parquet file has at its beginning."""
+    """One bit in the middle of the contents; of a parquet file, in the last value of the first column."""
     found = bytearray(path.read_bytes())
-    found[len(found) // 8 if path.suffix == ".parquet" else len(found) * 3 // 5] ^= 4
+    place = len(found) * 3 // 5
+    if path.suffix == ".parquet":
+        column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+        place = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1
+    found[place] ^= 4
     path.write_bytes(found)
 
 
@@ -72,7 +77,7 @@ FILES = {
     "log": "runs/*/seed_0/log.parquet",
     "status": "runs/*/seed_0/status.json",
     "statistics": "runs/*/seed_0/statistics/exact-train-all-0000003-v*.safetensors",
-    "measurement": "runs/*/seed_0/measurements/gaps-*.parquet",
+    "measurement": "runs/*/seed_0/measurements/gaps/*.parquet",
     "part": "adhoc/parts/gaps/*.parquet",
 }
 

@@ -14,8 +14,13 @@ from bnlab.trace import LayerTrace
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 
-def drift(run: Run, settings: list[Setting]) -> pd.DataFrame:
-    """One row for each step of `evaluate_at` and layer, from the last tenth of the trace up to that step (16 at least).
+def scope(run: Run, settings: list[Setting]) -> tuple[list[None], list[int]]:
+    """No estimator; the steps of `evaluate_at` before which enough was recorded."""
+    return [None], [step for step in run.wanted if step >= _SHORTEST]
+
+
+def drift(run: Run, settings: list[None], steps: list[int]) -> pd.DataFrame:
+    """One row for each step and layer, from the last tenth of the trace up to that step (16 at least).
 
     Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
     of the layer together, averaged over channels: of the batch mean in units of the layer's variance (`mean_noise`,
@@ -24,7 +29,7 @@ def drift(run: Run, settings: list[Setting]) -> pd.DataFrame:
     follows the learning rate: the second half of a one-cycle schedule would describe weights that move much faster.
     """
     rows = []
-    for step in run.wanted:
+    for step in steps:
         for depth, (name, layer) in enumerate(run.trace.layers.items(), start=1):
             recorded = sum(at <= step for at in layer.steps)
             window = min(recorded, max(_SHORTEST, recorded // 10))

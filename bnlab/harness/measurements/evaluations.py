@@ -31,10 +31,14 @@ class Prediction(NamedTuple):
     ece: float
 
 
-def evaluations(run: Run, settings: list[Setting]) -> pd.DataFrame:
-    """One row for each setting at the final step (or all of `evaluate_at`), on the test split."""
+def scope(run: Run, settings: list[Setting]) -> tuple[list[Setting], list[int]]:
+    """These settings and always `exact`; the final step, or all of `evaluate_at`."""
     steps = run.wanted if run.config.accuracy_at == "all" else run.wanted[-1:]
-    settings = list(dict.fromkeys([EXACT, *settings]))
+    return list(dict.fromkeys([EXACT, *settings])), steps
+
+
+def evaluations(run: Run, settings: list[Setting], steps: list[int]) -> pd.DataFrame:
+    """One row for each step and setting, on the test split."""
     estimates, layout = flat_statistics(run, settings, steps), run.trace.layout
     data, test = run.config.data, run.dataset.test
     index = np.indices((len(steps), len(settings))).reshape(2, -1)

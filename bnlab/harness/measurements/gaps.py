@@ -15,10 +15,14 @@ from bnlab.statistics import Layout
 from bnlab.trace import replay_bank
 
 
-def gaps(run: Run, settings: list[Setting]) -> pd.DataFrame:
-    """One row for each step of `evaluate_at`, setting and layer; `exact` on the training split is the reference."""
-    settings = [setting for setting in settings if setting.rule is None]  # those differ from input to input
-    steps, layout = run.wanted, run.trace.layout
+def scope(run: Run, settings: list[Setting]) -> tuple[list[Setting], list[int]]:
+    """All but rules at inference time, whose statistics differ from input to input; all steps of `evaluate_at`."""
+    return [setting for setting in settings if setting.rule is None], run.wanted
+
+
+def gaps(run: Run, settings: list[Setting], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, setting and layer; `exact` on the training split is the reference."""
+    layout = run.trace.layout
     estimates = flat_statistics(run, settings, steps)
     shape = (len(settings), len(layout.names))
     found = []
