@@ -38,7 +38,7 @@ def prepare(planned: list[Config]) -> None:
     try_estimators(setting for config in planned for setting in statistics_settings(config))
     tried: list[object] = []
     for config in planned:
-        run, kind = Run(config), (config.data, config.model, config.optimizer)
+        run, kind = Run(config), (config.data, config.model)
         run.check_settings()
         if kind not in tried and not run.finished:
             tried.append(kind)

@@ -110,15 +110,13 @@ def try_training(run: Run) -> None:
     """Make the first update on two images.
 
     Raises:
-        UserError: the network cannot take the images or be trained, or is not finite after the update.
+        UserError: the network cannot take the images or be trained.
     """
     progress, config = begun(run), run.config
     batches = replace(run.batches, batch_size=2)
     try:
-        with record(progress.model):
+        with record(progress.model), contextlib.suppress(Diverged):  # which is a result
             train(progress, batches, config.optimizer, run.steps, [], until=1)
-    except Diverged as error:
-        raise UserError(f"optimizer.lr={config.optimizer.lr}: diverges in the first update ({error})") from error
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"model.name={config.model.name}: cannot be trained, {describe_failure(error)}") from error
 

@@ -9,6 +9,7 @@ import json
 import traceback
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bnlab.harness import tables
@@ -41,7 +42,8 @@ def measured(run: Run, name: str, settings: list[Setting], failures: Failures) -
         frames += _measure(run, name, group, list(absent), failures)
     frame = pd.concat(frames, ignore_index=True)
     wanted = {(*_key(subject), step) for subject in subjects for step in steps}
-    frame = frame[[key in wanted for key in _keys(frame).itertuples(index=False, name=None)]]
+    is_wanted = [key in wanted for key in _keys(frame).itertuples(index=False, name=None)]
+    frame = frame[np.array(is_wanted, dtype=bool)]
     key = list(tables.TABLES[name].key)
     return frame.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
 

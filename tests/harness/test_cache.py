@@ -1,0 +1,234 @@
+"""What has been measured is not measured again, unless what measured it has changed."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from bnlab import estimators, inference
+from bnlab.harness import load
+from bnlab.harness.config import Config
+from bnlab.harness.data import DataConfig
+from bnlab.harness.errors import UserError
+from bnlab.harness.jobs import execute, prepare
+from bnlab.harness.measurements import cache, frozen, sources
+from bnlab.harness.measurements.sources import FROZEN, settings, source_digest, try_estimators
+from bnlab.harness.training import OptimizerConfig
+
+MODULE = """
+from dataclasses import dataclass
+import torch
+from bnlab.estimators import EMA, Estimator
+{imports}
+
+@dataclass(frozen=True)
+class Half(Estimator):
+    name = "{name}"
+    def gains(self, stream):
+        return torch.full((len(stream),), {gain}, dtype=torch.float64)
+
+@dataclass(frozen=True)
+class Inner(Half):
+    name = "inner"
+    deep: float = 1.0
+
+@dataclass(frozen=True)
+class Unnamed(EMA):
+    pass
+"""
+
+
+def config(results: Path, **changes: object) -> Config:
+    fixed = {"batch_size": 256, "epochs": 1, "threads": 1, "device": "cpu", "evaluate_at": [2, 6]}
+    return Config(**{**fixed, "results": str(results), **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[int]]]:
+    """What is measured from now on: table, estimators with their momenta, steps."""
+    found: list[tuple[str, list[str], list[int]]] = []
+    original = cache.measurement
+
+    def counted(name: str) -> Any:
+        def measure(run: object, subjects: list[Any], steps: list[int]) -> pd.DataFrame:
+            found.append((name, [f"{s.estimator} {s.momentum}" if s else "" for s in subjects], steps))
+            frame: pd.DataFrame = original(name)(run, subjects, steps)
+            return frame
+
+        return measure
+
+    monkeypatch.setattr(cache, "measurement", counted)
+    return found
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Writes the user's module, which is then imported as by a new process."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(gain: str = "0.5", imports: str = "", name: str = "half", **others: str) -> None:
+        forget()
+        code = MODULE.format(gain=gain, imports=imports, name=name)
+        for file, text in {"my_estimators": code, **others}.items():
+            (tmp_path / f"{file}.py").write_text(text)
+
+    yield write
+    forget()
+
+
+def forget() -> None:
+    """Let the user's classes be no estimators any more."""
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    sources._digest_of_class.cache_clear()
+    gc.collect()
+
+
+def test_only_what_is_missing_is_measured(tmp_path: Path, calls: list[Any]) -> None:
+    execute(config(tmp_path, estimator=["ema", "cumulative"], momentum=[0.1, 0.2], measurements=["gaps", "drift"]))
+    assert calls == [("gaps", ["ema 0.1", "ema 0.2", "cumulative None"], [2, 6])]
+    calls.clear()
+    wider = config(tmp_path, estimator=["ema", "cumulative", "exact", "kalman"], momentum=[0.3, 0.1], name="wider")
+    execute(wider)
+    assert calls == [
+        ("gaps", ["ema 0.3", "exact None", "kalman(per=layer) None"], [2, 6]),  # together, in one product
+        ("evaluations", ["exact None", "ema 0.3", "ema 0.1", "cumulative None", "kalman(per=layer) None"], [6]),
+    ]
+    calls.clear()
+    later = config(tmp_path, estimator=["ema", "test_batch"], evaluate_at=[2, 4, 6], accuracy_at="all", name="later")
+    execute(later)
+    assert calls == [
+        ("gaps", ["ema 0.1"], [4]),
+        ("evaluations", ["exact None", "ema 0.1"], [2, 4]),
+        ("evaluations", ["test_batch(n=64) None"], [2, 4, 6]),
+    ]
+    calls.clear()
+    for job in (wider, later):
+        execute(job)
+    assert not calls
+    # The same rows as if all had been measured at once.
+    for job in (wider, later):
+        at_once = config(tmp_path / "again", **{k: getattr(job, k) for k in
+                         ("estimator", "momentum", "name", "evaluate_at", "accuracy_at")})  # fmt: skip
+        execute(at_once)
+        for table in ("gaps", "evaluations"):
+            assert_frame_equal(load(job.name, tmp_path)[table], load(job.name, tmp_path / "again")[table], rtol=1e-12)
+
+
+def test_drift_is_measured_once_for_all_estimators(tmp_path: Path, calls: list[Any]) -> None:
+    fixed = {"batch_size": 64, "evaluate_at": [8, 20], "measurements": ["drift"]}
+    for estimator in ("ema", "kalman"):
+        execute(config(tmp_path, estimator=estimator, **fixed))
+    assert calls == [("drift", [""], [20])]
+    assert set(load("adhoc", tmp_path)["drift"]["step"]) == {20}
+
+
+def test_a_raised_version_measures_again(tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(config(tmp_path, momentum=[0.1, 0.2], measurements=["gaps"]))
+    monkeypatch.setattr(frozen, "VERSION", frozen.VERSION + 1)
+    calls.clear()
+    execute(config(tmp_path, momentum=[0.2], measurements=["gaps"]))
+    assert calls == [("gaps", ["ema 0.2"], [2, 6])]
+    assert set(load("adhoc", tmp_path)["gaps"]["momentum"]) == {0.2}
+
+
+def test_other_test_images_are_measured_again(tmp_path: Path, calls: list[Any]) -> None:
+    """And have a row of their own beside those of the same fonts, on one network."""
+    glyphs = config(tmp_path, steps=2, evaluate_at="final", measurements=["evaluations"], batch_size=16)
+    glyphs.data.name, glyphs.data.root, glyphs.data.images, glyphs.data.classes = "glyphs", str(tmp_path), 100, 10
+    for fonts in ("all", "stix_cm", "all"):
+        glyphs.data.test_fonts = fonts
+        execute(glyphs)
+    assert len(calls) == 2 and len(load("adhoc", tmp_path)["runs"]) == 1
+    rows = load("adhoc", tmp_path)["evaluations"].set_index(["shift", "estimator"])["loss"]
+    assert set(rows.index) == {(s, e) for s in ("none", "fonts:stix_cm") for e in ("ema", "exact")}
+    assert rows["none", "exact"] != rows["fonts:stix_cm", "exact"]
+
+
+# Estimators of the user's own
+
+
+def digest(name: str = "my_estimators.Half") -> str:
+    return source_digest(settings([name], [0.1], "train")[0])
+
+
+def test_an_own_estimator_is_its_code(module: Callable[..., None]) -> None:
+    """Of its module and of the user's own that this one uses; of ours, the version counts."""
+    assert source_digest(settings(["ema"], [0.1], "train")[0]) == ""
+    module()
+    first = digest()
+    assert first and digest("my_estimators.Inner") == first
+    module("0.25")
+    assert digest() != first
+    found = []
+    for constant in ("0.5", "0.25"):
+        module("CONSTANT", "from my_constants import CONSTANT, function", my_constants=f"""
+import numpy
+CONSTANT = {constant}
+def function(): pass
+""")  # fmt: skip
+        found.append(digest())
+    assert len({first, *found}) == 3
+    module()
+    assert digest() == first
+
+
+def test_a_changed_own_estimator(tmp_path: Path, module: Callable[..., None], calls: list[Any]) -> None:
+    """Rows of its earlier code leave the table, of all momenta and steps; others stay."""
+    module()
+    estimator = ["my_estimators.Half", "ema"]
+    execute(config(tmp_path, estimator=estimator, measurements=["gaps"]))
+    before = load("adhoc", tmp_path)["gaps"].set_index("estimator")["mean_gap"]
+    module("1.0")
+    calls.clear()
+    execute(config(tmp_path, estimator=estimator, measurements=["gaps"], evaluate_at=[6]))
+    assert calls == [("gaps", ["half None"], [6])]
+    after = load("adhoc", tmp_path)["gaps"].set_index("estimator")
+    assert list(after.loc["ema", "mean_gap"]) == list(before["ema"])
+    assert set(after.loc["half", "step"]) == {6} and not set(after.loc["half", "mean_gap"]) & set(before["half"])
+
+
+@pytest.mark.parametrize("name", [*FROZEN, *inference.known(), "ema", "pre cise", "exact(images=9)"])
+def test_an_own_estimator_cannot_take_a_name(name: str, module: Callable[..., None]) -> None:
+    module(name=name)
+    with pytest.raises(UserError, match=r"my_estimators.Half.*give (it|the class) another"):
+        settings(["my_estimators.Half"], [0.1], "train")
+
+
+def test_an_own_estimator_needs_a_name(module: Callable[..., None]) -> None:
+    """Its rows would be those of its base."""
+    module()
+    with pytest.raises(UserError, match=r"my_estimators.Unnamed has no name of its own but 'ema' of its base"):
+        settings(["my_estimators.Unnamed"], [0.1], "train")
+
+
+def test_every_estimator_of_ours_stands_the_trial() -> None:
+    ours = [name for name, cls in estimators.known().items() if cls.__module__.startswith("bnlab.")]
+    try_estimators(settings(ours, [0.01, 1.0], "train"))
+    assert len(ours) >= 16
+
+
+# Before anything is trained
+
+
+def test_a_network_is_tried(tmp_path: Path) -> None:
+    """One update on two images: torchvision's networks without batch norm cannot be recorded."""
+    other = config(tmp_path, data=DataConfig(root=str(tmp_path)))
+    other.model.name = "squeezenet1_0"
+    with pytest.raises(UserError, match=r"model.name=squeezenet1_0: cannot (take|be trained)"):
+        prepare([config(tmp_path), other])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_divergence_is_a_result(tmp_path: Path) -> None:
+    prepare([config(tmp_path, optimizer=OptimizerConfig(lr=1e18))])
