@@ -14,9 +14,11 @@ from typing import Any
 import yaml
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.runs import all_runs, read_status
+from bnlab.harness.runs import all_runs, read_config, read_status
+from bnlab.storage import OtherVersion
 
 _WRITING = 60.0  # seconds that a file may be in the making: younger ones may be another process's
+_DAMAGED = "config.yaml is damaged: the command that trained it writes it again"
 USAGE = """usage: python -m experiments.runs list             every network, its settings and whether it is finished
        python -m experiments.runs show RUN         one of them: settings, environment, files
        python -m experiments.runs clean            remove what was set aside as damaged, and leftovers of kills
@@ -57,6 +59,9 @@ def _list(results: str) -> None:
     rows = [("run", "data", "model", "batch", "epochs", "status", "step", "seconds", "MB")]
     for folder in folders:
         config, status = _config(folder), _status(folder)
+        if config is None:
+            rows.append((_id(folder), "?", "?", "?", "?", f"{status['status']}, {_DAMAGED}", "", "", ""))
+            continue
         length = f"{config['steps']} steps" if config["steps"] else str(config["epochs"])
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
         seconds = f"{status['train_seconds']:.0f}" if "train_seconds" in status else ""
@@ -83,7 +88,9 @@ def _show(results: str, run: str) -> None:
     for key, value in {**_status(folder), "folder": folder, **environment}.items():
         print(f"  {key}: {_said(value)}")
     print("\nsettings of the job that began it")
-    print(textwrap.indent(yaml.safe_dump(_config(folder), sort_keys=False, default_flow_style=None), "  "))
+    config = _config(folder)
+    written = _DAMAGED if config is None else yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+    print(textwrap.indent(written, "  "))
     print("files")
     files = [path for path in folder.rglob("*") if path.is_file()]
     for place in sorted({path.relative_to(folder).parts[0] for path in files}):
@@ -93,6 +100,8 @@ def _show(results: str, run: str) -> None:
 
 
 def _said(value: object) -> str:
+    if isinstance(value, list):
+        return f"in {len(value)} other environments, see environment.json"
     if isinstance(value, dict):
         return ", ".join(f"{name} {version}" for name, version in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -116,17 +125,19 @@ def _id(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
+def _config(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run in a folder; None if the file is damaged."""
     try:
-        return dict(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged; remove the folder, the sweep trains the network again") from error
+        return read_config(folder)
+    except ValueError:
+        return None
 
 
 def _status(folder: Path) -> dict[str, Any]:
     try:
         return read_status(folder) or {"status": "unfinished"}
+    except OtherVersion:
+        return {"status": "of another version"}
     except ValueError:
         return {"status": "damaged"}
 

@@ -258,8 +258,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         found = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict) or not asdict(Config()).keys() & found.keys():
+    if not isinstance(found, dict) or not {"batch_size", "epochs", "steps"} <= found.keys():
         raise ValueError(f"{path}: damaged (found a {type(found).__name__} without settings)")
+    for key in ("data", "model", "optimizer"):
+        if not isinstance(found.get(key), dict) or "name" not in found[key]:
+            raise ValueError(f"{path}: damaged (found no name of the {key})")
     return found
 
 

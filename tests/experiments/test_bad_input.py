@@ -241,6 +241,39 @@ def test_list_and_show(
     assert "names 2 networks" in run("runs", "show", name.split("/")[0], f"results={swept[0]}", expect=2).stderr
 
 
+@pytest.mark.parametrize("contents", ["", "[1, 2]", "batch_size: [", "\0", "x: 1", "batch_size: &a [*a]"])
+def test_a_damaged_config_hides_no_other_network(
+    contents: str, swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Its network is sound: nothing says that it should be deleted, and `clean` leaves it."""
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    folder = sorted(path.parent for path in results.glob("runs/*/*/status.json"))[0]
+    (folder / "config.yaml").write_text(contents)
+    name = f"{folder.parent.name}/{folder.name}"
+    before = files(results)
+    for words in ("list", f"show {name}"):
+        out = called(words, results, monkeypatch, capsys)
+        assert "config.yaml is damaged: the command that trained it writes it again" in out and name in out
+    assert called("list", results, monkeypatch, capsys).count("finished") == 4
+    called("clean", results, monkeypatch, capsys)
+    assert files(results) == before
+
+
+def test_networks_of_another_version_are_listed_and_kept(
+    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    status = sorted(results.glob("runs/*/*/status.json"))[0]
+    status.write_text(status.read_text().replace('"format": 1', '"format": 99'))
+    before = files(results)
+    assert called("list", results, monkeypatch, capsys).count("of another version") == 1
+    called("clean", results, monkeypatch, capsys)
+    assert files(results) == before
+
+
 def test_damaged_runs_are_listed_and_cleaned(
     swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
