@@ -98,13 +98,13 @@ def execute(config: Config) -> None:
     settings = statistics_settings(config)
     described = [[s.estimator, s.momentum, s.split] for s in settings]
     identity = json.dumps([described, run.wanted, config.accuracy_at, config.data.test_fonts])
-    failures: Failures = {}
+    failed: Failures = {}
     for name in config.measurements:
-        tables.write_part(folder, name, run.id, identity, measured(run, name, settings, failures))
+        tables.write_part(folder, name, run.id, identity, measured(run, name, settings, failed))
     _write_row(run)
-    if failures:
-        error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failures.items()))
-        for _, details in failures.values():
+    if failed:
+        error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
+        for _, details in failed.values():
             error.add_note(details)
         raise error
 

@@ -164,8 +164,10 @@ class Recorder:
 
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
         self._run, self._before, self._started = run, seconds, time.perf_counter()
-        # What was written after the state is made again.
-        for path in set(run.folder.glob("trace/*.safetensors")) - set(run.trace_parts(progress.step)):
+        # What was written after the state is made again, all of it: the training may take another course from here.
+        written = set(run.folder.glob("trace/*.safetensors")) | set(run.folder.glob("*/step_*.safetensors"))
+        before = {*run.trace_parts(progress.step), *run.states(progress.step), *run.checkpoints(progress.step)}
+        for path in written - before:
             path.unlink()
         self._log = pd.DataFrame()
         if progress.step:

@@ -106,7 +106,14 @@ class Run:
 
     def states(self, until: int) -> list[Path]:
         """The states that are kept up to a step, in order."""
-        found = sorted(self.folder.glob("states/step_*.safetensors"))
+        return self._files_of_steps("states", until)
+
+    def checkpoints(self, until: int) -> list[Path]:
+        """The checkpoints up to a step, in order."""
+        return self._files_of_steps("checkpoints", until)
+
+    def _files_of_steps(self, kind: str, until: int) -> list[Path]:
+        found = sorted(self.folder.glob(f"{kind}/step_*.safetensors"))
         return [path for path in found if int(path.stem.removeprefix("step_")) <= until]
 
     def state(self, step: int) -> Path:

@@ -186,6 +186,24 @@ def test_a_later_checkpoint_starts_at_the_nearest_state(tmp_path: Path, monkeypa
     assert steps == [7]
 
 
+def test_what_was_written_after_the_state_is_not_kept(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training may take another course from there: a checkpoint of the first would be of another network."""
+    monkeypatch.setattr(producing, "STATE_SECONDS", 0.0)
+    execute(config(tmp_path, evaluate_at=[2, 5, 7]))
+    run = Run(config(tmp_path))
+    (run.folder / "status.json").unlink()
+    shutil.copy(run.state(3), run.folder / "state.safetensors")  # as if killed after 7 steps, with a state of 3
+    for step in (6, 9):
+        run.state(step).unlink()
+    execute(config(tmp_path, evaluate_at="final"))
+    assert [path.name for path in run.checkpoints(12)] == ["step_0000002.safetensors", "step_0000012.safetensors"]
+    assert [path.name for path in run.states(12)] == [f"step_{step:07d}.safetensors" for step in (3, 6, 9)]
+    execute(config(tmp_path))
+    assert_same(Run(config(tmp_path)), whole)
+
+
 def test_another_trajectory_is_refused(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that differs in its last bit is another training; what was made before that stays."""
     execute(config(tmp_path, evaluate_at="final"))
