@@ -243,6 +243,38 @@ def likeliest_ratio(series: np.ndarray) -> float:
     return float(ratios[np.argmin(losses)])
 
 
+def running_predictive(batches: Sequence[Array], layers: Sequence[int], eps: float) -> list[Pair]:
+    """Of 50 debiased EMAs the one whose forecasts of the latest batches had the smallest squared error, layer by layer.
+
+    Instead of the variances the averages of log(variance + eps) are scored; means are scored in units of the
+    exponential of the chosen one after 1, 2, 4, ..., 64, 128, 192, ... batches.
+    """
+    pairs = torch.stack([torch.stack(unbiased(batch)) for batch in batches]).numpy()  # [T, 2, C]
+    scored = np.stack([pairs[:, 0], np.log(pairs[:, 1] + eps)], axis=1)
+    given, units = pairs.copy(), np.exp(scored[:, 1])
+    ends = np.cumsum(layers)
+    for begin, end in zip(ends - layers, ends, strict=True):
+        for part in (1, 0):  # the variances' forecasts are the means' units
+            scores, averages, forecasts = np.zeros(50), [pairs[0, part]] * 50, [scored[0, part]] * 50
+            unit = np.ones(pairs.shape[2])
+            for t in range(1, len(pairs)):  # batches seen
+                if part == 0 and (t in (1, 2, 4, 8, 16, 32) or t % 64 == 0):
+                    unit = units[t - 1]
+                for i in range(50):
+                    momentum = 10 ** (-3 + 3 * i / 49)
+                    error = np.mean(((forecasts[i] - scored[t, part]) ** 2 / unit)[begin:end])
+                    discount = 1 - 1 / max(4, (t + 1) / 10)
+                    scores[i] = discount * scores[i] + (error if t > 1 else 0)
+                    gain = momentum / (1 - (1 - momentum) ** (t + 1))
+                    forecasts[i] = forecasts[i] + gain * (scored[t, part] - forecasts[i])
+                    averages[i] = averages[i] + gain * (pairs[t, part] - averages[i])
+                best = int(np.argmin(scores))
+                given[t, part, begin:end] = averages[best][begin:end]
+                if part == 1:
+                    units[t, begin:end] = np.exp(forecasts[best][begin:end])
+    return [tuple(pair) for pair in torch.from_numpy(given)]
+
+
 def full_batch_population(model: nn.Module, x: Tensor) -> dict[str, Moments]:
     """The statistics every BN layer sees in the inference network on all of `x` (`upstream="population"`).
 

@@ -29,6 +29,7 @@ from bnlab.estimators import (
     Polynomial,
     PooledCumulative,
     PooledEMA,
+    Predictive,
     Stream,
     WeightedCumulative,
     Window,
@@ -96,6 +97,7 @@ TWINS: dict[str, Twin] = {
     "fast_then_slow": gains(lambda e, t: max(e.momentum, t**-e.alpha)),
     "kalman": kalman,
     "oracle": kalman,
+    "predictive": lambda e, data, updates: references.running_predictive(data, LAYERS, EPS),
     "last_batch": lambda e, data, updates: references.running_last_batch(data),
 }
 PARAMETERS: dict[type[Estimator], list[dict[str, Any]]] = {
@@ -116,7 +118,7 @@ def instances(cls: type[Estimator]) -> list[Estimator]:
 OWN = [cls for cls in known().values() if cls.__module__.startswith("bnlab.")]
 ALL = [estimator for cls in OWN for estimator in instances(cls)]
 each = pytest.mark.parametrize("estimator", ALL, ids=str)
-FITTED = (Kalman, Oracle)
+FITTED = (Kalman, Oracle, Predictive)
 
 
 def test_every_estimator_of_the_library_has_a_twin() -> None:
@@ -224,6 +226,7 @@ def test_closed_form_on_two_batches() -> None:
         Polynomial(0.5): (1 + 4 * 0.5**0.5, 2 + 4 * 0.5**0.5),
         FastThenSlow(alpha=1.0, momentum=0.75): (4, 5),
         Kalman(): (1 + 4 * 2 / 3, 2 + 4 * 2 / 3),
+        Predictive(): (1 + 4 / 1.999, 2 + 4 / 1.999),
         LastBatch(): (5, 6),
     }
     for estimator, pair in expected.items():
@@ -407,6 +410,147 @@ def test_a_bad_batch_is_forgotten_where_its_weight_is_none() -> None:
     torch.testing.assert_close(ema[:, :, [0, 2]], fold([EMA(0.1)], stream, range(7))[0][:, :, [0, 2]])
     started_badly = Stream(START * torch.nan, stream.batches, stream.counts)
     assert fold([Cumulative(), LastBatch()], started_badly, range(1, 7)).isfinite().all()
+
+
+# The momentum that forecasts
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.9])
+@pytest.mark.parametrize("ratio", [1e-3, 1e-2, 0.1, 1.0])
+def test_predictive_is_as_good_as_the_best_momentum_in_hindsight(ratio: float, phi: float) -> None:
+    (found,) = relative_errors([Predictive()], ratio, phi, 800, 2)
+    assert (found < 1.1).all(), found
+
+
+def test_predictive_over_several_blocks_against_the_twin() -> None:
+    data = batches(150)
+    found = fold([Predictive()], stream_of(data), range(1, 151))[0]
+    expected = torch.stack([torch.stack(pair) for pair in references.running_predictive(data, LAYERS, EPS)])
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def sequence(means: list[float], variances: list[float]) -> Stream:
+    """Of one channel."""
+    batches = torch.tensor([means, variances], dtype=torch.float64).T[:, :, None]
+    return Stream(torch.tensor([[0.0], [1.0]]).double(), batches, torch.full((len(means), 1), 8.0).double())
+
+
+def test_predictive_chooses_by_the_forecast_of_the_third_batch() -> None:
+    """The averages of 0 and 1 are their gains, 1/(2−m): of the bank's the one nearest to the third batch is chosen."""
+    for third in (0.6, 0.75, 0.9):
+        estimator = Predictive()
+        found = fold([estimator], sequence([0, 1, third], [1, 1, 1]), [2, 3])[0, :, 0, 0].tolist()
+        assert found[0] == pytest.approx(1 / 1.999)
+        momentum = min((10 ** (-3 + 3 * i / 49) for i in range(50)), key=lambda m: abs(1 / (2 - m) - third))
+        gain = momentum / (1 - (1 - momentum) ** 3)
+        assert found[1] == pytest.approx((1 - gain) / (2 - momentum) + gain * third)
+
+
+def test_predictive_takes_the_last_of_a_ramp_and_the_average_of_what_alternates() -> None:
+    ramp, alternating = [float(t) for t in range(200)], [float(t % 2) for t in range(200)]
+    slow = DebiasedEMA(0.001)
+    for means, variances in ((ramp, alternating), (alternating, ramp)):
+        # The logarithm is the ramp.
+        stream = sequence(means, [math.exp(0.1 * v) for v in variances])
+        found, last, average = fold([Predictive(), LastBatch(), slow], stream, range(3, 201))
+        expected = (last, average) if means is ramp else (average, last)
+        for part in range(2):
+            torch.testing.assert_close(found[:, part], expected[part][:, part], rtol=1e-9, atol=0)
+
+
+def test_predictive_finds_the_momentum_again_after_the_drift_has_ended() -> None:
+    _, moving = simulated(1.0, 0.0, 400, 8, 0)
+    _, still = simulated(0.0, 0.0, 1600, 8, 1)
+    stream = replace(moving, batches=torch.cat((moving.batches, still.batches)), counts=torch.full((2000, 8), 64.0))
+    gain = Predictive().gains(stream)
+    assert (gain[300:400].mean((0, 2)) > 0.4).all() and (gain[-1] < 0.02).all()
+
+
+def test_predictive_does_not_depend_on_units() -> None:
+    """A shift and a scale of each channel: the same choice, shifted and scaled."""
+    stream = stream_of(batches(150))
+    shift, scale = torch.tensor([1000.0, -3.0, 0.1]).double(), torch.tensor([4.0, 0.5, 256.0]).double()
+    moved = stream.batches * torch.stack((scale, scale.square())) + torch.stack((shift, torch.zeros(3)))
+    other = replace(stream, batches=moved, eps=stream.eps * scale.square())
+    found, expected = (fold([Predictive()], s, range(1, 151))[0] for s in (other, stream))
+    assert torch.equal(Predictive().gains(other), Predictive().gains(stream))
+    torch.testing.assert_close(found[:, 0], expected[:, 0] * scale + shift, rtol=1e-10, atol=1e-9)
+    torch.testing.assert_close(found[:, 1], expected[:, 1] * scale.square(), rtol=1e-10, atol=0)
+
+
+def test_predictive_layers_are_apart() -> None:
+    """Each layer alone gives the same; its channels share a momentum, mean and variance do not."""
+    _, slow = simulated(1e-3, 0.0, 200, 5, 0)
+    _, fast = simulated(1.0, 0.0, 200, 3, 1)
+    both = replace(
+        slow,
+        start=torch.cat((slow.start, fast.start), 1),
+        batches=torch.cat((slow.batches, fast.batches), 2),
+        counts=torch.cat((slow.counts, fast.counts), 1),
+        layers=(5, 3),
+    )
+    together = fold([Predictive()], both, range(201))[0]
+    for stream, own in ((slow, together[..., :5]), (fast, together[..., 5:])):
+        torch.testing.assert_close(own, fold([Predictive()], stream, range(201))[0], rtol=1e-11, atol=1e-12)
+    gain = Predictive().gains(both)
+    assert (gain[..., :5] == gain[..., :1]).all() and (gain[..., 5:] == gain[..., 5:6]).all()
+    assert not torch.equal(gain[..., 0], gain[..., 5]) and not torch.equal(gain[:, 0], gain[:, 1])
+    # The other part's batches matter to the variance not at all, to the mean as its units.
+    still = replace(both, batches=torch.stack((both.batches[:, 0] * 0, both.batches[:, 1]), 1))
+    assert torch.equal(fold([Predictive()], still, [200])[..., 1, :], together[None, [200], 1])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_predictive_does_not_know_the_future(bad: float) -> None:
+    """Whatever comes after batch k, also what ends a channel: the states up to k are the same."""
+    stream = stream_of(batches(200))
+    expected = fold([Predictive()], stream, range(201))[0]
+    for k in (1, 2, 5, 63, 64, 100, 150):
+        for later in (stream.batches[k:] * 50 - 7, stream.batches[k:] * bad):
+            other = replace(stream, batches=torch.cat((stream.batches[:k], later)))
+            torch.testing.assert_close(
+                fold([Predictive()], other, range(k + 1))[0], expected[: k + 1], rtol=1e-12, atol=0
+            )
+
+
+@pytest.mark.parametrize("when", [0, 1, 2, 40, 100, 199])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_predictive_leaves_out_what_is_not_finite(bad: float, when: int) -> None:
+    """One channel's mean: that channel is NaN from then on, the others are chosen without it."""
+    stream = replace(stream_of(batches(200)), layers=(1, 2))
+    harmed = replace(stream, batches=stream.batches.clone())
+    harmed.batches[when, 0, 1] = bad
+    found, expected = (fold([Predictive()], s, range(201))[0] for s in (harmed, stream))
+    assert found[when + 1 :, 0, 1].isnan().all() and found[: when + 1].isfinite().all()
+    torch.testing.assert_close(found[:, 1], expected[:, 1], rtol=1e-11, atol=0)
+    torch.testing.assert_close(found[..., 0], expected[..., 0], rtol=1e-11, atol=1e-12)
+    assert found[:, :, 2].isfinite().all()
+
+
+def test_predictive_is_decided_by_the_channels_that_are_left() -> None:
+    stream = stream_of(batches(200))
+    bad = replace(stream, batches=stream.batches.clone())
+    bad.batches[0, :, 1] = torch.nan
+    left = replace(
+        stream,
+        start=START[:, 2:],
+        batches=stream.batches[..., 2:],
+        counts=stream.counts[:, 2:],
+        eps=stream.eps[2:],
+        layers=(),
+    )
+    found, expected = (fold([Predictive()], s, range(1, 201))[0, ..., -1] for s in (bad, left))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_predictive_without_variance_and_eps() -> None:
+    """Dead channels of a layer without eps: what changes there is scored, and all is finite."""
+    stream = stream_of(batches(80))
+    stream.batches[:, 1, 1] = 0.0
+    stream.batches[:, :, 2] = torch.tensor([1.0, 0.0])
+    found = fold([Predictive()], replace(stream, eps=torch.zeros(3).double()), range(81))[0]
+    assert found.isfinite().all() and Predictive().gains(stream).isfinite().all()
+    torch.testing.assert_close(found[1:, :, 2], stream.batches[:, :, 2], rtol=1e-12, atol=0)
 
 
 @dataclass(frozen=True)

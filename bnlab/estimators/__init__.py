@@ -26,6 +26,7 @@ from bnlab.estimators.exponential import (
     PooledEMA,
 )
 from bnlab.estimators.names import known, parse
+from bnlab.estimators.predictive import Predictive
 
 __all__ = [
     "EMA",
@@ -43,6 +44,7 @@ __all__ = [
     "Polynomial",
     "PooledCumulative",
     "PooledEMA",
+    "Predictive",
     "Stream",
     "WeightedCumulative",
     "Window",
