@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from bnlab.harness import style
 from bnlab.harness.intervals import summarize, t_interval
 from bnlab.harness.style import Figure, Tables
-from experiments.panels import RUN_COLUMNS, at_shares, by_batch_size, plot_estimators, plot_exact
+from experiments.panels import RUN_COLUMNS, at_shares, by_batch_size, networks, plot_estimators, plot_exact
 
 _KEYS = ("run", "step", "estimator", "momentum", "statistics_split")
 _SHARES = (0.1, 1.0)
@@ -73,7 +74,7 @@ def _by_batch_size(frame: pd.DataFrame, ax: Axes) -> None:
 
 
 def summary(tables: Tables) -> list[str]:
-    """Five lines for somebody who has never heard of the question; every number from these tables."""
+    """A few lines for somebody who has never heard of the question; every number from these tables."""
     gaps, accuracies = score_gap(tables), score_accuracy(tables)
     sizes = sorted(tables["runs"]["batch_size"].unique())
     large = sizes[-1]
@@ -91,6 +92,7 @@ def summary(tables: Tables) -> list[str]:
         f"(momentum {_DEFAULT}) are {off}:",
         f"the network scores {under['mean']:.1f}% on new digits with them and {exact['mean']:.1f}% with exact "
         f"statistics, on the same weights ({means}).",
+        *_choosing(tables),
         f"At the end of training the default costs, in points of accuracy by batch size, {costs}.",
         "The momentum with the smallest gap was then "
         + ", ".join(f"{best[size]:g} at batch size {size}" for size in sizes)
@@ -111,6 +113,30 @@ def _loss(tables: Tables, size: int) -> tuple[float, float, float, int]:
     exact = late[late["estimator"] == "exact"].set_index("run")["accuracy"]
     default = late[(late["estimator"] == "ema") & (late["momentum"] == _DEFAULT)].set_index("run")["accuracy"]
     return t_interval((100 * (exact - default)).to_list())
+
+
+def score_choosing(tables: Tables) -> pd.DataFrame:
+    """How many times the default's gap of the mean is that of `predictive`, by batch size.
+
+    Of the same network, step and layer; geometric mean over steps and layers, an interval over seeds.
+    """
+    gaps = networks(tables["gaps"], tables["runs"])
+    keys = ["batch_size", "seed", "step", "layer"]
+    default = gaps[(gaps["estimator"] == "ema") & (gaps["momentum"] == _DEFAULT)].set_index(keys)["mean_gap"]
+    chosen = gaps[gaps["estimator"] == "predictive"].set_index(keys)["mean_gap"]
+    logs = (default / chosen).dropna().transform(np.log).groupby(level=keys[:2]).mean()
+    return summarize(logs.transform(np.exp).rename("times").reset_index(), "times", ["batch_size"], geometric=True)
+
+
+def _choosing(tables: Tables) -> list[str]:
+    """One sentence; none where `predictive` was not measured."""
+    rows = score_choosing(tables).set_index("batch_size")[["mean", "low", "high"]]
+    times = "; ".join(f"{size}: {_interval(row)}" for size, row in rows.iterrows())
+    sentence = (
+        "Over all of training, the default's gap is so many times that of an average that keeps choosing its momentum "
+        f"by forecasting the next batch (`predictive`), by batch size: {times}."
+    )
+    return [sentence] if times else []
 
 
 def _interval(found: Iterable[float]) -> str:
@@ -135,9 +161,11 @@ FIGURES = [
         name="estimators",
         title="Other averages of the same batches",
         caption="Distance of the estimated mean from the exact population mean, in standard deviations, averaged over "
-        "layers, over training; where an average has a momentum it is PyTorch's 0.1. Precise BN is measured anew on "
-        "the training set, all others come from the recorded batches. Once the start is forgotten the two EMAs are "
-        "one. " + _STEPS + " Lines: geometric mean over seeds, bands: 95% intervals.",
+        "layers, over training; where an average has a momentum it is PyTorch's 0.1; Kalman and predictive momentum "
+        "choose theirs. Precise BN is measured anew on the training set, all others come from the recorded batches. "
+        "Once the start is forgotten the two EMAs are one. "
+        + _STEPS
+        + " Lines: geometric mean over seeds, bands: 95% intervals.",
         columns={"gaps": (*_KEYS, "layer", "mean_gap", "epoch"), "runs": RUN_COLUMNS},
         score=score_estimators,
         plot=plot_gap_of_estimators,

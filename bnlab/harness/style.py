@@ -26,6 +26,7 @@ ESTIMATORS = {
     "last_batch": "#E69F00",
     "precise": "#009E73",
     "kalman": "#D55E00",
+    "predictive": "#882255",
     "exact": "#000000",
 }
 NAMES = {
@@ -35,6 +36,7 @@ NAMES = {
     "last_batch": "last batch only",
     "precise": "precise BN",
     "kalman": "Kalman",
+    "predictive": "predictive momentum",
     "test_batch": "test batch",
     "exact": "exact population",
 }

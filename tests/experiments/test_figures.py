@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -83,3 +85,35 @@ def test_sweep_then_figures(name: str, tmp_path: Path) -> None:
         assert text.split()[0] in " ".join(lines)
     with pytest.raises(ValueError, match="no column 'run'"):
         style.draw(question.FIGURES[0], {key: frame.drop(columns="run") for key, frame in tables.items()})
+
+
+def planted_gaps(factor: float, estimator: str = "predictive") -> dict[str, pd.DataFrame]:
+    """Two seeds of two batch sizes, two steps, two layers; the gap of momentum 0.1 is `factor` times the other."""
+    runs = [
+        {"run": f"{size}/{seed}", "seed": seed, "batch_size": size, "steps": 10} for size in (4, 32) for seed in (0, 1)
+    ]
+    gaps = []
+    for row in runs:
+        for step, layer, own in itertools.product((1, 10), ("a", "b"), (0.001, 0.1)):
+            keys = {"run": row["run"], "step": step, "layer": layer}
+            spread = 2.0 if (layer == "a") == (row["seed"] == 0) else 0.5  # cancels in the geometric mean
+            gap = 0.01 * step * (row["seed"] + 1)
+            gaps.append(
+                {**keys, "estimator": "ema", "momentum": own, "mean_gap": gap * factor * spread if own == 0.1 else 9.0}
+            )
+        for step, layer in itertools.product((1, 10), ("a", "b")):
+            keys = {"run": row["run"], "step": step, "layer": layer}
+            gaps.append({**keys, "estimator": estimator, "momentum": None, "mean_gap": 0.01 * step * (row["seed"] + 1)})
+    return {"runs": pd.DataFrame(runs), "gaps": pd.DataFrame(gaps)}
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.25])
+def test_quickstart_says_what_a_chosen_momentum_gains(factor: float) -> None:
+    question = importlib.import_module("experiments.quickstart")
+    frame = question.score_choosing(planted_gaps(factor))
+    assert frame["batch_size"].tolist() == [4, 32] and frame["n"].tolist() == [2, 2]
+    assert frame["mean"].tolist() == pytest.approx([factor, factor])
+    (text,) = question._choosing(planted_gaps(factor))
+    times = f"{factor:.2f} [{factor:.2f}, {factor:.2f}]"
+    assert text.endswith(f"by batch size: 4: {times}; 32: {times}.")
+    assert question._choosing(planted_gaps(factor, "kalman")) == []
