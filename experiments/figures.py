@@ -7,24 +7,25 @@ import sys
 import textwrap
 from pathlib import Path
 
-from bnlab.harness.errors import UserError
-from experiments.compose import CONF, named
+from experiments.command import exit_code
 
 USAGE = "usage: python -m experiments.figures experiment=NAME [results=FOLDER]"
 
 
 def main() -> int:
     """Figures and a summary in words; exit 2 for a user's mistake."""
-    words = sys.argv[1:]
+    return exit_code(_figures)
+
+
+def _figures(words: list[str]) -> int:
+    from experiments.compose import named
+    from experiments.explain import choices
+
     if {"-h", "--help"} & set(words) or not words:
-        print(f"{USAGE}\nNAME: {', '.join(sorted(p.stem for p in (CONF / 'experiment').glob('*.yaml')))}")
+        print(f"{USAGE}\nNAME: {', '.join(choices('experiment'))}")
         return 0 if words else 2
-    try:
-        draw_all(*named(words, USAGE))
-        return 0
-    except (UserError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    draw_all(*named(words, USAGE))
+    return 0
 
 
 def draw_all(experiment: str, name: str, results: str) -> None:
@@ -33,6 +34,7 @@ def draw_all(experiment: str, name: str, results: str) -> None:
 
     matplotlib.use("Agg")
     from bnlab.harness import load, style
+    from bnlab.harness.errors import UserError
 
     question = importlib.import_module(f"experiments.{experiment}")
     tables = load(name, results)

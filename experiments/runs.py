@@ -15,6 +15,7 @@ import yaml
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.runs import all_runs, read_status
+from experiments.command import exit_code
 
 _WRITING = 60.0  # seconds that a file may be in the making: younger ones may be another process's
 USAGE = """usage: python -m experiments.runs list             every network, its settings and whether it is finished
@@ -25,28 +26,28 @@ USAGE = """usage: python -m experiments.runs list             every network, its
 
 def main() -> int:
     """Exit 2 for a user's mistake."""
-    words = [w for w in sys.argv[1:] if not w.startswith("results=")]
-    results = next((w.removeprefix("results=") for w in sys.argv[1:] if w.startswith("results=")), "results")
-    try:
-        if not results:
-            raise UserError("results=: must be a folder; results is the usual one")
-        match words:
-            case ["list"]:
-                _list(results)
-            case ["show", run]:
-                _show(results, run)
-            case ["clean"]:
-                _clean(results)
-            case [*_, "-h" | "--help"]:
-                print(USAGE)
-            case ["show"]:
-                raise UserError("show: which? python -m experiments.runs list shows them")
-            case _:
-                raise UserError(f"cannot read {' '.join(words) or 'an empty command'}; --help lists the commands")
-        return 0
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(_runs)
+
+
+def _runs(arguments: list[str]) -> int:
+    words = [w for w in arguments if not w.startswith("results=")]
+    results = next((w.removeprefix("results=") for w in arguments if w.startswith("results=")), "results")
+    if not results:
+        raise UserError("results=: must be a folder; results is the usual one")
+    match words:
+        case ["list"]:
+            _list(results)
+        case ["show", run]:
+            _show(results, run)
+        case ["clean"]:
+            _clean(results)
+        case [*_, "-h" | "--help"]:
+            print(USAGE)
+        case ["show"]:
+            raise UserError("show: which? python -m experiments.runs list shows them")
+        case _:
+            raise UserError(f"cannot read {' '.join(words) or 'an empty command'}; --help lists the commands")
+    return 0
 
 
 def _list(results: str) -> None:

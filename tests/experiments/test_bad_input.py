@@ -12,7 +12,7 @@ import pytest
 from bnlab import estimators, inference
 from bnlab.harness import jobs
 from bnlab.harness.measurements.sources import FROZEN
-from experiments import figures, runs, sweep
+from experiments import figures, launch, runs, sweep
 from tests.experiments.commands import Done, files, run
 
 COMMANDS = {"sweep": sweep, "figures": figures, "runs": runs}
@@ -107,6 +107,12 @@ CASES = {
     "sweep optimizer.schedule=foo": "onecycle, step, constant",
     "sweep model.depth=0": "model.depth=0: must be 1",
     "sweep model=resnet model.depth=9": "6n\\+2",
+    "sweep model.depth=100000": "model.depth=100000: must be 1,000 or less",
+    "sweep model.width=1000000": "model.width=1000000: training it needs [\\d,]+ GB of memory.*take less",
+    "sweep model=mlp model.width=999999999999": "model.width=999999999999: .* GB of memory",
+    "sweep model=resnet model.width=100000": "model.width=100000: .* GB of memory",
+    "sweep data=glyphs data.images=1000000000": "data.images=1000000000: must be 10 to 10,000,000",
+    "sweep data.image_size=100000000": "data.image_size=100000000: must be 8 to 1,024",
     "sweep model=torchvision model.name=vgg11_bn": "cannot take 1×8×8 images",
     "sweep data=mnist data.root=nowhere": "nowhere/MNIST/raw/train-images-idx3-ubyte is missing.*data.download=true",
     # folders
@@ -122,13 +128,22 @@ CASES = {
     "sweep -m seed=interval(0,1)": "comma list",
     "sweep -m data=glob(*)": "comma list",
     "sweep -m seed=0,": "cannot be read",
+    "sweep -m seed=choice(1,2),3": "comma list",
+    "sweep seed.x=3": "seed.x=3: ",
+    "sweep data@x=digits": "no setting 'data@x'",
     "sweep -m batch_size=1,32": "batch_size=1",
     "sweep -m seed=0,0.5": "seed=0.5",
     # Hydra's own
     "sweep hydra.mode=NONSENSE": "only hydra/launcher",
     "sweep hydra.job.chdir=true": "only hydra/launcher",
     "sweep hydra/sweeper=optuna": "only hydra/launcher",
-    "sweep hydra/launcher=nonsense": "no such launcher",
+    "sweep hydra/launcher=nonsense": "no such launcher; choose from basic, joblib",
+    "sweep hydra/launcher=[a]": "takes one name",
+    "sweep hydra/launcher=null": "takes one name",
+    "sweep hydra.launcher.nope=1": "no setting 'hydra.launcher.nope'",
+    "sweep hydra/launcher=joblib hydra.launcher.n_jobs=x": "hydra.launcher.n_jobs=x: .*Integer",
+    "sweep -m hydra/launcher=basic,joblib": "one hydra/launcher",
+    "sweep hydra/launcher=submitit_slurm": "no Slurm here",
     # other commands
     "figures foo": "key=value",
     "figures experiment=nope": "choose from",
@@ -151,7 +166,8 @@ def test_message(
     command, *words = line.split(" ")
     results = tmp_path / "results"
     monkeypatch.setattr(sys, "argv", [command, *words, f"results={results}"])
-    monkeypatch.setattr(sweep, "_launch", lambda: pytest.fail("was about to train"))
+    monkeypatch.setattr(launch.shutil, "which", lambda _: None)
+    monkeypatch.setattr(launch, "launch", lambda _: pytest.fail("was about to train"))
     assert COMMANDS[command].main() == 2
     out, err = capsys.readouterr()
     assert not out and re.search(CASES[line], err), err

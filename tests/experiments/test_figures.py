@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from bnlab.harness import load, style
 from bnlab.harness.tables import TABLES
-from experiments.compose import CONF, jobs, register
+from experiments.compose import plan_jobs, register
+from experiments.explain import CONF
 from tests.experiments.commands import run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -33,7 +34,7 @@ def test_configuration_changes_what_is_composed(name: str) -> None:
     assert without_name[0] != without_name[1]
     text = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert text[0] == "# @package _global_" and text[1].startswith(f"# python -m experiments.sweep experiment={name}")
-    planned, _ = jobs([f"experiment={name}"], multirun=False)
+    planned = plan_jobs([f"experiment={name}"], multirun=False).configs
     assert {config.name for config in planned} == {name}
     count = 1
     for values in (changed.hydra.sweeper.params or {}).values():
