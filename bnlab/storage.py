@@ -46,9 +46,12 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
 
 
 def set_aside(path: Path, reason: object, then: str) -> None:
-    """Take a damaged file out of the way, and say so."""
-    path.replace(path.with_name(f"{path.name}.damaged"))
-    print(f"{reason}\n  set aside; {then}", file=sys.stderr)
+    """Take a damaged file out of the way, if its folder can be written, and say so."""
+    try:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        print(f"{reason}\n  set aside; {then}", file=sys.stderr)
+    except OSError as error:
+        print(f"{reason}\n  left out, cannot be set aside ({error.strerror}); {then}", file=sys.stderr)
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

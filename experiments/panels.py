@@ -63,7 +63,7 @@ def plot_estimators(frame: pd.DataFrame, ax: Axes) -> None:
         dashed = {"linestyle": (0, (4, 2))} if name == "exact" else {}
         label = style.estimator_label(name, momentum)
         style.line(ax, chosen, "epoch", style.estimator_colour(name), label, **dashed)
-    ax.set(xscale="log", xlabel="epoch")
+    style.log_axis(ax, frame["epoch"], "epoch")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())

@@ -11,10 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bnlab.harness.errors import UserError
-from bnlab.harness.runs import all_runs, read_status
 from experiments.command import exit_code
 
 _WRITING = 60.0  # seconds that a file may be in the making: younger ones may be another process's
@@ -30,6 +26,8 @@ def main() -> int:
 
 
 def _runs(arguments: list[str]) -> int:
+    from bnlab.harness.errors import UserError
+
     words = [w for w in arguments if not w.startswith("results=")]
     results = next((w.removeprefix("results=") for w in arguments if w.startswith("results=")), "results")
     if not results:
@@ -51,6 +49,8 @@ def _runs(arguments: list[str]) -> int:
 
 
 def _list(results: str) -> None:
+    from bnlab.harness.runs import all_runs
+
     folders = all_runs(results)
     if not folders:
         print(f"no networks in {results}/runs; train some: python -m experiments.sweep experiment=quickstart")
@@ -72,6 +72,11 @@ def _list(results: str) -> None:
 
 
 def _show(results: str, run: str) -> None:
+    import yaml
+
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.runs import all_runs
+
     found = [folder for folder in all_runs(results) if _id(folder).startswith(run)]
     if len(found) != 1:
         more = ", …" if len(found) > 4 else ""
@@ -118,6 +123,10 @@ def _id(folder: Path) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    from bnlab.harness.errors import UserError
+
     path = folder / "config.yaml"
     try:
         return dict(yaml.safe_load(path.read_text()))
@@ -126,6 +135,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _status(folder: Path) -> dict[str, Any]:
+    from bnlab.harness.runs import read_status
+
     try:
         return read_status(folder) or {"status": "unfinished"}
     except ValueError:

@@ -1,5 +1,32 @@
-"""The one exception that a user's mistake raises in the harness; commands print it and exit 2."""
+"""The one exception that a user's mistake raises in the harness, and where a user's own code has raised another."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+# Whose lines tell a user nothing about their own code: bnlab, the standard library and what is installed.
+_OTHERS = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
 
 
 class UserError(ValueError):
     """What was found and what to do, in one or two lines; shown without a traceback."""
+
+
+def where_raised(error: BaseException) -> str:
+    """`file:line: Type: message`, the line being the last one of the user's own code; without one `Type: message`."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    own = [(Path(name), line) for name, line in frames if not name.startswith("<") and not _is_of_others(Path(name))]
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{_short(own[-1][0])}:{own[-1][1]}: {message}" if own else message
+
+
+def _is_of_others(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in _OTHERS)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -17,7 +17,7 @@ import torch
 
 from bnlab.harness import data, tables
 from bnlab.harness.config import Config, network, statistics_settings, total_steps
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements import measurement
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import Setting
@@ -69,16 +69,16 @@ def attempt(config: Config) -> None:
         execute(config)
     except (UserError, OSError):
         raise
-    except Exception:
-        _fail(config, traceback.format_exc())
+    except (Exception, SystemExit) as error:  # an estimator of the user's own may raise either
+        _fail(config, error)
 
 
-def _fail(config: Config, reason: str) -> None:
+def _fail(config: Config, error: BaseException) -> None:
     run, folder = Run(config), Path(config.results) / config.name
     settings = tables.digest(json.dumps(asdict(config), sort_keys=True))
     path = folder / "failures" / f"{run.id.replace('/', '-')}-{settings}.txt"
-    print(f"{run.id}: failed, {reason.strip().splitlines()[-1]}\n  more in {path}", file=sys.stderr)
-    write_text(path, reason)
+    print(f"{run.id}: failed, {where_raised(error)}\n  more in {path}", file=sys.stderr)
+    write_text(path, "".join(traceback.format_exception(error)))
     _write_row(run)
 
 

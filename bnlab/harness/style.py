@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
+
+from bnlab.harness.errors import UserError
 
 Tables = dict[str, pd.DataFrame]
 
@@ -99,25 +100,36 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
 def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
     """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`."""
     ordered = frame.sort_values(x)
+    if len(ordered) == 1:  # a line would not be seen
+        distances = (ordered[["mean"]].to_numpy() - ordered[["low", "high"]].to_numpy()).T
+        ax.errorbar(ordered[x], ordered["mean"], abs(distances), fmt="o", color=colour, label=label)
+        return
     ax.plot(ordered[x], ordered["mean"], color=colour, label=label, **style)
     if ordered["low"].notna().any():
         ax.fill_between(ordered[x], ordered["low"], ordered["high"], color=colour, alpha=0.15, linewidth=0)
+
+
+def log_axis(ax: Axes, values: pd.Series, label: str) -> None:
+    """A logarithmic x axis over positive values, also over a single one."""
+    if values.nunique() == 1:
+        ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
+    ax.set(xscale="log", xlabel=label)
 
 
 def draw(figure: Figure, tables: Tables) -> Drawn:
     """All panels side by side with one legend below, the caption under them.
 
     Raises:
-        ValueError: a table lacks a column, or there is nothing to draw.
+        UserError: a table lacks a column, or there is nothing to draw.
     """
     for table, columns in figure.columns.items():
         missing = [c for c in columns if c not in tables[table]]
         if missing:
-            raise ValueError(f"figure {figure.name}: table {table} has no column {missing[0]!r}")
+            raise UserError(f"figure {figure.name}: table {table} has no column {missing[0]!r}")
     frame = figure.score(tables)
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
-        raise ValueError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
+        raise UserError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
     width = 3.5 * len(panels) + 0.6
     wrapped = textwrap.wrap(f"{figure.caption}{_seeds(frame)}", int(width * 14.5))
     title = textwrap.wrap(figure.title, int(width * 9.5))
@@ -132,7 +144,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     for ax in axes[0]:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    rows = int(np.ceil(len(handles) / max(1, int(width // 2.2))))
+    rows = max(1, math.ceil(len(handles) / max(1, int(width // 2.2))))  # of the legend
     height = 4.28 + 0.22 * (rows - 1) + 0.22 * len(title) + 0.17 * len(wrapped)
     drawn.set_size_inches(width, height)
     below = (0.12 + 0.17 * len(wrapped)) / height
@@ -142,7 +154,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         handles.keys(),
         loc="lower center",
         bbox_to_anchor=(0.5, below),
-        ncols=int(np.ceil(len(handles) / rows)),
+        ncols=max(1, math.ceil(len(handles) / rows)),
     )
     drawn.text(0.02, 0.08 / height, "\n".join(wrapped), fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
     drawn.tight_layout(rect=(0, below + 0.22 * rows / height, 1, 1 - (0.2 + 0.22 * len(title)) / height))

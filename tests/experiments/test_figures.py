@@ -84,3 +84,14 @@ def test_sweep_then_figures(name: str, tmp_path: Path) -> None:
         assert text.split()[0] in " ".join(lines)
     with pytest.raises(ValueError, match="no column 'run'"):
         style.draw(question.FIGURES[0], {key: frame.drop(columns="run") for key, frame in tables.items()})
+
+
+def test_one_seed_and_one_momentum(tmp_path: Path) -> None:
+    """Figures without intervals, a point for a line; what needs other seeds says so."""
+    words = ("-m", "batch_size=32,256", "seed=0", "momentum=0.1", "epochs=1", "threads=1", f"results={tmp_path}")
+    run("sweep", "experiment=quickstart", *words)
+    done = run("figures", "experiment=quickstart", f"results={tmp_path}")
+    assert "One seed: no intervals." in " ".join(done.stdout.split()) and not done.stderr
+    run("sweep", "experiment=momentum", "data=digits", "data.images=null", *words[1:])
+    done = run("figures", "experiment=momentum", f"results={tmp_path}", expect=2)
+    assert "other seeds" in done.stderr and "seed=0,1" in done.stderr and done.stderr.count("\n") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -58,16 +57,6 @@ FILES = {
     ),
     "mode": (HEADER + "hydra:\n  mode: OFTEN\n", "", "mine.yaml: hydra.mode: .*'OFTEN'"),
 }
-
-
-@pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ that the commands use."""
-    folder = tmp_path / "conf"
-    shutil.copytree(explain.CONF, folder)
-    monkeypatch.setattr(explain, "CONF", folder)
-    monkeypatch.setattr(compose, "CONF", folder)
-    return folder
 
 
 @pytest.mark.parametrize("case", list(FILES))

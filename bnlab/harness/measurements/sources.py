@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from bnlab import estimators, inference
 from bnlab.estimators import Estimator
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, where_raised
 from bnlab.inference import Rule
 
 # Statistics of frozen weights; `precise(images=1000)` takes the first 1,000, the same for all seeds. All but exact are
@@ -94,13 +94,13 @@ def _running(name: str, momenta: list[float]) -> list[Setting]:
         if hasattr(one, "momentum") and "momentum" not in parameters:
             found = [replace(one, momentum=float(m)) for m in momenta]  # type: ignore[call-arg]
         return [Setting(e.label, getattr(e, "momentum", None), "train", e) for e in found]
-    except Exception as error:  # a module of the user's may raise anything
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         raise UserError(_unusable(name, error)) from error
 
 
-def _unusable(name: str, error: Exception) -> str:
+def _unusable(name: str, error: BaseException) -> str:
     reason = " ".join(str(error).split()).removeprefix(f"estimator={name!r}: ")
     if not name or reason.startswith("unknown"):
         known = ", ".join([*sorted(estimators.known()), *FROZEN, *inference.known()])
         return f"estimator={name}: unknown; there are {known}, or package.module.Class"
-    return f"estimator={name}: {reason if isinstance(error, ValueError) else repr(error)}"
+    return f"estimator={name}: {reason if isinstance(error, ValueError) else where_raised(error)}"
