@@ -46,7 +46,9 @@ def at_shares(frame: pd.DataFrame, runs: pd.DataFrame, shares: Sequence[float]) 
         nearest = distance == distance.groupby(joined["run"]).transform("min")
         close = distance <= (0.5 / joined["steps"]).clip(lower=0.02) + 1e-9
         name = "at the end of training" if share == 1 else f"after {share:.0%} of training"
-        chosen.append(joined[nearest & close].assign(panel=name))
+        near = joined[nearest & close]
+        later = near["step"] == near.groupby("run")["step"].transform("max")  # of two steps that are equally near
+        chosen.append(near[later].assign(panel=name))
     return pd.concat(chosen, ignore_index=True)
 
 
@@ -60,9 +62,9 @@ def by_batch_size(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def plot_estimators(frame: pd.DataFrame, ax: Axes) -> None:
     """Against epochs, a line for each estimator and momentum."""
     for (name, momentum), chosen in frame.groupby(["estimator", "momentum"], dropna=False, sort=False):
-        dashed = {"linestyle": (0, (4, 2))} if name == "exact" else {}
-        label = style.estimator_label(name, momentum)
-        style.line(ax, chosen, "epoch", style.estimator_colour(name), label, **dashed)
+        style.line(
+            ax, chosen, "epoch", label=style.estimator_label(name, momentum), **style.estimator_style(name, momentum)
+        )
     style.log_axis(ax, frame["epoch"], "epoch")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")

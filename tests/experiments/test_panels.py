@@ -27,3 +27,8 @@ def test_networks_with_other_settings_are_not_mixed() -> None:
     networks(pd.DataFrame({"run": ["a", "b"], "step": [1, 1]}), runs)  # the others have no rows here
     with pytest.raises(ValueError, match=r"batch size 8, seed 0 has several networks, of different settings \(a, c\)"):
         networks(pd.DataFrame({"run": ["a", "c"], "step": [1, 1]}), runs)
+
+
+def test_one_of_two_steps_that_are_equally_near() -> None:
+    frame = pd.DataFrame({"run": ["a", "a", "a"], "step": [99, 101, 101], "layer": ["x", "x", "y"]})
+    assert list(at_shares(frame, RUNS, (0.5,))["step"]) == [101, 101]
