@@ -83,7 +83,7 @@ def _require_rows(question: Any, tables: dict[str, Any], folder: Path, again: st
 
     for figure in question.FIGURES:
         for table in figure.columns:
-            if table not in tables:
+            if table not in (*tables, "log"):
                 raise UserError(f"figure {figure.name}: there is no table {table!r}; choose from {', '.join(tables)}")
             if tables[table].empty:
                 raise UserError(f"figure {figure.name}: no rows in {folder}/tables/{table}.parquet\n{again}")

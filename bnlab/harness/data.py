@@ -126,13 +126,17 @@ def check(config: DataConfig) -> int:
         raise UserError(f"data.image_size={config.image_size}: must be 8 to {_LARGEST:,}")
     if not 0 <= config.shift <= size // 2:
         raise UserError(f"data.shift={config.shift}: must be 0 to {size // 2}, half of the {size} pixels")
-    available = _available(config)
-    used = available if config.images is None else config.images
+    available, used = _available(config), images_used(config)
     most, why = (_MOST_GLYPHS, "") if config.name == "glyphs" else (available, ", all that there are")
     if not 10 <= used <= most:
         allowed = f"10 to {most:,}{why}"
         raise UserError(f"data.images={used}: must be {allowed}")
     return used - _val_images(used)
+
+
+def images_used(config: DataConfig) -> int:
+    """Training and validation images, which `check` need not have approved."""
+    return _available(config) if config.images is None else config.images
 
 
 def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Dataset:

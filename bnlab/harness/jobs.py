@@ -23,7 +23,7 @@ from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import Setting
 from bnlab.harness.producing import ensure_trained
 from bnlab.harness.runs import Run, environment, write_text
-from bnlab.harness.training import steps_per_epoch
+from bnlab.harness.training import peak_lr, steps_per_epoch
 from bnlab.memory import keep_freed_memory
 from bnlab.storage import set_aside
 
@@ -149,12 +149,17 @@ def _run_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
         "norm": "batch",
         "batch_size": config.batch_size,
         "norm_batch_size": config.batch_size,
+        **{f"data.{key}": value for key, value in asdict(config.data).items()},
+        "data.images": data.images_used(config.data),
+        **{f"model.{key}": value for key, value in asdict(config.model).items()},
+        "lr_effective": peak_lr(config.optimizer, config.batch_size),
         "optimizer": optimizer.pop("name"),
         "sgd_momentum": optimizer.pop("momentum"),
         **optimizer,
         "epochs": steps / steps_per_epoch(images, config.batch_size),
         "steps": steps,
         "status": status["status"],
+        "last_step": status["step"],
         "train_seconds": status["train_seconds"],
         "final_loss": status["final_loss"],
         "settings": json.dumps(network(config), sort_keys=True),

@@ -12,6 +12,7 @@ import pytest
 from bnlab import estimators, inference
 from bnlab.harness import jobs
 from bnlab.harness.measurements.sources import FROZEN
+from bnlab.harness.runs import lock_of
 from experiments import figures, launch, runs, sweep
 from tests.experiments.commands import Done, files, run
 
@@ -156,6 +157,8 @@ CASES = {
     "runs foo": "foo",
     "runs show": "show",
     "runs show x": "no network",
+    "runs rm": "rm: which",
+    "runs rm x": "no network",
 }
 
 
@@ -247,9 +250,11 @@ def called(words: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_list_and_show(
     swept: tuple[Path, Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = called("list", swept[0], monkeypatch, capsys).splitlines()
-    assert len(lines) == 5 and sum("finished" in line for line in lines) == 4
-    name = lines[1].split()[0]
+    header, *lines, total = called("list", swept[0], monkeypatch, capsys).splitlines()
+    assert header.split() == ["run", "batch_size", "status", "step", "seconds", "MB"]
+    assert len(lines) == 4 and all("finished" in line for line in lines) and total.startswith("4 networks, ")
+    assert sorted(line.split()[1] for line in lines) == ["256", "256", "32", "32"]
+    name = lines[0].split()[0]
     shown = called(f"show {name}", swept[0], monkeypatch, capsys)
     assert "batch_size" in shown and "status.json" in shown and "torch" in shown
     assert "names 2 networks" in run("runs", "show", name.split("/")[0], f"results={swept[0]}", expect=2).stderr
@@ -272,3 +277,44 @@ def test_damaged_runs_are_listed_and_cleaned(
     assert "removed 1 damaged" in called("clean", results, monkeypatch, capsys)
     gone = before.keys() - files(results).keys()
     assert gone and all("damaged-1" in name for name in gone) and mine.exists()
+
+
+def test_removing_networks(
+    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    before = files(results)
+    first, second, third, _ = names = sorted(f"{p.parent.name}/{p.name}" for p in results.glob("runs/*/seed_?"))
+
+    def refused(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["runs", "rm", *words, f"results={results}"])
+        assert runs.main() == 2
+        return capsys.readouterr().err
+
+    assert "names 2 networks" in refused(first.split("/")[0])
+    assert "no network" in refused(first, "nonsense")
+    with lock_of(results / "runs" / second):
+        assert f"{second}: is being trained; nothing was removed" in refused(first, second)
+    assert files(results) == before
+
+    out = called(f"rm {first} {second} {first}", results, monkeypatch, capsys)
+    assert [line.split()[1] for line in out.splitlines()] == [first, second]
+    gone = before.keys() - files(results).keys()
+    assert gone and all(name.startswith((f"runs/{first}/", f"runs/{second}/")) for name in gone)
+    listed = called("list", results, monkeypatch, capsys)
+    assert [name for name in names if name in listed] == names[2:] and third in listed
+
+
+def test_a_removal_that_was_killed(
+    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    name = min(f"{p.parent.name}/{p.name}" for p in results.glob("runs/*/seed_?"))
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.shutil, "rmtree", lambda _: None)
+        called(f"rm {name}", results, patched, capsys)
+    assert name not in called("list", results, monkeypatch, capsys)
+    assert "removed 1 damaged networks" in called("clean", results, monkeypatch, capsys)
+    assert not list(results.glob("runs/*/.removed-*"))
