@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bnlab.harness import load, style
 from bnlab.harness.tables import TABLES
 from experiments.compose import plan_jobs, register
 from experiments.explain import CONF
-from tests.experiments.commands import run
+from tests.experiments.commands import run, trained
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -95,3 +96,17 @@ def test_one_seed_and_one_momentum(tmp_path: Path) -> None:
     run("sweep", "experiment=momentum", "data=digits", "data.images=null", *words[1:])
     done = run("figures", "experiment=momentum", f"results={tmp_path}", expect=2)
     assert "other seeds" in done.stderr and "seed=0,1" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_advice_on_several_networks_helps(tmp_path: Path) -> None:
+    """What a second sweep has mixed into an experiment's folder goes with its parts, and the networks stay."""
+    words = ("experiment=quickstart", "batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]", "threads=1")
+    run("sweep", *words, f"results={tmp_path}")
+    run("sweep", *words, "optimizer.lr=0.2", f"results={tmp_path}")
+    done = run("figures", "experiment=quickstart", f"results={tmp_path}", expect=2)
+    assert "lr 0.1" in done.stderr and "lr 0.2" in done.stderr and done.stderr.count("\n") == 2
+    shutil.rmtree(tmp_path / "quickstart" / "parts")
+    assert not trained(run("sweep", *words, f"results={tmp_path}"))
+    run("figures", "experiment=quickstart", f"results={tmp_path}")
+    run("sweep", *words, "optimizer.lr=0.2", "name=faster", f"results={tmp_path}")
+    run("figures", "experiment=quickstart", "name=faster", f"results={tmp_path}")
