@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,22 @@ def main() -> int:
     arguments = parser.parse_args()
     keep_freed_memory()
     try:
-        model, batches = _made(arguments.model), _made(arguments.batches)
-        exact = bnlab.population_statistics(model, batches, max_images=arguments.max_images, progress=True)
-        running = bnlab.running_statistics(model)
-        print(_table(exact, running))
+        print(_gap(arguments.model, arguments.batches, arguments.max_images))
         return 0
     except Exception as error:  # the caller's model and batches may raise anything
         print(f"error: {_said(error)}", file=sys.stderr)
         return 2
+
+
+def _gap(model_name: str, batches_name: str, max_images: int | None) -> str:
+    """The table; what bnlab warns of is printed before it, a line each."""
+    model, batches = _made(model_name), _made(batches_name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        exact = bnlab.population_statistics(model, batches, max_images=max_images, progress=sys.stderr.isatty())
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return _table(exact, bnlab.running_statistics(model))
 
 
 def _said(error: Exception) -> str:
@@ -66,8 +75,7 @@ def _made(name: str) -> Any:
 
 
 def _table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
-    measured = bnlab.Statistics({name: running[name] for name in exact}, running.eps)
-    frame = bnlab.gap(exact, measured)
+    frame = bnlab.gap(exact, running)
     lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
     count = next(iter(exact.values())).count
     images = exact.cost.images

@@ -395,7 +395,11 @@ def _batch_upstream(job: _Job, source: _Source) -> _Found:
     def work() -> None:
         for index, batch in enumerate(source):
             state.accept()
-            _forward_once(job, batch, index, random, state)
+            own = random.capture()  # the caller's batches draw from the caller's stream
+            random.apply(random.begin(index))
+            with torch.no_grad(), state.undone():
+                job.forward(job.model, copied(batch, job.device))
+            random.apply(own)
 
     job.ranks.together(work)
     job.cost.batches = job.cost.forwards = source.count

@@ -50,10 +50,16 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
 
 
 def set_aside(path: Path, reason: object, then: str) -> None:
-    """Take a file out of the way that is damaged, or as `OtherVersion` of another version, and say so."""
+    """Take a file out of the way that is damaged, or as `OtherVersion` of another version, and say so.
+
+    Where its folder cannot be written, only say so.
+    """
     kind = "other-version" if isinstance(reason, OtherVersion) else "damaged"
-    path.replace(path.with_name(f"{path.name}.{kind}"))
-    print(f"{reason}\n  set aside; {then}", file=sys.stderr)
+    try:
+        path.replace(path.with_name(f"{path.name}.{kind}"))
+        print(f"{reason}\n  set aside; {then}", file=sys.stderr)
+    except OSError as error:
+        print(f"{reason}\n  left out, cannot be set aside ({error.strerror}); {then}", file=sys.stderr)
 
 
 def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,28 +1,43 @@
-"""From the words of a command line to checked configurations, before Hydra runs anything."""
+"""From the words of a command line to checked configurations, before anything runs."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from pathlib import Path
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from bnlab.harness.config import Config, check, check_name, field_names
 from bnlab.harness.errors import UserError
+from experiments.explain import CHOICES, CONF, choices, experiment_file, explained, first_line, unknown, unreadable
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-_CHOICES = ("data", "model", "optimizer", "experiment")
+_FILES = (*CHOICES, "hydra/launcher")  # keys that choose a file of conf/, or one of Hydra's
 _ONE_FOR_A_SWEEP = ("experiment", "name", "results", "dry_run", "csv", "hydra/launcher")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The jobs of a command line, in the order in which they run."""
+
+    configs: list[Config]  # checked
+    words: list[list[str]]  # of each job: the settings that it was given
+    hydra: DictConfig  # composed, with Hydra's own settings under `hydra`
+
+    @property
+    def launcher(self) -> str:
+        """The name of the Hydra launcher that runs the jobs."""
+        return str(self.hydra.hydra.runtime.choices["hydra/launcher"])
 
 
 def register() -> None:
@@ -30,25 +45,94 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def jobs(overrides: list[str], multirun: bool) -> tuple[list[Config], list[str]]:
-    """The checked configuration of every job that these overrides stand for, and the words that let Hydra run them.
+def plan_jobs(words: list[str], multirun: bool) -> Sweep:
+    """Every job that these overrides stand for, with `multirun` or an experiment's own sweep more than one.
 
     Raises:
         UserError: one or two lines that name the key, the value and what is allowed.
     """
+    given = _parsed(words)
+    with _composer() as composer:
+        hydra = composer.compose([o for o in given if not o.is_sweep_override()], whole=True)
+        multirun = multirun or hydra.hydra.mode == RunMode.MULTIRUN
+        _check_sweeps([o for o in given if o.is_sweep_override()], multirun)
+        own = _own_sweep(hydra, given) if multirun else []
+        jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
+        configs = [_checked(composer.compose(job), job) for job in jobs]
+        sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra)
+    if sweep.launcher != "basic":
+        for config in sweep.configs:
+            config.threads = config.threads or 1  # the processes share the cores
+    return sweep
+
+
+@dataclass(frozen=True)
+class _Composer:
+    """Hydra composes each choice of files once, a twentieth of a second; values are set on copies of that."""
+
+    bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+
+    def compose(self, overrides: Iterable[Override], whole: bool = False) -> DictConfig:
+        """The configuration under these overrides, none of them swept; `whole`: with Hydra's own settings."""
+        overrides = list(overrides)
+        choices = [o for o in overrides if o.get_key_element() in _FILES]
+        values = [o for o in overrides if o.get_key_element() not in _FILES]
+        config = copy.deepcopy(self._base(tuple(f"{o.get_key_element()}={o.value()}" for o in choices), whole))
+        for override in values:
+            if whole or not override.get_key_element().startswith("hydra."):
+                _set(config, override)
+        return config
+
+    def _base(self, files: tuple[str, ...], whole: bool) -> DictConfig:
+        key = (*files, str(whole))
+        if key not in self.bases:
+            try:
+                self.bases[key] = compose("config", overrides=list(files), return_hydra_config=whole)
+            except Exception as error:  # whatever reading files that somebody has written may raise
+                raise UserError(explained(files, error)) from error
+        return self.bases[key]
+
+
+@contextlib.contextmanager
+def _composer() -> Iterator[_Composer]:
     register()
-    parsed = _parsed(overrides)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra = _composed([_word(o) for o in parsed if not o.is_sweep_override()], whole=True).hydra
-        multirun = multirun or hydra.mode == RunMode.MULTIRUN
-        _check_sweeps([o for o in parsed if o.is_sweep_override()], multirun)
-        if not multirun:
-            return [_job(overrides)], overrides
-        given = {o.get_key_element() for o in parsed}
-        # What an experiment sweeps by itself, unless the command line says otherwise.
-        own = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items() if key not in given]
-        batches = BasicSweeper.split_arguments([*_parsed(own), *parsed], None)[0]
-        return [_job(words) for words in batches], ["--multirun", *own, *overrides, "hydra.sweeper.params=null"]
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
+        yield _Composer()
+
+
+def _own_sweep(hydra: DictConfig, given: list[Override]) -> list[Override]:
+    """What the experiment sweeps by itself, unless the command line says otherwise."""
+    keys = {o.get_key_element() for o in given}
+    words = [f"{key}={value}" for key, value in (hydra.hydra.sweeper.params or {}).items() if key not in keys]
+    known = {*field_names(Config), *CHOICES}
+    try:
+        own = _parsed(words)
+        _check_sweeps([o for o in own if o.is_sweep_override()], multirun=True)
+        for override in own:
+            if override.get_key_element() not in known:
+                raise UserError(unknown(_word(override), override.get_key_element()))
+    except UserError as error:
+        raise UserError(f"{experiment_file(map(_word, given))}: {error}") from error
+    return own
+
+
+def _values(override: Override) -> list[Override]:
+    """The override for each of the values that it is swept over."""
+    if not override.is_sweep_override():
+        return [override]
+    parser = OverridesParser.create()
+    key = override.get_key_element()
+    return [parser.parse_override(f"{key}={text}") for text in override.sweep_string_iterator()]
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    word, key = _word(override), override.get_key_element()
+    try:
+        OmegaConf.update(config, key, override.value(), merge=True)
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise UserError(unknown(word, key)) from error
+    except (OmegaConfBaseException, HydraException) as error:
+        raise UserError(f"{word}: {first_line(error)}") from error
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
@@ -57,8 +141,8 @@ def _parsed(overrides: list[str]) -> list[Override]:
     for word in overrides:
         try:
             override = parser.parse_override(word)
-        except HydraException as error:
-            raise UserError(f"{word}: cannot be read ({_unreadable(word, error)})") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"{word}: cannot be read ({unreadable(word)})") from error
         key = override.get_key_element()
         if override.is_add() or override.is_force_add() or override.is_delete():
             raise UserError(f"{word}: settings cannot be added or deleted; write key=value without + or ~")
@@ -68,19 +152,10 @@ def _parsed(overrides: list[str]) -> list[Override]:
             raise UserError(f"{word}: cannot be read (write key=value)")
         if key.startswith("hydra") and not key.startswith(("hydra/launcher", "hydra.launcher.")):
             raise UserError(f"{word}: of Hydra's own settings only hydra/launcher and hydra.launcher.* can be changed")
-        if key in _CHOICES and not override.is_sweep_override() and not isinstance(override.value(), str):
-            raise UserError(f"{word}: {key} takes one name; choose from {', '.join(_choices(key))}")
+        if key in _FILES and not override.is_sweep_override() and not isinstance(override.value(), str):
+            raise UserError(f"{word}: {key} takes one name; choose from {', '.join(choices(key))}")
         found[key] = override
     return list(found.values())
-
-
-def _unreadable(word: str, error: HydraException) -> str:
-    if any(word.count(a) != word.count(b) for a, b in ("[]", "()", "{}")) or word.count("'") % 2:
-        return "a bracket or quote is not closed"
-    key, equals, value = word.partition("=")
-    if re.search(r"\w\(", value):
-        return f"""a value with brackets needs quotes: "{key}='{value}'\""""
-    return "write key=value, a list as key=[a,b]" if equals else "write key=value"
 
 
 def _word(override: Override) -> str:
@@ -94,75 +169,38 @@ def _check_sweeps(sweeps: list[Override], multirun: bool) -> None:
             value = word.partition("=")[2]
             together = f"; to measure all on one network: {key}=[{value}]" if key in ("momentum", "estimator") else ""
             raise UserError(f"{word}: a comma list is swept with -m{together}")
-        if key in _ONE_FOR_A_SWEEP:
+        if key in _ONE_FOR_A_SWEEP or key.startswith("hydra.launcher."):
             raise UserError(f"{word}: a sweep has one {key}; run one after the other")
-        if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+        try:
+            values = None if isinstance(override.value(), Glob) else list(override.sweep_string_iterator())
+        except (HydraException, OmegaConfBaseException):  # an interval; a sweep inside of another
+            values = None
+        if values is None:
             raise UserError(f"{word}: cannot be swept; write its values as a comma list")
-        if not list(override.sweep_string_iterator()):
+        if not values:
             raise UserError(f"{word}: give at least one value")
 
 
-def _job(words: list[str]) -> Config:
+def _checked(composed: DictConfig, overrides: list[Override]) -> Config:
     try:
-        config: Any = OmegaConf.to_object(_composed(words))
+        config: Any = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise UserError(_explained(_culprit(words, error), error)) from error
+        words, key = [_word(o) for o in overrides], str(error.full_key)
+        source = next((word for word in words if word.startswith(f"{key}=")), f"{experiment_file(words)}: {key}")
+        raise UserError(f"{source}: {first_line(error)}") from error
     check(config)
     return config  # type: ignore[no-any-return]
 
 
-def _composed(words: list[str], whole: bool = False) -> Any:
-    """Hydra's composition of these words, its errors made short."""
-    try:
-        return compose("config", overrides=words, return_hydra_config=whole)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explained(_culprit(words, error), error)) from error
-
-
-def _culprit(words: list[str], error: Exception) -> str:
-    """The word that the error is about."""
-    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
-    texts = [key] if key else []
-    named = [w for w in words if w.split("=")[0] in texts or w in str(error) or f"'{w.split('=')[0]}'" in str(error)]
-    grouped = [w for w in words if w.replace("=", "/") in str(error)]
-    return (named or grouped or words or ["the configuration"])[0]
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def _explained(word: str, error: Exception) -> str:
-    key, _, value = word.partition("=")
-    if "Could not find" in str(error) and key in _CHOICES:
-        choices = _choices(key)
-        return f"{word}: there is no such {key}; choose from {', '.join(choices)}{_hint(value, choices)}"
-    if key == "hydra/launcher":
-        return f"{word}: there is no such launcher; choose from basic, joblib, submitit_slurm"
-    if "Could not override" in str(error) or "Could not find" in str(error):
-        known = [*field_names(Config), *_CHOICES]
-        return f"{word}: there is no setting {key!r}{_hint(key, known)}; --help lists them"
-    return f"{word}: {_first_line(error.__cause__ or error)}"
-
-
-def _hint(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0].strip().rstrip(".")
-
-
 def named(words: list[str], usage: str) -> tuple[str, str, str]:
     """The experiment that the words name, and the name and folder of its results."""
-    register()
-    given = {o.get_key_element(): o for o in _parsed(words)}
+    overrides = _parsed(words)
+    given = {o.get_key_element(): o for o in overrides}
     odd = [key for key in given if key not in ("experiment", "results", "name")]
     if odd or "experiment" not in given:
         raise UserError(f"{odd[0]}: not an option here\n{usage}" if odd else f"which experiment?\n{usage}")
-    _check_sweeps([o for o in given.values() if o.is_sweep_override()], multirun=True)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = _composed(words)
-        check_name(config)
+    _check_sweeps([o for o in overrides if o.is_sweep_override()], multirun=True)
+    with _composer() as composer:
+        config = composer.compose(overrides)
+    check_name(config)  # type: ignore[arg-type]  # it has the fields
     return given["experiment"].get_value_element_as_str(), config.name, config.results

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from bnlab import theory
 from bnlab.harness import style
+from bnlab.harness.errors import UserError
 from bnlab.harness.intervals import summarize
 from bnlab.harness.style import Figure, Tables
 from experiments.panels import RUN_COLUMNS, at_shares, plot_exact
@@ -63,6 +64,11 @@ def _others(tables: Tables) -> list[tuple[tuple[Any, Any, Any], pd.DataFrame]]:
     drift = at_shares(tables["drift"], tables["runs"], _SHARES)
     found = []
     for (panel, size), group in drift.groupby(["panel", "batch_size"], sort=False):  # type: ignore[misc]
+        if group["seed"].nunique() == 1:
+            raise UserError(
+                f"the prediction is made from other seeds, and batch size {size} has seed {group['seed'].iloc[0]}; "
+                "sweep several, such as seed=0,1"
+            )
         for seed in group["seed"].unique():
             others = group[group["seed"] != seed].groupby("layer")[["step", *_NOISE]].mean()
             found.append(((panel, size, seed), others))
@@ -110,9 +116,8 @@ def plot_gap(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             ax.plot(lowest["momentum"], lowest["mean"], "*", color=colour, markersize=11, markeredgecolor="white")
     ax.plot([], [], color="#555555", linestyle="--", linewidth=1.1, label="predicted from other seeds")
     ax.plot([], [], "*", color="#555555", markersize=9, label="lowest prediction", linestyle="none")
-    ax.set(
-        xscale="log", yscale="log", xlabel="momentum (weight of the new batch)", ylabel="gap of the running mean (σ)"
-    )
+    style.log_axis(ax, frame["momentum"], "momentum (weight of the new batch)")
+    ax.set(yscale="log", ylabel="gap of the running mean (σ)")
     return ax
 
 
@@ -127,7 +132,8 @@ def plot_accuracy(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             ax.plot(momentum, height, "*", color=colour, markersize=11, markeredgecolor="white")
     plot_exact(frame[frame["kind"] == "measured"], ax)
     ax.plot([], [], "*", color="#555555", markersize=9, label="predicted optimum", linestyle="none")
-    ax.set(xscale="log", xlabel="momentum (weight of the new batch)", ylabel="test accuracy (%)", ylim=(0, 102))
+    style.log_axis(ax, frame["momentum"].dropna(), "momentum (weight of the new batch)")
+    ax.set(ylabel="test accuracy (%)", ylim=(0, 102))
     return ax
 
 

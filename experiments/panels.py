@@ -12,6 +12,8 @@ from bnlab.harness import style
 from bnlab.harness.errors import UserError
 
 RUN_COLUMNS = ("run", "seed", "batch_size", "steps")
+# Columns of `runs` that are results, or say the same as others.
+_RESULTS = ("run", "status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
 
 
 def networks(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -24,13 +26,23 @@ def networks(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     doubled = known[known.duplicated(["batch_size", "seed"], keep=False)]
     if len(doubled):
         first = doubled.iloc[0]
-        some = ", ".join(doubled["run"].head(3))
+        same = doubled[(doubled["batch_size"] == first["batch_size"]) & (doubled["seed"] == first["seed"])]
         raise UserError(
-            f"batch size {first['batch_size']}, seed {first['seed']} has several networks, of different settings "
-            f"({some})\ngive each sweep its own folder with name=... in both commands; to get this one back, remove "
-            "its tables and sweep again (what is trained is kept)"
+            f"batch size {first['batch_size']}, seed {first['seed']} has several networks ({_difference(same)})\n"
+            "sweep each under its own name=... and draw that, or remove this folder's parts and sweep one again "
+            "(what is trained is kept)"
         )
     return frame.merge(known[list(RUN_COLUMNS)], on="run")
+
+
+def _difference(networks: pd.DataFrame) -> str:
+    """The first of them with the settings in which they differ."""
+    differing = [c for c in networks if c not in _RESULTS and networks[c].nunique(dropna=False) > 1]
+    described = [
+        ", ".join([str(row["run"]), *(f"{column} {row[column]}" for column in differing)])
+        for row in networks.head(3).to_dict("records")
+    ]
+    return "; ".join(described)
 
 
 def at_shares(frame: pd.DataFrame, runs: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
@@ -46,7 +58,9 @@ def at_shares(frame: pd.DataFrame, runs: pd.DataFrame, shares: Sequence[float]) 
         nearest = distance == distance.groupby(joined["run"]).transform("min")
         close = distance <= (0.5 / joined["steps"]).clip(lower=0.02) + 1e-9
         name = "at the end of training" if share == 1 else f"after {share:.0%} of training"
-        chosen.append(joined[nearest & close].assign(panel=name))
+        near = joined[nearest & close]
+        later = near["step"] == near.groupby("run")["step"].transform("max")  # of two steps that are equally near
+        chosen.append(near[later].assign(panel=name))
     return pd.concat(chosen, ignore_index=True)
 
 
@@ -60,10 +74,10 @@ def by_batch_size(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def plot_estimators(frame: pd.DataFrame, ax: Axes) -> None:
     """Against epochs, a line for each estimator and momentum."""
     for (name, momentum), chosen in frame.groupby(["estimator", "momentum"], dropna=False, sort=False):
-        dashed = {"linestyle": (0, (4, 2))} if name == "exact" else {}
-        label = style.estimator_label(name, momentum)
-        style.line(ax, chosen, "epoch", style.estimator_colour(name), label, **dashed)
-    ax.set(xscale="log", xlabel="epoch")
+        style.line(
+            ax, chosen, "epoch", label=style.estimator_label(name, momentum), **style.estimator_style(name, momentum)
+        )
+    style.log_axis(ax, frame["epoch"], "epoch")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())

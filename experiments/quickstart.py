@@ -69,8 +69,8 @@ def plot_accuracy(frame: pd.DataFrame, *, ax: Axes) -> Axes:
 def _by_batch_size(frame: pd.DataFrame, ax: Axes) -> None:
     for size, colour in style.series(sorted(frame["batch_size"].unique())).items():
         style.line(ax, frame[frame["batch_size"] == size], "momentum", colour, f"batch size {size}")
+    style.log_axis(ax, frame["momentum"], "momentum (weight of the new batch)")
     ax.axvline(_DEFAULT, color="#999999", linewidth=0.8, linestyle=":", label="PyTorch's default")
-    ax.set(xscale="log", xlabel="momentum (weight of the new batch)")
 
 
 def summary(tables: Tables) -> list[str]:

@@ -1,87 +1,143 @@
-"""python -m experiments.runs list | show RUN | clean: the networks that have been trained."""
+"""python -m experiments.runs list | show RUN | rm RUN... | clean: the networks that have been trained."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import sys
 import textwrap
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bnlab.harness.errors import UserError
-from bnlab.harness.runs import all_runs, read_config, read_status
-from bnlab.storage import OtherVersion
+from experiments.command import exit_code
 
 _WRITING = 60.0  # seconds that a file may be in the making: younger ones may be another process's
 _DAMAGED = "config.yaml is damaged: the command that trained it writes it again"
-USAGE = """usage: python -m experiments.runs list             every network, its settings and whether it is finished
-       python -m experiments.runs show RUN         one of them: settings, environment, files
-       python -m experiments.runs clean            remove what was set aside as damaged, and leftovers of kills
+USAGE = """usage: python -m experiments.runs list          every network: in what it differs, its state, its disk space
+       python -m experiments.runs show RUN      one of them: settings, environment, files
+       python -m experiments.runs rm RUN...     remove these networks; RUN is the beginning of a name
+       python -m experiments.runs clean         remove what was set aside as damaged, and leftovers of kills
        (results=FOLDER looks elsewhere than in results/)"""
 
 
 def main() -> int:
     """Exit 2 for a user's mistake."""
-    words = [w for w in sys.argv[1:] if not w.startswith("results=")]
-    results = next((w.removeprefix("results=") for w in sys.argv[1:] if w.startswith("results=")), "results")
-    try:
-        if not results:
-            raise UserError("results=: must be a folder; results is the usual one")
-        match words:
-            case ["list"]:
-                _list(results)
-            case ["show", run]:
-                _show(results, run)
-            case ["clean"]:
-                _clean(results)
-            case [*_, "-h" | "--help"]:
-                print(USAGE)
-            case ["show"]:
-                raise UserError("show: which? python -m experiments.runs list shows them")
-            case _:
-                raise UserError(f"cannot read {' '.join(words) or 'an empty command'}; --help lists the commands")
-        return 0
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(_runs)
+
+
+def _runs(arguments: list[str]) -> int:
+    from bnlab.harness.errors import UserError
+
+    words = [w for w in arguments if not w.startswith("results=")]
+    results = next((w.removeprefix("results=") for w in arguments if w.startswith("results=")), "results")
+    if not results:
+        raise UserError("results=: must be a folder; results is the usual one")
+    match words:
+        case ["list"]:
+            _list(results)
+        case ["show", run]:
+            _show(results, run)
+        case ["rm", run, *more]:
+            _remove(results, [run, *more])
+        case ["clean"]:
+            _clean(results)
+        case [*_, "-h" | "--help"]:
+            print(USAGE)
+        case ["show" | "rm" as command]:
+            raise UserError(f"{command}: which? python -m experiments.runs list shows them")
+        case _:
+            raise UserError(f"cannot read {' '.join(words) or 'an empty command'}; --help lists the commands")
+    return 0
 
 
 def _list(results: str) -> None:
+    from bnlab.harness.runs import all_runs
+
     folders = all_runs(results)
     if not folders:
         print(f"no networks in {results}/runs; train some: python -m experiments.sweep experiment=quickstart")
         return
-    rows = [("run", "data", "model", "batch", "epochs", "status", "step", "seconds", "MB")]
-    for folder in folders:
-        config, status = _config(folder), _status(folder)
-        if config is None:
-            rows.append((_id(folder), "?", "?", "?", "?", f"{status['status']}, {_DAMAGED}", "", "", ""))
-            continue
-        length = f"{config['steps']} steps" if config["steps"] else str(config["epochs"])
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+    settings = [_settings(folder) for folder in folders]
+    readable = [found for found in settings if found]
+    keys = list(dict.fromkeys(key for found in readable for key in found))
+    differing = [key for key in keys if len({str(found.get(key)) for found in readable}) > 1]
+    statuses, sizes = [_status(folder) for folder in folders], [_megabytes(folder) for folder in folders]
+    rows = [("run", *differing, "status", "step", "seconds", "MB")]
+    for folder, found, status, size in zip(folders, settings, statuses, sizes, strict=True):
         seconds = f"{status['train_seconds']:.0f}" if "train_seconds" in status else ""
-        network = (_id(folder), config["data"]["name"], config["model"]["name"], str(config["batch_size"]), length)
-        rows.append((*network, status["status"], str(status.get("step", "")), seconds, f"{size:.1f}"))
+        values = ["" if found.get(key) is None else str(found[key]) for key in differing]
+        state = status["status"] if found else f"{status['status']}, {_DAMAGED}"
+        rows.append((_id(folder), *values, state, str(status.get("step", "")), seconds, f"{size:.1f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
-    unfinished = sum(row[5] == "unfinished" for row in rows)
+    print(f"{len(folders)} networks, {sum(sizes):,.1f} MB; settings in which all agree are left out (see show)")
+    unfinished = sum(status["status"] == "unfinished" for status in statuses)
     if unfinished:
         print(f"{unfinished} unfinished: the command that began them continues them")
 
 
-def _show(results: str, run: str) -> None:
-    found = [folder for folder in all_runs(results) if _id(folder).startswith(run)]
+def _settings(folder: Path) -> dict[str, Any]:
+    """What changes the training, by dotted names; the seed is in the name of the run."""
+    config = _config(folder)
+    if config is None:
+        return {}
+    found: dict[str, Any] = {}
+    for key in ("data", "model", "optimizer"):
+        found |= {f"{key}.{name}": value for name, value in config.get(key, {}).items()}
+    for key in ("data.root", "data.download"):
+        found.pop(key, None)
+    return found | {key: config.get(key) for key in ("batch_size", "epochs", "steps")}
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def _find(results: str, run: str) -> Path:
+    """The folder of the one network whose name begins so."""
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.runs import all_runs
+
+    folders = all_runs(results)
+    found = [folder for folder in folders if _id(folder) == run] or [f for f in folders if _id(f).startswith(run)]
     if len(found) != 1:
         more = ", …" if len(found) > 4 else ""
         which = f"{len(found)} networks: {', '.join(map(_id, found[:4]))}{more}" if found else "no network"
         raise UserError(f"{run}: names {which} in {results}/runs; python -m experiments.runs list shows them")
-    folder = found[0]
+    return found[0]
+
+
+def _remove(results: str, runs: list[str]) -> None:
+    from filelock import Timeout
+
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.runs import lock_of
+
+    folders = list(dict.fromkeys(_find(results, run) for run in runs))
+    with contextlib.ExitStack() as locks:
+        for folder in folders:
+            try:
+                locks.enter_context(lock_of(folder).acquire(timeout=0))
+            except Timeout as error:
+                raise UserError(f"{_id(folder)}: is being trained; nothing was removed") from error
+        for folder in folders:
+            size = _megabytes(folder)
+            # In one step: what a kill leaves is no network any more, and `clean` removes it.
+            gone = folder.with_name(f".removed-{folder.name}-{uuid.uuid4().hex[:8]}")
+            folder.rename(gone)
+            shutil.rmtree(gone)
+            print(f"removed {_id(folder)} ({size:.1f} MB); its rows stay in the tables, a sweep trains it again")
+
+
+def _show(results: str, run: str) -> None:
+    import yaml
+
+    folder = _find(results, run)
     described = folder / "environment.json"
     environment = json.loads(described.read_text()) if described.exists() else {}
     print(_id(folder))
@@ -109,7 +165,7 @@ def _said(value: object) -> str:
 
 def _clean(results: str) -> None:
     folder = Path(results)
-    damaged = sorted(folder.glob("runs/*/*.damaged-*"))
+    damaged = sorted([*folder.glob("runs/*/*.damaged-*"), *folder.glob("runs/*/.removed-*")])
     # Only where the harness writes: `results` may be any folder.
     own = [path for place in ("runs", "*/parts", "*/tables", "*/failures") for path in folder.glob(f"{place}/**/*")]
     leftovers = [p for p in own if p.match(".*.part") and time.time() - p.stat().st_mtime > _WRITING]
@@ -127,6 +183,8 @@ def _id(folder: Path) -> str:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder; None if the file is damaged."""
+    from bnlab.harness.runs import read_config
+
     try:
         return read_config(folder)
     except ValueError:
@@ -134,6 +192,9 @@ def _config(folder: Path) -> dict[str, Any] | None:
 
 
 def _status(folder: Path) -> dict[str, Any]:
+    from bnlab.harness.runs import read_status
+    from bnlab.storage import OtherVersion
+
     try:
         return read_status(folder) or {"status": "unfinished"}
     except OtherVersion:

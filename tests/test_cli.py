@@ -36,6 +36,9 @@ class Breaking(nn.Module):
     def forward(self, x):
         return self.bn(x) @ torch.zeros(3, 3)
 
+def dependent():
+    return nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1, track_running_stats=False))
+
 number = 5
 """
 
@@ -60,6 +63,15 @@ def test_the_table(folder: Path) -> None:
     assert float(lines[1].split()[3]) > 0.1  # 0 and 1 against images around 3
     assert "24 images, 864 values per channel" in done.stdout
     assert "288 values" in bnlab(folder, "gap", "mine:model", "mine:batches", "--max-images", "8").stdout
+
+
+def test_warnings_are_one_line(folder: Path) -> None:
+    done = bnlab(folder, "gap", "mine:dependent", "mine:batches")
+    assert done.returncode == 0 and done.stdout
+    assert done.stderr.startswith(
+        "warning: population_statistics: layer '1': normalizes with the statistics of its batch"
+    )
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

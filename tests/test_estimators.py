@@ -386,7 +386,7 @@ def test_a_replay_knows_the_layers_and_their_eps() -> None:
     model, data = plain(), images(*[4] * 40)
     with record(model) as trace:
         trained(model, data)
-    ((_, _, stream),) = trace.streams()
+    ((*_, stream),) = trace.streams()
     assert stream.layers == (6, 12) and stream.eps.tolist() == [1e-5] * 6 + [1e-3] * 12
     gain = Kalman().gains(stream)[-1]
     assert gain.shape == (2, 18) and [len(part.unique()) for part in (gain[0, :6], gain[1, 6:])] == [1, 1]

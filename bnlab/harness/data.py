@@ -111,6 +111,10 @@ _READ = {"glyphs": ("classes", "difficulty", "fonts"), "image_folder": ("image_s
 _FLIPPABLE = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
 _DIGITS, _DIGITS_TEST = 1797, 1797 // 5
 _GLYPHS, _GLYPHS_TEST = 20_000, 5_000
+_MOST_GLYPHS, _LARGEST = (
+    10_000_000,
+    1024,
+)  # images; pixels across: more is a mistake
 
 
 def check(config: DataConfig) -> int:
@@ -123,14 +127,14 @@ def check(config: DataConfig) -> int:
     if config.flip and config.name not in _FLIPPABLE:
         raise UserError(f"data.flip=true: a mirror image in {config.name} may be of another class; use false")
     size = _image_size(config)
-    if config.image_size < 8:
-        raise UserError(f"data.image_size={config.image_size}: must be 8 or more")
+    if not 8 <= config.image_size <= _LARGEST:
+        raise UserError(f"data.image_size={config.image_size}: must be 8 to {_LARGEST:,}")
     if not 0 <= config.shift <= size // 2:
         raise UserError(f"data.shift={config.shift}: must be 0 to {size // 2}, half of the {size} pixels")
-    available = _available(config)
-    used = available if config.images is None else config.images
-    if used < 10 or (used > available and config.name != "glyphs"):
-        allowed = "10 or more" if config.name == "glyphs" else f"10 to {available:,}, all that there are"
+    available, used = _available(config), images_used(config)
+    most, why = (_MOST_GLYPHS, "") if config.name == "glyphs" else (available, ", all that there are")
+    if not 10 <= used <= most:
+        allowed = f"10 to {most:,}{why}"
         raise UserError(f"data.images={used}: must be {allowed}")
     return used - _val_images(used)
 
@@ -145,6 +149,11 @@ def training_settings(config: DataConfig) -> dict[str, Any]:
     if config.name == "image_folder":
         found["files"] = _digest_of_files(config, "train")
     return found
+
+
+def images_used(config: DataConfig) -> int:
+    """Training and validation images, which `check` need not have approved."""
+    return _available(config) if config.images is None else config.images
 
 
 def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Dataset:

@@ -1,10 +1,13 @@
-"""What a user's mistake raises in the harness (commands print it and exit 2), and the words for code that fails."""
+"""What a user's mistake raises in the harness (commands print it and exit 2), and where a user's own code failed."""
+
+from __future__ import annotations
 
 import sysconfig
 import traceback
 from pathlib import Path
 
-_OTHERS = (str(Path(__file__).parents[1]), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
+# Whose lines tell a user nothing about their own code: bnlab, the standard library and what is installed.
+_OTHERS = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
 
 
 class UserError(ValueError):
@@ -15,8 +18,19 @@ class JobError(UserError):
     """What stops one job of a sweep and leaves the others alone."""
 
 
-def describe_failure(error: BaseException) -> str:
-    """The error on one line, with the line of the user's own code that it comes from."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*_OTHERS, "<"))]
-    return reason + (f" ({Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line})" if own else "")
+def where_raised(error: BaseException) -> str:
+    """`file:line: Type: message`, the line being the last one of the user's own code; without one `Type: message`."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    own = [(Path(name), line) for name, line in frames if not name.startswith("<") and not _is_of_others(Path(name))]
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{_short(own[-1][0])}:{own[-1][1]}: {message}" if own else message
+
+
+def _is_of_others(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in _OTHERS)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

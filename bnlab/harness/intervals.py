@@ -31,10 +31,19 @@ def t_interval(values: Iterable[float], level: float = 95) -> tuple[float, float
 def summarize(
     frame: pd.DataFrame, value: str, by: Sequence[str], *, level: float = 95, geometric: bool = False
 ) -> pd.DataFrame:
-    """`by` columns and `mean, low, high, n` of `value` over the remaining rows (one per seed). Null keys are kept.
+    """`by` columns and `mean, low, high, n` of `value` over seeds: one row for each. Null keys are kept.
 
     `geometric`: of positive values that are read on a logarithmic axis; the interval is that of their logarithm.
+
+    Raises:
+        ValueError: no column `seed`, or several rows of one seed, which would count as so many seeds.
     """
+    if "seed" not in frame:
+        raise ValueError("summarize: no column 'seed'; intervals are over seeds")
+    doubled = frame.duplicated([*by, "seed"])
+    if doubled.any():
+        first = ", ".join(f"{key} {frame.loc[doubled, key].iloc[0]}" for key in (*by, "seed"))
+        raise ValueError(f"summarize: several rows of one seed ({first}); average over layers and the like first")
     values = np.log(frame[value]) if geometric else frame[value]
     rows = [
         (*(key if isinstance(key, tuple) else (key,)), *t_interval(group.to_numpy(), level))

@@ -16,12 +16,12 @@ import torch
 
 from bnlab.harness import data, tables
 from bnlab.harness.config import Config, network, statistics_settings, total_steps
-from bnlab.harness.errors import JobError, UserError, describe_failure
+from bnlab.harness.errors import JobError, UserError, where_raised
 from bnlab.harness.measurements.cache import Failures, measured
 from bnlab.harness.measurements.sources import try_estimators
 from bnlab.harness.producing import ensure_trained, try_training
 from bnlab.harness.runs import Run, environment, write_text
-from bnlab.harness.training import steps_per_epoch
+from bnlab.harness.training import peak_lr, steps_per_epoch
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
@@ -72,8 +72,8 @@ def attempt(config: Config) -> None:
         _fail(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (UserError, OSError):
         raise
-    except Exception as error:
-        _fail(config, describe_failure(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:  # an estimator of the user's own may raise either
+        _fail(config, where_raised(error), traceback.format_exc())
 
 
 def _fail(config: Config, reason: str, details: str) -> None:
@@ -140,12 +140,17 @@ def _run_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
         "norm": "batch",
         "batch_size": config.batch_size,
         "norm_batch_size": config.batch_size,
+        **{f"data.{key}": value for key, value in asdict(config.data).items()},
+        "data.images": data.images_used(config.data),
+        **{f"model.{key}": value for key, value in asdict(config.model).items()},
+        "lr_effective": peak_lr(config.optimizer, config.batch_size),
         "optimizer": optimizer.pop("name"),
         "sgd_momentum": optimizer.pop("momentum"),
         **optimizer,
         "epochs": steps / steps_per_epoch(images, config.batch_size),
         "steps": steps,
         "status": status["status"],
+        "last_step": status["step"],
         "train_seconds": status["train_seconds"],
         "final_loss": status["final_loss"],
         "settings": json.dumps(network(config), sort_keys=True),

@@ -9,6 +9,10 @@ from torch.nn import functional as F
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.vision import torchvision
+from bnlab.memory import memory_limit
+
+_DEEPEST = 1000  # deeper ones only fail later, after minutes of building
+_COPIES = 4  # of all parameters that training holds: themselves, gradients, and an optimizer's two
 
 
 @dataclass
@@ -33,6 +37,8 @@ def check(config: ModelConfig) -> None:
     for key in ("depth", "width", "pool_every"):
         if getattr(config, key) < 1:
             raise UserError(f"model.{key}={getattr(config, key)}: must be 1 or more")
+    if config.depth > _DEEPEST:
+        raise UserError(f"model.depth={config.depth}: must be {_DEEPEST:,} or less")
     if config.name == "resnet" and (config.depth < 8 or config.depth % 6 != 2):
         raise UserError(f"model.depth={config.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
 
@@ -49,6 +55,8 @@ def build_model(config: ModelConfig, *, channels: int, image_size: int, classes:
     `check` does, and if the network cannot take images of this size.
     """
     check(config)
+    if config.name in _OWN:
+        _require_memory(config, channels, image_size, classes)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
@@ -59,6 +67,21 @@ def build_model(config: ModelConfig, *, channels: int, image_size: int, classes:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
         _try_forward(model, config.name, (2, channels, image_size, image_size))
     return model
+
+
+def _require_memory(config: ModelConfig, channels: int, image_size: int, classes: int) -> None:
+    with torch.device("meta"):
+        try:
+            model = _OWN[config.name](config, channels, image_size, classes)
+            needed = _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
+        except (RuntimeError, OverflowError):  # a size that overflows
+            needed = 2**63
+    free = memory_limit(None, torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"model.width={config.width}: training it needs {needed / 1e9:,.0f} GB of memory for its parameters "
+            f"(model.depth={config.depth}, images of {image_size} pixels), {free / 1e9:,.0f} GB can be used; take less"
+        )
 
 
 def _try_forward(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bnlab.harness import tables
 from bnlab.harness.config import differences
-from bnlab.harness.errors import JobError, UserError, describe_failure
+from bnlab.harness.errors import JobError, UserError, where_raised
 from bnlab.harness.runs import CHECKPOINT, Run, environment, read_config
 from bnlab.harness.training import Callback, Diverged, Progress, build_optimizer, train
 from bnlab.storage import load_tensors, save_tensors, set_aside
@@ -118,7 +118,7 @@ def try_training(run: Run) -> None:
         with record(progress.model), contextlib.suppress(Diverged):  # which is a result
             train(progress, batches, config.optimizer, run.steps, [], until=1)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model.name={config.model.name}: cannot be trained, {describe_failure(error)}") from error
+        raise UserError(f"model.name={config.model.name}: cannot be trained, {where_raised(error)}") from error
 
 
 def _restore(run: Run, progress: Progress, path: Path) -> float:

@@ -55,7 +55,7 @@ class Run:
     def lock(self) -> FileLock:
         """Held while the network is trained or its files are checked; shared by all processes of one machine."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder.with_name(f"{self.folder.name}.lock"))
+        return lock_of(self.folder)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -304,6 +304,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock of the run in a folder, which need not exist."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
 
 
 def all_runs(results: str | Path) -> list[Path]:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,48 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as Drawn
+
+from bnlab.harness.errors import UserError
 
 Tables = dict[str, pd.DataFrame]
 
-# Okabe & Ito 2008: told apart by colour-blind readers too. One colour for an estimator in every figure.
-ESTIMATORS = {
-    "ema": "#0072B2",
-    "ema_debiased": "#56B4E9",
-    "cumulative": "#CC79A7",
-    "last_batch": "#E69F00",
-    "precise": "#009E73",
-    "kalman": "#D55E00",
-    "predictive": "#882255",
-    "exact": "#000000",
+# Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
+# family has one colour where it can.
+_BLUE, _SKY, _PINK, _ORANGE, _GREEN, _RED = "#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00"
+_PURPLE, _BLACK, _BROWN, _GREY, _OLIVE = "#6A3D9A", "#000000", "#7A4A21", "#8A8A8A", "#9A9A00"
+_SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))
+ESTIMATORS: dict[str, tuple[str, Any]] = {
+    "ema": (_BLUE, _SOLID),
+    "ema_biased": (_BLUE, _DASHED),
+    "ema_pooled": (_BLUE, _DOTTED),
+    "ema_std": (_BLUE, _MIXED),
+    "ema_debiased": (_SKY, _SOLID),
+    "delagged": (_SKY, _DASHED),
+    "cumulative": (_PINK, _SOLID),
+    "cumulative_pooled": (_PINK, _DASHED),
+    "cumulative_weighted": (_PINK, _DOTTED),
+    "polynomial": (_PINK, _MIXED),
+    "last_batch": (_ORANGE, _SOLID),
+    "window": (_ORANGE, _DASHED),
+    "fast_then_slow": (_ORANGE, _MIXED),
+    "kalman": (_RED, _SOLID),
+    "adaptive_gain": (_RED, _DASHED),
+    "oracle": (_RED, _DOTTED),
+    "predictive": (_PURPLE, _SOLID),
+    "precise": (_GREEN, _SOLID),
+    "update_bn": (_GREEN, _DASHED),
+    "swa": (_GREEN, _DOTTED),
+    "exact": (_BLACK, _DASHED),
+    "test_batch": (_SKY, _DOTTED),
+    "eval_norm": (_PURPLE, _DASHED),
+    "pseudo_samples": (_PURPLE, _DOTTED),
+    "example_weighing": (_PURPLE, _MIXED),
 }
+_OWN = [(colour, line) for line in (_SOLID, _DASHED, _DOTTED, _MIXED) for colour in (_BROWN, _GREY, _OLIVE)]
+# Of one estimator's settings: how far its colour is mixed with white (or black, if it is light), and a marker.
+_SETTINGS = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
 NAMES = {
     "ema": "EMA",
     "ema_debiased": "EMA, start divided out",
@@ -40,7 +68,9 @@ NAMES = {
     "test_batch": "test batch",
     "exact": "exact population",
 }
-_SERIES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
+
+_FEWER = "sweep fewer, under a name=... of its own, or let the figure's score select some"
 
 _RC: dict[Any, Any] = {
     "figure.dpi": 100,
@@ -81,14 +111,56 @@ def paper() -> Iterator[None]:
         yield
 
 
+# What has been given away in the figure that is being drawn, so that its panels agree, also where one lacks a series.
+_given: ContextVar[dict[str, dict[Any, Any]] | None] = ContextVar("given", default=None)
+
+
+@contextlib.contextmanager
+def _one_figure() -> Iterator[None]:
+    before = _given.set({})
+    try:
+        yield
+    finally:
+        _given.reset(before)
+
+
+def _give(kind: str, keys: Sequence[Any], stock: Sequence[Any]) -> list[Any]:
+    """Each key's own piece of the stock, the next free one if it is new to the figure; UserError if there is none."""
+    figure = _given.get()
+    given = ({} if figure is None else figure).setdefault(kind, {})
+    for key in keys:
+        if key in given:
+            continue
+        if len(given) == len(stock):
+            known = ", ".join(map(str, dict.fromkeys([*given, *keys])))
+            raise UserError(f"a figure has room for {len(stock)} {kind}, found {known}; {_FEWER}")
+        given[key] = stock[len(given)]
+    return [given[key] for key in keys]
+
+
 def series(values: Sequence[Any]) -> dict[Any, str]:
-    """A colour for each value of something ordered, such as batch sizes."""
-    return dict(zip(values, _SERIES, strict=False))
+    """A colour for each value of something ordered, such as batch sizes; the same in all panels of a figure.
+
+    Raises:
+        UserError: there are more values than colours.
+    """
+    return dict(zip(values, _give("series", values, _SERIES), strict=True))
 
 
-def estimator_colour(name: object) -> str:
-    """The estimator's own colour; grey for one that is not known here."""
-    return ESTIMATORS.get(str(name).partition("(")[0], "#777777")
+def estimator_style(name: object, momentum: Any = math.nan) -> dict[str, Any]:
+    """`colour`, `linestyle` and `marker` of an estimator; parameters and momenta differ in shade and marker.
+
+    The same in all panels of a figure.
+
+    Raises:
+        UserError: there are more estimators of the user's own, or settings of one estimator, than can be told apart.
+    """
+    base = str(name).partition("(")[0]
+    colour, line = ESTIMATORS.get(base) or _give("estimators of your own", [base], _OWN)[0]
+    share, marker = _give(f"settings of {base}", [estimator_label(name, momentum)], _SETTINGS)[0]
+    rgb = np.array(to_rgb(colour))
+    mixed = rgb + share * (float(rgb.mean() < 0.5) - rgb)
+    return {"colour": to_hex(mixed), "linestyle": line, "marker": marker}
 
 
 def estimator_label(name: object, momentum: Any = math.nan) -> str:
@@ -101,32 +173,46 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
 def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
     """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`."""
     ordered = frame.sort_values(x)
+    if len(ordered) == 1:  # a line would not be seen
+        distances = (ordered[["mean"]].to_numpy() - ordered[["low", "high"]].to_numpy()).T
+        ax.errorbar(
+            ordered[x], ordered["mean"], abs(distances), fmt=style.get("marker") or "o", color=colour, label=label
+        )
+        return
     ax.plot(ordered[x], ordered["mean"], color=colour, label=label, **style)
     if ordered["low"].notna().any():
         ax.fill_between(ordered[x], ordered["low"], ordered["high"], color=colour, alpha=0.15, linewidth=0)
+
+
+def log_axis(ax: Axes, values: pd.Series, label: str) -> None:
+    """A logarithmic x axis over positive values, also over a single one."""
+    if values.nunique() == 1:
+        ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
+    ax.set(xscale="log", xlabel=label)
 
 
 def draw(figure: Figure, tables: Tables) -> Drawn:
     """All panels side by side with one legend below, the caption under them.
 
     Raises:
-        ValueError: a table lacks a column, or there is nothing to draw.
+        UserError: a table lacks a column, or there is nothing to draw.
     """
     for table, columns in figure.columns.items():
         missing = [c for c in columns if c not in tables[table]]
         if missing:
-            raise ValueError(f"figure {figure.name}: table {table} has no column {missing[0]!r}")
+            raise UserError(f"figure {figure.name}: table {table} has no column {missing[0]!r}")
     frame = figure.score(tables)
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
-        raise ValueError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
+        raise UserError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
     width = 3.5 * len(panels) + 0.6
     wrapped = textwrap.wrap(f"{figure.caption}{_seeds(frame)}", int(width * 14.5))
     title = textwrap.wrap(figure.title, int(width * 9.5))
     drawn, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False)
-    for ax, panel in zip(axes[0], panels, strict=True):
-        figure.plot(frame[frame["panel"] == panel], ax=ax)
-        ax.set_title(str(panel))
+    with _one_figure():
+        for ax, panel in zip(axes[0], panels, strict=True):
+            figure.plot(frame[frame["panel"] == panel], ax=ax)
+            ax.set_title(str(panel))
     for ax in axes[0][1:]:
         ax.set_ylabel("")
     # A series may be missing in the first panel.
@@ -134,7 +220,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     for ax in axes[0]:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    rows = int(np.ceil(len(handles) / max(1, int(width // 2.2))))
+    rows = max(1, math.ceil(len(handles) / max(1, int(width // 2.2))))  # of the legend
     height = 4.28 + 0.22 * (rows - 1) + 0.22 * len(title) + 0.17 * len(wrapped)
     drawn.set_size_inches(width, height)
     below = (0.12 + 0.17 * len(wrapped)) / height
@@ -144,7 +230,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         handles.keys(),
         loc="lower center",
         bbox_to_anchor=(0.5, below),
-        ncols=int(np.ceil(len(handles) / rows)),
+        ncols=max(1, math.ceil(len(handles) / rows)),
     )
     drawn.text(0.02, 0.08 / height, "\n".join(wrapped), fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
     drawn.tight_layout(rect=(0, below + 0.22 * rows / height, 1, 1 - (0.2 + 0.22 * len(title)) / height))

@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.training import lr_factor
 from bnlab.storage import OtherVersion, set_aside, write_whole
 
 
@@ -28,15 +30,34 @@ class Table:
 
     key: tuple[str, ...]
     types: dict[str, pa.DataType]
+    later: tuple[str, ...] = ()  # columns that files of earlier versions lack: null there
 
     @property
     def schema(self) -> pa.Schema:
         return pa.schema(list(self.types.items()))
 
 
-_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _STATISTICS = {"run": _TEXT, "step": _INT, "estimator": _TEXT, "momentum": _REAL, "statistics_split": _TEXT}
 
+# Of `runs`, by their names in the configuration where the older columns have none.
+_SETTINGS = {
+    "data.images": _INT,
+    "data.classes": _INT,
+    "data.difficulty": _TEXT,
+    "data.fonts": _TEXT,
+    "data.test_fonts": _TEXT,
+    "data.image_size": _INT,
+    "data.shift": _INT,
+    "data.flip": _BOOL,
+    "model.depth": _INT,
+    "model.width": _INT,
+    "model.pool_every": _INT,
+    "lr_effective": _REAL,
+    "last_step": _INT,
+}
+
+# results/README.md says what each column means.
 TABLES = {
     "runs": Table(
         ("run",),
@@ -52,7 +73,9 @@ TABLES = {
         | {"optimizer": _TEXT, "lr": _REAL, "lr_scaling": _TEXT, "sgd_momentum": _REAL, "weight_decay": _REAL}
         | {"label_smoothing": _REAL, "schedule": _TEXT, "epochs": _REAL, "steps": _INT, "status": _TEXT}
         | {"train_seconds": _REAL, "final_loss": _REAL, "settings": _TEXT}
-        | {"versions": _TEXT, "device": _TEXT, "threads": _INT},
+        | {"versions": _TEXT, "device": _TEXT, "threads": _INT}
+        | _SETTINGS,
+        later=tuple(_SETTINGS),
     ),
     "gaps": Table(
         (*_STATISTICS, "layer"),
@@ -79,6 +102,9 @@ TABLES = {
         | {"mean_level": _REAL, "mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL},
     ),
 }
+
+LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})
+"""The table `log`, which is put together from the networks' own files when it is asked for."""
 
 
 class Origin(NamedTuple):
@@ -151,9 +177,10 @@ def read_table(name: str, path: Path) -> pd.DataFrame:
 def read_part(name: str, path: Path) -> pd.DataFrame:
     """`read_table` with the columns of `ORIGIN`."""
     frame = read_frame(path)
-    for column, origin in origin_columns(name).items():
+    before = dict.fromkeys(TABLES[name].later) | {c: origin.before for c, origin in origin_columns(name).items()}
+    for column, value in before.items():
         if column not in frame:
-            frame[column] = origin.before
+            frame[column] = value
     try:
         return conform_part(name, frame)
     except (KeyError, pa.ArrowException) as error:
@@ -222,8 +249,40 @@ def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
     return found
 
 
-def load(name: str, results: str | Path = "results") -> dict[str, pd.DataFrame]:
+class Tables(dict[str, pd.DataFrame]):
+    """The tables of an experiment by name; `log`, which may be large, is read when it is asked for first."""
+
+    def __init__(self, tables: dict[str, pd.DataFrame], results: Path) -> None:
+        super().__init__(tables)
+        self._results = results
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        if name != "log":
+            raise KeyError(name)
+        self[name] = frame = read_log(self._results, self["runs"])
+        return frame
+
+
+def read_log(results: Path, runs: pd.DataFrame) -> pd.DataFrame:
+    """The table `log` of these networks; one that has been removed or whose log is damaged is named and left out."""
+    frames = [pd.DataFrame(columns=list(LOG.types))]
+    for row in runs.to_dict("records"):
+        path = results / "runs" / row["run"] / "log.parquet"
+        try:
+            frame = read_frame(path)[["step", "loss", "accuracy"]]
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            print(f"{row['run']}: left out of the table log ({error})", file=sys.stderr)
+            continue
+        factors = [lr_factor(row["schedule"], step - 1, row["steps"]) for step in frame["step"]]
+        frames.append(frame.assign(run=row["run"], lr=row["lr_effective"] * np.array(factors)))
+    log = pd.concat(frames, ignore_index=True)[list(LOG.types)]
+    return pa.Table.from_pandas(log, LOG.schema, preserve_index=False).to_pandas()
+
+
+def load(name: str, results: str | Path = "results") -> Tables:
     """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
+
+    results/README.md says what their columns mean. `log` has a row for each update of each network.
 
     Raises:
         UserError: nothing has been measured under this name.
@@ -232,4 +291,4 @@ def load(name: str, results: str | Path = "results") -> dict[str, pd.DataFrame]:
     if not (folder / "parts").is_dir():
         command = "python -m experiments.sweep" + ("" if name == "adhoc" else f" experiment={name}")
         raise UserError(f"no results for {name!r} in {results}/; run: {command}")
-    return {table: assemble(folder, table) for table in TABLES}
+    return Tables({table: assemble(folder, table) for table in TABLES}, Path(results))

@@ -132,9 +132,14 @@ class Progress:
 Callback = Callable[[Progress], None]
 
 
+def peak_lr(config: OptimizerConfig, batch_size: int) -> float:
+    """The learning rate for this batch size, before the schedule."""
+    return config.lr * (batch_size / _REFERENCE_BATCH) ** _SCALING[config.lr_scaling]
+
+
 def build_optimizer(config: OptimizerConfig, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW, at the learning rate for this batch size."""
-    lr = config.lr * (batch_size / _REFERENCE_BATCH) ** _SCALING[config.lr_scaling]
+    lr = peak_lr(config, batch_size)
     if config.name == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(

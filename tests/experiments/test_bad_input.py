@@ -12,7 +12,8 @@ import pytest
 from bnlab import estimators, inference
 from bnlab.harness import jobs
 from bnlab.harness.measurements.sources import FROZEN
-from experiments import figures, runs, sweep
+from bnlab.harness.runs import lock_of
+from experiments import figures, launch, runs, sweep
 from tests.experiments.commands import Done, files, run
 
 COMMANDS = {"sweep": sweep, "figures": figures, "runs": runs}
@@ -109,6 +110,12 @@ CASES = {
     "sweep optimizer.schedule=foo": "onecycle, step, constant",
     "sweep model.depth=0": "model.depth=0: must be 1",
     "sweep model=resnet model.depth=9": "6n\\+2",
+    "sweep model.depth=100000": "model.depth=100000: must be 1,000 or less",
+    "sweep model.width=1000000": "model.width=1000000: training it needs [\\d,]+ GB of memory.*take less",
+    "sweep model=mlp model.width=999999999999": "model.width=999999999999: .* GB of memory",
+    "sweep model=resnet model.width=100000": "model.width=100000: .* GB of memory",
+    "sweep data=glyphs data.images=1000000000": "data.images=1000000000: must be 10 to 10,000,000",
+    "sweep data.image_size=100000000": "data.image_size=100000000: must be 8 to 1,024",
     "sweep model=torchvision model.name=vgg11_bn": "cannot take 1×8×8 images",
     "sweep data=mnist data.root=nowhere": "nowhere/MNIST/raw/train-images-idx3-ubyte is missing.*data.download=true",
     # folders
@@ -124,13 +131,22 @@ CASES = {
     "sweep -m seed=interval(0,1)": "comma list",
     "sweep -m data=glob(*)": "comma list",
     "sweep -m seed=0,": "cannot be read",
+    "sweep -m seed=choice(1,2),3": "comma list",
+    "sweep seed.x=3": "seed.x=3: ",
+    "sweep data@x=digits": "no setting 'data@x'",
     "sweep -m batch_size=1,32": "batch_size=1",
     "sweep -m seed=0,0.5": "seed=0.5",
     # Hydra's own
     "sweep hydra.mode=NONSENSE": "only hydra/launcher",
     "sweep hydra.job.chdir=true": "only hydra/launcher",
     "sweep hydra/sweeper=optuna": "only hydra/launcher",
-    "sweep hydra/launcher=nonsense": "no such launcher",
+    "sweep hydra/launcher=nonsense": "no such launcher; choose from basic, joblib",
+    "sweep hydra/launcher=[a]": "takes one name",
+    "sweep hydra/launcher=null": "takes one name",
+    "sweep hydra.launcher.nope=1": "no setting 'hydra.launcher.nope'",
+    "sweep hydra/launcher=joblib hydra.launcher.n_jobs=x": "hydra.launcher.n_jobs=x: .*Integer",
+    "sweep -m hydra/launcher=basic,joblib": "one hydra/launcher",
+    "sweep hydra/launcher=submitit_slurm": "no Slurm here",
     # other commands
     "figures foo": "key=value",
     "figures experiment=nope": "choose from",
@@ -143,6 +159,8 @@ CASES = {
     "runs foo": "foo",
     "runs show": "show",
     "runs show x": "no network",
+    "runs rm": "rm: which",
+    "runs rm x": "no network",
 }
 
 
@@ -153,7 +171,8 @@ def test_message(
     command, *words = line.split(" ")
     results = tmp_path / "results"
     monkeypatch.setattr(sys, "argv", [command, *words, f"results={results}"])
-    monkeypatch.setattr(sweep, "_launch", lambda: pytest.fail("was about to train"))
+    monkeypatch.setattr(launch.shutil, "which", lambda _: None)
+    monkeypatch.setattr(launch, "launch", lambda _: pytest.fail("was about to train"))
     assert COMMANDS[command].main() == 2
     out, err = capsys.readouterr()
     assert not out and re.search(CASES[line], err), err
@@ -233,9 +252,11 @@ def called(words: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_list_and_show(
     swept: tuple[Path, Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = called("list", swept[0], monkeypatch, capsys).splitlines()
-    assert len(lines) == 5 and sum("finished" in line for line in lines) == 4
-    name = lines[1].split()[0]
+    header, *lines, total = called("list", swept[0], monkeypatch, capsys).splitlines()
+    assert header.split() == ["run", "batch_size", "status", "step", "seconds", "MB"]
+    assert len(lines) == 4 and all("finished" in line for line in lines) and total.startswith("4 networks, ")
+    assert sorted(line.split()[1] for line in lines) == ["256", "256", "32", "32"]
+    name = lines[0].split()[0]
     shown = called(f"show {name}", swept[0], monkeypatch, capsys)
     assert "batch_size" in shown and "status.json" in shown and "torch" in shown
     assert "names 2 networks" in run("runs", "show", name.split("/")[0], f"results={swept[0]}", expect=2).stderr
@@ -291,3 +312,44 @@ def test_damaged_runs_are_listed_and_cleaned(
     assert "removed 1 damaged" in called("clean", results, monkeypatch, capsys)
     gone = before.keys() - files(results).keys()
     assert gone and all("damaged-1" in name for name in gone) and mine.exists()
+
+
+def test_removing_networks(
+    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    before = files(results)
+    first, second, third, _ = names = sorted(f"{p.parent.name}/{p.name}" for p in results.glob("runs/*/seed_?"))
+
+    def refused(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["runs", "rm", *words, f"results={results}"])
+        assert runs.main() == 2
+        return capsys.readouterr().err
+
+    assert "names 2 networks" in refused(first.split("/")[0])
+    assert "no network" in refused(first, "nonsense")
+    with lock_of(results / "runs" / second):
+        assert f"{second}: is being trained; nothing was removed" in refused(first, second)
+    assert files(results) == before
+
+    out = called(f"rm {first} {second} {first}", results, monkeypatch, capsys)
+    assert [line.split()[1] for line in out.splitlines()] == [first, second]
+    gone = before.keys() - files(results).keys()
+    assert gone and all(name.startswith((f"runs/{first}/", f"runs/{second}/")) for name in gone)
+    listed = called("list", results, monkeypatch, capsys)
+    assert [name for name in names if name in listed] == names[2:] and third in listed
+
+
+def test_a_removal_that_was_killed(
+    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    name = min(f"{p.parent.name}/{p.name}" for p in results.glob("runs/*/seed_?"))
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.shutil, "rmtree", lambda _: None)
+        called(f"rm {name}", results, patched, capsys)
+    assert name not in called("list", results, monkeypatch, capsys)
+    assert "removed 1 damaged networks" in called("clean", results, monkeypatch, capsys)
+    assert not list(results.glob("runs/*/.removed-*"))

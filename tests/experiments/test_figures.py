@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,9 @@ from omegaconf import OmegaConf
 
 from bnlab.harness import load, style
 from bnlab.harness.tables import TABLES
-from experiments.compose import CONF, jobs, register
-from tests.experiments.commands import run
+from experiments.compose import plan_jobs, register
+from experiments.explain import CONF
+from tests.experiments.commands import run, trained
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -35,7 +37,7 @@ def test_configuration_changes_what_is_composed(name: str) -> None:
     assert without_name[0] != without_name[1]
     text = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert text[0] == "# @package _global_" and text[1].startswith(f"# python -m experiments.sweep experiment={name}")
-    planned, _ = jobs([f"experiment={name}"], multirun=False)
+    planned = plan_jobs([f"experiment={name}"], multirun=False).configs
     assert {config.name for config in planned} == {name}
     count = 1
     for values in (changed.hydra.sweeper.params or {}).values():
@@ -117,3 +119,28 @@ def test_quickstart_says_what_a_chosen_momentum_gains(factor: float) -> None:
     times = f"{factor:.2f} [{factor:.2f}, {factor:.2f}]"
     assert text.endswith(f"by batch size: 4: {times}; 32: {times}.")
     assert question._choosing(planted_gaps(factor, "kalman")) == []
+
+
+def test_one_seed_and_one_momentum(tmp_path: Path) -> None:
+    """Figures without intervals, a point for a line; what needs other seeds says so."""
+    words = ("-m", "batch_size=32,256", "seed=0", "momentum=0.1", "epochs=1", "threads=1", f"results={tmp_path}")
+    run("sweep", "experiment=quickstart", *words)
+    done = run("figures", "experiment=quickstart", f"results={tmp_path}")
+    assert "One seed: no intervals." in " ".join(done.stdout.split()) and not done.stderr
+    run("sweep", "experiment=momentum", "data=digits", "data.images=null", *words[1:])
+    done = run("figures", "experiment=momentum", f"results={tmp_path}", expect=2)
+    assert "other seeds" in done.stderr and "seed=0,1" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_advice_on_several_networks_helps(tmp_path: Path) -> None:
+    """What a second sweep has mixed into an experiment's folder goes with its parts, and the networks stay."""
+    words = ("experiment=quickstart", "batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]", "threads=1")
+    run("sweep", *words, f"results={tmp_path}")
+    run("sweep", *words, "optimizer.lr=0.2", f"results={tmp_path}")
+    done = run("figures", "experiment=quickstart", f"results={tmp_path}", expect=2)
+    assert "lr 0.1" in done.stderr and "lr 0.2" in done.stderr and done.stderr.count("\n") == 2
+    shutil.rmtree(tmp_path / "quickstart" / "parts")
+    assert not trained(run("sweep", *words, f"results={tmp_path}"))
+    run("figures", "experiment=quickstart", f"results={tmp_path}")
+    run("sweep", *words, "optimizer.lr=0.2", "name=faster", f"results={tmp_path}")
+    run("figures", "experiment=quickstart", "name=faster", f"results={tmp_path}")

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from bnlab.harness.errors import UserError
 from experiments.panels import at_shares, networks
 
 RUNS = pd.DataFrame({"run": ["a", "b"], "seed": [0, 0], "batch_size": [8, 64], "steps": [200, 11]})
@@ -24,6 +25,15 @@ def test_the_nearest_step_if_it_is_near() -> None:
 
 def test_networks_with_other_settings_are_not_mixed() -> None:
     runs = pd.concat([RUNS, RUNS.assign(run=["c", "d"])], ignore_index=True)
+    runs = runs.assign(lr=[0.1, 0.1, 0.2, 0.2], final_loss=[1.0, 2.0, 3.0, 4.0])
     networks(pd.DataFrame({"run": ["a", "b"], "step": [1, 1]}), runs)  # the others have no rows here
-    with pytest.raises(ValueError, match=r"batch size 8, seed 0 has several networks, of different settings \(a, c\)"):
+    with pytest.raises(UserError) as caught:
         networks(pd.DataFrame({"run": ["a", "c"], "step": [1, 1]}), runs)
+    first, second = str(caught.value).splitlines()
+    assert first == "batch size 8, seed 0 has several networks (a, lr 0.1; c, lr 0.2)"
+    assert "name=" in second and "parts" in second
+
+
+def test_one_of_two_steps_that_are_equally_near() -> None:
+    frame = pd.DataFrame({"run": ["a", "a", "a"], "step": [99, 101, 101], "layer": ["x", "x", "y"]})
+    assert list(at_shares(frame, RUNS, (0.5,))["step"]) == [101, 101]

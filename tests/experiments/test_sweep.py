@@ -14,9 +14,9 @@ from pandas.testing import assert_frame_equal
 from torch import Tensor, nn
 
 from bnlab.harness import load
-from bnlab.harness.config import Config
+from bnlab.harness.config import Config, field_names
 from bnlab.harness.runs import Run
-from bnlab.harness.tables import TABLES
+from bnlab.harness.tables import LOG, TABLES
 from tests import references
 from tests.experiments.commands import SWEEP, Done, files, run, start, trained
 
@@ -30,14 +30,19 @@ KEYS = {
 }
 FURTHER = {
     "runs": "seed data model norm batch_size norm_batch_size optimizer lr lr_scaling sgd_momentum weight_decay "
-    "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads",
+    "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
+    "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
+    "model.depth model.width model.pool_every lr_effective last_step",
     "gaps": "epoch depth channels mean_gap var_gap kl tid_mean tid_std",
     "evaluations": "epoch images stat_images loss accuracy ece disagreement logit_gap",
 }
 TEXT = {"run", "estimator", "statistics_split", "layer", "split", "shift", "data", "model", "norm", "optimizer"}
 TEXT |= {"lr_scaling", "schedule", "status", "settings", "versions", "device"}
 WHOLE = {"step", "seed", "batch_size", "norm_batch_size", "steps", "threads", "depth", "channels", "images"}
-WHOLE |= {"stat_images"}
+WHOLE |= {"stat_images", "data.images", "data.classes", "data.image_size", "data.shift", "last_step"}
+WHOLE |= {"model.depth", "model.width", "model.pool_every"}
+TEXT |= {"data.difficulty", "data.fonts", "data.test_fonts"}
+TRUTH = {"data.flip"}
 
 
 @pytest.mark.parametrize("name", list(KEYS))
@@ -47,7 +52,8 @@ def test_tables_are_those_of_the_design(swept: Swept, name: str) -> None:
     assert list(TABLES[name].key) == KEYS[name]
     assert len(frame) and not frame.duplicated(KEYS[name]).any()
     for column, dtype in frame.dtypes.items():
-        assert dtype == ("int64" if column in WHOLE else "str" if column in TEXT else "float64"), column
+        kinds = {"int64": WHOLE, "str": TEXT, "bool": TRUTH}
+        assert dtype == next((kind for kind, names in kinds.items() if column in names), "float64"), column
     assert not frame.drop(columns="momentum", errors="ignore").isna().any().any()
     written = pd.read_parquet(swept[0] / "adhoc" / "tables" / f"{name}.parquet")
     assert_frame_equal(frame, written)
@@ -62,6 +68,58 @@ def test_each_network_is_trained_once(swept: Swept) -> None:
     assert set(runs["status"]) == {"finished"} and set(runs["batch_size"]) == {32, 256}
     assert runs.set_index("batch_size")["steps"].to_dict() == {32: 41, 256: 6}
     assert {json.loads(s).get("batch_size") for s in runs["settings"]} == {32, 256}
+
+
+# Settings that change training, and their columns in `runs` where those have other names.
+COLUMNS = {"data.name": "data", "model.name": "model", "optimizer.name": "optimizer"}
+COLUMNS |= {"optimizer.momentum": "sgd_momentum"}
+COLUMNS |= {f"optimizer.{name}": name for name in ("lr", "lr_scaling", "weight_decay", "label_smoothing", "schedule")}
+
+
+def test_runs_has_a_column_for_every_setting_of_training(tmp_path: Path) -> None:
+    groups = ("data.", "model.", "optimizer.")
+    names = [
+        name for name in field_names(Config) if name.startswith(groups) or name in ("batch_size", "epochs", "steps")
+    ]
+    trained_by = [name for name in names if name not in ("data.root", "data.download")]
+    assert len(trained_by) > 20
+    assert {COLUMNS.get(name, name) for name in trained_by} <= set(TABLES["runs"].types)
+    words = ("data.images=500", "data.shift=2", "model.depth=2", "model.width=8", "batch_size=32", "steps=3")
+    run("sweep", *words, "optimizer.lr=0.2", "optimizer.lr_scaling=linear", f"results={tmp_path}")
+    (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
+    assert row["data.images"] == 500 and row["data.shift"] == 2 and row["data.flip"] is False
+    assert row["model.depth"] == 2 and row["model.width"] == 8
+    assert row["last_step"] == row["steps"] == 3
+    assert row["lr"] == 0.2 and row["lr_effective"] == pytest.approx(0.2 / 4)
+
+
+def test_the_log_of_all_networks(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = load("adhoc", swept[0])
+    assert "log" not in tables
+    log = tables["log"]
+    assert log is tables["log"] and list(log.columns) == list(LOG.types) and not log.isna().any().any()
+    assert list(log.dtypes) == ["str", "int64", "float64", "float64", "float64"]
+    for row in tables["runs"].itertuples():
+        here = log[log["run"] == row.run]
+        assert list(here["step"]) == list(range(1, row.steps + 1))
+        assert here["loss"].iloc[-1] == row.final_loss
+        own = pd.read_parquet(swept[0] / "runs" / row.run / "log.parquet")
+        assert list(own["accuracy"]) == list(here["accuracy"])
+        assert here["lr"].max() <= row.lr_effective and here["lr"].iloc[0] == pytest.approx(0.05 * row.lr_effective)
+    with pytest.raises(KeyError):
+        tables["nonsense"]
+    assert not capsys.readouterr().err
+
+
+def test_a_network_without_its_log_is_named(swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(swept[0], tmp_path / "results")
+    first, second, *_ = sorted((tmp_path / "results" / "runs").glob("*/seed_*/log.parquet"))
+    first.unlink()
+    second.write_bytes(b"nonsense")
+    log = load("adhoc", tmp_path / "results")["log"]
+    assert log["run"].nunique() == 2
+    err = capsys.readouterr().err
+    assert err.count("left out of the table log") == 2 and str(first) in err and str(second) in err and second.exists()
 
 
 def test_rows_are_those_that_mean_something(swept: Swept) -> None:
@@ -308,8 +366,8 @@ def test_an_estimator_of_the_users_own(tmp_path: Path) -> None:
     assert list(tables["runs"]["status"]) == ["failed"]
     (reason,) = (tmp_path / "results" / "adhoc" / "failures").iterdir()
     assert "Traceback" in reason.read_text() and str(reason) in done.stdout
-    message = "failed, broken: RuntimeError: does not compute (mine.py, line 18: raise RuntimeError"
-    assert message in done.stderr and message[8:] in reason.read_text() and "Traceback" not in done.stderr
+    message = f"broken: {tmp_path}/mine.py:18: RuntimeError: does not compute"
+    assert f"failed, {message}" in done.stderr and message in reason.read_text() and "Traceback" not in done.stderr
 
     # A changed estimator is measured again, a corrected one is no failure any more.
     corrected = ESTIMATORS.replace('raise RuntimeError("does not compute")', "return torch.ones(len(stream)).double()")
@@ -326,9 +384,9 @@ def test_an_estimator_of_the_users_own(tmp_path: Path) -> None:
     [
         (
             "raise RuntimeError('does not compute')",
-            "fails on a stream of 8 batches with RuntimeError: does not compute",
+            "mine.py:18: RuntimeError: does not compute",
         ),
-        ("import sys; sys.exit('now')", "fails on a stream of 8 batches with SystemExit: now"),
+        ("import sys; sys.exit('now')", "mine.py:18: SystemExit: now"),
         ("return torch.ones(3)", "broken: gains returned torch.float32"),
     ],
 )

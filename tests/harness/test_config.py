@@ -24,7 +24,7 @@ from bnlab.harness.data import DataConfig
 from bnlab.harness.errors import UserError
 from bnlab.harness.models import ModelConfig
 from bnlab.harness.training import OptimizerConfig
-from experiments.compose import jobs
+from experiments.compose import plan_jobs
 
 PLAIN = Config()
 
@@ -141,7 +141,7 @@ def test_a_name_stays_for_ever() -> None:
 )
 def test_the_choices_keep_their_names(word: str, expected: set[str]) -> None:
     """What has been trained under these names is found again."""
-    assert {network_hash(config) for config in jobs([word], multirun=False)[0]} == expected
+    assert {network_hash(config) for config in plan_jobs([word], multirun=False).configs} == expected
 
 
 def test_the_defaults() -> None:

@@ -363,12 +363,12 @@ def test_a_constant_channel_cannot_be_standardized(tmp_path: Path) -> None:
         (DataConfig("glyphs", difficulty="hard"), "data.difficulty=hard: must be one of weak, medium"),
         (DataConfig("glyphs", fonts="arial"), "data.fonts=arial: must be one of dejavu, stix_cm, all"),
         (DataConfig("glyphs", test_fonts="x"), "data.test_fonts=x: must be one of"),
-        (DataConfig("glyphs", images=9), "data.images=9: must be 10 or more"),
+        (DataConfig("glyphs", images=9), "data.images=9: must be 10 to 10,000,000"),
         (DataConfig(images=1439), "data.images=1439: must be 10 to 1,438"),
         (DataConfig(flip=True), "data.flip=true: a mirror image in digits"),
         (DataConfig(shift=5), "data.shift=5: must be 0 to 4"),
         (DataConfig(shift=-1), "data.shift=-1: must be 0 to 4"),
-        (DataConfig("image_folder", image_size=4), "data.image_size=4: must be 8 or more"),
+        (DataConfig("image_folder", image_size=4), "data.image_size=4: must be 8 to 1,024"),
     ],
 )
 def test_bad_settings_are_named(config: DataConfig, found: str) -> None:

@@ -32,3 +32,17 @@ def test_summarize_against_plain_pandas() -> None:
     np.testing.assert_allclose(found["low"], grouped.mean() - half)
     np.testing.assert_allclose(found["high"], grouped.mean() + half)
     assert list(found["n"]) == [4, 4, 4]
+
+
+def test_a_seed_counts_once() -> None:
+    """Rows of several layers are no more seeds: an average over layers comes first."""
+    layers = pd.DataFrame(
+        {"seed": [0, 0, 1, 1], "momentum": np.nan, "layer": ["a", "b"] * 2, "x": [1.0, 2.0, 3.0, 4.0]}
+    )
+    with pytest.raises(ValueError, match=r"several rows of one seed \(momentum nan, seed 0\); average over layers"):
+        summarize(layers, "x", ["momentum"])
+    networks = layers.groupby(["momentum", "seed"], dropna=False)["x"].mean().reset_index()
+    assert list(summarize(networks, "x", ["momentum"])["n"]) == [2]
+    assert list(summarize(layers, "x", ["layer"])["n"]) == [2, 2]
+    with pytest.raises(ValueError, match="no column 'seed'"):
+        summarize(layers.drop(columns="seed"), "x", ["layer"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
@@ -161,3 +162,34 @@ def test_tables_are_written_with_csv(tmp_path: Path) -> None:
     assert set(found) == set(tables.TABLES)
     assert_frame_equal(tables.read_frame(tmp_path / "tables" / "gaps.parquet"), found["gaps"])
     assert pd.read_csv(tmp_path / "tables" / "gaps.csv")["momentum"].isna().tolist() == [False, True]
+
+
+def test_columns_of_a_later_version_are_null_in_older_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reference results were written before `runs` had a column for each setting."""
+    path = tmp_path / "parts" / "runs" / "a-seed_0-0123456789.parquet"
+    values = {pa.string(): "x", pa.int64(): 1, pa.float64(): 1.0, pa.bool_(): True}
+    row = {name: values[kind] for name, kind in tables.TABLES["runs"].types.items()}
+    older = {name: value for name, value in row.items() if name not in tables.TABLES["runs"].later}
+    assert 0 < len(older) < len(row)
+    tables.write_frame(path, pd.DataFrame([older]))
+    (found,) = tables.assemble(tmp_path, "runs").to_dict("records")
+    assert all(found[name] == value for name, value in older.items())
+    assert all(pd.isna(found[name]) for name in tables.TABLES["runs"].later)
+    assert path.exists() and not capsys.readouterr().err
+
+
+def test_the_document_describes_every_column() -> None:
+    text = (Path(__file__).parents[2] / "results" / "README.md").read_text()
+    kinds = {"text": pa.string(), "int": pa.int64(), "real": pa.float64(), "bool": pa.bool_()}
+    described = {}
+    for section in text.split("\n## ")[1:]:
+        name, _, body = section.partition("\n")
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if line[:1] == "|"][
+            2:
+        ]
+        assert all(len(row) == 3 and len(row[2]) > 3 for row in rows), name
+        keys = tuple(row[0].strip("*") for row in rows if row[0].startswith("**"))
+        described[name] = (keys, {row[0].strip("*"): kinds[row[1]] for row in rows})
+    expected = {name: (table.key, table.types) for name, table in {**tables.TABLES, "log": tables.LOG}.items()}
+    assert described == expected
+    assert [list(types) for _, types in described.values()] == [list(types) for _, types in expected.values()]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness import tables
-from bnlab.harness.errors import UserError, describe_failure
+from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements import frozen, measurement, scope
 from bnlab.harness.measurements.sources import Setting, source_digest
 from bnlab.harness.runs import Run
@@ -92,7 +92,7 @@ def _measure(
     except (Exception, SystemExit) as error:  # a user's estimator may raise anything
         estimators = list(dict.fromkeys(s.estimator if s else name for s in subjects))
         if len(estimators) == 1:
-            failures[estimators[0]] = describe_failure(error), traceback.format_exc()
+            failures[estimators[0]] = where_raised(error), traceback.format_exc()
             return []
         groups = ([s for s in subjects if s and s.estimator == estimator] for estimator in estimators)
         return [frame for group in groups for frame in _measure(run, name, [*group], steps, failures)]

@@ -17,7 +17,7 @@ import torch
 from bnlab import estimators, inference
 from bnlab.estimators import Estimator, Stream
 from bnlab.estimators.base import fold
-from bnlab.harness.errors import UserError, describe_failure
+from bnlab.harness.errors import UserError, where_raised
 from bnlab.inference import Rule
 
 # Statistics of frozen weights; `precise(images=1000)` takes the first 1,000, the same for all seeds. All but exact are
@@ -134,7 +134,7 @@ def try_estimators(settings: Iterable[Setting]) -> None:
             fold([estimator], stream, [1, 8])
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             path = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
-            reason = f"{path} fails on a stream of 8 batches with {describe_failure(error)}"
+            reason = f"{path} fails on a stream of 8 batches: {where_raised(error)}"
             raise UserError(f"estimator={estimator.label}: {reason}") from error
 
 
@@ -192,4 +192,4 @@ def _unusable(name: str, error: BaseException) -> str:
     if not name or reason.startswith("unknown"):
         known = ", ".join([*sorted(estimators.known()), *FROZEN, *inference.known()])
         return f"estimator={name}: unknown; there are {known}, or package.module.Class"
-    return f"estimator={name}: {reason if isinstance(error, ValueError) else describe_failure(error)}"
+    return f"estimator={name}: {reason if isinstance(error, ValueError) else where_raised(error)}"

@@ -1,0 +1,110 @@
+"""What is wrong with a command line or a configuration file, in a line: the word or file, the key, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from bnlab.harness.config import Config, field_names
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+CHOICES = ("data", "model", "optimizer", "experiment")
+# What other programs call a setting, and its name here.
+_SYNONYMS = {
+    "learning_rate": "optimizer.lr",
+    "iterations": "steps",
+    "dataset": "data",
+    "network": "model",
+    "layers": "model.depth",
+    "channels": "model.width",
+    "workers": "hydra.launcher.n_jobs",
+    "n_jobs": "hydra.launcher.n_jobs",
+}
+
+
+def choices(group: str) -> list[str]:
+    """What there is to choose from: the files of a folder of conf/."""
+    if group == "hydra/launcher":
+        return ["basic", "joblib", "submitit_slurm"]
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def experiment_file(words: Iterable[str]) -> str:
+    """The file of the experiment that is among the words; without one, that of the defaults."""
+    chosen = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    return f"conf/experiment/{chosen[0]}.yaml" if chosen else "conf/config.yaml"
+
+
+def unreadable(word: str) -> str:
+    """Why Hydra cannot parse a word, and how to write it."""
+    if any(word.count(a) != word.count(b) for a, b in ("[]", "()", "{}")) or word.count("'") % 2:
+        return "a bracket or quote is not closed"
+    key, equals, value = word.partition("=")
+    quoted = re.sub(r"""(?<!["'\w.])[\w.]+\([^()]*\)""", r'"\g<0>"', value)
+    if quoted != value:
+        return f"a value with brackets needs quotes: {shlex.quote(f'{key}={quoted}')}"
+    return "write key=value, a list as key=[a,b]" if equals else "write key=value"
+
+
+def unknown(source: str, key: str) -> str:
+    """There is no such setting; `source` is the word or the file that has it."""
+    return f"{source}: there is no setting {key!r}{_did_you_mean(_nearest_setting(key))}; --help lists them"
+
+
+def explained(files: Sequence[str], error: Exception) -> str:
+    """The word or file, and in it the key or line, that made Hydra's composition of `files` (group=name) fail."""
+    text = str(error)
+    if missing := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
+        return _no_such_file(files, *missing.groups())
+    if setting := re.search(r"In '([\w/]+)': \w+ raised while composing config:\n(.*)\n\s*full_key: (\S+)", text):
+        return _wrong_setting(*setting.groups())
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        path = Path(mark.name).relative_to(CONF.parent)
+        return f"{path}: line {mark.line + 1}, column {mark.column + 1}: not valid YAML ({error.problem})"
+    return f"{experiment_file(files)}: cannot be read ({first_line(error)})"
+
+
+def _no_such_file(files: Sequence[str], group: str, name: str) -> str:
+    word, known, kind = f"{group}={name}", choices(group), group.removeprefix("hydra/")
+    source = word if word in files else f"{experiment_file(files)}: {word}"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{source}: there is no such {kind}; choose from {', '.join(known)}{_did_you_mean(close)}"
+
+
+def _wrong_setting(file: str, reason: str, key: str) -> str:
+    path = f"conf/{file}.yaml"
+    if key == "experiment":
+        return f"{path}: must begin with the line '# @package _global_'; settings follow as key: value"
+    if reason.startswith("Key "):
+        return unknown(path, key)
+    return f"{path}: {key}: {reason.strip().rstrip('.')}"
+
+
+def _nearest_setting(key: str) -> list[str]:
+    """The known setting whose last part is most alike; of several the one whose group is."""
+    names = {**_SYNONYMS, **{name: name for name in (*field_names(Config), *CHOICES)}}
+
+    def likeness(name: str) -> tuple[float, float]:
+        return _ratio(name.rpartition(".")[2], key.rpartition(".")[2]), _ratio(name, key)
+
+    best = max(names, key=likeness)
+    return [names[best]] if likeness(best)[0] >= 0.6 else []
+
+
+def _ratio(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def _did_you_mean(close: list[str]) -> str:
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its full stop."""
+    return next(iter(str(error).splitlines()), type(error).__name__).strip().rstrip(".")

@@ -1,0 +1,153 @@
+"""What is said about mistakes in configuration files and misspelt or unquoted words; how often Hydra composes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import compose, explain, sweep
+from experiments.compose import plan_jobs
+
+HEADER = "# @package _global_\n"
+# An experiment's file, the words after experiment=mine, and what the message says
+FILES = {
+    "unknown key": (HEADER + "name: mine\nbath_size: 3\n", "", "mine.yaml: .*'bath_size'; did you mean 'batch_size'"),
+    "unknown key in a group": (HEADER + "data:\n  classess: 3\n", "", "mine.yaml: .*'data.classess'.*'data.classes'"),
+    "wrong type": (HEADER + "optimizer:\n  lr: high\n", "", "mine.yaml: optimizer.lr: .*'high'"),
+    "bracket": (HEADER + "momentum: [0.1\nname: mine\n", "", "mine.yaml: line 3, column 5: not valid YAML"),
+    "tab": (HEADER + "data:\n\timages: 3\n", "", "mine.yaml: line 3, column 1: not valid YAML"),
+    "key twice": (
+        HEADER + "seed: 0\nseed: 1\n",
+        "",
+        "mine.yaml: line 3, column 1: not valid YAML .*duplicate key seed",
+    ),
+    "not UTF-8": (b"# @package _global_\nname: b\xff\n", "", "mine.yaml: cannot be read .*utf-8"),
+    "no header": ("name: mine\n", "", "mine.yaml: must begin with the line '# @package _global_'"),
+    "a list": ("- name\n- mine\n", "", "mine.yaml: must begin with the line '# @package _global_'"),
+    "choice": (
+        HEADER + "defaults:\n  - override /data: cifra\n",
+        "",
+        "mine.yaml: data=cifra: there is no such data; choose from cifar10.*did you mean 'cifar10'",
+    ),
+    "choice on the command line": (
+        HEADER + "defaults:\n  - override /data: glyphs\n",
+        "data=cifra",
+        "^error: data=cifra: there is no such data",
+    ),
+    "choice added": (HEADER + "defaults:\n  - /data: digits\n", "", "mine.yaml: cannot be read .*data appears more"),
+    "interpolation": (HEADER + "name: ${nope}\n", "", "mine.yaml: name: .*'nope'"),
+    "swept key": (
+        HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      sead: 0,1\n",
+        "",
+        "mine.yaml: sead=0,1: there is no setting 'sead'; did you mean 'seed'",
+    ),
+    "swept values": (
+        HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,\n",
+        "",
+        "mine.yaml: seed=0,: cannot be read",
+    ),
+    "sweeper": (
+        HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    parms: 3\n",
+        "",
+        "mine.yaml: .*'hydra.sweeper.parms'",
+    ),
+    "mode": (HEADER + "hydra:\n  mode: OFTEN\n", "", "mine.yaml: hydra.mode: .*'OFTEN'"),
+}
+
+
+@pytest.mark.parametrize("case", list(FILES))
+def test_a_mistake_in_an_experiments_file(
+    case: str, conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, words, message = FILES[case]
+    (conf / "experiment" / "mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setattr(
+        sys, "argv", ["sweep", "experiment=mine", *words.split(), "dry_run=true", f"results={tmp_path}/r"]
+    )
+    assert sweep.main() == 2
+    out, err = capsys.readouterr()
+    assert not out and re.search(message, err), err
+    assert err.count("\n") == 1 and err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("optimizer.leraning_rate", "optimizer.lr"),
+        ("learning_rate", "optimizer.lr"),
+        ("lr", "optimizer.lr"),
+        ("optimizer.lrr", "optimizer.lr"),
+        ("optimizer.momentun", "optimizer.momentum"),
+        ("momentun", "momentum"),
+        ("bath_size", "batch_size"),
+        ("dat.name", "data.name"),
+        ("image_size", "data.image_size"),
+        ("dataset", "data"),
+        ("n_jobs", "hydra.launcher.n_jobs"),
+    ],
+)
+def test_the_setting_that_was_meant(key: str, meant: str) -> None:
+    assert f"did you mean {meant!r}?" in explain.unknown("word", key)
+
+
+def test_nothing_is_near() -> None:
+    assert "did you mean" not in explain.unknown("word", "foo.xyz")
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("estimator=window(k=20)", ["window(k=20)"]),
+        ("estimator=[ema,window(k=20),precise(images=100)]", ["ema", "window(k=20)", "precise(images=100)"]),
+        ("estimator=[ema,polynomial(alpha=0.7)]", ["ema", "polynomial(alpha=0.7)"]),
+    ],
+)
+def test_the_advice_on_quotes_works(word: str, names: list[str]) -> None:
+    with pytest.raises(ValueError, match="needs quotes: ") as caught:
+        plan_jobs([word], multirun=False)
+    advice = str(caught.value).partition("needs quotes: ")[2].removesuffix(")")
+    (config,) = plan_jobs(shlex.split(f"{advice} data=digits")[:1], multirun=False).configs
+    assert ([config.estimator] if isinstance(config.estimator, str) else list(config.estimator)) == names
+
+
+def test_the_advice_on_quotes_works_for_a_sweep() -> None:
+    with pytest.raises(ValueError, match="needs quotes: ") as caught:
+        plan_jobs(["estimator=ema,window(k=20)"], multirun=True)
+    advice = str(caught.value).partition("needs quotes: ")[2].removesuffix(")")
+    found = plan_jobs(shlex.split(advice), multirun=True).configs
+    assert [config.estimator for config in found] == ["ema", "window(k=20)"]
+
+
+def test_hydra_composes_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    composed = compose.compose
+
+    def counted(name: str, overrides: list[str], **options: bool) -> object:
+        calls.append(overrides)
+        return composed(name, overrides, **options)
+
+    monkeypatch.setattr(compose, "compose", counted)
+    words = ["data=digits,glyphs", "seed=range(0,20)", "momentum=0.1,[0.1,0.2]", "optimizer.lr=0.1"]
+    found = plan_jobs(words, multirun=True)
+    assert len(found.configs) == len(found.words) == 80
+    assert sorted(calls) == [[], ["data=digits"], ["data=glyphs"]]
+    assert [(c.data.name, c.seed, c.momentum) for c in found.configs[:2]] == [
+        ("digits", 0, 0.1),
+        ("digits", 0, [0.1, 0.2]),
+    ]
+    assert found.words[-1] == ["data=glyphs", "seed=19", "momentum=[0.1,0.2]", "optimizer.lr=0.1"]
+
+
+def test_values_are_those_that_hydra_composes() -> None:
+    """Every way to write a value gives what Hydra makes of the same words by itself."""
+    words = ["experiment=momentum", "data=glyphs", "optimizer=adamw", "optimizer.lr=1e-2", "batch_size=16", "seed=3"]
+    words += ["estimator=[ema,'window(k=20)']", "evaluate_at=[1,0.5]", "name=other", "steps=null", "data.flip=false"]
+    words += ["measurements=[gaps]", "data.fonts='dejavu'"]
+    (found,) = plan_jobs(words, multirun=False).configs
+    compose.register()
+    with compose.initialize_config_dir(str(compose.CONF), version_base="1.3"):
+        assert found == compose.OmegaConf.to_object(compose.compose("config", words))

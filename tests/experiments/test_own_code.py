@@ -1,0 +1,137 @@
+"""No traceback for what a user's own code raises, nor for Ctrl-C while a command starts: the line of that code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness import load
+from bnlab.harness.errors import where_raised
+from experiments import figures
+from tests.experiments.commands import Done, run
+
+FIGURE = """
+import pandas as pd
+from bnlab.harness.style import Figure
+def score(tables):
+    return pd.DataFrame({"panel": ["all"], "mean": [1.0], "n": [1]})
+def plot(frame, *, ax):
+    ax.plot([0, 1], [0, 1])
+    return ax
+FIGURES = [Figure("one", "t", "c", {"gaps": ("mean_gap",)}, score, plot)]
+def summary(tables):
+    return ["a line"]
+"""
+# The module experiments/mine.py (None: there is none), and what the message says
+MODULES = {
+    "missing": (None, r"experiments/mine.py: is missing; it has the figures"),
+    "syntax": ("x = [\n", r"mine.py: cannot be imported, .*mine.py:1: SyntaxError"),
+    "import": ("\nimport nowhere_to_be_found\n", r"cannot be imported, .*mine.py:2: ModuleNotFoundError: .*nowhere"),
+    "exit": ("import sys\nsys.exit(3)\n", r"cannot be imported, .*mine.py:2: SystemExit: 3"),
+    "no figures": ("def summary(tables): return []\n", r"mine.py: needs FIGURES"),
+    "other figures": ("FIGURES = ['gap']\n", r"mine.py: needs FIGURES"),
+    "no summary": (FIGURE.replace("def summary", "def summing"), r"mine.py: needs a function summary"),
+    "table": (FIGURE.replace('"gaps"', '"gap"'), r"figure one: there is no table 'gap'; choose from runs, gaps"),
+    "column": (FIGURE.replace("mean_gap", "gap"), r"figure one.*: table gaps has no column 'gap'"),
+    "score": (
+        FIGURE.replace("[1.0]", "[1.0, 2.0]"),
+        r"figure one failed at .*mine.py:5: ValueError.*\n.*run: ",
+    ),
+    "plot": (FIGURE.replace("[0, 1], [0, 1]", "frame.x"), r"figure one failed at .*mine.py:7: AttributeError"),
+    "exit in plot": (FIGURE.replace("ax.plot(", "exit("), r"figure one failed at .*mine.py:7: "),
+    "summary": (FIGURE.replace('["a line"]', "1 / 0"), r"the summary failed at .*mine.py:11: ZeroDivisionError"),
+    "empty": (FIGURE.replace('"gaps": ("mean_gap",)', '"drift": ("run",)'), "figure one: no rows in .*drift.parquet"),
+}
+
+
+@pytest.mark.parametrize("case", list(MODULES))
+def test_a_mistake_in_a_module_of_figures(
+    case: str,
+    conf: Path,
+    swept: tuple[Path, Done],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text, message = MODULES[case]
+    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setattr("experiments.__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "experiments.mine", raising=False)
+    shutil.copytree(swept[0] / "adhoc", tmp_path / "results" / "mine")
+    monkeypatch.setattr(sys, "argv", ["figures", "experiment=mine", f"results={tmp_path}/results"])
+    assert figures.main() == 2
+    sys.modules.pop("experiments.mine", None)
+    out, err = capsys.readouterr()
+    assert not out and not list(tmp_path.rglob("*.png"))
+    assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
+    assert re.search(message, err), err
+
+
+def test_the_last_line_of_the_users_own_code() -> None:
+    with pytest.raises(ValueError, match="no results") as caught:
+        load("nothing", "nowhere")
+    assert re.fullmatch(r".*test_own_code.py:\d+: UserError: no results for .*", where_raised(caught.value))
+    assert where_raised(RuntimeError("a\n  b")) == "RuntimeError: a b"
+
+
+@pytest.mark.parametrize("command", ["sweep experiment=quickstart", "figures experiment=quickstart", "runs list"])
+def test_ctrl_c_while_a_command_starts(command: str, tmp_path: Path) -> None:
+    """Importing torch takes most of that time."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    done = run(*command.split(), path=tmp_path, expect=130)
+    assert not done.stdout and done.stderr.strip() == "stopped; the same command continues"
+
+
+LEAVING = """
+from dataclasses import dataclass
+from typing import ClassVar
+import sys
+from bnlab.estimators import Estimator
+
+@dataclass(frozen=True)
+class Leaving(Estimator):
+    name: ClassVar[str] = "leaving"
+    def gains(self, stream):
+        sys.exit("enough")
+"""
+
+
+OTHERWISE = "        return stream.counts[:, 0] * 0 + 1"
+
+
+def test_an_estimator_that_leaves(tmp_path: Path) -> None:
+    (tmp_path / "leaver.py").write_text(LEAVING)
+    (tmp_path / "gone.py").write_text("import sys\nsys.exit(0)\n")
+    words = ("steps=3", "batch_size=256", f"results={tmp_path}/results")
+    done = run("sweep", *words, "estimator=gone.Gone", path=tmp_path, expect=2)
+    assert "gone.py:2: SystemExit: 0" in done.stderr and done.stderr.count("\n") == 1
+    done = run("sweep", "-m", "seed=0,1", *words, "estimator=leaver.Leaving", path=tmp_path, expect=2)
+    assert "leaver.py:11: SystemExit: enough" in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "later.py").write_text(LEAVING.replace("sys.exit", "if len(stream) > 8: sys.exit") + OTHERWISE)
+    words = ("steps=9", *words[1:])
+    done = run("sweep", "-m", "seed=0,1", *words, "estimator=later.Leaving", path=tmp_path, expect=1)
+    assert done.stderr.count("later.py:11: SystemExit: enough") == 2 and "Traceback" not in done.stderr
+    assert set(load("adhoc", tmp_path / "results")["runs"]["status"]) == {"failed"}
+
+
+def test_a_damaged_part_in_a_read_only_folder(
+    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(swept[0] / "adhoc", tmp_path / "adhoc")
+    part = min((tmp_path / "adhoc" / "parts" / "gaps").iterdir())
+    part.write_bytes(b"nonsense")
+
+    def refused(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    rows = load("adhoc", tmp_path)["gaps"]
+    assert 0 < len(rows) < len(load("adhoc", swept[0])["gaps"])
+    err = capsys.readouterr().err
+    assert str(part) in err and "cannot be set aside (Permission denied)" in err and part.exists()

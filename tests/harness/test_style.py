@@ -1,0 +1,104 @@
+"""Every series of a figure can be told from the others, in all panels alike, or the figure is refused."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+
+from bnlab import estimators, inference
+from bnlab.harness import style
+from bnlab.harness.errors import UserError
+from bnlab.harness.measurements.sources import FROZEN
+from bnlab.harness.style import Figure
+from experiments.panels import plot_estimators
+
+OURS = [name for name, cls in estimators.known().items() if cls.__module__.startswith("bnlab.")]
+ALL = [*OURS, *FROZEN, *inference.known()]
+
+
+def frame(series: list[tuple[str, float]], panel: str = "all") -> pd.DataFrame:
+    rows = [
+        (panel, name, momentum, epoch, i + epoch, i + epoch, i + epoch, 1)
+        for i, (name, momentum) in enumerate(series)
+        for epoch in (1.0, 2.0)
+    ]
+    return pd.DataFrame(rows, columns=["panel", "estimator", "momentum", "epoch", "mean", "low", "high", "n"])
+
+
+def draw(rows: pd.DataFrame) -> list[Axes]:
+    def plot(part: pd.DataFrame, *, ax: Axes) -> Axes:
+        plot_estimators(part, ax)
+        return ax
+
+    drawn = style.draw(Figure("f", "t", "c", {"gaps": ()}, lambda _: rows, plot), {"gaps": rows})
+    return list(drawn.axes)
+
+
+def looks(ax: Axes) -> dict[str, tuple[object, ...]]:
+    lines = ax.get_lines()
+    return {str(line.get_label()): (line.get_color(), str(line._dash_pattern), line.get_marker()) for line in lines}
+
+
+@pytest.fixture(autouse=True)
+def closed() -> object:
+    yield
+    plt.close("all")
+
+
+def test_every_estimator_has_a_line_of_its_own() -> None:
+    series = [(name, np.nan) for name in (*ALL, "mine", "theirs")]
+    (ax,) = draw(frame(series))
+    found = looks(ax)
+    assert len(found) == len(set(found.values())) == len(ALL) + 2 == 27
+    colours = [np.array(to_rgb(str(look[0]))) for look in found.values()]
+    for a in colours:
+        for b in colours:
+            assert (a == b).all() or np.abs(a - b).max() > 0.15  # another colour is another colour
+
+
+def test_settings_of_an_estimator() -> None:
+    names = [("ema", m) for m in (0.01, 0.1, 0.3, 1.0)] + [("window(k=5)", np.nan), ("window(k=9)", np.nan)]
+    (ax,) = draw(frame([*names, ("exact", np.nan), ("exact(images=9)", np.nan)]))
+    found = looks(ax)
+    assert len(found) == len(set(found.values())) == 8
+    assert len({look[0] for look in found.values()}) == 8  # also without markers
+
+
+def test_panels_agree_where_one_lacks_a_series() -> None:
+    some = [("ema", 0.1), ("mine", np.nan), ("theirs", np.nan)]
+    first, second = draw(pd.concat([frame(some[2:], "a"), frame([("ema", 0.01), *some], "b")]))
+    assert looks(first).items() <= looks(second).items() and len(set(looks(second).values())) == 4
+
+
+def test_more_than_can_be_told_apart() -> None:
+    with pytest.raises(UserError, match=r"room for 6 settings of ema, found EMA \(momentum 0.1\).*0.7\); sweep fewer"):
+        draw(frame([("ema", m / 10) for m in range(1, 8)]))
+    with pytest.raises(UserError, match=r"room for 12 estimators of your own, found mine0.*mine12; sweep fewer"):
+        draw(frame([(f"mine{i}", np.nan) for i in range(13)]))
+    assert len(set(style.series(range(6)).values())) == 6
+    with pytest.raises(UserError, match="room for 6 series, found 2, 4, 8, 16, 32, 64, 128; sweep fewer"):
+        style.series([2, 4, 8, 16, 32, 64, 128])
+
+
+def test_a_series_keeps_its_colour_in_a_later_panel() -> None:
+    rows = pd.concat([frame([("ema", 0.1)], "a").assign(size=8), frame([("ema", 0.1)], "b").assign(size=4)])
+
+    def plot(part: pd.DataFrame, *, ax: Axes) -> Axes:
+        for size, colour in style.series(sorted(part["size"].unique())).items():
+            style.line(ax, part[part["size"] == size], "epoch", colour, str(size))
+        return ax
+
+    axes = style.draw(Figure("f", "t", "c", {}, lambda _: rows, plot), {}).axes
+    assert len({line.get_color() for ax in axes for line in ax.get_lines()}) == 2
+
+
+def test_a_single_value_is_seen() -> None:
+    _, ax = plt.subplots()
+    style.line(ax, frame([("ema", 0.1)]).head(1), "epoch", "#000000", "ema")
+    style.log_axis(ax, pd.Series([1.0]), "epoch")
+    assert ax.get_legend_handles_labels()[1] == ["ema"] and ax.get_xlim() == (0.5, 2.0)
+    assert ax.get_lines()[0].get_marker() == "o"
