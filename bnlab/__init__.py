@@ -4,11 +4,11 @@ The public names are here; importing this package does not import pandas, which 
 """
 
 from bnlab import estimators, inference, theory
-from bnlab.consistency import self_consistency
 from bnlab.decomposition import decompose
+from bnlab.exact.consistency import self_consistency
+from bnlab.exact.population import population_statistics
 from bnlab.gap import gap
 from bnlab.moments import Moments
-from bnlab.population import population_statistics
 from bnlab.statistics import Statistics, running_statistics, using
 from bnlab.trace import MomentTrace, record, record_frozen, replay
 

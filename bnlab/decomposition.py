@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
+from bnlab.exact.population import population_statistics
 from bnlab.layers import Forward, batch_norm_layers
-from bnlab.population import population_statistics
 from bnlab.trace import MomentTrace, record_frozen, replay_bank
 
 if TYPE_CHECKING:

@@ -39,9 +39,9 @@ from bnlab.layers import (
     resting,
     tracked,
 )
+from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
-from bnlab.switching import ModuleState, forward_hooks
 
 _FORMAT, _RESTARTED = "bnlab.MomentTrace/1", "bnlab.MomentTrace/2"  # the second with restarts
 _PROXY = torch._C._TorchDispatchModeKey.PROXY

@@ -10,10 +10,11 @@ import pytest
 import bnlab
 
 PACKAGE = Path(bnlab.__file__).parent
-# Imports go to a lower number only (storage, switching and breadth are parts of what stands above them).
+# Imports go to a lower number only.
 LEVEL = {
     "arguments": -1,
     "flags": -1,
+    "modes": 0,
     "moments": 0,
     "theory": 0,
     "layers": 0,
@@ -22,19 +23,28 @@ LEVEL = {
     "statistics": 1,
     "estimators": 1,
     "ranks": 1,
-    "inspection": 1,
-    "switching": 1,
-    "breadth": 2,
-    "consistency": 2,
+    "module_state": 1,
     "trace": 2,
     "inference": 2,
     "gap": 2,
-    "fixed_point": 3,
-    "population": 4,
-    "decomposition": 5,
-    "cli": 6,
-    "__init__": 7,
+    "exact": 3,
+    "decomposition": 4,
+    "cli": 5,
+    "__init__": 6,
 }
+# Inside of bnlab/exact/ a module imports those before it only.
+EXACT = (
+    "standard_errors",
+    "inspection",
+    "breadth",
+    "fixed_point",
+    "job",
+    "layerwise",
+    "batch_upstream",
+    "population",
+    "consistency",
+    "__init__",
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -51,7 +61,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("estimators/*.py")]),
+    sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("estimators/*.py"), *PACKAGE.glob("exact/*.py")]),
     ids=lambda path: "/".join(path.parts[-2:]),
 )
 def test_imports_go_downwards(path: Path) -> None:
@@ -64,6 +74,14 @@ def test_imports_go_downwards(path: Path) -> None:
             module = rest.split(".")[0]
             assert module != "harness", "the library does not know the harness"
             assert own == module or LEVEL[own] > LEVEL.get(module, -1), f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_order_of_what_measures_exactly(name: str) -> None:
+    found = imports(PACKAGE / "exact" / f"{name}.py")
+    assert {f"{path.stem}" for path in PACKAGE.glob("exact/*.py")} == set(EXACT)
+    used = {module for module in EXACT if f"bnlab.exact.{module}" in found}
+    assert used <= set(EXACT[: EXACT.index(name)])
 
 
 def test_hydra_is_seen_by_the_configuration_only() -> None:

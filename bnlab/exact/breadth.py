@@ -20,7 +20,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.inspection import Check, Sample, check_result, count_images, sample
+from bnlab.exact.inspection import Check, Sample, check_result, count_images, sample
 from bnlab.layers import (
     BatchNorm,
     Forward,
@@ -32,19 +32,11 @@ from bnlab.layers import (
     tracked,
 )
 from bnlab.memory import Budget, tensor_bytes
+from bnlab.modes import Modes, ModeSwitch, RandomStream
+from bnlab.module_state import ModuleState, Overrides, forward_hooks, free_locks, held_tensors
 from bnlab.moments import Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
 from bnlab.statistics import load
-from bnlab.switching import (
-    Modes,
-    ModeSwitch,
-    ModuleState,
-    Overrides,
-    RandomStream,
-    forward_hooks,
-    free_locks,
-    held_tensors,
-)
 
 CALLER = "population_statistics"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.breadth import CALLER, Cost, Evaluation
+from bnlab.exact.breadth import CALLER, Cost, Evaluation
 from bnlab.moments import Moments
 
 # Passes are repeated until assumption and measurement agree to this (in σ, and in the logarithm of the variance).

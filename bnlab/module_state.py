@@ -1,8 +1,4 @@
-"""What a forward pass leaves outside of its own frames, so that many of them can take turns in one thread.
-
-A suspended forward must not see what another one does meanwhile: torch's thread-local modes, the random stream, and
-attributes that modules set on themselves while they run.
-"""
+"""What a forward pass changes on the modules of a model and in what they hold, so that many of them can take turns."""
 
 from __future__ import annotations
 
@@ -12,113 +8,15 @@ import operator
 import threading
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
-from bnlab.flags import Flags, read_flags, write_flags
 from bnlab.layers import differs
 
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"training"}
-
-
-class Modes(NamedTuple):
-    """Modes of torch (grad, inference, autocast, the stacks of function and dispatch modes) and other global flags."""
-
-    grad: bool
-    inference: bool
-    autocast: tuple[tuple[str, bool, torch.dtype], ...]
-    cache: bool
-    functions: tuple[Any, ...]
-    dispatches: tuple[Any, ...]
-    flags: Flags
-
-
-class ModeSwitch:
-    """Captures and applies `Modes`."""
-
-    def __init__(self, device_types: Iterable[str]) -> None:
-        self._devices = tuple(dict.fromkeys(device_types))
-        self._guard: object = None
-
-    def capture(self) -> Modes:
-        return Modes(
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices),
-            torch.is_autocast_cache_enabled(),
-            tuple(_get_current_function_mode_stack()) if torch._C._len_torch_function_stack() else (),
-            tuple(_get_current_dispatch_mode_stack()) if torch._C._len_torch_dispatch_stack() else (),
-            read_flags(),
-        )
-
-    def apply(self, modes: Modes, current: Modes) -> None:
-        """Change from the `current` modes to `modes`."""
-        # The guard of the switch before goes first: its end puts back modes of its own time.
-        if self._guard is not None:
-            self._guard = None
-            current = self.capture()
-        if current.inference != modes.inference:
-            self._guard = torch._C._InferenceMode(modes.inference)
-            current = self.capture()
-        if current.grad != modes.grad:
-            torch._C._set_grad_enabled(modes.grad)
-        if current[2:4] != modes[2:4]:
-            for device, enabled, dtype in modes.autocast:
-                torch.set_autocast_enabled(device, enabled)
-                torch.set_autocast_dtype(device, dtype)
-            torch.set_autocast_cache_enabled(modes.cache)
-        if current.functions or modes.functions:
-            _set_function_modes(modes.functions)
-        if current.dispatches or modes.dispatches:
-            _set_dispatch_modes(modes.dispatches)
-        write_flags(modes.flags, current.flags)
-
-
-def _set_function_modes(wanted: Sequence[Any]) -> None:
-    current = _get_current_function_mode_stack()
-    if len(current) == len(wanted) and all(map(operator.is_, current, wanted)):
-        return
-    for _ in current:
-        torch._C._pop_torch_function_stack()
-    for mode in wanted:
-        torch._C._push_on_torch_function_stack(mode)
-
-
-def _set_dispatch_modes(wanted: Sequence[Any]) -> None:
-    current = _get_current_dispatch_mode_stack()
-    if len(current) == len(wanted) and all(map(operator.is_, current, wanted)):
-        return
-    for _ in current:
-        _pop_mode()
-    for mode in wanted:
-        _push_mode(mode)
-
-
-class RandomStream:
-    """The random state of the CPU and of one accelerator; each batch has a stream of its own, whatever runs between."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device if device.type == "cuda" else None
-        self._seed = torch.initial_seed()
-
-    def begin(self, index: int) -> list[Tensor]:
-        """The state with which batch `index` begins."""
-        devices = [torch.device("cpu")] + ([self._cuda] if self._cuda else [])
-        seed = (self._seed + index) % 2**63
-        return [torch.Generator(device).manual_seed(seed).get_state() for device in devices]
-
-    def capture(self) -> list[Tensor]:
-        return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(self._cuda)] if self._cuda else [])
-
-    def apply(self, state: list[Tensor]) -> None:
-        torch.set_rng_state(state[0])
-        if self._cuda:
-            torch.cuda.set_rng_state(state[1], self._cuda)
 
 
 class HeldTensor(NamedTuple):

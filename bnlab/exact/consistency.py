@@ -24,9 +24,9 @@ from bnlab.layers import (
     unwrapped,
     without_transforms,
 )
+from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics, using
-from bnlab.switching import ModuleState, forward_hooks
 
 if TYPE_CHECKING:
     import pandas as pd

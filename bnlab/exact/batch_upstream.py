@@ -1,0 +1,71 @@
+"""One pass in which every layer normalizes with its batch's statistics: what one-pass tools compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.exact.breadth import CALLER, check_moments
+from bnlab.exact.job import Job, Source
+from bnlab.exact.layerwise import check_first_batch
+from bnlab.layers import check_input, copied, layer_input, set_buffers_aside, without_transforms
+from bnlab.modes import RandomStream
+from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.moments import Moments, read
+
+
+def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
+    """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
+    found: dict[str, Moments] = {}
+    hooks = forward_hooks(job.model)
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = without_transforms(layer_input(args, kwargs))
+            if isinstance(x, Tensor) and not x.numel():
+                return
+            check_input(name, job.targets[name], x, CALLER)
+            if x.numel() == x.shape[1]:
+                raise ValueError(
+                    f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
+                    "with; use larger batches or upstream='population'"
+                )
+            moments = Moments.of(x)
+            if job.by_image:
+                job.parts.setdefault(name, []).append(read(x, moments.mean, by_image=True))
+            found[name] = found[name].merge(moments) if name in found else moments
+
+        return hook
+
+    for name, layer in job.targets.items():
+        job.hooks.append(layer.register_forward_pre_hook(look(name), with_kwargs=True))
+        set_buffers_aside(layer)
+        layer.train()
+
+    random, state = RandomStream(job.device), ModuleState(job.model, hooks)
+
+    def work() -> None:
+        for index, batch in enumerate(source):
+            state.accept()
+            own = random.capture()  # the caller's batches draw from the caller's stream
+            random.apply(random.begin(index))
+            with torch.no_grad(), state.undone():
+                job.forward(job.model, copied(batch, job.device))
+            random.apply(own)
+
+    job.ranks.together(work)
+    job.cost.batches = job.cost.forwards = source.count
+    merged: dict[str, Moments] = {}
+    # The order of the first rank that has seen them, for all the same.
+    for name in dict.fromkeys(name for names in job.ranks.gather(list(found)) for name in names):
+        merged[name] = job.ranks.merged(found.get(name, Moments.empty(job.targets[name].num_features)))
+        check_moments(name, merged[name], job.targets[name])
+        job.bar.update()
+    if source.count and found:
+        for layer in job.targets.values():
+            layer.eval()
+        check_first_batch(job, found, {}, source.first, random, state)
+    return merged

@@ -1,0 +1,92 @@
+"""What every way of measuring is given, and what it leaves; the caller's batches, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnlab.exact.breadth import CALLER, Cost
+from bnlab.exact.inspection import Check, count_images
+from bnlab.exact.standard_errors import standard_error
+from bnlab.layers import BatchNorm, Forward
+from bnlab.memory import Budget
+from bnlab.moments import Moments, Partial
+from bnlab.ranks import Ranks
+from bnlab.statistics import Statistics
+
+
+@dataclass
+class Job:
+    """What every way of measuring needs, and what it leaves beside the moments."""
+
+    model: nn.Module
+    targets: dict[str, BatchNorm]
+    forward: Forward
+    device: torch.device
+    ranks: Ranks
+    by_image: bool
+    channels_last: bool
+    budget: Budget = field(init=False)
+    bar: Any = None
+    cost: Cost = field(default_factory=Cost)
+    parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`
+    hooks: list[Any] = field(default_factory=list)  # of the measurement, on the layers
+    check: Check | None = None
+
+    def statistics(self, found: dict[str, Moments], source: Source) -> Statistics:
+        """ValueError if there was nothing to measure."""
+        if not sum(self.ranks.gather(source.count)):
+            raise ValueError(f"{CALLER}: batches is empty; pass at least one batch (is a generator used up?)")
+        if not found:
+            raise ValueError(f"{CALLER}: the forward reached none of {len(self.targets)} batch-norm layers")
+        self.cost.images, self.cost.peak_bytes = source.images, self.budget.peak
+        unseen = [name for name in self.targets if name not in found]
+        statistics = Statistics(found, {name: self.targets[name].eps for name in found}, unseen)
+        statistics.cost, statistics.check = self.cost, self.check
+        if self.by_image:
+            statistics.standard_errors = {
+                name: standard_error(moments, self.parts.get(name, []), self.ranks) for name, moments in found.items()
+            }
+        return statistics
+
+
+class KeptBatches:
+    """Batches that are read when they are asked for, once, and kept."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._read: list[Any] = []
+        self._rest = iter(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._read
+        for batch in self._rest:
+            self._read.append(batch)
+            yield batch
+
+
+class Source:
+    """The caller's batches, counted."""
+
+    def __init__(self, batches: Iterable[Any], max_images: int | None) -> None:
+        self._batches, self._limit = batches, max_images
+        self.count = self.images = 0
+        self.first: Any = None
+        self.exhausted = False
+
+    def __iter__(self) -> Iterator[Any]:
+        self.count = self.images = 0
+        for batch in self._batches:
+            images = count_images(batch)
+            if not images:
+                raise ValueError(f"{CALLER}: batch {self.count} has no images; leave empty batches out")
+            self.first = batch if self.count == 0 else self.first
+            self.count += 1
+            self.images += images
+            yield batch
+            if self._limit is not None and self.images >= self._limit:
+                return
+        self.exhausted = True

@@ -1,0 +1,103 @@
+"""Exact statistics one layer after the other, each in forward passes of its own: the slow, obvious twin."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.exact.breadth import CALLER, check_moments
+from bnlab.exact.inspection import Sample, check_result
+from bnlab.exact.job import Job, Source
+from bnlab.layers import borrowed, check_input, copied, layer_input, set_buffers_aside, without_transforms
+from bnlab.modes import RandomStream
+from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.moments import Moments
+from bnlab.statistics import load
+
+
+class _Reached(BaseException):
+    """Ends a forward pass at the layer that is being measured."""
+
+
+def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
+    """Run everything up to the first unfinished layer, again and again."""
+    if job.ranks.size > 1 or job.by_image:
+        raise ValueError(f"{CALLER}: strategy='layerwise' has no group and no standard errors; use 'breadth'")
+    found: dict[str, Moments] = {}
+    targets, hooks = job.targets, forward_hooks(job.model)
+    arrived: dict[str, list[Moments]] = {}
+    samples: dict[str, Sample] = {}
+    visited: set[str] = set()
+
+    def stop(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = without_transforms(layer_input(args, kwargs))
+            if isinstance(x, Tensor) and not x.numel():
+                return
+            if name in visited:
+                raise ValueError(
+                    f"{CALLER}: layer {name!r} is reached several times in one forward; "
+                    "which only strategy='breadth' can measure; or leave it out with layers=[...]"
+                )
+            visited.add(name)
+            if name not in found:
+                check_input(name, targets[name], x, CALLER)
+                arrived.setdefault(name, []).append(Moments.of(x))
+                raise _Reached
+
+        return hook
+
+    for name, layer in targets.items():
+        job.hooks.append(layer.register_forward_pre_hook(stop(name), with_kwargs=True))
+        set_buffers_aside(layer)
+    batches, random, state = list(source), RandomStream(job.device), ModuleState(job.model, hooks)
+    while True:
+        arrived.clear()
+        for index, batch in enumerate(batches):
+            visited.clear()
+            with contextlib.suppress(_Reached):
+                _forward_once(job, batch, index, random, state)
+        if not arrived:
+            break
+        if len(arrived) > 1:
+            raise ValueError(
+                f"{CALLER}: batches reach {' and '.join(map(repr, arrived))} first; "
+                "skipped layers need strategy='breadth'; or leave them out with layers=[...]"
+            )
+        ((name, moments),) = arrived.items()
+        found[name], samples[name] = reduce(Moments.merge, moments), Sample(None, moments[0])
+        check_moments(name, found[name], targets[name])
+        load(targets[name], found[name])
+        job.bar.update()
+    if batches:
+        visited.clear()
+        check_first_batch(job, found, samples, batches[0], random, state)
+    return found
+
+
+def check_first_batch(
+    job: Job,
+    found: dict[str, Moments],
+    samples: dict[str, Sample],
+    batch: Any,
+    random: RandomStream,
+    state: ModuleState,
+) -> None:
+    """Evaluate the first batch once more, without the measurement's hooks."""
+    for hook in job.hooks:
+        hook.remove()
+    job.check = check_result(
+        job.model, job.targets, found, samples, batch, lambda batch: _forward_once(job, batch, 0, random, state)
+    )
+
+
+def _forward_once(job: Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:
+    """One forward that leaves nothing behind, with the batch's own random stream."""
+    with borrowed(job.model), torch.no_grad(), state.undone():
+        random.apply(random.begin(index))
+        job.forward(job.model, copied(batch, job.device))
