@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -33,11 +33,17 @@ class Sweep:
     configs: list[Config]  # checked
     words: list[list[str]]  # of each job: the settings that it was given
     hydra: DictConfig  # composed, with Hydra's own settings under `hydra`
+    shared: tuple[Override, ...]  # what all jobs were given alike
 
     @property
     def launcher(self) -> str:
         """The name of the Hydra launcher that runs the jobs."""
         return str(self.hydra.hydra.runtime.choices["hydra/launcher"])
+
+    @property
+    def names_its_launcher(self) -> bool:
+        """Whether the command line or an experiment's file says which launcher to use."""
+        return self.launcher != "basic" or any(o.get_key_element() == "hydra/launcher" for o in self.shared)
 
 
 def register() -> None:
@@ -53,16 +59,27 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
     """
     given = _parsed(words)
     with _composer() as composer:
-        hydra = composer.compose([o for o in given if not o.is_sweep_override()], whole=True)
+        shared = tuple(o for o in given if not o.is_sweep_override())
+        hydra = composer.compose(shared, whole=True)
         multirun = multirun or hydra.hydra.mode == RunMode.MULTIRUN
         _check_sweeps([o for o in given if o.is_sweep_override()], multirun)
         own = _own_sweep(hydra, given) if multirun else []
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_checked(composer.compose(job), job) for job in jobs]
-        sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra)
-    if sweep.launcher != "basic":
-        for config in sweep.configs:
-            config.threads = config.threads or 1  # the processes share the cores
+        sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra, shared)
+    return sweep if sweep.launcher == "basic" else _one_thread_each(sweep)
+
+
+def on_all_cores(sweep: Sweep) -> Sweep:
+    """The same jobs with a process for each core."""
+    with _composer() as composer:
+        hydra = composer.compose([*sweep.shared, *_parsed(["hydra/launcher=joblib"])], whole=True)
+    return _one_thread_each(replace(sweep, hydra=hydra))
+
+
+def _one_thread_each(sweep: Sweep) -> Sweep:
+    for config in sweep.configs:
+        config.threads = config.threads or 1  # the processes share the cores
     return sweep
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -45,7 +48,9 @@ def launch(sweep: Sweep) -> None:
     context = HydraContext(_Prepared(), Callbacks())  # type: ignore[arg-type]  # only that one method is called
     jobs = [[json.dumps(asdict(c)), *words] for c, words in zip(sweep.configs, sweep.words, strict=True)]
     try:
-        launcher = Plugins.instance().instantiate_launcher(context, partial(_run_launched, count), sweep.hydra)
+        launcher = Plugins.instance().instantiate_launcher(
+            context, partial(_run_launched, count, os.getpid()), sweep.hydra
+        )
         done = launcher.launch(jobs, 0)
     except (HydraException, RuntimeError, ValueError) as error:
         raise UserError(f"hydra/launcher={sweep.launcher}: {first_line(error.__cause__ or error)}") from error
@@ -66,8 +71,10 @@ class _Prepared:
         return config
 
 
-def _run_launched(count: int, _: DictConfig) -> UserError | OSError | None:
+def _run_launched(count: int, launcher: int, _: DictConfig) -> UserError | OSError | None:
     """One job in a launcher's process; returns what stops the others too, which Hydra would print if it were raised."""
+    if os.getppid() == launcher:
+        _end_with_parent(launcher)
     hydra = HydraConfig.get()
     text, *words = hydra.overrides.task
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))
@@ -76,6 +83,18 @@ def _run_launched(count: int, _: DictConfig) -> UserError | OSError | None:
     except (UserError, OSError) as error:
         return error
     return None
+
+
+@cache  # once in each process
+def _end_with_parent(parent: int) -> None:
+    """Let this process end soon after the one that started it, which may have been killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(config: Config, words: list[str], number: int, count: int) -> None:

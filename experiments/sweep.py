@@ -23,7 +23,8 @@ def main() -> int:
 
 def _sweep(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
-    from experiments.compose import plan_jobs
+    from bnlab.harness.planning import gains_from_processes
+    from experiments.compose import on_all_cores, plan_jobs
 
     if any(word.split("=")[0] in _HYDRA_ONLY for word in words):
         _show()
@@ -33,6 +34,8 @@ def _sweep(words: list[str]) -> int:
     if unknown:
         raise UserError(f"{unknown[0]}: no such option; there are -m and --help")
     sweep = plan_jobs([word for word in words if not word.startswith("-")], multirun)
+    if not sweep.names_its_launcher and gains_from_processes(sweep.configs):
+        sweep = on_all_cores(sweep)
     return _dry_run(sweep) if sweep.configs[0].dry_run else _run(sweep, words)
 
 
@@ -47,9 +50,9 @@ def _show() -> None:
 
 
 def _dry_run(sweep: Sweep) -> int:
-    from bnlab.harness.planning import plan
+    from bnlab.harness.planning import cores, plan
 
-    for line in plan(sweep.configs):
+    for line in plan(sweep.configs, cores() if sweep.launcher == "joblib" else 1):
         print(line)
     return 0
 

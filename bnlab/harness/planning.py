@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 
@@ -17,6 +18,18 @@ from bnlab.harness.training import train
 _TRIAL_STEPS = 5
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gains_from_processes(planned: list[Config]) -> bool:
+    """Whether several networks have to be trained, on several cores and no accelerator."""
+    runs = {run.id: run for run in map(Run, planned)}
+    untrained = [run for run in runs.values() if not run.finished]
+    return len(untrained) > 1 and cores() > 1 and all(run.device.type == "cpu" for run in untrained)
+
+
 def outline(planned: list[Config]) -> str:
     """How many jobs and networks there are, and how many of the networks are trained already."""
     runs = {run.id: run for run in map(Run, planned)}
@@ -29,7 +42,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def plan(planned: list[Config]) -> Iterable[str]:
+def plan(planned: list[Config], processes: int) -> Iterable[str]:
     """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
     prepare_process(planned[0])
     runs: dict[str, Run] = {}
@@ -54,8 +67,9 @@ def plan(planned: list[Config]) -> Iterable[str]:
         measured += image * (steps * len(run.dataset.train.labels) + evaluated * len(statistics_settings(config)))
     yield outline(planned)
     threads = _counted(torch.get_num_threads(), "thread")
-    yield f"training   about {_time(training)} on {threads}, one network after the other"
-    yield f"measuring  about {_time(measured)}, less where it has been done before"
+    how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
+    yield f"training   about {_time(training / processes)} on {how}"
+    yield f"measuring  about {_time(measured / processes)}, less where it has been done before"
 
 
 def _rates(run: Run) -> tuple[float, float]:

@@ -299,3 +299,17 @@ def test_full_disk_ends_the_sweep(tmp_path: Path) -> None:
     *hydra, line = done.stderr.splitlines()  # Hydra names the job
     assert done.returncode == 2 and len(hydra) <= 1
     assert "No space left on device" in line and "the same command continues" in line
+
+
+def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> None:
+    """A killed sweep leaves nobody behind who goes on training; the same command continues."""
+    words = ("-m", "batch_size=4", "seed=0,1", "epochs=400", f"results={tmp_path}")
+    process = start("sweep", *words)
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    begun = next(line for line in lines if "epoch 1/400" in line)
+    process.kill()
+    process.communicate(timeout=60)
+    lock = Run(Config(batch_size=4, epochs=400, seed=int(begun.split()[0][-1]), results=str(tmp_path))).lock
+    with lock.acquire(timeout=30):
+        pass
