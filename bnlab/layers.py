@@ -317,6 +317,33 @@ def _copy_back(buffer: Tensor, value: Tensor) -> None:
             buffer.copy_(value)
 
 
+class KeptWeights:
+    """The parameters of a model as they are now, to be put back where a forward has written into them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = [p for p in model.parameters() if not is_lazy(p)]
+        self._kept = [(p, p.detach(), p.detach().clone()) for p in parameters]
+        self._versions = self._versions_now()
+
+    def _versions_now(self) -> list[int]:
+        return [-1 if p.is_inference() else p._version for p, *_ in self._kept]
+
+    @contextlib.contextmanager
+    def restored(self, *, unseen: bool = False) -> Iterator[None]:
+        """Put back what the block has written, also if it ends half-way; `unseen`: also what left no trace."""
+        try:
+            yield
+        finally:
+            now = self._versions_now()
+            for (parameter, memory, value), before, version in zip(self._kept, self._versions, now, strict=True):
+                replaced = parameter.layout == torch.strided and parameter.data_ptr() != memory.data_ptr()
+                if replaced:
+                    parameter.data = memory
+                if replaced or unseen or version != before:
+                    _copy_back(parameter, value)
+            self._versions = self._versions_now()
+
+
 _State = tuple[dict[str, Any], dict[str, Collection[Any]], bool]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, using
@@ -816,3 +817,24 @@ class Rewriting(nn.Module):
 def test_weights_that_are_written_into_are_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=r"writes into 'inner\.3\.weight' in place.*layerwise"):
         population_statistics(randomized(Rewriting(kind)), images(4, 3, 2))
+
+
+@pytest.mark.parametrize("kind", ["in place", "data"])
+def test_weights_that_are_written_into_are_put_back(kind: str) -> None:
+    """Every forward begins with the model's own; `Rewriting` itself would multiply them once more each time."""
+    model, batches = randomized(Rewriting(kind)), images(4, 3, 2)
+    with unchanged(model), pytest.raises(ValueError, match="writes into"):
+        population_statistics(model, batches)
+    with unchanged(model):
+        found = population_statistics(model, batches, strategy="layerwise")
+        pooled = population_statistics(model, batches, upstream="batch")
+    inner = model.inner
+    weights = [inner[3].weight.detach() * x.std() for x in batches]
+    first = population_statistics(inner, batches, layers=["1"])
+    with using(inner, first), torch.no_grad():
+        inputs = [F.conv2d(inner[:3](x), w, inner[3].bias, 2, 1) for x, w in zip(batches, weights, strict=True)]
+    assert_moments(found["inner.4"], references.merge(inputs))
+    with torch.no_grad():
+        inner[1].train()
+        inputs = [F.conv2d(inner[:3](x), w, inner[3].bias, 2, 1) for x, w in zip(batches, weights, strict=True)]
+    assert_moments(pooled["inner.4"], references.merge(inputs))

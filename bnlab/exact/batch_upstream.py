@@ -52,7 +52,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             state.accept()
             own = random.capture()  # the caller's batches draw from the caller's stream
             random.apply(random.begin(index))
-            with torch.no_grad(), state.undone():
+            with torch.no_grad(), job.weights.restored(), state.undone():
                 job.forward(job.model, copied(batch, job.device))
             random.apply(own)
 

@@ -98,6 +98,6 @@ def check_first_batch(
 
 def _forward_once(job: Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:
     """One forward that leaves nothing behind, with the batch's own random stream."""
-    with borrowed(job.model), torch.no_grad(), state.undone():
+    with borrowed(job.model), torch.no_grad(), job.weights.restored(), state.undone():
         random.apply(random.begin(index))
         job.forward(job.model, copied(batch, job.device))

@@ -21,7 +21,7 @@ from bnlab.exact.fixed_point import measure
 from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.standard_errors import worst_error
-from bnlab.layers import BatchNorm, Forward, batch_norm_layers, borrowed, call, tracked, unwrapped
+from bnlab.layers import BatchNorm, Forward, KeptWeights, batch_norm_layers, borrowed, call, tracked, unwrapped
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments
 from bnlab.ranks import Ranks
@@ -116,7 +116,8 @@ def population_statistics(
         ranks = Ranks(group)
         job = Job(unwrapped(model), targets, forward or call, place, ranks, auto or standard_errors, channels_last)
         job.budget = Budget(limit, exact=memory is not None)
-        with borrowed(model), _bar(len(targets), progress) as job.bar:
+        job.weights = KeptWeights(model)
+        with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
             model.eval()
             found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)
         statistics = job.statistics(found, counted)
