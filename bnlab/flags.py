@@ -6,8 +6,10 @@ A forward pass may change them for a while (`sdpa_kernel`, `torch.backends.*.fla
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -46,6 +48,7 @@ _BY_VALUE: list[_Pair] = [
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_num_threads, torch.set_num_threads),
     (_anomaly, lambda values: torch.set_anomaly_enabled(*values)),
+    (sys.get_asyncgen_hooks, lambda hooks: sys.set_asyncgen_hooks(*hooks)),
     (_determinism, lambda values: _C._set_deterministic_algorithms(values[0], warn_only=values[1])),
     *_pair("_get_cudnn_enabled", "_set_cudnn_enabled"),
     *_pair("_get_cudnn_benchmark", "_set_cudnn_benchmark"),
@@ -77,6 +80,7 @@ _BY_IDENTITY: list[_Pair] = [
     (lambda: warnings.filters, _write_filters),
     (lambda: warnings.showwarning, partial(setattr, warnings, "showwarning")),
     (lambda: warnings._showwarnmsg_impl, partial(setattr, warnings, "_showwarnmsg_impl")),  # type: ignore[attr-defined]
+    (asyncio._get_running_loop, asyncio._set_running_loop),  # a forward that calls asyncio.run
     # What torch.compile hangs into Python's evaluation of this thread.
     (_EVAL_FRAME.get_eval_frame_callback, _EVAL_FRAME.set_eval_frame),
 ]

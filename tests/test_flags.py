@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -138,3 +140,27 @@ def test_flags_after_an_exception() -> None:
         warnings.filters = []  # type: ignore[assignment]
         raise ZeroDivisionError
     assert same(read_flags(), before)
+
+
+class Asynchronous(nn.Module):
+    """Runs its layers in an event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()
+
+    async def later(self, x: Tensor) -> Tensor:
+        await asyncio.sleep(0)
+        return self.inner(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return asyncio.run(self.later(x))
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+def test_event_loops_of_the_forward(strategy: str) -> None:
+    hooks = sys.get_asyncgen_hooks()
+    found = population_statistics(Asynchronous(), images(4, 3), strategy=strategy)
+    expected = population_statistics(plain(), images(4, 3))
+    assert all(found[f"inner.{name}"].mean.allclose(expected[name].mean) for name in expected)
+    assert sys.get_asyncgen_hooks() == hooks and asyncio._get_running_loop() is None
