@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -219,7 +220,7 @@ def _reached(functions: Iterable[Any]) -> list[Any]:
             named = (function.__globals__.get(name) for name in function.__code__.co_names)
             inside = [content for cell in function.__closure__ or () for content in _copied(cell)]
             held = [*inside, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), vars(function)]
-            held += [value for value in named if isinstance(value, (dict, list, set, deque, _LOCK))]
+            held += [value for value in named if isinstance(value, (dict, list, set, deque))]
         else:
             held = [getattr(function, "__dict__", None)]
         found += [value for value in held if not isinstance(value, nn.Module)]
@@ -228,21 +229,89 @@ def _reached(functions: Iterable[Any]) -> list[Any]:
 
 
 _LOCK = type(threading.Lock())
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "numpy"}  # whose code is not searched for locks
 
 
-def free_locks(model: nn.Module, functions: Iterable[Any]) -> list[Any]:
-    """The locks (not re-entrant ones) that modules, their classes and `functions` hold, and that nobody has taken."""
-    modules = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
+class HeldLock(NamedTuple):
+    """A lock or semaphore, and how to ask whether the next one who wants it would have to wait."""
+
+    lock: Any
+    is_taken: Callable[[], bool]
+
+
+def free_locks(model: nn.Module, functions: Iterable[Any]) -> list[HeldLock]:
+    """The locks and semaphores (not re-entrant ones) that can be had, as far as the model's code reaches them.
+
+    Followed are attributes of modules and of objects, what `functions` and methods of modules hold and name, and what
+    is held and named there.
+    """
+    modules = [m for m in model.modules() if not _is_of_library(type(m))]
     classes = {cls for m in modules for cls in type(m).__mro__ if cls not in nn.Module.__mro__}
-    values = [value for holder in (*modules, *classes) for value in vars(holder).values()]
-    methods = [value for value in values if isinstance(value, types.FunctionType)]
-    held = [*values, *_reached([*functions, *methods])]
-    inside = [value for c in _containers_in(held) for value in (c.values() if isinstance(c, dict) else _copied(c))]
-    locks = {id(value): value for value in [*held, *inside] if isinstance(value, _LOCK)}
-    return [lock for lock in locks.values() if not lock.locked()]
+    level = [*functions, *(value for holder in (*modules, *classes) for value in vars(holder).values())]
+    found, seen = list[HeldLock](), dict[int, Any]()
+    for _ in range(_LEVELS):
+        fresh = {id(value): value for value in level if id(value) not in seen}
+        seen |= fresh  # holds them, so that no identity is given to another
+        locks = [_as_lock(value) for value in fresh.values()]
+        found += [lock for lock in locks if lock is not None]
+        level = [inner for value in fresh.values() for inner in _reached_from(value)]
+    return [lock for lock in found if not lock.is_taken()]
+
+
+def _is_of_library(code: Any) -> bool:
+    return (getattr(code, "__module__", None) or "").partition(".")[0] in _LIBRARIES
+
+
+def _as_lock(value: Any) -> HeldLock | None:
+    if isinstance(value, _LOCK):
+        return HeldLock(value, value.locked)
+    if isinstance(value, threading.Semaphore):
+        return HeldLock(value, lambda: value._value == 0)
+    if type(value).__module__ == "multiprocessing.synchronize" and hasattr(value, "_semlock"):
+        # A process may take its recursive lock again.
+        return None if value._semlock.kind == 0 else HeldLock(value, value._semlock._is_zero)
+    return None
+
+
+def _reached_from(value: Any) -> list[Any]:
+    """What a value holds, and of code what it names."""
+    if isinstance(value, types.FunctionType):
+        return [] if _is_of_library(value) else _used_by(value)
+    if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+        return [value.__func__, getattr(value, "__self__", None)]
+    if isinstance(value, property):
+        return [value.fget]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, type):
+        return [] if _is_of_library(value) else list(vars(value).values())
+    if isinstance(value, _CONTAINERS):
+        return list(value.values() if isinstance(value, dict) else _copied(value))
+    if _is_of_library(type(value)) and not isinstance(value, threading.Condition):
+        return []
+    if isinstance(value, (nn.Module, Tensor, types.ModuleType)):
+        return []
+    attributes = getattr(value, "__dict__", None) if callable(value) else _attributes(value)
+    return [type(value), *(attributes or {}).values()]
+
+
+def _used_by(function: types.FunctionType) -> list[Any]:
+    """What a function has in its closure and defaults, and what it and those inside of it name."""
+    names, codes = set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    named = [function.__globals__[name] for name in names if name in function.__globals__]
+    # Of a module that it names, the members that it may mean.
+    members = [vars(m).get(name) for m in named if isinstance(m, types.ModuleType) for name in names]
+    closure = [content for cell in function.__closure__ or () for content in _copied(cell)]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*named, *members, *closure, *defaults, *vars(function).values()]
 
 
 _CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
+_LEVELS = 10  # of what holds and names what, down to a lock
 _DEPTH = 4  # hooks.outputs[device][name] needs 4; a trainer or a configuration that a module holds has no end
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,28 @@ from tests.helpers import assert_moments, images, plain, randomized, residual, u
 from tests.test_population import assert_same
 
 LOCK = threading.Lock()
+SEMAPHORE = threading.Semaphore(2)
+BETWEEN_PROCESSES = multiprocessing.get_context("spawn").Lock()
+
+
+class Server:
+    """An object with a lock, which a module's code knows by name."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def call(self, function: Callable[[], Tensor]) -> Tensor:
+        with self.lock:
+            return function()
+
+
+SERVER = Server()
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    with LOCK:
+        yield
 
 
 class Locking(nn.Module):
@@ -31,14 +56,26 @@ class Locking(nn.Module):
         raise TypeError("a lock cannot be copied")
 
     def forward(self, x: Tensor) -> Tensor:
-        lock = LOCK if self.where == "global" else self.held.get("here") or self.lock
-        with lock:
+        if self.where == "method of an object":
+            return SERVER.call(lambda: self.inner(x))
+        with self.its_lock():
             return self.inner(x)
 
+    def its_lock(self) -> Any:
+        if self.where == "container":
+            return self.held["here"]
+        if self.where == "attribute":
+            return self.lock
+        known = {"global": LOCK, "semaphore": SEMAPHORE, "processes": BETWEEN_PROCESSES, "object": SERVER.lock}
+        return locked() if self.where == "function" else known[self.where]
 
-@pytest.mark.parametrize("where", ["attribute", "container", "global"])
+
+PLACES = ["attribute", "container", "global", "semaphore", "processes", "object", "method of an object", "function"]
+
+
+@pytest.mark.parametrize("where", PLACES)
 def test_a_lock_around_the_forward(where: str) -> None:
-    model, batches = Locking(where), images(4, 3)
+    model, batches = Locking(where), images(4, 3, 2)
     with pytest.raises(ValueError, match=r"layer 'inner\.1' is called while the forward holds a lock.*layerwise"):
         population_statistics(model, batches)
     layerwise = population_statistics(model, batches, strategy="layerwise")

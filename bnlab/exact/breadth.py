@@ -408,7 +408,7 @@ class Evaluation:
         reason = None
         if torch._C._functorch.maybe_current_level() is not None:
             reason = "inside of a torch.func transform such as vmap"
-        elif any(lock.locked() for lock in self._locks):
+        elif any(lock.is_taken() for lock in self._locks):
             reason = "while the forward holds a lock, which the next batch would wait for without end"
         if reason is not None:
             raise ValueError(f"{CALLER}: layer {name!r} is called {reason}; use strategy='layerwise'")
