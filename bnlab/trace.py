@@ -478,8 +478,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
-            `layer.forward`), has written its buffers in a way that leaves no trace, or the weights were updated within
-            a step.
+            `layer.forward`), has written its buffers in a way that leaves no trace, or has put another layer into the
+            model; or the weights were updated within a step.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
@@ -513,6 +513,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             undo.callback(recorder.end)
         yield trace
     _warn_of_the_unrecorded(recorders)
+    _warn_of_other_layers(model, layers)
 
 
 def _hook(function: Callable[..., None]) -> Callable[..., None]:
@@ -865,5 +866,18 @@ def _warn_of_the_unrecorded(recorders: Iterable[_Recorder]) -> None:
         warnings.warn(
             f"record: the running buffers of {listed(overwritten)} are not the average of what was recorded: something "
             "has written them, through .data say; what is replayed is not what they hold",
+            stacklevel=3,
+        )
+
+
+def _warn_of_other_layers(model: nn.Module, recorded: dict[str, BatchNorm]) -> None:
+    """Say which layers have come into the model, or have taken the place of recorded ones."""
+    known = set(map(id, recorded.values()))
+    new = [name for name, m in model.named_modules() if isinstance(m, BatchNorm) and id(m) not in known]
+    new = [name for name in new if model.get_submodule(name).running_mean is not None]
+    if new:
+        warnings.warn(
+            f"record: {listed(new)} came into the model inside of the block and are not recorded, nor what they have "
+            "taken the place of from then on; change the model before the block",
             stacklevel=3,
         )

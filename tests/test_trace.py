@@ -989,3 +989,16 @@ def test_no_false_alarm(momentum: float | None, dtype: torch.dtype) -> None:
                 with pytest.raises(ValueError, match="more than 1 value"):
                     layer(torch.zeros(1, 3, dtype=dtype))
     assert len(trace.layers[""]) == 601 and not trace.layers[""].restarts
+
+
+def test_layers_that_come_into_the_model_inside_of_the_block() -> None:
+    model = plain()
+    with pytest.warns(UserWarning, match=r"'1', '10' came into the model inside of the block"), record(model) as trace:
+        train(model, images(4))
+        model[1] = randomized(nn.BatchNorm2d(6))
+        model.append(nn.BatchNorm1d(4))
+        train(model, images(4, 3))
+    assert [len(layer) for layer in trace.layers.values()] == [1, 3]
+    with warnings.catch_warnings(), record(model):
+        warnings.simplefilter("error")
+        model.append(nn.InstanceNorm1d(4)).append(nn.BatchNorm1d(4, track_running_stats=False))
