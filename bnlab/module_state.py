@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.utils.hooks import RemovableHandle
 
 from bnlab.layers import differs
 
@@ -91,6 +93,13 @@ class Watched(dict[str, Any]):
 
 
 _ABSENT = object()
+_REGISTERED = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 
 class Overrides(NamedTuple):
@@ -103,15 +112,18 @@ class Overrides(NamedTuple):
 class ModuleState:
     """What a forward changes on the modules of a borrowed model; every batch begins with the originals, keeps its own.
 
-    Watches parameters, buffers, submodules and new attributes of all modules, and of those that are not torch's own all
-    attributes and the entries of their dictionaries, lists, sets and plain objects (also of those inside of them); and
-    what `hooks` reach in the same way through closures, arguments and names. Of other attributes torch's own modules
-    keep nothing but the tensors that someone else has put there.
+    Watches parameters, buffers, submodules, hooks and new attributes of all modules; of those that are not torch's own
+    all attributes and the entries of their dictionaries, lists, sets and plain objects (also of those inside of them);
+    and what `hooks` reach in the same way through closures, arguments and names. Of other attributes torch's own
+    modules keep nothing but the tensors that someone else has put there.
     """
 
     def __init__(self, model: nn.Module, hooks: Iterable[Any] = ()) -> None:
         self._model, self._hooks = model, list(hooks)
         self._journal: list[Watched] = []
+        self._registrations = [vars(m)[key] for m in model.modules() for key in _REGISTERED if key in vars(m)]
+        self._registrations += [_global_forward_pre_hooks, _global_forward_hooks]
+        self._handles = RemovableHandle.next_id
         for module in model.modules():
             for key in ("_parameters", "_buffers", "_modules"):
                 if type(own := vars(module).get(key)) is dict:  # scripted modules have others, or none
@@ -134,6 +146,7 @@ class ModuleState:
         self._entries = [_copied(c) for c in self._containers]
         watched = (value for d in self._dicts for value in d.values() if isinstance(value, Watched))
         self._members = {id(members): dict(members) for members in watched}
+        self._registered = list(map(dict, self._registrations))
         self._journal.clear()
 
     def _changed(self) -> tuple[bool, list[tuple[Any, Any]]]:
@@ -146,6 +159,10 @@ class ModuleState:
             written = {id(members): members for members in self._journal}
             known = ((members, self._members[key]) for key, members in written.items() if key in self._members)
             filled += [(members, entries) for members, entries in known if differs(members, entries)]
+        if RemovableHandle.next_id != self._handles:  # a forward may have registered hooks: looked at from now on
+            self._handles = -1
+            hooks = zip(self._registrations, self._registered, strict=True)
+            filled += [(members, entries) for members, entries in hooks if differs(members, entries)]
         return not same or bool(filled) or list(map(len, self._dicts)) != self._sizes, filled
 
     def accept(self) -> None:
@@ -179,6 +196,7 @@ class ModuleState:
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
         """What a forward in the block changes is put back after it."""
+        self.accept()
         try:
             yield
         finally:
