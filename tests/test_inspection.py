@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 import warnings
@@ -227,3 +228,23 @@ def test_threads_of_the_callers_own_do_not_matter() -> None:
     finally:
         stop.set()
         other.join()
+
+
+class Copying(nn.Module):
+    """Runs a copy of a part, which carries the hooks of a measurement along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.a, self.b = plain()[:6], nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        copy.deepcopy(self.inner)(y)
+        return self.b(y)
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_copies_of_layers_are_other_layers(options: Any) -> None:
+    found, _ = measured(Copying(), images(4, 3), **options)
+    assert list(found) == ["a", "b"] and found.unseen == ("inner.1", "inner.4") and found.check.held

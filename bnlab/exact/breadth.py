@@ -275,6 +275,7 @@ class Evaluation:
                 self.samples[name] = Sample(None, pool(calls))
 
         def evaluate(batch: Any) -> None:
+            self._state.accept()
             self._random.apply(self._random.begin(0))
             try:
                 self._run(copied(batch, self._device, channels_last=self._relays))
@@ -384,6 +385,8 @@ class Evaluation:
         """The pre-hook of a layer; the layer's own eval forward runs after it."""
 
         def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is not self._targets[name]:
+                return  # a copy that the forward has made, hooks and all
             item, x = self._current, layer_input(args, kwargs)
             if isinstance(x, Tensor) and not x.numel():
                 return  # no images that go this way (to an expert, say)

@@ -80,7 +80,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def count_images(batch: Any) -> int:
     """The length of the first tensor in a batch; 1 where there is none."""
-    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+    return next((leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def sample(x: Tensor, images: int) -> Sample:
@@ -161,6 +161,7 @@ class _Watch(contextlib.AbstractContextManager["_Watch"]):
         self._stack = contextlib.ExitStack()
         self._open: list[str] = []
         self._owners: dict[int, str] = {}
+        self._layers = {id(module) for module in self.model.modules() if isinstance(module, BatchNorm)}
         for name, module in self.model.named_modules():
             if isinstance(module, BatchNorm):
                 for tensor in (module.running_mean, module.weight):
@@ -178,6 +179,8 @@ class _Watch(contextlib.AbstractContextManager["_Watch"]):
 
     def _enter(self, name: str) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if id(module) not in self._layers:
+                return
             self._open.append(name)
             x = without_transforms(layer_input(args, kwargs))
             if name in self.names and isinstance(x, Tensor) and x.numel():
@@ -189,7 +192,8 @@ class _Watch(contextlib.AbstractContextManager["_Watch"]):
         return look
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
-        self._open.pop()
+        if id(module) in self._layers:  # and no copy of it, which has the hooks too
+            self._open.pop()
 
     def _normalized(self, x: Tensor, mean: Tensor | None, weight: Tensor | None, training: bool) -> None:
         owners = (self._owners.get(tensor.data_ptr()) for tensor in (mean, weight) if tensor is not None)
