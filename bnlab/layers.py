@@ -190,7 +190,8 @@ def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any
     """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
 
     def copy(tensor: Tensor) -> Tensor:
-        images = channels_last and tensor.dim() == 4 and tensor.layout == torch.strided
+        plain = tensor.layout == torch.strided and not tensor.is_nested
+        images = channels_last and plain and tensor.dim() == 4
         layout = torch.channels_last if images else torch.preserve_format
         return tensor.to(device, copy=True, memory_format=layout)
 

@@ -71,6 +71,11 @@ def tensor_bytes(values: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
+def _dense(values: Any) -> list[Tensor]:
+    """The tensors in a structure that have one storage; sparse ones have none."""
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor) and t.layout == torch.strided]
+
+
 class LiveBytes(TorchDispatchMode):
     """Inside the block, follows the storages that operations make until nothing holds them any more.
 
@@ -85,10 +90,9 @@ class LiveBytes(TorchDispatchMode):
 
     def follow(self, values: Any) -> None:
         """Count the tensors in `values` too, as long as they are alive."""
-        for tensor in tree_leaves(values):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        for tensor in _dense(values):
+            storage = tensor.untyped_storage()
+            self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, self.now())
 
     def now(self) -> int:
@@ -97,10 +101,10 @@ class LiveBytes(TorchDispatchMode):
         return sum(size for _, size in self._storages.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        known = {t.untyped_storage()._cdata for t in _dense((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         # A view or an operation in place makes nothing new; a parameter that is read is not the forward's.
-        new = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.untyped_storage()._cdata not in known]
+        new = [t for t in _dense(result) if t.untyped_storage()._cdata not in known]
         if new:
             self.follow(new)
         return result

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -838,3 +839,56 @@ def test_weights_that_are_written_into_are_put_back(kind: str) -> None:
         inner[1].train()
         inputs = [F.conv2d(inner[:3](x), w, inner[3].bias, 2, 1) for x, w in zip(batches, weights, strict=True)]
     assert_moments(pooled["inner.4"], references.merge(inputs))
+
+
+class Tapping(nn.Module):
+    """Hooks a layer for the time of a forward: to have its output, or to change its input."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taken, scale = list[Tensor](), x.std()
+        if self.kind == "all modules":
+            hook = nn.modules.module.register_module_forward_hook(lambda m, args, y: taken.append(y * scale))
+        elif self.kind == "output":
+            hook = self.a.register_forward_hook(lambda m, args, y: taken.append(y * scale))
+        else:
+            hook = self.a.register_forward_pre_hook(lambda m, args: (args[0] * scale,))
+        y = self.a(x)
+        hook.remove()
+        return self.b(taken[0] if taken else y)
+
+
+@pytest.mark.parametrize("kind", ["output", "input", "all modules"])
+def test_hooks_for_the_time_of_a_forward(kind: str) -> None:
+    twins(randomized(Tapping(kind)), images(4, 3, 2))
+
+
+@pytest.mark.parametrize("how", ["breadth", "layerwise", "auto"])
+def test_a_loader_that_uses_its_memory_again(how: str) -> None:
+    batches = images(200, 200, 200)
+    memory = np.empty(batches[0].shape, dtype=np.float32)
+
+    def loader() -> Iterator[Tensor]:
+        for x in batches:
+            memory[:] = x.numpy()
+            yield torch.from_numpy(memory)
+
+    if how == "breadth":  # holds what it is given, and notices
+        with pytest.warns(RuntimeWarning, match="evaluated again under the result"):
+            population_statistics(plain(), loader())
+        return
+    options: Any = {"strategy": how} if how == "layerwise" else {"max_images": "auto", "tolerance": 1e-3}
+    assert_same(population_statistics(plain(), loader(), **options), population_statistics(plain(), batches))
+
+
+@pytest.mark.parametrize("memory", [None, "300KB"])
+def test_sparse_and_nested_batches(memory: str | None) -> None:
+    (x,) = images(4)
+    expected = population_statistics(plain(), [x])
+    for batch in (x.to_sparse(), torch.nested.nested_tensor(list(x), layout=torch.jagged)):
+        forward = (lambda m, b: m(b.to_dense())) if batch.is_sparse else (lambda m, b: m(torch.stack(b.unbind())))
+        assert_same(population_statistics(plain(), [batch], forward=forward, memory=memory), expected)

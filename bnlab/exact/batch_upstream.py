@@ -25,7 +25,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = without_transforms(layer_input(args, kwargs))
-            if isinstance(x, Tensor) and not x.numel():
+            if module is not job.targets[name] or (isinstance(x, Tensor) and not x.numel()):
                 return
             check_input(name, job.targets[name], x, CALLER)
             if x.numel() == x.shape[1]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.inspection import Check, count_images
@@ -65,8 +66,8 @@ class KeptBatches:
     def __iter__(self) -> Iterator[Any]:
         yield from self._read
         for batch in self._rest:
-            self._read.append(batch)
-            yield batch
+            self._read.append(tree_map_only(Tensor, torch.clone, batch))  # a loader may use its memory again
+            yield self._read[-1]
 
 
 class Source:

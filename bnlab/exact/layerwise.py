@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inspection import Sample, check_result
@@ -37,7 +38,7 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
     def stop(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = without_transforms(layer_input(args, kwargs))
-            if isinstance(x, Tensor) and not x.numel():
+            if module is not targets[name] or (isinstance(x, Tensor) and not x.numel()):
                 return
             if name in visited:
                 raise ValueError(
@@ -55,7 +56,9 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
     for name, layer in targets.items():
         job.hooks.append(layer.register_forward_pre_hook(stop(name), with_kwargs=True))
         set_buffers_aside(layer)
-    batches, random, state = list(source), RandomStream(job.device), ModuleState(job.model, hooks)
+    # Copies: every batch is read many times, and a loader may use its memory again.
+    batches = [tree_map_only(Tensor, torch.clone, batch) for batch in source]
+    random, state = RandomStream(job.device), ModuleState(job.model, hooks)
     while True:
         arrived.clear()
         for index, batch in enumerate(batches):
