@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import signal
 import sys
@@ -131,17 +130,15 @@ def _remove(results: str, runs: list[str]) -> None:
             gone = folder.with_name(f".removed-{folder.name}-{uuid.uuid4().hex[:8]}")
             folder.rename(gone)
             shutil.rmtree(gone)
-            print(f"removed {_id(folder)} ({size:.1f} MB); its rows stay in the tables, a sweep trains it again")
+            print(f"removed {_id(folder)} ({size:.1f} MB); its rows stay in the tables until a sweep trains it again")
 
 
 def _show(results: str, run: str) -> None:
     import yaml
 
     folder = _find(results, run)
-    described = folder / "environment.json"
-    environment = json.loads(described.read_text()) if described.exists() else {}
     print(_id(folder))
-    for key, value in {**_status(folder), "folder": folder, **environment}.items():
+    for key, value in {**_status(folder), "folder": folder, **_environment(folder)}.items():
         print(f"  {key}: {_said(value)}")
     print("\nsettings of the job that began it")
     config = _config(folder)
@@ -189,6 +186,17 @@ def _config(folder: Path) -> dict[str, Any] | None:
         return read_config(folder)
     except ValueError:
         return None
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    from bnlab.harness.runs import read_environment
+
+    try:
+        return read_environment(folder)
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return {"environment.json": "damaged"}
 
 
 def _status(folder: Path) -> dict[str, Any]:

@@ -130,8 +130,10 @@ def _run_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
     config, optimizer = run.config, asdict(run.config.optimizer)
     images = data.check(config.data)
     steps = total_steps(config, images)
-    trained = run.folder / "environment.json"
-    described = json.loads(trained.read_text()) if trained.exists() else environment(run.device)
+    try:
+        described = run.environment
+    except (FileNotFoundError, ValueError):  # the job failed before it was trained
+        described = environment(run.device)
     row = {
         "run": run.id,
         "seed": config.seed,

@@ -165,7 +165,8 @@ class Recorder:
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
         self._run, self._before, self._started = run, seconds, time.perf_counter()
         # What was written after the state is made again, all of it: the training may take another course from here.
-        written = set(run.folder.glob("trace/*.safetensors")) | set(run.folder.glob("*/step_*.safetensors"))
+        kinds = ("trace/*", "*/step_*", "statistics/*")
+        written = {path for kind in kinds for path in run.folder.glob(f"{kind}.safetensors")}
         before = {*run.trace_parts(progress.step), *run.states(progress.step), *run.checkpoints(progress.step)}
         for path in written - before:
             path.unlink()

@@ -171,8 +171,8 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What `environment.json` holds; ValueError if it is damaged."""
-        return _read_json(self.folder / "environment.json")
+        """What `environment.json` holds; ValueError if it is damaged, FileNotFoundError if it is missing."""
+        return read_environment(self.folder)
 
     @property
     def environments(self) -> list[dict[str, Any]]:
@@ -180,6 +180,12 @@ class Run:
         described = self.environment
         later = described.pop("later", [])
         return [{"step": 0, **described}, *(entry for entry in later if "step" in entry)]
+
+    @property
+    def training(self) -> str:
+        """A digest of the losses of all updates, which tells this network from one trained in its place."""
+        losses = tables.read_frame(self.folder / "log.parquet")["loss"]
+        return hashlib.sha256(losses.to_numpy().tobytes()).hexdigest()[:10]
 
     def check_settings(self) -> None:
         """Compare what the network in this folder was trained with; nothing is read of its weights.
@@ -255,6 +261,18 @@ def read_status(folder: Path) -> dict[str, Any] | None:
         raise OtherVersion(f"{path}: expected format {_FORMAT}, found {found.get('format')}")
     if found.pop("sha256", None) != _checksum(found):
         raise ValueError(f"{path}: damaged, its contents do not match their checksum")
+    return found
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """`Run.environment` of the run in a folder."""
+    path = folder / "environment.json"
+    found = _read_json(path)
+    for key, kind in (("versions", dict), ("device", str), ("threads", int)):
+        if not isinstance(found.get(key), kind):
+            raise ValueError(f"{path}: damaged (found no {key})")
+    if not isinstance(found.get("later", []), list):
+        raise ValueError(f"{path}: damaged (later is no list)")
     return found
 
 

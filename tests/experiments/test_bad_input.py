@@ -314,6 +314,22 @@ def test_damaged_runs_are_listed_and_cleaned(
     assert gone and all("damaged-1" in name for name in gone) and mine.exists()
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+def test_a_damaged_environment_is_shown_as_such(
+    text: str,
+    swept: tuple[Path, Done],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(swept[0], results)
+    path = sorted(results.glob("runs/*/seed_?"))[0]
+    (path / "environment.json").write_text(text)
+    out = called(f"show {path.parent.name}/{path.name}", results, monkeypatch, capsys)
+    assert "environment.json: damaged" in out and "settings of the job" in out
+
+
 def test_removing_networks(
     swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

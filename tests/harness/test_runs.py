@@ -15,7 +15,7 @@ import torch
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
-from bnlab.harness import load, runs, tables
+from bnlab.harness import load, producing, runs, tables
 from bnlab.harness.config import Config
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, failures, prepare
@@ -23,6 +23,7 @@ from bnlab.harness.measurements.frozen import EXACT, population
 from bnlab.harness.measurements.sources import Setting
 from bnlab.harness.producing import ensure_trained
 from bnlab.harness.runs import Run, all_runs, read_config
+from bnlab.harness.training import Progress
 from bnlab.storage import save_tensors
 from bnlab.trace import MomentTrace
 from tests.experiments.commands import files
@@ -207,6 +208,43 @@ def test_a_network_of_other_images_is_refused(whole: Path, tmp_path: Path, monke
     path = other.folder / "environment.json"
     path.write_text(path.read_text().replace("training_images", "before_it_was_recorded"))
     ensure_trained(other)
+
+
+@pytest.mark.parametrize("lost", [(), ("status.json", "state.safetensors")])
+def test_rows_of_the_network_that_was_there_before_leave(
+    lost: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained again is another network where threads or versions are others: nothing of both is mixed."""
+    results, estimators = tmp_path / "results", ["cumulative", "exact"]
+    shutil.copytree(whole, results)
+    run = Run(config(results, estimator=estimators))
+    for name in lost:
+        (run.folder / name).unlink()
+    if not lost:
+        shutil.rmtree(run.folder)
+    begun = producing.begun
+
+    def begun_elsewhere(run: Run) -> Progress:
+        progress = begun(run)
+        with torch.no_grad():
+            next(progress.model.parameters()).mul_(1.001)
+        return progress
+
+    monkeypatch.setattr(producing, "begun", begun_elsewhere)
+    execute(run.config)
+    execute(config(tmp_path / "alone", estimator=estimators))
+    for name in ("gaps", "evaluations"):
+        assert_frame_equal(load("adhoc", results)[name], load("adhoc", tmp_path / "alone")[name])
+
+
+@pytest.mark.parametrize("text", ["{}", '{"versions": {}, "device": "x86_64"}', "[]", "{"])
+def test_a_damaged_environment(text: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    path = Run(config(results)).folder / "environment.json"
+    path.write_text(text)
+    attempt(config(results))
+    assert f"{path}: damaged" in capsys.readouterr().err and not failures(config(results))
 
 
 def test_bad_data_is_no_damage_of_a_network(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

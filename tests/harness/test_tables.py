@@ -20,6 +20,7 @@ def rows(momenta: list[float], value: float, run: str = "a/seed_0", **origin: ob
     columns = {
         "version": 2,
         "source": "",
+        "training": "a",
         "run": run,
         "step": 1,
         "estimator": "ema",
@@ -87,6 +88,15 @@ def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
     ):
         write_evaluation(str(age), age, momentum, images, shift)
     assert tables.assemble(tmp_path, "evaluations")["momentum"].tolist() == [0.1, 0.3, 0.4]
+
+
+def test_rows_of_a_network_that_was_trained_again_leave_the_table(tmp_path: Path) -> None:
+    """Those of the same network, by whatever they were measured; other networks' stay."""
+    write(tmp_path, "old", rows([0.1], 1.0, training="a"), age=10)
+    write(tmp_path, "other run", rows([0.1], 1.0, run="b/seed_0", training="c"), age=9)
+    write(tmp_path, "new", rows([np.nan], 2.0, training="b", estimator="exact"), age=5)
+    found = tables.assemble(tmp_path, "gaps")
+    assert list(zip(found["run"], found["estimator"], strict=True)) == [("a/seed_0", "exact"), ("b/seed_0", "ema")]
 
 
 def test_parts_from_before_origins_were_noted_are_read(tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def _kept(run: Run, name: str) -> pd.DataFrame:
         except ValueError as error:
             set_aside(path, error, "measured again")
     frame = pd.concat(frames, ignore_index=True)
+    frame["training"] = frame["training"].fillna(
+        run.training
+    )  # it was not noted before; the folder has had one network
     for column, value in _origin(run).items():
         if column in frame:
             frame = frame[frame[column] == value]
@@ -78,7 +81,7 @@ def _kept(run: Run, name: str) -> pd.DataFrame:
 
 def _origin(run: Run) -> dict[str, Any]:
     """The values of `tables.ORIGIN` that are the same for all estimators."""
-    return {"version": frozen.VERSION, "test_images": run.dataset.test.digest}
+    return {"version": frozen.VERSION, "test_images": run.dataset.test.digest, "training": run.training}
 
 
 def _measure(
