@@ -53,6 +53,8 @@ def unreadable(word: str) -> str:
 
 def unknown(source: str, key: str) -> str:
     """There is no such setting; `source` is the word or the file that has it."""
+    if key.startswith("hydra.launcher."):
+        return f"{source}: there is no setting {key!r} of this launcher; n_jobs needs hydra/launcher=joblib"
     return f"{source}: there is no setting {key!r}{_did_you_mean(_nearest_setting(key))}; --help lists them"
 
 

@@ -103,7 +103,8 @@ def _find(results: str, run: str) -> Path:
     from bnlab.harness.runs import all_runs
 
     folders = all_runs(results)
-    found = [folder for folder in folders if _id(folder) == run] or [f for f in folders if _id(f).startswith(run)]
+    beginning = [folder for folder in folders if run and _id(folder).startswith(run)]
+    found = [folder for folder in beginning if _id(folder) == run] or beginning
     if len(found) != 1:
         more = ", …" if len(found) > 4 else ""
         which = f"{len(found)} networks: {', '.join(map(_id, found[:4]))}{more}" if found else "no network"

@@ -617,6 +617,7 @@ def test_parse() -> None:
         ("", "write a name such as ema"),
         ("ema(0.1)", r"found '0.1'; write ema\(parameter=value\)"),
         ("ema(m=0.1)", "ema has no parameter 'm'; it has momentum"),
+        ("window(k=5,k=6)", "window: k is given twice"),
         ("cumulative(k=1)", "cumulative has no parameter 'k'; it has none"),
         ("ema(momentum=high)", "momentum=high is no float; its default is 0.1"),
         ("test_weighted(power=1.5)", "power=1.5 is no int"),

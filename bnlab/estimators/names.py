@@ -76,6 +76,8 @@ def read_parameters(label: str, name: str, text: str, cls: type[Any]) -> dict[st
         if key not in defaults:
             there = f"it has {', '.join(defaults)}" if defaults else "it has none"
             raise ValueError(f"estimator={label!r}: {name} has no parameter {key!r}; {there}")
+        if key in parameters:
+            raise ValueError(f"estimator={label!r}: {name}: {key} is given twice")
         parameters[key] = _value(label, key, given, defaults[key])
     return parameters
 

@@ -190,8 +190,12 @@ def _check_statistics(config: Config, images: int) -> None:
         if not 0 < value <= 1:
             raise UserError(f"momentum={value}: is the weight of the new batch; must be above 0 and at most 1")
     for setting in statistics_settings(config):
-        if setting.images is not None and setting.images > images and setting.split.startswith("train"):
-            raise UserError(f"estimator={setting.estimator}: the training split has {images:,} images")
+        if setting.rule is not None or setting.images is None:
+            continue
+        is_val = setting.split == "val"
+        split, most = ("validation", data.images_used(config.data) - images) if is_val else ("training", images)
+        if setting.images > most:
+            raise UserError(f"estimator={setting.estimator}: the {split} split has {most:,} images")
 
 
 def _check_evaluate_at(value: Any, steps: int) -> None:

@@ -375,7 +375,7 @@ def _image_folder(config: DataConfig, part: str) -> Any:
     folder = Path(config.root) / "image_folder" / part
     try:
         return torchvision().datasets.ImageFolder(str(folder))
-    except FileNotFoundError as error:
+    except OSError as error:  # there is none, it is a file, or it cannot be read
         raise UserError(f"image_folder: {error}; put images into {folder}/<class>/") from error
 
 

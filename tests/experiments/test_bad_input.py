@@ -80,6 +80,9 @@ CASES = {
     "sweep estimator=precise(images=0)": "needs quotes",
     "sweep estimator='precise(images=0)'": "images must be 2 or more",
     "sweep estimator='precise(images=1)'": "images must be 2 or more",
+    "sweep estimator='precise(images=400)' population=val": "validation split has 143 images",
+    "sweep estimator='eval_norm(batch=4,batch=5)'": "batch is given twice",
+    "sweep hydra.launcher.n_jobs=2": "n_jobs needs hydra/launcher=joblib",
     "sweep estimator='precise(images=9999)'": "training split has 1,295 images",
     "sweep estimator='ema(momentum=5)'": "momentum=5",
     "sweep estimator='ema(x=5)'": "no parameter 'x'",
@@ -345,6 +348,9 @@ def test_removing_networks(
 
     assert "names 2 networks" in refused(first.split("/")[0])
     assert "no network" in refused(first, "nonsense")
+    names_one = results.with_name("one")
+    shutil.copytree(results / "runs" / first, names_one / "runs" / first)
+    assert "no network" in refused("", f"results={names_one}")
     with lock_of(results / "runs" / second):
         assert f"{second}: is being trained; nothing was removed" in refused(first, second)
     assert files(results) == before

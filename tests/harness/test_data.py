@@ -335,6 +335,8 @@ def test_image_folder(tmp_path: Path) -> None:
 def test_image_folder_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"image_folder: .*put images into .*train/<class>/"):
         check(DataConfig("image_folder", str(tmp_path)))
+    with pytest.raises(UserError, match=r"image_folder: .*Not a directory.*put images into"):
+        check(DataConfig("image_folder", __file__))
     config = write_folder(tmp_path)
     file = tmp_path / "image_folder" / "test" / "dog" / "1.png"
     file.write_bytes(file.read_bytes()[:200])

@@ -90,6 +90,8 @@ def _at_inference_time(name: str) -> list[Setting]:
         rule = inference.parse(f"{base}({','.join(i for i in items if i.partition('=')[0].strip() != key)})")
     except ValueError as error:
         raise UserError(_unusable(name, error)) from error
+    if len(sizes) > 1:
+        raise UserError(f"estimator={name}: {key} is given twice")
     if images < 1:
         raise UserError(f"estimator={name}: {key} counts images and is 1 or more")
     label = f"{rule.label.removesuffix(')')}{',' if '(' in rule.label else '('}{key}={images})"
