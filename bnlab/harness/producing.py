@@ -18,7 +18,7 @@ from tqdm import tqdm
 from bnlab.harness import tables
 from bnlab.harness.config import differences
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.harness.runs import CHECKPOINT, Run, environment, read_config
+from bnlab.harness.runs import Run, environment, read_config
 from bnlab.harness.training import Callback, Diverged, Progress, build_optimizer, train
 from bnlab.storage import load_tensors, save_tensors, set_aside
 from bnlab.trace import record
@@ -222,7 +222,7 @@ def _saver(run: Run, wanted: list[int]) -> Callback:
 
     def save(progress: Progress) -> None:
         if progress.step in steps:
-            save_tensors(run.checkpoint(progress.step), progress.model.state_dict(), CHECKPOINT, {})
+            run.save_checkpoint(progress.step, progress.model.state_dict())
 
     return save
 
@@ -320,7 +320,7 @@ class _CheckpointKeeper:
     def _write(self) -> None:
         if self._held:
             step, tensors = self._held
-            save_tensors(self._run.checkpoint(step), tensors, CHECKPOINT, {})
+            self._run.save_checkpoint(step, tensors)
             self.written.append(step)
             self._held = None
 

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.harness import tables
 from bnlab.harness.config import Config, changed_settings, checkpoints, network_hash, total_steps
@@ -35,11 +36,11 @@ from bnlab.harness.data import Dataset, load_dataset
 from bnlab.harness.errors import JobError
 from bnlab.harness.models import build_model
 from bnlab.harness.training import Batches, Seeds
-from bnlab.storage import OtherVersion, load_tensors, write_whole
+from bnlab.storage import OtherVersion, load_tensors, save_tensors, write_whole
 from bnlab.trace import MomentTrace
 
 _FORMAT = 1
-CHECKPOINT = "bnlab.checkpoint/1"
+_CHECKPOINT = "bnlab.checkpoint/1"
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
@@ -98,8 +99,21 @@ class Run:
     def model_at(self, step: int) -> nn.Module:
         """The network after `step` updates; ValueError if the file is damaged."""
         model = self.new_model()
-        model.load_state_dict(load_tensors(self.checkpoint(step), CHECKPOINT)[0])
+        model.load_state_dict(self.load_checkpoint(step))
         return model
+
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the weights and buffers after `step` updates."""
+        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {"run": self.id, "step": str(step)})
+
+    def load_checkpoint(self, step: int) -> dict[str, Tensor]:
+        """What `save_checkpoint` wrote; ValueError if the file is damaged, or a copy of another one."""
+        path = self.checkpoint(step)
+        tensors, about = load_tensors(path, _CHECKPOINT)
+        for key, value in (("run", self.id), ("step", str(step))):
+            if about.get(key, value) != value:  # earlier files do not say
+                raise ValueError(f"{path}: is of {key} {about[key]}, expected {value}")
+        return tensors
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
@@ -246,9 +260,8 @@ class Run:
         if MomentTrace.join([MomentTrace.load(path) for path in self.trace_parts(step)]).last_step != step:
             raise ValueError(f"{self.folder / 'trace'}: does not reach step {step}")
         for wanted in self.wanted:
-            path = self.checkpoint(wanted)
-            if path.exists():
-                load_tensors(path, CHECKPOINT)
+            if self.checkpoint(wanted).exists():
+                self.load_checkpoint(wanted)
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

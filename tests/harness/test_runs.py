@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -245,6 +246,25 @@ def test_a_damaged_environment(text: str, whole: Path, tmp_path: Path, capsys: p
     path.write_text(text)
     attempt(config(results))
     assert f"{path}: damaged" in capsys.readouterr().err and not failures(config(results))
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_checkpoint_of_another_step_or_network_is_foreign(
+    step: int, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    job = config(results)
+    if step == 3:
+        execute(config(results, seed=1))
+    path, other = Run(job).checkpoint(3), Run(config(results, seed=int(step == 3))).checkpoint(step)
+    shutil.copy(other, path)
+    shutil.rmtree(Run(job).folder / "measurements")
+    shutil.rmtree(Run(job).folder / "statistics")
+    execute(job)
+    assert re.search(rf"{path}: is of (run|step) .*, expected .*\n.*trained again", capsys.readouterr().err)
+    found = load("adhoc", results)["gaps"]
+    assert_frame_equal(found[found["run"] == Run(job).id], load("adhoc", whole)["gaps"])
 
 
 def test_bad_data_is_no_damage_of_a_network(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
