@@ -37,14 +37,17 @@ def find_experiment(name: str) -> Experiment:
 def own_code(what: str, folder: Path, name: str, results: str) -> Iterator[None]:
     """Errors of an experiment's code as UserError, with the line that raised it."""
     from bnlab.harness.errors import UserError, where_raised
+    from bnlab.harness.reporting.experiment import NoRows
 
+    elsewhere = "" if results == "results" else f" results={results}"
+    again = f"run: python -m experiments.sweep experiment={name}{elsewhere}"
     try:
         yield
+    except NoRows as error:
+        raise UserError(f"{what}, from {folder}/tables: {error}\n{again}") from error
     except UserError as error:
         raise UserError(f"{what}, from {folder}/tables: {error}") from error
     except (Exception, SystemExit) as error:
         # Often the tables are those of half a sweep, or of one with other settings.
-        elsewhere = "" if results == "results" else f" results={results}"
-        again = f"run: python -m experiments.sweep experiment={name}{elsewhere}"
         reason = f"{what} failed at {where_raised(error)}"
         raise UserError(f"{reason}\nif {folder}/tables lacks rows that it needs, {again}") from error

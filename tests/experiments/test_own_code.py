@@ -48,7 +48,10 @@ MODULES = {
         MODULE.replace("return score(", "1 / 0, score("),
         r"the claims failed at .*mine.py:10: ZeroDivisionError",
     ),
-    "empty": (MODULE.replace('"gaps": ("mean_gap",)', '"drift": ("run",)'), "the table drift has no rows; run: "),
+    "empty": (
+        MODULE.replace('"gaps": ("mean_gap",)', '"drift": ("run",)'),
+        r"columns, from .*tables: the table drift has no rows\nrun: .*results=",
+    ),
 }
 
 

@@ -118,6 +118,10 @@ class Experiment:
     claims: tuple[Claim, ...]
 
 
+class NoRows(UserError):
+    """Nothing of what an experiment needs has been measured: it is to be swept."""
+
+
 class _Declared(dict[str, pd.DataFrame]):
     def __missing__(self, table: str) -> pd.DataFrame:
         raise UserError(f"table {table!r} is not declared in the experiment's columns")
@@ -127,7 +131,8 @@ def declared(experiment: Experiment, tables: Tables) -> Tables:
     """The tables with no other columns than the experiment declares; all settings in `runs`.
 
     Raises:
-        UserError: there is no such table or column, or a table has no rows.
+        UserError: there is no such table or column.
+        NoRows: a table has no rows.
     """
     runs = tables["runs"]
     extra = experiment.columns.get("runs", ())
@@ -140,9 +145,7 @@ def declared(experiment: Experiment, tables: Tables) -> Tables:
         if missing:
             raise UserError(f"table {table} has no column {missing[0]!r}")
         if frame.empty:
-            raise UserError(
-                f"the table {table} has no rows; run: python -m experiments.sweep experiment={experiment.name}"
-            )
+            raise NoRows(f"the table {table} has no rows")
         if table != "runs":
             found[table] = frame[[c for c in frame if c in COORDINATES or c in columns]]
     return found
