@@ -1,1 +1,1 @@
-"""What is asked: the commands (sweep, figures, runs) and one module for each question."""
+"""The commands (sweep, figures, answers, runs) and, in `questions`, what is asked."""

@@ -93,6 +93,24 @@ def test_hydra_is_seen_by_the_configuration_only() -> None:
     assert seeing <= {"harness/config.py"}
 
 
+# What scores and plots are made of, beside each other: no torch, no Hydra, nothing that trains or measures.
+REPORTING = {"pandas", "numpy", "scipy", "matplotlib", "bnlab.harness.errors", "bnlab.harness.reporting"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "harness" / "reporting").glob("*.py")), ids=lambda path: path.stem)
+def test_reporting_sees_tables_only(path: Path) -> None:
+    for name in imports(path):
+        known = any(f"{name}.".startswith(f"{package}.") for package in REPORTING)
+        assert known or name.partition(".")[0] in sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "experiments/questions").glob("*.py")), ids=lambda p: p.stem)
+def test_questions_see_reporting_and_theory(path: Path) -> None:
+    for name in imports(path):
+        known = any(f"{name}.".startswith(f"{package}.") for package in (*REPORTING, "bnlab.theory"))
+        assert known or name == "bnlab" or name.partition(".")[0] in sys.stdlib_module_names, name
+
+
 def test_importing_the_library_imports_little() -> None:
     code = "import sys, bnlab; print(*{name.partition('.')[0] for name in sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

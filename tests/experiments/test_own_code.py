@@ -14,37 +14,44 @@ from bnlab.harness.errors import where_raised
 from experiments import figures
 from tests.experiments.commands import Done, run
 
-FIGURE = """
+MODULE = """
 import pandas as pd
-from bnlab.harness.style import Figure
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
 def score(tables):
-    return pd.DataFrame({"panel": ["all"], "mean": [1.0], "n": [1]})
+    return pd.DataFrame({"panel": ["all"], "mean": [1.0], "n": [1], "low": 0, "high": 2, "error": 1, "log": False})
 def plot(frame, *, ax):
     ax.plot([0, 1], [0, 1])
     return ax
-FIGURES = [Figure("one", "t", "c", {"gaps": ("mean_gap",)}, score, plot)]
-def summary(tables):
-    return ["a line"]
+def decide(tables):
+    return score(tables)
+EXPERIMENT = Experiment(name="mine", question="q", answers=(), source="s", columns={"gaps": ("mean_gap",)},
+    figures=(Figure("one", "t", "c", score, plot),), claims=(Claim("c", "t", decide, above(0), "u", "r"),))
 """
-# The module experiments/mine.py (None: there is none), and what the message says
+# The module experiments/questions/mine.py (None: there is none), and what the message says
 MODULES = {
-    "missing": (None, r"experiments/mine.py: is missing; it has the figures"),
+    "missing": (None, r"experiments/questions/mine.py: is missing; it has the figures"),
     "syntax": ("x = [\n", r"mine.py: cannot be imported, .*mine.py:1: SyntaxError"),
     "import": ("\nimport nowhere_to_be_found\n", r"cannot be imported, .*mine.py:2: ModuleNotFoundError: .*nowhere"),
     "exit": ("import sys\nsys.exit(3)\n", r"cannot be imported, .*mine.py:2: SystemExit: 3"),
-    "no figures": ("def summary(tables): return []\n", r"mine.py: needs FIGURES"),
-    "other figures": ("FIGURES = ['gap']\n", r"mine.py: needs FIGURES"),
-    "no summary": (FIGURE.replace("def summary", "def summing"), r"mine.py: needs a function summary"),
-    "table": (FIGURE.replace('"gaps"', '"gap"'), r"figure one: there is no table 'gap'; choose from runs, gaps"),
-    "column": (FIGURE.replace("mean_gap", "gap"), r"figure one.*: table gaps has no column 'gap'"),
+    "no experiment": ("def score(tables): return []\n", r"mine.py: needs EXPERIMENT"),
+    "other experiment": ("EXPERIMENT = ['gap']\n", r"mine.py: needs EXPERIMENT"),
+    "name": (MODULE.replace('"mine"', '"yours"'), r"mine.py: its EXPERIMENT has the name 'yours'; give it"),
+    "table": (MODULE.replace('"gaps"', '"gap"'), r"columns.*: there is no table 'gap'; choose from runs, gaps"),
+    "column": (MODULE.replace("mean_gap", "gap"), r"columns.*: table gaps has no column 'gap'"),
     "score": (
-        FIGURE.replace("[1.0]", "[1.0, 2.0]"),
+        MODULE.replace("[1.0]", "[1.0, 2.0]"),
         r"figure one failed at .*mine.py:5: ValueError.*\n.*run: ",
     ),
-    "plot": (FIGURE.replace("[0, 1], [0, 1]", "frame.x"), r"figure one failed at .*mine.py:7: AttributeError"),
-    "exit in plot": (FIGURE.replace("ax.plot(", "exit("), r"figure one failed at .*mine.py:7: "),
-    "summary": (FIGURE.replace('["a line"]', "1 / 0"), r"the summary failed at .*mine.py:11: ZeroDivisionError"),
-    "empty": (FIGURE.replace('"gaps": ("mean_gap",)', '"drift": ("run",)'), "figure one: no rows in .*drift.parquet"),
+    "plot": (MODULE.replace("[0, 1], [0, 1]", "frame.x"), r"figure one failed at .*mine.py:7: AttributeError"),
+    "exit in plot": (MODULE.replace("ax.plot(", "exit("), r"figure one failed at .*mine.py:7: "),
+    "claim": (
+        MODULE.replace("return score(", "1 / 0, score("),
+        r"the claims failed at .*mine.py:10: ZeroDivisionError",
+    ),
+    "empty": (
+        MODULE.replace('"gaps": ("mean_gap",)', '"drift": ("run",)'),
+        r"columns, from .*tables: the table drift has no rows\nrun: .*results=",
+    ),
 }
 
 
@@ -61,12 +68,12 @@ def test_a_mistake_in_a_module_of_figures(
     (conf / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
     if text is not None:
         (tmp_path / "mine.py").write_text(text)
-    monkeypatch.setattr("experiments.__path__", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "experiments.mine", raising=False)
+    monkeypatch.setattr("experiments.questions.__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "experiments.questions.mine", raising=False)
     shutil.copytree(swept[0] / "adhoc", tmp_path / "results" / "mine")
     monkeypatch.setattr(sys, "argv", ["figures", "experiment=mine", f"results={tmp_path}/results"])
     assert figures.main() == 2
-    sys.modules.pop("experiments.mine", None)
+    sys.modules.pop("experiments.questions.mine", None)
     out, err = capsys.readouterr()
     assert not out and not list(tmp_path.rglob("*.png"))
     assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err

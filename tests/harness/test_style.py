@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from bnlab import estimators, inference
-from bnlab.harness import style
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import FROZEN
-from bnlab.harness.style import Figure
-from experiments.panels import plot_estimators
+from bnlab.harness.reporting import drawing, style
+from bnlab.harness.reporting.experiment import Figure
+from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Points
 
 OURS = [name for name, cls in estimators.known().items() if cls.__module__.startswith("bnlab.")]
 ALL = [*OURS, *FROZEN, *inference.known()]
@@ -30,12 +30,7 @@ def frame(series: list[tuple[str, float]], panel: str = "all") -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame) -> list[Axes]:
-    def plot(part: pd.DataFrame, *, ax: Axes) -> Axes:
-        plot_estimators(part, ax)
-        return ax
-
-    drawn = style.draw(Figure("f", "t", "c", {"gaps": ()}, lambda _: rows, plot), {"gaps": rows})
-    return list(drawn.axes)
+    return list(drawing.draw(Figure("f", "t", "c", lambda _: rows, EstimatorCurves(ylabel="y")), {}).axes)
 
 
 def looks(ax: Axes) -> dict[str, tuple[object, ...]]:
@@ -92,7 +87,7 @@ def test_a_series_keeps_its_colour_in_a_later_panel() -> None:
             style.line(ax, part[part["size"] == size], "epoch", colour, str(size))
         return ax
 
-    axes = style.draw(Figure("f", "t", "c", {}, lambda _: rows, plot), {}).axes
+    axes = drawing.draw(Figure("f", "t", "c", lambda _: rows, plot), {}).axes
     assert len({line.get_color() for ax in axes for line in ax.get_lines()}) == 2
 
 
@@ -102,3 +97,64 @@ def test_a_single_value_is_seen() -> None:
     style.log_axis(ax, pd.Series([1.0]), "epoch")
     assert ax.get_legend_handles_labels()[1] == ["ema"] and ax.get_xlim() == (0.5, 2.0)
     assert ax.get_lines()[0].get_marker() == "o"
+
+
+def curves(panels: int = 1, kind: str = "", log: bool = False) -> pd.DataFrame:
+    """Two batch sizes, three momenta and a level in each panel."""
+    rows = [
+        (f"panel {i}", size, momentum, kind if momentum == 1 else "", size * (momentum or 9), 0.0, 99.0, 3, log)
+        for i in range(panels)
+        for size in (4, 32)
+        for momentum in (0.01, 0.1, 1, None)
+    ]
+    return pd.DataFrame(rows, columns=["panel", "batch_size", "momentum", "kind", "mean", "low", "high", "n", "log"])
+
+
+CURVES = Curves(x="momentum", xlabel="across", by="batch_size", ylabel="up", level="flat", dashed="predicted",
+                star="best", mark=(0.1, "default"))  # fmt: skip
+
+
+def values(ax: Axes, style: str = "-", marker: str = "None") -> list[list[float]]:
+    lines = [line for line in ax.get_lines() if (line.get_linestyle(), str(line.get_marker())) == (style, marker)]
+    return [[float(y) for y in line.get_ydata()] for line in lines if len(line.get_ydata())]
+
+
+def test_curves_draw_all_rows_by_their_kind() -> None:
+    _, ax = plt.subplots()
+    assert CURVES(curves(kind="star"), ax=ax) is ax
+    assert values(ax) == [[0.04, 0.4], [0.32, 3.2]]
+    assert values(ax, "None", "*") == [[4], [32]]
+    assert values(ax, "--")[-2:] == [[36, 36], [288, 288]]  # the levels
+    names = ["batch size 4", "batch size 32", "default", "flat", "predicted", "best"]
+    assert ax.get_legend_handles_labels()[1] == names and ax.get_xscale() == "log" and ax.get_yscale() == "linear"
+    _, ax = plt.subplots()
+    Curves(x="momentum", xlabel="", by="batch_size", ylabel="", log_y=True)(curves(kind="dashed"), ax=ax)
+    assert [v for v in values(ax, "--") if len(v) == 1] == [[4.0], [32.0]] and ax.get_yscale() == "log"
+
+
+def test_points() -> None:
+    rows = pd.DataFrame({"panel": "all", "batch_size": [4, 4, 32], "a": [0.1, 0.2, 0.3], "b": 0.5, "seed": [0, 1, 1]})
+    plot = Points(x="a", xlabel="A", y="b", ylabel="B", by="batch_size", factor=2, ends=(0.1, 1))
+    (ax,) = drawing.draw(Figure("f", "t", "c", lambda _: rows, plot), {}).axes
+    assert values(ax, "None", "o") == [[0.5, 0.5], [0.5]] and values(ax) == [[0.1, 1]]
+    assert ax.get_legend_handles_labels()[1] == ["batch size 4", "batch size 32", "within ×2"]
+
+
+@pytest.mark.parametrize(("log", "mean"), [(False, "mean"), (True, "geometric mean")])
+def test_the_drawing_says_what_lines_and_bands_are(log: bool, mean: str) -> None:
+    drawn = drawing.draw(Figure("f", "t", "How to read it.", lambda _: curves(log=log), CURVES), {})
+    caption = " ".join(drawn.texts[-1].get_text().split())
+    assert caption == f"How to read it. Lines: {mean} over seeds, bands: 95% intervals. n = 3 seeds."
+
+
+def test_more_than_four_panels_take_several_rows() -> None:
+    drawn = drawing.draw(Figure("f", "t", "c", lambda _: curves(6), CURVES), {})
+    shown = [ax for ax in drawn.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == [f"panel {i}" for i in range(6)]
+    assert [bool(ax.get_ylabel()) for ax in shown] == [True, False, False, False, True, False]
+    drawn.canvas.draw()
+    tops = [round(ax.get_position().y1, 3) for ax in shown]
+    assert len(set(tops[:4])) == 1 and tops[4] == tops[5] < shown[0].get_position().y0
+    assert all(0 < ax.get_position().x0 < ax.get_position().x1 < 1 for ax in shown)
+    with pytest.raises(ValueError, match="figure f: the tables have no row for it"):
+        drawing.draw(Figure("f", "t", "c", lambda _: curves(0), CURVES), {})

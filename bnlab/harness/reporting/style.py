@@ -1,14 +1,11 @@
-"""How figures look, and the few pieces that every plot is made of. Nothing is set on import."""
+"""How figures look: colours and names of estimators, one place for all. Nothing is set on import."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,11 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure as Drawn
 
 from bnlab.harness.errors import UserError
-
-Tables = dict[str, pd.DataFrame]
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
 # family has one colour where it can.
@@ -88,22 +82,6 @@ _RC: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure of an experiment: `score(tables)` gives its frame, `plot(frame, ax=...)` draws one panel.
-
-    The frame's column `panel` tells the panels apart, from left to right in order of appearance. `caption` says how
-    to read it. `columns`: what `score` needs, by table.
-    """
-
-    name: str
-    title: str
-    caption: str
-    columns: dict[str, tuple[str, ...]]
-    score: Callable[[Tables], pd.DataFrame]
-    plot: Callable[..., Axes]
-
-
 @contextlib.contextmanager
 def paper() -> Iterator[None]:
     """The look of all figures, for the time of the block."""
@@ -116,7 +94,8 @@ _given: ContextVar[dict[str, dict[Any, Any]] | None] = ContextVar("given", defau
 
 
 @contextlib.contextmanager
-def _one_figure() -> Iterator[None]:
+def one_figure() -> Iterator[None]:
+    """The time of drawing one figure, in which a series keeps its look."""
     before = _given.set({})
     try:
         yield
@@ -189,66 +168,3 @@ def log_axis(ax: Axes, values: pd.Series, label: str) -> None:
     if values.nunique() == 1:
         ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
     ax.set(xscale="log", xlabel=label)
-
-
-def draw(figure: Figure, tables: Tables) -> Drawn:
-    """All panels side by side with one legend below, the caption under them.
-
-    Raises:
-        UserError: a table lacks a column, or there is nothing to draw.
-    """
-    for table, columns in figure.columns.items():
-        missing = [c for c in columns if c not in tables[table]]
-        if missing:
-            raise UserError(f"figure {figure.name}: table {table} has no column {missing[0]!r}")
-    frame = figure.score(tables)
-    panels = list(dict.fromkeys(frame["panel"]))
-    if not panels:
-        raise UserError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
-    width = 3.5 * len(panels) + 0.6
-    wrapped = textwrap.wrap(f"{figure.caption}{_seeds(frame)}", int(width * 14.5))
-    title = textwrap.wrap(figure.title, int(width * 9.5))
-    drawn, axes = plt.subplots(1, len(panels), sharey=True, squeeze=False)
-    with _one_figure():
-        for ax, panel in zip(axes[0], panels, strict=True):
-            figure.plot(frame[frame["panel"] == panel], ax=ax)
-            ax.set_title(str(panel))
-    for ax in axes[0][1:]:
-        ax.set_ylabel("")
-    # A series may be missing in the first panel.
-    handles: dict[str, Any] = {}
-    for ax in axes[0]:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    rows = max(1, math.ceil(len(handles) / max(1, int(width // 2.2))))  # of the legend
-    height = 4.28 + 0.22 * (rows - 1) + 0.22 * len(title) + 0.17 * len(wrapped)
-    drawn.set_size_inches(width, height)
-    below = (0.12 + 0.17 * len(wrapped)) / height
-    drawn.text(0.02, 1 - 0.12 / height, "\n".join(title), fontsize=12, fontweight="bold", va="top")
-    drawn.legend(
-        handles.values(),
-        handles.keys(),
-        loc="lower center",
-        bbox_to_anchor=(0.5, below),
-        ncols=max(1, math.ceil(len(handles) / rows)),
-    )
-    drawn.text(0.02, 0.08 / height, "\n".join(wrapped), fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
-    drawn.tight_layout(rect=(0, below + 0.22 * rows / height, 1, 1 - (0.2 + 0.22 * len(title)) / height))
-    return drawn
-
-
-def _seeds(frame: pd.DataFrame) -> str:
-    """How many seeds the drawn means are over, where the frame tells."""
-    counts = frame["n"].dropna() if "n" in frame else frame.groupby("panel")["seed"].nunique()
-    low, high = int(counts.min()), int(counts.max())
-    return f" n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}\u00a0seeds."
-
-
-def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:
-    """PNG and PDF, without a date, so that the same table gives the same file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    drawn.savefig(paths[0])
-    drawn.savefig(paths[1], metadata={"CreationDate": None})
-    plt.close(drawn)
-    return paths

@@ -1,0 +1,98 @@
+"""Figures: their panels in rows, one legend, the caption with the sentence on lines, bands and n; and their files."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawn
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.experiment import Figure, Tables
+from bnlab.harness.reporting.style import one_figure
+
+_IN_A_ROW = 4
+
+
+def draw(figure: Figure, tables: Tables) -> Drawn:
+    """All panels, in order of appearance, with one legend below and the caption under it.
+
+    Args:
+        figure: what to draw.
+        tables: those that its score reads, see `experiment.declared`.
+
+    Raises:
+        UserError: there is nothing to draw, or more series than can be told apart.
+    """
+    frame = figure.score(tables)
+    panels = list(dict.fromkeys(frame["panel"]))
+    if not panels:
+        raise UserError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
+    columns = min(len(panels), _IN_A_ROW)
+    rows = math.ceil(len(panels) / columns)
+    drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
+    with one_figure():
+        for ax, panel in zip(grid.flat, panels, strict=False):
+            figure.plot(frame[frame["panel"] == panel], ax=ax)
+            ax.set_title(str(panel))
+    for ax in grid[:, 1:].flat:
+        ax.set_ylabel("")
+    for ax in grid.flat[len(panels) :]:
+        ax.set_axis_off()
+    _frame(drawn, figure.title, f"{figure.caption} {_reading(frame)}", rows, 3.5 * columns + 0.6)
+    return drawn
+
+
+def _frame(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> None:
+    """Title above, legend and caption below, and the size that leaves each panel 3 inches."""
+    titles = textwrap.wrap(title, int(width * 9.5))
+    lines = textwrap.wrap(caption, int(width * 14.5))
+    handles = _handles(drawn.axes)
+    legend_rows = max(1, math.ceil(len(handles) / max(1, int(width // 2.2))))
+    above, legend, below = 0.2 + 0.22 * len(titles), 0.22 * legend_rows, 0.12 + 0.17 * len(lines)
+    height = 3.5 * rows + above + legend + below
+    drawn.set_size_inches(width, height)
+    rect = (0.01, (below + legend + 0.06) / height, 0.98, 1 - (above + legend + below + 0.06) / height)
+    drawn.set_layout_engine(ConstrainedLayoutEngine(rect=rect, wspace=0.03, hspace=0.03))
+    drawn.text(0.02, 1 - 0.12 / height, "\n".join(titles), fontsize=12, fontweight="bold", va="top")
+    columns = max(1, math.ceil(len(handles) / legend_rows))
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, below / height)}
+    drawn.legend(handles.values(), handles.keys(), ncols=columns, **place)
+    text = "\n".join(lines)
+    drawn.text(0.02, 0.08 / height, text, fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
+
+
+def _handles(axes: list[Axes]) -> dict[str, Any]:
+    """All series by their names; one may be missing in the first panel."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    return handles
+
+
+def _reading(frame: pd.DataFrame) -> str:
+    """What lines and bands are, and over how many seeds, where the frame tells."""
+    counts = frame["n"].dropna() if "n" in frame else frame.groupby("panel")["seed"].nunique()
+    low, high = int(counts.min()), int(counts.max())
+    seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}\u00a0seeds."
+    if "log" not in frame:
+        return seeds
+    mean = "geometric mean" if frame["log"].dropna().all() else "mean"
+    return f"Lines: {mean} over seeds, bands: 95% intervals. {seeds}"
+
+
+def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:
+    """PNG and PDF, without a date, so that the same table gives the same file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    drawn.savefig(paths[0])
+    drawn.savefig(paths[1], metadata={"CreationDate": None})
+    plt.close(drawn)
+    return paths

@@ -1,0 +1,250 @@
+"""An experiment as a page of declarations, and the verdicts on its claims, by rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy import stats
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames import MEASURES, RESULTS
+from bnlab.harness.reporting.style import estimator_label
+
+Tables = Mapping[str, pd.DataFrame]
+Score = Callable[[Tables], pd.DataFrame]
+
+LEVEL = 0.05
+"""Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
+COORDINATES = ("run", "step", "epoch", "estimator", "momentum", "statistics_split")
+"""Columns that tell rows apart; with the settings in `runs` they are there without being declared."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The mean over seeds lies between two bounds, one of which may be infinite."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}"
+        return f"below {self.high:g}" if math.isinf(self.low) else f"from {self.low:g} to {self.high:g}"
+
+
+def above(bound: float) -> Rule:
+    """The mean is larger than the bound."""
+    return Rule(bound, math.inf)
+
+
+def below(bound: float) -> Rule:
+    """The mean is smaller than the bound."""
+    return Rule(-math.inf, bound)
+
+
+def within(low: float, high: float) -> Rule:
+    """The mean lies between two bounds."""
+    if not low < high:
+        raise ValueError(f"within: the lower bound comes first, found {low}, {high}")
+    return Rule(low, high)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of an experiment.
+
+    Attributes:
+        name: of its files.
+        title: what is drawn.
+        caption: how to read it; a sentence on lines, bands and n is added.
+        score: tables to the frame that is drawn; its column `panel` tells the panels apart.
+        plot: draws the rows of one panel, see `plots`.
+    """
+
+    name: str
+    title: str
+    caption: str
+    score: Score
+    plot: Callable[..., Axes]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said to hold, with direction and margin, written down before the numbers are known.
+
+    Attributes:
+        id: a short name.
+        text: a sentence.
+        score: tables to the rows of `frames.interval`; each row is a condition.
+        rule: `above(b)`, `below(b)` or `within(a, b)`, in the unit.
+        unit: of the score's mean.
+        reason: why the margin is what it is.
+    """
+
+    id: str
+    text: str
+    score: Score
+    rule: Rule
+    unit: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A question, what answers it, and what of the tables is read.
+
+    Attributes:
+        name: of the module, of its file in conf/experiment and of its results.
+        question: a sentence.
+        answers: numbers of the questions and hypotheses that it bears on.
+        source: where the question comes from.
+        columns: by table, the columns that scores read beside `COORDINATES`; of `runs`, results beside the settings.
+        figures: what is drawn.
+        claims: what is decided.
+    """
+
+    name: str
+    question: str
+    answers: tuple[str, ...]
+    source: str
+    columns: dict[str, tuple[str, ...]]
+    figures: tuple[Figure, ...]
+    claims: tuple[Claim, ...]
+
+
+class NoRows(UserError):
+    """Nothing of what an experiment needs has been measured: it is to be swept."""
+
+
+class _Declared(dict[str, pd.DataFrame]):
+    def __missing__(self, table: str) -> pd.DataFrame:
+        raise UserError(f"table {table!r} is not declared in the experiment's columns")
+
+
+def declared(experiment: Experiment, tables: Tables) -> Tables:
+    """The tables with no other columns than the experiment declares; all settings in `runs`.
+
+    Raises:
+        UserError: there is no such table or column.
+        NoRows: a table has no rows.
+    """
+    runs = tables["runs"]
+    extra = experiment.columns.get("runs", ())
+    found = _Declared(runs=runs[[c for c in runs if c not in RESULTS or c in extra]])
+    for table, columns in experiment.columns.items():
+        if table not in (*tables, "log"):
+            raise UserError(f"there is no table {table!r}; choose from {', '.join(tables)}")
+        frame = tables[table]
+        missing = [column for column in columns if column not in frame]
+        if missing:
+            raise UserError(f"table {table} has no column {missing[0]!r}")
+        if frame.empty:
+            raise NoRows(f"the table {table} has no rows")
+        if table != "runs":
+            found[table] = frame[[c for c in frame if c in COORDINATES or c in columns]]
+    return found
+
+
+def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
+    """What the tables say on each claim: experiment, claim, condition, mean, low, high, n, verdict.
+
+    A row is a condition. *holds*: a one-sided t test over seeds (two for `within`) is significant at 5%, after Holm's
+    correction over the claim's conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*:
+    there is no test. `low` and `high` are the 95% interval of the condition alone, not adjusted. A claim for which
+    there is no row has one without numbers.
+
+    Raises:
+        UserError: tables or columns are missing, or a score does not come from `frames.interval`.
+    """
+    available = declared(experiment, tables)
+    found = [(experiment.name, *row) for claim in experiment.claims for row in _decide(claim, available)]
+    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "mean", "low", "high", "n", "verdict"])
+
+
+def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
+    """Claim, condition, mean, low, high, n and verdict of each condition."""
+    frame = claim.score(tables)
+    missing = [column for column in MEASURES if column not in frame]
+    if missing:
+        raise UserError(
+            f"claim {claim.id}: its score has no column {missing[0]!r}; return what frames.interval returns"
+        )
+    if frame.empty:
+        return [(claim.id, "no rows", np.nan, np.nan, np.nan, 0, "undecided")]
+    frame = _in_order(frame)
+    rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
+    return [(claim.id, _condition(row), *(row[key] for key in MEASURES[:4]), verdict) for row, verdict in rows]
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Panels in order of appearance, within them the other conditions in theirs."""
+    others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
+    ordered = frame.sort_values(others, kind="stable") if others else frame
+    places = {panel: place for place, panel in enumerate(dict.fromkeys(frame.get("panel", ())))}
+    return ordered.sort_values("panel", key=lambda panels: panels.map(places), kind="stable") if places else ordered
+
+
+def _condition(row: dict[Any, Any]) -> str:
+    """In words, what tells a row of a score from the others."""
+    words = []
+    for key, value in row.items():
+        if key in MEASURES or pd.isna(value) or (key == "momentum" and "estimator" in row):
+            continue
+        if key == "estimator":
+            words.append(estimator_label(value, row.get("momentum", math.nan)))
+        else:
+            words.append(str(value) if key == "panel" else f"{key.replace('_', ' ')} {value}")
+    return ", ".join(words)
+
+
+def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
+    """The verdict on each row of a score: see `answers`."""
+    holds, fails = (holm(p) for p in p_values(frame, rule))
+    chosen = np.select([frame["n"] == 1, holds <= LEVEL, fails <= LEVEL], ["one seed", "holds", "fails"], "undecided")
+    return [str(word) for word in chosen]
+
+
+def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row: of the tests that the rule holds, and that the opposite does; NaN without two seeds.
+
+    Student's t of the mean against each bound, of logarithms where those of the score are. `within` needs both to be
+    significant, its opposite one of the two, at half the level each.
+    """
+    freedom = (frame["n"] - 1).where(frame["n"] > 1).to_numpy(float)
+    low, high = (_distance(frame, bound) for bound in (rule.low, rule.high))
+    bounds = np.isfinite([rule.low, rule.high]).sum()
+    holds = np.maximum(stats.t.sf(low, freedom), stats.t.cdf(high, freedom))
+    fails = np.minimum(1, bounds * np.minimum(stats.t.cdf(low, freedom), stats.t.sf(high, freedom)))
+    return holds, fails
+
+
+def _distance(frame: pd.DataFrame, bound: float) -> np.ndarray:
+    """Of the means from the bound, in standard errors; 0 where they agree but for rounding."""
+    is_log, means = frame["log"].to_numpy(bool), frame["mean"].to_numpy(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.where(is_log, np.log(means), means)
+        bounds = np.where(is_log, np.log(max(bound, 0)), bound)
+        distance = (means - bounds) / frame["error"].to_numpy(float)
+    return np.where(np.isclose(means, bounds, rtol=1e-12, atol=1e-12), 0, distance)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values (1979): the k-th smallest of m times m − k + 1, never below a smaller one's.
+
+    NaN, where there was no test, stays NaN and does not count.
+
+    >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).tolist()
+    [0.03, 0.06, nan, 0.06]
+    """
+    order = np.argsort(p)  # NaN last
+    tests = int((~np.isnan(p)).sum())
+    factors = np.maximum(tests - np.arange(len(p)), 1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    return adjusted

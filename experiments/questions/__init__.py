@@ -1,0 +1,53 @@
+"""What is asked: a module for each question, with one EXPERIMENT each; and how commands find and run them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bnlab.harness.reporting.experiment import Experiment
+
+
+def find_experiment(name: str) -> Experiment:
+    """The EXPERIMENT of `experiments/questions/<name>.py`; UserError if there is none or it cannot be imported."""
+    from bnlab.harness.errors import UserError, where_raised
+    from bnlab.harness.reporting.experiment import Experiment
+
+    path, module = f"experiments/questions/{name}.py", f"experiments.questions.{name}"
+    try:
+        found = getattr(importlib.import_module(module), "EXPERIMENT", None)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise UserError(
+                f"{path}: is missing; it has the figures and claims of the experiment, EXPERIMENT"
+            ) from error
+        raise UserError(f"{path}: cannot be imported, {where_raised(error)}") from error
+    if not isinstance(found, Experiment):
+        raise UserError(f"{path}: needs EXPERIMENT, a bnlab.harness.reporting.experiment.Experiment")
+    if found.name != name:
+        raise UserError(f"{path}: its EXPERIMENT has the name {found.name!r}; give it that of the module")
+    return found
+
+
+@contextlib.contextmanager
+def own_code(what: str, folder: Path, name: str, results: str) -> Iterator[None]:
+    """Errors of an experiment's code as UserError, with the line that raised it."""
+    from bnlab.harness.errors import UserError, where_raised
+    from bnlab.harness.reporting.experiment import NoRows
+
+    elsewhere = "" if results == "results" else f" results={results}"
+    again = f"run: python -m experiments.sweep experiment={name}{elsewhere}"
+    try:
+        yield
+    except NoRows as error:
+        raise UserError(f"{what}, from {folder}/tables: {error}\n{again}") from error
+    except UserError as error:
+        raise UserError(f"{what}, from {folder}/tables: {error}") from error
+    except (Exception, SystemExit) as error:
+        # Often the tables are those of half a sweep, or of one with other settings.
+        reason = f"{what} failed at {where_raised(error)}"
+        raise UserError(f"{reason}\nif {folder}/tables lacks rows that it needs, {again}") from error

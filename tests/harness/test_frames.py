@@ -1,0 +1,149 @@
+"""Rows at the same share of training, one network for each seed; differences to a reference; intervals over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames import interval, paired, rows, select
+
+RUNS = pd.DataFrame({"run": ["a", "b"], "seed": [0, 0], "batch_size": [8, 64], "steps": [200, 11]})
+
+
+def tables(frame: pd.DataFrame, runs: pd.DataFrame = RUNS) -> dict[str, pd.DataFrame]:
+    return {"runs": runs, "gaps": frame}
+
+
+def test_the_nearest_step_if_it_is_near() -> None:
+    frame = pd.DataFrame({"run": ["a"] * 4 + ["b"] * 3, "step": [10, 20, 60, 200, 1, 6, 11]})
+    found = rows(tables(frame), "gaps", (0.1, 0.5, 1.0))
+    # Run a has nothing near 50%; step 6 of 11 is within half a step of it.
+    assert list(found[["run", "step", "panel"]].itertuples(index=False, name=None)) == [
+        ("a", 20, "after 10% of training"),
+        ("b", 1, "after 10% of training"),
+        ("b", 6, "after 50% of training"),
+        ("a", 200, "at the end of training"),
+        ("b", 11, "at the end of training"),
+    ]
+
+
+def test_one_of_two_steps_that_are_equally_near() -> None:
+    frame = pd.DataFrame({"run": ["a", "a", "a"], "step": [99, 101, 101], "layer": ["x", "x", "y"]})
+    assert list(rows(tables(frame), "gaps", (0.5,))["step"]) == [101, 101]
+
+
+def test_any_setting_is_a_panel_or_a_condition() -> None:
+    runs = pd.DataFrame({"run": ["a", "b", "c", "d"], "seed": [0, 1] * 2, "model.depth": [2, 2, 9, 9],
+                         "norm": ["batch"] * 4, "batch_size": 8, "steps": 7, "loss": -1.0})  # fmt: skip
+    frame = pd.DataFrame({"run": ["d", "c", "b", "a"], "step": 7, "loss": [4.0, 3.0, 2.0, 1.0]})
+    found = rows(tables(frame, runs), "gaps", by=("model.depth", "norm"), seed=(0, 1))
+    assert list(found["panel"]) == [f"model.depth {n}, norm batch (7 steps)" for n in (2, 2, 9, 9)]
+    assert sorted(found["loss"]) == [1.0, 2.0, 3.0, 4.0]  # the table's own, not that of the runs
+    assert list(rows(tables(frame, runs), "gaps", by=("norm",), **{"model.depth": 9})["run"]) == ["d", "c"]
+
+
+def test_networks_with_other_settings_are_not_mixed() -> None:
+    runs = pd.concat([RUNS, RUNS.assign(run=["c", "d"])], ignore_index=True)
+    runs = runs.assign(lr=[0.1, 0.1, 0.2, 0.2], final_loss=[1.0, 2.0, 3.0, 4.0])
+    rows(tables(pd.DataFrame({"run": ["a", "b"], "step": [1, 1]}), runs), "gaps")  # the others have no rows here
+    both = tables(pd.DataFrame({"run": ["a", "c"], "step": [1, 1]}), runs)
+    with pytest.raises(UserError) as caught:
+        rows(both, "gaps")
+    first, second = str(caught.value).splitlines()
+    assert first == "batch size 8, seed 0 has several networks (a, lr 0.1; c, lr 0.2)"
+    assert "name=" in second and "parts" in second
+    assert len(rows(both, "gaps", by=("batch_size", "lr"))) == 2
+    assert list(rows(both, "gaps", lr=0.2)["run"]) == ["c"]
+
+
+def test_select() -> None:
+    frame = pd.DataFrame({"estimator": ["ema", "ema", "exact"], "momentum": [0.1, 0.2, np.nan]})
+    assert list(select(frame, momentum=0.1).index) == [0]
+    assert list(select(frame, momentum=None).index) == [2]
+    assert list(select(frame, momentum=(0.2, None)).index) == [1, 2]
+    assert list(select(frame, estimator="ema", momentum=(0.2, None)).index) == [1]
+    assert select(frame, estimator="swa").empty
+    with pytest.raises(UserError, match="no column 'layer'; is it declared"):
+        select(frame, layer="a")
+
+
+def test_paired_by_network_step_and_layer() -> None:
+    keys = [(run, step, layer) for run in "ab" for step in (1, 2) for layer in "xy"]
+    rng = np.random.default_rng(0)
+    base = pd.DataFrame(keys, columns=["run", "step", "layer"]).assign(momentum=np.nan)
+    exact = base.assign(estimator="exact", gap=rng.random(8))
+    others = [base.assign(estimator="ema", momentum=m, gap=exact["gap"] + 10 * m) for m in (0.1, 0.2)]
+    frame = pd.concat([*others, exact], ignore_index=True).sample(frac=1, random_state=0)
+    found = paired(frame, "gap")
+    np.testing.assert_allclose(found["gap"], 10 * found["momentum"])
+    assert len(found) == 16 and set(found["estimator"]) == {"ema"}
+    without = frame[(frame["estimator"] == "ema") | (frame["layer"] == "x")]
+    assert set(paired(without, "gap")["layer"]) == {"x"}  # where there is a reference
+    assert paired(frame, "gap", against="swa").empty
+    with pytest.raises(ValueError, match="'ema' has several rows for a network and step; select one"):
+        paired(frame, "gap", against="ema")
+    assert len(paired(frame[frame["momentum"] != 0.2], "gap", against="ema")) == 8
+    with pytest.raises(UserError, match="no column 'accuracy'"):
+        paired(frame, "accuracy")
+
+
+def frame_of_seeds() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    momenta = np.repeat([0.1, 0.5, np.nan], 4)
+    return pd.DataFrame({"seed": list(range(4)) * 3, "momentum": momenta, "x": rng.random(12)})
+
+
+def test_interval_against_plain_pandas() -> None:
+    frame = frame_of_seeds()
+    found = interval(frame, "x", ["momentum"], scale=100)
+    grouped = 100 * frame.groupby("momentum", dropna=False, sort=False)["x"].mean()
+    error = 100 * frame.groupby("momentum", dropna=False, sort=False)["x"].sem().to_numpy()
+    half = stats.t.ppf(0.975, 3) * error
+    np.testing.assert_array_equal(found["momentum"], [0.1, 0.5, np.nan])
+    np.testing.assert_allclose(found["mean"], grouped)
+    np.testing.assert_allclose(found["low"], grouped - half)
+    np.testing.assert_allclose(found["high"], grouped + half)
+    np.testing.assert_allclose(found["error"], error)
+    assert list(found["n"]) == [4, 4, 4] and not found["log"].any()
+    assert list(frame_of_seeds()["x"]) == list(frame["x"])  # as it was
+
+
+def test_geometric_interval_against_scipy() -> None:
+    frame = frame_of_seeds()
+    found = interval(frame, "x", ["momentum"], geometric=True).set_index("momentum").loc[0.5]
+    logs = np.log(frame[frame["momentum"] == 0.5]["x"])
+    low, high = stats.t.interval(0.95, 3, loc=logs.mean(), scale=stats.sem(logs))
+    assert found[["mean", "low", "high"]].to_list() == pytest.approx(np.exp([logs.mean(), low, high]).tolist())
+    assert found["error"] == pytest.approx(stats.sem(logs)) and found["log"]
+    zero = interval(frame.assign(x=0.0), "x", ["momentum"], geometric=True)
+    assert list(zero["mean"]) == [0, 0, 0] and zero["low"].isna().all()
+
+
+def test_few_values() -> None:
+    frame = pd.DataFrame({"seed": [0, 0, 1, 2], "size": [1, 2, 2, 2], "x": [2.0, 1.0, np.nan, 3.0]})
+    found = interval(frame, "x", ["size"])
+    assert list(found["mean"]) == [2, 2] and list(found["n"]) == [1, 2]
+    assert found.loc[0, ["low", "high", "error"]].isna().all() and found.loc[1, "error"] == 1.0
+    empty = interval(frame[:0], "x", ["size"])
+    assert empty.empty and {"size", "mean", "low", "high", "n", "error", "log"} == set(empty)
+
+
+def test_a_seed_counts_once() -> None:
+    """Rows of several layers are no more seeds: an average over layers comes first."""
+    layers = pd.DataFrame(
+        {"seed": [0, 0, 1, 1], "momentum": np.nan, "layer": ["a", "b"] * 2, "x": [1.0, 2.0, 3.0, 4.0]}
+    )
+    with pytest.raises(ValueError, match=r"several rows of one seed \(momentum nan, seed 0\); select one, or average"):
+        interval(layers, "x", ["momentum"])
+    found = interval(layers, "x", ["momentum"], average="layer")
+    assert found[["mean", "n"]].to_numpy().tolist() == [[2.5, 2]]
+    assert list(interval(layers, "x", ["layer"])["n"]) == [2, 2]
+    with pytest.raises(ValueError, match="several rows of one seed"):  # two steps of a layer
+        interval(pd.concat([layers, layers]), "x", ["momentum"], average="layer")
+    with pytest.raises(UserError, match="no column 'seed'"):
+        interval(layers.drop(columns="seed"), "x", ["layer"])
+    with pytest.raises(UserError, match="no column 'depth'"):
+        interval(layers, "x", ["layer"], average="depth")
