@@ -139,9 +139,10 @@ class Evaluation:
         ]
         for layer in targets.values():
             set_buffers_aside(layer)
-        # Twice the buffers, lent and aside; of each layer, assumed and found moments in float64.
+        # Twice the buffers, lent and aside; copies of the weights; of each layer, assumed and found moments in float64.
         channels = [layer.num_features for layer in targets.values()]
         self._books = 2 * tensor_bytes(list(model.buffers())) + 2 * _ROW * sum(channels)
+        self._books += tensor_bytes(list(model.parameters()))
         self._row = _ROW * max(channels)
         self._books += tensor_bytes([weight for *_, weight in self._own_weights])
         self._locks = free_locks(model, [forward, *hooks])
