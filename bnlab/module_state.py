@@ -112,10 +112,10 @@ class Overrides(NamedTuple):
 class ModuleState:
     """What a forward changes on the modules of a borrowed model; every batch begins with the originals, keeps its own.
 
-    Watches parameters, buffers, submodules, hooks and new attributes of all modules; of those that are not torch's own
-    all attributes and the entries of their dictionaries, lists, sets and plain objects (also of those inside of them);
-    and what `hooks` reach in the same way through closures, arguments and names. Of other attributes torch's own
-    modules keep nothing but the tensors that someone else has put there.
+    Watches parameters, buffers, submodules, hooks, the mode and new attributes of all modules; of those that are not
+    torch's own all attributes and the entries of their dictionaries, lists, sets and plain objects (also of those
+    inside of them); and what `hooks` reach in the same way through closures, arguments and names. Of other attributes
+    torch's own modules keep nothing but the tensors that someone else has put there.
     """
 
     def __init__(self, model: nn.Module, hooks: Iterable[Any] = ()) -> None:
@@ -136,9 +136,10 @@ class ModuleState:
         self._sizes = [len(d) for d in self._dicts]
         own = [vars(m) for m in self._model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
         identities = set(map(id, own))
-        present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
+        present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES or key == "training"]
         self._known = {(id(d), key) for d, key in present}
-        self._keys = [(d, key) for d, key in present if id(d) in identities or isinstance(d[key], Tensor)]
+        everywhere = (key == "training" or isinstance(d[key], Tensor) for d, key in present)
+        self._keys = [at for at, of_all in zip(present, everywhere, strict=True) if of_all or id(at[0]) in identities]
         self._values = [d[key] for d, key in self._keys]
         self._owners, self._names = [d for d, _ in self._keys], [key for _, key in self._keys]
         self._absent = [_ABSENT] * len(self._keys)

@@ -892,3 +892,20 @@ def test_sparse_and_nested_batches(memory: str | None) -> None:
     for batch in (x.to_sparse(), torch.nested.nested_tensor(list(x), layout=torch.jagged)):
         forward = (lambda m, b: m(b.to_dense())) if batch.is_sparse else (lambda m, b: m(torch.stack(b.unbind())))
         assert_same(population_statistics(plain(), [batch], forward=forward, memory=memory), expected)
+
+
+class Moody(nn.Module):
+    """Has a mode that depends on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.training = len(x) > 3
+        x = self.a(x)
+        return self.b(x * 3 if self.training else x)
+
+
+def test_modes_that_a_forward_sets() -> None:
+    twins(randomized(Moody()), images(4, 3, 5))
