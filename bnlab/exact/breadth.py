@@ -273,7 +273,7 @@ class Evaluation:
         for name in self._pinned:
             calls = [part for layer, part in self._items[0].observed if layer == name]
             if calls:
-                self.samples[name] = Sample(None, pool(calls))
+                self.samples[name] = Sample(None, Partial.of(pool(calls)), exact=True)
 
         def evaluate(batch: Any) -> None:
             self._state.accept()
@@ -456,7 +456,8 @@ class Evaluation:
         item.alone = not keep or self._budget.profiled
         item.part = self._part(item.input, item.alone)
         if item is self._items[0]:
-            self.samples[name] = sample(item.input, count_images(item.batch))
+            exact = item.alone or self._by_image
+            self.samples[name] = sample(item.input, item.part, exact, count_images(item.batch))
         if self._by_image:
             self._budget.books += item.part.nbytes
             self._budget.check_alone(item.size)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bnlab.layers import BatchNorm, layer_input, without_transforms
-from bnlab.moments import Moments
+from bnlab.moments import Moments, Partial, pool, read
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
 FUNCTIONAL = "functional batch norm"  # the name of one that belongs to no layer
@@ -23,7 +23,8 @@ class Sample(NamedTuple):
     """What the first batch was at a layer when it was measured: moments of its first images, and of all."""
 
     first: Moments | None  # None where the images are not the rows of the layer's input
-    whole: Moments
+    whole: Partial
+    exact: bool  # whether the whole was read as `Moments.of` does; else in one read
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,17 @@ def count_images(batch: Any) -> int:
     return next((leaf.size(0) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
-def sample(x: Tensor, images: int) -> Sample:
-    """Of the first batch's input at a layer; `images`: how many the batch has."""
+def sample(x: Tensor, part: Partial, exact: bool, images: int) -> Sample:
+    """Of the first batch's input at a layer, which `part` has been read from; `images`: how many the batch has."""
     rows = _sampled(images)
-    return Sample(Moments.of(x[:rows]) if len(x) == images and rows <= images else None, Moments.of(x))
+    return Sample(_in_one_precision(x[:rows]) if len(x) == images and rows <= images else None, part, exact)
+
+
+def _in_one_precision(x: Tensor) -> Moments:
+    """Moments with the rounding of `x` itself: quick, and the same for the same values."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
+    return Moments(x.numel() // x.shape[1], mean.cpu().double(), var.cpu().double())
 
 
 def _sampled(images: int) -> int:
@@ -115,27 +123,35 @@ def check_result(
     if all(kept.first is not None for kept in samples.values()):
         with contextlib.suppress(Exception):  # a forward that wants whole batches, say
             part = tree_map_only(Tensor, lambda t: t[: _sampled(images)] if t.dim() and len(t) == images else t, batch)
-            check = _compared(model, targets, measured, {n: s.first for n, s in samples.items()}, part, evaluate)
+            first = {name: kept.first for name, kept in samples.items() if kept.first is not None}
+            check = _compared(model, targets, measured, first, part, evaluate, lambda name, x: _in_one_precision(x))
             if check.held:
                 return check
-    return _compared(model, targets, measured, {n: s.whole for n, s in samples.items()}, batch, evaluate)
+
+    def read_again(name: str, x: Tensor) -> Moments:
+        exact = name not in samples or samples[name].exact
+        return Moments.of(x) if exact else pool([read(x)])
+
+    whole = {name: pool([kept.whole]) for name, kept in samples.items()}
+    return _compared(model, targets, measured, whole, batch, evaluate, read_again)
 
 
 def _compared(
     model: nn.Module,
     targets: Collection[str],
     measured: Mapping[str, Moments],
-    before: Mapping[str, Moments | None],
+    before: Mapping[str, Moments],
     batch: Any,
     evaluate: Callable[[Any], object],
+    read_moments: Callable[[str, Tensor], Moments],
 ) -> Check:
-    with _Watch(model, targets) as watch:
+    with _Watch(model, targets, read_moments) as watch:
         evaluate(batch)
     bypassed = dict.fromkeys([*watch.bypassed, *(name for name in watch.seen if name not in measured)])
     mean, var, worst = 0.0, 0.0, None
     for name, was in before.items():
         now = watch.seen.get(name)
-        if was is None or now is None:
+        if now is None:
             continue
         scale = measured[name].var
         off = float(((now.mean - was.mean).abs() / scale.sqrt()).nan_to_num(0.0).max())
@@ -152,6 +168,7 @@ class _Watch(contextlib.AbstractContextManager["_Watch"]):
 
     model: nn.Module
     names: Collection[str]
+    read_moments: Callable[[str, Tensor], Moments]
     seen: dict[str, Moments] = field(default_factory=dict)
     bypassed: dict[str, None] = field(default_factory=dict)
     dependent: dict[str, None] = field(default_factory=dict)
@@ -184,7 +201,7 @@ class _Watch(contextlib.AbstractContextManager["_Watch"]):
             self._open.append(name)
             x = without_transforms(layer_input(args, kwargs))
             if name in self.names and isinstance(x, Tensor) and x.numel():
-                moments = Moments.of(x)
+                moments = self.read_moments(name, x)
                 self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments
                 # Ten thousand roundings: what another number of images at once makes of it in a deep network.
                 self.tolerance = min(0.1, max(self.tolerance, 1e4 * torch.finfo(x.dtype).eps))

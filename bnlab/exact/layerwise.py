@@ -17,7 +17,7 @@ from bnlab.exact.job import Job, Source
 from bnlab.layers import borrowed, check_input, copied, layer_input, set_buffers_aside, without_transforms
 from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, forward_hooks
-from bnlab.moments import Moments
+from bnlab.moments import Moments, Partial
 from bnlab.statistics import load
 
 
@@ -73,7 +73,7 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
                 "skipped layers need strategy='breadth'; or leave them out with layers=[...]"
             )
         ((name, moments),) = arrived.items()
-        found[name], samples[name] = reduce(Moments.merge, moments), Sample(None, moments[0])
+        found[name], samples[name] = reduce(Moments.merge, moments), Sample(None, Partial.of(moments[0]), exact=True)
         check_moments(name, found[name], targets[name])
         load(targets[name], found[name])
         job.bar.update()
