@@ -32,13 +32,13 @@ def main() -> int:
         print(_gap(arguments.model, arguments.batches, arguments.max_images))
         return 0
     except Exception as error:  # the caller's model and batches may raise anything
-        print(f"error: {_said(error)}", file=sys.stderr)
+        print(f"error: {_describe(error)}", file=sys.stderr)
         return 2
 
 
 def _gap(model_name: str, batches_name: str, max_images: int | None) -> str:
     """The table; what bnlab warns of is printed before it, a line each."""
-    model, batches = _made(model_name), _made(batches_name)
+    model, batches = _call_by_name(model_name), _call_by_name(batches_name)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         exact = bnlab.population_statistics(model, batches, max_images=max_images, progress=sys.stderr.isatty())
@@ -47,7 +47,7 @@ def _gap(model_name: str, batches_name: str, max_images: int | None) -> str:
     return _table(exact, bnlab.running_statistics(model))
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Our own message as it is; of what the caller's code raised also the type, what we know of it, and the line."""
     frames = traceback.extract_tb(error.__traceback__)
     last = max(i for i, frame in enumerate(frames) if Path(__file__).parent in Path(frame.filename).parents)
@@ -59,7 +59,7 @@ def _said(error: Exception) -> str:
     return "\n  ".join([*lines, *(f"at {f.filename}:{f.lineno}: {f.line}" for f in own[-1:])])
 
 
-def _made(name: str) -> Any:
+def _call_by_name(name: str) -> Any:
     """What the function of this name returns; the current folder is searched as well."""
     module, colon, function = name.partition(":")
     if not colon:

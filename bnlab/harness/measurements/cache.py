@@ -31,7 +31,7 @@ def measured(run: Run, name: str, settings: list[Setting], failures: Failures) -
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
     """
     subjects, steps = scope(name)(run, [s for s in settings if s.estimator not in failures])
-    frames = [_kept(run, name)]
+    frames = [_read_kept(run, name)]
     present = set(_keys(frames[0]).itertuples(index=False, name=None))
     missing: dict[tuple[int, ...], list[Setting | None]] = {}
     for subject in subjects:
@@ -61,7 +61,7 @@ def _keys(frame: pd.DataFrame) -> pd.DataFrame:
     return found.where(found.notna(), None)
 
 
-def _kept(run: Run, name: str) -> pd.DataFrame:
+def _read_kept(run: Run, name: str) -> pd.DataFrame:
     """All rows that are there, as they would be measured today; damaged files are set aside."""
     frames = [tables.empty_part(name)]
     for path in sorted((run.folder / "measurements" / name).glob("*.parquet")):
