@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate
 from bnlab import Statistics, population_statistics, running_statistics
-from bnlab.harness.models import ModelConfig, build_model
-from bnlab.harness.vision import torchvision
+from bnlab.harness.artifacts.models import ModelConfig, build_model
+from bnlab.harness.artifacts.vision import torchvision
 
 ROUNDS = 9
 _IMAGES = 1024
@@ -32,7 +32,7 @@ def results() -> list[Result]:
 
 
 def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.memory_format) -> list[Result]:
-    model = _warmed(model, size).to(memory_format=layout)
+    model = _warm_up(model, size).to(memory_format=layout)
     images = _images(size).contiguous(memory_format=layout)
     batches = list(images.split(batch))
     peers = {"fvcore": copy.deepcopy(model), "torch": copy.deepcopy(model)}
@@ -51,17 +51,17 @@ def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.m
     limit = 1.3 if kind == "channels_last" else 0.85
     what = f"{name}, {kind}"
     return [
-        Result(what, "exact", median["exact"], "fvcore", median["fvcore"], limit, f"error {_said(errors['exact'])}"),
+        Result(what, "exact", median["exact"], "fvcore", median["fvcore"], limit, f"error {_show(errors['exact'])}"),
         Result(
-            what, "exact", median["exact"], "update_bn", median["torch"], limit, f"fvcore's {_said(errors['fvcore'])}"
+            what, "exact", median["exact"], "update_bn", median["torch"], limit, f"fvcore's {_show(errors['fvcore'])}"
         ),
         Result(
-            what, "exact", median["exact"], "one forward", median["forward"], None, f"torch's {_said(errors['torch'])}"
+            what, "exact", median["exact"], "one forward", median["forward"], None, f"torch's {_show(errors['torch'])}"
         ),
     ]
 
 
-def _warmed(model: nn.Module, size: int) -> nn.Module:
+def _warm_up(model: nn.Module, size: int) -> nn.Module:
     """With running statistics that are not 0 and 1, in eval mode."""
     with torch.no_grad():
         for _ in range(3):
@@ -91,5 +91,5 @@ def _error(reference: Statistics, found: Statistics) -> tuple[float, float]:
     return mean, var
 
 
-def _said(error: tuple[float, float]) -> str:
+def _show(error: tuple[float, float]) -> str:
     return f"{error[0]:.0e} σ, {error[1]:.0e} var"

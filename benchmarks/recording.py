@@ -8,8 +8,8 @@ from torch import nn
 from benchmarks.timing import Result, alternate
 from bnlab import record
 from bnlab.estimators import EMA
-from bnlab.harness.models import ModelConfig, build_model
-from bnlab.harness.training import Batches, OptimizerConfig, Progress, Seeds, Split, build_optimizer, train
+from bnlab.harness.artifacts.models import ModelConfig, build_model
+from bnlab.harness.artifacts.training import Batches, OptimizerConfig, Progress, Seeds, Split, build_optimizer, train
 from bnlab.trace import MomentTrace, replay_bank
 
 ROUNDS = 15

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.timing import Result, alternate
 from bnlab import population_statistics
-from bnlab.harness.models import ModelConfig, build_model
+from bnlab.harness.artifacts.models import ModelConfig, build_model
 from bnlab.memory import LiveBytes
 
 ROUNDS = 5

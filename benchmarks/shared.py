@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate
 from bnlab import population_statistics
-from bnlab.harness.vision import torchvision
+from bnlab.harness.artifacts.vision import torchvision
 
 ROUNDS = 5
 

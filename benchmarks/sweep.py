@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.timing import Result, alternate
-from bnlab.harness.config import Config
+from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 
 ROUNDS = 7

@@ -1,16 +1,21 @@
 """How far are batch normalization's running averages from the true population statistics, and what to use instead.
 
-The public names are here; importing this package does not import pandas, which a frame asks for.
+The public names are here. Each is imported when it is asked for: a program that reads tables does not wait for torch.
 """
 
-from bnlab import estimators, inference, theory
-from bnlab.decomposition import decompose
-from bnlab.exact.consistency import self_consistency
-from bnlab.exact.population import population_statistics
-from bnlab.gap import gap
-from bnlab.moments import Moments
-from bnlab.statistics import Statistics, running_statistics, using
-from bnlab.trace import MomentTrace, record, record_frozen, replay
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnlab import estimators, inference, theory
+    from bnlab.decomposition import decompose
+    from bnlab.exact.consistency import self_consistency
+    from bnlab.exact.population import population_statistics
+    from bnlab.gaps import gap
+    from bnlab.moments import Moments
+    from bnlab.recording import record, record_frozen
+    from bnlab.statistics import Statistics, running_statistics, using
+    from bnlab.trace import MomentTrace, replay
 
 __version__ = "0.1.0"
 
@@ -31,3 +36,28 @@ __all__ = [
     "theory",
     "using",
 ]
+
+# No module has the name of something else that is public: importing it would put itself in that one's place.
+_MODULES = {
+    "decompose": "decomposition",
+    "self_consistency": "exact.consistency",
+    "population_statistics": "exact.population",
+    "gap": "gaps",
+    "Moments": "moments",
+    **dict.fromkeys(("Statistics", "running_statistics", "using"), "statistics"),
+    **dict.fromkeys(("record", "record_frozen"), "recording"),
+    **dict.fromkeys(("MomentTrace", "replay"), "trace"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    globals()[name] = found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

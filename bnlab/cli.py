@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import bnlab
 from bnlab.memory import keep_freed_memory
@@ -17,7 +17,7 @@ from bnlab.memory import keep_freed_memory
 
 def main() -> int:
     """Exit 2 for a user's mistake, with one line that says what to do."""
-    parser = argparse.ArgumentParser(prog="bnlab", description=__doc__)
+    parser = _Parser(prog="bnlab", description=__doc__)
     parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     gap = commands.add_parser(
@@ -25,15 +25,28 @@ def main() -> int:
     )
     gap.add_argument("model", help="package.module:function that returns the model")
     gap.add_argument("batches", help="package.module:function that returns an iterable of batches, e.g. a DataLoader")
-    gap.add_argument("--max-images", type=int, help="stop after the batch with which so many have been read")
-    arguments = parser.parse_args()
+    gap.add_argument(
+        "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
+    )
     keep_freed_memory()
     try:
+        arguments = parser.parse_args([_as_option(word) for word in sys.argv[1:]])
         print(_gap(arguments.model, arguments.batches, arguments.max_images))
         return 0
     except Exception as error:  # the caller's model and batches may raise anything
         print(f"error: {_describe(error)}", file=sys.stderr)
         return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, where argparse prints its usage before it."""
+        raise ValueError(f"{message}; {self.prog} --help says how to call it")
+
+
+def _as_option(word: str) -> str:
+    """`max_images=100`, as Python and the commands of the harness have it, as an option."""
+    return f"--max-images{word.removeprefix('max_images')}" if word.startswith("max_images=") else word
 
 
 def _gap(model_name: str, batches_name: str, max_images: int | None) -> str:

@@ -14,7 +14,8 @@ from bnlab.arguments import check_batches, check_forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.exact.population import population_statistics
 from bnlab.layers import Forward, batch_norm_layers
-from bnlab.trace import MomentTrace, record_frozen, replay_bank
+from bnlab.recording import record_frozen
+from bnlab.trace import MomentTrace, replay_bank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,9 @@ def decompose(
             the last one (fewer if the trace is shorter or begins again in it): one pass over `batches` each.
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
             gives the same each time.
-        momentum: of the EMA. augmented: the training stream, where it differs. forward: as in `population_statistics`.
+        momentum: of the EMA.
+        augmented: the training stream, where it differs.
+        forward: as in `population_statistics`.
 
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
@@ -118,6 +121,13 @@ def _check(
         raise ValueError("decompose: the trace is empty; train inside record(model)")
     if trace.last_step == trace.last_start:
         raise ValueError("decompose: the running buffers were written after the last step; no batch is in them")
+    for name, layer in layers.items():
+        tracked, recorded_batches = layer.num_batches_tracked, trace.layers[name].updates_now
+        if tracked is not None and int(tracked) > recorded_batches:
+            raise ValueError(
+                f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after "
+                f"{recorded_batches}; pass the model as it was then"
+            )
     check_forward(forward, "decompose")
     if not callable(weights):
         raise TypeError(f"decompose: weights is a {type(weights).__name__}; pass a function of the step")

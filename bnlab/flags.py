@@ -96,8 +96,12 @@ class Flags(NamedTuple):
 
 
 def read_flags() -> Flags:
-    """The state now. Some 2 µs."""
+    """The state now. Some 3 µs, and 15 µs after much else was computed."""
     return Flags([read() for read in _READ_VALUES], [read() for read in _READ_OBJECTS])
+
+
+def are_same(one: Flags, other: Flags) -> bool:
+    return one.values == other.values and all(map(operator.is_, one.objects, other.objects))
 
 
 def write_flags(wanted: Flags, now: Flags) -> None:

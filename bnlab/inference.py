@@ -17,8 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.arguments import check_count, check_number
-from bnlab.estimators.names import called, named_subclasses, read_parameters
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, check_input, layer_input, resting, tracked
+from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    borrowed,
+    check_input,
+    get_running_buffers,
+    layer_input,
+    mark_resting,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class PseudoSamples(Rule):
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         weight = len(x) / (self.n + len(x))
-        return _mixed((mean, var), _own(x, (0, 2), mean), weight, n=x.shape[0] * x.shape[2], between=self.between)
+        return _mix((mean, var), _own(x, (0, 2), mean), weight, n=x.shape[0] * x.shape[2], between=self.between)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class ExampleWeighing(Rule):
         check_number(self.weight, lambda w: 0 <= w <= 1, f"ExampleWeighing: weight={self.weight!r}; it lies in [0, 1]")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mixed((mean, var), _own(x, (2,), mean), self.weight, n=x.shape[2])
+        return _mix((mean, var), _own(x, (2,), mean), self.weight, n=x.shape[2])
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ class EvalNorm(Rule):
         check_count(self.batch_size, f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mixed((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
+        return _mix((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
 
 
 def _own(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +150,7 @@ def _own(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor
     return near + shift, (norm.square() / n - shift.square()).clamp(min=0)
 
 
-def _mixed(
+def _mix(
     source: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], weight: float, *, n: int, between: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance of (1−weight)·source + weight·own; `between` the means: E[x²] − E[x]² without cancellation."""
@@ -159,9 +167,9 @@ def _check_variance(n: int) -> None:
         )
 
 
-def known() -> dict[str, type[Rule]]:
+def list_rules() -> dict[str, type[Rule]]:
     """Every rule by its name."""
-    return named_subclasses(Rule)
+    return find_named_subclasses(Rule)
 
 
 def parse(label: str) -> Rule:
@@ -173,10 +181,10 @@ def parse(label: str) -> Rule:
     >>> parse("example_weighing(weight=0.2)")
     ExampleWeighing(weight=0.2)
     """
-    name, text = called(label)
-    if name not in known():
-        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(known())}")
-    cls = known()[name]
+    name, text = split_label(label)
+    if name not in list_rules():
+        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(list_rules())}")
+    cls = list_rules()[name]
     return cls(**read_parameters(label, name, text, cls))
 
 
@@ -189,8 +197,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     and written.
 
     Raises:
-        TypeError: `model` is not a module or `rule` not a `Rule`. ValueError: no batch-norm layer; in the block, one
-            value per channel and no statistics but its own.
+        TypeError: `model` is not a module or `rule` not a `Rule`.
+        ValueError: no batch-norm layer; in the block, one value per channel and no statistics but its own.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
@@ -199,8 +207,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         model.eval()
         for name, layer in layers.items():
             before, after = _hooks(rule, name)
-            layer.register_forward_pre_hook(resting(before), with_kwargs=True)
-            layer.register_forward_hook(resting(after), always_call=True)
+            layer.register_forward_pre_hook(mark_resting(before), with_kwargs=True)
+            layer.register_forward_hook(mark_resting(after), always_call=True)
         yield model
 
 
@@ -210,7 +218,7 @@ def _hooks(rule: Rule, name: str) -> tuple[Callable[..., Any], Callable[..., Non
 
     def before(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         after(layer, (), None)  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
-        x, (running_mean, running_var) = layer_input(args, kwargs), tracked(layer)
+        x, (running_mean, running_var) = layer_input(args, kwargs), get_running_buffers(layer)
         check_input(name, layer, x, "inference.applied")
         full = x if x.dtype in (torch.float32, torch.float64) else x.float()
         wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]

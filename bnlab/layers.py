@@ -7,6 +7,7 @@ import operator
 import random
 import sys
 import threading
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -69,7 +70,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
             f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
             + (f" ({note} skipped)" if note else "")
         )
-    return found if layers is None else _selected(found, layers, caller)
+    return found if layers is None else _select(found, layers, caller)
 
 
 def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:
@@ -106,7 +107,7 @@ def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
-def _selected(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
+def _select(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"{caller}: layers={layers!r}; pass a list of layer names")
     wanted = list(layers)
@@ -116,12 +117,12 @@ def _selected(found: dict[str, BatchNorm], layers: Sequence[str], caller: str) -
         if not isinstance(name, str) or name not in found:
             raise ValueError(
                 f"{caller}: layers has {name!r}, which is no BatchNorm layer with running statistics; "
-                f"there are {listed(found)}"
+                f"there are {join_names(found)}"
             )
     return {name: module for name, module in found.items() if name in wanted}
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """The first six names, and how many there are beside them."""
     quoted = [repr(name) for name in names]
     return ", ".join(quoted[:6]) + (f" and {len(quoted) - 6} more" if len(quoted) > 6 else "")
@@ -136,14 +137,14 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable")
 
 
-def tracked(layer: BatchNorm) -> tuple[Tensor, Tensor]:
+def get_running_buffers(layer: BatchNorm) -> tuple[Tensor, Tensor]:
     """The running mean and variance of a layer that `batch_norm_layers` has found."""
     mean, var = layer.running_mean, layer.running_var
     assert mean is not None and var is not None
     return mean, var
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap_parallel(model: nn.Module) -> nn.Module:
     """The module inside of DataParallel or DistributedDataParallel, on one device and without synchronization."""
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
@@ -164,7 +165,7 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
-def without_transforms(x: Any) -> Any:
+def strip_transforms(x: Any) -> Any:
     """A tensor inside of `torch.func` transforms as it is outside: what `vmap` runs over becomes more rows."""
     functorch = torch._C._functorch
     while isinstance(x, Tensor) and (functorch.is_batchedtensor(x) or functorch.is_gradtrackingtensor(x)):
@@ -186,7 +187,7 @@ def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
         raise ValueError(f"{caller}: a batch of no images reached layer {name!r}; leave empty batches out")
 
 
-def copied(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
+def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
     """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
 
     def copy(tensor: Tensor) -> Tensor:
@@ -226,7 +227,7 @@ def set_weights_channels_last(model: nn.Module, most: int) -> list[tuple[nn.Modu
     return places  # type: ignore[return-value]
 
 
-def resting(hook: Callable[..., Any]) -> Callable[..., Any]:
+def mark_resting(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook that does not run while its module is borrowed: what is measured is not what is trained."""
     hook.__dict__["rests"] = True
     return hook
@@ -265,7 +266,31 @@ def _lent_to_this_thread(modules: Sequence[nn.Module]) -> Iterator[None]:
         yield
     finally:
         with _loans_lock:
-            _loans.remove(loan)
+            at = next(i for i, other in enumerate(_loans) if other is loan)
+            later = _loans[at + 1 :]
+            del _loans[at]
+        if any(thread == loan[0] and not loan[1].isdisjoint(lent) for thread, lent in later):
+            warnings.warn(
+                "two blocks that borrow one model (bnlab.using in a generator, say) end in another order than they "
+                "began; neither the model nor torch's settings are as they were",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def count_loans() -> int:
+    """How many blocks of this thread have borrowed a model now."""
+    thread = threading.get_ident()
+    return sum(owner == thread for owner, _ in list(_loans))
+
+
+def check_loans(expected: int, name: str, caller: str) -> None:
+    """ValueError if the forward that calls layer `name` has borrowed a model beside the `expected` loans."""
+    if count_loans() > expected:
+        raise ValueError(
+            f"{caller}: layer {name!r} is called inside of a measurement or of bnlab.using that the forward has begun; "
+            "take that out of the forward, or pass a forward= without it"
+        )
 
 
 def check_not_lent(modules: Iterable[nn.Module]) -> None:

@@ -127,7 +127,7 @@ class Budget:
         self._live: dict[str, float] = {}  # bytes that a forward holds while it waits at a layer, per element there
         self._follower: LiveBytes | None = None
 
-    def released(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """A waiting forward goes on or ends."""
         self.waiting -= size
 

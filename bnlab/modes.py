@@ -33,7 +33,8 @@ class ModeSwitch:
         self._devices = tuple(dict.fromkeys(device_types))
         self._guard: object = None
 
-    def capture(self) -> Modes:
+    def capture(self, flags: Flags | None = None) -> Modes:
+        """The modes in force; `flags`, where they are known already, need not be read."""
         return Modes(
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
@@ -41,7 +42,7 @@ class ModeSwitch:
             torch.is_autocast_cache_enabled(),
             tuple(_get_current_function_mode_stack()) if torch._C._len_torch_function_stack() else (),
             tuple(_get_current_dispatch_mode_stack()) if torch._C._len_torch_dispatch_stack() else (),
-            read_flags(),
+            read_flags() if flags is None else flags,
         )
 
     def apply(self, modes: Modes, current: Modes) -> None:
@@ -64,7 +65,8 @@ class ModeSwitch:
             _set_function_modes(modes.functions)
         if current.dispatches or modes.dispatches:
             _set_dispatch_modes(modes.dispatches)
-        write_flags(modes.flags, current.flags)
+        if modes.flags is not current.flags:
+            write_flags(modes.flags, current.flags)
 
 
 def _set_function_modes(wanted: Sequence[Any]) -> None:

@@ -10,6 +10,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -123,7 +124,6 @@ class ModuleState:
         self._journal: list[Watched] = []
         self._registrations = [vars(m)[key] for m in model.modules() for key in _REGISTERED if key in vars(m)]
         self._registrations += [_global_forward_pre_hooks, _global_forward_hooks]
-        self._handles = RemovableHandle.next_id
         for module in model.modules():
             for key in ("_parameters", "_buffers", "_modules"):
                 if type(own := vars(module).get(key)) is dict:  # scripted modules have others, or none
@@ -136,24 +136,27 @@ class ModuleState:
         self._sizes = [len(d) for d in self._dicts]
         own = [vars(m) for m in self._model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
         identities = set(map(id, own))
-        present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES or key == "training"]
+        present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
         self._known = {(id(d), key) for d, key in present}
-        everywhere = (key == "training" or isinstance(d[key], Tensor) for d, key in present)
-        self._keys = [at for at, of_all in zip(present, everywhere, strict=True) if of_all or id(at[0]) in identities]
+        others = [(d, key) for d, key in present if isinstance(d[key], Tensor) or id(d) in identities]
+        self._owners, self._names = [d for d, _ in others], [key for _, key in others]
+        self._objects, self._absent = [d[key] for d, key in others], [_ABSENT] * len(others)
+        self._modes = [d.get("training") for d in self._dicts]
+        self._keys = [*others, *((d, "training") for d in self._dicts if "training" in d)]
         self._values = [d[key] for d, key in self._keys]
-        self._owners, self._names = [d for d, _ in self._keys], [key for _, key in self._keys]
-        self._absent = [_ABSENT] * len(self._keys)
         self._containers = _containers_in([*self._values, *_reached(self._hooks)])
-        self._entries = [_copied(c) for c in self._containers]
+        self._entries = [_copy(c) for c in self._containers]
         watched = (value for d in self._dicts for value in d.values() if isinstance(value, Watched))
         self._members = {id(members): dict(members) for members in watched}
         self._registered = list(map(dict, self._registrations))
+        self._handles = RemovableHandle.next_id
         self._journal.clear()
 
     def _changed(self) -> tuple[bool, list[tuple[Any, Any]]]:
         """Whether anything differs from the originals, and the containers that do, with their original entries."""
         # Hot: each batch passes here at each layer.
-        same = all(map(operator.is_, map(dict.get, self._owners, self._names, self._absent), self._values))
+        same = all(map(operator.is_, map(dict.get, self._owners, self._names, self._absent), self._objects))
+        same = same and list(map(dict.get, self._dicts, repeat("training"))) == self._modes
         pairs = zip(self._containers, self._entries, strict=True)
         filled = [(c, entries) for c, entries in pairs if _differs(c, entries)]
         if self._journal:
@@ -188,7 +191,7 @@ class ModuleState:
             if key not in _BASE_ATTRIBUTES and (id(d), key) not in self._known
         ]
         attributes += [(d, key, d.pop(key)) for d, key in new]
-        containers = [(container, _copied(container)) for container, _ in filled]
+        containers = [(container, _copy(container)) for container, _ in filled]
         for container, entries in filled:
             _refill(container, entries)
         self._journal.clear()
@@ -237,7 +240,7 @@ def _reached(functions: Iterable[Any]) -> list[Any]:
         elif isinstance(function, types.FunctionType):
             found += function.__closure__ or ()
             named = (function.__globals__.get(name) for name in function.__code__.co_names)
-            inside = [content for cell in function.__closure__ or () for content in _copied(cell)]
+            inside = [content for cell in function.__closure__ or () for content in _copy(cell)]
             held = [*inside, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), vars(function)]
             held += [value for value in named if isinstance(value, (dict, list, set, deque))]
         else:
@@ -305,7 +308,7 @@ def _reached_from(value: Any) -> list[Any]:
     if isinstance(value, type):
         return [] if _is_of_library(value) else list(vars(value).values())
     if isinstance(value, _CONTAINERS):
-        return list(value.values() if isinstance(value, dict) else _copied(value))
+        return list(value.values() if isinstance(value, dict) else _copy(value))
     if _is_of_library(type(value)) and not isinstance(value, threading.Condition):
         return []
     if isinstance(value, (nn.Module, Tensor, types.ModuleType)):
@@ -324,7 +327,7 @@ def _used_by(function: types.FunctionType) -> list[Any]:
     named = [function.__globals__[name] for name in names if name in function.__globals__]
     # Of a module that it names, the members that it may mean.
     members = [vars(m).get(name) for m in named if isinstance(m, types.ModuleType) for name in names]
-    closure = [content for cell in function.__closure__ or () for content in _copied(cell)]
+    closure = [content for cell in function.__closure__ or () for content in _copy(cell)]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     return [*named, *members, *closure, *defaults, *vars(function).values()]
 
@@ -344,7 +347,7 @@ def _containers_in(values: Iterable[Any]) -> list[Any]:
             container = value if isinstance(value, _CONTAINERS) else _attributes(value)
             if container is not None and id(container) not in found:
                 found[id(container)] = container
-                inner.extend(container.values() if isinstance(container, dict) else _copied(container))
+                inner.extend(container.values() if isinstance(container, dict) else _copy(container))
         level = inner
     return [container for container in found.values() if not isinstance(container, tuple)]
 
@@ -359,7 +362,7 @@ def _attributes(value: Any) -> dict[str, Any] | None:
     return attributes if isinstance(attributes, dict) else None
 
 
-def _copied(container: Any) -> Any:
+def _copy(container: Any) -> Any:
     """Its entries; of a closure's cell the content, if there is one."""
     if isinstance(container, dict):
         return dict(container)  # not .copy(), which a subclass may forbid
@@ -374,7 +377,7 @@ def _copied(container: Any) -> Any:
 
 
 def _differs(container: Any, entries: Any) -> bool:
-    return differs(_copied(container) if isinstance(container, types.CellType) else container, entries)
+    return differs(_copy(container) if isinstance(container, types.CellType) else container, entries)
 
 
 def _refill(container: Any, entries: Any) -> None:

@@ -49,8 +49,8 @@ class Moments:
         """Moments of `x` [N, C, ...] over all axes but the second.
 
         Raises:
-            TypeError: `x` is no tensor. ValueError: it has fewer than two axes or no values, or they are not of a
-                floating-point type.
+            TypeError: `x` is no tensor.
+            ValueError: it has fewer than two axes or no values, or they are not of a floating-point type.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"Moments.of: found a {type(x).__name__}; pass a floating-point tensor [N, C, ...]")
@@ -71,8 +71,8 @@ class Moments:
         """Moments of both sets of values together (Chan, Golub & LeVeque 1979), in float64.
 
         Raises:
-            TypeError: `other` is no `Moments`. ValueError: the channels differ, or one side is a running average (its
-                count is NaN).
+            TypeError: `other` is no `Moments`.
+            ValueError: the channels differ, or one side is a running average (its count is NaN).
         """
         if not isinstance(other, Moments):
             raise TypeError(f"merge: found a {type(other).__name__}; pass Moments")
@@ -101,7 +101,7 @@ def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], S
     overflown = ~(moments.mean + moments.var).isfinite()  # or not finite at all, as will be seen
     if overflown.any():
         moments.mean[overflown] = torch.nan
-    coarse = (moments.mean.square() > _trusted(parts) ** 2 * moments.var) | overflown
+    coarse = (moments.mean.square() > _bound_mean(parts) ** 2 * moments.var) | overflown
     if not coarse.any():
         return moments
     channels = coarse.nonzero().flatten()
@@ -113,27 +113,46 @@ def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], S
     )
 
 
+class GroupMoments(NamedTuple):
+    """R groups of `size` values: mean and variance (ddof 0) of each, R·C values, channels innermost."""
+
+    size: int
+    mean: Tensor
+    var: Tensor
+
+
+class GroupSums(NamedTuple):
+    """R groups of `size` values: Σx and the root of Σx² of each, R·C values, channels innermost."""
+
+    size: int
+    total: Tensor
+    norm: Tensor
+
+
 class Partial(NamedTuple):
     """Groups of values as they come out of one read of an activation, not yet in float64.
 
-    blocks: (values in each group, two tensors of R·C values, channels innermost). The tensors are mean and variance
-    (ddof 0) of each of R groups or, where `sums`, its Σx and the root of its Σx². shift: [C], has been taken off.
+    Attributes:
+        channels: C.
+        blocks: groups of one size each.
+        shift: [C], what has been taken off the values.
     """
 
     channels: int
-    blocks: list[tuple[int, Tensor, Tensor]]
-    sums: bool = False
+    blocks: Sequence[GroupMoments | GroupSums]
     shift: Tensor | None = None
 
     @staticmethod
     def of(moments: Moments) -> Partial:
         """One group."""
-        return Partial(len(moments.mean), [(int(moments.count), moments.mean, moments.var)])
+        return Partial(len(moments.mean), [GroupMoments(int(moments.count), moments.mean, moments.var)])
 
     def of_channels(self, channels: Tensor) -> Partial:
         """What it holds of some channels, exact as it is."""
         blocks = [(count, mean[:, channels], var[:, channels]) for count, mean, var in self.groups()]
-        return Partial(len(channels), [(count, mean.flatten(), var.flatten()) for count, mean, var in blocks])
+        return Partial(
+            len(channels), [GroupMoments(count, mean.flatten(), var.flatten()) for count, mean, var in blocks]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -141,10 +160,10 @@ class Partial(NamedTuple):
 
     def groups(self) -> list[tuple[int, Tensor, Tensor]]:
         """Values in each group, mean and variance [R, C] of R groups of that size, float64 on the CPU."""
-        return _groups([self])
+        return _join_groups([self])
 
 
-def _trusted(parts: Sequence[Partial]) -> float:
+def _bound_mean(parts: Sequence[Partial]) -> float:
     """Up to how many standard deviations from 0 the mean may lie, for errors below 2e-6 of σ and of the variance.
 
     A float32 sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The routine adds up to n = 512 values one after
@@ -153,23 +172,24 @@ def _trusted(parts: Sequence[Partial]) -> float:
     """
     if all(part.shift is not None for part in parts):
         return math.inf
-    if any(part.sums for part in parts):
+    if any(isinstance(block, GroupSums) for part in parts for block in part.blocks):
         return 2.0
     return min(16.0, math.sqrt(sum(block[1].numel() for part in parts for block in part.blocks) / parts[0].channels))
 
 
-def _groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
+def _join_groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
     """Of all parts; groups of one size and kind together, so that there are few operations on small tensors."""
-    kinds: dict[tuple[int, bool, int, torch.device], tuple[Partial, list[Tensor], list[Tensor]]] = {}
+    kinds: dict[tuple[int, type, int, torch.device], tuple[Partial, list[Tensor], list[Tensor]]] = {}
     for part in parts:
-        for count, *pair in part.blocks:
-            kind = kinds.setdefault((count, part.sums, id(part.shift), pair[0].device), (part, [], []))
-            for members, tensor in zip(kind[1:], pair, strict=True):
-                members.append(tensor)
+        for block in part.blocks:
+            count, first, second = block
+            kind = kinds.setdefault((count, type(block), id(part.shift), first.device), (part, [], []))
+            kind[1].append(first)
+            kind[2].append(second)
     found = []
-    for (count, sums, _, _), (part, first, second) in kinds.items():
-        mean, var = torch.cat([*first, *second]).view(2, -1, part.channels).cpu().double()  # no float64 on MPS
-        if sums:
+    for (count, kind_of_block, _, _), (part, firsts, seconds) in kinds.items():
+        mean, var = torch.cat([*firsts, *seconds]).view(2, -1, part.channels).cpu().double()  # no float64 on MPS
+        if kind_of_block is GroupSums:
             mean /= count
             var.square_().div_(count).sub_(mean.square()).clamp_(min=0)
         if part.shift is not None:
@@ -180,7 +200,7 @@ def _groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
 
 def pool(parts: Sequence[Partial]) -> Moments:
     """All groups of all parts merged at once: within-group variance plus the variance of the group means."""
-    found = _groups(parts)
+    found = _join_groups(parts)
     total = sum(count * len(means) for count, means, _ in found)
     # About a group's mean first: the weighted sum of small differences, not the difference of large sums.
     origin = found[0][1][0].clone()
@@ -202,24 +222,24 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None,
         off = known.view(-1, *[1] * (x.dim() - 2))
         near = wide - off if channels is None else wide.index_select(1, channels.to(wide.device)).sub_(off)
         return read(near, by_image=by_image)._replace(shift=known)
-    if not by_image and wide.device.type in _WITH_ROUTINE and _channels_innermost(wide):
-        return Partial(x.shape[1], _by_pixel(wide))
+    if not by_image and wide.device.type in _WITH_ROUTINE and _has_channels_innermost(wide):
+        return Partial(x.shape[1], _read_pixels(wide))
     images = wide.reshape(*wide.shape[:2], -1)
     # Long rows in float64: what a float32 sum of squares loses grows with their length.
     exact = None
     if images.shape[2] > _LONG:
         exact, images = torch.float64, images.cpu() if images.device.type == "mps" else images
     sums = images.sum(dim=2, dtype=exact), torch.linalg.vector_norm(images, dim=2, dtype=exact)
-    return Partial(x.shape[1], [(images.shape[2], sums[0].flatten(), sums[1].flatten())], sums=True)
+    return Partial(x.shape[1], [GroupSums(images.shape[2], sums[0].flatten(), sums[1].flatten())])
 
 
-def _channels_innermost(x: Tensor) -> bool:
+def _has_channels_innermost(x: Tensor) -> bool:
     if x.dim() == 4:
         return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
 
 
-def _by_pixel(x: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+def _read_pixels(x: Tensor) -> list[GroupMoments]:
     """Pixels side by side make up to `_HEIGHT` rows, or more; the pixels that are left over, a block of their own."""
     channels = x.shape[1]
     pixels = x.numel() // channels
@@ -230,6 +250,6 @@ def _by_pixel(x: Tensor) -> list[tuple[int, Tensor, Tensor]]:
     for height, width in [*shapes, (rest, channels)] if rest else shapes:
         # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
         image = x.as_strided((1, width, height, 1), (height * width, 1, width, width), offset)
-        found.append((height, *torch.batch_norm_update_stats(image, None, None, 0.0)))
+        found.append(GroupMoments(height, *torch.batch_norm_update_stats(image, None, None, 0.0)))
         offset += height * width
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, match_names, set_buffers_aside, tracked
+from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, get_running_buffers, match_names, set_buffers_aside
 from bnlab.moments import Moments
 from bnlab.storage import load_tensors, save_tensors
 
@@ -33,7 +33,8 @@ class Statistics(Mapping[str, Moments]):
         unseen: layers that were asked for and that no data reached.
 
     Raises:
-        TypeError: a value is no `Moments`. ValueError: there is no layer, or one without eps.
+        TypeError: a value is no `Moments`.
+        ValueError: there is no layer, one without eps, or one whose mean and var are not of one length.
 
     Attributes:
         cost, check, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
@@ -48,6 +49,8 @@ class Statistics(Mapping[str, Moments]):
         for name, value in self._moments.items():
             if not isinstance(value, Moments):
                 raise TypeError(f"Statistics: layer {name!r} has a {type(value).__name__}; pass Moments")
+            if not _are_rows(value.mean, value.var):
+                raise ValueError(f"Statistics: mean and var of layer {name!r} are no tensors of one length [C]")
             if name not in eps:
                 raise ValueError(f"Statistics: layer {name!r} has no eps; pass that of the layer")
         self.eps = {name: float(eps[name]) for name in self._moments}
@@ -82,11 +85,27 @@ class Statistics(Mapping[str, Moments]):
         differ by what wrappers add, `module.` and `_orig_mod.`.
 
         Raises:
-            ValueError: a layer is missing in the model, has other channels, or a value is not finite or a variance
-                negative; nothing is written then.
+            ValueError: a layer is missing in the model, has other channels, a value is not finite or beyond the type of
+                the buffer, a variance is negative, or a buffer shares memory with one that gets other values; nothing
+                is written then.
         """
         layers = self._matching(model, "write_to")
+        self._check_memory(layers)
         self._copy_into(layers)
+
+    def _check_memory(self, layers: dict[str, BatchNorm]) -> None:
+        """ValueError if some values would be written over others."""
+        values: dict[int, tuple[str, float]] = {}  # by address
+        for name, layer in layers.items():
+            for buffer, wanted in zip(get_running_buffers(layer), (self[name].mean, self[name].var), strict=True):
+                step = buffer.stride(0) * buffer.element_size()
+                for channel, value in enumerate(wanted.tolist()):
+                    other, first = values.setdefault(buffer.data_ptr() + channel * step, (name, value))
+                    if first != value:
+                        raise ValueError(
+                            f"write_to: the running buffers of layers {other!r} and {name!r} share memory and would "
+                            "get other values; give each its own by .clone(), or use bnlab.using; nothing was written"
+                        )
 
     def _copy_into(self, layers: dict[str, BatchNorm]) -> None:
         for name, layer in layers.items():
@@ -99,11 +118,17 @@ class Statistics(Mapping[str, Moments]):
         for name, moments in self.items():
             if name not in layers:
                 raise ValueError(f"{caller}: the model has no batch-norm layer {name!r}; were these another model's?")
-            expected = layers[name].num_features
+            expected = len(get_running_buffers(layers[name])[0])
             if moments.mean.numel() != expected:
                 raise ValueError(f"{caller}: layer {name!r} has {expected} channels, found {moments.mean.numel()}")
             if not (moments.mean.isfinite().all() and moments.var.isfinite().all() and (moments.var >= 0).all()):
                 raise ValueError(f"{caller}: layer {name!r} has a NaN, infinite or negative value; nothing was written")
+            for value, buffer in zip((moments.mean, moments.var), get_running_buffers(layers[name]), strict=True):
+                if value.abs().max() > torch.finfo(buffer.dtype).max:
+                    raise ValueError(
+                        f"{caller}: layer {name!r} has a value beyond {buffer.dtype}, its buffers' type; nothing was "
+                        "written"
+                    )
         return layers
 
     def to_frame(self) -> pd.DataFrame:
@@ -126,20 +151,35 @@ class Statistics(Mapping[str, Moments]):
         ]
         return pd.concat(frames, ignore_index=True)
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file: `<layer>/mean`, `<layer>/var` in float64; counts and eps as metadata."""
-        tensors = {f"{name}/{key}": getattr(m, key).clone() for name, m in self.items() for key in ("mean", "var")}
-        layers = [[name, None if math.isnan(m.count) else m.count, self.eps[name]] for name, m in self.items()]
-        save_tensors(path, tensors, _FORMAT, {"layers": json.dumps(layers), "unseen": json.dumps(self.unseen)})
+    def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
+        """Write a safetensors file: `<layer>/mean`, `<layer>/var` in float64; counts and eps as metadata.
 
-    @staticmethod
-    def load(path: str | Path) -> Statistics:
-        """Read what `save` wrote.
+        Args:
+            path: of the file; what was there is replaced in one step.
+            about: what they are of, `{"run": "a1"}` say, as more metadata; keys other than layers, unseen, format
+                and sha256.
 
         Raises:
-            FileNotFoundError: there is no such file. ValueError: it is not a file of statistics, or damaged.
+            ValueError: `about` has one of these keys.
+            OSError: the file cannot be written.
         """
-        tensors, metadata = load_tensors(path, _FORMAT)
+        tensors = {f"{name}/{key}": getattr(m, key).clone() for name, m in self.items() for key in ("mean", "var")}
+        layers = [[name, None if math.isnan(m.count) else m.count, self.eps[name]] for name, m in self.items()]
+        save_tensors(path, tensors, _FORMAT, {"layers": json.dumps(layers), "unseen": json.dumps(self.unseen)}, about)
+
+    @staticmethod
+    def load(path: str | Path, about: Mapping[str, str] | None = None) -> Statistics:
+        """Read what `save` wrote.
+
+        Args:
+            path: of the file.
+            about: what they must be of, if the file says so: it may be a copy of another one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a file of statistics, damaged, or about another thing.
+        """
+        tensors, metadata = load_tensors(path, _FORMAT, about=about)
         layers = json.loads(metadata["layers"])
         moments = {
             name: Moments(math.nan if count is None else count, tensors[f"{name}/mean"], tensors[f"{name}/var"])
@@ -148,10 +188,15 @@ class Statistics(Mapping[str, Moments]):
         return Statistics(moments, {name: eps for name, _, eps in layers}, json.loads(metadata["unseen"]))
 
 
+def _are_rows(mean: object, var: object) -> bool:
+    tensors = isinstance(mean, Tensor) and isinstance(var, Tensor)
+    return tensors and mean.dim() == 1 and mean.shape == var.shape  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def load(layer: BatchNorm, moments: Moments) -> None:
     """Copy mean and variance as they are into a layer's running buffers, in place."""
-    mean, var = tracked(layer)
+    mean, var = get_running_buffers(layer)
     mean.copy_(moments.mean)
     var.copy_(moments.var)
 
@@ -160,12 +205,13 @@ def running_statistics(model: nn.Module) -> Statistics:
     """What the running buffers of `model` hold now, as is; counts are NaN.
 
     Raises:
-        TypeError: not a module. ValueError: it has no batch-norm layer with running statistics.
+        TypeError: not a module.
+        ValueError: it has no batch-norm layer with running statistics.
     """
     layers = batch_norm_layers(model, caller="running_statistics")
     moments = {}
     for name, layer in layers.items():
-        mean, var = (buffer.detach().to("cpu", copy=True).double() for buffer in tracked(layer))
+        mean, var = (buffer.detach().to("cpu", copy=True).double() for buffer in get_running_buffers(layer))
         moments[name] = Moments(math.nan, mean, var)
     return Statistics(moments, {name: layer.eps for name, layer in layers.items()})
 

@@ -1,12 +1,8 @@
-"""Files that are there whole or not at all, and that say when they are damaged: safetensors with a checksum."""
+"""Tensors in safetensors files with a checksum, which say when they are damaged."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,30 +10,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-class OtherVersion(ValueError):
-    """A file that another version of bnlab wrote, in a format that this one does not read: foreign, not damaged."""
+from bnlab.files import OtherVersion, digest, write_whole
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there in one step; a failure leaves what was there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    kind: str,
+    metadata: Mapping[str, str],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file whose metadata tells its `kind` and the SHA-256 of its contents.
 
+    Args:
+        about: more metadata, by which `load_tensors` tells the file from a copy of another one.
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whose metadata tells its `kind` and the SHA-256 of its contents."""
+    Raises:
+        ValueError: `about` has a key that the file has by itself.
+        OSError: it cannot be written.
+    """
+    about = about or {}
+    if taken := sorted({*metadata, "format", "sha256"} & {*about}):
+        raise ValueError(f"about: the file has {', '.join(taken)} by itself; choose other keys")
     # Copies: safetensors refuses tensors that share memory.
     whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    described = {**metadata, "format": kind}
+    described = {**metadata, **about, "format": kind}
     described["sha256"] = _digest(whole, described)
     write_whole(path, lambda beside: _save_file(whole, beside, described))
 
@@ -49,28 +46,23 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
         raise OSError(f"{path}: {error}") from error
 
 
-def set_aside(path: Path, reason: object, then: str) -> None:
-    """Take a file out of the way that is damaged, or as `OtherVersion` of another version, and say so.
-
-    Where its folder cannot be written, only say so.
-    """
-    kind = "other-version" if isinstance(reason, OtherVersion) else "damaged"
-    try:
-        path.replace(path.with_name(f"{path.name}.{kind}"))
-        print(f"{reason}\n  set aside; {then}", file=sys.stderr)
-    except OSError as error:
-        print(f"{reason}\n  left out, cannot be set aside ({error.strerror}); {then}", file=sys.stderr)
-
-
-def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(
+    path: str | Path, *kinds: str, about: Mapping[str, str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that `save_tensors` wrote as one of `kinds`.
 
+    Args:
+        about: what the file must say of itself, unless it does not have the key, as earlier files.
+
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is damaged or of another kind. OtherVersion: it is
-            of this kind, in the format of another version.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, of another kind or about another thing.
+        OtherVersion: it is of this kind, in the format of another version.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"no such file: {path}")
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -83,14 +75,17 @@ def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict
         raise (OtherVersion if same_kind else ValueError)(f"{path}: expected format {kinds[0]!r}, found {found!r}")
     if metadata.pop("sha256", "") != _digest(tensors, metadata):
         raise ValueError(f"{path}: damaged, its contents do not match their checksum")
+    for key, expected in (about or {}).items():
+        if metadata.get(key, expected) != expected:
+            raise ValueError(f"{path}: is of {key} {metadata[key]}, expected {expected}")
     return tensors, metadata
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    parts: list[str | memoryview] = [repr(sorted(metadata.items()))]
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}")
         if tensor.numel():
-            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            parts.append(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest(*parts)

@@ -134,6 +134,22 @@ def random_walk_error(momentum: Values, drift: Values, noise: Values) -> Values:
     return ema_noise(momentum, noise) + drift * (1 - momentum) ** 2 / (momentum * (2 - momentum))
 
 
+def random_walk_gap(momentum: Values, t: Values, drift: Values, noise: Values, level: Values) -> Values:
+    """Root-mean-square error of an EMA that started at 0, t steps ago, for the weights after the last update.
+
+    What is left of the start (`level` is the squared distance of the target from 0) gives way to the long-run error
+    of `random_walk_error`; the last update moved the target by `drift` once more. The square is too large by `drift`
+    times what is left of the start, (1 - momentum)^(2t).
+
+    >>> float(random_walk_gap(0.5, t=1000, drift=0.5, noise=1.0, level=9.0))
+    1.0
+    >>> float(random_walk_gap(0.5, t=0, drift=0.0, noise=1.0, level=9.0))
+    3.0
+    """
+    left = np.square(start_residue(momentum, t))
+    return (random_walk_error(momentum, drift, noise) * (1 - left) + drift + level * left) ** 0.5
+
+
 def optimal_momentum(drift: Values, noise: Values) -> Values:
     """The momentum in [0, 1] that minimizes `random_walk_error`; 0 without drift, 1 without noise.
 

@@ -1,4 +1,4 @@
-"""Small networks, and the fingerprint by which a borrowed model is found to have come back as it was."""
+"""Small networks, comparisons, and the fingerprint by which a borrowed model is found to have come back as it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from bnlab.moments import Moments
+from bnlab import Moments, MomentTrace, Statistics
 
 torch.set_num_threads(1)  # the tensors are small
 
@@ -174,3 +174,37 @@ def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list
         optimizer.step()
         outputs.append(output.detach().clone())
     return outputs
+
+
+def with_momentum(model: nn.Module, momentum: float | None) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
+    return model
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def assert_equal_statistics(found: Statistics, expected: Statistics, tolerance: float = 5e-6) -> None:
+    assert list(found) == list(expected) and found.eps == expected.eps
+    for name, moments in expected.items():
+        assert ((found[name].mean - moments.mean).abs() / moments.var.sqrt()).max() <= tolerance, name
+        assert ((found[name].var - moments.var).abs() / moments.var).max() <= tolerance, name
+
+
+def same_traces(a: MomentTrace, b: MomentTrace) -> bool:
+    return (a.first_step, a.last_step, a.layout) == (b.first_step, b.last_step, b.layout) and all(
+        x.steps == y.steps
+        and x.counts == y.counts
+        and x.updates == y.updates
+        and torch.equal(x.start, y.start)
+        and torch.equal(x.moments, y.moments)
+        and [(r.entries, r.updates) for r in x.restarts] == [(r.entries, r.updates) for r in y.restarts]
+        and all(torch.equal(r.values, q.values) for r, q in zip(x.restarts, y.restarts, strict=True))
+        for x, y in zip(a.layers.values(), b.layers.values(), strict=True)
+    )

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, self_consistency
-from bnlab.harness.vision import torchvision
-from bnlab.layers import batch_norm_layers, call, copied, set_weights_channels_last
+from bnlab.harness.artifacts.vision import torchvision
+from bnlab.layers import batch_norm_layers, call, copy_batch, set_weights_channels_last
 from bnlab.memory import LiveBytes
 from tests import references
 from tests.helpers import images, randomized, unchanged
@@ -77,7 +77,7 @@ def examine(model: nn.Module, batches: Sequence[Any], small: Sequence[Any], **op
         found = population_statistics(model, batches, **options)
     # In the memory layouts of that evaluation: others round otherwise, which depth amplifies.
     set_weights_channels_last(model, sys.maxsize)
-    alike = [copied(batch, torch.device("cpu"), channels_last=True) for batch in batches]
+    alike = [copy_batch(batch, torch.device("cpu"), channels_last=True) for batch in batches]
     with unchanged(model):
         mean, var = self_consistency(model, found, alike, **options)
     assert mean <= SELF and var <= SELF

@@ -62,7 +62,8 @@ def test_the_table(folder: Path) -> None:
     assert [line.split()[:3] for line in lines[1:3]] == [["1", "1", "4"], ["4", "2", "2"]]
     assert float(lines[1].split()[3]) > 0.1  # 0 and 1 against images around 3
     assert "24 images, 864 values per channel" in done.stdout
-    assert "288 values" in bnlab(folder, "gap", "mine:model", "mine:batches", "--max-images", "8").stdout
+    for words in (("--max-images", "8"), ("max_images=8",)):
+        assert "288 values" in bnlab(folder, "gap", "mine:model", "mine:batches", *words).stdout
 
 
 def test_warnings_are_one_line(folder: Path) -> None:
@@ -98,4 +99,20 @@ def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
 def test_help_and_version(folder: Path) -> None:
     assert "gap" in bnlab(folder, "--help").stdout
     assert bnlab(folder, "--version").stdout.startswith("bnlab 0.")
-    assert bnlab(folder).returncode == 2
+    assert "max_images=N" in bnlab(folder, "gap", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "the following arguments are required: command"),
+        (("nonsense",), "invalid choice: 'nonsense'"),
+        (("gap", "mine:model"), "required: batches"),
+        (("gap", "mine:model", "mine:batches", "max_images=x"), "invalid int value: 'x'"),
+        (("gap", "mine:model", "mine:batches", "--most", "3"), "unrecognized arguments: --most 3"),
+    ],
+)
+def test_mistakes_in_words_are_one_line(folder: Path, words: tuple[str, ...], message: str) -> None:
+    done = bnlab(folder, *words)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -134,3 +134,10 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match="batches is empty"):
             record_frozen(model, [])
     assert window(0.1) == 44 and window(0.01) == 459
+
+
+def test_a_model_that_was_trained_on_is_refused() -> None:
+    model, trace, kept, batches = trained(5, lr=0.05)
+    model.train()(batches[0])
+    with pytest.raises(ValueError, match="has seen 6 batches and the trace ends after 5"):
+        decompose(model, trace, kept.__getitem__, batches, momentum=0.5)

@@ -35,7 +35,7 @@ from bnlab.estimators import (
     Window,
     base,
     fold,
-    known,
+    list_estimators,
     parse,
 )
 from bnlab.estimators.example import EXAMPLE
@@ -115,7 +115,7 @@ def instances(cls: type[Estimator]) -> list[Estimator]:
     return [cls(**own, **momentum) for own in PARAMETERS.get(cls, [{}]) for momentum in momenta]
 
 
-OWN = [cls for cls in known().values() if cls.__module__.startswith("bnlab.")]
+OWN = [cls for cls in list_estimators().values() if cls.__module__.startswith("bnlab.")]
 ALL = [estimator for cls in OWN for estimator in instances(cls)]
 each = pytest.mark.parametrize("estimator", ALL, ids=str)
 FITTED = (Kalman, Oracle, Predictive)
@@ -569,7 +569,7 @@ class PerChannel(Estimator):
 
 
 def test_an_estimator_of_the_users_own() -> None:
-    assert known()["test_weighted"] is PerChannel
+    assert list_estimators()["test_weighted"] is PerChannel
     data = batches(20)
     found = fold([EMA(0.1), PerChannel(), LastBatch()], stream_of(data), range(21))[1]
     sizes = [len(batch) for batch in data]
@@ -583,7 +583,7 @@ def test_a_subclass_without_a_name_of_its_own_does_not_take_its_parents() -> Non
     class Unnamed(EMA):
         pass
 
-    assert known()["ema"] is EMA and Unnamed(0.5) != EMA(0.5)
+    assert list_estimators()["ema"] is EMA and Unnamed(0.5) != EMA(0.5)
 
 
 # Names
@@ -657,10 +657,10 @@ def test_a_name_that_is_taken() -> None:
             return torch.ones(len(stream), dtype=torch.float64)
 
     with pytest.raises(ValueError, match=r"Second: its name 'ema' is that of bnlab.*EMA; give it another"):
-        known()
+        list_estimators()
     del Second
     gc.collect()
-    assert known()["ema"] is EMA
+    assert list_estimators()["ema"] is EMA
 
 
 @pytest.mark.parametrize(

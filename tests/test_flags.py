@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bnlab import Statistics, population_statistics, self_consistency
-from bnlab.flags import Flags, flags_restored, read_flags
+from bnlab.flags import are_same, flags_restored, read_flags
 from tests.helpers import images, plain, randomized
 
 
@@ -49,10 +49,6 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
 }
 
 
-def same(a: Flags, b: Flags) -> bool:
-    return a.values == b.values and all(x is y for x, y in zip(a.objects, b.objects, strict=True))
-
-
 class Entering(nn.Module):
     """Passes layers inside of a context; in what state each batch goes on after a layer is written down."""
 
@@ -66,8 +62,8 @@ class Entering(nn.Module):
         with self.context():
             entered = read_flags()
             x = self.inner(x)
-            assert same(read_flags(), entered), "another batch's flags leaked in"
-        assert same(read_flags(), before)
+            assert are_same(read_flags(), entered), "another batch's flags leaked in"
+        assert are_same(read_flags(), before)
         x = self.outer(x)
         if self.fails:
             raise ArithmeticError
@@ -80,11 +76,39 @@ def test_what_a_forward_changes_for_a_while(context: str, strategy: str) -> None
     before = read_flags()
     model = randomized(Entering(CONTEXTS[context]))
     assert isinstance(population_statistics(model, images(3, 4, 2), strategy=strategy), Statistics)
-    assert same(read_flags(), before)
+    assert are_same(read_flags(), before)
     model.fails = True
     with pytest.raises(ArithmeticError):
         population_statistics(model, images(3, 4, 2), strategy=strategy)
-    assert same(read_flags(), before)
+    assert are_same(read_flags(), before)
+
+
+class EnteringForFew(nn.Module):
+    """Passes layers inside of a context if the batch is small."""
+
+    def __init__(self, few: int) -> None:
+        super().__init__()
+        self.few, self.inner = few, plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = read_flags()
+        with sdpa_kernel(SDPBackend.MATH) if len(x) <= self.few else contextlib.nullcontext():
+            x = self.inner(x)
+        assert are_same(read_flags(), before)
+        return x
+
+
+def test_batches_that_differ_in_what_they_change() -> None:
+    before = read_flags()
+    small_first = images(2, 4, 4, 3)
+    a = population_statistics(randomized(EnteringForFew(2)), small_first)
+    b = population_statistics(randomized(EnteringForFew(0)), small_first)
+    for name, moments in a.items():
+        assert torch.equal(moments.mean, b[name].mean)
+    for few in (2, 3):  # the first batch has changed nothing, so that the others were not looked at
+        with pytest.raises(ValueError, match=r"some batches.*layerwise"):
+            population_statistics(randomized(EnteringForFew(few)), images(4, 2, 3, 4))
+    assert are_same(read_flags(), before)
 
 
 class Changing(nn.Module):
@@ -104,7 +128,7 @@ def test_what_a_forward_leaves_changed_is_put_back(upstream: str) -> None:
     model, before = randomized(Changing()), read_flags()
     found = population_statistics(model, images(3, 4), upstream=upstream)
     self_consistency(model, found, images(3, 4))
-    assert same(read_flags(), before)
+    assert are_same(read_flags(), before)
 
 
 class Compiling(nn.Module):
@@ -127,7 +151,7 @@ def test_compiled_functions_run_as_they_are_written(strategy: str) -> None:
     found = population_statistics(model, batches, strategy=strategy)
     assert list(found) == ["inner.1", "inner.4", "outer.1"]
     assert max(self_consistency(model, found, batches)) < 1e-5
-    assert same(read_flags(), before)
+    assert are_same(read_flags(), before)
     counted = torch._dynamo.testing.CompileCounter()
     torch.compile(lambda x: x + 1, backend=counted)(torch.ones(2))
     assert counted.frame_count == 1, "compiling works again after it"
@@ -139,7 +163,7 @@ def test_flags_after_an_exception() -> None:
         torch.set_default_dtype(torch.float16)
         warnings.filters = []  # type: ignore[assignment]
         raise ZeroDivisionError
-    assert same(read_flags(), before)
+    assert are_same(read_flags(), before)
 
 
 class Asynchronous(nn.Module):

@@ -1,8 +1,11 @@
 """What may import what."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ PACKAGE = Path(bnlab.__file__).parent
 LEVEL = {
     "arguments": -1,
     "flags": -1,
+    "files": -1,
     "modes": 0,
     "moments": 0,
     "theory": 0,
@@ -26,7 +30,8 @@ LEVEL = {
     "module_state": 1,
     "trace": 2,
     "inference": 2,
-    "gap": 2,
+    "gaps": 2,
+    "recording": 3,
     "exact": 3,
     "decomposition": 4,
     "cli": 5,
@@ -35,7 +40,11 @@ LEVEL = {
 # Inside of bnlab/exact/ a module imports those before it only.
 EXACT = (
     "standard_errors",
+    "watch",
     "inspection",
+    "turns",
+    "passage",
+    "admission",
     "breadth",
     "fixed_point",
     "job",
@@ -84,17 +93,51 @@ def test_the_order_of_what_measures_exactly(name: str) -> None:
     assert used <= set(EXACT[: EXACT.index(name)])
 
 
-def test_hydra_is_seen_by_the_configuration_only() -> None:
-    seeing = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))
-    }
-    assert seeing <= {"harness/config.py"}
+# Of bnlab/harness/: data flows from one to the next, so that each imports those before it only.
+HARNESS = (
+    ("errors", "schema", "schedule"),  # what all of them share: no torch
+    ("artifacts",),  # data and networks, with the settings that name them
+    ("measurements",),  # what needs a network
+    ("reporting",),  # what needs tables only: no torch
+    ("config",),  # checks of what artifacts and measurements are told to make
+    ("jobs",),
+    ("planning",),
+)
+# Inside of bnlab/harness/artifacts/ likewise.
+ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs", "producing", "__init__")
 
 
-# What scores and plots are made of, beside each other: no torch, no Hydra, nothing that trains or measures.
-REPORTING = {"pandas", "numpy", "scipy", "matplotlib", "bnlab.harness.errors", "bnlab.harness.reporting"}
+@pytest.mark.parametrize("path", sorted((PACKAGE / "harness").rglob("*.py")), ids=lambda p: "/".join(p.parts[-2:]))
+def test_data_flows_one_way_through_the_harness(path: Path) -> None:
+    place = {name: number for number, names in enumerate(HARNESS) for name in names}
+    own = path.relative_to(PACKAGE / "harness").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in place, f"say where {own} stands"
+    for name in imports(path):
+        used = (*name.split("."), "")[2] if name.startswith("bnlab.harness.") else own
+        assert used == own or place.get(used, -1) < place[own], f"{own} imports {used}"
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_the_order_of_artifacts(name: str) -> None:
+    folder = PACKAGE / "harness" / "artifacts"
+    assert {path.stem for path in folder.glob("*.py")} == set(ARTIFACTS)
+    used = {module for module in ARTIFACTS if f"bnlab.harness.artifacts.{module}" in imports(folder / f"{name}.py")}
+    assert used <= set(ARTIFACTS[: ARTIFACTS.index(name)])
+
+
+def test_hydra_is_seen_by_the_commands_only() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert not {"hydra", "omegaconf"} & {name.partition(".")[0] for name in imports(path)}, path
+
+
+# What reports are made of: no torch, no Hydra, nothing that trains or measures.
+REPORTING = {
+    *("pandas", "numpy", "scipy", "matplotlib", "pyarrow", "filelock", "jinja2"),
+    *("bnlab.files", "bnlab.harness.errors", "bnlab.harness.schema", "bnlab.harness.schedule"),
+    "bnlab.harness.reporting",
+}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "harness" / "reporting").glob("*.py")), ids=lambda path: path.stem)
@@ -111,11 +154,54 @@ def test_questions_see_reporting_and_theory(path: Path) -> None:
         assert known or name == "bnlab" or name.partition(".")[0] in sys.stdlib_module_names, name
 
 
+def loaded_by(*modules: str) -> set[str]:
+    """The packages that a process has loaded after it has imported these modules."""
+    code = f"import sys, {', '.join(modules)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    return {*subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()}
+
+
 def test_importing_the_library_imports_little() -> None:
-    code = "import sys, bnlab; print(*{name.partition('.')[0] for name in sys.modules})"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "pandas", "matplotlib"} & loaded_by("bnlab")
+    found = loaded_by("bnlab.exact", "bnlab.trace", "bnlab.cli")
     assert "torch" in found
-    assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & set(found)
+    assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & found
+
+
+def test_reports_and_questions_do_not_wait_for_torch() -> None:
+    folders = {"bnlab.harness.reporting": PACKAGE / "harness" / "reporting"}
+    folders["experiments.questions"] = PACKAGE.parent / "experiments" / "questions"
+    modules = [f"{package}.{path.stem}" for package, folder in folders.items() for path in folder.glob("*.py")]
+    found = loaded_by(*(name.removesuffix(".__init__") for name in modules))
+    assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
+
+
+# Packages whose module is called otherwise.
+PACKAGED = {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+OURS = {"bnlab", "experiments", "benchmarks", "tests"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+
+    def declared(*lists: list[str]) -> set[str]:
+        return {re.split(r"[><=]", line)[0] for lines in lists for line in lines}
+
+    def imported(paths: Iterable[Path]) -> set[str]:
+        modules = {name.partition(".")[0] for path in paths for name in imports(path)}
+        return {PACKAGED.get(module, module) for module in modules - OURS - sys.stdlib_module_names}
+
+    library = [path for path in PACKAGE.rglob("*.py") if "harness" not in path.parts]
+    assert imported(library) == declared(project["dependencies"])
+    everything = [path for folder in OURS for path in (PACKAGE.parent / folder).rglob("*.py")]
+    assert imported(everything) <= declared(project["dependencies"], *extras.values())
+    harness = [*(PACKAGE / "harness").rglob("*.py"), *(PACKAGE.parent / "experiments").rglob("*.py")]
+    assert imported(harness) <= declared(project["dependencies"], extras["harness"])
+
+
+def test_one_module_computes_digests() -> None:
+    seeing = {path.stem for path in PACKAGE.rglob("*.py") if {"hashlib", "zlib"} & imports(path)}
+    assert seeing == {"files"}
 
 
 def test_public_names() -> None:

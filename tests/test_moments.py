@@ -81,7 +81,7 @@ def test_mean_far_from_zero(mean: float, std: float, shape: tuple[int, ...], lay
 @pytest.mark.parametrize("shape", [(256, 512), (1024, 3), (128, 512, 4, 4), (64, 16, 8, 8), (512, 256)])
 @pytest.mark.parametrize("mean", [0.9, 1.9, 4, 8, 15.5])
 def test_moderate_means_keep_the_bound(mean: float, shape: tuple[int, ...], layout: str) -> None:
-    """That of `bnlab.moments._trusted`."""
+    """That of `bnlab.moments._bound_mean`."""
     x = LAYOUTS[layout](sample(*shape, mean=mean, std=1.0))
     assert_moments(Moments.of(x), references.moments(x), mean=2e-6, var=2e-6)
     parts = [read(part) for part in x.split(len(x) // 4)]

@@ -97,6 +97,16 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert isinstance(Statistics.load(tmp_path / "s.safetensors")["a"].count, int)
 
 
+def test_files_that_say_what_they_are_of(tmp_path: Path) -> None:
+    path, statistics = tmp_path / "s.safetensors", running_statistics(plain())
+    statistics.save(path, {"run": "a"})
+    assert same(Statistics.load(path, {"run": "a"}), statistics) and same(Statistics.load(path), statistics)
+    with pytest.raises(ValueError, match=r"s.safetensors: is of run a, expected b"):
+        Statistics.load(path, {"run": "b"})
+    with pytest.raises(ValueError, match="about: the file has layers by itself"):
+        statistics.save(path, {"layers": "1"})
+
+
 def test_files_that_are_not_statistics(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     with pytest.raises(FileNotFoundError, match=r"s\.safetensors"):
@@ -152,3 +162,41 @@ def test_layout() -> None:
     flat = layout.flatten(statistics)
     assert flat.shape == (2, 18) and layout.channel_eps.tolist() == [1e-5] * 6 + [1e-3] * 12
     assert same(layout.unflatten(flat), statistics)
+
+
+def test_buffers_that_share_memory() -> None:
+    model = plain()
+    found = population_statistics(model, images(4, 3))
+    first, second = model[1], model[4]
+    memory = torch.zeros(20)
+    first.running_mean, second.running_mean = memory[:6], memory[5 : 5 + second.num_features]
+    with unchanged(model), pytest.raises(ValueError, match="layers '1' and '4' share memory"):
+        found.write_to(model)
+    with using(model, found):
+        for name, moments in running_statistics(model).items():
+            assert torch.allclose(moments.mean, found[name].mean)
+    running_statistics(model).write_to(model)  # what they share has one value
+
+
+def test_one_value_for_all_channels() -> None:
+    model = plain()
+    model[1].running_mean = torch.zeros(1).expand(6)
+    with pytest.raises(ValueError, match="layers '1' and '1' share memory"):
+        population_statistics(model, images(4, 3)).write_to(model)
+
+
+@pytest.mark.parametrize("key", ["mean", "var"])
+def test_values_beyond_the_type_of_the_buffers(key: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2)).half()
+    values = {"mean": torch.zeros(2, dtype=torch.float64), "var": torch.ones(2, dtype=torch.float64)}
+    statistics = Statistics({"0": Moments(8, **values | {key: values["var"] * 1e5})}, {"0": 1e-5})
+    with unchanged(model), pytest.raises(ValueError, match=r"'0' has a value beyond torch\.float16"):
+        statistics.write_to(model)
+    with pytest.raises(ValueError, match=r"beyond torch\.float16"), using(model, statistics):
+        pass
+
+
+@pytest.mark.parametrize("var", [torch.ones(1), torch.ones(2, 1), [1.0, 1.0]])
+def test_moments_that_do_not_fit_together(var: object) -> None:
+    with pytest.raises(ValueError, match="mean and var of layer '0' are no tensors of one length"):
+        Statistics({"0": Moments(8, torch.zeros(2), var)}, {"0": 1e-5})  # type: ignore[arg-type]

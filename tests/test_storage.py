@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from bnlab import storage
-from bnlab.storage import load_tensors, save_tensors, set_aside, write_whole
+from bnlab.storage import load_tensors, save_tensors
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -56,6 +56,10 @@ def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_tensors(path, "kind/1")
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"x.safetensors: is a folder, expected a file"):
+        load_tensors(path, "kind/1")
+    path.rmdir()
     save_tensors(path, {}, "kind/2", {})
     with pytest.raises(ValueError, match="expected format 'kind/1', found 'kind/2'"):
         load_tensors(path, "kind/1")
@@ -64,17 +68,25 @@ def test_foreign_files(tmp_path: Path) -> None:
         load_tensors(path, "kind/1")
 
 
+def test_a_copy_of_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, TENSORS, "kind/1", {"name": "a"}, {"run": "a1", "step": "3"})
+    for about in ({}, {"run": "a1"}, {"step": "3", "later": "does not say"}):
+        assert load_tensors(path, "kind/1", about=about)[1] == {
+            "name": "a",
+            "run": "a1",
+            "step": "3",
+            "format": "kind/1",
+        }
+    with pytest.raises(ValueError, match=r"x.safetensors: is of step 3, expected 4"):
+        load_tensors(path, "kind/1", about={"run": "a1", "step": "4"})
+    with pytest.raises(ValueError, match=r"about: the file has format, name by itself; choose other keys"):
+        save_tensors(path, TENSORS, "kind/1", {"name": "a"}, {"name": "b", "format": "c", "run": "d"})
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.txt"
+    path = tmp_path / "x.safetensors"
     path.write_text("old")
-
-    def half(beside: Path) -> None:
-        beside.write_text("ne")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        write_whole(path, half)
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.txt"]
 
     def full(*arguments: object) -> None:
         raise storage.SafetensorError("I/O error: no space left on device")
@@ -82,13 +94,4 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(storage, "save_file", full)
     with pytest.raises(OSError, match="no space"):
         save_tensors(path, TENSORS, "kind/1", {})
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.txt"]
-
-
-def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "x.parquet"
-    for text in ("first", "second"):
-        path.write_text(text)
-        set_aside(path, "x: damaged", "measured again")
-    assert capsys.readouterr().err.splitlines()[:2] == ["x: damaged", "  set aside; measured again"]
-    assert not path.exists() and (tmp_path / "x.parquet.damaged").read_text() == "second"
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.safetensors"]

@@ -124,6 +124,15 @@ def test_random_walk_error(momentum: float, rng: np.random.Generator) -> None:
     assert_average((estimate - level[200]) ** 2, expected + drift)  # after the optimizer's update
 
 
+@pytest.mark.parametrize("steps", [3, 200])
+def test_random_walk_gap(steps: int, rng: np.random.Generator) -> None:
+    momentum, drift, noise = 0.1, 0.02, 0.5
+    level = 2 + rng.normal(0, math.sqrt(drift), (steps + 1, 5000)).cumsum(axis=0)
+    estimate = ema(level[:steps] + rng.normal(0, math.sqrt(noise), (steps, 5000)), momentum)[-1]
+    expected = theory.random_walk_gap(momentum, steps, drift, noise, 4.0 + drift) ** 2
+    assert_average((estimate - level[steps]) ** 2, expected - drift * 0.9 ** (2 * steps))
+
+
 def test_optimal_momentum_is_the_kalman_gain() -> None:
     ratio = np.logspace(-8, 4, 49)
     best = theory.optimal_momentum(ratio * 3, 3.0)

@@ -25,8 +25,10 @@ from bnlab.estimators.exponential import (
     DeviationEMA,
     PooledEMA,
 )
-from bnlab.estimators.names import known, parse
+from bnlab.estimators.names import list_estimators, parse
 from bnlab.estimators.predictive import Predictive
+
+known = list_estimators  # the public name
 
 __all__ = [
     "EMA",
@@ -51,5 +53,6 @@ __all__ = [
     "check_momentum",
     "fold",
     "known",
+    "list_estimators",
     "parse",
 ]

@@ -143,7 +143,10 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         if states is not None:
             result[i] = estimator.read(states, stream)
             continue
-        values, gains = estimator.values(stream), _shared(_checked(estimator, estimator.gains(stream), stream))
+        values, gains = (
+            estimator.values(stream),
+            _collapse_shared(_check_gains(estimator, estimator.gains(stream), stream)),
+        )
         key = (id(values), estimator.twice) if gains.dim() == 1 else (i,)
         _, members, bank = banks.setdefault(key, (values, [], []))
         members.append(i)
@@ -157,7 +160,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
     return result
 
 
-def _checked(estimator: Estimator, gains: Tensor, stream: Stream) -> Tensor:
+def _check_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> Tensor:
     """ValueError unless the gains are what `Estimator.gains` promises."""
     steps, channels = stream.counts.shape
     shapes = [(steps,), (steps, channels), (steps, 2, channels)]
@@ -172,7 +175,7 @@ def _checked(estimator: Estimator, gains: Tensor, stream: Stream) -> Tensor:
     return gains
 
 
-def _shared(gains: Tensor) -> Tensor:
+def _collapse_shared(gains: Tensor) -> Tensor:
     """[T] where all channels have the same gains."""
     if gains.dim() == 1:
         return gains

@@ -12,12 +12,12 @@ from typing import Any
 from bnlab.estimators.base import Estimator
 
 
-def known() -> dict[str, type[Estimator]]:
+def list_estimators() -> dict[str, type[Estimator]]:
     """Every estimator class that has been defined, by its name."""
-    return named_subclasses(Estimator)
+    return find_named_subclasses(Estimator)
 
 
-def named_subclasses(base: type[Any]) -> dict[str, type[Any]]:
+def find_named_subclasses(base: type[Any]) -> dict[str, type[Any]]:
     """The concrete classes below `base` by their name; without a name of its own one is left out.
 
     Raises:
@@ -52,12 +52,12 @@ def parse(label: str) -> tuple[type[Estimator], dict[str, Any]]:
     >>> parse("ema(momentum=0.2)")
     (<class 'bnlab.estimators.exponential.EMA'>, {'momentum': 0.2})
     """
-    name, text = called(label)
-    cls = known().get(name) or _imported(name)
+    name, text = split_label(label)
+    cls = list_estimators().get(name) or _import_estimator(name)
     return cls, read_parameters(label, name, text, cls)
 
 
-def called(label: str) -> tuple[str, str]:
+def split_label(label: str) -> tuple[str, str]:
     """The name before the bracket and the text inside of it; ValueError if there are other things."""
     match = _CALL.fullmatch(label)
     if match is None:
@@ -97,11 +97,11 @@ def _value(label: str, key: str, text: str, default: object) -> Any:
     return value
 
 
-def _imported(name: str) -> type[Estimator]:
+def _import_estimator(name: str) -> type[Estimator]:
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ValueError(
-            f"estimator={name!r}: unknown; known are {', '.join(sorted(known()))}, or package.module.Class"
+            f"estimator={name!r}: unknown; known are {', '.join(sorted(list_estimators()))}, or package.module.Class"
         )
     try:
         cls = getattr(importlib.import_module(module), attribute)

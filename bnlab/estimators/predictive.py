@@ -134,7 +134,7 @@ def _blocks(stream: Stream) -> Iterator[_Block]:
         if first & (first - 1) == 0 or first % _BLOCK == 0:  # not where a channel is lost, maybe another layer's
             unit = bank[2].gather(0, _by_channel(chosen[1:], stream))[0].exp()
         errors = _errors(bank[::2], series[::2], _weights(unit, alive, layers), layers, first)
-        scores = _discounted(scores, errors, first)
+        scores = _discount(scores, errors, first)
         block = _Block(first, series, bank, alive, scores.argmin(1).view(-1, 2, len(layers)))
         yield block
         bank, scores, chosen, first = block.averages(block.last), scores[-1], block.choices[-1], block.last
@@ -187,7 +187,7 @@ def _side_by_side(products: list[Tensor]) -> Tensor:
     return torch.stack(products, dim=3).permute(1, 2, 0, 3).flatten(2)
 
 
-def _discounted(scores: Tensor, errors: Tensor, first: int) -> Tensor:
+def _discount(scores: Tensor, errors: Tensor, first: int) -> Tensor:
     """Scores [n, momenta, 2·layers] after each batch: those before, discounted, plus the errors."""
     number = torch.arange(first + 1, first + len(errors) + 1, dtype=torch.float64, device="cpu")[:, None, None]
     discount = (1 - 1 / (_SHARE * number).clamp(min=_FEWEST)).cumprod(0)

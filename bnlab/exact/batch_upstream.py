@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.job import Job, Source
 from bnlab.exact.layerwise import check_first_batch
-from bnlab.layers import check_input, copied, layer_input, set_buffers_aside, without_transforms
+from bnlab.layers import (
+    check_input,
+    check_loans,
+    copy_batch,
+    count_loans,
+    layer_input,
+    set_buffers_aside,
+    strip_transforms,
+)
 from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments, read
@@ -20,13 +28,14 @@ from bnlab.moments import Moments, read
 def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
     found: dict[str, Moments] = {}
-    hooks = forward_hooks(job.model)
+    hooks, loans = forward_hooks(job.model), count_loans()
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = without_transforms(layer_input(args, kwargs))
+            x = strip_transforms(layer_input(args, kwargs))
             if module is not job.targets[name] or (isinstance(x, Tensor) and not x.numel()):
                 return
+            check_loans(loans, name, CALLER)
             check_input(name, job.targets[name], x, CALLER)
             if x.numel() == x.shape[1]:
                 raise ValueError(
@@ -53,7 +62,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             own = random.capture()  # the caller's batches draw from the caller's stream
             random.apply(random.begin(index))
             with torch.no_grad(), job.weights.restored(), state.undone():
-                job.forward(job.model, copied(batch, job.device))
+                job.forward(job.model, copy_batch(batch, job.device))
             random.apply(own)
 
     job.ranks.together(work)

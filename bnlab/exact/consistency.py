@@ -18,11 +18,13 @@ from bnlab.layers import (
     batch_norm_layers,
     call,
     check_input,
-    copied,
+    check_loans,
+    copy_batch,
+    count_loans,
     layer_input,
     set_weights_channels_last,
-    unwrapped,
-    without_transforms,
+    strip_transforms,
+    unwrap_parallel,
 )
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments
@@ -160,7 +162,7 @@ class _Evaluation:
         self._model, self._forward, self._place = model, forward, place
         self._relays = channels_last and place.type == "cpu"
         self._own_weights = set_weights_channels_last(model, most=2**62) if self._relays else []
-        hooks = forward_hooks(model)
+        hooks, self._loans = forward_hooks(model), count_loans()
         self.seen: dict[str, Moments] = {}
         self._now: dict[str, Moments] = {}
         for name, layer in batch_norm_layers(model, names, caller=CALLER).items():
@@ -194,13 +196,14 @@ class _Evaluation:
     def _evaluate(self, batch: Any) -> None:
         self._now = {}
         with torch.no_grad(), self._state.undone():
-            self._forward(unwrapped(self._model), copied(batch, self._place, channels_last=self._relays))
+            self._forward(unwrap_parallel(self._model), copy_batch(batch, self._place, channels_last=self._relays))
 
     def _look(self, name: str, layer: BatchNorm) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = without_transforms(layer_input(args, kwargs))
+            x = strip_transforms(layer_input(args, kwargs))
             if isinstance(x, Tensor) and not x.numel():
                 return
+            check_loans(self._loans, name, CALLER)
             check_input(name, layer, x, CALLER)
             moments = Moments.of(x)
             self._now[name] = self._now[name].merge(moments) if name in self._now else moments

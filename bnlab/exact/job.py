@@ -44,7 +44,10 @@ class Job:
         if not sum(self.ranks.gather(source.count)):
             raise ValueError(f"{CALLER}: batches is empty; pass at least one batch (is a generator used up?)")
         if not found:
-            raise ValueError(f"{CALLER}: the forward reached none of {len(self.targets)} batch-norm layers")
+            raise ValueError(
+                f"{CALLER}: the forward reached none of {len(self.targets)} batch-norm layers in this thread; those "
+                "that another thread, a direct .forward() or a functional batch norm runs are not seen"
+            )
         self.cost.images, self.cost.peak_bytes = source.images, self.budget.peak
         unseen = [name for name in self.targets if name not in found]
         statistics = Statistics(found, {name: self.targets[name].eps for name in found}, unseen)

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bnlab.exact.breadth import CALLER, check_moments
-from bnlab.exact.inspection import Sample, check_result
+from bnlab.exact.inspection import Inspection, Sample
 from bnlab.exact.job import Job, Source
-from bnlab.layers import borrowed, check_input, copied, layer_input, set_buffers_aside, without_transforms
+from bnlab.layers import (
+    borrowed,
+    check_input,
+    check_loans,
+    copy_batch,
+    count_loans,
+    layer_input,
+    set_buffers_aside,
+    strip_transforms,
+)
 from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments, Partial
@@ -31,13 +40,14 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
         raise ValueError(f"{CALLER}: strategy='layerwise' has no group and no standard errors; use 'breadth'")
     found: dict[str, Moments] = {}
     targets, hooks = job.targets, forward_hooks(job.model)
+    loans = count_loans() + 1  # each forward borrows the model itself
     arrived: dict[str, list[Moments]] = {}
     samples: dict[str, Sample] = {}
     visited: set[str] = set()
 
     def stop(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = without_transforms(layer_input(args, kwargs))
+            x = strip_transforms(layer_input(args, kwargs))
             if module is not targets[name] or (isinstance(x, Tensor) and not x.numel()):
                 return
             if name in visited:
@@ -45,6 +55,7 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
                     f"{CALLER}: layer {name!r} is reached several times in one forward; "
                     "which only strategy='breadth' can measure; or leave it out with layers=[...]"
                 )
+            check_loans(loans, name, CALLER)
             visited.add(name)
             if name not in found:
                 check_input(name, targets[name], x, CALLER)
@@ -94,13 +105,12 @@ def check_first_batch(
     """Evaluate the first batch once more, without the measurement's hooks."""
     for hook in job.hooks:
         hook.remove()
-    job.check = check_result(
-        job.model, job.targets, found, samples, batch, lambda batch: _forward_once(job, batch, 0, random, state)
-    )
+    inspection = Inspection(job.model, job.targets, found, lambda images: _forward_once(job, images, 0, random, state))
+    job.check = inspection.check(batch, samples)
 
 
 def _forward_once(job: Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:
     """One forward that leaves nothing behind, with the batch's own random stream."""
     with borrowed(job.model), torch.no_grad(), job.weights.restored(), state.undone():
         random.apply(random.begin(index))
-        job.forward(job.model, copied(batch, job.device))
+        job.forward(job.model, copy_batch(batch, job.device))

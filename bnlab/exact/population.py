@@ -21,7 +21,16 @@ from bnlab.exact.fixed_point import measure
 from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.standard_errors import worst_error
-from bnlab.layers import BatchNorm, Forward, KeptWeights, batch_norm_layers, borrowed, call, tracked, unwrapped
+from bnlab.layers import (
+    BatchNorm,
+    Forward,
+    KeptWeights,
+    batch_norm_layers,
+    borrowed,
+    call,
+    get_running_buffers,
+    unwrap_parallel,
+)
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments
 from bnlab.ranks import Ranks
@@ -57,14 +66,17 @@ def population_statistics(
     On the CPU images [N, C, H, W] and the weights of convolutions are handed over with the channels innermost, which is
     faster; noise is then drawn in that order. A forward that raises is run again in their own layout.
 
-    At the end some images of the first batch are evaluated in the ordinary way under the result. A RuntimeWarning names
-    layers that hooks do not see, layers that normalize with their batch's statistics all the same, and the first layer
-    at which this evaluation gives something else; `.check` keeps them.
+    At the end some images of the first batch, and breadth-first of another one (the first of another size, or the
+    second), are evaluated in the ordinary way under the result. A RuntimeWarning names layers that hooks do not see,
+    layers that normalize with their batch's statistics all the same or something else than their input, and the first
+    layer at which this evaluation gives something else; `.check` keeps them.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
     mixed up (class attributes, objects behind globals, arrays written in place; random numbers that are not torch's):
-    `self_consistency` shows it, strategy="layerwise" does without.
+    `self_consistency` shows it, strategy="layerwise" does without. A forward that holds what the next one waits for
+    never ends: threads' locks that the code names are refused, but nobody sees a queue that serves as a pool, the lock
+    of a file, or a lock behind a computed name; strategy="layerwise" does without those too.
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
@@ -98,10 +110,11 @@ def population_statistics(
         are.
 
     Raises:
-        TypeError: an argument of a wrong kind. ValueError: one out of its range; no batches; no batch-norm layer
-            (reached); a layer with fewer than two values, other channels, or values that are not finite; statistics of
-            shared layers that do not settle; one batch that does not fit `memory`; another rank's failure. The model is
-            as before in every case, also when its own forward raises.
+        TypeError: an argument of a wrong kind.
+        ValueError: one out of its range; no batches; no batch-norm layer (reached); a layer with fewer than two values,
+            other channels, or values that are not finite; statistics of shared layers that do not settle; one batch
+            that does not fit `memory`; another rank's failure. The model is as before in every case, also when its own
+            forward raises.
     """
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
@@ -114,7 +127,9 @@ def population_statistics(
     while True:
         counted = Source(source, images)  # type: ignore[arg-type]
         ranks = Ranks(group)
-        job = Job(unwrapped(model), targets, forward or call, place, ranks, auto or standard_errors, channels_last)
+        job = Job(
+            unwrap_parallel(model), targets, forward or call, place, ranks, auto or standard_errors, channels_last
+        )
         job.budget = Budget(limit, exact=memory is not None)
         job.weights = KeptWeights(model)
         with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
@@ -156,7 +171,7 @@ def _check_arguments(
 
 def _check_buffers(targets: dict[str, BatchNorm]) -> None:
     for name, layer in targets.items():
-        kept = len(tracked(layer)[0])
+        kept = len(get_running_buffers(layer)[0])
         if kept != layer.num_features:
             raise ValueError(
                 f"{CALLER}: layer {name!r} keeps statistics of {kept} channels and normalizes {layer.num_features} "

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnlab import Moments, Statistics, gap, population_statistics, running_statistics, using
-from bnlab.gap import GAP_COLUMNS, layer_gaps
+from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.statistics import Layout
 from tests import references
 from tests.helpers import images, plain, residual, train

@@ -47,21 +47,26 @@ def test_a_tenth_of_the_memory_gives_the_same_result(channels_last: bool) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_freed_memory_is_kept_for_the_next_tensor() -> None:
+def test_freed_memory_is_kept_for_the_next_tensors() -> None:
+    # A few tensors that live and end as in a forward. One alone tells nothing: glibc before 2.38 cuts an aligned block
+    # out of a larger one, so that a block which was freed is too small for the next tensor of its size, unless its
+    # neighbour in memory is free too.
     script = """
 import resource, torch
 from bnlab.memory import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**22)  # 16 MiB
+    x = torch.ones(2**20)  # 4 MiB
+    for _ in range(10):
+        x = (x + 1).relu()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(faults(), min(faults() for _ in range(5)))
 """
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     fresh, again = map(int, printed.split())
-    pages = 2**24 // 4096
-    assert fresh > pages / 2 and again < pages / 100
+    pages = 2**22 // 4096
+    assert fresh > 2 * pages and again < pages / 100
 
 
 def test_the_smaller_the_memory_the_more_is_run_again() -> None:
@@ -417,7 +422,7 @@ import sys
 import torch, torch.distributed as dist
 from bnlab import gap, population_statistics
 from tests.helpers import images, residual
-from tests.test_breadth import Branching, CallsTwice
+from tests.exact.test_breadth import Branching, CallsTwice
 
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
 rank, group = dist.get_rank(), dist.group.WORLD
@@ -474,7 +479,7 @@ print("fine")
 
 def test_two_ranks_agree(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RANKS, str(tmp_path / "rendezvous")]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     ranks = [
         subprocess.Popen([*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in range(2)

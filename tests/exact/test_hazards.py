@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import Moments, population_statistics, self_consistency
+from bnlab import Moments, population_statistics, running_statistics, self_consistency, using
+from bnlab.layers import _lent_to_this_thread
 from tests import references
+from tests.exact.test_population import assert_same
 from tests.helpers import assert_moments, images, plain, randomized, residual, unchanged
-from tests.test_population import assert_same
 
 LOCK = threading.Lock()
 SEMAPHORE = threading.Semaphore(2)
@@ -233,3 +234,51 @@ def test_a_network_that_does_not_run_in_float64() -> None:
     found = population_statistics(model, batches, strategy="layerwise")
     frame = self_consistency(model, found, batches, by_layer=True)
     assert frame["mean_rounding"].isna().all() and (frame["mean"] < 1e-5).all()
+
+
+class Nesting(nn.Module):
+    """Measures or borrows a part of itself in its own forward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.part, self.b = (
+            how,
+            nn.BatchNorm2d(3),
+            nn.Sequential(nn.BatchNorm2d(3)),
+            nn.BatchNorm2d(3),
+        )
+        randomized(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        if self.how == "using":
+            with using(self.part, running_statistics(self.part)):
+                return self.b(self.part(x).relu())
+        if self.how == "self_consistency":
+            self_consistency(self.part, running_statistics(self.part), [x])
+        else:
+            population_statistics(self.part, [x])
+        return self.b(self.part(x).relu())
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+@pytest.mark.parametrize("how", ["using", "self_consistency", "population_statistics"])
+def test_a_measurement_inside_of_a_measured_forward(how: str, options: dict[str, str]) -> None:
+    model = Nesting(how)
+    with unchanged(model), pytest.raises(ValueError, match="inside of a measurement or of bnlab"):
+        population_statistics(model, images(4, 3), **options)
+    with unchanged(model), pytest.raises(ValueError, match="inside of a measurement or of bnlab"):
+        self_consistency(model, running_statistics(model), images(4, 3))
+
+
+def test_blocks_that_end_in_another_order_than_they_began() -> None:
+    # Of `borrowed` the part that notices: the rest would leave torch's settings behind for the tests that follow.
+    modules = list(plain().modules())
+    first, second = _lent_to_this_thread(modules), _lent_to_this_thread(modules)
+    first.__enter__()
+    second.__enter__()
+    with pytest.warns(RuntimeWarning, match="end in another order"):
+        first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    with using(plain(), running_statistics(plain())), using(plain(), running_statistics(plain())):
+        pass

@@ -34,11 +34,12 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
             and variance gap are signed then, positive where the estimate is larger.
 
     Raises:
-        TypeError: an argument is not `Statistics`. ValueError: layers or channels differ.
+        TypeError: an argument is not `Statistics`.
+        ValueError: layers or channels differ.
     """
     import pandas as pd
 
-    reference, estimate, unseen = _paired(reference, estimate)
+    reference, estimate, unseen = _pair(reference, estimate)
     layout = Layout.of(reference)
     sides = layout.flatten(reference), layout.flatten(estimate)
     if per_channel:
@@ -52,7 +53,7 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
     return frame
 
 
-def _paired(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Statistics, list[str]]:
+def _pair(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Statistics, list[str]]:
     """What both sides have, under the names of the reference, and the names of what one of them has not seen."""
     for side, value in (("reference", reference), ("estimate", estimate)):
         if not isinstance(value, Statistics):

@@ -1,5 +1,6 @@
 """Population statistics against float64, breadth first against layer by layer, and what may go wrong."""
 
+import contextlib
 import contextvars
 import re
 import warnings
@@ -134,7 +135,7 @@ def test_layers_that_no_data_reaches(strategy: str) -> None:
     with unchanged(model):
         found = population_statistics(model, images(4, 4), forward=forward, strategy=strategy)
     assert found.unseen == ("head.0",) and list(found) == ["1", "4"]
-    with unchanged(model), pytest.raises(ValueError, match="the forward reached none of 1 batch-norm layers"):
+    with unchanged(model), pytest.raises(ValueError, match=r"reached none of 1 .* in this thread; .* another thread"):
         population_statistics(model, images(4), forward=forward, layers=["head.0"], strategy=strategy)
 
 
@@ -176,6 +177,12 @@ def test_max_images(limit: int, used: int) -> None:
     found = population_statistics(model, reading(), max_images=limit)
     assert len(read) == used and found["1"].count == 64 * sum(map(len, batches[:used]))
     assert_same(found, population_statistics(model, batches[:used]))
+
+
+def test_images_are_counted_by_the_tensor_with_the_most_dimensions() -> None:
+    batches = [{"id": torch.zeros(1), "image": x} for x in images(4, 4, 4)]
+    found = population_statistics(plain(), batches, forward=lambda m, batch: m(batch["image"]), max_images=5)
+    assert found.cost.images == 8 and found["1"].count == 64 * 8
 
 
 def test_labelled_batches_and_other_structures() -> None:
@@ -864,7 +871,8 @@ class Tapping(nn.Module):
 
 @pytest.mark.parametrize("kind", ["output", "input", "all modules"])
 def test_hooks_for_the_time_of_a_forward(kind: str) -> None:
-    twins(randomized(Tapping(kind)), images(4, 3, 2))
+    with pytest.warns(match="'a': normalizes something else") if kind == "input" else contextlib.nullcontext():
+        twins(randomized(Tapping(kind)), images(4, 3, 2))
 
 
 @pytest.mark.parametrize("how", ["breadth", "layerwise", "auto"])

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,7 +99,8 @@ class Dependent(nn.Module):
 def test_layers_that_depend_on_their_batch(how: str, strategy: str) -> None:
     found, told = measured(Dependent(how), images(4, 3), strategy=strategy)
     name = "functional batch norm" if how == "functional" else "b"
-    assert f"layer '{name}': normalizes with the statistics of its batch even in evaluation" in told
+    said = f"a {name} outside of all layers" if how == "functional" else f"layer '{name}'"
+    assert f"{said}: normalizes with the statistics of its batch even in evaluation" in told
     assert found.check.dependent == (name,) and found.check.held
     assert f"depending on their batch: {name}" in repr(found)
 
@@ -133,6 +135,65 @@ def test_state_that_cannot_be_watched_is_noticed() -> None:
     assert found.check.layer == "b" and not found.check.held and "check failed at b" in repr(found)
     found, told = measured(Hidden(), batches, strategy="layerwise")
     assert told == "" and found.check.held
+
+
+class SmallBatchesOnly(Hidden):
+    """Uses what it keeps for batches of two images only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        Hidden.kept["mean"] = x.mean()
+        x = self.a(x)
+        return self.b(x + Hidden.kept["mean"] if len(x) == 2 else x)
+
+
+def test_another_batch_than_the_first_is_checked_too() -> None:
+    one, two, small, last = images(4, 4, 2, 4)
+    found, told = measured(SmallBatchesOnly(), [one, two, small, last + 3])
+    assert "layer 'b': batch 2 (from 0), evaluated again under the result" in told
+    assert found.check.layer == "b" and found.check.batch == 2
+
+
+class LastPastHooks(Bypassing):
+    """A layer is called past its hooks for batches of two images only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.c((self.b.forward(y) if len(x) == 2 else self.b(y)).relu())
+
+
+def test_a_layer_that_some_batches_call_past_its_hooks() -> None:
+    found, told = measured(LastPastHooks(""), images(4, 4, 4, 2))
+    assert "layer 'b': called past its hooks" in told and found.check.bypassed == ("b",)
+
+
+class Doubling(nn.BatchNorm2d):
+    """Normalizes twice its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+class DoublingInPlace(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+class InHalves(nn.BatchNorm2d):
+    """Ghost batch norm: all of its input, in parts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(InHalves, self).forward(part.clone()) for part in x.chunk(2)])
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+@pytest.mark.parametrize("kind", [Doubling, DoublingInPlace, InHalves])
+def test_layers_that_normalize_something_else_than_their_input(kind: type[nn.BatchNorm2d], options: Any) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), kind(3))
+    found, told = measured(randomized(model), images(4, 3), **options)
+    if kind is InHalves:
+        assert told == "" and found.check.transformed == ()
+    else:
+        assert "layer '2': normalizes something else than its input" in told and found.check.transformed == ("2",)
 
 
 class Overwriting(nn.Module):
@@ -189,7 +250,7 @@ class FirstImagesOnly(nn.Module):
 
 def test_forwards_that_want_whole_batches() -> None:
     found, told = measured(FirstImagesOnly(), images(4, 4))
-    assert told == "" and found.check.held and found.check.images == 4
+    assert told == "" and found.check.held and found.check.images == 8
 
 
 def test_frames_that_are_no_images() -> None:
@@ -202,7 +263,7 @@ def test_frames_that_are_no_images() -> None:
             return self.inner(clips.flatten(0, 1))
 
     found, told = measured(Frames(), [x.unflatten(0, (2, 2)) for x in images(4, 4)])
-    assert told == "" and found.check.held and found.check.images == 2
+    assert told == "" and found.check.held and found.check.images == 4
 
 
 def test_shared_layers_are_checked_too() -> None:
@@ -216,7 +277,7 @@ def test_shared_layers_are_checked_too() -> None:
             return self.last(self.bn(self.conv(self.bn(x))))
 
     found, told = measured(Twice(), images(4, 3))
-    assert told == "" and found.check.held and found.check.images == 4 and found.cost.passes > 1
+    assert told == "" and found.check.held and found.check.images == 7 and found.cost.passes > 1
 
 
 def test_threads_of_the_callers_own_do_not_matter() -> None:

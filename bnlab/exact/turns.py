@@ -1,0 +1,244 @@
+"""Forward passes of one model that take turns, each in a greenlet of its own.
+
+A forward that was suspended finds again what it left: the modes and flags of torch, its random stream, and what it has
+changed on the modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bnlab.flags import are_same, read_flags
+from bnlab.layers import Forward, check_loans, copy_batch, count_loans, set_weights_channels_last
+from bnlab.memory import tensor_bytes
+from bnlab.modes import Modes, ModeSwitch, RandomStream
+from bnlab.module_state import ModuleState, Overrides, forward_hooks, free_locks, held_tensors
+
+CALLER = "population_statistics"
+
+
+class Turn:
+    """One batch's forward pass, and what it has to find again when it goes on.
+
+    Attributes:
+        index: number of the batch; its random stream depends on it.
+        batch: as the caller has given it.
+        size: of the batch, in bytes.
+        run: the suspended forward; None before, after, and where it was given up.
+        relaid: whether the forward runs on a copy of the batch with the channels innermost.
+    """
+
+    def __init__(self, index: int, batch: Any) -> None:
+        self.index, self.batch, self.size = index, batch, tensor_bytes(batch)
+        self.run: greenlet | None = None
+        self.relaid = False
+        self.modes: Modes | None = None
+        self.overrides: Overrides | None = None
+        self.random: list[Tensor] = []
+        self._versions = _versions(batch)
+
+    def check_unchanged(self) -> None:
+        """ValueError if somebody has written into the batch."""
+        if _versions(self.batch) != self._versions:
+            raise ValueError(
+                f"{CALLER}: batch {self.index} was changed after it was read; let batches yield new tensors"
+            )
+
+
+def _versions(batch: Any) -> list[int]:
+    return [t._version for t in tree_leaves(batch) if isinstance(t, Tensor) and not t.is_inference()]
+
+
+AnyTurn = TypeVar("AnyTurn", bound=Turn)
+
+
+class Turns(Generic[AnyTurn]):
+    """Lets the forwards of a borrowed model run by turns, each in its own state.
+
+    Attributes:
+        current: whose turn it is; None while the caller's code runs.
+        begun: how often a forward was begun at its input.
+        lent: bytes of the copies of weights that the model has been given.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Forward, device: torch.device, *, channels_last: bool, most: int
+    ) -> None:
+        """`channels_last`: hand over copies of batches, and of weights of up to `most` bytes, laid out so."""
+        self._model, self._forward, self._device = model, forward, device
+        self.current: AnyTurn | None = None
+        self.begun = 0
+        self._hub = getcurrent()
+        hooks = forward_hooks(model)
+        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
+        self._relays = channels_last and device.type == "cpu"
+        own = held_tensors(model)
+        self._own_weights = set_weights_channels_last(model, most) if self._relays else []
+        self.lent = tensor_bytes([weight for *_, weight in self._own_weights])
+        self._held = [*own, *held_tensors(model)]
+        self._locks = free_locks(model, [forward, *hooks])
+        self._loans = count_loans()
+        self._state = ModuleState(model, hooks)
+        self._random = RandomStream(device)
+        self._switch = ModeSwitch(["cpu", device.type])
+        self._own_modes = self._switch.capture()
+        self._reads_flags = True  # whether a forward may have changed some
+
+    def accept(self) -> None:
+        """Take what the caller has changed on the modules since the last forward for the state that all begin with."""
+        self._state.accept()
+
+    # -- by turns ----------------------------------------------------------------------------------------------------
+
+    def advance(self, turn: AnyTurn) -> bool:
+        """Let a forward run until it waits or ends, from its input where it has not begun.
+
+        Returns False where it has raised because it needs the memory layout of the caller's batch: it is to be begun
+        once more, and all later ones have the caller's layout.
+        """
+        batch = [] if turn.run is not None else [self._begin(turn)]
+        assert turn.run is not None
+        self._enter(turn)
+        try:
+            turn.run.switch(*batch)
+        except Exception as error:
+            turn.run = None
+            if not turn.relaid:
+                error.add_note(f"{CALLER}: raised in the forward of batch {turn.index}; the model is as it was before")
+                raise
+        finally:
+            self._leave(turn)
+        if turn.run is None:
+            self._keep_layouts()
+            return False
+        if turn.run.dead:
+            turn.run = turn.overrides = None
+        return True
+
+    def take_turns(self, turns: Sequence[AnyTurn], advance: Callable[[AnyTurn], object]) -> None:
+        """Call `advance` for one after the other.
+
+        Flags are slow to read: it is done where the first of them stops, and with the others only if that one has
+        changed some. ValueError if only others have.
+        """
+        own = self._own_modes.flags
+        for turn in turns:
+            advance(turn)
+            self._reads_flags = self._reads_flags and turn.modes is not None and not are_same(turn.modes.flags, own)
+        if not self._reads_flags and not are_same(read_flags(), own):
+            raise ValueError(
+                f"{CALLER}: the forward of some batches changes a setting of torch or Python (precision, threads, "
+                "warnings, …) where that of the first batch does not; use strategy='layerwise'"
+            )
+        self._reads_flags = True
+
+    def is_running(self, turn: AnyTurn) -> bool:
+        """Whether this code is in that forward itself, and in no greenlet or thread that it has begun."""
+        return getcurrent() is turn.run
+
+    def suspend(self, name: str) -> None:
+        """Called inside a forward, at layer `name`: give the turn back. ValueError where others could not go on."""
+        check_loans(self._loans, name, CALLER)
+        reason = None
+        if torch._C._functorch.maybe_current_level() is not None:
+            reason = "inside of a torch.func transform such as vmap"
+        elif any(lock.is_taken() for lock in self._locks):
+            reason = "while the forward holds a lock, which the next batch would wait for without end"
+        if reason is not None:
+            raise ValueError(f"{CALLER}: layer {name!r} is called {reason}; use strategy='layerwise'")
+        self._hub.switch()
+
+    def give_up(self, turn: AnyTurn) -> None:
+        """Unwind a suspended forward, in its own modes and with its own module state."""
+        if turn.run is None:
+            return
+        run, turn.run = turn.run, None
+        self._enter(turn)
+        try:
+            run.throw(GreenletExit)
+        finally:
+            self._leave(turn)
+            turn.overrides = None  # activations may be among them
+
+    def _begin(self, turn: AnyTurn) -> Any:
+        """A new forward of the batch, on a copy of its input (a forward may write into it)."""
+        turn.check_unchanged()
+        self.begun += 1
+        turn.run = greenlet(self._run)
+        turn.run.gr_context = contextvars.copy_context()
+        turn.random, turn.modes, turn.overrides = self._random.begin(turn.index), None, None
+        turn.relaid = self._relays
+        return copy_batch(turn.batch, self._device, channels_last=self._relays)
+
+    def _run(self, batch: Any) -> None:
+        with torch.no_grad():
+            self._forward(self._model, batch)
+
+    def _enter(self, turn: AnyTurn) -> None:
+        self.current = turn
+        self._random.apply(turn.random)
+        self._state.give(turn.overrides)
+        if turn.modes is not None:
+            self._switch.apply(turn.modes, self._own_modes)
+
+    def _leave(self, turn: AnyTurn) -> None:
+        turn.modes = self._switch.capture(None if self._reads_flags else self._own_modes.flags)
+        self._switch.apply(self._own_modes, turn.modes)
+        turn.overrides = self._state.take()
+        turn.random = self._random.capture()
+        self.current = None
+
+    def _keep_layouts(self) -> None:
+        """From now on batches and weights come as the caller has them."""
+        self._relays = False
+        for module, key, weight in self._own_weights:
+            module._parameters[key] = weight
+        self._state.accept()
+
+    # -- beside them -------------------------------------------------------------------------------------------------
+
+    def run_alone(self, index: int, batch: Any) -> None:
+        """A forward from beginning to end, with the random stream of batch `index`; modules are as before it."""
+        with self.callers_random_stream():
+            self._random.apply(self._random.begin(index))
+            try:
+                self._run(copy_batch(batch, self._device, channels_last=self._relays))
+            finally:
+                self._state.take()
+
+    def rehearse(self, turn: AnyTurn) -> bool:
+        """`run_alone` of its batch; False as for `advance`."""
+        try:
+            self.run_alone(turn.index, turn.batch)
+        except Exception:
+            if not self._relays:
+                raise
+            self._keep_layouts()
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def callers_random_stream(self) -> Iterator[None]:
+        """The caller's goes on after the block as if nothing had been drawn in it."""
+        own = self._random.capture()
+        try:
+            yield
+        finally:
+            self._random.apply(own)
+
+    def check_written(self) -> None:
+        """ValueError if a forward has written into a tensor that the modules hold."""
+        for held in self._held:
+            if held.written:
+                raise ValueError(
+                    f"{CALLER}: the forward writes into {held.name!r} in place, which batches that take turns cannot "
+                    "share; use strategy='layerwise'"
+                )

@@ -1,0 +1,136 @@
+"""What the batch-norm layers of a model do in an evaluation: by their hooks, and by what torch computes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnlab.layers import BatchNorm, layer_input, strip_transforms
+from bnlab.moments import Moments
+
+FUNCTIONAL = "functional batch norm"  # the name of one that belongs to no layer
+
+
+@dataclass
+class _Call:
+    """A call of a layer.
+
+    Attributes:
+        name: of the layer.
+        input: which tensor it was given, as `_identity` says; None where it is not measured.
+        moments: of its input.
+        normalized: moments of what it normalizes, where that is another tensor.
+    """
+
+    name: str
+    input: tuple[Any, ...] | None = None
+    moments: Moments | None = None
+    normalized: Moments | None = None
+
+
+def _identity(x: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors only if they have the same values."""
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, -1 if x.is_inference() else x._version
+
+
+def _agree(one: Moments, other: Moments, tolerance: float) -> bool:
+    if one.mean.shape != other.mean.shape:
+        return False
+    off = ((one.mean - other.mean).abs() / one.var.sqrt()).nan_to_num(0.0).max()
+    return max(float(off), float(((one.var - other.var).abs() / one.var).nan_to_num(0.0).max())) <= tolerance
+
+
+@dataclass
+class Watch(contextlib.AbstractContextManager["Watch"]):
+    """Inside the block: what layers see through hooks, and every batch normalization that torch computes."""
+
+    model: nn.Module
+    names: Collection[str]
+    read_moments: Callable[[str, Tensor], Moments]
+    seen: dict[str, Moments] = field(default_factory=dict)
+    bypassed: dict[str, None] = field(default_factory=dict)
+    dependent: dict[str, None] = field(default_factory=dict)
+    transformed: dict[str, None] = field(default_factory=dict)
+    tolerance: float = 1e-5  # the fixed point's own, with room
+
+    def __enter__(self) -> Watch:
+        self._stack = contextlib.ExitStack()
+        self._open: list[_Call] = []
+        self._owners: dict[int, str] = {}
+        self._layers = {id(module) for module in self.model.modules() if isinstance(module, BatchNorm)}
+        for name, module in self.model.named_modules():
+            if isinstance(module, BatchNorm):
+                for tensor in (module.running_mean, module.weight):
+                    if tensor is not None:
+                        self._owners[tensor.data_ptr()] = name
+                before = module.register_forward_pre_hook(self._enter(name), with_kwargs=True)
+                after = module.register_forward_hook(self._leave, always_call=True)
+                self._stack.callback(before.remove)
+                self._stack.callback(after.remove)
+        self._stack.enter_context(_Normalizations(self._look_at_normalization))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if id(module) not in self._layers:
+                return
+            call = _Call(name)
+            self._open.append(call)
+            given = layer_input(args, kwargs)
+            x = strip_transforms(given)
+            if name in self.names and isinstance(x, Tensor) and x.numel():
+                call.moments = moments = self.read_moments(name, x)
+                call.input = _identity(x) if x is given else None
+                self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments
+                # Ten thousand roundings: what another number of images at once makes of it in a deep network.
+                self.tolerance = min(0.1, max(self.tolerance, 1e4 * torch.finfo(x.dtype).eps))
+
+        return look
+
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
+        if id(module) not in self._layers:  # a copy of it, which has the hooks too
+            return
+        call = self._open.pop() if self._open else _Call("")  # another hook may have raised before ours
+        if call.moments and call.normalized and not _agree(call.moments, call.normalized, self.tolerance):
+            self.transformed.setdefault(call.name)
+
+    def _look_at_normalization(self, x: Tensor, mean: Tensor | None, weight: Tensor | None, training: bool) -> None:
+        owners = (self._owners.get(tensor.data_ptr()) for tensor in (mean, weight) if tensor is not None)
+        call = self._open[-1] if self._open else None
+        name = next(filter(None, owners), None) if call is None else call.name
+        if name is not None and not self._open:
+            self.bypassed.setdefault(name)
+        # One row: an instance norm, which torch computes as the batch norm of one image.
+        if training and len(x) > 1:
+            self.dependent.setdefault(name or FUNCTIONAL)
+        if call is not None and call.input is not None and x.numel() and _identity(x) != call.input:
+            moments = self.read_moments(call.name, x)
+            call.normalized = call.normalized.merge(moments) if call.normalized else moments
+
+
+class _Normalizations(TorchDispatchMode):
+    """Calls `tell(input, running mean, weight, training)` at every batch normalization that is computed."""
+
+    def __init__(self, tell: Callable[[Tensor, Tensor | None, Tensor | None, bool], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if "batch_norm" in name and "stats" not in name and "elemt" not in name and "backward" not in name:
+            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (
+                kwargs or {}
+            )
+            mean = given.get("running_mean")
+            training = given.get("training", given.get("train", mean is None and "no_training" not in name))
+            self._tell(given["input"], mean, given.get("weight"), bool(training))
+        return func(*args, **(kwargs or {}))

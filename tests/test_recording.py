@@ -1,0 +1,586 @@
+"""Recording beside training: what the model, its user and other code see, and what counts as a step."""
+
+import copy
+import math
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bnlab import (
+    MomentTrace,
+    population_statistics,
+    record,
+    record_frozen,
+    replay,
+    running_statistics,
+)
+from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
+from tests.helpers import (
+    Interrupted,
+    assert_equal_statistics,
+    images,
+    plain,
+    randomized,
+    residual,
+    train,
+    unchanged,
+    with_momentum,
+    without_dropout,
+)
+
+SIZES = (6, 6, 6, 5, 2)
+
+
+def volumes(*sizes: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(n, 2, 3, 4, 5, generator=generator) for n in sizes]
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[..., list[Tensor]]]] = {
+    "plain": (plain, images),
+    "residual": (residual, images),
+    "channels_last": (
+        lambda: plain().to(memory_format=torch.channels_last),
+        lambda *sizes: [x.to(memory_format=torch.channels_last) for x in images(*sizes)],
+    ),
+    "1d": (
+        lambda: randomized(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))),
+        lambda *sizes: [x.mean((2, 3)) for x in images(*sizes)],
+    ),
+    "3d": (lambda: randomized(nn.Sequential(nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3), nn.Flatten())), volumes),
+}
+each_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+@each_network
+def test_training_is_what_it_is_without(network: str) -> None:
+    build, data = NETWORKS[network]
+    plainly, recorded = build(), build()
+    batches = data(*SIZES)
+    torch.manual_seed(0)
+    expected = train(plainly, batches)
+    torch.manual_seed(0)
+    with record(recorded):
+        outputs = train(recorded, batches)
+    assert all(map(torch.equal, outputs, expected))
+    running = [key for key in plainly.state_dict() if "running" in key]
+    for key, value in plainly.state_dict().items():
+        if key in running:
+            torch.testing.assert_close(recorded.state_dict()[key], value, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(recorded.state_dict()[key], value), key
+
+
+@each_network
+@pytest.mark.parametrize("momentum", [0.01, 0.1, 0.5, 1.0, None])
+def test_replay_is_what_torch_would_have(network: str, momentum: float | None) -> None:
+    """From a warm start, with an uneven last batch and with evaluations in between."""
+    build, data = NETWORKS[network]
+    trained, recorded = without_dropout(build()), without_dropout(build())
+    warmup, batches = data(4, 4, 4), data(*SIZES)
+    for model in (trained, recorded):
+        train(model, warmup)
+    with record(recorded) as trace:
+        for batch in batches:
+            train(recorded, [batch])
+            recorded.eval()(batch)
+            recorded.train()
+    replayed = replay(trace, Cumulative() if momentum is None else EMA(momentum))
+    assert list(replayed) == [0, 1, 2, 3, 4, 5]
+    with_momentum(trained, momentum)
+    for step, batch in enumerate(batches):
+        assert_equal_statistics(replayed[step], running_statistics(trained))
+        train(trained, [batch])
+    assert_equal_statistics(replayed[5], running_statistics(trained))
+
+
+def test_entries() -> None:
+    model = plain()
+    start = running_statistics(model)
+    with record(model, step=10) as trace:
+        train(model, images(4, 3))
+    assert (trace.first_step, trace.last_step) == (10, 12)
+    assert repr(trace) == "MomentTrace(2 layers, steps 10 to 12)"
+    first = trace.layers["1"]
+    assert (first.steps, first.counts, first.updates, first.eps) == ([11, 12], [256, 192], 0, 1e-5)
+    assert trace.layers["4"].counts == [64, 48] and first.moments.shape == (2, 2, 6)
+    torch.testing.assert_close(first.start.double(), torch.stack((start["1"].mean, start["1"].var)))
+    assert list(replay(trace, LastBatch())) == [10, 11, 12] and math.isnan(replay(trace, LastBatch())[12]["1"].count)
+    sparse = replay(trace, DebiasedEMA(0.3), steps=[12, 10])
+    assert list(sparse) == [12, 10]
+    assert_equal_statistics(sparse[10], start)
+    assert_equal_statistics(sparse[12], replay(trace, DebiasedEMA(0.3))[12])
+
+
+@pytest.mark.parametrize("momentum", [0.1, None, 0.0])
+def test_whoever_looks_sees_the_models_own_average(momentum: float | None) -> None:
+    plainly, recorded = (with_momentum(without_dropout(plain()), momentum) for _ in range(2))
+    layer = recorded[1]
+    mean, var = layer.running_mean, layer.running_var
+    with record(recorded):
+        for batch in images(4, 5):
+            train(plainly, [batch]), train(recorded, [batch])
+            assert layer.running_mean is mean and layer.running_var is var and layer.momentum == momentum
+            for key, value in plainly.state_dict().items():
+                torch.testing.assert_close(recorded.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+            clone = copy.deepcopy(recorded)
+            assert_equal_statistics(running_statistics(clone), running_statistics(plainly))
+            torch.testing.assert_close(recorded.eval()(batch), plainly.eval()(batch), rtol=1e-4, atol=1e-5)
+            plainly.train(), recorded.train()
+
+
+def test_a_copy_made_inside_is_not_recorded_and_works() -> None:
+    model = without_dropout(plain())
+    with record(model) as trace:
+        train(model, images(4))
+        clone, twin = copy.deepcopy(model), plain()
+        twin.load_state_dict(model.state_dict())
+        before = trace.layers["1"].moments
+        own = copy.deepcopy(model.state_dict())
+        for other in (clone, without_dropout(twin)):
+            train(other, images(6, 3))
+        assert_equal_statistics(running_statistics(clone), running_statistics(twin))
+        assert trace.last_step == 1 and torch.equal(trace.layers["1"].moments, before)
+        assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+        train(model, images(6))
+    assert trace.layers["1"].steps == [1, 2] and trace.layers["1"].counts == [256, 384]
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = plain()
+    with unchanged(model), record(model):
+        pass
+    with unchanged(model), pytest.raises(ZeroDivisionError), record(model):
+        raise ZeroDivisionError
+    with record(model):
+        train(model, images(4))
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._forward_hooks_always_called for m in model.modules())
+
+
+def test_a_bad_batch_does_not_poison_later_entries() -> None:
+    model = plain()
+    bad = images(4)[0] * math.nan
+    with record(model) as trace, torch.no_grad():
+        for batch in (images(4)[0], bad, images(5)[0]):
+            model(batch)
+    finite = [entry.isfinite().all().item() for entry in trace.layers["4"].moments]
+    assert finite == [True, False, True]
+    last = replay(trace, LastBatch())
+    assert last[2]["1"].mean.isnan().all() and last[3]["4"].var.isfinite().all()
+    assert replay(trace, EMA(0.1))[3]["1"].mean.isnan().all()
+
+
+def test_layers_in_eval_mode_are_not_recorded() -> None:
+    model = plain()
+    model[1].eval()
+    start = running_statistics(model)["1"]
+    with record(model) as trace:
+        train(model, images(4, 4))
+        model.eval()(images(3)[0])
+    assert len(trace.layers["1"]) == 0 and trace.layers["4"].steps == [1, 2] and trace.last_step == 2
+    for statistics in replay(trace, EMA(0.5)).values():
+        assert torch.equal(statistics["1"].mean, start.mean)
+    model.eval()
+    model[4].train()  # a layer that is trained in a model which is not
+    with record(model) as trace:
+        model(images(4)[0]), model(images(4)[0])
+    assert trace.layers["4"].steps == [1, 2]
+
+
+def test_nothing_recorded() -> None:
+    model = plain()
+    with record(model, step=3) as trace:
+        pass
+    assert_equal_statistics(replay(trace, Cumulative())[3], running_statistics(model))
+
+
+class Shared(nn.Module):
+    """Calls one norm twice, another in every second forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twice, self.seldom = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.twice(torch.relu(self.conv(self.twice(x))))
+        return self.seldom(input=x) if self.calls % 2 == 0 else x
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_shared_and_seldom_layers(momentum: float | None) -> None:
+    """One entry for each call; the same as torch's own average of them."""
+    plainly, recorded = (with_momentum(randomized(Shared()), momentum) for _ in range(2))
+    recorded.conv.load_state_dict(plainly.conv.state_dict())
+    train(plainly, images(4, 5, 6, 4))
+    with record(recorded) as trace:
+        train(recorded, images(4, 5, 6, 4))
+    assert trace.layers["twice"].steps == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert trace.layers["seldom"].steps == [2, 4] and trace.layers["seldom"].counts == [5 * 64, 4 * 64]
+    found = replay(trace, EMA(0.3) if momentum else Cumulative())
+    assert_equal_statistics(found[4], running_statistics(plainly))
+    assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
+    assert torch.equal(found[1]["seldom"].mean, found[0]["seldom"].mean)
+
+
+def test_gradients_of_several_forwards_together() -> None:
+    """What a backward pass has saved of earlier entries, or of an evaluation, is not written again."""
+    plainly, recorded = without_dropout(plain()), without_dropout(plain())
+    batches = images(4, 6)
+    sum(plainly(x).square().mean() for x in batches).backward()
+    with record(recorded):
+        sum(recorded(x).square().mean() for x in batches).backward()
+        for a, b in zip(recorded.parameters(), plainly.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
+        evaluated = recorded.eval()(batches[0]).sum()
+        recorded.train()(batches[1])
+        evaluated.backward()
+
+
+class Raises(nn.Module):
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.first, self.second, self.error = nn.BatchNorm2d(3), nn.BatchNorm2d(3), error
+        self.second.register_forward_pre_hook(self.fail)
+        self.armed = False
+
+    def fail(self, *_: object) -> None:
+        if self.armed:
+            raise self.error("half-way")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_forward_that_raises(error: type[BaseException]) -> None:
+    """The layer in which it happens has no entry; its buffers, momentum and hooks are its own again."""
+    model = Raises(error)
+    layer, mean = model.second, model.second.running_mean
+    with record(model) as trace:
+        model(images(4)[0])
+        expected = running_statistics(model)["second"]
+        # After record's own hook: what it lent has to come back.
+        layer.register_forward_pre_hook(lambda *_: model.fail())
+        layer._forward_pre_hooks.popitem(last=False)
+        model.armed = True
+        with pytest.raises(error, match="half-way"):
+            model(images(4)[0])
+        model.armed = error is KeyboardInterrupt
+        if error is RuntimeError:
+            assert len(trace.layers["second"]) == 1 and layer.running_mean is mean and layer.momentum == 0.1
+            model(images(5)[0])
+            assert trace.layers["second"].counts == [256, 320]
+    assert layer.running_mean is mean and layer.momentum == 0.1 and not layer._forward_hooks
+    if error is KeyboardInterrupt:
+        assert len(trace.layers["second"]) == 1
+        assert torch.equal(running_statistics(model)["second"].mean, expected.mean)
+
+
+def test_a_batch_of_no_images_is_passed_over_as_torch_does() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with record(model) as trace:
+        model(torch.ones(4, 3, 2, 2)), model(torch.zeros(0, 3, 2, 2))
+    assert len(trace.layers["0"]) == 1 and model[0].running_mean.tolist() == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(4, 2, 3, 3), torch.zeros(1, 3, 1, 1), None])
+def test_input_that_a_layer_refuses(bad: Any) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with record(model) as trace:
+        with pytest.raises((RuntimeError, ValueError, AttributeError)):
+            model(bad)
+        assert len(trace.layers["0"]) == 0 and torch.equal(model[0].running_mean, torch.zeros(3))
+        model(images(4)[0])
+    assert len(trace.layers["0"]) == 1
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("depth", [2, 5, 10])
+def test_gradient_checkpointing(depth: int, reentrant: bool) -> None:
+    """The layer runs twice in each step, and torch's own average takes both: so does the trace."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = without_dropout(plain())
+            self.body, self.rest = layers[:depth], layers[depth:]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(checkpoint(self.body, x, use_reentrant=reentrant))
+
+    plainly, recorded = Checkpointed(), Checkpointed()
+    batches = [x.requires_grad_() for x in images(4, 5)]
+    train(plainly, batches)
+    with record(recorded) as trace:
+        train(recorded, batches)
+    assert trace.last_step == 2
+    assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
+    assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(plainly))
+    for a, b in zip(recorded.parameters(), plainly.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("model", TypeError, "record: expected a torch.nn.Module, found str"),
+        (nn.Linear(2, 2), ValueError, "record: no BatchNorm layer with running statistics in Linear"),
+        (torch.compile(plain()), ValueError, "record: the model is compiled, .* torch.compile inside"),
+        (nn.Sequential(torch.compile(plain())), ValueError, "record: the model is compiled"),
+    ],
+)
+def test_models_that_are_refused(model: Any, error: type[Exception], message: str) -> None:
+    with unchanged(model), pytest.raises(error, match=message), record(model):
+        pass
+
+
+def test_a_block_inside_of_a_block() -> None:
+    data = images(*[4] * 5)
+    model, alone = residual(), residual()
+    with record(alone) as expected:
+        train(alone, data)
+    with record(model) as outer, record(model[3]) as inner:
+        train(model, data)
+    for name, entries in outer.layers.items():
+        assert torch.equal(entries.moments, expected.layers[name].moments)
+    for name, entries in inner.layers.items():
+        assert torch.equal(entries.moments, expected.layers[f"3.{name}"].moments)
+    for a, b in zip(model.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert all(layer.momentum == 0.1 for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def test_the_first_step_under_inference_mode() -> None:
+    model, (first, second) = residual(), images(4, 4)
+    with record(model) as trace:
+        with torch.inference_mode():
+            model(first)
+        model(second)
+    assert trace.last_step == 2
+
+
+def test_measurements_inside_the_block_are_not_recorded() -> None:
+    data = images(*[4] * 4)
+    model, alone = residual(), residual()
+    with record(alone) as expected:
+        train(alone, data)
+    with record(model) as trace:
+        train(model, data[:2])
+        with unchanged(model):
+            population_statistics(model, data, upstream="batch")
+            assert record_frozen(model, data).last_step == 4
+        train(model, data[2:])
+    assert trace.last_step == 4
+    for name, entries in trace.layers.items():
+        assert torch.equal(entries.moments, expected.layers[name].moments)
+
+
+def test_an_interrupt_that_the_training_survives() -> None:
+    layer, x = Interrupted(3), torch.randn(8, 3) + 5
+    mean, twin = layer.running_mean, nn.BatchNorm1d(3)
+    with record(layer) as trace:
+        layer.armed = True
+        with pytest.raises(KeyboardInterrupt):
+            layer(x)
+        layer.armed = False
+        layer(x)
+        twin(x)
+        assert layer.running_mean is mean and layer.momentum == 0.1
+    assert layer.running_mean is mean and layer.momentum == 0.1
+    torch.testing.assert_close(layer.running_mean, twin.running_mean)
+    assert len(trace.layers[""]) == 1
+
+
+def test_frozen_records_leave_the_batches_alone() -> None:
+    model, (x,) = nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(3)), images(4)
+    kept = x.clone()
+    record_frozen(model, [x])
+    assert torch.equal(x, kept)
+
+
+# Steps
+
+
+class Container(nn.Module):
+    """Two networks that are called by the training, not by a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = residual()[:4], nn.Sequential(nn.BatchNorm2d(12), nn.AdaptiveAvgPool2d(1))
+
+
+def steps(trace: MomentTrace) -> list[list[int]]:
+    return [trace.layers[name].steps for name in ("encoder.1", "head.0")]
+
+
+def updating(model: Any, optimizer: torch.optim.Optimizer, x: Tensor, calls: int = 1) -> None:
+    for _ in range(calls):
+        model.head(model.encoder(x)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_parts_that_are_called_count_as_steps() -> None:
+    model = Container()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with record(model, step=4) as trace, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in images(4, 4, 4):
+            updating(model, optimizer, x)
+            model.eval(), model.encoder(x), model.train()
+        assert steps(trace) == [[5, 6, 7]] * 2 and trace.last_step == 7
+        trace.truncate(6)
+        updating(model, optimizer, x)
+    assert steps(trace) == [[5, 6, 7]] * 2
+    assert_equal_statistics(replay(trace, EMA(0.1))[7], running_statistics(model))
+
+
+def test_a_layer_that_is_called_alone_counts() -> None:
+    model = residual()
+    with record(model) as trace:
+        for _ in range(2):
+            model[1](torch.randn(4, 6, 3, 3)), model[3](torch.randn(4, 6, 8, 8))
+    assert trace.layers["1"].steps == trace.layers["3.bn2"].steps == [1, 2]
+
+
+def test_forwards_of_the_model_count_once_there_are_some() -> None:
+    model = residual()
+    with record(model) as trace:
+        model(images(4)[0])
+        model[3](torch.randn(4, 6, 8, 8))  # as gradient checkpointing does
+        model[3](torch.randn(4, 6, 8, 8))
+        model(images(4)[0])
+    assert trace.layers["3.bn2"].steps == [1, 1, 1, 2] and trace.layers["1"].steps == [1, 2]
+
+
+def test_steps_that_the_caller_marks() -> None:
+    """Four forwards with accumulated gradients are one step; those before the first mark belong to the first one."""
+    model = Container()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with record(model, step=2) as trace:
+        for x in images(4, 4, 4):
+            updating(model, optimizer, x, calls=4)
+            trace.step()
+        assert steps(trace) == [[3] * 4 + [4] * 4 + [5] * 4] * 2 and (trace.first_step, trace.last_step) == (2, 5)
+        model.encoder(x)
+        assert trace.last_step == 6
+        trace.truncate(4)
+        model.encoder(x)
+        trace.step()
+    assert trace.layers["encoder.1"].steps == [3] * 4 + [4] * 4 + [5]
+    with pytest.raises(ValueError, match=r"MomentTrace.step: nothing is recorded now; call it inside of the record"):
+        trace.step()
+
+
+def test_steps_of_an_optimizer() -> None:
+    model = Container()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    hooks = len(optimizer._optimizer_step_post_hooks)
+    with record(model, optimizer=optimizer) as trace:
+        for x in images(4, 4):
+            updating(model, optimizer, x, calls=2)
+    assert steps(trace) == [[1, 1, 2, 2]] * 2 and trace.last_step == 2
+    assert len(optimizer._optimizer_step_post_hooks) == hooks
+    assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(model))
+    with pytest.raises(TypeError, match=r"record: optimizer is a float; pass a torch.optim.Optimizer, or None"):
+        record(model, optimizer=0.1).__enter__()  # type: ignore[arg-type]
+
+
+class Trainer(nn.Module):
+    """Its forward is a whole training."""
+
+    def __init__(self, affine: bool) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=affine))
+
+    def forward(self, batches: list[Tensor]) -> None:
+        train(self.net, batches)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_updates_within_a_step_are_said(affine: bool) -> None:
+    model = Trainer(affine)
+    with (
+        pytest.warns(UserWarning, match="layer 'net.1' have changed within step 1, .* call trace.step") as found,
+        record(model),
+    ):
+        model(images(4, 4, 4))
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared = Shared()
+        with record(shared):
+            train(shared, images(4, 4))
+
+
+def test_frozen_records_count_batches_whatever_forward_calls() -> None:
+    model = Container()
+    trace = record_frozen(model, images(4, 4), forward=lambda m, x: (m.encoder(x), m.head(m.encoder(x))))
+    assert steps(trace) == [[1, 1, 2, 2], [1, 2]] and trace.last_step == 2
+
+
+def test_two_threads_at_once_are_refused() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            entered.set()
+            leave.wait()
+
+    model, (x,) = plain(), images(4)
+    model[3].register_forward_hook(wait)
+    with record(model) as trace:
+        thread = threading.Thread(target=model, args=(x,))
+        thread.start()
+        entered.wait()
+        with pytest.raises(ValueError, match="record: the model is called by two threads at once"):
+            model(x)
+        leave.set()
+        thread.join()
+    assert trace.last_step == 1 and trace.layers["1"].steps == trace.layers["4"].steps == [1]
+
+
+class Averaging(nn.BatchNorm2d):
+    """Averages by code of its own."""
+
+    how = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3))
+        if self.how == "new buffers":
+            self.running_mean, self.running_var = (
+                0.9 * self.running_mean + 0.1 * mean,
+                0.9 * self.running_var + 0.1 * var,
+            )
+        elif self.how == "a momentum of its own":
+            self.running_mean.mul_(0.9).add_(mean, alpha=0.1)
+            self.running_var.mul_(0.9).add_(var, alpha=0.1)
+        else:
+            self.running_mean += self.momentum * (mean - self.running_mean)
+            self.running_var += self.momentum * (var - self.running_var)
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+
+@pytest.mark.parametrize("how", ["new buffers", "a momentum of its own", "its momentum"])
+def test_layers_that_average_by_code_of_their_own(how: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), Averaging(3))
+    model[1].how = how
+    if how == "its momentum":
+        with record(model) as trace:
+            for x in images(4, 4):
+                model(x)
+        expected = running_statistics(model)["1"]
+        assert torch.allclose(replay(trace, EMA(0.1), [2])[2]["1"].var, expected.var, rtol=1e-5)
+        return
+    with pytest.raises(ValueError, match="layer '1' averages in a way of its own"), record(model):
+        model(*images(4))
+    assert model[1].momentum == 0.1

@@ -1,0 +1,204 @@
+"""Recording layers whose buffers, or which themselves, are replaced inside of the block."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bnlab import (
+    MomentTrace,
+    population_statistics,
+    record,
+    record_frozen,
+    replay,
+    running_statistics,
+)
+from bnlab.estimators import EMA, Cumulative
+from tests.helpers import (
+    assert_equal_statistics,
+    images,
+    plain,
+    randomized,
+    same_traces,
+    train,
+    with_momentum,
+    without_dropout,
+)
+
+
+def saved(model: nn.Module) -> Callable[[nn.Module], None]:
+    state = copy.deepcopy(model.state_dict())
+    return lambda m: m.load_state_dict(state) and None
+
+
+def replaced(model: nn.Module) -> None:
+    model[1].running_mean = torch.full((6,), 2.0)
+
+
+WRITERS: dict[str, Callable[[nn.Module], object]] = {
+    "load_state_dict": saved(randomized(plain(), seed=5)),
+    "reset": lambda m: [layer.reset_running_stats() for layer in (m[1], m[4])],
+    "write_to": lambda m: running_statistics(randomized(plain(), seed=6)).write_to(m),
+    "copy": lambda m: m[1].running_var.copy_(torch.full((6,), 3.0)),
+    "replaced": replaced,
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("before", [0, 2, 5])
+def test_the_replay_begins_again_where_buffers_are_written(
+    before: int, writer: str, momentum: float | None, nested: bool, tmp_path: Path
+) -> None:
+    """Before the first call, between two, and after the last one; saved, joined and loaded as well."""
+    model = with_momentum(without_dropout(plain()), momentum)
+    estimator, batches = EMA(0.1) if momentum else Cumulative(), images(4, 4, 4, 4, 4)
+    with record(model) as outer, record(model) as inner:
+        train(model, batches[:before], lr=0.01)
+        WRITERS[writer](model)
+        written = running_statistics(model)
+        assert_equal_statistics(replay(inner if nested else outer, estimator)[before], written)
+        train(model, batches[before:], lr=0.01)
+    trace = inner if nested else outer
+    assert_equal_statistics(replay(trace, estimator)[5], running_statistics(model))
+    assert_equal_statistics(replay(trace, estimator, [before])[before], written)
+    trace.save(tmp_path / "trace.safetensors")
+    loaded = MomentTrace.load(tmp_path / "trace.safetensors")
+    assert same_traces(loaded, trace)
+    with record(model, step=5) as more:
+        train(model, batches, lr=0.01)
+    joined = MomentTrace.join([loaded, more])
+    assert_equal_statistics(replay(joined, estimator, [10])[10], running_statistics(model))
+    assert_equal_statistics(replay(joined, estimator, [before])[before], written)
+    joined.truncate(before)
+    assert_equal_statistics(replay(joined, estimator)[before], written)
+
+
+def test_two_writes_at_one_place_are_one_restart() -> None:
+    model = plain()
+    with record(model) as trace:
+        train(model, images(4))
+        WRITERS["load_state_dict"](model)
+        model.eval()(images(4)[0])
+        model[1].reset_running_stats()
+        train(model.train(), images(4))
+    assert [(s.entries, s.updates, s.values[1].tolist()) for s in trace.layers["1"].restarts] == [(1, 0, [1.0] * 6)]
+    assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(model))
+
+
+def test_writes_that_change_nothing_are_no_restart() -> None:
+    """Measurements inside of the block, loading what is there, other tensors with the same values."""
+    model, batches = plain(), images(4, 4, 4)
+    with record(model) as trace:
+        for batch in batches:
+            train(model, [batch])
+            population_statistics(model, batches)
+            record_frozen(model, batches)
+            model.load_state_dict(copy.deepcopy(model.state_dict()))
+            model[1].running_mean = model[1].running_mean.clone()
+    assert not any(layer.restarts for layer in trace.layers.values()) and len(trace.layers["1"]) == 3
+
+
+def test_writing_without_a_trace_is_found_at_the_end() -> None:
+    model = plain()
+    with (
+        pytest.warns(UserWarning, match="the running buffers of '1' are not the average of what was recorded"),
+        record(model),
+    ):
+        train(model, images(4))
+        model[1].running_var.data.fill_(7.0)
+        train(model, images(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for later in ([], images(4)):
+            with record(model):
+                train(model, images(4))
+                with_momentum(model, 0.5 + len(later) / 4)  # a trace keeps none: replays have one of their own
+                train(model, later)
+
+
+@pytest.mark.parametrize("momentum", [0.001, 0.1, 1.0, 0.0, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_false_alarm(momentum: float | None, dtype: torch.dtype) -> None:
+    """Over many calls, whose rounding adds up, with an empty batch and one that is refused."""
+    layer = nn.BatchNorm1d(3, momentum=momentum).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with record(layer) as trace, torch.no_grad():
+            for step in range(600):
+                layer((torch.randn(8, 3, generator=generator) + step / 100).to(dtype))
+            layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+            layer(torch.ones(4, 3, dtype=dtype))
+            if momentum is not None:  # which torch counts
+                layer(torch.zeros(0, 3, dtype=dtype))
+                with pytest.raises(ValueError, match="more than 1 value"):
+                    layer(torch.zeros(1, 3, dtype=dtype))
+    assert len(trace.layers[""]) == 601 and not trace.layers[""].restarts
+
+
+def test_layers_that_come_into_the_model_inside_of_the_block() -> None:
+    model = plain()
+    with pytest.warns(UserWarning, match=r"'1', '10' came into the model inside of the block"), record(model) as trace:
+        train(model, images(4))
+        model[1] = randomized(nn.BatchNorm2d(6))
+        model.append(nn.BatchNorm1d(4))
+        train(model, images(4, 3))
+    assert [len(layer) for layer in trace.layers.values()] == [1, 3]
+    with warnings.catch_warnings(), record(model):
+        warnings.simplefilter("error")
+        model.append(nn.InstanceNorm1d(4)).append(nn.BatchNorm1d(4, track_running_stats=False))
+
+
+def test_layers_that_were_out_of_the_model_while_it_was_trained() -> None:
+    """A replacement that is not trained loses nothing, and a wrapper calls the layer."""
+    for taken_out, message in ((("1",), "'1' was replaced"), (("1", "4"), "'1', '4' were replaced")):
+        model, other = plain(), plain()
+        with pytest.warns(UserWarning, match=f"record: {message} and put back"), record(model) as trace:
+            train(model, images(4))
+            kept = {name: model[int(name)] for name in taken_out}
+            for name in kept:
+                model[int(name)] = other[int(name)]
+            train(model, images(4, 3))
+            for name, layer in kept.items():
+                model[int(name)] = layer
+            train(model, images(3))
+        assert trace.layers["1"].steps == [1, 4]
+    with warnings.catch_warnings(), record(model) as trace:
+        warnings.simplefilter("error")
+        train(model, images(4))
+        model.eval()
+        layer, model[1] = model[1], nn.Identity()
+        model(images(4)[0])
+        model[1] = nn.Sequential(layer)
+        train(model.train(), images(4))
+        model[1] = layer
+    assert trace.layers["1"].steps == [1, 2]
+
+
+def test_a_part_that_was_out_of_the_model_while_it_was_trained() -> None:
+    model = nn.Sequential(plain()[:3], plain()[3:])
+    with pytest.warns(UserWarning, match=r"record: '0.1' was replaced and put back"), record(model):
+        part, model[0] = model[0], plain()[:3]
+        train(model, images(4))
+        model[0] = part
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+def test_other_memory_below_a_buffer(assigned: bool) -> None:
+    """Training goes on from there as without a recording; which the trace cannot know, and says."""
+    plainly, recorded = without_dropout(plain()), without_dropout(plain())
+    with pytest.warns(UserWarning, match="the running buffers of '1' are not the average"), record(recorded):
+        for model in (plainly, recorded):
+            train(model, images(4))
+            if assigned:
+                model[1].running_mean.data = torch.full((6,), 7.0)
+            else:
+                model[1].running_mean.data.fill_(7.0)
+            train(model, images(4))
+    assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
