@@ -14,14 +14,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bnlab.harness import data, tables
-from bnlab.harness.config import Config, network, statistics_settings, total_steps
+from bnlab.files import digest
+from bnlab.harness.artifacts import data
+from bnlab.harness.artifacts.producing import ensure_trained, try_training
+from bnlab.harness.artifacts.runs import Run, environment, write_text
+from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
+from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.harness.measurements.cache import Failures, measured
-from bnlab.harness.measurements.sources import try_estimators
-from bnlab.harness.producing import ensure_trained, try_training
-from bnlab.harness.runs import Run, environment, write_text
-from bnlab.harness.training import peak_lr, steps_per_epoch
+from bnlab.harness.measurements import needs_trace
+from bnlab.harness.measurements.cache import Failures, complete_rows
+from bnlab.harness.measurements.sources import find_sources, try_estimators
+from bnlab.harness.reporting import tables
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
@@ -35,7 +38,7 @@ def prepare(planned: list[Config]) -> None:
             first update, an estimator fails on a short stream, or a network that is there is another one.
     """
     _require_writable(Path(planned[0].results))
-    try_estimators(setting for config in planned for setting in statistics_settings(config))
+    try_estimators(source for config in planned for source in find_sources(config))
     tried: list[object] = []
     for config in planned:
         run, kind = Run(config), (config.data, config.model)
@@ -78,7 +81,7 @@ def attempt(config: Config) -> None:
 
 def _fail(config: Config, reason: str, details: str) -> None:
     run, folder = Run(config), Path(config.results) / config.name
-    settings = tables.digest(json.dumps(asdict(config), sort_keys=True))
+    settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
     path = folder / "failures" / f"{run.id.replace('/', '-')}-{settings}.txt"
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{details}")
@@ -95,18 +98,28 @@ def execute(config: Config) -> None:
     run = Run(config)
     ensure_trained(run)
     folder = Path(config.results) / config.name
-    settings = statistics_settings(config)
-    described = [[s.estimator, s.momentum, s.split] for s in settings]
+    sources = find_sources(config)
+    described = [[s.estimator, s.momentum, s.split] for s in sources]
     identity = json.dumps([described, run.wanted, config.accuracy_at, config.data.test_fonts])
     failed: Failures = {}
-    for name in config.measurements:
-        tables.write_part(folder, name, run.id, identity, measured(run, name, settings, failed))
+    for name in _choose_measurements(run):
+        rows = complete_rows(run, name, sources, failed)
+        tables.write_part(folder, name, run.id, identity, rows)
     _write_row(run)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         for _, details in failed.values():
             error.add_note(details)
         raise error
+
+
+def _choose_measurements(run: Run) -> list[str]:
+    """Those of the configuration that this network has rows of; says which are left out."""
+    names = as_list(run.config.measurements)
+    left_out = [name for name in names if needs_trace(name) and not run.has_trace]
+    if left_out:
+        print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
+    return [name for name in names if name not in left_out]
 
 
 def prepare_process(config: Config) -> None:
@@ -139,12 +152,11 @@ def _run_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
         "seed": config.seed,
         "data": config.data.name,
         "model": config.model.name,
-        "norm": "batch",
+        "norm": config.norm.name,
         "batch_size": config.batch_size,
-        "norm_batch_size": config.batch_size,
-        **{f"data.{key}": value for key, value in asdict(config.data).items()},
+        "norm_batch_size": config.batch_size if run.has_trace else None,
+        **flatten({key: asdict(getattr(config, key)) for key in ("data", "model", "norm", "optimizer")}),
         "data.images": data.images_used(config.data),
-        **{f"model.{key}": value for key, value in asdict(config.model).items()},
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
         "optimizer": optimizer.pop("name"),
         "sgd_momentum": optimizer.pop("momentum"),

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 import torch
 
-from bnlab.harness.config import Config, statistics_settings
+from bnlab.harness.artifacts.producing import start_training
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
-from bnlab.harness.producing import begun
-from bnlab.harness.runs import Run
-from bnlab.harness.training import train
+from bnlab.harness.measurements.sources import find_sources
 
 _TRIAL_STEPS = 5
 
@@ -35,10 +36,10 @@ def outline(planned: list[Config]) -> str:
     runs = {run.id: run for run in map(Run, planned)}
     trained = sum(run.finished for run in runs.values())
     state = {0: "none trained yet", len(runs): "all trained already"}.get(trained, f"{trained} trained already")
-    return f"{_counted(len(planned), 'job')} on {_counted(len(runs), 'network')}, {state}"
+    return f"{_count(len(planned), 'job')} on {_count(len(runs), 'network')}, {state}"
 
 
-def _counted(number: int, noun: str) -> str:
+def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -63,10 +64,11 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
             training += step * run.steps
         steps = len(run.wanted)
         evaluated = len(run.dataset.test.labels) * (steps if config.accuracy_at == "all" else 1)
-        # Exact statistics once for each step; one evaluation for each setting.
-        measured += image * (steps * len(run.dataset.train.labels) + evaluated * len(statistics_settings(config)))
+        # Exact statistics once for each step; one evaluation for each source. Without batch norm there is one.
+        sources = find_sources(config) if run.has_trace else [None]
+        measured += image * (run.has_trace * steps * len(run.dataset.train.labels) + evaluated * len(sources))
     yield outline(planned)
-    threads = _counted(torch.get_num_threads(), "thread")
+    threads = _count(torch.get_num_threads(), "thread")
     how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
     yield f"training   about {_time(training / processes)} on {how}"
     yield f"measuring  about {_time(measured / processes)}, less where it has been done before"
@@ -74,7 +76,7 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
 
 def _rates(run: Run) -> tuple[float, float]:
     """Seconds for a training step and for an evaluated image, each after a warm-up."""
-    progress = begun(run)
+    progress = start_training(run)
     for group in progress.optimizer.param_groups:
         group["lr"] = 0.0  # a trial does not diverge
     times: list[float] = []

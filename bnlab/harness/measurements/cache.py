@@ -12,43 +12,43 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bnlab.harness import tables
+from bnlab.files import digest, set_aside
+from bnlab.harness import schema
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements import frozen, measurement, scope
-from bnlab.harness.measurements.sources import Setting, source_digest
-from bnlab.harness.runs import Run
-from bnlab.storage import set_aside
+from bnlab.harness.measurements.sources import Source, source_digest
 
 Failures = dict[str, tuple[str, str]]
 """What could not be measured: estimator or table → the reason in one line, and the traceback."""
 _SUBJECT = ("source", "estimator", "momentum", "statistics_split")
 
 
-def measured(run: Run, name: str, settings: list[Setting], failures: Failures) -> pd.DataFrame:
-    """The rows of the table `name` for these settings, with the columns of `tables.ORIGIN`; measures what is missing.
+def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> pd.DataFrame:
+    """The rows of the table `name` for these sources, with the columns of `schema.ORIGIN`; measures what is missing.
 
     Args:
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
     """
-    subjects, steps = scope(name)(run, [s for s in settings if s.estimator not in failures])
+    subjects = scope(name)(run, [s for s in sources if s.estimator not in failures])
     frames = [_read_kept(run, name)]
     present = set(_keys(frames[0]).itertuples(index=False, name=None))
-    missing: dict[tuple[int, ...], list[Setting | None]] = {}
-    for subject in subjects:
+    missing: dict[tuple[int, ...], list[Source | None]] = {}
+    for subject, steps in subjects.items():
         absent = tuple(step for step in steps if (*_key(subject), step) not in present)
         if absent:
             missing.setdefault(absent, []).append(subject)
     for absent, group in missing.items():  # what lacks the same steps is measured together
         frames += _measure(run, name, group, list(absent), failures)
     frame = pd.concat(frames, ignore_index=True)
-    wanted = {(*_key(subject), step) for subject in subjects for step in steps}
+    wanted = {(*_key(subject), step) for subject, steps in subjects.items() for step in steps}
     is_wanted = [key in wanted for key in _keys(frame).itertuples(index=False, name=None)]
     frame = frame[np.array(is_wanted, dtype=bool)]
-    key = list(tables.TABLES[name].key)
+    key = list(schema.TABLES[name].key)
     return frame.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
 
 
-def _key(subject: Setting | None) -> tuple[Any, ...]:
+def _key(subject: Source | None) -> tuple[Any, ...]:
     """What rows are found by besides their step; None: a table that no estimator has a part in."""
     if subject is None:
         return ()
@@ -63,29 +63,29 @@ def _keys(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _read_kept(run: Run, name: str) -> pd.DataFrame:
     """All rows that are there, as they would be measured today; damaged files are set aside."""
-    frames = [tables.empty_part(name)]
+    frames = [schema.empty_part(name)]
     for path in sorted((run.folder / "measurements" / name).glob("*.parquet")):
         try:
-            frames.append(tables.read_part(name, path))
+            frames.append(schema.read_part(name, path))
         except ValueError as error:
             set_aside(path, error, "measured again")
     frame = pd.concat(frames, ignore_index=True)
     frame["training"] = frame["training"].fillna(
         run.training
     )  # it was not noted before; the folder has had one network
-    for column, value in _origin(run).items():
+    for column, value in {"run": run.id, **_origin(run)}.items():
         if column in frame:
             frame = frame[frame[column] == value]
     return frame
 
 
 def _origin(run: Run) -> dict[str, Any]:
-    """The values of `tables.ORIGIN` that are the same for all estimators."""
+    """The values of `schema.ORIGIN` that are the same for all estimators."""
     return {"version": frozen.VERSION, "test_images": run.dataset.test.digest, "training": run.training}
 
 
 def _measure(
-    run: Run, name: str, subjects: list[Setting | None], steps: list[int], failures: Failures
+    run: Run, name: str, subjects: list[Source | None], steps: list[int], failures: Failures
 ) -> list[pd.DataFrame]:
     """Measure together and keep; if that fails, each estimator by itself."""
     try:
@@ -104,8 +104,8 @@ def _measure(
         frame[column] = value
     if sources:
         frame["source"] = frame["estimator"].map(sources)
-    frame = tables.conform_part(name, frame)
+    frame = schema.conform_part(name, frame)
     described = json.dumps([_origin(run), [_key(s) for s in subjects], steps, list(frame)])
-    path = run.folder / "measurements" / name / f"{tables.digest(described)}.parquet"
-    tables.write_frame(path, frame, tables.part_schema(name))
+    path = run.folder / "measurements" / name / f"{digest(described, digits=10)}.parquet"
+    schema.write_frame(path, frame, schema.part_schema(name))
     return [frame]

@@ -6,20 +6,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bnlab.harness.measurements.sources import Setting
-from bnlab.harness.runs import Run
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import trace_of
+from bnlab.harness.measurements.sources import Source
 from bnlab.theory import local_level
 from bnlab.trace import LayerTrace
 
+NEEDS_TRACE = True
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 
-def scope(run: Run, settings: list[Setting]) -> tuple[list[None], list[int]]:
+def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:
     """No estimator; the steps of `evaluate_at` before which enough was recorded."""
-    return [None], [step for step in run.wanted if step >= _SHORTEST]
+    return {None: [step for step in run.wanted if step >= _SHORTEST]}
 
 
-def drift(run: Run, settings: list[None], steps: list[int]) -> pd.DataFrame:
+def drift(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
     """One row for each step and layer, from the last tenth of the trace up to that step (16 at least).
 
     Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
@@ -28,9 +30,9 @@ def drift(run: Run, settings: list[None], steps: list[int]) -> pd.DataFrame:
     itself in units of the variance: how far off a start at 0 is. They use the trace alone. A tenth, because drift
     follows the learning rate: the second half of a one-cycle schedule would describe weights that move much faster.
     """
-    rows = []
+    rows, trace = [], trace_of(run)
     for step in steps:
-        for depth, (name, layer) in enumerate(run.trace.layers.items(), start=1):
+        for depth, (name, layer) in enumerate(trace.layers.items(), start=1):
             recorded = sum(at <= step for at in layer.steps)
             window = min(recorded, max(_SHORTEST, recorded // 10))
             if window >= _SHORTEST:

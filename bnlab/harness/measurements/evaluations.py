@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -11,15 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.harness.data import Split
-from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, frozen_statistics, in_batches, population_split
-from bnlab.harness.measurements.gaps import flat_statistics, keys
-from bnlab.harness.measurements.sources import Setting
-from bnlab.harness.runs import Run
+from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import (
+    EXACT,
+    IMAGES_AT_ONCE,
+    frozen_statistics,
+    in_batches,
+    population_split,
+    trace_of,
+)
+from bnlab.harness.measurements.gaps import flat_statistics, key_columns
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
 from bnlab.inference import applied
 from bnlab.statistics import using
 
+NEEDS_TRACE = False
 ECE_BINS = 15
+NO_STATISTICS = Source("none", None, "none")  # of a network without batch norm
 
 
 class Prediction(NamedTuple):
@@ -31,41 +41,61 @@ class Prediction(NamedTuple):
     ece: float
 
 
-def scope(run: Run, settings: list[Setting]) -> tuple[list[Setting], list[int]]:
-    """These settings and always `exact`; the final step, or all of `evaluate_at`."""
+def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    """These sources and always `exact`; the final step, or all of `evaluate_at`.
+
+    Without batch norm the network itself.
+    """
     steps = run.wanted if run.config.accuracy_at == "all" else run.wanted[-1:]
-    return list(dict.fromkeys([EXACT, *settings])), steps
+    if not run.has_trace:
+        return {NO_STATISTICS: steps}
+    return dict.fromkeys([EXACT, *sources], steps)
 
 
-def evaluations(run: Run, settings: list[Setting], steps: list[int]) -> pd.DataFrame:
-    """One row for each step and setting, on the test split."""
-    estimates, layout = flat_statistics(run, settings, steps), run.trace.layout
+def evaluations(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+    """One row for each step and source, on the test split."""
     data, test = run.config.data, run.dataset.test
-    index = np.indices((len(steps), len(settings))).reshape(2, -1)
-    frame = keys(run, settings, steps, index[1], index[0])
+    index = np.indices((len(steps), len(sources))).reshape(2, -1)
+    frame = key_columns(run, sources, steps, index[1], index[0])
     frame["split"] = "test"
     frame["shift"] = f"fonts:{data.test_fonts}" if data.name == "glyphs" and data.test_fonts != data.fonts else "none"
     frame["images"] = len(test.labels)
-    frame["stat_images"] = [stat_images(run, settings[s], steps[k]) for k, s in index.T]
-    rows = []
-    for k, step in enumerate(steps):
-        model = run.model_at(step)
-        with using(model, frozen_statistics(run, step, EXACT)):
-            exact = predict(model, test)
-        for s, setting in enumerate(settings):
-            with using(model, layout.unflatten(estimates[s, k])):
-                found = exact if setting == EXACT else predict(model, test, setting)
-            rows.append((*found[1:], *_differences(exact.logits, found.logits)))
+    frame["stat_images"] = [stat_images(run, sources[s], steps[k]) for k, s in index.T]
+    rows = _scores(run, sources, steps) if run.has_trace else [_score_network(run, step) for step in steps]
     frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
     return frame
 
 
+def _score_network(run: Run, step: int) -> tuple[float, ...]:
+    """Loss, accuracy and ece of the network as it is; there are no exact statistics to compare it with."""
+    return (*predict(run.model_at(step).eval(), run.dataset.test)[1:], math.nan, math.nan)
+
+
+def _scores(run: Run, sources: list[Source], steps: list[int]) -> list[tuple[float, ...]]:
+    """Loss, accuracy, ece, disagreement and logit gap for each step and source."""
+    estimates, layout = flat_statistics(run, sources, steps), trace_of(run).layout
+    test = run.dataset.test
+    rows: list[tuple[float, ...]] = []
+    for k, step in enumerate(steps):
+        model = run.model_at(step)
+        with using(model, frozen_statistics(run, step, EXACT)):
+            exact = predict(model, test)
+        for s, source in enumerate(sources):
+            with using(model, layout.unflatten(estimates[s, k])):
+                found = exact if source == EXACT else predict(model, test, source)
+            rows.append((*found[1:], *_differences(exact.logits, found.logits)))
+    return rows
+
+
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, setting: Setting = EXACT) -> Prediction:
-    """The model under the statistics that it holds, on a whole split; by the setting's rule if it has one."""
-    rule = setting.rule
-    slices = in_batches(len(split.labels), IMAGES_AT_ONCE if rule is None else setting.images or IMAGES_AT_ONCE)
-    with applied(model, rule) if rule else contextlib.nullcontext():
+def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Prediction:
+    """The model under the statistics that it holds, on a whole split; by the source's rule if it has one."""
+    at_once = IMAGES_AT_ONCE
+    context: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if isinstance(source, InferenceRule):
+        at_once, context = source.images, applied(model, source.rule)
+    slices = in_batches(len(split.labels), at_once)
+    with context:
         logits = torch.cat([model(split.images[index]) for index in slices]).double()
     hit = logits.argmax(1) == split.labels
     loss = F.cross_entropy(logits, split.labels).item()
@@ -86,13 +116,15 @@ def _differences(exact: Tensor, found: Tensor) -> tuple[float, float]:
     return disagreement, ((found - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
-def stat_images(run: Run, setting: Setting, step: int) -> int:
+def stat_images(run: Run, source: Source, step: int) -> int:
     """Images that the statistics are of; a running estimator's are all that it was shown, whatever it has forgotten."""
-    if setting.rule is not None:
-        return setting.images or 0
-    if setting.running is None:
-        size = len(population_split(run, setting).labels)
-        return min(setting.images or size, size)
+    if source == NO_STATISTICS:
+        return 0
+    if isinstance(source, InferenceRule):
+        return min(source.images, len(run.dataset.test.labels))
+    if isinstance(source, FrozenWeights):
+        size = len(population_split(run, source).labels)
+        return min(source.images or size, size)
     epochs, rest = divmod(step, run.batches.per_epoch)
     per_epoch = min(run.batches.per_epoch * run.config.batch_size, len(run.dataset.train.labels))
     return epochs * per_epoch + rest * run.config.batch_size

@@ -10,13 +10,14 @@ from torch import Tensor
 
 import bnlab
 from bnlab.estimators import Cumulative, WeightedCumulative
-from bnlab.harness.data import Split, augment
-from bnlab.harness.measurements.sources import Setting
-from bnlab.harness.runs import Run
+from bnlab.files import digest, set_aside
+from bnlab.harness.artifacts.data import Split, augment
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.layers import borrowed
+from bnlab.recording import record, record_frozen
 from bnlab.statistics import Statistics
-from bnlab.storage import set_aside
-from bnlab.trace import MomentTrace, record, record_frozen, replay
+from bnlab.trace import MomentTrace, replay
 
 # A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
 IMAGES_AT_ONCE = 256
@@ -24,46 +25,62 @@ _TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images the distance t
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 _AVERAGES = {"update_bn": Cumulative(), "swa": WeightedCumulative()}
 
-VERSION = 2  # of all that is measured: what was cached under another one counts as missing
-EXACT = Setting("exact", None, "train")  # the reference of every gap
+VERSION = 3  # of all that is measured: what was cached under another one counts as missing
+EXACT = FrozenWeights("exact", None, "train")  # the reference of every gap
 
 
-def frozen_statistics(run: Run, step: int, setting: Setting) -> Statistics:
-    """The setting's statistics of the checkpoint at `step`, from the run's folder if they are there."""
-    name = f"{setting.kind}-{setting.split}-{setting.images or 'all'}-{step:07d}-v{VERSION}.safetensors"
+def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
+    """The source's statistics of the checkpoint at `step`, from the run's folder if they are there."""
+    name = f"{source.statistic}-{source.split}-{source.images or 'all'}-{step:07d}-v{VERSION}.safetensors"
     path = run.folder / "statistics" / name
+    about = {**run.about(step), "statistics": f"{source.estimator} {source.split}"}
     try:
-        return Statistics.load(path)
+        return Statistics.load(path, about)
     except FileNotFoundError:
         pass
     except ValueError as error:
         set_aside(path, error, "measured again")
-    found = _measure(run, step, setting)
+    found = _measure(run, step, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found.save(path)
+    found.save(path, about)
     return found
 
 
-def _measure(run: Run, step: int, setting: Setting) -> Statistics:
-    size = IMAGES_AT_ONCE if setting.kind == "exact" else run.config.batch_size
-    model, batches = run.model_at(step), [images for images, _ in population(run, setting, size)]
-    if setting.kind in _UPSTREAM:
-        return bnlab.population_statistics(model, batches, upstream=_UPSTREAM[setting.kind])
+def _measure(run: Run, step: int, source: FrozenWeights) -> Statistics:
+    size = IMAGES_AT_ONCE if source.statistic == "exact" else run.config.batch_size
+    model, batches = run.model_at(step), [images for images, _ in population(run, step, source, size)]
+    if source.statistic in _UPSTREAM:
+        return bnlab.population_statistics(model, batches, upstream=_UPSTREAM[source.statistic])
     trace = record_frozen(model, batches)
-    return replay(trace, _AVERAGES[setting.kind], [trace.last_step])[trace.last_step]
+    return replay(trace, _AVERAGES[source.statistic], [trace.last_step])[trace.last_step]
 
 
-def population(run: Run, setting: Setting, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The setting's images and labels in batches."""
-    split, data = population_split(run, setting), run.config.data
+def trace_of(run: Run) -> MomentTrace:
+    """The batch moments of the whole run.
+
+    Raises:
+        ValueError: the network has no batch norm.
+    """
+    if run.trace is None:
+        raise ValueError(f"{run.id}: has no trace, because norm.name={run.config.norm.name}")
+    return run.trace
+
+
+def population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The source's images and labels in batches; fewer than all are drawn anew for each network, step and number."""
+    split, data = population_split(run, source), run.config.data
     # Fixed draws: the augmented population is the same for every checkpoint and estimator.
     generator = torch.Generator().manual_seed(0)
-    count = min(setting.images or len(split.labels), len(split.labels))
-    images = split.images[:count]
-    if setting.split == "train_augmented":
+    images, labels = split.images, split.labels
+    if source.images is not None and source.images < len(labels):
+        # One sample for all seeds would put its own error into every mean, where no interval shows it.
+        draw = torch.Generator().manual_seed(int(digest(f"{run.id} {step} {source.images}", digits=12), 16))
+        chosen = torch.randperm(len(labels), generator=draw)[: source.images].to(labels.device)
+        images, labels = images[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
+    if source.split == "train_augmented":
         images = augment(images, generator, shift=data.shift, flip=data.flip)
-    for index in in_batches(count, batch_size):
-        yield images[index], split.labels[index]
+    for index in in_batches(len(labels), batch_size):
+        yield images[index], labels[index]
 
 
 def in_batches(count: int, size: int) -> list[slice]:
@@ -71,8 +88,8 @@ def in_batches(count: int, size: int) -> list[slice]:
     return [slice(*ends) for ends in pairwise([*range(0, max(1, count - 1), size), count])]
 
 
-def population_split(run: Run, setting: Setting) -> Split:
-    return run.dataset.val if setting.split == "val" else run.dataset.train
+def population_split(run: Run, source: FrozenWeights) -> Split:
+    return run.dataset.val if source.split == "val" else run.dataset.train
 
 
 def batch_moments(run: Run, step: int) -> MomentTrace:

@@ -7,67 +7,75 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnlab.gap import GAP_COLUMNS, layer_gaps
-from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics
-from bnlab.harness.measurements.sources import Setting
-from bnlab.harness.runs import Run
+from bnlab.gaps import GAP_COLUMNS, layer_gaps
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics, trace_of
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
 from bnlab.statistics import Layout
 from bnlab.trace import replay_bank
 
+NEEDS_TRACE = True
 
-def scope(run: Run, settings: list[Setting]) -> tuple[list[Setting], list[int]]:
+
+def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
     """All but rules at inference time, whose statistics differ from input to input; all steps of `evaluate_at`."""
-    return [setting for setting in settings if setting.rule is None], run.wanted
+    return {source: run.wanted for source in sources if not isinstance(source, InferenceRule)}
 
 
-def gaps(run: Run, settings: list[Setting], steps: list[int]) -> pd.DataFrame:
-    """One row for each step, setting and layer; `exact` on the training split is the reference."""
-    layout = run.trace.layout
-    estimates = flat_statistics(run, settings, steps)
-    shape = (len(settings), len(layout.names))
+def gaps(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, source and layer; `exact` on the training split is the reference."""
+    layout = trace_of(run).layout
+    estimates = flat_statistics(run, sources, steps)
+    shape = (len(sources), len(layout.names))
     found = []
     for k, step in enumerate(steps):
         reference = layout.flatten(frozen_statistics(run, step, EXACT))
-        values = torch.cat((layer_gaps(layout, reference, estimates[:, k]), _tid(run, step, layout, estimates[:, k])))
+        estimate = estimates[:, k]
+        ratio = layout.layer_means((estimate[:, 1] + layout.channel_eps) / (reference[1] + layout.channel_eps))
+        values = torch.cat((layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]))
         found.append(values)
-    values = torch.stack(found, dim=1)  # [columns, steps, settings, layers]
+    values = torch.stack(found, dim=1)  # [columns, steps, sources, layers]
     index = np.indices((len(steps), *shape)).reshape(3, -1)
-    frame = keys(run, settings, steps, index[1], index[0])
+    frame = key_columns(run, sources, steps, index[1], index[0])
     frame["layer"] = np.array(layout.names)[index[2]]
     frame["depth"] = index[2] + 1
     frame["channels"] = np.array(layout.channels)[index[2]]
-    for column, value in zip((*GAP_COLUMNS, "tid_mean", "tid_std"), values, strict=True):
+    for column, value in zip((*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio"), values, strict=True):
         frame[column] = value.flatten().numpy()
     return frame
 
 
-def flat_statistics(run: Run, settings: list[Setting], steps: list[int]) -> Tensor:
-    """Every setting's statistics at every step: float64 [settings, steps, 2, all channels].
+def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor:
+    """Every source's statistics at every step: float64 [sources, steps, 2, all channels].
 
     Those of a rule at inference time are what it starts from: exact.
     """
-    layout = run.trace.layout
-    found = torch.empty(len(settings), len(steps), 2, sum(layout.channels), dtype=torch.float64)
-    running = [i for i, s in enumerate(settings) if s.running is not None]
+    trace = trace_of(run)
+    layout = trace.layout
+    found = torch.empty(len(sources), len(steps), 2, sum(layout.channels), dtype=torch.float64)
+    running = {i: s.average for i, s in enumerate(sources) if isinstance(s, RunningAverage)}
     if running:
-        found[running] = replay_bank(run.trace, [s.running for s in settings if s.running is not None], steps)
-    for i, setting in enumerate(settings):
-        if setting.running is None:
+        found[[*running]] = replay_bank(trace, [*running.values()], steps)
+    for i, source in enumerate(sources):
+        if not isinstance(source, RunningAverage):
+            frozen = source if isinstance(source, FrozenWeights) else EXACT
             for k, step in enumerate(steps):
-                found[i, k] = layout.flatten(frozen_statistics(run, step, EXACT if setting.rule else setting))
+                found[i, k] = layout.flatten(frozen_statistics(run, step, frozen))
     return found
 
 
-def keys(run: Run, settings: list[Setting], steps: list[int], setting: np.ndarray, step: np.ndarray) -> pd.DataFrame:
-    """The columns that say what a row is about, for rows given by their indices into `settings` and `steps`."""
+def key_columns(
+    run: Run, sources: list[Source], steps: list[int], source: np.ndarray, step: np.ndarray
+) -> pd.DataFrame:
+    """The columns that say what a row is about, for rows given by their indices into `sources` and `steps`."""
     columns = pd.DataFrame(
         {
-            "estimator": [s.estimator for s in settings],
-            "momentum": np.array([s.momentum for s in settings], dtype=float),
-            "statistics_split": [s.split for s in settings],
+            "estimator": [s.estimator for s in sources],
+            "momentum": np.array([s.momentum for s in sources], dtype=float),
+            "statistics_split": [s.split for s in sources],
         }
     )
-    frame = columns.iloc[setting].reset_index(drop=True)
+    frame = columns.iloc[source].reset_index(drop=True)
     frame.insert(0, "step", np.array(steps)[step])
     frame.insert(0, "run", run.id)
     frame["epoch"] = frame["step"] / run.batches.per_epoch
@@ -75,7 +83,7 @@ def keys(run: Run, settings: list[Setting], steps: list[int], setting: np.ndarra
 
 
 def _tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
-    """`tid_mean` and `tid_std` (2210.05153) against batches of the training batch size: [2, settings, layers].
+    """`tid_mean` and `tid_std` (2210.05153) against batches of the training batch size: [2, sources, layers].
 
     mean_c |μ − μ_B|/σ_B and mean_c |σ/σ_B − 1|, averaged over the batches; σ_B with eps, ddof 0 as in training.
     """

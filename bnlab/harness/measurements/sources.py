@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
+import ast
+import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bnlab import estimators, inference
 from bnlab.estimators import Estimator, Stream
 from bnlab.estimators.base import fold
+from bnlab.files import digest
+from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.inference import Rule
 
-# Statistics of frozen weights; `precise(images=1000)` takes the first 1,000, the same for all seeds. All but exact are
+# Statistics of frozen weights; `precise(images=1000)` draws 1,000, others for each network and step. All but exact are
 # taken in batches of the training size, which normalize themselves.
 FROZEN = {
     "exact": "population upstream, found layer by layer",
@@ -32,39 +39,66 @@ _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One row key of the tables: where statistics come from, with their momentum and the data that they are of.
+class Source:
+    """Where a row's statistics come from; by itself, that there are none.
 
-    One of `running`, `rule` or neither (frozen weights) is set.
+    Attributes:
+        estimator: canonical name.
+        momentum: weight of the new batch; None where it has no meaning.
+        split: the data that the statistics are of.
     """
 
-    estimator: str  # canonical name
+    estimator: str
     momentum: float | None
     split: str
-    running: Estimator | None = None
-    rule: Rule | None = None  # at inference time; on top of exact statistics
-    images: int | None = None  # frozen weights: of how many, None is all; a rule: how many at once
+
+
+@dataclass(frozen=True)
+class RunningAverage(Source):
+    """The recorded batch moments, averaged by `average`."""
+
+    average: Estimator
+
+
+@dataclass(frozen=True)
+class FrozenWeights(Source):
+    """Statistics of a checkpoint's weights, of so many images; None is all."""
+
+    images: int | None = None
 
     @property
-    def kind(self) -> str:
-        """`running`, `rule`, or the name of a statistic of frozen weights."""
-        return "running" if self.running else "rule" if self.rule else self.estimator.partition("(")[0]
+    def statistic(self) -> str:
+        """A name in `FROZEN`."""
+        return self.estimator.partition("(")[0]
 
 
-def settings(names: list[str], momenta: list[float], population: str) -> list[Setting]:
+@dataclass(frozen=True)
+class InferenceRule(Source):
+    """A rule at inference time on top of exact statistics, for so many images at once."""
+
+    rule: Rule
+    images: int
+
+
+def find_sources(config: Config) -> list[Source]:
+    """Every estimator with every momentum, each once."""
+    return parse_sources(as_list(config.estimator), as_list(config.momentum), config.population)
+
+
+def parse_sources(names: list[str], momenta: list[float], population: str) -> list[Source]:
     """Every estimator with every momentum that means something to it, each once.
 
     Raises:
         UserError: an unknown estimator or parameter.
     """
-    found: dict[Setting, None] = {}
+    found: dict[Source, None] = {}
     for name in names:
-        for setting in _frozen(name, population) or _at_inference_time(name) or _running(name, momenta):
-            found.setdefault(setting)
+        for source in _parse_frozen(name, population) or _parse_rule(name) or _parse_running(name, momenta):
+            found.setdefault(source)
     return list(found)
 
 
-def _frozen(name: str, population: str) -> list[Setting]:
+def _parse_frozen(name: str, population: str) -> list[FrozenWeights]:
     match = re.fullmatch(r"(\w+)(?:\(images=(\d+)\))?", name)
     base = name.partition("(")[0]
     if base not in FROZEN:
@@ -74,12 +108,13 @@ def _frozen(name: str, population: str) -> list[Setting]:
     images = int(match[2]) if match[2] else None
     if images is not None and images < 2:
         raise UserError(f"estimator={name}: images must be 2 or more")
-    return [Setting(name, None, population, images=images)]
+    label = base if images is None else f"{base}(images={images})"  # canonical: no leading zeros
+    return [FrozenWeights(label, None, population, images)]
 
 
-def _at_inference_time(name: str) -> list[Setting]:
+def _parse_rule(name: str) -> list[InferenceRule]:
     base, _, rest = name.partition("(")
-    if base not in inference.known():
+    if base not in inference.list_rules():
         return []
     # The size of the test batch: `n` of test_batch, which has no other parameter, `batch` of all others.
     key = "n" if base == "test_batch" else "batch"
@@ -89,16 +124,16 @@ def _at_inference_time(name: str) -> list[Setting]:
         images = int(sizes[0]) if sizes else _TEST_BATCH
         rule = inference.parse(f"{base}({','.join(i for i in items if i.partition('=')[0].strip() != key)})")
     except ValueError as error:
-        raise UserError(_unusable(name, error)) from error
+        raise UserError(_explain(name, error)) from error
     if len(sizes) > 1:
         raise UserError(f"estimator={name}: {key} is given twice")
     if images < 1:
         raise UserError(f"estimator={name}: {key} counts images and is 1 or more")
     label = f"{rule.label.removesuffix(')')}{',' if '(' in rule.label else '('}{key}={images})"
-    return [Setting(label, None, "test", rule=rule, images=images)]
+    return [InferenceRule(label, None, "test", rule, images)]
 
 
-def _running(name: str, momenta: list[float]) -> list[Setting]:
+def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
     try:
         cls, parameters = estimators.parse(name)
         _check_name(cls)
@@ -106,44 +141,67 @@ def _running(name: str, momenta: list[float]) -> list[Setting]:
         found = [one]
         if hasattr(one, "momentum") and "momentum" not in parameters:
             found = [replace(one, momentum=float(m)) for m in momenta]  # type: ignore[call-arg]
-        return [Setting(e.label, getattr(e, "momentum", None), "train", e) for e in found]
+        _check_label(one)
+        return [RunningAverage(e.label, getattr(e, "momentum", None), "train", e) for e in found]
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything
-        raise UserError(_unusable(name, error)) from error
+        raise UserError(_explain(name, error)) from error
 
 
 def _check_name(cls: type[Estimator]) -> None:
     """ValueError if rows of another estimator have the name."""
     path = f"{cls.__module__}.{cls.__qualname__}"
-    if cls.name in (*FROZEN, *inference.known()) or not re.fullmatch(r"[^\W\d][\w.-]*", cls.name):
+    if cls.name in (*FROZEN, *inference.list_rules()) or not re.fullmatch(r"[^\W\d][\w.-]*", cls.name):
         raise ValueError(f"the name {cls.name!r} of {path} is taken or not a word; give the class another")
-    if estimators.known().get(cls.name) is not cls:
+    if estimators.list_estimators().get(cls.name) is not cls:
         raise ValueError(f"{path} has no name of its own but {cls.name!r} of its base; give it one")
 
 
-def try_estimators(settings: Iterable[Setting]) -> None:
-    """Let every running estimator average a stream of eight batches.
+def _check_label(estimator: Estimator) -> None:
+    """ValueError if a class of the user's own writes its rows under another name than its own."""
+    name, label = estimator.name, estimator.label
+    if label != name and not label.startswith(f"{name}("):
+        raise ValueError(f"its label {label!r} is not its name; let it be {name!r}, or {name}(parameter=value)")
+
+
+def try_estimators(sources: Iterable[Source]) -> None:
+    """Let every running estimator average a stream of eight batches, twice.
 
     Raises:
-        UserError: one fails; its name, the error and the line that raised it.
+        UserError: one fails, changes what others average too, or gives something else the second time; its name, the
+            error and the line that raised it.
     """
     generator = torch.Generator().manual_seed(0)
     means, variances = torch.rand(2, 8, 3, generator=generator, dtype=torch.float64)
     start = torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float64)
     batches, counts = torch.stack((means, variances + 0.5), dim=1), torch.full((8, 3), 64.0, dtype=torch.float64)
-    for estimator in dict.fromkeys(s.running for s in settings if s.running is not None):
-        stream = Stream(start, batches, counts, eps=torch.full((3,), 1e-5, dtype=torch.float64), layers=(1, 2))
+    values = (start, batches, counts)
+    for estimator in dict.fromkeys(s.average for s in sources if isinstance(s, RunningAverage)):
         try:
-            fold([estimator], stream, [1, 8])
+            _require_repeatable(estimator, values)
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             path = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
             reason = f"{path} fails on a stream of 8 batches: {where_raised(error)}"
             raise UserError(f"estimator={estimator.label}: {reason}") from error
 
 
-def source_digest(setting: Setting) -> str:
+def _require_repeatable(estimator: Estimator, values: tuple[Tensor, ...]) -> None:
+    """ValueError if the estimator writes into the stream of these start, batches and counts, or varies."""
+    results = []
+    for _ in range(2):
+        start, batches, counts = copies = [value.clone() for value in values]
+        eps = torch.full((3,), 1e-5, dtype=torch.float64)
+        results.append(fold([estimator], Stream(start, batches, counts, eps=eps, layers=(1, 2)), [1, 8]))
+        if not all(map(torch.equal, copies, values)):
+            raise ValueError("it writes into the stream, which other estimators average too; work on a copy, .clone()")
+    if not torch.equal(*results):
+        raise ValueError("it gives something else the second time; draw from a generator with a fixed seed")
+
+
+def source_digest(source: Source) -> str:
     """Of the code of a user's own estimator; empty for ours, whose changes `frozen.VERSION` counts."""
-    rule = setting.running or setting.rule
-    return "" if rule is None else _digest_of_class(type(rule))
+    if isinstance(source, RunningAverage):
+        return _digest_of_class(type(source.average))
+    return _digest_of_class(type(source.rule)) if isinstance(source, InferenceRule) else ""
 
 
 @cache  # what runs is the code as it was when it was imported
@@ -153,23 +211,40 @@ def _digest_of_class(cls: type) -> str:
     queue = [base.__module__ for base in cls.__mro__ if not _is_library(base.__module__)]
     while queue:
         name = queue.pop()
-        module = sys.modules.get(name)
-        if name in sources or module is None:
+        if name in sources:
             continue
-        sources[name] = _source(module, cls)
-        for value in vars(module).values():
-            used = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(used, str) and not _is_installed(used):
-                queue.append(used)
+        sources[name] = _read_source(name, cls)
+        queue += [used for used in _find_used(name, sources[name]) if not _is_installed(used)]
     if not sources:
         return ""
-    return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:10]
+    return digest(repr(sorted(sources.items())), digits=10)
 
 
-def _source(module: ModuleType, cls: type) -> str:
+def _find_used(name: str, source: str) -> Iterator[str]:
+    """The modules that a module takes anything from: by what it holds, and by its import statements.
+
+    What it holds is all that there is of a notebook; a constant does not say which module it is from.
+    """
+    for value in vars(sys.modules[name]).values() if name in sys.modules else ():
+        used = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(used, str):
+            yield used
+    package = name if _spec_of(name, "submodule_search_locations") else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(textwrap.dedent(source))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _read_source(name: str, cls: type) -> str:
+    module = sys.modules.get(name)
     try:
-        return inspect.getsource(module)
-    except (OSError, TypeError):  # defined in a notebook, say
+        # Not yet imported where the import stands in a function.
+        return inspect.getsource(module) if module else Path(_spec_of(name, "origin")).read_text()
+    except (OSError, TypeError, UnicodeDecodeError):  # defined in a notebook, say
         pass
     try:
         return inspect.getsource(cls)
@@ -185,13 +260,25 @@ def _is_library(module: str) -> bool:
 
 def _is_installed(module: str) -> bool:
     """Of a library or an installed package."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return _is_library(module) or file is None or bool({"site-packages", "dist-packages"} & {*Path(file).parts})
+    if _is_library(module):
+        return True
+    file = getattr(sys.modules[module], "__file__", None) if module in sys.modules else _spec_of(module, "origin")
+    return file is None or bool({"site-packages", "dist-packages"} & {*Path(file).parts})
 
 
-def _unusable(name: str, error: BaseException) -> str:
+def _spec_of(module: str, attribute: str) -> Any:
+    """An attribute of the module's import specification; None if there is no such module."""
+    try:
+        return getattr(find_spec(module), attribute, None)
+    except (ImportError, AttributeError, ValueError):  # an attribute of a module, or a notebook
+        return None
+
+
+def _explain(name: str, error: BaseException) -> str:
     reason = " ".join(str(error).split()).removeprefix(f"estimator={name!r}: ")
     if not name or reason.startswith("unknown"):
-        known = ", ".join([*sorted(estimators.known()), *FROZEN, *inference.known()])
-        return f"estimator={name}: unknown; there are {known}, or package.module.Class"
+        known = [*sorted(estimators.list_estimators()), *FROZEN, *inference.list_rules()]
+        close = difflib.get_close_matches(name.partition("(")[0], known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"estimator={name}: unknown{hint}; there are {', '.join(known)}, or package.module.Class"
     return f"estimator={name}: {reason if isinstance(error, ValueError) else where_raised(error)}"

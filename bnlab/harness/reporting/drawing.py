@@ -15,6 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.experiment import Figure, Tables
+from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import one_figure
 
 _IN_A_ROW = 4
@@ -41,11 +42,13 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         for ax, panel in zip(grid.flat, panels, strict=False):
             figure.plot(frame[frame["panel"] == panel], ax=ax)
             ax.set_title(str(panel))
+    if finish := getattr(figure.plot, "finish", None):  # what all panels share
+        finish(list(grid.flat[: len(panels)]))
     for ax in grid[:, 1:].flat:
         ax.set_ylabel("")
     for ax in grid.flat[len(panels) :]:
         ax.set_axis_off()
-    _frame(drawn, figure.title, f"{figure.caption} {_reading(frame)}", rows, 3.5 * columns + 0.6)
+    _frame(drawn, figure.title, " ".join([figure.caption, *_reading(figure, frame)]), rows, 3.5 * columns + 0.6)
     return drawn
 
 
@@ -54,16 +57,16 @@ def _frame(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> N
     titles = textwrap.wrap(title, int(width * 9.5))
     lines = textwrap.wrap(caption, int(width * 14.5))
     handles = _handles(drawn.axes)
-    legend_rows = max(1, math.ceil(len(handles) / max(1, int(width // 2.2))))
+    legend_rows = math.ceil(len(handles) / max(1, int(width // 2.2)))
     above, legend, below = 0.2 + 0.22 * len(titles), 0.22 * legend_rows, 0.12 + 0.17 * len(lines)
     height = 3.5 * rows + above + legend + below
     drawn.set_size_inches(width, height)
     rect = (0.01, (below + legend + 0.06) / height, 0.98, 1 - (above + legend + below + 0.06) / height)
     drawn.set_layout_engine(ConstrainedLayoutEngine(rect=rect, wspace=0.03, hspace=0.03))
     drawn.text(0.02, 1 - 0.12 / height, "\n".join(titles), fontsize=12, fontweight="bold", va="top")
-    columns = max(1, math.ceil(len(handles) / legend_rows))
-    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, below / height)}
-    drawn.legend(handles.values(), handles.keys(), ncols=columns, **place)
+    if handles:
+        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, below / height)}
+        drawn.legend(handles.values(), handles.keys(), ncols=math.ceil(len(handles) / legend_rows), **place)
     text = "\n".join(lines)
     drawn.text(0.02, 0.08 / height, text, fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
 
@@ -77,15 +80,15 @@ def _handles(axes: list[Axes]) -> dict[str, Any]:
     return handles
 
 
-def _reading(frame: pd.DataFrame) -> str:
-    """What lines and bands are, and over how many seeds, where the frame tells."""
+def _reading(figure: Figure, frame: pd.DataFrame) -> list[str]:
+    """What means and intervals are drawn as, and over how many seeds, where the frame tells."""
     counts = frame["n"].dropna() if "n" in frame else frame.groupby("panel")["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
-    seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}\u00a0seeds."
+    seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}\u00a0{'seed' if high == 1 else 'seeds'}."
     if "log" not in frame:
-        return seeds
+        return [seeds]
     mean = "geometric mean" if frame["log"].dropna().all() else "mean"
-    return f"Lines: {mean} over seeds, bands: 95% intervals. {seeds}"
+    return [getattr(figure.plot, "reading", Curves.reading).format(mean=mean), seeds]
 
 
 def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:
@@ -93,6 +96,7 @@ def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     drawn.savefig(paths[0])
+    drawn.set_layout_engine("none")  # the layout of the first file holds for the second
     drawn.savefig(paths[1], metadata={"CreationDate": None})
     plt.close(drawn)
     return paths

@@ -27,32 +27,42 @@ COORDINATES = ("run", "step", "epoch", "estimator", "momentum", "statistics_spli
 
 @dataclass(frozen=True)
 class Rule:
-    """The mean over seeds lies between two bounds, one of which may be infinite."""
+    """The mean over seeds lies between two bounds, one of which may be infinite.
+
+    Attributes:
+        low, high: the bounds.
+        unit: of both and of the score's mean.
+        reason: why the margin is what it is.
+    """
 
     low: float
     high: float
+    unit: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:  # also where one is NaN
+            raise ValueError(f"a rule has two bounds, the lower bound comes first, found {self.low}, {self.high}")
 
     def __str__(self) -> str:
         if math.isinf(self.high):
-            return f"above {self.low:g}"
-        return f"below {self.high:g}" if math.isinf(self.low) else f"from {self.low:g} to {self.high:g}"
+            return f"above {self.low:.3g}"
+        return f"below {self.high:.3g}" if math.isinf(self.low) else f"from {self.low:.3g} to {self.high:.3g}"
 
 
-def above(bound: float) -> Rule:
+def above(bound: float, unit: str = "", reason: str = "") -> Rule:
     """The mean is larger than the bound."""
-    return Rule(bound, math.inf)
+    return Rule(bound, math.inf, unit, reason)
 
 
-def below(bound: float) -> Rule:
+def below(bound: float, unit: str = "", reason: str = "") -> Rule:
     """The mean is smaller than the bound."""
-    return Rule(-math.inf, bound)
+    return Rule(-math.inf, bound, unit, reason)
 
 
-def within(low: float, high: float) -> Rule:
+def within(low: float, high: float, unit: str = "", reason: str = "") -> Rule:
     """The mean lies between two bounds."""
-    if not low < high:
-        raise ValueError(f"within: the lower bound comes first, found {low}, {high}")
-    return Rule(low, high)
+    return Rule(low, high, unit, reason)
 
 
 @dataclass(frozen=True)
@@ -82,17 +92,13 @@ class Claim:
         id: a short name.
         text: a sentence.
         score: tables to the rows of `frames.interval`; each row is a condition.
-        rule: `above(b)`, `below(b)` or `within(a, b)`, in the unit.
-        unit: of the score's mean.
-        reason: why the margin is what it is.
+        rule: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
     """
 
     id: str
     text: str
     score: Score
     rule: Rule
-    unit: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +123,24 @@ class Experiment:
     figures: tuple[Figure, ...]
     claims: tuple[Claim, ...]
 
+    def __post_init__(self) -> None:
+        """ValueError if two figures or claims have one name: the second would replace the first."""
+        for kind, names in (("figures", [f.name for f in self.figures]), ("claims", [c.id for c in self.claims])):
+            doubled = [name for name in names if names.count(name) > 1]
+            if doubled:
+                raise ValueError(f"{self.name}: two {kind} are called {doubled[0]!r}; give each its own name")
+
 
 class NoRows(UserError):
     """Nothing of what an experiment needs has been measured: it is to be swept."""
 
 
 class _Declared(dict[str, pd.DataFrame]):
+    """Gives copies, so that what a score writes into a table does not reach the next one."""
+
+    def __getitem__(self, table: str) -> pd.DataFrame:
+        return super().__getitem__(table).copy()
+
     def __missing__(self, table: str) -> pd.DataFrame:
         raise UserError(f"table {table!r} is not declared in the experiment's columns")
 
@@ -177,6 +195,9 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
         )
     if frame.empty:
         return [(claim.id, "no rows", np.nan, np.nan, np.nan, 0, "undecided")]
+    keys = [column for column in frame if column not in MEASURES]
+    if frame.duplicated(keys).any():
+        raise UserError(f"claim {claim.id}: its score has several rows of one condition; they differ in none of {keys}")
     frame = _in_order(frame)
     rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
     return [(claim.id, _condition(row), *(row[key] for key in MEASURES[:4]), verdict) for row, verdict in rows]

@@ -1,20 +1,69 @@
-"""Rows of tables with their networks' settings, differences to a reference, intervals over seeds. No drawing."""
+"""Rows of tables with their networks' settings, comparisons with a reference, intervals over seeds. No drawing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import Note, UserError
 
 # Columns of `runs` that are results, or say the same as others; all other columns are settings.
 RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
 MEASURES = ("mean", "low", "high", "n", "error", "log")
 """The columns that `interval` adds."""
+DEFAULT_MOMENTUM = 0.1  # PyTorch's
+
+
+@dataclass(frozen=True)
+class OtherThan:
+    """All values but this one, for `select`: `estimator=OtherThan("exact")`."""
+
+    value: Any
+
+
+def score(
+    table: str,
+    value: str,
+    by: Sequence[str],
+    shares: Sequence[float] = (),
+    *,
+    against: str | None = None,
+    ratio: bool = False,
+    average: str | Sequence[str] | None = None,
+    scale: float = 1,
+    geometric: bool = False,
+    **wanted: Any,
+) -> Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame]:
+    """A score of one value: `rows`, the comparison with a reference if there is one, `interval`.
+
+    Args:
+        table, shares: see `rows`; the networks may differ in the settings among `by`, or else in their batch size.
+        value, by, average, scale, geometric: see `interval`.
+        against, ratio: the reference, see `paired`; it needs not be among the wanted.
+        wanted: see `rows`; `estimator` and `momentum` are those of the rows that are compared with the reference.
+
+    Returns:
+        A function of the tables, which returns the frame of `interval`.
+    """
+
+    compared = {key: wanted.pop(key) for key in ("estimator", "momentum") if key in wanted}
+
+    def scored(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        settings = [key for key in by if key in tables["runs"] and key not in tables[table]] or ["batch_size"]
+        if against is None:
+            frame = rows(tables, table, shares, settings, **wanted, **compared)
+        else:
+            chosen = rows(tables, table, shares, settings, **wanted)
+            frame = select(paired(chosen, value, against, ratio=ratio), **compared)
+        return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
+
+    return scored
 
 
 def rows(
@@ -32,7 +81,7 @@ def rows(
         shares: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share,
             if it is within 2% of the training or half a step. Without shares all steps, a panel for each of `by`.
         by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
-        wanted: a value, or a tuple of values, for columns of the table or settings; None is null. See `select`.
+        wanted: for columns of the table or settings, see `select`.
 
     Raises:
         UserError: a column is missing, or networks agree in `by` and seed, which an average over seeds would mix.
@@ -41,44 +90,165 @@ def rows(
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
     joined = select(frame.merge(settings, on="run"), **wanted)
     _check_networks(runs[runs["run"].isin(joined["run"])], by)
-    return _at_shares(joined, shares) if shares else _panel_for_each(joined, by)
+    if not shares:
+        return _panel_for_each(joined, by)
+    found = _at_shares(joined, shares)
+    for share in shares:
+        if len(joined) and not (found["panel"] == share_name(share)).any():
+            warnings.warn(
+                f"{table} has no rows {share_name(share)}: evaluate_at lists the steps that are measured, and "
+                "accuracy_at=all evaluates at all of them",
+                Note,
+                stacklevel=2,
+            )
+    return found
 
 
 def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows whose columns have the wanted values: one, or any of a tuple; None is null.
+    """The rows whose columns have the wanted values: one, any of a tuple, or all but one (`OtherThan`); None is null.
 
     Raises:
         UserError: there is no such column.
     """
     for column, value in wanted.items():
         _require(frame, [column])
-        values = list(value) if isinstance(value, tuple | list) else [value]
-        matches = frame[column].isin([v for v in values if v is not None])
-        frame = frame[matches | frame[column].isna() if None in values else matches]
+        if isinstance(value, OtherThan):
+            frame = frame[~_matches(frame[column], [value.value])]
+        else:
+            frame = frame[_matches(frame[column], _tuple(value))]
     return frame
 
 
-def paired(frame: pd.DataFrame, value: str, against: str = "exact") -> pd.DataFrame:
-    """The rows of all other estimators; `value` minus that of the reference at the same network and step.
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _matches(column: pd.Series, values: Sequence[Any]) -> pd.Series:
+    matches = column.isin([v for v in values if v is not None])
+    return matches | column.isna() if None in values else matches
+
+
+def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bool = False) -> pd.DataFrame:
+    """The rows of all other estimators; `value` compared with that of the reference at the same network and step.
 
     Args:
         frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
-        value: the column that is replaced by the difference.
+        value: the column that is replaced by its difference to the reference.
         against: the estimator that is the reference; rows for which it has none are left out.
+        ratio: divide by the reference instead of subtracting it.
 
     Raises:
         UserError: there is no such column.
         ValueError: the reference has several rows for a network and step, as one of several momenta does.
     """
     _require(frame, [value])
-    keys = [key for key in ("run", "step", "panel", "layer", "split", "shift") if key in frame]
+    keys = _same(frame)
     reference = frame[frame["estimator"] == against].set_index(keys)[value]
     if not reference.index.is_unique:
         raise ValueError(f"paired: {against!r} has several rows for a network and step; select one, as one momentum")
     others = frame[frame["estimator"] != against]
     index = pd.MultiIndex.from_frame(others[keys])
-    differences = others.assign(**{value: others[value] - reference.reindex(index).to_numpy()})
-    return differences[index.isin(reference.index)]
+    yardstick = reference.reindex(index).to_numpy()
+    compared = others.assign(**{value: others[value] / yardstick if ratio else others[value] - yardstick})
+    return compared[index.isin(reference.index)]
+
+
+def _same(frame: pd.DataFrame) -> list[str]:
+    """The columns in which rows agree that differ in their estimator only."""
+    return [key for key in ("run", "step", "panel", "layer", "split", "shift") if key in frame]
+
+
+def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:
+    """All rows; `value` over the smallest that this estimator has with any momentum at the same network and step.
+
+    Args:
+        frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
+        value: the column that becomes a ratio, such as a gap; the best momentum in hindsight has 1.
+        estimator: the one of which the best momentum is the reference; rows for which it has none are left out.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    best = lowest(select(frame, estimator=estimator), value, _same(frame))
+    return paired(pd.concat([frame, best.assign(estimator="best")]), value, against="best", ratio=True)
+
+
+def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """Of each group the row with the smallest value, the first of several; NaN values are left out.
+
+    Args:
+        frame: any rows.
+        value: the column that is compared, as a gap.
+        by: what groups are told apart by; a null key is a group.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    _require(frame, [value, *by])
+    ordered = frame.reset_index(drop=True).dropna(subset=value)
+    return ordered.loc[ordered.groupby(list(by), dropna=False, sort=False)[value].idxmin()]
+
+
+def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bool = False) -> pd.DataFrame:
+    """`by` and the mean of `value` over all rows that agree in `by`, as over a network's layers; NaN is left out.
+
+    Args:
+        frame: any rows.
+        value: the column of which the mean is taken.
+        by: what is told apart, such as "batch_size", "seed"; null keys are kept.
+        geometric: the geometric mean, for positive values such as ratios.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    _require(frame, [value, *by])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        numbers = np.log(frame[value]) if geometric else frame[value]
+    means = numbers.groupby([frame[key] for key in by], dropna=False, sort=False).mean()
+    return (np.exp(means) if geometric else means).reset_index()
+
+
+def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """`by`, `seed` and the means of `values` over all other seeds: what a prediction may know of a network.
+
+    Args:
+        frame: rows with a column `seed`.
+        values: columns of which the mean is taken.
+        by: what seeds have in common, such as "panel", "batch_size", "layer".
+
+    Raises:
+        UserError: a column is missing, or there is one seed only.
+    """
+    _require(frame, ["seed", *values, *by])
+    seeds = frame.groupby(list(by), dropna=False, sort=False)["seed"].agg(["nunique", "first"])
+    lonely = seeds[seeds["nunique"] == 1]
+    if len(lonely):
+        where = ", ".join(f"{_words(key)} {lonely.reset_index()[key].iloc[0]}" for key in by)
+        raise UserError(
+            f"the prediction is made from other seeds, and {where} has only seed {lonely['first'].iloc[0]}; "
+            "sweep several, such as seed=0,1"
+        )
+    pairs = frame[[*by, "seed"]].drop_duplicates().merge(frame, on=list(by), suffixes=("", "_other"))
+    others = pairs[pairs["seed"] != pairs["seed_other"]]
+    return others.groupby([*by, "seed"], dropna=False, sort=False)[list(values)].mean().reset_index()
+
+
+def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[str]) -> pd.DataFrame:
+    """The points with the `mean` that their curve has there: on straight lines between neighbours, over the log of `x`.
+
+    Args:
+        points: rows with `by` and a positive `x`.
+        curves: rows of `interval` by `by` and `x`.
+        x: the column across.
+        by: what the curves are told apart by; points without a curve, or beyond its ends, are left out.
+    """
+    _require(points, [x, *by])
+    _require(curves, [x, "mean", *by])
+    placed = []
+    for key, curve in curves.dropna(subset=[x, "mean"]).sort_values(x).groupby(list(by), sort=False):
+        here = points[(points[list(by)] == list(key)).all(axis=1) & points[x].between(curve[x].min(), curve[x].max())]
+        placed.append(here.assign(mean=np.interp(np.log(here[x]), np.log(curve[x]), curve["mean"])))
+    return pd.concat(placed) if placed else points[:0].assign(mean=np.nan)
 
 
 def interval(
@@ -123,6 +293,15 @@ def interval(
     return found.assign(log=geometric)
 
 
+def overlay(**frames: pd.DataFrame) -> pd.DataFrame:
+    """All rows, with the name of their frame in the column `kind`: what a panel draws upon each other.
+
+    Args:
+        frames: by name, such as `measured`, `dashed`, `star`: see the kinds of panel.
+    """
+    return pd.concat([frame.assign(kind=kind) for kind, frame in frames.items()], ignore_index=True)
+
+
 def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
     """Mean, bounds of the two-sided 95% Student interval, n and standard error; NaN values are left out."""
     values = values[~np.isnan(values)]
@@ -158,13 +337,14 @@ def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
     raise UserError(
         f"{which} has several networks ({_difference(same)})\n"
         "sweep each under its own name=... and draw that, or remove this folder's parts and sweep one again "
-        "(what is trained is kept)"
+        "(what is trained is kept); where they are to be compared, tell them apart by that setting: by=(...)"
     )
 
 
 def _difference(networks: pd.DataFrame) -> str:
     """The first of them with the settings in which they differ."""
-    settings = [c for c in networks if c not in ("run", *RESULTS)]
+    # Some settings have two names: the first is enough.
+    settings = networks.drop(columns=["run", *RESULTS], errors="ignore").T.drop_duplicates().index
     differing = [c for c in settings if networks[c].nunique(dropna=False) > 1]
     described = [
         ", ".join([str(row["run"]), *(f"{column} {row[column]}" for column in differing)])
@@ -196,7 +376,8 @@ def _panel_for_each(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     panel = pd.Series("", ordered.index)
     for key in by:
         panel += f", {_words(key)} " + ordered[key].astype(str)
-    return ordered.assign(panel=panel.str[2:] + " (" + ordered["steps"].astype(str) + " steps)")
+    unit = pd.Series(" steps)", ordered.index).mask(ordered["steps"] == 1, " step)")
+    return ordered.assign(panel=panel.str[2:] + " (" + ordered["steps"].astype(str) + unit)
 
 
 def _words(key: str) -> str:

@@ -4,41 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.colors import LogNorm, Normalize
 
-from bnlab.harness.reporting.style import estimator_label, estimator_style, line, log_axis, series
+from bnlab.harness.reporting.style import (
+    Axis,
+    axis_of,
+    estimator_label,
+    estimator_style,
+    line,
+    places,
+    series,
+    set_axes,
+)
+
+GAP = Axis("gap of the mean (σ)", log=True)
+ACCURACY = Axis("test accuracy (%)", (0, 102))
 
 _GREY = "#555555"
 _DASHED: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _STAR: dict[str, Any] = {"marker": "*", "linestyle": "none"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Curves:
-    """Means with their intervals against a positive setting, a line for each value of another.
+    """Means with their intervals against a setting, a line for each value of another.
 
     Rows are told apart by the column `kind`, where there is one: "dashed" are lines without an interval, "star" single
     points, all others lines with one. Rows without `x` are levels, dashed across the panel.
 
     Attributes:
-        x, xlabel: the column across, on a logarithmic axis, and its label.
+        x: the column across; `style.AXES` says how it is drawn.
         by: the column of which each value has a colour.
-        ylabel, ylim, log_y: the other axis.
+        y: the axis of the means.
         level, dashed, star: names of these kinds in the legend.
         mark: a value of `x` and its name, a dotted line.
     """
 
+    reading: ClassVar[str] = "Lines: {mean} over seeds, bands: 95% intervals."
     x: str
-    xlabel: str
     by: str
-    ylabel: str
-    ylim: tuple[float, float] | None = None
-    log_y: bool = False
+    y: Axis
     level: str = ""
     dashed: str = ""
     star: str = ""
@@ -50,15 +60,14 @@ class Curves:
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
         for value, colour in series(sorted(frame[self.by].unique())).items():
             here = curves[curves[self.by] == value]
-            name = f"{self.by.replace('_', ' ')} {value}"
-            line(ax, here[~here["kind"].isin(["dashed", "star"])], self.x, colour, name)
+            line(ax, here[~here["kind"].isin(["dashed", "star"])], self.x, colour, _name(self.by, value))
             dashed = here[here["kind"] == "dashed"].sort_values(self.x)
             ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED)
             stars = here[here["kind"] == "star"]
             ax.plot(stars[self.x], stars["mean"], color=colour, markersize=11, markeredgecolor="white", **_STAR)
             for level in levels[levels[self.by] == value]["mean"]:
                 ax.axhline(level, color=colour, **_DASHED)
-        log_axis(ax, curves[self.x], self.xlabel)
+        set_axes(ax, axis_of(self.x), self.y, curves[self.x])
         self._label(ax)
         return ax
 
@@ -69,69 +78,224 @@ class Curves:
             ax.plot([], [], color=_GREY, label=label, **_DASHED)
         if self.star:
             ax.plot([], [], color=_GREY, markersize=9, label=self.star, **_STAR)
-        ax.set(ylabel=self.ylabel, yscale="log" if self.log_y else "linear", **_limits(self.ylim))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EstimatorCurves:
-    """Means with their intervals against epochs, a line for each estimator and momentum.
+    """Means with their intervals, a line for each estimator and momentum.
+
+    Rows that have "batch" in the column `kind`, where there is one, are grey points: single batches' values, which the
+    estimators average.
 
     Attributes:
-        ylabel, ylim, log_y: the axis upwards.
+        y: the axis of the means.
         zero: the name of a line at 0; without one there is none.
+        x: the column across; `style.AXES` says how it is drawn.
     """
 
-    ylabel: str
-    ylim: tuple[float, float] | None = None
-    log_y: bool = False
+    reading: ClassVar[str] = Curves.reading
+    y: Axis
     zero: str = ""
+    x: str = "epoch"
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
-        """Draw the frame's rows: columns estimator, momentum, epoch, mean, low, high."""
-        for (name, momentum), rows in frame.groupby(["estimator", "momentum"], dropna=False, sort=False):
+        """Draw the frame's rows: columns estimator, momentum, `x`, mean, low, high."""
+        single = frame["kind"].eq("batch") if "kind" in frame else pd.Series(False, frame.index)
+        if single.any():
+            dots: dict[str, Any] = {"color": "#999999", "alpha": 0.5, "label": "single batches"}
+            ax.plot(frame[single][self.x], frame[single]["mean"], ".", markersize=3, **dots)
+        for (name, momentum), rows in frame[~single].groupby(["estimator", "momentum"], dropna=False, sort=False):
             label = estimator_label(name, momentum)
-            line(ax, rows, "epoch", label=label, **estimator_style(name, momentum))
-        log_axis(ax, frame["epoch"], "epoch")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+            line(ax, rows, self.x, label=label, **estimator_style(name, momentum))
         if self.zero:
             ax.axhline(0, color="black", linewidth=1.1, label=self.zero)
-        ax.set(ylabel=self.ylabel, yscale="log" if self.log_y else "linear", **_limits(self.ylim))
+        set_axes(ax, axis_of(self.x), self.y, frame[self.x])
         return ax
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Points:
-    """A point for each row, on logarithmic axes, around the line on which both values are equal.
+    """A point for each row; on request a line on which both values are equal, with a band around it.
 
     Attributes:
-        x, xlabel, y, ylabel: the columns and their labels.
+        x, y: the columns across and upwards, and their axes.
         by: the column of which each value has a colour.
-        factor: the grey band is so many times more and less.
-        ends: where the line begins and ends.
+        equal: where the line begins and ends.
+        factor: the grey band around it is so many times more and less; 1 is none.
     """
 
-    x: str
-    xlabel: str
-    y: str
-    ylabel: str
+    reading: ClassVar[str] = ""
+    x: tuple[str, Axis]
+    y: tuple[str, Axis]
     by: str
-    factor: float
-    ends: tuple[float, float]
+    equal: tuple[float, float] | None = None
+    factor: float = 1
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `y` and `by`."""
         for value, colour in series(sorted(frame[self.by].unique())).items():
-            here, name = frame[frame[self.by] == value], f"{self.by.replace('_', ' ')} {value}"
-            ax.plot(here[self.x], here[self.y], "o", color=colour, alpha=0.6, markersize=4.5, label=name)
-        ends = np.array(self.ends)
-        ax.plot(ends, ends, color="black", linewidth=1)
-        band: dict[str, Any] = {"color": "black", "alpha": 0.12, "linewidth": 0, "label": f"within ×{self.factor:g}"}
-        ax.fill_between(ends, ends / self.factor, ends * self.factor, **band)
-        ax.set(xscale="log", yscale="log", xlabel=self.xlabel, ylabel=self.ylabel)
+            here = frame[frame[self.by] == value]
+            style: dict[str, Any] = {"color": colour, "alpha": 0.6, "markersize": 4.5, "label": _name(self.by, value)}
+            ax.plot(here[self.x[0]], here[self.y[0]], "o", **style)
+        if self.equal:
+            ends = np.array(self.equal)
+            ax.plot(ends, ends, color="black", linewidth=1)
+            if self.factor > 1:
+                band: dict[str, Any] = {"color": "black", "alpha": 0.12, "linewidth": 0}
+                ax.fill_between(ends, ends / self.factor, ends * self.factor, **band, label=f"within ×{self.factor:g}")
+        set_axes(ax, self.x[1], self.y[1], frame[self.x[0]])
         return ax
 
 
-def _limits(limits: Sequence[float] | None) -> dict[str, Any]:
-    return {} if limits is None else {"ylim": limits}
+@dataclass(frozen=True)
+class Histograms:
+    """Outlines of distributions, one for each estimator and momentum.
+
+    Attributes:
+        x: the axis of the values that are counted.
+        y: the axis of their share in a bin or of their density.
+    """
+
+    reading: ClassVar[str] = "Outlines: {mean} over seeds, bands: 95% intervals."
+    x: Axis
+    y: Axis
+
+    def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
+        """Draw the frame's rows: columns estimator, momentum, left, right (of a bin), mean, low, high.
+
+        Raises:
+            ValueError: bins of an outline overlap or leave gaps.
+        """
+        for (name, momentum), rows in frame.groupby(["estimator", "momentum"], dropna=False, sort=False):
+            bins, label = rows.sort_values("left"), estimator_label(name, momentum)
+            if not np.allclose(bins["left"].iloc[1:], bins["right"].iloc[:-1]):
+                raise ValueError(f"Histograms: the bins of {label} overlap or leave gaps; select one series of bins")
+            edges = [*bins["left"], bins["right"].iloc[-1]]
+            style = estimator_style(name, momentum)
+            outline: dict[str, Any] = {"color": style["colour"], "linestyle": style["linestyle"], "linewidth": 1.6}
+            ax.stairs(bins["mean"], edges, baseline=None, label=label, **outline)
+            if bins["low"].notna().any():
+                band: dict[str, Any] = {"step": "post", "color": style["colour"], "alpha": 0.15, "linewidth": 0}
+                low, high = (bins[bound].to_list() for bound in ("low", "high"))
+                ax.fill_between(edges, [*low, low[-1]], [*high, high[-1]], **band)
+        set_axes(ax, self.x, self.y, frame["left"])
+        return ax
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Areas of terms upon each other, positive ones above 0 and negative ones below, and their sum as a line.
+
+    Attributes:
+        x: the column across; `style.AXES` says how it is drawn.
+        y: the axis of the terms.
+        total: the name of the sum.
+    """
+
+    reading: ClassVar[str] = "Heights: {mean} over seeds."
+    x: str
+    y: Axis
+    total: str = "sum"
+
+    def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
+        """Draw the frame's rows: columns `x`, term, mean.
+
+        Raises:
+            ValueError: a term is missing at some `x`, or is there twice.
+        """
+        terms = frame.pivot(index=self.x, columns="term", values="mean")[list(dict.fromkeys(frame["term"]))]
+        if terms.isna().any(axis=None):
+            raise ValueError(f"Stacked: not every term has a value at each {self.x}")
+        for heights, labelled in ((terms.clip(lower=0), True), (terms.clip(upper=0), False)):
+            tops = heights.cumsum(axis=1)
+            for term, colour in series(list(terms)).items():
+                area: dict[str, Any] = {"color": colour, "alpha": 0.8, "linewidth": 0}
+                label = str(term) if labelled else None
+                ax.fill_between(terms.index, tops[term] - heights[term], tops[term], label=label, **area)
+        ax.plot(terms.index, terms.sum(axis=1), color="black", linewidth=1.3, label=self.total)
+        set_axes(ax, axis_of(self.x), self.y, frame[self.x])
+        return ax
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A coloured field for each pair of two columns, on one scale in all panels; fields without a row stay grey.
+
+    Attributes:
+        x: the column across, its values side by side in order.
+        y: the column downwards, its values in order of appearance, such as layers.
+        colour: label, limits and scale of the colours; without limits those of the data, around 0 if some are negative.
+    """
+
+    reading: ClassVar[str] = "Colours: {mean} over seeds."
+    x: str
+    y: str
+    colour: Axis
+
+    def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
+        """Draw the frame's rows: columns `x`, `y`, mean.
+
+        Raises:
+            ValueError: a field has several rows.
+        """
+        field = frame.pivot(index=self.y, columns=self.x, values="mean")
+        rows = places(ax, list(dict.fromkeys(frame[self.y])))
+        grid = np.full((max(rows.values()) + 1, field.shape[1]), np.nan)
+        grid[[rows[name] for name in field.index]] = field.to_numpy()
+        ax.set_facecolor("#dddddd")
+        ax.grid(False)
+        ax.pcolormesh(np.arange(grid.shape[1] + 1) - 0.5, np.arange(len(grid) + 1) - 0.5, np.ma.masked_invalid(grid))
+        ax.set_xticks(range(field.shape[1]), [f"{value:g}" for value in field.columns], rotation=90)
+        ax.set(xlabel=axis_of(self.x).label, ylabel=axis_of(self.y).label)
+        return ax
+
+    def finish(self, axes: Sequence[Axes]) -> None:
+        """One scale of colours for all panels, and its bar."""
+        meshes = [mesh for ax in axes for mesh in ax.collections]
+        values = np.concatenate([np.ma.compressed(np.ma.asarray(mesh.get_array())) for mesh in meshes])
+        low, high = self.colour.limits or (values[values > 0].min() if self.colour.log else values.min(), values.max())
+        if low < 0 and not self.colour.limits:
+            low, high = -max(-low, high), max(-low, high)
+        norm = (LogNorm if self.colour.log else Normalize)(low, high, clip=True)  # 0 has the lowest logarithm's colour
+        for mesh in meshes:
+            mesh.set(norm=norm, cmap="RdBu_r" if low < 0 else "viridis")
+        axes[0].figure.colorbar(meshes[0], ax=list(axes), label=self.colour.label, pad=0.01)
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A row for each value of a column: mean and interval across.
+
+    Attributes:
+        by: the column of which each value has a row, in order of appearance.
+        x: the axis of the means.
+        mark: where a dotted line is, and its name.
+    """
+
+    reading: ClassVar[str] = "Points: {mean} over seeds, bars: 95% intervals."
+    by: str
+    x: Axis
+    mark: tuple[float, str] | None = None
+
+    def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
+        """Draw the frame's rows: columns `by`, mean, low, high.
+
+        Raises:
+            ValueError: a value of `by` has several rows.
+        """
+        if frame[self.by].duplicated().any():
+            raise ValueError(
+                f"Forest: {self.by} {frame[self.by][frame[self.by].duplicated()].iloc[0]} has several rows"
+            )
+        set_axes(ax, self.x, Axis(""), frame["mean"])
+        rows = places(ax, list(frame[self.by]))
+        if self.mark:
+            ax.axvline(self.mark[0], color="#999999", linewidth=1, linestyle=":", label=self.mark[1])
+        distances = (frame[["mean"]].to_numpy() - frame[["low", "high"]].to_numpy()).T
+        heights = [rows[name] for name in frame[self.by]]
+        ax.errorbar(frame["mean"], heights, xerr=abs(distances), fmt="o", color="#0072B2", markersize=5, capsize=2)
+        return ax
+
+
+def _name(by: str, value: Any) -> str:
+    return f"{by.replace('_', ' ')} {value}"

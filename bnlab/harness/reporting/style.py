@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from bnlab.harness.errors import UserError
 
@@ -62,7 +64,39 @@ NAMES = {
     "test_batch": "test batch",
     "exact": "exact population",
 }
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a panel.
+
+    Attributes:
+        label: what it shows, with the unit in brackets.
+        limits: of the axis; None: those of the data.
+        log: logarithmic, for positive values.
+        ticks: of a logarithmic axis, written out: "125" (of each decade) or "values" (those that occur).
+    """
+
+    label: str
+    limits: tuple[float, float] | None = None
+    log: bool = False
+    ticks: str = ""
+
+
+AXES = {
+    "momentum": Axis("momentum (weight of the new batch)", log=True),
+    "epoch": Axis("epoch", log=True, ticks="125"),
+    "batch_size": Axis("batch size", log=True, ticks="values"),
+    "images": Axis("images", log=True),
+    "step": Axis("step"),
+    "steps": Axis("steps of the training", log=True, ticks="values"),
+    "depth": Axis("layer, counted from the input"),
+    "layer": Axis(""),
+}
+"""Columns that are drawn across, by their name."""
 _SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
+
+_ROWS = 40
 
 _FEWER = "sweep fewer, under a name=... of its own, or let the figure's score select some"
 
@@ -126,6 +160,20 @@ def series(values: Sequence[Any]) -> dict[Any, str]:
     return dict(zip(values, _give("series", values, _SERIES), strict=True))
 
 
+def places(ax: Axes, names: Sequence[Any]) -> dict[Any, int]:
+    """A place for each name on the axis upwards, the first on top; the same in all panels of a figure.
+
+    Raises:
+        UserError: there are more names than can be read.
+    """
+    rows = dict(zip(names, _give("rows", names, range(_ROWS)), strict=True))
+    known = (_given.get() or {}).get("rows", rows)
+    size = min(9, 200 / len(known))  # points of 3 inches
+    ax.set_yticks(list(known.values()), [str(name) for name in known], fontsize=size)
+    ax.set_ylim(len(known) - 0.5, -0.5)
+    return rows
+
+
 def estimator_style(name: object, momentum: Any = math.nan) -> dict[str, Any]:
     """`colour`, `linestyle` and `marker` of an estimator; parameters and momenta differ in shade and marker.
 
@@ -158,13 +206,30 @@ def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None =
             ordered[x], ordered["mean"], abs(distances), fmt=style.get("marker") or "o", color=colour, label=label
         )
         return
-    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, **style)
+    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=max(1, len(ordered) // 10), **style)
     if ordered["low"].notna().any():
         ax.fill_between(ordered[x], ordered["low"], ordered["high"], color=colour, alpha=0.15, linewidth=0)
 
 
-def log_axis(ax: Axes, values: pd.Series, label: str) -> None:
-    """A logarithmic x axis over positive values, also over a single one."""
-    if values.nunique() == 1:
+def axis_of(column: str) -> Axis:
+    """How a column is drawn: `AXES`, else linear under its own name."""
+    return AXES.get(column, Axis(column.replace("_", " ")))
+
+
+def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
+    """Labels, scales and limits of both axes; a single positive value across has room on both sides."""
+    if x.log and values.nunique() == 1:
         ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
-    ax.set(xscale="log", xlabel=label)
+    scales = ["log" if axis.log else "linear" for axis in (x, y)]
+    ax.set(xscale=scales[0], xlabel=x.label, yscale=scales[1], ylabel=y.label)
+    if x.ticks:
+        at = LogLocator(subs=(1, 2, 5)) if x.ticks == "125" else FixedLocator(sorted(values.unique()))
+        ax.xaxis.set_major_locator(at)
+        if x.ticks == "values":
+            ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    if x.limits:
+        ax.set_xlim(*x.limits)
+    if y.limits:
+        ax.set_ylim(*y.limits)

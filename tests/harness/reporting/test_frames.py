@@ -8,7 +8,19 @@ import pytest
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import interval, paired, rows, select
+from bnlab.harness.reporting.frames import (
+    OtherThan,
+    average,
+    interval,
+    lowest,
+    on_curves,
+    other_seeds,
+    overlay,
+    paired,
+    rows,
+    score,
+    select,
+)
 
 RUNS = pd.DataFrame({"run": ["a", "b"], "seed": [0, 0], "batch_size": [8, 64], "steps": [200, 11]})
 
@@ -37,10 +49,12 @@ def test_one_of_two_steps_that_are_equally_near() -> None:
 
 def test_any_setting_is_a_panel_or_a_condition() -> None:
     runs = pd.DataFrame({"run": ["a", "b", "c", "d"], "seed": [0, 1] * 2, "model.depth": [2, 2, 9, 9],
-                         "norm": ["batch"] * 4, "batch_size": 8, "steps": 7, "loss": -1.0})  # fmt: skip
+                         "norm": ["batch"] * 4, "batch_size": 8, "steps": [7, 7, 1, 1], "loss": -1.0})  # fmt: skip
     frame = pd.DataFrame({"run": ["d", "c", "b", "a"], "step": 7, "loss": [4.0, 3.0, 2.0, 1.0]})
     found = rows(tables(frame, runs), "gaps", by=("model.depth", "norm"), seed=(0, 1))
-    assert list(found["panel"]) == [f"model.depth {n}, norm batch (7 steps)" for n in (2, 2, 9, 9)]
+    assert list(found["panel"]) == [
+        f"model.depth {n}, norm batch ({s})" for n, s in ((2, "7 steps"),) * 2 + ((9, "1 step"),) * 2
+    ]
     assert sorted(found["loss"]) == [1.0, 2.0, 3.0, 4.0]  # the table's own, not that of the runs
     assert list(rows(tables(frame, runs), "gaps", by=("norm",), **{"model.depth": 9})["run"]) == ["d", "c"]
 
@@ -66,6 +80,8 @@ def test_select() -> None:
     assert list(select(frame, momentum=(0.2, None)).index) == [1, 2]
     assert list(select(frame, estimator="ema", momentum=(0.2, None)).index) == [1]
     assert select(frame, estimator="swa").empty
+    assert list(select(frame, estimator=OtherThan("exact")).index) == [0, 1]
+    assert list(select(frame, momentum=OtherThan(None)).index) == [0, 1]
     with pytest.raises(UserError, match="no column 'layer'; is it declared"):
         select(frame, layer="a")
 
@@ -88,6 +104,106 @@ def test_paired_by_network_step_and_layer() -> None:
     assert len(paired(frame[frame["momentum"] != 0.2], "gap", against="ema")) == 8
     with pytest.raises(UserError, match="no column 'accuracy'"):
         paired(frame, "accuracy")
+    times = paired(frame[frame["momentum"] != 0.2], "gap", ratio=True).set_index(["run", "step", "layer"])["gap"]
+    np.testing.assert_allclose(times.sort_index(), (exact["gap"] + 1) / exact["gap"])
+
+
+def test_a_share_without_rows_is_said() -> None:
+    frame = pd.DataFrame({"run": ["a", "b"], "step": [200, 11]})
+    with pytest.warns(UserWarning, match="gaps has no rows after 50% of training: .* accuracy_at=all"):
+        assert len(rows(tables(frame), "gaps", (0.5, 1.0))) == 2
+
+
+def test_a_score_tells_networks_apart_by_any_setting() -> None:
+    runs = pd.DataFrame({"run": list("abcd"), "seed": [0, 1] * 2, "model.width": [8, 8, 32, 32],
+                         "batch_size": 16, "steps": 10})  # fmt: skip
+    frame = pd.DataFrame({"run": list("abcd"), "step": 10, "gap": [1.0, 3.0, 5.0, 7.0]})
+    found = score("gaps", "gap", ("panel", "model.width"), (1.0,))(tables(frame, runs))
+    assert found[["model.width", "mean", "n"]].to_numpy().tolist() == [[8, 2, 2], [32, 6, 2]]
+
+
+def test_a_score_is_rows_paired_and_interval() -> None:
+    runs = RUNS.assign(seed=[0, 1], batch_size=8, steps=10)
+    rng = np.random.default_rng(0)
+    keys = [(run, step, estimator, momentum, layer) for run in "ab" for step in (1, 10) for layer in "xy"
+            for estimator, momentum in [("ema", 0.1), ("ema", 0.2), ("swa", np.nan), ("exact", np.nan)]]  # fmt: skip
+    frame = pd.DataFrame(keys, columns=["run", "step", "estimator", "momentum", "layer"]).assign(gap=rng.random(32))
+    by, all_tables = ("panel", "estimator", "momentum"), tables(frame, runs)
+    end = rows(all_tables, "gaps", (1.0,))
+    options = {"average": "layer", "scale": 2, "geometric": True}
+    pd.testing.assert_frame_equal(
+        score("gaps", "gap", by, (1.0,), **options)(all_tables), interval(end, "gap", by, **options)
+    )
+    for estimator, momentum in [("ema", 0.1), (("ema", "swa"), (0.2, None)), (OtherThan("swa"), (0.1, None))]:
+        found = score(
+            "gaps", "gap", by, (1.0,), against="exact", average="layer", estimator=estimator, momentum=momentum
+        )
+        chosen = select(paired(end, "gap"), estimator=estimator, momentum=momentum)
+        pd.testing.assert_frame_equal(found(all_tables), interval(chosen, "gap", by, average="layer"))
+    assert score("gaps", "gap", by, (0.1,), average="layer", batch_size=9)(all_tables).empty
+    ratio = score("gaps", "gap", by, (1.0,), against="exact", ratio=True, average="layer")(all_tables)
+    pd.testing.assert_frame_equal(ratio, interval(paired(end, "gap", ratio=True), "gap", by, average="layer"))
+
+
+def test_lowest_against_plain_pandas() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"seed": np.repeat([0, 1, 2], 4), "momentum": [0.1, 0.2, 0.3, 0.4] * 3, "gap": rng.random(12)},
+                         index=[0] * 12)  # fmt: skip
+    frame.iloc[0, 2] = np.nan
+    plain = [group.sort_values("gap").iloc[0]["momentum"] for _, group in frame.groupby("seed")]
+    assert list(lowest(frame, "gap", ["seed"])["momentum"]) == plain
+    assert list(lowest(frame.assign(gap=1.0), "gap", ["seed"])["momentum"]) == [0.1] * 3  # the first of several
+    assert list(lowest(frame.assign(gap=np.nan), "gap", ["seed"])["momentum"]) == []
+    null = pd.DataFrame({"momentum": [np.nan, np.nan, 0.1], "gap": [2.0, 1.0, 3.0]})
+    assert list(lowest(null, "gap", ["momentum"])["gap"]) == [1.0, 3.0]
+    with pytest.raises(UserError, match="no column 'depth'"):
+        lowest(frame, "gap", ["depth"])
+
+
+def test_average_against_plain_pandas() -> None:
+    frame = frame_of_seeds().assign(layer="x")
+    frame.loc[0, "x"] = np.nan
+    plain = [group["x"].mean() for _, group in frame.groupby("momentum", dropna=False, sort=False)]
+    found = average(frame, "x", ["momentum"])
+    assert list(found) == ["momentum", "x"]
+    np.testing.assert_allclose(found["x"], plain)
+    roots = [stats.gmean(group["x"].dropna()) for _, group in frame.groupby("momentum", dropna=False, sort=False)]
+    np.testing.assert_allclose(average(frame, "x", ["momentum"], geometric=True)["x"], roots)
+    assert list(average(frame.assign(x=0.0), "x", ["layer"], geometric=True)["x"]) == [0]
+    with pytest.raises(UserError, match="no column 'y'"):
+        average(frame, "y", ["momentum"])
+
+
+def test_what_other_seeds_say() -> None:
+    frame = pd.DataFrame({"layer": ["x"] * 3 + ["y"] * 4, "seed": [0, 1, 2, 0, 1, 1, 2],
+                          "noise": [1.0, 2.0, 4.0, 10.0, 20.0, 30.0, 90.0], "run": "a"})  # fmt: skip
+    found = other_seeds(frame, ["noise"], ["layer"])
+    assert found.values.tolist() == [
+        ["x", 0, 3.0], ["x", 1, 2.5], ["x", 2, 1.5], ["y", 0, pytest.approx(140 / 3)], ["y", 1, 50.0], ["y", 2, 20.0],
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="made from other seeds, and layer x has only seed 1; sweep several, such as"):
+        other_seeds(frame[(frame["layer"] == "y") | (frame["seed"] == 1)], ["noise"], ["layer"])
+    with pytest.raises(UserError, match="no column 'seed'"):
+        other_seeds(frame.drop(columns="seed"), ["noise"], ["layer"])
+
+
+def test_points_on_curves() -> None:
+    curves = pd.DataFrame(
+        {"size": [4, 4, 4, 8, 8], "momentum": [1.0, 0.01, np.nan, 0.1, 0.2], "mean": [3.0, 1.0, 9, 5, 7]}
+    )
+    points = pd.DataFrame({"size": [4, 8, 8, 16], "momentum": [0.1, 0.2, 0.3, 0.1], "seed": 0})
+    found = on_curves(points, curves, "momentum", ["size"])
+    assert found[["size", "momentum", "mean", "seed"]].values.tolist() == [
+        [4, 0.1, pytest.approx(2), 0],
+        [8, 0.2, 7, 0],
+    ]
+    assert on_curves(points, curves[:0], "momentum", ["size"]).empty
+
+
+def test_frames_upon_each_other() -> None:
+    found = overlay(measured=pd.DataFrame({"x": [1, 2], "low": 0.0}), star=pd.DataFrame({"x": [3]}, index=[1]))
+    assert found[["x", "kind"]].values.tolist() == [[1, "measured"], [2, "measured"], [3, "star"]]
+    assert found.index.is_unique and found["low"].isna().tolist() == [False, False, True]
 
 
 def frame_of_seeds() -> pd.DataFrame:

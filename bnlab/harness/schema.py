@@ -1,27 +1,16 @@
-"""Tidy tables with fixed columns, types and keys, written in parts by jobs and put together when they are read.
-
-results/<experiment>/parts/<table>/<run>-<digest>.parquet     what one job measured; never written by two jobs
-results/<experiment>/tables/<table>.parquet                   all of them, one row for each key
-"""
+"""The tables' columns, keys and types, and parquet files that have them: what measurements write and reports read."""
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
-from bnlab.harness.errors import UserError
-from bnlab.harness.training import lr_factor
-from bnlab.storage import OtherVersion, set_aside, write_whole
+from bnlab.files import OtherVersion, write_whole
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,22 @@ _SETTINGS = {
     "model.pool_every": _INT,
     "lr_effective": _REAL,
     "last_step": _INT,
+    "data.name": _TEXT,
+    "model.name": _TEXT,
+    "norm.name": _TEXT,
+    "optimizer.name": _TEXT,
+    "optimizer.lr": _REAL,
+    "optimizer.lr_scaling": _TEXT,
+    "optimizer.momentum": _REAL,
+    "optimizer.weight_decay": _REAL,
+    "optimizer.label_smoothing": _REAL,
+    "optimizer.schedule": _TEXT,
+}
+# Columns of `runs` that earlier files have under another name only.
+EARLIER_NAMES = {
+    **{f"{key}.name": key for key in ("data", "model", "norm", "optimizer")},
+    **{f"optimizer.{key}": key for key in ("lr", "lr_scaling", "weight_decay", "label_smoothing", "schedule")},
+    "optimizer.momentum": "sgd_momentum",
 }
 
 # results/README.md says what each column means.
@@ -88,7 +93,8 @@ TABLES = {
             "mean_gap": _REAL,
             "var_gap": _REAL,
         }
-        | {"kl": _REAL, "tid_mean": _REAL, "tid_std": _REAL},
+        | {"kl": _REAL, "tid_mean": _REAL, "tid_std": _REAL, "var_ratio": _REAL},
+        later=("var_ratio",),
     ),
     "evaluations": Table(
         (*_STATISTICS, "split", "shift"),
@@ -100,6 +106,19 @@ TABLES = {
         ("run", "step", "layer"),
         {"run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "window": _INT}
         | {"mean_level": _REAL, "mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL},
+    ),
+    "precision": Table(
+        ("run", "step", "layer"),
+        {"run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "images": _INT}
+        | {"values": _INT, "mean_error": _REAL, "var_error": _REAL},
+    ),
+    "traces": Table(
+        (*_STATISTICS, "layer", "channel"),
+        _STATISTICS | {"layer": _TEXT, "channel": _INT, "epoch": _REAL, "depth": _INT, "mean": _REAL, "var": _REAL},
+    ),
+    "histograms": Table(
+        (*_STATISTICS, "layer", "left"),
+        _STATISTICS | {"layer": _TEXT, "left": _REAL, "epoch": _REAL, "depth": _INT, "right": _REAL, "share": _REAL},
     ),
 }
 
@@ -179,9 +198,12 @@ def read_part(name: str, path: Path) -> pd.DataFrame:
     """`read_table` with the columns of `ORIGIN`."""
     frame = read_frame(path)
     before = dict.fromkeys(TABLES[name].later) | {c: origin.before for c, origin in origin_columns(name).items()}
+    unknown = [column for column in frame if column not in part_schema(name).names]
+    if unknown:  # damage in a name too: the column would seem to be missing
+        raise OtherVersion(f"{path}: not of this version (there is no column {unknown[0]!r})")
     for column, value in before.items():
         if column not in frame:
-            frame[column] = value
+            frame[column] = frame.get(EARLIER_NAMES.get(column, column), value)
     try:
         return conform_part(name, frame)
     except (KeyError, pa.ArrowException) as error:
@@ -191,105 +213,3 @@ def read_part(name: str, path: Path) -> pd.DataFrame:
 def empty(name: str) -> pd.DataFrame:
     """The table without rows."""
     return TABLES[name].schema.empty_table().to_pandas()
-
-
-def digest(settings: str) -> str:
-    """Ten hexadecimal digits that name the settings of a measurement."""
-    return hashlib.sha256(settings.encode()).hexdigest()[:10]
-
-
-def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
-    """What one job measured, under a name that tells the run and the settings of the measurement."""
-    path = folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings)}.parquet"
-    write_frame(path, conform_part(name, frame), part_schema(name))
-
-
-def assemble(folder: Path, name: str) -> pd.DataFrame:
-    """All parts of a table, the newest row for each key.
-
-    Rows leave it once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
-    """
-    parts = sorted((folder / "parts" / name).glob("*.parquet"), key=lambda p: (p.stat().st_mtime_ns, p.name))
-    frames = []
-    for path in parts:
-        try:
-            frames.append(read_part(name, path))
-        except OtherVersion as error:
-            print(f"{error}\n  left out; run the sweep again to measure it again", file=sys.stderr)
-        except ValueError as error:
-            set_aside(path, error, "run the sweep again to measure it again")
-    table = TABLES[name]
-    if not frames:
-        return empty(name)
-    frame = _without_outdated(name, pd.concat(frames, ignore_index=True))
-    frame = frame.drop_duplicates(list(table.key), keep="last")
-    return conform(name, frame.sort_values(list(table.key), ignore_index=True))
-
-
-def _without_outdated(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows, the newest last, without those that differ from the newest of their group in what measured them."""
-    if frame.empty:
-        return frame
-    for column, (_, group, _) in origin_columns(name).items():
-        newest = frame.groupby(list(group))[column].transform("last") if group else frame[column].iloc[-1]
-        frame = frame[frame[column].isna() | (frame[column] == newest)]
-    return frame
-
-
-def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
-    """Put every table together from its parts and write it; safe while other sweeps write parts."""
-    found = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "tables.lock"):
-        for name in TABLES:
-            found[name] = frame = assemble(folder, name)
-            path = folder / "tables" / f"{name}.parquet"
-            write_frame(path, frame, TABLES[name].schema)
-            if csv:
-                write_whole(path.with_suffix(".csv"), partial(frame.to_csv, index=False))
-    return found
-
-
-class Tables(dict[str, pd.DataFrame]):
-    """The tables of an experiment by name; `log`, which may be large, is read when it is asked for first."""
-
-    def __init__(self, tables: dict[str, pd.DataFrame], results: Path) -> None:
-        super().__init__(tables)
-        self._results = results
-
-    def __missing__(self, name: str) -> pd.DataFrame:
-        if name != "log":
-            raise KeyError(name)
-        self[name] = frame = read_log(self._results, self["runs"])
-        return frame
-
-
-def read_log(results: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The table `log` of these networks; one that has been removed or whose log is damaged is named and left out."""
-    frames = [pd.DataFrame(columns=list(LOG.types))]
-    for row in runs.to_dict("records"):
-        path = results / "runs" / row["run"] / "log.parquet"
-        try:
-            frame = read_frame(path)[["step", "loss", "accuracy"]]
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            print(f"{row['run']}: left out of the table log ({error})", file=sys.stderr)
-            continue
-        factors = [lr_factor(row["schedule"], step - 1, row["steps"]) for step in frame["step"]]
-        frames.append(frame.assign(run=row["run"], lr=row["lr_effective"] * np.array(factors)))
-    log = pd.concat(frames, ignore_index=True)[list(LOG.types)]
-    return pa.Table.from_pandas(log, LOG.schema, preserve_index=False).to_pandas()
-
-
-def load(name: str, results: str | Path = "results") -> Tables:
-    """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
-
-    results/README.md says what their columns mean. `log` has a row for each update of each network.
-
-    Raises:
-        UserError: nothing has been measured under this name.
-    """
-    folder = Path(results) / name
-    if not (folder / "parts").is_dir():
-        command = "python -m experiments.sweep" + ("" if name == "adhoc" else f" experiment={name}")
-        raise UserError(f"no results for {name!r} in {results}/; run: {command}")
-    return Tables({table: assemble(folder, table) for table in TABLES}, Path(results))

@@ -15,9 +15,10 @@ from bnlab.harness.measurements.sources import FROZEN
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Points
+from bnlab.harness.reporting.style import Axis
 
-OURS = [name for name, cls in estimators.known().items() if cls.__module__.startswith("bnlab.")]
-ALL = [*OURS, *FROZEN, *inference.known()]
+OURS = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
+ALL = [*OURS, *FROZEN, *inference.list_rules()]
 
 
 def frame(series: list[tuple[str, float]], panel: str = "all") -> pd.DataFrame:
@@ -30,7 +31,7 @@ def frame(series: list[tuple[str, float]], panel: str = "all") -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame) -> list[Axes]:
-    return list(drawing.draw(Figure("f", "t", "c", lambda _: rows, EstimatorCurves(ylabel="y")), {}).axes)
+    return list(drawing.draw(Figure("f", "t", "c", lambda _: rows, EstimatorCurves(Axis("y"))), {}).axes)
 
 
 def looks(ax: Axes) -> dict[str, tuple[object, ...]]:
@@ -94,7 +95,7 @@ def test_a_series_keeps_its_colour_in_a_later_panel() -> None:
 def test_a_single_value_is_seen() -> None:
     _, ax = plt.subplots()
     style.line(ax, frame([("ema", 0.1)]).head(1), "epoch", "#000000", "ema")
-    style.log_axis(ax, pd.Series([1.0]), "epoch")
+    style.set_axes(ax, style.axis_of("epoch"), Axis("y"), pd.Series([1.0]))
     assert ax.get_legend_handles_labels()[1] == ["ema"] and ax.get_xlim() == (0.5, 2.0)
     assert ax.get_lines()[0].get_marker() == "o"
 
@@ -110,8 +111,9 @@ def curves(panels: int = 1, kind: str = "", log: bool = False) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "batch_size", "momentum", "kind", "mean", "low", "high", "n", "log"])
 
 
-CURVES = Curves(x="momentum", xlabel="across", by="batch_size", ylabel="up", level="flat", dashed="predicted",
-                star="best", mark=(0.1, "default"))  # fmt: skip
+CURVES = Curves(
+    "momentum", "batch_size", Axis("up"), level="flat", dashed="predicted", star="best", mark=(0.1, "default")
+)
 
 
 def values(ax: Axes, style: str = "-", marker: str = "None") -> list[list[float]]:
@@ -128,16 +130,27 @@ def test_curves_draw_all_rows_by_their_kind() -> None:
     names = ["batch size 4", "batch size 32", "default", "flat", "predicted", "best"]
     assert ax.get_legend_handles_labels()[1] == names and ax.get_xscale() == "log" and ax.get_yscale() == "linear"
     _, ax = plt.subplots()
-    Curves(x="momentum", xlabel="", by="batch_size", ylabel="", log_y=True)(curves(kind="dashed"), ax=ax)
+    Curves("momentum", "batch_size", Axis("", log=True))(curves(kind="dashed"), ax=ax)
     assert [v for v in values(ax, "--") if len(v) == 1] == [[4.0], [32.0]] and ax.get_yscale() == "log"
 
 
 def test_points() -> None:
     rows = pd.DataFrame({"panel": "all", "batch_size": [4, 4, 32], "a": [0.1, 0.2, 0.3], "b": 0.5, "seed": [0, 1, 1]})
-    plot = Points(x="a", xlabel="A", y="b", ylabel="B", by="batch_size", factor=2, ends=(0.1, 1))
+    plot = Points(("a", Axis("A")), ("b", Axis("B", log=True)), "batch_size", (0.1, 1), 2)
     (ax,) = drawing.draw(Figure("f", "t", "c", lambda _: rows, plot), {}).axes
     assert values(ax, "None", "o") == [[0.5, 0.5], [0.5]] and values(ax) == [[0.1, 1]]
     assert ax.get_legend_handles_labels()[1] == ["batch size 4", "batch size 32", "within ×2"]
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("linear", "log", "A", "B")
+    alone = Points(("a", Axis("A")), ("b", Axis("B")), "batch_size")(rows, ax=plt.figure().add_subplot())
+    assert values(alone) == [] and len(values(alone, "None", "o")) == 2
+
+
+def test_axes() -> None:
+    _, ax = plt.subplots()
+    style.set_axes(ax, style.axis_of("batch_size"), Axis("up", (0, 2)), pd.Series([4.0, 8.0]))
+    assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel(), ax.get_ylim()) == ("log", "batch size", "up", (0, 2))
+    assert ax.get_xticks().tolist() == [4, 8] and not ax.get_xticks(minor=True).tolist()
+    assert style.axis_of("some_column") == Axis("some column")
 
 
 @pytest.mark.parametrize(("log", "mean"), [(False, "mean"), (True, "geometric mean")])

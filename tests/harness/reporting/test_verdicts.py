@@ -136,6 +136,8 @@ def test_rules() -> None:
     assert [str(rule) for rule in (above(1), below(-0.5), within(-1, 2))] == ["above 1", "below -0.5", "from -1 to 2"]
     with pytest.raises(ValueError, match="the lower bound comes first, found 2, 1"):
         within(2, 1)
+    with pytest.raises(ValueError, match="the lower bound comes first, found nan, inf"):
+        above(np.nan)
 
 
 def planted() -> dict[str, pd.DataFrame]:
@@ -149,7 +151,7 @@ def score_gaps(tables: Tables) -> pd.DataFrame:
     return interval(rows(tables, "gaps", (1.0,)), "mean_gap", ["panel", "batch_size", "momentum"])
 
 
-CLAIM = Claim("positive", "It is positive.", score_gaps, above(0.0), "σ", "0 is no effect")
+CLAIM = Claim("positive", "It is positive.", score_gaps, above(0.0, "σ", "0 is no effect"))
 EXPERIMENT = Experiment(name="trial", question="?", answers=("Q0",), source="none", columns={"gaps": ("mean_gap",)},
                         figures=(), claims=(CLAIM,))  # fmt: skip
 
@@ -185,6 +187,29 @@ def test_a_score_without_an_interval() -> None:
     plain = replace(CLAIM, score=lambda tables: tables["gaps"])
     with pytest.raises(UserError, match="claim positive: its score has no column 'mean'"):
         answers(replace(EXPERIMENT, claims=(plain,)), planted())
+
+
+def test_a_condition_has_one_row() -> None:
+    twice = replace(CLAIM, score=lambda tables: pd.concat([score_gaps(tables)] * 2))
+    with pytest.raises(UserError, match=r"claim positive: its score has several rows of one condition; .*'batch_size'"):
+        answers(replace(EXPERIMENT, claims=(twice,)), planted())
+
+
+def test_names_are_not_given_twice() -> None:
+    with pytest.raises(ValueError, match="trial: two claims are called 'positive'; give each its own name"):
+        replace(EXPERIMENT, claims=(CLAIM, CLAIM))
+
+
+def test_a_score_that_writes_changes_nothing_for_the_next() -> None:
+    def write(tables: Tables) -> pd.DataFrame:
+        gaps = tables["gaps"]
+        gaps["mean_gap"] = 1.0
+        return score_gaps(tables)
+
+    careless = replace(CLAIM, id="careless", score=write)
+    found = answers(replace(EXPERIMENT, claims=(careless, CLAIM)), planted())
+    alone = answers(EXPERIMENT, planted())
+    assert found[2:]["mean"].to_list() == found[:2]["mean"].to_list() == alone["mean"].to_list()
 
 
 def test_scores_get_what_is_declared() -> None:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -30,13 +29,14 @@ import yaml
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bnlab.harness import tables
-from bnlab.harness.config import Config, changed_settings, checkpoints, network_hash, total_steps
-from bnlab.harness.data import Dataset, load_dataset
+from bnlab.files import OtherVersion, digest, write_whole
+from bnlab.harness import schema
+from bnlab.harness.artifacts.data import Dataset, load_dataset
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.settings import Config, changed_settings, checkpoints, network_hash, total_steps
+from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import JobError
-from bnlab.harness.models import build_model
-from bnlab.harness.training import Batches, Seeds
-from bnlab.storage import OtherVersion, load_tensors, save_tensors, write_whole
+from bnlab.storage import load_tensors, save_tensors
 from bnlab.trace import MomentTrace
 
 _FORMAT = 1
@@ -89,6 +89,7 @@ class Run:
         images = self.dataset.train.images
         model = build_model(
             self.config.model,
+            self.config.norm,
             channels=images.shape[1],
             image_size=images.shape[2],
             classes=self.dataset.classes,
@@ -104,16 +105,15 @@ class Run:
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the weights and buffers after `step` updates."""
-        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {"run": self.id, "step": str(step)})
+        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, self.about(step))
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
         """What `save_checkpoint` wrote; ValueError if the file is damaged, or a copy of another one."""
-        path = self.checkpoint(step)
-        tensors, about = load_tensors(path, _CHECKPOINT)
-        for key, value in (("run", self.id), ("step", str(step))):
-            if about.get(key, value) != value:  # earlier files do not say
-                raise ValueError(f"{path}: is of {key} {about[key]}, expected {value}")
-        return tensors
+        return load_tensors(self.checkpoint(step), _CHECKPOINT, about=self.about(step))[0]
+
+    def about(self, step: int | None = None) -> dict[str, str]:
+        """What a file of this run says that it is of; with a step also that."""
+        return {"run": self.id} | ({} if step is None else {"step": str(step)})
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
@@ -138,10 +138,21 @@ class Run:
         found = sorted(self.folder.glob("trace/[0-9]*-[0-9]*.safetensors"))
         return [path for path in found if int(path.stem.partition("-")[2]) <= until]
 
+    @property
+    def has_trace(self) -> bool:
+        """Whether the network has batch norm, whose moments are recorded as it is trained."""
+        return self.config.norm.name == "batch"
+
     @cached_property
-    def trace(self) -> MomentTrace:
-        """The batch moments of the whole run."""
-        return MomentTrace.join([MomentTrace.load(path) for path in self.trace_parts(self.steps)])
+    def trace(self) -> MomentTrace | None:
+        """The batch moments of the whole run; None of a network without batch norm."""
+        if not self.has_trace:
+            return None
+        return self.read_trace(self.steps)
+
+    def read_trace(self, step: int) -> MomentTrace:
+        """The batch moments up to a step; ValueError if files are damaged, missing or another run's."""
+        return MomentTrace.join([MomentTrace.load(path, self.about()) for path in self.trace_parts(step)])
 
     @property
     def status(self) -> dict[str, Any] | None:
@@ -162,19 +173,23 @@ class Run:
     def write_status(self, status: str, step: int, seconds: float, loss: float) -> None:
         found = {
             "format": _FORMAT,
+            "run": self.id,
             "status": status,
             "step": step,
             "train_seconds": seconds,
             "final_loss": loss,
         }
-        write_text(self.folder / "status.json", json.dumps({**found, "sha256": _checksum(found)}, indent=1))
+        write_text(
+            self.folder / "status.json",
+            json.dumps({**found, "sha256": _digest_of(found)}, indent=1),
+        )
 
     def write_config(self) -> None:
         write_text(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
 
     def write_environment(self) -> None:
         """The environment in which training begins, with a digest of the images that it begins on."""
-        described = {**environment(self.device), "training_images": self.dataset.train.digest}
+        described = {**self.about(), **environment(self.device), "training_images": self.dataset.train.digest}
         write_text(self.folder / "environment.json", json.dumps(described, indent=1))
 
     def add_environment(self, **about: Any) -> None:
@@ -198,8 +213,8 @@ class Run:
     @property
     def training(self) -> str:
         """A digest of the losses of all updates, which tells this network from one trained in its place."""
-        losses = tables.read_frame(self.folder / "log.parquet")["loss"]
-        return hashlib.sha256(losses.to_numpy().tobytes()).hexdigest()[:10]
+        losses = schema.read_frame(self.folder / "log.parquet")["loss"]
+        return digest(losses.to_numpy().tobytes(), digits=10)
 
     def check_settings(self) -> None:
         """Compare what the network in this folder was trained with; nothing is read of its weights.
@@ -218,7 +233,7 @@ class Run:
         try:
             _ = self.status
         except OtherVersion as error:
-            raise _foreign(error) from error
+            raise _refuse_version(error) from error
         except ValueError:  # damaged
             pass
 
@@ -238,7 +253,7 @@ class Run:
             JobError: it is not damaged, another version wrote it.
         """
         if isinstance(reason, OtherVersion):
-            raise _foreign(reason) from reason
+            raise _refuse_version(reason) from reason
         number = 1
         while (aside := self.folder.with_name(f"{self.folder.name}.damaged-{number}")).exists():
             number += 1
@@ -246,19 +261,29 @@ class Run:
         self.__dict__.pop("trace", None)
         print(f"{self.id}: {reason}\n  set aside as {aside.name}; the network is trained again", file=sys.stderr)
 
-    def check_files(self, step: int) -> None:
-        """Read what was written up to `step`; ValueError or FileNotFoundError names the first file that is damaged."""
+    def check_files(self, step: int, loss: float) -> None:
+        """Read what was written up to `step`, whose update had this loss.
+
+        Raises:
+            ValueError, FileNotFoundError: names the first file that is damaged, missing or another run's.
+        """
         if step == 0:
             return
         _ = self.environment
         path = self.folder / "log.parquet"
-        log = tables.read_frame(path)
+        log = schema.read_frame(path)
         if list(log) != ["step", "loss", "accuracy"]:
             raise OtherVersion(f"{path}: has the columns {', '.join(log.columns)}; expected step, loss, accuracy")
         if list(log["step"][:step]) != list(range(1, step + 1)):
             raise ValueError(f"{path}: does not have a row for each of {step} steps")
-        if MomentTrace.join([MomentTrace.load(path) for path in self.trace_parts(step)]).last_step != step:
-            raise ValueError(f"{self.folder / 'trace'}: does not reach step {step}")
+        if log["loss"][step - 1] != loss:
+            raise ValueError(
+                f"{path}: is another run's, with a loss of {log['loss'][step - 1]} at step {step}, not {loss}"
+            )
+        if self.has_trace:
+            trace = self.read_trace(step)
+            if (trace.first_step, trace.last_step) != (0, step):
+                raise ValueError(f"{self.folder / 'trace'}: has {trace}, expected steps 0 to {step}")
         for wanted in self.wanted:
             if self.checkpoint(wanted).exists():
                 self.load_checkpoint(wanted)
@@ -272,9 +297,17 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     found = _read_json(path)
     if found.get("format") != _FORMAT:
         raise OtherVersion(f"{path}: expected format {_FORMAT}, found {found.get('format')}")
-    if found.pop("sha256", None) != _checksum(found):
+    if found.pop("sha256", None) != _digest_of(found):
         raise ValueError(f"{path}: damaged, its contents do not match their checksum")
+    _require_own(path, found)
     return found
+
+
+def _require_own(path: Path, found: dict[str, Any]) -> None:
+    """ValueError if a file in a run's folder says that it is of another run; earlier ones do not say."""
+    expected = f"{path.parent.parent.name}/{path.parent.name}"
+    if found.get("run", expected) != expected:
+        raise ValueError(f"{path}: is of run {found['run']}, expected {expected}")
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -286,6 +319,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: damaged (found no {key})")
     if not isinstance(found.get("later", []), list):
         raise ValueError(f"{path}: damaged (later is no list)")
+    _require_own(path, found)
     return found
 
 
@@ -294,32 +328,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         found = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{path}: damaged ({' '.join(str(error).split())})") from error
     if not isinstance(found, dict) or not {"batch_size", "epochs", "steps"} <= found.keys():
         raise ValueError(f"{path}: damaged (found a {type(found).__name__} without settings)")
     for key in ("data", "model", "optimizer"):
         if not isinstance(found.get(key), dict) or "name" not in found[key]:
             raise ValueError(f"{path}: damaged (found no name of the {key})")
+    if f"seed_{found.get('seed')}" != folder.name:
+        raise ValueError(f"{path}: is of seed {found.get('seed')}, expected that of {folder.name}")
     return found
 
 
-def _foreign(error: OtherVersion) -> JobError:
+def _refuse_version(error: OtherVersion) -> JobError:
     return JobError(f"{error}; it is left as it is: use the version that wrote it, or another folder (results=)")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"{path}: damaged ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: damaged (found a {type(found).__name__})")
     return found
 
 
-def _checksum(found: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+def _digest_of(found: dict[str, Any]) -> str:
+    return digest(json.dumps(found, sort_keys=True))
 
 
 def write_text(path: Path, text: str) -> None:

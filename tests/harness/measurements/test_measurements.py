@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from bnlab import gap, running_statistics
-from bnlab.estimators import known
-from bnlab.harness.config import Config
+from bnlab.estimators import list_estimators
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import measurement, scope
 from bnlab.harness.measurements.evaluations import stat_images
-from bnlab.harness.measurements.frozen import frozen_statistics, in_batches
-from bnlab.harness.measurements.sources import Setting, settings
-from bnlab.harness.producing import ensure_trained
-from bnlab.harness.runs import Run
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
+from bnlab.harness.measurements.sources import InferenceRule, Source, parse_sources
 from bnlab.inference import TestBatch, applied
 from bnlab.statistics import using
 
@@ -30,8 +31,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return found
 
 
-def rows(name: str, run: Run, chosen: list[Setting]) -> pd.DataFrame:
-    found: pd.DataFrame = measurement(name)(run, *scope(name)(run, chosen))
+def rows(name: str, run: Run, chosen: list[Source]) -> pd.DataFrame:
+    subjects = scope(name)(run, chosen)
+    found: pd.DataFrame = measurement(name)(run, [*subjects], run.wanted)
     return found
 
 
@@ -40,7 +42,7 @@ def test_update_bn_is_torchs(run: Run) -> None:
     model = run.model_at(step)
     images = run.dataset.train.images
     torch.optim.swa_utils.update_bn([images[s] for s in in_batches(len(images), 64)], model)
-    found = frozen_statistics(run, step, settings(["update_bn"], [], "train")[0])
+    found = frozen_statistics(run, step, parse_sources(["update_bn"], [], "train")[0])
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
     assert gap(running_statistics(model), found)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
 
@@ -48,7 +50,7 @@ def test_update_bn_is_torchs(run: Run) -> None:
 def test_swa_differs_by_the_weights_of_uneven_batches_only(run: Run) -> None:
     step = run.wanted[-1]
     exact, precise, plain, weighted = (
-        frozen_statistics(run, step, s) for s in settings(["exact", "precise", "update_bn", "swa"], [], "train")
+        frozen_statistics(run, step, s) for s in parse_sources(["exact", "precise", "update_bn", "swa"], [], "train")
     )
     # Weighted batch means are the mean of all values; its variance leaves out the variance of the batch means.
     for name in exact:
@@ -56,22 +58,33 @@ def test_swa_differs_by_the_weights_of_uneven_batches_only(run: Run) -> None:
         assert (plain[name].mean - precise[name].mean).abs().max() > 1e-6
 
 
+def test_the_ratio_of_variances_has_a_sign(run: Run) -> None:
+    """Averaged over channels, of variances with eps; that of each channel is in the signed logarithms."""
+    step, (source,) = run.wanted[-1], parse_sources(["swa"], [], "train")
+    exact, found = (frozen_statistics(run, step, s) for s in (EXACT, source))
+    channels = gap(exact, found, per_channel=True)
+    expected = np.exp(channels["var_gap"]).groupby(channels["layer"], sort=False).mean()
+    np.testing.assert_allclose(rows("gaps", run, [source])["var_ratio"], expected)
+
+
 def test_all_names_at_once(run: Run) -> None:
     rules = ["test_batch(n=32)", "pseudo_samples(n=8,between=True,batch=16)", "example_weighing", "eval_norm"]
-    names = [*known(), "exact", "precise", "update_bn", "swa", *rules]
-    chosen = settings([name for name in names if "." not in name], [0.1], "train")
+    names = [*list_estimators(), "exact", "precise", "update_bn", "swa", *rules]
+    chosen = parse_sources([name for name in names if "." not in name], [0.1], "train")
     table = rows("evaluations", run, chosen)
     assert len(table) == len(chosen) and table["accuracy"].between(0, 1).all()
     measured = rows("gaps", run, chosen)
-    assert set(measured["estimator"]) == {s.estimator for s in chosen if s.rule is None}
+    assert set(measured["estimator"]) == {s.estimator for s in chosen if not isinstance(s, InferenceRule)}
     assert measured["mean_gap"].notna().all()
 
 
 def test_the_test_batch_as_an_estimator(run: Run) -> None:
-    (setting,) = settings(["test_batch(n=50)"], [], "train")
-    assert (setting.estimator, setting.split, setting.momentum) == ("test_batch(n=50)", "test", None)
-    assert stat_images(run, setting, 1) == 50
-    found = rows("evaluations", run, [setting]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
+    (source,) = parse_sources(["test_batch(n=50)"], [], "train")
+    assert (source.estimator, source.split, source.momentum) == ("test_batch(n=50)", "test", None)
+    assert stat_images(run, source, 1) == 50
+    (larger,) = parse_sources(["test_batch(n=100000)"], [], "train")
+    assert stat_images(run, larger, 1) == len(run.dataset.test.labels), "no more than there are"
+    found = rows("evaluations", run, [source]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
     model, test = run.model_at(run.wanted[-1]), run.dataset.test
     hits = 0
     for index in in_batches(len(test.labels), 50):
@@ -82,11 +95,11 @@ def test_the_test_batch_as_an_estimator(run: Run) -> None:
 
 def test_a_rule_starts_from_exact_statistics(run: Run) -> None:
     step = run.wanted[-1]
-    (setting,) = settings(["example_weighing(weight=0.0)"], [], "train")
-    table = rows("evaluations", run, [setting]).set_index("estimator")
-    assert table.loc[setting.estimator, "logit_gap"] < 1e-5
+    (source,) = parse_sources(["example_weighing(weight=0.0)"], [], "train")
+    table = rows("evaluations", run, [source]).set_index("estimator")
+    assert table.loc[source.estimator, "logit_gap"] < 1e-5
     model = run.model_at(step)
-    with using(model, frozen_statistics(run, step, Setting("exact", None, "train"))), applied(model, TestBatch()):
+    with using(model, frozen_statistics(run, step, EXACT)), applied(model, TestBatch()):
         assert not model.training
 
 
@@ -99,12 +112,12 @@ def test_a_rule_starts_from_exact_statistics(run: Run) -> None:
         ("example_weighing(weight=2.0)", r"weight=2.0; it lies in \[0, 1\]"),
         ("pseudo_samples(n=-1)", "it counts images and is 0 or more"),
         ("swa(images=1)", "images must be 2 or more"),
-        ("tset_batch", "unknown; there are .*test_batch"),
+        ("tset_batch", "unknown .*did you mean test_batch.*; there are "),
     ],
 )
 def test_bad_names(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        settings([name], [0.1], "train")
+        parse_sources([name], [0.1], "train")
 
 
 def test_batches_of_a_split() -> None:

@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from bnlab.harness.artifacts.models import ModelConfig, NormConfig, build_model, check
 from bnlab.harness.errors import UserError
-from bnlab.harness.models import ModelConfig, build_model, check
 
 
-def build(config: ModelConfig, channels: int = 1, image_size: int = 16, seed: int = 0) -> nn.Module:
-    return build_model(config, channels=channels, image_size=image_size, classes=7, seed=seed)
+def build(
+    config: ModelConfig, channels: int = 1, image_size: int = 16, seed: int = 0, norm: NormConfig | None = None
+) -> nn.Module:
+    return build_model(config, norm, channels=channels, image_size=image_size, classes=7, seed=seed)
 
 
 def norm_widths(model: nn.Module) -> list[int]:
@@ -102,7 +104,7 @@ def test_a_grey_network_sees_what_the_colour_network_sees_in_three_equal_channel
 )
 def test_bad_settings_are_named(config: ModelConfig, found: str) -> None:
     with pytest.raises(UserError, match="^" + found.replace("+", r"\+")):
-        check(config)
+        check(config, NormConfig())
 
 
 @pytest.mark.parametrize(("name", "size"), [("alexnet", 16), ("vit_b_32", 32)])
@@ -115,7 +117,7 @@ def test_torchvision_loads_in_a_fresh_process_and_its_absence_is_a_user_error() 
     code = """
 import sys
 from bnlab.harness.errors import UserError
-from bnlab.harness.vision import torchvision
+from bnlab.harness.artifacts.vision import torchvision
 assert "torchvision" not in sys.modules
 assert torchvision().models.resnet18 and torchvision().datasets.MNIST and torchvision() is torchvision()
 torchvision.cache_clear()
@@ -127,3 +129,31 @@ except UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "torchvision is not installed; pip install 'bnlab[harness]'\n"
+
+
+@pytest.mark.parametrize(
+    "config", [ModelConfig("cnn", 6, 32, 9), ModelConfig("mlp", 6, 256), ModelConfig("resnet", 56)]
+)
+def test_without_a_norm_the_scale_of_activations_is_kept(config: ModelConfig) -> None:
+    model = build(config, image_size=32, norm=NormConfig("none"))
+    assert not norm_widths(model)
+    images = torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    scales: list[float] = []
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):  # in place: the second moment that He et al. keep at 1
+            module.register_forward_hook(lambda _, __, out: scales.append(out.square().mean().item()))
+    model(images)
+    assert len(scales) >= (1 if config.name == "resnet" else 6) and all(0.3 < scale < 3 for scale in scales)
+
+
+def test_a_residual_block_without_a_norm_begins_as_its_shortcut() -> None:
+    block = build(ModelConfig("resnet", 8, 8), norm=NormConfig("none"))[3]  # type: ignore[index]
+    images = torch.rand(2, 8, 16, 16)
+    assert torch.equal(block(images), images)
+
+
+def test_a_norm_that_the_network_cannot_have_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^norm\.name=none: resnet18 has normalization of its own"):
+        check(ModelConfig("resnet18"), NormConfig("none"))
+    with pytest.raises(UserError, match=r"^norm\.name=layer: must be one of batch, none"):
+        check(ModelConfig(), NormConfig("layer"))

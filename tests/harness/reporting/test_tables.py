@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from bnlab.harness import tables
+from bnlab.files import digest
+from bnlab.harness import schema
 from bnlab.harness.errors import UserError
+from bnlab.harness.reporting import tables
 
 
 def rows(momenta: list[float], value: float, run: str = "a/seed_0", **origin: object) -> pd.DataFrame:
@@ -29,13 +32,13 @@ def rows(momenta: list[float], value: float, run: str = "a/seed_0", **origin: ob
         "layer": "1",
         **origin,
     }
-    numbers = dict.fromkeys(("mean_gap", "var_gap", "kl", "tid_mean", "tid_std"), value)
+    numbers = dict.fromkeys(("mean_gap", "var_gap", "kl", "tid_mean", "tid_std", "var_ratio"), value)
     return pd.DataFrame({**columns, "epoch": 0.5, "depth": 1, "channels": 4, **numbers})
 
 
 def write(folder: Path, settings: str, frame: pd.DataFrame, age: int) -> Path:
     tables.write_part(folder, "gaps", str(frame["run"][0]), settings, frame)
-    path = next(p for p in (folder / "parts" / "gaps").iterdir() if tables.digest(settings) in p.name)
+    path = next(p for p in (folder / "parts" / "gaps").iterdir() if digest(settings, digits=10) in p.name)
     os.utime(path, ns=(10**18 - age, 10**18 - age))
     return path
 
@@ -80,7 +83,7 @@ def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
     def write_evaluation(settings: str, age: int, momentum: float, images: str | None, shift: str = "none") -> None:
         frame = rows([momentum], 1.0, test_images=images, shift=shift).assign(**common, **scores)
         tables.write_part(tmp_path, "evaluations", "a/seed_0", settings, frame)
-        path = tmp_path / "parts" / "evaluations" / f"a-seed_0-{tables.digest(settings)}.parquet"
+        path = tmp_path / "parts" / "evaluations" / f"a-seed_0-{digest(settings, digits=10)}.parquet"
         os.utime(path, ns=(10**18 - age, 10**18 - age))
 
     for age, (momentum, images, shift) in enumerate(
@@ -100,20 +103,20 @@ def test_rows_of_a_network_that_was_trained_again_leave_the_table(tmp_path: Path
 
 
 def test_parts_from_before_origins_were_noted_are_read(tmp_path: Path) -> None:
-    frame = tables.conform("gaps", rows([0.1], 1.0))
-    tables.write_frame(tmp_path / "parts" / "gaps" / "a-seed_0-0123456789.parquet", frame)
+    frame = schema.conform("gaps", rows([0.1], 1.0))
+    schema.write_frame(tmp_path / "parts" / "gaps" / "a-seed_0-0123456789.parquet", frame)
     write(tmp_path, "new", rows([0.2], 2.0), age=5)
     assert tables.assemble(tmp_path, "gaps")["momentum"].tolist() == [0.1, 0.2]
 
 
-@pytest.mark.parametrize("name", list(tables.TABLES))
+@pytest.mark.parametrize("name", list(schema.TABLES))
 def test_empty_tables_have_their_columns_and_types(name: str, tmp_path: Path) -> None:
-    frame = tables.empty(name)
-    assert list(frame) == list(tables.TABLES[name].types) and set(tables.TABLES[name].key) <= set(frame)
+    frame = schema.empty(name)
+    assert list(frame) == list(schema.TABLES[name].types) and set(schema.TABLES[name].key) <= set(frame)
     path = tmp_path / "x.parquet"
-    tables.write_frame(path, frame, tables.TABLES[name].schema)
-    assert pq.read_schema(path).remove_metadata() == tables.TABLES[name].schema
-    assert_frame_equal(tables.read_table(name, path), frame)
+    schema.write_frame(path, frame, schema.TABLES[name].schema)
+    assert pq.read_schema(path).remove_metadata() == schema.TABLES[name].schema
+    assert_frame_equal(schema.read_table(name, path), frame)
 
 
 def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
     found = tables.assemble(tmp_path, "gaps")
     assert found["mean_gap"].dtype == found["momentum"].dtype == "float64" and found["step"].dtype == "int64"
     with pytest.raises(KeyError):
-        tables.conform("gaps", whole_numbers.drop(columns="kl"))
+        schema.conform("gaps", whole_numbers.drop(columns="kl"))
 
 
 def test_a_damaged_part_is_named_and_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,18 +143,28 @@ def test_a_damaged_part_is_named_and_set_aside(tmp_path: Path, capsys: pytest.Ca
     assert str(bad) not in capsys.readouterr().err
 
 
+def test_a_part_of_another_run_is_named_and_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in ("a/seed_1", "a/seed_10"):
+        write(tmp_path, run, rows([0.1], 1.0, run=run), 1)
+    first, tenth = (next(tmp_path.rglob(f"a-{seed}-*.parquet")) for seed in ("seed_1", "seed_10"))
+    assert len(tables.assemble(tmp_path, "gaps")) == 2
+    shutil.copy(tenth, first)
+    assert set(tables.assemble(tmp_path, "gaps")["run"]) == {"a/seed_10"}
+    assert f"{first}: holds rows of run a/seed_10\n  set aside; run the sweep again" in capsys.readouterr().err
+
+
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     """Wherever it is (in every third byte one, by turns): an error, or the very same rows."""
     path = tmp_path / "gaps.parquet"
-    frame = tables.conform("gaps", rows([0.1, 0.2], 1.5))
-    tables.write_frame(path, frame, tables.TABLES["gaps"].schema)
+    frame = schema.conform("gaps", rows([0.1, 0.2], 1.5))
+    schema.write_frame(path, frame, schema.TABLES["gaps"].schema)
     whole, noticed = path.read_bytes(), 0
     for place in range(0, len(whole), 3):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << (place * 5 % 8)
         path.write_bytes(flipped)
         try:
-            found = tables.read_table("gaps", path)
+            found = schema.read_table("gaps", path)
         except ValueError as error:
             noticed += str(path) in str(error)
         else:
@@ -169,27 +182,29 @@ def test_nothing_measured(tmp_path: Path) -> None:
 def test_tables_are_written_with_csv(tmp_path: Path) -> None:
     write(tmp_path, "x", rows([0.1, np.nan], 1.0), 1)
     found = tables.write_tables(tmp_path, csv=True)
-    assert set(found) == set(tables.TABLES)
-    assert_frame_equal(tables.read_frame(tmp_path / "tables" / "gaps.parquet"), found["gaps"])
+    assert set(found) == set(schema.TABLES)
+    assert_frame_equal(schema.read_frame(tmp_path / "tables" / "gaps.parquet"), found["gaps"])
     assert pd.read_csv(tmp_path / "tables" / "gaps.csv")["momentum"].isna().tolist() == [False, True]
 
 
 def test_columns_of_a_later_version_are_null_in_older_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The reference results were written before `runs` had a column for each setting."""
-    path = tmp_path / "parts" / "runs" / "a-seed_0-0123456789.parquet"
+    path = tmp_path / "parts" / "runs" / "x-0123456789.parquet"
     values = {pa.string(): "x", pa.int64(): 1, pa.float64(): 1.0, pa.bool_(): True}
-    row = {name: values[kind] for name, kind in tables.TABLES["runs"].types.items()}
-    older = {name: value for name, value in row.items() if name not in tables.TABLES["runs"].later}
+    row = {name: values[kind] for name, kind in schema.TABLES["runs"].types.items()}
+    older = {name: value for name, value in row.items() if name not in schema.TABLES["runs"].later}
     assert 0 < len(older) < len(row)
-    tables.write_frame(path, pd.DataFrame([older]))
+    schema.write_frame(path, pd.DataFrame([older]))
     (found,) = tables.assemble(tmp_path, "runs").to_dict("records")
     assert all(found[name] == value for name, value in older.items())
-    assert all(pd.isna(found[name]) for name in tables.TABLES["runs"].later)
+    assert (found["norm.name"], found["optimizer.momentum"]) == (row["norm"], row["sgd_momentum"])
+    unknown = set(schema.TABLES["runs"].later) - set(schema.EARLIER_NAMES)
+    assert all(pd.isna(found[name]) for name in unknown)
     assert path.exists() and not capsys.readouterr().err
 
 
 def test_the_document_describes_every_column() -> None:
-    text = (Path(__file__).parents[2] / "results" / "README.md").read_text()
+    text = (Path(__file__).parents[3] / "results" / "README.md").read_text()
     kinds = {"text": pa.string(), "int": pa.int64(), "real": pa.float64(), "bool": pa.bool_()}
     described = {}
     for section in text.split("\n## ")[1:]:
@@ -200,6 +215,6 @@ def test_the_document_describes_every_column() -> None:
         assert all(len(row) == 3 and len(row[2]) > 3 for row in rows), name
         keys = tuple(row[0].strip("*") for row in rows if row[0].startswith("**"))
         described[name] = (keys, {row[0].strip("*"): kinds[row[1]] for row in rows})
-    expected = {name: (table.key, table.types) for name, table in {**tables.TABLES, "log": tables.LOG}.items()}
+    expected = {name: (table.key, table.types) for name, table in {**schema.TABLES, "log": schema.LOG}.items()}
     assert described == expected
     assert [list(types) for _, types in described.values()] == [list(types) for _, types in expected.values()]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.harness.data import Split, augment
+from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.errors import UserError
+from bnlab.harness.schedule import SCHEDULES, lr_factor
 
 
 @dataclass
@@ -29,7 +30,6 @@ class OptimizerConfig:
 
 
 _SCALING = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
-_SCHEDULES = ("onecycle", "step", "constant")
 _REFERENCE_BATCH = 128
 _LARGEST = 1e19  # its square, which a batch variance would have after an update of this size, is no float32
 
@@ -39,7 +39,7 @@ def check(config: OptimizerConfig) -> None:
     for key, allowed in (
         ("name", ("sgd", "adamw")),
         ("lr_scaling", tuple(_SCALING)),
-        ("schedule", _SCHEDULES),
+        ("schedule", SCHEDULES),
     ):
         if getattr(config, key) not in allowed:
             raise UserError(f"optimizer.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
@@ -151,17 +151,6 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, batch_size: int) 
     )
 
 
-def lr_factor(schedule: str, step: int, steps: int) -> float:
-    """The share of the peak learning rate for update `step + 1` of `steps`."""
-    done = step / steps
-    if schedule == "constant":
-        return 1.0
-    if schedule == "step":
-        return 0.1 ** ((done >= 0.5) + (done >= 0.75))
-    rise = 0.2
-    return 0.05 + 0.95 * done / rise if done < rise else (1 - done) / (1 - rise)
-
-
 def train(
     progress: Progress,
     batches: Batches,
@@ -205,5 +194,6 @@ def train(
 def _require_finite(tensors: Iterable[Tensor], step: int, loss: float) -> None:
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} on the weights of step {step}")
-    if not torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors]).isfinite().all():
+    sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
+    if sums and not torch.stack(sums).isfinite().all():
         raise Diverged(f"weights or batch statistics are not finite at step {step}")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
-from bnlab.harness.vision import torchvision
 from bnlab.memory import memory_limit
 
 _DEEPEST = 1000  # deeper ones only fail later, after minutes of building
@@ -25,8 +25,20 @@ class ModelConfig:
     pool_every: int = 1  # cnn: pool and double the width after so many blocks, while 4 pixels are left
 
 
-def check(config: ModelConfig) -> None:
-    """Raise UserError for an unknown name or a value out of range; builds nothing."""
+@dataclass
+class NormConfig:
+    """What normalizes activations after each convolution or linear layer but the last."""
+
+    name: str = "batch"  # batch, none
+
+
+def check(config: ModelConfig, norm: NormConfig) -> None:
+    """Raise UserError for an unknown name, a value out of range or a norm that the network cannot have."""
+    if norm.name not in NORMS:
+        raise UserError(f"norm.name={norm.name}: must be one of {', '.join(NORMS)}")
+    if norm.name != "batch" and config.name not in _OWN:
+        own = ", ".join(_OWN)
+        raise UserError(f"norm.name={norm.name}: {config.name} has normalization of its own; use model.name={own}")
     if config.name not in _OWN:
         known = torchvision().models.list_models(module=torchvision().models)
         if config.name not in known:
@@ -48,20 +60,23 @@ def training_settings(config: ModelConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key in ("name", *_READ.get(config.name, ()))}
 
 
-def build_model(config: ModelConfig, *, channels: int, image_size: int, classes: int, seed: int) -> nn.Module:
+def build_model(
+    config: ModelConfig, norm: NormConfig | None = None, *, channels: int, image_size: int, classes: int, seed: int
+) -> nn.Module:
     """The network for images [N, channels, image_size, image_size], in channels_last and train mode.
 
-    The weights depend on `seed` alone; the caller's random state is left as it was. Raises UserError as
-    `check` does, and if the network cannot take images of this size.
+    Without `norm` it has batch norm. The weights depend on `seed` alone; the caller's random state is left as it was.
+    Raises UserError as `check` does, and if the network cannot take images of this size.
     """
-    check(config)
+    norm = norm or NormConfig()
+    check(config, norm)
     if config.name in _OWN:
-        _require_memory(config, channels, image_size, classes)
+        _require_memory(config, norm, channels, image_size, classes)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
         if config.name in _OWN:
-            model = _OWN[config.name](config, channels, image_size, classes)
+            model = _OWN[config.name](config, norm, channels, image_size, classes)
         else:
             model = _torchvision_model(config.name, channels, classes)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
@@ -69,10 +84,10 @@ def build_model(config: ModelConfig, *, channels: int, image_size: int, classes:
     return model
 
 
-def _require_memory(config: ModelConfig, channels: int, image_size: int, classes: int) -> None:
+def _require_memory(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> None:
     with torch.device("meta"):
         try:
-            model = _OWN[config.name](config, channels, image_size, classes)
+            model = _OWN[config.name](config, norm, channels, image_size, classes)
             needed = _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
         except (RuntimeError, OverflowError):  # a size that overflows
             needed = 2**63
@@ -98,66 +113,85 @@ def _try_forward(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
     model.train()
 
 
-def _cnn(config: ModelConfig, channels: int, image_size: int, classes: int) -> nn.Module:
-    """Blocks conv3×3-BN-ReLU; after each pool the width doubles; the mean over pixels feeds a linear head."""
+def _cnn(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+    """Blocks conv3×3-norm-ReLU; after each pool the width doubles; the mean over pixels feeds a linear head."""
     layers: list[nn.Module] = []
     width = config.width
     for block in range(1, config.depth + 1):
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [*_conv(norm, channels, width), nn.ReLU(inplace=True)]
         channels = width
         if block % config.pool_every == 0 and image_size >= 4:
             layers.append(nn.MaxPool2d(2))
             image_size //= 2
             width *= 2
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-    return _he_initialized(model)
+    return _initialize(model, norm)
 
 
-def _mlp(config: ModelConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+def _mlp(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     features = channels * image_size**2
     for _ in range(config.depth):
-        layers += [nn.Linear(features, config.width, bias=False), nn.BatchNorm1d(config.width), nn.ReLU(inplace=True)]
+        linear = nn.Linear(features, config.width, bias=norm.name == "none")
+        layers += [linear, NORMS[norm.name][0](config.width), nn.ReLU(inplace=True)]
         features = config.width
-    return nn.Sequential(*layers, nn.Linear(features, classes))
+    model = nn.Sequential(*layers, nn.Linear(features, classes))
+    return _initialize(model, norm) if norm.name == "none" else model
 
 
 class _Residual(nn.Module):
-    """Two conv3×3-BN around a shortcut without parameters (option A of He et al. 2015, section 4.2)."""
+    """Two conv3×3-norm around a shortcut without parameters (option A of He et al. 2015, section 4.2).
 
-    def __init__(self, channels: int, width: int) -> None:
+    Without a norm the sum of the branches is scaled by a weight that starts at 0 (SkipInit, De & Smith 2020): the
+    variance does not double with each block, and a block begins as its shortcut.
+    """
+
+    def __init__(self, norm: NormConfig, channels: int, width: int) -> None:
         super().__init__()
         self.added = width - channels
-        self.conv1 = nn.Conv2d(channels, width, 3, stride=2 if self.added else 1, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = _conv(norm, channels, width, stride=2 if self.added else 1)
+        self.conv2, self.bn2 = _conv(norm, width, width)
+        self.weight = nn.Parameter(torch.zeros(())) if norm.name == "none" else None
 
     def forward(self, x: Tensor) -> Tensor:
         # In place: less memory, and fewer passes over it.
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        if self.weight is not None:
+            out = out * self.weight
         if self.added:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.added))
         return F.relu(out.add_(x), inplace=True)
 
 
-def _resnet(config: ModelConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+def _resnet(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> nn.Module:
     """ResNet of 6n+2 layers for small images (He et al. 2015, section 4.2): three stages of n blocks."""
     width = config.width
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
-    layers.append(nn.ReLU(inplace=True))
+    layers: list[nn.Module] = [*_conv(norm, channels, width), nn.ReLU(inplace=True)]
     for stage in range(3):
         for _ in range((config.depth - 2) // 6):
-            layers.append(_Residual(width, config.width * 2**stage))
+            layers.append(_Residual(norm, width, config.width * 2**stage))
             width = config.width * 2**stage
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
-    return _he_initialized(model)
+    return _initialize(model, norm)
 
 
-def _he_initialized(model: nn.Module) -> nn.Module:
+def _conv(norm: NormConfig, channels: int, width: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    """A 3×3 convolution and its normalization; without one it has a bias."""
+    conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm.name == "none")
+    return conv, NORMS[norm.name][1](width)
+
+
+def _initialize(model: nn.Module, norm: NormConfig) -> nn.Module:
+    """Draw the convolutions' weights after He et al. (2015); without a norm the linear layers' too, biases at 0.
+
+    A norm makes up for the scale of the weights before it. Without one it has to be right in every layer.
+    """
+    bare = norm.name == "none"
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) or (bare and isinstance(module, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return model
 
 
@@ -173,5 +207,10 @@ def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
     return model
 
 
+# For values per sample and channel, and for images.
+NORMS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "none": (nn.Identity, nn.Identity),
+}
 _OWN = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
 _READ = {"cnn": ("depth", "width", "pool_every"), "resnet": ("depth", "width"), "mlp": ("depth", "width")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,14 @@ from pandas.testing import assert_frame_equal
 
 from bnlab import estimators, inference
 from bnlab.harness import load
-from bnlab.harness.config import Config
-from bnlab.harness.data import DataConfig
+from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.measurements import cache, frozen, sources
-from bnlab.harness.measurements.sources import FROZEN, settings, source_digest, try_estimators
-from bnlab.harness.training import OptimizerConfig
+from bnlab.harness.measurements.sources import FROZEN, parse_sources, source_digest, try_estimators
 
 MODULE = """
 from dataclasses import dataclass
@@ -159,12 +161,12 @@ def test_other_test_images_are_measured_again(tmp_path: Path, calls: list[Any]) 
 
 
 def digest(name: str = "my_estimators.Half") -> str:
-    return source_digest(settings([name], [0.1], "train")[0])
+    return source_digest(parse_sources([name], [0.1], "train")[0])
 
 
 def test_an_own_estimator_is_its_code(module: Callable[..., None]) -> None:
     """Of its module and of the user's own that this one uses; of ours, the version counts."""
-    assert source_digest(settings(["ema"], [0.1], "train")[0]) == ""
+    assert source_digest(parse_sources(["ema"], [0.1], "train")[0]) == ""
     module()
     first = digest()
     assert first and digest("my_estimators.Inner") == first
@@ -183,6 +185,78 @@ def function(): pass
     assert digest() == first
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from my_constants import CONSTANT",
+        "import my_constants as c; CONSTANT = c.CONSTANT; del c",
+        "def read():\n    from my_constants import CONSTANT\n    return CONSTANT",
+        "import my_package",
+    ],
+)
+def test_an_own_estimator_is_what_it_imports(imports: str, module: Callable[..., None]) -> None:
+    """Also a constant, which does not say where it is from, and what is imported once it is called."""
+    found = set()
+    for constant in ("0.5", "0.25"):
+        module(imports=imports, my_constants=f"CONSTANT = {constant}", my_package="from my_constants import *")
+        found.add(digest())
+        importlib.import_module("my_constants")
+        sources._digest_of_class.cache_clear()
+        found.add(digest())
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("stream.batches.zero_()", r"half: my_estimators.Half fails .* writes into the stream"),
+        ("import random; gain = random.random()", "half: my_estimators.Half fails .* something else the second time"),
+    ],
+)
+def test_an_own_estimator_that_disturbs_or_varies(body: str, reason: str, module: Callable[..., None]) -> None:
+    gains = f"(lambda: (exec({body!r}, scope := dict(stream=stream)), scope.get('gain', 0.5))[1])()"
+    module(gains)
+    with pytest.raises(UserError, match=reason):
+        try_estimators(parse_sources(["my_estimators.Half"], [0.1], "train"))
+
+
+def test_an_own_estimator_keeps_to_its_label(module: Callable[..., None]) -> None:
+    module(
+        imports="",
+        my_labels="""
+from my_estimators import Half
+class Other(Half):
+    name = "other"
+    label = "ema"
+""",
+    )
+    with pytest.raises(UserError, match=r"its label 'ema' is not its name; let it be 'other', or other\("):
+        parse_sources(["my_labels.Other"], [0.1], "train")
+
+
+def test_one_measurement_without_brackets(tmp_path: Path, calls: list[Any]) -> None:
+    execute(config(tmp_path, measurements="gaps"))
+    assert calls == [("gaps", ["ema 0.1"], [2, 6])]
+
+
+def test_a_number_of_images_is_written_in_one_way() -> None:
+    found = parse_sources(["precise(images=100)", "precise(images=0100)"], [0.1], "train")
+    assert [source.estimator for source in found] == ["precise(images=100)"]
+
+
+def test_rows_of_another_run_are_not_taken(tmp_path: Path, calls: list[Any]) -> None:
+    """Even of one whose losses are the same: an epoch has six steps."""
+    six = config(tmp_path, steps=6, measurements="gaps")
+    execute(config(tmp_path, measurements="gaps"))
+    (kept,) = (tmp_path / "runs").rglob("gaps/*.parquet")
+    copy = Run(six).folder / "measurements" / "gaps" / kept.name
+    copy.parent.mkdir(parents=True)
+    shutil.copy(kept, copy)
+    calls.clear()
+    execute(six)
+    assert len(calls) == 1 and Run(six).id in set(load("adhoc", tmp_path)["gaps"]["run"])
+
+
 def test_a_changed_own_estimator(tmp_path: Path, module: Callable[..., None], calls: list[Any]) -> None:
     """Rows of its earlier code leave the table, of all momenta and steps; others stay."""
     module()
@@ -198,23 +272,23 @@ def test_a_changed_own_estimator(tmp_path: Path, module: Callable[..., None], ca
     assert set(after.loc["half", "step"]) == {6} and not set(after.loc["half", "mean_gap"]) & set(before["half"])
 
 
-@pytest.mark.parametrize("name", [*FROZEN, *inference.known(), "ema", "pre cise", "exact(images=9)"])
+@pytest.mark.parametrize("name", [*FROZEN, *inference.list_rules(), "ema", "pre cise", "exact(images=9)"])
 def test_an_own_estimator_cannot_take_a_name(name: str, module: Callable[..., None]) -> None:
     module(name=name)
     with pytest.raises(UserError, match=r"my_estimators.Half.*give (it|the class) another"):
-        settings(["my_estimators.Half"], [0.1], "train")
+        parse_sources(["my_estimators.Half"], [0.1], "train")
 
 
 def test_an_own_estimator_needs_a_name(module: Callable[..., None]) -> None:
     """Its rows would be those of its base."""
     module()
     with pytest.raises(UserError, match=r"my_estimators.Unnamed has no name of its own but 'ema' of its base"):
-        settings(["my_estimators.Unnamed"], [0.1], "train")
+        parse_sources(["my_estimators.Unnamed"], [0.1], "train")
 
 
 def test_every_estimator_of_ours_stands_the_trial() -> None:
-    ours = [name for name, cls in estimators.known().items() if cls.__module__.startswith("bnlab.")]
-    try_estimators(settings(ours, [0.01, 1.0], "train"))
+    ours = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
+    try_estimators(parse_sources(ours, [0.01, 1.0], "train"))
     assert len(ours) >= 16
 
 

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bnlab.harness import tables
-from bnlab.harness.config import differences
+from bnlab.files import set_aside
+from bnlab.harness import schema
+from bnlab.harness.artifacts.runs import Run, environment, read_config
+from bnlab.harness.artifacts.settings import describe_differences
+from bnlab.harness.artifacts.training import Callback, Diverged, Progress, build_optimizer, train
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.harness.runs import Run, environment, read_config
-from bnlab.harness.training import Callback, Diverged, Progress, build_optimizer, train
-from bnlab.storage import load_tensors, save_tensors, set_aside
-from bnlab.trace import record
+from bnlab.recording import record
+from bnlab.storage import load_tensors, save_tensors
+from bnlab.trace import MomentTrace
 
 _STATE = "bnlab.state/1"
 _DAMAGE = (ValueError, KeyError, RuntimeError, FileNotFoundError)  # what reading a damaged or foreign state raises
@@ -45,7 +47,7 @@ def ensure_trained(run: Run) -> None:
         _restore_config(run)
         try:
             if run.status is not None:
-                run.check_files(run.status["step"])
+                run.check_files(run.status["step"], run.status["final_loss"])
         except (ValueError, FileNotFoundError) as error:
             run.set_aside(error)
         if run.status is None:
@@ -68,14 +70,14 @@ def _restore_config(run: Run) -> None:
 
 
 def _train(run: Run) -> None:
-    progress, seconds, path = begun(run), 0.0, run.folder / "state.safetensors"
+    progress, seconds, path = start_training(run), 0.0, run.folder / "state.safetensors"
     try:
         if path.exists():
             seconds = _restore(run, progress, path)
-        run.check_files(progress.step)
+        run.check_files(progress.step, progress.loss)
     except _DAMAGE as error:
         run.set_aside(error)
-        progress, seconds = begun(run), 0.0
+        progress, seconds = start_training(run), 0.0
     if progress.step:
         run.check_images()
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
@@ -99,11 +101,16 @@ def _train(run: Run) -> None:
     run.write_status(status, progress.step, recorder.seconds, progress.loss)
 
 
-def begun(run: Run) -> Progress:
+def start_training(run: Run) -> Progress:
     """Training at step 0."""
     torch.manual_seed(run.config.seed)  # dropout and the like
     model = run.new_model()
     return Progress(model, build_optimizer(run.config.optimizer, model, run.config.batch_size), step=0)
+
+
+def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MomentTrace | None]:
+    """Records the batch moments from here on; nothing of a network without batch norm."""
+    return record(progress.model, step=progress.step) if run.has_trace else contextlib.nullcontext()
 
 
 def try_training(run: Run) -> None:
@@ -112,10 +119,10 @@ def try_training(run: Run) -> None:
     Raises:
         UserError: the network cannot take the images or be trained.
     """
-    progress, config = begun(run), run.config
+    progress, config = start_training(run), run.config
     batches = replace(run.batches, batch_size=2)
     try:
-        with record(progress.model), contextlib.suppress(Diverged):  # which is a result
+        with record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
             train(progress, batches, config.optimizer, run.steps, [], until=1)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"model.name={config.model.name}: cannot be trained, {where_raised(error)}") from error
@@ -123,7 +130,7 @@ def try_training(run: Run) -> None:
 
 def _restore(run: Run, progress: Progress, path: Path) -> float:
     """Put training where a state file has it; returns the seconds that it had taken."""
-    tensors, metadata = load_tensors(path, _STATE)
+    tensors, metadata = _load_state(run, path)
     progress.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
     _load_optimizer(progress.optimizer, tensors)
     torch.set_rng_state(tensors["rng/cpu"])
@@ -133,9 +140,15 @@ def _restore(run: Run, progress: Progress, path: Path) -> float:
     return float(metadata["seconds"])
 
 
-def _save_state(progress: Progress, path: Path, seconds: float) -> None:
-    about = {"step": str(progress.step), "loss": repr(progress.loss), "seconds": repr(seconds)}
-    save_tensors(path, _state(progress), _STATE, about)
+def _load_state(run: Run, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `_save_state` wrote; ValueError if it is damaged, or a copy of another one."""
+    _, is_of_step, step = path.stem.partition("step_")
+    return load_tensors(path, _STATE, about=run.about(int(step) if is_of_step else None))
+
+
+def _save_state(run: Run, progress: Progress, path: Path, seconds: float) -> None:
+    metadata = {"loss": repr(progress.loss), "seconds": repr(seconds)}
+    save_tensors(path, _state(progress), _STATE, metadata, run.about(progress.step))
 
 
 def _state(progress: Progress) -> dict[str, Tensor]:
@@ -172,7 +185,7 @@ class Recorder:
             path.unlink()
         self._log = pd.DataFrame()
         if progress.step:
-            frame = tables.read_frame(run.folder / "log.parquet")
+            frame = schema.read_frame(run.folder / "log.parquet")
             self._log = frame[frame["step"] <= progress.step]
         self._rows: list[tuple[int, float, float]] = []
         self._record(progress)
@@ -193,18 +206,20 @@ class Recorder:
     def save(self, progress: Progress) -> None:
         """Write the record since the last time, and then the state that makes it count."""
         self.save_record(progress.step)
-        _save_state(progress, self._run.folder / "state.safetensors", self.seconds)
+        _save_state(self._run, progress, self._run.folder / "state.safetensors", self.seconds)
 
     def save_record(self, step: int) -> None:
         """Write the trace since the last time and the log, both up to `step`."""
         self.close()
         folder, trace = self._run.folder, self._trace
-        trace.truncate(step)
-        if trace.last_step > trace.first_step:
-            trace.save(folder / "trace" / f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors")
+        if trace is not None:
+            trace.truncate(step)
+        if trace is not None and trace.last_step > trace.first_step:
+            name = f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors"
+            trace.save(folder / "trace" / name, self._run.about())
         rows = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
         self._log, self._rows = pd.concat([self._log, rows], ignore_index=True), []
-        tables.write_frame(folder / "log.parquet", self._log)
+        schema.write_frame(folder / "log.parquet", self._log)
 
     def close(self) -> None:
         """Stop recording."""
@@ -213,7 +228,7 @@ class Recorder:
     def _record(self, progress: Progress) -> None:
         self._saved = time.monotonic()
         self._open = contextlib.ExitStack()
-        self._trace = self._open.enter_context(record(progress.model, step=progress.step))
+        self._trace = self._open.enter_context(record_moments(self._run, progress))
 
 
 def _saver(run: Run, wanted: list[int]) -> Callback:
@@ -233,7 +248,7 @@ def _state_saver(run: Run) -> Callback:
 
     def save(progress: Progress) -> None:
         if progress.step in steps:
-            _save_state(progress, run.state(progress.step), seconds=0.0)
+            _save_state(run, progress, run.state(progress.step), seconds=0.0)
 
     return save
 
@@ -258,7 +273,7 @@ def _nearest_state(run: Run, step: int) -> Path | None:
     ends_there = step == run.steps and last.exists()
     for path in ([last] if ends_there else []) + run.states(step)[::-1]:
         try:
-            load_tensors(path, _STATE)
+            _load_state(run, path)
             return path
         except ValueError as error:
             set_aside(path, error, "training begins at an earlier step")
@@ -267,7 +282,7 @@ def _nearest_state(run: Run, step: int) -> Path | None:
 
 def _train_again(run: Run, start: Path | None, missing: list[int]) -> None:
     """Train from a state to the last of the missing checkpoints, with the threads of the first training."""
-    progress = begun(run)
+    progress = start_training(run)
     if start:
         _restore(run, progress, start)
     count = f"{len(missing)} more checkpoint{'s' * (len(missing) > 1)}"
@@ -278,7 +293,8 @@ def _train_again(run: Run, start: Path | None, missing: list[int]) -> None:
     callbacks = [keeper.compare, keeper.hold, _announcer(run, until)]
     try:
         keeper.hold(progress)
-        with record(progress.model), contextlib.suppress(Diverged):  # recording rounds the buffers' last bit as before
+        # Recording rounds the buffers' last bit as in the first training.
+        with record_moments(run, progress), contextlib.suppress(Diverged):
             train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
         keeper.close(progress)
     finally:
@@ -292,7 +308,7 @@ class _CheckpointKeeper:
     def __init__(self, run: Run, missing: list[int]) -> None:
         self.written: list[int] = []
         self._run, self._missing, self._environments = run, missing, run.environments
-        self._log = tables.read_frame(run.folder / "log.parquet").set_index("step")["loss"]
+        self._log = schema.read_frame(run.folder / "log.parquet").set_index("step")["loss"]
         self._held: tuple[int, dict[str, Tensor]] | None = None
 
     def hold(self, progress: Progress) -> None:
@@ -330,7 +346,9 @@ class _CheckpointKeeper:
 
     def _refuse(self, step: int, reason: str) -> NoReturn:
         recorded = {k: v for k, v in self._environment(step - 1).items() if k != "cores"}
-        changed = differences(recorded, environment(self._run.device)) or ["no recorded version or setting has changed"]
+        changed = describe_differences(recorded, environment(self._run.device)) or [
+            "no recorded version or setting has changed"
+        ]
         raise JobError(
             f"{self._run.id}: cannot be trained again as it was: {reason} ({'; '.join(changed)}). The checkpoints that "
             "are there stay: measure at these (evaluate_at=), or train in another folder (results=)"

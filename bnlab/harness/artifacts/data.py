@@ -1,6 +1,5 @@
 """Data sets by name: read whole, split once and for all, standardized, on the device."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
@@ -13,9 +12,10 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnlab.files import digest
+from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, stored_glyphs
+from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
-from bnlab.harness.glyphs import CLASSES, DIFFICULTIES, FONTS, stored_glyphs
-from bnlab.harness.vision import torchvision
 
 Pixels = tuple[Tensor, Tensor]
 """uint8 images [N, C, H, W] and int64 labels [N]."""
@@ -260,10 +260,8 @@ def _load(settings: tuple[object, ...], device: torch.device, files: tuple[str, 
 
 
 def _digest_of_images(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    for tensor in (images, labels):
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    values = (tensor.contiguous().numpy().data for tensor in (images, labels))
+    return digest(repr(tuple(images.shape)), *values, digits=16)
 
 
 def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
@@ -388,11 +386,11 @@ def _digest_of_files(config: DataConfig, part: str) -> str:
 
 @lru_cache(maxsize=8)
 def _digest_of_contents(folder: Path, paths: tuple[str, ...], states: tuple[object, ...]) -> str:
-    digest = hashlib.sha256()
+    parts: list[bytes] = []
     for path in paths:
-        digest.update(os.fsencode(Path(path).relative_to(folder).as_posix()))
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    return digest.hexdigest()[:16]
+        parts.append(os.fsencode(Path(path).relative_to(folder).as_posix()))
+        parts.append(bytes.fromhex(digest(Path(path).read_bytes())))
+    return digest(*parts, digits=16)
 
 
 def _read_image_folder(config: DataConfig) -> tuple[Pixels, Pixels, int]:

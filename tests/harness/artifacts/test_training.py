@@ -7,19 +7,19 @@ from itertools import islice
 import pytest
 import torch
 
-from bnlab.harness.data import Split
-from bnlab.harness.models import ModelConfig, build_model
-from bnlab.harness.training import (
+from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.models import ModelConfig, build_model
+from bnlab.harness.artifacts.training import (
     Batches,
     Diverged,
     OptimizerConfig,
     Progress,
     Seeds,
     build_optimizer,
-    lr_factor,
     steps_per_epoch,
     train,
 )
+from bnlab.harness.schedule import lr_factor
 
 
 def split(images: int) -> Split:

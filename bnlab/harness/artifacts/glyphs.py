@@ -1,24 +1,18 @@
 """Glyph images made on the spot: as many and as hard as one likes, in fonts that can be kept apart."""
 
-import hashlib
-import logging
-import os
 import string
-import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnlab.files import digest, set_aside
 from bnlab.harness.errors import UserError
+from bnlab.storage import load_tensors, save_tensors
 
 CLASSES = {
     10: string.digits,
@@ -67,7 +61,7 @@ DIFFICULTIES = {
 SIZE = 32
 _CANVAS = 48  # pixels of an atlas cell: more than SIZE, so that a magnified glyph stays sharp
 _CHUNK = 1_000
-_FORMAT = "1"  # raise it when the same settings give other images
+_KIND = "bnlab.glyphs/2"  # raise the number when the same settings give other images
 
 
 def glyphs(images: int, classes: int, difficulty: str, fonts: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -91,21 +85,20 @@ def stored_glyphs(
 
     Several processes may ask at once. Raises UserError if the folder cannot be written.
     """
-    settings = repr((_FORMAT, images, classes, difficulty, fonts, seed))
-    path = folder / f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}.safetensors"
+    settings = repr((_KIND, images, classes, difficulty, fonts, seed))
+    about = {"settings": settings}
+    path = folder / f"{digest(settings, digits=16)}.safetensors"
     try:
         try:
-            return _read(path)
+            tensors, _ = load_tensors(path, _KIND, about=about)
+            return tensors["pixels"], tensors["labels"]
         except FileNotFoundError:
             pass
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            aside = path.with_suffix(".corrupt")
-            logging.getLogger(__name__).warning("%s: %s; set aside as %s and redone", path, error, aside.name)
-            with suppress(FileNotFoundError):  # another process was faster
-                os.replace(path, aside)
+        except ValueError as error:
+            set_aside(path, error, "made again")
         pixels, labels = glyphs(images, classes, difficulty, fonts, seed)
-        _write(path, pixels, labels)
-    except (OSError, SafetensorError) as error:
+        save_tensors(path, {"pixels": pixels, "labels": labels}, _KIND, about)
+    except OSError as error:
         raise UserError(f"glyphs: cannot use {folder} ({error}); choose another data.root") from error
     return pixels, labels
 
@@ -174,26 +167,3 @@ def _atlas(fonts: str, characters: str) -> Tensor:
 
     loaded = [font(name) for name in FONTS[fonts]]
     return torch.from_numpy(np.stack([[cell(f, character) for character in characters] for f in loaded]))
-
-
-def _write(path: Path, pixels: Tensor, labels: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{uuid4().hex}.part")
-    try:
-        save_file({"pixels": pixels, "labels": labels}, part, {"crc32": str(_checksum(pixels, labels))})
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[Tensor, Tensor]:
-    with safe_open(path, "pt") as file:
-        pixels, labels = file.get_tensor("pixels"), file.get_tensor("labels")
-        expected = file.metadata()["crc32"]
-    if str(_checksum(pixels, labels)) != expected:
-        raise ValueError("checksum does not match")
-    return pixels, labels
-
-
-def _checksum(pixels: Tensor, labels: Tensor) -> int:
-    return zlib.crc32(labels.numpy().tobytes(), zlib.crc32(pixels.numpy().tobytes()))

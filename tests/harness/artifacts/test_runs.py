@@ -16,15 +16,16 @@ import torch
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
-from bnlab.harness import load, producing, runs, tables
-from bnlab.harness.config import Config
+from bnlab.harness import load, schema
+from bnlab.harness.artifacts import producing, runs
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run, all_runs, read_config
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, failures, prepare
 from bnlab.harness.measurements.frozen import EXACT, population
-from bnlab.harness.measurements.sources import Setting
-from bnlab.harness.producing import ensure_trained
-from bnlab.harness.runs import Run, all_runs, read_config
-from bnlab.harness.training import Progress
+from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.storage import save_tensors
 from bnlab.trace import MomentTrace
 from tests.experiments.commands import files
@@ -62,11 +63,16 @@ def flip(path: Path) -> None:
     path.write_bytes(found)
 
 
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def another_version(path: Path) -> None:
     if path.suffix == ".json":
         path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
     elif path.suffix == ".parquet":
-        tables.write_frame(path, pd.DataFrame({"other": [1]}))
+        schema.write_frame(path, pd.DataFrame({"other": [1]}))
     else:
         with safe_open(path, "pt") as file:
             kind = file.metadata()["format"]
@@ -84,7 +90,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, flip])
+@pytest.mark.parametrize("damage", [truncate, empty, flip, replace_by_folder])
 @pytest.mark.parametrize("kind", list(FILES))
 def test_damage(
     kind: str, damage: Callable[[Path], None], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -111,7 +117,7 @@ def test_damage(
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, flip])
+@pytest.mark.parametrize("damage", [truncate, empty, flip, replace_by_folder])
 def test_damaged_state(
     damage: Callable[[Path], None], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +174,7 @@ def test_what_another_version_measured_is_measured_again(kind: str, whole: Path,
     assert_frame_equal(load("adhoc", results)["gaps"], load("adhoc", whole)["gaps"])
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, lambda path: path.write_text("[")])
+@pytest.mark.parametrize("damage", [truncate, empty, replace_by_folder, lambda path: path.write_text("[")])
 def test_a_damaged_config_is_written_again(
     damage: Callable[[Path], None], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,27 +229,30 @@ def test_rows_of_the_network_that_was_there_before_leave(
         (run.folder / name).unlink()
     if not lost:
         shutil.rmtree(run.folder)
-    begun = producing.begun
+    start_training = producing.start_training
 
-    def begun_elsewhere(run: Run) -> Progress:
-        progress = begun(run)
+    def start_elsewhere(run: Run) -> Progress:
+        progress = start_training(run)
         with torch.no_grad():
             next(progress.model.parameters()).mul_(1.001)
         return progress
 
-    monkeypatch.setattr(producing, "begun", begun_elsewhere)
+    monkeypatch.setattr(producing, "start_training", start_elsewhere)
     execute(run.config)
     execute(config(tmp_path / "alone", estimator=estimators))
     for name in ("gaps", "evaluations"):
         assert_frame_equal(load("adhoc", results)[name], load("adhoc", tmp_path / "alone")[name])
 
 
-@pytest.mark.parametrize("text", ["{}", '{"versions": {}, "device": "x86_64"}', "[]", "{"])
+@pytest.mark.parametrize("text", ["", "{}", '{"versions": {}, "device": "x86_64"}', "[]", "{"])
 def test_a_damaged_environment(text: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results"
     shutil.copytree(whole, results)
     path = Run(config(results)).folder / "environment.json"
-    path.write_text(text)
+    if text:
+        path.write_text(text)
+    else:
+        replace_by_folder(path)
     attempt(config(results))
     assert f"{path}: damaged" in capsys.readouterr().err and not failures(config(results))
 
@@ -311,7 +320,7 @@ def test_a_missing_file_of_a_finished_run(whole: Path, tmp_path: Path, capsys: p
 def test_what_a_run_consists_of(whole: Path) -> None:
     run = Run(config(whole))
     assert run.status is not None and run.status["status"] == "finished" and run.status["step"] == 6
-    log = tables.read_frame(run.folder / "log.parquet")
+    log = schema.read_frame(run.folder / "log.parquet")
     assert list(log) == ["step", "loss", "accuracy"] and list(log["step"]) == [1, 2, 3, 4, 5, 6]
     assert json.loads((run.folder / "environment.json").read_text())["threads"] == 1
     assert run.trace.last_step == 6 and run.wanted == [1, 2, 3, 4, 5, 6]
@@ -331,10 +340,11 @@ def test_the_row_tells_the_environment_of_the_training(whole: Path, tmp_path: Pa
 @pytest.mark.parametrize("size", [2, 128, 256])
 def test_every_image_of_the_population_is_in_a_batch_of_two_or_more(images: int | None, size: int) -> None:
     run = Run(config(Path("unused")))
-    setting = Setting("precise", None, "train", images=images)
-    batches = [x for x, _ in population(run, setting, size)]
+    source = FrozenWeights("precise", None, "train", images)
+    batches = [x for x, _ in population(run, 0, source, size)]
     assert sum(map(len, batches)) == (images or 1295)
-    assert min(map(len, batches)) >= 2 and torch.equal(torch.cat(batches), run.dataset.train.images[: images or 1295])
+    drawn = torch.cat(batches).flatten(1).unique(dim=0)
+    assert min(map(len, batches)) >= 2 and len(drawn) == len(run.dataset.train.images[:images].flatten(1).unique(dim=0))
     assert EXACT.images is None
 
 
@@ -356,3 +366,59 @@ def test_prepare_forgets_old_failures(tmp_path: Path) -> None:
         path.write_text("")
     prepare([job])
     assert not old.exists() and other.exists()
+
+
+OF_ANOTHER = {
+    "log.parquet": r"log.parquet: is another run's, with a loss of .* at step 6, not",
+    "trace/0000000-*": "0000000-0000003.safetensors: is of run .*/seed_1, expected .*/seed_0",
+    "trace/0000003-*": "0000003-0000006.safetensors: is of run .*/seed_1, expected .*/seed_0",
+    "status.json": "status.json: is of run .*/seed_1, expected .*/seed_0",
+    "environment.json": "environment.json: is of run .*/seed_1, expected .*/seed_0",
+    "config.yaml": "config.yaml: is of seed 1, expected that of seed_0",
+    "statistics/exact-train-all-0000006-*": "is of run .*/seed_1, expected .*/seed_0",
+    "state.safetensors": "state.safetensors: is of run .*/seed_1, expected .*/seed_0",
+    "states/step_0000003.safetensors": "step_0000003.safetensors: is of run .*/seed_1, expected .*/seed_0",
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two runs that differ in their seeds alone, in two parts each. Not to be changed."""
+    results = tmp_path_factory.mktemp("pair")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(producing.Recorder, "save_when_due", save_at_step_3)
+        for seed in (0, 1):
+            execute(config(results, seed=seed))
+    return results
+
+
+def save_at_step_3(recorder: producing.Recorder, progress: Progress) -> None:
+    if progress.step == 3:
+        recorder.save(progress)
+        recorder._record(progress)
+
+
+@pytest.mark.parametrize("file", list(OF_ANOTHER))
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_file_of_another_run_is_noticed(
+    file: str, is_finished: bool, pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(pair, results)
+    run = Run(config(results))
+    (path,) = run.folder.glob(file)
+    shutil.copy(pair / "runs" / run.folder.parent.name / "seed_1" / path.relative_to(run.folder), path)
+    shutil.rmtree(run.folder / "measurements")
+    if file.startswith("state"):  # it is read where the final checkpoint, or one before it, is missing
+        run.checkpoint(3 if "states" in file else 6).unlink()
+    if not is_finished and file != "status.json":
+        (run.folder / "status.json").unlink()
+    attempt(config(results))
+    told = re.search(OF_ANOTHER[file], capsys.readouterr().err)
+    # What an unfinished run has measured or kept by the way is made again in any case.
+    assert told or (not is_finished and file.startswith(("statistics", "states")))
+    assert not failures(config(results))
+    tables = load("adhoc", results), load("adhoc", pair)
+    for name in ("gaps", "evaluations", "log"):
+        mine, theirs = (found[name][found[name]["run"] == run.id].reset_index(drop=True) for found in tables)
+        assert_frame_equal(mine, theirs)

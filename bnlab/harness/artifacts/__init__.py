@@ -1,0 +1,1 @@
+"""Networks and what they are trained on: `settings` names a network, `producing` makes sure that it is there."""

@@ -1,0 +1,75 @@
+"""Table `histograms`: what each layer's normalized activations look like under every estimator."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, in_batches, trace_of
+from bnlab.harness.measurements.gaps import flat_statistics, key_columns
+from bnlab.harness.measurements.sources import InferenceRule, Source
+from bnlab.inference import applied
+from bnlab.layers import batch_norm_layers
+from bnlab.statistics import using
+
+NEEDS_TRACE = True
+_IMAGES = 512  # of the training split
+_EDGES = torch.linspace(-4, 4, 33, dtype=torch.float64)
+
+
+def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    """These sources and always `exact`, at all steps of `evaluate_at`."""
+    return dict.fromkeys([EXACT, *sources], run.wanted)
+
+
+def histograms(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, source, layer and bin, over all channels, positions and 512 training images."""
+    layout, estimates = trace_of(run).layout, flat_statistics(run, sources, steps)
+    counts = np.empty((len(steps), len(sources), len(layout.names), len(_EDGES) - 1))
+    for k, step in enumerate(steps):
+        model = run.model_at(step)
+        for s, source in enumerate(sources):
+            with using(model, layout.unflatten(estimates[s, k])):
+                counts[k, s] = _count(model, run.dataset.train.images[:_IMAGES], source)
+    index = np.indices(counts.shape).reshape(4, -1)
+    frame = key_columns(run, sources, steps, index[1], index[0])
+    frame["layer"] = np.array(layout.names)[index[2]]
+    frame["depth"] = index[2] + 1
+    frame["left"], frame["right"] = (_EDGES[index[3] + end].numpy() for end in (0, 1))
+    shares = counts / counts.sum(-1, keepdims=True)
+    frame["share"] = shares.flatten()
+    return frame
+
+
+@torch.no_grad()
+def _count(model: nn.Module, images: Tensor, source: Source) -> np.ndarray:
+    """Values in each bin by layer; the first and last bin have those beyond them too."""
+    found: dict[str, Tensor] = {}
+
+    def look(name: str) -> Any:
+        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+            # At this moment the buffers hold what the layer normalizes with, also by a rule at inference time.
+            x = F.batch_norm(args[0], layer.running_mean, layer.running_var, eps=layer.eps)
+            low, high = float(_EDGES[0]), float(_EDGES[-1])
+            counts = torch.histc(x.clamp(low, high), len(_EDGES) - 1, low, high).double().cpu()
+            found[name] = found.get(name, 0) + counts
+
+        return hook
+
+    size, rule = IMAGES_AT_ONCE, contextlib.nullcontext()
+    if isinstance(source, InferenceRule):
+        size, rule = source.images, applied(model, source.rule)  # type: ignore[assignment]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rule)
+        for name, layer in batch_norm_layers(model, caller="histograms").items():
+            stack.callback(layer.register_forward_pre_hook(look(name)).remove)
+        for index in in_batches(len(images), size):
+            model(images[index])
+    return torch.stack([*found.values()]).numpy()

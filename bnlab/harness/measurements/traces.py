@@ -1,0 +1,51 @@
+"""Table `traces`: mean and variance of two channels of each layer over training, under every estimator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import trace_of
+from bnlab.harness.measurements.gaps import flat_statistics, key_columns
+from bnlab.harness.measurements.sources import InferenceRule, RunningAverage, Source
+
+NEEDS_TRACE = True
+_POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown
+_CHANNELS = 2
+
+
+def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    """Running averages at 120 steps of the training and those of `evaluate_at`, statistics of frozen weights at these.
+
+    Rules at inference time are left out.
+    """
+    last = run.wanted[-1] if run.wanted else 0
+    points = {round(step) for step in np.geomspace(1, last, _POINTS)} if last else set()
+    often = sorted({*points, *run.wanted})
+    return {
+        source: often if isinstance(source, RunningAverage) else run.wanted
+        for source in sources
+        if not isinstance(source, InferenceRule)
+    }
+
+
+def traces(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, source, layer and channel: the first channel and the middle one."""
+    layout, estimates = trace_of(run).layout, flat_statistics(run, sources, steps)
+    starts = np.cumsum([0, *layout.channels[:-1]])
+    chosen = [
+        (depth, channel, start + channel)
+        for depth, (start, size) in enumerate(zip(starts, layout.channels, strict=True))
+        for channel in sorted({place * size // _CHANNELS for place in range(_CHANNELS)})
+    ]
+    at, channels, columns = (np.array(values) for values in zip(*chosen, strict=True))
+    index = np.indices((len(steps), len(sources), len(chosen))).reshape(3, -1)
+    frame = key_columns(run, sources, steps, index[1], index[0])
+    frame["layer"] = np.array(layout.names)[at[index[2]]]
+    frame["channel"] = channels[index[2]]
+    frame["depth"] = at[index[2]] + 1
+    values = estimates[:, :, :, columns].numpy()  # [sources, steps, 2, channels]
+    for place, name in enumerate(("mean", "var")):
+        frame[name] = values[index[1], index[0], place, index[2]]
+    return frame

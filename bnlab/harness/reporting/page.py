@@ -1,0 +1,74 @@
+"""Answers as a document: Markdown for the repository, one self-contained HTML page to look at."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from bnlab.harness.reporting.answer import READING, Answer
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What is asked, and what waits.
+
+    Attributes:
+        questions, hypotheses: by number, in our words.
+        waiting: what no experiment answers yet, by what it waits for.
+    """
+
+    questions: Mapping[str, str]
+    hypotheses: Mapping[str, str]
+    waiting: Mapping[str, Sequence[str]]
+
+    def describe_waiting(self, number: str) -> str:
+        """Why there is no answer."""
+        reasons = [reason for reason, numbers in self.waiting.items() if number in numbers]
+        return f"Waits for {reasons[0]}." if reasons else "Not measured yet."
+
+
+def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
+    """ANSWERS.md: figures are linked, as files beside it."""
+    return _render("answers.md", catalogue, answers, {})
+
+
+def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping[tuple[str, str], Path]) -> str:
+    """A page that needs no other file.
+
+    Args:
+        catalogue: the questions.
+        answers: of the experiments that have results.
+        figures: of (experiment, figure), the PNG.
+    """
+    images = {key: base64.b64encode(path.read_bytes()).decode() for key, path in figures.items() if path.exists()}
+    return _render("page.html", catalogue, answers, images)
+
+
+def _render(
+    template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[tuple[str, str], str]
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=template.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    answering = {
+        number: [answer for answer in answers if number in answer.experiment.answers]
+        for number in (*catalogue.questions, *catalogue.hypotheses)
+    }
+    return environment.get_template(template).render(
+        questions=catalogue.questions,
+        hypotheses=catalogue.hypotheses,
+        answers=answers,
+        answering=answering.__getitem__,
+        waiting=catalogue.describe_waiting,
+        images=images,
+        reading=READING,
+    )

@@ -1,0 +1,138 @@
+"""Tidy tables with fixed columns, types and keys, written in parts by jobs and put together when they are read.
+
+results/<experiment>/parts/<table>/<run>-<digest>.parquet     what one job measured; never written by two jobs
+results/<experiment>/tables/<table>.parquet                   all of them, one row for each key
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from filelock import FileLock
+
+from bnlab.files import OtherVersion, digest, set_aside, write_whole
+from bnlab.harness.errors import UserError
+from bnlab.harness.schedule import lr_factor
+from bnlab.harness.schema import (
+    LOG,
+    TABLES,
+    conform,
+    conform_part,
+    empty,
+    origin_columns,
+    part_schema,
+    read_frame,
+    read_part,
+    write_frame,
+)
+
+
+def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
+    """What one job measured, under a name that tells the run and the settings of the measurement."""
+    path = folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.parquet"
+    write_frame(path, conform_part(name, frame), part_schema(name))
+
+
+def assemble(folder: Path, name: str) -> pd.DataFrame:
+    """All parts of a table, the newest row for each key.
+
+    Rows leave it once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
+    """
+    parts = sorted((folder / "parts" / name).glob("*.parquet"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+    frames = []
+    for path in parts:
+        try:
+            frames.append(_read_own_rows(name, path))
+        except OtherVersion as error:
+            print(f"{error}\n  left out; run the sweep again to measure it again", file=sys.stderr)
+        except ValueError as error:
+            set_aside(path, error, "run the sweep again to measure it again")
+    table = TABLES[name]
+    if not frames:
+        return empty(name)
+    frame = _drop_outdated(name, pd.concat(frames, ignore_index=True))
+    frame = frame.drop_duplicates(list(table.key), keep="last")
+    return conform(name, frame.sort_values(list(table.key), ignore_index=True))
+
+
+def _read_own_rows(name: str, path: Path) -> pd.DataFrame:
+    """The rows of a part; ValueError if it is a copy of another run's."""
+    frame = read_part(name, path)
+    for run in frame["run"].unique():
+        if not path.name.startswith(f"{run.replace('/', '-')}-"):
+            raise ValueError(f"{path}: holds rows of run {run}")
+    return frame
+
+
+def _drop_outdated(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows, the newest last, without those that differ from the newest of their group in what measured them."""
+    if frame.empty:
+        return frame
+    for column, (_, group, _) in origin_columns(name).items():
+        newest = frame.groupby(list(group))[column].transform("last") if group else frame[column].iloc[-1]
+        frame = frame[frame[column].isna() | (frame[column] == newest)]
+    return frame
+
+
+def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
+    """Put every table together from its parts and write it; safe while other sweeps write parts."""
+    found = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "tables.lock"):
+        for name in TABLES:
+            found[name] = frame = assemble(folder, name)
+            path = folder / "tables" / f"{name}.parquet"
+            write_frame(path, frame, TABLES[name].schema)
+            if csv:
+                write_whole(path.with_suffix(".csv"), partial(frame.to_csv, index=False))
+    return found
+
+
+class Tables(dict[str, pd.DataFrame]):
+    """The tables of an experiment by name; `log`, which may be large, is read when it is asked for first."""
+
+    def __init__(self, tables: dict[str, pd.DataFrame], results: Path) -> None:
+        super().__init__(tables)
+        self._results = results
+
+    def __missing__(self, name: str) -> pd.DataFrame:
+        if name != "log":
+            raise KeyError(name)
+        self[name] = frame = read_log(self._results, self["runs"])
+        return frame
+
+
+def read_log(results: Path, runs: pd.DataFrame) -> pd.DataFrame:
+    """The table `log` of these networks; one that has been removed or whose log is damaged is named and left out."""
+    frames = [pd.DataFrame(columns=list(LOG.types))]
+    for row in runs.to_dict("records"):
+        path = results / "runs" / row["run"] / "log.parquet"
+        try:
+            frame = read_frame(path)[["step", "loss", "accuracy"]]
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            print(f"{row['run']}: left out of the table log ({error})", file=sys.stderr)
+            continue
+        factors = [lr_factor(row["schedule"], step - 1, row["steps"]) for step in frame["step"]]
+        frames.append(frame.assign(run=row["run"], lr=row["lr_effective"] * np.array(factors)))
+    log = pd.concat(frames, ignore_index=True)[list(LOG.types)]
+    return pa.Table.from_pandas(log, LOG.schema, preserve_index=False).to_pandas()
+
+
+def load(name: str, results: str | Path = "results") -> Tables:
+    """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
+
+    results/README.md says what their columns mean. `log` has a row for each update of each network.
+
+    Raises:
+        UserError: nothing has been measured under this name.
+    """
+    folder = Path(results) / name
+    if not (folder / "parts").is_dir():
+        command = "python -m experiments.sweep" + ("" if name == "adhoc" else f" experiment={name}")
+        raise UserError(f"no results for {name!r} in {results}/; run: {command}")
+    return Tables({table: assemble(folder, table) for table in TABLES}, Path(results))

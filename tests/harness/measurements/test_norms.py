@@ -1,0 +1,83 @@
+"""A network without batch norm: it trains, and what needs batch statistics says so and is left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bnlab.harness import load
+from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.models import ModelConfig, NormConfig
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config, flatten, network, training_settings
+from bnlab.harness.artifacts.training import Progress
+from bnlab.harness.config import check
+from bnlab.harness.errors import UserError
+from bnlab.harness.jobs import execute, failures, prepare
+
+BARE = Config(norm=NormConfig("none"), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
+
+
+@pytest.mark.parametrize(
+    "model", [ModelConfig(width=16), ModelConfig("mlp", 2, 64), ModelConfig("resnet", 8, 8)], ids=lambda m: m.name
+)
+def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measurements = ["gaps", "evaluations", "drift"]
+    config = replace(BARE, model=model, results=str(tmp_path), measurements=measurements, accuracy_at="all")
+    prepare([config])
+    execute(config)
+    execute(config)  # from what is there
+    run, tables = Run(config), load("adhoc", tmp_path)
+    assert run.trace is None and not failures(config) and not (run.folder / "trace").exists()
+    skipped = [line for line in capsys.readouterr().out.splitlines() if "gaps" in line]
+    assert skipped == [f"{run.id}: norm.name=none, so not measured: gaps, drift"] * 2
+    assert tables["gaps"].empty and tables["drift"].empty
+    found = tables["evaluations"]
+    assert list(found["step"]) == run.wanted and set(found["estimator"]) == set(found["statistics_split"]) == {"none"}
+    assert found["accuracy"].iloc[-1] > 0.7
+    empty = found.columns[found.isna().all()]
+    assert set(empty) == {"momentum", "disagreement", "logit_gap"} and (found["stat_images"] == 0).all()
+    (row,) = tables["runs"].to_dict("records")
+    assert (row["norm"], row["norm.name"], row["status"]) == ("none", "none", "finished")
+    assert tables["runs"]["norm_batch_size"].isna().all()
+
+
+def test_it_continues_and_makes_checkpoints_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(BARE, model=ModelConfig("mlp", 1, 16), epochs=1, evaluate_at="final", results=str(tmp_path / "a"))
+    execute(config)
+    log = producing.Recorder.log
+
+    def interrupt(recorder: producing.Recorder, progress: Progress) -> None:
+        log(recorder, progress)
+        if progress.step == 10:
+            raise KeyboardInterrupt
+
+    broken = replace(config, results=str(tmp_path / "b"))
+    with monkeypatch.context() as patched:
+        patched.setattr(producing, "STATE_SECONDS", 0.0)
+        patched.setattr(producing.Recorder, "log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute(broken)
+    execute(replace(broken, evaluate_at=[5, 1.0]))
+    assert Run(broken).training == Run(config).training
+    assert [path.stem[-1] for path in Run(broken).checkpoints(5)] == ["5"]
+
+
+def test_what_needs_batch_norm_alone_is_refused_before_training() -> None:
+    with pytest.raises(UserError, match=r"^measurements=\['gaps', 'drift'\]: need batch norm \(norm=batch\)"):
+        check(replace(BARE, measurements=["gaps", "drift"]))
+    check(replace(BARE, measurements=["gaps", "evaluations"]))
+
+
+def test_every_setting_of_the_training_is_a_column(tmp_path: Path) -> None:
+    config = replace(
+        BARE, data=DataConfig(images=100), epochs=1, batch_size=90, evaluate_at="final", results=str(tmp_path)
+    )
+    assert network(config)["norm"] == {"name": "none"}
+    execute(config)
+    (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
+    for key, value in flatten(training_settings(config)).items():
+        assert row[key] == value, key

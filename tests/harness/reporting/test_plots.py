@@ -1,0 +1,173 @@
+"""Each kind of panel draws every row of its frame, at its place, or refuses the frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure as Drawn
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting import drawing, style
+from bnlab.harness.reporting.experiment import Figure
+from bnlab.harness.reporting.plots import EstimatorCurves, Forest, HeatMap, Histograms, Stacked
+from bnlab.harness.reporting.style import Axis
+
+
+@pytest.fixture(autouse=True)
+def closed() -> object:
+    yield
+    plt.close("all")
+
+
+def draw(rows: pd.DataFrame, plot: Any) -> Drawn:
+    drawn = drawing.draw(Figure("f", "t", "c.", lambda _: rows, plot), {})
+    drawn.canvas.draw()
+    return drawn
+
+
+def panel(plot: Any, rows: pd.DataFrame) -> Axes:
+    return plot(rows, ax=plt.figure().add_subplot())
+
+
+def caption(drawn: Drawn) -> str:
+    return " ".join(drawn.texts[-1].get_text().split())
+
+
+def with_interval(rows: dict[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame({"panel": "all", **rows})
+    return frame.assign(low=frame["mean"] - 1, high=frame["mean"] + 2, n=3, log=False)
+
+
+def test_single_batches_lie_under_the_estimators() -> None:
+    steps = list(range(100))
+    rows = pd.concat([
+        with_interval({"estimator": "ema", "momentum": 0.1, "step": steps, "mean": np.sqrt(steps), "kind": ""}),
+        with_interval({"estimator": "", "momentum": np.nan, "step": steps, "mean": np.sin(steps), "kind": "batch"}),
+    ])  # fmt: skip
+    ax = panel(EstimatorCurves(Axis("y"), x="step"), rows)
+    assert ax.get_legend_handles_labels()[1] == ["single batches", "EMA (momentum 0.1)"] and ax.get_xscale() == "linear"
+    dots, curve = ax.get_lines()
+    assert (dots.get_linestyle(), dots.get_marker(), curve.get_linestyle()) == ("None", ".", "-")
+    np.testing.assert_array_equal(dots.get_ydata(), np.sin(steps))
+    np.testing.assert_array_equal(curve.get_ydata(), np.sqrt(steps))
+
+
+def test_a_line_of_many_points_has_few_markers() -> None:
+    rows = with_interval({"x": np.arange(1, 201), "mean": 1.0})
+    _, ax = plt.subplots()
+    style.line(ax, rows, "x", "#000000", marker="o")
+    assert ax.get_lines()[0].get_markevery() == 20 and len(ax.get_lines()[0].get_xdata()) == 200
+
+
+def bins(estimator: str, heights: list[float]) -> pd.DataFrame:
+    edges = np.arange(len(heights) + 1.0)
+    return with_interval({"estimator": estimator, "momentum": np.nan, "left": edges[:-1], "right": edges[1:],
+                          "mean": heights})  # fmt: skip
+
+
+def test_histograms() -> None:
+    rows = pd.concat([bins("exact", [1, 5, 2]), bins("precise", [2, 3])]).sample(frac=1, random_state=0)
+    drawn = draw(rows, Histograms(Axis("across"), Axis("density")))
+    (ax,) = drawn.axes
+    outlines = {outline.get_label(): outline.get_data() for outline in ax.patches}
+    assert set(outlines) == {"exact population", "precise BN"}
+    assert outlines["exact population"].values.tolist() == [1, 5, 2]
+    assert outlines["exact population"].edges.tolist() == [0, 1, 2, 3]
+    assert outlines["precise BN"].values.tolist() == [2, 3] and len(ax.collections) == 2
+    tops = {vertex[1] for vertex in ax.collections[0].get_paths()[0].vertices}
+    assert tops in ({0, 4, 1, 3, 7}, {1, 2, 4, 5})  # low and high
+    assert caption(drawn) == "c. Outlines: mean over seeds, bands: 95% intervals. n = 3 seeds."
+    twice = pd.concat([bins("exact", [1, 2]), bins("exact", [1, 2])])
+    for wrong in (twice, bins("exact", [1, 2, 3]).iloc[[0, 2]]):
+        with pytest.raises(ValueError, match="bins of exact population overlap or leave gaps"):
+            panel(Histograms(Axis("x"), Axis("y")), wrong)
+
+
+def terms() -> pd.DataFrame:
+    return with_interval({"epoch": [2.0, 1.0] * 3, "term": ["start"] * 2 + ["bias"] * 2 + ["lag"] * 2,
+                          "mean": [3.0, 4.0, -1.0, -2.0, 5.0, -6.0]})  # fmt: skip
+
+
+def test_stacked_areas() -> None:
+    """Positive terms upon each other, negative ones below 0; each area is as high as its term."""
+    ax = panel(Stacked("epoch", Axis("y"), "all of it"), terms())
+    assert ax.get_legend_handles_labels()[1] == ["start", "bias", "lag", "all of it"]
+    (total,) = ax.get_lines()
+    assert total.get_xdata().tolist() == [1, 2] and total.get_ydata().tolist() == [4 - 2 - 6, 3 - 1 + 5]
+    spans = {x: [] for x in (1.0, 2.0)}
+    for area in ax.collections:
+        corners = area.get_paths()[0].vertices
+        for x in spans:
+            heights = sorted(corners[corners[:, 0] == x, 1])
+            spans[x].append((heights[0], heights[-1]))
+    assert [span for span in spans[1.0] if span[0] < span[1]] == [(0, 4), (-2, 0), (-8, -2)]
+    assert [span for span in spans[2.0] if span[0] < span[1]] == [(0, 3), (3, 8), (-1, 0)]
+    assert len({tuple(area.get_facecolor()[0]) for area in ax.collections}) == 3
+
+
+def test_stacked_areas_of_missing_or_doubled_terms() -> None:
+    plot = Stacked("epoch", Axis("y"))
+    with pytest.raises(ValueError, match="not every term has a value at each epoch"):
+        panel(plot, terms()[1:])
+    with pytest.raises(ValueError, match="duplicate"):
+        panel(plot, pd.concat([terms(), terms()]))
+    with pytest.raises(UserError, match="room for 6 series"):
+        panel(plot, with_interval({"epoch": 1.0, "term": list("abcdefg"), "mean": 1.0}))
+
+
+def fields() -> pd.DataFrame:
+    one = {"layer": ["stem", "stem", "b", "b"], "epoch": [2.0, 0.5] * 2}
+    return pd.concat([with_interval({**one, "mean": [0.1, 0.2, 0.3, 10.0]}).assign(panel="first"),
+                      with_interval({**one, "mean": [0.01, 0.2, 0.3, 0.4]})[1:].assign(panel="second")])  # fmt: skip
+
+
+def test_heat_maps_share_rows_and_colours() -> None:
+    drawn = draw(fields(), HeatMap("epoch", "layer", Axis("gap", log=True)))
+    first, second, bar = drawn.axes
+    assert [ax.collections[0].get_array().tolist() for ax in (first, second)] == [
+        [[0.2, 0.1], [10.0, 0.3]],
+        [[0.2, None], [0.4, 0.3]],  # by layer in order of appearance, by epoch in order
+    ]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["stem", "b"]
+    assert [label.get_text() for label in second.get_xticklabels()] == ["0.5", "2"]
+    assert first.get_ylim() == second.get_ylim() == (1.5, -0.5) and bar.get_ylabel() == "gap"
+    norms = [ax.collections[0].norm for ax in (first, second)]
+    assert norms[0] is norms[1] and isinstance(norms[0], LogNorm) and (norms[0].vmin, norms[0].vmax) == (0.1, 10.0)
+    assert caption(drawn) == "c. Colours: mean over seeds. n = 3 seeds." and not drawn.legends
+
+
+def test_colours_around_zero() -> None:
+    signed = draw(fields().assign(mean=[-3.0, 1, 1, 1, 1, 1, 2]), HeatMap("epoch", "layer", Axis("gap")))
+    norm = signed.axes[0].collections[0].norm
+    assert (norm.vmin, norm.vmax) == (-3, 3)
+    zero = draw(fields().assign(mean=[0.0, 1, 2, 4, 1, 1, 2]), HeatMap("epoch", "layer", Axis("gap", log=True)))
+    norm = zero.axes[0].collections[0].norm
+    assert (norm.vmin, norm.vmax) == (1, 4) and norm(0.0) == 0.0
+    limited = draw(fields(), HeatMap("epoch", "layer", Axis("gap", (0, 1))))
+    assert limited.axes[0].collections[0].get_clim() == (0, 1)
+    with pytest.raises(ValueError, match="duplicate"):
+        draw(pd.concat([fields(), fields()]), HeatMap("epoch", "layer", Axis("gap")))
+
+
+def test_forests_share_rows_where_a_panel_lacks_one() -> None:
+    rows = pd.concat([with_interval({"setting": ["lr", "flip"], "mean": [1.0, 2.0]}).assign(panel="a"),
+                      with_interval({"setting": ["decay", "flip"], "mean": [3.0, 4.0]}).assign(panel="b")])  # fmt: skip
+    drawn = draw(rows, Forest("setting", Axis("points"), (0.0, "no cost")))
+    first, second = drawn.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["lr", "flip", "decay"]
+    points = [[line.get_xydata().tolist() for line in ax.get_lines() if line.get_marker() == "o"] for ax in drawn.axes]
+    assert points == [[[[1, 0], [2, 1]]], [[[3, 2], [4, 1]]]]
+    bars = [segment.tolist() for segment in second.collections[0].get_segments()]
+    assert bars == [[[2, 2], [5, 2]], [[3, 1], [6, 1]]]
+    assert first.get_ylim() == (2.5, -0.5) and drawn.legends[0].get_texts()[0].get_text() == "no cost"
+    with pytest.raises(ValueError, match="setting flip has several rows"):
+        panel(Forest("setting", Axis("x")), pd.concat([rows[:2], rows[1:2]]))
+    many = with_interval({"setting": [f"s{i}" for i in range(41)], "mean": 1.0})
+    with pytest.raises(UserError, match="room for 40 rows"):
+        panel(Forest("setting", Axis("x")), many)
