@@ -1,13 +1,14 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
 # make test-all   the slow tests too
+# make results    every experiment again, for results/reference; hours. It says first how many
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all bench clean
+.PHONY: demo test test-all results bench clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -39,6 +40,9 @@ test-all: .venv/installed-zoo
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2 -m 'slow or not slow'
+
+results: .venv/installed
+	$(PY) -m experiments.results
 
 bench: .venv/installed-bench
 	$(PY) -m benchmarks

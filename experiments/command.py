@@ -1,18 +1,38 @@
-"""What the commands share: exit codes, and no traceback for what a user may do."""
+"""What the commands share: how they are called, exit codes, and no traceback for what a user may do.
+
+Every command takes settings as key=value, `--help`, and no other options but the sweep's `-m`.
+"""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 
-def exit_code(command: Callable[[list[str]], int]) -> int:
+def run_command(command: Callable[[list[str]], int], usage: str = "", options: tuple[str, ...] = ()) -> int:
     """Run a command with the words of the command line; 2 for a user's mistake, 130 for Ctrl-C, each with its line.
 
     The command imports what takes seconds by itself, so that Ctrl-C in that time is caught here too.
+
+    Args:
+        command: of the words, gives the exit code.
+        usage: what `--help` prints; without one the command answers by itself.
+        options: words with a dash that it knows.
     """
+    words = sys.argv[1:]
+    warnings.showwarning = _note  # type: ignore[assignment]
     try:
-        return command(sys.argv[1:])
+        if usage and {"-h", "--help"} & {*words}:
+            print(usage)
+            return 0
+        for word in words:
+            if word.startswith("-") and word.partition("=")[0] not in options:
+                known = " and ".join((*options[:1], "--help"))
+                print(f"error: {word}: no such option; there is {known}", file=sys.stderr)
+                return 2
+        return command(words)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
@@ -20,9 +40,15 @@ def exit_code(command: Callable[[list[str]], int]) -> int:
         print(f"error: {error}; what is finished is kept, the same command continues", file=sys.stderr)
         return 2
     except ValueError as error:
-        from bnlab.harness.errors import UserError  # here: importing bnlab takes seconds
+        from bnlab.harness.errors import UserError  # here: importing the harness takes a moment
 
         if not isinstance(error, UserError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """A `Note` in a line of its own; other warnings as Python has them."""
+    ours = category.__name__ == "Note"
+    print(f"note: {message}" if ours else warnings.formatwarning(message, category, filename, lineno), file=sys.stderr)

@@ -15,12 +15,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from bnlab.harness.config import Config, check, check_name, field_names
+from bnlab.harness.artifacts.settings import Config, field_names
+from bnlab.harness.config import check, check_name
 from bnlab.harness.errors import UserError
-from experiments.explain import CHOICES, CONF, choices, experiment_file, explained, first_line, unknown, unreadable
+from experiments.explain import (
+    CHOICES,
+    CONF,
+    choices,
+    experiment_file,
+    explain_failure,
+    explain_syntax,
+    explain_unknown,
+    first_line,
+)
 
 _FILES = (*CHOICES, "hydra/launcher")  # keys that choose a file of conf/, or one of Hydra's
 _ONE_FOR_A_SWEEP = ("experiment", "name", "results", "dry_run", "csv", "hydra/launcher")
@@ -57,7 +67,7 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
     Raises:
         UserError: one or two lines that name the key, the value and what is allowed.
     """
-    given = _parsed(words)
+    given = _parse(words)
     with _composer() as composer:
         shared = tuple(o for o in given if not o.is_sweep_override())
         hydra = composer.compose(shared, whole=True)
@@ -65,15 +75,23 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
         _check_sweeps([o for o in given if o.is_sweep_override()], multirun)
         own = _own_sweep(hydra, given) if multirun else []
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
-        configs = [_checked(composer.compose(job), job) for job in jobs]
+        configs = [_build_config(composer.compose(job), job) for job in jobs]
+        _check_experiment_name(configs[0], words)
         sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra, shared)
     return sweep if sweep.launcher == "basic" else _one_thread_each(sweep)
+
+
+def _check_experiment_name(config: Config, words: list[str]) -> None:
+    """UserError where an experiment's file would let its results lie under another name."""
+    chosen = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    if chosen and config.name != chosen[0] and not any(word.startswith("name=") for word in words):
+        raise UserError(f"conf/experiment/{chosen[0]}.yaml: name: {config.name}; write name: {chosen[0]}")
 
 
 def on_all_cores(sweep: Sweep) -> Sweep:
     """The same jobs with a process for each core."""
     with _composer() as composer:
-        hydra = composer.compose([*sweep.shared, *_parsed(["hydra/launcher=joblib"])], whole=True)
+        hydra = composer.compose([*sweep.shared, *_parse(["hydra/launcher=joblib"])], whole=True)
     return _one_thread_each(replace(sweep, hydra=hydra))
 
 
@@ -85,29 +103,38 @@ def _one_thread_each(sweep: Sweep) -> Sweep:
 
 @dataclass(frozen=True)
 class _Composer:
-    """Hydra composes each choice of files once, a twentieth of a second; values are set on copies of that."""
+    """Hydra composes each choice of files once; values are set on copies of that.
 
-    bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    Once for each choice and not once for all, because only the files say what there is to set: those of a swept
+    `model=cnn,mlp` differ, and the launcher is chosen when it is known how many networks lack training. Never for each
+    job, because that takes a twentieth of a second.
+    """
+
+    bases: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = field(default_factory=dict)
 
     def compose(self, overrides: Iterable[Override], whole: bool = False) -> DictConfig:
         """The configuration under these overrides, none of them swept; `whole`: with Hydra's own settings."""
         overrides = list(overrides)
         choices = [o for o in overrides if o.get_key_element() in _FILES]
         values = [o for o in overrides if o.get_key_element() not in _FILES]
-        config = copy.deepcopy(self._base(tuple(f"{o.get_key_element()}={o.value()}" for o in choices), whole))
+        config = copy.deepcopy(self._base(tuple(f"{o.get_key_element()}={o.value()}" for o in choices))[not whole])
         for override in values:
             if whole or not override.get_key_element().startswith("hydra."):
                 _set(config, override)
         return config
 
-    def _base(self, files: tuple[str, ...], whole: bool) -> DictConfig:
-        key = (*files, str(whole))
-        if key not in self.bases:
+    def _base(self, files: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
+        """With and without Hydra's own settings."""
+        if files not in self.bases:
             try:
-                self.bases[key] = compose("config", overrides=list(files), return_hydra_config=whole)
+                whole = compose("config", overrides=list(files), return_hydra_config=True)
             except Exception as error:  # whatever reading files that somebody has written may raise
-                raise UserError(explained(files, error)) from error
-        return self.bases[key]
+                raise UserError(explain_failure(files, error)) from error
+            own = copy.deepcopy(whole)
+            with flag_override(own, ["struct", "readonly"], False):
+                del own["hydra"]
+            self.bases[files] = whole, own
+        return self.bases[files]
 
 
 @contextlib.contextmanager
@@ -123,11 +150,11 @@ def _own_sweep(hydra: DictConfig, given: list[Override]) -> list[Override]:
     words = [f"{key}={value}" for key, value in (hydra.hydra.sweeper.params or {}).items() if key not in keys]
     known = {*field_names(Config), *CHOICES}
     try:
-        own = _parsed(words)
+        own = _parse(words)
         _check_sweeps([o for o in own if o.is_sweep_override()], multirun=True)
         for override in own:
             if override.get_key_element() not in known:
-                raise UserError(unknown(_word(override), override.get_key_element()))
+                raise UserError(explain_unknown(_word(override), override.get_key_element()))
     except UserError as error:
         raise UserError(f"{experiment_file(map(_word, given))}: {error}") from error
     return own
@@ -147,19 +174,19 @@ def _set(config: DictConfig, override: Override) -> None:
     try:
         OmegaConf.update(config, key, override.value(), merge=True)
     except (ConfigAttributeError, ConfigKeyError) as error:
-        raise UserError(unknown(word, key)) from error
+        raise UserError(explain_unknown(word, key)) from error
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(f"{word}: {first_line(error)}") from error
 
 
-def _parsed(overrides: list[str]) -> list[Override]:
+def _parse(overrides: list[str]) -> list[Override]:
     parser = OverridesParser.create()
     found: dict[str, Override] = {}
     for word in overrides:
         try:
             override = parser.parse_override(word)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"{word}: cannot be read ({unreadable(word)})") from error
+            raise UserError(f"{word}: cannot be read ({explain_syntax(word)})") from error
         key = override.get_key_element()
         if override.is_add() or override.is_force_add() or override.is_delete():
             raise UserError(f"{word}: settings cannot be added or deleted; write key=value without + or ~")
@@ -184,8 +211,9 @@ def _check_sweeps(sweeps: list[Override], multirun: bool) -> None:
         word, key = _word(override), override.get_key_element()
         if not multirun:
             value = word.partition("=")[2]
-            together = f"; to measure all on one network: {key}=[{value}]" if key in ("momentum", "estimator") else ""
-            raise UserError(f"{word}: a comma list is swept with -m{together}")
+            lists = key in ("momentum", "estimator") and not value.startswith("range(")
+            together = f"; to measure all on one network: {key}=[{value}]" if lists else ""
+            raise UserError(f"{word}: several values are swept with -m{together}")
         if key in _ONE_FOR_A_SWEEP or key.startswith("hydra.launcher."):
             raise UserError(f"{word}: a sweep has one {key}; run one after the other")
         try:
@@ -198,7 +226,7 @@ def _check_sweeps(sweeps: list[Override], multirun: bool) -> None:
             raise UserError(f"{word}: give at least one value")
 
 
-def _checked(composed: DictConfig, overrides: list[Override]) -> Config:
+def _build_config(composed: DictConfig, overrides: list[Override]) -> Config:
     try:
         config: Any = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
@@ -209,15 +237,31 @@ def _checked(composed: DictConfig, overrides: list[Override]) -> Config:
     return config  # type: ignore[no-any-return]
 
 
-def named(words: list[str], usage: str) -> tuple[str, str, str]:
+def find_results(words: list[str]) -> tuple[str, str, str]:
     """The experiment that the words name, and the name and folder of its results."""
-    overrides = _parsed(words)
+    overrides = _parse_only(words, ("experiment", "results", "name"))
     given = {o.get_key_element(): o for o in overrides}
-    odd = [key for key in given if key not in ("experiment", "results", "name")]
-    if odd or "experiment" not in given:
-        raise UserError(f"{odd[0]}: not an option here\n{usage}" if odd else f"which experiment?\n{usage}")
-    _check_sweeps([o for o in overrides if o.is_sweep_override()], multirun=True)
+    if "experiment" not in given:
+        raise UserError(f"which experiment? choose from {', '.join(choices('experiment'))}: experiment=NAME")
     with _composer() as composer:
         config = composer.compose(overrides)
     check_name(config)  # type: ignore[arg-type]  # it has the fields
     return given["experiment"].get_value_element_as_str(), config.name, config.results
+
+
+def results_folder(words: list[str]) -> str:
+    """The folder that `results=` names, the only setting that there may be among the words."""
+    with _composer() as composer:
+        config = composer.compose(_parse_only(words, ("results",)))
+    check_name(config)  # type: ignore[arg-type]  # it has the fields
+    return str(config.results)
+
+
+def _parse_only(words: list[str], keys: tuple[str, ...]) -> list[Override]:
+    """Settings of a command that takes these alone, none of them swept."""
+    overrides = _parse(words)
+    for override in overrides:
+        if override.get_key_element() not in keys:
+            raise UserError(f"{override.get_key_element()}: not an option here; there are {', '.join(keys)}")
+    _check_sweeps([o for o in overrides if o.is_sweep_override()], multirun=True)
+    return overrides

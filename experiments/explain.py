@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from bnlab.harness.config import Config, field_names
+from bnlab.harness.artifacts.settings import Config, field_names
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-CHOICES = ("data", "model", "optimizer", "experiment")
+CHOICES = ("data", "model", "norm", "optimizer", "suite", "experiment")
 # What other programs call a setting, and its name here.
 _SYNONYMS = {
     "learning_rate": "optimizer.lr",
@@ -40,7 +40,7 @@ def experiment_file(words: Iterable[str]) -> str:
     return f"conf/experiment/{chosen[0]}.yaml" if chosen else "conf/config.yaml"
 
 
-def unreadable(word: str) -> str:
+def explain_syntax(word: str) -> str:
     """Why Hydra cannot parse a word, and how to write it."""
     if any(word.count(a) != word.count(b) for a, b in ("[]", "()", "{}")) or word.count("'") % 2:
         return "a bracket or quote is not closed"
@@ -51,20 +51,20 @@ def unreadable(word: str) -> str:
     return "write key=value, a list as key=[a,b]" if equals else "write key=value"
 
 
-def unknown(source: str, key: str) -> str:
+def explain_unknown(source: str, key: str) -> str:
     """There is no such setting; `source` is the word or the file that has it."""
     if key.startswith("hydra.launcher."):
         return f"{source}: there is no setting {key!r} of this launcher; n_jobs needs hydra/launcher=joblib"
-    return f"{source}: there is no setting {key!r}{_did_you_mean(_nearest_setting(key))}; --help lists them"
+    return f"{source}: there is no setting {key!r}{_suggest(_nearest_setting(key))}; --help lists them"
 
 
-def explained(files: Sequence[str], error: Exception) -> str:
+def explain_failure(files: Sequence[str], error: Exception) -> str:
     """The word or file, and in it the key or line, that made Hydra's composition of `files` (group=name) fail."""
     text = str(error)
     if missing := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
-        return _no_such_file(files, *missing.groups())
+        return _explain_missing(files, *missing.groups())
     if setting := re.search(r"In '([\w/]+)': \w+ raised while composing config:\n(.*)\n\s*full_key: (\S+)", text):
-        return _wrong_setting(*setting.groups())
+        return _explain_value(*setting.groups())
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         path = Path(mark.name).relative_to(CONF.parent)
@@ -72,19 +72,19 @@ def explained(files: Sequence[str], error: Exception) -> str:
     return f"{experiment_file(files)}: cannot be read ({first_line(error)})"
 
 
-def _no_such_file(files: Sequence[str], group: str, name: str) -> str:
+def _explain_missing(files: Sequence[str], group: str, name: str) -> str:
     word, known, kind = f"{group}={name}", choices(group), group.removeprefix("hydra/")
     source = word if word in files else f"{experiment_file(files)}: {word}"
     close = difflib.get_close_matches(name, known, n=1)
-    return f"{source}: there is no such {kind}; choose from {', '.join(known)}{_did_you_mean(close)}"
+    return f"{source}: there is no such {kind}; choose from {', '.join(known)}{_suggest(close)}"
 
 
-def _wrong_setting(file: str, reason: str, key: str) -> str:
+def _explain_value(file: str, reason: str, key: str) -> str:
     path = f"conf/{file}.yaml"
     if key == "experiment":
         return f"{path}: must begin with the line '# @package _global_'; settings follow as key: value"
     if reason.startswith("Key "):
-        return unknown(path, key)
+        return explain_unknown(path, key)
     return f"{path}: {key}: {reason.strip().rstrip('.')}"
 
 
@@ -100,10 +100,10 @@ def _nearest_setting(key: str) -> list[str]:
 
 
 def _ratio(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
+    return difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()
 
 
-def _did_you_mean(close: list[str]) -> str:
+def _suggest(close: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -6,25 +6,23 @@ import sys
 import textwrap
 from pathlib import Path
 
-from experiments.answers import READING, describe
-from experiments.command import exit_code
+from experiments.answers import describe
+from experiments.command import run_command
 
-USAGE = "usage: python -m experiments.figures experiment=NAME [results=FOLDER]"
+USAGE = """usage: python -m experiments.figures experiment=NAME [name=NAME] [results=FOLDER]
+
+Draw the figures of an experiment from its tables, and print the verdicts on its claims."""
 
 
 def main() -> int:
     """Figures, and verdicts in aligned lines; exit 2 for a user's mistake."""
-    return exit_code(_figures)
+    return run_command(_draw, USAGE)
 
 
-def _figures(words: list[str]) -> int:
-    from experiments.compose import named
-    from experiments.explain import choices
+def _draw(words: list[str]) -> int:
+    from experiments.compose import find_results
 
-    if {"-h", "--help"} & set(words) or not words:
-        print(f"{USAGE}\nNAME: {', '.join(choices('experiment'))}")
-        return 0 if words else 2
-    draw_all(*named(words, USAGE))
+    draw_all(*find_results(words))
     return 0
 
 
@@ -35,7 +33,8 @@ def draw_all(experiment: str, name: str, results: str) -> None:
     matplotlib.use("Agg")
     from bnlab.harness import load
     from bnlab.harness.reporting import drawing, style
-    from bnlab.harness.reporting.experiment import answers, declared
+    from bnlab.harness.reporting.answer import READING, compose_answer
+    from bnlab.harness.reporting.experiment import declared
     from experiments.questions import find_experiment, own_code
 
     question = find_experiment(experiment)
@@ -49,7 +48,7 @@ def draw_all(experiment: str, name: str, results: str) -> None:
             with own_code(f"figure {figure.name}", *place):
                 drawn[figure.name] = drawing.draw(figure, available)
         with own_code("the claims", *place):
-            lines = describe(question, answers(question, tables))
+            lines = describe(compose_answer(question, tables))
         for file, image in drawn.items():
             print(f"{drawing.save(image, place[0] / 'figures', file)[0]}  (and .pdf)")
     print("\n".join(["", question.question, *lines]))

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from bnlab.harness.config import Config
+from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
 from experiments.compose import Sweep
 from experiments.explain import first_line

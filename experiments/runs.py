@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from experiments.command import exit_code
+from experiments.command import run_command
 
 _WRITING = 60.0  # seconds that a file may be in the making: younger ones may be another process's
 _DAMAGED = "config.yaml is damaged: the command that trained it writes it again"
@@ -25,17 +25,16 @@ USAGE = """usage: python -m experiments.runs list          every network: in wha
 
 def main() -> int:
     """Exit 2 for a user's mistake."""
-    return exit_code(_runs)
+    return run_command(_dispatch, USAGE)
 
 
-def _runs(arguments: list[str]) -> int:
+def _dispatch(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
+    from experiments.compose import results_folder
 
-    words = [w for w in arguments if not w.startswith("results=")]
-    results = next((w.removeprefix("results=") for w in arguments if w.startswith("results=")), "results")
-    if not results:
-        raise UserError("results=: must be a folder; results is the usual one")
-    match words:
+    results = results_folder([word for word in words if "=" in word])
+    commands = [word for word in words if "=" not in word]
+    match commands:
         case ["list"]:
             _list(results)
         case ["show", run]:
@@ -44,17 +43,16 @@ def _runs(arguments: list[str]) -> int:
             _remove(results, [run, *more])
         case ["clean"]:
             _clean(results)
-        case [*_, "-h" | "--help"]:
-            print(USAGE)
         case ["show" | "rm" as command]:
             raise UserError(f"{command}: which? python -m experiments.runs list shows them")
         case _:
-            raise UserError(f"cannot read {' '.join(words) or 'an empty command'}; --help lists the commands")
+            found = f"cannot read {' '.join(commands)};" if commands else "which command?"
+            raise UserError(f"{found} there are list, show, rm and clean, see --help")
     return 0
 
 
 def _list(results: str) -> None:
-    from bnlab.harness.runs import all_runs
+    from bnlab.harness.artifacts.runs import all_runs
 
     folders = all_runs(results)
     if not folders:
@@ -88,6 +86,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in ("data", "model", "optimizer"):
         found |= {f"{key}.{name}": value for name, value in config.get(key, {}).items()}
+    found |= {"norm.name": config.get("norm", {"name": "batch"})["name"]}  # earlier networks do not say
     for key in ("data.root", "data.download"):
         found.pop(key, None)
     return found | {key: config.get(key) for key in ("batch_size", "epochs", "steps")}
@@ -99,8 +98,8 @@ def _megabytes(folder: Path) -> float:
 
 def _find(results: str, run: str) -> Path:
     """The folder of the one network whose name begins so."""
+    from bnlab.harness.artifacts.runs import all_runs
     from bnlab.harness.errors import UserError
-    from bnlab.harness.runs import all_runs
 
     folders = all_runs(results)
     beginning = [folder for folder in folders if run and _id(folder).startswith(run)]
@@ -115,8 +114,8 @@ def _find(results: str, run: str) -> Path:
 def _remove(results: str, runs: list[str]) -> None:
     from filelock import Timeout
 
+    from bnlab.harness.artifacts.runs import lock_of
     from bnlab.harness.errors import UserError
-    from bnlab.harness.runs import lock_of
 
     folders = list(dict.fromkeys(_find(results, run) for run in runs))
     with contextlib.ExitStack() as locks:
@@ -140,7 +139,7 @@ def _show(results: str, run: str) -> None:
     folder = _find(results, run)
     print(_id(folder))
     for key, value in {**_status(folder), "folder": folder, **_environment(folder)}.items():
-        print(f"  {key}: {_said(value)}")
+        print(f"  {key}: {_describe(value)}")
     print("\nsettings of the job that began it")
     config = _config(folder)
     written = _DAMAGED if config is None else yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
@@ -153,7 +152,7 @@ def _show(results: str, run: str) -> None:
         print(f"{sum(sizes):10,.1f} kB  {place} {count}".rstrip())
 
 
-def _said(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, list):
         return f"in {len(value)} other environments, see environment.json"
     if isinstance(value, dict):
@@ -181,7 +180,7 @@ def _id(folder: Path) -> str:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder; None if the file is damaged."""
-    from bnlab.harness.runs import read_config
+    from bnlab.harness.artifacts.runs import read_config
 
     try:
         return read_config(folder)
@@ -190,7 +189,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    from bnlab.harness.runs import read_environment
+    from bnlab.harness.artifacts.runs import read_environment
 
     try:
         return read_environment(folder)
@@ -201,8 +200,8 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _status(folder: Path) -> dict[str, Any]:
-    from bnlab.harness.runs import read_status
-    from bnlab.storage import OtherVersion
+    from bnlab.files import OtherVersion
+    from bnlab.harness.artifacts.runs import read_status
 
     try:
         return read_status(folder) or {"status": "unfinished"}

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import exit_code
+from experiments.command import run_command
 
 if TYPE_CHECKING:
-    from bnlab.harness.config import Config
+    from bnlab.harness.artifacts.settings import Config
     from experiments.compose import Sweep
 
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
@@ -18,21 +18,26 @@ _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--in
 
 def main() -> int:
     """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return exit_code(_sweep)
+    return run_command(_sweep, options=("-m", "--multirun", *_HYDRA_ONLY))
 
 
 def _sweep(words: list[str]) -> int:
-    from bnlab.harness.errors import UserError
-    from bnlab.harness.planning import gains_from_processes
-    from experiments.compose import on_all_cores, plan_jobs
-
     if any(word.split("=")[0] in _HYDRA_ONLY for word in words):
         _show()
         return 0
+    return run_sweep(words)
+
+
+def run_sweep(words: list[str]) -> int:
+    """The jobs that the words stand for; 1 if one of them failed.
+
+    Raises:
+        UserError: as `plan_jobs` and `jobs.prepare`.
+    """
+    from bnlab.harness.planning import gains_from_processes
+    from experiments.compose import on_all_cores, plan_jobs
+
     multirun = bool({"-m", "--multirun"} & set(words))
-    unknown = [w for w in words if w.startswith("-") and w not in ("-m", "--multirun")]
-    if unknown:
-        raise UserError(f"{unknown[0]}: no such option; there are -m and --help")
     sweep = plan_jobs([word for word in words if not word.startswith("-")], multirun)
     if not sweep.names_its_launcher and gains_from_processes(sweep.configs):
         sweep = on_all_cores(sweep)
@@ -67,14 +72,14 @@ def _run(sweep: Sweep, words: list[str]) -> int:
     print(outline(sweep.configs), flush=True)
     started = time.perf_counter()
     launch(sweep)
-    return _closed(sweep.configs, words, time.perf_counter() - started)
+    return _finish(sweep.configs, words, time.perf_counter() - started)
 
 
-def _closed(planned: list[Config], words: list[str], seconds: float) -> int:
+def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     """Put the tables together and say what there is now."""
-    from bnlab.harness import tables
-    from bnlab.harness.config import network_hash
+    from bnlab.harness.artifacts.settings import network_hash
     from bnlab.harness.jobs import failures
+    from bnlab.harness.reporting import tables
 
     first = planned[0]
     folder = Path(first.results) / first.name

@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 SWEEP = ("-m", "batch_size=32,256", "seed=0,1", "epochs=1")
 """Four networks on real digits, a second of training in all."""
 
 Done = subprocess.CompletedProcess[str]
+
+
+class Called(NamedTuple):
+    """What a command in this process returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Called]
 
 
 def start(command: str, *words: str, path: Path | None = None) -> subprocess.Popen[str]:

@@ -1,10 +1,12 @@
+import importlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments import compose, explain
-from tests.experiments.commands import SWEEP, Done, run
+from tests.experiments.commands import SWEEP, Call, Called, Done, run
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +15,25 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     results = tmp_path_factory.mktemp("swept")
     words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=ema,cumulative,exact", f"results={results}")
     return results, run("sweep", *words)
+
+
+@pytest.fixture
+def results(swept: tuple[Path, Done], tmp_path: Path) -> Path:
+    """A copy of the small sweep's results folder."""
+    return Path(shutil.copytree(swept[0], tmp_path / "results"))
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Calls a command in this process: `call("runs list", "results=...")`."""
+
+    def called(line: str, *words: str) -> Called:
+        command, *others = line.split(" ")
+        monkeypatch.setattr(sys, "argv", [command, *others, *words])
+        code = importlib.import_module(f"experiments.{command}").main()
+        return Called(code, *capsys.readouterr())
+
+    return called
 
 
 @pytest.fixture

@@ -1,48 +1,166 @@
-"""Tables as a sweep writes them, with gaps and accuracies that a test plants."""
+"""Tables as a sweep writes them, with gaps and accuracies that a test plants; and the committed ones."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from bnlab.harness.reporting.experiment import answers
+from bnlab.harness.schema import TABLES, empty
+from experiments.explain import CONF
+from experiments.questions import find_experiment
+
 Value = Callable[[dict[str, Any]], float]
+EMA = ("ema", 0.1)
+GAPS = ("mean_gap", "var_gap", "var_ratio", "tid_mean", "tid_std")
 
 
-def planted(
+@dataclass(frozen=True)
+class Effect:
+    """What a claim is tried on: arguments of `plant`.
+
+    Attributes:
+        holds: tables in which the claim holds.
+        fails: what is changed in them so that the opposite holds.
+        gap, accuracy, values: what is changed so that neither does: large effects of either sign, which cancel over
+            seeds.
+    """
+
+    holds: dict[str, Any]
+    fails: dict[str, Any]
+    gap: Value = lambda row: math.exp(sign(row))
+    accuracy: Value = lambda row: 0.5 + 0.3 * sign(row)
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+
+def sign(row: dict[str, Any]) -> int:
+    """1 for half of the seeds, -1 for the others, of all estimators but the references."""
+    return 0 if row.get("estimator") in ("exact", "predictive") else 1 - 2 * (row["seed"] % 2)
+
+
+def lose(estimator: str, points: float) -> Value:
+    """Accuracy of an estimator so many points below all others, by seed a little more or less."""
+    return lambda row: 0.9 - (points + 0.1 * row["seed"]) / 100 * (row["estimator"] == estimator)
+
+
+def accuracy_lost(
+    estimator: tuple[str, float | None],
+    points: float,
+    other: float,
+    against: tuple[str, float | None] = ("exact", None),
+    **networks: Any,
+) -> Effect:
+    """An estimator that loses so many points against another, and as many as `other` where the claim fails.
+
+    `networks`: seeds, sizes or shares of `plant`.
+    """
+    lost = [{"accuracy": lose(estimator[0], some)} for some in (points, other)]
+    unclear: Value = lambda row: 0.5 + 0.3 * (1 - 2 * (row["seed"] % 2)) * (row["estimator"] == estimator[0])  # noqa: E731
+    return Effect({"estimators": [estimator, against], **lost[0], **networks}, lost[1], accuracy=unclear)
+
+
+def decide(name: str, claim: str, **tables: Any) -> list[str]:
+    """The verdicts on a claim of an experiment, on planted tables."""
+    found = answers(find_experiment(name), plant(**tables))
+    return found[found["claim"] == claim]["verdict"].to_list()
+
+
+def reference(name: str) -> dict[str, pd.DataFrame]:
+    """The committed tables of an experiment."""
+    folder = CONF.parent / "results" / "reference" / name
+    return {table: pd.read_parquet(path) if (path := folder / f"{table}.parquet").exists() else empty(table)
+            for table in TABLES}  # fmt: skip
+
+
+def plant(
     estimators: Iterable[tuple[str, float | None]],
     gap: Value = lambda row: 0.1,
     accuracy: Value = lambda row: 0.9,
     *,
     drift: Value = lambda row: 1e-3,
+    values: Mapping[str, Value] | None = None,
     seeds: Sequence[int] = (0, 1, 2, 3),
     sizes: Sequence[int] = (4, 256),
-    shares: Sequence[float] = (0.1, 0.5, 0.55, 1.0),
+    steps: Sequence[int] = (1000,),
+    shares: Sequence[float] = (0.1, 0.2, 0.55, 1.0),
+    settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables of one network for each batch size and seed, of 1,000 steps and two layers.
+    """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and two layers.
 
     Args:
         estimators: names and momenta (None where there is none).
-        gap: of a row with its network's settings, the mean's gap.
+        gap: of a row with its network's settings, the value of all of `GAPS`.
         accuracy: the same, a fraction.
         drift: the same, noise and drift of the table `drift`.
-        seeds, sizes, shares: networks and measured shares of the training.
+        values: by column, the same for all other tables; where there is none, see `USUAL` and `far`.
+        seeds, sizes, steps, shares: networks and measured shares of the training.
+        settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
     """
-    runs = [{"run": f"{size}/{seed}", "seed": seed, "batch_size": size, "steps": 1000, "epochs": 2.0}
-            for size, seed in itertools.product(sizes, seeds)]  # fmt: skip
+    varied = {"batch_size": sizes, "seed": seeds, "steps": steps, **(settings or {})}
+    named = [key for key, chosen in varied.items() if key in ("batch_size", "seed") or len(chosen) > 1]
+    runs = [{"epochs": 2.0} | dict(zip(varied, chosen, strict=True))
+            for chosen in itertools.product(*varied.values())]  # fmt: skip
+    runs = [{"run": "/".join(str(run[key]) for key in named), **run} for run in runs]
+    ratio = (values or {}).get("var_ratio", gap)
     gaps, evaluations, drifts = [], [], []
     for run, share in itertools.product(runs, shares):
-        when = {"run": run["run"], "step": round(1000 * share), "epoch": 2 * share}
+        when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         for (name, momentum), layer in itertools.product(estimators, "xy"):
             row = when | {"estimator": name, "momentum": momentum, "statistics_split": "train"}
-            gaps.append(row | {"layer": layer, "mean_gap": gap(run | row | {"layer": layer})})
+            place = {"layer": layer, "depth": "xy".index(layer) + 1}
+            ratios = {"var_ratio": ratio(run | row | place)}
+            gaps.append(row | place | dict.fromkeys(GAPS, gap(run | row | place)) | ratios)
             if layer == "x":
                 evaluations.append(row | {"split": "test", "shift": "none", "accuracy": accuracy(run | row)})
         for layer in "xy":
             level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
             drifts.append(when | {"layer": layer, **level})
     tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations, "drift": drifts}
-    return {name: pd.DataFrame(rows).astype({"momentum": float} if name in ("gaps", "evaluations") else {})
+    for name in TABLES.keys() - tables:
+        tables[name] = plant_table(name, runs, shares, estimators, values or {})
+    return {name: pd.DataFrame(rows).astype({"momentum": float} if "estimator" in rows[0] else {})
             for name, rows in tables.items()}  # fmt: skip
+
+
+AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y"), "channel": (0, 1)}
+AXES["left"] = (-4.0, 0.0)
+"""What the keys of the other tables are, besides run, step and those of an estimator."""
+
+USUAL: dict[str, Value] = {
+    "images": lambda row: 9000,
+    "values": lambda row: 9000 * 16,
+    "depth": lambda row: AXES["layer"].index(row["layer"]) + 1,
+}
+
+
+def far(row: dict[str, Any]) -> float:
+    """0.1 of exact statistics and where there are no estimators, else 0.2."""
+    return 0.1 if row.get("estimator", "exact") == "exact" else 0.2
+
+
+def plant_table(
+    name: str,
+    runs: Sequence[dict[str, Any]],
+    shares: Sequence[float],
+    estimators: Iterable[tuple[str, float | None]],
+    values: Mapping[str, Value],
+) -> list[dict[str, Any]]:
+    """Rows of any table: all combinations of its keys."""
+    table, planted = TABLES[name], {**USUAL, **values}
+    given = ("run", "step", "estimator", "momentum", "statistics_split")
+    keys = [key for key in table.key if key not in given]
+    sources = [{"estimator": e, "momentum": m, "statistics_split": "train"} for e, m in estimators]
+    rows = []
+    for run, share, source, *at in itertools.product(
+        runs, shares, sources if "estimator" in table.key else [{}], *(AXES[key] for key in keys)
+    ):
+        when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
+        row = when | source | dict(zip(keys, at, strict=True))
+        others = {c: planted.get(c, far)(run | row) for c in table.types if c not in row}
+        rows.append(row | others)
+    return rows

@@ -1,54 +1,91 @@
-"""The command `answers`, in this process, and its lines."""
+"""The commands `answers` and `report`, in this process, and what they write."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bnlab.harness.reporting.answer import Answer, compose_answer, format_number
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
-from experiments import answers
+from bnlab.harness.reporting.page import write_markdown
+from experiments import answers, report
+from experiments.catalogue import CATALOGUE, FIGURES, HYPOTHESES, QUESTIONS, WAITING
+from experiments.explain import choices
+from experiments.places import REFERENCE, find_places
+from experiments.questions import find_experiment
+from tests.experiments.commands import Call
+from tests.experiments.planted import lose, plant
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["--help"], 0, "usage: python -m experiments.answers"),
-        ([], 2, "error: no results in {}/; run: python -m experiments.sweep experiment=quickstart"),
-        (["experiment=momentum"], 2, "error: no results for 'momentum' in {}/; run: "),
+        (["results={}"], 2, "error: no results in {}/; run: python -m experiments.sweep experiment=quickstart"),
+        (["experiment=momentum", "results={}"], 2, "error: no results for 'momentum' in {}/; run: "),
         (["momentum=0.1"], 2, "error: momentum: not an option here"),
-        (["experiment=nothing"], 2, "error: experiment=nothing: there is no such experiment; choose from momentum"),
+        (["experiment=nothing"], 2, "error: experiment=nothing: there is no such experiment; choose from "),
     ],
 )
+@pytest.mark.parametrize("command", ["answers", "report"])
 def test_what_is_said_without_results(
-    words: list[str],
-    code: int,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, words: list[str], code: int, message: str, call: Call, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["answers", *words, *([] if code == 0 else [f"results={tmp_path}"])])
-    assert answers.main() == code
-    out, err = capsys.readouterr()
-    assert (err if code else out).startswith(message.format(tmp_path)) and err.count("\n") <= 2
+    returned, out, err = call(command, *(word.format(tmp_path) for word in words))
+    expected = message.format(tmp_path).replace("experiments.answers", f"experiments.{command}")
+    assert returned == code and (err if code else out).startswith(expected) and err.count("\n") <= 2
 
 
 def test_lines_are_aligned_and_numbers_have_the_digits_of_their_interval() -> None:
-    claim = Claim("c", "It is large.", lambda tables: tables["x"], above(1.0), "points", "none")
+    claim = Claim("c", "It is large.", lambda tables: tables["x"], above(1.0, "points", "none"))
     experiment = Experiment(name="e", question="?", answers=(), source="", columns={}, figures=(), claims=(claim,))
     found = pd.DataFrame({"claim": "c", "condition": ["a", "longer", "no rows", "exact"],
                           "mean": [-1e-16, 33.444, np.nan, 2.0], "low": [-0.49, np.nan, np.nan, 2.0],
                           "high": [0.49, np.nan, np.nan, 2.0], "n": [5, 1, 0, 3],
                           "verdict": ["fails", "one seed", "undecided", "holds"]})  # fmt: skip
-    assert answers.describe(experiment, found) == [
+    assert answers.describe(Answer(experiment, found, (), "")) == [
         "  It is large. (points: above 1)",
         "    a        0.00 [-0.49, 0.49]    n=5  fails",
         "    longer   33.4                  n=1  one seed",
         "    no rows                        n=0  undecided",
         "    exact    2.000 [2.000, 2.000]  n=3  holds",
     ]
-    assert answers._number(56.2, 45.1, 67.3, 4) == "56 [45, 67]"
+    assert format_number(56.2, 45.1, 67.3, 4) == "56 [45, 67]"
+
+
+def test_other_tables_give_other_words() -> None:
+    experiment, estimators = find_experiment("final_gap"), [("ema", 0.1), ("predictive", None), ("exact", None)]
+    lost, same = (
+        compose_answer(experiment, plant(estimators, accuracy=lose("ema", points), sizes=(4, 64, 1024)))
+        for points in (5, 0)
+    )
+    tiny = "At a tiny batch PyTorch's momentum costs accuracy. (above 0 points) Holds — at the end of training, batch "
+    assert lost.sentences[1].startswith(f"{tiny}size 4: 5.15 [4.94, 5.36].") and lost.tally == "5 holds, 1 fails"
+    assert lost.sentences[1] != same.sentences[1]
+    assert lost.networks.startswith("12 networks, 4 seeds: batch size 4, 64, 1024, 2 epochs.")
+
+
+def test_the_committed_answers_come_from_the_committed_tables() -> None:
+    found = [place.answer() for place in find_places([])]
+    committed = (REFERENCE / "ANSWERS.md").read_text()
+    assert write_markdown(CATALOGUE, found) == committed
+    for answer in found:
+        assert all(f"| {row['number']} " in committed and row["text"] in committed for row in answer.rows)
+
+
+def test_every_question_is_answered_or_waits() -> None:
+    answered = {number for name in choices("experiment") for number in find_experiment(name).answers}
+    waiting = [number for numbers in WAITING.values() for number in numbers]
+    assert answered.isdisjoint(waiting) and len(waiting) == len(set(waiting))
+    assert answered | set(waiting) == {*QUESTIONS, *HYPOTHESES, *FIGURES}
+
+
+def test_the_page_holds_all_figures_and_no_address(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(report, "PAGE", tmp_path / "report.html")
+    assert call("report").code == 0
+    page = (tmp_path / "report.html").read_text()
+    figures = sum(len(place.answer().experiment.figures) for place in find_places([]))
+    assert page.count("data:image/png;base64,") == figures and '="http' not in page

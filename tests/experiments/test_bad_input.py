@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from bnlab import estimators, inference
 from bnlab.harness import jobs
+from bnlab.harness.artifacts.runs import lock_of
 from bnlab.harness.measurements.sources import FROZEN
-from bnlab.harness.runs import lock_of
-from experiments import figures, launch, runs, sweep
-from tests.experiments.commands import Done, files, run
+from experiments import launch, runs
+from tests.experiments.commands import Call, Done, files, run
 
-COMMANDS = {"sweep": sweep, "figures": figures, "runs": runs}
 # command and words, and what the message says
 CASES = {
     # overrides that are none
@@ -46,6 +44,10 @@ CASES = {
     # choices
     "sweep data=digit": "choose from .*digits.*did you mean 'digits'",
     "sweep data=": "choose from",
+    "sweep norm=layer": "choose from batch, none",
+    "sweep norm=none model=torchvision": "norm.name=none: resnet18 has normalization of its own",
+    "sweep norm=none measurements=[gaps]": "measurements=.*gaps.*: need batch norm",
+    "sweep -m norm=none,batch measurements=[drift]": "measurements=.*drift.*: need batch norm",
     "sweep data={name:digits}": "takes one name",
     "sweep data.name=x": "data.name=x: must be one of",
     "sweep model=reznet": "did you mean 'resnet'",
@@ -102,7 +104,8 @@ CASES = {
     "sweep device=meta": "must be auto, cpu, cuda",
     "sweep device=cuda:99": "not available here",
     "sweep measurements=[foo]": "choose from gaps",
-    "sweep measurements=gaps": "measurements=gaps",
+    "sweep measurements=foo": "measurements=foo: choose from gaps",
+    "sweep norm=none measurements=gaps": "measurements=gaps: need batch norm",
     "sweep population=foo": "train, train_augmented, val",
     "sweep accuracy_at=foo": "final, all",
     "sweep optimizer.lr=0": "above 0",
@@ -131,6 +134,8 @@ CASES = {
     "sweep -m name=a,b": "one name",
     "sweep -m experiment=quickstart,momentum": "one experiment",
     "sweep -m seed=range(0,0)": "at least one",
+    "sweep momentum=range(1,3)": "several values are swept with -m$",
+    "sweep MOMENTUM=0.1": "did you mean 'momentum'?",
     "sweep -m seed=interval(0,1)": "comma list",
     "sweep -m data=glob(*)": "comma list",
     "sweep -m seed=0,": "cannot be read",
@@ -158,7 +163,15 @@ CASES = {
     "figures experiment=quickstart,momentum": "one experiment",
     "figures experiment=null": "takes one name",
     "figures experiment=quickstart name=../x": "name='../x'",
-    "runs": "empty command",
+    "figures": "which experiment",
+    "figures --results x": "--results: no such option; there is --help",
+    "figures experiment=quickstart experiment=momentum": "experiment is given twice",
+    "answers seed=1": "seed: not an option here; there are experiment, results, name",
+    "answers -m": "-m: no such option",
+    "answers +experiment=quickstart": "cannot be added",
+    "runs list name=x": "name: not an option here; there are results",
+    "runs list --all": "--all: no such option",
+    "runs": "which command",
     "runs foo": "foo",
     "runs show": "show",
     "runs show x": "no network",
@@ -168,17 +181,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("line", list(CASES))
-def test_message(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command, *words = line.split(" ")
+def test_message(line: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "results"
-    monkeypatch.setattr(sys, "argv", [command, *words, f"results={results}"])
     monkeypatch.setattr(launch.shutil, "which", lambda _: None)
     monkeypatch.setattr(launch, "launch", lambda _: pytest.fail("was about to train"))
-    assert COMMANDS[command].main() == 2
-    out, err = capsys.readouterr()
-    assert not out and re.search(CASES[line], err), err
+    code, out, err = call(line, f"results={results}")
+    assert code == 2 and not out and re.search(CASES[line], err), err
     assert 1 <= len(err.splitlines()) <= 2 and err.startswith("error: ") and "Traceback" not in err
     assert not results.exists()
 
@@ -188,33 +196,25 @@ def test_the_real_command(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1 and not done.stdout and not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("results", ["/proc/nowhere", "/dev/null", "/dev/null/x"])
-def test_results_that_are_no_folder(
-    results: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null", "/dev/null/x"])
+def test_results_that_are_no_folder(folder: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.os, "access", lambda path, mode: not str(path).startswith("/proc"))
-    monkeypatch.setattr(sys, "argv", ["sweep", f"results={results}"])
-    assert sweep.main() == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and results in err
+    code, _, err = call("sweep", f"results={folder}")
+    assert code == 2 and err.count("\n") == 1 and folder in err
 
 
-def test_empty_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_results(call: Call) -> None:
     for command in ("sweep", "runs list", "runs clean"):
-        monkeypatch.setattr(sys, "argv", [*command.split(), "results="])
-        assert COMMANDS[command.split()[0]].main() == 2
-        assert "results=: must be a folder" in capsys.readouterr().err
+        code, _, err = call(command, "results=")
+        assert code == 2 and "results=: must be a folder" in err
 
 
-def test_figures_without_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["figures"])
-    assert figures.main() == 2
-    assert "experiment=NAME" in capsys.readouterr().out
+def test_figures_without_words(call: Call) -> None:
+    code, _, err = call("figures")
+    assert code == 2 and err.startswith("error: which experiment?")
 
 
-def test_figures_of_other_rows(swept: tuple[Path, Done], tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(swept[0], results)
+def test_figures_of_other_rows(results: Path) -> None:
     done = run("figures", "experiment=momentum", "name=adhoc", f"results={results}", expect=2)
     assert done.stderr.count("\n") == 2 and "run: python -m experiments.sweep experiment=momentum" in done.stderr
     assert not list(results.rglob("*.png"))
@@ -232,146 +232,109 @@ def test_an_experiments_own_sweep_gives_way(tmp_path: Path) -> None:
     assert "1 job on 1 network, none trained yet" in done.stdout
 
 
-def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(call: Call) -> None:
     shown = run("sweep", "--help").stdout
     assert "momentum" in shown
-    ours = [name for name, cls in estimators.known().items() if cls.__module__.startswith("bnlab.")]
-    assert all(re.search(rf"\b{name}\b", shown) for name in (*ours, *inference.known(), *FROZEN))
-    for command in ("figures", "runs"):
-        monkeypatch.setattr(sys, "argv", [command, "--help"])
-        assert COMMANDS[command].main() == 0
-        assert "python -m experiments." in capsys.readouterr().out
+    ours = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
+    assert all(re.search(rf"\b{name}\b", shown) for name in (*ours, *inference.list_rules(), *FROZEN))
+    for command in ("figures", "runs", "answers"):
+        code, out, _ = call(command, "--help")
+        assert code == 0 and "python -m experiments." in out
 
 
 # runs
 
 
-def called(words: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setattr(sys, "argv", ["runs", *words.split(), f"results={results}"])
-    assert runs.main() == 0
-    return capsys.readouterr().out
-
-
-def test_list_and_show(
-    swept: tuple[Path, Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    header, *lines, total = called("list", swept[0], monkeypatch, capsys).splitlines()
+def test_list_and_show(swept: tuple[Path, Done], call: Call) -> None:
+    where = f"results={swept[0]}"
+    header, *lines, total = call("runs list", where).out.splitlines()
     assert header.split() == ["run", "batch_size", "status", "step", "seconds", "MB"]
     assert len(lines) == 4 and all("finished" in line for line in lines) and total.startswith("4 networks, ")
     assert sorted(line.split()[1] for line in lines) == ["256", "256", "32", "32"]
     name = lines[0].split()[0]
-    shown = called(f"show {name}", swept[0], monkeypatch, capsys)
-    assert "batch_size" in shown and "status.json" in shown and "torch" in shown
-    assert "names 2 networks" in run("runs", "show", name.split("/")[0], f"results={swept[0]}", expect=2).stderr
+    shown = call("runs show", name, where)
+    assert shown.code == 0 and "batch_size" in shown.out and "status.json" in shown.out and "torch" in shown.out
+    assert "names 2 networks" in run("runs", "show", name.split("/")[0], where, expect=2).stderr
 
 
 @pytest.mark.parametrize("contents", ["", "[1, 2]", "batch_size: [", "\0", "x: 1", "batch_size: &a [*a]"])
-def test_a_damaged_config_hides_no_other_network(
-    contents: str, swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_a_damaged_config_hides_no_other_network(contents: str, results: Path, call: Call) -> None:
     """Its network is sound: nothing says that it should be deleted, and `clean` leaves it."""
-    results = tmp_path / "results"
-    shutil.copytree(swept[0], results)
     folder = sorted(path.parent for path in results.glob("runs/*/*/status.json"))[0]
     (folder / "config.yaml").write_text(contents)
     name = f"{folder.parent.name}/{folder.name}"
     before = files(results)
     for words in ("list", f"show {name}"):
-        out = called(words, results, monkeypatch, capsys)
+        out = call(f"runs {words}", f"results={results}").out
         assert "config.yaml is damaged: the command that trained it writes it again" in out and name in out
-    assert called("list", results, monkeypatch, capsys).count("finished") == 4
-    called("clean", results, monkeypatch, capsys)
+    assert call("runs list", f"results={results}").out.count("finished") == 4
+    assert call("runs clean", f"results={results}").code == 0
     assert files(results) == before
 
 
-def test_networks_of_another_version_are_listed_and_kept(
-    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(swept[0], results)
+def test_networks_of_another_version_are_listed_and_kept(results: Path, call: Call) -> None:
     status = sorted(results.glob("runs/*/*/status.json"))[0]
     status.write_text(status.read_text().replace('"format": 1', '"format": 99'))
     before = files(results)
-    assert called("list", results, monkeypatch, capsys).count("of another version") == 1
-    called("clean", results, monkeypatch, capsys)
+    assert call("runs list", f"results={results}").out.count("of another version") == 1
+    assert call("runs clean", f"results={results}").code == 0
     assert files(results) == before
 
 
-def test_damaged_runs_are_listed_and_cleaned(
-    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(swept[0], results)
+def test_damaged_runs_are_listed_and_cleaned(results: Path, call: Call) -> None:
     folders = sorted(path.parent for path in results.glob("runs/*/*/status.json"))
     (folders[0] / "status.json").write_text("[]")
     (folders[1] / "status.json").unlink()
     folders[2].rename(folders[2].with_name("seed_0.damaged-1"))
-    mine = tmp_path / "results" / "mine.damaged"
+    mine = results / "mine.damaged"
     mine.write_text("not the harness's")
-    out = called("list", results, monkeypatch, capsys)
+    out = call("runs list", f"results={results}").out
     assert out.count("damaged") == 1 and out.count("unfinished") == 2 and "1 unfinished" in out
     before = files(results)
-    assert "removed 1 damaged" in called("clean", results, monkeypatch, capsys)
+    assert "removed 1 damaged" in call("runs clean", f"results={results}").out
     gone = before.keys() - files(results).keys()
     assert gone and all("damaged-1" in name for name in gone) and mine.exists()
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{"])
-def test_a_damaged_environment_is_shown_as_such(
-    text: str,
-    swept: tuple[Path, Done],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(swept[0], results)
+def test_a_damaged_environment_is_shown_as_such(text: str, results: Path, call: Call) -> None:
     path = sorted(results.glob("runs/*/seed_?"))[0]
     (path / "environment.json").write_text(text)
-    out = called(f"show {path.parent.name}/{path.name}", results, monkeypatch, capsys)
+    out = call(f"runs show {path.parent.name}/{path.name}", f"results={results}").out
     assert "environment.json: damaged" in out and "settings of the job" in out
 
 
-def test_removing_networks(
-    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(swept[0], results)
+def test_removing_networks(results: Path, call: Call) -> None:
     before = files(results)
     first, second, third, _ = names = sorted(f"{p.parent.name}/{p.name}" for p in results.glob("runs/*/seed_?"))
 
-    def refused(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["runs", "rm", *words, f"results={results}"])
-        assert runs.main() == 2
-        return capsys.readouterr().err
+    def refused(*words: str, place: Path = results) -> str:
+        code, _, err = call("runs rm", *words, f"results={place}")
+        assert code == 2
+        return err
 
     assert "names 2 networks" in refused(first.split("/")[0])
     assert "no network" in refused(first, "nonsense")
     names_one = results.with_name("one")
     shutil.copytree(results / "runs" / first, names_one / "runs" / first)
-    assert "no network" in refused("", f"results={names_one}")
+    assert "no network" in refused("", place=names_one)
     with lock_of(results / "runs" / second):
         assert f"{second}: is being trained; nothing was removed" in refused(first, second)
     assert files(results) == before
 
-    out = called(f"rm {first} {second} {first}", results, monkeypatch, capsys)
+    out = call(f"runs rm {first} {second} {first}", f"results={results}").out
     assert [line.split()[1] for line in out.splitlines()] == [first, second]
     gone = before.keys() - files(results).keys()
     assert gone and all(name.startswith((f"runs/{first}/", f"runs/{second}/")) for name in gone)
-    listed = called("list", results, monkeypatch, capsys)
+    listed = call("runs list", f"results={results}").out
     assert [name for name in names if name in listed] == names[2:] and third in listed
 
 
-def test_a_removal_that_was_killed(
-    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(swept[0], results)
+def test_a_removal_that_was_killed(results: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     name = min(f"{p.parent.name}/{p.name}" for p in results.glob("runs/*/seed_?"))
     with monkeypatch.context() as patched:
         patched.setattr(runs.shutil, "rmtree", lambda _: None)
-        called(f"rm {name}", results, patched, capsys)
-    assert name not in called("list", results, monkeypatch, capsys)
-    assert "removed 1 damaged networks" in called("clean", results, monkeypatch, capsys)
+        assert call(f"runs rm {name}", f"results={results}").code == 0
+    assert name not in call("runs list", f"results={results}").out
+    assert "removed 1 damaged networks" in call("runs clean", f"results={results}").out
     assert not list(results.glob("runs/*/.removed-*"))

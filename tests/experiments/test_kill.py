@@ -19,19 +19,21 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab import storage
-from bnlab.harness import load, producing, tables
-from bnlab.harness.config import Config
+from bnlab.harness import load, schema
+from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.training import Callback, Progress
 from bnlab.harness.errors import JobError
 from bnlab.harness.jobs import attempt, execute, failures
-from bnlab.harness.runs import Run
-from bnlab.harness.training import Callback, Progress
 from tests.experiments.commands import ROOT, files, run, start
 
 # Trains with a state after every step, and dies in the middle of writing file number argv[2] or at step argv[3].
 VICTIM = """
 import os, pathlib, signal, sys
-from bnlab.harness import jobs, producing
-from bnlab.harness.config import Config
+from bnlab.harness.artifacts import producing
+from bnlab.harness import jobs
+from bnlab.harness.artifacts.settings import Config
 
 producing.STATE_SECONDS = 0.0
 results, file, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -75,7 +77,7 @@ def assert_same(found: Run, expected: Run) -> None:
         kind = "bnlab.state/1" if "state." in mine.name else "bnlab.checkpoint/1"
         a, b = (storage.load_tensors(path, kind)[0] for path in (mine, theirs))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    assert_frame_equal(*(tables.read_frame(run.folder / "log.parquet") for run in (found, expected)))
+    assert_frame_equal(*(schema.read_frame(run.folder / "log.parquet") for run in (found, expected)))
     for name, layer in expected.trace.layers.items():
         other = found.trace.layers[name]
         assert torch.equal(other.moments, layer.moments) and torch.equal(other.start, layer.start)
@@ -209,9 +211,9 @@ def test_another_trajectory_is_refused(whole: Run, tmp_path: Path, monkeypatch: 
     execute(config(tmp_path, evaluate_at="final"))
     run = Run(config(tmp_path))
     path = run.folder / "log.parquet"
-    log = tables.read_frame(path)
+    log = schema.read_frame(path)
     log.loc[log["step"] == 5, "loss"] += 1e-7
-    tables.write_frame(path, log)
+    schema.write_frame(path, log)
     path = run.folder / "environment.json"
     path.write_text(path.read_text().replace('"torch": "2.', '"torch": "1.'))
     before = files(tmp_path / "runs")
@@ -232,12 +234,12 @@ def test_other_weights_are_another_trajectory(tmp_path: Path, monkeypatch: pytes
     execute(config(tmp_path, evaluate_at="final"))
 
     def other_initialization(run: Run) -> Progress:
-        progress = begun(run)
+        progress = start_training(run)
         list(progress.model.parameters())[-1].data.add_(1e-3)
         return progress
 
-    begun = producing.begun
-    monkeypatch.setattr(producing, "begun", other_initialization)
+    start_training = producing.start_training
+    monkeypatch.setattr(producing, "start_training", other_initialization)
     with pytest.raises(JobError, match="the loss of step 1 was"):
         execute(config(tmp_path, evaluate_at=[1]))
     assert not Run(config(tmp_path)).checkpoint(1).exists()
@@ -273,7 +275,7 @@ def test_full_disk(whole: Run, tmp_path: Path, written: int, monkeypatch: pytest
         fsync(descriptor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage.os, "fsync", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             attempt(config(tmp_path))
     assert not list(tmp_path.rglob(".*.part")) and not failures(config(tmp_path))
@@ -282,13 +284,12 @@ def test_full_disk(whole: Run, tmp_path: Path, written: int, monkeypatch: pytest
 
 
 FULL = """
-import errno, runpy
-from bnlab import storage
+import errno, os, runpy
 
 def full(descriptor):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-storage.os.fsync = full
+os.fsync = full
 runpy.run_module("experiments.sweep", run_name="__main__", alter_sys=True)
 """
 

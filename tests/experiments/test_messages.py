@@ -4,74 +4,55 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from experiments import compose, explain, sweep
+from experiments import compose, explain
 from experiments.compose import plan_jobs
+from tests.experiments.commands import Call
 
 HEADER = "# @package _global_\n"
-# An experiment's file, the words after experiment=mine, and what the message says
+DATA = HEADER + "defaults:\n  - override /data: "
+SWEPT = HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n"
+# What an experiment's file mine.yaml has, and what the message says after its name
 FILES = {
-    "unknown key": (HEADER + "name: mine\nbath_size: 3\n", "", "mine.yaml: .*'bath_size'; did you mean 'batch_size'"),
-    "unknown key in a group": (HEADER + "data:\n  classess: 3\n", "", "mine.yaml: .*'data.classess'.*'data.classes'"),
-    "wrong type": (HEADER + "optimizer:\n  lr: high\n", "", "mine.yaml: optimizer.lr: .*'high'"),
-    "bracket": (HEADER + "momentum: [0.1\nname: mine\n", "", "mine.yaml: line 3, column 5: not valid YAML"),
-    "tab": (HEADER + "data:\n\timages: 3\n", "", "mine.yaml: line 3, column 1: not valid YAML"),
-    "key twice": (
-        HEADER + "seed: 0\nseed: 1\n",
-        "",
-        "mine.yaml: line 3, column 1: not valid YAML .*duplicate key seed",
-    ),
-    "not UTF-8": (b"# @package _global_\nname: b\xff\n", "", "mine.yaml: cannot be read .*utf-8"),
-    "no header": ("name: mine\n", "", "mine.yaml: must begin with the line '# @package _global_'"),
-    "a list": ("- name\n- mine\n", "", "mine.yaml: must begin with the line '# @package _global_'"),
-    "choice": (
-        HEADER + "defaults:\n  - override /data: cifra\n",
-        "",
-        "mine.yaml: data=cifra: there is no such data; choose from cifar10.*did you mean 'cifar10'",
-    ),
-    "choice on the command line": (
-        HEADER + "defaults:\n  - override /data: glyphs\n",
-        "data=cifra",
-        "^error: data=cifra: there is no such data",
-    ),
-    "choice added": (HEADER + "defaults:\n  - /data: digits\n", "", "mine.yaml: cannot be read .*data appears more"),
-    "interpolation": (HEADER + "name: ${nope}\n", "", "mine.yaml: name: .*'nope'"),
+    "unknown key": (HEADER + "name: mine\nbath_size: 3\n", ".*'bath_size'; did you mean 'batch_size'"),
+    "unknown key in a group": (HEADER + "data:\n  classess: 3\n", ".*'data.classess'.*'data.classes'"),
+    "wrong type": (HEADER + "optimizer:\n  lr: high\n", "optimizer.lr: .*'high'"),
+    "bracket": (HEADER + "momentum: [0.1\nname: mine\n", "line 3, column 5: not valid YAML"),
+    "tab": (HEADER + "data:\n\timages: 3\n", "line 3, column 1: not valid YAML"),
+    "key twice": (HEADER + "seed: 0\nseed: 1\n", "line 3, column 1: not valid YAML .*duplicate key seed"),
+    "not UTF-8": (b"# @package _global_\nname: b\xff\n", "cannot be read .*utf-8"),
+    "no header": ("name: mine\n", "must begin with the line '# @package _global_'"),
+    "a list": ("- name\n- mine\n", "must begin with the line '# @package _global_'"),
+    "choice": (DATA + "cifra\n", "data=cifra: there is no such data; choose from cifar10.*did you mean 'cifar10'"),
+    "choice added": (HEADER + "defaults:\n  - /data: digits\n", "cannot be read .*data appears more"),
+    "interpolation": (HEADER + "name: ${nope}\n", "name: .*'nope'"),
     "swept key": (
-        HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      sead: 0,1\n",
-        "",
-        "mine.yaml: sead=0,1: there is no setting 'sead'; did you mean 'seed'",
+        SWEPT + "    params:\n      sead: 0,1\n",
+        "sead=0,1: there is no setting 'sead'; did you mean 'seed'",
     ),
-    "swept values": (
-        HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,\n",
-        "",
-        "mine.yaml: seed=0,: cannot be read",
-    ),
-    "sweeper": (
-        HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n    parms: 3\n",
-        "",
-        "mine.yaml: .*'hydra.sweeper.parms'",
-    ),
-    "mode": (HEADER + "hydra:\n  mode: OFTEN\n", "", "mine.yaml: hydra.mode: .*'OFTEN'"),
+    "swept values": (SWEPT + "    params:\n      seed: 0,\n", "seed=0,: cannot be read"),
+    "sweeper": (SWEPT + "    parms: 3\n", ".*'hydra.sweeper.parms'"),
+    "mode": (HEADER + "hydra:\n  mode: OFTEN\n", "hydra.mode: .*'OFTEN'"),
 }
 
 
 @pytest.mark.parametrize("case", list(FILES))
-def test_a_mistake_in_an_experiments_file(
-    case: str, conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text, words, message = FILES[case]
+def test_a_mistake_in_an_experiments_file(case: str, conf: Path, call: Call, tmp_path: Path) -> None:
+    text, message = FILES[case]
     (conf / "experiment" / "mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    monkeypatch.setattr(
-        sys, "argv", ["sweep", "experiment=mine", *words.split(), "dry_run=true", f"results={tmp_path}/r"]
-    )
-    assert sweep.main() == 2
-    out, err = capsys.readouterr()
-    assert not out and re.search(message, err), err
+    code, out, err = call("sweep experiment=mine dry_run=true", f"results={tmp_path}/r")
+    assert code == 2 and not out and re.search(f"mine.yaml: {message}", err), err
     assert err.count("\n") == 1 and err.startswith("error: ")
+
+
+def test_a_mistake_on_the_command_line_is_not_that_of_the_file(conf: Path, call: Call, tmp_path: Path) -> None:
+    (conf / "experiment" / "mine.yaml").write_text(DATA + "glyphs\n")
+    code, out, err = call("sweep experiment=mine data=cifra dry_run=true", f"results={tmp_path}/r")
+    assert code == 2 and not out and err.startswith("error: data=cifra: there is no such data")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -91,11 +72,11 @@ def test_a_mistake_in_an_experiments_file(
     ],
 )
 def test_the_setting_that_was_meant(key: str, meant: str) -> None:
-    assert f"did you mean {meant!r}?" in explain.unknown("word", key)
+    assert f"did you mean {meant!r}?" in explain.explain_unknown("word", key)
 
 
 def test_nothing_is_near() -> None:
-    assert "did you mean" not in explain.unknown("word", "foo.xyz")
+    assert "did you mean" not in explain.explain_unknown("word", "foo.xyz")
 
 
 @pytest.mark.parametrize(

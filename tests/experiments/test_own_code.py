@@ -11,8 +11,7 @@ import pytest
 
 from bnlab.harness import load
 from bnlab.harness.errors import where_raised
-from experiments import figures
-from tests.experiments.commands import Done, run
+from tests.experiments.commands import Call, Done, run
 
 MODULE = """
 import pandas as pd
@@ -25,7 +24,7 @@ def plot(frame, *, ax):
 def decide(tables):
     return score(tables)
 EXPERIMENT = Experiment(name="mine", question="q", answers=(), source="s", columns={"gaps": ("mean_gap",)},
-    figures=(Figure("one", "t", "c", score, plot),), claims=(Claim("c", "t", decide, above(0), "u", "r"),))
+    figures=(Figure("one", "t", "c", score, plot),), claims=(Claim("c", "t", decide, above(0, "u", "r")),))
 """
 # The module experiments/questions/mine.py (None: there is none), and what the message says
 MODULES = {
@@ -57,12 +56,7 @@ MODULES = {
 
 @pytest.mark.parametrize("case", list(MODULES))
 def test_a_mistake_in_a_module_of_figures(
-    case: str,
-    conf: Path,
-    swept: tuple[Path, Done],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    case: str, conf: Path, results: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, message = MODULES[case]
     (conf / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
@@ -70,12 +64,10 @@ def test_a_mistake_in_a_module_of_figures(
         (tmp_path / "mine.py").write_text(text)
     monkeypatch.setattr("experiments.questions.__path__", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "experiments.questions.mine", raising=False)
-    shutil.copytree(swept[0] / "adhoc", tmp_path / "results" / "mine")
-    monkeypatch.setattr(sys, "argv", ["figures", "experiment=mine", f"results={tmp_path}/results"])
-    assert figures.main() == 2
+    (results / "adhoc").rename(results / "mine")
+    code, out, err = call("figures experiment=mine", f"results={results}")
     sys.modules.pop("experiments.questions.mine", None)
-    out, err = capsys.readouterr()
-    assert not out and not list(tmp_path.rglob("*.png"))
+    assert code == 2 and not out and not list(tmp_path.rglob("*.png"))
     assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
     assert re.search(message, err), err
 

@@ -14,9 +14,9 @@ from pandas.testing import assert_frame_equal
 from torch import Tensor, nn
 
 from bnlab.harness import load
-from bnlab.harness.config import Config, field_names
-from bnlab.harness.runs import Run
-from bnlab.harness.tables import LOG, TABLES
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config, field_names
+from bnlab.harness.schema import LOG, TABLES
 from tests import references
 from tests.experiments.commands import SWEEP, Done, files, run, start, trained
 
@@ -32,8 +32,10 @@ FURTHER = {
     "runs": "seed data model norm batch_size norm_batch_size optimizer lr lr_scaling sgd_momentum weight_decay "
     "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
     "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
-    "model.depth model.width model.pool_every lr_effective last_step",
-    "gaps": "epoch depth channels mean_gap var_gap kl tid_mean tid_std",
+    "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name optimizer.name "
+    "optimizer.lr optimizer.lr_scaling optimizer.momentum optimizer.weight_decay optimizer.label_smoothing "
+    "optimizer.schedule",
+    "gaps": "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio",
     "evaluations": "epoch images stat_images loss accuracy ece disagreement logit_gap",
 }
 TEXT = {"run", "estimator", "statistics_split", "layer", "split", "shift", "data", "model", "norm", "optimizer"}
@@ -41,6 +43,7 @@ TEXT |= {"lr_scaling", "schedule", "status", "settings", "versions", "device"}
 WHOLE = {"step", "seed", "batch_size", "norm_batch_size", "steps", "threads", "depth", "channels", "images"}
 WHOLE |= {"stat_images", "data.images", "data.classes", "data.image_size", "data.shift", "last_step"}
 WHOLE |= {"model.depth", "model.width", "model.pool_every"}
+TEXT |= {"data.name", "model.name", "norm.name", "optimizer.name", "optimizer.lr_scaling", "optimizer.schedule"}
 TEXT |= {"data.difficulty", "data.fonts", "data.test_fonts"}
 TRUTH = {"data.flip"}
 

@@ -1,0 +1,79 @@
+"""Where an experiment's tables and figures lie: in a folder of results, or among the reference results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bnlab.harness.reporting.answer import Answer
+
+RESULTS, REFERENCE = Path("results"), Path("results/reference")
+
+
+class Place(NamedTuple):
+    """An experiment's results.
+
+    Attributes:
+        experiment: whose they are.
+        name: of their folder.
+        results: the folder of that; None for the reference results.
+    """
+
+    experiment: str
+    name: str
+    results: str | None
+
+    @property
+    def folder(self) -> Path:
+        """Of tables and figures."""
+        return (REFERENCE if self.results is None else Path(self.results)) / self.name
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the PNGs."""
+        return self.folder if self.results is None else self.folder / "figures"
+
+    def load(self) -> dict[str, pd.DataFrame]:
+        """The tables; UserError where there are none."""
+        from bnlab.harness import load
+
+        if self.results is not None:
+            return load(self.name, self.results)
+        import pandas as pd
+
+        return {path.stem: pd.read_parquet(path) for path in sorted(self.folder.glob("*.parquet"))}
+
+    def answer(self) -> Answer:
+        """What the tables say; UserError with the line of the experiment's code that failed."""
+        from bnlab.harness.reporting.answer import compose_answer
+        from experiments.questions import find_experiment, own_code
+
+        question, tables = find_experiment(self.experiment), self.load()
+        results = str(RESULTS) if self.results is None else self.results
+        with own_code(f"answers of {self.experiment}", self.folder, self.experiment, results):
+            return compose_answer(question, tables)
+
+
+def find_places(words: list[str]) -> list[Place]:
+    """Those that the words of a command mean: without words the reference results, otherwise own ones.
+
+    Raises:
+        UserError: a word is wrong, or there are no results.
+    """
+    from bnlab.harness.errors import UserError
+    from experiments.compose import find_results
+    from experiments.explain import choices
+
+    names = choices("experiment")
+    if not words:
+        return [Place(name, name, None) for name in names if (REFERENCE / name / "runs.parquet").exists()]
+    one = any(word.startswith("experiment=") for word in words)
+    chosen = [words] if one else [[f"experiment={name}", *words] for name in names]
+    places = [Place(*find_results(some)) for some in chosen]
+    there = [place for place in places if one or (place.folder / "parts").is_dir()]
+    if not there:
+        raise UserError(f"no results in {places[0].results}/; run: python -m experiments.sweep experiment=quickstart")
+    return there

@@ -1,0 +1,74 @@
+"""Is the variance n/(n−1), is it averaged or pooled, and are batches weighted: what of it matters, and when?"""
+
+from __future__ import annotations
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, below, within
+from bnlab.harness.reporting.frames import OtherThan, score
+from bnlab.harness.reporting.plots import EstimatorCurves
+from bnlab.harness.reporting.style import Axis
+
+SHARES = (1.0,)  # of the training
+SMALL, UNEVEN = (2, 4), (16, 64)  # batch sizes; the second leave a smaller last batch in each epoch
+EACH, EVERY = ("panel", "batch_size"), ("panel", "batch_size", "estimator", "momentum")
+MARGIN = ("points", "about the standard error of an accuracy near 97% on 2,000 images")
+
+
+def score_times(column: str, estimator: str, against: str, *sizes: int) -> Score:
+    """How many times another estimator's value this one's is, of the same layer: mean over layers."""
+    return score("gaps", column, EACH, SHARES, against=against, ratio=True, average="layer", geometric=True,
+                 estimator=estimator, batch_size=sizes)  # fmt: skip
+
+
+def score_gain(estimator: str, against: str, *sizes: int) -> Score:
+    """Points of accuracy that an estimator gains against another one."""
+    return score("evaluations", "accuracy", EACH, SHARES, against=against, scale=100,
+                 estimator=estimator, batch_size=sizes)  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    name="unbiasing",
+    question="What do n/(n−1), pooling and weights of batches change in the variance, and when does it matter?",
+    answers=("Q3", "Q9", "H6"),
+    source="Ioffe & Szegedy 2015, algorithm 2: the mean of unbiased batch variances, m/(m−1).",
+    columns={"gaps": ("layer", "mean_gap", "var_gap", "var_ratio"), "evaluations": ("accuracy",)},
+    figures=(
+        Figure("ratio", "Variance over the exact population variance",
+               "Ratio of variances, averaged over channels and layers, at the end of training; below 1 the variance is "
+               "too small. Averages of batch variances leave out the variance between the batches' means, which "
+               "pooling keeps; n/(n−1) corrects for it only if all values of a batch are independent, and those of "
+               "one image are not. Update_bn, swa and precise BN are measured again on frozen weights, the others are "
+               "running.",
+               score("gaps", "var_ratio", EVERY, SHARES, average="layer", estimator=OtherThan("exact")),
+               EstimatorCurves(Axis("variance / exact variance"), x="batch_size")),
+        Figure("gap", "The variance's distance from the exact one",
+               "Root mean square over channels of the logarithm of the ratio, averaged over layers: bias and, for the "
+               "running ones, the noise of their last ten or so batches.",
+               score("gaps", "var_gap", EVERY, SHARES, average="layer", geometric=True, estimator=OtherThan("exact")),
+               EstimatorCurves(Axis("gap of the variance (log ratio)", log=True), x="batch_size")),
+        Figure("cost", "What it costs",
+               "Test accuracy minus that of the same network under exact statistics.",
+               score("evaluations", "accuracy", EVERY, SHARES, against="exact", scale=100),
+               EstimatorCurves(Axis("accuracy − that under exact (points)"), zero="exact population", x="batch_size")),
+    ),
+    claims=(
+        Claim("running_variance_is_low", "At tiny batches the running variance is too small, n/(n−1) or not.",
+              score("gaps", "var_ratio", EACH, SHARES, average="layer", estimator="ema", batch_size=SMALL),
+              below(0.98, "times", "the loss is up to 1/B, a half or a quarter; 2% is what sampling might do")),
+        Claim("correction_is_small", "The correction n/(n−1) changes the running variance by less than 2%.",
+              score_times("var_ratio", "ema", "ema_biased", 2, 4, 16, 64),
+              within(1.0 / 1.02, 1.02, "times", "2% is little against a loss of up to 1/B")),
+        Claim("correction_costs_nothing", "Accuracy is the same with and without it.",
+              score_gain("ema", "ema_biased", 2, 4, 16, 64), within(-0.3, 0.3, *MARGIN)),
+        Claim("pooled_is_nearer", "At tiny batches a running average that pools is nearer to the exact variance.",
+              score_times("var_gap", "ema_pooled", "ema", *SMALL), below(1.0, "times", "at 1 both are as near")),
+        Claim("pooled_is_nearer_when_frozen", "So is pooling on frozen weights, against a mean of variances.",
+              score_times("var_gap", "precise", "update_bn", *SMALL), below(1.0, "times", "at 1 both are as near")),
+        Claim("pooling_gains", "At tiny batches pooling gains accuracy on frozen weights.",
+              score_gain("precise", "update_bn", *SMALL), above(0.0, "points", "no gain at all is the other answer")),
+        Claim("weights_change_nothing", "Whether a smaller last batch counts less does not change the variance.",
+              score_times("var_ratio", "swa", "update_bn", *UNEVEN),
+              within(1 / 1.01, 1.01, "times", "one batch of hundreds differs in its size")),
+        Claim("weights_cost_nothing", "Nor does it change accuracy.",
+              score_gain("swa", "update_bn", *UNEVEN), within(-0.3, 0.3, *MARGIN)),
+    ),
+)  # fmt: skip

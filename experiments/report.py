@@ -1,0 +1,40 @@
+"""python -m experiments.report: one page with every question that has results."""
+
+from __future__ import annotations
+
+import sys
+
+from experiments.command import run_command
+from experiments.places import RESULTS, find_places
+
+USAGE = """usage: python -m experiments.report [experiment=NAME] [name=NAME] [results=FOLDER]
+
+Write results/report.html: questions, answers, figures. Without words from the reference results."""
+PAGE = RESULTS / "report.html"
+
+
+def main() -> int:
+    """Exit 2 for a user's mistake."""
+    return run_command(_write, USAGE)
+
+
+def _write(words: list[str]) -> int:
+    from bnlab.files import write_whole
+    from bnlab.harness.reporting.page import write_html
+    from experiments.catalogue import CATALOGUE
+
+    places = find_places(words)
+    answers = [place.answer() for place in places]
+    figures = {
+        (place.experiment, figure.name): place.figures / f"{figure.name}.png"
+        for place, answer in zip(places, answers, strict=True)
+        for figure in answer.experiment.figures
+    }
+    page = write_html(CATALOGUE, answers, figures)
+    write_whole(PAGE, lambda path: path.write_text(page, encoding="utf-8"))
+    print(f"{PAGE}  ({len(answers)} experiments, {len(page) / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

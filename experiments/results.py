@@ -1,0 +1,80 @@
+"""python -m experiments.results: make the reference results again, one experiment after the other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from functools import partial
+
+from experiments.command import run_command
+from experiments.places import REFERENCE, RESULTS, find_places
+
+USAGE = """usage: python -m experiments.results [experiment=NAME] [dry_run=true]
+
+Sweep and draw every experiment, or one, and keep what its claims and figures are made of in results/reference.
+It can be killed and started again: what is finished is kept. dry_run=true only says how long it takes."""
+
+
+def main() -> int:
+    """Exit 2 for a user's mistake, 1 if a job failed."""
+    return run_command(_make_all, USAGE)
+
+
+def _make_all(words: list[str]) -> int:
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.planning import cores, plan
+    from experiments.answers import write_answers
+    from experiments.compose import plan_jobs
+    from experiments.explain import choices
+
+    given = dict(word.partition("=")[::2] for word in words)
+    for word in words:
+        if word.partition("=")[0] not in ("experiment", "dry_run"):
+            raise UserError(f"{word}: there are experiment=NAME and dry_run=true")
+    names = [given["experiment"]] if "experiment" in given else choices("experiment")
+    planned = [config for name in names for config in plan_jobs([f"experiment={name}"], multirun=False).configs]
+    for line in plan(planned, cores()):
+        print(line, flush=True)
+    if given.get("dry_run", "false") == "true":
+        return 0
+    failed = max(_make(name) for name in names)
+    write_answers([place.answer() for place in find_places([])])
+    return failed
+
+
+def _make(name: str) -> int:
+    from experiments.figures import draw_all
+    from experiments.sweep import run_sweep
+
+    print(f"\n{name}", flush=True)
+    # Measuring gains from processes too, which a sweep does not know beforehand.
+    failed = run_sweep([f"experiment={name}", "hydra/launcher=joblib"])
+    if not failed:
+        draw_all(name, name, str(RESULTS))
+        keep(name)
+    return failed
+
+
+def keep(name: str) -> None:
+    """Copy to `results/reference/<name>` the columns that the experiment declares, and its figures."""
+    from bnlab.files import write_whole
+    from bnlab.harness import load
+    from bnlab.harness.reporting.experiment import declared
+    from experiments.questions import find_experiment
+
+    tables, folder = load(name, str(RESULTS)), REFERENCE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    for table, frame in declared(find_experiment(name), tables).items():
+        write_whole(folder / f"{table}.parquet", partial(frame.to_parquet, index=False, compression="zstd"))
+    for image in sorted((RESULTS / name / "figures").glob("*.png")):
+        shutil.copyfile(image, folder / image.name)
+    path = REFERENCE / "environment.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    runs = tables["runs"][["versions", "device", "threads"]].drop_duplicates().to_dict("records")
+    known[name] = [{**row, "versions": json.loads(row["versions"])} for row in runs]
+    write_whole(path, lambda beside: beside.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

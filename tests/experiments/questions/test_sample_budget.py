@@ -1,0 +1,36 @@
+"""Effects for the claims of `sample_budget`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.experiments.planted import Effect, Value, accuracy_lost, lose, sign
+
+ALL = 9000
+
+
+def errors(times: float) -> Value:
+    """A gap that is so many times that of independent images of error 0.5 each."""
+    return lambda row: times * 0.5 * (1 / images(row) - 1 / ALL) ** 0.5 * (1 + row["seed"] / 100)
+
+
+def images(row: dict[str, Any]) -> int:
+    return int(row["estimator"].partition("=")[2].strip(")") or ALL) if "=" in row["estimator"] else ALL
+
+
+VALUES: dict[str, Value] = {"images": lambda row: ALL, "mean_error": lambda row: 0.5}
+EFFECTS = {
+    "hundreds_nearly_suffice": accuracy_lost(("exact(images=512)", None), -0.15, 3, sizes=(16,)),
+    "thousands_suffice": Effect(
+        {"estimators": [("exact(images=2048)", None), ("exact", None)]},
+        {"accuracy": lose("exact(images=2048)", 3)},
+        accuracy=lambda row: 0.9 - 0.3 * sign(row) * (row["estimator"] != "exact"),
+    ),
+    "a_batch_is_too_few": accuracy_lost(("exact(images=32)", None), 3, -3),
+    "errors_are_predicted": Effect(
+        {"estimators": [(f"exact(images={n})", None) for n in (32, 512)], "gap": errors(1), "values": VALUES},
+        {"gap": errors(2)},
+        gap=lambda row: errors(2.0 ** sign(row))(row),
+        values=VALUES,
+    ),
+}
