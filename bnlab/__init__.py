@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from bnlab.exact.population import population_statistics
     from bnlab.gaps import gap
     from bnlab.moments import Moments
-    from bnlab.recording import record, record_frozen
+    from bnlab.recording.block import record
+    from bnlab.recording.frozen import record_frozen
     from bnlab.statistics import Statistics, running_statistics, using
     from bnlab.trace import MomentTrace, replay
 
@@ -45,7 +46,8 @@ _MODULES = {
     "gap": "gaps",
     "Moments": "moments",
     **dict.fromkeys(("Statistics", "running_statistics", "using"), "statistics"),
-    **dict.fromkeys(("record", "record_frozen"), "recording"),
+    "record": "recording.block",
+    "record_frozen": "recording.frozen",
     **dict.fromkeys(("MomentTrace", "replay"), "trace"),
 }
 

@@ -14,7 +14,7 @@ from bnlab.arguments import check_batches, check_forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.exact.population import population_statistics
 from bnlab.layers import Forward, batch_norm_layers
-from bnlab.recording import record_frozen
+from bnlab.recording.frozen import record_frozen
 from bnlab.trace import MomentTrace, replay_bank
 
 if TYPE_CHECKING:

@@ -37,7 +37,9 @@ LEVEL = {
     "cli": 5,
     "__init__": 6,
 }
-# Inside of bnlab/exact/ a module imports those before it only.
+# Inside of a folder a module imports those before it only.
+ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs", "producing", "__init__")
+RECORDING = ("watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
 EXACT = (
     "standard_errors",
     "watch",
@@ -70,7 +72,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("estimators/*.py"), *PACKAGE.glob("exact/*.py")]),
+    sorted([*PACKAGE.glob("*.py"), *(path for name in LEVEL for path in PACKAGE.glob(f"{name}/*.py"))]),
     ids=lambda path: "/".join(path.parts[-2:]),
 )
 def test_imports_go_downwards(path: Path) -> None:
@@ -85,12 +87,15 @@ def test_imports_go_downwards(path: Path) -> None:
             assert own == module or LEVEL[own] > LEVEL.get(module, -1), f"{own} imports {module}"
 
 
-@pytest.mark.parametrize("name", EXACT)
-def test_the_order_of_what_measures_exactly(name: str) -> None:
-    found = imports(PACKAGE / "exact" / f"{name}.py")
-    assert {f"{path.stem}" for path in PACKAGE.glob("exact/*.py")} == set(EXACT)
-    used = {module for module in EXACT if f"bnlab.exact.{module}" in found}
-    assert used <= set(EXACT[: EXACT.index(name)])
+FOLDERS = {"recording": RECORDING, "exact": EXACT, "harness.artifacts": ARTIFACTS}
+
+
+@pytest.mark.parametrize(("folder", "name"), [(folder, name) for folder, names in FOLDERS.items() for name in names])
+def test_the_order_inside_of_a_folder(folder: str, name: str) -> None:
+    place, order = PACKAGE.joinpath(*folder.split(".")), FOLDERS[folder]
+    assert {path.stem for path in place.glob("*.py")} == set(order)
+    used = {module for module in order if f"bnlab.{folder}.{module}" in imports(place / f"{name}.py")}
+    assert used <= set(order[: order.index(name)])
 
 
 # Of bnlab/harness/: data flows from one to the next, so that each imports those before it only.
@@ -103,8 +108,6 @@ HARNESS = (
     ("jobs",),
     ("planning",),
 )
-# Inside of bnlab/harness/artifacts/ likewise.
-ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs", "producing", "__init__")
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "harness").rglob("*.py")), ids=lambda p: "/".join(p.parts[-2:]))
@@ -117,14 +120,6 @@ def test_data_flows_one_way_through_the_harness(path: Path) -> None:
     for name in imports(path):
         used = (*name.split("."), "")[2] if name.startswith("bnlab.harness.") else own
         assert used == own or place.get(used, -1) < place[own], f"{own} imports {used}"
-
-
-@pytest.mark.parametrize("name", ARTIFACTS)
-def test_the_order_of_artifacts(name: str) -> None:
-    folder = PACKAGE / "harness" / "artifacts"
-    assert {path.stem for path in folder.glob("*.py")} == set(ARTIFACTS)
-    used = {module for module in ARTIFACTS if f"bnlab.harness.artifacts.{module}" in imports(folder / f"{name}.py")}
-    assert used <= set(ARTIFACTS[: ARTIFACTS.index(name)])
 
 
 def test_hydra_is_seen_by_the_commands_only() -> None:

@@ -21,7 +21,7 @@ from bnlab.harness.artifacts.runs import Run, environment, read_config
 from bnlab.harness.artifacts.settings import describe_differences
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress, build_optimizer, train
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.recording import record
+from bnlab.recording.block import record
 from bnlab.storage import load_tensors, save_tensors
 from bnlab.trace import MomentTrace
 

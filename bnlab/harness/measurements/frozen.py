@@ -15,7 +15,8 @@ from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.layers import borrowed
-from bnlab.recording import record, record_frozen
+from bnlab.recording.block import record
+from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
 from bnlab.trace import MomentTrace, replay
 

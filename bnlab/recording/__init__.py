@@ -1,0 +1,14 @@
+"""Recording the batch moments of a training run.
+
+With momentum 1 a batch-norm layer's running buffers *are* the last batch's mean and unbiased variance. `record` lends
+each layer a scratch pair of buffers for the time of one call and updates the layer's own average itself, so that the
+moments cost no second pass over the activations and whoever looks at the model sees what would be there without it.
+
+`recorder` has the hooks that do this; `block` puts them on a model, `steps` counts the training's steps, `watch` and
+`membership` notice what goes past the hooks; `frozen` records one pass with the weights as they are.
+"""
+
+from bnlab.recording.block import record
+from bnlab.recording.frozen import record_frozen
+
+__all__ = ["record", "record_frozen"]

@@ -1,0 +1,169 @@
+"""Recording a model inside a `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from bnlab.arguments import check_number
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    check_not_lent,
+    get_running_buffers,
+    is_compiled,
+    join_names,
+    mark_resting,
+)
+from bnlab.recording.membership import Membership
+from bnlab.recording.recorder import Recorder
+from bnlab.recording.steps import StepCounter
+from bnlab.trace import LayerTrace, MomentTrace
+
+
+@contextlib.contextmanager
+def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer | None = None) -> Iterator[MomentTrace]:
+    """Record the moments of every batch that `model` is trained on inside the block.
+
+    Parameters, outputs and `num_batches_tracked` are bit for bit those of training without it; the running buffers
+    are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. Layers in
+    eval mode are not recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call
+    that raises before the layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be
+    saved, the module itself cannot (hooks are not pickled), and its precision must stay. `torch.compile` belongs inside
+    the block, where each recorded layer interrupts the graph.
+
+    A step is, in this order of preference,
+
+    - an update: a call of `trace.step()`, or of `optimizer.step()` where the optimizer is given. All forwards since the
+      last one belong to it, as with accumulated gradients, or with several networks in one model;
+    - a train-mode forward of the model;
+    - where only parts of the model are called, as of a container of several networks: such a forward of a part that
+      has been called in this step already. (Of two parts that are called in turn, both are on the same step.)
+
+    Where something writes a layer's running buffers (`load_state_dict`, `reset_running_stats`, `write_to`), replays
+    begin again from what has been written.
+
+    Args:
+        step: the step at which the model is when recording begins.
+        optimizer: whose updates count as steps.
+
+    Raises:
+        TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
+        ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
+            is measuring, or a negative step; inside of the block, a layer that takes its statistics several times in a
+            call, averages by code that does not go by its momentum, is called by two threads at once, or is traced or
+            exported in train mode.
+
+    Warns:
+        UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
+            `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
+            model, or has taken one out of it for some of the training; or the weights were updated within a step.
+    """
+    layers = batch_norm_layers(model, caller="record")
+    check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"record: optimizer is a {type(optimizer).__name__}; pass a torch.optim.Optimizer, or None")
+    if any(map(is_compiled, model.modules())):
+        raise ValueError(
+            "record: the model is compiled, and its graphs may not call hooks; record the uncompiled model, and call "
+            "torch.compile inside of the block"
+        )
+    check_not_lent(model.modules())
+    recording = Recording(model, layers, int(step))
+    with recording.attached(optimizer):
+        yield recording.trace
+    recording.warn_of_the_unrecorded()
+    recording.membership.warn_of_new_layers()
+    recording.membership.warn_of_missed_layers()
+
+
+class Recording:
+    """One block in which a model is recorded.
+
+    Args:
+        model: whose training it is.
+        layers: those that are recorded, by name.
+        step: the step at which the block begins.
+
+    Attributes:
+        trace: what is recorded.
+        steps: which step it is.
+        membership: which layers have come into the model, or have been out of it meanwhile.
+        recorders: one for each layer.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, BatchNorm], step: int) -> None:
+        self.trace = MomentTrace({name: _begin_trace(layer) for name, layer in layers.items()}, first_step=step)
+        self.steps = StepCounter(self.trace, model, layers.values())
+        trained = next((p for p in model.parameters() if p.requires_grad), None)
+        self.membership = Membership(self.trace, model, layers)
+        self.recorders = [Recorder(name, layer, self.trace, self.steps, trained) for name, layer in layers.items()]
+
+    @contextlib.contextmanager
+    def attached(self, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+        """Record what the block trains."""
+        with contextlib.ExitStack() as undo:
+            self.trace.recording = self
+            undo.callback(setattr, self.trace, "recording", None)
+            if optimizer is not None:
+                self.steps.count_updates_only()
+                count_update = torch.compiler.disable(lambda *_: self.end_step())
+                undo.callback(optimizer.register_step_post_hook(count_update).remove)
+            undo.callback(register_module_module_registration_hook(self.membership.register).remove)
+            for module in self.steps.modules:
+                undo.callback(module.register_forward_pre_hook(_hook(self.steps.enter)).remove)
+                undo.callback(module.register_forward_hook(_hook(self.steps.leave), always_call=True).remove)
+            for recorder in self.recorders:
+                layer, before, after = recorder.layer, _hook(recorder.before), _hook(recorder.after)
+                undo.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+                # First of all, so that blocks inside of blocks give back in turn, and other hooks see the layer's own.
+                undo.callback(layer.register_forward_hook(after, always_call=True, prepend=True).remove)
+                undo.callback(recorder.end)
+            yield
+
+    def end_step(self) -> None:
+        self.steps.end_step()
+
+    def truncate(self, step: int) -> None:
+        self.steps.truncate(step)
+
+    def take_up_writes(self) -> None:
+        for recorder in self.recorders:
+            recorder.take_up_writes()
+
+    def warn_of_the_unrecorded(self) -> None:
+        """Say which layers were trained or written past their recorders."""
+        missed = {recorder.name: recorder.watch.unrecorded for recorder in self.recorders if recorder.watch.unrecorded}
+        if missed:
+            most = max(missed.values())
+            warnings.warn(
+                f"record: {join_names(missed)} were trained on {most} batch{'es' * (most > 1)} past their hooks, which "
+                "are not in the trace; code that was compiled before the block, or a direct call of layer.forward does "
+                "that",
+                stacklevel=4,
+            )
+        overwritten = [recorder.name for recorder in self.recorders if recorder.overwritten]
+        overwritten = [name for name in overwritten if name not in missed]
+        if overwritten:
+            warnings.warn(
+                f"record: the running buffers of {join_names(overwritten)} are not the average of what was recorded: "
+                "something has written them, through .data say; what is replayed is not what they hold",
+                stacklevel=4,
+            )
+
+
+def _hook(function: Callable[..., None]) -> Callable[..., None]:
+    """A hook that compiled code calls as it is, interrupting its graph, and that measurements leave out."""
+    # Also a function, not a method: a deep copy of the model does not copy what it belongs to.
+    return mark_resting(torch.compiler.disable(function))
+
+
+def _begin_trace(layer: BatchNorm) -> LayerTrace:
+    updates = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
+    return LayerTrace(torch.stack(get_running_buffers(layer)).detach(), updates, layer.eps)

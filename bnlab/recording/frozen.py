@@ -1,0 +1,57 @@
+"""Recording one pass over data with the weights as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnlab.arguments import check_batches, check_forward, device_of
+from bnlab.layers import Forward, batch_norm_layers, borrowed, call, copy_batch
+from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.recording.block import record
+from bnlab.trace import MomentTrace
+
+
+def record_frozen(
+    model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, training: bool = False
+) -> MomentTrace:
+    """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
+
+    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Replaying running
+    estimators on this trace gives the estimators of frozen weights: `Cumulative` what torch's `update_bn` computes,
+    which leaves dropout on as `training=True` does.
+
+    Args:
+        forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
+        training: all else runs as in training too, dropout and the like.
+
+    Raises:
+        as `record`; ValueError if there are no batches.
+    """
+    layers, hooks = batch_norm_layers(model, caller="record_frozen"), forward_hooks(model)
+    check_batches(batches, "record_frozen")
+    check_forward(forward, "record_frozen")
+    place = device_of(model, None, "record_frozen")
+    with borrowed(model), torch.no_grad():
+        state = ModuleState(model, hooks)
+        with record(model) as trace:
+            model.train(training)
+            for layer in layers.values():
+                layer.train()
+            for batch in batches:
+                state.accept()
+                with state.undone():
+                    (forward or call)(model, copy_batch(batch, place))
+                trace.step()
+    if trace.last_step == trace.first_step:
+        raise ValueError("record_frozen: batches is empty; pass at least one batch")
+    for name, entries in trace.layers.items():
+        if not entries.moments.isfinite().all():
+            raise ValueError(
+                f"record_frozen: the input of layer {name!r} has NaN or infinite values; look at data and weights"
+            )
+        entries.updates = 0  # an average of this pass alone: what the buffers had seen before is not its start
+    return trace

@@ -1,0 +1,116 @@
+"""Counting the steps of a training: updates, or forwards."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterable
+
+from torch import nn
+
+from bnlab.layers import BatchNorm
+from bnlab.trace import MomentTrace
+
+
+class StepCounter:
+    """Which step it is: counts updates, or forwards of the model or of its outermost parts that are called.
+
+    Args:
+        trace: whose `last_step` is the count.
+        model: what is recorded.
+        layers: its recorded layers.
+
+    Attributes:
+        modules: those with a recorded layer inside, which get `enter` and `leave` as hooks.
+    """
+
+    def __init__(self, trace: MomentTrace, model: nn.Module, layers: Iterable[BatchNorm]) -> None:
+        recorded = {id(layer): layer for layer in layers}
+        self._trace = trace
+        self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
+        self._warned = False
+        self._inside = {id(layer): {id(layer): layer} for layer in recorded.values()}
+        self.modules: list[nn.Module] = []
+        for module in model.modules():
+            inside = {id(m): recorded[id(m)] for m in module.modules() if id(m) in recorded}
+            if inside and id(module) not in recorded:
+                self.modules.append(module)
+                self._inside[id(module)] = inside
+        self._parts = {id(m): set(map(id, m.modules())) for m in (*self.modules, *recorded.values())}
+        self._outermost: tuple[int, int] | None = None  # which module is being called, and by which thread
+        self._counting = set[int]()  # modules whose calls count
+        self._called = set[int]()  # those of them that have been called in this step
+        self._step: int | None = None
+
+    def end_step(self) -> None:
+        """Count an update."""
+        self._trace.last_step = self._ended = self.count_updates_only() + 1
+
+    def count_updates_only(self) -> int:
+        """From now on forwards do not count; the last step that was ended."""
+        trace = self._trace
+        if self._ended is None:
+            self._ended = trace.first_step
+            trace.last_step = min(trace.last_step, trace.first_step + 1)
+            for layer in trace.layers.values():
+                layer.steps = [trace.last_step] * len(layer)
+        return self._ended
+
+    def truncate(self, step: int) -> None:
+        """Go back to `step`."""
+        if self._ended is not None:
+            self._ended = min(self._ended, step)
+
+    def begin_entry(self) -> int:
+        """The step of an entry that is made now."""
+        trace = self._trace
+        trace.last_step = max(trace.last_step, (trace.first_step if self._ended is None else self._ended) + 1)
+        return trace.last_step
+
+    def warn_of_updates_within(self, step: int, name: str) -> None:
+        """Say once that the weights of layer `name` have changed within a step."""
+        if self._ended is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"record: the weights of layer {name!r} have changed within step {step}, which is one forward of the "
+                "model or of a part; call trace.step() after each update, or pass record(..., optimizer=...)",
+                stacklevel=2,
+            )
+
+    def enter(self, module: nn.Module, args: object) -> None:
+        # A deep copy carries the hooks along.
+        if id(module) not in self._parts:
+            return
+        caller = id(module), threading.get_ident()
+        if self._outermost is None:
+            self.count(module)
+        elif self._outermost[0] != caller[0]:
+            return
+        elif self._outermost != caller:
+            raise ValueError("record: the model is called by two threads at once; give each thread a model of its own")
+        else:  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
+            self.count(module)
+        self._outermost = caller
+
+    def leave(self, module: nn.Module, args: object, output: object) -> None:
+        if self._outermost == (id(module), threading.get_ident()):
+            self._outermost = None
+
+    def enter_layer(self, layer: BatchNorm) -> None:
+        if self._outermost is None:
+            self.count(layer)
+
+    def count(self, module: nn.Module) -> None:
+        """Begin a step if a call of `module`, which is not inside of another's, is the next one's."""
+        trace, key = self._trace, id(module)
+        layers = self._inside[key].values()
+        if self._ended is not None or not (module.training or any(layer.training for layer in layers)):
+            return
+        # A part of what counts already: gradient checkpointing runs it again.
+        if any(key in self._parts[other] for other in self._counting if other != key):
+            return
+        self._counting = {other for other in self._counting if other not in self._parts[key]} | {key}
+        if key in self._called or self._step != trace.last_step:
+            trace.last_step += 1
+            self._step, self._called = trace.last_step, set()
+        self._called.add(key)
