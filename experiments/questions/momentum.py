@@ -1,105 +1,25 @@
-"""Which momentum, and does theory know it? It sees batch moments of *other* seeds than those it is drawn over."""
+"""Which momentum? The gap and the accuracy of the running average against its momentum."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
-from bnlab import theory
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import (
-    DEFAULT_MOMENTUM,
-    average,
-    interval,
-    lowest,
-    on_curves,
-    other_seeds,
-    over_best,
-    overlay,
-    paired,
-    rows,
-    score,
-    select,
-)
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Points
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, average, interval, lowest, paired, rows, score
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 
 SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
 MISTAKEN = 0.9  # the default read in the other convention: the weight of the new batch taken for that of the old
 ENDS = (0.001, 1.0)  # of the sweep
 CURVE, POINT, NETWORK = ("panel", "batch_size"), ("panel", "batch_size", "momentum"), ("panel", "batch_size", "seed")
-LAYER, NOISE = (*NETWORK, "layer"), ("mean_drift", "mean_noise", "mean_level")
 MARK = (DEFAULT_MOMENTUM, "PyTorch's default")
-
-
-def predict(tables: Tables, momenta: np.ndarray) -> pd.DataFrame:
-    """The gap that theory expects of each network's layers, for noise, drift and level of the other seeds' layers."""
-    layers = other_seeds(rows(tables, "drift", SHARES), ("step", *NOISE), (*CURVE, "layer"))
-    grid = layers.merge(pd.DataFrame({"momentum": momenta}), how="cross")
-    return grid.assign(mean_gap=theory.random_walk_gap(*grid[["momentum", "step", *NOISE]].to_numpy().T))
-
-
-def score_gap(tables: Tables) -> pd.DataFrame:
-    """Gap of the EMA's mean, averaged over layers: measured, predicted (dashed) and the lowest prediction (a star)."""
-    curves = score("gaps", "mean_gap", POINT, SHARES, average="layer", geometric=True, estimator="ema")(tables)
-    predicted = predict(tables, np.sort(curves["momentum"].unique()))
-    dashed = interval(predicted, "mean_gap", POINT, average="layer", geometric=True)
-    return overlay(measured=curves, dashed=dashed, star=lowest(dashed, "mean", CURVE))
-
-
-def score_optimum(tables: Tables) -> pd.DataFrame:
-    """Predicted (of 401 momenta) and measured best momentum of each layer, panel, batch size and seed."""
-    predicted, measured = predict(tables, np.geomspace(1e-4, 1, 401)), rows(tables, "gaps", SHARES, estimator="ema")
-    best = [lowest(gaps, "mean_gap", LAYER) for gaps in (predicted, measured)]
-    momenta = [frame.set_index([*LAYER])["momentum"] for frame in best]
-    return pd.concat(momenta, axis=1, join="inner", keys=["predicted", "measured"]).reset_index()
-
-
-def score_accuracy(tables: Tables) -> pd.DataFrame:
-    """Test accuracy in percent under the EMA, and under exact statistics (momentum null); stars: predicted optima."""
-    curves = score("evaluations", "accuracy", POINT, SHARES, scale=100, estimator=("ema", "exact"))(tables)
-    optima = average(score_optimum(tables).rename(columns={"predicted": "momentum"}), "momentum", CURVE, geometric=True)
-    return overlay(measured=curves, star=on_curves(optima, curves, "momentum", CURVE))
-
-
-def over_layers(times: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Geometric mean over layers, then over seeds."""
-    return interval(average(times, value, NETWORK, geometric=True), value, CURVE, geometric=True)
-
-
-def score_factor(tables: Tables) -> pd.DataFrame:
-    """By which factor theory's momentum is off, up or down: geometric mean over layers where not both are at 1."""
-    optima = score_optimum(tables).query("predicted <= 0.95 or measured < 1")
-    return over_layers(optima.assign(off=np.exp(np.abs(np.log(optima["predicted"] / optima["measured"])))), "off")
-
-
-def compare_choices(tables: Tables) -> pd.DataFrame:
-    """Of each layer: how many times the smallest gap are those at theory's momentum and of the forecast's choice."""
-    gaps = over_best(rows(tables, "gaps", SHARES, estimator=("ema", "predictive")), "mean_gap")
-    chosen = select(gaps, estimator="predictive").set_index([*LAYER])["mean_gap"].rename("forecast")
-    optima = score_optimum(tables).rename(columns={"predicted": "momentum"})
-    optima["momentum"] = optima["momentum"].clip(*ENDS)
-    curves = select(gaps, estimator="ema").rename(columns={"mean_gap": "mean"})
-    theirs = on_curves(optima, curves, "momentum", LAYER).rename(columns={"mean": "theory"})
-    return theirs.join(chosen, on=[*LAYER], how="inner")
-
-
-def score_forecast(tables: Tables) -> pd.DataFrame:
-    """How many times the gap of the forecast's choice is that at theory's momentum."""
-    both = compare_choices(tables)
-    return over_layers(both.assign(times=both["theory"] / both["forecast"]), "times")
-
-
-def score_hindsight(tables: Tables) -> pd.DataFrame:
-    """How many times the smallest gap of any fixed momentum is that of the forecast's choice."""
-    gaps = over_best(rows(tables, "gaps", SHARES), "mean_gap")
-    return over_layers(select(gaps, estimator="predictive"), "mean_gap")
 
 
 def score_plain(tables: Tables) -> pd.DataFrame:
     """How many times the gap of PyTorch's running average is that of the average of all batches."""
     gaps = rows(tables, "gaps", SHARES, estimator=("ema", "cumulative"), momentum=(DEFAULT_MOMENTUM, None))
-    return over_layers(paired(gaps, "mean_gap", against="ema", ratio=True), "mean_gap")
+    times = average(paired(gaps, "mean_gap", against="ema", ratio=True), "mean_gap", NETWORK, geometric=True)
+    return interval(times, "mean_gap", CURVE, geometric=True)
 
 
 def score_ends(tables: Tables) -> pd.DataFrame:
@@ -125,54 +45,26 @@ def score_mistake(share: float, *sizes: int) -> Score:
 
 EXPERIMENT = Experiment(
     name="momentum",
-    question="Which momentum, and does theory know it?",
-    answers=("F16", "Q4", "Q5", "Q6", "Q10", "H1", "H12", "H13"),
-    source="An average follows a drifting level in noise best with a momentum that the ratio of the two decides.",
-    columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",), "drift": ("layer", *NOISE)},
+    question="Which momentum?",
+    answers=("F16", "Q4", "Q5", "Q6", "Q10", "H1"),
+    source="A small momentum averages the noise of many batches and lags behind; a large one follows, and is noisy.",
+    columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
-        Figure("gap", "Gap against momentum, measured and predicted",
-               "Distance of the EMA's mean from the exact population mean, in standard deviations, averaged over "
-               "layers: lag on the left, noise of single batches on the right. Dashed: theory for noise, drift (a "
-               "random walk) and start, all from the batch moments of the other seeds, without any exact statistic; "
-               "the star is its lowest point on the sweep's grid.",
-               score_gap,
-               Curves("momentum", "batch_size", GAP, dashed="predicted from other seeds", star="lowest prediction",
-                      mark=MARK)),
+        Figure("gap", "Gap against the momentum",
+               "Distance of the EMA's mean from the exact population mean, in standard deviations, geometric mean over "
+               "layers: lag on the left, noise of single batches on the right.",
+               score("gaps", "mean_gap", POINT, SHARES, average="layer", geometric=True, estimator="ema"),
+               Curves("momentum", "batch_size", GAP, mark=MARK)),
         Figure("accuracy", "Test accuracy against the momentum",
                "The same networks evaluated under the EMA for every momentum, and under exact population statistics "
-               "(dashed). Stars: theory's momentum from other seeds, geometric mean over layers and seeds. Momentum "
-               "is the weight of the new batch; 0.9 is what 0.1 becomes where it is the weight of the old average.",
-               score_accuracy,
-               Curves("momentum", "batch_size", ACCURACY, level="exact statistics", star="predicted optimum",
-                      mark=MARK)),
-        Figure("optimum", "Theory's momentum against the best one, layer by layer",
-               "Each point is a layer of a network: across, the momentum that noise and drift of the other seeds "
-               "predict; up, the momentum of the sweep with the smallest gap. On the line theory is right; the grey "
-               "band is a factor of 1.5 each way; above it, a larger momentum than predicted is best. The measured "
-               "ones lie on the sweep's grid.",
-               score_optimum,
-               Points(("predicted", Axis("predicted momentum", log=True)),
-                      ("measured", Axis("momentum with the smallest gap", log=True)), "batch_size", (1e-3, 1.0), 1.5)),
-        Figure("choices", "Theory's momentum against the forecast's choice, layer by layer",
-               "Each point is a layer of a network: how many times the smallest gap of any momentum is the gap at the "
-               "momentum that theory predicts from other seeds (across), and that of the average that has forecast "
-               "the latest batches of this network best (up). Below the line the forecast is nearer.",
-               compare_choices,
-               Points(("theory", Axis("gap at theory's momentum / smallest gap", log=True)),
-                      ("forecast", Axis("gap of the forecast's choice / smallest gap", log=True)),
-                      "batch_size", (0.5, 10.0))),
+               "(dashed). Momentum is the weight of the new batch; 0.9 is what 0.1 becomes where it is the weight of "
+               "the old average.",
+               score("evaluations", "accuracy", POINT, SHARES, scale=100, estimator=("ema", "exact")),
+               Curves("momentum", "batch_size", ACCURACY, level="exact statistics", mark=MARK)),
     ),
     claims=(
         Claim("gap_is_u_shaped", "At both ends of the sweep the gap is larger than at the best momentum between them.",
               score_ends, above(1.25, "times", "the smallest of many gaps lies a little below any other by chance")),
-        Claim("theory_knows_momentum", "Theory's momentum from other seeds is the best one within a factor of 2.",
-              score_factor, below(2.0, "times", "neighbouring momenta of the sweep are up to a factor of 2.5 apart, "
-                                  "and gaps around a minimum flat")),
-        Claim("forecast_beats_theory", "The gap at theory's momentum is larger than that of the forecast's choice.",
-              score_forecast, above(1.0, "times", "at 1 both are as near")),
-        Claim("forecast_is_as_good_as_hindsight",
-              "The forecast's choice is about as near as the best fixed momentum of each layer in hindsight.",
-              score_hindsight, below(1.25, "times", "minima are flat: twice the best momentum costs about as much")),
         Claim("plain_average_is_farther", "The average of all batches is farther off than PyTorch's running average.",
               score_plain, above(1.0, "times", "at 1 both are as near")),
         Claim("mistake_costs_late", "At the end of training, a momentum of 0.9 taken for 0.1 costs accuracy.",
