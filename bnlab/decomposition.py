@@ -95,7 +95,7 @@ def decompose(
     ages = range(min(window(momentum), last - trace.last_start))
     share = torch.tensor([momentum * (1 - momentum) ** age for age in ages], dtype=torch.float64, device="cpu")
     for age, weight in zip(ages, share / share.sum(), strict=True):
-        past.load_state_dict(weights(last - 1 - age))
+        _load(past, weights(last - 1 - age), last - 1 - age)
         lagged += weight * expected(past, trained_on, training=True)[0]
     m, _ = expected(model, trained_on, training=True)
     clean, q = expected(model, batches, training=False)
@@ -106,6 +106,14 @@ def decompose(
         frame = layout.channel_frame().drop(columns="channels").assign(statistic=statistic, gap=(e - p)[row].numpy())
         frames.append(frame.assign(**dict(zip(TERMS, terms[:, row].numpy(), strict=True))))
     return pd.concat(frames, ignore_index=True)
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:  # keys or shapes of another model
+        reason = " ".join(str(error).split())
+        raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})") from error
 
 
 def _check(

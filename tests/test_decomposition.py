@@ -69,6 +69,13 @@ def test_a_full_batch_has_no_noise_and_no_upstream_term() -> None:
     torch.testing.assert_close(torch.tensor(first["weighting"].to_numpy()), expected, rtol=1e-3, atol=1e-6)
 
 
+def test_weights_of_another_model_are_refused() -> None:
+    model, trace, _, batches = trained(3, lr=0.01)
+    for weights in ({"0.weight": torch.zeros(3)}, 5):
+        with pytest.raises(ValueError, match=r"weights\(2\) is no state dict of the model \("):
+            decompose(model, trace, lambda step, weights=weights: weights, batches)
+
+
 def test_augmentation_is_a_term_of_its_own() -> None:
     model, trace, kept, batches = trained(10, lr=0.01)
     brighter = [batch + 1 for batch in batches]

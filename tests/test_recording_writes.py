@@ -202,3 +202,12 @@ def test_other_memory_below_a_buffer(assigned: bool) -> None:
                 model[1].running_mean.data.fill_(7.0)
             train(model, images(4))
     assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
+
+
+def test_a_change_of_precision_inside_of_the_block_is_refused() -> None:
+    model, batches = plain().train(), images(4, 4)
+    with record(model):
+        model(batches[0])
+        with pytest.raises(ValueError, match=r"'1' is torch.float64 on cpu now, was torch.float32 on cpu"):
+            model.double()(batches[1].double())
+        model.float()(batches[1])

@@ -196,8 +196,11 @@ def _measure_breadth_first(job: Job, source: Source) -> dict[str, Moments]:
 
 
 def _bar(total: int, shown: bool | None) -> Any:
-    from tqdm.auto import tqdm
+    from tqdm import TqdmWarning
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets shows a bar of text
+        from tqdm.auto import tqdm
     every = 0.1 if sys.stderr.isatty() else 5.0  # seconds: a log keeps every line
     return tqdm(total=total, desc="layers", unit="layer", disable=not shown, mininterval=every)
 

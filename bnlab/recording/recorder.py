@@ -77,6 +77,7 @@ class Recorder:
             )
         held, own = self._averages()
         if self.watch.is_written(own):
+            self._check_precision(own)
             self.watch.take_up(own)
         self._called = True
         if count == 0:  # torch lets an empty batch pass and leaves the buffers as they are
@@ -89,6 +90,14 @@ class Recorder:
             self.watch.momentum_varied = True
         self._buffers["running_mean"], self._buffers["running_var"] = slot
         self._attributes["momentum"] = 1.0
+
+    def _check_precision(self, own: Average) -> None:
+        kept = self._entries.start
+        if (own.mean.dtype, own.mean.device) != (kept.dtype, kept.device):
+            raise ValueError(
+                f"record: layer {self.name!r} is {own.mean.dtype} on {own.mean.device} now, was {kept.dtype} on "
+                f"{kept.device}; move or convert the model before the block"
+            )
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if module is not self.layer or not self._called:
