@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,9 +150,9 @@ def origin_columns(name: str) -> dict[str, Origin]:
 
 
 def part_schema(name: str) -> pa.Schema:
-    """Columns and types of the table's parts."""
+    """Columns and types of the table's parts: the table's, those of `ORIGIN`, and `written`, when, in ns since 1970."""
     types = {column: origin.type for column, origin in origin_columns(name).items()}
-    return pa.schema([*TABLES[name].types.items(), *types.items()])
+    return pa.schema([*TABLES[name].types.items(), *types.items(), ("written", _INT)])
 
 
 def empty_part(name: str) -> pd.DataFrame:
@@ -169,6 +170,13 @@ def conform(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with exactly the columns and types of the table; a missing column is an error of ours (KeyError)."""
     table = TABLES[name]
     return pa.Table.from_pandas(frame[list(table.types)], table.schema, preserve_index=False).to_pandas()
+
+
+def write_rows(path: Path, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """Write rows of a table with the columns of its parts, as of now; they, as written."""
+    frame = conform_part(name, frame.assign(written=time.time_ns()))  # the file's own time changes when it is copied
+    write_frame(path, frame, part_schema(name))
+    return frame
 
 
 def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
@@ -195,9 +203,10 @@ def read_table(name: str, path: Path) -> pd.DataFrame:
 
 
 def read_part(name: str, path: Path) -> pd.DataFrame:
-    """`read_table` with the columns of `ORIGIN`."""
+    """`read_table` with the columns of `ORIGIN` and `written`, which is the file's time where it is not noted."""
     frame = read_frame(path)
-    before = dict.fromkeys(TABLES[name].later) | {c: origin.before for c, origin in origin_columns(name).items()}
+    before = {"written": path.stat().st_mtime_ns} | dict.fromkeys(TABLES[name].later)
+    before |= {column: origin.before for column, origin in origin_columns(name).items()}
     unknown = [column for column in frame if column not in part_schema(name).names]
     if unknown:  # damage in a name too: the column would seem to be missing
         raise OtherVersion(f"{path}: not of this version (there is no column {unknown[0]!r})")

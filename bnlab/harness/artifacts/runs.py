@@ -210,7 +210,7 @@ class Run:
         later = described.pop("later", [])
         return [{"step": 0, **described}, *(entry for entry in later if "step" in entry)]
 
-    @property
+    @cached_property
     def training(self) -> str:
         """A digest of the losses of all updates, which tells this network from one trained in its place."""
         losses = schema.read_frame(self.folder / "log.parquet")["loss"]
@@ -259,6 +259,7 @@ class Run:
             number += 1
         self.folder.rename(aside)
         self.__dict__.pop("trace", None)
+        self.__dict__.pop("training", None)
         print(f"{self.id}: {reason}\n  set aside as {aside.name}; the network is trained again", file=sys.stderr)
 
     def check_files(self, step: int, loss: float) -> None:

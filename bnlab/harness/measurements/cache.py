@@ -104,8 +104,6 @@ def _measure(
         frame[column] = value
     if sources:
         frame["source"] = frame["estimator"].map(sources)
-    frame = schema.conform_part(name, frame)
     described = json.dumps([_origin(run), [_key(s) for s in subjects], steps, list(frame)])
     path = run.folder / "measurements" / name / f"{digest(described, digits=10)}.parquet"
-    schema.write_frame(path, frame, schema.part_schema(name))
-    return [frame]
+    return [schema.write_rows(path, name, frame)]

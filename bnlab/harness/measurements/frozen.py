@@ -34,7 +34,7 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
     """The source's statistics of the checkpoint at `step`, from the run's folder if they are there."""
     name = f"{source.statistic}-{source.split}-{source.images or 'all'}-{step:07d}-v{VERSION}.safetensors"
     path = run.folder / "statistics" / name
-    about = {**run.about(step), "statistics": f"{source.estimator} {source.split}"}
+    about = {**run.about(step), "training": run.training, "statistics": f"{source.estimator} {source.split}"}
     try:
         return Statistics.load(path, about)
     except FileNotFoundError:

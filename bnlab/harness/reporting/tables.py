@@ -22,20 +22,19 @@ from bnlab.harness.schema import (
     LOG,
     TABLES,
     conform,
-    conform_part,
     empty,
     origin_columns,
-    part_schema,
     read_frame,
     read_part,
     write_frame,
+    write_rows,
 )
 
 
 def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
     """What one job measured, under a name that tells the run and the settings of the measurement."""
     path = folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.parquet"
-    write_frame(path, conform_part(name, frame), part_schema(name))
+    write_rows(path, name, frame)
 
 
 def assemble(folder: Path, name: str) -> pd.DataFrame:
@@ -43,9 +42,8 @@ def assemble(folder: Path, name: str) -> pd.DataFrame:
 
     Rows leave it once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
     """
-    parts = sorted((folder / "parts" / name).glob("*.parquet"), key=lambda p: (p.stat().st_mtime_ns, p.name))
     frames = []
-    for path in parts:
+    for path in sorted((folder / "parts" / name).glob("*.parquet")):
         try:
             frames.append(_read_own_rows(name, path))
         except OtherVersion as error:
@@ -55,7 +53,8 @@ def assemble(folder: Path, name: str) -> pd.DataFrame:
     table = TABLES[name]
     if not frames:
         return empty(name)
-    frame = _drop_outdated(name, pd.concat(frames, ignore_index=True))
+    frame = pd.concat(frames).sort_values("written", kind="stable", ignore_index=True)
+    frame = _drop_outdated(name, frame)
     frame = frame.drop_duplicates(list(table.key), keep="last")
     return conform(name, frame.sort_values(list(table.key), ignore_index=True))
 

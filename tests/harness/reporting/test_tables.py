@@ -39,7 +39,14 @@ def rows(momenta: list[float], value: float, run: str = "a/seed_0", **origin: ob
 def write(folder: Path, settings: str, frame: pd.DataFrame, age: int) -> Path:
     tables.write_part(folder, "gaps", str(frame["run"][0]), settings, frame)
     path = next(p for p in (folder / "parts" / "gaps").iterdir() if digest(settings, digits=10) in p.name)
-    os.utime(path, ns=(10**18 - age, 10**18 - age))
+    return make_older(path, "gaps", age)
+
+
+def make_older(path: Path, name: str, age: int) -> Path:
+    """Files copied elsewhere are new, and in any order: their own times tell nothing."""
+    written = schema.read_frame(path).assign(written=2 * 10**18 - age)
+    schema.write_frame(path, written, schema.part_schema(name))
+    os.utime(path, ns=(10**18 + age, 10**18 + age))
     return path
 
 
@@ -84,7 +91,7 @@ def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
         frame = rows([momentum], 1.0, test_images=images, shift=shift).assign(**common, **scores)
         tables.write_part(tmp_path, "evaluations", "a/seed_0", settings, frame)
         path = tmp_path / "parts" / "evaluations" / f"a-seed_0-{digest(settings, digits=10)}.parquet"
-        os.utime(path, ns=(10**18 - age, 10**18 - age))
+        make_older(path, "evaluations", age)
 
     for age, (momentum, images, shift) in enumerate(
         [(0.1, "b", "none"), (0.2, "a", "none"), (0.3, None, "none"), (0.4, "c", "fonts:x")]
