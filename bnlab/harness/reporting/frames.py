@@ -108,15 +108,26 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     """The rows whose columns have the wanted values: one, any of a tuple, or all but one (`OtherThan`); None is null.
 
     Raises:
-        UserError: there is no such column.
+        UserError: there is no such column, or an estimator is wanted without the parameters that it has in the rows.
     """
     for column, value in wanted.items():
         _require(frame, [column])
+        if column == "estimator":
+            _check_names(frame["estimator"], value)
         if isinstance(value, OtherThan):
             frame = frame[~_matches(frame[column], [value.value])]
         else:
             frame = frame[_matches(frame[column], _tuple(value))]
     return frame
+
+
+def _check_names(estimators: pd.Series, wanted: Any) -> None:
+    """UserError for `kalman` where rows are of `kalman(per=layer)`: nothing would be found, without a word."""
+    present = set(estimators.unique())
+    for name in _tuple(wanted.value if isinstance(wanted, OtherThan) else wanted):
+        same = sorted(p for p in present if str(p).startswith(f"{name}("))
+        if name not in present and same:
+            raise UserError(f"there are no rows of estimator {name!r}; there is {', '.join(map(repr, same))}")
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
@@ -138,10 +149,11 @@ def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bo
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
-        UserError: there is no such column.
+        UserError: there is no such column, or the reference is named without the parameters that it has in the rows.
         ValueError: the reference has several rows for a network and step, as one of several momenta does.
     """
     _require(frame, [value])
+    _check_names(frame["estimator"], against)
     keys = _same(frame)
     reference = frame[frame["estimator"] == against].set_index(keys)[value]
     if not reference.index.is_unique:

@@ -263,3 +263,14 @@ def test_a_seed_counts_once() -> None:
         interval(layers.drop(columns="seed"), "x", ["layer"])
     with pytest.raises(UserError, match="no column 'depth'"):
         interval(layers, "x", ["layer"], average="depth")
+
+
+def test_an_estimator_is_wanted_by_its_whole_name() -> None:
+    frame = pd.DataFrame({"estimator": ["kalman(per=layer)", "ema"], "x": [1, 2]})
+    assert len(select(frame, estimator=("ema", "window"))) == 1
+    assert len(select(frame, estimator="kalman(per=layer)")) == 1
+    for wanted in ("kalman", ("ema", "kalman"), OtherThan("kalman")):
+        with pytest.raises(UserError, match=r"no rows of estimator 'kalman'; there is 'kalman\(per=layer\)'"):
+            select(frame, estimator=wanted)
+    with pytest.raises(UserError, match="no rows of estimator 'kalman'"):
+        paired(frame.assign(run="a", step=1), "x", against="kalman")
