@@ -19,6 +19,12 @@ def images(row: dict[str, Any]) -> int:
 
 
 VALUES: dict[str, Value] = {"images": lambda row: ALL, "mean_error": lambda row: 0.5}
+PREDICTED = Effect(
+    {"estimators": [(f"exact(images={n})", None) for n in (32, 512)], "gap": errors(1), "values": VALUES},
+    {"gap": errors(2)},
+    gap=lambda row: errors(2.0 ** sign(row))(row),
+    values=VALUES,
+)
 EFFECTS = {
     "hundreds_nearly_suffice": accuracy_lost(("exact(images=512)", None), -0.15, 3, sizes=(16,)),
     "thousands_suffice": Effect(
@@ -27,10 +33,6 @@ EFFECTS = {
         accuracy=lambda row: 0.9 - 0.3 * sign(row) * (row["estimator"] != "exact"),
     ),
     "a_batch_is_too_few": accuracy_lost(("exact(images=32)", None), 3, -3),
-    "errors_are_predicted": Effect(
-        {"estimators": [(f"exact(images={n})", None) for n in (32, 512)], "gap": errors(1), "values": VALUES},
-        {"gap": errors(2)},
-        gap=lambda row: errors(2.0 ** sign(row))(row),
-        values=VALUES,
-    ),
+    "errors_are_predicted": PREDICTED,
+    "squares_are_predicted": PREDICTED,
 }
