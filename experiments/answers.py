@@ -48,15 +48,14 @@ def write_answers(answers: list[Answer]) -> None:
 
 def describe(answer: Answer) -> list[str]:
     """An experiment's verdicts in aligned lines, under the sentence of each claim."""
-    rows = answer.rows
+    rows = [row for _, conditions in answer.claims for row in conditions]
     widths = [max((len(row[key]) for row in rows), default=0) for key in ("condition", "number")]
     lines = []
-    for claim in answer.experiment.claims:
+    for claim, conditions in answer.claims:
         lines.append(f"  {claim.text} ({claim.rule.unit}: {claim.rule})")
-        for row in rows:
-            if row["claim"] == claim.id:
-                condition, number = row["condition"].ljust(widths[0]), row["number"].ljust(widths[1])
-                lines.append(f"    {condition}  {number}  n={row['n']}  {row['verdict']}")
+        for row in conditions:
+            condition, number = row["condition"].ljust(widths[0]), row["number"].ljust(widths[1])
+            lines.append(f"    {condition}  {number}  n={row['n']}  {row['verdict']}")
     return lines
 
 

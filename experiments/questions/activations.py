@@ -62,7 +62,7 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("other_early", "Early at a large batch the EMA gives layers other inputs than exact statistics do.",
               score_misplaced(True, (256,)), above(0.05, *OTHERWISE)),
-        Claim("same_late", "At the end of training it gives them the same.",
+        Claim("same_late", "At the end of training the EMA gives layers the same inputs as exact statistics do.",
               score_misplaced(False, (4, 256)), below(0.05, *OTHERWISE)),
     ),
 )  # fmt: skip

@@ -77,8 +77,10 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("batches_scatter", "In batches of 4 a single batch is farther from the population mean than the EMA.",
-              score_scatter, above(1.0, "times", "at 1 averaging gains nothing")),
+              score_scatter, above(1.0, "times", "at 1 averaging gains nothing"),
+              answers=("Q1",)),
         Claim("population_moves", "Population means move while the network is trained.",
-              score_move, above(0.1, "σ", "an error of a tenth of a standard deviation is the EMA's own at batch 4")),
+              score_move, above(0.1, "σ", "an error of a tenth of a standard deviation is the EMA's own at batch 4"),
+              answers=("Q1", "Q7")),
     ),
 )  # fmt: skip

@@ -48,11 +48,11 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("ema_adds_early", "Early at a huge batch the EMA is much farther from single batches than exact ones.",
               score_times(EARLY, 1024), above(1.25, "times", "a quarter more is hardly seen in accuracy")),
-        Claim("ema_adds_nothing_late", "At the end, at small and moderate batches, it adds nothing that counts.",
+        Claim("ema_adds_nothing_late", "At the end, at small and moderate batches, the EMA is about as far as exact.",
               score_times(LATE, 4, 64), within(0.9, 1.1, "times", "a tenth of a distance that training itself has")),
         Claim("tiny_batches_differ", "Tiny batches' means are more than a tenth of a deviation from the exact mean.",
               score_exact(4), above(0.1, "σ", "a tenth is about what a hundred independent values are uncertain by")),
-        Claim("huge_batches_agree", "Those of huge batches are less than a tenth of a deviation from it.",
+        Claim("huge_batches_agree", "Huge batches' means are less than a tenth of a deviation from the exact mean.",
               score_exact(1024), below(0.1, "σ", "the same margin")),
     ),
 )  # fmt: skip

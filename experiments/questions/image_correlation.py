@@ -63,9 +63,9 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("too_small_when_tiny", "In batches of 4 the running variance is too small in every layer.",
               score_at("var_ratio", 4), below(1.0, "times", "at 1 the unbiased batch variance is right")),
-        Claim("right_when_large", "In batches of 256 and more it is right.",
+        Claim("right_when_large", "In batches of 256 and more the running variance is right in every layer.",
               score_at("var_ratio", 256, 1024), within(0.99, 1.01, "times", "1% of a variance changes nothing")),
-        Claim("correlation_predicts_it", "How much single images' means differ predicts it within 3%.",
+        Claim("correlation_predicts_it", "How much single images differ predicts the running variance within 3%.",
               score_at("factor"), within(0.97, 1.03, *FIT)),
     ),
 )  # fmt: skip

@@ -121,11 +121,14 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("theory_knows_momentum", "Theory's momentum from other seeds is the best one within a factor of 2.",
               score_factor, below(2.0, "times", "neighbouring momenta of the sweep are up to a factor of 2.5 apart, "
-                                  "and gaps around a minimum flat")),
+                                  "and gaps around a minimum flat"),
+              answers=("Q10", "H13")),
         Claim("forecast_beats_theory", "The gap at theory's momentum is larger than that of the forecast's choice.",
-              score_forecast, above(1.0, "times", "at 1 both are as near")),
+              score_forecast, above(1.0, "times", "at 1 both are as near"),
+              answers=("Q10",)),
         Claim("forecast_is_as_good_as_hindsight",
               "The forecast's choice is about as near as the best fixed momentum of each layer in hindsight.",
-              score_hindsight, below(1.25, "times", "minima are flat: twice the best momentum costs about as much")),
+              score_hindsight, below(1.25, "times", "minima are flat: twice the best momentum costs about as much"),
+              answers=("Q10", "H12")),
     ),
 )  # fmt: skip

@@ -46,7 +46,7 @@ def test_lines_are_aligned_and_numbers_have_the_digits_of_their_interval() -> No
                           "mean": [-1e-16, 33.444, np.nan, 2.0], "low": [-0.49, np.nan, np.nan, 2.0],
                           "high": [0.49, np.nan, np.nan, 2.0], "n": [5, 1, 0, 3],
                           "verdict": ["fails", "one seed", "undecided", "holds"]})  # fmt: skip
-    assert answers.describe(Answer(experiment, found, (), "")) == [
+    assert answers.describe(Answer(experiment, found, "")) == [
         "  It is large. (points: above 1)",
         "    a        0.00 [-0.49, 0.49]    n=5  fails",
         "    longer   33.4                  n=1  one seed",
@@ -62,9 +62,10 @@ def test_other_tables_give_other_words() -> None:
         compose_answer(experiment, plant(estimators, accuracy=lose("ema", points), sizes=(4, 64, 1024)))
         for points in (5, 0)
     )
+    said = lost.list_sentences()
     tiny = "At a tiny batch PyTorch's momentum costs accuracy. (above 0 points) Holds — at the end of training, batch "
-    assert lost.sentences[1].startswith(f"{tiny}size 4: 5.15 [4.94, 5.36].") and lost.tally == "5 holds, 1 fails"
-    assert lost.sentences[1] != same.sentences[1]
+    assert said[1] == f"{tiny}size 4: 5.15 [4.94, 5.36] points." and said[1] != same.list_sentences()[1]
+    assert lost.list_sentences("Q16") == [said[0], said[2]]
     assert lost.networks.startswith("12 networks, 4 seeds: batch size 4, 64, 1024, 2 epochs.")
 
 
@@ -73,7 +74,9 @@ def test_the_committed_answers_come_from_the_committed_tables() -> None:
     committed = (REFERENCE / "ANSWERS.md").read_text()
     assert write_markdown(CATALOGUE, found) == committed
     for answer in found:
-        assert all(f"| {row['number']} " in committed and row["text"] in committed for row in answer.rows)
+        for claim, conditions in answer.claims:
+            assert claim.text in committed
+            assert all(f"| {row['condition']} | {row['number']} | {row['n']} |" in committed for row in conditions)
 
 
 def test_every_question_is_answered_or_waits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +13,18 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answer
 from bnlab.harness.reporting.frames import RESULTS
 
 _WORDS = {
-    "holds": "Holds —",
-    "fails": "Fails —",
-    "undecided": "Undecided —",
-    "one seed": "Not tested, with one seed —",
+    "holds": "Holds",
+    "fails": "Fails",
+    "undecided": "Undecided",
+    "one seed": "Not tested, with one seed",
 }
-VERDICTS = tuple(_WORDS)
+Condition = tuple[str, ...]
+"""In words, one for each coordinate: `where` of `experiment.answers`."""
 NUMBERS = ("mean", "low", "high", "n")
 READING = (
     "mean over seeds [95% interval, of each line by itself]; verdict by one-sided t tests at 5%, with Holm's "
-    "correction over the lines of a claim"
+    "correction over the lines of a claim. Where a sentence takes conditions together: the range of their means [the "
+    "outermost bounds of their intervals]"
 )
 # Settings that are named where all networks share them, and how.
 _SHARED = {
@@ -44,60 +47,109 @@ class Answer:
     Attributes:
         experiment: the question.
         frame: verdicts with their numbers, see `experiment.answers`.
-        sentences: one for each claim.
         networks: what was measured, and what was not varied.
     """
 
     experiment: Experiment
     frame: pd.DataFrame
-    sentences: tuple[str, ...]
     networks: str
 
-    @property
-    def tally(self) -> str:
-        """How many of its conditions have each verdict."""
-        counts = self.frame["verdict"].value_counts()
-        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    def list_sentences(self, number: str | None = None) -> list[str]:
+        """A sentence for each claim that bears on a question or hypothesis; without a number, for all."""
+        claims = self.experiment.claims
+        chosen = [claim for claim in claims if number is None or not claim.answers or number in claim.answers]
+        return [summarize(claim, self.frame[self.frame["claim"] == claim.id]) for claim in chosen]
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Of each condition: claim, its text and unit, condition, number, n, verdict."""
-        claims = {claim.id: claim for claim in self.experiment.claims}
-        return [
-            {
-                "text": claims[row["claim"]].text,
-                "unit": claims[row["claim"]].rule.unit,
-                "number": format_number(*(row[key] for key in NUMBERS)),
-                **{key: row[key] for key in ("claim", "condition", "n", "verdict")},
-            }
-            for row in self.frame.to_dict("records")
+    def claims(self) -> list[tuple[Claim, list[dict[str, Any]]]]:
+        """Each claim with its conditions: condition, number, n, verdict."""
+        rows = [
+            {"number": format_number(*(row[key] for key in NUMBERS)), **row} for row in self.frame.to_dict("records")
         ]
-
-    @property
-    def margins(self) -> str:
-        """The reasons for the claims' margins, each once."""
-        rules = [claim.rule for claim in self.experiment.claims]
-        return "; ".join(dict.fromkeys(f"{rule} {rule.unit}: {rule.reason}" for rule in rules))
+        return [(claim, [row for row in rows if row["claim"] == claim.id]) for claim in self.experiment.claims]
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
     """Raises as `experiment.answers`."""
     frame = answers(experiment, tables)
-    sentences = tuple(summarize(claim, frame[frame["claim"] == claim.id]) for claim in experiment.claims)
-    return Answer(experiment, frame, sentences, describe_networks(tables["runs"]))
+    return Answer(experiment, frame, describe_networks(tables["runs"]))
 
 
 def summarize(claim: Claim, rows: pd.DataFrame) -> str:
     """The claim, and under which conditions it holds, fails (the opposite holds) or is undecided, with the numbers."""
+    every = list(rows["where"])
     parts = []
-    for verdict in VERDICTS:
-        chosen = rows[rows["verdict"] == verdict].to_dict("records")
-        if chosen:
-            numbers = [(str(row["condition"]), format_number(*(row[key] for key in NUMBERS))) for row in chosen]
-            where = [": ".join(filter(None, (condition, number))) for condition, number in numbers]
-            parts.append(f"{_WORDS[verdict]} {'; '.join(where)}.")
+    for verdict, word in _WORDS.items():
+        chosen = rows[rows["verdict"] == verdict]
+        groups = [(where, chosen[chosen["where"].isin(where)]) for where in group_conditions(list(chosen["where"]))]
+        described = [
+            ": ".join(filter(None, (describe_conditions(where, every), format_range(group, claim.rule.unit))))
+            for where, group in groups
+        ]
+        if described:
+            parts.append(f"{word} — {'; '.join(described)}.")
     margin = " ".join(filter(None, (str(claim.rule), claim.rule.unit)))
     return f"{claim.text} ({margin}) {' '.join(parts)}"
+
+
+def group_conditions(conditions: list[Condition]) -> list[list[Condition]]:
+    """Few groups, each of which is all combinations of some values of each coordinate."""
+    if not conditions:
+        return []
+    values = [{*column} for column in zip(*conditions, strict=True)]
+    if len(conditions) == math.prod(map(len, values)):
+        return [conditions]
+    splits = []
+    for place in range(len(values)):
+        # Values of this coordinate that go with the same others stay together.
+        others: dict[str, set[Condition]] = {value: set() for value in values[place]}
+        for condition in conditions:
+            others[condition[place]].add(condition[:place] + condition[place + 1 :])
+        parts: dict[frozenset[Condition], list[Condition]] = {}
+        for condition in conditions:
+            parts.setdefault(frozenset(others[condition[place]]), []).append(condition)
+        if len(parts) > 1:
+            splits.append([group for part in parts.values() for group in group_conditions(part)])
+    return min(splits, key=len)
+
+
+def describe_conditions(group: list[Condition], every: list[Condition]) -> str:
+    """What the conditions of a group have that others have not; all values of a coordinate need no word."""
+    words = []
+    for values, possible in zip(zip(*group, strict=True), zip(*every, strict=True), strict=True):
+        if len({*possible}) == 1 or {*values} != {*possible}:
+            words.append(join_values([*dict.fromkeys(values)]))
+    return ", ".join(filter(None, words)) or "throughout"
+
+
+def join_values(values: list[str]) -> str:
+    """In one phrase, with the words that they begin and end with said once.
+
+    >>> join_values(["after 20% of training", "after 55% of training"]), join_values(["batch size 4", "batch size 16"])
+    ('after 20% and 55% of training', 'batch size 4 and 16')
+    """
+    split = [value.split() for value in values]
+    begin = _count_same(split)
+    end = _count_same([words[begin:][::-1] for words in split])
+    middle = [" ".join(words[begin : len(words) - end]) for words in split]
+    listed = " and ".join(filter(None, [", ".join(middle[:-1]), middle[-1]]))
+    return " ".join(filter(None, [*split[0][:begin], listed, *split[0][len(split[0]) - end :]]))
+
+
+def _count_same(lists: list[list[str]]) -> int:
+    """How many words all lists begin with, but for one that is left of each."""
+    shortest = min(map(len, lists)) - (len(lists) > 1)
+    return next((k for k in range(shortest) if len({words[k] for words in lists}) > 1), max(shortest, 0))
+
+
+def format_range(rows: pd.DataFrame, unit: str) -> str:
+    """The mean and interval of one condition; of several the range of means and the outermost bounds."""
+    numbers = [format_number(*row) for row in rows[[*NUMBERS]].itertuples(index=False)]
+    if len(numbers) > 1 and all("[" in number for number in numbers):
+        means, lows, highs = zip(*(re.findall(r"[-\d.]+", number) for number in numbers), strict=True)
+        means, lows, highs = (sorted(texts, key=float) for texts in (means, lows, highs))
+        numbers = [f"{means[0]} to {means[-1]} [{lows[0]}, {highs[-1]}]"]
+    return " ".join(filter(None, (", ".join(filter(None, numbers)), unit if any(numbers) else "")))
 
 
 def describe_networks(runs: pd.DataFrame) -> str:

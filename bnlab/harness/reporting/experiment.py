@@ -93,12 +93,14 @@ class Claim:
         text: a sentence.
         score: tables to the rows of `frames.interval`; each row is a condition.
         rule: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
+        answers: which of the experiment's questions and hypotheses it bears on; empty: all.
     """
 
     id: str
     text: str
     score: Score
     rule: Rule
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +126,16 @@ class Experiment:
     claims: tuple[Claim, ...]
 
     def __post_init__(self) -> None:
-        """ValueError if two figures or claims have one name: the second would replace the first."""
+        """ValueError if two figures or claims have one name, or a claim answers what the experiment does not."""
         for kind, names in (("figures", [f.name for f in self.figures]), ("claims", [c.id for c in self.claims])):
             doubled = [name for name in names if names.count(name) > 1]
             if doubled:
                 raise ValueError(f"{self.name}: two {kind} are called {doubled[0]!r}; give each its own name")
+        for claim in self.claims:
+            if other := sorted({*claim.answers} - {*self.answers}):
+                raise ValueError(
+                    f"{self.name}: claim {claim.id} answers {other[0]}, which the experiment does not list"
+                )
 
 
 class NoRows(UserError):
@@ -170,23 +177,24 @@ def declared(experiment: Experiment, tables: Tables) -> Tables:
 
 
 def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
-    """What the tables say on each claim: experiment, claim, condition, mean, low, high, n, verdict.
+    """What the tables say on each claim: experiment, claim, condition, where, mean, low, high, n, verdict.
 
-    A row is a condition. *holds*: a one-sided t test over seeds (two for `within`) is significant at 5%, after Holm's
-    correction over the claim's conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*:
-    there is no test. `low` and `high` are the 95% interval of the condition alone, not adjusted. A claim for which
-    there is no row has one without numbers.
+    A row is a condition; `where` is it as a tuple of words, in the same order in all rows of a claim. *holds*: a
+    one-sided t test over seeds (two for `within`) is significant at 5%, after Holm's correction over the claim's
+    conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*: there is no test. `low` and
+    `high` are the 95% interval of the condition alone, not adjusted. A claim for which there is no row has one without
+    numbers.
 
     Raises:
         UserError: tables or columns are missing, or a score does not come from `frames.interval`.
     """
     available = declared(experiment, tables)
     found = [(experiment.name, *row) for claim in experiment.claims for row in _decide(claim, available)]
-    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "mean", "low", "high", "n", "verdict"])
+    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *MEASURES[:4], "verdict"])
 
 
 def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
-    """Claim, condition, mean, low, high, n and verdict of each condition."""
+    """Claim, condition, where, mean, low, high, n and verdict of each condition."""
     frame = claim.score(tables)
     missing = [column for column in MEASURES if column not in frame]
     if missing:
@@ -194,13 +202,17 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
             f"claim {claim.id}: its score has no column {missing[0]!r}; return what frames.interval returns"
         )
     if frame.empty:
-        return [(claim.id, "no rows", np.nan, np.nan, np.nan, 0, "undecided")]
+        return [(claim.id, "no rows", ("no rows",), np.nan, np.nan, np.nan, 0, "undecided")]
     keys = [column for column in frame if column not in MEASURES]
     if frame.duplicated(keys).any():
         raise UserError(f"claim {claim.id}: its score has several rows of one condition; they differ in none of {keys}")
     frame = _in_order(frame)
     rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
-    return [(claim.id, _condition(row), *(row[key] for key in MEASURES[:4]), verdict) for row, verdict in rows]
+    found = []
+    for row, verdict in rows:
+        where = _list_coordinates(row)
+        found.append((claim.id, ", ".join(filter(None, where)), where, *(row[key] for key in MEASURES[:4]), verdict))
+    return found
 
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
@@ -211,17 +223,19 @@ def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     return ordered.sort_values("panel", key=lambda panels: panels.map(places), kind="stable") if places else ordered
 
 
-def _condition(row: dict[Any, Any]) -> str:
-    """In words, what tells a row of a score from the others."""
+def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
+    """In words, what tells a row of a score from the others; empty where it has no value."""
     words = []
     for key, value in row.items():
-        if key in MEASURES or pd.isna(value) or (key == "momentum" and "estimator" in row):
+        if key in MEASURES or (key == "momentum" and "estimator" in row):
             continue
-        if key == "estimator":
+        if pd.isna(value):
+            words.append("")
+        elif key == "estimator":
             words.append(estimator_label(value, row.get("momentum", math.nan)))
         else:
             words.append(str(value) if key == "panel" else f"{key.replace('_', ' ')} {value}")
-    return ", ".join(words)
+    return tuple(words)
 
 
 def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:

@@ -158,7 +158,7 @@ EXPERIMENT = Experiment(name="trial", question="?", answers=("Q0",), source="non
 
 def test_answers_has_a_row_for_each_condition() -> None:
     found = answers(EXPERIMENT, planted())
-    assert list(found) == ["experiment", "claim", "condition", "mean", "low", "high", "n", "verdict"]
+    assert list(found) == ["experiment", "claim", "condition", "where", "mean", "low", "high", "n", "verdict"]
     shown = found[["experiment", "claim", "condition", "mean", "n", "verdict"]].values.tolist()
     assert shown == [
         ["trial", "positive", "at the end of training, batch size 4, momentum 0.1", -2.05, 2, "fails"],
@@ -174,6 +174,12 @@ def test_conditions_name_estimators_and_keep_the_order_of_panels() -> None:
                           "log": False})  # fmt: skip
     found = answers(replace(EXPERIMENT, claims=(replace(CLAIM, score=lambda _: frame),)), planted())
     assert found["condition"].to_list() == ["z, EMA (momentum 0.1)", "z, precise BN", "a, EMA (momentum 0.2)"]
+
+
+def test_a_claim_answers_what_its_experiment_does() -> None:
+    assert replace(EXPERIMENT, claims=(replace(CLAIM, answers=("Q0",)),))
+    with pytest.raises(ValueError, match="trial: claim positive answers Q1, which the experiment does not list"):
+        replace(EXPERIMENT, claims=(replace(CLAIM, answers=("Q1",)),))
 
 
 def test_a_claim_without_rows_is_undecided() -> None:

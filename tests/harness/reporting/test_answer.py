@@ -1,0 +1,89 @@
+"""Sentences that are composed from verdicts."""
+
+from __future__ import annotations
+
+import itertools
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bnlab.harness.reporting.answer import (
+    describe_conditions,
+    format_range,
+    group_conditions,
+    join_values,
+    summarize,
+)
+from bnlab.harness.reporting.experiment import Claim, above
+
+EARLY, LATE = "after 20% of training", "at the end of training"
+EVERY = [*itertools.product((EARLY, LATE), ("batch size 4", "batch size 16", "batch size 64"))]
+
+
+@given(st.sets(st.tuples(*[st.sampled_from("abc")] * 3)))
+def test_groups_are_all_combinations_and_leave_nothing_out(conditions: set[tuple[str, ...]]) -> None:
+    groups = group_conditions(sorted(conditions))
+    assert sorted(itertools.chain(*groups)) == sorted(conditions)
+    for group in groups:
+        assert set(group) == set(itertools.product(*({*column} for column in zip(*group, strict=True))))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (EVERY, ["throughout"]),
+        (EVERY[:3], [EARLY]),
+        ([EVERY[0], EVERY[3]], ["batch size 4"]),
+        ([EVERY[0], EVERY[1], EVERY[3], EVERY[4]], ["batch size 4 and 16"]),
+        ([EVERY[0], *EVERY[3:]], [f"{EARLY}, batch size 4", LATE]),
+        ([EVERY[5]], [f"{LATE}, batch size 64"]),
+    ],
+)
+def test_conditions_are_named_by_what_sets_them_apart(chosen: list[tuple[str, ...]], words: list[str]) -> None:
+    assert [describe_conditions(group, EVERY) for group in group_conditions(chosen)] == words
+
+
+def test_what_all_conditions_share_is_said() -> None:
+    every = [(LATE, "batch size 4"), (LATE, "batch size 16")]
+    assert describe_conditions(every, every) == LATE
+    assert describe_conditions(every[:1], every) == f"{LATE}, batch size 4"
+    assert describe_conditions([("",)], [("",)]) == "throughout"
+
+
+@pytest.mark.parametrize(
+    ("values", "phrase"),
+    [
+        (["a"], "a"),
+        (["a", "b", "c"], "a, b and c"),
+        (["batch size 4", "batch size 16", "batch size 64"], "batch size 4, 16 and 64"),
+        ([EARLY, LATE], "after 20% and at the end of training"),
+        (["the EMA", "the EMA of both"], "the EMA and EMA of both"),
+    ],
+)
+def test_words_that_values_share_are_said_once(values: list[str], phrase: str) -> None:
+    assert join_values(values) == phrase
+
+
+def score(**means: tuple[str, float]) -> pd.DataFrame:
+    rows = [{"where": (name,), "verdict": verdict, "mean": mean, "low": mean - 0.5, "high": mean + 0.5, "n": 5}
+            for name, (verdict, mean) in means.items()]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_numbers_of_several_conditions_are_a_range_with_the_outermost_bounds() -> None:
+    found = score(a=("holds", 2.0), b=("holds", 10.0), c=("holds", -3.0))
+    assert format_range(found, "points") == "-3.00 to 10.00 [-3.50, 10.50] points"
+    assert format_range(found[:1], "points") == "2.00 [1.50, 2.50] points"
+    assert format_range(found.assign(n=1), "points") == "2, 10, -3 points"
+    assert format_range(found[:1].assign(n=0), "points") == ""
+
+
+def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:
+    found = score(a=("holds", 2.0), b=("undecided", 1.2), c=("holds", 4.0))
+    claim = Claim("x", "It is large.", lambda tables: found, above(1.0, "times"))
+    assert summarize(claim, found) == (
+        "It is large. (above 1 times) Holds — a and c: 2.00 to 4.00 [1.50, 4.50] times. "
+        "Undecided — b: 1.20 [0.70, 1.70] times."
+    )
