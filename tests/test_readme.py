@@ -1,0 +1,35 @@
+"""What README.md shows: its code runs, and its numbers are those of the reference results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tests.helpers import images, plain
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = [block.partition("\n")[2] for block in TEXT.split("```")[1::2]]
+NUMBER = re.compile(r"-?\d[\d.]* \[-?[\d.]+, -?[\d.]+\]")  # a mean with its interval
+
+
+def test_the_calls_on_a_model_run() -> None:
+    model, loader = plain(), images(8, 8, 4)
+
+    def train(network: nn.Module) -> None:
+        network.train()
+        for batch in loader:
+            network(batch)
+
+    names: dict[str, Any] = {"model": model, "loader": loader, "train": train, "test": lambda network: network.eval()}
+    exec(BLOCKS[0], names)
+    assert names["trace"].last_step == len(loader) and set(names["replayed"]) == {0, 1, 2, 3}
+
+
+def test_the_numbers_are_those_of_the_answers() -> None:
+    said = NUMBER.findall(TEXT.partition("## What it says")[2].partition("\n## ")[0])
+    answers = (ROOT / "results" / "reference" / "ANSWERS.md").read_text()
+    assert len(said) >= 4 and [number for number in said if number not in answers] == []
