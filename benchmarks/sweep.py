@@ -1,18 +1,27 @@
-"""What a sweep over 40 momentum × estimator settings costs against one setting, on the demo's networks."""
+"""What a sweep over many momentum × estimator settings costs, against one setting and against the training."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import statistics
 import tempfile
+import time
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from benchmarks.timing import Result, alternate
+from bnlab.estimators import list_estimators
+from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 
 ROUNDS = 7
+_FEW = 3  # trainings of a larger network
 _MOMENTA = [round(10 ** (-3 + 3 * i / 18), 5) for i in range(19)]  # × 2 estimators, + cumulative and exact: 40
 
 
@@ -35,7 +44,32 @@ def results() -> list[Result]:
             seconds, reference = median[f"forty, {kind}"], median[f"one, {kind}"]
             what = f"digits, batch {size}, {what}"
             found.append(Result(what, "40 settings", seconds, "1 setting", reference, limit))
-    return found
+    return [*found, _measure_everything()]
+
+
+def _measure_everything() -> Result:
+    """All running estimators, 64 momenta, 12 checkpoints of a network of the base suite, against its training."""
+    training, measuring = [], []
+    for _ in range(_FEW):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            config = Config(
+                data=DataConfig(name="glyphs", images=10_000),
+                batch_size=64,
+                epochs=4,
+                estimator=sorted(list_estimators()),
+                momentum=np.geomspace(1e-3, 1, 64).tolist(),
+                evaluate_at=[(k + 1) / 12 for k in range(12)],
+                measurements=["gaps"],
+                results=folder,
+            )
+            begun = time.perf_counter()
+            ensure_trained(Run(config))
+            trained = time.perf_counter()
+            execute(config)
+            training.append(trained - begun)
+            measuring.append(time.perf_counter() - trained)
+    what = f"base suite, batch 64: {len(list_estimators())} estimators, 64 momenta, 12 checkpoints"
+    return Result(what, "gaps", statistics.median(measuring), "training", statistics.median(training), 1.0)
 
 
 def _sweep(batch_size: int, measurements: list[str], settings: dict[str, Any]) -> None:

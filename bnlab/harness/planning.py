@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import torch
 
 from bnlab.harness.artifacts.producing import start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
 from bnlab.harness.measurements.sources import find_sources
 
 _TRIAL_STEPS = 5
+Evaluated = tuple[str, str, int, Hashable]  # network, run, step, and under which statistics
 
 
 def cores() -> int:
@@ -47,31 +48,37 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
     """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
     prepare_process(planned[0])
     runs: dict[str, Run] = {}
-    measured = 0.0
+    images: dict[Evaluated, int] = {}  # that are evaluated, each time once however many jobs ask for it
     for config in planned:
-        run = Run(config)
-        runs.setdefault(run.id, run)
-    missing = [run for run in runs.values() if not run.finished]
-    rates: dict[str, tuple[float, float]] = {}
-    training = 0.0
-    for config in planned:
-        run = runs[Run(config).id]
-        network = run.id.split("/")[0]
-        if network not in rates:
-            rates[network] = _rates(run)
-        step, image = rates[network]
-        if run in missing and config is run.config:
-            training += step * run.steps
-        steps = len(run.wanted)
-        evaluated = len(run.dataset.test.labels) * (steps if config.accuracy_at == "all" else 1)
-        # Exact statistics once for each step; one evaluation for each source. Without batch norm there is one.
-        sources = find_sources(config) if run.has_trace else [None]
-        measured += image * (run.has_trace * steps * len(run.dataset.train.labels) + evaluated * len(sources))
+        run = runs.setdefault(Run(config).id, Run(config))
+        images |= _list_evaluations(run, config)
+    rates = {network: _rates(run) for network, run in {_network(run): run for run in runs.values()}.items()}
+    training = sum(rates[_network(run)][0] * run.steps for run in runs.values() if not run.finished)
+    measured = sum(rates[key[0]][1] * number for key, number in images.items())
     yield outline(planned)
     threads = _count(torch.get_num_threads(), "thread")
     how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
     yield f"training   about {_time(training / processes)} on {how}"
-    yield f"measuring  about {_time(measured / processes)}, less where it has been done before"
+    yield f"measuring  about {_time(measured / processes)}, less what has been done before"
+
+
+def _network(run: Run) -> str:
+    """What seeds have in common."""
+    return run.id.split("/")[0]
+
+
+def _list_evaluations(run: Run, config: Config) -> dict[Evaluated, int]:
+    """What a job evaluates, and how many images each time: exact statistics, and every source on the test split."""
+    network, steps = _network(run), Run(config).wanted
+    found: dict[Evaluated, int] = {}
+    if run.has_trace:
+        found = {(network, run.id, step, "exact statistics"): len(run.dataset.train.labels) for step in steps}
+    if "evaluations" in as_list(config.measurements):
+        shown = steps if config.accuracy_at == "all" else steps[-1:]
+        sources = find_sources(config) if run.has_trace else [None]  # without batch norm the network itself
+        images = len(run.dataset.test.labels)
+        found |= {(network, run.id, step, source): images for step in shown for source in sources}
+    return found
 
 
 def _rates(run: Run) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class Answer:
         return [summarize(claim, self.frame[self.frame["claim"] == claim.id]) for claim in chosen]
 
     @property
-    def claims(self) -> list[tuple[Claim, list[dict[str, Any]]]]:
+    def claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
         """Each claim with its conditions: condition, number, n, verdict."""
         rows = [
             {"number": format_number(*(row[key] for key in NUMBERS)), **row} for row in self.frame.to_dict("records")
@@ -146,8 +147,8 @@ def format_range(rows: pd.DataFrame, unit: str) -> str:
     """The mean and interval of one condition; of several the range of means and the outermost bounds."""
     numbers = [format_number(*row) for row in rows[[*NUMBERS]].itertuples(index=False)]
     if len(numbers) > 1 and all("[" in number for number in numbers):
-        means, lows, highs = zip(*(re.findall(r"[-\d.]+", number) for number in numbers), strict=True)
-        means, lows, highs = (sorted(texts, key=float) for texts in (means, lows, highs))
+        columns = zip(*(re.findall(r"[-\d.]+", number) for number in numbers), strict=True)
+        means, lows, highs = (sorted(texts, key=float) for texts in columns)
         numbers = [f"{means[0]} to {means[-1]} [{lows[0]}, {highs[-1]}]"]
     return " ".join(filter(None, (", ".join(filter(None, numbers)), unit if any(numbers) else "")))
 
