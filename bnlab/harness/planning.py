@@ -10,7 +10,7 @@ import torch
 
 from bnlab.harness.artifacts.producing import start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
@@ -63,7 +63,8 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
         if run in missing and config is run.config:
             training += step * run.steps
         steps = len(run.wanted)
-        evaluated = len(run.dataset.test.labels) * (steps if config.accuracy_at == "all" else 1)
+        images = sum(len(run.dataset.images_of(split).labels) for split in as_list(config.evaluate_on))
+        evaluated = images * (steps if config.accuracy_at == "all" else 1)
         # Exact statistics once for each step; one evaluation for each source. Without batch norm there is one.
         sources = find_sources(config) if run.has_trace else [None]
         measured += image * (run.has_trace * steps * len(run.dataset.train.labels) + evaluated * len(sources))

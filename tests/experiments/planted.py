@@ -88,6 +88,7 @@ def plant(
     sizes: Sequence[int] = (4, 256),
     steps: Sequence[int] = (1000,),
     shares: Sequence[float] = (0.1, 0.2, 0.55, 1.0),
+    splits: Sequence[str] = ("test",),
     settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and two layers.
@@ -99,6 +100,7 @@ def plant(
         drift: the same, noise and drift of the table `drift`.
         values: by column, the same for all other tables; where there is none, see `USUAL` and `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
+        splits: of the images that are predicted.
         settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
     """
     varied = {"batch_size": sizes, "seed": seeds, "steps": steps, **(settings or {})}
@@ -115,8 +117,9 @@ def plant(
             place = {"layer": layer, "depth": "xy".index(layer) + 1}
             ratios = {"var_ratio": ratio(run | row | place)}
             gaps.append(row | place | dict.fromkeys(GAPS, gap(run | row | place)) | ratios)
-            if layer == "x":
-                evaluations.append(row | {"split": "test", "shift": "none", "accuracy": accuracy(run | row)})
+        for (name, momentum), split in itertools.product(estimators, splits):
+            row = when | {"estimator": name, "momentum": momentum, "statistics_split": "train", "split": split}
+            evaluations.append(row | {"shift": "none", "accuracy": accuracy(run | row)})
         for layer in "xy":
             level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
             drifts.append(when | {"layer": layer, **level})

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bnlab.harness.artifacts.settings import training_settings
+from bnlab.harness.artifacts.settings import as_list, training_settings
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.harness.reporting import drawing
@@ -46,7 +46,7 @@ def as_configured(name: str) -> dict[str, pd.DataFrame]:
     settings = {key: values.unique().tolist() for key, values in described.items() if values.nunique() > 1}
     networks = {"sizes": sorted(sizes), "seeds": sorted(seeds), "steps": sorted(steps), "settings": settings}
     tables = plant(estimators(name), lambda row: 0.1 + (row["momentum"] or 0) + row["seed"] / 100,
-                   shares=configs[0].evaluate_at, **networks)  # fmt: skip
+                   shares=configs[0].evaluate_at, splits=as_list(configs[0].evaluate_on), **networks)  # fmt: skip
     measured = {"runs", *configs[0].measurements}
     return {table: frame if table in measured else empty(table) for table, frame in tables.items()}
 

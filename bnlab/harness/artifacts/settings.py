@@ -32,6 +32,7 @@ class Config:
     population: str = "train"  # data of exact and precise statistics: train, train_augmented, val
     evaluate_at: Any = "log"  # log, final, or a list of steps (integers) and shares of the training (0.1)
     accuracy_at: str = "final"  # final, or all steps of evaluate_at
+    evaluate_on: Any = "test"  # images that are predicted, one split or a list: test, val, train (as many as test has)
     measurements: Any = field(default_factory=lambda: ["gaps", "evaluations"])  # one name or a list
     # How and where
     name: str = "adhoc"  # results/<name>/; set by experiment=

@@ -81,14 +81,17 @@ def rows(
         shares: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share,
             if it is within 2% of the training or half a step. Without shares all steps, a panel for each of `by`.
         by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
-        wanted: for columns of the table or settings, see `select`.
+        wanted: for columns of the table or settings, see `select`; `split` where several were predicted.
 
     Raises:
-        UserError: a column is missing, or networks agree in `by` and seed, which an average over seeds would mix.
+        UserError: a column is missing, the table has several splits of which none is wanted, or networks agree in `by`
+            and seed, which an average over seeds would mix.
     """
     frame, runs = tables[table], tables["runs"]
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
     joined = select(frame.merge(settings, on="run"), **wanted)
+    if "split" not in wanted:
+        _check_split(table, joined)
     _check_networks(runs[runs["run"].isin(joined["run"])], by)
     if not shares:
         return _panel_for_each(joined, by)
@@ -324,6 +327,15 @@ def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:
         first = ", ".join(f"{key} {frame.loc[doubled, key].iloc[0]}" for key in keys)
         raise ValueError(
             f"interval: several rows of one seed ({first}); select one, or average over layers and the like"
+        )
+
+
+def _check_split(table: str, frame: pd.DataFrame) -> None:
+    splits = list(frame["split"].unique()) if "split" in frame else []
+    if len(splits) > 1:
+        raise UserError(
+            f"{table} has rows of several splits ({', '.join(splits)}), and the score selects none: give it split="
+            f"{splits[0]!r}, or sweep one split (evaluate_on=) under a name=... of its own"
         )
 
 

@@ -114,6 +114,27 @@ def test_a_share_without_rows_is_said() -> None:
         assert len(rows(tables(frame), "gaps", (0.5, 1.0))) == 2
 
 
+def test_a_score_selects_a_split() -> None:
+    keys = [(split, estimator) for split in ("test", "val") for estimator in ("ema", "exact")]
+    runs = RUNS.assign(batch_size=8, seed=[0, 1], steps=10)
+    frame = pd.DataFrame([("ab"[i], 10, *key) for i in (0, 1) for key in keys],
+                         columns=["run", "step", "split", "estimator"])  # fmt: skip
+    frame["gap"] = [1.0, 0.0, 5.0, 2.0, 2.0, 0.0, 7.0, 2.0]
+    made = score("gaps", "gap", ("panel",), (1.0,), against="exact")
+    with pytest.raises(UserError, match=r"gaps has rows of several splits \(test, val\).*give it split='test'"):
+        made(tables(frame, runs))
+    with pytest.raises(UserError, match="several splits"):
+        rows(tables(frame, runs), "gaps")
+    for split, mean in (("test", 1.5), ("val", 4.0)):
+        chosen = score("gaps", "gap", ("panel",), (1.0,), against="exact", split=split)
+        assert chosen(tables(frame, runs))["mean"].tolist() == [mean]
+    assert made(tables(frame[frame["split"] == "val"], runs))["mean"].tolist() == [4.0]
+    both = score("gaps", "gap", ("panel", "split"), (1.0,), against="exact", split=("test", "val"))
+    assert both(tables(frame, runs)).set_index("split")["mean"].to_dict() == {"test": 1.5, "val": 4.0}
+    with pytest.raises(ValueError, match="several rows of one seed"):
+        score("gaps", "gap", ("panel",), (1.0,), against="exact", split=("test", "val"))(tables(frame, runs))
+
+
 def test_a_score_tells_networks_apart_by_any_setting() -> None:
     runs = pd.DataFrame({"run": list("abcd"), "seed": [0, 1] * 2, "model.width": [8, 8, 32, 32],
                          "batch_size": 16, "steps": 10})  # fmt: skip
