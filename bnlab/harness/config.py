@@ -25,11 +25,10 @@ def check(config: Config) -> None:
     training.check(config.optimizer)
     _check_numbers(config, images)
     _check_statistics(config, images)
-    for key, allowed in (("population", POPULATIONS), ("accuracy_at", ("final", "all"))):
-        if getattr(config, key) not in allowed:
-            raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
+    if config.accuracy_at not in ("final", "all"):
+        raise UserError(f"accuracy_at={config.accuracy_at}: must be one of final, all")
     names = as_list(config.measurements)
-    for key, known in (("measurements", measurements.NAMES), ("evaluate_on", SPLITS)):
+    for key, known in (("population", POPULATIONS), ("measurements", measurements.NAMES), ("evaluate_on", SPLITS)):
         chosen = as_list(getattr(config, key))
         if not chosen or any(name not in known for name in chosen):
             raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")

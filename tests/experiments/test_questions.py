@@ -13,7 +13,7 @@ import pytest
 
 from bnlab.harness.artifacts.settings import as_list, training_settings
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.sources import find_sources
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import NoRows, answers, declared
 from bnlab.harness.reporting.frames import share_name
@@ -28,11 +28,10 @@ EXPERIMENTS = choices("experiment")
 FOLDER = Path(__file__).parent / "questions"
 
 
-def estimators(name: str) -> list[tuple[str, float | None]]:
-    """Names and momenta that the experiment's configuration measures."""
+def estimators(name: str) -> list[tuple[str, float | None, str]]:
+    """Names, momenta and splits that the experiment's configuration measures."""
     config = plan_jobs([f"experiment={name}"], multirun=False).configs[0]
-    momenta = config.momentum if isinstance(config.momentum, list) else [config.momentum]
-    return [(s.estimator, s.momentum) for s in parse_sources(config.estimator, momenta, config.population)]
+    return [(s.estimator, s.momentum, s.split) for s in find_sources(config)]
 
 
 def as_configured(name: str) -> dict[str, pd.DataFrame]:

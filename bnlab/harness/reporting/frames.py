@@ -132,12 +132,13 @@ def _matches(column: pd.Series, values: Sequence[Any]) -> pd.Series:
 
 
 def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bool = False) -> pd.DataFrame:
-    """The rows of all other estimators; `value` compared with that of the reference at the same network and step.
+    """All rows but the reference's; `value` compared with that of the reference at the same network and step.
 
     Args:
         frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
         value: the column that is replaced by its difference to the reference.
-        against: the estimator that is the reference; rows for which it has none are left out.
+        against: the estimator that is the reference, on the training split if it is there on several; rows for which
+            it has none are left out.
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
@@ -146,10 +147,13 @@ def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bo
     """
     _require(frame, [value])
     keys = _same(frame)
-    reference = frame[frame["estimator"] == against].set_index(keys)[value]
+    is_reference = frame["estimator"] == against
+    if "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
+        is_reference &= frame["statistics_split"] == "train"
+    reference = frame[is_reference].set_index(keys)[value]
     if not reference.index.is_unique:
         raise ValueError(f"paired: {against!r} has several rows for a network and step; select one, as one momentum")
-    others = frame[frame["estimator"] != against]
+    others = frame[~is_reference]
     index = pd.MultiIndex.from_frame(others[keys])
     yardstick = reference.reindex(index).to_numpy()
     compared = others.assign(**{value: others[value] / yardstick if ratio else others[value] - yardstick})

@@ -108,6 +108,17 @@ def test_paired_by_network_step_and_layer() -> None:
     np.testing.assert_allclose(times.sort_index(), (exact["gap"] + 1) / exact["gap"])
 
 
+def test_the_reference_is_of_the_training_split() -> None:
+    frame = pd.DataFrame({"run": "a", "step": 1, "estimator": ["exact", "exact", "ema"],
+                          "statistics_split": ["val", "train", "train"], "gap": [5.0, 2.0, 9.0]})  # fmt: skip
+    found = paired(frame, "gap")
+    assert found[["estimator", "statistics_split", "gap"]].values.tolist() == [
+        ["exact", "val", 3.0],
+        ["ema", "train", 7.0],
+    ]
+    assert paired(frame.iloc[[0, 2]], "gap")["gap"].tolist() == [4.0]  # the only one that there is
+
+
 def test_a_share_without_rows_is_said() -> None:
     frame = pd.DataFrame({"run": ["a", "b"], "step": [200, 11]})
     with pytest.warns(UserWarning, match="gaps has no rows after 50% of training: .* accuracy_at=all"):
