@@ -12,6 +12,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import FrozenWeights, find_sources
 
 POPULATIONS = ("train", "train_augmented", "val")
+SPLITS = ("test", "val", "train")
 
 
 _MOST_STEPS = 10**7  # file names hold seven digits
@@ -24,12 +25,13 @@ def check(config: Config) -> None:
     training.check(config.optimizer)
     _check_numbers(config, images)
     _check_statistics(config, images)
-    for key, allowed in (("population", POPULATIONS), ("accuracy_at", ("final", "all"))):
-        if getattr(config, key) not in allowed:
-            raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
+    if config.accuracy_at not in ("final", "all"):
+        raise UserError(f"accuracy_at={config.accuracy_at}: must be one of final, all")
     names = as_list(config.measurements)
-    if not names or any(name not in measurements.NAMES for name in names):
-        raise UserError(f"measurements={config.measurements}: choose from {', '.join(measurements.NAMES)}")
+    for key, known in (("population", POPULATIONS), ("measurements", measurements.NAMES), ("evaluate_on", SPLITS)):
+        chosen = as_list(getattr(config, key))
+        if not chosen or any(name not in known for name in chosen):
+            raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")
     if config.norm.name != "batch" and all(map(measurements.needs_trace, names)):
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
     _check_evaluate_at(config.evaluate_at, total_steps(config, images))

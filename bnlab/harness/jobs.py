@@ -100,7 +100,8 @@ def execute(config: Config) -> None:
     folder = Path(config.results) / config.name
     sources = find_sources(config)
     described = [[s.estimator, s.momentum, s.split] for s in sources]
-    identity = json.dumps([described, run.wanted, config.accuracy_at, config.data.test_fonts])
+    chosen = [config.accuracy_at, as_list(config.evaluate_on), config.data.test_fonts]
+    identity = json.dumps([described, run.wanted, *chosen])
     failed: Failures = {}
     for name in _choose_measurements(run):
         rows = complete_rows(run, name, sources, failed)

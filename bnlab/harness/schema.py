@@ -138,7 +138,7 @@ class Origin(NamedTuple):
 ORIGIN = {
     "version": Origin(_INT, (), 2),  # `measurements.frozen.VERSION`
     "source": Origin(_TEXT, ("estimator",), ""),  # digest of an own estimator's code
-    "test_images": Origin(_TEXT, ("run", "shift"), None),  # their digest
+    "test_images": Origin(_TEXT, ("run", "split", "shift"), None),  # digest of the images that are predicted
     "training": Origin(_TEXT, ("run",), None),  # `Run.training`: a network that is trained again may become another
 }
 

@@ -16,6 +16,8 @@ from experiments.explain import CONF
 from experiments.questions import find_experiment
 
 Value = Callable[[dict[str, Any]], float]
+Setting = tuple[str, float | None] | tuple[str, float | None, str]
+"""Of an estimator: name, momentum (None where there is none), and split of its statistics (left out: train)."""
 EMA = ("ema", 0.1)
 GAPS = ("mean_gap", "var_gap", "var_ratio", "tid_mean", "tid_std")
 
@@ -78,7 +80,7 @@ def reference(name: str) -> dict[str, pd.DataFrame]:
 
 
 def plant(
-    estimators: Iterable[tuple[str, float | None]],
+    estimators: Iterable[Setting],
     gap: Value = lambda row: 0.1,
     accuracy: Value = lambda row: 0.9,
     *,
@@ -88,17 +90,19 @@ def plant(
     sizes: Sequence[int] = (4, 256),
     steps: Sequence[int] = (1000,),
     shares: Sequence[float] = (0.1, 0.2, 0.55, 1.0),
+    splits: Sequence[str] = ("test",),
     settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and two layers.
 
     Args:
-        estimators: names and momenta (None where there is none).
+        estimators: names and momenta (None where there is none), and splits of their statistics.
         gap: of a row with its network's settings, the value of all of `GAPS`.
         accuracy: the same, a fraction.
         drift: the same, noise and drift of the table `drift`.
         values: by column, the same for all other tables; where there is none, see `USUAL` and `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
+        splits: of the images that are predicted.
         settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
     """
     varied = {"batch_size": sizes, "seed": seeds, "steps": steps, **(settings or {})}
@@ -110,13 +114,14 @@ def plant(
     gaps, evaluations, drifts = [], [], []
     for run, share in itertools.product(runs, shares):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
-        for (name, momentum), layer in itertools.product(estimators, "xy"):
-            row = when | {"estimator": name, "momentum": momentum, "statistics_split": "train"}
+        sources = [when | describe(estimator) for estimator in estimators]
+        for row, layer in itertools.product(sources, "xy"):
             place = {"layer": layer, "depth": "xy".index(layer) + 1}
             ratios = {"var_ratio": ratio(run | row | place)}
             gaps.append(row | place | dict.fromkeys(GAPS, gap(run | row | place)) | ratios)
-            if layer == "x":
-                evaluations.append(row | {"split": "test", "shift": "none", "accuracy": accuracy(run | row)})
+        for source, split in itertools.product(sources, splits):
+            row = source | {"split": split, "shift": "none"}
+            evaluations.append(row | {"accuracy": accuracy(run | row)})
         for layer in "xy":
             level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
             drifts.append(when | {"layer": layer, **level})
@@ -125,6 +130,12 @@ def plant(
         tables[name] = plant_table(name, runs, shares, estimators, values or {})
     return {name: pd.DataFrame(rows).astype({"momentum": float} if "estimator" in rows[0] else {})
             for name, rows in tables.items()}  # fmt: skip
+
+
+def describe(estimator: Setting) -> dict[str, Any]:
+    """The columns that rows of an estimator have in all tables."""
+    name, momentum, *split = estimator
+    return {"estimator": name, "momentum": momentum, "statistics_split": split[0] if split else "train"}
 
 
 AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y"), "channel": (0, 1)}
@@ -147,14 +158,14 @@ def plant_table(
     name: str,
     runs: Sequence[dict[str, Any]],
     shares: Sequence[float],
-    estimators: Iterable[tuple[str, float | None]],
+    estimators: Iterable[Setting],
     values: Mapping[str, Value],
 ) -> list[dict[str, Any]]:
     """Rows of any table: all combinations of its keys."""
     table, planted = TABLES[name], {**USUAL, **values}
     given = ("run", "step", "estimator", "momentum", "statistics_split")
     keys = [key for key in table.key if key not in given]
-    sources = [{"estimator": e, "momentum": m, "statistics_split": "train"} for e, m in estimators]
+    sources = [describe(estimator) for estimator in estimators]
     rows = []
     for run, share, source, *at in itertools.product(
         runs, shares, sources if "estimator" in table.key else [{}], *(AXES[key] for key in keys)

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bnlab.harness.artifacts.settings import training_settings
+from bnlab.harness.artifacts.settings import as_list, training_settings
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.sources import find_sources
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import NoRows, answers, declared
 from bnlab.harness.reporting.frames import share_name
@@ -28,11 +28,10 @@ EXPERIMENTS = choices("experiment")
 FOLDER = Path(__file__).parent / "questions"
 
 
-def estimators(name: str) -> list[tuple[str, float | None]]:
-    """Names and momenta that the experiment's configuration measures."""
+def estimators(name: str) -> list[tuple[str, float | None, str]]:
+    """Names, momenta and splits that the experiment's configuration measures."""
     config = plan_jobs([f"experiment={name}"], multirun=False).configs[0]
-    momenta = config.momentum if isinstance(config.momentum, list) else [config.momentum]
-    return [(s.estimator, s.momentum) for s in parse_sources(config.estimator, momenta, config.population)]
+    return [(s.estimator, s.momentum, s.split) for s in find_sources(config)]
 
 
 def as_configured(name: str) -> dict[str, pd.DataFrame]:
@@ -46,7 +45,7 @@ def as_configured(name: str) -> dict[str, pd.DataFrame]:
     settings = {key: values.unique().tolist() for key, values in described.items() if values.nunique() > 1}
     networks = {"sizes": sorted(sizes), "seeds": sorted(seeds), "steps": sorted(steps), "settings": settings}
     tables = plant(estimators(name), lambda row: 0.1 + (row["momentum"] or 0) + row["seed"] / 100,
-                   shares=configs[0].evaluate_at, **networks)  # fmt: skip
+                   shares=configs[0].evaluate_at, splits=as_list(configs[0].evaluate_on), **networks)  # fmt: skip
     measured = {"runs", *configs[0].measurements}
     return {table: frame if table in measured else empty(table) for table, frame in tables.items()}
 

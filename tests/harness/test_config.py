@@ -27,6 +27,13 @@ def test_each_setting_once() -> None:
     assert found[4] == FrozenWeights("precise(images=10)", None, "train", 10)
 
 
+def test_each_population() -> None:
+    """Of statistics that have one: a running average's are of what the network was trained on."""
+    found = find_sources(Config(estimator=["exact", "ema", "test_batch"], population=["train", "val"]))
+    described = [(s.estimator, s.split) for s in found]
+    assert described == [("exact", "train"), ("exact", "val"), ("ema", "train"), ("test_batch(n=64)", "test")]
+
+
 def test_bounds() -> None:
     check(Config(batch_size=2))
     check(Config(batch_size=1295, data=DataConfig()))

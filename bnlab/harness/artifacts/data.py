@@ -59,6 +59,14 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def images_of(self, split: str) -> Split:
+        """What is predicted of a split, test, val or train; of train as many images as test has, if there are."""
+        if split != "train":
+            return {"test": self.test, "val": self.val}[split]
+        # The splits were drawn in random order, so that the first images are a fair sample.
+        count = min(len(self.train.labels), len(self.test.labels))
+        return Split(self.train.images[:count], self.train.labels[:count], f"{self.train.digest}-{count}")
+
 
 @dataclass(frozen=True)
 class Source:

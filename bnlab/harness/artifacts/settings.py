@@ -29,9 +29,10 @@ class Config:
     # What is measured on it: any of these may change without training again
     momentum: Any = 0.1  # weight of the new batch, one value or a list
     estimator: Any = "ema"  # one name or a list: ema, ema_debiased, cumulative, last_batch, precise, exact, or yours
-    population: str = "train"  # data of exact and precise statistics: train, train_augmented, val
+    population: Any = "train"  # data of exact and precise statistics, one or a list: train, train_augmented, val
     evaluate_at: Any = "log"  # log, final, or a list of steps (integers) and shares of the training (0.1)
     accuracy_at: str = "final"  # final, or all steps of evaluate_at
+    evaluate_on: Any = "test"  # images that are predicted, one split or a list: test, val, train (as many as test has)
     measurements: Any = field(default_factory=lambda: ["gaps", "evaluations"])  # one name or a list
     # How and where
     name: str = "adhoc"  # results/<name>/; set by experiment=

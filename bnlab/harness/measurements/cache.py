@@ -15,6 +15,7 @@ import pandas as pd
 from bnlab.files import digest, set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements import frozen, measurement, scope
 from bnlab.harness.measurements.sources import Source, source_digest
@@ -27,37 +28,48 @@ _SUBJECT = ("source", "estimator", "momentum", "statistics_split")
 def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> pd.DataFrame:
     """The rows of the table `name` for these sources, with the columns of `schema.ORIGIN`; measures what is missing.
 
+    A table of predictions has rows of each split in `evaluate_on`, and is measured split by split.
+
     Args:
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
     """
     subjects = scope(name)(run, [s for s in sources if s.estimator not in failures])
     frames = [_read_kept(run, name)]
+    wanted: set[tuple[Any, ...]] = set()
     present = set(_keys(frames[0]).itertuples(index=False, name=None))
-    missing: dict[tuple[int, ...], list[Source | None]] = {}
-    for subject, steps in subjects.items():
-        absent = tuple(step for step in steps if (*_key(subject), step) not in present)
-        if absent:
-            missing.setdefault(absent, []).append(subject)
-    for absent, group in missing.items():  # what lacks the same steps is measured together
-        frames += _measure(run, name, group, list(absent), failures)
+    for options in _options(run, name):
+        missing: dict[tuple[int, ...], list[Source | None]] = {}
+        for subject, steps in subjects.items():
+            keys = {step: (*_key(subject), *options.values(), step) for step in steps}
+            wanted.update(keys.values())
+            if absent := tuple(step for step in steps if keys[step] not in present):
+                missing.setdefault(absent, []).append(subject)
+        for absent, group in missing.items():  # what lacks the same steps is measured together
+            frames += _measure(run, name, group, list(absent), failures, options)
     frame = pd.concat(frames, ignore_index=True)
-    wanted = {(*_key(subject), step) for subject, steps in subjects.items() for step in steps}
     is_wanted = [key in wanted for key in _keys(frame).itertuples(index=False, name=None)]
     frame = frame[np.array(is_wanted, dtype=bool)]
     key = list(schema.TABLES[name].key)
     return frame.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
 
 
+def _options(run: Run, name: str) -> list[dict[str, str]]:
+    """What the measurement is called with besides subjects and steps, once for each: a split, where it predicts one."""
+    if "split" not in schema.TABLES[name].types:
+        return [{}]
+    return [{"split": split} for split in dict.fromkeys(as_list(run.config.evaluate_on))]
+
+
 def _key(subject: Source | None) -> tuple[Any, ...]:
-    """What rows are found by besides their step; None: a table that no estimator has a part in."""
+    """What rows are found by besides split and step; None: a table that no estimator has a part in."""
     if subject is None:
         return ()
     return source_digest(subject), subject.estimator, subject.momentum, subject.split
 
 
 def _keys(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `_key`, and `step`; no momentum is None."""
-    found = frame[[column for column in (*_SUBJECT, "step") if column in frame]].astype(object)
+    """The columns of `_key`, `split` and `step`; no momentum is None."""
+    found = frame[[column for column in (*_SUBJECT, "split", "step") if column in frame]].astype(object)
     return found.where(found.notna(), None)
 
 
@@ -73,23 +85,25 @@ def _read_kept(run: Run, name: str) -> pd.DataFrame:
     frame["training"] = frame["training"].fillna(
         run.training
     )  # it was not noted before; the folder has had one network
-    for column, value in {"run": run.id, **_origin(run)}.items():
-        if column in frame:
-            frame = frame[frame[column] == value]
-    return frame
+    expected = {"run": run.id, **_origin(run, frame)}
+    return frame[np.logical_and.reduce([frame[column] == value for column, value in expected.items()])]
 
 
-def _origin(run: Run) -> dict[str, Any]:
-    """The values of `schema.ORIGIN` that are the same for all estimators."""
-    return {"version": frozen.VERSION, "test_images": run.dataset.test.digest, "training": run.training}
+def _origin(run: Run, frame: pd.DataFrame) -> dict[str, Any]:
+    """The values of `schema.ORIGIN` that are the same for all estimators: one for all rows, or one for each."""
+    found: dict[str, Any] = {"version": frozen.VERSION, "training": run.training}
+    if "split" in frame:
+        digests = {split: run.dataset.images_of(split).digest for split in frame["split"].unique()}
+        found["test_images"] = frame["split"].map(digests)
+    return found
 
 
 def _measure(
-    run: Run, name: str, subjects: list[Source | None], steps: list[int], failures: Failures
+    run: Run, name: str, subjects: list[Source | None], steps: list[int], failures: Failures, options: dict[str, str]
 ) -> list[pd.DataFrame]:
     """Measure together and keep; if that fails, each estimator by itself."""
     try:
-        frame = measurement(name)(run, subjects, steps)
+        frame = measurement(name)(run, subjects, steps, **options)
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise anything
@@ -98,12 +112,13 @@ def _measure(
             failures[estimators[0]] = where_raised(error), traceback.format_exc()
             return []
         groups = ([s for s in subjects if s and s.estimator == estimator] for estimator in estimators)
-        return [frame for group in groups for frame in _measure(run, name, [*group], steps, failures)]
+        return [frame for group in groups for frame in _measure(run, name, [*group], steps, failures, options)]
     sources = {s.estimator: source_digest(s) for s in subjects if s}
-    for column, value in _origin(run).items():
-        frame[column] = value
+    origin = _origin(run, frame)
+    frame = frame.assign(**origin)
     if sources:
         frame["source"] = frame["estimator"].map(sources)
-    described = json.dumps([_origin(run), [_key(s) for s in subjects], steps, list(frame)])
+    origins = frame[[*origin]].drop_duplicates().to_json(orient="values")
+    described = json.dumps([origins, [_key(s) for s in subjects], steps, list(frame)])
     path = run.folder / "measurements" / name / f"{digest(described, digits=10)}.parquet"
     return [schema.write_rows(path, name, frame)]

@@ -52,37 +52,39 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
     return dict.fromkeys([EXACT, *sources], steps)
 
 
-def evaluations(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-    """One row for each step and source, on the test split."""
-    data, test = run.config.data, run.dataset.test
+def evaluations(run: Run, sources: list[Source], steps: list[int], split: str = "test") -> pd.DataFrame:
+    """One row for each step and source: how the images of a split are predicted, see `Dataset.images_of`."""
+    data, images = run.config.data, run.dataset.images_of(split)
+    is_shifted = split == "test" and data.name == "glyphs" and data.test_fonts != data.fonts
     index = np.indices((len(steps), len(sources))).reshape(2, -1)
     frame = key_columns(run, sources, steps, index[1], index[0])
-    frame["split"] = "test"
-    frame["shift"] = f"fonts:{data.test_fonts}" if data.name == "glyphs" and data.test_fonts != data.fonts else "none"
-    frame["images"] = len(test.labels)
-    frame["stat_images"] = [stat_images(run, sources[s], steps[k]) for k, s in index.T]
-    rows = _scores(run, sources, steps) if run.has_trace else [_score_network(run, step) for step in steps]
+    frame["split"] = split
+    frame["shift"] = f"fonts:{data.test_fonts}" if is_shifted else "none"
+    frame["images"] = len(images.labels)
+    frame["stat_images"] = [stat_images(run, sources[s], steps[k], len(images.labels)) for k, s in index.T]
+    rows = (
+        _scores(run, sources, steps, images) if run.has_trace else [_score_network(run, step, images) for step in steps]
+    )
     frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
     return frame
 
 
-def _score_network(run: Run, step: int) -> tuple[float, ...]:
+def _score_network(run: Run, step: int, images: Split) -> tuple[float, ...]:
     """Loss, accuracy and ece of the network as it is; there are no exact statistics to compare it with."""
-    return (*predict(run.model_at(step).eval(), run.dataset.test)[1:], math.nan, math.nan)
+    return (*predict(run.model_at(step).eval(), images)[1:], math.nan, math.nan)
 
 
-def _scores(run: Run, sources: list[Source], steps: list[int]) -> list[tuple[float, ...]]:
+def _scores(run: Run, sources: list[Source], steps: list[int], images: Split) -> list[tuple[float, ...]]:
     """Loss, accuracy, ece, disagreement and logit gap for each step and source."""
     estimates, layout = flat_statistics(run, sources, steps), trace_of(run).layout
-    test = run.dataset.test
     rows: list[tuple[float, ...]] = []
     for k, step in enumerate(steps):
         model = run.model_at(step)
         with using(model, frozen_statistics(run, step, EXACT)):
-            exact = predict(model, test)
+            exact = predict(model, images)
         for s, source in enumerate(sources):
             with using(model, layout.unflatten(estimates[s, k])):
-                found = exact if source == EXACT else predict(model, test, source)
+                found = exact if source == EXACT else predict(model, images, source)
             rows.append((*found[1:], *_differences(exact.logits, found.logits)))
     return rows
 
@@ -116,12 +118,15 @@ def _differences(exact: Tensor, found: Tensor) -> tuple[float, float]:
     return disagreement, ((found - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
-def stat_images(run: Run, source: Source, step: int) -> int:
-    """Images that the statistics are of; a running estimator's are all that it was shown, whatever it has forgotten."""
+def stat_images(run: Run, source: Source, step: int, predicted: int) -> int:
+    """Images that the statistics are of, where so many are predicted.
+
+    A running estimator's are all that it was shown, whatever it has forgotten.
+    """
     if source == NO_STATISTICS:
         return 0
     if isinstance(source, InferenceRule):
-        return min(source.images, len(run.dataset.test.labels))
+        return min(source.images, predicted)
     if isinstance(source, FrozenWeights):
         size = len(population_split(run, source).labels)
         return min(source.images or size, size)

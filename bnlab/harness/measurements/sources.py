@@ -82,23 +82,23 @@ class InferenceRule(Source):
 
 def find_sources(config: Config) -> list[Source]:
     """Every estimator with every momentum, each once."""
-    return parse_sources(as_list(config.estimator), as_list(config.momentum), config.population)
+    return parse_sources(as_list(config.estimator), as_list(config.momentum), *as_list(config.population))
 
 
-def parse_sources(names: list[str], momenta: list[float], population: str) -> list[Source]:
-    """Every estimator with every momentum that means something to it, each once.
+def parse_sources(names: list[str], momenta: list[float], *populations: str) -> list[Source]:
+    """Every estimator with every momentum or population that means something to it, each once.
 
     Raises:
         UserError: an unknown estimator or parameter.
     """
     found: dict[Source, None] = {}
     for name in names:
-        for source in _parse_frozen(name, population) or _parse_rule(name) or _parse_running(name, momenta):
+        for source in _parse_frozen(name, populations) or _parse_rule(name) or _parse_running(name, momenta):
             found.setdefault(source)
     return list(found)
 
 
-def _parse_frozen(name: str, population: str) -> list[FrozenWeights]:
+def _parse_frozen(name: str, populations: tuple[str, ...]) -> list[FrozenWeights]:
     match = re.fullmatch(r"(\w+)(?:\(images=(\d+)\))?", name)
     base = name.partition("(")[0]
     if base not in FROZEN:
@@ -109,7 +109,7 @@ def _parse_frozen(name: str, population: str) -> list[FrozenWeights]:
     if images is not None and images < 2:
         raise UserError(f"estimator={name}: images must be 2 or more")
     label = base if images is None else f"{base}(images={images})"  # canonical: no leading zeros
-    return [FrozenWeights(label, None, population, images)]
+    return [FrozenWeights(label, None, population, images) for population in populations]
 
 
 def _parse_rule(name: str) -> list[InferenceRule]:

@@ -81,14 +81,17 @@ def rows(
         shares: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share,
             if it is within 2% of the training or half a step. Without shares all steps, a panel for each of `by`.
         by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
-        wanted: for columns of the table or settings, see `select`.
+        wanted: for columns of the table or settings, see `select`; `split` where several were predicted.
 
     Raises:
-        UserError: a column is missing, or networks agree in `by` and seed, which an average over seeds would mix.
+        UserError: a column is missing, the table has several splits of which none is wanted, or networks agree in `by`
+            and seed, which an average over seeds would mix.
     """
     frame, runs = tables[table], tables["runs"]
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
     joined = select(frame.merge(settings, on="run"), **wanted)
+    if "split" not in wanted:
+        _check_split(table, joined)
     _check_networks(runs[runs["run"].isin(joined["run"])], by)
     if not shares:
         return _panel_for_each(joined, by)
@@ -140,12 +143,13 @@ def _matches(column: pd.Series, values: Sequence[Any]) -> pd.Series:
 
 
 def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bool = False) -> pd.DataFrame:
-    """The rows of all other estimators; `value` compared with that of the reference at the same network and step.
+    """All rows but the reference's; `value` compared with that of the reference at the same network and step.
 
     Args:
         frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
         value: the column that is replaced by its difference to the reference.
-        against: the estimator that is the reference; rows for which it has none are left out.
+        against: the estimator that is the reference, on the training split if it is there on several; rows for which
+            it has none are left out.
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
@@ -155,10 +159,13 @@ def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bo
     _require(frame, [value])
     _check_names(frame["estimator"], against)
     keys = _same(frame)
-    reference = frame[frame["estimator"] == against].set_index(keys)[value]
+    is_reference = frame["estimator"] == against
+    if "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
+        is_reference &= frame["statistics_split"] == "train"
+    reference = frame[is_reference].set_index(keys)[value]
     if not reference.index.is_unique:
         raise ValueError(f"paired: {against!r} has several rows for a network and step; select one, as one momentum")
-    others = frame[frame["estimator"] != against]
+    others = frame[~is_reference]
     index = pd.MultiIndex.from_frame(others[keys])
     yardstick = reference.reindex(index).to_numpy()
     compared = others.assign(**{value: others[value] / yardstick if ratio else others[value] - yardstick})
@@ -336,6 +343,15 @@ def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:
         first = ", ".join(f"{key} {frame.loc[doubled, key].iloc[0]}" for key in keys)
         raise ValueError(
             f"interval: several rows of one seed ({first}); select one, or average over layers and the like"
+        )
+
+
+def _check_split(table: str, frame: pd.DataFrame) -> None:
+    splits = list(frame["split"].unique()) if "split" in frame else []
+    if len(splits) > 1:
+        raise UserError(
+            f"{table} has rows of several splits ({', '.join(splits)}), and the score selects none: give it split="
+            f"{splits[0]!r}, or sweep one split (evaluate_on=) under a name=... of its own"
         )
 
 

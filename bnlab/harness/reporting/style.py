@@ -62,6 +62,8 @@ NAMES = {
     "kalman": "Kalman",
     "predictive": "predictive momentum",
     "test_batch": "test batch",
+    "pseudo_samples": "test batch and pseudo-samples",
+    "example_weighing": "example weighing",
     "exact": "exact population",
 }
 
@@ -88,6 +90,7 @@ AXES = {
     "epoch": Axis("epoch", log=True, ticks="125"),
     "batch_size": Axis("batch size", log=True, ticks="values"),
     "images": Axis("images", log=True),
+    "weight": Axis("weight of the example's own moments"),
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input"),

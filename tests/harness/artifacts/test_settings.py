@@ -40,6 +40,7 @@ def test_defaults_are_left_off() -> None:
     [
         {"evaluate_at": [1]},
         {"accuracy_at": "all"},
+        {"evaluate_on": ["val", "test"]},
         {"momentum": [0.5]},
         {"estimator": ["exact"]},
         {"population": "val"},

@@ -55,14 +55,16 @@ def config(results: Path, **changes: object) -> Config:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[int]]]:
-    """What is measured from now on: table, estimators with their momenta, steps."""
+    """What is measured from now on: table (and split, if it is not test), estimators with their momenta, steps."""
     found: list[tuple[str, list[str], list[int]]] = []
     original = cache.measurement
 
     def counted(name: str) -> Any:
-        def measure(run: object, subjects: list[Any], steps: list[int]) -> pd.DataFrame:
-            found.append((name, [f"{s.estimator} {s.momentum}" if s else "" for s in subjects], steps))
-            frame: pd.DataFrame = original(name)(run, subjects, steps)
+        def measure(run: object, subjects: list[Any], steps: list[int], split: str = "test") -> pd.DataFrame:
+            table = name if split == "test" else f"{name} on {split}"
+            found.append((table, [f"{s.estimator} {s.momentum}" if s else "" for s in subjects], steps))
+            options = {"split": split} if name == "evaluations" else {}
+            frame: pd.DataFrame = original(name)(run, subjects, steps, **options)
             return frame
 
         return measure
@@ -125,6 +127,44 @@ def test_only_what_is_missing_is_measured(tmp_path: Path, calls: list[Any]) -> N
         execute(at_once)
         for table in ("gaps", "evaluations"):
             assert_frame_equal(load(job.name, tmp_path)[table], load(job.name, tmp_path / "again")[table], rtol=1e-12)
+
+
+def test_only_the_split_that_is_missing_is_measured(tmp_path: Path, calls: list[Any]) -> None:
+    """On a network that is not trained again; rows of other splits stay in the table."""
+    fixed = {"estimator": "ema", "measurements": "evaluations"}
+    execute(config(tmp_path, **fixed))
+    (log,) = (tmp_path / "runs").rglob("log.parquet")
+    trained = log.stat().st_mtime_ns
+    calls.clear()
+    execute(config(tmp_path, evaluate_on=["test", "val"], **fixed))
+    execute(config(tmp_path, evaluate_on=["train", "val", "train"], accuracy_at="all", **fixed))
+    both = ["exact None", "ema 0.1"]
+    assert calls == [
+        ("evaluations on val", both, [6]),
+        ("evaluations on train", both, [2, 6]),
+        ("evaluations on val", both, [2]),
+    ]
+    calls.clear()
+    execute(config(tmp_path, evaluate_on=["val", "test", "train"], **fixed))
+    assert not calls and log.stat().st_mtime_ns == trained
+    found = load("adhoc", tmp_path)["evaluations"]
+    assert found.groupby(["split", "step"]).size().to_dict() == {
+        ("test", 6): 2, ("train", 2): 2, ("train", 6): 2, ("val", 2): 2, ("val", 6): 2,
+    }  # fmt: skip
+
+
+def test_other_test_images_leave_rows_of_other_splits(tmp_path: Path, calls: list[Any]) -> None:
+    glyphs = config(tmp_path, steps=2, evaluate_at="final", measurements=["evaluations"], batch_size=16)
+    glyphs.data.name, glyphs.data.root, glyphs.data.images, glyphs.data.classes = "glyphs", str(tmp_path), 100, 10
+    glyphs.evaluate_on = ["val", "test"]
+    for fonts in ("all", "stix_cm"):
+        glyphs.data.test_fonts = fonts
+        execute(glyphs)
+    assert [table for table, *_ in calls] == ["evaluations on val", "evaluations", "evaluations"]
+    rows = load("adhoc", tmp_path)["evaluations"].query("estimator == 'exact'")
+    assert sorted(zip(rows["split"], rows["shift"], strict=True)) == [
+        ("test", "fonts:stix_cm"), ("test", "none"), ("val", "none"),
+    ]  # fmt: skip
 
 
 def test_drift_is_measured_once_for_all_estimators(tmp_path: Path, calls: list[Any]) -> None:

@@ -22,6 +22,7 @@ from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batch
 from bnlab.harness.measurements.sources import InferenceRule, Source, parse_sources
 from bnlab.inference import TestBatch, applied
 from bnlab.statistics import using
+from tests.references import float64_copy
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +79,27 @@ def test_all_names_at_once(run: Run) -> None:
     assert measured["mean_gap"].notna().all()
 
 
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_predictions_of_a_split(split: str, run: Run) -> None:
+    """Under exact statistics, against the network in float64; of the training split as many images as of test."""
+    step = run.wanted[-1]
+    found = measurement("evaluations")(run, [EXACT], [step], split).iloc[0]
+    images, labels = getattr(run.dataset, split).images, getattr(run.dataset, split).labels
+    if split == "train":
+        images, labels = images[:359], labels[:359]
+    with using(run.model_at(step), frozen_statistics(run, step, EXACT)) as model, torch.no_grad():
+        logits = float64_copy(model).eval()(images.double())
+    assert (found["split"], found["shift"], found["images"]) == (split, "none", {"val": 143}.get(split, 359))
+    assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
 def test_the_test_batch_as_an_estimator(run: Run) -> None:
     (source,) = parse_sources(["test_batch(n=50)"], [], "train")
     assert (source.estimator, source.split, source.momentum) == ("test_batch(n=50)", "test", None)
-    assert stat_images(run, source, 1) == 50
+    assert stat_images(run, source, 1, 359) == 50
     (larger,) = parse_sources(["test_batch(n=100000)"], [], "train")
-    assert stat_images(run, larger, 1) == len(run.dataset.test.labels), "no more than there are"
+    assert stat_images(run, larger, 1, 359) == 359, "no more than there are"
     found = rows("evaluations", run, [source]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
     model, test = run.model_at(run.wanted[-1]), run.dataset.test
     hits = 0

@@ -108,10 +108,42 @@ def test_paired_by_network_step_and_layer() -> None:
     np.testing.assert_allclose(times.sort_index(), (exact["gap"] + 1) / exact["gap"])
 
 
+def test_the_reference_is_of_the_training_split() -> None:
+    frame = pd.DataFrame({"run": "a", "step": 1, "estimator": ["exact", "exact", "ema"],
+                          "statistics_split": ["val", "train", "train"], "gap": [5.0, 2.0, 9.0]})  # fmt: skip
+    found = paired(frame, "gap")
+    assert found[["estimator", "statistics_split", "gap"]].values.tolist() == [
+        ["exact", "val", 3.0],
+        ["ema", "train", 7.0],
+    ]
+    assert paired(frame.iloc[[0, 2]], "gap")["gap"].tolist() == [4.0]  # the only one that there is
+
+
 def test_a_share_without_rows_is_said() -> None:
     frame = pd.DataFrame({"run": ["a", "b"], "step": [200, 11]})
     with pytest.warns(UserWarning, match="gaps has no rows after 50% of training: .* accuracy_at=all"):
         assert len(rows(tables(frame), "gaps", (0.5, 1.0))) == 2
+
+
+def test_a_score_selects_a_split() -> None:
+    keys = [(split, estimator) for split in ("test", "val") for estimator in ("ema", "exact")]
+    runs = RUNS.assign(batch_size=8, seed=[0, 1], steps=10)
+    frame = pd.DataFrame([("ab"[i], 10, *key) for i in (0, 1) for key in keys],
+                         columns=["run", "step", "split", "estimator"])  # fmt: skip
+    frame["gap"] = [1.0, 0.0, 5.0, 2.0, 2.0, 0.0, 7.0, 2.0]
+    made = score("gaps", "gap", ("panel",), (1.0,), against="exact")
+    with pytest.raises(UserError, match=r"gaps has rows of several splits \(test, val\).*give it split='test'"):
+        made(tables(frame, runs))
+    with pytest.raises(UserError, match="several splits"):
+        rows(tables(frame, runs), "gaps")
+    for split, mean in (("test", 1.5), ("val", 4.0)):
+        chosen = score("gaps", "gap", ("panel",), (1.0,), against="exact", split=split)
+        assert chosen(tables(frame, runs))["mean"].tolist() == [mean]
+    assert made(tables(frame[frame["split"] == "val"], runs))["mean"].tolist() == [4.0]
+    both = score("gaps", "gap", ("panel", "split"), (1.0,), against="exact", split=("test", "val"))
+    assert both(tables(frame, runs)).set_index("split")["mean"].to_dict() == {"test": 1.5, "val": 4.0}
+    with pytest.raises(ValueError, match="several rows of one seed"):
+        score("gaps", "gap", ("panel",), (1.0,), against="exact", split=("test", "val"))(tables(frame, runs))
 
 
 def test_a_score_tells_networks_apart_by_any_setting() -> None:

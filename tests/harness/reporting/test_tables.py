@@ -83,21 +83,22 @@ def test_rows_of_an_estimators_earlier_code_leave_the_table(tmp_path: Path) -> N
 
 
 def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
-    """Those of the same network and shift; what was measured before the images were noted stays."""
-    common = {"statistics_split": "train", "split": "test", "epoch": 1.0, "images": 9, "stat_images": 9}
+    """Those of the same network, split and shift; what was measured before the images were noted stays."""
+    common = {"statistics_split": "train", "epoch": 1.0, "images": 9, "stat_images": 9}
     scores = dict.fromkeys(("loss", "accuracy", "ece", "disagreement", "logit_gap"), 0.5)
 
-    def write_evaluation(settings: str, age: int, momentum: float, images: str | None, shift: str = "none") -> None:
-        frame = rows([momentum], 1.0, test_images=images, shift=shift).assign(**common, **scores)
+    def write_evaluation(settings: str, age: int, momentum: float, images: str | None, split: str, shift: str) -> None:
+        frame = rows([momentum], 1.0, test_images=images, split=split, shift=shift).assign(**common, **scores)
         tables.write_part(tmp_path, "evaluations", "a/seed_0", settings, frame)
         path = tmp_path / "parts" / "evaluations" / f"a-seed_0-{digest(settings, digits=10)}.parquet"
         make_older(path, "evaluations", age)
 
-    for age, (momentum, images, shift) in enumerate(
-        [(0.1, "b", "none"), (0.2, "a", "none"), (0.3, None, "none"), (0.4, "c", "fonts:x")]
+    test, val = ("test", "none"), ("val", "none")
+    for age, (momentum, images, where) in enumerate(
+        [(0.1, "b", test), (0.2, "a", test), (0.3, None, test), (0.4, "c", ("test", "fonts:x")), (0.5, "d", val)]
     ):
-        write_evaluation(str(age), age, momentum, images, shift)
-    assert tables.assemble(tmp_path, "evaluations")["momentum"].tolist() == [0.1, 0.3, 0.4]
+        write_evaluation(str(age), age, momentum, images, *where)
+    assert tables.assemble(tmp_path, "evaluations")["momentum"].tolist() == [0.1, 0.3, 0.4, 0.5]
 
 
 def test_rows_of_a_network_that_was_trained_again_leave_the_table(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Does early stopping pick another checkpoint under running averages than under exact statistics, and at what cost?"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
+from bnlab.harness.reporting.frames import interval, lowest, paired, rows, score, select
+from bnlab.harness.reporting.plots import EstimatorCurves, Forest
+from bnlab.harness.reporting.style import Axis
+
+BY, EACH = ("panel", "estimator", "momentum", "epoch"), ("batch_size",)
+PICKED = {"ema": "under the EMA", "predictive": "under predictive momentum", "last": "the last one"}
+MARGIN = ("points", "half a point is the standard error of an accuracy near 95% on 2,000 test images")
+
+
+def find_picks(tables: Tables) -> pd.DataFrame:
+    """Of each network and estimator the first of the checkpoints with the highest validation accuracy; and the last.
+
+    Besides the columns of `rows` it has `cost`, how much lower its test accuracy is than that of the checkpoint which
+    exact statistics pick, both under exact statistics; and `same`, 1 where these are one checkpoint, otherwise 0.
+    """
+    val, test = (rows(tables, "evaluations", split=split) for split in ("val", "test"))
+    exact = select(val, estimator="exact")
+    last = exact[exact["step"] == exact.groupby("run")["step"].transform("max")].assign(estimator="last")
+    errors = pd.concat([val, last]).assign(error=lambda f: 1 - f["accuracy"])
+    tested = select(test, estimator="exact").set_index(["run", "step"])["accuracy"].rename("tested")
+    picked = lowest(errors, "error", ["run", "estimator", "momentum"]).join(tested, on=["run", "step"])
+    best = select(picked, estimator="exact")[["run", "step", "tested"]]
+    both = picked.merge(best, on="run", suffixes=("", "_exact"))
+    return both.assign(cost=both["tested_exact"] - both["tested"], same=(both["step"] == both["step_exact"]) * 1.0)
+
+
+def score_costs(tables: Tables) -> pd.DataFrame:
+    """Points of test accuracy that each way to pick costs, a panel for each batch size."""
+    picks = select(find_picks(tables), estimator=tuple(PICKED))
+    return interval(picks.assign(picked=picks["estimator"].map(PICKED)), "cost", ("panel", "picked"), scale=100)
+
+
+def score_picks(value: str, estimator: str, scale: float = 1) -> Score:
+    """A column of `find_picks`, of what one estimator picks."""
+
+    def scored(tables: Tables) -> pd.DataFrame:
+        return interval(select(find_picks(tables), estimator=estimator), value, EACH, scale=scale)
+
+    return scored
+
+
+def score_shown(tables: Tables) -> pd.DataFrame:
+    """Points by which the EMA's validation accuracy is below that under exact statistics, over all checkpoints."""
+    lost = select(paired(rows(tables, "evaluations", split="val"), "accuracy"), estimator="ema")
+    return interval(lost, "accuracy", EACH, average="step", scale=-100)
+
+
+EXPERIMENT = Experiment(
+    name="model_selection",
+    question="Does early stopping pick another checkpoint under running averages than under exact statistics?",
+    answers=("Q17",),
+    source="Validation while a network is trained uses its running averages; the learning rate is constant here, so "
+    "that the last checkpoint need not be the best.",
+    columns={"evaluations": ("accuracy",)},
+    figures=(
+        Figure("validation", "What early stopping sees",
+               "Accuracy on the validation split over training at a constant learning rate, the same weights under "
+               "different statistics. Each network's highest point is the checkpoint that is picked.",
+               score("evaluations", "accuracy", BY, scale=100, split="val"),
+               EstimatorCurves(Axis("validation accuracy (%)", (0, 102)))),
+        Figure("cost", "What it costs to pick by another curve",
+               "Test accuracy of the checkpoint that is picked by validation accuracy under exact statistics minus "
+               "that of another one, both evaluated under exact statistics: picked under running averages, or the last "
+               "one without regard to validation.",
+               score_costs,
+               Forest("picked", Axis("test accuracy lost (points)"), mark=(0, "as exact statistics pick"))),
+    ),
+    claims=(
+        Claim("last_is_not_best", "The last checkpoint is worse than the one that exact statistics pick.",
+              score_picks("cost", "last", 100), above(0.0, "points", "at 0 there is nothing to select")),
+        Claim("ema_shows_less", "Over training the EMA shows a lower validation accuracy than exact statistics.",
+              score_shown, above(0.5, "points", "the margin of what is picked by it")),
+        Claim("ema_picks_as_well", "The checkpoint that is picked under the EMA is as good.",
+              score_picks("cost", "ema", 100), within(-0.5, 0.5, *MARGIN)),
+        Claim("predictive_picks_as_well", "So is the one that is picked under a momentum that forecasts.",
+              score_picks("cost", "predictive", 100), within(-0.5, 0.5, *MARGIN)),
+        Claim("ema_picks_the_same", "In most networks the EMA picks the checkpoint that exact statistics pick.",
+              score_picks("same", "ema"), above(0.5, "of the networks", "more than half are most")),
+        Claim("predictive_picks_the_same", "In most networks a momentum that forecasts picks it.",
+              score_picks("same", "predictive"), above(0.5, "of the networks", "more than half are most")),
+    ),
+)  # fmt: skip

@@ -1,0 +1,114 @@
+"""How well do networks predict under statistics of what they predict: batches, single examples, a whole split?"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
+from bnlab.harness.reporting.frames import interval, paired, rows, select
+from bnlab.harness.reporting.plots import EstimatorCurves, Forest
+from bnlab.harness.reporting.style import Axis
+
+BY, EACH = ("panel", "estimator", "momentum"), ("batch_size",)
+AGAINST_EXACT = Axis("accuracy − that under exact (points)")
+TRAINED = "At the end of training, a panel for each batch size of the training."
+SPLITS = {"val": "validation images", "test": "test images"}
+MARGIN = ("points", "about the standard error of an accuracy near 97% on 2,000 images")
+NOTHING = ("points", "no gain at all is the other answer")
+
+
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Accuracy of all statistics minus that under exact ones of the training split, by network and predicted split.
+
+    `estimator` is a rule's name alone; its parameters are the columns `images`, in a test batch, and `weight`.
+    """
+    gains = paired(rows(tables, "evaluations", split=("test", "val")), "accuracy")
+    rules = gains["estimator"].str
+    return gains.assign(
+        estimator=rules.extract(r"^(\w+)", expand=False),
+        images=rules.extract(r"(?:test_batch\(n|batch)=(\d+)", expand=False).astype(float),
+        weight=rules.extract(r"weight=([\d.]+)", expand=False).astype(float),
+    )
+
+
+def score_rules(across: str, *rules: str) -> Score:
+    """Points of test accuracy that rules gain, against one of their parameters."""
+
+    def scored(tables: Tables) -> pd.DataFrame:
+        gains = select(find_gains(tables), split="test", estimator=rules)
+        return interval(gains, "accuracy", (*BY, across), scale=100)
+
+    return scored
+
+
+def score_gain(scale: float = 100, **wanted: object) -> Score:
+    """Points of test accuracy that the wanted rows gain; with scale −100 those that they lose."""
+
+    def scored(tables: Tables) -> pd.DataFrame:
+        return interval(select(find_gains(tables), split="test", **wanted), "accuracy", EACH, scale=scale)
+
+    return scored
+
+
+def score_mixed(tables: Tables) -> pd.DataFrame:
+    """Points of test accuracy that 16 pseudo-samples gain against a small test batch alone."""
+    gains = select(find_gains(tables), split="test", images=(2, 8)).astype({"images": int})
+    mixed = paired(gains.assign(panel=gains["images"]), "accuracy", against="test_batch")
+    return interval(mixed, "accuracy", (*EACH, "images"), scale=100)
+
+
+def score_splits(tables: Tables) -> pd.DataFrame:
+    """Points that statistics of the validation split gain on its own images and on test images."""
+    gains = select(find_gains(tables), statistics_split="val")
+    return interval(gains.assign(predicted=gains["split"].map(SPLITS)), "accuracy", ("panel", "predicted"), scale=100)
+
+
+def score_leak(tables: Tables) -> pd.DataFrame:
+    """Points that they gain on their own images more than on test images."""
+    gains = select(find_gains(tables), statistics_split="val")
+    more = paired(gains.assign(estimator=gains["split"]).drop(columns="split"), "accuracy", against="test")
+    return interval(more, "accuracy", EACH, scale=100)
+
+
+EXPERIMENT = Experiment(
+    name="test_batch",
+    question="How well do networks predict under statistics of the images that they predict?",
+    answers=("F9", "F14", "Q13"),
+    source="Nado et al. 2020 and Schneider et al. 2020: statistics of the test batch, and mixed with pseudo-samples; "
+    "Summers & Dinneen 2020: example weighing gains accuracy without any shift of the data.",
+    columns={"evaluations": ("accuracy",)},
+    figures=(
+        Figure("test_batch", "Statistics of the test batch, alone and mixed",
+               "Difference in test accuracy to the same network under exact statistics of the training split, against "
+               "the number of images in a test batch. Pseudo-samples: the exact statistics count as 16 further images. "
+               + TRAINED,
+               score_rules("images", "test_batch", "pseudo_samples"),
+               EstimatorCurves(AGAINST_EXACT, zero="exact population", x="images")),
+        Figure("example_weighing", "Each example's own moments in its statistics",
+               "Difference in test accuracy to the same network under exact statistics of the training split. E[x] and "
+               "E[x²] are (1 − weight) times those of the training split plus weight times the example's own. "
+               + TRAINED,
+               score_rules("weight", "example_weighing"),
+               EstimatorCurves(AGAINST_EXACT, zero="exact population", x="weight")),
+        Figure("leak", "Statistics of the validation split",
+               "Accuracy of the same network under exact statistics of the validation split minus that under those of "
+               "the training split; what is gained on validation images alone is leaked. " + TRAINED,
+               score_splits, Forest("predicted", Axis("accuracy gained (points)"), mark=(0, "statistics of training"))),
+    ),
+    claims=(
+        Claim("tiny_test_batches_cost", "Statistics of two test images cost accuracy.",
+              score_gain(-100, estimator="test_batch", images=2),
+              above(1.0, "points", "a point is what decides between two networks of this size")),
+        Claim("large_test_batches_cost_nothing", "Those of 512 test images cost nothing that counts.",
+              score_gain(-100, estimator="test_batch", images=512), within(-0.3, 0.3, *MARGIN)),
+        Claim("pseudo_samples_gain", "With test batches of 2 and 8 images, 16 pseudo-samples gain accuracy.",
+              score_mixed, above(0.0, *NOTHING)),
+        Claim("example_weighing_gains", "A tenth of each example's own moments gains accuracy.",
+              score_gain(estimator="example_weighing", weight=0.1), above(0.0, *NOTHING)),
+        Claim("validation_serves", "On test images, statistics of the validation split are as good as exact ones.",
+              score_gain(statistics_split="val"), within(-0.3, 0.3, *MARGIN)),
+        Claim("validation_leaks_nothing", "On its own images they gain no more than on test images.",
+              score_leak,
+              within(-0.3, 0.3, "points", "three of 1,000 validation images, which no choice rests on")),
+    ),
+)  # fmt: skip
