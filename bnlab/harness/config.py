@@ -7,7 +7,7 @@ from typing import Any
 
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data, models, training
-from bnlab.harness.artifacts.settings import Config, as_list, total_steps
+from bnlab.harness.artifacts.settings import Config, as_list, list_steps, total_steps
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import FrozenWeights, find_sources
 
@@ -25,8 +25,6 @@ def check(config: Config) -> None:
     training.check(config.optimizer)
     _check_numbers(config, images)
     _check_statistics(config, images)
-    if config.accuracy_at not in ("final", "all"):
-        raise UserError(f"accuracy_at={config.accuracy_at}: must be one of final, all")
     names = as_list(config.measurements)
     for key, known in (("population", POPULATIONS), ("measurements", measurements.NAMES), ("evaluate_on", SPLITS)):
         chosen = as_list(getattr(config, key))
@@ -34,7 +32,7 @@ def check(config: Config) -> None:
             raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")
     if config.norm.name != "batch" and all(map(measurements.needs_trace, names)):
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
-    _check_evaluate_at(config.evaluate_at, total_steps(config, images))
+    _check_steps(config, total_steps(config, images))
     _check_device(config.device)
     check_name(config)
 
@@ -83,18 +81,29 @@ def _check_statistics(config: Config, images: int) -> None:
             raise UserError(f"estimator={source.estimator}: the {split} split has {most:,} images")
 
 
-def _check_evaluate_at(value: Any, steps: int) -> None:
-    if value in ("log", "final"):
+def _check_steps(config: Config, steps: int) -> None:
+    """UserError unless `evaluate_at` is log, final or a list, and `accuracy_at` final, all or some of that list."""
+    if config.evaluate_at not in ("log", "final"):
+        _check_list("evaluate_at", "log, final", config.evaluate_at, steps)
+    if config.accuracy_at in ("final", "all"):
         return
+    _check_list("accuracy_at", "final, all", config.accuracy_at, steps)
+    measured = list_steps(config.evaluate_at, steps)
+    for at in as_list(config.accuracy_at):
+        if list_steps(at, steps)[0] not in measured:
+            raise UserError(f"accuracy_at={at}: is not among evaluate_at; list it there too")
+
+
+def _check_list(key: str, words: str, value: Any, steps: int) -> None:
     values = as_list(value)
     for at in values:
         share = isinstance(at, float) and 0 < at <= 1
         if not share and (isinstance(at, bool) or not isinstance(at, int) or at < 1):
-            raise UserError(f"evaluate_at={at}: must be log, final, or a list of steps (1, 100) and shares (0.1)")
+            raise UserError(f"{key}={at}: must be {words}, or a list of steps (1, 100) and shares (0.1)")
         if not share and at > steps:
-            raise UserError(f"evaluate_at={at}: the training has {steps:,} steps; shares such as 0.5 fit any length")
+            raise UserError(f"{key}={at}: the training has {steps:,} steps; shares such as 0.5 fit any length")
     if not values:
-        raise UserError("evaluate_at=[]: give at least one step")
+        raise UserError(f"{key}=[]: give at least one step")
 
 
 def _check_device(name: str) -> None:

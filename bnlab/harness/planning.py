@@ -69,16 +69,15 @@ def _network(run: Run) -> str:
 
 def _list_evaluations(run: Run, config: Config) -> dict[Evaluated, int]:
     """What a job evaluates, and how many images each time: exact statistics, and every source on each split."""
-    network, steps = _network(run), Run(config).wanted
+    network, steps, predicted = _network(run), Run(config).wanted, Run(config).predicted
     found: dict[Evaluated, int] = {}
     if run.has_trace:
         found = {(network, run.id, step, "exact statistics"): len(run.dataset.train.labels) for step in steps}
     if "evaluations" in as_list(config.measurements):
-        shown = steps if config.accuracy_at == "all" else steps[-1:]
         sources = find_sources(config) if run.has_trace else [None]  # without batch norm the network itself
         for split in as_list(config.evaluate_on):
             images = len(run.dataset.images_of(split).labels)
-            found |= {(network, run.id, step, (source, split)): images for step in shown for source in sources}
+            found |= {(network, run.id, step, (source, split)): images for step in predicted for source in sources}
     return found
 
 

@@ -111,6 +111,8 @@ CASES = {
     "sweep population=[]": "population=.*: choose from",
     "sweep estimator='precise(images=400)' population=[train,val]": "validation split has 143 images",
     "sweep accuracy_at=foo": "final, all",
+    "sweep accuracy_at=[]": "at least one step",
+    "sweep accuracy_at=[0.5] evaluate_at=[0.1,1.0]": "is not among evaluate_at",
     "sweep evaluate_on=foo": "evaluate_on=foo: choose from test, val, train",
     "sweep evaluate_on=[test,foo]": "evaluate_on=\\['test', 'foo'\\]: choose from test, val, train",
     "sweep evaluate_on=[]": "evaluate_on=\\[\\]: choose from",
@@ -222,8 +224,8 @@ def test_figures_without_words(call: Call) -> None:
 
 
 def test_figures_of_other_rows(results: Path) -> None:
-    done = run("figures", "experiment=momentum", "name=adhoc", f"results={results}", expect=2)
-    assert done.stderr.count("\n") == 2 and "run: python -m experiments.sweep experiment=momentum" in done.stderr
+    done = run("figures", "experiment=optimum", "name=adhoc", f"results={results}", expect=2)
+    assert done.stderr.count("\n") == 2 and "run: python -m experiments.sweep experiment=optimum" in done.stderr
     assert not list(results.rglob("*.png"))
 
 

@@ -33,7 +33,7 @@ from bnlab.files import OtherVersion, digest, write_whole
 from bnlab.harness import schema
 from bnlab.harness.artifacts.data import Dataset, load_dataset
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.settings import Config, changed_settings, checkpoints, network_hash, total_steps
+from bnlab.harness.artifacts.settings import Config, changed_settings, list_steps, network_hash, total_steps
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import JobError
 from bnlab.storage import load_tensors, save_tensors
@@ -81,8 +81,16 @@ class Run:
     @property
     def wanted(self) -> list[int]:
         """The steps to be measured: those of `evaluate_at`, before the last if the run diverged there."""
-        steps, status = checkpoints(self.config, self.steps), self.status or {"status": "unfinished"}
+        steps, status = list_steps(self.config.evaluate_at, self.steps), self.status or {"status": "unfinished"}
         return [step for step in steps if status["status"] != "diverged" or step < status["step"]]
+
+    @property
+    def predicted(self) -> list[int]:
+        """The steps of `wanted` at which the network's predictions are measured too: `accuracy_at`."""
+        at, steps = self.config.accuracy_at, self.wanted
+        if at in ("all", "final"):
+            return steps if at == "all" else steps[-1:]
+        return sorted({*steps} & {*list_steps(at, self.steps)})
 
     def new_model(self) -> nn.Module:
         """The network before training, on the device."""

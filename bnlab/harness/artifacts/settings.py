@@ -31,7 +31,7 @@ class Config:
     estimator: Any = "ema"  # one name or a list: ema, ema_debiased, cumulative, last_batch, precise, exact, or yours
     population: Any = "train"  # data of exact and precise statistics, one or a list: train, train_augmented, val
     evaluate_at: Any = "log"  # log, final, or a list of steps (integers) and shares of the training (0.1)
-    accuracy_at: str = "final"  # final, or all steps of evaluate_at
+    accuracy_at: Any = "final"  # final, all steps of evaluate_at, or a list of some of them
     evaluate_on: Any = "test"  # images that are predicted, one split or a list: test, val, train (as many as test has)
     measurements: Any = field(default_factory=lambda: ["gaps", "evaluations"])  # one name or a list
     # How and where
@@ -113,9 +113,8 @@ def total_steps(config: Config, images: int) -> int:
     return config.steps if config.steps is not None else config.epochs * steps_per_epoch(images, config.batch_size)
 
 
-def checkpoints(config: Config, steps: int) -> list[int]:
-    """The steps at which the network is measured, ascending, all in 1..`steps`."""
-    wanted = config.evaluate_at
+def list_steps(wanted: Any, steps: int) -> list[int]:
+    """The steps that a setting such as `evaluate_at` means, ascending, all in 1..`steps`."""
     if wanted == "final":
         return [steps]
     if wanted == "log":

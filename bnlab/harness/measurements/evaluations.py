@@ -42,14 +42,13 @@ class Prediction(NamedTuple):
 
 
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """These sources and always `exact`; the final step, or all of `evaluate_at`.
+    """These sources and always `exact`; the steps of `accuracy_at`.
 
     Without batch norm the network itself.
     """
-    steps = run.wanted if run.config.accuracy_at == "all" else run.wanted[-1:]
     if not run.has_trace:
-        return {NO_STATISTICS: steps}
-    return dict.fromkeys([EXACT, *sources], steps)
+        return {NO_STATISTICS: run.predicted}
+    return dict.fromkeys([EXACT, *sources], run.predicted)
 
 
 def evaluations(run: Run, sources: list[Source], steps: list[int], split: str = "test") -> pd.DataFrame:

@@ -14,8 +14,8 @@ from bnlab.harness.artifacts.models import ModelConfig, NormConfig
 from bnlab.harness.artifacts.settings import (
     Config,
     changed_settings,
-    checkpoints,
     field_names,
+    list_steps,
     network,
     network_hash,
     training_settings,
@@ -201,8 +201,8 @@ def test_settings_that_have_changed_since() -> None:
         (3, 41, [3]),
     ],
 )
-def test_checkpoints(at: Any, steps: int, expected: list[int]) -> None:
-    assert checkpoints(Config(evaluate_at=at), steps) == expected
+def test_steps(at: Any, steps: int, expected: list[int]) -> None:
+    assert list_steps(at, steps) == expected
 
 
 def test_field_names() -> None:

@@ -117,7 +117,12 @@ def test_only_what_is_missing_is_measured(tmp_path: Path, calls: list[Any]) -> N
         ("evaluations", ["test_batch(n=64) None"], [2, 4, 6]),
     ]
     calls.clear()
-    for job in (wider, later):
+    some = config(tmp_path, estimator="cumulative", evaluate_at=[2, 4, 0.5, 6], accuracy_at=[0.5, 2], name="some")
+    execute(some)
+    assert calls == [("gaps", ["cumulative None"], [3, 4]), ("evaluations", ["exact None"], [3]),
+                     ("evaluations", ["cumulative None"], [2, 3])]  # fmt: skip
+    calls.clear()
+    for job in (wider, later, some):
         execute(job)
     assert not calls
     # The same rows as if all had been measured at once.
