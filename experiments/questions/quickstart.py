@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
         Figure("gap", "How far the running mean is from the population mean",
-               "Root-mean-square distance over channels, averaged over layers, in standard deviations of the layer's "
+               "Root-mean-square distance over channels, geometric mean over layers, in standard deviations of the layer's "
                "input; lower is better. Small momenta average many batches: little noise, but they lag behind the "
                "weights and keep their start of 0 for long. " + STEPS,
                score("gaps", "mean_gap", CURVES, SHARES, average="layer", geometric=True, estimator="ema"),

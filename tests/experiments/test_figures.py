@@ -81,8 +81,8 @@ def test_one_seed_and_one_momentum(tmp_path: Path) -> None:
     run("sweep", "experiment=quickstart", *words)
     done = run("figures", "experiment=quickstart", f"results={tmp_path}")
     assert done.stdout.count("n=1  one seed") == 6 and not done.stderr
-    run("sweep", "experiment=momentum", "data=digits", "data.images=null", *words[1:])
-    done = run("figures", "experiment=momentum", f"results={tmp_path}", expect=2)
+    run("sweep", "experiment=optimum", "data=digits", "data.images=null", *words[1:])
+    done = run("figures", "experiment=optimum", f"results={tmp_path}", expect=2)
     note, error = done.stderr.splitlines()
     assert note.startswith("note: drift has no rows after 20% of training") and "other seeds" in error
     assert error.startswith("error: ") and "seed=0,1" in error

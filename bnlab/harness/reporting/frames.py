@@ -290,7 +290,8 @@ def interval(
         by: what the rows are told apart by; null keys are kept.
         average: columns over which each seed is averaged first, such as "layer".
         scale: a factor of all values, such as 100 for percent.
-        geometric: mean and interval over seeds of logarithms, for positive values that are read on a logarithmic axis.
+        geometric: all means are geometric, over `average` and over seeds, for positive values such as gaps and ratios:
+            so a ratio of means is the mean of ratios.
 
     Raises:
         UserError: a column is missing.
@@ -298,13 +299,13 @@ def interval(
     """
     over = [average] if isinstance(average, str) else list(average or ())
     _require(frame, [value, "seed", *by, *over])
-    values = frame.assign(**{value: scale * frame[value]})
-    _check_seeds(values, [*by, "seed", *over])
-    if over:
-        values = values.groupby([*by, "seed"], dropna=False, sort=False)[value].mean().reset_index()
     with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
-        numbers = np.log(values[value]) if geometric else values[value]
-        groups = numbers.groupby([values[key] for key in by], dropna=False, sort=False)
+        numbers = scale * frame[value]
+        values = frame.assign(**{value: np.log(numbers) if geometric else numbers})
+        _check_seeds(values, [*by, "seed", *over])
+        if over:
+            values = values.groupby([*by, "seed"], dropna=False, sort=False)[value].mean().reset_index()
+        groups = values[value].groupby([values[key] for key in by], dropna=False, sort=False)
         estimates = [(*key, *_estimate(group.to_numpy(float))) for key, group in groups]
     found = pd.DataFrame(estimates, columns=[*by, "mean", "low", "high", "n", "error"])
     if geometric:
