@@ -121,6 +121,11 @@ TABLES = {
         (*_STATISTICS, "layer", "left"),
         _STATISTICS | {"layer": _TEXT, "left": _REAL, "epoch": _REAL, "depth": _INT, "right": _REAL, "share": _REAL},
     ),
+    "doses": Table(
+        ("run", "step", "layer", "moment", "dose"),
+        {"run": _TEXT, "step": _INT, "layer": _TEXT, "moment": _TEXT, "dose": _REAL, "epoch": _REAL, "depth": _INT}
+        | {"accuracy": _REAL, "accuracy_lost": _REAL, "disagreement": _REAL, "logit_gap": _REAL},
+    ),
 }
 
 LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})

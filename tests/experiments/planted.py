@@ -17,7 +17,7 @@ from experiments.questions import find_experiment
 
 Value = Callable[[dict[str, Any]], float]
 EMA = ("ema", 0.1)
-GAPS = ("mean_gap", "var_gap", "var_ratio", "tid_mean", "tid_std")
+GAPS = ("mean_gap", "var_gap", "kl", "var_ratio", "tid_mean", "tid_std")
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def plant(
 
     Args:
         estimators: names and momenta (None where there is none).
-        gap: of a row with its network's settings, the value of all of `GAPS`.
+        gap: of a row with its network's settings, the value of those of `GAPS` that are not in `values`.
         accuracy: the same, a fraction.
         drift: the same, noise and drift of the table `drift`.
-        values: by column, the same for all other tables; where there is none, see `USUAL` and `far`.
+        values: by column, the same for `GAPS` and all other tables; where there is none, see `USUAL` and `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
         settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
     """
@@ -106,17 +106,17 @@ def plant(
     runs = [{"epochs": 2.0} | dict(zip(varied, chosen, strict=True))
             for chosen in itertools.product(*varied.values())]  # fmt: skip
     runs = [{"run": "/".join(str(run[key]) for key in named), **run} for run in runs]
-    ratio = (values or {}).get("var_ratio", gap)
+    distances = {column: (values or {}).get(column, gap) for column in GAPS}
     gaps, evaluations, drifts = [], [], []
     for run, share in itertools.product(runs, shares):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         for (name, momentum), layer in itertools.product(estimators, "xy"):
             row = when | {"estimator": name, "momentum": momentum, "statistics_split": "train"}
             place = {"layer": layer, "depth": "xy".index(layer) + 1}
-            ratios = {"var_ratio": ratio(run | row | place)}
-            gaps.append(row | place | dict.fromkeys(GAPS, gap(run | row | place)) | ratios)
+            gaps.append(row | place | {column: value(run | row | place) for column, value in distances.items()})
             if layer == "x":
-                evaluations.append(row | {"split": "test", "shift": "none", "accuracy": accuracy(run | row)})
+                scores = {"accuracy": accuracy(run | row), "logit_gap": far(row)}
+                evaluations.append(row | {"split": "test", "shift": "none", **scores})
         for layer in "xy":
             level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
             drifts.append(when | {"layer": layer, **level})
@@ -129,12 +129,13 @@ def plant(
 
 AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y"), "channel": (0, 1)}
 AXES["left"] = (-4.0, 0.0)
-"""What the keys of the other tables are, besides run, step and those of an estimator."""
+AXES |= {"doses.layer": ("all", "x", "y"), "moment": ("mean", "var"), "dose": (0.1, 0.4, 0.8, 1.6)}
+"""What the keys of the other tables are, besides run, step and those of an estimator; in one table `<table>.<key>`."""
 
 USUAL: dict[str, Value] = {
     "images": lambda row: 9000,
     "values": lambda row: 9000 * 16,
-    "depth": lambda row: AXES["layer"].index(row["layer"]) + 1,
+    "depth": lambda row: "xy".find(row["layer"]) + 1,
 }
 
 
@@ -157,7 +158,10 @@ def plant_table(
     sources = [{"estimator": e, "momentum": m, "statistics_split": "train"} for e, m in estimators]
     rows = []
     for run, share, source, *at in itertools.product(
-        runs, shares, sources if "estimator" in table.key else [{}], *(AXES[key] for key in keys)
+        runs,
+        shares,
+        sources if "estimator" in table.key else [{}],
+        *(AXES[own if (own := f"{name}.{key}") in AXES else key] for key in keys),
     ):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         row = when | source | dict(zip(keys, at, strict=True))

@@ -13,6 +13,7 @@ NAMES = (
     "precision",
     "traces",
     "histograms",
+    "doses",
 )  # of the tables, and of a module here with a function of that name
 
 

@@ -90,8 +90,9 @@ AXES = {
     "images": Axis("images", log=True),
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),
-    "depth": Axis("layer, counted from the input"),
+    "depth": Axis("layer, counted from the input", ticks="values"),
     "layer": Axis(""),
+    "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
 """Columns that are drawn across, by their name."""
 _SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
