@@ -126,6 +126,10 @@ TABLES = {
         {"run": _TEXT, "step": _INT, "layer": _TEXT, "moment": _TEXT, "dose": _REAL, "epoch": _REAL, "depth": _INT}
         | {"accuracy": _REAL, "accuracy_lost": _REAL, "disagreement": _REAL, "logit_gap": _REAL},
     ),
+    "counterexamples": Table(
+        (*_STATISTICS, "case", "size"),
+        _STATISTICS | {"case": _TEXT, "size": _REAL, "epoch": _REAL, "batches": _INT, "error": _REAL},
+    ),
 }
 
 LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})

@@ -14,6 +14,7 @@ NAMES = (
     "traces",
     "histograms",
     "doses",
+    "counterexamples",
 )  # of the tables, and of a module here with a function of that name
 
 

@@ -57,6 +57,7 @@ NAMES = {
     "ema": "EMA",
     "ema_debiased": "EMA, start divided out",
     "cumulative": "average of all batches",
+    "cumulative_weighted": "average of all images",
     "last_batch": "last batch only",
     "precise": "precise BN",
     "kalman": "Kalman",
@@ -92,6 +93,7 @@ AXES = {
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input", ticks="values"),
     "layer": Axis(""),
+    "size": Axis("what is added (σ)", log=True),
     "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
 """Columns that are drawn across, by their name."""
