@@ -130,6 +130,10 @@ TABLES = {
         (*_STATISTICS, "case", "size"),
         _STATISTICS | {"case": _TEXT, "size": _REAL, "epoch": _REAL, "batches": _INT, "error": _REAL},
     ),
+    "last_batches": Table(
+        (*_STATISTICS, "layer", "last"),
+        _STATISTICS | {"layer": _TEXT, "last": _INT, "epoch": _REAL, "depth": _INT, "followed": _REAL, "moved": _REAL},
+    ),
 }
 
 LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})

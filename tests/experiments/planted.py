@@ -131,6 +131,7 @@ AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y"), "channel": (0, 1)}
 AXES["left"] = (-4.0, 0.0)
 AXES |= {"doses.layer": ("all", "x", "y"), "moment": ("mean", "var"), "dose": (0.1, 0.4, 0.8, 1.6)}
 AXES |= {"case": ("shuffled", "sorted", "jump_1", "jump_10", "rare", "single"), "size": (1.0, 100.0)}
+AXES |= {"last": (1, 4, 16, 64)}
 """What the keys of the other tables are, besides run, step and those of an estimator; in one table `<table>.<key>`."""
 
 USUAL: dict[str, Value] = {

@@ -15,6 +15,7 @@ NAMES = (
     "histograms",
     "doses",
     "counterexamples",
+    "last_batches",
 )  # of the tables, and of a module here with a function of that name
 
 

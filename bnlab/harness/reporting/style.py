@@ -93,6 +93,7 @@ AXES = {
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input", ticks="values"),
     "layer": Axis(""),
+    "last": Axis("last batches", log=True, ticks="values"),
     "size": Axis("what is added (σ)", log=True),
     "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
