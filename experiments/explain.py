@@ -55,7 +55,11 @@ def explain_unknown(source: str, key: str) -> str:
     """There is no such setting; `source` is the word or the file that has it."""
     if key.startswith("hydra.launcher."):
         return f"{source}: there is no setting {key!r} of this launcher; n_jobs needs hydra/launcher=joblib"
-    return f"{source}: there is no setting {key!r}{_suggest(_nearest_setting(key))}; --help lists them"
+    close = _nearest_setting(key)
+    if close == [key]:  # in a file
+        group, _, name = key.partition(".")
+        return f"{source}: {key} is nested in a file, '{group}: {{{name}: ...}}'; dots stand below params only"
+    return f"{source}: there is no setting {key!r}{_suggest(close)}; --help lists them"
 
 
 def explain_failure(files: Sequence[str], error: Exception) -> str:
@@ -65,6 +69,8 @@ def explain_failure(files: Sequence[str], error: Exception) -> str:
         return _explain_missing(files, *missing.groups())
     if setting := re.search(r"In '([\w/]+)': \w+ raised while composing config:\n(.*)\n\s*full_key: (\S+)", text):
         return _explain_value(*setting.groups())
+    if file := re.search(r"In '(experiment/\w+)': ValidationError raised while composing", text):
+        return _explain_group(file[1])
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         path = Path(mark.name).relative_to(CONF.parent)
@@ -86,6 +92,17 @@ def _explain_value(file: str, reason: str, key: str) -> str:
     if reason.startswith("Key "):
         return explain_unknown(path, key)
     return f"{path}: {key}: {reason.strip().rstrip('.')}"
+
+
+def _explain_group(file: str) -> str:
+    """A file that gives a name to a group of settings where Hydra wants an override."""
+    path = CONF / f"{file}.yaml"
+    content = yaml.safe_load(path.read_text())
+    named = {key: value for key, value in content.items() if key in CHOICES and isinstance(value, str)}
+    if not named:
+        return f"conf/{file}.yaml: a value stands where a group of settings is, or the other way round"
+    chosen = ", ".join(f"override /{key}: {value}" for key, value in named.items())
+    return f"conf/{file}.yaml: {', '.join(named)}: a group of settings, chosen by 'defaults: [{chosen}]'"
 
 
 def _nearest_setting(key: str) -> list[str]:

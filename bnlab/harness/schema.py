@@ -121,6 +121,19 @@ TABLES = {
         (*_STATISTICS, "layer", "left"),
         _STATISTICS | {"layer": _TEXT, "left": _REAL, "epoch": _REAL, "depth": _INT, "right": _REAL, "share": _REAL},
     ),
+    "doses": Table(
+        ("run", "step", "layer", "moment", "dose"),
+        {"run": _TEXT, "step": _INT, "layer": _TEXT, "moment": _TEXT, "dose": _REAL, "epoch": _REAL, "depth": _INT}
+        | {"accuracy": _REAL, "accuracy_lost": _REAL, "disagreement": _REAL, "logit_gap": _REAL},
+    ),
+    "counterexamples": Table(
+        (*_STATISTICS, "case", "size"),
+        _STATISTICS | {"case": _TEXT, "size": _REAL, "epoch": _REAL, "batches": _INT, "error": _REAL},
+    ),
+    "last_batches": Table(
+        (*_STATISTICS, "layer", "last"),
+        _STATISTICS | {"layer": _TEXT, "last": _INT, "epoch": _REAL, "depth": _INT, "followed": _REAL, "moved": _REAL},
+    ),
 }
 
 LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})

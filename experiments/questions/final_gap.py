@@ -27,9 +27,9 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
         Figure("gap", "The gap that is left at the end of training",
-               "Distance of the EMA's mean from the exact population mean, in standard deviations, averaged over "
-               "layers. Networks with large batches have made few steps: an average that remembers many batches still "
-               "lags. Small batches are noisy.",
+               "Distance of the EMA's mean from the exact population mean, in standard deviations, geometric mean "
+               "over layers. Networks with large batches have made few steps: an average that remembers many batches "
+               "still lags. Small batches are noisy.",
                score("gaps", "mean_gap", (*EACH, "momentum"), SHARES, average="layer", geometric=True, estimator="ema"),
                Curves("batch_size", "momentum", GAP)),
         Figure("cost", "What it costs",

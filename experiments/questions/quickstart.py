@@ -32,16 +32,16 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
         Figure("gap", "How far the running mean is from the population mean",
-               "Root-mean-square distance over channels, geometric mean over layers, in standard deviations of the layer's "
-               "input; lower is better. Small momenta average many batches: little noise, but they lag behind the "
-               "weights and keep their start of 0 for long. " + STEPS,
+               "Root-mean-square distance over channels, in standard deviations of the layer's input, geometric mean "
+               "over layers; lower is better. Small momenta average many batches: little noise, but they lag behind "
+               "the weights and keep their start of 0 for long. " + STEPS,
                score("gaps", "mean_gap", CURVES, SHARES, average="layer", geometric=True, estimator="ema"),
                Curves("momentum", "batch_size", GAP, mark=MARK)),
         Figure("estimators", "Other averages of the same batches",
-               "Distance of the estimated mean from the exact population mean, in standard deviations, averaged over "
-               "layers, over training; where an average has a momentum it is PyTorch's 0.1; Kalman and predictive "
-               "momentum choose theirs. Precise BN is measured again on the training set, all others come from the "
-               "recorded batches. " + STEPS,
+               "Distance of the estimated mean from the exact population mean, in standard deviations, geometric "
+               "mean over layers, over training; where an average has a momentum it is PyTorch's 0.1; Kalman and "
+               "predictive momentum choose theirs. Precise BN is measured again on the training set, all others come "
+               "from the recorded batches. " + STEPS,
                score("gaps", "mean_gap", OVER_TIME, average="layer", geometric=True,
                      estimator=OtherThan("exact"), momentum=(DEFAULT_MOMENTUM, None)),
                EstimatorCurves(GAP)),

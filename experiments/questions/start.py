@@ -58,8 +58,8 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
         Figure("gap", "The gap at the end of trainings of 10 to 1,000 steps",
-               "Distance of the mean from the exact population mean, in standard deviations, geometric mean over layers; "
-               "each number of steps is a training of its own, with its own schedule. " + DECAYED,
+               "Distance of the mean from the exact population mean, in standard deviations, geometric mean over "
+               "layers; each number of steps is a training of its own, with its own schedule. " + DECAYED,
                score_gap, EstimatorCurves(Axis("gap of the mean (σ)", log=True), x="steps")),
         Figure("cost", "What it costs",
                "Test accuracy of the same network under exact statistics minus that under the average; networks of "

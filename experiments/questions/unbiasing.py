@@ -41,8 +41,8 @@ EXPERIMENT = Experiment(
                score("gaps", "var_ratio", EVERY, SHARES, average="layer", estimator=OtherThan("exact")),
                EstimatorCurves(Axis("variance / exact variance"), x="batch_size")),
         Figure("gap", "The variance's distance from the exact one",
-               "Root mean square over channels of the logarithm of the ratio, geometric mean over layers: bias and, for the "
-               "running ones, the noise of their last ten or so batches.",
+               "Root mean square over channels of the logarithm of the ratio, geometric mean over layers: bias and, "
+               "for the running ones, the noise of their last ten or so batches.",
                score("gaps", "var_gap", EVERY, SHARES, average="layer", geometric=True, estimator=OtherThan("exact")),
                EstimatorCurves(Axis("gap of the variance (log ratio)", log=True), x="batch_size")),
         Figure("cost", "What it costs",

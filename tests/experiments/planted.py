@@ -19,7 +19,7 @@ Value = Callable[[dict[str, Any]], float]
 Setting = tuple[str, float | None] | tuple[str, float | None, str]
 """Of an estimator: name, momentum (None where there is none), and split of its statistics (left out: train)."""
 EMA = ("ema", 0.1)
-GAPS = ("mean_gap", "var_gap", "var_ratio", "tid_mean", "tid_std")
+GAPS = ("mean_gap", "var_gap", "kl", "var_ratio", "tid_mean", "tid_std")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Effect:
 
 
 def sign(row: dict[str, Any]) -> int:
-    """1 for half of the seeds, -1 for the others, of all estimators but the references."""
+    """1 for half of the seeds, -1 for the others; 0 for `exact` and `predictive`, which others are compared with."""
     return 0 if row.get("estimator") in ("exact", "predictive") else 1 - 2 * (row["seed"] % 2)
 
 
@@ -97,10 +97,10 @@ def plant(
 
     Args:
         estimators: names and momenta (None where there is none), and splits of their statistics.
-        gap: of a row with its network's settings, the value of all of `GAPS`.
+        gap: of a row with its network's settings, the value of those of `GAPS` that are not in `values`.
         accuracy: the same, a fraction.
         drift: the same, noise and drift of the table `drift`.
-        values: by column, the same for all other tables; where there is none, see `USUAL` and `far`.
+        values: by column, the same for `GAPS` and all other tables; where there is none, see `USUAL` and `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
         splits: of the images that are predicted.
         settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
@@ -110,18 +110,17 @@ def plant(
     runs = [{"epochs": 2.0} | dict(zip(varied, chosen, strict=True))
             for chosen in itertools.product(*varied.values())]  # fmt: skip
     runs = [{"run": "/".join(str(run[key]) for key in named), **run} for run in runs]
-    ratio = (values or {}).get("var_ratio", gap)
+    distances = {column: (values or {}).get(column, gap) for column in GAPS}
     gaps, evaluations, drifts = [], [], []
     for run, share in itertools.product(runs, shares):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         sources = [when | describe(estimator) for estimator in estimators]
         for row, layer in itertools.product(sources, "xy"):
             place = {"layer": layer, "depth": "xy".index(layer) + 1}
-            ratios = {"var_ratio": ratio(run | row | place)}
-            gaps.append(row | place | dict.fromkeys(GAPS, gap(run | row | place)) | ratios)
+            gaps.append(row | place | {column: value(run | row | place) for column, value in distances.items()})
         for source, split in itertools.product(sources, splits):
             row = source | {"split": split, "shift": "none"}
-            evaluations.append(row | {"accuracy": accuracy(run | row)})
+            evaluations.append(row | {"accuracy": accuracy(run | row), "logit_gap": far(row)})
         for layer in "xy":
             level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
             drifts.append(when | {"layer": layer, **level})
@@ -140,12 +139,15 @@ def describe(estimator: Setting) -> dict[str, Any]:
 
 AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y"), "channel": (0, 1)}
 AXES["left"] = (-4.0, 0.0)
-"""What the keys of the other tables are, besides run, step and those of an estimator."""
+AXES |= {"doses.layer": ("all", "x", "y"), "moment": ("mean", "var"), "dose": (0.1, 0.4, 0.8, 1.6)}
+AXES |= {"case": ("shuffled", "sorted", "jump_1", "jump_10", "rare", "single"), "size": (1.0, 100.0)}
+AXES |= {"last": (1, 4, 16, 64)}
+"""What the keys of the other tables are, besides run, step and those of an estimator; in one table `<table>.<key>`."""
 
 USUAL: dict[str, Value] = {
     "images": lambda row: 9000,
     "values": lambda row: 9000 * 16,
-    "depth": lambda row: AXES["layer"].index(row["layer"]) + 1,
+    "depth": lambda row: "xy".find(row["layer"]) + 1,
 }
 
 
@@ -168,7 +170,10 @@ def plant_table(
     sources = [describe(estimator) for estimator in estimators]
     rows = []
     for run, share, source, *at in itertools.product(
-        runs, shares, sources if "estimator" in table.key else [{}], *(AXES[key] for key in keys)
+        runs,
+        shares,
+        sources if "estimator" in table.key else [{}],
+        *(AXES[own if (own := f"{name}.{key}") in AXES else key] for key in keys),
     ):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         row = when | source | dict(zip(keys, at, strict=True))

@@ -19,6 +19,8 @@ SWEPT = HEADER + "hydra:\n  mode: MULTIRUN\n  sweeper:\n"
 FILES = {
     "unknown key": (HEADER + "name: mine\nbath_size: 3\n", ".*'bath_size'; did you mean 'batch_size'"),
     "unknown key in a group": (HEADER + "data:\n  classess: 3\n", ".*'data.classess'.*'data.classes'"),
+    "group": (HEADER + "data: digits\n", "data: a group of settings, chosen by 'defaults: .override /data: digits.'"),
+    "dotted key": (HEADER + "data.name: digits\n", "data.name is nested in a file, 'data: {name: ...}'"),
     "wrong type": (HEADER + "optimizer:\n  lr: high\n", "optimizer.lr: .*'high'"),
     "bracket": (HEADER + "momentum: [0.1\nname: mine\n", "line 3, column 5: not valid YAML"),
     "tab": (HEADER + "data:\n\timages: 3\n", "line 3, column 1: not valid YAML"),

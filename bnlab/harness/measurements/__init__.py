@@ -13,6 +13,9 @@ NAMES = (
     "precision",
     "traces",
     "histograms",
+    "doses",
+    "counterexamples",
+    "last_batches",
 )  # of the tables, and of a module here with a function of that name
 
 

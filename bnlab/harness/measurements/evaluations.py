@@ -84,7 +84,7 @@ def _scores(run: Run, sources: list[Source], steps: list[int], images: Split) ->
         for s, source in enumerate(sources):
             with using(model, layout.unflatten(estimates[s, k])):
                 found = exact if source == EXACT else predict(model, images, source)
-            rows.append((*found[1:], *_differences(exact.logits, found.logits)))
+            rows.append((*found[1:], *compare_logits(exact.logits, found.logits)))
     return rows
 
 
@@ -111,7 +111,7 @@ def ece(confidence: Tensor, hit: Tensor) -> float:
     return excess.abs().sum().item() / len(confidence)
 
 
-def _differences(exact: Tensor, found: Tensor) -> tuple[float, float]:
+def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
     """`disagreement` and `logit_gap` (rms difference over the exact logits' rms)."""
     disagreement = (exact.argmax(1) != found.argmax(1)).double().mean().item()
     return disagreement, ((found - exact).square().mean() / exact.square().mean()).sqrt().item()

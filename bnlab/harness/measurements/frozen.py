@@ -75,13 +75,18 @@ def population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> I
     images, labels = split.images, split.labels
     if source.images is not None and source.images < len(labels):
         # One sample for all seeds would put its own error into every mean, where no interval shows it.
-        draw = torch.Generator().manual_seed(int(digest(f"{run.id} {step} {source.images}", digits=12), 16))
+        draw = seed_by(f"{run.id} {step} {source.images}")
         chosen = torch.randperm(len(labels), generator=draw)[: source.images].to(labels.device)
         images, labels = images[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
     if source.split == "train_augmented":
         images = augment(images, generator, shift=data.shift, flip=data.flip)
     for index in in_batches(len(labels), batch_size):
         yield images[index], labels[index]
+
+
+def seed_by(name: str) -> torch.Generator:
+    """A generator of random numbers, the same for the same name, such as that of a network and what is drawn for it."""
+    return torch.Generator().manual_seed(int(digest(name, digits=12), 16))
 
 
 def in_batches(count: int, size: int) -> list[slice]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +53,11 @@ class Curves:
     dashed: str = ""
     star: str = ""
     mark: tuple[float, str] | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for lines of estimators, which have colours of their own in all figures."""
+        if self.by == "estimator":
+            raise ValueError(f"Curves: a line for each estimator is EstimatorCurves(y, x={self.x!r})")
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `by`, mean, low, high."""
@@ -119,7 +124,7 @@ class Points:
 
     Attributes:
         x, y: the columns across and upwards, and their axes.
-        by: the column of which each value has a colour.
+        by: the column of which each value has a colour; `estimator`: each has its own, and a marker for each momentum.
         equal: where the line begins and ends.
         factor: the grey band around it is so many times more and less; 1 is none.
     """
@@ -132,11 +137,9 @@ class Points:
     factor: float = 1
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
-        """Draw the frame's rows: columns `x`, `y` and `by`."""
-        for value, colour in series(sorted(frame[self.by].unique())).items():
-            here = frame[frame[self.by] == value]
-            style: dict[str, Any] = {"color": colour, "alpha": 0.6, "markersize": 4.5, "label": _name(self.by, value)}
-            ax.plot(here[self.x[0]], here[self.y[0]], "o", **style)
+        """Draw the frame's rows: columns `x`, `y` and `by`; momentum where that is the estimator."""
+        for here, style in self._series(frame):
+            ax.plot(here[self.x[0]], here[self.y[0]], linestyle="none", **style)
         if self.equal:
             ends = np.array(self.equal)
             ax.plot(ends, ends, color="black", linewidth=1)
@@ -145,6 +148,17 @@ class Points:
                 ax.fill_between(ends, ends / self.factor, ends * self.factor, **band, label=f"within ×{self.factor:g}")
         set_axes(ax, self.x[1], self.y[1], frame[self.x[0]])
         return ax
+
+    def _series(self, frame: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+        """The rows of each colour, and how they are drawn."""
+        if self.by == "estimator":
+            for (name, momentum), here in frame.groupby(["estimator", "momentum"], dropna=False, sort=False):
+                look, label = estimator_style(name, momentum), estimator_label(name, momentum)
+                yield here, {"color": look["colour"], "marker": look["marker"] or "P", "markersize": 7, "label": label}
+            return
+        for value, colour in series(sorted(frame[self.by].unique())).items():
+            style = {"color": colour, "alpha": 0.6, "marker": "o", "markersize": 4.5, "label": _name(self.by, value)}
+            yield frame[frame[self.by] == value], style
 
 
 @dataclass(frozen=True)

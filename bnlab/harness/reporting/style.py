@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ NAMES = {
     "ema": "EMA",
     "ema_debiased": "EMA, start divided out",
     "cumulative": "average of all batches",
+    "cumulative_weighted": "average of all images",
     "last_batch": "last batch only",
     "precise": "precise BN",
     "kalman": "Kalman",
@@ -76,7 +78,7 @@ class Axis:
         label: what it shows, with the unit in brackets.
         limits: of the axis; None: those of the data.
         log: logarithmic, for positive values.
-        ticks: of a logarithmic axis, written out: "125" (of each decade) or "values" (those that occur).
+        ticks: written out: "125" (of each decade of a logarithmic axis) or "values" (that occur, if they are few).
     """
 
     label: str
@@ -93,13 +95,16 @@ AXES = {
     "weight": Axis("weight of the example's own moments"),
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),
-    "depth": Axis("layer, counted from the input"),
+    "depth": Axis("layer, counted from the input", ticks="values"),
     "layer": Axis(""),
+    "last": Axis("last batches", log=True, ticks="values"),
+    "size": Axis("what is added (σ)", log=True),
+    "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
 """Columns that are drawn across, by their name."""
 _SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
 
-_ROWS = 40
+_ROWS, _TICKS = 40, 10  # that can be read
 
 _FEWER = "sweep fewer, under a name=... of its own, or let the figure's score select some"
 
@@ -215,8 +220,8 @@ def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None =
 
 
 def axis_of(column: str) -> Axis:
-    """How a column is drawn: `AXES`, else linear under its own name."""
-    return AXES.get(column, Axis(column.replace("_", " ")))
+    """How a column is drawn: `AXES`, else linear under its own name with ticks at its values."""
+    return AXES.get(column, Axis(re.sub("[_.]", " ", column), ticks="values"))
 
 
 def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
@@ -225,7 +230,8 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
         ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
     scales = ["log" if axis.log else "linear" for axis in (x, y)]
     ax.set(xscale=scales[0], xlabel=x.label, yscale=scales[1], ylabel=y.label)
-    if x.ticks:
+    crowded = x.ticks == "values" and (values.nunique() > _TICKS or not pd.api.types.is_numeric_dtype(values))
+    if x.ticks and not crowded:
         at = LogLocator(subs=(1, 2, 5)) if x.ticks == "125" else FixedLocator(sorted(values.unique()))
         ax.xaxis.set_major_locator(at)
         if x.ticks == "values":

@@ -20,11 +20,12 @@ def images(row: dict[str, Any]) -> int:
 
 VALUES: dict[str, Value] = {"images": lambda row: ALL, "mean_error": lambda row: 0.5}
 PREDICTED = Effect(
-    {"estimators": [(f"exact(images={n})", None) for n in (32, 512)], "gap": errors(1), "values": VALUES},
+    {"estimators": [("exact", None), ("exact(images=32)", None), ("exact(images=512)", None)],
+     "gap": errors(1), "values": VALUES},
     {"gap": errors(2)},
     gap=lambda row: errors(2.0 ** sign(row))(row),
     values=VALUES,
-)
+)  # fmt: skip
 EFFECTS = {
     "hundreds_nearly_suffice": accuracy_lost(("exact(images=512)", None), -0.15, 3, sizes=(16,)),
     "thousands_suffice": Effect(

@@ -143,6 +143,12 @@ def test_points() -> None:
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("linear", "log", "A", "B")
     alone = Points(("a", Axis("A")), ("b", Axis("B")), "batch_size")(rows, ax=plt.figure().add_subplot())
     assert values(alone) == [] and len(values(alone, "None", "o")) == 2
+    averages = pd.DataFrame({"estimator": ["ema", "ema", "last_batch"], "momentum": [0.1, 0.5, np.nan], "a": 1, "b": 2})
+    plot = Points(("a", Axis("A")), ("b", Axis("B")), "estimator")
+    (named,) = drawing.draw(Figure("f", "t", "c", lambda _: averages.assign(panel="all", n=2), plot), {}).axes
+    assert named.get_legend_handles_labels()[1] == ["EMA (momentum 0.1)", "EMA (momentum 0.5)", "last batch only"]
+    looks = [(line.get_marker(), line.get_color()) for line in named.get_lines()]
+    assert len(set(looks)) == 3 and looks[0][1] == style.estimator_style("ema", 0.1)["colour"]
 
 
 def test_axes() -> None:

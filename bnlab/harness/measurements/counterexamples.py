@@ -1,0 +1,95 @@
+"""Table `counterexamples`: how far every running average is off on streams that are constructed to mislead it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bnlab.estimators import Stream
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import seed_by
+from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.sources import RunningAverage
+from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
+
+NEEDS_TRACE = True
+scope = final_step
+_BATCHES = 200  # the last of the training
+_SIZES = (0.1, 1.0, 10.0, 100.0)
+_JUMPS = {"jump_1": 1, "jump_10": 10}  # batches after the jump
+_CASES = [("shuffled", 1.0), ("sorted", 1.0)]
+_CASES += [(case, size) for case in (*_JUMPS, "rare", "single") for size in _SIZES]
+
+
+def counterexamples(run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, source, case and size.
+
+    The last 200 batches before the step are shuffled, so that their statistics stand still, and changed as `construct`
+    says. Every average starts at their mean and averages them. Its error is the distance of its mean from the one that
+    the case defines as true, in the batches' standard deviations, root mean square over all channels of the network.
+    """
+    errors, lengths = np.empty((len(steps), len(sources), len(_CASES))), []
+    for k, step in enumerate(steps):
+        stream = shuffle_last(run, stream_until(run, step))
+        lengths.append(len(stream))
+        for c, (case, size) in enumerate(_CASES):
+            changed, truth = construct(case, size, stream, run.config.batch_size)
+            off = (replay_means(sources, changed) - truth) / deviation(stream)
+            errors[k, :, c] = off.square().mean(1).sqrt()
+    index = np.indices(errors.shape).reshape(3, -1)
+    frame = key_columns(run, [*sources], steps, index[1], index[0])
+    frame["case"] = np.array([case for case, _ in _CASES])[index[2]]
+    frame["size"] = np.array([size for _, size in _CASES])[index[2]]
+    frame["batches"] = np.array(lengths)[index[0]]
+    frame["error"] = errors.flatten()
+    return frame
+
+
+def shuffle_last(run: Run, stream: Stream) -> Stream:
+    """The last batches in an order that is drawn for each network; the average of them all is the start."""
+    first = max(len(stream) - _BATCHES, 0)
+    order = first + torch.randperm(len(stream) - first, generator=seed_by(f"{run.id} shuffled"))
+    batches = stream.batches[order]
+    return replace(stream, start=batches.mean(0), batches=batches, counts=stream.counts[order], updates=0)
+
+
+def deviation(stream: Stream) -> Tensor:
+    """[C], of values, from the average of the batches' variances."""
+    return (stream.start[1] + stream.eps).sqrt()
+
+
+def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
+    """The batches of a case and the mean [C] that is true in it.
+
+    shuffled: as they are; the mean of all batches.
+    sorted: in each channel from the lowest mean to the highest; the same.
+    jump_1, jump_10: the last batch, or the last 10, lie `size` standard deviations higher, because the weights have
+        moved; the mean of all batches, and as much higher.
+    rare: only the last batch lies higher, because of a rare image; the mean of all batches, that one too.
+    single: the same batch, which is one image alone; the mean of all images, which count alike.
+
+    Args:
+        case: one of these.
+        size: in standard deviations.
+        stream: of `shuffle_last`.
+        batch_size: images in a batch.
+    """
+    batches, mean = stream.batches, stream.start[0]
+    if case == "shuffled":
+        return stream, mean
+    if case == "sorted":
+        order = batches[:, :1].argsort(0).expand_as(batches)
+        return replace(stream, batches=batches.gather(0, order)), mean
+    shift = size * deviation(stream)
+    changed = shift_last(stream, _JUMPS.get(case, 1), shift)
+    if case in _JUMPS:
+        return changed, mean + shift
+    if case == "rare":
+        return changed, changed.batches[:, 0].mean(0)
+    counts = stream.counts.clone()
+    counts[-1] = counts.amax(0) / batch_size
+    return replace(changed, counts=counts), (counts * changed.batches[:, 0]).sum(0) / counts.sum(0)

@@ -1,0 +1,55 @@
+"""Table `last_batches`: how far the last batches of the training move every running average."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from bnlab.estimators import Stream
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
+from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.sources import RunningAverage, Source
+from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
+
+NEEDS_TRACE = True
+_LAST = (1, 4, 16, 64)
+
+
+def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    """Running averages only; the final step, if there are two batches before it."""
+    return {source: [step for step in steps if step > 1] for source, steps in final_step(run, sources).items()}
+
+
+def last_batches(run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, source, layer and number of last batches, as far as there are twice as many.
+
+    `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share of
+    it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them take the
+    place of the last batches; by how much the average changes, in standard deviations, root mean square over channels.
+    """
+    layout, frames = trace_of(run).layout, []
+    for step in steps:
+        stream = stream_until(run, step)
+        sigma = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).sqrt()
+        plain = replay_means(sources, stream)
+        for last in (count for count in _LAST if 2 * count <= len(stream)):
+            followed = (replay_means(sources, shift_last(stream, last, sigma)) - plain) / sigma
+            moved = (replay_means(sources, repeat_before(stream, last)) - plain) / sigma
+            index = np.indices((len(sources), len(layout.names))).reshape(2, -1)
+            frame = key_columns(run, [*sources], [step], index[0], np.zeros_like(index[0]))
+            frame["layer"], frame["last"] = np.array(layout.names)[index[1]], last
+            frame["depth"] = index[1] + 1
+            frame["followed"] = layout.layer_means(followed).flatten().numpy()
+            frame["moved"] = layout.layer_means(moved.square()).sqrt().flatten().numpy()
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def repeat_before(stream: Stream, count: int) -> Stream:
+    """The stream with the moments of the batches before its last `count` in the place of these."""
+    batches = stream.batches.clone()
+    batches[-count:] = batches[-2 * count : -count].clone()
+    return replace(stream, batches=batches)

@@ -1,0 +1,45 @@
+"""The recorded batch moments of a network up to a step, as a stream that measurements change before they replay it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from bnlab.estimators import Stream, fold
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import trace_of
+from bnlab.harness.measurements.sources import RunningAverage, Source
+
+
+def final_step(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    """Running averages only; the final step."""
+    return {source: run.wanted[-1:] for source in sources if isinstance(source, RunningAverage)}
+
+
+def stream_until(run: Run, step: int) -> Stream:
+    """All layers' moments of the batches up to a step, channels in the order of the trace's layout.
+
+    Raises:
+        ValueError: the layers were not called at the same steps, or replays begin again under way.
+    """
+    trace = trace_of(run)
+    streams = [stream for *_, stream in trace.streams()]
+    if len(streams) != 1:
+        raise ValueError(f"{run.id}: its layers were not all called at the same steps, from one start on")
+    recorded = bisect_right(next(iter(trace.layers.values())).steps, step)
+    return replace(streams[0], batches=streams[0].batches[:recorded], counts=streams[0].counts[:recorded])
+
+
+def replay_means(sources: Sequence[RunningAverage], stream: Stream) -> Tensor:
+    """What every source's mean is after the last batch: float64 [sources, all channels]."""
+    return fold([source.average for source in sources], stream, [len(stream)])[:, 0, 0]
+
+
+def shift_last(stream: Stream, count: int, shift: Tensor) -> Stream:
+    """The stream with the means of its last `count` batches larger by `shift` [C]."""
+    batches = stream.batches.clone()
+    batches[max(len(batches) - count, 0) :, 0] += shift
+    return replace(stream, batches=batches)

@@ -1,0 +1,94 @@
+"""Are running averages insensitive to the last few batches, and what does that cost in lag?"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, interval, paired, rows, score
+from bnlab.harness.reporting.plots import EstimatorCurves, Points
+from bnlab.harness.reporting.style import Axis
+
+SHARES = (1.0,)  # of the training
+SHOWN = (0.01, DEFAULT_MOMENTUM, 0.5, None)  # of the momenta, where they are lines
+SETTING = ("panel", "estimator", "momentum")
+KALMAN = "kalman(per=layer)"
+LINES = ("ema", "cumulative", KALMAN, "predictive")
+FOLLOWED, MOVED = Axis("share of a shift that is followed", (-0.03, 1.1)), Axis("change by other batches (σ)", log=True)
+
+
+def score_trade(tables: Tables) -> pd.DataFrame:
+    """What each average has followed and how far it is moved, a panel for each batch size and number of batches."""
+    frame = rows(tables, "last_batches", SHARES).sort_values(["batch_size", "last"], kind="stable")
+    panel = "batch size " + frame["batch_size"].astype(str) + ", last " + frame["last"].astype(str)
+    frame = frame.assign(panel=panel)
+    followed = interval(frame, "followed", SETTING, average="layer")["mean"]
+    moved = interval(frame, "moved", SETTING, average="layer", geometric=True).rename(columns={"mean": "moved"})
+    return moved.assign(followed=followed)[[*SETTING, "followed", "moved", "n"]]
+
+
+def score_followed(tables: Tables) -> pd.DataFrame:
+    """Share of the shift that is followed, against the number of last batches, a panel for each batch size."""
+    frame = rows(tables, "last_batches", SHARES, estimator=LINES, momentum=SHOWN).sort_values(
+        "batch_size", kind="stable"
+    )
+    frame = frame.assign(panel="batch size " + frame["batch_size"].astype(str))
+    return interval(frame, "followed", (*SETTING, "last"), average="layer")
+
+
+def score_ema(value: str, momentum: float, last: int) -> Score:
+    """A column for the EMA of a momentum and so many last batches."""
+    return score("last_batches", value, ("batch_size",), SHARES, average="layer",
+                 estimator="ema", momentum=momentum, last=last)  # fmt: skip
+
+
+def score_forecast(value: str, against: str, *, ratio: bool = False) -> Score:
+    """The forecast's value for the last 16 batches against that of PyTorch's momentum, or of Kalman's filter."""
+
+    def scored(tables: Tables) -> pd.DataFrame:
+        frame = rows(tables, "last_batches", SHARES, estimator=("predictive", against), last=16,
+                     momentum=(DEFAULT_MOMENTUM, None))  # fmt: skip
+        both = paired(frame, value, against=against, ratio=ratio)
+        return interval(both, value, ("batch_size",), average="layer", geometric=ratio)
+
+    return scored
+
+
+EXPERIMENT = Experiment(
+    name="last_batches",
+    question="Are running averages insensitive to the last few batches, and what does that cost in lag?",
+    answers=("Q6",),
+    source="The running average is said to be good because it is not too sensitive to the last few mini-batches.",
+    columns={"last_batches": ("layer", "last", "followed", "moved")},
+    figures=(
+        Figure("trade", "Stability against delay",
+               "Across: the share by which an average follows when the means of the last batches are a standard "
+               "deviation higher; upwards: how far it moves when the batches before them take their place, in standard "
+               "deviations, averages over layers and seeds. Right and low is better.",
+               score_trade, Points(("followed", FOLLOWED), ("moved", MOVED), "estimator")),
+        Figure("followed", "How soon a shift is followed",
+               "The share by which an average follows when the means of so many last batches of the training are a "
+               "standard deviation higher, averaged over layers; at 1 it has followed.",
+               score_followed, EstimatorCurves(FOLLOWED, x="last")),
+    ),
+    claims=(
+        Claim("few_batches_make_it", "The last 16 batches are most of PyTorch's running average.",
+              score_ema("followed", DEFAULT_MOMENTUM, 16),
+              above(0.5, "share", "more than half of it; 1 - 0.9^16 = 0.81 by its definition, whatever the batches")),
+        Claim("one_batch_is_little", "The last batch alone does not move PyTorch's running average by much.",
+              score_ema("moved", DEFAULT_MOMENTUM, 1),
+              below(0.1, "σ", "the mean of 100 independent values is off by as much")),
+        Claim("stable_is_slow", "A momentum of 0.01 has not followed half of a shift after 64 batches.",
+              score_ema("followed", 0.01, 64),
+              below(0.5, "share", "less than half; 1 - 0.99^64 = 0.47 by its definition, whatever the batches")),
+        Claim("forecast_is_steadier", "At the end of training the last 16 batches move the forecast's choice less than "
+              "PyTorch's running average.",
+              score_forecast("moved", "ema", ratio=True), below(1.0, "times", "at 1 both are moved as far")),
+        Claim("forecast_follows_faster", "Where the last 16 batches are a standard deviation higher, the forecast's "
+              "choice follows further than PyTorch's running average.",
+              score_forecast("followed", "ema"), above(0.0, "share", "at 0 both follow as far")),
+        Claim("forecast_follows_faster_than_kalman", "Where the last 16 batches are a standard deviation higher, the "
+              "forecast's choice follows further than Kalman's filter, which is fitted from time to time.",
+              score_forecast("followed", KALMAN), above(0.0, "share", "at 0 both follow as far")),
+    ),
+)  # fmt: skip
