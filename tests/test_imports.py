@@ -129,7 +129,7 @@ def test_hydra_is_seen_by_the_commands_only() -> None:
 
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
-    *("pandas", "numpy", "scipy", "matplotlib", "pyarrow", "filelock", "jinja2"),
+    *("pandas", "numpy", "scipy", "matplotlib", "pyarrow", "filelock", "jinja2", "markupsafe"),
     *("bnlab.files", "bnlab.harness.errors", "bnlab.harness.schema", "bnlab.harness.schedule"),
     "bnlab.harness.reporting",
 }

@@ -103,7 +103,7 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("small_errors_are_harmless", "An error of 0.1 in all means, or in all logarithms of variances, costs "
-              "nothing that counts.",
+              "less than a point.",
               score("doses", "accuracy_lost", EACH, SHARES, scale=100, layer="all", dose=0.1),
               below(1.0, "points", "less than a point decides between no two networks of this size")),
         Claim("large_errors_cost", "An error of 0.8 standard deviations in all means costs much.",

@@ -40,7 +40,7 @@ EXPERIMENT = Experiment(
                Curves("batch_size", "momentum", LOST)),
     ),
     claims=(
-        Claim("nothing_at_adequate_batch", "At a moderate batch PyTorch's momentum costs nothing in the end.",
+        Claim("nothing_at_adequate_batch", "At moderate batches PyTorch's momentum costs less than 0.3 points.",
               score_loss("ema", 0.1, (16, 64, 256)), within(-0.3, 0.3, *MARGIN),
               answers=("Q8", "Q11", "Q16")),
         Claim("population_wins_when_tiny", "At a tiny batch PyTorch's momentum costs accuracy.",
@@ -49,7 +49,7 @@ EXPERIMENT = Experiment(
         Claim("lag_costs_when_huge", "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
               score_loss("ema", 0.1, (1024,)), above(0.3, *MARGIN),
               answers=("Q8", "Q11", "Q16")),
-        Claim("predictive_costs_nothing", "A momentum that forecasts the next batch costs nothing at any batch.",
+        Claim("predictive_costs_nothing", "A momentum that forecasts the next batch costs less than 0.3 points.",
               score_loss("predictive", None, (4, 16, 64, 256, 1024)), within(-0.3, 0.3, *MARGIN),
               answers=("Q11",)),
     ),

@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
         Claim("mistake_costs_late", "At the end of training, a momentum of 0.9 taken for 0.1 costs accuracy.",
               score_mistake(LATE, 16, 64, 256), above(0.0, "points", "no cost at all is the other answer"),
               answers=("Q4",)),
-        Claim("mistake_gains_early", "Early at a large batch, 0.9 taken for 0.1 gains accuracy, because it lags less.",
+        Claim("mistake_gains_early", "Early at a large batch, a momentum of 0.9 taken for 0.1 gains accuracy.",
               score_mistake(EARLY, 256), below(0.0, "points", "no gain at all is the other answer"),
               answers=("Q4",)),
     ),

@@ -27,7 +27,7 @@ def score_choosing(tables: Tables) -> pd.DataFrame:
 EXPERIMENT = Experiment(
     name="quickstart",
     question="What do running averages cost, early and late in training?",
-    answers=("Q2", "Q10", "Q11", "H2"),
+    answers=("Q2", "Q11", "H2", "H14"),
     source="PyTorch's momentum of 0.1 is used for any number of steps.",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
@@ -56,13 +56,13 @@ EXPERIMENT = Experiment(
               score("evaluations", "accuracy", EACH, (EARLY,), against="exact", scale=-100,
                     estimator="ema", momentum=DEFAULT_MOMENTUM), above(1.0, *MARGIN),
               answers=("Q2", "Q11", "H2")),
-        Claim("default_is_harmless_late", "At the end of training PyTorch's momentum costs nothing that counts.",
+        Claim("default_is_harmless_late", "At the end of training PyTorch's momentum costs less than a point.",
               score("evaluations", "accuracy", EACH, (LATE,), against="exact", scale=-100,
                     estimator="ema", momentum=DEFAULT_MOMENTUM), within(-1.0, 1.0, *MARGIN),
               answers=("Q2", "Q11", "H2")),
         Claim("predictive_is_nearer",
-              "The gap of PyTorch's momentum is larger than that of one that keeps forecasting the next batch.",
+              "Over all measured steps, the gap of PyTorch's momentum is larger than that of one that forecasts.",
               score_choosing, above(1.0, "times", "at 1 the plain momentum is as near"),
-              answers=("Q10",)),
+              answers=("H14",)),
     ),
 )  # fmt: skip

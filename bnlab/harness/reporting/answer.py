@@ -13,7 +13,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
 from bnlab.harness.reporting.frames import RESULTS
 
-_WORDS = {
+WORDS = {
     "holds": "Holds",
     "fails": "Fails",
     "undecided": "Undecided",
@@ -24,8 +24,8 @@ Condition = tuple[str, ...]
 NUMBERS = ("mean", "low", "high", "n")
 READING = (
     "mean over seeds [95% interval, of each line by itself]; verdict by one-sided t tests at 5%, with Holm's "
-    "correction over the lines of a claim. Where a sentence takes conditions together: the range of their means [the "
-    "outermost bounds of their intervals]"
+    "correction over the lines of a claim; fails: the opposite of what the brackets say is significant. Conditions "
+    "that are taken together have the range of their means, and between what bounds their intervals lie"
 )
 # Settings that are named where all networks share them, and how.
 _SHARED = {
@@ -48,11 +48,13 @@ class Answer:
     Attributes:
         experiment: the question.
         frame: verdicts with their numbers, see `experiment.answers`.
+        data: the names of the networks' data.
         networks: what was measured, and what was not varied.
     """
 
     experiment: Experiment
     frame: pd.DataFrame
+    data: str
     networks: str
 
     def list_sentences(self, number: str | None = None) -> list[str]:
@@ -73,14 +75,16 @@ class Answer:
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
     """Raises as `experiment.answers`."""
     frame = answers(experiment, tables)
-    return Answer(experiment, frame, describe_networks(tables["runs"]))
+    runs = tables["runs"]
+    data = _list_values(runs["data"]) if "data" in runs else ""
+    return Answer(experiment, frame, data, describe_networks(runs))
 
 
 def summarize(claim: Claim, rows: pd.DataFrame) -> str:
     """The claim, and under which conditions it holds, fails (the opposite holds) or is undecided, with the numbers."""
     every = list(rows["where"])
     parts = []
-    for verdict, word in _WORDS.items():
+    for verdict, word in WORDS.items():
         chosen = rows[rows["verdict"] == verdict]
         groups = [(where, chosen[chosen["where"].isin(where)]) for where in group_conditions(list(chosen["where"]))]
         described = [
@@ -90,6 +94,7 @@ def summarize(claim: Claim, rows: pd.DataFrame) -> str:
         if described:
             parts.append(f"{word} — {'; '.join(described)}.")
     margin = " ".join(filter(None, (str(claim.rule), claim.rule.unit)))
+    margin = {"above 1 points": "above 1 point", "below 1 points": "below 1 point"}.get(margin, margin)
     return f"{claim.text} ({margin}) {' '.join(parts)}"
 
 
@@ -144,13 +149,13 @@ def _count_same(lists: list[list[str]]) -> int:
 
 
 def format_range(rows: pd.DataFrame, unit: str) -> str:
-    """The mean and interval of one condition; of several the range of means and the outermost bounds."""
+    """The mean and interval of one condition; of several the range of means, and of all intervals."""
     numbers = [format_number(*row) for row in rows[[*NUMBERS]].itertuples(index=False)]
-    if len(numbers) > 1 and all("[" in number for number in numbers):
-        columns = zip(*(re.findall(r"[-\d.]+", number) for number in numbers), strict=True)
-        means, lows, highs = (sorted(texts, key=float) for texts in columns)
-        numbers = [f"{means[0]} to {means[-1]} [{lows[0]}, {highs[-1]}]"]
-    return " ".join(filter(None, (", ".join(filter(None, numbers)), unit if any(numbers) else "")))
+    if len(numbers) < 2 or not all("[" in number for number in numbers):
+        return " ".join(filter(None, (", ".join(filter(None, numbers)), unit if any(numbers) else "")))
+    columns = zip(*(re.findall(r"[-\d.]+", number) for number in numbers), strict=True)
+    means, lows, highs = (sorted(texts, key=float) for texts in columns)
+    return f"{means[0]} to {means[-1]}{' ' * bool(unit)}{unit} (intervals from {lows[0]} to {highs[-1]})"
 
 
 def describe_networks(runs: pd.DataFrame) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
 
-from bnlab.harness.reporting.answer import READING, Answer
+from bnlab.harness.reporting.answer import READING, WORDS, Answer
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -50,6 +52,12 @@ def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping
     return _render("page.html", catalogue, answers, images)
 
 
+def emphasize(sentence: str, before: str, after: str) -> Markup:
+    """The sentence with its verdicts set off."""
+    words = "|".join(map(re.escape, WORDS.values()))
+    return Markup(re.sub(f"({words}) —", rf"{before}\1{after} —", str(escape(sentence)) if "<" in before else sentence))
+
+
 def _render(
     template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[tuple[str, str], str]
 ) -> str:
@@ -59,6 +67,8 @@ def _render(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    strong = ("<b>", "</b>") if template.endswith(".html") else ("**", "**")
+    environment.filters["emphasize"] = lambda sentence: emphasize(sentence, *strong)
     answering = {
         number: [answer for answer in answers if number in answer.experiment.answers]
         for number in (*catalogue.questions, *catalogue.hypotheses)

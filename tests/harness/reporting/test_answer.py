@@ -74,7 +74,7 @@ def score(**means: tuple[str, float]) -> pd.DataFrame:
 
 def test_numbers_of_several_conditions_are_a_range_with_the_outermost_bounds() -> None:
     found = score(a=("holds", 2.0), b=("holds", 10.0), c=("holds", -3.0))
-    assert format_range(found, "points") == "-3.00 to 10.00 [-3.50, 10.50] points"
+    assert format_range(found, "points") == "-3.00 to 10.00 points (intervals from -3.50 to 10.50)"
     assert format_range(found[:1], "points") == "2.00 [1.50, 2.50] points"
     assert format_range(found.assign(n=1), "points") == "2, 10, -3 points"
     assert format_range(found[:1].assign(n=0), "points") == ""
@@ -84,6 +84,6 @@ def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:
     found = score(a=("holds", 2.0), b=("undecided", 1.2), c=("holds", 4.0))
     claim = Claim("x", "It is large.", lambda tables: found, above(1.0, "times"))
     assert summarize(claim, found) == (
-        "It is large. (above 1 times) Holds — a and c: 2.00 to 4.00 [1.50, 4.50] times. "
+        "It is large. (above 1 times) Holds — a and c: 2.00 to 4.00 times (intervals from 1.50 to 4.50). "
         "Undecided — b: 1.20 [0.70, 1.70] times."
     )

@@ -156,7 +156,11 @@ def test_axes() -> None:
     style.set_axes(ax, style.axis_of("batch_size"), Axis("up", (0, 2)), pd.Series([4.0, 8.0]))
     assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel(), ax.get_ylim()) == ("log", "batch size", "up", (0, 2))
     assert ax.get_xticks().tolist() == [4, 8] and not ax.get_xticks(minor=True).tolist()
-    assert style.axis_of("some_column") == Axis("some column")
+    style.set_axes(ax, style.axis_of("model.width"), Axis("up"), pd.Series([8, 32]))
+    assert ax.get_xlabel() == "model width" and ax.get_xticks().tolist() == [8, 32]
+    for values in (pd.Series(range(11)), pd.Series(["batch", "none"])):  # too many, or no numbers
+        style.set_axes(plt.subplots()[1], style.axis_of("norm.name"), Axis("up"), values)
+    assert style.axis_of("some.column_") == Axis("some column ", ticks="values")
 
 
 @pytest.mark.parametrize(("log", "mean"), [(False, "mean"), (True, "geometric mean")])
