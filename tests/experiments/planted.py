@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import answers
-from bnlab.harness.schema import TABLES, empty
+from bnlab.harness.schema import LOG, TABLES, empty
 from experiments.explain import CONF
 from experiments.questions import find_experiment
 
@@ -100,7 +100,7 @@ def plant(
         gap: of a row with its network's settings, the value of those of `GAPS` that are not in `values`.
         accuracy: the same, a fraction.
         drift: the same, noise and drift of the table `drift`.
-        values: by column, the same for `GAPS` and all other tables; where there is none, see `USUAL` and `far`.
+        values: by column, the same for `GAPS`, all other tables and the log; where there is none, see `USUAL`, `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
         splits: of the images that are predicted.
         settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
@@ -125,7 +125,7 @@ def plant(
             level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
             drifts.append(when | {"layer": layer, **level})
     tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations, "drift": drifts}
-    for name in TABLES.keys() - tables:
+    for name in (TABLES.keys() | {"log"}) - tables.keys():
         tables[name] = plant_table(name, runs, shares, estimators, values or {})
     return {name: pd.DataFrame(rows).astype({"momentum": float} if "estimator" in rows[0] else {})
             for name, rows in tables.items()}  # fmt: skip
@@ -164,7 +164,7 @@ def plant_table(
     values: Mapping[str, Value],
 ) -> list[dict[str, Any]]:
     """Rows of any table: all combinations of its keys."""
-    table, planted = TABLES[name], {**USUAL, **values}
+    table, planted = {**TABLES, "log": LOG}[name], {**USUAL, **values}
     given = ("run", "step", "estimator", "momentum", "statistics_split")
     keys = [key for key in table.key if key not in given]
     sources = [describe(estimator) for estimator in estimators]
@@ -178,5 +178,5 @@ def plant_table(
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         row = when | source | dict(zip(keys, at, strict=True))
         others = {c: planted.get(c, far)(run | row) for c in table.types if c not in row}
-        rows.append(row | others)
+        rows.append({c: value for c, value in (row | others).items() if c in table.types})
     return rows

@@ -17,7 +17,7 @@ from bnlab.harness.measurements.sources import find_sources
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import NoRows, answers, declared
 from bnlab.harness.reporting.frames import share_name
-from bnlab.harness.schema import TABLES, empty
+from bnlab.harness.schema import LOG, TABLES
 from experiments.compose import plan_jobs
 from experiments.explain import choices
 from experiments.questions import find_experiment
@@ -46,8 +46,8 @@ def as_configured(name: str, sources: Sequence[Setting] = ()) -> dict[str, pd.Da
     networks = {"sizes": sorted(sizes), "seeds": sorted(seeds), "steps": sorted(steps), "settings": settings}
     tables = plant(sources or estimators(name), lambda row: 0.1 + (row["momentum"] or 0) + row["seed"] / 100,
                    shares=configs[0].evaluate_at, splits=as_list(configs[0].evaluate_on), **networks)  # fmt: skip
-    measured = {"runs", *configs[0].measurements}
-    return {table: frame if table in measured else empty(table) for table, frame in tables.items()}
+    measured = {"runs", "log", *configs[0].measurements}
+    return {table: frame if table in measured else frame[:0] for table, frame in tables.items()}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -63,7 +63,7 @@ def test_declarations(name: str) -> None:
     for claim in experiment.claims:
         assert claim.text.endswith(".") and claim.rule.unit and claim.rule.reason
     for table, columns in experiment.columns.items():
-        assert set(columns) <= set(TABLES[table].types), table
+        assert set(columns) <= set({**TABLES, "log": LOG}[table].types), table
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -131,7 +131,7 @@ def test_missing_estimators_and_tables_are_no_traceback(name: str) -> None:
     assert set(answers(experiment, only)["condition"]) == {"no rows"}
     for table in experiment.columns:
         with pytest.raises(NoRows, match=f"the table {table} has no rows"):
-            answers(experiment, only | {table: empty(table)})
+            answers(experiment, only | {table: only[table][:0]})
 
 
 @pytest.fixture
