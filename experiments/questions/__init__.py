@@ -16,6 +16,7 @@ def find_experiment(name: str) -> Experiment:
     """The EXPERIMENT of `experiments/questions/<name>.py`; UserError if there is none or it cannot be imported."""
     from bnlab.harness.errors import UserError, where_raised
     from bnlab.harness.reporting.experiment import Experiment
+    from experiments.catalogue import FIGURES, HYPOTHESES, QUESTIONS
 
     path, module = f"experiments/questions/{name}.py", f"experiments.questions.{name}"
     try:
@@ -30,6 +31,8 @@ def find_experiment(name: str) -> Experiment:
         raise UserError(f"{path}: needs EXPERIMENT, a bnlab.harness.reporting.experiment.Experiment")
     if found.name != name:
         raise UserError(f"{path}: its EXPERIMENT has the name {found.name!r}; give it that of the module")
+    if unknown := sorted({*found.answers} - {*QUESTIONS, *HYPOTHESES, *FIGURES}):
+        raise UserError(f"{path}: answers {unknown[0]}, which experiments/catalogue.py does not have; leave it out")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,11 +56,11 @@ def score(
     compared = {key: wanted.pop(key) for key in ("estimator", "momentum") if key in wanted}
 
     def scored(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-        settings = [key for key in by if key in tables["runs"] and key not in tables[table]] or ["batch_size"]
+        settings = [key for key in by if key not in tables[table] and key != "panel"]
         if against is None:
-            frame = rows(tables, table, shares, settings, **wanted, **compared)
+            frame = rows(tables, table, shares, settings or ["batch_size"], **wanted, **compared)
         else:
-            chosen = rows(tables, table, shares, settings, **wanted)
+            chosen = rows(tables, table, shares, settings or ["batch_size"], **wanted)
             frame = select(paired(chosen, value, against, ratio=ratio), **compared)
         return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
 
@@ -335,7 +336,9 @@ def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
 def _require(frame: pd.DataFrame, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in frame:
-            raise UserError(f"no column {column!r}; is it declared in the experiment's columns?")
+            close = difflib.get_close_matches(str(column), map(str, frame), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "is it declared in the experiment's columns?"
+            raise UserError(f"no column {column!r}; {hint}")
 
 
 def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:

@@ -306,3 +306,11 @@ def test_an_estimator_is_wanted_by_its_whole_name() -> None:
             select(frame, estimator=wanted)
     with pytest.raises(UserError, match="no rows of estimator 'kalman'"):
         paired(frame.assign(run="a", step=1), "x", against="kalman")
+
+
+def test_a_misspelt_setting_is_named() -> None:
+    frame = pd.DataFrame({"run": ["a", "b"], "step": 1, "x": [1.0, 2.0]})
+    runs = RUNS.assign(**{"model.width": [8, 16]})
+    assert len(score("gaps", "x", ("panel", "model.width"))(tables(frame, runs))) == 2
+    with pytest.raises(UserError, match=r"no column 'model.widht'; did you mean 'model.width'\?"):
+        score("gaps", "x", ("panel", "model.widht"))(tables(frame, runs))
