@@ -82,7 +82,6 @@ def plant(
     gap: Value = lambda row: 0.1,
     accuracy: Value = lambda row: 0.9,
     *,
-    drift: Value = lambda row: 1e-3,
     values: Mapping[str, Value] | None = None,
     seeds: Sequence[int] = (0, 1, 2, 3),
     sizes: Sequence[int] = (4, 256),
@@ -90,13 +89,12 @@ def plant(
     shares: Sequence[float] = (0.1, 0.2, 0.55, 1.0),
     settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and two layers.
+    """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and three layers.
 
     Args:
         estimators: names and momenta (None where there is none).
         gap: of a row with its network's settings, the value of all of `GAPS`.
         accuracy: the same, a fraction.
-        drift: the same, noise and drift of the table `drift`.
         values: by column, the same for all other tables; where there is none, see `USUAL` and `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
         settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
@@ -107,34 +105,34 @@ def plant(
             for chosen in itertools.product(*varied.values())]  # fmt: skip
     runs = [{"run": "/".join(str(run[key]) for key in named), **run} for run in runs]
     ratio = (values or {}).get("var_ratio", gap)
-    gaps, evaluations, drifts = [], [], []
+    gaps, evaluations = [], []
     for run, share in itertools.product(runs, shares):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
-        for (name, momentum), layer in itertools.product(estimators, "xy"):
+        for (name, momentum), layer in itertools.product(estimators, AXES["layer"]):
             row = when | {"estimator": name, "momentum": momentum, "statistics_split": "train"}
-            place = {"layer": layer, "depth": "xy".index(layer) + 1}
+            place = {"layer": layer, "depth": AXES["layer"].index(layer) + 1}
             ratios = {"var_ratio": ratio(run | row | place)}
             gaps.append(row | place | dict.fromkeys(GAPS, gap(run | row | place)) | ratios)
             if layer == "x":
                 evaluations.append(row | {"split": "test", "shift": "none", "accuracy": accuracy(run | row)})
-        for layer in "xy":
-            level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
-            drifts.append(when | {"layer": layer, **level})
-    tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations, "drift": drifts}
+    tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations}
     for name in TABLES.keys() - tables:
         tables[name] = plant_table(name, runs, shares, estimators, values or {})
     return {name: pd.DataFrame(rows).astype({"momentum": float} if "estimator" in rows[0] else {})
             for name, rows in tables.items()}  # fmt: skip
 
 
-AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y"), "channel": (0, 1)}
+AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y", "z"), "channel": (0, 1)}
 AXES["left"] = (-4.0, 0.0)
 """What the keys of the other tables are, besides run, step and those of an estimator."""
 
 USUAL: dict[str, Value] = {
+    "mean": lambda row: far(row) * (1 + row["epoch"]),
+    "mean_level": lambda row: 1.0,
+    "mean_noise": lambda row: 1e-3,
+    "mean_drift": lambda row: 1e-3,
     "images": lambda row: 9000,
     "values": lambda row: 9000 * 16,
-    "depth": lambda row: AXES["layer"].index(row["layer"]) + 1,
 }
 
 
@@ -161,6 +159,7 @@ def plant_table(
     ):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         row = when | source | dict(zip(keys, at, strict=True))
+        row |= {"depth": AXES["layer"].index(row["layer"]) + 1}
         others = {c: planted.get(c, far)(run | row) for c in table.types if c not in row}
         rows.append(row | others)
     return rows
