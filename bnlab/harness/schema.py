@@ -120,6 +120,12 @@ TABLES = {
         (*_STATISTICS, "layer", "left"),
         _STATISTICS | {"layer": _TEXT, "left": _REAL, "epoch": _REAL, "depth": _INT, "right": _REAL, "share": _REAL},
     ),
+    "within_epoch": Table(
+        (*_STATISTICS, "layer", "last_batch", "position"),
+        _STATISTICS
+        | {"layer": _TEXT, "last_batch": _TEXT, "position": _INT, "epoch": _REAL, "depth": _INT, "channels": _INT}
+        | {"batches": _INT, "last_share": _REAL, "epochs": _INT, "noise": _REAL, "spread": _REAL},
+    ),
 }
 
 LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})

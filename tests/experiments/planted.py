@@ -124,6 +124,7 @@ def plant(
 
 AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y", "z"), "channel": (0, 1)}
 AXES["left"] = (-4.0, 0.0)
+AXES |= {"last_batch": ("dropped", "kept"), "position": (6, 35)}
 """What the keys of the other tables are, besides run, step and those of an estimator."""
 
 USUAL: dict[str, Value] = {
@@ -131,6 +132,8 @@ USUAL: dict[str, Value] = {
     "mean_level": lambda row: 1.0,
     "mean_noise": lambda row: 1e-3,
     "mean_drift": lambda row: 1e-3,
+    "batches": lambda row: 35,
+    "last_share": lambda row: 40 / 256 if row["last_batch"] == "kept" else 1.0,
     "images": lambda row: 9000,
     "values": lambda row: 9000 * 16,
 }

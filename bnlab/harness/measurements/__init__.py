@@ -13,6 +13,7 @@ NAMES = (
     "precision",
     "traces",
     "histograms",
+    "within_epoch",
 )  # of the tables, and of a module here with a function of that name
 
 

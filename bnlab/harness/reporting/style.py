@@ -91,6 +91,7 @@ AXES = {
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input"),
+    "position": Axis("batches of the epoch"),
     "layer": Axis(""),
 }
 """Columns that are drawn across, by their name."""
