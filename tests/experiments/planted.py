@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.decomposition import TERMS
 from bnlab.harness.reporting.experiment import answers
 from bnlab.harness.schema import TABLES, empty
 from experiments.explain import CONF
@@ -125,6 +126,7 @@ def plant(
 AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y", "z"), "channel": (0, 1)}
 AXES["left"] = (-4.0, 0.0)
 AXES |= {"last_batch": ("dropped", "kept"), "position": (6, 35)}
+AXES |= {"statistic": ("mean", "var"), "term": TERMS}
 """What the keys of the other tables are, besides run, step and those of an estimator."""
 
 USUAL: dict[str, Value] = {

@@ -14,6 +14,7 @@ NAMES = (
     "traces",
     "histograms",
     "within_epoch",
+    "decomposition",
 )  # of the tables, and of a module here with a function of that name
 
 
