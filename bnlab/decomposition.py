@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.arguments import check_batches, check_forward
+from bnlab.arguments import check_batches, check_count, check_forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.exact.population import population_statistics
 from bnlab.layers import Forward, batch_norm_layers
@@ -42,6 +43,7 @@ def decompose(
     momentum: float = 0.1,
     augmented: Iterable[Any] | None = None,
     forward: Forward | None = None,
+    every: int = 1,
 ) -> pd.DataFrame:
     """The gap E − P of the EMA at the trace's last step, term by term, for each layer and channel.
 
@@ -59,12 +61,14 @@ def decompose(
         model: the network after the trace's last step. It comes back as it was.
         trace: of its training, at least up to that step.
         weights: step → state dict of the network after that many updates, for the last `window(momentum)` steps before
-            the last one (fewer if the trace is shorter or begins again in it): one pass over `batches` each.
+            the last one (fewer if the trace is shorter or begins again in it): one pass over `batches` for each that is
+            asked for.
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
             gives the same each time.
         momentum: of the EMA.
         augmented: the training stream, where it differs.
         forward: as in `population_statistics`.
+        every: M is measured on the weights of every so many steps, and taken to be on straight lines between them.
 
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
@@ -76,6 +80,7 @@ def decompose(
     """
     import pandas as pd
 
+    check_count(every, f"decompose: every={every!r}; pass a number of steps, 1 or more")
     _check(
         model, trace, weights, {"batches": batches} | ({} if augmented is None else {"augmented": augmented}), forward
     )
@@ -92,9 +97,7 @@ def decompose(
 
     lagged = torch.zeros_like(e)
     past = copy.deepcopy(model)
-    ages = range(min(window(momentum), last - trace.last_start))
-    share = torch.tensor([momentum * (1 - momentum) ** age for age in ages], dtype=torch.float64, device="cpu")
-    for age, weight in zip(ages, share / share.sum(), strict=True):
+    for age, weight in _weights_of_ages(momentum, min(window(momentum), last - trace.last_start), every).items():
         _load(past, weights(last - 1 - age), last - 1 - age)
         lagged += weight * expected(past, trained_on, training=True)[0]
     m, _ = expected(model, trained_on, training=True)
@@ -114,6 +117,20 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
     except (RuntimeError, TypeError) as error:  # keys or shapes of another model
         reason = " ".join(str(error).split())
         raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})") from error
+
+
+def _weights_of_ages(momentum: float, ages: int, every: int) -> dict[int, float]:
+    """The debiased EMA's weights of the ages 0 to `ages` − 1, shared out to some of them by straight lines.
+
+    >>> for every in (1, 2):
+    ...     print({age: round(weight, 3) for age, weight in _weights_of_ages(0.5, 3, every).items()})
+    {0: 0.571, 1: 0.286, 2: 0.143}
+    {0: 0.714, 2: 0.286}
+    """
+    weights = momentum * (1 - momentum) ** np.arange(ages)
+    measured = sorted({*range(0, ages, every), ages - 1})
+    shared = [np.interp(range(ages), measured, unit) @ weights for unit in np.eye(len(measured))]
+    return dict(zip(measured, (shared / weights.sum()).tolist(), strict=True))
 
 
 def _check(

@@ -166,19 +166,42 @@ def optimal_momentum(drift: Values, noise: Values) -> Values:
     return np.divide(2 * q, denominator, out=np.where(r > 0, 0.0, 1.0), where=denominator > 0)[()]
 
 
+def epoch_noise(
+    momentum: Values, position: Values, steps_per_epoch: Values, variance: Values = 1.0, last: Values = 1.0
+) -> Values:
+    """Variance of the long-run EMA of frozen weights `position` = j batches into an epoch; 0 and K are its ends.
+
+    Every epoch cuts the same data anew into K batches: their statistics always have the same average, so the noise
+    cancels in part, most of all at an epoch's end (sampling without replacement). A smaller last batch is noisier:
+
+        v*[m/(2-m) - ((1-q)^2 + q^2*(1-ρ)/(1+ρ))/R + (1/last - 1)*m^2*q^2/(1-ρ^2)], q = (1-m)^j, ρ = (1-m)^K,
+
+    where R = K-1+last, and q = 1 in the last term at j = K. v is the variance of a batch's statistic with replacement:
+    the spread (ddof 1) of an epoch's full batches. `last` is the size of the last batch relative to the others.
+
+    >>> round(epoch_noise(0.1, 0, 20), 4), round(epoch_noise(0.1, 6, 20), 4)
+    (0.0135, 0.03)
+    """
+    _check("steps_per_epoch", steps_per_epoch, np.greater_equal(steps_per_epoch, 1), "1 or more")
+    inside = np.greater_equal(position, 0) & np.less_equal(position, steps_per_epoch)
+    _check("position", position, inside, "0 to steps_per_epoch")
+    _check("last", last, np.greater(last, 0), "above 0")
+    residue, left = start_residue(momentum, steps_per_epoch), start_residue(momentum, position)
+    since_last = start_residue(momentum, position % steps_per_epoch)
+    shared = ((1 - left) ** 2 + left**2 * (1 - residue) / (1 + residue)) / (steps_per_epoch - 1 + last)
+    smaller = (1 / last - 1) * (momentum * since_last) ** 2 / (1 - residue**2)
+    return ema_noise(momentum, variance) + variance * (smaller - shared)
+
+
 def epoch_end_noise(momentum: Values, steps_per_epoch: Values, variance: Values = 1.0) -> Values:
     """Variance v*[m/(2-m) - (1-ρ)/(K(1+ρ))], ρ = (1-m)^K, of the long-run EMA at the end of an epoch.
 
-    Frozen weights. Every epoch cuts the same data anew into K batches: their statistics always have the same
-    average, so the noise cancels in part, most of all at an epoch's end (sampling without replacement). v is
-    the variance with replacement: the spread (ddof 0) within an epoch times K/(K-1).
+    That of `epoch_noise` for batches of one size.
 
     >>> round(epoch_end_noise(0.1, 20), 4)
     0.0135
     """
-    _check("steps_per_epoch", steps_per_epoch, np.greater_equal(steps_per_epoch, 1), "1 or more")
-    residue = start_residue(momentum, steps_per_epoch)
-    return ema_noise(momentum, variance) - variance * (1 - residue) / (1 + residue) / steps_per_epoch
+    return epoch_noise(momentum, 0, steps_per_epoch, variance)
 
 
 def rescale_momentum(momentum: Values, factor: Values) -> Values:

@@ -44,6 +44,25 @@ def test_the_terms_add_up_to_the_gap() -> None:
     assert list(table.columns) == ["layer", "depth", "channel", "statistic", "gap", *TERMS]
 
 
+def test_on_straight_lines_between_some_of_the_weights() -> None:
+    """The first layer's mean is linear in the weights: of weights on a straight line it needs the ends only."""
+    model, trace, kept, batches = trained(30, lr=0.05)
+    first, last = ({k: v.double() for k, v in kept[step].items()} for step in (0, 30))
+    line = {step: {k: (first[k] * (30 - step) + last[k] * step) / 30 for k in first} for step in range(31)}
+    asked: list[int] = []
+
+    def weights(step: int) -> dict[str, Tensor]:
+        asked.append(step)
+        return line[step]
+
+    whole, part = (decompose(model, trace, weights, batches, momentum=0.3, every=every) for every in (1, 5))
+    assert asked == [*range(29, 16, -1), 29, 24, 19, 17]
+    for table in (whole, part):
+        assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    means = [t[(t["layer"] == "1") & (t["statistic"] == "mean")]["lag"].to_numpy() for t in (whole, part)]
+    assert means[0] == pytest.approx(means[1], abs=1e-6) and abs(means[0]).max() > 1e-3
+
+
 def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
     model, trace, kept, batches = trained(40, lr=0.0)
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.5)
@@ -138,6 +157,8 @@ def test_bad_input() -> None:
             decompose(model, trace, kept.__getitem__, iter(batches))
         with record(model) as empty, pytest.raises(ValueError, match="the trace is empty"):
             decompose(model, empty, kept.__getitem__, batches)
+        with pytest.raises(ValueError, match="every=0; pass a number of steps, 1 or more"):
+            decompose(model, trace, kept.__getitem__, batches, every=0)
         with pytest.raises(ValueError, match="batches is empty"):
             record_frozen(model, [])
     assert window(0.1) == 44 and window(0.01) == 459

@@ -170,6 +170,36 @@ def test_noise_at_an_epochs_end(momentum: float, steps: int, count: int, rng: np
     assert_average(within * steps / (steps - 1), variance)
 
 
+@pytest.mark.parametrize(("full", "last"), [(4, 1.0), (5, 0.25), (1, 0.8), (1, 1.0)])
+@pytest.mark.parametrize("momentum", [0.05, 0.4, 1.0])
+def test_noise_within_an_epoch(momentum: float, full: int, last: float) -> None:
+    """The EMA's weights over hundreds of epochs, and the covariance of batch means of one finite population."""
+    images, variance = 20 * (full + last * (last != 1)), 3.0
+    sizes = np.array([20.0] * full + [20 * last] * (last != 1))
+    steps = len(sizes)
+    covariance = variance * 20 * (np.diag(1 / sizes) - 1 / images)  # of an image's value: 20 times that of a batch
+    epochs = 400 // steps + 1
+    for position in range(steps + 1):
+        ages = np.arange(epochs * steps)[::-1] + position - steps
+        weights = np.where(ages >= 0, theory.ema_weight(momentum, np.maximum(ages, 0)), 0).reshape(epochs, steps)
+        expected = np.einsum("ei,ij,ej->", weights, covariance, weights)
+        found = theory.epoch_noise(momentum, position, steps, variance, last)
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_noise_within_an_epoch_of_real_batches(rng: np.random.Generator) -> None:
+    """Batches of 8, 8, 8 and 2 of 26 values, drawn anew each epoch; many data sets at once."""
+    data = rng.normal(size=(4000, 26))
+    data -= data.mean(axis=1, keepdims=True)
+    epochs = [np.array([part.mean(axis=1) for part in np.split(rng.permuted(data, axis=1), [8, 16, 24], axis=1)])
+              for _ in range(8)]  # fmt: skip
+    history = ema(np.concatenate(epochs), 0.3)[-4:]
+    spread = np.reshape(epochs, (8, 4, -1))[:, :3].var(axis=1, ddof=1).mean()
+    for position, estimate in enumerate(history, start=1):
+        assert_average(estimate**2, float(theory.epoch_noise(0.3, position, 4, 1 / 8, 0.25)))
+    assert spread == pytest.approx(1 / 8, rel=0.03)
+
+
 def test_epoch_end_noise_of_formulas_md() -> None:
     assert theory.epoch_end_noise(0.1, 20) == pytest.approx(0.0135, abs=5e-5)
     assert theory.ema_noise(0.1) == pytest.approx(0.0526, abs=5e-5)
@@ -362,6 +392,7 @@ def test_momentum_outside_its_range_is_refused(momentum: float) -> None:
         lambda: theory.ema_lag(momentum),
         lambda: theory.ramp_error(momentum, 1.0, 1.0),
         lambda: theory.random_walk_error(momentum, 1.0, 1.0),
+        lambda: theory.epoch_noise(momentum, 3, 10),
         lambda: theory.epoch_end_noise(momentum, 10),
         lambda: theory.rescale_momentum(momentum, 2),
         lambda: theory.pooled_variance_bias(4, momentum),
@@ -389,6 +420,10 @@ def test_other_errors_say_what_was_found() -> None:
         theory.ema_noise_debiased(0.1, 0)
     with pytest.raises(ValueError, match="steps_per_epoch: found 0"):
         theory.epoch_end_noise(0.1, 0)
+    with pytest.raises(ValueError, match="position: found 11; allowed is 0 to steps_per_epoch"):
+        theory.epoch_noise(0.1, 11, 10)
+    with pytest.raises(ValueError, match="last: found 0; allowed is above 0"):
+        theory.epoch_noise(0.1, 1, 10, last=0)
     with pytest.raises(ValueError, match="factor: found 0"):
         theory.rescale_momentum(0.1, 0)
     with pytest.raises(ValueError, match=r"correlation: found -0\.5"):

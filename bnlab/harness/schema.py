@@ -134,6 +134,18 @@ TABLES = {
         (*_STATISTICS, "layer", "last"),
         _STATISTICS | {"layer": _TEXT, "last": _INT, "epoch": _REAL, "depth": _INT, "followed": _REAL, "moved": _REAL},
     ),
+    "within_epoch": Table(
+        (*_STATISTICS, "layer", "last_batch", "position"),
+        _STATISTICS
+        | {"layer": _TEXT, "last_batch": _TEXT, "position": _INT, "epoch": _REAL, "depth": _INT, "channels": _INT}
+        | {"batches": _INT, "last_share": _REAL, "epochs": _INT, "noise": _REAL, "spread": _REAL},
+    ),
+    "decomposition": Table(
+        (*_STATISTICS, "layer", "statistic", "term"),
+        _STATISTICS
+        | {"layer": _TEXT, "statistic": _TEXT, "term": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT}
+        | {"contribution": _REAL, "square": _REAL},
+    ),
 }
 
 LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.decomposition import TERMS
 from bnlab.harness.reporting.experiment import answers
 from bnlab.harness.schema import LOG, TABLES, empty
 from experiments.explain import CONF
@@ -84,7 +85,6 @@ def plant(
     gap: Value = lambda row: 0.1,
     accuracy: Value = lambda row: 0.9,
     *,
-    drift: Value = lambda row: 1e-3,
     values: Mapping[str, Value] | None = None,
     seeds: Sequence[int] = (0, 1, 2, 3),
     sizes: Sequence[int] = (4, 256),
@@ -93,13 +93,12 @@ def plant(
     splits: Sequence[str] = ("test",),
     settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and two layers.
+    """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and three layers.
 
     Args:
         estimators: names and momenta (None where there is none), and splits of their statistics.
         gap: of a row with its network's settings, the value of those of `GAPS` that are not in `values`.
         accuracy: the same, a fraction.
-        drift: the same, noise and drift of the table `drift`.
         values: by column, the same for `GAPS`, all other tables and the log; where there is none, see `USUAL`, `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
         splits: of the images that are predicted.
@@ -111,20 +110,17 @@ def plant(
             for chosen in itertools.product(*varied.values())]  # fmt: skip
     runs = [{"run": "/".join(str(run[key]) for key in named), **run} for run in runs]
     distances = {column: (values or {}).get(column, gap) for column in GAPS}
-    gaps, evaluations, drifts = [], [], []
+    gaps, evaluations = [], []
     for run, share in itertools.product(runs, shares):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         sources = [when | describe(estimator) for estimator in estimators]
-        for row, layer in itertools.product(sources, "xy"):
-            place = {"layer": layer, "depth": "xy".index(layer) + 1}
+        for row, layer in itertools.product(sources, AXES["layer"]):
+            place = {"layer": layer, "depth": AXES["layer"].index(layer) + 1}
             gaps.append(row | place | {column: value(run | row | place) for column, value in distances.items()})
         for source, split in itertools.product(sources, splits):
             row = source | {"split": split, "shift": "none"}
             evaluations.append(row | {"accuracy": accuracy(run | row), "logit_gap": far(row)})
-        for layer in "xy":
-            level = {"mean_level": 1.0, "mean_noise": drift(run | when), "mean_drift": drift(run | when)}
-            drifts.append(when | {"layer": layer, **level})
-    tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations, "drift": drifts}
+    tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations}
     for name in (TABLES.keys() | {"log"}) - tables.keys():
         tables[name] = plant_table(name, runs, shares, estimators, values or {})
     return {name: pd.DataFrame(rows).astype({"momentum": float} if "estimator" in rows[0] else {})
@@ -137,17 +133,24 @@ def describe(estimator: Setting) -> dict[str, Any]:
     return {"estimator": name, "momentum": momentum, "statistics_split": split[0] if split else "train"}
 
 
-AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y"), "channel": (0, 1)}
+AXES: dict[str, tuple[Any, ...]] = {"layer": ("x", "y", "z"), "channel": (0, 1)}
 AXES["left"] = (-4.0, 0.0)
-AXES |= {"doses.layer": ("all", "x", "y"), "moment": ("mean", "var"), "dose": (0.1, 0.4, 0.8, 1.6)}
+AXES |= {"doses.layer": ("all", "x", "y", "z"), "moment": ("mean", "var"), "dose": (0.1, 0.4, 0.8, 1.6)}
 AXES |= {"case": ("shuffled", "sorted", "jump_1", "jump_10", "rare", "single"), "size": (1.0, 100.0)}
 AXES |= {"last": (1, 4, 16, 64)}
+AXES |= {"last_batch": ("dropped", "kept"), "position": (6, 35)}
+AXES |= {"statistic": ("mean", "var"), "term": TERMS}
 """What the keys of the other tables are, besides run, step and those of an estimator; in one table `<table>.<key>`."""
 
 USUAL: dict[str, Value] = {
+    "mean": lambda row: far(row) * (1 + row["epoch"]),
+    "mean_level": lambda row: 1.0,
+    "mean_noise": lambda row: 1e-3,
+    "mean_drift": lambda row: 1e-3,
+    "batches": lambda row: 35,
+    "last_share": lambda row: 40 / 256 if row["last_batch"] == "kept" else 1.0,
     "images": lambda row: 9000,
     "values": lambda row: 9000 * 16,
-    "depth": lambda row: "xy".find(row["layer"]) + 1,
 }
 
 
@@ -177,6 +180,8 @@ def plant_table(
     ):
         when = {"run": run["run"], "step": round(run["steps"] * share), "epoch": 2 * share}
         row = when | source | dict(zip(keys, at, strict=True))
+        if "layer" in row:
+            row |= {"depth": "xyz".find(row["layer"]) + 1}  # of all layers together: 0
         others = {c: planted.get(c, far)(run | row) for c in table.types if c not in row}
         rows.append({c: value for c, value in (row | others).items() if c in table.types})
     return rows

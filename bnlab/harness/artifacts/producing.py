@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +25,9 @@ from bnlab.harness.errors import JobError, UserError, where_raised
 from bnlab.recording.block import record
 from bnlab.storage import load_tensors, save_tensors
 from bnlab.trace import MomentTrace
+
+Keep = Callable[[int, dict[str, Tensor]], None]
+"""Gets a step and the weights and buffers after it."""
 
 _STATE = "bnlab.state/1"
 _DAMAGE = (ValueError, KeyError, RuntimeError, FileNotFoundError)  # what reading a damaged or foreign state raises
@@ -259,12 +263,33 @@ def _reproduce(run: Run, missing: list[int]) -> None:
     Raises:
         JobError: training does not give what it gave before; checkpoints up to there are kept.
     """
-    threads = torch.get_num_threads()
-    try:
-        for start, steps in groupby(missing, key=lambda step: _nearest_state(run, step)):
-            _train_again(run, start, list(steps))
-    finally:
-        torch.set_num_threads(threads)
+    for start, steps in groupby(missing, key=lambda step: _nearest_state(run, step)):
+        written: list[int] = []
+
+        def write(step: int, tensors: dict[str, Tensor], written: list[int] = written) -> None:
+            run.save_checkpoint(step, tensors)
+            written.append(step)
+
+        try:
+            _train_again(run, start, list(steps), write)
+        finally:
+            if written:
+                run.add_environment(checkpoints=written)
+
+
+def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
+    """The weights and buffers after these updates of a finished training; nothing is written.
+
+    Args:
+        steps: in order. Training is done again from the state before the first of them.
+
+    Raises:
+        JobError: training does not give what it gave before.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    with run.lock:
+        _train_again(run, _nearest_state(run, steps[0]), list(steps), found.__setitem__)
+    return found
 
 
 def _nearest_state(run: Run, step: int) -> Path | None:
@@ -280,16 +305,16 @@ def _nearest_state(run: Run, step: int) -> Path | None:
     return None
 
 
-def _train_again(run: Run, start: Path | None, missing: list[int]) -> None:
+def _train_again(run: Run, start: Path | None, missing: list[int], keep: Keep) -> None:
     """Train from a state to the last of the missing checkpoints, with the threads of the first training."""
-    progress = start_training(run)
+    threads, progress = torch.get_num_threads(), start_training(run)
     if start:
         _restore(run, progress, start)
     count = f"{len(missing)} more checkpoint{'s' * (len(missing) > 1)}"
     print(f"{run.id}: training again from step {progress.step} to {missing[-1]} for {count}", file=sys.stderr)
     # One update more shows that the last weights are those of the first training.
     until = min(missing[-1] + 1, run.steps)
-    keeper = _CheckpointKeeper(run, missing)
+    keeper = _CheckpointKeeper(run, missing, keep)
     callbacks = [keeper.compare, keeper.hold, _announcer(run, until)]
     try:
         keeper.hold(progress)
@@ -298,21 +323,21 @@ def _train_again(run: Run, start: Path | None, missing: list[int]) -> None:
             train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
         keeper.close(progress)
     finally:
-        if keeper.written:
-            run.add_environment(checkpoints=keeper.written)
+        torch.set_num_threads(threads)
 
 
 class _CheckpointKeeper:
-    """Callbacks that write checkpoints of a second training, each once the next loss is exactly that of the first."""
+    """Callbacks that keep checkpoints of a second training, each once the next loss is exactly that of the first."""
 
-    def __init__(self, run: Run, missing: list[int]) -> None:
-        self.written: list[int] = []
+    def __init__(self, run: Run, missing: list[int], keep: Keep) -> None:
+        self._kept: list[int] = []
+        self._keep = keep
         self._run, self._missing, self._environments = run, missing, run.environments
         self._log = schema.read_frame(run.folder / "log.parquet").set_index("step")["loss"]
         self._held: tuple[int, dict[str, Tensor]] | None = None
 
     def hold(self, progress: Progress) -> None:
-        """Keep the weights of a missing checkpoint until the next loss, and set the threads for that update."""
+        """Hold the weights of a missing checkpoint until the next loss, and set the threads for that update."""
         if progress.step in self._missing:
             self._held = progress.step, {k: v.clone() for k, v in progress.model.state_dict().items()}
         threads = self._environment(progress.step)["threads"]
@@ -320,24 +345,23 @@ class _CheckpointKeeper:
             torch.set_num_threads(threads)
 
     def compare(self, progress: Progress) -> None:
-        """Write what is held if the loss is that of the log."""
+        """Keep what is held if the loss is that of the log."""
         before = self._log[progress.step]
         if progress.loss != before:
             self._refuse(progress.step, f"the loss of step {progress.step} was {before}, now it is {progress.loss}")
-        self._write()
+        self._keep_held()
 
     def close(self, progress: Progress) -> None:
-        """Write the checkpoint after the last update of all, which no loss follows."""
+        """Keep the checkpoint after the last update of all, which no loss follows."""
         if progress.step == self._run.steps:
-            self._write()
-        if self.written != self._missing:
+            self._keep_held()
+        if self._kept != self._missing:
             self._refuse(progress.step, f"now it diverges after step {progress.step}")
 
-    def _write(self) -> None:
+    def _keep_held(self) -> None:
         if self._held:
-            step, tensors = self._held
-            self._run.save_checkpoint(step, tensors)
-            self.written.append(step)
+            self._keep(*self._held)
+            self._kept.append(self._held[0])
             self._held = None
 
     def _environment(self, step: int) -> dict[str, Any]:

@@ -16,6 +16,8 @@ NAMES = (
     "doses",
     "counterexamples",
     "last_batches",
+    "within_epoch",
+    "decomposition",
 )  # of the tables, and of a module here with a function of that name
 
 

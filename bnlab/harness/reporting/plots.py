@@ -198,18 +198,20 @@ class Histograms:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Areas of terms upon each other, positive ones above 0 and negative ones below, and their sum as a line.
+    """Areas or bars of terms upon each other, positive ones above 0 and negative ones below, and their sum as a line.
 
     Attributes:
         x: the column across; `style.AXES` says how it is drawn.
         y: the axis of the terms.
         total: the name of the sum.
+        bars: a bar for each value of `x`, which has none between them, such as a layer; the sum as points.
     """
 
     reading: ClassVar[str] = "Heights: {mean} over seeds."
     x: str
     y: Axis
     total: str = "sum"
+    bars: bool = False
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, term, mean.
@@ -224,10 +226,17 @@ class Stacked:
             tops = heights.cumsum(axis=1)
             for term, colour in series(list(terms)).items():
                 area: dict[str, Any] = {"color": colour, "alpha": 0.8, "linewidth": 0}
-                label = str(term) if labelled else None
-                ax.fill_between(terms.index, tops[term] - heights[term], tops[term], label=label, **area)
-        ax.plot(terms.index, terms.sum(axis=1), color="black", linewidth=1.3, label=self.total)
+                area["label"] = str(term) if labelled else None
+                if self.bars:
+                    ax.bar(terms.index, heights[term], bottom=tops[term] - heights[term], **area)
+                else:
+                    ax.fill_between(terms.index, tops[term] - heights[term], tops[term], **area)
+        ax.plot(terms.index, terms.sum(axis=1), "D" if self.bars else "-", color="black", linewidth=1.3, markersize=4,
+                label=self.total)  # fmt: skip
         set_axes(ax, axis_of(self.x), self.y, frame[self.x])
+        if self.bars:
+            ax.use_sticky_edges = False  # room above the bars
+            ax.set_xticks(list(terms.index))
         return ax
 
 

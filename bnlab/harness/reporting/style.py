@@ -96,6 +96,7 @@ AXES = {
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input", ticks="values"),
+    "position": Axis("batches of the epoch"),
     "layer": Axis(""),
     "last": Axis("last batches", log=True, ticks="values"),
     "size": Axis("what is added (σ)", log=True),

@@ -46,7 +46,7 @@ EFFECTS = {
     "small_errors_are_harmless": effect(lost(0.001), lost(0.05)),
     "large_errors_cost": effect(lost(0.3), lost(0.05)),
     "means_cost_more": effect(lost(0.1, mean=0.1), lost(0.1, var=0.1), "mean"),
-    "first_layer_costs_more": effect(lost(0.1, x=0.1), lost(0.1, y=0.1), "x"),
+    "first_layer_costs_more": effect(lost(0.1, x=0.1), lost(0.1, z=0.1), "x"),
     "exact_ranks_better": ranking("mean_gap", "tid_mean"),
     "both_moments_rank_better": ranking("kl", "mean_gap"),
 }

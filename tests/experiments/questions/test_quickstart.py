@@ -25,8 +25,8 @@ EFFECTS = {
 
 
 def test_predictive_is_compared_by_step_and_layer() -> None:
-    """What steps and layers differ in cancels: of 2 and 8 times at two layers, 4 remains, at any step."""
-    times = {"x": 2.0, "y": 8.0}
+    """What steps and layers differ in cancels: of 2, 8 and 4 times at three layers, 4 remains, at any step."""
+    times = {"x": 2.0, "y": 8.0, "z": 4.0}
     tables = plant([EMA, ("ema", 0.01), ("predictive", None)],
                    lambda row: row["step"] * (times[row["layer"]] if row["momentum"] == 0.1 else 1.0))  # fmt: skip
     tables["gaps"].loc[tables["gaps"]["momentum"] == 0.01, "mean_gap"] = 99

@@ -111,6 +111,20 @@ def test_stacked_areas() -> None:
     assert len({tuple(area.get_facecolor()[0]) for area in ax.collections}) == 3
 
 
+def test_stacked_bars() -> None:
+    """The same heights as those of areas, with nothing between them."""
+    ax = panel(Stacked("epoch", Axis("y"), "all of it", bars=True), terms())
+    assert sorted(ax.get_legend_handles_labels()[1]) == ["all of it", "bias", "lag", "start"]
+    spans = [(bar.get_x() + bar.get_width() / 2, bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches]
+    seen = [span for span in spans if span[1] != span[2]]
+    assert {(x, *sorted(ends)) for x, *ends in seen} == {
+        (1, 0, 4), (1, -2, 0), (1, -8, -2), (2, 0, 3), (2, 3, 8), (2, -1, 0)
+    }  # fmt: skip
+    (total,) = ax.get_lines()
+    assert total.get_linestyle() == "None" and total.get_ydata().tolist() == [4 - 2 - 6, 3 - 1 + 5]
+    assert ax.get_xticks().tolist() == [1, 2]
+
+
 def test_stacked_areas_of_missing_or_doubled_terms() -> None:
     plot = Stacked("epoch", Axis("y"))
     with pytest.raises(ValueError, match="not every term has a value at each epoch"):

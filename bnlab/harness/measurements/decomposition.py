@@ -1,0 +1,64 @@
+"""Table `decomposition`: where the gap of the EMA comes from, term by term."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from bnlab.decomposition import TERMS, decompose, window
+from bnlab.harness.artifacts.producing import past_weights
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
+from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
+
+NEEDS_TRACE = True
+_EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
+_AUGMENTED = FrozenWeights("exact", None, "train_augmented")
+
+
+def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    """The EMA with each momentum; all steps of `evaluate_at` but the start."""
+    steps = [step for step in run.wanted if step]
+    return {s: steps for s in sources if isinstance(s, RunningAverage) and s.estimator == "ema"}
+
+
+def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, momentum, layer, statistic and term; the weights of past steps are made again."""
+    frames = []
+    for step in steps:
+        longest = max(window(source.momentum or 1.0) for source in sources)
+        past = past_weights(run, range(max(0, step - longest), step))
+        trace = copy.deepcopy(trace_of(run))
+        trace.truncate(step)
+        augmented = _batches(run, step, _AUGMENTED) if run.batches.shift or run.batches.flip else None
+        for source in sources:
+            terms = decompose(run.model_at(step), trace, past.__getitem__, _batches(run, step, EXACT),
+                              momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip
+            averages = _average(run, step, terms)
+            first = np.zeros(len(averages), dtype=int)
+            frames.append(key_columns(run, [source], [step], first, first).join(averages))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _batches(run: Run, step: int, source: FrozenWeights) -> list[Tensor]:
+    """The images in batches of the training size."""
+    return [images for images, _ in population(run, step, source, run.config.batch_size)]
+
+
+def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
+    """From rows by channel and columns by term to rows by layer, statistic and term."""
+    layout = trace_of(run).layout
+    var = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).numpy()
+    unit = {"mean": var, "var": var**2}
+    found = []
+    for statistic, part in terms.groupby("statistic", sort=False):
+        for term in TERMS:
+            values = {"contribution": part[term] * part["gap"], "square": part[term] ** 2}
+            scaled = pd.DataFrame(values).div(unit[str(statistic)], axis=0)
+            each = scaled.groupby([part["layer"], part["depth"]], sort=False)
+            found.append(each.mean().assign(channels=each.size(), statistic=statistic, term=term).reset_index())
+    return pd.concat(found, ignore_index=True)

@@ -1,0 +1,87 @@
+"""Table `within_epoch`: how noisy running averages of frozen weights are, batch by batch of an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bnlab.estimators import Estimator, Stream
+from bnlab.estimators.base import fold
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.sources import RunningAverage, Source
+from bnlab.recording.frozen import record_frozen
+from bnlab.statistics import Layout
+
+NEEDS_TRACE = True
+EPOCHS = 24
+_BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
+
+
+def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+    """Running averages, at the last step."""
+    return {source: run.wanted[-1:] for source in sources if isinstance(source, RunningAverage)}
+
+
+def within_epoch(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, source, layer and batch of an epoch; with the smaller last batch of each, and without.
+
+    The weights stay as they are. Each epoch has the training images in an order of its own, as in training.
+    """
+    averages = [source.average for source in sources if isinstance(source, RunningAverage)]
+    per_epoch, size, images = run.batches.per_epoch, run.config.batch_size, len(run.dataset.train.labels)
+    full = images // size
+    rests = {"kept": (per_epoch, 1.0 if per_epoch == full else images % size / size), "dropped": (full, 1.0)}
+    frames = []
+    for step in steps:
+        layout, stream = _record(run, step)
+        for last, (batches, share) in rests.items():
+            found = _measure(stream, averages, layout, per_epoch, batches, full)
+            index = np.indices(found.shape[1:]).reshape(3, -1)
+            frame = key_columns(run, sources, [step], index[0], np.zeros_like(index[0]))
+            frame["layer"] = np.array(layout.names)[index[2]]
+            frame["depth"] = index[2] + 1
+            frame["channels"] = np.array(layout.channels)[index[2]]
+            frame["last_batch"], frame["last_share"] = last, share
+            frame["position"], frame["batches"], frame["epochs"] = index[1] + 1, batches, EPOCHS
+            for column, values in zip(("noise", "spread"), found, strict=True):
+                frame[column] = values.flatten().numpy()
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _record(run: Run, step: int) -> tuple[Layout, Stream]:
+    """The batch moments of whole epochs, with layers that normalize with their batch."""
+    per_epoch = run.batches.per_epoch
+    first = -(-step // per_epoch) * per_epoch  # an epoch begins there
+    drawn = islice(run.batches.from_step(first), (_BEFORE + EPOCHS) * per_epoch)
+    trace = record_frozen(run.model_at(step), (images for images, _ in drawn))
+    ((_, _, _, stream),) = trace.streams()
+    return trace.layout, stream
+
+
+def _measure(
+    stream: Stream, averages: list[Estimator], layout: Layout, per_epoch: int, batches: int, full: int
+) -> Tensor:
+    """`noise` and `spread` of the first `batches` of each epoch, of which `full` are of one size.
+
+    Returns:
+        float64 [2, averages, batches, layers], in variances of the layer.
+    """
+    channels, epochs = stream.batches.shape[-1], _BEFORE + EPOCHS
+    chosen = (torch.arange(len(stream)) % per_epoch) < batches
+    part = replace(stream, batches=stream.batches[chosen], counts=stream.counts[chosen])
+    level, var = part.batches.mean(0)
+    var = var + layout.channel_eps
+    positions = range(_BEFORE * batches + 1, epochs * batches + 1)
+    estimates = fold(averages, part, positions)[:, :, 0]
+    squares = ((estimates - level).square() / var).view(len(averages), EPOCHS, batches, channels)
+    means = part.batches[:, 0].view(epochs, batches, channels)[:, :full]
+    spread = means.var(dim=1, correction=1).mean(0) / var  # of batches of one size, with replacement
+    error = layout.layer_means(squares.mean(1))
+    return torch.stack((error, layout.layer_means(spread).expand_as(error)))

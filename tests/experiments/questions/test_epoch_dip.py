@@ -1,0 +1,60 @@
+"""Effects for the claims of `epoch_dip`, and its scores on numbers that theory gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bnlab import theory
+from experiments.questions.epoch_dip import score_dip, score_end, score_fit, score_small
+from tests.experiments.planted import USUAL, Effect, Value, plant
+
+SPREAD = 0.3
+ONE: dict[str, Any] = {"estimators": [("ema_debiased", 0.1)], "sizes": (256,), "shares": (1.0,)}
+
+
+def predict(row: dict[str, Any]) -> float:
+    share = USUAL["last_share"](row)
+    return float(theory.epoch_noise(0.1, row["position"], USUAL["batches"](row), SPREAD, share))
+
+
+def times(end: float, kept: float = 1, all_: float = 1) -> dict[str, Value]:
+    """Errors that are so many times those predicted: at the end, with the last batch, everywhere."""
+
+    def error(row: dict[str, Any]) -> float:
+        factor = end if row["position"] == USUAL["batches"](row) else 1.0
+        return predict(row) * factor * (kept if row["last_batch"] == "kept" else 1) * all_ * (1 + row["seed"] / 100)
+
+    return {"noise": lambda row: error(row) * (1 + row["seed"] * row["position"] / 1e4),
+            "spread": lambda row: SPREAD}  # fmt: skip
+
+
+def noise(row: dict[str, Any]) -> float:
+    other = 1 - 2 * (row["seed"] % 2)
+    return times(1.2 * 3.0**other, 0.6 * 3.0**other, 2.0**other)["noise"](row)
+
+
+def effect(fails: dict[str, Value]) -> Effect:
+    unclear: dict[str, Value] = {"noise": noise, "spread": lambda row: SPREAD}
+    return Effect(ONE | {"values": times(1)}, {"values": fails}, values=unclear)
+
+
+EFFECTS = {
+    "end_is_better_than_independent": effect(times(3)),
+    "dips": effect(times(3)),
+    "small_batch_undoes_it": effect(times(1, kept=0.2)),
+    "theory_predicts_the_course": effect(times(1, all_=2)),
+    "theory_predicts_the_end": effect(times(2)),
+}
+
+
+def test_scores_of_what_theory_predicts() -> None:
+    """The numbers of the claims' margins."""
+    values: dict[str, Value] = {"noise": predict, "spread": lambda row: SPREAD}
+    tables = plant(**ONE, values=values)
+    np.testing.assert_allclose(score_end(tables)["mean"], 0.48, atol=0.01)
+    np.testing.assert_allclose(score_dip(tables)["mean"], 0.66, atol=0.01)
+    np.testing.assert_allclose(score_small(tables)["mean"], 3.1, atol=0.1)
+    for end in (True, False):
+        np.testing.assert_allclose(score_fit(end)(tables)[["mean", "low", "high"]], 1)

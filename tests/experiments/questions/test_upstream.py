@@ -1,0 +1,64 @@
+"""Effects for the claims of `upstream`, and its scores on numbers that can be read off."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.questions.upstream import score_depth, score_gap, score_size
+from tests.experiments.planted import EMA, Effect, Value, accuracy_lost, plant
+
+PRECISE = ("precise", None)
+ONE: dict[str, Any] = {"estimators": [PRECISE], "sizes": (4, 16)}
+
+
+def gap(depth: float = 1, size: float = 1) -> Value:
+    """A gap that grows with these powers of the depth and of 1 / batch size, by seed a little more or less."""
+    return lambda row: (
+        0.1
+        * (1 + row["seed"] * row["depth"] / row["batch_size"] / 50)
+        * (row["depth"] ** depth / row["batch_size"] ** size)
+    )
+
+
+def unclear(row: dict[str, Any]) -> float:
+    """The same with powers that are large for half of the seeds, and as large below 0 for the rest."""
+    other = 1 - 2 * (row["seed"] % 2)
+    return gap(3 * other, 1 + 3 * other)(row)
+
+
+def nearer(factor: float) -> Value:
+    """A gap of precise statistics that is so many times the EMA's."""
+    return lambda row: 0.1 * (factor * (1 + row["seed"] / 50) if row["estimator"] == "precise" else 1)
+
+
+EFFECTS = {
+    "grows_with_depth": Effect(ONE | {"gap": gap()}, {"gap": gap(depth=-1)}, gap=unclear),
+    "shrinks_with_batch": Effect(ONE | {"gap": gap()}, {"gap": gap(size=0)}, gap=unclear),
+    "nearer_than_running": Effect(
+        {"estimators": [EMA, PRECISE], "gap": nearer(0.1)},
+        {"gap": nearer(2)},
+        gap=lambda row: nearer(0.5 * math.exp(1 - 2 * (row["seed"] % 2)))(row),
+    ),
+    "costs_nothing": accuracy_lost(PRECISE, -0.1, 3, sizes=(16, 256)),
+}
+
+
+def test_layers_and_batch_sizes_are_compared_one_by_one() -> None:
+    tables = plant([PRECISE], lambda row: row["depth"] ** 2 / row["batch_size"], sizes=(4, 16, 256), shares=(0.2, 1.0))
+    depth = score_depth(tables)
+    assert len(depth) == 6
+    np.testing.assert_allclose(depth[["mean", "low", "high"]], (3 / 2) ** 2)
+    size = score_size(tables)
+    assert set(size["batch_size"]) == {16}, "64 is missing, so 256 has nothing to be compared with"
+    np.testing.assert_allclose(size[["mean", "low", "high"]], 4)
+
+
+def test_the_dashed_line_is_inversely_proportional() -> None:
+    drawn = score_gap("mean_gap")(plant([PRECISE], lambda row: row["depth"], sizes=(4, 16), shares=(0.2, 1.0)))
+    assert set(drawn["depth"]) == {2, 3}
+    for row in drawn[drawn["kind"] == "dashed"].to_dict("records"):
+        assert row["mean"] == pytest.approx(row["depth"] * 4 / row["batch_size"])
