@@ -180,7 +180,7 @@ def epoch_noise(
     the spread (ddof 1) of an epoch's full batches. `last` is the size of the last batch relative to the others.
 
     >>> round(epoch_noise(0.1, 0, 20), 4), round(epoch_noise(0.1, 6, 20), 4)
-    (0.0135, 0.03)
+    (0.0135, 0.0306)
     """
     _check("steps_per_epoch", steps_per_epoch, np.greater_equal(steps_per_epoch, 1), "1 or more")
     inside = np.greater_equal(position, 0) & np.less_equal(position, steps_per_epoch)
