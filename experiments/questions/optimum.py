@@ -37,7 +37,7 @@ def predict(tables: Tables, momenta: np.ndarray) -> pd.DataFrame:
 
 
 def score_gap(tables: Tables) -> pd.DataFrame:
-    """Gap of the EMA's mean, averaged over layers: measured, predicted (dashed) and the lowest prediction (a star)."""
+    """Gap of the EMA's mean by layers' geometric mean: measured, predicted (dashed), the lowest prediction (a star)."""
     curves = score("gaps", "mean_gap", POINT, SHARES, average="layer", geometric=True, estimator="ema")(tables)
     predicted = predict(tables, np.sort(curves["momentum"].unique()))
     dashed = interval(predicted, "mean_gap", POINT, average="layer", geometric=True)
@@ -94,7 +94,7 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "mean_gap"), "drift": ("layer", *NOISE)},
     figures=(
         Figure("gap", "Gap against the momentum, measured and predicted",
-               "Distance of the EMA's mean from the exact population mean, in standard deviations, averaged over "
+               "Distance of the EMA's mean from the exact population mean, in standard deviations, geometric mean over "
                "layers: lag on the left, noise of single batches on the right. Dashed: theory for noise, drift (a "
                "random walk) and start, all from the batch moments of the other seeds, without any exact statistic; "
                "the star is its lowest point on the sweep's grid.",
