@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import (
@@ -547,40 +546,3 @@ def test_two_threads_at_once_are_refused() -> None:
         leave.set()
         thread.join()
     assert trace.last_step == 1 and trace.layers["1"].steps == trace.layers["4"].steps == [1]
-
-
-class Averaging(nn.BatchNorm2d):
-    """Averages by code of its own."""
-
-    how = ""
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, var = x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3))
-        if self.how == "new buffers":
-            self.running_mean, self.running_var = (
-                0.9 * self.running_mean + 0.1 * mean,
-                0.9 * self.running_var + 0.1 * var,
-            )
-        elif self.how == "a momentum of its own":
-            self.running_mean.mul_(0.9).add_(mean, alpha=0.1)
-            self.running_var.mul_(0.9).add_(var, alpha=0.1)
-        else:
-            self.running_mean += self.momentum * (mean - self.running_mean)
-            self.running_var += self.momentum * (var - self.running_var)
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
-
-
-@pytest.mark.parametrize("how", ["new buffers", "a momentum of its own", "its momentum"])
-def test_layers_that_average_by_code_of_their_own(how: str) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 3), Averaging(3))
-    model[1].how = how
-    if how == "its momentum":
-        with record(model) as trace:
-            for x in images(4, 4):
-                model(x)
-        expected = running_statistics(model)["1"]
-        assert torch.allclose(replay(trace, EMA(0.1), [2])[2]["1"].var, expected.var, rtol=1e-5)
-        return
-    with pytest.raises(ValueError, match="layer '1' averages in a way of its own"), record(model):
-        model(*images(4))
-    assert model[1].momentum == 0.1

@@ -38,6 +38,10 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     saved, the module itself cannot (hooks are not pickled), and its precision must stay. `torch.compile` belongs inside
     the block, where each recorded layer interrupts the graph.
 
+    A subclass with a `forward` of its own is recorded if what it averages by its momentum are the moments of its input,
+    or nothing; so is a layer with hooks that came later than the block, which may change its input and its momentum.
+    That is seen from the buffers and costs a second pass over the layer's input.
+
     A step is, in this order of preference,
 
     - an update: a call of `trace.step()`, or of `optimizer.step()` where the optimizer is given. All forwards since the
@@ -57,8 +61,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
         ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
             is measuring, or a negative step; inside of the block, a layer that takes its statistics several times in a
-            call, averages by code that does not go by its momentum, is called by two threads at once, or is traced or
-            exported in train mode.
+            call, averages something else than its input's moments (those of a part of it or of all processes, say) or
+            not by its momentum, whose buffers are written or replaced within a call, that is called by two threads at
+            once, or is traced or exported in train mode.
 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
@@ -121,9 +126,12 @@ class Recording:
                 undo.callback(module.register_forward_hook(_hook(self.steps.leave), always_call=True).remove)
             for recorder in self.recorders:
                 layer, before, after = recorder.layer, _hook(recorder.before), _hook(recorder.after)
-                undo.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+                first = layer.register_forward_pre_hook(before, with_kwargs=True)
+                undo.callback(first.remove)
                 # First of all, so that blocks inside of blocks give back in turn, and other hooks see the layer's own.
-                undo.callback(layer.register_forward_hook(after, always_call=True, prepend=True).remove)
+                last = layer.register_forward_hook(after, always_call=True, prepend=True, with_kwargs=True)
+                undo.callback(last.remove)
+                recorder.hooks = first.id, last.id
                 undo.callback(recorder.end)
             yield
 
