@@ -1,5 +1,6 @@
 """Recording beside training: what the model, its user and other code see, and what counts as a step."""
 
+import contextlib
 import copy
 import math
 import threading
@@ -397,6 +398,95 @@ def test_an_interrupt_that_the_training_survives() -> None:
     assert layer.running_mean is mean and layer.momentum == 0.1
     torch.testing.assert_close(layer.running_mean, twin.running_mean)
     assert len(trace.layers[""]) == 1
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """While it is not empty, a KeyboardInterrupt comes after torch's batch norm has written the buffers."""
+    armed, compute = list[bool](), torch.batch_norm
+
+    def batch_norm(*args: Any) -> Tensor:
+        output = compute(*args)
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+        return output
+
+    monkeypatch.setattr(torch, "batch_norm", batch_norm)
+    return armed
+
+
+LOOKS: dict[str, Callable[[nn.Module], Tensor]] = {
+    "state_dict": lambda m: m.state_dict()["1.running_mean"],
+    "running_statistics": lambda m: running_statistics(m)["1"].mean.float(),
+    "borrowed": lambda m: record_frozen(m, images(4)) and m[1].running_mean,
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_is_seen_after_an_interrupt_in_a_layer(look: str, nested: bool, interrupting: list[bool]) -> None:
+    model, batches = without_dropout(plain()), images(4, 5)
+    twin = copy.deepcopy(model)
+    with record(model) as outer, record(model) if nested else contextlib.nullcontext(outer) as trace:
+        train(model, batches[:1])
+        interrupting.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, batches[1:])
+        seen = LOOKS[look](model).clone()
+        assert model[1].momentum == 0.1 and trace.layers["1"].steps == outer.layers["1"].steps == [1, 2]
+    train(twin, batches)
+    torch.testing.assert_close(seen, twin[1].running_mean)
+    assert torch.equal(model[1].running_mean, seen)
+
+
+@pytest.mark.parametrize("how", ["write_to", "load_state_dict"])
+def test_what_is_written_after_an_interrupt_in_a_layer(how: str, interrupting: list[bool]) -> None:
+    model, (x,) = without_dropout(plain()), images(4)
+    other = copy.deepcopy(model)
+    other[1].running_mean.fill_(7.0)
+    with record(model) as trace:
+        interrupting.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        if how == "write_to":
+            running_statistics(other).write_to(model)
+        else:
+            model.load_state_dict(other.state_dict())
+        assert torch.equal(model[1].running_mean, other[1].running_mean)
+        model(x), other(x)
+        torch.testing.assert_close(model[1].running_mean, other[1].running_mean)
+    assert trace.layers["1"].steps == [1, 2] and [start.entries for start in trace.layers["1"].restarts] == [1]
+
+
+def test_an_interrupted_entry_keeps_its_step(interrupting: list[bool]) -> None:
+    model, (x,) = plain(), images(4)
+    for rewound in (False, True):
+        with record(model) as trace:
+            model(x)
+            interrupting.append(True)
+            with pytest.raises(KeyboardInterrupt):
+                model(x)
+            if rewound:
+                trace.truncate(1)
+            model(x)
+        assert trace.layers["1"].steps == ([1, 2] if rewound else [1, 2, 3])
+
+
+def test_looking_from_within_a_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler may."""
+    model, (x,), compute = plain(), images(4), torch.batch_norm
+
+    def batch_norm(*args: Any) -> Tensor:
+        with pytest.raises(ValueError, match="record: layer '1' is being called"):
+            model.state_dict()
+        monkeypatch.undo()
+        return compute(*args)
+
+    monkeypatch.setattr(torch, "batch_norm", batch_norm)
+    with record(model) as trace:
+        model(x)
+    assert len(trace.layers["1"]) == 1
 
 
 def test_frozen_records_leave_the_batches_alone() -> None:

@@ -17,6 +17,7 @@ from bnlab.layers import (
     batch_norm_layers,
     check_not_lent,
     get_running_buffers,
+    interrupts_ended_by,
     is_compiled,
     join_names,
     mark_resting,
@@ -32,7 +33,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     """Record the moments of every batch that `model` is trained on inside the block.
 
     Parameters, outputs and `num_batches_tracked` are bit for bit those of training without it; the running buffers
-    are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. Layers in
+    are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. (After a
+    KeyboardInterrupt within a layer that is so for bnlab and for the model's `state_dict` and `load_state_dict`; all
+    else, as a deep copy or `layer.running_mean`, sees scratch values until the next call or one of these.) Layers in
     eval mode are not recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call
     that raises before the layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be
     saved, the module itself cannot (hooks are not pickled), and its precision must stay. `torch.compile` belongs inside
@@ -133,6 +136,7 @@ class Recording:
                 undo.callback(last.remove)
                 recorder.hooks = first.id, last.id
                 undo.callback(recorder.end)
+                undo.enter_context(interrupts_ended_by(layer, recorder.end_interrupted_loan))
             yield
 
     def end_step(self) -> None:

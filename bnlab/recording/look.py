@@ -15,11 +15,13 @@ class Look(NamedTuple):
     Attributes:
         values: [2, C], a copy of its running mean and variance.
         momentum: its own.
+        step: that of the call.
         thread: the caller's.
     """
 
     values: Tensor
     momentum: float | None
+    step: int
     thread: int
 
 

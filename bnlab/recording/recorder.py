@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from bnlab.layers import BatchNorm, layer_input
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
-from bnlab.recording.steps import StepCounter
+from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch, count_writes
 from bnlab.trace import MomentTrace
 
@@ -27,6 +27,7 @@ class Loan(NamedTuple):
 
     slot: tuple[Tensor, ...]
     values: int
+    step: int
     taken: Average
     thread: int
 
@@ -92,7 +93,9 @@ class Recorder:
         self._called = True
         if self._is_seen_by_others():
             self._counter.enter_layer(layer)
-            self._look = Look(torch.stack(held[:2]).detach(), held.momentum, threading.get_ident())
+            self._look = Look(
+                torch.stack(held[:2]).detach(), held.momentum, self._counter.find_step(), threading.get_ident()
+            )
             return
         count = layer_input(args, kwargs).numel() // layer.num_features
         if count == 0:  # torch lets an empty batch pass and leaves the buffers as they are
@@ -100,7 +103,7 @@ class Recorder:
         self._counter.enter_layer(layer)
         slot = self._trace.slot(self._entries)
         _own_averages[id(slot[0])] = own
-        self._loan = Loan(slot, count, held, threading.get_ident())
+        self._loan = Loan(slot, count, self._counter.find_step(), held, threading.get_ident())
         if own.momentum != self.watch.momentum:
             self.watch.momentum_varied = True
         self._buffers["running_mean"], self._buffers["running_var"] = slot
@@ -153,7 +156,7 @@ class Recorder:
                 f"record: the running buffers or the momentum of layer {self.name!r} were replaced within a call; do "
                 "that between two calls"
             )
-        self._append(loan.values)
+        self._append(loan.values, loan.step)
         mean, var, momentum = loan.taken
         if momentum is None:
             momentum = self._cumulative_momentum()
@@ -181,7 +184,7 @@ class Recorder:
             self.watch.momentum_varied = True
         for place, value in zip(self._trace.slot(self._entries), moments, strict=True):
             place.copy_(value)
-        self._append(x.numel() // self.layer.num_features)  # type: ignore[attr-defined]
+        self._append(x.numel() // self.layer.num_features, look.step)  # type: ignore[attr-defined]
 
     def _refuse(self, updated: int) -> None:
         self._check_updates(updated)
@@ -213,6 +216,8 @@ class Recorder:
 
     def take_up_writes(self) -> None:
         """Begin again where something has written the buffers since the last call."""
+        if self._loan is not None and not self._is_called(self._loan):
+            self._end_interrupted_call()
         _, own = self._averages()
         if self._loan is None and self.watch.is_written(own):
             self.watch.take_up(own)
@@ -220,11 +225,28 @@ class Recorder:
     def _end_interrupted_call(self) -> None:
         """Hooks are not called after a KeyboardInterrupt."""
         lent = self._loan or self._look
-        if lent is not None and lent.thread != threading.get_ident():
+        if lent is not None and lent.thread != threading.get_ident() and is_alive(lent.thread):
             raise ValueError(
                 f"record: layer {self.name!r} is called by two threads at once; give each thread a model of its own"
             )
         self.after(self.layer, (), {}, None)
+
+    def end_interrupted_loan(self) -> None:
+        """Give back what a KeyboardInterrupt has left on loan; ValueError if the call goes on."""
+        loan = self._loan
+        if loan is None:
+            return
+        if self._is_called(loan):
+            raise ValueError(
+                f"record: layer {self.name!r} is being called, and does not have its own buffers meanwhile; read and "
+                "write them between two calls, not in another thread or in a signal's handler"
+            )
+        self._end_interrupted_call()
+
+    def _is_called(self, loan: Loan) -> bool:
+        """Whether the call for which this was lent goes on."""
+        here = loan.thread == threading.get_ident()
+        return is_being_called(self.layer) if here else is_alive(loan.thread)
 
     def _averages(self) -> tuple[Average, Average]:
         """What the layer has now, and what it has when nothing is lent."""
@@ -237,9 +259,9 @@ class Recorder:
         del _own_averages[id(loan.slot[0])]
         self._buffers["running_mean"], self._buffers["running_var"], self._attributes["momentum"] = loan.taken
 
-    def _append(self, count: int) -> None:
-        entries = self._entries
-        step, version = self._counter.begin_entry(), count_writes(self._trained)
+    def _append(self, count: int, step: int) -> None:
+        entries, version = self._entries, count_writes(self._trained)
+        self._counter.begin_entry(step)
         if version != self._trained_version and entries.steps and entries.steps[-1] == step:
             self._counter.warn_of_updates_within(step, self.name)
         self._trained_version = version

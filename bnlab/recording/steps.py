@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 from torch import nn
 
@@ -61,11 +63,14 @@ class StepCounter:
         if self._ended is not None:
             self._ended = min(self._ended, step)
 
-    def begin_entry(self) -> int:
-        """The step of an entry that is made now."""
+    def find_step(self) -> int:
+        """The step of a call that begins now."""
         trace = self._trace
-        trace.last_step = max(trace.last_step, (trace.first_step if self._ended is None else self._ended) + 1)
-        return trace.last_step
+        return max(trace.last_step, (trace.first_step if self._ended is None else self._ended) + 1)
+
+    def begin_entry(self, step: int) -> None:
+        """Count the step of an entry."""
+        self._trace.last_step = max(self._trace.last_step, step)
 
     def warn_of_updates_within(self, step: int, name: str) -> None:
         """Say once that the weights of layer `name` have changed within a step."""
@@ -114,3 +119,21 @@ class StepCounter:
             trace.last_step += 1
             self._step, self._called = trace.last_step, set()
         self._called.add(key)
+
+
+_CALL = nn.Module._call_impl.__code__
+
+
+def is_being_called(module: nn.Module) -> bool:
+    """Whether this thread is inside of a call of `module`."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _CALL and frame.f_locals["self"] is module:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def is_alive(thread: int) -> bool:
+    """Whether a thread of this number goes on."""
+    return thread in sys._current_frames()
