@@ -489,6 +489,21 @@ def test_looking_from_within_a_call_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert len(trace.layers["1"]) == 1
 
 
+def test_a_thread_that_has_ended_within_a_layer(interrupting: list[bool]) -> None:
+    model, (x,) = plain(), images(4)
+
+    def call() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            model(x)
+
+    with record(model) as trace:
+        interrupting.append(True)
+        thread = threading.Thread(target=call)
+        thread.start(), thread.join()
+        model(x)
+    assert trace.layers["1"].steps == [1, 2] and trace.layers["4"].steps == [2]
+
+
 def test_frozen_records_leave_the_batches_alone() -> None:
     model, (x,) = nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(3)), images(4)
     kept = x.clone()
@@ -531,6 +546,42 @@ def test_parts_that_are_called_count_as_steps() -> None:
         updating(model, optimizer, x)
     assert steps(trace) == [[5, 6, 7]] * 2
     assert_equal_statistics(replay(trace, EMA(0.1))[7], running_statistics(model))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_part_counts_once(reentrant: bool) -> None:
+    model = Container()
+    with record(model) as trace:
+        for x in images(4, 4, 4):
+            y = checkpoint(model.encoder, x.requires_grad_(), use_reentrant=reentrant)
+            y.square().mean().backward()
+    assert steps(trace)[0] == [1, 1, 2, 2, 3, 3] and trace.last_step == 3
+
+
+def test_another_part_counts_after_an_interrupt_in_a_part() -> None:
+    model, (x,) = nn.ModuleDict({"a": plain(), "b": plain(), "c": nn.BatchNorm2d(3)}), images(4)
+    with record(model) as trace:
+        model["a"](x)
+        call_interrupted(model["a"], x)
+        for _ in range(3):
+            model["b"](x)
+        call_interrupted(model["a"], x)
+        for _ in range(2):
+            model["c"](x)
+    assert trace.layers["a.1"].steps == [1, 2, 4] and trace.layers["b.1"].steps == [2, 3, 4]
+    assert trace.layers["c"].steps == [4, 5]
+
+
+def call_interrupted(model: nn.Module, x: Tensor) -> None:
+    """A call that a KeyboardInterrupt ends after the first batch norm."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model[2].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    handle.remove()
 
 
 def test_a_layer_that_is_called_alone_counts() -> None:
