@@ -71,7 +71,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
-            model, or has taken one out of it for some of the training; or the weights were updated within a step.
+            model, or has taken one out of it for some of the training; or the weights were updated within a step. Of a
+            write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed in
+            the block.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
