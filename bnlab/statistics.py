@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, get_running_buffers, match_names, set_buffers_aside
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    borrowed,
+    end_interrupted_calls,
+    get_running_buffers,
+    match_names,
+    set_buffers_aside,
+)
 from bnlab.moments import Moments
 from bnlab.storage import load_tensors, save_tensors
 
@@ -114,6 +122,7 @@ class Statistics(Mapping[str, Moments]):
     def _matching(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         """For each name here the layer of `model`, after all that could be wrong has been checked."""
         found = batch_norm_layers(model, caller=caller)
+        end_interrupted_calls(found.values())
         layers = {name: found[own] for name, own in match_names(self, found).items()}
         for name, moments in self.items():
             if name not in layers:
@@ -209,6 +218,7 @@ def running_statistics(model: nn.Module) -> Statistics:
         ValueError: it has no batch-norm layer with running statistics.
     """
     layers = batch_norm_layers(model, caller="running_statistics")
+    end_interrupted_calls(layers.values())
     moments = {}
     for name, layer in layers.items():
         mean, var = (buffer.detach().to("cpu", copy=True).double() for buffer in get_running_buffers(layer))

@@ -241,6 +241,7 @@ class MomentTrace:
         """
         message = f"MomentTrace.truncate: step={step!r}; pass one from {self.first_step} on"
         check_number(step, lambda s: s >= self.first_step, message, kind=Integral)
+        self._take_up_writes()
         for layer in self.layers.values():
             layer.truncate(bisect_right(layer.steps, step))
         self.last_step = min(self.last_step, int(step))

@@ -39,7 +39,7 @@ LEVEL = {
 }
 # Inside of a folder a module imports those before it only.
 ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs", "producing", "__init__")
-RECORDING = ("watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
+RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
 EXACT = (
     "standard_errors",
     "watch",

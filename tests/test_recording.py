@@ -1,5 +1,6 @@
 """Recording beside training: what the model, its user and other code see, and what counts as a step."""
 
+import contextlib
 import copy
 import math
 import threading
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import (
@@ -400,6 +400,110 @@ def test_an_interrupt_that_the_training_survives() -> None:
     assert len(trace.layers[""]) == 1
 
 
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """While it is not empty, a KeyboardInterrupt comes after torch's batch norm has written the buffers."""
+    armed, compute = list[bool](), torch.batch_norm
+
+    def batch_norm(*args: Any) -> Tensor:
+        output = compute(*args)
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+        return output
+
+    monkeypatch.setattr(torch, "batch_norm", batch_norm)
+    return armed
+
+
+LOOKS: dict[str, Callable[[nn.Module], Tensor]] = {
+    "state_dict": lambda m: m.state_dict()["1.running_mean"],
+    "running_statistics": lambda m: running_statistics(m)["1"].mean.float(),
+    "borrowed": lambda m: record_frozen(m, images(4)) and m[1].running_mean,
+}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_is_seen_after_an_interrupt_in_a_layer(look: str, nested: bool, interrupting: list[bool]) -> None:
+    model, batches = without_dropout(plain()), images(4, 5)
+    twin = copy.deepcopy(model)
+    with record(model) as outer, record(model) if nested else contextlib.nullcontext(outer) as trace:
+        train(model, batches[:1])
+        interrupting.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, batches[1:])
+        seen = LOOKS[look](model).clone()
+        assert model[1].momentum == 0.1 and trace.layers["1"].steps == outer.layers["1"].steps == [1, 2]
+    train(twin, batches)
+    torch.testing.assert_close(seen, twin[1].running_mean)
+    assert torch.equal(model[1].running_mean, seen)
+
+
+@pytest.mark.parametrize("how", ["write_to", "load_state_dict"])
+def test_what_is_written_after_an_interrupt_in_a_layer(how: str, interrupting: list[bool]) -> None:
+    model, (x,) = without_dropout(plain()), images(4)
+    other = copy.deepcopy(model)
+    other[1].running_mean.fill_(7.0)
+    with record(model) as trace:
+        interrupting.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        if how == "write_to":
+            running_statistics(other).write_to(model)
+        else:
+            model.load_state_dict(other.state_dict())
+        assert torch.equal(model[1].running_mean, other[1].running_mean)
+        model(x), other(x)
+        torch.testing.assert_close(model[1].running_mean, other[1].running_mean)
+    assert trace.layers["1"].steps == [1, 2] and [start.entries for start in trace.layers["1"].restarts] == [1]
+
+
+def test_an_interrupted_entry_keeps_its_step(interrupting: list[bool]) -> None:
+    model, (x,) = plain(), images(4)
+    for rewound in (False, True):
+        with record(model) as trace:
+            model(x)
+            interrupting.append(True)
+            with pytest.raises(KeyboardInterrupt):
+                model(x)
+            if rewound:
+                trace.truncate(1)
+            model(x)
+        assert trace.layers["1"].steps == ([1, 2] if rewound else [1, 2, 3])
+
+
+def test_looking_from_within_a_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler may."""
+    model, (x,), compute = plain(), images(4), torch.batch_norm
+
+    def batch_norm(*args: Any) -> Tensor:
+        with pytest.raises(ValueError, match="record: layer '1' is being called"):
+            model.state_dict()
+        monkeypatch.undo()
+        return compute(*args)
+
+    monkeypatch.setattr(torch, "batch_norm", batch_norm)
+    with record(model) as trace:
+        model(x)
+    assert len(trace.layers["1"]) == 1
+
+
+def test_a_thread_that_has_ended_within_a_layer(interrupting: list[bool]) -> None:
+    model, (x,) = plain(), images(4)
+
+    def call() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            model(x)
+
+    with record(model) as trace:
+        interrupting.append(True)
+        thread = threading.Thread(target=call)
+        thread.start(), thread.join()
+        model(x)
+    assert trace.layers["1"].steps == [1, 2] and trace.layers["4"].steps == [2]
+
+
 def test_frozen_records_leave_the_batches_alone() -> None:
     model, (x,) = nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(3)), images(4)
     kept = x.clone()
@@ -442,6 +546,42 @@ def test_parts_that_are_called_count_as_steps() -> None:
         updating(model, optimizer, x)
     assert steps(trace) == [[5, 6, 7]] * 2
     assert_equal_statistics(replay(trace, EMA(0.1))[7], running_statistics(model))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_part_counts_once(reentrant: bool) -> None:
+    model = Container()
+    with record(model) as trace:
+        for x in images(4, 4, 4):
+            y = checkpoint(model.encoder, x.requires_grad_(), use_reentrant=reentrant)
+            y.square().mean().backward()
+    assert steps(trace)[0] == [1, 1, 2, 2, 3, 3] and trace.last_step == 3
+
+
+def test_another_part_counts_after_an_interrupt_in_a_part() -> None:
+    model, (x,) = nn.ModuleDict({"a": plain(), "b": plain(), "c": nn.BatchNorm2d(3)}), images(4)
+    with record(model) as trace:
+        model["a"](x)
+        call_interrupted(model["a"], x)
+        for _ in range(3):
+            model["b"](x)
+        call_interrupted(model["a"], x)
+        for _ in range(2):
+            model["c"](x)
+    assert trace.layers["a.1"].steps == [1, 2, 4] and trace.layers["b.1"].steps == [2, 3, 4]
+    assert trace.layers["c"].steps == [4, 5]
+
+
+def call_interrupted(model: nn.Module, x: Tensor) -> None:
+    """A call that a KeyboardInterrupt ends after the first batch norm."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model[2].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    handle.remove()
 
 
 def test_a_layer_that_is_called_alone_counts() -> None:
@@ -547,40 +687,3 @@ def test_two_threads_at_once_are_refused() -> None:
         leave.set()
         thread.join()
     assert trace.last_step == 1 and trace.layers["1"].steps == trace.layers["4"].steps == [1]
-
-
-class Averaging(nn.BatchNorm2d):
-    """Averages by code of its own."""
-
-    how = ""
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, var = x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3))
-        if self.how == "new buffers":
-            self.running_mean, self.running_var = (
-                0.9 * self.running_mean + 0.1 * mean,
-                0.9 * self.running_var + 0.1 * var,
-            )
-        elif self.how == "a momentum of its own":
-            self.running_mean.mul_(0.9).add_(mean, alpha=0.1)
-            self.running_var.mul_(0.9).add_(var, alpha=0.1)
-        else:
-            self.running_mean += self.momentum * (mean - self.running_mean)
-            self.running_var += self.momentum * (var - self.running_var)
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
-
-
-@pytest.mark.parametrize("how", ["new buffers", "a momentum of its own", "its momentum"])
-def test_layers_that_average_by_code_of_their_own(how: str) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 3), Averaging(3))
-    model[1].how = how
-    if how == "its momentum":
-        with record(model) as trace:
-            for x in images(4, 4):
-                model(x)
-        expected = running_statistics(model)["1"]
-        assert torch.allclose(replay(trace, EMA(0.1), [2])[2]["1"].var, expected.var, rtol=1e-5)
-        return
-    with pytest.raises(ValueError, match="layer '1' averages in a way of its own"), record(model):
-        model(*images(4))
-    assert model[1].momentum == 0.1

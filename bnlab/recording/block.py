@@ -17,6 +17,7 @@ from bnlab.layers import (
     batch_norm_layers,
     check_not_lent,
     get_running_buffers,
+    interrupts_ended_by,
     is_compiled,
     join_names,
     mark_resting,
@@ -32,11 +33,17 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     """Record the moments of every batch that `model` is trained on inside the block.
 
     Parameters, outputs and `num_batches_tracked` are bit for bit those of training without it; the running buffers
-    are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. Layers in
+    are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. (After a
+    KeyboardInterrupt within a layer that is so for bnlab and for the model's `state_dict` and `load_state_dict`; all
+    else, as a deep copy or `layer.running_mean`, sees scratch values until the next call or one of these.) Layers in
     eval mode are not recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call
     that raises before the layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be
     saved, the module itself cannot (hooks are not pickled), and its precision must stay. `torch.compile` belongs inside
     the block, where each recorded layer interrupts the graph.
+
+    A subclass with a `forward` of its own is recorded if what it averages by its momentum are the moments of its input,
+    or nothing; so is a layer with hooks that came later than the block, which may change its input and its momentum.
+    That is seen from the buffers and costs a second pass over the layer's input.
 
     A step is, in this order of preference,
 
@@ -57,13 +64,16 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
         ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
             is measuring, or a negative step; inside of the block, a layer that takes its statistics several times in a
-            call, averages by code that does not go by its momentum, is called by two threads at once, or is traced or
-            exported in train mode.
+            call, averages something else than its input's moments (those of a part of it or of all processes, say) or
+            not by its momentum, whose buffers are written or replaced within a call, that is called by two threads at
+            once, or is traced or exported in train mode.
 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
-            model, or has taken one out of it for some of the training; or the weights were updated within a step.
+            model, or has taken one out of it for some of the training; or the weights were updated within a step. Of a
+            write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed in
+            the block.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
@@ -121,10 +131,14 @@ class Recording:
                 undo.callback(module.register_forward_hook(_hook(self.steps.leave), always_call=True).remove)
             for recorder in self.recorders:
                 layer, before, after = recorder.layer, _hook(recorder.before), _hook(recorder.after)
-                undo.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+                first = layer.register_forward_pre_hook(before, with_kwargs=True)
+                undo.callback(first.remove)
                 # First of all, so that blocks inside of blocks give back in turn, and other hooks see the layer's own.
-                undo.callback(layer.register_forward_hook(after, always_call=True, prepend=True).remove)
+                last = layer.register_forward_hook(after, always_call=True, prepend=True, with_kwargs=True)
+                undo.callback(last.remove)
+                recorder.hooks = first.id, last.id
                 undo.callback(recorder.end)
+                undo.enter_context(interrupts_ended_by(layer, recorder.end_interrupted_loan))
             yield
 
     def end_step(self) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from bnlab.layers import BatchNorm, layer_input
-from bnlab.recording.steps import StepCounter
+from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
+from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch, count_writes
 from bnlab.trace import MomentTrace
+
+# The forwards that do nothing with buffers and momentum but to average one batch into them.
+_FORWARDS = BatchNorm.forward, nn.SyncBatchNorm.forward
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
@@ -20,8 +26,8 @@ class Loan(NamedTuple):
     """Places for an entry that a layer has instead of `taken` for the time of a call, by one thread."""
 
     slot: tuple[Tensor, ...]
-    version: int  # of the mean among them
     values: int
+    step: int
     taken: Average
     thread: int
 
@@ -33,6 +39,9 @@ _own_averages: dict[int, Average] = {}
 class Recorder:
     """The hooks of one layer: lend scratch buffers and momentum 1; take the entry, give the own ones back.
 
+    Where other code than torch's can see the layer meanwhile, nothing is lent: what the call has made of the buffers is
+    compared with the moments of its input.
+
     Args:
         name, layer: which layer it is.
         trace: what its entries go to.
@@ -43,6 +52,7 @@ class Recorder:
         name, layer: which layer it is.
         watch: what tells that something else has written the layer's own buffers.
         overwritten: whether its buffers are found to be neither what was recorded nor noticed to be written.
+        hooks: keys of its hooks before and after the call.
     """
 
     def __init__(
@@ -57,7 +67,9 @@ class Recorder:
         weight = layer.weight
         self._trained = trained if weight is None or not weight.requires_grad else weight
         self._trained_version: int | None = None
-        self._keeps_moments = False  # whether own code of the layer has been seen to
+        self._look: Look | None = None
+        self._has_own_forward = type(layer).forward not in _FORWARDS
+        self.hooks: tuple[int, int] | None = None
         self.watch = Watch(layer, self._entries, self._averages()[1])
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -70,7 +82,6 @@ class Recorder:
         # A layer that does not track leaves its buffers alone.
         if not layer.training or not layer.track_running_stats:
             return
-        count = layer_input(args, kwargs).numel() // layer.num_features
         if is_tracing():
             raise ValueError(
                 f"record: layer {self.name!r} is traced or exported in train mode; do that before the block or after it"
@@ -80,16 +91,37 @@ class Recorder:
             self._check_precision(own)
             self.watch.take_up(own)
         self._called = True
+        if self._is_seen_by_others():
+            self._counter.enter_layer(layer)
+            self._look = Look(
+                torch.stack(held[:2]).detach(), held.momentum, self._counter.find_step(), threading.get_ident()
+            )
+            return
+        count = layer_input(args, kwargs).numel() // layer.num_features
         if count == 0:  # torch lets an empty batch pass and leaves the buffers as they are
             return
         self._counter.enter_layer(layer)
         slot = self._trace.slot(self._entries)
         _own_averages[id(slot[0])] = own
-        self._loan = Loan(slot, slot[0]._version, count, held, threading.get_ident())
+        self._loan = Loan(slot, count, self._counter.find_step(), held, threading.get_ident())
         if own.momentum != self.watch.momentum:
             self.watch.momentum_varied = True
         self._buffers["running_mean"], self._buffers["running_var"] = slot
         self._attributes["momentum"] = 1.0
+
+    def _is_seen_by_others(self) -> bool:
+        """Whether code that is not torch's can look at the layer between our hooks."""
+        layer = self.layer
+        if self._has_own_forward or "forward" in self._attributes or torch_module._global_forward_hooks:
+            return True
+        before, after = layer._forward_pre_hooks, layer._forward_hooks
+        assert self.hooks is not None
+        first, last = self.hooks
+        if next(reversed(before), None) == first and next(iter(after), None) == last:
+            return False
+        later = (*_keys_after(first, before), *_keys_after(last, reversed(after)))  # keys are unique among all hooks
+        hooks = [before[key] if key in before else after[key] for key in later]
+        return not all(getattr(hook, "rests", False) for hook in hooks)  # those of blocks inside of this one
 
     def _check_precision(self, own: Average) -> None:
         kept = self._entries.start
@@ -99,48 +131,80 @@ class Recorder:
                 f"{kept.device}; move or convert the model before the block"
             )
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         if module is not self.layer or not self._called:
             return
-        self._called, loan = False, self._loan
+        loan, look = self._loan, self._look
+        self._called, self._look = False, None
         updated = self.watch.count_updates()
-        if loan is None:
-            return
-        replaced = self._buffers["running_mean"] is not loan.slot[0] or self._buffers["running_var"] is not loan.slot[1]
+        if loan is not None:
+            self._take_entry(loan, updated, output)
+        elif look is not None:
+            self._compare(look, updated, layer_input(args, kwargs), output)
+
+    def _take_entry(self, loan: Loan, updated: int, output: object) -> None:
+        """Make an entry of what the call has left in the slot, and update the layer's own average."""
+        lent = *loan.slot, 1.0
+        held = self._buffers["running_mean"], self._buffers["running_var"], self._attributes["momentum"]
         self._give_back(loan)
         # It raised; after its statistics were taken where gradient checkpointing ends a second forward inside of it.
         if output is None and not (loan.slot[0].any() or loan.slot[1].any()):
             return
+        self._check_updates(updated)
+        if held[0] is not lent[0] or held[1] is not lent[1] or held[2] != lent[2]:
+            raise ValueError(
+                f"record: the running buffers or the momentum of layer {self.name!r} were replaced within a call; do "
+                "that between two calls"
+            )
+        self._append(loan.values, loan.step)
+        mean, var, momentum = loan.taken
+        if momentum is None:
+            momentum = self._cumulative_momentum()
+        torch._foreach_lerp_(self.watch.share_values(mean, var), loan.slot, momentum)
+
+    def _compare(self, look: Look, updated: int, x: object, output: object) -> None:
+        """Make an entry of the moments of `x` if they are what the call has averaged; none if it has left the average.
+
+        Anything else is refused, but for a call that raised: replays begin again after it.
+        """
+        held, own = self._averages()
+        values = torch.stack(held[:2]).detach()
+        empty = isinstance(x, Tensor) and x.numel() == 0
+        if (empty or not updated or output is None) and hold_the_same(values, look.values):
+            return
+        momenta = [self._cumulative_momentum() if m is None else m for m in (held.momentum, look.momentum)]
+        moments = None if updated > 1 else find_averaged_moments(x, look.values, values, momenta)
+        if moments is None:
+            self.watch.take_up(own)
+            if output is not None:
+                self._refuse(updated)
+            return
+        self.watch.look(own)  # own code writes in a way that leaves a trace
+        if held.momentum != self.watch.momentum:
+            self.watch.momentum_varied = True
+        for place, value in zip(self._trace.slot(self._entries), moments, strict=True):
+            place.copy_(value)
+        self._append(x.numel() // self.layer.num_features, look.step)  # type: ignore[attr-defined]
+
+    def _refuse(self, updated: int) -> None:
+        self._check_updates(updated)
+        raise ValueError(
+            f"record: layer {self.name!r} averages in a way of its own, or something else than the moments of its "
+            "input, or a hook has written its buffers within the call, which cannot be recorded; use one of torch's "
+            "batch norms, and write between two calls"
+        )
+
+    def _check_updates(self, updated: int) -> None:
         if updated > 1:
             raise ValueError(
                 f"record: layer {self.name!r} takes its statistics {updated} times in one call (ghost batch norm?), of "
                 "which only the last could be recorded"
             )
-        if replaced or not (self._keeps_moments or self._check_moments(loan, layer_input(args, {}))):
-            raise ValueError(
-                f"record: layer {self.name!r} averages in a way of its own, not by its momentum and in place, which "
-                "cannot be recorded; use one of torch's batch norms"
-            )
-        self._append(loan.values)
-        mean, var, momentum = loan.taken
-        if momentum is None:
-            batches = self.layer.num_batches_tracked
-            momentum = 0.0 if batches is None else 1.0 / float(batches)
-        torch._foreach_lerp_(self.watch.share_values(mean, var), loan.slot, momentum)
 
-    def _check_moments(self, loan: Loan, x: object) -> bool:
-        """Whether the buffers hold the batch's moments where not torch, but the layer's own code, has written them.
-
-        Torch's batch norm leaves no trace in the version. Looked at in the first call with such a write only.
-        """
-        if loan.slot[0]._version == loan.version or not isinstance(x, Tensor):
-            return True
-        self._keeps_moments = True
-        var, mean = torch.var_mean(x.detach().float(), [0, *range(2, x.dim())])
-        near = (loan.slot[0] - mean).abs() <= 0.01 * (mean.abs() + var.sqrt())
-        # Of a few values the two divisors differ much.
-        alike = (loan.slot[1] <= 1.01 * var) & (loan.slot[1] >= 0.99 * var * (1 - 1 / loan.values))
-        return bool((near & alike).all()) or not bool(mean.isfinite().all())
+    def _cumulative_momentum(self) -> float:
+        """The weight of the batch that was counted last in the average of all batches."""
+        batches = self.layer.num_batches_tracked
+        return 0.0 if batches is None else 1.0 / max(float(batches), 1.0)
 
     def end(self) -> None:
         """Give back what is lent still, and look for the last time what was written past the hooks."""
@@ -152,17 +216,37 @@ class Recorder:
 
     def take_up_writes(self) -> None:
         """Begin again where something has written the buffers since the last call."""
+        if self._loan is not None and not self._is_called(self._loan):
+            self._end_interrupted_call()
         _, own = self._averages()
         if self._loan is None and self.watch.is_written(own):
             self.watch.take_up(own)
 
     def _end_interrupted_call(self) -> None:
         """Hooks are not called after a KeyboardInterrupt."""
-        if self._loan is not None and self._loan.thread != threading.get_ident():
+        lent = self._loan or self._look
+        if lent is not None and lent.thread != threading.get_ident() and is_alive(lent.thread):
             raise ValueError(
                 f"record: layer {self.name!r} is called by two threads at once; give each thread a model of its own"
             )
-        self.after(self.layer, (), None)
+        self.after(self.layer, (), {}, None)
+
+    def end_interrupted_loan(self) -> None:
+        """Give back what a KeyboardInterrupt has left on loan; ValueError if the call goes on."""
+        loan = self._loan
+        if loan is None:
+            return
+        if self._is_called(loan):
+            raise ValueError(
+                f"record: layer {self.name!r} is being called, and does not have its own buffers meanwhile; read and "
+                "write them between two calls, not in another thread or in a signal's handler"
+            )
+        self._end_interrupted_call()
+
+    def _is_called(self, loan: Loan) -> bool:
+        """Whether the call for which this was lent goes on."""
+        here = loan.thread == threading.get_ident()
+        return is_being_called(self.layer) if here else is_alive(loan.thread)
 
     def _averages(self) -> tuple[Average, Average]:
         """What the layer has now, and what it has when nothing is lent."""
@@ -175,14 +259,20 @@ class Recorder:
         del _own_averages[id(loan.slot[0])]
         self._buffers["running_mean"], self._buffers["running_var"], self._attributes["momentum"] = loan.taken
 
-    def _append(self, count: int) -> None:
-        entries = self._entries
-        step, version = self._counter.begin_entry(), count_writes(self._trained)
+    def _append(self, count: int, step: int) -> None:
+        entries, version = self._entries, count_writes(self._trained)
+        self._counter.begin_entry(step)
         if version != self._trained_version and entries.steps and entries.steps[-1] == step:
             self._counter.warn_of_updates_within(step, self.name)
         self._trained_version = version
         entries.steps.append(step)
         entries.counts.append(count)
+
+
+def _keys_after(key: int, keys: Iterable[int]) -> Iterator[int]:
+    """Those of `keys` that come after `key`."""
+    rest = iter(keys)
+    return rest if key in rest else iter(())  # `in` goes on to it
 
 
 def is_tracing() -> bool:

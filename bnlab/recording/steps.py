@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
+import torch
 from torch import nn
 
 from bnlab.layers import BatchNorm
@@ -36,6 +39,7 @@ class StepCounter:
             if inside and id(module) not in recorded:
                 self.modules.append(module)
                 self._inside[id(module)] = inside
+        self._modules = {id(module): module for module in self.modules}
         self._parts = {id(m): set(map(id, m.modules())) for m in (*self.modules, *recorded.values())}
         self._outermost: tuple[int, int] | None = None  # which module is being called, and by which thread
         self._counting = set[int]()  # modules whose calls count
@@ -61,11 +65,14 @@ class StepCounter:
         if self._ended is not None:
             self._ended = min(self._ended, step)
 
-    def begin_entry(self) -> int:
-        """The step of an entry that is made now."""
+    def find_step(self) -> int:
+        """The step of a call that begins now."""
         trace = self._trace
-        trace.last_step = max(trace.last_step, (trace.first_step if self._ended is None else self._ended) + 1)
-        return trace.last_step
+        return max(trace.last_step, (trace.first_step if self._ended is None else self._ended) + 1)
+
+    def begin_entry(self, step: int) -> None:
+        """Count the step of an entry."""
+        self._trace.last_step = max(self._trace.last_step, step)
 
     def warn_of_updates_within(self, step: int, name: str) -> None:
         """Say once that the weights of layer `name` have changed within a step."""
@@ -85,18 +92,32 @@ class StepCounter:
         if self._outermost is None:
             self.count(module)
         elif self._outermost[0] != caller[0]:
-            return
-        elif self._outermost != caller:
+            if not self._is_interrupted(id(module)):
+                return
+            self.count(module)
+        elif self._outermost != caller and is_alive(self._outermost[1]):
             raise ValueError("record: the model is called by two threads at once; give each thread a model of its own")
         else:  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
             self.count(module)
         self._outermost = caller
+
+    def _is_interrupted(self, key: int) -> bool:
+        """Whether the outermost call has ended without its hooks, as far as a module that is no part of it can tell."""
+        assert self._outermost is not None
+        outermost, thread = self._outermost
+        if key in self._parts[outermost]:  # usually; the stack, which compiled code leaves out, is not asked then
+            return False
+        if thread != threading.get_ident():
+            return not is_alive(thread)
+        return not is_being_called(self._modules[outermost])
 
     def leave(self, module: nn.Module, args: object, output: object) -> None:
         if self._outermost == (id(module), threading.get_ident()):
             self._outermost = None
 
     def enter_layer(self, layer: BatchNorm) -> None:
+        if self._outermost is not None and self._is_interrupted(id(layer)):
+            self._outermost = None
         if self._outermost is None:
             self.count(layer)
 
@@ -106,6 +127,9 @@ class StepCounter:
         layers = self._inside[key].values()
         if self._ended is not None or not (module.training or any(layer.training for layer in layers)):
             return
+        # A backward pass: gradient checkpointing runs again what has counted.
+        if torch._C._current_graph_task_id() != -1:
+            return
         # A part of what counts already: gradient checkpointing runs it again.
         if any(key in self._parts[other] for other in self._counting if other != key):
             return
@@ -114,3 +138,21 @@ class StepCounter:
             trace.last_step += 1
             self._step, self._called = trace.last_step, set()
         self._called.add(key)
+
+
+_CALL = nn.Module._call_impl.__code__
+
+
+def is_being_called(module: nn.Module) -> bool:
+    """Whether this thread is inside of a call of `module`."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is _CALL and frame.f_locals["self"] is module:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def is_alive(thread: int) -> bool:
+    """Whether a thread of this number goes on."""
+    return thread in sys._current_frames()

@@ -37,9 +37,9 @@ class Watch:
         self.momentum, self.momentum_varied, self.unrecorded = layer.momentum, False, 0
         self._buffers, self._entries = layer._buffers, entries
         self._updates = entries.updates
-        self._look(own)
+        self.look(own)
 
-    def _look(self, own: Average) -> None:
+    def look(self, own: Average) -> None:
         """Take the buffers as they are for what the calls have left."""
         self._mean, self._var, self._batches = own.mean, own.var, self._buffers.get("num_batches_tracked")
         self._mean_version, self._var_version = count_writes(self._mean), count_writes(self._var)
@@ -91,7 +91,7 @@ class Watch:
         if updates != expected or not self._holds(values):
             entries.restart(values, updates)
         entries.truncated, self._updates = False, updates
-        self._look(own)
+        self.look(own)
 
     def is_overwritten(self, own: Average) -> bool:
         """Whether the buffers hold something else than the average of what was recorded, as far as that is known."""
