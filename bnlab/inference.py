@@ -8,6 +8,7 @@ A rule mixes the layer's own (source) statistics with those of its input, anew i
 from __future__ import annotations
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -25,7 +26,8 @@ from bnlab.layers import (
     check_input,
     get_running_buffers,
     layer_input,
-    mark_resting,
+    replace_input,
+    set_resting_forward,
 )
 
 
@@ -198,46 +200,48 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.
-        ValueError: no batch-norm layer; in the block, one value per channel and no statistics but its own.
+        ValueError: no batch-norm layer, or copies of them on several devices (DataParallel); in the block, one value
+            per channel and no statistics but its own.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller="inference.applied")
+    if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
+        raise ValueError("inference.applied: DataParallel runs copies of the layers; pass the module inside of it")
     with borrowed(model):
         model.eval()
         for name, layer in layers.items():
-            before, after = _hooks(rule, name)
-            layer.register_forward_pre_hook(mark_resting(before), with_kwargs=True)
-            layer.register_forward_hook(mark_resting(after), always_call=True)
+            set_resting_forward(layer, functools.partial(_call_by_rule, rule, name))
         yield model
 
 
-def _hooks(rule: Rule, name: str) -> tuple[Callable[..., Any], Callable[..., None]]:
-    """The pair around one layer's call: lend the statistics as buffers; give its own ones back."""
-    own: list[tuple[Tensor, Tensor]] = []
+def _call_by_rule(
+    rule: Rule, name: str, layer: BatchNorm, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A layer's `own` forward, with the rule's statistics lent to it as buffers."""
+    x, source = layer_input(args, kwargs), get_running_buffers(layer)
+    check_input(name, layer, x, "inference.applied")
+    x, *lent = _under_statistics(rule, layer, x)
+    args, kwargs = replace_input(args, kwargs, x)
+    try:
+        layer._buffers["running_mean"], layer._buffers["running_var"] = lent
+        return own(*args, **kwargs)
+    finally:
+        layer._buffers["running_mean"], layer._buffers["running_var"] = source
 
-    def before(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        after(layer, (), None)  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
-        x, (running_mean, running_var) = layer_input(args, kwargs), get_running_buffers(layer)
-        check_input(name, layer, x, "inference.applied")
-        full = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
-        place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
-        source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
-        mean, var = rule.statistics(wide.to(place), *source)
-        if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
-            shape = (len(mean), -1) + (1,) * (x.dim() - 2)
-            scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
-            rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
-            x = ((full - center.view(shape).to(wide) - rest) * scale.view(shape).to(wide)).to(x.dtype)
-            mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
-        own.append((running_mean, running_var))
-        layer._buffers["running_mean"] = mean.flatten().to(running_mean)
-        layer._buffers["running_var"] = var.flatten().to(running_var)
-        return (x,), {}
 
-    def after(layer: BatchNorm, args: object, output: object) -> None:
-        if own:
-            layer._buffers["running_mean"], layer._buffers["running_var"] = own.pop()
-
-    return before, after
+def _under_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a layer is to be given, and its running mean and variance meanwhile, so that it normalizes by the rule."""
+    running_mean, running_var = get_running_buffers(layer)
+    full = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
+    place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
+    source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
+    mean, var = rule.statistics(wide.to(place), *source)
+    if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
+        shape = (len(mean), -1) + (1,) * (x.dim() - 2)
+        scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
+        rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
+        x = ((full - center.view(shape).to(wide) - rest) * scale.view(shape).to(wide)).to(x.dtype)
+        mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
+    return x, mean.flatten().to(running_mean), var.flatten().to(running_var)

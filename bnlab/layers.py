@@ -7,6 +7,7 @@ import operator
 import random
 import sys
 import threading
+import types
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -165,6 +166,11 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
+def replace_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with `x` where `layer_input` looks, the others as they are."""
+    return ((x, *args[1:]), kwargs) if args else ((), kwargs | {next(iter(kwargs)): x})
+
+
 def strip_transforms(x: Any) -> Any:
     """A tensor inside of `torch.func` transforms as it is outside: what `vmap` runs over becomes more rows."""
     functorch = torch._C._functorch
@@ -231,6 +237,22 @@ def mark_resting(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook that does not run while its module is borrowed: what is measured is not what is trained."""
     hook.__dict__["rests"] = True
     return hook
+
+
+def set_resting_forward(module: nn.Module, run: Callable[..., Any]) -> None:
+    """Let `run(module, its own forward, args, kwargs)` be what a borrowed model calls, until it is borrowed again.
+
+    Other than hooks, it also gets what later hooks make of the input, and sees every exception.
+    """
+    given = vars(module).get("forward")  # over that of the class
+
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own = types.MethodType(type(module).forward, module) if given is None else given
+        return run(module, own, args, kwargs)
+
+    forward.__dict__["given"] = given
+    # Bound, because a deep copy of a method belongs to the copy of the module.
+    vars(module)["forward"] = types.MethodType(mark_resting(forward), module)
 
 
 @contextlib.contextmanager
@@ -311,6 +333,10 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "rests", False)]:
                 del hooks[key]
+        lent: Any = vars(module).get("forward")
+        if getattr(lent, "rests", False):
+            del vars(module)["forward"]
+            vars(module).update({} if lent.given is None else {"forward": lent.given})
         if module.__dict__.get("_compiled_call_impl") is not None:
             module.__dict__["_compiled_call_impl"] = None
         if isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):

@@ -225,8 +225,52 @@ def test_an_interrupt_inside_of_the_block() -> None:
     rule = inference.PseudoSamples(n=8)
     with inference.applied(layer, rule):
         expected = layer(y)
-        layer.armed = True
+        layer.armed, own = True, layer.running_mean
         with pytest.raises(KeyboardInterrupt):
             layer(x)
+        assert layer.running_mean is own
         layer.armed = False
         torch.testing.assert_close(layer(y), expected)
+
+
+class Gained(nn.BatchNorm1d):
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        return super().forward(x) * gain
+
+
+@each
+def test_further_arguments_of_a_layer(rule: Rule) -> None:
+    layer, x = Gained(3), 3 * torch.randn(8, 3, 5) + 1
+    with applied(layer, rule):
+        expected = 5 * layer(x)
+        for found in (layer(x, 5.0), layer(x, gain=5.0), layer(x=x, gain=5.0)):
+            assert torch.equal(found, expected)
+
+
+@each
+def test_hooks_of_the_block_come_before_the_statistics(rule: Rule) -> None:
+    layer, x = nn.BatchNorm1d(3), torch.randn(8, 3, 5) + 1
+    with unchanged(layer), applied(layer, rule):
+        expected = layer(x.clamp(-1, 1))
+        hook = layer.register_forward_pre_hook(lambda _, args: (args[0].clamp(-1, 1),))
+        assert torch.equal(layer(x), expected)
+        hook.remove()
+
+
+def test_a_forward_that_somebody_has_put_on_a_layer() -> None:
+    layer, x = nn.BatchNorm1d(3), torch.randn(8, 3) + 1
+    layer.forward = lambda x: 2 * nn.BatchNorm1d.forward(layer, x)  # type: ignore[method-assign]
+    given, expected = layer.forward, 2 * nn.BatchNorm1d(3)(x)
+    with applied(layer, TestBatch()):
+        torch.testing.assert_close(layer(x), expected)
+        with applied(layer, ExampleWeighing(0.0)):
+            torch.testing.assert_close(layer(x), 2 * nn.BatchNorm1d(3).eval()(x))
+        torch.testing.assert_close(layer(x), expected)
+    assert layer.forward is given
+
+
+def test_copies_of_layers_on_several_devices_are_refused() -> None:
+    model = nn.DataParallel(plain())
+    model.device_ids = [0, 1]
+    with pytest.raises(ValueError, match=r"applied: DataParallel runs copies"), applied(model, TestBatch()):
+        pass
