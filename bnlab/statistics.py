@@ -75,7 +75,10 @@ class Statistics(Mapping[str, Moments]):
         if self.check is not None:
             parts += ["bypassed: " + ", ".join(self.check.bypassed)] if self.check.bypassed else []
             parts += ["depending on their batch: " + ", ".join(self.check.dependent)] if self.check.dependent else []
-            parts.append("check held" if self.check.held else f"check failed at {self.check.layer}")
+            if not self.check.held:
+                parts.append(f"check failed at {self.check.layer}")
+            elif self.check.compared:
+                parts.append("check held")
         return f"Statistics({'; '.join(parts)})"
 
     def write_to(self, model: nn.Module) -> None:
