@@ -327,8 +327,7 @@ def check_not_lent(modules: Iterable[nn.Module]) -> None:
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     states = [_module_state(module) for module in modules]
-    plain = (v for m in modules for v in vars(m).values() if isinstance(v, Tensor))
-    buffers = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *plain) if not is_lazy(tensor)]
+    buffers = [(tensor, tensor.detach().clone()) for tensor in state_tensors(model) if not is_lazy(tensor)]
     for module in modules:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "rests", False)]:
@@ -369,16 +368,15 @@ def _copy_back(buffer: Tensor, value: Tensor) -> None:
             buffer.copy_(value)
 
 
-class KeptWeights:
-    """The parameters of a model as they are now, to be put back where a forward has written into them."""
+class KeptTensors:
+    """Tensors as they are now, to be put back where a forward has written into them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        parameters = [p for p in model.parameters() if not is_lazy(p)]
-        self._kept = [(p, p.detach(), p.detach().clone()) for p in parameters]
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._kept = [(t, t.detach(), t.detach().clone()) for t in tensors if not is_lazy(t)]
         self._versions = self._versions_now()
 
     def _versions_now(self) -> list[int]:
-        return [-1 if p.is_inference() else p._version for p, *_ in self._kept]
+        return [-1 if tensor.is_inference() else tensor._version for tensor, *_ in self._kept]
 
     @contextlib.contextmanager
     def restored(self, *, unseen: bool = False) -> Iterator[None]:
@@ -387,13 +385,26 @@ class KeptWeights:
             yield
         finally:
             now = self._versions_now()
-            for (parameter, memory, value), before, version in zip(self._kept, self._versions, now, strict=True):
-                replaced = parameter.layout == torch.strided and parameter.data_ptr() != memory.data_ptr()
+            for (tensor, memory, value), before, version in zip(self._kept, self._versions, now, strict=True):
+                replaced = tensor.layout == torch.strided and tensor.data_ptr() != memory.data_ptr()
                 if replaced:
-                    parameter.data = memory
-                if replaced or unseen or version != before:
-                    _copy_back(parameter, value)
+                    tensor.data = memory
+                if replaced or unseen or version != before or tensor.is_inference():  # whose writes nobody counts
+                    _copy_back(tensor, value)
             self._versions = self._versions_now()
+
+
+def state_tensors(model: nn.Module) -> list[Tensor]:
+    """Its buffers, and the tensors that its modules hold as attributes."""
+    plain = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    return [*model.buffers(), *plain]
+
+
+def kept_state(model: nn.Module) -> KeptTensors:
+    """The `state_tensors` but what norm layers average, which has no part in what they do in train mode."""
+    norms = [module for module in model.modules() if isinstance(module, (BatchNorm, _InstanceNorm))]
+    averages = {id(t) for m in norms for t in (m.running_mean, m.running_var, m.num_batches_tracked)}
+    return KeptTensors(tensor for tensor in state_tensors(model) if id(tensor) not in averages)
 
 
 _State = tuple[dict[str, Any], dict[str, Collection[Any]], bool]

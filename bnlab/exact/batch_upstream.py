@@ -16,6 +16,7 @@ from bnlab.layers import (
     check_loans,
     copy_batch,
     count_loans,
+    kept_state,
     layer_input,
     set_buffers_aside,
     strip_transforms,
@@ -54,14 +55,14 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
         set_buffers_aside(layer)
         layer.train()
 
-    random, state = RandomStream(job.device), ModuleState(job.model, hooks)
+    random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), kept_state(job.model)
 
     def work() -> None:
         for index, batch in enumerate(source):
             state.accept()
             own = random.capture()  # the caller's batches draw from the caller's stream
             random.apply(random.begin(index))
-            with torch.no_grad(), job.weights.restored(), state.undone():
+            with torch.no_grad(), job.weights.restored(), kept.restored(unseen=True), state.undone():
                 job.forward(job.model, copy_batch(batch, job.device))
             random.apply(own)
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.inspection import Check, count_images
 from bnlab.exact.standard_errors import standard_error
-from bnlab.layers import BatchNorm, Forward, KeptWeights
+from bnlab.layers import BatchNorm, Forward, KeptTensors
 from bnlab.memory import Budget
 from bnlab.moments import Moments, Partial
 from bnlab.ranks import Ranks
@@ -32,7 +32,7 @@ class Job:
     by_image: bool
     channels_last: bool
     budget: Budget = field(init=False)
-    weights: KeptWeights = field(init=False)
+    weights: KeptTensors = field(init=False)
     bar: Any = None
     cost: Cost = field(default_factory=Cost)
     parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`

@@ -24,7 +24,7 @@ from bnlab.exact.standard_errors import worst_error
 from bnlab.layers import (
     BatchNorm,
     Forward,
-    KeptWeights,
+    KeptTensors,
     batch_norm_layers,
     borrowed,
     call,
@@ -131,7 +131,7 @@ def population_statistics(
             unwrap_parallel(model), targets, forward or call, place, ranks, auto or standard_errors, channels_last
         )
         job.budget = Budget(limit, exact=memory is not None)
-        job.weights = KeptWeights(model)
+        job.weights = KeptTensors(model.parameters())
         with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
             model.eval()
             found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, device_of
-from bnlab.layers import Forward, batch_norm_layers, borrowed, call, copy_batch
+from bnlab.layers import Forward, KeptTensors, batch_norm_layers, borrowed, call, copy_batch, kept_state
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.recording.block import record
 from bnlab.trace import MomentTrace
@@ -20,7 +20,8 @@ def record_frozen(
 ) -> MomentTrace:
     """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
-    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Replaying running
+    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Every batch begins with
+    the model as it is: weights, buffers and attributes that a forward changes are put back after it. Replaying running
     estimators on this trace gives the estimators of frozen weights: `Cumulative` what torch's `update_bn` computes,
     which leaves dropout on as `training=True` does.
 
@@ -36,14 +37,14 @@ def record_frozen(
     check_forward(forward, "record_frozen")
     place = device_of(model, None, "record_frozen")
     with borrowed(model), torch.no_grad():
-        state = ModuleState(model, hooks)
-        with record(model) as trace:
+        state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), kept_state(model)
+        with record(model) as trace, weights.restored(unseen=True):
             model.train(training)
             for layer in layers.values():
                 layer.train()
             for batch in batches:
                 state.accept()
-                with state.undone():
+                with weights.restored(), kept.restored(unseen=True), state.undone():
                     (forward or call)(model, copy_batch(batch, place))
                 trace.step()
     if trace.last_step == trace.first_step:

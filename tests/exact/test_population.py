@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from bnlab import Moments, Statistics, population_statistics, running_statistics, using
+from bnlab import Moments, Statistics, population_statistics, record_frozen, running_statistics, using
 from bnlab.layers import batch_norm_layers, set_weights_channels_last
 from tests import references
 from tests.helpers import Block, assert_moments, images, plain, randomized, residual, unchanged
@@ -917,3 +917,37 @@ class Moody(nn.Module):
 
 def test_modes_that_a_forward_sets() -> None:
     twins(randomized(Moody()), images(4, 3, 5))
+
+
+class Counting(nn.Module):
+    """Counts its calls in place, by which its input is multiplied."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.bn = kind, nn.BatchNorm2d(3)
+        if kind == "attribute":
+            self.calls = torch.zeros(())
+        elif kind == "parameter":
+            self.calls = nn.Parameter(torch.zeros(()))
+        else:
+            (self.bn if kind == "buffer of the layer" else self).register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        calls = self.bn.calls if self.kind == "buffer of the layer" else self.calls
+        (calls.data if self.kind == "no trace" else calls).add_(1)
+        return self.bn(x * calls)
+
+
+@pytest.mark.parametrize("context", [nullcontext, torch.inference_mode])
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "parameter", "buffer of the layer", "no trace"])
+def test_what_is_written_in_place_does_not_reach_the_next_batch(kind: str, context: Any) -> None:
+    (x,) = images(4)
+    with context():
+        model = Counting(kind)
+        with unchanged(model):
+            found = population_statistics(model, [x, x, x], upstream="batch")
+            trace = record_frozen(model, [x, x, x], training=True)
+            assert_same(population_statistics(model, [x, x, x], strategy="layerwise"), found)
+    assert_moments(found["bn"], references.merge([x, x, x]))
+    assert torch.equal(trace.layers["bn"].moments, trace.layers["bn"].moments[:1].expand(3, 2, 3))
+    torch.testing.assert_close(trace.layers["bn"].moments[2, 0].double(), found["bn"].mean, rtol=1e-5, atol=1e-6)
