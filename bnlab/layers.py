@@ -10,7 +10,7 @@ import threading
 import types
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -203,6 +203,13 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
         return tensor.to(device, copy=True, memory_format=layout)
 
     return tree_map_only(Tensor, copy, batch)
+
+
+def set_train_mode(layers: Mapping[str, BatchNorm]) -> list[str]:
+    """Put layers into train mode. Returns the names of those that do not go: their class overrides `train`."""
+    for layer in layers.values():
+        layer.train()
+    return [name for name, layer in layers.items() if not layer.training]
 
 
 def set_buffers_aside(layer: BatchNorm) -> None:

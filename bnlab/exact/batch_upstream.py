@@ -16,9 +16,11 @@ from bnlab.layers import (
     check_loans,
     copy_batch,
     count_loans,
+    join_names,
     kept_state,
     layer_input,
     set_buffers_aside,
+    set_train_mode,
     strip_transforms,
 )
 from bnlab.modes import RandomStream
@@ -53,7 +55,11 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     for name, layer in job.targets.items():
         job.hooks.append(layer.register_forward_pre_hook(look(name), with_kwargs=True))
         set_buffers_aside(layer)
-        layer.train()
+    if frozen := set_train_mode(job.targets):
+        raise ValueError(
+            f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
+            "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
+        )
 
     random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), kept_state(job.model)
 

@@ -951,3 +951,30 @@ def test_what_is_written_in_place_does_not_reach_the_next_batch(kind: str, conte
     assert_moments(found["bn"], references.merge([x, x, x]))
     assert torch.equal(trace.layers["bn"].moments, trace.layers["bn"].moments[:1].expand(3, 2, 3))
     torch.testing.assert_close(trace.layers["bn"].moments[2, 0].double(), found["bn"].mean, rtol=1e-5, atol=1e-6)
+
+
+class Frozen(nn.BatchNorm2d):
+    """Stays in eval mode."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+def test_layers_that_stay_in_eval_mode_have_no_batch_statistics() -> None:
+    model, batches = randomized(nn.Sequential(Frozen(3), nn.ReLU(), nn.BatchNorm2d(3))).eval(), images(4, 3)
+    with unchanged(model), pytest.raises(ValueError, match=r"'0' cannot be put into train mode.*layers=\[\.\.\.\]"):
+        population_statistics(model, batches, upstream="batch")
+    with unchanged(model):
+        found = population_statistics(model, batches, upstream="batch", layers=["2"])
+        with pytest.warns(RuntimeWarning, match=r"record_frozen: '0' cannot .* left out") as told:
+            trace = record_frozen(model, batches)
+    assert told[0].filename == __file__
+    assert list(trace.layers) == ["2"] and len(trace.layers["2"]) == 2
+    with torch.no_grad():
+        inputs = [model[0](x).relu() for x in batches]
+    assert_moments(found["2"], references.merge(inputs))
+    means = torch.stack([x.mean((0, 2, 3)) for x in inputs])
+    torch.testing.assert_close(trace.layers["2"].moments[:, 0], means, rtol=1e-5, atol=1e-6)
+    alone = nn.Sequential(Frozen(3))
+    with unchanged(alone), pytest.raises(ValueError, match=r"record_frozen: '0' cannot .* no layer has batch"):
+        record_frozen(alone, batches)
