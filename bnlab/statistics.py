@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, batch_norm_layers, borrowed, get_running_buffers, match_names, set_buffers_aside
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    borrowed,
+    get_running_buffers,
+    join_names,
+    match_names,
+    set_buffers_aside,
+)
 from bnlab.moments import Moments
 from bnlab.storage import load_tensors, save_tensors
 
@@ -93,6 +101,7 @@ class Statistics(Mapping[str, Moments]):
                 is written then.
         """
         layers = self._matching(model, "write_to")
+        _check_writable(layers)
         self._check_memory(layers)
         self._copy_into(layers)
 
@@ -194,6 +203,16 @@ class Statistics(Mapping[str, Moments]):
 def _are_rows(mean: object, var: object) -> bool:
     tensors = isinstance(mean, Tensor) and isinstance(var, Tensor)
     return tensors and mean.dim() == 1 and mean.shape == var.shape  # type: ignore[attr-defined]
+
+
+def _check_writable(layers: Mapping[str, BatchNorm]) -> None:
+    """ValueError if torch would not let the running buffers be written here."""
+    made = [name for name, layer in layers.items() if any(b.is_inference() for b in get_running_buffers(layer))]
+    if made and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"write_to: the running buffers of {join_names(made)} were made in inference mode and can be written in it "
+            "only; call write_to in torch.inference_mode(), or make the model outside of it; nothing was written"
+        )
 
 
 @torch.no_grad()
