@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -194,7 +195,11 @@ def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
 
 
 def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
+    """The batch with copies of its tensors on `device`, and of its numpy arrays.
+
+    Args:
+        channels_last: images [N, C, H, W] are laid out with the channels innermost.
+    """
 
     def copy(tensor: Tensor) -> Tensor:
         plain = tensor.layout == torch.strided and not tensor.is_nested
@@ -202,7 +207,13 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
         layout = torch.channels_last if images else torch.preserve_format
         return tensor.to(device, copy=True, memory_format=layout)
 
-    return tree_map_only(Tensor, copy, batch)
+    return tree_map_only(Tensor, copy, tree_map_only(np.ndarray, np.copy, batch))
+
+
+def keep_batch(batch: Any) -> Any:
+    """The batch with copies of its tensors and arrays where they are: a loader may use its memory again."""
+    batch = tree_map_only(np.ndarray, np.copy, batch)
+    return tree_map_only(Tensor, torch.clone, batch)
 
 
 def set_train_mode(layers: Mapping[str, BatchNorm]) -> list[str]:

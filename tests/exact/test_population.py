@@ -875,22 +875,38 @@ def test_hooks_for_the_time_of_a_forward(kind: str) -> None:
         twins(randomized(Tapping(kind)), images(4, 3, 2))
 
 
+@pytest.mark.parametrize("kind", ["tensors", "arrays"])
 @pytest.mark.parametrize("how", ["breadth", "layerwise", "auto"])
-def test_a_loader_that_uses_its_memory_again(how: str) -> None:
+def test_a_loader_that_uses_its_memory_again(how: str, kind: str) -> None:
     batches = images(200, 200, 200)
     memory = np.empty(batches[0].shape, dtype=np.float32)
 
-    def loader() -> Iterator[Tensor]:
+    def loader() -> Iterator[Any]:
         for x in batches:
             memory[:] = x.numpy()
-            yield torch.from_numpy(memory)
+            yield torch.from_numpy(memory) if kind == "tensors" else memory
+
+    def forward(model: nn.Module, batch: Any) -> None:
+        model(torch.as_tensor(batch))
 
     if how == "breadth":  # holds what it is given, and notices
         with pytest.warns(RuntimeWarning, match="evaluated again under the result"):
-            population_statistics(plain(), loader())
+            population_statistics(plain(), loader(), forward=forward)
         return
     options: Any = {"strategy": how} if how == "layerwise" else {"max_images": "auto", "tolerance": 1e-3}
-    assert_same(population_statistics(plain(), loader(), **options), population_statistics(plain(), batches))
+    found = population_statistics(plain(), loader(), forward=forward, **options)
+    assert_same(found, population_statistics(plain(), batches))
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_arrays_that_the_forward_writes_into(options: Any) -> None:
+    def forward(model: nn.Module, batch: np.ndarray[Any, Any]) -> None:
+        batch *= 2
+        model(torch.from_numpy(batch))
+
+    arrays = [x.numpy() for x in images(4, 3)]
+    found = population_statistics(plain(), arrays, forward=forward, **options)
+    assert_same(found, population_statistics(plain(), [2 * x for x in images(4, 3)], **options))
 
 
 @pytest.mark.parametrize("memory", [None, "300KB"])
