@@ -8,6 +8,8 @@ A rule mixes the layer's own (source) statistics with those of its input, anew i
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -25,8 +27,12 @@ from bnlab.layers import (
     check_input,
     get_running_buffers,
     layer_input,
-    mark_resting,
+    replace_input,
+    set_resting_forward,
+    strip_transforms,
 )
+from bnlab.moments import Moments
+from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
 
 
 @dataclass(frozen=True)
@@ -194,50 +200,126 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
-    and written.
+    and written. Of a layer whose class has a forward of its own it is looked at what torch's batch norm gets in it,
+    which has to be the layer's input.
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.
-        ValueError: no batch-norm layer; in the block, one value per channel and no statistics but its own.
+        ValueError: no batch-norm layer, or copies of them on several devices (DataParallel); in the block, one value
+            per channel and no statistics but its own, a layer in train mode, or one whose own forward normalizes
+            something else than its input, or with its batch's statistics in eval mode too.
+
+    Warns:
+        RuntimeWarning: a layer's own forward normalizes without torch's batch norm: whether its input, is not seen.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller="inference.applied")
+    if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
+        raise ValueError("inference.applied: DataParallel runs copies of the layers; pass the module inside of it")
     with borrowed(model):
         model.eval()
         for name, layer in layers.items():
-            before, after = _hooks(rule, name)
-            layer.register_forward_pre_hook(mark_resting(before), with_kwargs=True)
-            layer.register_forward_hook(mark_resting(after), always_call=True)
+            set_resting_forward(layer, functools.partial(_call_by_rule, rule, name))
         yield model
 
 
-def _hooks(rule: Rule, name: str) -> tuple[Callable[..., Any], Callable[..., None]]:
-    """The pair around one layer's call: lend the statistics as buffers; give its own ones back."""
-    own: list[tuple[Tensor, Tensor]] = []
+# Of classes that normalize the input that they are given.
+_TORCHS_OWN = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
-    def before(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        after(layer, (), None)  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
-        x, (running_mean, running_var) = layer_input(args, kwargs), get_running_buffers(layer)
-        check_input(name, layer, x, "inference.applied")
-        full = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
-        place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
-        source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
-        mean, var = rule.statistics(wide.to(place), *source)
-        if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
-            shape = (len(mean), -1) + (1,) * (x.dim() - 2)
-            scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
-            rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
-            x = ((full - center.view(shape).to(wide) - rest) * scale.view(shape).to(wide)).to(x.dtype)
-            mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
-        own.append((running_mean, running_var))
-        layer._buffers["running_mean"] = mean.flatten().to(running_mean)
-        layer._buffers["running_var"] = var.flatten().to(running_var)
-        return (x,), {}
 
-    def after(layer: BatchNorm, args: object, output: object) -> None:
-        if own:
-            layer._buffers["running_mean"], layer._buffers["running_var"] = own.pop()
+def _call_by_rule(
+    rule: Rule, name: str, layer: BatchNorm, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A layer's `own` forward, with the rule's statistics lent to it as buffers."""
+    x, source = layer_input(args, kwargs), get_running_buffers(layer)
+    check_input(name, layer, x, "inference.applied")
+    if layer.training:
+        raise ValueError(
+            f"inference.applied: layer {name!r} is in train mode, in which it normalizes with its batch's statistics "
+            "whatever the rule; leave the model in eval mode inside of the block"
+        )
+    x, *lent = _under_statistics(rule, layer, x)
+    args, kwargs = replace_input(args, kwargs, x)
+    try:
+        layer._buffers["running_mean"], layer._buffers["running_var"] = lent
+        if getattr(own, "__func__", None) in _TORCHS_OWN:
+            return own(*args, **kwargs)
+        run = _OwnForward(layer, x)
+        with Normalizations(run.look):
+            output = own(*args, **kwargs)
+        run.check(name)
+        return output
+    finally:
+        layer._buffers["running_mean"], layer._buffers["running_var"] = source
 
-    return before, after
+
+def _under_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a layer is to be given, and its running mean and variance meanwhile, so that it normalizes by the rule."""
+    running_mean, running_var = get_running_buffers(layer)
+    full = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
+    place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
+    source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
+    mean, var = rule.statistics(wide.to(place), *source)
+    if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
+        shape = (len(mean), -1) + (1,) * (x.dim() - 2)
+        scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
+        rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
+        x = ((full - center.view(shape).to(wide) - rest) * scale.view(shape).to(wide)).to(x.dtype)
+        mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
+    return x, mean.flatten().to(running_mean), var.flatten().to(running_var)
+
+
+class _OwnForward:
+    """What torch normalizes while a layer's own forward runs on `x`."""
+
+    def __init__(self, layer: BatchNorm, x: Tensor) -> None:
+        self._given = strip_transforms(x).detach()
+        self._identity, self._counts_writes = identify(self._given), not self._given.is_inference()
+        self._before = None if self._counts_writes else Moments.of(self._given)
+        self._normalized: list[Moments] = []  # where it is another tensor
+        self._inner = [module for module in layer.modules() if isinstance(module, BatchNorm) and module is not layer]
+        self._is_given = self._is_overwritten = self._is_dependent = False
+
+    def look(self, x: Tensor, mean: Tensor | None, weight: Tensor | None, training: bool) -> None:
+        """Called at every batch normalization."""
+        inner = {get_running_buffers(m)[0].data_ptr() for m in self._inner if m.running_mean is not None}
+        if not x.numel() or (mean is not None and mean.data_ptr() in inner):
+            return
+        if training:  # one row: an instance norm, which torch computes as the batch norm of one image
+            self._is_dependent |= len(x) > 1
+        elif self._counts_writes and identify(x) == self._identity:
+            self._is_given = True
+        elif self._counts_writes and identify(self._given) != self._identity:
+            self._is_overwritten = True
+        else:
+            self._before = self._before or Moments.of(self._given)
+            self._normalized.append(Moments.of(x))
+
+    def check(self, name: str) -> None:
+        """ValueError unless the input was normalized, in one piece or in several, and not by its own moments."""
+        if self._is_dependent:
+            raise ValueError(
+                f"inference.applied: layer {name!r} normalizes with its batch's statistics in eval mode too, whatever "
+                "the rule; use a layer that normalizes with its running statistics there"
+            )
+        if self._is_overwritten or not self._agrees():
+            raise ValueError(
+                f"inference.applied: layer {name!r} normalizes something else than its input, of which the statistics "
+                "are; move what its own forward does to the input into a module before it"
+            )
+        if not self._is_given and not self._normalized:
+            warnings.warn(
+                f"inference.applied: layer {name!r} normalizes without torch's batch norm, so that it is not seen "
+                "what; the statistics are those of its input",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _agrees(self) -> bool:
+        if self._before is None or not self._normalized:
+            return True
+        return agree(
+            self._before, functools.reduce(Moments.merge, self._normalized), allowed_rounding(self._given.dtype)
+        )

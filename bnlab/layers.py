@@ -7,11 +7,13 @@ import operator
 import random
 import sys
 import threading
+import types
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -165,6 +167,11 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
+def replace_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with `x` where `layer_input` looks, the others as they are."""
+    return ((x, *args[1:]), kwargs) if args else ((), kwargs | {next(iter(kwargs)): x})
+
+
 def strip_transforms(x: Any) -> Any:
     """A tensor inside of `torch.func` transforms as it is outside: what `vmap` runs over becomes more rows."""
     functorch = torch._C._functorch
@@ -188,7 +195,11 @@ def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
 
 
 def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """The batch with copies of its tensors on `device`; images [N, C, H, W] with the channels innermost, if asked."""
+    """The batch with copies of its tensors on `device`, and of its numpy arrays.
+
+    Args:
+        channels_last: images [N, C, H, W] are laid out with the channels innermost.
+    """
 
     def copy(tensor: Tensor) -> Tensor:
         plain = tensor.layout == torch.strided and not tensor.is_nested
@@ -196,7 +207,20 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
         layout = torch.channels_last if images else torch.preserve_format
         return tensor.to(device, copy=True, memory_format=layout)
 
-    return tree_map_only(Tensor, copy, batch)
+    return tree_map_only(Tensor, copy, tree_map_only(np.ndarray, np.copy, batch))
+
+
+def keep_batch(batch: Any) -> Any:
+    """The batch with copies of its tensors and arrays where they are: a loader may use its memory again."""
+    batch = tree_map_only(np.ndarray, np.copy, batch)
+    return tree_map_only(Tensor, torch.clone, batch)
+
+
+def set_train_mode(layers: Mapping[str, BatchNorm]) -> list[str]:
+    """Put layers into train mode. Returns the names of those that do not go: their class overrides `train`."""
+    for layer in layers.values():
+        layer.train()
+    return [name for name, layer in layers.items() if not layer.training]
 
 
 def set_buffers_aside(layer: BatchNorm) -> None:
@@ -269,6 +293,22 @@ def end_interrupted_calls(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         for end in reversed(_enders.get(id(module), ())):  # what was lent last comes back first
             end()
+
+
+def set_resting_forward(module: nn.Module, run: Callable[..., Any]) -> None:
+    """Let `run(module, its own forward, args, kwargs)` be what a borrowed model calls, until it is borrowed again.
+
+    Other than hooks, it also gets what later hooks make of the input, and sees every exception.
+    """
+    given = vars(module).get("forward")  # over that of the class
+
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own = types.MethodType(type(module).forward, module) if given is None else given
+        return run(module, own, args, kwargs)
+
+    forward.__dict__["given"] = given
+    # Bound, because a deep copy of a method belongs to the copy of the module.
+    vars(module)["forward"] = types.MethodType(mark_resting(forward), module)
 
 
 @contextlib.contextmanager
@@ -344,12 +384,15 @@ def check_not_lent(modules: Iterable[nn.Module]) -> None:
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     states = [_module_state(module) for module in modules]
-    plain = (v for m in modules for v in vars(m).values() if isinstance(v, Tensor))
-    buffers = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *plain) if not is_lazy(tensor)]
+    buffers = [(tensor, tensor.detach().clone()) for tensor in state_tensors(model) if not is_lazy(tensor)]
     for module in modules:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "rests", False)]:
                 del hooks[key]
+        lent: Any = vars(module).get("forward")
+        if getattr(lent, "rests", False):
+            del vars(module)["forward"]
+            vars(module).update({} if lent.given is None else {"forward": lent.given})
         if module.__dict__.get("_compiled_call_impl") is not None:
             module.__dict__["_compiled_call_impl"] = None
         if isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
@@ -382,16 +425,15 @@ def _copy_back(buffer: Tensor, value: Tensor) -> None:
             buffer.copy_(value)
 
 
-class KeptWeights:
-    """The parameters of a model as they are now, to be put back where a forward has written into them."""
+class KeptTensors:
+    """Tensors as they are now, to be put back where a forward has written into them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        parameters = [p for p in model.parameters() if not is_lazy(p)]
-        self._kept = [(p, p.detach(), p.detach().clone()) for p in parameters]
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._kept = [(t, t.detach(), t.detach().clone()) for t in tensors if not is_lazy(t)]
         self._versions = self._versions_now()
 
     def _versions_now(self) -> list[int]:
-        return [-1 if p.is_inference() else p._version for p, *_ in self._kept]
+        return [-1 if tensor.is_inference() else tensor._version for tensor, *_ in self._kept]
 
     @contextlib.contextmanager
     def restored(self, *, unseen: bool = False) -> Iterator[None]:
@@ -400,13 +442,26 @@ class KeptWeights:
             yield
         finally:
             now = self._versions_now()
-            for (parameter, memory, value), before, version in zip(self._kept, self._versions, now, strict=True):
-                replaced = parameter.layout == torch.strided and parameter.data_ptr() != memory.data_ptr()
+            for (tensor, memory, value), before, version in zip(self._kept, self._versions, now, strict=True):
+                replaced = tensor.layout == torch.strided and tensor.data_ptr() != memory.data_ptr()
                 if replaced:
-                    parameter.data = memory
-                if replaced or unseen or version != before:
-                    _copy_back(parameter, value)
+                    tensor.data = memory
+                if replaced or unseen or version != before or tensor.is_inference():  # whose writes nobody counts
+                    _copy_back(tensor, value)
             self._versions = self._versions_now()
+
+
+def state_tensors(model: nn.Module) -> list[Tensor]:
+    """Its buffers, and the tensors that its modules hold as attributes."""
+    plain = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
+    return [*model.buffers(), *plain]
+
+
+def kept_state(model: nn.Module) -> KeptTensors:
+    """The `state_tensors` but what norm layers average, which has no part in what they do in train mode."""
+    norms = [module for module in model.modules() if isinstance(module, (BatchNorm, _InstanceNorm))]
+    averages = {id(t) for m in norms for t in (m.running_mean, m.running_var, m.num_batches_tracked)}
+    return KeptTensors(tensor for tensor in state_tensors(model) if id(tensor) not in averages)
 
 
 _State = tuple[dict[str, Any], dict[str, Collection[Any]], bool]

@@ -20,6 +20,7 @@ from bnlab.layers import (
     borrowed,
     end_interrupted_calls,
     get_running_buffers,
+    join_names,
     match_names,
     set_buffers_aside,
 )
@@ -83,7 +84,10 @@ class Statistics(Mapping[str, Moments]):
         if self.check is not None:
             parts += ["bypassed: " + ", ".join(self.check.bypassed)] if self.check.bypassed else []
             parts += ["depending on their batch: " + ", ".join(self.check.dependent)] if self.check.dependent else []
-            parts.append("check held" if self.check.held else f"check failed at {self.check.layer}")
+            if not self.check.held:
+                parts.append(f"check failed at {self.check.layer}")
+            elif self.check.compared:
+                parts.append("check held")
         return f"Statistics({'; '.join(parts)})"
 
     def write_to(self, model: nn.Module) -> None:
@@ -98,6 +102,7 @@ class Statistics(Mapping[str, Moments]):
                 is written then.
         """
         layers = self._matching(model, "write_to")
+        _check_writable(layers)
         self._check_memory(layers)
         self._copy_into(layers)
 
@@ -200,6 +205,16 @@ class Statistics(Mapping[str, Moments]):
 def _are_rows(mean: object, var: object) -> bool:
     tensors = isinstance(mean, Tensor) and isinstance(var, Tensor)
     return tensors and mean.dim() == 1 and mean.shape == var.shape  # type: ignore[attr-defined]
+
+
+def _check_writable(layers: Mapping[str, BatchNorm]) -> None:
+    """ValueError if torch would not let the running buffers be written here."""
+    made = [name for name, layer in layers.items() if any(b.is_inference() for b in get_running_buffers(layer))]
+    if made and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"write_to: the running buffers of {join_names(made)} were made in inference mode and can be written in it "
+            "only; call write_to in torch.inference_mode(), or make the model outside of it; nothing was written"
+        )
 
 
 @torch.no_grad()

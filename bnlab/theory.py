@@ -110,6 +110,7 @@ def optimal_momentum_ramp(slope: Values, variance: Values, after_step: bool = Tr
     >>> round(float(optimal_momentum_ramp(0.4, 1.0, after_step=False)), 2)
     0.54
     """
+    _check("slope", slope, ~np.isnan(slope), "a number")
     _check("variance", variance, np.greater_equal(variance, 0), "0 or more")
     squared, variance = np.broadcast_arrays(np.square(slope), variance)
     low, high = np.zeros(squared.shape), np.ones(squared.shape)
@@ -146,6 +147,7 @@ def random_walk_gap(momentum: Values, t: Values, drift: Values, noise: Values, l
     >>> float(random_walk_gap(0.5, t=0, drift=0.0, noise=1.0, level=9.0))
     3.0
     """
+    _check("level", level, np.greater_equal(level, 0), "0 or more")
     left = np.square(start_residue(momentum, t))
     return (random_walk_error(momentum, drift, noise) * (1 - left) + drift + level * left) ** 0.5
 

@@ -28,6 +28,7 @@ LEVEL = {
     "estimators": 1,
     "ranks": 1,
     "module_state": 1,
+    "normalizations": 1,
     "trace": 2,
     "inference": 2,
     "gaps": 2,

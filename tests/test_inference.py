@@ -225,8 +225,127 @@ def test_an_interrupt_inside_of_the_block() -> None:
     rule = inference.PseudoSamples(n=8)
     with inference.applied(layer, rule):
         expected = layer(y)
-        layer.armed = True
+        layer.armed, own = True, layer.running_mean
         with pytest.raises(KeyboardInterrupt):
             layer(x)
+        assert layer.running_mean is own
         layer.armed = False
         torch.testing.assert_close(layer(y), expected)
+
+
+class Gained(nn.BatchNorm1d):
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        return super().forward(x) * gain
+
+
+@each
+def test_further_arguments_of_a_layer(rule: Rule) -> None:
+    layer, x = Gained(3), 3 * torch.randn(8, 3, 5) + 1
+    with applied(layer, rule):
+        expected = 5 * layer(x)
+        for found in (layer(x, 5.0), layer(x, gain=5.0), layer(x=x, gain=5.0)):
+            assert torch.equal(found, expected)
+
+
+@each
+def test_hooks_of_the_block_come_before_the_statistics(rule: Rule) -> None:
+    layer, x = nn.BatchNorm1d(3), torch.randn(8, 3, 5) + 1
+    with unchanged(layer), applied(layer, rule):
+        expected = layer(x.clamp(-1, 1))
+        hook = layer.register_forward_pre_hook(lambda _, args: (args[0].clamp(-1, 1),))
+        assert torch.equal(layer(x), expected)
+        hook.remove()
+
+
+def test_a_forward_that_somebody_has_put_on_a_layer() -> None:
+    layer, x = nn.BatchNorm1d(3), torch.randn(8, 3) + 1
+    layer.forward = lambda x: 2 * nn.BatchNorm1d.forward(layer, x)  # type: ignore[method-assign]
+    given, expected = layer.forward, 2 * nn.BatchNorm1d(3)(x)
+    with applied(layer, TestBatch()):
+        torch.testing.assert_close(layer(x), expected)
+        with applied(layer, ExampleWeighing(0.0)):
+            torch.testing.assert_close(layer(x), 2 * nn.BatchNorm1d(3).eval()(x))
+        torch.testing.assert_close(layer(x), expected)
+    assert layer.forward is given
+
+
+class Clipping(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-1, 1))
+
+
+class DoublingInPlace(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+class InHalves(nn.BatchNorm1d):
+    """All of its input, in parts, beside a layer inside of it that gets something else."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.inner = nn.BatchNorm1d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(InHalves, self).forward(part.clone()) for part in x.chunk(2)]) + self.inner(3 * x)
+
+
+class AlwaysOfTheBatch(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, None, None, training=True)
+
+
+class StaysInTraining(nn.BatchNorm1d):
+    def train(self, mode: bool = True) -> StaysInTraining:
+        return super().train(True)
+
+
+class ByHand(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = (buffer.view(-1, 1) for buffer in (self.running_mean, self.running_var))
+        return (x - mean) / (var + self.eps).sqrt()
+
+
+@each
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Clipping, "layer '0' normalizes something else than its input"),
+        (DoublingInPlace, "layer '0' normalizes something else than its input"),
+        (AlwaysOfTheBatch, "layer '0' normalizes with its batch's statistics in eval mode too"),
+        (StaysInTraining, "layer '0' is in train mode"),
+    ],
+)
+def test_layers_that_no_rule_holds_for(rule: Rule, context: Any, kind: type[nn.BatchNorm1d], message: str) -> None:
+    model, x = nn.Sequential(kind(3)), torch.randn(8, 3, 5) + 1
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=f"inference.applied: {message}"),
+        applied(model, rule),
+        context(),
+    ):
+        model(x.clone())
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_layers_with_a_forward_of_their_own(context: Any, recwarn: pytest.WarningsRecorder) -> None:
+    x = torch.randn(8, 3, 5) + 1
+    with applied(nn.BatchNorm1d(3), TestBatch()) as plain_layer:
+        expected = plain_layer(x)
+    with applied(InHalves(3), TestBatch()) as layer, context():
+        torch.testing.assert_close(layer(x.clone()), 2 * expected, rtol=1e-4, atol=1e-4)  # eps counts less at 3x
+    assert not recwarn
+    with (
+        pytest.warns(RuntimeWarning, match="layer '' normalizes without torch's batch norm"),
+        applied(ByHand(3), TestBatch()) as layer,
+        context(),
+    ):
+        torch.testing.assert_close(layer(x.clone()), expected)
+
+
+def test_copies_of_layers_on_several_devices_are_refused() -> None:
+    model = nn.DataParallel(plain())
+    model.device_ids = [0, 1]
+    with pytest.raises(ValueError, match=r"applied: DataParallel runs copies"), applied(model, TestBatch()):
+        pass

@@ -10,7 +10,7 @@ from torch import nn
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, using
 from bnlab.statistics import Layout
-from tests.helpers import images, plain, residual, train, unchanged
+from tests.helpers import assert_equal_statistics, images, plain, residual, train, unchanged
 
 
 def same(a: Statistics, b: Statistics) -> bool:
@@ -200,3 +200,22 @@ def test_values_beyond_the_type_of_the_buffers(key: str) -> None:
 def test_moments_that_do_not_fit_together(var: object) -> None:
     with pytest.raises(ValueError, match="mean and var of layer '0' are no tensors of one length"):
         Statistics({"0": Moments(8, torch.zeros(2), var)}, {"0": 1e-5})  # type: ignore[arg-type]
+
+
+def test_buffers_that_were_made_in_inference_mode() -> None:
+    """Torch lets them be written in inference mode only."""
+    with torch.inference_mode():
+        model = plain().eval()
+        own = running_statistics(model)
+    found = population_statistics(model, images(4))
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=r"write_to: the running buffers of '1'.*in torch\.inference_m"),
+    ):
+        found.write_to(model)
+    with using(model, found), torch.no_grad():
+        assert_equal_statistics(running_statistics(model), found)
+    assert_equal_statistics(running_statistics(model), own)
+    with torch.inference_mode():
+        found.write_to(model)
+    assert_equal_statistics(running_statistics(model), found)

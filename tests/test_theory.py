@@ -408,6 +408,11 @@ def test_other_errors_say_what_was_found() -> None:
         theory.ema_noise(0.1, -1.0)
     with pytest.raises(ValueError, match="variance: found -2"):
         theory.optimal_momentum_ramp(1.0, [1, -2])
+    with pytest.raises(ValueError, match="slope: found nan; allowed is a number"):
+        theory.optimal_momentum_ramp([0.1, np.nan], 1.0)
+    for level in (-1.0, np.nan):
+        with pytest.raises(ValueError, match=f"level: found {level}; allowed is 0 or more"):
+            theory.random_walk_gap(0.1, 0, 0.0, 1.0, level)
     with pytest.raises(ValueError, match="drift: found -1"):
         theory.optimal_momentum(-1, 1)
     with pytest.raises(ValueError, match="noise: found -1"):

@@ -16,8 +16,11 @@ from bnlab.layers import (
     check_loans,
     copy_batch,
     count_loans,
+    join_names,
+    kept_state,
     layer_input,
     set_buffers_aside,
+    set_train_mode,
     strip_transforms,
 )
 from bnlab.modes import RandomStream
@@ -52,16 +55,20 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     for name, layer in job.targets.items():
         job.hooks.append(layer.register_forward_pre_hook(look(name), with_kwargs=True))
         set_buffers_aside(layer)
-        layer.train()
+    if frozen := set_train_mode(job.targets):
+        raise ValueError(
+            f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
+            "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
+        )
 
-    random, state = RandomStream(job.device), ModuleState(job.model, hooks)
+    random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), kept_state(job.model)
 
     def work() -> None:
         for index, batch in enumerate(source):
             state.accept()
             own = random.capture()  # the caller's batches draw from the caller's stream
             random.apply(random.begin(index))
-            with torch.no_grad(), job.weights.restored(), state.undone():
+            with torch.no_grad(), job.weights.restored(), kept.restored(unseen=True), state.undone():
                 job.forward(job.model, copy_batch(batch, job.device))
             random.apply(own)
 

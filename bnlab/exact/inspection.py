@@ -38,6 +38,8 @@ class Check:
         dependent: layers that normalize with the statistics of their batch even in evaluation.
         transformed: layers whose own forward normalizes something else than their input, which is what is measured.
         batch: the number of the batch in which `layer` differs, from 0; otherwise of the last one evaluated.
+        compared: how many layers' inputs were compared with the measurement, over all batches evaluated; 0 with
+            upstream="batch", where an evaluation gives others.
     """
 
     images: int
@@ -48,10 +50,11 @@ class Check:
     dependent: tuple[str, ...]
     transformed: tuple[str, ...] = ()
     batch: int = 0
+    compared: int = 0
 
     @property
     def held(self) -> bool:
-        """Whether the evaluation has given what was measured."""
+        """Whether the evaluation has given what was measured, as far as that was `compared`."""
         return self.layer is None
 
     def join(self, other: Check) -> Check:
@@ -66,6 +69,7 @@ class Check:
             tuple(dict.fromkeys(self.dependent + other.dependent)),
             tuple(dict.fromkeys(self.transformed + other.transformed)),
             first.batch,
+            self.compared + other.compared,
         )
 
     def warnings(self) -> list[str]:
@@ -172,11 +176,12 @@ class Inspection:
         with Watch(self.model, self.targets, read_moments) as watch:
             self.evaluate(batch)
         bypassed = dict.fromkeys([*watch.bypassed, *(name for name in watch.seen if name not in self.measured)])
-        mean, var, worst = 0.0, 0.0, None
+        mean, var, worst, compared = 0.0, 0.0, None, 0
         for name, was in before.items():
             now = watch.seen.get(name)
             if now is None:
                 continue
+            compared += 1
             scale = self.measured[name].var
             off = float(((now.mean - was.mean).abs() / scale.sqrt()).nan_to_num(0.0).max())
             spread = float(((now.var - was.var).abs() / scale).nan_to_num(0.0).max())
@@ -184,5 +189,12 @@ class Inspection:
                 worst = name
             mean, var = max(mean, off), max(var, spread)
         return Check(
-            count_images(batch), mean, var, worst, tuple(bypassed), tuple(watch.dependent), tuple(watch.transformed)
+            count_images(batch),
+            mean,
+            var,
+            worst,
+            tuple(bypassed),
+            tuple(watch.dependent),
+            tuple(watch.transformed),
+            compared=compared,
         )

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.inspection import Check, count_images
 from bnlab.exact.standard_errors import standard_error
-from bnlab.layers import BatchNorm, Forward, KeptWeights
+from bnlab.layers import BatchNorm, Forward, KeptTensors, keep_batch
 from bnlab.memory import Budget
 from bnlab.moments import Moments, Partial
 from bnlab.ranks import Ranks
@@ -32,7 +31,7 @@ class Job:
     by_image: bool
     channels_last: bool
     budget: Budget = field(init=False)
-    weights: KeptWeights = field(init=False)
+    weights: KeptTensors = field(init=False)
     bar: Any = None
     cost: Cost = field(default_factory=Cost)
     parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`
@@ -69,7 +68,7 @@ class KeptBatches:
     def __iter__(self) -> Iterator[Any]:
         yield from self._read
         for batch in self._rest:
-            self._read.append(tree_map_only(Tensor, torch.clone, batch))  # a loader may use its memory again
+            self._read.append(keep_batch(batch))
             yield self._read[-1]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inspection import Inspection, Sample
@@ -20,6 +19,7 @@ from bnlab.layers import (
     check_loans,
     copy_batch,
     count_loans,
+    keep_batch,
     layer_input,
     set_buffers_aside,
     strip_transforms,
@@ -67,8 +67,7 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
     for name, layer in targets.items():
         job.hooks.append(layer.register_forward_pre_hook(stop(name), with_kwargs=True))
         set_buffers_aside(layer)
-    # Copies: every batch is read many times, and a loader may use its memory again.
-    batches = [tree_map_only(Tensor, torch.clone, batch) for batch in source]
+    batches = list(map(keep_batch, source))
     random, state = RandomStream(job.device), ModuleState(job.model, hooks)
     while True:
         arrived.clear()

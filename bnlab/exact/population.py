@@ -24,7 +24,7 @@ from bnlab.exact.standard_errors import worst_error
 from bnlab.layers import (
     BatchNorm,
     Forward,
-    KeptWeights,
+    KeptTensors,
     batch_norm_layers,
     borrowed,
     call,
@@ -81,8 +81,8 @@ def population_statistics(
     Args:
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, e.g. a DataLoader; a generator will do. Read once and held, so each batch has to
-            be new. Tensors, alone or in tuples, lists and dictionaries, are copied for each forward; other objects are
-            handed over as they are and count as one image.
+            be new. Tensors and numpy arrays, alone or in tuples, lists and dictionaries, are copied for each forward;
+            other objects are handed over as they are. A batch without tensors counts as one image.
         upstream: "population", or "batch": every layer normalizes with its mini-batch's statistics and the moments
             are pooled over all batches (what one-pass "precise BN" tools compute, here with dropout off; depends on
             the batch size).
@@ -131,7 +131,7 @@ def population_statistics(
             unwrap_parallel(model), targets, forward or call, place, ranks, auto or standard_errors, channels_last
         )
         job.budget = Budget(limit, exact=memory is not None)
-        job.weights = KeptWeights(model)
+        job.weights = KeptTensors(model.parameters())
         with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
             model.eval()
             found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)

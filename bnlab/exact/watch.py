@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab.layers import BatchNorm, layer_input, strip_transforms
 from bnlab.moments import Moments
+from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
 
 FUNCTIONAL = "functional batch norm"  # the name of one that belongs to no layer
 
@@ -23,7 +22,7 @@ class _Call:
 
     Attributes:
         name: of the layer.
-        input: which tensor it was given, as `_identity` says; None where it is not measured.
+        input: which tensor it was given, as `identify` says; None where it is not measured.
         moments: of its input.
         normalized: moments of what it normalizes, where that is another tensor.
     """
@@ -32,18 +31,6 @@ class _Call:
     input: tuple[Any, ...] | None = None
     moments: Moments | None = None
     normalized: Moments | None = None
-
-
-def _identity(x: Tensor) -> tuple[Any, ...]:
-    """Equal for two tensors only if they have the same values."""
-    return x.data_ptr(), x.shape, x.stride(), x.dtype, -1 if x.is_inference() else x._version
-
-
-def _agree(one: Moments, other: Moments, tolerance: float) -> bool:
-    if one.mean.shape != other.mean.shape:
-        return False
-    off = ((one.mean - other.mean).abs() / one.var.sqrt()).nan_to_num(0.0).max()
-    return max(float(off), float(((one.var - other.var).abs() / one.var).nan_to_num(0.0).max())) <= tolerance
 
 
 @dataclass
@@ -57,7 +44,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     bypassed: dict[str, None] = field(default_factory=dict)
     dependent: dict[str, None] = field(default_factory=dict)
     transformed: dict[str, None] = field(default_factory=dict)
-    tolerance: float = 1e-5  # the fixed point's own, with room
+    tolerance: float = 0.0  # the largest `allowed_rounding` so far
 
     def __enter__(self) -> Watch:
         self._stack = contextlib.ExitStack()
@@ -73,7 +60,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 after = module.register_forward_hook(self._leave, always_call=True)
                 self._stack.callback(before.remove)
                 self._stack.callback(after.remove)
-        self._stack.enter_context(_Normalizations(self._look_at_normalization))
+        self._stack.enter_context(Normalizations(self._look_at_normalization))
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -89,10 +76,9 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
             x = strip_transforms(given)
             if name in self.names and isinstance(x, Tensor) and x.numel():
                 call.moments = moments = self.read_moments(name, x)
-                call.input = _identity(x) if x is given else None
+                call.input = identify(x) if x is given else None
                 self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments
-                # Ten thousand roundings: what another number of images at once makes of it in a deep network.
-                self.tolerance = min(0.1, max(self.tolerance, 1e4 * torch.finfo(x.dtype).eps))
+                self.tolerance = max(self.tolerance, allowed_rounding(x.dtype))
 
         return look
 
@@ -100,7 +86,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if id(module) not in self._layers:  # a copy of it, which has the hooks too
             return
         call = self._open.pop() if self._open else _Call("")  # another hook may have raised before ours
-        if call.moments and call.normalized and not _agree(call.moments, call.normalized, self.tolerance):
+        if call.moments and call.normalized and not agree(call.moments, call.normalized, self.tolerance):
             self.transformed.setdefault(call.name)
 
     def _look_at_normalization(self, x: Tensor, mean: Tensor | None, weight: Tensor | None, training: bool) -> None:
@@ -112,25 +98,6 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         # One row: an instance norm, which torch computes as the batch norm of one image.
         if training and len(x) > 1:
             self.dependent.setdefault(name or FUNCTIONAL)
-        if call is not None and call.input is not None and x.numel() and _identity(x) != call.input:
+        if call is not None and call.input is not None and x.numel() and identify(x) != call.input:
             moments = self.read_moments(call.name, x)
             call.normalized = call.normalized.merge(moments) if call.normalized else moments
-
-
-class _Normalizations(TorchDispatchMode):
-    """Calls `tell(input, running mean, weight, training)` at every batch normalization that is computed."""
-
-    def __init__(self, tell: Callable[[Tensor, Tensor | None, Tensor | None, bool], None]) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name
-        if "batch_norm" in name and "stats" not in name and "elemt" not in name and "backward" not in name:
-            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (
-                kwargs or {}
-            )
-            mean = given.get("running_mean")
-            training = given.get("training", given.get("train", mean is None and "no_training" not in name))
-            self._tell(given["input"], mean, given.get("weight"), bool(training))
-        return func(*args, **(kwargs or {}))

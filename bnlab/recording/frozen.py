@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,17 @@ import torch
 from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, device_of
-from bnlab.layers import Forward, batch_norm_layers, borrowed, call, copy_batch
+from bnlab.layers import (
+    Forward,
+    KeptTensors,
+    batch_norm_layers,
+    borrowed,
+    call,
+    copy_batch,
+    join_names,
+    kept_state,
+    set_train_mode,
+)
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.recording.block import record
 from bnlab.trace import MomentTrace
@@ -20,7 +31,8 @@ def record_frozen(
 ) -> MomentTrace:
     """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
-    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Replaying running
+    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Every batch begins with
+    the model as it is: weights, buffers and attributes that a forward changes are put back after it. Replaying running
     estimators on this trace gives the estimators of frozen weights: `Cumulative` what torch's `update_bn` computes,
     which leaves dropout on as `training=True` does.
 
@@ -29,25 +41,41 @@ def record_frozen(
         training: all else runs as in training too, dropout and the like.
 
     Raises:
-        as `record`; ValueError if there are no batches.
+        as `record`; ValueError if there are no batches, or no layer goes into train mode.
+
+    Warns:
+        RuntimeWarning: layers cannot be put into train mode, because their class overrides `train`: they normalize
+            with their running statistics as ever, and the trace leaves them out.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     place = device_of(model, None, "record_frozen")
     with borrowed(model), torch.no_grad():
-        state = ModuleState(model, hooks)
-        with record(model) as trace:
+        state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), kept_state(model)
+        with record(model) as trace, weights.restored(unseen=True):
             model.train(training)
-            for layer in layers.values():
-                layer.train()
+            frozen = set_train_mode(layers)
+            if len(frozen) == len(layers):
+                raise ValueError(
+                    f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
+                    "no layer has batch statistics; pass a model with layers that take train mode"
+                )
             for batch in batches:
                 state.accept()
-                with state.undone():
+                with weights.restored(), kept.restored(unseen=True), state.undone():
                     (forward or call)(model, copy_batch(batch, place))
                 trace.step()
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
+    if frozen:
+        trace.layers = {name: entries for name, entries in trace.layers.items() if name not in frozen}
+        warnings.warn(
+            f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), and normalizes "
+            "with its running statistics as ever; it is left out of the trace",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     for name, entries in trace.layers.items():
         if not entries.moments.isfinite().all():
             raise ValueError(

@@ -40,6 +40,14 @@ def test_nothing_is_said_where_nothing_is_wrong(build: Any, strategy: str) -> No
     assert re.fullmatch(r"Statistics\(\d layers; \d+ channels; 9 images; check held\)", repr(found))
 
 
+def test_no_check_is_claimed_where_nothing_was_compared() -> None:
+    """Layers see other inputs in an evaluation than where each batch is normalized with its own statistics."""
+    found, told = measured(residual(), images(4, 3), upstream="batch")
+    assert told == "" and found.check.compared == 0
+    assert re.fullmatch(r"Statistics\(\d layers; \d+ channels; 7 images\)", repr(found))
+    assert measured(residual(), images(4, 3))[0].check.compared == 2 * len(found)
+
+
 class Bypassing(nn.Module):
     """The second of three layers is called past its hooks."""
 

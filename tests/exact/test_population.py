@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from bnlab import Moments, Statistics, population_statistics, running_statistics, using
+from bnlab import Moments, Statistics, population_statistics, record_frozen, running_statistics, using
 from bnlab.layers import batch_norm_layers, set_weights_channels_last
 from tests import references
 from tests.helpers import Block, assert_moments, images, plain, randomized, residual, unchanged
@@ -875,22 +875,38 @@ def test_hooks_for_the_time_of_a_forward(kind: str) -> None:
         twins(randomized(Tapping(kind)), images(4, 3, 2))
 
 
+@pytest.mark.parametrize("kind", ["tensors", "arrays"])
 @pytest.mark.parametrize("how", ["breadth", "layerwise", "auto"])
-def test_a_loader_that_uses_its_memory_again(how: str) -> None:
+def test_a_loader_that_uses_its_memory_again(how: str, kind: str) -> None:
     batches = images(200, 200, 200)
     memory = np.empty(batches[0].shape, dtype=np.float32)
 
-    def loader() -> Iterator[Tensor]:
+    def loader() -> Iterator[Any]:
         for x in batches:
             memory[:] = x.numpy()
-            yield torch.from_numpy(memory)
+            yield torch.from_numpy(memory) if kind == "tensors" else memory
+
+    def forward(model: nn.Module, batch: Any) -> None:
+        model(torch.as_tensor(batch))
 
     if how == "breadth":  # holds what it is given, and notices
         with pytest.warns(RuntimeWarning, match="evaluated again under the result"):
-            population_statistics(plain(), loader())
+            population_statistics(plain(), loader(), forward=forward)
         return
     options: Any = {"strategy": how} if how == "layerwise" else {"max_images": "auto", "tolerance": 1e-3}
-    assert_same(population_statistics(plain(), loader(), **options), population_statistics(plain(), batches))
+    found = population_statistics(plain(), loader(), forward=forward, **options)
+    assert_same(found, population_statistics(plain(), batches))
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_arrays_that_the_forward_writes_into(options: Any) -> None:
+    def forward(model: nn.Module, batch: np.ndarray[Any, Any]) -> None:
+        batch *= 2
+        model(torch.from_numpy(batch))
+
+    arrays = [x.numpy() for x in images(4, 3)]
+    found = population_statistics(plain(), arrays, forward=forward, **options)
+    assert_same(found, population_statistics(plain(), [2 * x for x in images(4, 3)], **options))
 
 
 @pytest.mark.parametrize("memory", [None, "300KB"])
@@ -917,3 +933,64 @@ class Moody(nn.Module):
 
 def test_modes_that_a_forward_sets() -> None:
     twins(randomized(Moody()), images(4, 3, 5))
+
+
+class Counting(nn.Module):
+    """Counts its calls in place, by which its input is multiplied."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.bn = kind, nn.BatchNorm2d(3)
+        if kind == "attribute":
+            self.calls = torch.zeros(())
+        elif kind == "parameter":
+            self.calls = nn.Parameter(torch.zeros(()))
+        else:
+            (self.bn if kind == "buffer of the layer" else self).register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        calls = self.bn.calls if self.kind == "buffer of the layer" else self.calls
+        (calls.data if self.kind == "no trace" else calls).add_(1)
+        return self.bn(x * calls)
+
+
+@pytest.mark.parametrize("context", [nullcontext, torch.inference_mode])
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "parameter", "buffer of the layer", "no trace"])
+def test_what_is_written_in_place_does_not_reach_the_next_batch(kind: str, context: Any) -> None:
+    (x,) = images(4)
+    with context():
+        model = Counting(kind)
+        with unchanged(model):
+            found = population_statistics(model, [x, x, x], upstream="batch")
+            trace = record_frozen(model, [x, x, x], training=True)
+            assert_same(population_statistics(model, [x, x, x], strategy="layerwise"), found)
+    assert_moments(found["bn"], references.merge([x, x, x]))
+    assert torch.equal(trace.layers["bn"].moments, trace.layers["bn"].moments[:1].expand(3, 2, 3))
+    torch.testing.assert_close(trace.layers["bn"].moments[2, 0].double(), found["bn"].mean, rtol=1e-5, atol=1e-6)
+
+
+class Frozen(nn.BatchNorm2d):
+    """Stays in eval mode."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+def test_layers_that_stay_in_eval_mode_have_no_batch_statistics() -> None:
+    model, batches = randomized(nn.Sequential(Frozen(3), nn.ReLU(), nn.BatchNorm2d(3))).eval(), images(4, 3)
+    with unchanged(model), pytest.raises(ValueError, match=r"'0' cannot be put into train mode.*layers=\[\.\.\.\]"):
+        population_statistics(model, batches, upstream="batch")
+    with unchanged(model):
+        found = population_statistics(model, batches, upstream="batch", layers=["2"])
+        with pytest.warns(RuntimeWarning, match=r"record_frozen: '0' cannot .* left out") as told:
+            trace = record_frozen(model, batches)
+    assert told[0].filename == __file__
+    assert list(trace.layers) == ["2"] and len(trace.layers["2"]) == 2
+    with torch.no_grad():
+        inputs = [model[0](x).relu() for x in batches]
+    assert_moments(found["2"], references.merge(inputs))
+    means = torch.stack([x.mean((0, 2, 3)) for x in inputs])
+    torch.testing.assert_close(trace.layers["2"].moments[:, 0], means, rtol=1e-5, atol=1e-6)
+    alone = nn.Sequential(Frozen(3))
+    with unchanged(alone), pytest.raises(ValueError, match=r"record_frozen: '0' cannot .* no layer has batch"):
+        record_frozen(alone, batches)

@@ -1,0 +1,52 @@
+"""The batch normalizations that torch computes, and whether what they normalize is what a layer was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnlab.moments import Moments
+
+
+def identify(x: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors only if they have the same values."""
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, -1 if x.is_inference() else x._version
+
+
+def agree(one: Moments, other: Moments, tolerance: float) -> bool:
+    """Whether two inputs of a layer have the same moments, relative to the first one's variance."""
+    if one.mean.shape != other.mean.shape:
+        return False
+    off = ((one.mean - other.mean).abs() / one.var.sqrt()).nan_to_num(0.0).max()
+    return max(float(off), float(((one.var - other.var).abs() / one.var).nan_to_num(0.0).max())) <= tolerance
+
+
+def allowed_rounding(dtype: torch.dtype) -> float:
+    """Ten thousand roundings: what another number of images at once makes of moments in a deep network.
+
+    At least the fixed point's own tolerance, with room.
+    """
+    return min(0.1, max(1e-5, 1e4 * torch.finfo(dtype).eps))
+
+
+class Normalizations(TorchDispatchMode):
+    """Calls `tell(input, running mean, weight, training)` at every batch normalization that is computed."""
+
+    def __init__(self, tell: Callable[[Tensor, Tensor | None, Tensor | None, bool], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if "batch_norm" in name and "stats" not in name and "elemt" not in name and "backward" not in name:
+            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (
+                kwargs or {}
+            )
+            mean = given.get("running_mean")
+            training = given.get("training", given.get("train", mean is None and "no_training" not in name))
+            self._tell(given["input"], mean, given.get("weight"), bool(training))
+        return func(*args, **(kwargs or {}))
