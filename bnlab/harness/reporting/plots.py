@@ -268,7 +268,8 @@ class HeatMap:
         ax.set_facecolor("#dddddd")
         ax.grid(False)
         ax.pcolormesh(np.arange(grid.shape[1] + 1) - 0.5, np.arange(len(grid) + 1) - 0.5, np.ma.masked_invalid(grid))
-        ax.set_xticks(range(field.shape[1]), [f"{value:g}" for value in field.columns], rotation=90)
+        labels = [f"{value:g}" if float(value).is_integer() else f"{value:.2g}" for value in field.columns]
+        ax.set_xticks(range(field.shape[1]), labels, rotation=90)
         ax.set(xlabel=axis_of(self.x).label, ylabel=axis_of(self.y).label)
         return ax
 

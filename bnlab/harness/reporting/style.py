@@ -105,7 +105,7 @@ AXES = {
 """Columns that are drawn across, by their name."""
 _SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
 
-_ROWS, _TICKS = 40, 10  # that can be read
+_ROWS, _TICKS, _DECADES = 40, 10, 1e3  # that can be read
 
 _FEWER = "sweep fewer, under a name=... of its own, or let the figure's score select some"
 
@@ -233,7 +233,9 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
     ax.set(xscale=scales[0], xlabel=x.label, yscale=scales[1], ylabel=y.label)
     crowded = x.ticks == "values" and (values.nunique() > _TICKS or not pd.api.types.is_numeric_dtype(values))
     if x.ticks and not crowded:
-        at = LogLocator(subs=(1, 2, 5)) if x.ticks == "125" else FixedLocator(sorted(values.unique()))
+        wide = x.log and values.max() > _DECADES * values.min()  # room for the powers of ten only
+        decades = LogLocator(subs=(1,) if wide else (1, 2, 5))
+        at = decades if x.ticks == "125" else FixedLocator(sorted(values.unique()))
         ax.xaxis.set_major_locator(at)
         if x.ticks == "values":
             ax.xaxis.set_minor_locator(NullLocator())
