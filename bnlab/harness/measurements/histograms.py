@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, in_batches, trace_of
@@ -52,14 +51,23 @@ def histograms(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFram
 def _count(model: nn.Module, images: Tensor, source: Source) -> np.ndarray:
     """Values in each bin by layer; the first and last bin have those beyond them too."""
     found: dict[str, Tensor] = {}
+    low, high = float(_EDGES[0]), float(_EDGES[-1])
 
-    def look(name: str) -> Any:
-        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
-            # At this moment the buffers hold what the layer normalizes with, also by a rule at inference time.
-            x = F.batch_norm(args[0], layer.running_mean, layer.running_var, eps=layer.eps)
-            low, high = float(_EDGES[0]), float(_EDGES[-1])
-            counts = torch.histc(x.clamp(low, high), len(_EDGES) - 1, low, high).double().cpu()
+    affine: dict[Any, tuple[Tensor | None, Tensor | None]] = {}
+
+    def hide_affine(layer: Any, args: object) -> None:
+        affine[layer] = layer.weight, layer.bias
+        layer.weight = layer.bias = None  # so that the layer gives what it has normalized, by a rule too
+
+    def count(name: str) -> Any:
+        def hook(layer: Any, args: object, normalized: Tensor) -> Tensor:
+            layer.weight, layer.bias = weight, bias = affine.pop(layer)
+            counts = torch.histc(normalized.clamp(low, high), len(_EDGES) - 1, low, high).double().cpu()
             found[name] = found.get(name, 0) + counts
+            if weight is None or bias is None:
+                return normalized
+            shape = (1, -1, *[1] * (normalized.dim() - 2))
+            return normalized * weight.view(shape) + bias.view(shape)
 
         return hook
 
@@ -69,7 +77,8 @@ def _count(model: nn.Module, images: Tensor, source: Source) -> np.ndarray:
     with contextlib.ExitStack() as stack:
         stack.enter_context(rule)
         for name, layer in batch_norm_layers(model, caller="histograms").items():
-            stack.callback(layer.register_forward_pre_hook(look(name)).remove)
+            stack.callback(layer.register_forward_pre_hook(hide_affine).remove)
+            stack.callback(layer.register_forward_hook(count(name)).remove)
         for index in in_batches(len(images), size):
             model(images[index])
     return torch.stack([*found.values()]).numpy()
