@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_count, check_forward
+from bnlab.batches import Forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.exact.population import population_statistics
-from bnlab.layers import Forward, batch_norm_layers
+from bnlab.layers import batch_norm_layers
 from bnlab.recording.frozen import record_frozen
 from bnlab.trace import MomentTrace, replay_bank
 

@@ -19,16 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.arguments import check_count, check_number
+from bnlab.borrowing import borrowed, set_resting_forward
 from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
 from bnlab.layers import (
     BatchNorm,
     batch_norm_layers,
-    borrowed,
     check_input,
     get_running_buffers,
     layer_input,
     replace_input,
-    set_resting_forward,
     strip_transforms,
 )
 from bnlab.moments import Moments

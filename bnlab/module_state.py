@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
-from bnlab.layers import differs
+from bnlab.borrowing import differs
 
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"training"}
 

@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.layers import (
-    BatchNorm,
-    batch_norm_layers,
-    borrowed,
-    end_interrupted_calls,
-    get_running_buffers,
-    join_names,
-    match_names,
-    set_buffers_aside,
-)
+from bnlab.borrowing import borrowed, set_buffers_aside
+from bnlab.interrupts import end_interrupted_calls
+from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, match_names
 from bnlab.moments import Moments
 from bnlab.storage import load_tensors, save_tensors
 

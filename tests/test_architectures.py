@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, self_consistency
+from bnlab.batches import call, copy_batch
+from bnlab.borrowing import set_weights_channels_last
 from bnlab.harness.artifacts.vision import torchvision
-from bnlab.layers import batch_norm_layers, call, copy_batch, set_weights_channels_last
+from bnlab.layers import batch_norm_layers
 from bnlab.memory import LiveBytes
 from tests import references
 from tests.helpers import images, randomized, unchanged

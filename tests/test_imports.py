@@ -16,12 +16,16 @@ PACKAGE = Path(bnlab.__file__).parent
 # Imports go to a lower number only.
 LEVEL = {
     "arguments": -1,
-    "flags": -1,
+    "batches": -1,
     "files": -1,
+    "flags": -1,
+    "interrupts": -1,
+    "layers": -1,
+    "loans": -1,
+    "borrowing": 0,
     "modes": 0,
     "moments": 0,
     "theory": 0,
-    "layers": 0,
     "storage": 0,
     "memory": 0,
     "statistics": 1,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import population_statistics, record, running_statistics, using
-from bnlab.layers import batch_norm_layers, borrowed, match_names
+from bnlab.borrowing import borrowed
+from bnlab.layers import batch_norm_layers, match_names
 from tests.helpers import images, plain, residual, unchanged
 
 

@@ -8,21 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.batches import copy_batch
+from bnlab.borrowing import kept_state, set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.job import Job, Source
 from bnlab.exact.layerwise import check_first_batch
-from bnlab.layers import (
-    check_input,
-    check_loans,
-    copy_batch,
-    count_loans,
-    join_names,
-    kept_state,
-    layer_input,
-    set_buffers_aside,
-    set_train_mode,
-    strip_transforms,
-)
+from bnlab.layers import check_input, join_names, layer_input, set_train_mode, strip_transforms
+from bnlab.loans import check_loans, count_loans
 from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments, read

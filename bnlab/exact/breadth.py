@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.batches import Forward
+from bnlab.borrowing import set_buffers_aside
 from bnlab.exact.admission import Admission
 from bnlab.exact.inspection import Check, Inspection, Sample, count_images, sample
 from bnlab.exact.passage import Passage
 from bnlab.exact.turns import CALLER, Turns
-from bnlab.layers import BatchNorm, Forward, check_input, get_running_buffers, layer_input, set_buffers_aside
+from bnlab.layers import BatchNorm, check_input, get_running_buffers, layer_input
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks

@@ -12,20 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bnlab.arguments import check_batches, check_forward, device_of
-from bnlab.layers import (
-    BatchNorm,
-    Forward,
-    batch_norm_layers,
-    call,
-    check_input,
-    check_loans,
-    copy_batch,
-    count_loans,
-    layer_input,
-    set_weights_channels_last,
-    strip_transforms,
-    unwrap_parallel,
-)
+from bnlab.batches import Forward, call, copy_batch
+from bnlab.borrowing import set_weights_channels_last
+from bnlab.layers import BatchNorm, batch_norm_layers, check_input, layer_input, strip_transforms, unwrap_parallel
+from bnlab.loans import check_loans, count_loans
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics, using

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnlab.batches import Forward, keep_batch
+from bnlab.borrowing import KeptTensors
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.inspection import Check, count_images
 from bnlab.exact.standard_errors import standard_error
-from bnlab.layers import BatchNorm, Forward, KeptTensors, keep_batch
+from bnlab.layers import BatchNorm
 from bnlab.memory import Budget
 from bnlab.moments import Moments, Partial
 from bnlab.ranks import Ranks

@@ -10,20 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.batches import copy_batch, keep_batch
+from bnlab.borrowing import borrowed, set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inspection import Inspection, Sample
 from bnlab.exact.job import Job, Source
-from bnlab.layers import (
-    borrowed,
-    check_input,
-    check_loans,
-    copy_batch,
-    count_loans,
-    keep_batch,
-    layer_input,
-    set_buffers_aside,
-    strip_transforms,
-)
+from bnlab.layers import check_input, layer_input, strip_transforms
+from bnlab.loans import check_loans, count_loans
 from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments, Partial

@@ -15,22 +15,15 @@ import torch
 from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, device_of
+from bnlab.batches import Forward, call
+from bnlab.borrowing import KeptTensors, borrowed
 from bnlab.exact.batch_upstream import measure_batch_upstream
 from bnlab.exact.breadth import CALLER, Evaluation
 from bnlab.exact.fixed_point import measure
 from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.standard_errors import worst_error
-from bnlab.layers import (
-    BatchNorm,
-    Forward,
-    KeptTensors,
-    batch_norm_layers,
-    borrowed,
-    call,
-    get_running_buffers,
-    unwrap_parallel,
-)
+from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, unwrap_parallel
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments
 from bnlab.ranks import Ranks

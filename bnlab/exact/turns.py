@@ -16,8 +16,10 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bnlab.batches import Forward, copy_batch
+from bnlab.borrowing import set_weights_channels_last
 from bnlab.flags import are_same, read_flags
-from bnlab.layers import Forward, check_loans, copy_batch, count_loans, set_weights_channels_last
+from bnlab.loans import check_loans, count_loans
 from bnlab.memory import tensor_bytes
 from bnlab.modes import Modes, ModeSwitch, RandomStream
 from bnlab.module_state import ModuleState, Overrides, forward_hooks, free_locks, held_tensors

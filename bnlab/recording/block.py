@@ -12,16 +12,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from bnlab.arguments import check_number
-from bnlab.layers import (
-    BatchNorm,
-    batch_norm_layers,
-    check_not_lent,
-    get_running_buffers,
-    interrupts_ended_by,
-    is_compiled,
-    join_names,
-    mark_resting,
-)
+from bnlab.borrowing import mark_resting
+from bnlab.interrupts import interrupts_ended_by
+from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, is_compiled, join_names
+from bnlab.loans import check_not_lent
 from bnlab.recording.membership import Membership
 from bnlab.recording.recorder import Recorder
 from bnlab.recording.steps import StepCounter

@@ -10,17 +10,9 @@ import torch
 from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, device_of
-from bnlab.layers import (
-    Forward,
-    KeptTensors,
-    batch_norm_layers,
-    borrowed,
-    call,
-    copy_batch,
-    join_names,
-    kept_state,
-    set_train_mode,
-)
+from bnlab.batches import Forward, call, copy_batch
+from bnlab.borrowing import KeptTensors, borrowed, kept_state
+from bnlab.layers import batch_norm_layers, join_names, set_train_mode
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.recording.block import record
 from bnlab.trace import MomentTrace

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab import Moments, population_statistics, running_statistics, self_consistency, using
-from bnlab.layers import _lent_to_this_thread
+from bnlab.loans import lent_to_this_thread
 from tests import references
 from tests.exact.test_population import assert_same
 from tests.helpers import assert_moments, images, plain, randomized, residual, unchanged
@@ -274,7 +274,7 @@ def test_a_measurement_inside_of_a_measured_forward(how: str, options: dict[str,
 def test_blocks_that_end_in_another_order_than_they_began() -> None:
     # Of `borrowed` the part that notices: the rest would leave torch's settings behind for the tests that follow.
     modules = list(plain().modules())
-    first, second = _lent_to_this_thread(modules), _lent_to_this_thread(modules)
+    first, second = lent_to_this_thread(modules), lent_to_this_thread(modules)
     first.__enter__()
     second.__enter__()
     with pytest.warns(RuntimeWarning, match="end in another order"):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import bnlab
+from bnlab.borrowing import borrowed
 from bnlab.estimators import Cumulative, WeightedCumulative
 from bnlab.files import digest, set_aside
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
-from bnlab.layers import borrowed
 from bnlab.recording.block import record
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics

@@ -1,0 +1,44 @@
+"""Batches: what a forward makes of them, and copies that a loader cannot write into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
+    if not isinstance(batch, (tuple, list)):
+        return model(batch)
+    if not batch:
+        raise ValueError("a batch is an empty list or tuple; pass e.g. (images, labels), or forward= for other batches")
+    return model(batch[0])
+
+
+def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
+    """The batch with copies of its tensors on `device`, and of its numpy arrays.
+
+    Args:
+        channels_last: images [N, C, H, W] are laid out with the channels innermost.
+    """
+
+    def copy(tensor: Tensor) -> Tensor:
+        plain = tensor.layout == torch.strided and not tensor.is_nested
+        images = channels_last and plain and tensor.dim() == 4
+        layout = torch.channels_last if images else torch.preserve_format
+        return tensor.to(device, copy=True, memory_format=layout)
+
+    return tree_map_only(Tensor, copy, tree_map_only(np.ndarray, np.copy, batch))
+
+
+def keep_batch(batch: Any) -> Any:
+    """The batch with copies of its tensors and arrays where they are: a loader may use its memory again."""
+    batch = tree_map_only(np.ndarray, np.copy, batch)
+    return tree_map_only(Tensor, torch.clone, batch)

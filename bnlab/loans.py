@@ -1,0 +1,62 @@
+"""Which thread has borrowed which modules."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import nn
+
+# Modules that are lent now, by identity, and the thread that has them.
+_loans: list[tuple[int, set[int]]] = []
+
+
+_loans_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def lent_to_this_thread(modules: Sequence[nn.Module]) -> Iterator[None]:
+    loan = threading.get_ident(), set(map(id, modules))
+    with _loans_lock:
+        check_not_lent(modules)
+        _loans.append(loan)
+    try:
+        yield
+    finally:
+        with _loans_lock:
+            at = next(i for i, other in enumerate(_loans) if other is loan)
+            later = _loans[at + 1 :]
+            del _loans[at]
+        if any(thread == loan[0] and not loan[1].isdisjoint(lent) for thread, lent in later):
+            warnings.warn(
+                "two blocks that borrow one model (bnlab.using in a generator, say) end in another order than they "
+                "began; neither the model nor torch's settings are as they were",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def count_loans() -> int:
+    """How many blocks of this thread have borrowed a model now."""
+    thread = threading.get_ident()
+    return sum(owner == thread for owner, _ in list(_loans))
+
+
+def check_loans(expected: int, name: str, caller: str) -> None:
+    """ValueError if the forward that calls layer `name` has borrowed a model beside the `expected` loans."""
+    if count_loans() > expected:
+        raise ValueError(
+            f"{caller}: layer {name!r} is called inside of a measurement or of bnlab.using that the forward has begun; "
+            "take that out of the forward, or pass a forward= without it"
+        )
+
+
+def check_not_lent(modules: Iterable[nn.Module]) -> None:
+    """ValueError if another thread has borrowed one of the modules."""
+    thread, wanted = threading.get_ident(), set(map(id, modules))
+    if any(other != thread and not wanted.isdisjoint(lent) for other, lent in list(_loans)):
+        raise ValueError(
+            "the model is in use by a measurement or by bnlab.using in another thread; wait for it, or use a deep copy"
+        )
