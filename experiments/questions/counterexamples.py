@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, interval, paired, rows, select
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, interval, name_panels, rows, score, select
 from bnlab.harness.reporting.plots import EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis, estimator_label
 
@@ -21,66 +23,47 @@ CASES = {
 AVERAGES = ("ema", "cumulative", "cumulative_weighted", "window(k=20,pooled=False)", "kalman(per=layer)", "predictive",
             "last_batch")  # fmt: skip
 HUGE = 100.0  # standard deviations
-EMA = {"estimator": "ema", "momentum": DEFAULT_MOMENTUM}
+FAR = ("jump_1", "jump_10", "rare", "single")
+EMA: dict[str, Any] = {"estimator": "ema", "momentum": DEFAULT_MOMENTUM}
 STREAM = "The last 200 batches of each training in random order"
 TRUTH = "distance of the average's mean from the true one, in standard deviations, root mean square over channels"
 
 
-def find_errors(tables: Tables, *cases: str, **wanted: object) -> pd.DataFrame:
-    """Errors in these cases, a panel for each batch size and case."""
-    frame = select(rows(tables, "counterexamples", SHARES), case=cases, **wanted)
-    frame = frame.sort_values("batch_size", kind="stable")
-    return frame.assign(panel=frame["case"].map(CASES) + ", batch size " + frame["batch_size"].astype(str))
-
-
-def score_sizes(tables: Tables) -> pd.DataFrame:
-    """Error against the size of what is added."""
-    frame = find_errors(tables, "jump_1", "jump_10", "rare", "single")
-    return interval(frame, "error", ("panel", "estimator", "momentum", "size"), geometric=True)
+def find_errors(tables: Tables) -> pd.DataFrame:
+    """Errors of all averages, a panel for each batch size and case."""
+    frame = rows(tables, "counterexamples", SHARES)
+    return name_panels(frame.assign(described=frame["case"].map(CASES)), "{described}, batch size {batch_size}")
 
 
 def score_orders(tables: Tables) -> pd.DataFrame:
     """Error of every average of the same batches in two orders."""
-    frame = find_errors(tables, "shuffled", "sorted", size=1.0)
+    frame = select(find_errors(tables), case=("shuffled", "sorted"), size=1.0)
     labels = [estimator_label(*pair) for pair in frame[["estimator", "momentum"]].itertuples(index=False)]
     return interval(frame.assign(average=labels), "error", ("panel", "average"))
 
 
-def score_growth(tables: Tables) -> pd.DataFrame:
-    """How many times the EMA's error is larger at 100 standard deviations than at one."""
-    frame = find_errors(tables, "jump_1", "jump_10", "rare", "single", size=(1.0, HUGE), **EMA)
-    sized = frame.assign(estimator=frame["size"].map({1.0: "small", HUGE: "huge"}), panel=frame["case"])
-    times = paired(sized, "error", against="small", ratio=True)
-    return interval(times, "error", ("batch_size", "case"), geometric=True)
-
-
-def score_huge(case: str, estimator: str) -> Score:
-    """The error of an estimator at 100 standard deviations."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        return interval(find_errors(tables, case, estimator=estimator, size=HUGE), "error", ("batch_size",))
-
-    return scored
-
-
 def score_both(tables: Tables) -> pd.DataFrame:
     """The larger error of the two cases with the same batches, of the average for which it is smallest."""
-    frame = find_errors(tables, "jump_1", "rare", size=HUGE, estimator=AVERAGES)
+    frame = select(find_errors(tables), case=("jump_1", "rare"), size=HUGE, estimator=AVERAGES)
     keys = ["batch_size", "seed"]
     worst = frame.groupby([*keys, "estimator", "momentum"], dropna=False)["error"].max()
     return interval(worst.groupby(keys).min().reset_index(), "error", ("batch_size",))
 
 
+def score_huge(case: str, estimator: str) -> Score:
+    """The error of an estimator at 100 standard deviations."""
+    return score(find_errors, "error", ("batch_size",), case=case, estimator=estimator, size=HUGE)
+
+
 def score_sorted(estimator: str, case: str) -> Score:
     """How many times the error of the EMA in sorted batches is another average's, in sorted ones or in random order."""
 
-    def scored(tables: Tables) -> pd.DataFrame:
-        ema = find_errors(tables, "sorted", size=1.0, **EMA)
-        other = find_errors(tables, case, size=1.0, estimator=estimator)
-        times = paired(pd.concat([ema, other]).assign(panel=""), "error", against=estimator, ratio=True)
-        return interval(times, "error", ("batch_size",), geometric=True)
+    def find_two(tables: Tables) -> pd.DataFrame:
+        errors = select(find_errors(tables), size=1.0)
+        two = select(errors, case="sorted", **EMA), select(errors, case=case, estimator=estimator)
+        return pd.concat(two).assign(panel="")
 
-    return scored
+    return score(find_two, "error", ("batch_size",), against=estimator, ratio=True, geometric=True)
 
 
 EXPERIMENT = Experiment(
@@ -95,7 +78,8 @@ EXPERIMENT = Experiment(
                "changed, and the new level is true. A rare batch belongs to the data, and the mean of all batches is "
                "true; as one image alone, it has the weight of one image. Values below the panel are 0 but for "
                "rounding.",
-               score_sizes, EstimatorCurves(Axis("error (σ)", (1e-3, 200), log=True), x="size")),
+               score(find_errors, "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=FAR),
+               EstimatorCurves(Axis("error (σ)", (1e-3, 200), log=True), x="size")),
         Figure("orders", "The same batches in random order and sorted",
                f"{STREAM}, or sorted in each channel from the lowest mean to the highest: {TRUTH}, the mean of all "
                "batches, which is the same in both orders.",
@@ -103,8 +87,10 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("error_is_unbounded", "The error of PyTorch's running average grows in proportion to a jump or outlier.",
-              score_growth, within(80, 125, "times", "100 standard deviations against one: 100 times if in proportion, "
-                                   "and the noise of the other batches makes the smaller error a little larger")),
+              score(find_errors, "error", ("batch_size", "case"), against=1.0, along="size", ratio=True, geometric=True,
+                    case=FAR, size=HUGE, **EMA),
+              within(80, 125, "times", "100 standard deviations against one: 100 times if in proportion, and the noise "
+                     "of the other batches makes the smaller error a little larger")),
         Claim("forecast_recovers", "Ten batches after a jump by 100 standard deviations the forecast's choice has "
               "followed it.",
               score_huge("jump_10", "predictive"), below(1.0, "σ", "a hundredth of the jump, of which any fixed "

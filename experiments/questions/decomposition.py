@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import OtherThan, interval, rows, select, share_name
+from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score, share_name
 from bnlab.harness.reporting.plots import Stacked
 from bnlab.harness.reporting.style import Axis
 
 SHARES = EARLY, LATE = (0.2, 1.0)  # of the training
 TERMS = ("start", "lag", "noise", "weighting", "upstream", "data")
+PANEL = "batch size {batch_size}, {when}"
 KEY = ["run", "step", "layer", "statistic"]
 READ = (
     "Six signed terms add up to the distance from the exact statistic, in each channel; drawn is the average over "
@@ -31,27 +34,19 @@ def shares(tables: Tables) -> pd.DataFrame:
 def score_terms(statistic: str) -> Score:
     """The shares by layer, a panel for each batch size and share of the training."""
 
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = select(shares(tables), statistic=statistic).sort_values(
-            "term", key=lambda terms: terms.map(TERMS.index)
-        )
-        frame = frame.sort_values(["batch_size", "step", "depth"], kind="stable")
-        panel = "batch size " + frame["batch_size"].astype(str) + ", " + frame["panel"].str.removesuffix(" of training")
-        return interval(frame.assign(panel=panel), "share", ("panel", "depth", "term"))
+    def find(tables: Tables) -> pd.DataFrame:
+        frame = shares(tables).sort_values("term", key=lambda terms: terms.map(TERMS.index))
+        frame = frame.sort_values(["step", "depth"], kind="stable")
+        return name_panels(frame.assign(when=frame["panel"].str.removesuffix(" of training")), PANEL)
 
-    return scored
+    return score(find, "share", ("panel", "depth", "term"), statistic=statistic)
 
 
 def score_share(term: str, share: float | None = None, *sizes: int) -> Score:
     """The share of one term in the squared gap of the mean, over layers but the first; without `share` everywhere."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = select(shares(tables), statistic="mean", term=term, depth=OtherThan(1))
-        if share is not None:
-            frame = select(frame, panel=share_name(share), batch_size=sizes)
-        return interval(frame, "share", ("panel", "batch_size"), average="layer")
-
-    return scored
+    where: dict[str, Any] = {} if share is None else {"panel": share_name(share), "batch_size": sizes}
+    return score(shares, "share", ("panel", "batch_size"), average="layer", statistic="mean", term=term,
+                 depth=OtherThan(1), **where)  # fmt: skip
 
 
 EXPERIMENT = Experiment(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, interval, paired, rows, score, select
+from bnlab.harness.reporting.frames import OtherThan, Rows, interval, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Curves, Forest
 from bnlab.harness.reporting.style import Axis
 
@@ -18,32 +18,22 @@ LOST = Axis("accuracy lost (points)")
 READ = "Test accuracy under exact statistics minus that of the same network after an error of that size in "
 
 
-def score_curves(x: str, name: str, **wanted: object) -> Score:
-    """Points of accuracy lost against `x`, a panel for each batch size and, where layers are alone, dose."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = select(rows(tables, "doses", SHARES), **wanted).sort_values(["batch_size", "dose"])
-        panel = [name.format(*pair) for pair in frame[["batch_size", "dose"]].itertuples(index=False)]
-        return interval(frame.assign(panel=panel), "accuracy_lost", ("panel", "moment", x), scale=100)
-
-    return scored
+def find_doses(panel: str) -> Rows:
+    """Accuracy lost under each error; `panel` names the panels, see `name_panels`."""
+    return lambda tables: name_panels(rows(tables, "doses", SHARES), panel)
 
 
-def score_moments(tables: Tables) -> pd.DataFrame:
-    """Points that an error of 0.4 in all means costs more than one of 0.8 in all logarithms of variances."""
+def find_twins(tables: Tables) -> pd.DataFrame:
+    """Errors of means and of logarithms of variances, in all layers, that move normalized values as far."""
     frame = rows(tables, "doses", SHARES, layer="all")
-    chosen = frame[frame["dose"] == frame["moment"].map({"mean": 0.4, "var": 0.8})]
-    return interval(paired(chosen.assign(estimator=chosen["moment"]), "accuracy_lost", against="var"),
-                    "accuracy_lost", ("batch_size",), scale=100)  # fmt: skip
+    return frame[frame["dose"] == frame["moment"].map({"mean": 0.4, "var": 0.8})]
 
 
-def score_ends(tables: Tables) -> pd.DataFrame:
-    """Points that an error of 1.6 in the means of the first layer costs more than in those of the last one."""
+def find_ends(tables: Tables) -> pd.DataFrame:
+    """The same error in the means of one layer alone, the first and the last; the column `place` says which."""
     frame = rows(tables, "doses", SHARES, moment="mean", dose=1.6)
-    alone = frame[frame["depth"].isin([1, frame["depth"].max()])]
-    place = alone["depth"].eq(1).map({True: "first", False: "last"})
-    return interval(paired(alone.assign(estimator=place, layer=""), "accuracy_lost", against="last"),
-                    "accuracy_lost", ("batch_size",), scale=100)  # fmt: skip
+    ends = select(frame, depth=(1, frame["depth"].max()))
+    return ends.assign(place=ends["depth"].eq(1).map({True: "first", False: "last"}), layer="")
 
 
 def correlate(tables: Tables) -> pd.DataFrame:
@@ -89,10 +79,13 @@ EXPERIMENT = Experiment(
         Figure("doses", "What an error in the statistics of all layers costs",
                READ + "every mean, up or down by chance, in standard deviations, or in the logarithm of every "
                "variance. At twice the error a variance moves normalized values about as far as a mean does.",
-               score_curves("dose", "batch size {}", layer="all"), Curves("dose", "moment", LOST)),
+               score(find_doses("batch size {batch_size}"), "accuracy_lost", ("panel", "moment", "dose"), scale=100,
+                     layer="all"),
+               Curves("dose", "moment", LOST)),
         Figure("layers", "What the same error costs in one layer alone",
                READ + "the means or the logarithms of the variances of one layer, all others being exact.",
-               score_curves("depth", "batch size {}, error {:g}", depth=OtherThan(0)),
+               score(find_doses("batch size {batch_size}, error {dose:g}"), "accuracy_lost",
+                     ("panel", "moment", "depth"), scale=100, depth=OtherThan(0)),
                Curves("depth", "moment", LOST)),
         Figure("ranking", "Which gap ranks what statistics cost",
                "Spearman's rank correlation of a gap, averaged over layers, with the accuracy that is lost against "
@@ -111,10 +104,13 @@ EXPERIMENT = Experiment(
               above(10.0, "points", "ten times what counts")),
         Claim("means_cost_more", "An error in the means costs more than one in the variances that moves normalized "
               "values as far.",
-              score_moments, above(0.0, "points", "a shift by 0.4 of a standard deviation, or a factor of exp(0.4) for "
-                                   "the standard deviation; at 0 both cost the same")),
+              score(find_twins, "accuracy_lost", ("batch_size",), against="var", along="moment", scale=100),
+              above(0.0, "points", "a shift by 0.4 of a standard deviation, or a factor of exp(0.4) for the standard "
+                    "deviation; at 0 both cost the same")),
         Claim("first_layer_costs_more", "The same error in the means of one layer costs more in the first layer than "
-              "in the last one.", score_ends, above(0.0, "points", "at 0 both cost the same")),
+              "in the last one.",
+              score(find_ends, "accuracy_lost", ("batch_size",), against="last", along="place", scale=100),
+              above(0.0, "points", "at 0 both cost the same")),
         Claim("exact_ranks_better", "The distance of the mean from exact statistics ranks what estimators cost better "
               "than that from training batches.",
               score_better("mean_gap", "tid_mean"),

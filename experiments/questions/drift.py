@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, average, interval, rows, select, share_name
+from bnlab.harness.reporting.frames import OtherThan, average, interval, paired, rows, score, select, share_name
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 
@@ -15,7 +17,7 @@ SHARES = (0.2, 0.35, 0.55, 0.9, 1.0)  # of the training; the learning rate is hi
 PEAK, AFTER_PEAK, MIDDLE, NEARLY, END = map(share_name, SHARES)
 MEMORY = 10  # steps: the mean age of what an EMA of momentum 0.1 holds
 LATER: dict[str, Any] = {"depth": OtherThan(1)}  # standardized images have mean 0 under any weights, but for edges
-LINE, NETWORK = ("panel", "epoch", "depth"), ("batch_size", "seed")
+LINE, NETWORK = ("panel", "epoch", "depth"), ("run", "batch_size", "seed")
 CHANNELS = "Root mean square over channels."
 
 
@@ -32,45 +34,34 @@ def moves(tables: Tables, shares: tuple[float, ...] = ()) -> pd.DataFrame:
     before = exact.groupby(["run", "layer", "channel"])[["epoch", "mean"]].shift()
     speed = (exact["mean"] - before["mean"]) / (exact["epoch"] - before["epoch"])
     squares = exact.assign(move=speed**2 / exact["var"])
-    each = average(squares.dropna(subset="move"), "move", (*NETWORK, "panel", "epoch", "layer", "depth"))
+    each = average(
+        squares.dropna(subset="move"), "move", ("run", "batch_size", "seed", "panel", "step", "epoch", "layer", "depth")
+    )
     return each.assign(move=each["move"] ** 0.5)
 
 
 def score_speed(statistic: str, **layers: Any) -> Score:
     """The speed of one statistic by layer over training, a panel for each batch size."""
-    return lambda tables: interval(speeds(tables, **layers), statistic, LINE, geometric=True)
+    return score(speeds, statistic, LINE, geometric=True, **layers)
 
 
-def score_moves(tables: Tables) -> pd.DataFrame:
-    """How far exact means have moved in an epoch, by layer over training."""
-    return interval(moves(tables), "move", LINE, geometric=True)
-
-
-def compare(frame: pd.DataFrame, value: str, fast: str, slow: str) -> pd.DataFrame:
-    """How many times as large a value is in one panel as in another one: geometric mean over layers, then seeds."""
-    panels = frame.pivot(index=[*NETWORK, "layer"], columns="panel", values=value).reindex(columns=[fast, slow])
-    times = (panels[fast] / panels[slow]).rename("times").dropna().reset_index()
-    return interval(average(times, "times", NETWORK, geometric=True), "times", ("batch_size",), geometric=True)
+def score_slowing(find: Callable[..., pd.DataFrame], value: str, fast: str) -> Score:
+    """How many times as large a value is in this panel as at the end: geometric mean over layers, then seeds."""
+    return score(lambda tables: find(tables, SHARES), value, ("batch_size",), against=END, along="panel", ratio=True,
+                 average="layer", geometric=True, panel=fast)  # fmt: skip
 
 
 def score_depth(tables: Tables) -> pd.DataFrame:
     """How many times as fast as the second layer's the means of later layers move, in the middle of training."""
-    frame = select(speeds(tables, SHARES), panel=MIDDLE)
-    second = select(frame, depth=2).set_index("run")["mean"].rename("second")
-    later = frame[frame["depth"] > 2].join(second, on="run")
-    times = average(later.assign(times=later["mean"] / later["second"]), "times", NETWORK, geometric=True)
-    return interval(times, "times", ("batch_size",), geometric=True)
+    middle = select(speeds(tables, SHARES, **LATER), panel=MIDDLE)
+    times = paired(middle, "mean", against=2, along="depth", ratio=True)
+    return interval(times, "mean", ("batch_size",), average="layer", geometric=True)
 
 
 def score_stale(panel: str, *sizes: int) -> Score:
     """How far the mean moves in ten steps, over the noise of a batch's mean: geometric mean over layers, then seeds."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = select(speeds(tables, SHARES, **LATER), panel=panel, batch_size=sizes)
-        each = average(frame, "stale", ("panel", *NETWORK), geometric=True)
-        return interval(each, "stale", ("panel", "batch_size"), geometric=True)
-
-    return scored
+    return score(lambda tables: speeds(tables, SHARES, **LATER), "stale", ("panel", "batch_size"), average="layer",
+                 geometric=True, panel=panel, batch_size=sizes)  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -97,17 +88,18 @@ EXPERIMENT = Experiment(
                "Distance between the exact means of two measured steps, over the epochs between them, drawn at the "
                "later one; two channels of each layer but the first. Many small steps to and fro move it less than as "
                "many in one direction. " + CHANNELS,
-               score_moves, Curves("epoch", "depth", Axis("movement in an epoch (σ)", log=True))),
+               score(moves, "move", LINE, geometric=True),
+               Curves("epoch", "depth", Axis("movement in an epoch (σ)", log=True))),
     ),
     claims=(
         Claim("follows_the_learning_rate", "In the last tenth of training, means move at less than a quarter of the "
               "speed of the middle.",
-              lambda tables: compare(speeds(tables, SHARES, **LATER), "mean", MIDDLE, END),
+              score_slowing(partial(speeds, **LATER), "mean", MIDDLE),
               above(4.0, "times", "the learning rate is 8 times lower on average; half of it is left to what else "
                     "changes")),
         Claim("exact_means_agree", "By exact means, the last tenth of training moves them at less than a seventh of "
               "the speed after the peak of the learning rate.",
-              lambda tables: compare(moves(tables, SHARES), "move", AFTER_PEAK, END),
+              score_slowing(moves, "move", AFTER_PEAK),
               above(7.0, "times", "the learning rate is 14 times lower on average; half of it is left to what else "
                     "changes")),
         Claim("deeper_is_faster", "In the middle of training, the means of later layers move faster than the second's, "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab import theory
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import average, interval, lowest, overlay, rows, select
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
+from bnlab.harness.reporting.frames import interval, lowest, name_panels, overlay, rows, score, select
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 
 SHARES = (1.0,)  # of the training
-NETWORK = ("batch_size", "last_batch", "seed")
 TIMES = Axis("variance / that of independent batches", log=True)
+LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 CONDITION = ("batch_size", "last_batch")
 KNOWN = ("momentum", "position", "batches", "spread", "last_share")
 
@@ -31,54 +33,23 @@ def errors(tables: Tables) -> pd.DataFrame:
 
 def score_course(tables: Tables) -> pd.DataFrame:
     """Measured and predicted (dashed) variance by layer, a panel for each batch size and kind of last batch."""
-    frame = errors(tables)
-    panel = "batch size " + frame["batch_size"].astype(str) + ", last batch " + frame["last_batch"]
-    frame = frame.assign(panel=panel).sort_values(["batch_size", "last_batch"], kind="stable")
-    by = ("panel", "position", "depth")
+    frame = name_panels(errors(tables), "batch size {batch_size}, last batch {last_batch}")
     columns = {"measured": "measured", "dashed": "predicted"}
+    by = ("panel", "position", "depth")
     return overlay(**{kind: interval(frame, column, by, geometric=True) for kind, column in columns.items()})
 
 
-def at_end(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the last position of an epoch."""
-    return frame[frame["position"] == frame["batches"]]
+def at_end(tables: Tables) -> pd.DataFrame:
+    """The errors at the last position of an epoch."""
+    return errors(tables).query("position == batches")
 
 
-def over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Geometric mean over layers, then over seeds."""
-    return interval(average(frame, value, NETWORK, geometric=True), value, CONDITION, geometric=True)
-
-
-def score_end(tables: Tables) -> pd.DataFrame:
-    """How many times the variance from independent batches that at an epoch's end is, of batches of one size."""
-    return over_layers(at_end(select(errors(tables), last_batch="dropped")), "measured")
-
-
-def score_dip(tables: Tables) -> pd.DataFrame:
-    """How many times the variance where theory has the largest that at the end is, of batches of one size."""
+def find_dip(tables: Tables) -> pd.DataFrame:
+    """Of equal batches, the errors at the end of an epoch and where theory has the largest; `place` says which."""
     frame = select(errors(tables), last_batch="dropped")
-    key = [*NETWORK, "layer"]
-    highest = lowest(frame.assign(least=-frame["predicted"]), "least", key).set_index(key)["noise"]
-    end = at_end(frame).join(highest.rename("highest"), on=key)
-    return over_layers(end.assign(ratio=end["noise"] / end["highest"]), "ratio")
-
-
-def score_small(tables: Tables) -> pd.DataFrame:
-    """How many times the variance without the small last batch that with it is, at the end of an epoch."""
-    end = at_end(errors(tables))
-    dropped = select(end, last_batch="dropped").set_index(["run", "layer"])["noise"].rename("dropped")
-    kept = select(end, last_batch="kept").join(dropped, on=["run", "layer"])
-    return over_layers(kept.assign(ratio=kept["noise"] / kept["dropped"]), "ratio")
-
-
-def score_fit(end: bool) -> Score:
-    """How many times the predicted variance the measured one is, at the end of an epoch or over all of it."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = errors(tables)
-        return over_layers(at_end(frame) if end else frame, "times")
-
-    return scored
+    highest = lowest(frame.assign(least=-frame["predicted"]), "least", ("run", "layer"))
+    end = frame.query("position == batches")
+    return pd.concat([highest.assign(place="highest"), end.assign(place="end")])
 
 
 EXPERIMENT = Experiment(
@@ -101,14 +72,19 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("end_is_better_than_independent", "At the end of an epoch of equal batches the variance is less than "
               "three quarters of that for independent batches.",
-              score_end, below(0.75, "times", "theory has 0.48 for 35 batches and momentum 0.1; about half way to 1")),
+              score(at_end, "measured", CONDITION, **LAYERS, last_batch="dropped"),
+              below(0.75, "times", "theory has 0.48 for 35 batches and momentum 0.1; about half way to 1")),
         Claim("dips", "It is lower at the end than where theory has its largest value, by 15% and more.",
-              score_dip, below(0.85, "times", "theory has 0.66; about half way to 1")),
+              score(find_dip, "noise", CONDITION, against="highest", along="place", ratio=True, **LAYERS),
+              below(0.85, "times", "theory has 0.66; about half way to 1")),
         Claim("small_batch_undoes_it", "A small last batch, kept, makes the end of an epoch noisier by half and more.",
-              score_small, above(1.5, "times", "theory has 3 for 40 images after batches of 256")),
+              score(at_end, "noise", CONDITION, against="dropped", along="last_batch", ratio=True, **LAYERS),
+              above(1.5, "times", "theory has 3 for 40 images after batches of 256")),
         Claim("theory_predicts_the_course", "Theory predicts the variance, over all of an epoch, within a quarter.",
-              score_fit(end=False), within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance")),
+              score(errors, "times", CONDITION, average=("layer", "position"), geometric=True),
+              within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance")),
         Claim("theory_predicts_the_end", "It predicts it at the end of an epoch within a third.",
-              score_fit(end=True), within(0.75, 4 / 3, "times", "a single position is left more to chance")),
+              score(at_end, "times", CONDITION, **LAYERS),
+              within(0.75, 4 / 3, "times", "a single position is left more to chance")),
     ),
 )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, below, within
-from bnlab.harness.reporting.frames import interval, overlay, rows, select
+from bnlab.harness.reporting.frames import interval, overlay, rows, score
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 from bnlab.theory import running_variance_bias
@@ -34,14 +36,9 @@ def score_ratio(tables: Tables) -> pd.DataFrame:
     return overlay(measured=interval(frame, "var_ratio", EACH), dashed=interval(frame, "predicted", EACH))
 
 
-def score_at(value: str, *sizes: int) -> Score:
+def score_at(value: str, **sizes: Any) -> Score:
     """A column of `ratios` at some batch sizes; all without arguments."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = ratios(tables)
-        return interval(select(frame, batch_size=sizes) if sizes else frame, value, EACH)
-
-    return scored
+    return score(ratios, value, EACH, **sizes)
 
 
 EXPERIMENT = Experiment(
@@ -62,9 +59,10 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("too_small_when_tiny", "In batches of 4 the running variance is too small in every layer.",
-              score_at("var_ratio", 4), below(1.0, "times", "at 1 the unbiased batch variance is right")),
+              score_at("var_ratio", batch_size=4), below(1.0, "times", "at 1 the unbiased batch variance is right")),
         Claim("right_when_large", "In batches of 256 and more the running variance is right in every layer.",
-              score_at("var_ratio", 256, 1024), within(0.99, 1.01, "times", "1% of a variance changes nothing")),
+              score_at("var_ratio", batch_size=(256, 1024)),
+              within(0.99, 1.01, "times", "1% of a variance changes nothing")),
         Claim("correlation_predicts_it", "How much single images differ predicts the running variance within 3%.",
               score_at("factor"), within(0.97, 1.03, *FIT)),
     ),

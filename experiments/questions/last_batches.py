@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, interval, paired, rows, score
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, Rows, name_panels, rows, score
 from bnlab.harness.reporting.plots import EstimatorCurves, Points
 from bnlab.harness.reporting.style import Axis
 
@@ -17,23 +17,17 @@ LINES = ("ema", "cumulative", KALMAN, "predictive")
 FOLLOWED, MOVED = Axis("share of a shift that is followed", (-0.03, 1.1)), Axis("change by other batches (σ)", log=True)
 
 
+def find_changes(panel: str) -> Rows:
+    """What each average has followed and how far it is moved; `panel` names the panels, see `name_panels`."""
+    return lambda tables: name_panels(rows(tables, "last_batches", SHARES), panel)
+
+
 def score_trade(tables: Tables) -> pd.DataFrame:
     """What each average has followed and how far it is moved, a panel for each batch size and number of batches."""
-    frame = rows(tables, "last_batches", SHARES).sort_values(["batch_size", "last"], kind="stable")
-    panel = "batch size " + frame["batch_size"].astype(str) + ", last " + frame["last"].astype(str)
-    frame = frame.assign(panel=panel)
-    followed = interval(frame, "followed", SETTING, average="layer")["mean"]
-    moved = interval(frame, "moved", SETTING, average="layer", geometric=True).rename(columns={"mean": "moved"})
-    return moved.assign(followed=followed)[[*SETTING, "followed", "moved", "n"]]
-
-
-def score_followed(tables: Tables) -> pd.DataFrame:
-    """Share of the shift that is followed, against the number of last batches, a panel for each batch size."""
-    frame = rows(tables, "last_batches", SHARES, estimator=LINES, momentum=SHOWN).sort_values(
-        "batch_size", kind="stable"
-    )
-    frame = frame.assign(panel="batch size " + frame["batch_size"].astype(str))
-    return interval(frame, "followed", (*SETTING, "last"), average="layer")
+    find = find_changes("batch size {batch_size}, last {last}")
+    followed = score(find, "followed", SETTING, average="layer")(tables)["mean"]
+    moved = score(find, "moved", SETTING, average="layer", geometric=True)(tables)
+    return moved.rename(columns={"mean": "moved"}).assign(followed=followed)[[*SETTING, "followed", "moved", "n"]]
 
 
 def score_ema(value: str, momentum: float, last: int) -> Score:
@@ -45,13 +39,11 @@ def score_ema(value: str, momentum: float, last: int) -> Score:
 def score_forecast(value: str, against: str, *, ratio: bool = False) -> Score:
     """The forecast's value for the last 16 batches against that of PyTorch's momentum, or of Kalman's filter."""
 
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = rows(tables, "last_batches", SHARES, estimator=("predictive", against), last=16,
-                     momentum=(DEFAULT_MOMENTUM, None))  # fmt: skip
-        both = paired(frame, value, against=against, ratio=ratio)
-        return interval(both, value, ("batch_size",), average="layer", geometric=ratio)
+    def find_two(tables: Tables) -> pd.DataFrame:
+        return rows(tables, "last_batches", SHARES, estimator=("predictive", against), last=16,
+                    momentum=(DEFAULT_MOMENTUM, None))  # fmt: skip
 
-    return scored
+    return score(find_two, value, ("batch_size",), against=against, ratio=ratio, average="layer", geometric=ratio)
 
 
 EXPERIMENT = Experiment(
@@ -69,7 +61,9 @@ EXPERIMENT = Experiment(
         Figure("followed", "How soon a shift is followed",
                "The share by which an average follows when the means of so many last batches of the training are a "
                "standard deviation higher, averaged over layers; at 1 it has followed.",
-               score_followed, EstimatorCurves(FOLLOWED, x="last")),
+               score(find_changes("batch size {batch_size}"), "followed", (*SETTING, "last"), average="layer",
+                     estimator=LINES, momentum=SHOWN),
+               EstimatorCurves(FOLLOWED, x="last")),
     ),
     claims=(
         Claim("few_batches_make_it", "The last 16 batches are most of PyTorch's running average.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import interval, lowest, paired, rows, score, select
+from bnlab.harness.reporting.frames import lowest, rows, score, select
 from bnlab.harness.reporting.plots import EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 
@@ -31,25 +31,15 @@ def find_picks(tables: Tables) -> pd.DataFrame:
     return both.assign(cost=both["tested_exact"] - both["tested"], same=(both["step"] == both["step_exact"]) * 1.0)
 
 
-def score_costs(tables: Tables) -> pd.DataFrame:
-    """Points of test accuracy that each way to pick costs, a panel for each batch size."""
+def find_costs(tables: Tables) -> pd.DataFrame:
+    """What estimators pick; the column `picked` says it in words."""
     picks = select(find_picks(tables), estimator=tuple(PICKED))
-    return interval(picks.assign(picked=picks["estimator"].map(PICKED)), "cost", ("panel", "picked"), scale=100)
+    return picks.assign(picked=picks["estimator"].map(PICKED))
 
 
 def score_picks(value: str, estimator: str, scale: float = 1) -> Score:
     """A column of `find_picks`, of what one estimator picks."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        return interval(select(find_picks(tables), estimator=estimator), value, EACH, scale=scale)
-
-    return scored
-
-
-def score_shown(tables: Tables) -> pd.DataFrame:
-    """Points by which the EMA's validation accuracy is below that under exact statistics, over all checkpoints."""
-    lost = select(paired(rows(tables, "evaluations", split="val"), "accuracy"), estimator="ema")
-    return interval(lost, "accuracy", EACH, average="step", scale=-100)
+    return score(find_picks, value, EACH, scale=scale, estimator=estimator)
 
 
 EXPERIMENT = Experiment(
@@ -69,14 +59,16 @@ EXPERIMENT = Experiment(
                "Test accuracy of the checkpoint that is picked by validation accuracy under exact statistics minus "
                "that of another one, both evaluated under exact statistics: picked under running averages, or the last "
                "one without regard to validation.",
-               score_costs,
+               score(find_costs, "cost", ("panel", "picked"), scale=100),
                Forest("picked", Axis("test accuracy lost (points)"), mark=(0, "as exact statistics pick"))),
     ),
     claims=(
         Claim("last_is_not_best", "The last checkpoint is worse than the one that exact statistics pick.",
               score_picks("cost", "last", 100), above(0.0, "points", "at 0 there is nothing to select")),
         Claim("ema_shows_less", "Over training the EMA shows a lower validation accuracy than exact statistics.",
-              score_shown, above(0.5, "points", "the margin of what is picked by it")),
+              score("evaluations", "accuracy", EACH, against="exact", average="step", scale=-100, split="val",
+                    estimator="ema"),
+              above(0.5, "points", "the margin of what is picked by it")),
         Claim("ema_picks_as_well", "The checkpoint that is picked under the EMA is as good.",
               score_picks("cost", "ema", 100), within(-0.5, 0.5, *MARGIN)),
         Claim("predictive_picks_as_well", "So is the one that is picked under a momentum that forecasts.",

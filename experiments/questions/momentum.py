@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, average, interval, lowest, paired, rows, score
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, average, interval, lowest, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 
 SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
@@ -15,11 +15,9 @@ CURVE, POINT, NETWORK = ("panel", "batch_size"), ("panel", "batch_size", "moment
 MARK = (DEFAULT_MOMENTUM, "PyTorch's default")
 
 
-def score_plain(tables: Tables) -> pd.DataFrame:
-    """How many times the gap of PyTorch's running average is that of the average of all batches."""
-    gaps = rows(tables, "gaps", SHARES, estimator=("ema", "cumulative"), momentum=(DEFAULT_MOMENTUM, None))
-    times = average(paired(gaps, "mean_gap", against="ema", ratio=True), "mean_gap", NETWORK, geometric=True)
-    return interval(times, "mean_gap", CURVE, geometric=True)
+def find_plain(tables: Tables) -> pd.DataFrame:
+    """Gaps of PyTorch's running average and of the average of all batches."""
+    return rows(tables, "gaps", SHARES, estimator=("ema", "cumulative"), momentum=(DEFAULT_MOMENTUM, None))
 
 
 def score_ends(tables: Tables) -> pd.DataFrame:
@@ -33,14 +31,8 @@ def score_ends(tables: Tables) -> pd.DataFrame:
 
 def score_mistake(share: float, *sizes: int) -> Score:
     """Points of accuracy that the EMA loses where its momentum is read in the other convention."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        both = rows(tables, "evaluations", (share,), estimator="ema", momentum=(DEFAULT_MOMENTUM, MISTAKEN),
-                    batch_size=sizes)  # fmt: skip
-        named = both.assign(estimator=both["momentum"].map({DEFAULT_MOMENTUM: "meant", MISTAKEN: "mistaken"}))
-        return interval(paired(named, "accuracy", against="meant"), "accuracy", CURVE, scale=-100)
-
-    return scored
+    return score("evaluations", "accuracy", CURVE, (share,), against=DEFAULT_MOMENTUM, along="momentum", scale=-100,
+                 estimator="ema", momentum=MISTAKEN, batch_size=sizes)  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -67,7 +59,8 @@ EXPERIMENT = Experiment(
               score_ends, above(1.25, "times", "the smallest of many gaps lies a little below any other by chance"),
               answers=("Q6", "Q10", "H1")),
         Claim("plain_average_is_farther", "The average of all batches is farther off than PyTorch's running average.",
-              score_plain, above(1.0, "times", "at 1 both are as near"),
+              score(find_plain, "mean_gap", CURVE, against="ema", ratio=True, average="layer", geometric=True),
+              above(1.0, "times", "at 1 both are as near"),
               answers=("Q5",)),
         Claim("mistake_costs_late", "At the end of training, a momentum of 0.9 taken for 0.1 costs accuracy.",
               score_mistake(LATE, 16, 64, 256), above(0.0, "points", "no cost at all is the other answer"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -9,7 +11,6 @@ from bnlab import theory
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import (
     DEFAULT_MOMENTUM,
-    average,
     interval,
     lowest,
     on_curves,
@@ -26,6 +27,7 @@ from bnlab.harness.reporting.style import Axis
 SHARES = (0.2, 0.55, 1.0)  # of the training
 ENDS = (0.001, 1.0)  # of the sweep
 CURVE, POINT, NETWORK = ("panel", "batch_size"), ("panel", "batch_size", "momentum"), ("panel", "batch_size", "seed")
+LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 LAYER, NOISE = (*NETWORK, "layer"), ("mean_drift", "mean_noise", "mean_level")
 
 
@@ -38,9 +40,9 @@ def predict(tables: Tables, momenta: np.ndarray) -> pd.DataFrame:
 
 def score_gap(tables: Tables) -> pd.DataFrame:
     """Gap of the EMA's mean by layers' geometric mean: measured, predicted (dashed), the lowest prediction (a star)."""
-    curves = score("gaps", "mean_gap", POINT, SHARES, average="layer", geometric=True, estimator="ema")(tables)
+    curves = score("gaps", "mean_gap", POINT, SHARES, **LAYERS, estimator="ema")(tables)
     predicted = predict(tables, np.sort(curves["momentum"].unique()))
-    dashed = interval(predicted, "mean_gap", POINT, average="layer", geometric=True)
+    dashed = interval(predicted, "mean_gap", POINT, **LAYERS)
     return overlay(measured=curves, dashed=dashed, star=lowest(dashed, "mean", CURVE))
 
 
@@ -52,38 +54,30 @@ def score_optimum(tables: Tables) -> pd.DataFrame:
     return pd.concat(momenta, axis=1, join="inner", keys=["predicted", "measured"]).reset_index()
 
 
-def over_layers(times: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Geometric mean over layers, then over seeds."""
-    return interval(average(times, value, NETWORK, geometric=True), value, CURVE, geometric=True)
-
-
-def score_factor(tables: Tables) -> pd.DataFrame:
-    """By which factor theory's momentum is off, up or down: geometric mean over layers where not both are at 1."""
+def find_factors(tables: Tables) -> pd.DataFrame:
+    """By which factor theory's momentum is off, up or down, of layers where not both are at 1."""
     optima = score_optimum(tables).query("predicted <= 0.95 or measured < 1")
-    return over_layers(optima.assign(off=np.exp(np.abs(np.log(optima["predicted"] / optima["measured"])))), "off")
+    return optima.assign(off=np.exp(np.abs(np.log(optima["predicted"] / optima["measured"]))))
+
+
+def find_times(tables: Tables) -> pd.DataFrame:
+    """How many times the smallest gap of any fixed momentum those of all estimators are."""
+    return over_best(rows(tables, "gaps", SHARES), "mean_gap")
 
 
 def compare_choices(tables: Tables) -> pd.DataFrame:
-    """Of each layer: how many times the smallest gap are those at theory's momentum and of the forecast's choice."""
-    gaps = over_best(rows(tables, "gaps", SHARES, estimator=("ema", "predictive")), "mean_gap")
-    chosen = select(gaps, estimator="predictive").set_index([*LAYER])["mean_gap"].rename("forecast")
+    """Of each layer: how many times the smallest gap are those at theory's momentum and of the forecast's choice.
+
+    `times`: how many times the latter the former is.
+    """
+    gaps = find_times(tables)
+    chosen = select(gaps, estimator="predictive").rename(columns={"mean_gap": "forecast"})[[*LAYER, "forecast"]]
     optima = score_optimum(tables).rename(columns={"predicted": "momentum"})
     optima["momentum"] = optima["momentum"].clip(*ENDS)
     curves = select(gaps, estimator="ema").rename(columns={"mean_gap": "mean"})
     theirs = on_curves(optima, curves, "momentum", LAYER).rename(columns={"mean": "theory"})
-    return theirs.join(chosen, on=[*LAYER], how="inner")
-
-
-def score_forecast(tables: Tables) -> pd.DataFrame:
-    """How many times the gap of the forecast's choice is that at theory's momentum."""
-    both = compare_choices(tables)
-    return over_layers(both.assign(times=both["theory"] / both["forecast"]), "times")
-
-
-def score_hindsight(tables: Tables) -> pd.DataFrame:
-    """How many times the smallest gap of any fixed momentum is that of the forecast's choice."""
-    gaps = over_best(rows(tables, "gaps", SHARES), "mean_gap")
-    return over_layers(select(gaps, estimator="predictive"), "mean_gap")
+    both = theirs.merge(chosen, on=[*LAYER])
+    return both.assign(times=both["theory"] / both["forecast"])
 
 
 EXPERIMENT = Experiment(
@@ -120,15 +114,17 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("theory_knows_momentum", "Theory's momentum from other seeds is the best one within a factor of 2.",
-              score_factor, below(2.0, "times", "neighbouring momenta of the sweep are up to a factor of 2.5 apart, "
-                                  "and gaps around a minimum flat"),
+              score(find_factors, "off", CURVE, **LAYERS),
+              below(2.0, "times", "neighbouring momenta of the sweep are up to a factor of 2.5 apart, and "
+                    "gaps around a minimum flat"),
               answers=("Q10", "H13")),
         Claim("forecast_beats_theory", "The gap at theory's momentum is larger than that of the forecast's choice.",
-              score_forecast, above(1.0, "times", "at 1 both are as near"),
+              score(compare_choices, "times", CURVE, **LAYERS), above(1.0, "times", "at 1 both are as near"),
               answers=("Q10",)),
         Claim("forecast_is_as_good_as_hindsight",
               "The forecast's choice is about as near as the best fixed momentum of each layer in hindsight.",
-              score_hindsight, below(1.25, "times", "minima are flat: twice the best momentum costs about as much"),
+              score(find_times, "mean_gap", CURVE, **LAYERS, estimator="predictive"),
+              below(1.25, "times", "minima are flat: twice the best momentum costs about as much"),
               answers=("Q10", "H12")),
     ),
 )  # fmt: skip

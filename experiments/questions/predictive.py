@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, average, interval, over_best, paired, rows, select
+from bnlab.harness.reporting.frames import OtherThan, average, interval, over_best, paired, rows, score, select
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 
@@ -24,27 +26,24 @@ def find_times(tables: Tables) -> pd.DataFrame:
     return over_best(rows(tables, "gaps", estimator=OtherThan("exact")), "mean_gap")
 
 
-def score_times(*by: str, **wanted: object) -> Score:
+def score_times(*by: str, **wanted: Any) -> Score:
     """How many times the best fixed momentum's gap: geometric mean of all rows of a seed that agree in `by`.
 
     A panel for each batch size, or one where these are told apart by it.
     """
-    keys = ("panel", *by)
 
-    def scored(tables: Tables) -> pd.DataFrame:
-        times = select(find_times(tables), **wanted)
-        if "batch_size" in by:
-            times = times.assign(panel="all steps")
-        return interval(average(times, "mean_gap", (*keys, "seed"), geometric=True), "mean_gap", keys, geometric=True)
+    def find(tables: Tables) -> pd.DataFrame:
+        times = find_times(tables)
+        return times.assign(panel="all steps") if "batch_size" in by else times
 
-    return scored
+    others = [key for key in ("batch_size", "epoch", "layer") if key not in by]
+    return score(find, "mean_gap", ("panel", *by), average=others, geometric=True, **wanted)
 
 
-def score_others(tables: Tables) -> pd.DataFrame:
-    """How many times the forecast's gap is that of Kalman and of each fixed momentum, over all networks of a seed."""
+def find_others(tables: Tables) -> pd.DataFrame:
+    """How many times the forecast's gap is that of Kalman and of each fixed momentum."""
     gaps = rows(tables, "gaps", estimator=("ema", "kalman(per=layer)", "predictive"))
-    times = paired(gaps, "mean_gap", against="predictive", ratio=True)
-    return interval(average(times, "mean_gap", (*SETTING, "seed"), geometric=True), "mean_gap", SETTING, geometric=True)
+    return paired(gaps, "mean_gap", against="predictive", ratio=True)
 
 
 def score_accuracy(tables: Tables) -> pd.DataFrame:
@@ -79,7 +78,8 @@ EXPERIMENT = Experiment(
               below(1.25, "times", "gaps around a minimum are flat: twice the best momentum costs about as much"),
               answers=("Q10", "H12", "H14")),
         Claim("nearer_than_others", "Any fixed momentum and Kalman's have a larger gap than the forecast's choice.",
-              score_others, above(1.0, "times", "at 1 both are as near"),
+              score(find_others, "mean_gap", SETTING, average=("batch_size", "epoch", "layer"), geometric=True),
+              above(1.0, "times", "at 1 both are as near"),
               answers=("Q10", "H14")),
         Claim("as_accurate", "The forecast loses no accuracy against the momentum that is best at that time and batch.",
               score_accuracy,

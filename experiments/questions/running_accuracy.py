@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import interval, paired, rows, select
+from bnlab.harness.reporting.frames import rows, score, select
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 
@@ -32,23 +32,14 @@ def find_curves(tables: Tables, shares: tuple[float, ...] = ()) -> pd.DataFrame:
     log = rows(tables, "log")
     averages = log.assign(accuracy=average_batches(log)).set_index(["run", "step"])["accuracy"]
     places = select(measured, of=TRAINING).drop(columns="accuracy")
-    return pd.concat([measured, places.join(averages, on=["run", "step"]).assign(of=BATCHES)], ignore_index=True)
-
-
-def score_curves(tables: Tables) -> pd.DataFrame:
-    """All accuracies over training, in percent."""
-    return interval(find_curves(tables), "accuracy", ("panel", "of", "epoch"), scale=100)
+    batches = places.join(averages, on=["run", "step"]).assign(of=BATCHES)
+    return pd.concat([measured, batches], ignore_index=True).drop(columns="split")
 
 
 def score_excess(share: float, over: str) -> Score:
     """Points by which the mini-batches' moving average is above another accuracy of the same network."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        frame = find_curves(tables, (share,))
-        compared = paired(frame.assign(estimator=frame["of"]).drop(columns="split"), "accuracy", against=over)
-        return interval(select(compared, of=BATCHES), "accuracy", EACH, scale=100)
-
-    return scored
+    return score(lambda tables: find_curves(tables, (share,)), "accuracy", EACH, against=over, along="of", scale=100,
+                 of=BATCHES)  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -63,7 +54,8 @@ EXPERIMENT = Experiment(
                "The others are evaluated with the weights of that step, on as many training images as there are test "
                "images and on the validation split, under exact statistics of the training split and under the EMA "
                "with momentum 0.1.",
-               score_curves, Curves("epoch", "of", Axis("accuracy (%)", (0, 102)))),
+               score(find_curves, "accuracy", ("panel", "of", "epoch"), scale=100),
+               Curves("epoch", "of", Axis("accuracy (%)", (0, 102)))),
     ),
     claims=(
         Claim("lags_early", "Early the moving average is below the accuracy that the network has on training images.",

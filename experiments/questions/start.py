@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import OtherThan, average, interval, paired, rows, select
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
+from bnlab.harness.reporting.frames import OtherThan, Rows, rows, score
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 
@@ -16,38 +14,21 @@ DECAYED = (
 )
 
 
-def score_gap(tables: Tables) -> pd.DataFrame:
-    """Gap of the mean of all estimators, geometric mean over layers."""
-    gaps = rows(tables, "gaps", SHARES, by=("steps",), estimator=OtherThan("exact"))
-    return interval(average(gaps, "mean_gap", (*KEYS, "seed"), geometric=True), "mean_gap", KEYS, geometric=True)
-
-
-def score_lost(tables: Tables) -> pd.DataFrame:
-    """Points of accuracy that all estimators lose against exact statistics."""
-    lost = paired(rows(tables, "evaluations", SHARES, by=("steps",)), "accuracy")
-    return interval(lost, "accuracy", KEYS, scale=-100)
+def find_pairs(table: str, momentum: float) -> Rows:
+    """Rows of averages with and without the start, of networks that differ in the number of their steps."""
+    return lambda tables: rows(tables, table, SHARES, by=("steps",), momentum=momentum)
 
 
 def score_times(momentum: float, *steps: int) -> Score:
     """How many times the gap is with the start what it is when this is divided out."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        gaps = rows(tables, "gaps", SHARES, by=("steps",), momentum=momentum)
-        times = select(paired(gaps, "mean_gap", against="ema_debiased", ratio=True), estimator="ema", steps=steps)
-        return interval(average(times, "mean_gap", (*KEYS, "seed"), geometric=True), "mean_gap", KEYS, geometric=True)
-
-    return scored
+    return score(find_pairs("gaps", momentum), "mean_gap", KEYS, against="ema_debiased", ratio=True, average="layer",
+                 geometric=True, estimator="ema", steps=steps)  # fmt: skip
 
 
 def score_cost(momentum: float, *steps: int) -> Score:
     """Points of accuracy that the start costs."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        both = rows(tables, "evaluations", SHARES, by=("steps",), momentum=momentum)
-        lost = select(paired(both, "accuracy", against="ema_debiased"), estimator="ema", steps=steps)
-        return interval(lost, "accuracy", KEYS, scale=-100)
-
-    return scored
+    return score(find_pairs("evaluations", momentum), "accuracy", KEYS, against="ema_debiased", scale=-100,
+                 estimator="ema", steps=steps)  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -60,11 +41,12 @@ EXPERIMENT = Experiment(
         Figure("gap", "The gap at the end of trainings of 10 to 1,000 steps",
                "Distance of the mean from the exact population mean, in standard deviations, geometric mean over "
                "layers; each number of steps is a training of its own, with its own schedule. " + DECAYED,
-               score_gap, EstimatorCurves(Axis("gap of the mean (σ)", log=True), x="steps")),
+               score("gaps", "mean_gap", KEYS, SHARES, average="layer", geometric=True, estimator=OtherThan("exact")),
+               EstimatorCurves(Axis("gap of the mean (σ)", log=True), x="steps")),
         Figure("cost", "What it costs",
                "Test accuracy of the same network under exact statistics minus that under the average; networks of "
                "10 steps have learned little that could be lost.",
-               score_lost,
+               score("evaluations", "accuracy", KEYS, SHARES, against="exact", scale=-100),
                EstimatorCurves(Axis("accuracy lost against exact statistics (points)"), zero="exact population",
                                x="steps")),
     ),

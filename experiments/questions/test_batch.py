@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import interval, paired, rows, select
+from bnlab.harness.reporting.frames import interval, paired, rows, score, select
 from bnlab.harness.reporting.plots import EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 
@@ -31,43 +33,21 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     )
 
 
-def score_rules(across: str, *rules: str) -> Score:
-    """Points of test accuracy that rules gain, against one of their parameters."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        gains = select(find_gains(tables), split="test", estimator=rules)
-        return interval(gains, "accuracy", (*BY, across), scale=100)
-
-    return scored
-
-
-def score_gain(scale: float = 100, **wanted: object) -> Score:
-    """Points of test accuracy that the wanted rows gain; with scale −100 those that they lose."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        return interval(select(find_gains(tables), split="test", **wanted), "accuracy", EACH, scale=scale)
-
-    return scored
-
-
-def score_mixed(tables: Tables) -> pd.DataFrame:
-    """Points of test accuracy that 16 pseudo-samples gain against a small test batch alone."""
+def find_mixed(tables: Tables) -> pd.DataFrame:
+    """The gains in test accuracy with 2 and 8 test images, alone and mixed."""
     gains = select(find_gains(tables), split="test", images=(2, 8)).astype({"images": int})
-    mixed = paired(gains.assign(panel=gains["images"]), "accuracy", against="test_batch")
-    return interval(mixed, "accuracy", (*EACH, "images"), scale=100)
+    return gains.assign(panel=gains["images"])
+
+
+def score_gain(scale: float = 100, **wanted: Any) -> Score:
+    """Points of test accuracy that the wanted rows gain; with scale −100 those that they lose."""
+    return score(find_gains, "accuracy", EACH, scale=scale, split="test", **wanted)
 
 
 def score_splits(tables: Tables) -> pd.DataFrame:
     """Points that statistics of the validation split gain on its own images and on test images."""
     gains = select(find_gains(tables), statistics_split="val")
     return interval(gains.assign(predicted=gains["split"].map(SPLITS)), "accuracy", ("panel", "predicted"), scale=100)
-
-
-def score_leak(tables: Tables) -> pd.DataFrame:
-    """Points that they gain on their own images more than on test images."""
-    gains = select(find_gains(tables), statistics_split="val")
-    more = paired(gains.assign(estimator=gains["split"]).drop(columns="split"), "accuracy", against="test")
-    return interval(more, "accuracy", EACH, scale=100)
 
 
 EXPERIMENT = Experiment(
@@ -82,13 +62,14 @@ EXPERIMENT = Experiment(
                "Difference in test accuracy to the same network under exact statistics of the training split, against "
                "the number of images in a test batch. Pseudo-samples: the exact statistics count as 16 further images. "
                + TRAINED,
-               score_rules("images", "test_batch", "pseudo_samples"),
+               score(find_gains, "accuracy", (*BY, "images"), scale=100, split="test",
+                     estimator=("test_batch", "pseudo_samples")),
                EstimatorCurves(AGAINST_EXACT, zero="exact population", x="images")),
         Figure("example_weighing", "Each example's own moments in its statistics",
                "Difference in test accuracy to the same network under exact statistics of the training split. E[x] and "
                "E[x²] are (1 − weight) times those of the training split plus weight times the example's own. "
                + TRAINED,
-               score_rules("weight", "example_weighing"),
+               score(find_gains, "accuracy", (*BY, "weight"), scale=100, split="test", estimator="example_weighing"),
                EstimatorCurves(AGAINST_EXACT, zero="exact population", x="weight")),
         Figure("leak", "Statistics of the validation split",
                "Accuracy of the same network under exact statistics of the validation split minus that under those of "
@@ -102,13 +83,14 @@ EXPERIMENT = Experiment(
         Claim("large_test_batches_cost_nothing", "Statistics of 512 test images cost less than 0.3 points.",
               score_gain(-100, estimator="test_batch", images=512), within(-0.3, 0.3, *MARGIN)),
         Claim("pseudo_samples_gain", "With test batches of 2 and 8 images, 16 pseudo-samples gain accuracy.",
-              score_mixed, above(0.0, *NOTHING)),
+              score(find_mixed, "accuracy", (*EACH, "images"), against="test_batch", scale=100),
+              above(0.0, *NOTHING)),
         Claim("example_weighing_gains", "A tenth of each example's own moments gains accuracy.",
               score_gain(estimator="example_weighing", weight=0.1), above(0.0, *NOTHING)),
         Claim("validation_serves", "On test images, statistics of the validation split are as good as exact ones.",
               score_gain(statistics_split="val"), within(-0.3, 0.3, *MARGIN)),
         Claim("validation_leaks_nothing", "On its own images they gain no more than on test images.",
-              score_leak,
+              score(find_gains, "accuracy", EACH, against="test", along="split", scale=100, statistics_split="val"),
               within(-0.3, 0.3, "points", "three of 1,000 validation images, which no choice rests on")),
     ),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
@@ -13,6 +15,7 @@ SHARES = (0.2, 1.0)  # of the training
 LARGER = 4  # times the batch size
 EACH, DEPTH = ("panel", "batch_size"), ("panel", "batch_size", "depth")
 LOST = Axis("accuracy lost against exact statistics (points)")
+LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 READ = (
     "Both are of all training images and of the same weights. The first layer has no batch norm before it, there both "
     "are the same. Dashed: inversely proportional to the batch size, from the smallest one on."
@@ -35,23 +38,12 @@ def score_gap(column: str) -> Score:
     return scored
 
 
-def score_depth(tables: Tables) -> pd.DataFrame:
-    """How many times the second layer's gap those of later layers are."""
-    gaps = rows(tables, "gaps", SHARES, estimator="precise")
-    second = select(gaps, depth=2).set_index(["run", "panel"])["mean_gap"].rename("second")
-    later = gaps[gaps["depth"] > 2].join(second, on=["run", "panel"])
-    return interval(
-        later.assign(times=later["mean_gap"] / later["second"]), "times", EACH, average="layer", geometric=True
-    )
-
-
-def score_size(tables: Tables) -> pd.DataFrame:
+def find_size_ratios(tables: Tables) -> pd.DataFrame:
     """How many times the gap of each batch size that of a quarter of it is, of the same layer and seed."""
     gaps = rows(tables, "gaps", SHARES, estimator="precise", depth=OtherThan(1))
     smaller = gaps.assign(batch_size=LARGER * gaps["batch_size"])
     both = gaps.merge(smaller, on=["panel", "seed", "layer", "batch_size"], suffixes=("", "_smaller"))
-    times = both.assign(times=both["mean_gap_smaller"] / both["mean_gap"])
-    return interval(times, "times", EACH, average="layer", geometric=True)
+    return both.assign(times=both["mean_gap_smaller"] / both["mean_gap"])
 
 
 EXPERIMENT = Experiment(
@@ -78,12 +70,15 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("grows_with_depth", "Later layers are farther off than the second one.",
-              score_depth, above(1.0, "times", "at 1 depth makes no difference")),
-        Claim("shrinks_with_batch", "A batch four times as large makes the distance four times smaller, to a factor "
-              "of 2.", score_size, within(2.0, 8.0, "times", INVERSE)),
-        Claim("nearer_than_running", "It is less than half of the running average's distance.",
-              score("gaps", "mean_gap", EACH, SHARES, against="ema", ratio=True, average="layer", geometric=True,
+              score("gaps", "mean_gap", EACH, SHARES, against=2, along="depth", ratio=True, **LAYERS,
                     estimator="precise", depth=OtherThan(1)),
+              above(1.0, "times", "at 1 depth makes no difference")),
+        Claim("shrinks_with_batch", "A batch four times as large makes the distance four times smaller, to a factor "
+              "of 2.",
+              score(find_size_ratios, "times", EACH, **LAYERS), within(2.0, 8.0, "times", INVERSE)),
+        Claim("nearer_than_running", "It is less than half of the running average's distance.",
+              score("gaps", "mean_gap", EACH, SHARES, against="ema", ratio=True, **LAYERS, estimator="precise",
+                    depth=OtherThan(1)),
               below(0.5, "times", "an average has half of its noise with a quarter of the momentum")),
         Claim("costs_nothing", "At the end, in batches of 16 and more, it costs nothing that counts.",
               score("evaluations", "accuracy", EACH, (1.0,), against="exact", scale=-100, estimator="precise",

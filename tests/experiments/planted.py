@@ -73,6 +73,11 @@ def decide(name: str, claim: str, **tables: Any) -> list[str]:
     return found[found["claim"] == claim]["verdict"].to_list()
 
 
+def score_claim(name: str, claim: str, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows that a claim of an experiment is decided by."""
+    return next(c for c in find_experiment(name).claims if c.id == claim).score(tables)
+
+
 def reference(name: str) -> dict[str, pd.DataFrame]:
     """The committed tables of an experiment."""
     folder = CONF.parent / "results" / "reference" / name

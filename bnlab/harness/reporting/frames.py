@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import string
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ MEASURES = ("mean", "low", "high", "n", "error", "log")
 """The columns that `interval` adds."""
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
 
+Rows = Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame]
+
 
 @dataclass(frozen=True)
 class OtherThan:
@@ -29,12 +32,13 @@ class OtherThan:
 
 
 def score(
-    table: str,
+    source: str | Rows,
     value: str,
     by: Sequence[str],
     shares: Sequence[float] = (),
     *,
-    against: str | None = None,
+    against: Any = None,
+    along: str = "estimator",
     ratio: bool = False,
     average: str | Sequence[str] | None = None,
     scale: float = 1,
@@ -44,24 +48,33 @@ def score(
     """A score of one value: `rows`, the comparison with a reference if there is one, `interval`.
 
     Args:
-        table, shares: see `rows`; the networks may differ in the settings among `by`, or else in their batch size.
+        source: the name of a table, of which `rows` are taken; or a function of the tables that gives rows of its own.
+        shares: of a table, see `rows`; its networks may differ in the settings among `by`, or else in their batch size.
         value, by, average, scale, geometric: see `interval`.
-        against, ratio: the reference, see `paired`; it needs not be among the wanted.
-        wanted: see `rows`; `estimator` and `momentum` are those of the rows that are compared with the reference.
+        against, along, ratio: the reference, see `paired`; it needs not be among the wanted.
+        wanted: see `select`; values of `along`, and of `momentum` beside estimators, are those of the rows that are
+            compared with the reference.
 
     Returns:
         A function of the tables, which returns the frame of `interval`.
-    """
 
-    compared = {key: wanted.pop(key) for key in ("estimator", "momentum") if key in wanted}
+    Raises:
+        ValueError: shares beside a function, which chooses its rows itself.
+    """
+    if shares and not isinstance(source, str):
+        raise ValueError("score: shares are those of a table; a function chooses its rows itself")
+    later = (along, "momentum") if along == "estimator" else (along,)
+    compared = {key: wanted.pop(key) for key in later if key in wanted}
 
     def scored(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-        settings = [key for key in by if key not in tables[table] and key != "panel"]
-        if against is None:
-            frame = rows(tables, table, shares, settings or ["batch_size"], **wanted, **compared)
+        first = {**wanted, **({} if against is not None else compared)}
+        if isinstance(source, str):
+            settings = [key for key in by if key not in tables[source] and key != "panel"]
+            frame = rows(tables, source, shares, settings or ["batch_size"], **first)
         else:
-            chosen = rows(tables, table, shares, settings or ["batch_size"], **wanted)
-            frame = select(paired(chosen, value, against, ratio=ratio), **compared)
+            frame = select(source(tables), **first)
+        if against is not None:
+            frame = select(paired(frame, value, against, along=along, ratio=ratio), **compared)
         return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
 
     return scored
@@ -143,25 +156,31 @@ def _matches(column: pd.Series, values: Sequence[Any]) -> pd.Series:
     return matches | column.isna() if None in values else matches
 
 
-def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bool = False) -> pd.DataFrame:
+def paired(
+    frame: pd.DataFrame, value: str, against: Any = "exact", *, along: str = "estimator", ratio: bool = False
+) -> pd.DataFrame:
     """All rows but the reference's; `value` compared with that of the reference at the same network and step.
 
     Args:
-        frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
+        frame: rows of `rows`; where it has layers, channels, splits or panels, these agree as well, and where others
+            than estimators are compared, estimator and momentum too.
         value: the column that is replaced by its difference to the reference.
         against: the estimator that is the reference, on the training split if it is there on several; rows for which
             it has none are left out.
+        along: the column whose value `against` is, where it is no estimator: the batches of another `size`, another
+            layer by its `depth`, another share of the training by its `panel`.
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
         UserError: there is no such column, or the reference is named without the parameters that it has in the rows.
         ValueError: the reference has several rows for a network and step, as one of several momenta does.
     """
-    _require(frame, [value])
-    _check_names(frame["estimator"], against)
-    keys = _same(frame)
-    is_reference = frame["estimator"] == against
-    if "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
+    _require(frame, [value, along])
+    if along == "estimator":
+        _check_names(frame["estimator"], against)
+    keys = _same(frame, along)
+    is_reference = frame[along] == against
+    if along == "estimator" and "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
         is_reference &= frame["statistics_split"] == "train"
     reference = frame[is_reference].set_index(keys)[value]
     if not reference.index.is_unique:
@@ -173,9 +192,16 @@ def paired(frame: pd.DataFrame, value: str, against: str = "exact", *, ratio: bo
     return compared[index.isin(reference.index)]
 
 
-def _same(frame: pd.DataFrame) -> list[str]:
-    """The columns in which rows agree that differ in their estimator only."""
-    return [key for key in ("run", "step", "panel", "layer", "split", "shift") if key in frame]
+_PLACES = ("run", "step", "panel", "layer", "channel", "split", "shift")
+_WITH = {"estimator": ("estimator", "momentum"), "momentum": ("momentum",), "panel": ("panel", "step"),
+         "depth": ("depth", "layer")}  # fmt: skip
+"""By the column that is compared, which others say the same: they do not agree either."""
+
+
+def _same(frame: pd.DataFrame, along: str = "estimator") -> list[str]:
+    """The columns in which rows agree that differ along this one only."""
+    differing = _WITH.get(along, (along,))
+    return [key for key in (*_PLACES, "estimator", "momentum") if key in frame and key not in differing]
 
 
 def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:
@@ -207,6 +233,23 @@ def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     _require(frame, [value, *by])
     ordered = frame.reset_index(drop=True).dropna(subset=value)
     return ordered.loc[ordered.groupby(list(by), dropna=False, sort=False)[value].idxmin()]
+
+
+def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows, sorted by the numbers in the name, with a panel for each of its values.
+
+    Args:
+        frame: any rows.
+        name: of a panel, columns in braces, as in `batch size {batch_size}, last {last}`.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    columns = [column for _, column, _, _ in string.Formatter().parse(name) if column]
+    _require(frame, columns)
+    numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
+    ordered = frame.sort_values(numbers, kind="stable") if numbers else frame
+    return ordered.assign(panel=[name.format_map(row) for row in ordered[columns].to_dict("records")])
 
 
 def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bool = False) -> pd.DataFrame:
@@ -288,7 +331,7 @@ def interval(
     Args:
         frame: rows with a column `seed`.
         value: the column of which the mean is taken.
-        by: what the rows are told apart by; null keys are kept.
+        by: what the rows are told apart by, nothing for one row of all; null keys are kept.
         average: columns over which each seed is averaged first, such as "layer".
         scale: a factor of all values, such as 100 for percent.
         geometric: all means are geometric, over `average` and over seeds, for positive values such as gaps and ratios:
@@ -306,7 +349,8 @@ def interval(
         _check_seeds(values, [*by, "seed", *over])
         if over:
             values = values.groupby([*by, "seed"], dropna=False, sort=False)[value].mean().reset_index()
-        groups = values[value].groupby([values[key] for key in by], dropna=False, sort=False)
+        keys = [values[key] for key in by]
+        groups = values[value].groupby(keys, dropna=False, sort=False) if keys else [((), values[value])]
         estimates = [(*key, *_estimate(group.to_numpy(float))) for key, group in groups]
     found = pd.DataFrame(estimates, columns=[*by, "mean", "low", "high", "n", "error"])
     if geometric:

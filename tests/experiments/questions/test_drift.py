@@ -9,15 +9,13 @@ import numpy as np
 from experiments.questions.drift import (
     AFTER_PEAK,
     END,
-    MIDDLE,
     SHARES,
-    compare,
     moves,
     score_depth,
     score_stale,
     speeds,
 )
-from tests.experiments.planted import Effect, Value, plant
+from tests.experiments.planted import Effect, Value, plant, score_claim
 
 EXACT: dict[str, Any] = {"estimators": [("exact", None)], "shares": SHARES, "sizes": (256,)}
 LAST = 2 * SHARES[-2]  # epochs
@@ -77,7 +75,7 @@ def test_steps() -> None:
     np.testing.assert_allclose(score_depth(tables)[["mean", "low", "high"]], 1.5)
     stale = score_stale(END, 256)(tables)
     np.testing.assert_allclose(stale["mean"], 10**0.5 * 1.5 * 6**0.5)
-    shares = compare(speeds(tables, SHARES), "mean", MIDDLE, END)
+    shares = score_claim("drift", "follows_the_learning_rate", tables)
     np.testing.assert_allclose(shares[["mean", "low", "high"]], 1)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.questions.model_selection import find_picks, score_shown
-from tests.experiments.planted import EMA, Effect, Value, plant
+from experiments.questions.model_selection import find_picks
+from tests.experiments.planted import EMA, Effect, Value, plant, score_claim
 
 ALL = [EMA, ("predictive", None), ("exact", None)]
 SHARES = (0.1, 0.2, 0.55, 1.0)  # of 1,000 steps
@@ -76,4 +76,4 @@ def test_picks() -> None:
 def test_what_the_ema_shows_is_of_the_validation_split() -> None:
     tables = plant(ALL, accuracy=lambda row: 0.1 * ((row["split"], row["estimator"]) == ("val", "ema")),
                    shares=SHARES, splits=("val", "test"))  # fmt: skip
-    assert score_shown(tables)["mean"].tolist() == pytest.approx([-10, -10])
+    assert score_claim("model_selection", "ema_shows_less", tables)["mean"].tolist() == pytest.approx([-10, -10])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.questions.test_batch import score_leak, score_mixed, score_splits
-from tests.experiments.planted import Effect, Setting, plant
+from experiments.questions.test_batch import score_splits
+from tests.experiments.planted import Effect, Setting, plant, score_claim
 
 EXACT: list[Setting] = [("exact", None), ("exact", None, "val")]
 RULES: list[Setting] = [
@@ -53,8 +53,10 @@ def accuracy(row: dict[str, Any]) -> float:
 
 def test_scores() -> None:
     tables = plant(RULES, accuracy=accuracy, splits=("test", "val"), shares=(1.0,), sizes=(16,))
-    assert score_leak(tables)["mean"].tolist() == [pytest.approx(6)]
+    assert score_claim("test_batch", "validation_leaks_nothing", tables)["mean"].tolist() == [pytest.approx(6)]
     assert score_splits(tables).set_index("predicted")["mean"].to_dict() == pytest.approx(
         {"validation images": 5, "test images": -1}
     )
-    assert score_mixed(tables).set_index("images")["mean"].to_dict() == pytest.approx({2: 19, 8: 1})
+    assert score_claim("test_batch", "pseudo_samples_gain", tables).set_index("images")[
+        "mean"
+    ].to_dict() == pytest.approx({2: 19, 8: 1})

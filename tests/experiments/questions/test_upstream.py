@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.questions.upstream import score_depth, score_gap, score_size
-from tests.experiments.planted import EMA, Effect, Value, accuracy_lost, plant
+from experiments.questions.upstream import score_gap
+from tests.experiments.planted import EMA, Effect, Value, accuracy_lost, plant, score_claim
 
 PRECISE = ("precise", None)
 ONE: dict[str, Any] = {"estimators": [PRECISE], "sizes": (4, 16)}
@@ -49,10 +49,10 @@ EFFECTS = {
 
 def test_layers_and_batch_sizes_are_compared_one_by_one() -> None:
     tables = plant([PRECISE], lambda row: row["depth"] ** 2 / row["batch_size"], sizes=(4, 16, 256), shares=(0.2, 1.0))
-    depth = score_depth(tables)
+    depth = score_claim("upstream", "grows_with_depth", tables)
     assert len(depth) == 6
     np.testing.assert_allclose(depth[["mean", "low", "high"]], (3 / 2) ** 2)
-    size = score_size(tables)
+    size = score_claim("upstream", "shrinks_with_batch", tables)
     assert set(size["batch_size"]) == {16}, "64 is missing, so 256 has nothing to be compared with"
     np.testing.assert_allclose(size[["mean", "low", "high"]], 4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from bnlab.harness.reporting.frames import (
     average,
     interval,
     lowest,
+    name_panels,
     on_curves,
     other_seeds,
     overlay,
@@ -108,6 +111,28 @@ def test_paired_by_network_step_and_layer() -> None:
     np.testing.assert_allclose(times.sort_index(), (exact["gap"] + 1) / exact["gap"])
 
 
+def test_paired_along_another_column() -> None:
+    """Everything else that tells rows apart agrees, estimators and momenta too, null ones among them."""
+    keys = [(run, panel, estimator, momentum, depth, split) for run in "ab" for panel in ("early", "late")
+            for estimator, momentum in [("ema", 0.1), ("ema", 0.9), ("exact", np.nan)]
+            for depth in (1, 2, 3) for split in ("val", "test")]  # fmt: skip
+    columns = ["run", "panel", "estimator", "momentum", "depth", "split"]
+    frame = pd.DataFrame(keys, columns=columns).sample(frac=1, random_state=0)
+    frame = frame.assign(step=frame["panel"].map({"early": 3, "late": 9}), layer="l" + frame["depth"].astype(str))
+    frame["gap"] = np.random.default_rng(0).random(len(frame)) + 1
+    for along, against in [("split", "val"), ("depth", 2), ("panel", "late"), ("momentum", 0.1), ("layer", "l1")]:
+        found = paired(frame if along != "layer" else frame.drop(columns="depth"), "gap", against, along=along)
+        others = frame[(frame[along] != against) & ((along != "momentum") | (frame["momentum"] == 0.9))]
+        assert len(found) == len(others)
+        for index, row in found.iterrows():
+            same = frame[frame[along] == against]
+            for key in (key for key in columns if key != along and not (key == "depth" and along == "layer")):
+                same = same[(same[key] == row[key]) | (same[key].isna() & pd.isna(row[key]))]
+            assert len(same) == 1 and row["gap"] == frame["gap"][index] - same["gap"].iloc[0]
+    with pytest.raises(ValueError, match="several rows"):
+        paired(frame, "gap", "ema")
+
+
 def test_the_reference_is_of_the_training_split() -> None:
     frame = pd.DataFrame({"run": "a", "step": 1, "estimator": ["exact", "exact", "ema"],
                           "statistics_split": ["val", "train", "train"], "gap": [5.0, 2.0, 9.0]})  # fmt: skip
@@ -175,6 +200,34 @@ def test_a_score_is_rows_paired_and_interval() -> None:
     assert score("gaps", "gap", by, (0.1,), average="layer", batch_size=9)(all_tables).empty
     ratio = score("gaps", "gap", by, (1.0,), against="exact", ratio=True, average="layer")(all_tables)
     pd.testing.assert_frame_equal(ratio, interval(paired(end, "gap", ratio=True), "gap", by, average="layer"))
+
+
+def test_a_score_of_rows_that_a_function_finds() -> None:
+    runs = RUNS.assign(seed=[0, 1], batch_size=8, steps=10)
+    keys = [(run, 10, split, estimator) for run in "ab" for split in ("val", "test") for estimator in ("ema", "exact")]
+    frame = pd.DataFrame(keys, columns=["run", "step", "split", "estimator"]).assign(gap=np.arange(8.0))
+    all_tables = tables(frame, runs)
+
+    def find(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        return rows(tables, "gaps", split=("val", "test"))
+
+    found = score(find, "gap", ("estimator",), split="val")(all_tables)
+    assert found.set_index("estimator")["mean"].to_dict() == {"ema": 2.0, "exact": 3.0}
+    gained = score(find, "gap", ("estimator",), against="val", along="split", estimator="ema")(all_tables)
+    assert gained[["estimator", "mean", "n"]].values.tolist() == [["ema", 2.0, 2]]
+    assert score(find, "gap", (), against="exact", estimator="ema", split="val")(all_tables)["mean"].tolist() == [-1.0]
+    with pytest.raises(ValueError, match="a function chooses its rows itself"):
+        score(find, "gap", (), (1.0,))
+
+
+def test_panels_are_named_and_in_the_order_of_their_numbers() -> None:
+    frame = pd.DataFrame({"batch_size": [256, 4, 256, 4], "last": ["kept", "kept", "dropped", "dropped"]})
+    found = name_panels(frame, "batch size {batch_size}, last {last}")
+    assert found["panel"].tolist() == [f"batch size {n}, last {last}" for n in (4, 256) for last in ("kept", "dropped")]
+    assert name_panels(frame, "last {last}")["panel"].tolist() == ["last " + last for last in frame["last"]]
+    assert name_panels(frame[:0], "batch size {batch_size}").empty
+    with pytest.raises(UserError, match="no column 'lats'; did you mean 'last'"):
+        name_panels(frame, "last {lats}")
 
 
 def test_lowest_against_plain_pandas() -> None:
