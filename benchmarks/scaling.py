@@ -1,29 +1,72 @@
-"""How the time of exact statistics grows with depth, images and the memory limit, against one forward pass."""
+"""What exact statistics cost by depth, images and memory limit, against one forward pass; the tables of `passes`."""
 
 from __future__ import annotations
 
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import matplotlib
+import pandas as pd
 import torch
 
-from benchmarks.timing import Result, alternate
+from benchmarks.timing import THREADS, Result
 from bnlab import population_statistics
+from bnlab.gaps import gap
 from bnlab.harness.artifacts.models import ModelConfig, build_model
+from bnlab.harness.reporting import drawing, style
+from bnlab.harness.reporting.experiment import declared
 from bnlab.memory import LiveBytes
+from experiments.places import REFERENCE
+from experiments.questions import find_experiment
+from experiments.results import write_reference
 
-ROUNDS = 5
+ROUNDS = 5  # each with a network of its own
+BATCH = 32
+ORDERS = ("breadth", "layerwise")
+_DEPTHS = [(depth, 256, order, 1.0) for depth in (8, 14, 20, 32, 56) for order in ORDERS]
+_IMAGES = [(20, images, order, 1.0) for images in (512, 1024, 2048) for order in ORDERS]
+_MEMORY = [(20, 1024, "breadth", 1 / share) for share in (2, 4, 8, 12)]
 
 
 def results() -> list[Result]:
-    return [*_depth(), *_images(), *_memory()]
+    frame = pd.DataFrame([_measure(*case, seed) for seed in range(ROUNDS) for case in (*_DEPTHS, *_IMAGES, *_MEMORY)])
+    _keep(frame)
+    medians = frame.groupby(["depth", "images", "memory", "strategy"], sort=False).median(numeric_only=True)
+    return [_describe(*key, row) for key, row in zip(medians.index, medians.to_dict("records"), strict=True)]
 
 
-def _model(depth: int) -> torch.nn.Module:
-    return build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=0).eval()
-
-
-def _batches(images: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    data = torch.randn(images, 3, 32, 32, generator=generator)
-    return list(data.contiguous(memory_format=torch.channels_last).split(32))
+def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> dict[str, Any]:
+    """Time, passes and memory of exact statistics, and those of one forward, of a network with these random weights."""
+    model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=seed).eval()
+    data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    batches = list(data.contiguous(memory_format=torch.channels_last).split(BATCH))
+    exact = partial(population_statistics, model, batches, strategy=order)
+    whole = _count_bytes(exact)
+    if memory < 1:
+        exact = partial(exact, memory=int(whole * memory))
+    forward = partial(_forward, model, batches)
+    _time(forward)
+    found, seconds = _time(exact)
+    reference = population_statistics(model, batches)
+    return {
+        "run": f"resnet-{depth}-{seed}",
+        "depth": depth,
+        "seed": seed,
+        "strategy": order,
+        "images": images,
+        "memory": memory,
+        "layers": depth - 1,
+        "seconds": seconds,
+        "forward_seconds": _time(forward)[1],
+        "passes": found.cost.forwards / found.cost.batches,
+        "peak_bytes": _count_bytes(exact) if memory < 1 else whole,
+        "forward_bytes": _count_bytes(forward),
+        "difference": gap(found, reference)["mean_gap"].max(),
+    }
 
 
 @torch.no_grad()
@@ -32,62 +75,35 @@ def _forward(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
         model(batch)
 
 
-def _depth() -> list[Result]:
-    found, batches = [], _batches(256)
-    for depth in (8, 14, 20, 32, 44, 56):
-        model = _model(depth)
-        sides = {
-            "breadth": lambda m=model: population_statistics(m, batches),
-            "layerwise": lambda m=model: population_statistics(m, batches, strategy="layerwise"),
-            "forward": lambda m=model: _forward(m, batches),
-        }
-        median = alternate(sides, ROUNDS)
-        for side in ("breadth", "layerwise"):
-            note = f"{depth - 1} layers" + (f": (L+1)/2 = {depth / 2:g}" if side == "layerwise" else "")
-            found.append(
-                Result(f"resnet-{depth}, 256 images", side, median[side], "one forward", median["forward"], None, note)
-            )
-    return found
+def _time(run: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    found = run()
+    return found, time.perf_counter() - started
 
 
-def _images() -> list[Result]:
-    model, found = _model(20), []
-    for images in (256, 1024, 4096):
-        batches = _batches(images)
-        sides = {
-            "exact": lambda b=batches: population_statistics(model, b),
-            "forward": lambda b=batches: _forward(model, b),
-        }
-        median = alternate(sides, ROUNDS)
-        found.append(
-            Result(f"resnet-20, {images:,} images", "breadth", median["exact"], "one forward", median["forward"])
-        )
-    return found
-
-
-def _memory() -> list[Result]:
-    model, batches, found = _model(20), _batches(1024), []
+def _count_bytes(run: Callable[[], object]) -> int:
     with LiveBytes() as live:
-        population_statistics(model, batches)
-    limits = {f"1/{k}": live.peak // k for k in (2, 4, 8, 12)}
-    sides = {
-        share: lambda limit=limit: population_statistics(model, batches, memory=limit)
-        for share, limit in limits.items()
-    }
-    sides["forward"] = lambda: _forward(model, batches)
-    median = alternate(sides, ROUNDS)
-    for share, limit in limits.items():
-        cost = population_statistics(model, batches, memory=limit).cost
-        note = f"limit {limit / 2**20:.0f} MiB, {cost.forwards / cost.batches:.1f} forwards begun per batch"
-        found.append(
-            Result(
-                f"resnet-20, {share} of the memory",
-                "breadth",
-                median[share],
-                "one forward",
-                median["forward"],
-                None,
-                note,
-            )
-        )
-    return found
+        run()
+    return live.peak
+
+
+def _describe(depth: int, images: int, memory: float, order: str, row: dict[Any, Any]) -> Result:
+    share = f", 1/{round(1 / memory)} of the memory" if memory < 1 else ""
+    note = f"{row['layers']:.0f} layers, {row['passes']:.3g} passes, {row['peak_bytes'] / 2**20:.0f} MiB"
+    what = f"resnet-{depth}, {images:,} images{share}"
+    return Result(what, order, row["seconds"], "one forward", row["forward_seconds"], None, note)
+
+
+def _keep(frame: pd.DataFrame) -> None:
+    """Tables and figures of the experiment `passes`, among the reference results."""
+    question = find_experiment("passes")
+    runs = frame[["run", "seed", "depth"]].drop_duplicates().rename(columns={"depth": "model.depth"})
+    runs = runs.assign(data="random numbers", model="resnet", batch_size=BATCH)
+    tables = declared(question, {"runs": runs, "passes": frame})
+    versions = {name: version(name) for name in ("bnlab", "numpy", "pandas", "torch")}
+    write_reference("passes", tables, [{"device": platform.machine(), "threads": THREADS, "versions": versions}])
+    matplotlib.use("Agg")
+    with style.paper():
+        for figure in question.figures:
+            _, pdf = drawing.save(drawing.draw(figure, tables), REFERENCE / "passes", figure.name)
+            pdf.unlink()

@@ -51,9 +51,6 @@ WAITING = {
     "networks that are trained in another way": (
         "F3", "F5", "F6", "F10", "F12", "F13", "F15", "F21", "Q18", "H3", "H5", "H7", "H9", "H10",
     ),
-    "an experiment that is not written yet": (
-        "Q12", "Q19",
-    ),
 }  # fmt: skip
 """What no experiment answers yet, by what it waits for."""
 

@@ -66,12 +66,12 @@ def find_places(words: list[str]) -> list[Place]:
     from bnlab.harness.errors import UserError
     from experiments.compose import find_results
     from experiments.explain import choices
+    from experiments.questions import list_questions
 
-    names = choices("experiment")
     if not words:
-        return [Place(name, name, None) for name in names if (REFERENCE / name / "runs.parquet").exists()]
+        return [Place(name, name, None) for name in list_questions() if (REFERENCE / name / "runs.parquet").exists()]
     one = any(word.startswith("experiment=") for word in words)
-    chosen = [words] if one else [[f"experiment={name}", *words] for name in names]
+    chosen = [words] if one else [[f"experiment={name}", *words] for name in choices("experiment")]
     places = [Place(*find_results(some)) for some in chosen]
     there = [place for place in places if one or (place.folder / "parts").is_dir()]
     if not there:

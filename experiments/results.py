@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from experiments.command import run_command
 from experiments.places import REFERENCE, RESULTS, find_places
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 USAGE = """usage: python -m experiments.results [experiment=NAME] [dry_run=true]
 
@@ -58,21 +63,28 @@ def _make(name: str) -> int:
 
 def keep(name: str) -> None:
     """Copy to `results/reference/<name>` the columns that the experiment declares, and its figures."""
-    from bnlab.files import write_whole
     from bnlab.harness import load
     from bnlab.harness.reporting.experiment import declared
     from experiments.questions import find_experiment
 
-    tables, folder = load(name, str(RESULTS)), REFERENCE / name
-    shutil.rmtree(folder, ignore_errors=True)
-    for table, frame in declared(find_experiment(name), tables).items():
-        write_whole(folder / f"{table}.parquet", partial(frame.to_parquet, index=False, compression="zstd"))
-    for image in sorted((RESULTS / name / "figures").glob("*.png")):
-        shutil.copyfile(image, folder / image.name)
-    path = REFERENCE / "environment.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    tables = load(name, str(RESULTS))
     runs = tables["runs"][["versions", "device", "threads"]].drop_duplicates().to_dict("records")
-    known[name] = [{**row, "versions": json.loads(row["versions"])} for row in runs]
+    made = [{**row, "versions": json.loads(row["versions"])} for row in runs]
+    write_reference(name, declared(find_experiment(name), tables), made)
+    for image in sorted((RESULTS / name / "figures").glob("*.png")):
+        shutil.copyfile(image, REFERENCE / name / image.name)
+
+
+def write_reference(name: str, tables: Mapping[str, pd.DataFrame], made: Sequence[Mapping[Any, Any]]) -> None:
+    """Tables in place of the folder `results/reference/<name>`, and in `environment.json` what they were made with."""
+    from bnlab.files import write_whole
+
+    folder, path = REFERENCE / name, REFERENCE / "environment.json"
+    shutil.rmtree(folder, ignore_errors=True)
+    for table, frame in tables.items():
+        write_whole(folder / f"{table}.parquet", partial(frame.to_parquet, index=False, compression="zstd"))
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[name] = list(made)
     write_whole(path, lambda beside: beside.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n"))
 
 

@@ -36,6 +36,11 @@ def find_experiment(name: str) -> Experiment:
     return found
 
 
+def list_questions() -> list[str]:
+    """The names of all modules here: of experiments that are swept, and of those that another command measures."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
 @contextlib.contextmanager
 def own_code(what: str, folder: Path, name: str, results: str) -> Iterator[None]:
     """Errors of an experiment's code as UserError, with the line that raised it."""

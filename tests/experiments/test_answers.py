@@ -13,9 +13,8 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.page import write_markdown
 from experiments import answers, report
 from experiments.catalogue import CATALOGUE, FIGURES, HYPOTHESES, QUESTIONS, WAITING
-from experiments.explain import choices
 from experiments.places import REFERENCE, find_places
-from experiments.questions import find_experiment
+from experiments.questions import find_experiment, list_questions
 from tests.experiments.commands import Call
 from tests.experiments.planted import lose, plant
 
@@ -80,7 +79,7 @@ def test_the_committed_answers_come_from_the_committed_tables() -> None:
 
 
 def test_every_question_is_answered_or_waits() -> None:
-    answered = {number for name in choices("experiment") for number in find_experiment(name).answers}
+    answered = {number for name in list_questions() for number in find_experiment(name).answers}
     waiting = [number for numbers in WAITING.values() for number in numbers]
     assert answered.isdisjoint(waiting) and len(waiting) == len(set(waiting))
     assert answered | set(waiting) == {*QUESTIONS, *HYPOTHESES, *FIGURES}

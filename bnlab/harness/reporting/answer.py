@@ -64,6 +64,11 @@ class Answer:
         return [summarize(claim, self.frame[self.frame["claim"] == claim.id]) for claim in chosen]
 
     @property
+    def command(self) -> str:
+        """What makes the results again."""
+        return self.experiment.command or f"python -m experiments.results experiment={self.experiment.name}"
+
+    @property
     def claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
         """Each claim with its conditions: condition, number, n, verdict."""
         rows = [

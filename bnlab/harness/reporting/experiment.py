@@ -115,6 +115,7 @@ class Experiment:
         columns: by table, the columns that scores read beside `COORDINATES`; of `runs`, results beside the settings.
         figures: what is drawn.
         claims: what is decided.
+        command: what makes its results; empty: its sweep.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Experiment:
     columns: dict[str, tuple[str, ...]]
     figures: tuple[Figure, ...]
     claims: tuple[Claim, ...]
+    command: str = ""
 
     def __post_init__(self) -> None:
         """ValueError if two figures or claims have one name, or a claim answers what the experiment does not."""

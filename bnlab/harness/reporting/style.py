@@ -98,6 +98,8 @@ AXES = {
     "depth": Axis("layer, counted from the input", ticks="values"),
     "position": Axis("batches of the epoch"),
     "layer": Axis(""),
+    "layers": Axis("layers with batch norm", ticks="values"),
+    "memory": Axis("share of the memory", log=True),
     "last": Axis("last batches", log=True, ticks="values"),
     "size": Axis("what is added (σ)", log=True),
     "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),

@@ -1,0 +1,97 @@
+"""What do exact statistics take, in passes over the data, time and memory? `benchmarks/scaling.py` measures it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
+from bnlab.harness.reporting.frames import score
+from bnlab.harness.reporting.plots import Curves
+from bnlab.harness.reporting.style import Axis
+
+WHOLE = 1.0  # of the memory that breadth first takes by itself
+DEPTHS: dict[str, Any] = {"images": 256, "memory": WHOLE}
+SIZES: dict[str, Any] = {"model.depth": 20, "memory": WHOLE}
+SHARES: dict[str, Any] = {"model.depth": 20, "images": 1024}
+NAMES = {"breadth": "breadth first", "layerwise": "layer by layer"}
+READ = (
+    "Of a ResNet with random weights and images, 32×32, in batches of 32, on two cores. Breadth first: all batches "
+    "wait at one layer until it is measured; layer by layer: each layer needs the forward as far as it. "
+)
+
+
+def find_costs(tables: Tables) -> pd.DataFrame:
+    """What each measurement took, against one plain forward of the same images.
+
+    `times`: the time; `share`: the memory of activations; `passes`: how often a batch's forward was begun.
+    """
+    frame = tables["passes"].merge(tables["runs"], on="run")
+    return frame.assign(
+        panel="",
+        times=frame["seconds"] / frame["forward_seconds"],
+        share=frame["peak_bytes"] / frame["forward_bytes"],
+        of_half=frame["passes"] / ((frame["layers"] + 1) / 2),
+        of_all=frame["passes"] / frame["layers"],
+        order=frame["strategy"].map(NAMES),
+    )
+
+
+def score_growth(strategy: str) -> Score:
+    """How many times the memory for 256 images that for 2,048 is."""
+    return score(find_costs, "peak_bytes", ("strategy",), against=256, along="images", ratio=True, geometric=True,
+                 strategy=strategy, images=2048, **SIZES)  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    name="passes",
+    question="What do exact statistics of any model take, in passes over the data, time and memory?",
+    answers=("Q12", "Q19"),
+    source="It is infeasible, it is said: the activations of all layers and images are needed. `population_statistics` "
+    "keeps those between two layers, or none. Bounds come from the number of forwards; times and passes were known "
+    "from earlier benchmarks when the claims were written.",
+    columns={"passes": ("strategy", "images", "memory", "layers", "seconds", "forward_seconds", "passes", "peak_bytes",
+                        "forward_bytes", "difference")},
+    command="python -m benchmarks scaling",
+    figures=(
+        Figure("depth", "Time by depth", READ + "Seconds over those of one plain forward, 256 images.",
+               score(find_costs, "times", ("panel", "order", "layers"), geometric=True, **DEPTHS),
+               Curves("layers", "order", Axis("time / one forward", log=True))),
+        Figure("memory", "Memory by the number of images",
+               READ + "Bytes of activations and copies that are alive at once, over those of one plain forward in "
+               "batches of 32.",
+               score(find_costs, "share", ("panel", "order", "images"), geometric=True, **SIZES),
+               Curves("images", "order", Axis("memory / one forward", log=True))),
+        Figure("limit", "Passes under a limit of memory",
+               READ + "How often a batch's forward is begun, where breadth first may use a part of the memory that it "
+               "takes by itself; 1,024 images, ResNet-20.",
+               score(find_costs, "passes", ("panel", "order", "memory"), strategy="breadth", **SHARES),
+               Curves("memory", "order", Axis("forwards begun per batch"))),
+    ),
+    claims=(
+        Claim("one_pass_is_enough", "Breadth first, the exact statistics of all layers take less than two forwards.",
+              score(find_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS),
+              below(2.0, "times", "a second pass over the data would take as long as the first"), answers=("Q12",)),
+        Claim("images_cost_no_more", "That does not grow with the number of images.",
+              score(find_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES),
+              below(2.0, "times", "the same margin"), answers=("Q12",)),
+        Claim("layer_by_layer_takes_many", "Layer by layer they take half as many passes as there are layers.",
+              score(find_costs, "of_half", ("model.depth",), strategy="layerwise", **DEPTHS),
+              within(0.95, 1.05, "× (layers + 1) / 2", "each layer needs the forward as far as it: this must hold"),
+              answers=("Q12",)),
+        Claim("memory_is_the_price", "Breadth first, eight times the images need at least four times the memory.",
+              score_growth("breadth"), above(4.0, "times", "the activations between two layers of all images are kept"),
+              answers=("Q12",)),
+        Claim("layer_by_layer_is_small", "Layer by layer they need no more memory.",
+              score_growth("layerwise"), below(1.25, "times", "only one batch is alive at once"), answers=("Q12",)),
+        Claim("less_memory_is_enough", "With an eighth of the memory, or less, there are fewer passes than layers.",
+              score(find_costs, "of_all", ("memory",), strategy="breadth", memory=(1 / 8, 1 / 12), **SHARES),
+              below(1.0, "× layers", "as many as evaluating and setting one layer after the other takes"),
+              answers=("Q12",)),
+        Claim("both_agree", "Both orders of the work give the same statistics, in float32 but for rounding.",
+              score(find_costs, "difference", ("model.depth",), strategy="layerwise", **DEPTHS),
+              below(1e-4, "σ", "a hundred times float32's rounding, through 55 layers"),
+              answers=("Q19",)),
+    ),
+)  # fmt: skip
