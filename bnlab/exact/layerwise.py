@@ -61,9 +61,11 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
         job.hooks.append(layer.register_forward_pre_hook(stop(name), with_kwargs=True))
         set_buffers_aside(layer)
     batches = list(map(keep_batch, source))
+    job.cost.batches = len(batches)
     random, state = RandomStream(job.device), ModuleState(job.model, hooks)
     while True:
         arrived.clear()
+        job.cost.forwards += len(batches)
         for index, batch in enumerate(batches):
             visited.clear()
             with contextlib.suppress(_Reached):

@@ -25,15 +25,16 @@ READ = (
 def find_costs(tables: Tables) -> pd.DataFrame:
     """What each measurement took, against one plain forward of the same images.
 
-    `times`: the time; `share`: the memory of activations; `passes`: how often a batch's forward was begun.
+    `times`: the time; `share`: the memory of activations; `of_layers`, `of_steps`: how often a batch's forward is
+    begun, over the number of layers, and over one more.
     """
     frame = tables["passes"].merge(tables["runs"], on="run")
     return frame.assign(
         panel="",
         times=frame["seconds"] / frame["forward_seconds"],
         share=frame["peak_bytes"] / frame["forward_bytes"],
-        of_half=frame["passes"] / ((frame["layers"] + 1) / 2),
-        of_all=frame["passes"] / frame["layers"],
+        of_layers=frame["passes"] / frame["layers"],
+        of_steps=frame["passes"] / (frame["layers"] + 1),
         order=frame["strategy"].map(NAMES),
     )
 
@@ -76,17 +77,19 @@ EXPERIMENT = Experiment(
         Claim("images_cost_no_more", "That does not grow with the number of images.",
               score(find_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES),
               below(2.0, "times", "the same margin"), answers=("Q12",)),
-        Claim("layer_by_layer_takes_many", "Layer by layer they take half as many passes as there are layers.",
-              score(find_costs, "of_half", ("model.depth",), strategy="layerwise", **DEPTHS),
-              within(0.95, 1.05, "× (layers + 1) / 2", "each layer needs the forward as far as it: this must hold"),
+        Claim("layer_by_layer_takes_many", "Layer by layer, a batch's forward is begun once for each layer, and once "
+              "more.",
+              score(find_costs, "of_steps", ("model.depth",), strategy="layerwise", **DEPTHS),
+              within(0.95, 1.05, "× (layers + 1)", "the last one looks for further layers: this must hold"),
               answers=("Q12",)),
         Claim("memory_is_the_price", "Breadth first, eight times the images need at least four times the memory.",
               score_growth("breadth"), above(4.0, "times", "the activations between two layers of all images are kept"),
               answers=("Q12",)),
         Claim("layer_by_layer_is_small", "Layer by layer they need no more memory.",
               score_growth("layerwise"), below(1.25, "times", "only one batch is alive at once"), answers=("Q12",)),
-        Claim("less_memory_is_enough", "With an eighth of the memory, or less, there are fewer passes than layers.",
-              score(find_costs, "of_all", ("memory",), strategy="breadth", memory=(1 / 8, 1 / 12), **SHARES),
+        Claim("less_memory_is_enough", "With an eighth of the memory, or less, forwards are begun fewer times than "
+              "there are layers.",
+              score(find_costs, "of_layers", ("memory",), strategy="breadth", memory=(1 / 8, 1 / 12), **SHARES),
               below(1.0, "× layers", "as many as evaluating and setting one layer after the other takes"),
               answers=("Q12",)),
         Claim("both_agree", "Both orders of the work give the same statistics, in float32 but for rounding.",

@@ -46,6 +46,14 @@ def test_a_tenth_of_the_memory_gives_the_same_result(channels_last: bool) -> Non
         assert_same(found, expected)
 
 
+def test_layer_by_layer_counts_its_forwards_too() -> None:
+    """One for each layer and batch, and one that finds no further layer."""
+    model, batches = residual(8), images(*[4] * 5, side=16)
+    found = population_statistics(model, batches, strategy="layerwise")
+    assert (found.cost.images, found.cost.batches) == (20, 5)
+    assert found.cost.forwards == 5 * (len(found) + 1)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_freed_memory_is_kept_for_the_next_tensors() -> None:
     # A few tensors that live and end as in a forward. One alone tells nothing: glibc before 2.38 cuts an aligned block
