@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import matplotlib
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from benchmarks.timing import THREADS, Result
 from bnlab import population_statistics
@@ -41,17 +42,13 @@ def results() -> list[Result]:
 
 def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> dict[str, Any]:
     """Time, passes and memory of exact statistics, and those of one forward, of a network with these random weights."""
-    model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=seed).eval()
-    data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    batches = list(data.contiguous(memory_format=torch.channels_last).split(BATCH))
-    exact = partial(population_statistics, model, batches, strategy=order)
-    whole = _count_bytes(exact)
-    if memory < 1:
-        exact = partial(exact, memory=int(whole * memory))
-    forward = partial(_forward, model, batches)
-    _time(forward)
-    found, seconds = _time(exact)
-    reference = population_statistics(model, batches)
+    model, batches = _build(depth, images, seed)
+    whole, forward_bytes = _count_bytes(depth, images, order)
+    limit = int(whole * memory) if memory < 1 else None
+    _time(lambda: _forward(model, batches))
+    found, seconds = _time(lambda: population_statistics(model, batches, strategy=order, memory=limit))
+    _, forward_seconds = _time(lambda: _forward(model, batches))
+    other = population_statistics(model, batches) if order == "layerwise" else found
     return {
         "run": f"resnet-{depth}-{seed}",
         "depth": depth,
@@ -61,16 +58,34 @@ def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> d
         "memory": memory,
         "layers": depth - 1,
         "seconds": seconds,
-        "forward_seconds": _time(forward)[1],
+        "forward_seconds": forward_seconds,
         "passes": found.cost.forwards / found.cost.batches,
-        "peak_bytes": _count_bytes(exact) if memory < 1 else whole,
-        "forward_bytes": _count_bytes(forward),
-        "difference": gap(found, reference)["mean_gap"].max(),
+        "peak_bytes": found.cost.peak_bytes if limit else whole,
+        "forward_bytes": forward_bytes,
+        "difference": gap(found, other)["mean_gap"].max(),
     }
 
 
+def _build(depth: int, images: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
+    """A ResNet of the CIFAR kind, and batches of random images."""
+    model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=seed).eval()
+    data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return model, list(data.contiguous(memory_format=torch.channels_last).split(BATCH))
+
+
+@functools.cache
+def _count_bytes(depth: int, images: int, order: str) -> tuple[int, int]:
+    """The most bytes that are alive at once in exact statistics and in one forward: the same for all weights."""
+    model, batches = _build(depth, images, seed=0)
+    with LiveBytes() as exact:
+        population_statistics(model, batches, strategy=order)
+    with LiveBytes() as forward:
+        _forward(model, batches)
+    return exact.peak, forward.peak
+
+
 @torch.no_grad()
-def _forward(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
+def _forward(model: nn.Module, batches: list[Tensor]) -> None:
     for batch in batches:
         model(batch)
 
@@ -79,12 +94,6 @@ def _time(run: Callable[[], Any]) -> tuple[Any, float]:
     started = time.perf_counter()
     found = run()
     return found, time.perf_counter() - started
-
-
-def _count_bytes(run: Callable[[], object]) -> int:
-    with LiveBytes() as live:
-        run()
-    return live.peak
 
 
 def _describe(depth: int, images: int, memory: float, order: str, row: dict[Any, Any]) -> Result:
