@@ -76,7 +76,7 @@ def _build(depth: int, images: int, seed: int) -> tuple[nn.Module, list[Tensor]]
 
 @functools.cache
 def _count_bytes(images: int, order: str) -> tuple[int, int]:
-    """The most bytes that are alive at once in exact statistics and in one forward of a ResNet-20, whatever its weights."""
+    """The most bytes alive at once in exact statistics and in one forward of a ResNet-20, whatever its weights."""
     model, batches = _build(20, images, seed=0)
     with LiveBytes() as exact:
         population_statistics(model, batches, strategy=order)
