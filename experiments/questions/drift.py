@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, average, interval, paired, rows, score, select, share_name
+from bnlab.harness.reporting.frames import OtherThan, Rows, average, rows, score, share_name
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 
@@ -17,6 +15,7 @@ SHARES = (0.2, 0.35, 0.55, 0.9, 1.0)  # of the training; the learning rate is hi
 PEAK, AFTER_PEAK, MIDDLE, NEARLY, END = map(share_name, SHARES)
 MEMORY = 10  # steps: the mean age of what an EMA of momentum 0.1 holds
 LATER: dict[str, Any] = {"depth": OtherThan(1)}  # standardized images have mean 0 under any weights, but for edges
+AGAINST_END: dict[str, Any] = {"against": END, "along": "panel", "ratio": True}
 LINE, NETWORK = ("panel", "epoch", "depth"), ("run", "batch_size", "seed")
 CHANNELS = "Root mean square over channels."
 
@@ -34,9 +33,7 @@ def moves(tables: Tables, shares: tuple[float, ...] = ()) -> pd.DataFrame:
     before = exact.groupby(["run", "layer", "channel"])[["epoch", "mean"]].shift()
     speed = (exact["mean"] - before["mean"]) / (exact["epoch"] - before["epoch"])
     squares = exact.assign(move=speed**2 / exact["var"])
-    each = average(
-        squares.dropna(subset="move"), "move", ("run", "batch_size", "seed", "panel", "step", "epoch", "layer", "depth")
-    )
+    each = average(squares.dropna(subset="move"), "move", (*NETWORK, "panel", "step", "epoch", "layer", "depth"))
     return each.assign(move=each["move"] ** 0.5)
 
 
@@ -45,23 +42,14 @@ def score_speed(statistic: str, **layers: Any) -> Score:
     return score(speeds, statistic, LINE, geometric=True, **layers)
 
 
-def score_slowing(find: Callable[..., pd.DataFrame], value: str, fast: str) -> Score:
-    """How many times as large a value is in this panel as at the end: geometric mean over layers, then seeds."""
-    return score(lambda tables: find(tables, SHARES), value, ("batch_size",), against=END, along="panel", ratio=True,
-                 average="layer", geometric=True, panel=fast)  # fmt: skip
+def find_later(tables: Tables) -> pd.DataFrame:
+    """The speeds at the shares of all layers but the first."""
+    return speeds(tables, SHARES, **LATER)
 
 
-def score_depth(tables: Tables) -> pd.DataFrame:
-    """How many times as fast as the second layer's the means of later layers move, in the middle of training."""
-    middle = select(speeds(tables, SHARES, **LATER), panel=MIDDLE)
-    times = paired(middle, "mean", against=2, along="depth", ratio=True)
-    return interval(times, "mean", ("batch_size",), average="layer", geometric=True)
-
-
-def score_stale(panel: str, *sizes: int) -> Score:
-    """How far the mean moves in ten steps, over the noise of a batch's mean: geometric mean over layers, then seeds."""
-    return score(lambda tables: speeds(tables, SHARES, **LATER), "stale", ("panel", "batch_size"), average="layer",
-                 geometric=True, panel=panel, batch_size=sizes)  # fmt: skip
+def score_layers(find: Rows, value: str, **options: Any) -> Score:
+    """A value by batch size: geometric mean over layers, then over seeds."""
+    return score(find, value, ("batch_size",), average="layer", geometric=True, **options)
 
 
 EXPERIMENT = Experiment(
@@ -94,22 +82,25 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("follows_the_learning_rate", "In the last tenth of training, means move at less than a quarter of the "
               "speed of the middle.",
-              score_slowing(partial(speeds, **LATER), "mean", MIDDLE),
+              score_layers(find_later, "mean", panel=MIDDLE, **AGAINST_END),
               above(4.0, "times", "the learning rate is 8 times lower on average; half of it is left to what else "
                     "changes")),
         Claim("exact_means_agree", "By exact means, the last tenth of training moves them at less than a seventh of "
               "the speed after the peak of the learning rate.",
-              score_slowing(moves, "move", AFTER_PEAK),
+              score_layers(lambda tables: moves(tables, SHARES), "move", panel=AFTER_PEAK, **AGAINST_END),
               above(7.0, "times", "the learning rate is 14 times lower on average; half of it is left to what else "
                     "changes")),
         Claim("deeper_is_faster", "In the middle of training, the means of later layers move faster than the second's, "
               "with all the layers before them.",
-              score_depth, above(1.0, "times", "at 1 both move alike")),
+              score_layers(find_later, "mean", panel=MIDDLE, against=2, along="depth", ratio=True),
+              above(1.0, "times", "at 1 both move alike")),
         Claim("memory_is_stale_early", "When the learning rate is highest, means of large batches move more in ten "
               "steps, the memory of PyTorch's momentum, than single batches scatter.",
-              score_stale(PEAK, 256), above(1.0, "times", "at 1 a batch ten steps old is as far off as it is noisy")),
+              score_layers(find_later, "stale", panel=PEAK, batch_size=256),
+              above(1.0, "times", "at 1 a batch ten steps old is as far off as it is noisy")),
         Claim("memory_holds_late", "In the last tenth of training, means move less in ten steps than single "
               "batches scatter.",
-              score_stale(END, 16, 64, 256), below(1.0, "times", "the same margin")),
+              score_layers(find_later, "stale", panel=END, batch_size=(16, 64, 256)),
+              below(1.0, "times", "the same margin")),
     ),
 )  # fmt: skip

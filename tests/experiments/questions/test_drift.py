@@ -11,8 +11,6 @@ from experiments.questions.drift import (
     END,
     SHARES,
     moves,
-    score_depth,
-    score_stale,
     speeds,
 )
 from tests.experiments.planted import Effect, Value, plant, score_claim
@@ -72,8 +70,8 @@ def test_steps() -> None:
     """Roots of variances: of nine and four times, 3 and 2; ten steps move √10 times as far as one."""
     tables = plant(**EXACT, values={"mean_noise": lambda row: 4.0, "mean_drift": lambda row: 9.0 * row["depth"] ** 2})
     assert set(speeds(tables)["mean"]) == {3.0, 6.0, 9.0}
-    np.testing.assert_allclose(score_depth(tables)[["mean", "low", "high"]], 1.5)
-    stale = score_stale(END, 256)(tables)
+    np.testing.assert_allclose(score_claim("drift", "deeper_is_faster", tables)[["mean", "low", "high"]], 1.5)
+    stale = score_claim("drift", "memory_holds_late", tables)
     np.testing.assert_allclose(stale["mean"], 10**0.5 * 1.5 * 6**0.5)
     shares = score_claim("drift", "follows_the_learning_rate", tables)
     np.testing.assert_allclose(shares[["mean", "low", "high"]], 1)
