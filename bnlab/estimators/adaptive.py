@@ -13,13 +13,12 @@ from torch import Tensor
 
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
-from bnlab.theory import local_level
+from bnlab.theory import NO_NOISE, local_level
 
 _FIRST = 16  # batches before the first fit
 _GROWTH = 1.5  # of the past from one fit to the next
 _LONGEST = 2048  # batches that one fit looks at
 _FEWEST = 8  # batches without NaN that a fit needs
-_NO_NOISE = 1e4  # drift/noise where there is no noise, the end of `local_level`'s grid
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Kalman(Estimator):
                 if len(finite) >= _FEWEST:
                     found = local_level(finite, pooled=self.per == "layer")
                     noisy = found.noise > 0
-                    result[:] = np.divide(found.drift, found.noise, out=np.full(channels, _NO_NOISE), where=noisy)
+                    result[:] = np.divide(found.drift, found.noise, out=np.full(channels, NO_NOISE), where=noisy)
             first += channels
         return ratio
 

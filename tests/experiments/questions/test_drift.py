@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bnlab.theory import NO_NOISE
 from experiments.questions.drift import (
     AFTER_PEAK,
     END,
@@ -13,7 +14,7 @@ from experiments.questions.drift import (
     moves,
     speeds,
 )
-from tests.experiments.planted import Effect, Value, plant, score_claim
+from tests.experiments.planted import Effect, Value, decide, plant, score_claim
 
 EXACT: dict[str, Any] = {"estimators": [("exact", None)], "shares": SHARES, "sizes": (256,)}
 LAST = 2 * SHARES[-2]  # epochs
@@ -83,3 +84,15 @@ def test_epochs() -> None:
     found = moves(plant(**EXACT, values=values), SHARES).groupby("panel")["move"].unique().explode()
     assert len(found) == len(SHARES) - 1, "the first has none before it"
     np.testing.assert_allclose([found[AFTER_PEAK], found[END]], [(0.4 + 0.7) / 2, (1.8 + 2.0) / 2])
+
+
+def test_the_end_of_the_grid_is_no_ratio() -> None:
+    """A layer of three is at the end of the fit's grid: its ratio says nothing, and that of the others is kept."""
+    values: dict[str, Value] = {
+        "mean_noise": lambda row: 1.0,
+        "mean_drift": lambda row: 0.95 * NO_NOISE if row["depth"] == 2 else 0.4,
+    }
+    found = score_claim("drift", "memory_is_stale_early", plant(**EXACT, values=values))
+    np.testing.assert_allclose(found[["mean", "n"]], [[2.0, 4]])
+    values["mean_drift"] = lambda row: 0.95 * NO_NOISE
+    assert decide("drift", "memory_is_stale_early", **EXACT, values=values) == ["undecided"]
