@@ -47,6 +47,7 @@ ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs
 RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
 EXACT = (
     "standard_errors",
+    "inputs",
     "watch",
     "inspection",
     "turns",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map_only
 from bnlab.arguments import check_batches, check_forward, device_of
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrowing import set_weights_channels_last
-from bnlab.layers import BatchNorm, batch_norm_layers, check_input, layer_input, strip_transforms, unwrap_parallel
-from bnlab.loans import check_loans, count_loans
+from bnlab.exact.inputs import watch_inputs
+from bnlab.layers import batch_norm_layers, unwrap_parallel
+from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics, using
@@ -152,11 +153,10 @@ class _Evaluation:
         self._model, self._forward, self._place = model, forward, place
         self._relays = channels_last and place.type == "cpu"
         self._own_weights = set_weights_channels_last(model, most=2**62) if self._relays else []
-        hooks, self._loans = forward_hooks(model), count_loans()
+        hooks = forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self._now: dict[str, Moments] = {}
-        for name, layer in batch_norm_layers(model, names, caller=CALLER).items():
-            layer.register_forward_pre_hook(self._look(name, layer), with_kwargs=True)
+        watch_inputs(batch_norm_layers(model, names, caller=CALLER), self._look, CALLER, loans=count_loans())
         self._state = ModuleState(model, hooks)
 
     def take(self, batch: Any) -> None:
@@ -188,14 +188,6 @@ class _Evaluation:
         with torch.no_grad(), self._state.undone():
             self._forward(unwrap_parallel(self._model), copy_batch(batch, self._place, channels_last=self._relays))
 
-    def _look(self, name: str, layer: BatchNorm) -> Callable[..., None]:
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = strip_transforms(layer_input(args, kwargs))
-            if isinstance(x, Tensor) and not x.numel():
-                return
-            check_loans(self._loans, name, CALLER)
-            check_input(name, layer, x, CALLER)
-            moments = Moments.of(x)
-            self._now[name] = self._now[name].merge(moments) if name in self._now else moments
-
-        return look
+    def _look(self, name: str, x: Tensor) -> None:
+        moments = Moments.of(x)
+        self._now[name] = self._now[name].merge(moments) if name in self._now else moments
