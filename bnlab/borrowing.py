@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import random
 import sys
 import types
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from bnlab.containers import copy_entries, differs, refill
 from bnlab.flags import flags_restored
 from bnlab.interrupts import end_interrupted_calls
 from bnlab.layers import BatchNorm
@@ -203,12 +202,8 @@ def _module_state(module: nn.Module) -> _State:
     """Every attribute, and the entries of those that are containers (plain: a subclass may forbid copying)."""
     attributes = dict(module.__dict__)
     # Most are empty (hooks), and copies would keep the garbage collector busy.
-    entries = {key: _entries(v) if v else () for key, v in attributes.items() if isinstance(v, _CONTAINERS)}
+    entries = {key: copy_entries(v) if v else () for key, v in attributes.items() if isinstance(v, _CONTAINERS)}
     return attributes, entries, module.training
-
-
-def _entries(value: Any) -> Collection[Any]:
-    return next(kind(value) for kind in _CONTAINERS if isinstance(value, kind))
 
 
 def _restore(module: nn.Module, state: _State) -> None:
@@ -221,16 +216,4 @@ def _restore(module: nn.Module, state: _State) -> None:
     for key, before in entries.items():
         container = attributes[key]
         if (container or before) and differs(container, before):
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(before)
-
-
-def differs(container: Any, entries: Any) -> bool:
-    """Whether a dictionary, list, deque or set has other entries, by identity, or in another order."""
-    if len(container) != len(entries):
-        return True
-    if isinstance(container, dict):
-        return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
-    if isinstance(container, (list, deque)):
-        return not all(map(operator.is_, container, entries))
-    return bool(container != entries)
+            refill(container, before)

@@ -17,6 +17,7 @@ PACKAGE = Path(bnlab.__file__).parent
 LEVEL = {
     "arguments": -1,
     "batches": -1,
+    "containers": -1,
     "files": -1,
     "flags": -1,
     "interrupts": -1,
@@ -48,6 +49,7 @@ RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "froze
 EXACT = (
     "standard_errors",
     "inputs",
+    "locks",
     "watch",
     "inspection",
     "turns",

@@ -14,7 +14,7 @@ from bnlab.exact.layerwise import check_first_batch
 from bnlab.layers import join_names, set_train_mode
 from bnlab.loans import count_loans
 from bnlab.modes import RandomStream
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, read
 
 
@@ -33,7 +33,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             job.parts.setdefault(name, []).append(read(x, moments.mean, by_image=True))
         found[name] = found[name].merge(moments) if name in found else moments
 
-    hooks = forward_hooks(job.model)
+    hooks = list_forward_hooks(job.model)
     job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans())
     for layer in job.targets.values():
         set_buffers_aside(layer)

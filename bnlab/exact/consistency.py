@@ -17,7 +17,7 @@ from bnlab.borrowing import set_weights_channels_last
 from bnlab.exact.inputs import watch_inputs
 from bnlab.layers import batch_norm_layers, unwrap_parallel
 from bnlab.loans import count_loans
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics, using
 
@@ -153,7 +153,7 @@ class _Evaluation:
         self._model, self._forward, self._place = model, forward, place
         self._relays = channels_last and place.type == "cpu"
         self._own_weights = set_weights_channels_last(model, most=2**62) if self._relays else []
-        hooks = forward_hooks(model)
+        hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self._now: dict[str, Moments] = {}
         watch_inputs(batch_norm_layers(model, names, caller=CALLER), self._look, CALLER, loans=count_loans())

@@ -17,7 +17,7 @@ from bnlab.exact.inspection import Inspection, Sample
 from bnlab.exact.job import Job, Source
 from bnlab.loans import count_loans
 from bnlab.modes import RandomStream
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, Partial
 from bnlab.statistics import load
 
@@ -45,7 +45,7 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
             arrived.setdefault(name, []).append(Moments.of(x))
             raise _Reached
 
-    hooks, samples = forward_hooks(job.model), dict[str, Sample]()
+    hooks, samples = list_forward_hooks(job.model), dict[str, Sample]()
     # Each forward borrows the model itself.
     job.hooks += watch_inputs(job.targets, stop, CALLER, loans=count_loans() + 1)
     for layer in job.targets.values():

@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 from bnlab.batches import Forward, copy_batch
 from bnlab.borrowing import set_weights_channels_last
+from bnlab.exact.locks import find_free_locks
 from bnlab.flags import are_same, read_flags
 from bnlab.loans import check_loans, count_loans
 from bnlab.memory import tensor_bytes
 from bnlab.modes import Modes, ModeSwitch, RandomStream
-from bnlab.module_state import ModuleState, Overrides, forward_hooks, free_locks, held_tensors
+from bnlab.module_state import ModuleState, Overrides, list_forward_hooks, list_held_tensors
 
 CALLER = "population_statistics"
 
@@ -79,14 +80,14 @@ class Turns(Generic[AnyTurn]):
         self.current: AnyTurn | None = None
         self.begun = 0
         self._hub = getcurrent()
-        hooks = forward_hooks(model)
+        hooks = list_forward_hooks(model)
         # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
         self._relays = channels_last and device.type == "cpu"
-        own = held_tensors(model)
+        own = list_held_tensors(model)
         self._own_weights = set_weights_channels_last(model, most) if self._relays else []
         self.lent = tensor_bytes([weight for *_, weight in self._own_weights])
-        self._held = [*own, *held_tensors(model)]
-        self._locks = free_locks(model, [forward, *hooks])
+        self._held = [*own, *list_held_tensors(model)]
+        self._locks = find_free_locks(model, [forward, *hooks])
         self._loans = count_loans()
         self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)

@@ -13,7 +13,7 @@ from bnlab.arguments import check_batches, check_forward, device_of
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrowing import KeptTensors, borrowed, kept_state
 from bnlab.layers import batch_norm_layers, join_names, set_train_mode
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.recording.block import record
 from bnlab.trace import MomentTrace
 
@@ -39,7 +39,7 @@ def record_frozen(
         RuntimeWarning: layers cannot be put into train mode, because their class overrides `train`: they normalize
             with their running statistics as ever, and the trace leaves them out.
     """
-    layers, hooks = batch_norm_layers(model, caller="record_frozen"), forward_hooks(model)
+    layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     place = device_of(model, None, "record_frozen")
