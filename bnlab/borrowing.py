@@ -47,7 +47,7 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     states = [_module_state(module) for module in modules]
     buffers = [(tensor, tensor.detach().clone()) for tensor in state_tensors(model) if not is_lazy(tensor)]
     for module in modules:
-        _put_to_rest(module)
+        _pause(module)
     with _random_state(), flags_restored(), _uncompiled():
         try:
             yield
@@ -58,13 +58,13 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
                 _copy_back(buffer, value)
 
 
-def _put_to_rest(module: nn.Module) -> None:
-    """Take off what does not run on a borrowed module: resting hooks and forwards, and compiled code."""
+def _pause(module: nn.Module) -> None:
+    """Take off what does not run on a borrowed module: hooks and forwards marked so, and compiled code."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "rests", False)]:
+        for key in [key for key, hook in hooks.items() if is_paused_while_borrowed(hook)]:
             del hooks[key]
     lent: Any = vars(module).get("forward")
-    if getattr(lent, "rests", False):
+    if is_paused_while_borrowed(lent):
         del vars(module)["forward"]
         vars(module).update({} if lent.given is None else {"forward": lent.given})
     if module.__dict__.get("_compiled_call_impl") is not None:
@@ -134,13 +134,18 @@ def set_weights_channels_last(model: nn.Module, most: int) -> list[tuple[nn.Modu
     return places  # type: ignore[return-value]
 
 
-def mark_resting(hook: Callable[..., Any]) -> Callable[..., Any]:
+def pause_while_borrowed(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook that does not run while its module is borrowed: what is measured is not what is trained."""
-    hook.__dict__["rests"] = True
+    hook.__dict__["paused_while_borrowed"] = True
     return hook
 
 
-def set_resting_forward(module: nn.Module, run: Callable[..., Any]) -> None:
+def is_paused_while_borrowed(hook: object) -> bool:
+    """Whether a hook or forward has been marked so."""
+    return getattr(hook, "paused_while_borrowed", False)
+
+
+def replace_forward(module: nn.Module, run: Callable[..., Any]) -> None:
     """Let `run(module, its own forward, args, kwargs)` be what a borrowed model calls, until it is borrowed again.
 
     Other than hooks, it also gets what later hooks make of the input, and sees every exception.
@@ -153,7 +158,7 @@ def set_resting_forward(module: nn.Module, run: Callable[..., Any]) -> None:
 
     forward.__dict__["given"] = given
     # Bound, because a deep copy of a method belongs to the copy of the module.
-    vars(module)["forward"] = types.MethodType(mark_resting(forward), module)
+    vars(module)["forward"] = types.MethodType(pause_while_borrowed(forward), module)
 
 
 class KeptTensors:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.arguments import check_count, check_number
-from bnlab.borrowing import borrowed, set_resting_forward
+from bnlab.borrowing import borrowed, replace_forward
 from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
 from bnlab.layers import (
+    TORCH_FORWARDS,
     BatchNorm,
     batch_norm_layers,
     check_input,
@@ -71,7 +72,7 @@ class TestBatch(Rule):
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         _check_variance(x.shape[0] * x.shape[2])
-        return _own(x, (0, 2), mean)
+        return _measure(x, (0, 2), mean)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class PseudoSamples(Rule):
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         weight = len(x) / (self.n + len(x))
-        return _mix((mean, var), _own(x, (0, 2), mean), weight, n=x.shape[0] * x.shape[2], between=self.between)
+        return _mix((mean, var), _measure(x, (0, 2), mean), weight, n=x.shape[0] * x.shape[2], between=self.between)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class ExampleWeighing(Rule):
         check_number(self.weight, lambda w: 0 <= w <= 1, f"ExampleWeighing: weight={self.weight!r}; it lies in [0, 1]")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mix((mean, var), _own(x, (2,), mean), self.weight, n=x.shape[2])
+        return _mix((mean, var), _measure(x, (2,), mean), self.weight, n=x.shape[2])
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,10 @@ class EvalNorm(Rule):
         check_count(self.batch_size, f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mix((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
+        return _mix((mean, var), _measure(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
 
 
-def _own(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor]:
+def _measure(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance in one read, summed in float64 about `near`, which lies closer to the values than 0 does."""
     near = near.to(x.dtype)
     n = x[0, 0].numel() * (len(x) if 0 in dims else 1)
@@ -187,9 +188,10 @@ def parse(label: str) -> Rule:
     ExampleWeighing(weight=0.2)
     """
     name, text = split_label(label)
-    if name not in list_rules():
-        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(list_rules())}")
-    cls = list_rules()[name]
+    rules = list_rules()
+    if name not in rules:
+        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(rules)}")
+    cls = rules[name]
     return cls(**read_parameters(label, name, text, cls))
 
 
@@ -219,12 +221,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     with borrowed(model):
         model.eval()
         for name, layer in layers.items():
-            set_resting_forward(layer, functools.partial(_call_by_rule, rule, name))
+            replace_forward(layer, functools.partial(_call_by_rule, rule, name))
         yield model
-
-
-# Of classes that normalize the input that they are given.
-_TORCHS_OWN = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def _call_by_rule(
@@ -238,11 +236,11 @@ def _call_by_rule(
             f"inference.applied: layer {name!r} is in train mode, in which it normalizes with its batch's statistics "
             "whatever the rule; leave the model in eval mode inside of the block"
         )
-    x, *lent = _under_statistics(rule, layer, x)
+    x, *lent = _prepare_call(rule, layer, x)
     args, kwargs = replace_input(args, kwargs, x)
     try:
         layer._buffers["running_mean"], layer._buffers["running_var"] = lent
-        if getattr(own, "__func__", None) in _TORCHS_OWN:
+        if getattr(own, "__func__", None) in TORCH_FORWARDS:
             return own(*args, **kwargs)
         run = _OwnForward(layer, x)
         with Normalizations(run.look):
@@ -253,7 +251,7 @@ def _call_by_rule(
         layer._buffers["running_mean"], layer._buffers["running_var"] = source
 
 
-def _under_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare_call(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a layer is to be given, and its running mean and variance meanwhile, so that it normalizes by the rule."""
     running_mean, running_var = get_running_buffers(layer)
     full = x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -13,6 +13,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once built, and subclasses (timm's)
+# They normalize the input that they are given, and do nothing else with buffers and momentum than to average it.
+TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
