@@ -27,7 +27,7 @@ from bnlab.layers import BatchNorm, check_input, get_running_buffers, layer_inpu
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
-from bnlab.statistics import load
+from bnlab.statistics import write_buffers
 
 _ROW = 16  # bytes of a mean and a variance
 
@@ -118,7 +118,7 @@ class Evaluation:
         """
         self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
         for layer, moments in pinned.items():
-            load(self._targets[layer], moments)
+            write_buffers(self._targets[layer], moments)
         self._memory.budget.books = self._books
         passages: list[Passage] = []
         with ExitStack() as unwinding:
@@ -193,7 +193,7 @@ class Evaluation:
             local = pooled_moments(parts, lambda *about: [_read_again(passage, *about) for passage in passages])
         self._found[name] = self._ranks.merged(local)
         check_moments(name, self._found[name], self._targets[name])
-        load(self._targets[name], self._found[name])
+        write_buffers(self._targets[name], self._found[name])
 
     # -- one batch, from one layer to the next -----------------------------------------------------------------------
 

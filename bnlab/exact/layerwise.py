@@ -19,7 +19,7 @@ from bnlab.loans import count_loans
 from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, Partial
-from bnlab.statistics import load
+from bnlab.statistics import write_buffers
 
 
 class _Reached(BaseException):
@@ -65,7 +65,7 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
         name, moments = _check_one_layer(arrived)
         found[name], samples[name] = reduce(Moments.merge, moments), Sample(None, Partial.of(moments[0]), exact=True)
         check_moments(name, found[name], job.targets[name])
-        load(job.targets[name], found[name])
+        write_buffers(job.targets[name], found[name])
         job.bar.update()
     if batches:
         check_first_batch(job, found, samples, batches[0], random, state)
