@@ -2,7 +2,7 @@
 
     with bnlab.inference.applied(model, TestBatch()): logits = model(images)
 
-A rule mixes the layer's own (source) statistics with those of its input, anew in every call.
+A rule mixes the layer's own (source) statistics with those of its input, in every call again.
 """
 
 from __future__ import annotations
@@ -201,8 +201,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
-    and written. Of a layer whose class has a forward of its own it is looked at what torch's batch norm gets in it,
-    which has to be the layer's input.
+    and written. In a layer whose class has a forward of its own torch's batch norm has to get the layer's input, which
+    is checked at each call.
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.
@@ -211,7 +211,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
             something else than its input, or with its batch's statistics in eval mode too.
 
     Warns:
-        RuntimeWarning: a layer's own forward normalizes without torch's batch norm: whether its input, is not seen.
+        RuntimeWarning: a layer's own forward normalizes without torch's batch norm, so that nobody sees whether it
+            normalizes its input.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
@@ -308,7 +309,7 @@ class _OwnForward:
             )
         if not self._is_given and not self._normalized:
             warnings.warn(
-                f"inference.applied: layer {name!r} normalizes without torch's batch norm, so that it is not seen "
+                f"inference.applied: layer {name!r} normalizes without torch's batch norm, so that nobody sees "
                 "what; the statistics are those of its input",
                 RuntimeWarning,
                 stacklevel=2,

@@ -35,7 +35,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     A subclass with a `forward` of its own is recorded if what it averages by its momentum are the moments of its input,
     or nothing; so is a layer with hooks that came later than the block, which may change its input and its momentum.
-    That is seen from the buffers and costs a second pass over the layer's input.
+    That is seen from the buffers and costs a second pass over the layer's input. Of torch's SyncBatchNorm the moments
+    are those of all processes, the counts those of this one.
 
     A step is, in this order of preference,
 
@@ -56,7 +57,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
         ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
             is measuring, or a negative step; inside of the block, a layer that takes its statistics several times in a
-            call, averages something else than its input's moments (those of a part of it or of all processes, say) or
+            call, averages something else than its input's moments (those of a part of it, say) or
             not by its momentum, whose buffers are written or replaced within a call, that is called by two threads at
             once, or is traced or exported in train mode.
 
