@@ -44,11 +44,11 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
-    states = [_module_state(module) for module in modules]
-    buffers = [(tensor, tensor.detach().clone()) for tensor in state_tensors(model) if not is_lazy(tensor)]
+    states = [_capture(module) for module in modules]
+    buffers = [(tensor, tensor.detach().clone()) for tensor in list_state_tensors(model) if not is_lazy(tensor)]
     for module in modules:
         _pause(module)
-    with _random_state(), flags_restored(), _uncompiled():
+    with _random_state_restored(), flags_restored(), _uncompiled():
         try:
             yield
         finally:
@@ -85,7 +85,7 @@ def _uncompiled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_state() -> Iterator[None]:
+def _random_state_restored() -> Iterator[None]:
     python = random.getstate()
     numpy = sys.modules.get("numpy")
     legacy = numpy.random.get_state() if numpy is not None else None
@@ -187,23 +187,23 @@ class KeptTensors:
             self._versions = self._versions_now()
 
 
-def state_tensors(model: nn.Module) -> list[Tensor]:
+def list_state_tensors(model: nn.Module) -> list[Tensor]:
     """Its buffers, and the tensors that its modules hold as attributes."""
     plain = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
     return [*model.buffers(), *plain]
 
 
-def kept_state(model: nn.Module) -> KeptTensors:
-    """The `state_tensors` but what norm layers average, which has no part in what they do in train mode."""
+def keep_state(model: nn.Module) -> KeptTensors:
+    """State tensors, to be put back, but what norm layers average: it has no part in what they do in train mode."""
     norms = [module for module in model.modules() if isinstance(module, (BatchNorm, _InstanceNorm))]
     averages = {id(t) for m in norms for t in (m.running_mean, m.running_var, m.num_batches_tracked)}
-    return KeptTensors(tensor for tensor in state_tensors(model) if id(tensor) not in averages)
+    return KeptTensors(tensor for tensor in list_state_tensors(model) if id(tensor) not in averages)
 
 
 _State = tuple[dict[str, Any], dict[str, Collection[Any]], bool]
 
 
-def _module_state(module: nn.Module) -> _State:
+def _capture(module: nn.Module) -> _State:
     """Every attribute, and the entries of those that are containers (plain: a subclass may forbid copying)."""
     attributes = dict(module.__dict__)
     # Most are empty (hooks), and copies would keep the garbage collector busy.

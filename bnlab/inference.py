@@ -26,8 +26,8 @@ from bnlab.layers import (
     BatchNorm,
     batch_norm_layers,
     check_input,
+    get_layer_input,
     get_running_buffers,
-    layer_input,
     replace_input,
     strip_transforms,
 )
@@ -230,7 +230,7 @@ def _call_by_rule(
     rule: Rule, name: str, layer: BatchNorm, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A layer's `own` forward, with the rule's statistics lent to it as buffers."""
-    x, source = layer_input(args, kwargs), get_running_buffers(layer)
+    x, source = get_layer_input(args, kwargs), get_running_buffers(layer)
     check_input(name, layer, x, "inference.applied")
     if layer.training:
         raise ValueError(

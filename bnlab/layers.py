@@ -140,13 +140,13 @@ def unwrap_parallel(model: nn.Module) -> nn.Module:
     return model
 
 
-def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def get_layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a layer was called with, from the arguments that its hooks get."""
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def replace_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with `x` where `layer_input` looks, the others as they are."""
+    """The arguments with `x` where `get_layer_input` looks, the others as they are."""
     return ((x, *args[1:]), kwargs) if args else ((), kwargs | {next(iter(kwargs)): x})
 
 

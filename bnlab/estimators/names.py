@@ -78,11 +78,11 @@ def read_parameters(label: str, name: str, text: str, cls: type[Any]) -> dict[st
             raise ValueError(f"estimator={label!r}: {name} has no parameter {key!r}; {there}")
         if key in parameters:
             raise ValueError(f"estimator={label!r}: {name}: {key} is given twice")
-        parameters[key] = _value(label, key, given, defaults[key])
+        parameters[key] = _parse_value(label, key, given, defaults[key])
     return parameters
 
 
-def _value(label: str, key: str, text: str, default: object) -> Any:
+def _parse_value(label: str, key: str, text: str, default: object) -> Any:
     """`text` as a value of the type that the parameter's default has, if it has one."""
     try:
         value = ast.literal_eval(text)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bnlab.batches import copy_batch
-from bnlab.borrowing import kept_state, set_buffers_aside
+from bnlab.borrowing import keep_state, set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.job import Job, Source
@@ -42,7 +42,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
             "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
         )
-    random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), kept_state(job.model)
+    random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), keep_state(job.model)
 
     def work() -> None:
         for index, batch in enumerate(source):
@@ -67,7 +67,7 @@ def _merge_ranks(job: Job, found: dict[str, Moments]) -> dict[str, Moments]:
     """What all ranks have found, in the order of the first rank that has seen a layer."""
     merged: dict[str, Moments] = {}
     for name in dict.fromkeys(name for names in job.ranks.gather(list(found)) for name in names):
-        merged[name] = job.ranks.merged(found.get(name, Moments.empty(job.targets[name].num_features)))
+        merged[name] = job.ranks.merge(found.get(name, Moments.empty(job.targets[name].num_features)))
         check_moments(name, merged[name], job.targets[name])
         job.bar.update()
     return merged

@@ -93,12 +93,12 @@ def self_consistency(
     check_forward(forward, CALLER)
     place = device_of(model, device, CALLER)
     with using(model, statistics):
-        double = _in_float64(model) if by_layer else None
+        double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, place, channels_last)
         twin = _Evaluation(double, list(statistics), forward or call, place, False) if double is not None else None
         for batch in batches:
             own.take(batch)
-            if twin is not None and not twin.try_take(tree_map_only(Tensor, _widened, batch)):
+            if twin is not None and not twin.try_take(tree_map_only(Tensor, _widen, batch)):
                 twin = None
     if not own.seen:
         raise ValueError(f"{CALLER}: the data reached none of the layers; pass at least one batch")
@@ -112,7 +112,7 @@ def self_consistency(
     if not by_layer:
         return max(mean for mean, _ in rows.values()), max(var for _, var in rows.values())
     rounding = {name: _difference(moments, own.seen[name]) for name, moments in (twin.seen if twin else {}).items()}
-    return _frame(rows, rounding)
+    return _make_frame(rows, rounding)
 
 
 def _difference(reference: Moments, other: Moments) -> tuple[float, float]:
@@ -121,7 +121,7 @@ def _difference(reference: Moments, other: Moments) -> tuple[float, float]:
     return float(mean.max()), float((other.var / reference.var - 1).abs().nan_to_num(0.0, torch.inf).max())
 
 
-def _frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float, float]]) -> pd.DataFrame:
+def _make_frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float, float]]) -> pd.DataFrame:
     import pandas as pd
 
     nothing = (float("nan"), float("nan"))
@@ -129,11 +129,11 @@ def _frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float
     return pd.DataFrame(values, columns=["layer", "depth", "mean", "var", "mean_rounding", "var_rounding"])
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def _widen(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _in_float64(model: nn.Module) -> nn.Module | None:
+def _copy_in_float64(model: nn.Module) -> nn.Module | None:
     """A copy of the model in float64, or None where it cannot be copied."""
     try:
         return copy.deepcopy(model).double()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bnlab.layers import BatchNorm, check_input, layer_input, strip_transforms
+from bnlab.layers import BatchNorm, check_input, get_layer_input, strip_transforms
 from bnlab.loans import check_loans
 
 
@@ -28,7 +28,7 @@ def watch_inputs(
 
     def make_hook(name: str, layer: BatchNorm) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = strip_transforms(layer_input(args, kwargs))
+            x = strip_transforms(get_layer_input(args, kwargs))
             # A copy that the forward has made carries the hooks along.
             if module is not layer or (isinstance(x, Tensor) and not x.numel()):
                 return

@@ -46,17 +46,17 @@ class Turn:
         self.modes: Modes | None = None
         self.overrides: Overrides | None = None
         self.random: list[Tensor] = []
-        self._versions = _versions(batch)
+        self._versions = _list_versions(batch)
 
     def check_unchanged(self) -> None:
         """ValueError if somebody has written into the batch."""
-        if _versions(self.batch) != self._versions:
+        if _list_versions(self.batch) != self._versions:
             raise ValueError(
                 f"{CALLER}: batch {self.index} was changed after it was read; let batches yield new tensors"
             )
 
 
-def _versions(batch: Any) -> list[int]:
+def _list_versions(batch: Any) -> list[int]:
     return [t._version for t in tree_leaves(batch) if isinstance(t, Tensor) and not t.is_inference()]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, device_of
 from bnlab.batches import Forward, call, copy_batch
-from bnlab.borrowing import KeptTensors, borrowed, kept_state
+from bnlab.borrowing import KeptTensors, borrowed, keep_state
 from bnlab.layers import batch_norm_layers, join_names, set_train_mode
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.recording.block import record
@@ -44,7 +44,7 @@ def record_frozen(
     check_forward(forward, "record_frozen")
     place = device_of(model, None, "record_frozen")
     with borrowed(model), torch.no_grad():
-        state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), kept_state(model)
+        state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), keep_state(model)
         with record(model) as trace, weights.restored(unseen=True):
             model.train(training)
             frozen = set_train_mode(layers)

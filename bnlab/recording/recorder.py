@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from bnlab.borrowing import is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, layer_input
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch, count_writes
@@ -77,7 +77,7 @@ class Recorder:
         self._look: Look | None = None
         self._has_own_forward = type(layer).forward not in TORCH_FORWARDS
         self._hooks: tuple[int, int]  # keys of those before and after the call
-        self.watch = Watch(layer, self._entries, self._averages()[1])
+        self.watch = Watch(layer, self._entries, self._get_averages()[1])
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -108,7 +108,7 @@ class Recorder:
             raise ValueError(
                 f"record: layer {self.name!r} is traced or exported in train mode; do that before the block or after it"
             )
-        held, own = self._averages()
+        held, own = self._get_averages()
         if self.watch.is_written(own):
             self._check_precision(own)
             self.watch.take_up(own)
@@ -119,7 +119,7 @@ class Recorder:
                 torch.stack(held[:2]).detach(), held.momentum, self._counter.find_step(), threading.get_ident()
             )
             return
-        count = layer_input(args, kwargs).numel() // layer.num_features
+        count = get_layer_input(args, kwargs).numel() // layer.num_features
         if count:  # torch lets an empty batch pass and leaves the buffers as they are
             self._counter.enter_layer(layer)
             self._lend(count, held, own)
@@ -164,7 +164,7 @@ class Recorder:
         if loan is not None:
             self._take_entry(loan, updates, output)
         elif look is not None:
-            self._compare(look, updates, layer_input(args, kwargs), output)
+            self._compare(look, updates, get_layer_input(args, kwargs), output)
 
     def _take_entry(self, loan: Loan, updates: int, output: object) -> None:
         """Make an entry of what the call has left in the slot, and update the layer's own average."""
@@ -192,7 +192,7 @@ class Recorder:
 
         Anything else is refused, but for a call that raised: replays begin again after it.
         """
-        held, own = self._averages()
+        held, own = self._get_averages()
         values = torch.stack(held[:2]).detach()
         empty = isinstance(x, Tensor) and x.numel() == 0
         if (empty or not updates or output is None) and hold_the_same(values, look.values):
@@ -237,13 +237,13 @@ class Recorder:
             self._end_interrupted_call()
         self._ended = True
         self.take_up_writes()
-        self.overwritten = self.watch.is_overwritten(self._averages()[1])
+        self.overwritten = self.watch.is_overwritten(self._get_averages()[1])
 
     def take_up_writes(self) -> None:
         """Begin again where something has written the buffers since the last call."""
         if self._loan is not None and not self._is_called(self._loan):
             self._end_interrupted_call()
-        _, own = self._averages()
+        _, own = self._get_averages()
         if self._loan is None and self.watch.is_written(own):
             self.watch.take_up(own)
 
@@ -273,7 +273,7 @@ class Recorder:
         here = loan.thread == threading.get_ident()
         return is_being_called(self.layer) if here else is_alive(loan.thread)
 
-    def _averages(self) -> tuple[Average, Average]:
+    def _get_averages(self) -> tuple[Average, Average]:
         """What the layer has now, and what it has when nothing is lent."""
         mean: Any = self._buffers["running_mean"]  # nn.Module's own way to get them is slow too
         held = Average(mean, self._buffers["running_var"], self._attributes["momentum"])  # type: ignore[arg-type]
