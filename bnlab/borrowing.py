@@ -112,28 +112,6 @@ def set_buffers_aside(layer: BatchNorm) -> None:
         layer._buffers[key] = None if own is None else own.clone()
 
 
-def set_weights_channels_last(model: nn.Module, most: int) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Give the convolutions of a borrowed model copies of their weights with the channels innermost.
-
-    oneDNN arranges weights for itself at every call, and has less to do then. Results differ by
-    float32 rounding where an input does not have its channels innermost.
-
-    Returns:
-        (module, key, own weight) of what was replaced; nothing, where that would take more than `most` bytes.
-    """
-    layout = torch.channels_last
-    weights = [m._parameters.get("weight") for m in model.modules() if type(m) is nn.Conv2d]
-    own = {id(w): w for w in weights if type(w) is nn.Parameter and not w.is_contiguous(memory_format=layout)}
-    if sum(w.nbytes for w in own.values()) > most:
-        return []
-    lent = {key: nn.Parameter(w.detach().contiguous(memory_format=layout), w.requires_grad) for key, w in own.items()}
-    # Wherever the model has them: weights may be shared.
-    places = [(m, key, w) for m in model.modules() for key, w in m._parameters.items() if id(w) in own]
-    for module, key, weight in places:
-        module._parameters[key] = lent[id(weight)]
-    return places  # type: ignore[return-value]
-
-
 def pause_while_borrowed(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook that does not run while its module is borrowed: what is measured is not what is trained."""
     hook.__dict__["paused_while_borrowed"] = True

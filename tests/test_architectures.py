@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, self_consistency
 from bnlab.batches import call, copy_batch
-from bnlab.borrowing import set_weights_channels_last
+from bnlab.exact.layouts import set_weights_channels_last
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.layers import batch_norm_layers
 from bnlab.memory import LiveBytes

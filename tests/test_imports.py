@@ -49,6 +49,7 @@ RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "froze
 EXACT = (
     "standard_errors",
     "inputs",
+    "layouts",
     "locks",
     "watch",
     "inspection",

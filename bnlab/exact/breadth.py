@@ -96,7 +96,7 @@ class Evaluation:
         # and two samples of two parts each.
         channels = [layer.num_features for layer in targets.values()]
         self._books = 2 * tensor_bytes(list(model.buffers())) + 6 * _ROW * sum(channels)
-        self._books += tensor_bytes(list(model.parameters())) + self._turns.lent
+        self._books += tensor_bytes(list(model.parameters())) + self._turns.layouts.nbytes
         self._row = _ROW * max(channels)
 
     # -- one pass over all layers ------------------------------------------------------------------------------------

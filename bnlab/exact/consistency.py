@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bnlab.arguments import check_batches, check_forward, device_of
-from bnlab.batches import Forward, call, copy_batch
-from bnlab.borrowing import set_weights_channels_last
+from bnlab.batches import Forward, call
 from bnlab.exact.inputs import watch_inputs
+from bnlab.exact.layouts import Layouts
 from bnlab.layers import batch_norm_layers, unwrap_parallel
 from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
@@ -150,9 +151,8 @@ class _Evaluation:
     def __init__(
         self, model: nn.Module, names: list[str], forward: Forward, place: torch.device, channels_last: bool
     ) -> None:
-        self._model, self._forward, self._place = model, forward, place
-        self._relays = channels_last and place.type == "cpu"
-        self._own_weights = set_weights_channels_last(model, most=2**62) if self._relays else []
+        self._model, self._forward = model, forward
+        self._layouts = Layouts(model, place, channels_last=channels_last, most=sys.maxsize)
         hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self._now: dict[str, Moments] = {}
@@ -165,11 +165,9 @@ class _Evaluation:
         try:
             self._evaluate(batch)
         except Exception:
-            if not self._relays:
+            if not self._layouts.channels_last:
                 raise
-            self._relays = False
-            for module, key, weight in self._own_weights:
-                module._parameters[key] = weight
+            self._layouts.restore()
             self._state.accept()
             self._evaluate(batch)
         for name, moments in self._now.items():
@@ -186,7 +184,7 @@ class _Evaluation:
     def _evaluate(self, batch: Any) -> None:
         self._now = {}
         with torch.no_grad(), self._state.undone():
-            self._forward(unwrap_parallel(self._model), copy_batch(batch, self._place, channels_last=self._relays))
+            self._forward(unwrap_parallel(self._model), self._layouts.copy(batch))
 
     def _look(self, name: str, x: Tensor) -> None:
         moments = Moments.of(x)

@@ -16,8 +16,8 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.batches import Forward, copy_batch
-from bnlab.borrowing import set_weights_channels_last
+from bnlab.batches import Forward
+from bnlab.exact.layouts import Layouts
 from bnlab.exact.locks import find_free_locks
 from bnlab.flags import are_same, read_flags
 from bnlab.loans import check_loans, count_loans
@@ -36,13 +36,13 @@ class Turn:
         batch: as the caller has given it.
         size: of the batch, in bytes.
         run: the suspended forward; None before, after, and where it was given up.
-        relaid: whether the forward runs on a copy of the batch with the channels innermost.
+        channels_last: whether the forward runs on a copy of the batch with the channels innermost.
     """
 
     def __init__(self, index: int, batch: Any) -> None:
         self.index, self.batch, self.size = index, batch, tensor_bytes(batch)
         self.run: greenlet | None = None
-        self.relaid = False
+        self.channels_last = False
         self.modes: Modes | None = None
         self.overrides: Overrides | None = None
         self.random: list[Tensor] = []
@@ -69,23 +69,20 @@ class Turns(Generic[AnyTurn]):
     Attributes:
         current: whose turn it is; None while the caller's code runs.
         begun: how often a forward was begun at its input.
-        lent: bytes of the copies of weights that the model has been given.
+        layouts: in which batches and weights are handed over.
     """
 
     def __init__(
         self, model: nn.Module, forward: Forward, device: torch.device, *, channels_last: bool, most: int
     ) -> None:
-        """`channels_last`: hand over copies of batches, and of weights of up to `most` bytes, laid out so."""
-        self._model, self._forward, self._device = model, forward, device
+        """`channels_last` and `most`: as for `Layouts`."""
+        self._model, self._forward = model, forward
         self.current: AnyTurn | None = None
         self.begun = 0
         self._hub = getcurrent()
         hooks = list_forward_hooks(model)
-        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
-        self._relays = channels_last and device.type == "cpu"
         own = list_held_tensors(model)
-        self._own_weights = set_weights_channels_last(model, most) if self._relays else []
-        self.lent = tensor_bytes([weight for *_, weight in self._own_weights])
+        self.layouts = Layouts(model, device, channels_last=channels_last, most=most)
         self._held = [*own, *list_held_tensors(model)]
         self._locks = find_free_locks(model, [forward, *hooks])
         self._loans = count_loans()
@@ -114,7 +111,7 @@ class Turns(Generic[AnyTurn]):
             turn.run.switch(*batch)
         except Exception as error:
             turn.run = None
-            if not turn.relaid:
+            if not turn.channels_last:
                 error.add_note(f"{CALLER}: raised in the forward of batch {turn.index}; the model is as it was before")
                 raise
         finally:
@@ -178,8 +175,8 @@ class Turns(Generic[AnyTurn]):
         turn.run = greenlet(self._run)
         turn.run.gr_context = contextvars.copy_context()
         turn.random, turn.modes, turn.overrides = self._random.begin(turn.index), None, None
-        turn.relaid = self._relays
-        return copy_batch(turn.batch, self._device, channels_last=self._relays)
+        turn.channels_last = self.layouts.channels_last
+        return self.layouts.copy(turn.batch)
 
     def _run(self, batch: Any) -> None:
         with torch.no_grad():
@@ -201,9 +198,7 @@ class Turns(Generic[AnyTurn]):
 
     def _keep_layouts(self) -> None:
         """From now on batches and weights come as the caller has them."""
-        self._relays = False
-        for module, key, weight in self._own_weights:
-            module._parameters[key] = weight
+        self.layouts.restore()
         self._state.accept()
 
     # -- beside them -------------------------------------------------------------------------------------------------
@@ -213,7 +208,7 @@ class Turns(Generic[AnyTurn]):
         with self.callers_random_stream():
             self._random.apply(self._random.begin(index))
             try:
-                self._run(copy_batch(batch, self._device, channels_last=self._relays))
+                self._run(self.layouts.copy(batch))
             finally:
                 self._state.take()
 
@@ -222,7 +217,7 @@ class Turns(Generic[AnyTurn]):
         try:
             self.run_alone(turn.index, turn.batch)
         except Exception:
-            if not self._relays:
+            if not self.layouts.channels_last:
                 raise
             self._keep_layouts()
             return False
