@@ -44,18 +44,15 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
-    states = [_capture(module) for module in modules]
-    buffers = [(tensor, tensor.detach().clone()) for tensor in list_state_tensors(model) if not is_lazy(tensor)]
+    states, tensors = [_capture(module) for module in modules], KeptTensors(list_state_tensors(model))
     for module in modules:
         _pause(module)
-    with _random_state_restored(), flags_restored(), _uncompiled():
+    with tensors.restored(unseen=True), _random_state_restored(), flags_restored(), _uncompiled():
         try:
             yield
         finally:
             for module, state in zip(modules, states, strict=True):
                 _restore(module, state)
-            for buffer, value in buffers:
-                _copy_back(buffer, value)
 
 
 def _pause(module: nn.Module) -> None:
