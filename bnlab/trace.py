@@ -77,7 +77,10 @@ class LayerTrace:
 
     @property
     def moments(self) -> Tensor:
-        """[calls, 2, C]: batch mean and unbiased batch variance, as the layer computed them (usually float32)."""
+        """[calls, 2, C]: batch mean and unbiased batch variance, as the layer computed them (usually float32).
+
+        The variance has ddof 0 where that is what the forward of the layer's own class averages.
+        """
         return self.moments_between(0, len(self))
 
     def moments_between(self, first: int, end: int) -> Tensor:

@@ -83,7 +83,7 @@ class Turns(Generic[AnyTurn]):
         hooks = list_forward_hooks(model)
         own = list_held_tensors(model)
         self.layouts = Layouts(model, device, channels_last=channels_last, most=most)
-        self._held = [*own, *list_held_tensors(model)]
+        self._held = [*own, *list_held_tensors(model)]  # a forward may know the own weights still
         self._locks = find_free_locks(model, [forward, *hooks])
         self._loans = count_loans()
         self._state = ModuleState(model, hooks)
@@ -126,8 +126,8 @@ class Turns(Generic[AnyTurn]):
     def take_turns(self, turns: Sequence[AnyTurn], advance: Callable[[AnyTurn], object]) -> None:
         """Call `advance` for one after the other.
 
-        Flags are slow to read: it is done where the first of them stops, and with the others only if that one has
-        changed some. ValueError if only others have.
+        Flags are slow to read: they are read where the first forward stops, and where the others do only if that one
+        has changed some. ValueError if only another one has.
         """
         own = self._own_modes.flags
         for turn in turns:
