@@ -23,17 +23,17 @@ def find_named_subclasses(base: type[Any]) -> dict[str, type[Any]]:
     Raises:
         ValueError: two classes have one name, so that one would stand in for the other.
     """
-    found: dict[str, type[Any]] = {}
+    classes: dict[str, type[Any]] = {}
     queue = [base]
     while queue:
         for cls in queue.pop().__subclasses__():
             queue.append(cls)
             if "name" in vars(cls) and not inspect.isabstract(cls):
-                other = found.setdefault(cls.name, cls)
+                other = classes.setdefault(cls.name, cls)
                 if _path(other) != _path(cls):
                     raise ValueError(f"{_path(cls)}: its name {cls.name!r} is that of {_path(other)}; give it another")
-                found[cls.name] = cls  # defined again, in a notebook say
-    return found
+                classes[cls.name] = cls  # defined again, in a notebook say
+    return classes
 
 
 def _path(cls: type[Any]) -> str:
