@@ -119,7 +119,7 @@ class Budget:
 
     def __init__(self, limit: int, exact: bool) -> None:
         self.limit, self.exact, self.profiled = limit, exact, False
-        self.books = 0  # bytes for moments and copies of buffers beside the activations
+        self.overhead = 0  # bytes for moments and copies of buffers beside the activations
         self.waiting = 0  # bytes that suspended forwards hold
         self.peak = 0  # of waiting and running together, by the profile
         self._largest = 0  # bytes of the largest batch so far
@@ -134,7 +134,7 @@ class Budget:
     def takes(self, size: int) -> bool:
         """Whether a forward can wait with so many bytes beside the others, with room for one that runs; counts it."""
         self.peak = max(self.peak, self.waiting + size) if self.profiled else 0
-        if self.books + self.waiting + size + self._estimate_need(self._largest) > self.limit:
+        if self.overhead + self.waiting + size + self._estimate_need(self._largest) > self.limit:
             return False
         self.waiting += size
         return True
@@ -144,14 +144,14 @@ class Budget:
         self._largest = max(self._largest, size)
         if self.profiled:
             self.peak = max(self.peak, self.waiting + self._estimate_need(size))
-        return self.books + self.waiting + self._estimate_need(size) <= self.limit
+        return self.overhead + self.waiting + self._estimate_need(size) <= self.limit
 
     def check_alone(self, size: int) -> None:
         """ValueError if a batch does not fit the limit even alone."""
-        if self.books + self._estimate_need(size) > self.limit:
+        if self.overhead + self._estimate_need(size) > self.limit:
             raise ValueError(
                 f"population_statistics: one batch's forward needs {self._estimate_need(size):,} bytes and the moments "
-                f"{self.books:,}, memory= allows {self.limit:,}; pass smaller batches or raise memory="
+                f"{self.overhead:,}, memory= allows {self.limit:,}; pass smaller batches or raise memory="
             )
 
     def _estimate_need(self, size: int) -> int:

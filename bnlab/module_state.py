@@ -55,7 +55,7 @@ class Watched(dict[str, Any]):
         super().__init__(entries)
         self.journal = journal
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a copy is nobody's business
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy is a plain dictionary
         return dict, (dict(self),)
 
     def __setitem__(self, key: str, value: Any) -> None:

@@ -95,8 +95,8 @@ class Evaluation:
         # Twice the buffers, lent and aside; copies of the weights; of each layer, assumed and found moments in float64,
         # and two samples of two parts each.
         channels = [layer.num_features for layer in targets.values()]
-        self._books = 2 * tensor_bytes(list(model.buffers())) + 6 * _ROW * sum(channels)
-        self._books += tensor_bytes(list(model.parameters())) + self._turns.layouts.nbytes
+        self._overhead = 2 * tensor_bytes(list(model.buffers())) + 6 * _ROW * sum(channels)
+        self._overhead += tensor_bytes(list(model.parameters())) + self._turns.layouts.nbytes
         self._row = _ROW * max(channels)
 
     # -- one pass over all layers ------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Evaluation:
         self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
         for layer, moments in pinned.items():
             write_buffers(self._targets[layer], moments)
-        self._memory.budget.books = self._books
+        self._memory.budget.overhead = self._overhead
         passages: list[Passage] = []
         with ExitStack() as unwinding:
 
@@ -127,7 +127,7 @@ class Evaluation:
                 for passage in self._split_by_call() if each_call else self._read_batches(batches):
                     passage.reset()
                     passages.append(passage)
-                    self._memory.budget.books += self._row  # where memory is short; else they do not matter
+                    self._memory.budget.overhead += self._row  # where memory is short; else they do not matter
                     unwinding.callback(self._memory.give_up, passage)
                     with self._turns.callers_random_stream():
                         self._advance(passage)
@@ -262,7 +262,7 @@ class Evaluation:
             exact = passage.alone or self._by_image
             passage.samples[name] = sample(passage.input, passage.part, exact, count_images(passage.batch))
         if self._by_image:
-            self._memory.budget.books += passage.part.nbytes
+            self._memory.budget.overhead += passage.part.nbytes
             self._memory.budget.check_alone(passage.size)
         if not keep:
             self._memory.give_up(passage)
@@ -271,7 +271,7 @@ class Evaluation:
         check_input(name, self._targets[name], x, CALLER)
         if passage.repeated_pinned == len(passage.observed):
             passage.observed.append((name, self._read_part(x, alone=True)))
-            self._memory.budget.books += passage.observed[-1][1].nbytes
+            self._memory.budget.overhead += passage.observed[-1][1].nbytes
         passage.repeated_pinned += 1
 
     def _read_part(self, x: Tensor, alone: bool) -> Partial:

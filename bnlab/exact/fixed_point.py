@@ -26,8 +26,8 @@ def measure(
 
     One pass, unless layers are called several times in a forward or reached by some batches after others have finished
     them. Then a pass in which every call of a layer has a forward of its own that waits there; if no call depends on an
-    earlier one of the same layer (Siamese networks, crops), that is the result. It is assumed (pinned), measured, and
-    assumed anew until both agree.
+    earlier one of the same layer (Siamese networks, crops), that is the result. Either is assumed (pinned), measured,
+    and assumed again, until both agree.
 
     Raises:
         ValueError: they do not agree after many passes, or are not finite.

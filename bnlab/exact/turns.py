@@ -93,7 +93,7 @@ class Turns(Generic[AnyTurn]):
         self._reads_flags = True  # whether a forward may have changed some
 
     def accept(self) -> None:
-        """Take what the caller has changed on the modules since the last forward for the state that all begin with."""
+        """Let forwards begin with what the caller has changed on the modules since the last one."""
         self._state.accept()
 
     # -- by turns ----------------------------------------------------------------------------------------------------

@@ -53,12 +53,12 @@ class Recorder:
     Args:
         name, layer: which layer it is.
         trace: what its entries go to.
-        counter: what is told of calls that no module surrounds.
-        trained: a parameter that tells an update where the layer has none of its own.
+        counter: counts the steps, also by calls of the layer that no module surrounds.
+        trained: a parameter that shows updates where the layer has none that is trained.
 
     Attributes:
         name, layer: which layer it is.
-        watch: what tells that something else has written the layer's own buffers.
+        watch: notices what else writes the layer's own buffers.
         overwritten: whether, after the block, the buffers hold something else than the average of what was recorded.
     """
 
