@@ -74,7 +74,7 @@ def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
-def plain_name(name: str) -> str:
+def strip_wrappers(name: str) -> str:
     """A layer's name without what wrappers of models have put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
@@ -87,10 +87,10 @@ def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     wanted, known = list(names), set(others)
     pairs = {name: name for name in wanted if name in known}
     rest = [name for name in wanted if name not in pairs], [name for name in known if name not in pairs]
-    mine, theirs = (Counter(map(plain_name, side)) for side in rest)
-    by_plain = {plain_name(name): name for name in rest[1]}
+    mine, theirs = (Counter(map(strip_wrappers, side)) for side in rest)
+    by_plain = {strip_wrappers(name): name for name in rest[1]}
     for name in rest[0]:
-        plain = plain_name(name)
+        plain = strip_wrappers(name)
         if mine[plain] == theirs[plain] == 1:
             pairs[name] = by_plain[plain]
     return pairs

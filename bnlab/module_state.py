@@ -151,7 +151,7 @@ class ModuleState:
         self._handles = RemovableHandle.next_id
         self._journal.clear()
 
-    def _changed(self) -> tuple[bool, list[tuple[Any, Any]]]:
+    def _find_changes(self) -> tuple[bool, list[tuple[Any, Any]]]:
         """Whether anything differs from the originals, and the containers that do, with their original entries."""
         # Hot: each batch passes here at each layer.
         same = all(map(operator.is_, map(dict.get, self._owners, self._names, self._absent), self._objects))
@@ -170,12 +170,12 @@ class ModuleState:
 
     def accept(self) -> None:
         """Take what differs from the originals now into them."""
-        if self._changed()[0]:
+        if self._find_changes()[0]:
             self._look()
 
     def take(self) -> Overrides | None:
         """What differs from the originals now (None: nothing), after which the originals are put back."""
-        changed, filled = self._changed()
+        changed, filled = self._find_changes()
         if not changed:
             self._journal.clear()
             return None

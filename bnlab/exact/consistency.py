@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnlab.arguments import check_batches, check_forward, device_of
+from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
@@ -92,7 +92,7 @@ def self_consistency(
         raise TypeError(f"{CALLER}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
-    place = device_of(model, device, CALLER)
+    place = find_device(model, device, CALLER)
     with using(model, statistics):
         double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, place, channels_last)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.arguments import check_batches, check_count, check_forward, check_number, device_of
+from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call
 from bnlab.borrowing import KeptTensors, borrowed
 from bnlab.exact.batch_upstream import measure_batch_upstream
@@ -112,7 +112,7 @@ def population_statistics(
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
     _check_buffers(targets)
-    place = device_of(model, device, CALLER)
+    place = find_device(model, device, CALLER)
     limit = memory_limit(memory, place)
     auto = max_images == "auto"
     source = KeptBatches(batches) if auto else batches
