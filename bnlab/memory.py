@@ -119,7 +119,7 @@ class Budget:
 
     def __init__(self, limit: int, exact: bool) -> None:
         self.limit, self.exact, self.profiled = limit, exact, False
-        self.overhead = 0  # bytes for moments and copies of buffers beside the activations
+        self.overhead = 0  # bytes for moments and copies of weights and buffers beside the activations
         self.waiting = 0  # bytes that suspended forwards hold
         self.peak = 0  # of waiting and running together, by the profile
         self._largest = 0  # bytes of the largest batch so far
@@ -150,8 +150,9 @@ class Budget:
         """ValueError if a batch does not fit the limit even alone."""
         if self.overhead + self._estimate_need(size) > self.limit:
             raise ValueError(
-                f"population_statistics: one batch's forward needs {self._estimate_need(size):,} bytes and the moments "
-                f"{self.overhead:,}, memory= allows {self.limit:,}; pass smaller batches or raise memory="
+                f"population_statistics: one batch's forward needs {self._estimate_need(size):,} bytes, moments and "
+                f"copies of weights {self.overhead:,}, memory= allows {self.limit:,}; pass smaller batches or raise "
+                "memory="
             )
 
     def _estimate_need(self, size: int) -> int:
