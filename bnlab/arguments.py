@@ -36,7 +36,7 @@ def check_forward(forward: object, caller: str) -> None:
         raise TypeError(f"{caller}: forward is a {type(forward).__name__}; pass a function of model and batch")
 
 
-def device_of(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
+def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
     """`device`, or where the model's first parameter is; ValueError if this machine has no such device."""
     if device is None:
         return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import random
 import sys
 import types
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from bnlab.containers import copy_entries, differs, refill
 from bnlab.flags import flags_restored
 from bnlab.interrupts import end_interrupted_calls
 from bnlab.layers import BatchNorm
@@ -45,27 +44,24 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
-    states = [_module_state(module) for module in modules]
-    buffers = [(tensor, tensor.detach().clone()) for tensor in state_tensors(model) if not is_lazy(tensor)]
+    states, tensors = [_capture(module) for module in modules], KeptTensors(list_state_tensors(model))
     for module in modules:
-        _put_to_rest(module)
-    with _random_state(), flags_restored(), _uncompiled():
+        _pause(module)
+    with tensors.restored(unseen=True), _random_state_restored(), flags_restored(), _uncompiled():
         try:
             yield
         finally:
             for module, state in zip(modules, states, strict=True):
                 _restore(module, state)
-            for buffer, value in buffers:
-                _copy_back(buffer, value)
 
 
-def _put_to_rest(module: nn.Module) -> None:
-    """Take off what does not run on a borrowed module: resting hooks and forwards, and compiled code."""
+def _pause(module: nn.Module) -> None:
+    """Take off what does not run on a borrowed module: hooks and forwards marked so, and compiled code."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "rests", False)]:
+        for key in [key for key, hook in hooks.items() if is_paused_while_borrowed(hook)]:
             del hooks[key]
     lent: Any = vars(module).get("forward")
-    if getattr(lent, "rests", False):
+    if is_paused_while_borrowed(lent):
         del vars(module)["forward"]
         vars(module).update({} if lent.given is None else {"forward": lent.given})
     if module.__dict__.get("_compiled_call_impl") is not None:
@@ -86,7 +82,7 @@ def _uncompiled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_state() -> Iterator[None]:
+def _random_state_restored() -> Iterator[None]:
     python = random.getstate()
     numpy = sys.modules.get("numpy")
     legacy = numpy.random.get_state() if numpy is not None else None
@@ -113,35 +109,18 @@ def set_buffers_aside(layer: BatchNorm) -> None:
         layer._buffers[key] = None if own is None else own.clone()
 
 
-def set_weights_channels_last(model: nn.Module, most: int) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """Give the convolutions of a borrowed model copies of their weights with the channels innermost.
-
-    oneDNN arranges weights for itself at every call, and has less to do then. Results differ by
-    float32 rounding where an input does not have its channels innermost.
-
-    Returns:
-        (module, key, own weight) of what was replaced; nothing, where that would take more than `most` bytes.
-    """
-    layout = torch.channels_last
-    weights = [m._parameters.get("weight") for m in model.modules() if type(m) is nn.Conv2d]
-    own = {id(w): w for w in weights if type(w) is nn.Parameter and not w.is_contiguous(memory_format=layout)}
-    if sum(w.nbytes for w in own.values()) > most:
-        return []
-    lent = {key: nn.Parameter(w.detach().contiguous(memory_format=layout), w.requires_grad) for key, w in own.items()}
-    # Wherever the model has them: weights may be shared.
-    places = [(m, key, w) for m in model.modules() for key, w in m._parameters.items() if id(w) in own]
-    for module, key, weight in places:
-        module._parameters[key] = lent[id(weight)]
-    return places  # type: ignore[return-value]
-
-
-def mark_resting(hook: Callable[..., Any]) -> Callable[..., Any]:
+def pause_while_borrowed(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook that does not run while its module is borrowed: what is measured is not what is trained."""
-    hook.__dict__["rests"] = True
+    hook.__dict__["paused_while_borrowed"] = True
     return hook
 
 
-def set_resting_forward(module: nn.Module, run: Callable[..., Any]) -> None:
+def is_paused_while_borrowed(hook: object) -> bool:
+    """Whether a hook or forward has been marked so."""
+    return getattr(hook, "paused_while_borrowed", False)
+
+
+def replace_forward(module: nn.Module, run: Callable[..., Any]) -> None:
     """Let `run(module, its own forward, args, kwargs)` be what a borrowed model calls, until it is borrowed again.
 
     Other than hooks, it also gets what later hooks make of the input, and sees every exception.
@@ -154,7 +133,7 @@ def set_resting_forward(module: nn.Module, run: Callable[..., Any]) -> None:
 
     forward.__dict__["given"] = given
     # Bound, because a deep copy of a method belongs to the copy of the module.
-    vars(module)["forward"] = types.MethodType(mark_resting(forward), module)
+    vars(module)["forward"] = types.MethodType(pause_while_borrowed(forward), module)
 
 
 class KeptTensors:
@@ -183,32 +162,28 @@ class KeptTensors:
             self._versions = self._versions_now()
 
 
-def state_tensors(model: nn.Module) -> list[Tensor]:
+def list_state_tensors(model: nn.Module) -> list[Tensor]:
     """Its buffers, and the tensors that its modules hold as attributes."""
     plain = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
     return [*model.buffers(), *plain]
 
 
-def kept_state(model: nn.Module) -> KeptTensors:
-    """The `state_tensors` but what norm layers average, which has no part in what they do in train mode."""
+def keep_state(model: nn.Module) -> KeptTensors:
+    """State tensors, to be put back, but what norm layers average: it has no part in what they do in train mode."""
     norms = [module for module in model.modules() if isinstance(module, (BatchNorm, _InstanceNorm))]
     averages = {id(t) for m in norms for t in (m.running_mean, m.running_var, m.num_batches_tracked)}
-    return KeptTensors(tensor for tensor in state_tensors(model) if id(tensor) not in averages)
+    return KeptTensors(tensor for tensor in list_state_tensors(model) if id(tensor) not in averages)
 
 
 _State = tuple[dict[str, Any], dict[str, Collection[Any]], bool]
 
 
-def _module_state(module: nn.Module) -> _State:
+def _capture(module: nn.Module) -> _State:
     """Every attribute, and the entries of those that are containers (plain: a subclass may forbid copying)."""
     attributes = dict(module.__dict__)
     # Most are empty (hooks), and copies would keep the garbage collector busy.
-    entries = {key: _entries(v) if v else () for key, v in attributes.items() if isinstance(v, _CONTAINERS)}
+    entries = {key: copy_entries(v) if v else () for key, v in attributes.items() if isinstance(v, _CONTAINERS)}
     return attributes, entries, module.training
-
-
-def _entries(value: Any) -> Collection[Any]:
-    return next(kind(value) for kind in _CONTAINERS if isinstance(value, kind))
 
 
 def _restore(module: nn.Module, state: _State) -> None:
@@ -221,16 +196,4 @@ def _restore(module: nn.Module, state: _State) -> None:
     for key, before in entries.items():
         container = attributes[key]
         if (container or before) and differs(container, before):
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(before)
-
-
-def differs(container: Any, entries: Any) -> bool:
-    """Whether a dictionary, list, deque or set has other entries, by identity, or in another order."""
-    if len(container) != len(entries):
-        return True
-    if isinstance(container, dict):
-        return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
-    if isinstance(container, (list, deque)):
-        return not all(map(operator.is_, container, entries))
-    return bool(container != entries)
+            refill(container, before)

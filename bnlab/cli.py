@@ -31,7 +31,7 @@ def main() -> int:
     keep_freed_memory()
     try:
         arguments = parser.parse_args([_as_option(word) for word in sys.argv[1:]])
-        print(_gap(arguments.model, arguments.batches, arguments.max_images))
+        print(_measure_gap(arguments.model, arguments.batches, arguments.max_images))
         return 0
     except Exception as error:  # the caller's model and batches may raise anything
         print(f"error: {_describe(error)}", file=sys.stderr)
@@ -49,7 +49,7 @@ def _as_option(word: str) -> str:
     return f"--max-images{word.removeprefix('max_images')}" if word.startswith("max_images=") else word
 
 
-def _gap(model_name: str, batches_name: str, max_images: int | None) -> str:
+def _measure_gap(model_name: str, batches_name: str, max_images: int | None) -> str:
     """The table; what bnlab warns of is printed before it, a line each."""
     model, batches = _call_by_name(model_name), _call_by_name(batches_name)
     with warnings.catch_warnings(record=True) as caught:
@@ -57,7 +57,7 @@ def _gap(model_name: str, batches_name: str, max_images: int | None) -> str:
         exact = bnlab.population_statistics(model, batches, max_images=max_images, progress=sys.stderr.isatty())
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
-    return _table(exact, bnlab.running_statistics(model))
+    return _format_table(exact, bnlab.running_statistics(model))
 
 
 def _describe(error: Exception) -> str:
@@ -87,7 +87,7 @@ def _call_by_name(name: str) -> Any:
     return make()
 
 
-def _table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
+def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
     frame = bnlab.gap(exact, running)
     lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
     count = next(iter(exact.values())).count

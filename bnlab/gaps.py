@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bnlab.layers import match_names, plain_name
+from bnlab.layers import match_names, strip_wrappers
 from bnlab.statistics import Layout, Statistics
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def _pair(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Stat
     pairs = match_names(reference, estimate)
     alone = [name for name in reference if name not in pairs]
     alone += [name for name in estimate if name not in pairs.values()]
-    unseen = {plain_name(name) for name in (*reference.unseen, *estimate.unseen)}
-    odd = sorted(name for name in alone if plain_name(name) not in unseen) or ([] if pairs else sorted(alone))
+    unseen = {strip_wrappers(name) for name in (*reference.unseen, *estimate.unseen)}
+    odd = sorted(name for name in alone if strip_wrappers(name) not in unseen) or ([] if pairs else sorted(alone))
     if odd:
         raise ValueError(
             f"gap: layer {odd[0]!r} is on one side only ({len(odd)} such); pass statistics of the same layers"

@@ -2,7 +2,7 @@
 
     with bnlab.inference.applied(model, TestBatch()): logits = model(images)
 
-A rule mixes the layer's own (source) statistics with those of its input, anew in every call.
+A rule mixes the layer's own (source) statistics with those of its input, in every call again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.arguments import check_count, check_number
-from bnlab.borrowing import borrowed, set_resting_forward
+from bnlab.borrowing import borrowed, replace_forward
 from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
 from bnlab.layers import (
+    TORCH_FORWARDS,
     BatchNorm,
     batch_norm_layers,
     check_input,
+    get_layer_input,
     get_running_buffers,
-    layer_input,
     replace_input,
     strip_transforms,
 )
@@ -71,7 +72,7 @@ class TestBatch(Rule):
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         _check_variance(x.shape[0] * x.shape[2])
-        return _own(x, (0, 2), mean)
+        return _measure(x, (0, 2), mean)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class PseudoSamples(Rule):
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         weight = len(x) / (self.n + len(x))
-        return _mix((mean, var), _own(x, (0, 2), mean), weight, n=x.shape[0] * x.shape[2], between=self.between)
+        return _mix((mean, var), _measure(x, (0, 2), mean), weight, n=x.shape[0] * x.shape[2], between=self.between)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class ExampleWeighing(Rule):
         check_number(self.weight, lambda w: 0 <= w <= 1, f"ExampleWeighing: weight={self.weight!r}; it lies in [0, 1]")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mix((mean, var), _own(x, (2,), mean), self.weight, n=x.shape[2])
+        return _mix((mean, var), _measure(x, (2,), mean), self.weight, n=x.shape[2])
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,10 @@ class EvalNorm(Rule):
         check_count(self.batch_size, f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mix((mean, var), _own(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
+        return _mix((mean, var), _measure(x, (2,), mean), 1.0 / self.batch_size, n=x.shape[2])
 
 
-def _own(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor]:
+def _measure(x: Tensor, dims: tuple[int, ...], near: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance in one read, summed in float64 about `near`, which lies closer to the values than 0 does."""
     near = near.to(x.dtype)
     n = x[0, 0].numel() * (len(x) if 0 in dims else 1)
@@ -187,9 +188,10 @@ def parse(label: str) -> Rule:
     ExampleWeighing(weight=0.2)
     """
     name, text = split_label(label)
-    if name not in list_rules():
-        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(list_rules())}")
-    cls = list_rules()[name]
+    rules = list_rules()
+    if name not in rules:
+        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(rules)}")
+    cls = rules[name]
     return cls(**read_parameters(label, name, text, cls))
 
 
@@ -199,8 +201,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
-    and written. Of a layer whose class has a forward of its own it is looked at what torch's batch norm gets in it,
-    which has to be the layer's input.
+    and written. In a layer whose class has a forward of its own torch's batch norm has to get the layer's input, which
+    is checked at each call.
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.
@@ -209,7 +211,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
             something else than its input, or with its batch's statistics in eval mode too.
 
     Warns:
-        RuntimeWarning: a layer's own forward normalizes without torch's batch norm: whether its input, is not seen.
+        RuntimeWarning: a layer's own forward normalizes without torch's batch norm, so that nobody sees whether it
+            normalizes its input.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
@@ -219,30 +222,26 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     with borrowed(model):
         model.eval()
         for name, layer in layers.items():
-            set_resting_forward(layer, functools.partial(_call_by_rule, rule, name))
+            replace_forward(layer, functools.partial(_call_by_rule, rule, name))
         yield model
-
-
-# Of classes that normalize the input that they are given.
-_TORCHS_OWN = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def _call_by_rule(
     rule: Rule, name: str, layer: BatchNorm, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A layer's `own` forward, with the rule's statistics lent to it as buffers."""
-    x, source = layer_input(args, kwargs), get_running_buffers(layer)
+    x, source = get_layer_input(args, kwargs), get_running_buffers(layer)
     check_input(name, layer, x, "inference.applied")
     if layer.training:
         raise ValueError(
             f"inference.applied: layer {name!r} is in train mode, in which it normalizes with its batch's statistics "
             "whatever the rule; leave the model in eval mode inside of the block"
         )
-    x, *lent = _under_statistics(rule, layer, x)
+    x, *lent = _prepare_call(rule, layer, x)
     args, kwargs = replace_input(args, kwargs, x)
     try:
         layer._buffers["running_mean"], layer._buffers["running_var"] = lent
-        if getattr(own, "__func__", None) in _TORCHS_OWN:
+        if getattr(own, "__func__", None) in TORCH_FORWARDS:
             return own(*args, **kwargs)
         run = _OwnForward(layer, x)
         with Normalizations(run.look):
@@ -253,7 +252,7 @@ def _call_by_rule(
         layer._buffers["running_mean"], layer._buffers["running_var"] = source
 
 
-def _under_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _prepare_call(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a layer is to be given, and its running mean and variance meanwhile, so that it normalizes by the rule."""
     running_mean, running_var = get_running_buffers(layer)
     full = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -310,7 +309,7 @@ class _OwnForward:
             )
         if not self._is_given and not self._normalized:
             warnings.warn(
-                f"inference.applied: layer {name!r} normalizes without torch's batch norm, so that it is not seen "
+                f"inference.applied: layer {name!r} normalizes without torch's batch norm, so that nobody sees "
                 "what; the statistics are those of its input",
                 RuntimeWarning,
                 stacklevel=2,

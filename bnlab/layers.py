@@ -13,6 +13,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once built, and subclasses (timm's)
+# They normalize the input that they are given, and do nothing else with buffers and momentum than to average it.
+TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
@@ -72,7 +74,7 @@ def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
-def plain_name(name: str) -> str:
+def strip_wrappers(name: str) -> str:
     """A layer's name without what wrappers of models have put into it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
@@ -85,10 +87,10 @@ def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     wanted, known = list(names), set(others)
     pairs = {name: name for name in wanted if name in known}
     rest = [name for name in wanted if name not in pairs], [name for name in known if name not in pairs]
-    mine, theirs = (Counter(map(plain_name, side)) for side in rest)
-    by_plain = {plain_name(name): name for name in rest[1]}
+    mine, theirs = (Counter(map(strip_wrappers, side)) for side in rest)
+    by_plain = {strip_wrappers(name): name for name in rest[1]}
     for name in rest[0]:
-        plain = plain_name(name)
+        plain = strip_wrappers(name)
         if mine[plain] == theirs[plain] == 1:
             pairs[name] = by_plain[plain]
     return pairs
@@ -138,13 +140,13 @@ def unwrap_parallel(model: nn.Module) -> nn.Module:
     return model
 
 
-def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def get_layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a layer was called with, from the arguments that its hooks get."""
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def replace_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with `x` where `layer_input` looks, the others as they are."""
+    """The arguments with `x` where `get_layer_input` looks, the others as they are."""
     return ((x, *args[1:]), kwargs) if args else ((), kwargs | {next(iter(kwargs)): x})
 
 

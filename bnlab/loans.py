@@ -11,13 +11,12 @@ from torch import nn
 
 # Modules that are lent now, by identity, and the thread that has them.
 _loans: list[tuple[int, set[int]]] = []
-
-
 _loans_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def lent_to_this_thread(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside the block other threads cannot borrow the modules; ValueError if one of them has."""
     loan = threading.get_ident(), set(map(id, modules))
     with _loans_lock:
         check_not_lent(modules)

@@ -71,7 +71,7 @@ def tensor_bytes(values: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
 
 
-def _dense(values: Any) -> list[Tensor]:
+def _list_dense(values: Any) -> list[Tensor]:
     """The tensors in a structure that have one storage; sparse ones have none."""
     return [t for t in tree_leaves(values) if isinstance(t, Tensor) and t.layout == torch.strided]
 
@@ -90,7 +90,7 @@ class LiveBytes(TorchDispatchMode):
 
     def follow(self, values: Any) -> None:
         """Count the tensors in `values` too, as long as they are alive."""
-        for tensor in _dense(values):
+        for tensor in _list_dense(values):
             storage = tensor.untyped_storage()
             self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, self.now())
@@ -101,10 +101,10 @@ class LiveBytes(TorchDispatchMode):
         return sum(size for _, size in self._storages.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in _dense((args, kwargs))}
+        known = {t.untyped_storage()._cdata for t in _list_dense((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         # A view or an operation in place makes nothing new; a parameter that is read is not the forward's.
-        new = [t for t in _dense(result) if t.untyped_storage()._cdata not in known]
+        new = [t for t in _list_dense(result) if t.untyped_storage()._cdata not in known]
         if new:
             self.follow(new)
         return result
@@ -119,7 +119,7 @@ class Budget:
 
     def __init__(self, limit: int, exact: bool) -> None:
         self.limit, self.exact, self.profiled = limit, exact, False
-        self.books = 0  # bytes for moments and copies of buffers beside the activations
+        self.overhead = 0  # bytes for moments and copies of weights and buffers beside the activations
         self.waiting = 0  # bytes that suspended forwards hold
         self.peak = 0  # of waiting and running together, by the profile
         self._largest = 0  # bytes of the largest batch so far
@@ -134,7 +134,7 @@ class Budget:
     def takes(self, size: int) -> bool:
         """Whether a forward can wait with so many bytes beside the others, with room for one that runs; counts it."""
         self.peak = max(self.peak, self.waiting + size) if self.profiled else 0
-        if self.books + self.waiting + size + self._need(self._largest) > self.limit:
+        if self.overhead + self.waiting + size + self._estimate_need(self._largest) > self.limit:
             return False
         self.waiting += size
         return True
@@ -143,18 +143,19 @@ class Budget:
         """Whether a forward of a batch of so many bytes can run beside those that wait."""
         self._largest = max(self._largest, size)
         if self.profiled:
-            self.peak = max(self.peak, self.waiting + self._need(size))
-        return self.books + self.waiting + self._need(size) <= self.limit
+            self.peak = max(self.peak, self.waiting + self._estimate_need(size))
+        return self.overhead + self.waiting + self._estimate_need(size) <= self.limit
 
     def check_alone(self, size: int) -> None:
         """ValueError if a batch does not fit the limit even alone."""
-        if self.books + self._need(size) > self.limit:
+        if self.overhead + self._estimate_need(size) > self.limit:
             raise ValueError(
-                f"population_statistics: one batch's forward needs {self._need(size):,} bytes and the moments "
-                f"{self.books:,}, memory= allows {self.limit:,}; pass smaller batches or raise memory="
+                f"population_statistics: one batch's forward needs {self._estimate_need(size):,} bytes, moments and "
+                f"copies of weights {self.overhead:,}, memory= allows {self.limit:,}; pass smaller batches or raise "
+                "memory="
             )
 
-    def _need(self, size: int) -> int:
+    def _estimate_need(self, size: int) -> int:
         return int(self._running * max(1, size))
 
     def must_profile(self, x: Tensor, batch: int) -> bool:

@@ -90,7 +90,7 @@ def _set_dispatch_modes(wanted: Sequence[Any]) -> None:
 
 
 class RandomStream:
-    """The random state of the CPU and of one accelerator; each batch has a stream of its own, whatever runs between."""
+    """The random state of the CPU and of one CUDA device; each batch has a stream of its own, whatever runs between."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None

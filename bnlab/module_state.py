@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-import sys
-import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
-from bnlab.borrowing import differs
+from bnlab.containers import CONTAINERS, copy_entries, differs, get_attributes, refill
 
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"training"}
 
@@ -39,7 +37,7 @@ class HeldTensor(NamedTuple):
         return self.tensor.layout == torch.strided and self.tensor.data_ptr() != self.data.data_ptr()
 
 
-def held_tensors(model: nn.Module) -> list[HeldTensor]:
+def list_held_tensors(model: nn.Module) -> list[HeldTensor]:
     """Parameters, buffers and tensor attributes of all modules."""
     found = []
     for prefix, module in model.named_modules():
@@ -57,7 +55,7 @@ class Watched(dict[str, Any]):
         super().__init__(entries)
         self.journal = journal
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a copy is nobody's business
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy is a plain dictionary
         return dict, (dict(self),)
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -93,6 +91,7 @@ class Watched(dict[str, Any]):
         super().update(*args, **entries)
 
 
+_DEPTH = 4  # hooks.outputs[device][name] needs 4; a trainer or a configuration that a module holds has no end
 _ABSENT = object()
 _REGISTERED = (
     "_forward_pre_hooks",
@@ -144,21 +143,21 @@ class ModuleState:
         self._modes = [d.get("training") for d in self._dicts]
         self._keys = [*others, *((d, "training") for d in self._dicts if "training" in d)]
         self._values = [d[key] for d, key in self._keys]
-        self._containers = _containers_in([*self._values, *_reached(self._hooks)])
-        self._entries = [_copy(c) for c in self._containers]
+        self._containers = _find_containers([*self._values, *_find_reached(self._hooks)])
+        self._entries = [copy_entries(c) for c in self._containers]
         watched = (value for d in self._dicts for value in d.values() if isinstance(value, Watched))
         self._members = {id(members): dict(members) for members in watched}
         self._registered = list(map(dict, self._registrations))
         self._handles = RemovableHandle.next_id
         self._journal.clear()
 
-    def _changed(self) -> tuple[bool, list[tuple[Any, Any]]]:
+    def _find_changes(self) -> tuple[bool, list[tuple[Any, Any]]]:
         """Whether anything differs from the originals, and the containers that do, with their original entries."""
         # Hot: each batch passes here at each layer.
         same = all(map(operator.is_, map(dict.get, self._owners, self._names, self._absent), self._objects))
         same = same and list(map(dict.get, self._dicts, repeat("training"))) == self._modes
         pairs = zip(self._containers, self._entries, strict=True)
-        filled = [(c, entries) for c, entries in pairs if _differs(c, entries)]
+        filled = [(c, entries) for c, entries in pairs if differs(c, entries)]
         if self._journal:
             written = {id(members): members for members in self._journal}
             known = ((members, self._members[key]) for key, members in written.items() if key in self._members)
@@ -171,12 +170,12 @@ class ModuleState:
 
     def accept(self) -> None:
         """Take what differs from the originals now into them."""
-        if self._changed()[0]:
+        if self._find_changes()[0]:
             self._look()
 
     def take(self) -> Overrides | None:
         """What differs from the originals now (None: nothing), after which the originals are put back."""
-        changed, filled = self._changed()
+        changed, filled = self._find_changes()
         if not changed:
             self._journal.clear()
             return None
@@ -191,9 +190,9 @@ class ModuleState:
             if key not in _BASE_ATTRIBUTES and (id(d), key) not in self._known
         ]
         attributes += [(d, key, d.pop(key)) for d, key in new]
-        containers = [(container, _copy(container)) for container, _ in filled]
+        containers = [(container, copy_entries(container)) for container, _ in filled]
         for container, entries in filled:
-            _refill(container, entries)
+            refill(container, entries)
         self._journal.clear()
         return Overrides(attributes, containers)
 
@@ -216,15 +215,15 @@ class ModuleState:
             else:
                 d[key] = value
         for container, entries in overrides.containers:
-            _refill(container, entries)
+            refill(container, entries)
 
 
-def forward_hooks(model: nn.Module) -> list[Any]:
+def list_forward_hooks(model: nn.Module) -> list[Any]:
     """What is registered on the modules to run with their forward."""
     return [hook for m in model.modules() for hook in [*m._forward_pre_hooks.values(), *m._forward_hooks.values()]]
 
 
-def _reached(functions: Iterable[Any]) -> list[Any]:
+def _find_reached(functions: Iterable[Any]) -> list[Any]:
     """What functions, methods, partial functions and callable objects hold beside their arguments, call or name."""
     found: list[Any] = []
     queue, seen = list(functions), set[int]()
@@ -240,7 +239,7 @@ def _reached(functions: Iterable[Any]) -> list[Any]:
         elif isinstance(function, types.FunctionType):
             found += function.__closure__ or ()
             named = (function.__globals__.get(name) for name in function.__code__.co_names)
-            inside = [content for cell in function.__closure__ or () for content in _copy(cell)]
+            inside = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
             held = [*inside, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), vars(function)]
             held += [value for value in named if isinstance(value, (dict, list, set, deque))]
         else:
@@ -250,145 +249,16 @@ def _reached(functions: Iterable[Any]) -> list[Any]:
     return found
 
 
-_LOCK = type(threading.Lock())
-_LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "numpy"}  # whose code is not searched for locks
-
-
-class HeldLock(NamedTuple):
-    """A lock or semaphore, and how to ask whether the next one who wants it would have to wait."""
-
-    lock: Any
-    is_taken: Callable[[], bool]
-
-
-def free_locks(model: nn.Module, functions: Iterable[Any]) -> list[HeldLock]:
-    """The locks and semaphores (not re-entrant ones) that can be had, as far as the model's code reaches them.
-
-    Followed are attributes of modules and of objects, what `functions` and methods of modules hold and name, and what
-    is held and named there.
-    """
-    modules = [m for m in model.modules() if not _is_of_library(type(m))]
-    classes = {cls for m in modules for cls in type(m).__mro__ if cls not in nn.Module.__mro__}
-    level = [*functions, *(value for holder in (*modules, *classes) for value in vars(holder).values())]
-    found, seen = list[HeldLock](), dict[int, Any]()
-    for _ in range(_LEVELS):
-        fresh = {id(value): value for value in level if id(value) not in seen}
-        seen |= fresh  # holds them, so that no identity is given to another
-        locks = [_as_lock(value) for value in fresh.values()]
-        found += [lock for lock in locks if lock is not None]
-        level = [inner for value in fresh.values() for inner in _reached_from(value)]
-    return [lock for lock in found if not lock.is_taken()]
-
-
-def _is_of_library(code: Any) -> bool:
-    return (getattr(code, "__module__", None) or "").partition(".")[0] in _LIBRARIES
-
-
-def _as_lock(value: Any) -> HeldLock | None:
-    if isinstance(value, _LOCK):
-        return HeldLock(value, value.locked)
-    if isinstance(value, threading.Semaphore):
-        return HeldLock(value, lambda: value._value == 0)
-    if type(value).__module__ == "multiprocessing.synchronize" and hasattr(value, "_semlock"):
-        # A process may take its recursive lock again.
-        return None if value._semlock.kind == 0 else HeldLock(value, value._semlock._is_zero)
-    return None
-
-
-def _reached_from(value: Any) -> list[Any]:
-    """What a value holds, and of code what it names."""
-    if isinstance(value, types.FunctionType):
-        return [] if _is_of_library(value) else _used_by(value)
-    if isinstance(value, (staticmethod, classmethod, types.MethodType)):
-        return [value.__func__, getattr(value, "__self__", None)]
-    if isinstance(value, property):
-        return [value.fget]
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, type):
-        return [] if _is_of_library(value) else list(vars(value).values())
-    if isinstance(value, _CONTAINERS):
-        return list(value.values() if isinstance(value, dict) else _copy(value))
-    if _is_of_library(type(value)) and not isinstance(value, threading.Condition):
-        return []
-    if isinstance(value, (nn.Module, Tensor, types.ModuleType)):
-        return []
-    attributes = getattr(value, "__dict__", None) if callable(value) else _attributes(value)
-    return [type(value), *(attributes or {}).values()]
-
-
-def _used_by(function: types.FunctionType) -> list[Any]:
-    """What a function has in its closure and defaults, and what it and those inside of it name."""
-    names, codes = set[str](), [function.__code__]
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    named = [function.__globals__[name] for name in names if name in function.__globals__]
-    # Of a module that it names, the members that it may mean.
-    members = [vars(m).get(name) for m in named if isinstance(m, types.ModuleType) for name in names]
-    closure = [content for cell in function.__closure__ or () for content in _copy(cell)]
-    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    return [*named, *members, *closure, *defaults, *vars(function).values()]
-
-
-_CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
-_LEVELS = 10  # of what holds and names what, down to a lock
-_DEPTH = 4  # hooks.outputs[device][name] needs 4; a trainer or a configuration that a module holds has no end
-
-
-def _containers_in(values: Iterable[Any]) -> list[Any]:
+def _find_containers(values: Iterable[Any]) -> list[Any]:
     """Dictionaries, lists, sets, deques and attributes of plain objects in `values`, one inside the other."""
     found: dict[int, Any] = {}
     level = list(values)
     for _ in range(_DEPTH):
         inner: list[Any] = []
         for value in level:
-            container = value if isinstance(value, _CONTAINERS) else _attributes(value)
+            container = value if isinstance(value, CONTAINERS) else get_attributes(value)
             if container is not None and id(container) not in found:
                 found[id(container)] = container
-                inner.extend(container.values() if isinstance(container, dict) else _copy(container))
+                inner.extend(container.values() if isinstance(container, dict) else copy_entries(container))
         level = inner
     return [container for container in found.values() if not isinstance(container, tuple)]
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile."""
-    if isinstance(value, (nn.Module, Tensor, types.ModuleType)) or type(value).__module__.startswith("torch."):
-        return None
-    if callable(value) or hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__"):
-        return None
-    attributes = getattr(value, "__dict__", None)
-    return attributes if isinstance(attributes, dict) else None
-
-
-def _copy(container: Any) -> Any:
-    """Its entries; of a closure's cell the content, if there is one."""
-    if isinstance(container, dict):
-        return dict(container)  # not .copy(), which a subclass may forbid
-    if isinstance(container, set):
-        return set(container)
-    if not isinstance(container, types.CellType):
-        return list(container)
-    try:
-        return [container.cell_contents]
-    except ValueError:
-        return []
-
-
-def _differs(container: Any, entries: Any) -> bool:
-    return differs(_copy(container) if isinstance(container, types.CellType) else container, entries)
-
-
-def _refill(container: Any, entries: Any) -> None:
-    if isinstance(container, types.CellType):
-        if entries:
-            container.cell_contents = entries[0]
-        else:
-            del container.cell_contents
-    elif isinstance(container, (list, deque)):
-        container.clear()
-        container.extend(entries)
-    else:
-        container.clear()
-        container.update(entries)

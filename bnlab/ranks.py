@@ -30,7 +30,7 @@ class Ranks:
         dist.all_gather_object(found, value, group=self._group)
         return found
 
-    def merged(self, moments: Moments) -> Moments:
+    def merge(self, moments: Moments) -> Moments:
         """The moments of all ranks' data, the same to the last bit on each."""
         first, *others = (Moments(*values) for values in self.gather((moments.count, moments.mean, moments.var)))
         for other in others:

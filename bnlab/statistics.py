@@ -115,7 +115,7 @@ class Statistics(Mapping[str, Moments]):
 
     def _copy_into(self, layers: dict[str, BatchNorm]) -> None:
         for name, layer in layers.items():
-            load(layer, self[name])
+            write_buffers(layer, self[name])
 
     def _matching(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         """For each name here the layer of `model`, after all that could be wrong has been checked."""
@@ -202,16 +202,16 @@ def _are_rows(mean: object, var: object) -> bool:
 
 def _check_writable(layers: Mapping[str, BatchNorm]) -> None:
     """ValueError if torch would not let the running buffers be written here."""
-    made = [name for name, layer in layers.items() if any(b.is_inference() for b in get_running_buffers(layer))]
-    if made and not torch.is_inference_mode_enabled():
+    locked = [name for name, layer in layers.items() if any(b.is_inference() for b in get_running_buffers(layer))]
+    if locked and not torch.is_inference_mode_enabled():
         raise ValueError(
-            f"write_to: the running buffers of {join_names(made)} were made in inference mode and can be written in it "
-            "only; call write_to in torch.inference_mode(), or make the model outside of it; nothing was written"
+            f"write_to: the running buffers of {join_names(locked)} were made in inference mode and can be written "
+            "in it only; call write_to in torch.inference_mode(), or make the model outside of it; nothing was written"
         )
 
 
 @torch.no_grad()
-def load(layer: BatchNorm, moments: Moments) -> None:
+def write_buffers(layer: BatchNorm, moments: Moments) -> None:
     """Copy mean and variance as they are into a layer's running buffers, in place."""
     mean, var = get_running_buffers(layer)
     mean.copy_(moments.mean)

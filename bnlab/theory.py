@@ -173,7 +173,7 @@ def epoch_noise(
 ) -> Values:
     """Variance of the long-run EMA of frozen weights `position` = j batches into an epoch; 0 and K are its ends.
 
-    Every epoch cuts the same data anew into K batches: their statistics always have the same average, so the noise
+    Every epoch cuts the same data into K other batches: their statistics always have the same average, so the noise
     cancels in part, most of all at an epoch's end (sampling without replacement). A smaller last batch is noisier:
 
         v*[m/(2-m) - ((1-q)^2 + q^2*(1-ρ)/(1+ρ))/R + (1/last - 1)*m^2*q^2/(1-ρ^2)], q = (1-m)^j, ρ = (1-m)^K,

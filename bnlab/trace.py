@@ -77,7 +77,10 @@ class LayerTrace:
 
     @property
     def moments(self) -> Tensor:
-        """[calls, 2, C]: batch mean and unbiased batch variance, as the layer computed them (usually float32)."""
+        """[calls, 2, C]: batch mean and unbiased batch variance, as the layer computed them (usually float32).
+
+        The variance has ddof 0 where that is what the forward of the layer's own class averages.
+        """
         return self.moments_between(0, len(self))
 
     def moments_between(self, first: int, end: int) -> Tensor:
@@ -138,8 +141,10 @@ class LayerTrace:
 
     def extend(self, later: LayerTrace) -> None:
         """Append a later part of the same run."""
-        reset = later.updates == 0 and torch.equal(later.start, torch.ones_like(later.start).cumsum(0) - 1)
-        if later.updates != self.updates_now and (later.updates or reset):
+        mean, var = later.start
+        is_new = not (mean.any() or (var - 1).any())
+        # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
+        if later.updates != self.updates_now and (later.updates or is_new):
             self.restart(later.start, later.updates)
         self.restarts += [start._replace(entries=start.entries + len(self)) for start in later.restarts]
         self.chunks.append(later.moments)
@@ -339,16 +344,15 @@ class MomentTrace:
             stream.
         """
         self._take_up_writes()
-        groups: dict[tuple[tuple[int, ...], ...], list[LayerTrace]] = {}
-        names: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+        groups: dict[tuple[object, ...], list[str]] = {}
         for name, layer in self.layers.items():
             key = (tuple(layer.steps), *((start.entries, start.updates) for start in layer.starts))
-            groups.setdefault(key, []).append(layer)
-            names.setdefault(key, []).append(name)
-        for key, members in groups.items():
-            firsts = [first for first, _ in key[1:]]
+            groups.setdefault(key, []).append(name)
+        for names in groups.values():
+            members = [self.layers[name] for name in names]
+            firsts = [start.entries for start in members[0].starts]
             for part, (first, end) in enumerate(zip(firsts, [*firsts[1:], None], strict=True)):
-                yield names[key], first, end, _stream(members, part, first, end)
+                yield names, first, end, _make_stream(members, part, first, end)
 
     @property
     def last_start(self) -> int:
@@ -400,19 +404,19 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
     for step in steps:
         message = f"replay: step {step!r} is not one of the trace ({trace.first_step} to {trace.last_step})"
         check_number(step, lambda s: trace.first_step <= s <= trace.last_step, message, kind=Integral)
-    found: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
     for names, first, end, stream in trace.streams():
         positions = [bisect_right(trace.layers[names[0]].steps, step) for step in steps]
         rows = [row for row, at in enumerate(positions) if at >= first and (end is None or at < end)]
         folded = fold(estimators, stream, [positions[row] - first for row in rows])
         for name, values in zip(names, folded.split(stream.layers, dim=3), strict=True):
-            if name not in found:
-                found[name] = values.new_empty(len(estimators), len(steps), *values.shape[2:])
-            found[name][:, rows] = values
-    return torch.cat([found[name] for name in trace.layers], dim=3)
+            if name not in parts:
+                parts[name] = values.new_empty(len(estimators), len(steps), *values.shape[2:])
+            parts[name][:, rows] = values
+    return torch.cat([parts[name] for name in trace.layers], dim=3)
 
 
-def _stream(members: Sequence[LayerTrace], part: int, first: int, end: int | None) -> Stream:
+def _make_stream(members: Sequence[LayerTrace], part: int, first: int, end: int | None) -> Stream:
     """The entries `first` to `end` of layers that were called together, from their start number `part`."""
     starts = [layer.starts[part] for layer in members]
     end = len(members[0]) if end is None else end

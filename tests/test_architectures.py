@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, self_consistency
 from bnlab.batches import call, copy_batch
-from bnlab.borrowing import set_weights_channels_last
+from bnlab.exact.layouts import set_weights_channels_last
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.layers import batch_norm_layers
 from bnlab.memory import LiveBytes
@@ -261,9 +261,9 @@ def test_a_third_of_the_memory(name: str) -> None:
     limit = unlimited.peak // 3
     with unchanged(model), LiveBytes() as live:
         found = population_statistics(model, batches, memory=limit)
-    # The limit is for activations, 2% of it for the books: buffers set aside and copied to be put back, and moments.
-    books = 2 * sum(b.nbytes for b in model.buffers()) + sum(16 * m.mean.numel() for m in found.values())
-    assert live.peak <= limit + books
+    # The limit is for activations, 2% of it for the overhead: buffers set aside and copied to be put back, and moments.
+    overhead = 2 * sum(b.nbytes for b in model.buffers()) + sum(16 * m.mean.numel() for m in found.values())
+    assert live.peak <= limit + overhead
     assert found.cost.forwards > len(batches) == expected.cost.forwards
     assert difference(found, expected) <= TWIN
 

@@ -17,6 +17,7 @@ PACKAGE = Path(bnlab.__file__).parent
 LEVEL = {
     "arguments": -1,
     "batches": -1,
+    "containers": -1,
     "files": -1,
     "flags": -1,
     "interrupts": -1,
@@ -47,6 +48,9 @@ ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs
 RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
 EXACT = (
     "standard_errors",
+    "inputs",
+    "layouts",
+    "locks",
     "watch",
     "inspection",
     "turns",

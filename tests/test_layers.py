@@ -117,6 +117,14 @@ def test_borrowed_models_whose_buffers_are_inference_tensors() -> None:
         model.steps.add_(1)
 
 
+def test_a_buffer_that_was_given_other_memory() -> None:
+    model = plain()
+    memory = model[1].running_mean.data_ptr()
+    with unchanged(model), borrowed(model):
+        model[1].running_mean.data = torch.ones(6)
+    assert model[1].running_mean.data_ptr() == memory
+
+
 def test_what_is_compiled_runs_uncompiled() -> None:
     """Compiling happens at the first call: if it were tried here, the backend would complain."""
 

@@ -157,9 +157,9 @@ def test_layers_that_come_into_the_model_inside_of_the_block() -> None:
 
 def test_layers_that_were_out_of_the_model_while_it_was_trained() -> None:
     """A replacement that is not trained loses nothing, and a wrapper calls the layer."""
-    for taken_out, message in ((("1",), "'1' was replaced"), (("1", "4"), "'1', '4' were replaced")):
+    for taken_out, message in ((("1",), "'1' was taken"), (("1", "4"), "'1', '4' were taken")):
         model, other = plain(), plain()
-        with pytest.warns(UserWarning, match=f"record: {message} and put back"), record(model) as trace:
+        with pytest.warns(UserWarning, match=f"record: {message} out and put back"), record(model) as trace:
             train(model, images(4))
             kept = {name: model[int(name)] for name in taken_out}
             for name in kept:
@@ -183,10 +183,20 @@ def test_layers_that_were_out_of_the_model_while_it_was_trained() -> None:
 
 def test_a_part_that_was_out_of_the_model_while_it_was_trained() -> None:
     model = nn.Sequential(plain()[:3], plain()[3:])
-    with pytest.warns(UserWarning, match=r"record: '0.1' was replaced and put back"), record(model):
+    with pytest.warns(UserWarning, match=r"record: '0.1' was taken out and put back"), record(model):
         part, model[0] = model[0], plain()[:3]
         train(model, images(4))
         model[0] = part
+
+
+def test_a_layer_that_was_deleted_while_the_model_was_trained() -> None:
+    model = plain()
+    with pytest.warns(UserWarning, match=r"record: '1' was taken out and put back"), record(model):
+        train(model, images(4))
+        layer = model[1]
+        delattr(model, "1")
+        train(model, images(4))
+        model.add_module("1", layer)
 
 
 @pytest.mark.parametrize("assigned", [False, True])

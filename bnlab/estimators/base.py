@@ -143,10 +143,8 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         if states is not None:
             result[i] = estimator.read(states, stream)
             continue
-        values, gains = (
-            estimator.values(stream),
-            _collapse_shared(_check_gains(estimator, estimator.gains(stream), stream)),
-        )
+        values = estimator.values(stream)
+        gains = _collapse_shared(_check_gains(estimator, estimator.gains(stream), stream))
         key = (id(values), estimator.twice) if gains.dim() == 1 else (i,)
         _, members, bank = banks.setdefault(key, (values, [], []))
         members.append(i)
@@ -220,9 +218,9 @@ def _product(states: list[Tensor], bank: list[Tensor], values: Tensor, first: in
     ahead = torch.zeros_like(rest)  # sum of the gains after `end`
     end = last
     while end > first and len(rows := (rest > _FORGOTTEN).squeeze(1).nonzero().squeeze(1)):
-        begun = max(end - BLOCK, first)
-        gains = torch.stack([bank[i][begun:end] for i in rows.tolist()])
-        # kept[:, j]: what remains at `last` of what is taken up before step begun+j.
+        begin = max(end - BLOCK, first)
+        gains = torch.stack([bank[i][begin:end] for i in rows.tolist()])
+        # kept[:, j]: what remains at `last` of what is taken up before step begin+j.
         kept = (1 - gains).flip(1).cumprod(1).flip(1) * rest[rows]
         later = gains.flip(1).cumsum(1).flip(1) + ahead[rows]
         weights = gains * torch.cat((kept[:, 1:], rest[rows]), dim=1)
@@ -230,10 +228,10 @@ def _product(states: list[Tensor], bank: list[Tensor], values: Tensor, first: in
         # for each of them, so that the second weight is the first, multiplied by the sum of the gains from j on.
         for total, weight in zip(sums, (weights, weights * later), strict=False):
             if len(rows) == len(bank):
-                total.addmm_(weight, flat[begun:end])
+                total.addmm_(weight, flat[begin:end])
             else:
-                total[rows] = total[rows].addmm_(weight, flat[begun:end])
-        rest[rows], ahead[rows], end = kept[:, :1], later[:, :1], begun
+                total[rows] = total[rows].addmm_(weight, flat[begin:end])
+        rest[rows], ahead[rows], end = kept[:, :1], later[:, :1], begin
     once = states[0].flatten(1)
     sums[0].addcmul_(once, rest)
     if len(states) == 2:
@@ -244,8 +242,8 @@ def _product(states: list[Tensor], bank: list[Tensor], values: Tensor, first: in
 def _step(states: list[Tensor], gain: Tensor, value: Tensor) -> list[Tensor]:
     """One step, with gains [S] or [1, C] or [1, 2, C]."""
     gain = gain[:, None, None] if gain.dim() == 1 else gain[:, None] if gain.dim() == 2 else gain
-    found = []
-    for state in states:
+    later = []
+    for state in states:  # the second one averages the first
         value = torch.where(gain == 1, value, torch.lerp(state, value.expand_as(state), gain))
-        found.append(value)
-    return found
+        later.append(value)
+    return later

@@ -23,17 +23,17 @@ def find_named_subclasses(base: type[Any]) -> dict[str, type[Any]]:
     Raises:
         ValueError: two classes have one name, so that one would stand in for the other.
     """
-    found: dict[str, type[Any]] = {}
+    classes: dict[str, type[Any]] = {}
     queue = [base]
     while queue:
         for cls in queue.pop().__subclasses__():
             queue.append(cls)
             if "name" in vars(cls) and not inspect.isabstract(cls):
-                other = found.setdefault(cls.name, cls)
+                other = classes.setdefault(cls.name, cls)
                 if _path(other) != _path(cls):
                     raise ValueError(f"{_path(cls)}: its name {cls.name!r} is that of {_path(other)}; give it another")
-                found[cls.name] = cls  # defined again, in a notebook say
-    return found
+                classes[cls.name] = cls  # defined again, in a notebook say
+    return classes
 
 
 def _path(cls: type[Any]) -> str:
@@ -78,11 +78,11 @@ def read_parameters(label: str, name: str, text: str, cls: type[Any]) -> dict[st
             raise ValueError(f"estimator={label!r}: {name} has no parameter {key!r}; {there}")
         if key in parameters:
             raise ValueError(f"estimator={label!r}: {name}: {key} is given twice")
-        parameters[key] = _value(label, key, given, defaults[key])
+        parameters[key] = _parse_value(label, key, given, defaults[key])
     return parameters
 
 
-def _value(label: str, key: str, text: str, default: object) -> Any:
+def _parse_value(label: str, key: str, text: str, default: object) -> Any:
     """`text` as a value of the type that the parameter's default has, if it has one."""
     try:
         value = ast.literal_eval(text)

@@ -2,58 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.batches import copy_batch
-from bnlab.borrowing import kept_state, set_buffers_aside
+from bnlab.borrowing import keep_state, set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
+from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.job import Job, Source
 from bnlab.exact.layerwise import check_first_batch
-from bnlab.layers import check_input, join_names, layer_input, set_train_mode, strip_transforms
-from bnlab.loans import check_loans, count_loans
+from bnlab.layers import join_names, set_train_mode
+from bnlab.loans import count_loans
 from bnlab.modes import RandomStream
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, read
 
 
 def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
     found: dict[str, Moments] = {}
-    hooks, loans = forward_hooks(job.model), count_loans()
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = strip_transforms(layer_input(args, kwargs))
-            if module is not job.targets[name] or (isinstance(x, Tensor) and not x.numel()):
-                return
-            check_loans(loans, name, CALLER)
-            check_input(name, job.targets[name], x, CALLER)
-            if x.numel() == x.shape[1]:
-                raise ValueError(
-                    f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
-                    "with; use larger batches or upstream='population'"
-                )
-            moments = Moments.of(x)
-            if job.by_image:
-                job.parts.setdefault(name, []).append(read(x, moments.mean, by_image=True))
-            found[name] = found[name].merge(moments) if name in found else moments
+    def look(name: str, x: Tensor) -> None:
+        if x.numel() == x.shape[1]:
+            raise ValueError(
+                f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
+                "with; use larger batches or upstream='population'"
+            )
+        moments = Moments.of(x)
+        if job.by_image:
+            job.parts.setdefault(name, []).append(read(x, moments.mean, by_image=True))
+        found[name] = found[name].merge(moments) if name in found else moments
 
-        return hook
-
-    for name, layer in job.targets.items():
-        job.hooks.append(layer.register_forward_pre_hook(look(name), with_kwargs=True))
+    hooks = list_forward_hooks(job.model)
+    job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans())
+    for layer in job.targets.values():
         set_buffers_aside(layer)
     if frozen := set_train_mode(job.targets):
         raise ValueError(
             f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
             "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
         )
-
-    random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), kept_state(job.model)
+    random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), keep_state(job.model)
 
     def work() -> None:
         for index, batch in enumerate(source):
@@ -66,14 +55,19 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
 
     job.ranks.together(work)
     job.cost.batches = job.cost.forwards = source.count
-    merged: dict[str, Moments] = {}
-    # The order of the first rank that has seen them, for all the same.
-    for name in dict.fromkeys(name for names in job.ranks.gather(list(found)) for name in names):
-        merged[name] = job.ranks.merged(found.get(name, Moments.empty(job.targets[name].num_features)))
-        check_moments(name, merged[name], job.targets[name])
-        job.bar.update()
+    merged = _merge_ranks(job, found)
     if source.count and found:
         for layer in job.targets.values():
             layer.eval()
         check_first_batch(job, found, {}, source.first, random, state)
+    return merged
+
+
+def _merge_ranks(job: Job, found: dict[str, Moments]) -> dict[str, Moments]:
+    """What all ranks have found, in the order of the first rank that has seen a layer."""
+    merged: dict[str, Moments] = {}
+    for name in dict.fromkeys(name for names in job.ranks.gather(list(found)) for name in names):
+        merged[name] = job.ranks.merge(found.get(name, Moments.empty(job.targets[name].num_features)))
+        check_moments(name, merged[name], job.targets[name])
+        job.bar.update()
     return merged

@@ -23,11 +23,11 @@ from bnlab.exact.admission import Admission
 from bnlab.exact.inspection import Check, Inspection, Sample, count_images, sample
 from bnlab.exact.passage import Passage
 from bnlab.exact.turns import CALLER, Turns
-from bnlab.layers import BatchNorm, check_input, get_running_buffers, layer_input
+from bnlab.layers import BatchNorm, check_input, get_layer_input, get_running_buffers
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
 from bnlab.ranks import Ranks
-from bnlab.statistics import load
+from bnlab.statistics import write_buffers
 
 _ROW = 16  # bytes of a mean and a variance
 
@@ -85,9 +85,9 @@ class Evaluation:
         self._checked: list[Passage] = []  # those that are evaluated again at the end: two, where there are so many
         most = budget.limit // 10
         self._turns: Turns[Passage] = Turns(model, forward, device, channels_last=channels_last, most=most)
-        self._memory = Admission(budget, self._turns, partial(self._part, alone=True))
+        self._memory = Admission(budget, self._turns, partial(self._read_part, alone=True))
         self._waits_at = [
-            layer.register_forward_pre_hook(self._waiting(name), with_kwargs=True) for name, layer in targets.items()
+            layer.register_forward_pre_hook(self._make_hook(name), with_kwargs=True) for name, layer in targets.items()
         ]
         for layer in targets.values():
             set_buffers_aside(layer)
@@ -95,8 +95,8 @@ class Evaluation:
         # Twice the buffers, lent and aside; copies of the weights; of each layer, assumed and found moments in float64,
         # and two samples of two parts each.
         channels = [layer.num_features for layer in targets.values()]
-        self._books = 2 * tensor_bytes(list(model.buffers())) + 6 * _ROW * sum(channels)
-        self._books += tensor_bytes(list(model.parameters())) + self._turns.lent
+        self._overhead = 2 * tensor_bytes(list(model.buffers())) + 6 * _ROW * sum(channels)
+        self._overhead += tensor_bytes(list(model.parameters())) + self._turns.layouts.nbytes
         self._row = _ROW * max(channels)
 
     # -- one pass over all layers ------------------------------------------------------------------------------------
@@ -118,22 +118,22 @@ class Evaluation:
         """
         self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
         for layer, moments in pinned.items():
-            load(self._targets[layer], moments)
-        self._memory.budget.books = self._books
+            write_buffers(self._targets[layer], moments)
+        self._memory.budget.overhead = self._overhead
         passages: list[Passage] = []
         with ExitStack() as unwinding:
 
             def begin() -> None:
-                for passage in self._passages_by_call() if each_call else self._reading(batches):
+                for passage in self._split_by_call() if each_call else self._read_batches(batches):
                     passage.reset()
                     passages.append(passage)
-                    self._memory.budget.books += self._row  # where memory is short; else they do not matter
+                    self._memory.budget.overhead += self._row  # where memory is short; else they do not matter
                     unwinding.callback(self._memory.give_up, passage)
                     with self._turns.callers_random_stream():
                         self._advance(passage)
 
             self._ranks.together(begin)
-            while (name := self._next_layer([p for p in passages if p.layer is not None])) is not None:
+            while (name := self._choose_next_layer([p for p in passages if p.layer is not None])) is not None:
                 here = [p for p in passages if p.layer == name]
                 self._finish(name, here)
                 advance()
@@ -144,12 +144,12 @@ class Evaluation:
         self._most_calls = max([self._most_calls, *(n for p in passages for n in p.calls_of.values())])
         return self._found, set().union(*self._ranks.gather(self._revisited))
 
-    def _passages_by_call(self) -> Iterator[Passage]:
+    def _split_by_call(self) -> Iterator[Passage]:
         for passage in self._passages:
             calls = max(passage.calls_of.values(), default=1)
             yield from (Passage(passage.index, passage.batch, call, calls) for call in range(1, calls + 1))
 
-    def _reading(self, batches: Iterable[Any]) -> Iterator[Passage]:
+    def _read_batches(self, batches: Iterable[Any]) -> Iterator[Passage]:
         yield from list(self._passages)
         for batch in batches:
             self._turns.accept()  # what has changed while the batch was made is the caller's
@@ -165,7 +165,7 @@ class Evaluation:
         elif self._checked[1].size == self._checked[0].size != passage.size:
             self._checked[1] = passage
 
-    def _next_layer(self, waiting: Sequence[Passage]) -> str | None:
+    def _choose_next_layer(self, waiting: Sequence[Passage]) -> str | None:
         """Of the layers at which batches of any rank wait, one that no other such layer is known to come before."""
         earlier: dict[str, set[str]] = {str(passage.layer): set() for passage in waiting}
         if len(earlier) > 1:
@@ -191,9 +191,9 @@ class Evaluation:
             local = reduce(Moments.merge, (pool(parts[i : i + few]) for i in range(0, len(parts), few)), local)
         else:
             local = pooled_moments(parts, lambda *about: [_read_again(passage, *about) for passage in passages])
-        self._found[name] = self._ranks.merged(local)
+        self._found[name] = self._ranks.merge(local)
         check_moments(name, self._found[name], self._targets[name])
-        load(self._targets[name], self._found[name])
+        write_buffers(self._targets[name], self._found[name])
 
     # -- one batch, from one layer to the next -----------------------------------------------------------------------
 
@@ -212,19 +212,19 @@ class Evaluation:
         if passage.layer is not None:
             self._arrive(passage, passage.layer)
 
-    def _waiting(self, name: str) -> Callable[..., None]:
+    def _make_hook(self, name: str) -> Callable[..., None]:
         """The pre-hook of a layer; the layer's own eval forward runs after it."""
 
         def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if module is not self._targets[name]:
                 return  # a copy that the forward has made, hooks and all
-            passage, x = self._turns.current, layer_input(args, kwargs)
+            passage, x = self._turns.current, get_layer_input(args, kwargs)
             if isinstance(x, Tensor) and not x.numel():
                 return  # no images that go this way (to an expert, say)
             if passage is None:
                 check_input(name, self._targets[name], x, CALLER)
                 self._memory.budget.profile_layer(name, x)
-                part = self._part(x, alone=False)  # taking the moments needs memory too, most about a shift
+                part = self._read_part(x, alone=False)  # taking the moments needs memory too, most about a shift
                 pool([part, read(x, pool([part]).mean)])
             elif not self._turns.is_running(passage):
                 return
@@ -257,12 +257,12 @@ class Evaluation:
         keep = self._memory.admit(passage, name)
         # Where memory is short, many rows of many batches would count.
         passage.alone = not keep or self._memory.budget.profiled
-        passage.part = self._part(passage.input, passage.alone)
+        passage.part = self._read_part(passage.input, passage.alone)
         if passage in self._checked:
             exact = passage.alone or self._by_image
             passage.samples[name] = sample(passage.input, passage.part, exact, count_images(passage.batch))
         if self._by_image:
-            self._memory.budget.books += passage.part.nbytes
+            self._memory.budget.overhead += passage.part.nbytes
             self._memory.budget.check_alone(passage.size)
         if not keep:
             self._memory.give_up(passage)
@@ -270,11 +270,11 @@ class Evaluation:
     def _observe(self, passage: Passage, name: str, x: Any) -> None:
         check_input(name, self._targets[name], x, CALLER)
         if passage.repeated_pinned == len(passage.observed):
-            passage.observed.append((name, self._part(x, alone=True)))
-            self._memory.budget.books += passage.observed[-1][1].nbytes
+            passage.observed.append((name, self._read_part(x, alone=True)))
+            self._memory.budget.overhead += passage.observed[-1][1].nbytes
         passage.repeated_pinned += 1
 
-    def _part(self, x: Tensor, alone: bool) -> Partial:
+    def _read_part(self, x: Tensor, alone: bool) -> Partial:
         """Moments of one input; `alone`: it will not be there any more to be read again about a shift."""
         if self._by_image:  # which are compared with one another: exact wherever the mean is
             return read(x, Moments.of(x).mean, by_image=True)
@@ -292,14 +292,14 @@ class Evaluation:
         """Whether memory was short on any rank, so that forwards were begun more than once."""
         return any(self._ranks.gather(self._turns.begun > len(self._passages)))
 
-    def observed(self, name: str) -> Moments:
+    def pool_observed(self, name: str) -> Moments:
         """What a pinned layer has seen in the last pass, over all its calls and all ranks; ValueError if not finite."""
         calls = [[part for layer, part in passage.observed if layer == name] for passage in self._passages]
         parts = [part for passage in calls for part in passage]
         if self._by_image:
             self.parts[name] = [part for passage in calls for part in _join_calls(passage)]
         local = pool(parts) if parts else Moments.empty(self._targets[name].num_features)
-        merged = self._ranks.merged(local)
+        merged = self._ranks.merge(local)
         check_moments(name, merged, self._targets[name])
         return merged
 

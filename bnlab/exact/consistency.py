@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bnlab.arguments import check_batches, check_forward, device_of
-from bnlab.batches import Forward, call, copy_batch
-from bnlab.borrowing import set_weights_channels_last
-from bnlab.layers import BatchNorm, batch_norm_layers, check_input, layer_input, strip_transforms, unwrap_parallel
-from bnlab.loans import check_loans, count_loans
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.arguments import check_batches, check_forward, find_device
+from bnlab.batches import Forward, call
+from bnlab.exact.inputs import watch_inputs
+from bnlab.exact.layouts import Layouts
+from bnlab.layers import batch_norm_layers, unwrap_parallel
+from bnlab.loans import count_loans
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics, using
 
@@ -90,14 +92,14 @@ def self_consistency(
         raise TypeError(f"{CALLER}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
-    place = device_of(model, device, CALLER)
+    place = find_device(model, device, CALLER)
     with using(model, statistics):
-        double = _in_float64(model) if by_layer else None
+        double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, place, channels_last)
         twin = _Evaluation(double, list(statistics), forward or call, place, False) if double is not None else None
         for batch in batches:
             own.take(batch)
-            if twin is not None and not twin.try_take(tree_map_only(Tensor, _widened, batch)):
+            if twin is not None and not twin.try_take(tree_map_only(Tensor, _widen, batch)):
                 twin = None
     if not own.seen:
         raise ValueError(f"{CALLER}: the data reached none of the layers; pass at least one batch")
@@ -111,7 +113,7 @@ def self_consistency(
     if not by_layer:
         return max(mean for mean, _ in rows.values()), max(var for _, var in rows.values())
     rounding = {name: _difference(moments, own.seen[name]) for name, moments in (twin.seen if twin else {}).items()}
-    return _frame(rows, rounding)
+    return _make_frame(rows, rounding)
 
 
 def _difference(reference: Moments, other: Moments) -> tuple[float, float]:
@@ -120,7 +122,7 @@ def _difference(reference: Moments, other: Moments) -> tuple[float, float]:
     return float(mean.max()), float((other.var / reference.var - 1).abs().nan_to_num(0.0, torch.inf).max())
 
 
-def _frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float, float]]) -> pd.DataFrame:
+def _make_frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float, float]]) -> pd.DataFrame:
     import pandas as pd
 
     nothing = (float("nan"), float("nan"))
@@ -128,11 +130,11 @@ def _frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float
     return pd.DataFrame(values, columns=["layer", "depth", "mean", "var", "mean_rounding", "var_rounding"])
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def _widen(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _in_float64(model: nn.Module) -> nn.Module | None:
+def _copy_in_float64(model: nn.Module) -> nn.Module | None:
     """A copy of the model in float64, or None where it cannot be copied."""
     try:
         return copy.deepcopy(model).double()
@@ -149,14 +151,12 @@ class _Evaluation:
     def __init__(
         self, model: nn.Module, names: list[str], forward: Forward, place: torch.device, channels_last: bool
     ) -> None:
-        self._model, self._forward, self._place = model, forward, place
-        self._relays = channels_last and place.type == "cpu"
-        self._own_weights = set_weights_channels_last(model, most=2**62) if self._relays else []
-        hooks, self._loans = forward_hooks(model), count_loans()
+        self._model, self._forward = model, forward
+        self._layouts = Layouts(model, place, channels_last=channels_last, most=sys.maxsize)
+        hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self._now: dict[str, Moments] = {}
-        for name, layer in batch_norm_layers(model, names, caller=CALLER).items():
-            layer.register_forward_pre_hook(self._look(name, layer), with_kwargs=True)
+        watch_inputs(batch_norm_layers(model, names, caller=CALLER), self._look, CALLER, loans=count_loans())
         self._state = ModuleState(model, hooks)
 
     def take(self, batch: Any) -> None:
@@ -165,11 +165,9 @@ class _Evaluation:
         try:
             self._evaluate(batch)
         except Exception:
-            if not self._relays:
+            if not self._layouts.channels_last:
                 raise
-            self._relays = False
-            for module, key, weight in self._own_weights:
-                module._parameters[key] = weight
+            self._layouts.restore()
             self._state.accept()
             self._evaluate(batch)
         for name, moments in self._now.items():
@@ -186,16 +184,8 @@ class _Evaluation:
     def _evaluate(self, batch: Any) -> None:
         self._now = {}
         with torch.no_grad(), self._state.undone():
-            self._forward(unwrap_parallel(self._model), copy_batch(batch, self._place, channels_last=self._relays))
+            self._forward(unwrap_parallel(self._model), self._layouts.copy(batch))
 
-    def _look(self, name: str, layer: BatchNorm) -> Callable[..., None]:
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = strip_transforms(layer_input(args, kwargs))
-            if isinstance(x, Tensor) and not x.numel():
-                return
-            check_loans(self._loans, name, CALLER)
-            check_input(name, layer, x, CALLER)
-            moments = Moments.of(x)
-            self._now[name] = self._now[name].merge(moments) if name in self._now else moments
-
-        return look
+    def _look(self, name: str, x: Tensor) -> None:
+        moments = Moments.of(x)
+        self._now[name] = self._now[name].merge(moments) if name in self._now else moments

@@ -26,8 +26,8 @@ def measure(
 
     One pass, unless layers are called several times in a forward or reached by some batches after others have finished
     them. Then a pass in which every call of a layer has a forward of its own that waits there; if no call depends on an
-    earlier one of the same layer (Siamese networks, crops), that is the result. It is assumed (pinned), measured, and
-    assumed anew until both agree.
+    earlier one of the same layer (Siamese networks, crops), that is the result. Either is assumed (pinned), measured,
+    and assumed again, until both agree.
 
     Raises:
         ValueError: they do not agree after many passes, or are not finite.
@@ -58,7 +58,7 @@ def _settle(evaluation: Evaluation, found: dict[str, Moments], revisited: set[st
         if late - revisited:
             revisited, history = revisited | late, None
             continue
-        seen = {name: evaluation.observed(name) for name in pinned}
+        seen = {name: evaluation.pool_observed(name) for name in pinned}
         cost.residual = max(distance(pinned[name], moments) for name, moments in seen.items())
         if cost.residual <= TOLERANCE:
             # As assumed, with the count of all calls.
@@ -91,7 +91,7 @@ class _History:
     def next(self, assumed: dict[str, Moments], seen: dict[str, Moments], accelerated: bool) -> dict[str, Moments]:
         """What to assume next: what was seen, unless it is to be accelerated."""
         names = list(assumed)
-        x, g = (self._vector([moments[name] for name in names]) for moments in (assumed, seen))
+        x, g = (self._flatten([moments[name] for name in names]) for moments in (assumed, seen))
         size = float((g - x).abs().max())
         if self._best is None or size < self._best[0]:
             self._best = size, x, g - x
@@ -119,7 +119,7 @@ class _History:
                 return mixed
         return step
 
-    def _vector(self, moments: list[Moments]) -> Tensor:
+    def _flatten(self, moments: list[Moments]) -> Tensor:
         mean = torch.cat([m.mean for m in moments]) / self._scale
         return torch.cat((mean, torch.cat([m.var for m in moments]).clamp(min=_TINY).log()))
 

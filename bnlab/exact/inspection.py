@@ -12,17 +12,24 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bnlab.exact.watch import FUNCTIONAL, Watch
+from bnlab.layers import join_names
 from bnlab.moments import Moments, Partial, pool, read
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
 
 
 class Sample(NamedTuple):
-    """What a batch was at a layer when it was measured: moments of its first images, and of all."""
+    """What a batch was at a layer when it was measured.
 
-    first: Moments | None  # None where the images are not the rows of the layer's input
+    Attributes:
+        first: moments of its first images; None where the images are not the rows of the layer's input.
+        whole: moments of all of it.
+        exact: whether the whole was read as `Moments.of` does; else in one read.
+    """
+
+    first: Moments | None
     whole: Partial
-    exact: bool  # whether the whole was read as `Moments.of` does; else in one read
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -74,38 +81,37 @@ class Check:
 
     def warnings(self) -> list[str]:
         """A sentence for each thing that somebody has to know."""
-        found = []
+        sentences = []
         if self.bypassed:
-            found.append(
-                f"{_list(self.bypassed)}: called past its hooks (by .forward(), a functional batch norm or in "
+            sentences.append(
+                f"{_describe(self.bypassed)}: called past its hooks (by .forward(), a functional batch norm or in "
                 "another thread), so not measured; it normalizes with the statistics that the model has"
             )
         if self.dependent:
-            found.append(
-                f"{_list(self.dependent)}: normalizes with the statistics of its batch even in evaluation; what "
+            sentences.append(
+                f"{_describe(self.dependent)}: normalizes with the statistics of its batch even in evaluation; what "
                 "comes after it depends on how images are put into batches"
             )
         if self.transformed:
-            found.append(
-                f"{_list(self.transformed)}: normalizes something else than its input, which is what was measured; "
+            sentences.append(
+                f"{_describe(self.transformed)}: normalizes something else than its input, which is what was measured; "
                 "move what its own forward, or a hook that comes later, does to the input into a module before it"
             )
         if self.layer is not None:
             which = "the first batch" if self.batch == 0 else f"batch {self.batch} (from 0)"
-            found.append(
-                f"layer {self.layer!r}: {which}, evaluated again under the result, is {self.mean:.2g} σ off in "
-                f"the mean and {self.var:.2g} in the variance; either batches share state that cannot be watched "
-                "(strategy='layerwise' does without), or a layer's input depends on its own statistics"
+            sentences.append(
+                f"layer {self.layer!r}: {which}, evaluated again under the result, differs from here on, over all "
+                f"layers by up to {self.mean:.2g} σ in the mean and {self.var:.2g} of the variance; either batches "
+                "share state that cannot be watched (strategy='layerwise' does without), or a layer's input depends on "
+                "its own statistics"
             )
-        return found
+        return sentences
 
 
-def _list(names: tuple[str, ...]) -> str:
-    if FUNCTIONAL in names:
-        layers = tuple(name for name in names if name != FUNCTIONAL)
-        return (f"{_list(layers)} and " if layers else "") + f"a {FUNCTIONAL} outside of all layers"
-    shown = ", ".join(repr(name) for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return f"layer{'s' if len(names) > 1 else ''} {shown}"
+def _describe(names: tuple[str, ...]) -> str:
+    layers = [name for name in names if name != FUNCTIONAL]
+    parts = [f"layer{'s' if len(layers) > 1 else ''} {join_names(layers)}"] if layers else []
+    return " and ".join([*parts, *([f"a {FUNCTIONAL} outside of all layers"] if FUNCTIONAL in names else [])])
 
 
 def count_images(batch: Any) -> int:

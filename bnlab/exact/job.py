@@ -30,18 +30,18 @@ class Job:
     forward: Forward
     device: torch.device
     ranks: Ranks
+    budget: Budget
+    weights: KeptTensors
     by_image: bool
     channels_last: bool
-    budget: Budget = field(init=False)
-    weights: KeptTensors = field(init=False)
     bar: Any = None
     cost: Cost = field(default_factory=Cost)
     parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`
     hooks: list[Any] = field(default_factory=list)  # of the measurement, on the layers
     check: Check | None = None
 
-    def statistics(self, found: dict[str, Moments], source: Source) -> Statistics:
-        """ValueError if there was nothing to measure."""
+    def make_statistics(self, found: dict[str, Moments], source: Source) -> Statistics:
+        """The result of moments that were `found`; ValueError if there was nothing to measure."""
         if not sum(self.ranks.gather(source.count)):
             raise ValueError(f"{CALLER}: batches is empty; pass at least one batch (is a generator used up?)")
         if not found:

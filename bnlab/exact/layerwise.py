@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.batches import copy_batch, keep_batch
 from bnlab.borrowing import borrowed, set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
+from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.inspection import Inspection, Sample
 from bnlab.exact.job import Job, Source
-from bnlab.layers import check_input, layer_input, strip_transforms
-from bnlab.loans import check_loans, count_loans
+from bnlab.loans import count_loans
 from bnlab.modes import RandomStream
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, Partial
-from bnlab.statistics import load
+from bnlab.statistics import write_buffers
 
 
 class _Reached(BaseException):
@@ -32,33 +31,24 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
     if job.ranks.size > 1 or job.by_image:
         raise ValueError(f"{CALLER}: strategy='layerwise' has no group and no standard errors; use 'breadth'")
     found: dict[str, Moments] = {}
-    targets, hooks = job.targets, forward_hooks(job.model)
-    loans = count_loans() + 1  # each forward borrows the model itself
     arrived: dict[str, list[Moments]] = {}
-    samples: dict[str, Sample] = {}
-    visited: set[str] = set()
+    visited: set[str] = set()  # in one forward
 
-    def stop(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = strip_transforms(layer_input(args, kwargs))
-            if module is not targets[name] or (isinstance(x, Tensor) and not x.numel()):
-                return
-            if name in visited:
-                raise ValueError(
-                    f"{CALLER}: layer {name!r} is reached several times in one forward; "
-                    "which only strategy='breadth' can measure; or leave it out with layers=[...]"
-                )
-            check_loans(loans, name, CALLER)
-            visited.add(name)
-            if name not in found:
-                check_input(name, targets[name], x, CALLER)
-                arrived.setdefault(name, []).append(Moments.of(x))
-                raise _Reached
+    def stop(name: str, x: Tensor) -> None:
+        if name in visited:
+            raise ValueError(
+                f"{CALLER}: layer {name!r} is reached several times in one forward, "
+                "which only strategy='breadth' can measure; or leave it out with layers=[...]"
+            )
+        visited.add(name)
+        if name not in found:
+            arrived.setdefault(name, []).append(Moments.of(x))
+            raise _Reached
 
-        return hook
-
-    for name, layer in targets.items():
-        job.hooks.append(layer.register_forward_pre_hook(stop(name), with_kwargs=True))
+    hooks, samples = list_forward_hooks(job.model), dict[str, Sample]()
+    # Each forward borrows the model itself.
+    job.hooks += watch_inputs(job.targets, stop, CALLER, loans=count_loans() + 1)
+    for layer in job.targets.values():
         set_buffers_aside(layer)
     batches = list(map(keep_batch, source))
     job.cost.batches = len(batches)
@@ -72,20 +62,25 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
                 _forward_once(job, batch, index, random, state)
         if not arrived:
             break
-        if len(arrived) > 1:
-            raise ValueError(
-                f"{CALLER}: batches reach {' and '.join(map(repr, arrived))} first; "
-                "skipped layers need strategy='breadth'; or leave them out with layers=[...]"
-            )
-        ((name, moments),) = arrived.items()
+        name, moments = _check_one_layer(arrived)
         found[name], samples[name] = reduce(Moments.merge, moments), Sample(None, Partial.of(moments[0]), exact=True)
-        check_moments(name, found[name], targets[name])
-        load(targets[name], found[name])
+        check_moments(name, found[name], job.targets[name])
+        write_buffers(job.targets[name], found[name])
         job.bar.update()
     if batches:
-        visited.clear()
         check_first_batch(job, found, samples, batches[0], random, state)
     return found
+
+
+def _check_one_layer(arrived: dict[str, list[Moments]]) -> tuple[str, list[Moments]]:
+    """The layer that all batches have reached; ValueError if there are several."""
+    if len(arrived) > 1:
+        raise ValueError(
+            f"{CALLER}: batches reach {' and '.join(map(repr, arrived))} first; "
+            "skipped layers need strategy='breadth'; or leave them out with layers=[...]"
+        )
+    ((name, moments),) = arrived.items()
+    return name, moments
 
 
 def check_first_batch(

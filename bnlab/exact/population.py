@@ -1,7 +1,7 @@
 """Population statistics of every batch-norm layer, exact.
 
 `upstream="population"` is what a layer sees in the inference network, every earlier layer normalizing with its own
-population statistics; so layers have to be finished in order of depth (`breadth`, or the slow twin here).
+population statistics; so layers have to be finished in order of depth (`breadth`, or its slow twin `layerwise`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.arguments import check_batches, check_count, check_forward, check_number, device_of
+from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call
 from bnlab.borrowing import KeptTensors, borrowed
 from bnlab.exact.batch_upstream import measure_batch_upstream
@@ -112,27 +112,32 @@ def population_statistics(
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
     _check_buffers(targets)
-    place = device_of(model, device, CALLER)
+    place = find_device(model, device, CALLER)
     limit = memory_limit(memory, place)
     auto = max_images == "auto"
     source = KeptBatches(batches) if auto else batches
     images = _FIRST_IMAGES if auto else max_images
     while True:
         counted = Source(source, images)  # type: ignore[arg-type]
-        ranks = Ranks(group)
         job = Job(
-            unwrap_parallel(model), targets, forward or call, place, ranks, auto or standard_errors, channels_last
+            unwrap_parallel(model),
+            targets,
+            forward or call,
+            place,
+            Ranks(group),
+            Budget(limit, exact=memory is not None),
+            KeptTensors(model.parameters()),
+            by_image=auto or standard_errors,
+            channels_last=channels_last,
         )
-        job.budget = Budget(limit, exact=memory is not None)
-        job.weights = KeptTensors(model.parameters())
         with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
             model.eval()
             found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)
-        statistics = job.statistics(found, counted)
+        statistics = job.make_statistics(found, counted)
         exhausted = all(job.ranks.gather(counted.exhausted))
         if not auto or exhausted or worst_error(statistics) <= (tolerance or 0.0):
-            if statistics.check is not None and (found_wrong := statistics.check.warnings()):
-                warnings.warn(f"{CALLER}: " + "\n".join(found_wrong), RuntimeWarning, stacklevel=2)
+            if statistics.check is not None and (sentences := statistics.check.warnings()):
+                warnings.warn(f"{CALLER}: " + "\n".join(sentences), RuntimeWarning, stacklevel=2)
             return statistics
         images = 2 * (images or 0)  # type: ignore[operator]
 

@@ -16,13 +16,14 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.batches import Forward, copy_batch
-from bnlab.borrowing import set_weights_channels_last
+from bnlab.batches import Forward
+from bnlab.exact.layouts import Layouts
+from bnlab.exact.locks import find_free_locks
 from bnlab.flags import are_same, read_flags
 from bnlab.loans import check_loans, count_loans
 from bnlab.memory import tensor_bytes
 from bnlab.modes import Modes, ModeSwitch, RandomStream
-from bnlab.module_state import ModuleState, Overrides, forward_hooks, free_locks, held_tensors
+from bnlab.module_state import ModuleState, Overrides, list_forward_hooks, list_held_tensors
 
 CALLER = "population_statistics"
 
@@ -35,27 +36,27 @@ class Turn:
         batch: as the caller has given it.
         size: of the batch, in bytes.
         run: the suspended forward; None before, after, and where it was given up.
-        relaid: whether the forward runs on a copy of the batch with the channels innermost.
+        channels_last: whether the forward runs on a copy of the batch with the channels innermost.
     """
 
     def __init__(self, index: int, batch: Any) -> None:
         self.index, self.batch, self.size = index, batch, tensor_bytes(batch)
         self.run: greenlet | None = None
-        self.relaid = False
+        self.channels_last = False
         self.modes: Modes | None = None
         self.overrides: Overrides | None = None
         self.random: list[Tensor] = []
-        self._versions = _versions(batch)
+        self._versions = _list_versions(batch)
 
     def check_unchanged(self) -> None:
         """ValueError if somebody has written into the batch."""
-        if _versions(self.batch) != self._versions:
+        if _list_versions(self.batch) != self._versions:
             raise ValueError(
                 f"{CALLER}: batch {self.index} was changed after it was read; let batches yield new tensors"
             )
 
 
-def _versions(batch: Any) -> list[int]:
+def _list_versions(batch: Any) -> list[int]:
     return [t._version for t in tree_leaves(batch) if isinstance(t, Tensor) and not t.is_inference()]
 
 
@@ -68,25 +69,22 @@ class Turns(Generic[AnyTurn]):
     Attributes:
         current: whose turn it is; None while the caller's code runs.
         begun: how often a forward was begun at its input.
-        lent: bytes of the copies of weights that the model has been given.
+        layouts: in which batches and weights are handed over.
     """
 
     def __init__(
         self, model: nn.Module, forward: Forward, device: torch.device, *, channels_last: bool, most: int
     ) -> None:
-        """`channels_last`: hand over copies of batches, and of weights of up to `most` bytes, laid out so."""
-        self._model, self._forward, self._device = model, forward, device
+        """`channels_last` and `most`: as for `Layouts`."""
+        self._model, self._forward = model, forward
         self.current: AnyTurn | None = None
         self.begun = 0
         self._hub = getcurrent()
-        hooks = forward_hooks(model)
-        # With the channels innermost, convolutions and moments are faster; measured on CPUs only.
-        self._relays = channels_last and device.type == "cpu"
-        own = held_tensors(model)
-        self._own_weights = set_weights_channels_last(model, most) if self._relays else []
-        self.lent = tensor_bytes([weight for *_, weight in self._own_weights])
-        self._held = [*own, *held_tensors(model)]
-        self._locks = free_locks(model, [forward, *hooks])
+        hooks = list_forward_hooks(model)
+        own = list_held_tensors(model)
+        self.layouts = Layouts(model, device, channels_last=channels_last, most=most)
+        self._held = [*own, *list_held_tensors(model)]  # a forward may know the own weights still
+        self._locks = find_free_locks(model, [forward, *hooks])
         self._loans = count_loans()
         self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)
@@ -95,7 +93,7 @@ class Turns(Generic[AnyTurn]):
         self._reads_flags = True  # whether a forward may have changed some
 
     def accept(self) -> None:
-        """Take what the caller has changed on the modules since the last forward for the state that all begin with."""
+        """Let forwards begin with what the caller has changed on the modules since the last one."""
         self._state.accept()
 
     # -- by turns ----------------------------------------------------------------------------------------------------
@@ -113,7 +111,7 @@ class Turns(Generic[AnyTurn]):
             turn.run.switch(*batch)
         except Exception as error:
             turn.run = None
-            if not turn.relaid:
+            if not turn.channels_last:
                 error.add_note(f"{CALLER}: raised in the forward of batch {turn.index}; the model is as it was before")
                 raise
         finally:
@@ -128,8 +126,8 @@ class Turns(Generic[AnyTurn]):
     def take_turns(self, turns: Sequence[AnyTurn], advance: Callable[[AnyTurn], object]) -> None:
         """Call `advance` for one after the other.
 
-        Flags are slow to read: it is done where the first of them stops, and with the others only if that one has
-        changed some. ValueError if only others have.
+        Flags are slow to read: they are read where the first forward stops, and where the others do only if that one
+        has changed some. ValueError if only another one has.
         """
         own = self._own_modes.flags
         for turn in turns:
@@ -177,8 +175,8 @@ class Turns(Generic[AnyTurn]):
         turn.run = greenlet(self._run)
         turn.run.gr_context = contextvars.copy_context()
         turn.random, turn.modes, turn.overrides = self._random.begin(turn.index), None, None
-        turn.relaid = self._relays
-        return copy_batch(turn.batch, self._device, channels_last=self._relays)
+        turn.channels_last = self.layouts.channels_last
+        return self.layouts.copy(turn.batch)
 
     def _run(self, batch: Any) -> None:
         with torch.no_grad():
@@ -200,9 +198,7 @@ class Turns(Generic[AnyTurn]):
 
     def _keep_layouts(self) -> None:
         """From now on batches and weights come as the caller has them."""
-        self._relays = False
-        for module, key, weight in self._own_weights:
-            module._parameters[key] = weight
+        self.layouts.restore()
         self._state.accept()
 
     # -- beside them -------------------------------------------------------------------------------------------------
@@ -212,7 +208,7 @@ class Turns(Generic[AnyTurn]):
         with self.callers_random_stream():
             self._random.apply(self._random.begin(index))
             try:
-                self._run(copy_batch(batch, self._device, channels_last=self._relays))
+                self._run(self.layouts.copy(batch))
             finally:
                 self._state.take()
 
@@ -221,7 +217,7 @@ class Turns(Generic[AnyTurn]):
         try:
             self.run_alone(turn.index, turn.batch)
         except Exception:
-            if not self._relays:
+            if not self.layouts.channels_last:
                 raise
             self._keep_layouts()
             return False

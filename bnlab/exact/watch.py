@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bnlab.layers import BatchNorm, layer_input, strip_transforms
+from bnlab.layers import BatchNorm, get_layer_input, strip_transforms
 from bnlab.moments import Moments
 from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
 
@@ -72,7 +72,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 return
             call = _Call(name)
             self._open.append(call)
-            given = layer_input(args, kwargs)
+            given = get_layer_input(args, kwargs)
             x = strip_transforms(given)
             if name in self.names and isinstance(x, Tensor) and x.numel():
                 call.moments = moments = self.read_moments(name, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral
 
 import torch
@@ -12,12 +12,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from bnlab.arguments import check_number
-from bnlab.borrowing import mark_resting
-from bnlab.interrupts import interrupts_ended_by
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, is_compiled, join_names
 from bnlab.loans import check_not_lent
 from bnlab.recording.membership import Membership
-from bnlab.recording.recorder import Recorder
+from bnlab.recording.recorder import Recorder, make_hook
 from bnlab.recording.steps import StepCounter
 from bnlab.trace import LayerTrace, MomentTrace
 
@@ -37,7 +35,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     A subclass with a `forward` of its own is recorded if what it averages by its momentum are the moments of its input,
     or nothing; so is a layer with hooks that came later than the block, which may change its input and its momentum.
-    That is seen from the buffers and costs a second pass over the layer's input.
+    That is seen from the buffers and costs a second pass over the layer's input. Of torch's SyncBatchNorm the moments
+    are those of all processes, the counts those of this one.
 
     A step is, in this order of preference,
 
@@ -58,7 +57,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
         ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
             is measuring, or a negative step; inside of the block, a layer that takes its statistics several times in a
-            call, averages something else than its input's moments (those of a part of it or of all processes, say) or
+            call, averages something else than its input's moments (those of a part of it, say) or
             not by its momentum, whose buffers are written or replaced within a call, that is called by two threads at
             once, or is traced or exported in train mode.
 
@@ -121,18 +120,10 @@ class Recording:
                 undo.callback(optimizer.register_step_post_hook(count_update).remove)
             undo.callback(register_module_module_registration_hook(self.membership.register).remove)
             for module in self.steps.modules:
-                undo.callback(module.register_forward_pre_hook(_hook(self.steps.enter)).remove)
-                undo.callback(module.register_forward_hook(_hook(self.steps.leave), always_call=True).remove)
+                undo.callback(module.register_forward_pre_hook(make_hook(self.steps.enter)).remove)
+                undo.callback(module.register_forward_hook(make_hook(self.steps.leave), always_call=True).remove)
             for recorder in self.recorders:
-                layer, before, after = recorder.layer, _hook(recorder.before), _hook(recorder.after)
-                first = layer.register_forward_pre_hook(before, with_kwargs=True)
-                undo.callback(first.remove)
-                # First of all, so that blocks inside of blocks give back in turn, and other hooks see the layer's own.
-                last = layer.register_forward_hook(after, always_call=True, prepend=True, with_kwargs=True)
-                undo.callback(last.remove)
-                recorder.hooks = first.id, last.id
-                undo.callback(recorder.end)
-                undo.enter_context(interrupts_ended_by(layer, recorder.end_interrupted_loan))
+                undo.enter_context(recorder.attached())
             yield
 
     def end_step(self) -> None:
@@ -164,12 +155,6 @@ class Recording:
                 "something has written them, through .data say; what is replayed is not what they hold",
                 stacklevel=4,
             )
-
-
-def _hook(function: Callable[..., None]) -> Callable[..., None]:
-    """A hook that compiled code calls as it is, interrupting its graph, and that measurements leave out."""
-    # Also a function, not a method: a deep copy of the model does not copy what it belongs to.
-    return mark_resting(torch.compiler.disable(function))
 
 
 def _begin_trace(layer: BatchNorm) -> LayerTrace:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.arguments import check_batches, check_forward, device_of
+from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch
-from bnlab.borrowing import KeptTensors, borrowed, kept_state
+from bnlab.borrowing import KeptTensors, borrowed, keep_state
 from bnlab.layers import batch_norm_layers, join_names, set_train_mode
-from bnlab.module_state import ModuleState, forward_hooks
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.recording.block import record
 from bnlab.trace import MomentTrace
 
@@ -39,12 +39,12 @@ def record_frozen(
         RuntimeWarning: layers cannot be put into train mode, because their class overrides `train`: they normalize
             with their running statistics as ever, and the trace leaves them out.
     """
-    layers, hooks = batch_norm_layers(model, caller="record_frozen"), forward_hooks(model)
+    layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
-    place = device_of(model, None, "record_frozen")
+    place = find_device(model, None, "record_frozen")
     with borrowed(model), torch.no_grad():
-        state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), kept_state(model)
+        state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), keep_state(model)
         with record(model) as trace, weights.restored(unseen=True):
             model.train(training)
             frozen = set_train_mode(layers)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from bnlab.layers import BatchNorm, layer_input
+from bnlab.borrowing import is_paused_while_borrowed, pause_while_borrowed
+from bnlab.interrupts import interrupts_ended_by
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch, count_writes
 from bnlab.trace import MomentTrace
 
-# The forwards that do nothing with buffers and momentum but to average one batch into them.
-_FORWARDS = BatchNorm.forward, nn.SyncBatchNorm.forward
-
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 class Loan(NamedTuple):
-    """Places for an entry that a layer has instead of `taken` for the time of a call, by one thread."""
+    """What a layer has been given for the time of a call.
+
+    Attributes:
+        slot: places [C] for the mean and the variance of an entry.
+        values: of the input, per channel.
+        step: that of the call.
+        taken: the running average that it had before.
+        thread: the caller's.
+    """
 
     slot: tuple[Tensor, ...]
     values: int
@@ -45,14 +53,13 @@ class Recorder:
     Args:
         name, layer: which layer it is.
         trace: what its entries go to.
-        counter: what is told of calls that no module surrounds.
-        trained: a parameter that tells an update where the layer has none of its own.
+        counter: counts the steps, also by calls of the layer that no module surrounds.
+        trained: a parameter that shows updates where the layer has none that is trained.
 
     Attributes:
         name, layer: which layer it is.
-        watch: what tells that something else has written the layer's own buffers.
-        overwritten: whether its buffers are found to be neither what was recorded nor noticed to be written.
-        hooks: keys of its hooks before and after the call.
+        watch: notices what else writes the layer's own buffers.
+        overwritten: whether, after the block, the buffers hold something else than the average of what was recorded.
     """
 
     def __init__(
@@ -68,11 +75,26 @@ class Recorder:
         self._trained = trained if weight is None or not weight.requires_grad else weight
         self._trained_version: int | None = None
         self._look: Look | None = None
-        self._has_own_forward = type(layer).forward not in _FORWARDS
-        self.hooks: tuple[int, int] | None = None
-        self.watch = Watch(layer, self._entries, self._averages()[1])
+        self._has_own_forward = type(layer).forward not in TORCH_FORWARDS
+        self._hooks: tuple[int, int]  # keys of those before and after the call
+        self.watch = Watch(layer, self._entries, self._get_averages()[1])
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Record the layer's calls in the block."""
+        layer = self.layer
+        with contextlib.ExitStack() as undo:
+            first = layer.register_forward_pre_hook(make_hook(self._before), with_kwargs=True)
+            undo.callback(first.remove)
+            # First of all, so that blocks inside of blocks give back in turn, and other hooks see the layer's own.
+            last = layer.register_forward_hook(make_hook(self._after), always_call=True, prepend=True, with_kwargs=True)
+            undo.callback(last.remove)
+            self._hooks = first.id, last.id
+            undo.callback(self._end)
+            undo.enter_context(interrupts_ended_by(layer, self._end_interrupted_loan))
+            yield
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer = self.layer
         # A deep copy carries the hooks along, and code that was compiled inside of the block calls them after it.
         if module is not layer or self._ended:
@@ -82,11 +104,11 @@ class Recorder:
         # A layer that does not track leaves its buffers alone.
         if not layer.training or not layer.track_running_stats:
             return
-        if is_tracing():
+        if _is_tracing():
             raise ValueError(
                 f"record: layer {self.name!r} is traced or exported in train mode; do that before the block or after it"
             )
-        held, own = self._averages()
+        held, own = self._get_averages()
         if self.watch.is_written(own):
             self._check_precision(own)
             self.watch.take_up(own)
@@ -97,10 +119,13 @@ class Recorder:
                 torch.stack(held[:2]).detach(), held.momentum, self._counter.find_step(), threading.get_ident()
             )
             return
-        count = layer_input(args, kwargs).numel() // layer.num_features
-        if count == 0:  # torch lets an empty batch pass and leaves the buffers as they are
-            return
-        self._counter.enter_layer(layer)
+        count = get_layer_input(args, kwargs).numel() // layer.num_features
+        if count:  # torch lets an empty batch pass and leaves the buffers as they are
+            self._counter.enter_layer(layer)
+            self._lend(count, held, own)
+
+    def _lend(self, count: int, held: Average, own: Average) -> None:
+        """Let the layer have a cleared slot and momentum 1 for a call with `count` values per channel."""
         slot = self._trace.slot(self._entries)
         _own_averages[id(slot[0])] = own
         self._loan = Loan(slot, count, self._counter.find_step(), held, threading.get_ident())
@@ -115,13 +140,12 @@ class Recorder:
         if self._has_own_forward or "forward" in self._attributes or torch_module._global_forward_hooks:
             return True
         before, after = layer._forward_pre_hooks, layer._forward_hooks
-        assert self.hooks is not None
-        first, last = self.hooks
+        first, last = self._hooks
         if next(reversed(before), None) == first and next(iter(after), None) == last:
             return False
         later = (*_keys_after(first, before), *_keys_after(last, reversed(after)))  # keys are unique among all hooks
         hooks = [before[key] if key in before else after[key] for key in later]
-        return not all(getattr(hook, "rests", False) for hook in hooks)  # those of blocks inside of this one
+        return not all(map(is_paused_while_borrowed, hooks))  # as those of blocks inside of this one are
 
     def _check_precision(self, own: Average) -> None:
         kept = self._entries.start
@@ -131,26 +155,27 @@ class Recorder:
                 f"{kept.device}; move or convert the model before the block"
             )
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
         if module is not self.layer or not self._called:
             return
         loan, look = self._loan, self._look
         self._called, self._look = False, None
-        updated = self.watch.count_updates()
+        updates = self.watch.count_updates()
         if loan is not None:
-            self._take_entry(loan, updated, output)
+            self._take_entry(loan, updates, output)
         elif look is not None:
-            self._compare(look, updated, layer_input(args, kwargs), output)
+            self._compare(look, updates, get_layer_input(args, kwargs), output)
 
-    def _take_entry(self, loan: Loan, updated: int, output: object) -> None:
+    def _take_entry(self, loan: Loan, updates: int, output: object) -> None:
         """Make an entry of what the call has left in the slot, and update the layer's own average."""
         lent = *loan.slot, 1.0
         held = self._buffers["running_mean"], self._buffers["running_var"], self._attributes["momentum"]
         self._give_back(loan)
-        # It raised; after its statistics were taken where gradient checkpointing ends a second forward inside of it.
+        # A call that raised has an entry if its statistics were taken before: gradient checkpointing ends its second
+        # forward so.
         if output is None and not (loan.slot[0].any() or loan.slot[1].any()):
             return
-        self._check_updates(updated)
+        self._check_updates(updates)
         if held[0] is not lent[0] or held[1] is not lent[1] or held[2] != lent[2]:
             raise ValueError(
                 f"record: the running buffers or the momentum of layer {self.name!r} were replaced within a call; do "
@@ -162,22 +187,22 @@ class Recorder:
             momentum = self._cumulative_momentum()
         torch._foreach_lerp_(self.watch.share_values(mean, var), loan.slot, momentum)
 
-    def _compare(self, look: Look, updated: int, x: object, output: object) -> None:
+    def _compare(self, look: Look, updates: int, x: object, output: object) -> None:
         """Make an entry of the moments of `x` if they are what the call has averaged; none if it has left the average.
 
         Anything else is refused, but for a call that raised: replays begin again after it.
         """
-        held, own = self._averages()
+        held, own = self._get_averages()
         values = torch.stack(held[:2]).detach()
         empty = isinstance(x, Tensor) and x.numel() == 0
-        if (empty or not updated or output is None) and hold_the_same(values, look.values):
+        if (empty or not updates or output is None) and hold_the_same(values, look.values):
             return
         momenta = [self._cumulative_momentum() if m is None else m for m in (held.momentum, look.momentum)]
-        moments = None if updated > 1 else find_averaged_moments(x, look.values, values, momenta)
+        moments = None if updates > 1 else find_averaged_moments(x, look.values, values, momenta)
         if moments is None:
             self.watch.take_up(own)
             if output is not None:
-                self._refuse(updated)
+                self._refuse(updates)
             return
         self.watch.look(own)  # own code writes in a way that leaves a trace
         if held.momentum != self.watch.momentum:
@@ -186,18 +211,18 @@ class Recorder:
             place.copy_(value)
         self._append(x.numel() // self.layer.num_features, look.step)  # type: ignore[attr-defined]
 
-    def _refuse(self, updated: int) -> None:
-        self._check_updates(updated)
+    def _refuse(self, updates: int) -> None:
+        self._check_updates(updates)
         raise ValueError(
             f"record: layer {self.name!r} averages in a way of its own, or something else than the moments of its "
             "input, or a hook has written its buffers within the call, which cannot be recorded; use one of torch's "
             "batch norms, and write between two calls"
         )
 
-    def _check_updates(self, updated: int) -> None:
-        if updated > 1:
+    def _check_updates(self, updates: int) -> None:
+        if updates > 1:
             raise ValueError(
-                f"record: layer {self.name!r} takes its statistics {updated} times in one call (ghost batch norm?), of "
+                f"record: layer {self.name!r} takes its statistics {updates} times in one call (ghost batch norm?), of "
                 "which only the last could be recorded"
             )
 
@@ -206,19 +231,19 @@ class Recorder:
         batches = self.layer.num_batches_tracked
         return 0.0 if batches is None else 1.0 / max(float(batches), 1.0)
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Give back what is lent still, and look for the last time what was written past the hooks."""
         if self._called:
             self._end_interrupted_call()
         self._ended = True
         self.take_up_writes()
-        self.overwritten = self.watch.is_overwritten(self._averages()[1])
+        self.overwritten = self.watch.is_overwritten(self._get_averages()[1])
 
     def take_up_writes(self) -> None:
         """Begin again where something has written the buffers since the last call."""
         if self._loan is not None and not self._is_called(self._loan):
             self._end_interrupted_call()
-        _, own = self._averages()
+        _, own = self._get_averages()
         if self._loan is None and self.watch.is_written(own):
             self.watch.take_up(own)
 
@@ -229,9 +254,9 @@ class Recorder:
             raise ValueError(
                 f"record: layer {self.name!r} is called by two threads at once; give each thread a model of its own"
             )
-        self.after(self.layer, (), {}, None)
+        self._after(self.layer, (), {}, None)
 
-    def end_interrupted_loan(self) -> None:
+    def _end_interrupted_loan(self) -> None:
         """Give back what a KeyboardInterrupt has left on loan; ValueError if the call goes on."""
         loan = self._loan
         if loan is None:
@@ -248,7 +273,7 @@ class Recorder:
         here = loan.thread == threading.get_ident()
         return is_being_called(self.layer) if here else is_alive(loan.thread)
 
-    def _averages(self) -> tuple[Average, Average]:
+    def _get_averages(self) -> tuple[Average, Average]:
         """What the layer has now, and what it has when nothing is lent."""
         mean: Any = self._buffers["running_mean"]  # nn.Module's own way to get them is slow too
         held = Average(mean, self._buffers["running_var"], self._attributes["momentum"])  # type: ignore[arg-type]
@@ -275,7 +300,13 @@ def _keys_after(key: int, keys: Iterable[int]) -> Iterator[int]:
     return rest if key in rest else iter(())  # `in` goes on to it
 
 
-def is_tracing() -> bool:
+def make_hook(function: Callable[..., None]) -> Callable[..., None]:
+    """A hook that compiled code calls as it is, interrupting its graph, and that measurements leave out."""
+    # Also a function, not a method: a deep copy of the model does not copy what it belongs to.
+    return pause_while_borrowed(torch.compiler.disable(function))
+
+
+def _is_tracing() -> bool:
     """Whether the operations that run now go into a graph of torch.jit.trace, torch.export or make_fx."""
     proxies = torch._C._get_dispatch_mode(_PROXY)
     return torch._C._get_tracing_state() is not None or proxies is not None or torch.compiler.is_exporting()

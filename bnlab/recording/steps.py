@@ -28,19 +28,20 @@ class StepCounter:
     """
 
     def __init__(self, trace: MomentTrace, model: nn.Module, layers: Iterable[BatchNorm]) -> None:
-        recorded = {id(layer): layer for layer in layers}
+        recorded = set(map(id, layers))
         self._trace = trace
         self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
         self._warned = False
-        self._inside = {id(layer): {id(layer): layer} for layer in recorded.values()}
+        self._inside: dict[int, list[nn.Module]] = {}  # of a module or layer, the recorded layers in it
+        self._parts: dict[int, set[int]] = {}  # all modules in it
         self.modules: list[nn.Module] = []
         for module in model.modules():
-            inside = {id(m): recorded[id(m)] for m in module.modules() if id(m) in recorded}
-            if inside and id(module) not in recorded:
-                self.modules.append(module)
-                self._inside[id(module)] = inside
+            parts = {id(part): part for part in module.modules()}
+            if inside := [parts[key] for key in recorded & parts.keys()]:
+                self._inside[id(module)], self._parts[id(module)] = inside, set(parts)
+                if id(module) not in recorded:
+                    self.modules.append(module)
         self._modules = {id(module): module for module in self.modules}
-        self._parts = {id(m): set(map(id, m.modules())) for m in (*self.modules, *recorded.values())}
         self._outermost: tuple[int, int] | None = None  # which module is being called, and by which thread
         self._counting = set[int]()  # modules whose calls count
         self._called = set[int]()  # those of them that have been called in this step
@@ -85,21 +86,22 @@ class StepCounter:
             )
 
     def enter(self, module: nn.Module, args: object) -> None:
+        """The hook before a call of one of `modules`: an outermost one may begin a step."""
         # A deep copy carries the hooks along.
         if id(module) not in self._parts:
             return
-        caller = id(module), threading.get_ident()
-        if self._outermost is None:
-            self.count(module)
-        elif self._outermost[0] != caller[0]:
-            if not self._is_interrupted(id(module)):
-                return
-            self.count(module)
-        elif self._outermost != caller and is_alive(self._outermost[1]):
-            raise ValueError("record: the model is called by two threads at once; give each thread a model of its own")
-        else:  # the call before was interrupted: hooks are not called after a KeyboardInterrupt
-            self.count(module)
-        self._outermost = caller
+        if self._outermost is not None:
+            outermost, thread = self._outermost
+            if outermost != id(module):
+                if not self._is_interrupted(id(module)):
+                    return
+            elif thread != threading.get_ident() and is_alive(thread):
+                raise ValueError(
+                    "record: the model is called by two threads at once; give each thread a model of its own"
+                )
+            # Otherwise the call before was interrupted: hooks are not called after a KeyboardInterrupt.
+        self._count(module)
+        self._outermost = id(module), threading.get_ident()
 
     def _is_interrupted(self, key: int) -> bool:
         """Whether the outermost call has ended without its hooks, as far as a module that is no part of it can tell."""
@@ -112,20 +114,21 @@ class StepCounter:
         return not is_being_called(self._modules[outermost])
 
     def leave(self, module: nn.Module, args: object, output: object) -> None:
+        """The hook after a call of one of `modules`."""
         if self._outermost == (id(module), threading.get_ident()):
             self._outermost = None
 
     def enter_layer(self, layer: BatchNorm) -> None:
+        """Before a call of a recorded layer, which may begin a step where no module surrounds it."""
         if self._outermost is not None and self._is_interrupted(id(layer)):
             self._outermost = None
         if self._outermost is None:
-            self.count(layer)
+            self._count(layer)
 
-    def count(self, module: nn.Module) -> None:
-        """Begin a step if a call of `module`, which is not inside of another's, is the next one's."""
+    def _count(self, module: nn.Module) -> None:
+        """Begin a step if an outermost call of `module` does not belong to the last one."""
         trace, key = self._trace, id(module)
-        layers = self._inside[key].values()
-        if self._ended is not None or not (module.training or any(layer.training for layer in layers)):
+        if self._ended is not None or not (module.training or any(layer.training for layer in self._inside[key])):
             return
         # A backward pass: gradient checkpointing runs again what has counted.
         if torch._C._current_graph_task_id() != -1:

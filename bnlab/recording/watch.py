@@ -47,9 +47,9 @@ class Watch:
         self._shared = own.mean.data, own.var.data
 
     def share_values(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """The same memory with versions of its own.
+        """The same memory with versions of its own: writing there does not break a backward pass still to come.
 
-        So torch updates it too: that is no change to a backward pass that is still to come.
+        Torch itself updates running buffers so.
         """
         # Making them takes as long as the update; `.data = ...` may have given a buffer other memory.
         shared = self._shared

@@ -114,7 +114,7 @@ def test_one_batch_that_does_not_fit() -> None:
     with (
         unchanged(model),
         pytest.raises(
-            ValueError, match=r"one batch's forward needs [\d,]+ bytes and the moments [\d,]+, memory= allows 1,000"
+            ValueError, match=r"forward needs [\d,]+ bytes, moments and copies of weights [\d,]+, memory= allows 1,000"
         ),
     ):
         population_statistics(model, images(8, 8), memory=1000)

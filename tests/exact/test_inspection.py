@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab import Statistics, population_statistics
+from bnlab import Statistics, population_statistics, running_statistics, self_consistency
 from tests.helpers import images, plain, randomized, residual, unchanged
 
 STRATEGIES = ("breadth", "layerwise")
@@ -317,3 +317,9 @@ class Copying(nn.Module):
 def test_copies_of_layers_are_other_layers(options: Any) -> None:
     found, _ = measured(Copying(), images(4, 3), **options)
     assert list(found) == ["a", "b"] and found.unseen == ("inner.1", "inner.4") and found.check.held
+
+
+def test_the_residual_leaves_copies_of_layers_out() -> None:
+    model = Copying()
+    frame = self_consistency(model, running_statistics(model), images(4, 3), by_layer=True)
+    assert list(frame["layer"]) == ["a", "b"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from bnlab import Moments, Statistics, population_statistics, record_frozen, running_statistics, using
-from bnlab.borrowing import set_weights_channels_last
+from bnlab.exact.layouts import set_weights_channels_last
 from bnlab.layers import batch_norm_layers
 from tests import references
 from tests.helpers import Block, assert_moments, images, plain, randomized, residual, unchanged

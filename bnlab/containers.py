@@ -1,0 +1,64 @@
+"""What containers hold: copying their entries, comparing them, putting them back."""
+
+from __future__ import annotations
+
+import operator
+import types
+from collections import deque
+from typing import Any
+
+from torch import Tensor, nn
+
+CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
+
+
+def copy_entries(container: Any) -> Any:
+    """A plain dictionary, set or list of the entries; of a closure's cell a list of the content, if there is one."""
+    if isinstance(container, dict):
+        return dict(container)  # not .copy(), which a subclass may forbid
+    if isinstance(container, set):
+        return set(container)
+    if not isinstance(container, types.CellType):
+        return list(container)
+    try:
+        return [container.cell_contents]
+    except ValueError:
+        return []
+
+
+def differs(container: Any, entries: Any) -> bool:
+    """Whether a container has other entries, by identity, or in another order."""
+    if isinstance(container, types.CellType):
+        container = copy_entries(container)
+    if len(container) != len(entries):
+        return True
+    if isinstance(container, dict):
+        return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
+    if isinstance(container, (list, deque)):
+        return not all(map(operator.is_, container, entries))
+    return bool(container != entries)
+
+
+def refill(container: Any, entries: Any) -> None:
+    """Let a container, which is no tuple, have these entries only."""
+    if isinstance(container, types.CellType):
+        if entries:
+            container.cell_contents = entries[0]
+        else:
+            del container.cell_contents
+        return
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(entries)
+    else:
+        container.update(entries)
+
+
+def get_attributes(value: Any) -> dict[str, Any] | None:
+    """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile."""
+    if isinstance(value, (nn.Module, Tensor, types.ModuleType)) or type(value).__module__.startswith("torch."):
+        return None
+    if callable(value) or hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__"):
+        return None
+    attributes = getattr(value, "__dict__", None)
+    return attributes if isinstance(attributes, dict) else None

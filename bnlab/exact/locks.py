@@ -1,0 +1,95 @@
+"""Locks that a model's code may hold while a forward waits: the next forward would wait for them without end."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from bnlab.containers import CONTAINERS, copy_entries, get_attributes
+
+_LOCK = type(threading.Lock())
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "numpy"}  # whose code is not searched for locks
+_LEVELS = 10  # of what holds and names what, down to a lock
+
+
+class Lock(NamedTuple):
+    """A lock or semaphore, and how to ask whether the next one who wants it would have to wait."""
+
+    lock: Any
+    is_taken: Callable[[], bool]
+
+
+def find_free_locks(model: nn.Module, functions: Iterable[Any]) -> list[Lock]:
+    """The locks and semaphores (not re-entrant ones) that can be had, as far as the model's code reaches them.
+
+    Followed are attributes of modules and of objects, what `functions` and methods of modules hold and name, and what
+    is held and named there.
+    """
+    modules = [m for m in model.modules() if not _is_of_library(type(m))]
+    classes = {cls for m in modules for cls in type(m).__mro__ if cls not in nn.Module.__mro__}
+    level = [*functions, *(value for holder in (*modules, *classes) for value in vars(holder).values())]
+    locks, seen = list[Lock](), dict[int, Any]()
+    for _ in range(_LEVELS):
+        fresh = {id(value): value for value in level if id(value) not in seen}
+        seen |= fresh  # holds them, so that no identity is given to another
+        locks += [lock for lock in map(_as_lock, fresh.values()) if lock is not None]
+        level = [inner for value in fresh.values() for inner in _list_reached(value)]
+    return [lock for lock in locks if not lock.is_taken()]
+
+
+def _is_of_library(code: Any) -> bool:
+    return (getattr(code, "__module__", None) or "").partition(".")[0] in _LIBRARIES
+
+
+def _as_lock(value: Any) -> Lock | None:
+    if isinstance(value, _LOCK):
+        return Lock(value, value.locked)
+    if isinstance(value, threading.Semaphore):
+        return Lock(value, lambda: value._value == 0)
+    if type(value).__module__ == "multiprocessing.synchronize" and hasattr(value, "_semlock"):
+        # A process may take its recursive lock again.
+        return None if value._semlock.kind == 0 else Lock(value, value._semlock._is_zero)
+    return None
+
+
+def _list_reached(value: Any) -> list[Any]:
+    """What a value holds, and of code what it names."""
+    if isinstance(value, types.FunctionType):
+        return [] if _is_of_library(value) else _list_used(value)
+    if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+        return [value.__func__, getattr(value, "__self__", None)]
+    if isinstance(value, property):
+        return [value.fget]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, type):
+        return [] if _is_of_library(value) else list(vars(value).values())
+    if isinstance(value, CONTAINERS):
+        return list(value.values() if isinstance(value, dict) else copy_entries(value))
+    if _is_of_library(type(value)) and not isinstance(value, threading.Condition):
+        return []
+    if isinstance(value, (nn.Module, Tensor, types.ModuleType)):
+        return []
+    attributes = getattr(value, "__dict__", None) if callable(value) else get_attributes(value)
+    return [type(value), *(attributes or {}).values()]
+
+
+def _list_used(function: types.FunctionType) -> list[Any]:
+    """What a function has in its closure and defaults, and what it and those inside of it name."""
+    names, codes = set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    named = [function.__globals__[name] for name in names if name in function.__globals__]
+    # Of a module that it names, the members that it may mean.
+    members = [vars(m).get(name) for m in named if isinstance(m, types.ModuleType) for name in names]
+    closure = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*named, *members, *closure, *defaults, *vars(function).values()]
