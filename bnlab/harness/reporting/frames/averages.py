@@ -29,9 +29,9 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
     """
     require_columns(frame, [value, *by])
     with np.errstate(divide="ignore", invalid="ignore"):
-        numbers = np.log(frame[value]) if geometric else frame[value]
-    means = numbers.groupby([frame[key] for key in by], dropna=False, sort=False).mean()
-    return (np.exp(means) if geometric else means).reset_index()
+        values = frame.assign(**{value: np.log(frame[value])}) if geometric else frame
+    means = _average_groups(values, value, by)
+    return means.assign(**{value: np.exp(means[value])}) if geometric else means
 
 
 def interval(
@@ -45,8 +45,8 @@ def interval(
 ) -> pd.DataFrame:
     """`by` and `mean`, `low`, `high` (95%, Student), `n` of `value` over seeds: one row for each of `by`.
 
-    Besides, `error` is the standard error over seeds, and `log` says that it is one of logarithms. NaN values are left
-    out; one seed has no interval: NaN.
+    Two more columns: `error` is the standard error over seeds, and `log` says whether it is one of logarithms. NaN
+    values are left out; one seed has no interval: NaN.
 
     Args:
         frame: rows with a column `seed`.
@@ -54,8 +54,8 @@ def interval(
         by: what the rows are told apart by, nothing for one row of all; null keys are kept.
         average: columns over which each seed is averaged first, such as "layer".
         scale: a factor of all values, such as 100 for percent.
-        geometric: all means are geometric, over `average` and over seeds, for positive values such as gaps and ratios:
-            so a ratio of means is the mean of ratios.
+        geometric: all means are geometric, over `average` and over seeds, for positive values such as gaps and ratios;
+            the mean of ratios is then the ratio of the means.
 
     Raises:
         UserError: a column is missing.
@@ -68,7 +68,7 @@ def interval(
         values = frame.assign(**{value: np.log(numbers) if geometric else numbers})
         _check_seeds(values, [*by, "seed", *over])
         if over:
-            values = values.groupby([*by, "seed"], dropna=False, sort=False)[value].mean().reset_index()
+            values = _average_groups(values, value, [*by, "seed"])
         keys = [values[key] for key in by]
         groups = values[value].groupby(keys, dropna=False, sort=False) if keys else [((), values[value])]
         estimates = [(*key, *_estimate(group.to_numpy(float))) for key, group in groups]
@@ -87,7 +87,7 @@ def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -
         by: what seeds have in common, such as "panel", "batch_size", "layer".
 
     Raises:
-        UserError: a column is missing, or there is one seed only.
+        UserError: a column is missing, or some rows have no other seed.
     """
     require_columns(frame, ["seed", *values, *by])
     seeds = frame.groupby(list(by), dropna=False, sort=False)["seed"].agg(["nunique", "first"])
@@ -103,6 +103,11 @@ def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -
     return others.groupby([*by, "seed"], dropna=False, sort=False)[list(values)].mean().reset_index()
 
 
+def _average_groups(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """`by` and the mean of `value` for each combination of these, null ones too."""
+    return frame.groupby(list(by), dropna=False, sort=False)[value].mean().reset_index()
+
+
 def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
     """Mean, bounds of the two-sided 95% Student interval, n and standard error; NaN values are left out."""
     values = values[~np.isnan(values)]
@@ -114,9 +119,10 @@ def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
 
 
 def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:
+    """ValueError if several rows agree in the keys, which end with the seed and what is averaged within it."""
     doubled = frame.duplicated(keys)
     if doubled.any():
-        first = ", ".join(f"{key} {frame.loc[doubled, key].iloc[0]}" for key in keys)
+        first = ", ".join(name_value(key, frame.loc[doubled, key].iloc[0]) for key in keys)
         raise ValueError(
             f"interval: several rows of one seed ({first}); select one, or average over layers and the like"
         )

@@ -11,9 +11,8 @@ import pandas as pd
 from bnlab.harness.reporting.frames.selection import check_estimators, lowest, require_columns, select
 
 _PLACES = ("run", "step", "panel", "layer", "channel", "split", "shift")
-_WITH = {"estimator": ("estimator", "momentum"), "momentum": ("momentum",), "panel": ("panel", "step"),
-         "depth": ("depth", "layer")}  # fmt: skip
-"""By the column that is compared, which others say the same: they do not agree either."""
+_DIFFERING = {"estimator": ("estimator", "momentum"), "panel": ("panel", "step"), "depth": ("depth", "layer")}
+"""By the column along which values are compared: the columns that differ with it."""
 
 
 def paired(
@@ -25,10 +24,10 @@ def paired(
         frame: rows of `rows`; where it has layers, channels, splits or panels, these agree as well, and where others
             than estimators are compared, estimator and momentum too.
         value: the column that is replaced by its difference to the reference.
-        against: the estimator that is the reference, on the training split if it is there on several; rows for which
-            it has none are left out.
-        along: the column whose value `against` is, where it is no estimator: the batches of another `size`, another
-            layer by its `depth`, another share of the training by its `panel`.
+        against: the estimator that is the reference, on the training split if it is there on several; or another value
+            of `along`. Rows without a reference are left out.
+        along: the column of which `against` is a value: estimators; or a `size` of batches, a layer by its `depth`, a
+            share of the training by its `panel`.
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
@@ -38,7 +37,7 @@ def paired(
     require_columns(frame, [value, along])
     if along == "estimator":
         check_estimators(frame["estimator"], against)
-    keys = _same(frame, along)
+    keys = _list_keys(frame, along)
     is_reference = frame[along] == against
     if along == "estimator" and "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
         is_reference &= frame["statistics_split"] == "train"
@@ -47,8 +46,8 @@ def paired(
         raise ValueError(f"paired: {against!r} has several rows for a network and step; select one, as one momentum")
     others = frame[~is_reference]
     index = pd.MultiIndex.from_frame(others[keys])
-    yardstick = reference.reindex(index).to_numpy()
-    compared = others.assign(**{value: others[value] / yardstick if ratio else others[value] - yardstick})
+    expected = reference.reindex(index).to_numpy()
+    compared = others.assign(**{value: others[value] / expected if ratio else others[value] - expected})
     return compared[index.isin(reference.index)]
 
 
@@ -63,7 +62,7 @@ def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.Dat
     Raises:
         UserError: there is no such column.
     """
-    best = lowest(select(frame, estimator=estimator), value, _same(frame))
+    best = lowest(select(frame, estimator=estimator), value, _list_keys(frame))
     return paired(pd.concat([frame, best.assign(estimator="best")]), value, against="best", ratio=True)
 
 
@@ -85,7 +84,7 @@ def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[s
     return pd.concat(placed) if placed else points[:0].assign(mean=np.nan)
 
 
-def _same(frame: pd.DataFrame, along: str = "estimator") -> list[str]:
+def _list_keys(frame: pd.DataFrame, along: str = "estimator") -> list[str]:
     """The columns in which rows agree that differ along this one only."""
-    differing = _WITH.get(along, (along,))
+    differing = _DIFFERING.get(along, (along,))
     return [key for key in (*_PLACES, "estimator", "momentum") if key in frame and key not in differing]

@@ -58,6 +58,7 @@ def rows(
 
 
 def _check_split(table: str, frame: pd.DataFrame) -> None:
+    """UserError if the rows are of several splits."""
     splits = list(frame["split"].unique()) if "split" in frame else []
     if len(splits) > 1:
         raise UserError(
@@ -67,6 +68,7 @@ def _check_split(table: str, frame: pd.DataFrame) -> None:
 
 
 def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
+    """UserError if networks agree in `by` and seed."""
     require_columns(runs, by)
     doubled = runs[runs.duplicated([*by, "seed"], keep=False)]
     if doubled.empty:
@@ -74,15 +76,15 @@ def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
     same = next(group for _, group in doubled.groupby([*by, "seed"], dropna=False, sort=False))
     which = ", ".join(name_value(key, same[key].iloc[0]) for key in (*by, "seed"))
     raise UserError(
-        f"{which} has several networks ({_difference(same)})\n"
+        f"{which} has several networks ({_describe_difference(same)})\n"
         "sweep each under its own name=... and draw that, or remove this folder's parts and sweep one again "
         "(what is trained is kept); where they are to be compared, tell them apart by that setting: by=(...)"
     )
 
 
-def _difference(networks: pd.DataFrame) -> str:
-    """The first of them with the settings in which they differ."""
-    # Some settings have two names: the first is enough.
+def _describe_difference(networks: pd.DataFrame) -> str:
+    """The first three, each with the settings in which they differ."""
+    # Some settings are in two columns, of which the first is enough.
     settings = networks.drop(columns=["run", *RESULTS], errors="ignore").T.drop_duplicates().index
     differing = [c for c in settings if networks[c].nunique(dropna=False) > 1]
     described = [

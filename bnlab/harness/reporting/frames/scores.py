@@ -13,6 +13,7 @@ from bnlab.harness.reporting.frames.networks import rows
 from bnlab.harness.reporting.frames.selection import select
 
 Rows = Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame]
+"""A function of the tables of an experiment."""
 
 
 def score(
@@ -28,16 +29,16 @@ def score(
     scale: float = 1,
     geometric: bool = False,
     **wanted: Any,
-) -> Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame]:
+) -> Rows:
     """A score of one value: `rows`, the comparison with a reference if there is one, `interval`.
 
     Args:
-        source: the name of a table, of which `rows` are taken; or a function of the tables that gives rows of its own.
+        source: the name of a table, of which `rows` are taken, or a function of the tables that gives other rows.
         shares: of a table, see `rows`; its networks may differ in the settings among `by`, or else in their batch size.
         value, by, average, scale, geometric: see `interval`.
-        against, along, ratio: the reference, see `paired`; it needs not be among the wanted.
-        wanted: see `select`; values of `along`, and of `momentum` beside estimators, are those of the rows that are
-            compared with the reference.
+        against, along, ratio: the reference, see `paired`; it need not be among the wanted.
+        wanted: see `select`; with a reference, values of `along`, and of `momentum` where that is the estimator, choose
+            among the rows that have been compared with it.
 
     Returns:
         A function of the tables, which returns the frame of `interval`.
@@ -47,18 +48,17 @@ def score(
     """
     if shares and not isinstance(source, str):
         raise ValueError("score: shares are those of a table; a function chooses its rows itself")
-    later = (along, "momentum") if along == "estimator" else (along,)
+    later = () if against is None else (along, "momentum") if along == "estimator" else (along,)
     compared = {key: wanted.pop(key) for key in later if key in wanted}
 
-    def scored(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-        first = {**wanted, **({} if against is not None else compared)}
+    def compute(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         if isinstance(source, str):
             settings = [key for key in by if key not in tables[source] and key != "panel"]
-            frame = rows(tables, source, shares, settings or ["batch_size"], **first)
+            frame = rows(tables, source, shares, settings or ["batch_size"], **wanted)
         else:
-            frame = select(source(tables), **first)
+            frame = select(source(tables), **wanted)
         if against is not None:
             frame = select(paired(frame, value, against, along=along, ratio=ratio), **compared)
         return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
 
-    return scored
+    return compute

@@ -34,7 +34,7 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         if isinstance(value, OtherThan):
             frame = frame[~_matches(frame[column], [value.value])]
         else:
-            frame = frame[_matches(frame[column], _tuple(value))]
+            frame = frame[_matches(frame[column], _list_values(value))]
     return frame
 
 
@@ -57,7 +57,7 @@ def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
 def check_estimators(estimators: pd.Series, wanted: Any) -> None:
     """UserError for `kalman` where rows are of `kalman(per=layer)`: nothing would be found, without a word."""
     present = set(estimators.unique())
-    for name in _tuple(wanted.value if isinstance(wanted, OtherThan) else wanted):
+    for name in _list_values(wanted.value if isinstance(wanted, OtherThan) else wanted):
         same = sorted(p for p in present if str(p).startswith(f"{name}("))
         if name not in present and same:
             raise UserError(f"there are no rows of estimator {name!r}; there is {', '.join(map(repr, same))}")
@@ -77,7 +77,8 @@ def name_value(key: str, value: Any) -> str:
     return f"{key.replace('_', ' ')} {value}"
 
 
-def _tuple(value: Any) -> tuple[Any, ...]:
+def _list_values(value: Any) -> tuple[Any, ...]:
+    """The values of what may be one or several."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
