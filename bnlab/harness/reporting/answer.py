@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
-from bnlab.harness.reporting.frames import RESULTS
+from bnlab.harness.reporting.frames import RESULTS, name_value
 
 WORDS = {
     "holds": "Holds",
@@ -165,7 +165,7 @@ def describe_networks(runs: pd.DataFrame) -> str:
     """How many networks, what they have in common, in what they differ, and what was not varied."""
     settings = [str(column) for column in runs if column not in ("run", *_DERIVED)]
     varied = [column for column in settings if "." not in column and runs[column].nunique(dropna=False) > 1]
-    differ = [f"{column.replace('_', ' ')} {_list_values(runs[column])}" for column in varied]
+    differ = [name_value(column, _list_values(runs[column])) for column in varied]
     shared = [
         words.format(runs[column].iloc[0])
         for column, words in _SHARED.items()

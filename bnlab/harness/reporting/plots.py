@@ -11,11 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
+from bnlab.harness.reporting.frames import name_value
 from bnlab.harness.reporting.style import (
     Axis,
     axis_of,
     estimator_label,
     estimator_style,
+    interval_lengths,
     line,
     places,
     series,
@@ -65,7 +67,7 @@ class Curves:
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
         for value, colour in series(sorted(frame[self.by].unique())).items():
             here = curves[curves[self.by] == value]
-            line(ax, here[~here["kind"].isin(["dashed", "star"])], self.x, colour, _name(self.by, value))
+            line(ax, here[~here["kind"].isin(["dashed", "star"])], self.x, colour, name_value(self.by, value))
             dashed = here[here["kind"] == "dashed"].sort_values(self.x)
             ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED)
             stars = here[here["kind"] == "star"]
@@ -157,8 +159,8 @@ class Points:
                 yield here, {"color": look["colour"], "marker": look["marker"] or "P", "markersize": 7, "label": label}
             return
         for value, colour in series(sorted(frame[self.by].unique())).items():
-            style = {"color": colour, "alpha": 0.6, "marker": "o", "markersize": 4.5, "label": _name(self.by, value)}
-            yield frame[frame[self.by] == value], style
+            style: dict[str, Any] = {"color": colour, "alpha": 0.6, "marker": "o", "markersize": 4.5}
+            yield frame[frame[self.by] == value], {**style, "label": name_value(self.by, value)}
 
 
 @dataclass(frozen=True)
@@ -315,11 +317,7 @@ class Forest:
         rows = places(ax, list(frame[self.by]))
         if self.mark:
             ax.axvline(self.mark[0], color="#999999", linewidth=1, linestyle=":", label=self.mark[1])
-        distances = (frame[["mean"]].to_numpy() - frame[["low", "high"]].to_numpy()).T
         heights = [rows[name] for name in frame[self.by]]
-        ax.errorbar(frame["mean"], heights, xerr=abs(distances), fmt="o", color="#0072B2", markersize=5, capsize=2)
+        marks: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "markersize": 5, "capsize": 2}
+        ax.errorbar(frame["mean"], heights, xerr=interval_lengths(frame), **marks)
         return ax
-
-
-def _name(by: str, value: Any) -> str:
-    return f"{by.replace('_', ' ')} {value}"

@@ -9,7 +9,7 @@ from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, pai
 from bnlab.harness.reporting.frames.networks import RESULTS, rows
 from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
 from bnlab.harness.reporting.frames.scores import Rows, score
-from bnlab.harness.reporting.frames.selection import DEFAULT_MOMENTUM, OtherThan, lowest, select
+from bnlab.harness.reporting.frames.selection import DEFAULT_MOMENTUM, OtherThan, lowest, name_value, select
 
 __all__ = [
     "DEFAULT_MOMENTUM",
@@ -21,6 +21,7 @@ __all__ = [
     "interval",
     "lowest",
     "name_panels",
+    "name_value",
     "on_curves",
     "other_seeds",
     "over_best",
