@@ -166,12 +166,12 @@ def _clean(results: str) -> None:
     # Only where the harness writes: `results` may be any folder.
     own = [path for place in ("runs", "*/parts", "*/tables", "*/failures") for path in folder.glob(f"{place}/**/*")]
     leftovers = [p for p in own if p.match(".*.part") and time.time() - p.stat().st_mtime > _WRITING]
-    spoilt = [p for p in own if p.match("*.damaged") and p.is_file()]
+    unreadable = [p for p in own if p.match("*.damaged") and p.is_file()]
     for path in damaged:
         shutil.rmtree(path)
-    for path in (*leftovers, *spoilt):
+    for path in (*leftovers, *unreadable):
         path.unlink(missing_ok=True)
-    print(f"removed {len(damaged)} damaged networks and {len(leftovers) + len(spoilt)} leftover files in {results}")
+    print(f"removed {len(damaged)} damaged networks and {len(leftovers) + len(unreadable)} leftover files in {results}")
 
 
 def _id(folder: Path) -> str:

@@ -41,7 +41,7 @@ def prepare(planned: list[Config]) -> None:
     try_estimators(source for config in planned for source in find_sources(config))
     tried: list[object] = []
     for config in planned:
-        run, kind = Run(config), (config.data, config.model)
+        run, kind = Run(config), (config.data, config.model, config.norm)
         run.check_settings()
         if kind not in tried and not run.finished:
             tried.append(kind)
@@ -72,14 +72,15 @@ def attempt(config: Config) -> None:
     try:
         execute(config)
     except JobError as error:
-        _fail(config, str(error), "".join(getattr(error, "__notes__", [])))
+        _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (UserError, OSError):
         raise
-    except (Exception, SystemExit) as error:  # an estimator of the user's own may raise either
-        _fail(config, where_raised(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a user's estimator may raise either
+        _record_failure(config, where_raised(error), traceback.format_exc())
 
 
-def _fail(config: Config, reason: str, details: str) -> None:
+def _record_failure(config: Config, reason: str, details: str) -> None:
+    """Print why a job failed, keep it with the details in a file, and write the run's row as failed."""
     run, folder = Run(config), Path(config.results) / config.name
     settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
     path = folder / "failures" / f"{run.id.replace('/', '-')}-{settings}.txt"

@@ -46,6 +46,7 @@ CASES = {
     "sweep data=": "choose from",
     "sweep norm=layer": "choose from batch, none",
     "sweep norm=none model=torchvision": "norm.name=none: resnet18 has normalization of its own",
+    "sweep norm=none model.name=cnnn": "model.name=cnnn: unknown",
     "sweep norm=none measurements=[gaps]": "measurements=.*gaps.*: need batch norm",
     "sweep -m norm=none,batch measurements=[drift]": "measurements=.*drift.*: need batch norm",
     "sweep data={name:digits}": "takes one name",

@@ -177,7 +177,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 
 
 class Recorder:
-    """Callbacks that keep a run's log and trace, and save them together with the state now and then."""
+    """Callbacks that keep a run's log and trace, and save them together with the state every few seconds."""
 
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
         self._run, self._before, self._started = run, seconds, time.perf_counter()

@@ -82,9 +82,8 @@ def _read_kept(run: Run, name: str) -> pd.DataFrame:
         except ValueError as error:
             set_aside(path, error, "measured again")
     frame = pd.concat(frames, ignore_index=True)
-    frame["training"] = frame["training"].fillna(
-        run.training
-    )  # it was not noted before; the folder has had one network
+    # Earlier files do not say, and are of the only network that this folder has had.
+    frame["training"] = frame["training"].fillna(run.training)
     expected = {"run": run.id, **_origin(run, frame)}
     return frame[np.logical_and.reduce([frame[column] == value for column, value in expected.items()])]
 
