@@ -22,7 +22,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, prepare
-from bnlab.harness.measurements import cache, frozen, sources
+from bnlab.harness.measurements import cache, frozen, own_code
 from bnlab.harness.measurements.sources import FROZEN, parse_sources, source_digest, try_estimators
 
 MODULE = """
@@ -94,7 +94,7 @@ def forget() -> None:
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    sources._digest_of_class.cache_clear()
+    own_code.digest_of_class.cache_clear()
     gc.collect()
 
 
@@ -246,7 +246,7 @@ def test_an_own_estimator_is_what_it_imports(imports: str, module: Callable[...,
         module(imports=imports, my_constants=f"CONSTANT = {constant}", my_package="from my_constants import *")
         found.add(digest())
         importlib.import_module("my_constants")
-        sources._digest_of_class.cache_clear()
+        own_code.digest_of_class.cache_clear()
         found.add(digest())
     assert len(found) == 2
 
