@@ -43,7 +43,20 @@ LEVEL = {
     "__init__": 6,
 }
 # Inside of a folder a module imports those before it only.
-ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs", "producing", "__init__")
+ARTIFACTS = (
+    "vision",
+    "glyphs",
+    "data",
+    "models",
+    "training",
+    "settings",
+    "runs",
+    "states",
+    "announcing",
+    "reproducing",
+    "producing",
+    "__init__",
+)
 RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
 FRAMES = ("selection", "panels", "networks", "comparisons", "averages", "scores", "__init__")
 EXACT = (

@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterable
 
 import torch
 
-from bnlab.harness.artifacts.producing import start_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list, network_hash
+from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict

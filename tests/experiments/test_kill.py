@@ -20,7 +20,7 @@ from pandas.testing import assert_frame_equal
 
 from bnlab import storage
 from bnlab.harness import load, schema
-from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts import producing, reproducing, states
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import Callback, Progress
@@ -163,13 +163,13 @@ def test_a_later_checkpoint_changes_nothing_else(whole: Run, tmp_path: Path) -> 
 def count_updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that are trained from now on."""
     steps: list[int] = []
-    original = producing.train
+    original = reproducing.train
 
     def counted(progress: Progress, batches: object, optimizer: object, total: int, callbacks: list[Callback],
                 **more: int) -> None:  # fmt: skip
         original(progress, batches, optimizer, total, [*callbacks, lambda p: steps.append(p.step)], **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(producing, "train", counted)
+    monkeypatch.setattr(reproducing, "train", counted)
     return steps
 
 
@@ -238,8 +238,8 @@ def test_other_weights_are_another_trajectory(tmp_path: Path, monkeypatch: pytes
         list(progress.model.parameters())[-1].data.add_(1e-3)
         return progress
 
-    start_training = producing.start_training
-    monkeypatch.setattr(producing, "start_training", other_initialization)
+    start_training = states.start_training
+    monkeypatch.setattr(states, "start_training", other_initialization)
     with pytest.raises(JobError, match="the loss of step 1 was"):
         execute(config(tmp_path, evaluate_at=[1]))
     assert not Run(config(tmp_path)).checkpoint(1).exists()
@@ -256,7 +256,7 @@ def test_checkpoints_are_made_again_with_the_threads_of_the_training(
     execute(config(tmp_path, evaluate_at="final"))
     assert [(e["step"], e["threads"]) for e in run.environments] == [(0, 2), (6, 1)]
     used: list[int] = []
-    monkeypatch.setattr(producing._CheckpointKeeper, "compare", lambda *_: used.append(torch.get_num_threads()))
+    monkeypatch.setattr(reproducing._CheckpointKeeper, "compare", lambda *_: used.append(torch.get_num_threads()))
     with contextlib.suppress(JobError):  # nothing is written without the comparison
         execute(config(tmp_path, evaluate_at=[4, 8]))
     assert used[:2] == [2, 2]

@@ -17,7 +17,7 @@ from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
 from bnlab.harness import load, schema
-from bnlab.harness.artifacts import producing, runs
+from bnlab.harness.artifacts import producing, runs, states
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, all_runs, read_config
 from bnlab.harness.artifacts.settings import Config
@@ -229,7 +229,7 @@ def test_rows_of_the_network_that_was_there_before_leave(
         (run.folder / name).unlink()
     if not lost:
         shutil.rmtree(run.folder)
-    start_training = producing.start_training
+    start_training = states.start_training
 
     def start_elsewhere(run: Run) -> Progress:
         progress = start_training(run)
@@ -237,7 +237,7 @@ def test_rows_of_the_network_that_was_there_before_leave(
             next(progress.model.parameters()).mul_(1.001)
         return progress
 
-    monkeypatch.setattr(producing, "start_training", start_elsewhere)
+    monkeypatch.setattr(states, "start_training", start_elsewhere)
     execute(run.config)
     execute(config(tmp_path / "alone", estimator=estimators))
     for name in ("gaps", "evaluations"):

@@ -12,7 +12,8 @@ import torch
 from bnlab import decompose, gap
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.producing import ensure_trained, past_weights
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.reproducing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError
