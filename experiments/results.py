@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import run_command
-from experiments.places import REFERENCE, RESULTS, find_places
+from experiments.places import REFERENCE, RESULTS, Place, find_places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def _make(name: str) -> int:
     # Measuring gains from processes too, which a sweep does not know beforehand.
     failed = run_sweep([f"experiment={name}", "hydra/launcher=joblib"])
     if not failed:
-        draw_all(name, name, str(RESULTS))
+        draw_all(Place(name, name, str(RESULTS)))
         keep(name)
     return failed
 
