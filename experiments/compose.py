@@ -117,7 +117,8 @@ class _Composer:
         overrides = list(overrides)
         choices = [o for o in overrides if o.get_key_element() in _FILES]
         values = [o for o in overrides if o.get_key_element() not in _FILES]
-        config = copy.deepcopy(self._base(tuple(f"{o.get_key_element()}={o.value()}" for o in choices))[not whole])
+        with_hydra, own = self._base(tuple(f"{o.get_key_element()}={o.value()}" for o in choices))
+        config = copy.deepcopy(with_hydra if whole else own)
         for override in values:
             if whole or not override.get_key_element().startswith("hydra."):
                 _set(config, override)

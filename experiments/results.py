@@ -33,17 +33,17 @@ def _make_all(words: list[str]) -> int:
     from experiments.compose import plan_jobs
     from experiments.explain import choices
 
-    given = dict(word.partition("=")[::2] for word in words)
     for word in words:
         if word.partition("=")[0] not in ("experiment", "dry_run"):
             raise UserError(f"{word}: there are experiment=NAME and dry_run=true")
-    names = [given["experiment"]] if "experiment" in given else choices("experiment")
-    planned = [config for name in names for config in plan_jobs([f"experiment={name}"], multirun=False).configs]
-    for line in plan(planned, cores()):
+    one = any(word.startswith("experiment=") for word in words)
+    commands = [words] if one else [[f"experiment={name}", *words] for name in choices("experiment")]
+    sweeps = [plan_jobs(command, multirun=False).configs for command in commands]
+    for line in plan([config for sweep in sweeps for config in sweep], cores()):
         print(line, flush=True)
-    if given.get("dry_run", "false") == "true":
+    if sweeps[0][0].dry_run:
         return 0
-    failed = max(_make(name) for name in names)
+    failed = max(_make(sweep[0].name) for sweep in sweeps)
     write_answers([place.answer() for place in find_places([])])
     return failed
 
