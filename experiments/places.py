@@ -71,13 +71,13 @@ def find_places(words: list[str]) -> list[Place]:
     """
     from bnlab.harness.errors import UserError
     from experiments.compose import find_results
-    from experiments.explain import choices
+    from experiments.explain import list_choices
     from experiments.questions import list_questions
 
     if not words:
         return [Place(name, name, None) for name in list_questions() if (REFERENCE / name / "runs.parquet").exists()]
     one = any(word.startswith("experiment=") for word in words)
-    commands = [words] if one else [[f"experiment={name}", *words] for name in choices("experiment")]
+    commands = [words] if one else [[f"experiment={name}", *words] for name in list_choices("experiment")]
     places = [Place(*find_results(command)) for command in commands]
     there = [place for place in places if one or (place.folder / "parts").is_dir()]
     if not there:

@@ -28,18 +28,18 @@ def main() -> int:
 
 def _make_all(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
-    from bnlab.harness.planning import cores, plan
+    from bnlab.harness.planning import count_cores, plan
     from experiments.answers import write_answers
     from experiments.compose import plan_jobs
-    from experiments.explain import choices
+    from experiments.explain import list_choices
 
     for word in words:
         if word.partition("=")[0] not in ("experiment", "dry_run"):
             raise UserError(f"{word}: there are experiment=NAME and dry_run=true")
     one = any(word.startswith("experiment=") for word in words)
-    commands = [words] if one else [[f"experiment={name}", *words] for name in choices("experiment")]
+    commands = [words] if one else [[f"experiment={name}", *words] for name in list_choices("experiment")]
     sweeps = [plan_jobs(command, multirun=False).configs for command in commands]
-    for line in plan([config for sweep in sweeps for config in sweep], cores()):
+    for line in plan([config for sweep in sweeps for config in sweep], count_cores()):
         print(line, flush=True)
     if sweeps[0][0].dry_run:
         return 0

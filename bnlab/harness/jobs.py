@@ -17,7 +17,7 @@ import torch
 from bnlab.files import digest
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
-from bnlab.harness.artifacts.runs import Run, environment, write_text
+from bnlab.harness.artifacts.runs import Run, describe_environment, write_text
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
@@ -47,7 +47,7 @@ def prepare(planned: list[Config]) -> None:
             tried.append(kind)
             try_training(run)
     for config in planned:
-        for path in failures(config):
+        for path in list_failures(config):
             path.unlink(missing_ok=True)
 
 
@@ -57,7 +57,7 @@ def _require_writable(results: Path) -> None:
         raise UserError(f"results={results}: {existing} is not a folder that can be written")
 
 
-def failures(config: Config) -> list[Path]:
+def list_failures(config: Config) -> list[Path]:
     """Why jobs on this configuration's network failed in the last sweep, a file for each."""
     folder = Path(config.results) / config.name / "failures"
     return sorted(folder.glob(f"{Run(config).id.replace('/', '-')}-*.txt"))
@@ -136,7 +136,7 @@ def _write_row(run: Run) -> None:
     with run.lock:
         found = run.status if run.finished else None
         row = _run_row(run, found or {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan})
-        if failures(run.config):
+        if list_failures(run.config):
             row["status"] = "failed"
         tables.write_part(Path(run.config.results) / run.config.name, "runs", run.id, "", row)
 
@@ -148,7 +148,7 @@ def _run_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
     try:
         described = run.environment
     except (FileNotFoundError, ValueError):  # the job failed before it was trained
-        described = environment(run.device)
+        described = describe_environment(run.device)
     row = {
         "run": run.id,
         "seed": config.seed,

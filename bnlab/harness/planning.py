@@ -20,7 +20,7 @@ _TRIAL_STEPS = 5
 Evaluated = tuple[str, str, int, Hashable]  # hash of the network's settings, run, step, and under which statistics
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -29,7 +29,7 @@ def gains_from_processes(planned: list[Config]) -> bool:
     """Whether several networks have to be trained, on several cores and no accelerator."""
     runs = {run.id: run for run in map(Run, planned)}
     untrained = [run for run in runs.values() if not run.finished]
-    return len(untrained) > 1 and cores() > 1 and all(run.device.type == "cpu" for run in untrained)
+    return len(untrained) > 1 and count_cores() > 1 and all(run.device.type == "cpu" for run in untrained)
 
 
 def outline(planned: list[Config]) -> str:

@@ -25,7 +25,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import Callback, Progress
 from bnlab.harness.errors import JobError
-from bnlab.harness.jobs import attempt, execute, failures
+from bnlab.harness.jobs import attempt, execute, list_failures
 from tests.experiments.commands import ROOT, files, run, start
 
 # Trains with a state after every step, and dies in the middle of writing file number argv[2] or at step argv[3].
@@ -226,7 +226,7 @@ def test_another_trajectory_is_refused(whole: Run, tmp_path: Path, monkeypatch: 
     ]
     assert all(after[key] == value for key, value in before.items() if not key.endswith("environment.json"))
     attempt(config(tmp_path, evaluate_at=[3, 4, 5, 12]))  # others of a sweep would go on
-    assert len(failures(config(tmp_path))) == 1
+    assert len(list_failures(config(tmp_path))) == 1
     execute(config(tmp_path, evaluate_at=[3, 12]))
 
 
@@ -278,7 +278,7 @@ def test_full_disk(whole: Run, tmp_path: Path, written: int, monkeypatch: pytest
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             attempt(config(tmp_path))
-    assert not list(tmp_path.rglob(".*.part")) and not failures(config(tmp_path))
+    assert not list(tmp_path.rglob(".*.part")) and not list_failures(config(tmp_path))
     attempt(config(tmp_path))
     assert_same(Run(config(tmp_path)), whole)
 

@@ -16,7 +16,7 @@ from bnlab.files import set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
-from bnlab.harness.artifacts.runs import Run, environment
+from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import describe_differences
 from bnlab.harness.artifacts.training import Diverged, Progress, train
 from bnlab.harness.errors import JobError
@@ -138,7 +138,7 @@ class _CheckpointKeeper:
 
     def _refuse(self, step: int, reason: str) -> NoReturn:
         recorded = {k: v for k, v in self._environment(step - 1).items() if k != "cores"}
-        changed = describe_differences(recorded, environment(self._run.device)) or [
+        changed = describe_differences(recorded, describe_environment(self._run.device)) or [
             "no recorded version or setting has changed"
         ]
         raise JobError(

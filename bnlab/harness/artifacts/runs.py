@@ -197,13 +197,13 @@ class Run:
 
     def write_environment(self) -> None:
         """The environment in which training begins, with a digest of the images that it begins on."""
-        described = {**self.about(), **environment(self.device), "training_images": self.dataset.train.digest}
+        described = {**self.about(), **describe_environment(self.device), "training_images": self.dataset.train.digest}
         write_text(self.folder / "environment.json", json.dumps(described, indent=1))
 
     def add_environment(self, **about: Any) -> None:
         """Note today's environment as one in which training went on."""
         described = self.environment
-        described["later"] = [*described.get("later", []), {**about, **environment(self.device)}]
+        described["later"] = [*described.get("later", []), {**about, **describe_environment(self.device)}]
         write_text(self.folder / "environment.json", json.dumps(described, indent=1))
 
     @property
@@ -371,7 +371,7 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda beside: beside.write_text(text))
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and threads, without anything that names the machine."""
     return {
         "python": platform.python_version(),
@@ -387,6 +387,6 @@ def lock_of(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f"{folder.name}.lock"))
 
 
-def all_runs(results: str | Path) -> list[Path]:
+def list_runs(results: str | Path) -> list[Path]:
     """The folders of all networks below `results`, finished or not."""
     return sorted(p.parent for p in Path(results).glob("runs/*/seed_*/config.yaml") if ".damaged-" not in p.parent.name)

@@ -162,7 +162,7 @@ def _give(kind: str, keys: Sequence[Any], stock: Sequence[Any]) -> list[Any]:
     return [given[key] for key in keys]
 
 
-def series(values: Sequence[Any]) -> dict[Any, str]:
+def choose_colours(values: Sequence[Any]) -> dict[Any, str]:
     """A colour for each value of something ordered, such as batch sizes; the same in all panels of a figure.
 
     Raises:
@@ -171,7 +171,7 @@ def series(values: Sequence[Any]) -> dict[Any, str]:
     return dict(zip(values, _give("series", values, _SERIES), strict=True))
 
 
-def places(ax: Axes, names: Sequence[Any]) -> dict[Any, int]:
+def choose_rows(ax: Axes, names: Sequence[Any]) -> dict[Any, int]:
     """A place for each name on the axis upwards, the first on top; the same in all panels of a figure.
 
     Raises:
@@ -213,7 +213,7 @@ def interval_lengths(frame: pd.DataFrame) -> np.ndarray:
     return (frame[["low", "high"]].to_numpy() - frame[["mean"]].to_numpy()).T * [[-1], [1]]
 
 
-def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
+def draw_line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
     """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`."""
     ordered = frame.sort_values(x)
     if len(ordered) == 1:  # a line would not be seen

@@ -57,7 +57,7 @@ def config(results: Path, **changes: object) -> Config:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[int]]]:
     """What is measured from now on: table (and split, if it is not test), estimators with their momenta, steps."""
     found: list[tuple[str, list[str], list[int]]] = []
-    original = cache.measurement
+    original = cache.find_measurement
 
     def counted(name: str) -> Any:
         def measure(run: object, subjects: list[Any], steps: list[int], split: str = "test") -> pd.DataFrame:
@@ -69,7 +69,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[in
 
         return measure
 
-    monkeypatch.setattr(cache, "measurement", counted)
+    monkeypatch.setattr(cache, "find_measurement", counted)
     return found
 
 
