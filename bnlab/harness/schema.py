@@ -46,7 +46,7 @@ _LATER = {
     "optimizer.name": _TEXT, "optimizer.lr": _REAL, "optimizer.lr_scaling": _TEXT, "optimizer.momentum": _REAL,
     "optimizer.weight_decay": _REAL, "optimizer.label_smoothing": _REAL, "optimizer.schedule": _TEXT,
 }  # fmt: skip
-# Columns of `runs` that earlier files have under another name only.
+# Columns of `runs` that earlier files have under another name only; the table has both.
 EARLIER_NAMES = {
     **{f"{key}.name": key for key in ("data", "model", "norm", "optimizer")},
     **{f"optimizer.{key}": key for key in ("lr", "lr_scaling", "weight_decay", "label_smoothing", "schedule")},

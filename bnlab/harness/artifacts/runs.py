@@ -80,7 +80,7 @@ class Run:
 
     @property
     def wanted(self) -> list[int]:
-        """The steps to be measured: those of `evaluate_at`, before the last if the run diverged there."""
+        """The steps to be measured: those of `evaluate_at`; of a run that diverged, those before that."""
         steps, status = list_steps(self.config.evaluate_at, self.steps), self.status or {"status": "unfinished"}
         return [step for step in steps if status["status"] != "diverged" or step < status["step"]]
 
@@ -120,7 +120,7 @@ class Run:
         return load_tensors(self.checkpoint(step), _CHECKPOINT, about=self.about(step))[0]
 
     def about(self, step: int | None = None) -> dict[str, str]:
-        """What a file of this run says that it is of; with a step also that."""
+        """What a file of this run has noted, by which a copy in another place is recognized: the run, and its step."""
         return {"run": self.id} | ({} if step is None else {"step": str(step)})
 
     def checkpoint(self, step: int) -> Path:
@@ -388,5 +388,5 @@ def lock_of(folder: Path) -> FileLock:
 
 
 def list_runs(results: str | Path) -> list[Path]:
-    """The folders of all networks below `results`, finished or not."""
+    """The folders of all networks in a folder of results, finished or not."""
     return sorted(p.parent for p in Path(results).glob("runs/*/seed_*/config.yaml") if ".damaged-" not in p.parent.name)
