@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from bnlab.harness.artifacts.settings import Config, field_names
-from bnlab.harness.config import check, check_name
+from bnlab.harness.config import check, check_folders
 from bnlab.harness.errors import UserError
 from experiments.explain import (
     CHOICES,
@@ -246,7 +246,7 @@ def find_results(words: list[str]) -> tuple[str, str, str]:
         raise UserError(f"which experiment? choose from {', '.join(list_choices('experiment'))}: experiment=NAME")
     with _composer() as composer:
         config = composer.compose(overrides)
-    check_name(config)  # type: ignore[arg-type]  # it has the fields
+    check_folders(config.results, config.name)
     return given["experiment"].get_value_element_as_str(), config.name, config.results
 
 
@@ -254,7 +254,7 @@ def find_results_folder(words: list[str]) -> str:
     """The folder that `results=` names, the only setting that there may be among the words."""
     with _composer() as composer:
         config = composer.compose(_parse_only(words, ("results",)))
-    check_name(config)  # type: ignore[arg-type]  # it has the fields
+    check_folders(config.results, config.name)
     return str(config.results)
 
 

@@ -35,15 +35,15 @@ def check(config: Config) -> None:
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
     _check_steps(config, total_steps(config, images))
     _check_device(config.device)
-    check_name(config)
+    check_folders(config.results, config.name)
 
 
-def check_name(config: Config) -> None:
-    """Raise UserError unless `results` and `name` are folders."""
-    if not config.results.strip():
+def check_folders(results: str, name: str) -> None:
+    """Raise UserError unless these can be names of folders."""
+    if not results.strip():
         raise UserError("results=: must be a folder; results is the usual one")
-    if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
-        raise UserError(f"name={config.name!r}: must be letters, digits, _ . - and not runs or reference")
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("runs", "reference"):
+        raise UserError(f"name={name!r}: must be letters, digits, _ . - and not runs or reference")
 
 
 def _check_numbers(config: Config, images: int) -> None:

@@ -31,18 +31,23 @@ def make_checkpoints(run: Run, missing: list[int]) -> None:
     Raises:
         JobError: training does not give what it gave before; checkpoints up to there are kept.
     """
-    for start, steps in groupby(missing, key=lambda step: _nearest_state(run, step)):
-        written: list[int] = []
+    for start, steps in groupby(missing, key=lambda step: _find_nearest_state(run, step)):
+        _make_from(run, start, list(steps))
 
-        def write(step: int, tensors: dict[str, Tensor], written: list[int] = written) -> None:
-            run.save_checkpoint(step, tensors)
-            written.append(step)
 
-        try:
-            _train_again(run, start, list(steps), write)
-        finally:
-            if written:
-                run.add_environment(checkpoints=written)
+def _make_from(run: Run, start: Path | None, steps: list[int]) -> None:
+    """Make the checkpoints of these steps from a state, and note the environment in which they were made."""
+    written: list[int] = []
+
+    def write(step: int, tensors: dict[str, Tensor]) -> None:
+        run.save_checkpoint(step, tensors)
+        written.append(step)
+
+    try:
+        _train_again(run, start, steps, write)
+    finally:
+        if written:
+            run.add_environment(checkpoints=written)
 
 
 def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
@@ -56,11 +61,11 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
     """
     found: dict[int, dict[str, Tensor]] = {}
     with run.lock:
-        _train_again(run, _nearest_state(run, steps[0]), list(steps), found.__setitem__)
+        _train_again(run, _find_nearest_state(run, steps[0]), list(steps), found.__setitem__)
     return found
 
 
-def _nearest_state(run: Run, step: int) -> Path | None:
+def _find_nearest_state(run: Run, step: int) -> Path | None:
     """The file of the last state that is not after a step; damaged ones are set aside. None: training begins at 0."""
     last = run.folder / "state.safetensors"
     ends_there = step == run.steps and last.exists()
