@@ -63,6 +63,20 @@ class Place(NamedTuple):
         return own_code(what, self.folder, self.experiment, str(RESULTS) if self.results is None else self.results)
 
 
+def names_experiment(words: list[str]) -> bool:
+    """Whether one of the words of a command is `experiment=NAME`."""
+    return any(word.startswith("experiment=") for word in words)
+
+
+def repeat_for_experiments(words: list[str]) -> list[list[str]]:
+    """The words of a command with each experiment that can be swept, if they do not name one."""
+    from experiments.explain import list_choices
+
+    if names_experiment(words):
+        return [words]
+    return [[f"experiment={name}", *words] for name in list_choices("experiment")]
+
+
 def find_places(words: list[str]) -> list[Place]:
     """Those that the words of a command mean: without words the reference results, otherwise own ones.
 
@@ -71,15 +85,12 @@ def find_places(words: list[str]) -> list[Place]:
     """
     from bnlab.harness.errors import UserError
     from experiments.compose import find_results
-    from experiments.explain import list_choices
     from experiments.questions import list_questions
 
     if not words:
         return [Place(name, name, None) for name in list_questions() if (REFERENCE / name / "runs.parquet").exists()]
-    one = any(word.startswith("experiment=") for word in words)
-    commands = [words] if one else [[f"experiment={name}", *words] for name in list_choices("experiment")]
-    places = [Place(*find_results(command)) for command in commands]
-    there = [place for place in places if one or (place.folder / "parts").is_dir()]
+    places = [Place(*find_results(command)) for command in repeat_for_experiments(words)]
+    there = [place for place in places if names_experiment(words) or (place.folder / "parts").is_dir()]
     if not there:
         raise UserError(f"no results in {places[0].results}/; run: python -m experiments.sweep experiment=quickstart")
     return there

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import run_command
-from experiments.places import REFERENCE, RESULTS, Place, find_places
+from experiments.places import REFERENCE, RESULTS, Place, find_places, repeat_for_experiments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,14 +31,11 @@ def _make_all(words: list[str]) -> int:
     from bnlab.harness.planning import count_cores, plan
     from experiments.answers import write_answers
     from experiments.compose import plan_jobs
-    from experiments.explain import list_choices
 
     for word in words:
         if word.partition("=")[0] not in ("experiment", "dry_run"):
             raise UserError(f"{word}: there are experiment=NAME and dry_run=true")
-    one = any(word.startswith("experiment=") for word in words)
-    commands = [words] if one else [[f"experiment={name}", *words] for name in list_choices("experiment")]
-    sweeps = [plan_jobs(command, multirun=False).configs for command in commands]
+    sweeps = [plan_jobs(command, multirun=False).configs for command in repeat_for_experiments(words)]
     for line in plan([config for sweep in sweeps for config in sweep], count_cores()):
         print(line, flush=True)
     if sweeps[0][0].dry_run:
