@@ -63,7 +63,7 @@ CASES = {
     "sweep seed=true": "Integer",
     "sweep seed=": "Integer",
     "sweep seed=null": "not Optional",
-    "sweep batch_size=1": "batch_size=1: must be 2 to 1295 .*at least 2",
+    "sweep batch_size=1": "batch_size=1: must be 2 to 1,295 .*at least 2",
     "sweep batch_size=99999": "1,295 images",
     "sweep batch_size=2.5": "Integer",
     "sweep data.images=10 batch_size=10": "batch_size=10: must be 2 to 9",
