@@ -19,17 +19,17 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from bnlab.harness.artifacts.settings import Config, field_names
-from bnlab.harness.config import check, check_name
+from bnlab.harness.config import check, check_folders
 from bnlab.harness.errors import UserError
 from experiments.explain import (
     CHOICES,
     CONF,
-    choices,
     experiment_file,
     explain_failure,
     explain_syntax,
     explain_unknown,
     first_line,
+    list_choices,
 )
 
 _FILES = (*CHOICES, "hydra/launcher")  # keys that choose a file of conf/, or one of Hydra's
@@ -117,7 +117,8 @@ class _Composer:
         overrides = list(overrides)
         choices = [o for o in overrides if o.get_key_element() in _FILES]
         values = [o for o in overrides if o.get_key_element() not in _FILES]
-        config = copy.deepcopy(self._base(tuple(f"{o.get_key_element()}={o.value()}" for o in choices))[not whole])
+        with_hydra, own = self._base(tuple(f"{o.get_key_element()}={o.value()}" for o in choices))
+        config = copy.deepcopy(with_hydra if whole else own)
         for override in values:
             if whole or not override.get_key_element().startswith("hydra."):
                 _set(config, override)
@@ -197,7 +198,7 @@ def _parse(overrides: list[str]) -> list[Override]:
         if key.startswith("hydra") and not key.startswith(("hydra/launcher", "hydra.launcher.")):
             raise UserError(f"{word}: of Hydra's own settings only hydra/launcher and hydra.launcher.* can be changed")
         if key in _FILES and not override.is_sweep_override() and not isinstance(override.value(), str):
-            raise UserError(f"{word}: {key} takes one name; choose from {', '.join(choices(key))}")
+            raise UserError(f"{word}: {key} takes one name; choose from {', '.join(list_choices(key))}")
         found[key] = override
     return list(found.values())
 
@@ -242,18 +243,18 @@ def find_results(words: list[str]) -> tuple[str, str, str]:
     overrides = _parse_only(words, ("experiment", "results", "name"))
     given = {o.get_key_element(): o for o in overrides}
     if "experiment" not in given:
-        raise UserError(f"which experiment? choose from {', '.join(choices('experiment'))}: experiment=NAME")
+        raise UserError(f"which experiment? choose from {', '.join(list_choices('experiment'))}: experiment=NAME")
     with _composer() as composer:
         config = composer.compose(overrides)
-    check_name(config)  # type: ignore[arg-type]  # it has the fields
+    check_folders(config.results, config.name)
     return given["experiment"].get_value_element_as_str(), config.name, config.results
 
 
-def results_folder(words: list[str]) -> str:
+def find_results_folder(words: list[str]) -> str:
     """The folder that `results=` names, the only setting that there may be among the words."""
     with _composer() as composer:
         config = composer.compose(_parse_only(words, ("results",)))
-    check_name(config)  # type: ignore[arg-type]  # it has the fields
+    check_folders(config.results, config.name)
     return str(config.results)
 
 

@@ -27,7 +27,7 @@ _SYNONYMS = {
 }
 
 
-def choices(group: str) -> list[str]:
+def list_choices(group: str) -> list[str]:
     """What there is to choose from: the files of a folder of conf/."""
     if group == "hydra/launcher":
         return ["basic", "joblib", "submitit_slurm"]
@@ -79,7 +79,7 @@ def explain_failure(files: Sequence[str], error: Exception) -> str:
 
 
 def _explain_missing(files: Sequence[str], group: str, name: str) -> str:
-    word, known, kind = f"{group}={name}", choices(group), group.removeprefix("hydra/")
+    word, known, kind = f"{group}={name}", list_choices(group), group.removeprefix("hydra/")
     source = word if word in files else f"{experiment_file(files)}: {word}"
     close = difflib.get_close_matches(name, known, n=1)
     return f"{source}: there is no such {kind}; choose from {', '.join(known)}{_suggest(close)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,9 +18,9 @@ class Place(NamedTuple):
     """An experiment's results.
 
     Attributes:
-        experiment: whose they are.
-        name: of their folder.
-        results: the folder of that; None for the reference results.
+        experiment: the name of the experiment.
+        name: that of their folder.
+        results: the folder in which that lies; None: they are reference results.
     """
 
     experiment: str
@@ -49,12 +50,31 @@ class Place(NamedTuple):
     def answer(self) -> Answer:
         """What the tables say; UserError with the line of the experiment's code that failed."""
         from bnlab.harness.reporting.answer import compose_answer
-        from experiments.questions import find_experiment, own_code
+        from experiments.questions import find_experiment
 
         question, tables = find_experiment(self.experiment), self.load()
-        results = str(RESULTS) if self.results is None else self.results
-        with own_code(f"answers of {self.experiment}", self.folder, self.experiment, results):
+        with self.explain_errors(f"answers of {self.experiment}"):
             return compose_answer(question, tables)
+
+    def explain_errors(self, what: str) -> AbstractContextManager[None]:
+        """In the block, errors of the experiment's code become UserErrors that name the tables and the line."""
+        from experiments.questions import own_code
+
+        return own_code(what, self.folder, self.experiment, str(RESULTS) if self.results is None else self.results)
+
+
+def names_experiment(words: list[str]) -> bool:
+    """Whether one of the words of a command is `experiment=NAME`."""
+    return any(word.startswith("experiment=") for word in words)
+
+
+def repeat_for_experiments(words: list[str]) -> list[list[str]]:
+    """The words of a command with each experiment that can be swept, if they do not name one."""
+    from experiments.explain import list_choices
+
+    if names_experiment(words):
+        return [words]
+    return [[f"experiment={name}", *words] for name in list_choices("experiment")]
 
 
 def find_places(words: list[str]) -> list[Place]:
@@ -65,15 +85,12 @@ def find_places(words: list[str]) -> list[Place]:
     """
     from bnlab.harness.errors import UserError
     from experiments.compose import find_results
-    from experiments.explain import choices
     from experiments.questions import list_questions
 
     if not words:
         return [Place(name, name, None) for name in list_questions() if (REFERENCE / name / "runs.parquet").exists()]
-    one = any(word.startswith("experiment=") for word in words)
-    chosen = [words] if one else [[f"experiment={name}", *words] for name in choices("experiment")]
-    places = [Place(*find_results(some)) for some in chosen]
-    there = [place for place in places if one or (place.folder / "parts").is_dir()]
+    places = [Place(*find_results(command)) for command in repeat_for_experiments(words)]
+    there = [place for place in places if names_experiment(words) or (place.folder / "parts").is_dir()]
     if not there:
         raise UserError(f"no results in {places[0].results}/; run: python -m experiments.sweep experiment=quickstart")
     return there

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import run_command
-from experiments.places import REFERENCE, RESULTS, find_places
+from experiments.places import REFERENCE, RESULTS, Place, find_places, repeat_for_experiments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,22 +28,19 @@ def main() -> int:
 
 def _make_all(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
-    from bnlab.harness.planning import cores, plan
+    from bnlab.harness.planning import count_cores, plan
     from experiments.answers import write_answers
     from experiments.compose import plan_jobs
-    from experiments.explain import choices
 
-    given = dict(word.partition("=")[::2] for word in words)
     for word in words:
         if word.partition("=")[0] not in ("experiment", "dry_run"):
             raise UserError(f"{word}: there are experiment=NAME and dry_run=true")
-    names = [given["experiment"]] if "experiment" in given else choices("experiment")
-    planned = [config for name in names for config in plan_jobs([f"experiment={name}"], multirun=False).configs]
-    for line in plan(planned, cores()):
+    sweeps = [plan_jobs(command, multirun=False).configs for command in repeat_for_experiments(words)]
+    for line in plan([config for sweep in sweeps for config in sweep], count_cores()):
         print(line, flush=True)
-    if given.get("dry_run", "false") == "true":
+    if sweeps[0][0].dry_run:
         return 0
-    failed = max(_make(name) for name in names)
+    failed = max(_make(sweep[0].name) for sweep in sweeps)
     write_answers([place.answer() for place in find_places([])])
     return failed
 
@@ -56,7 +53,7 @@ def _make(name: str) -> int:
     # Measuring gains from processes too, which a sweep does not know beforehand.
     failed = run_sweep([f"experiment={name}", "hydra/launcher=joblib"])
     if not failed:
-        draw_all(name, name, str(RESULTS))
+        draw_all(Place(name, name, str(RESULTS)))
         keep(name)
     return failed
 

@@ -30,9 +30,9 @@ def main() -> int:
 
 def _dispatch(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
-    from experiments.compose import results_folder
+    from experiments.compose import find_results_folder
 
-    results = results_folder([word for word in words if "=" in word])
+    results = find_results_folder([word for word in words if "=" in word])
     commands = [word for word in words if "=" not in word]
     match commands:
         case ["list"]:
@@ -52,9 +52,9 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _list(results: str) -> None:
-    from bnlab.harness.artifacts.runs import all_runs
+    from bnlab.harness.artifacts.runs import list_runs
 
-    folders = all_runs(results)
+    folders = list_runs(results)
     if not folders:
         print(f"no networks in {results}/runs; train some: python -m experiments.sweep experiment=quickstart")
         return
@@ -98,10 +98,10 @@ def _megabytes(folder: Path) -> float:
 
 def _find(results: str, run: str) -> Path:
     """The folder of the one network whose name begins so."""
-    from bnlab.harness.artifacts.runs import all_runs
+    from bnlab.harness.artifacts.runs import list_runs
     from bnlab.harness.errors import UserError
 
-    folders = all_runs(results)
+    folders = list_runs(results)
     beginning = [folder for folder in folders if run and _id(folder).startswith(run)]
     found = [folder for folder in beginning if _id(folder) == run] or beginning
     if len(found) != 1:
@@ -166,12 +166,12 @@ def _clean(results: str) -> None:
     # Only where the harness writes: `results` may be any folder.
     own = [path for place in ("runs", "*/parts", "*/tables", "*/failures") for path in folder.glob(f"{place}/**/*")]
     leftovers = [p for p in own if p.match(".*.part") and time.time() - p.stat().st_mtime > _WRITING]
-    spoilt = [p for p in own if p.match("*.damaged") and p.is_file()]
+    unreadable = [p for p in own if p.match("*.damaged") and p.is_file()]
     for path in damaged:
         shutil.rmtree(path)
-    for path in (*leftovers, *spoilt):
+    for path in (*leftovers, *unreadable):
         path.unlink(missing_ok=True)
-    print(f"removed {len(damaged)} damaged networks and {len(leftovers) + len(spoilt)} leftover files in {results}")
+    print(f"removed {len(damaged)} damaged networks and {len(leftovers) + len(unreadable)} leftover files in {results}")
 
 
 def _id(folder: Path) -> str:

@@ -55,9 +55,9 @@ def _show() -> None:
 
 
 def _dry_run(sweep: Sweep) -> int:
-    from bnlab.harness.planning import cores, plan
+    from bnlab.harness.planning import count_cores, plan
 
-    for line in plan(sweep.configs, cores() if sweep.launcher == "joblib" else 1):
+    for line in plan(sweep.configs, count_cores() if sweep.launcher == "joblib" else 1):
         print(line)
     return 0
 
@@ -78,7 +78,7 @@ def _run(sweep: Sweep, words: list[str]) -> int:
 def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     """Put the tables together and say what there is now."""
     from bnlab.harness.artifacts.settings import network_hash
-    from bnlab.harness.jobs import failures
+    from bnlab.harness.jobs import list_failures
     from bnlab.harness.reporting import tables
 
     first = planned[0]
@@ -86,7 +86,7 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     found = tables.write_tables(folder, first.csv)
     wanted = {f"{network_hash(config)}/seed_{config.seed}" for config in planned}
     runs = found["runs"][found["runs"]["run"].isin(wanted)]
-    failed = [path for config in planned for path in failures(config)]
+    failed = [path for config in planned for path in list_failures(config)]
     print(f"done in {seconds:.0f} s; {folder}/tables/")
     for name, frame in found.items():
         if len(frame):

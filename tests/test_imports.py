@@ -44,8 +44,22 @@ LEVEL = {
     "__init__": 6,
 }
 # Inside of a folder a module imports those before it only.
-ARTIFACTS = ("vision", "glyphs", "data", "models", "training", "settings", "runs", "producing", "__init__")
+ARTIFACTS = (
+    "vision",
+    "glyphs",
+    "data",
+    "models",
+    "training",
+    "settings",
+    "runs",
+    "states",
+    "announcing",
+    "reproducing",
+    "producing",
+    "__init__",
+)
 RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
+FRAMES = ("selection", "panels", "networks", "comparisons", "averages", "scores", "__init__")
 EXACT = (
     "standard_errors",
     "inputs",
@@ -96,7 +110,12 @@ def test_imports_go_downwards(path: Path) -> None:
             assert own == module or LEVEL[own] > LEVEL.get(module, -1), f"{own} imports {module}"
 
 
-FOLDERS = {"recording": RECORDING, "exact": EXACT, "harness.artifacts": ARTIFACTS}
+FOLDERS = {
+    "recording": RECORDING,
+    "exact": EXACT,
+    "harness.artifacts": ARTIFACTS,
+    "harness.reporting.frames": FRAMES,
+}
 
 
 @pytest.mark.parametrize(("folder", "name"), [(folder, name) for folder, names in FOLDERS.items() for name in names])
@@ -144,7 +163,7 @@ REPORTING = {
 }
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "harness" / "reporting").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "harness" / "reporting").rglob("*.py")), ids=lambda path: path.stem)
 def test_reporting_sees_tables_only(path: Path) -> None:
     for name in imports(path):
         known = any(f"{name}.".startswith(f"{package}.") for package in REPORTING)

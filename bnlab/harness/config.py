@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
+
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data, models, training
 from bnlab.harness.artifacts.settings import Config, as_list, list_steps, total_steps
@@ -13,7 +15,6 @@ from bnlab.harness.measurements.sources import FrozenWeights, find_sources
 
 POPULATIONS = ("train", "train_augmented", "val")
 SPLITS = ("test", "val", "train")
-
 
 _MOST_STEPS = 10**7  # file names hold seven digits
 
@@ -34,21 +35,21 @@ def check(config: Config) -> None:
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
     _check_steps(config, total_steps(config, images))
     _check_device(config.device)
-    check_name(config)
+    check_folders(config.results, config.name)
 
 
-def check_name(config: Config) -> None:
-    """Raise UserError unless `results` and `name` are folders."""
-    if not config.results.strip():
+def check_folders(results: str, name: str) -> None:
+    """Raise UserError unless these can be names of folders."""
+    if not results.strip():
         raise UserError("results=: must be a folder; results is the usual one")
-    if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
-        raise UserError(f"name={config.name!r}: must be letters, digits, _ . - and not runs or reference")
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("runs", "reference"):
+        raise UserError(f"name={name!r}: must be letters, digits, _ . - and not runs or reference")
 
 
 def _check_numbers(config: Config, images: int) -> None:
     if not 2 <= config.batch_size <= images:
         reason = "batch norm needs at least 2" if config.batch_size < 2 else f"the training split has {images:,} images"
-        raise UserError(f"batch_size={config.batch_size}: must be 2 to {images} ({reason})")
+        raise UserError(f"batch_size={config.batch_size}: must be 2 to {images:,} ({reason})")
     for key, low, high in (
         ("epochs", 1, _MOST_STEPS),
         ("steps", 1, _MOST_STEPS),
@@ -65,10 +66,10 @@ def _check_statistics(config: Config, images: int) -> None:
         values = as_list(getattr(config, key))
         if not values:
             raise UserError(f"{key}=[]: give at least one value")
-        kinds, named = ((int, float), "a number") if key == "momentum" else ((str,), "a name")
-        for value in values:
+        kinds, expected = ((int, float), "a number") if key == "momentum" else ((str,), "a name")
+        for value in values:  # True is an int too
             if isinstance(value, bool) or not isinstance(value, kinds):
-                raise UserError(f"{key}={value}: must be {named} or a list")
+                raise UserError(f"{key}={value}: must be {expected} or a list")
     for value in as_list(config.momentum):
         if not 0 < value <= 1:
             raise UserError(f"momentum={value}: is the weight of the new batch; must be above 0 and at most 1")
@@ -83,6 +84,8 @@ def _check_statistics(config: Config, images: int) -> None:
 
 def _check_steps(config: Config, steps: int) -> None:
     """UserError unless `evaluate_at` is log, final or a list, and `accuracy_at` final, all or some of that list."""
+    if steps > _MOST_STEPS:
+        raise UserError(f"epochs={config.epochs}: is {steps:,} steps; must be {_MOST_STEPS:,} or fewer")
     if config.evaluate_at not in ("log", "final"):
         _check_list("evaluate_at", "log, final", config.evaluate_at, steps)
     if config.accuracy_at in ("final", "all"):
@@ -107,8 +110,6 @@ def _check_list(key: str, words: str, value: Any, steps: int) -> None:
 
 
 def _check_device(name: str) -> None:
-    import torch
-
     if name == "auto":
         return
     if name.partition(":")[0] not in ("cpu", "cuda"):

@@ -19,20 +19,20 @@ class JobError(UserError):
 
 
 def where_raised(error: BaseException) -> str:
-    """`file:line: Type: message`, the line being the last one of the user's own code; without one `Type: message`."""
+    """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
     own = [(Path(name), line) for name, line in frames if not name.startswith("<") and not _is_of_others(Path(name))]
     message = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{_short(own[-1][0])}:{own[-1][1]}: {message}" if own else message
+    return f"{_shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
 
 
 def _is_of_others(path: Path) -> bool:
     return any(path.is_relative_to(folder) for folder in _OTHERS)
 
 
-def _short(path: Path) -> Path:
+def _shorten(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

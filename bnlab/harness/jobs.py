@@ -17,7 +17,7 @@ import torch
 from bnlab.files import digest
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
-from bnlab.harness.artifacts.runs import Run, environment, write_text
+from bnlab.harness.artifacts.runs import Run, describe_environment, write_text
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
@@ -25,9 +25,11 @@ from bnlab.harness.measurements import needs_trace
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.sources import find_sources, try_estimators
 from bnlab.harness.reporting import tables
+from bnlab.harness.schema import EARLIER_NAMES
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
+_UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
 def prepare(planned: list[Config]) -> None:
@@ -41,13 +43,13 @@ def prepare(planned: list[Config]) -> None:
     try_estimators(source for config in planned for source in find_sources(config))
     tried: list[object] = []
     for config in planned:
-        run, kind = Run(config), (config.data, config.model)
+        run, kind = Run(config), (config.data, config.model, config.norm)
         run.check_settings()
         if kind not in tried and not run.finished:
             tried.append(kind)
             try_training(run)
     for config in planned:
-        for path in failures(config):
+        for path in list_failures(config):
             path.unlink(missing_ok=True)
 
 
@@ -57,7 +59,7 @@ def _require_writable(results: Path) -> None:
         raise UserError(f"results={results}: {existing} is not a folder that can be written")
 
 
-def failures(config: Config) -> list[Path]:
+def list_failures(config: Config) -> list[Path]:
     """Why jobs on this configuration's network failed in the last sweep, a file for each."""
     folder = Path(config.results) / config.name / "failures"
     return sorted(folder.glob(f"{Run(config).id.replace('/', '-')}-*.txt"))
@@ -72,14 +74,15 @@ def attempt(config: Config) -> None:
     try:
         execute(config)
     except JobError as error:
-        _fail(config, str(error), "".join(getattr(error, "__notes__", [])))
+        _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (UserError, OSError):
         raise
-    except (Exception, SystemExit) as error:  # an estimator of the user's own may raise either
-        _fail(config, where_raised(error), traceback.format_exc())
+    except (Exception, SystemExit) as error:  # a user's estimator may raise either
+        _record_failure(config, where_raised(error), traceback.format_exc())
 
 
-def _fail(config: Config, reason: str, details: str) -> None:
+def _record_failure(config: Config, reason: str, details: str) -> None:
+    """Print why a job failed, keep it with the details in a file, and write the run's row as failed."""
     run, folder = Run(config), Path(config.results) / config.name
     settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
     path = folder / "failures" / f"{run.id.replace('/', '-')}-{settings}.txt"
@@ -100,8 +103,8 @@ def execute(config: Config) -> None:
     folder = Path(config.results) / config.name
     sources = find_sources(config)
     described = [[s.estimator, s.momentum, s.split] for s in sources]
-    chosen = [config.accuracy_at, as_list(config.evaluate_on), config.data.test_fonts]
-    identity = json.dumps([described, run.wanted, *chosen])
+    predicted = [config.accuracy_at, as_list(config.evaluate_on), config.data.test_fonts]
+    identity = json.dumps([described, run.wanted, *predicted])
     failed: Failures = {}
     for name in _choose_measurements(run):
         rows = complete_rows(run, name, sources, failed)
@@ -133,35 +136,30 @@ def _write_row(run: Run) -> None:
     """The run's row of the table `runs`; `failed` as long as one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        found = run.status if run.finished else None
-        row = _run_row(run, found or {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan})
-        if failures(run.config):
+        row = _build_row(run, (run.status if run.finished else None) or _UNTRAINED)
+        if list_failures(run.config):
             row["status"] = "failed"
         tables.write_part(Path(run.config.results) / run.config.name, "runs", run.id, "", row)
 
 
-def _run_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
-    config, optimizer = run.config, asdict(run.config.optimizer)
-    images = data.check(config.data)
+def _build_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
+    """The row of the table `runs`; settings that have an earlier name are in both columns."""
+    config, images = run.config, data.check(run.config.data)
     steps = total_steps(config, images)
     try:
         described = run.environment
     except (FileNotFoundError, ValueError):  # the job failed before it was trained
-        described = environment(run.device)
+        described = describe_environment(run.device)
+    settings = flatten({key: asdict(getattr(config, key)) for key in ("data", "model", "norm", "optimizer")})
     row = {
         "run": run.id,
         "seed": config.seed,
-        "data": config.data.name,
-        "model": config.model.name,
-        "norm": config.norm.name,
+        **settings,
+        **{earlier: settings[name] for name, earlier in EARLIER_NAMES.items()},
         "batch_size": config.batch_size,
         "norm_batch_size": config.batch_size if run.has_trace else None,
-        **flatten({key: asdict(getattr(config, key)) for key in ("data", "model", "norm", "optimizer")}),
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
-        "optimizer": optimizer.pop("name"),
-        "sgd_momentum": optimizer.pop("momentum"),
-        **optimizer,
         "epochs": steps / steps_per_epoch(images, config.batch_size),
         "steps": steps,
         "status": status["status"],

@@ -8,19 +8,19 @@ from collections.abc import Hashable, Iterable
 
 import torch
 
-from bnlab.harness.artifacts.producing import start_training
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config, as_list
+from bnlab.harness.artifacts.settings import Config, as_list, network_hash
+from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
 from bnlab.harness.measurements.sources import find_sources
 
 _TRIAL_STEPS = 5
-Evaluated = tuple[str, str, int, Hashable]  # network, run, step, and under which statistics
+Evaluated = tuple[str, str, int, Hashable]  # hash of the network's settings, run, step, and under which statistics
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -29,7 +29,7 @@ def gains_from_processes(planned: list[Config]) -> bool:
     """Whether several networks have to be trained, on several cores and no accelerator."""
     runs = {run.id: run for run in map(Run, planned)}
     untrained = [run for run in runs.values() if not run.finished]
-    return len(untrained) > 1 and cores() > 1 and all(run.device.type == "cpu" for run in untrained)
+    return len(untrained) > 1 and count_cores() > 1 and all(run.device.type == "cpu" for run in untrained)
 
 
 def outline(planned: list[Config]) -> str:
@@ -48,40 +48,41 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
     """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
     prepare_process(planned[0])
     runs: dict[str, Run] = {}
-    images: dict[Evaluated, int] = {}  # that are evaluated, each time once however many jobs ask for it
+    images: dict[Evaluated, int] = {}  # of each evaluation, which is done once however many jobs ask for it
     for config in planned:
-        run = runs.setdefault(Run(config).id, Run(config))
-        images |= _list_evaluations(run, config)
-    rates = {network: _rates(run) for network, run in {_network(run): run for run in runs.values()}.items()}
-    training = sum(rates[_network(run)][0] * run.steps for run in runs.values() if not run.finished)
-    measured = sum(rates[key[0]][1] * number for key, number in images.items())
+        run = Run(config)
+        runs.setdefault(run.id, run)
+        images |= _list_evaluations(run)
+    rates = {network: _time_steps(run) for network, run in {_hash_of(run): run for run in runs.values()}.items()}
+    training = sum(rates[_hash_of(run)][0] * run.steps for run in runs.values() if not run.finished)
+    measuring = sum(rates[network][1] * number for (network, *_), number in images.items())
     yield outline(planned)
     threads = _count(torch.get_num_threads(), "thread")
     how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
-    yield f"training   about {_time(training / processes)} on {how}"
-    yield f"measuring  about {_time(measured / processes)}, less what has been done before"
+    yield f"training   about {_format_seconds(training / processes)} on {how}"
+    yield f"measuring  about {_format_seconds(measuring / processes)}, less what has been done before"
 
 
-def _network(run: Run) -> str:
-    """What seeds have in common."""
-    return run.id.split("/")[0]
+def _hash_of(run: Run) -> str:
+    """Of the network's settings, which seeds have in common."""
+    return network_hash(run.config)
 
 
-def _list_evaluations(run: Run, config: Config) -> dict[Evaluated, int]:
+def _list_evaluations(run: Run) -> dict[Evaluated, int]:
     """What a job evaluates, and how many images each time: exact statistics, and every source on each split."""
-    network, steps, predicted = _network(run), Run(config).wanted, Run(config).predicted
+    network = _hash_of(run)
     found: dict[Evaluated, int] = {}
     if run.has_trace:
-        found = {(network, run.id, step, "exact statistics"): len(run.dataset.train.labels) for step in steps}
-    if "evaluations" in as_list(config.measurements):
-        sources = find_sources(config) if run.has_trace else [None]  # without batch norm the network itself
-        for split in as_list(config.evaluate_on):
+        found = {(network, run.id, step, "exact statistics"): len(run.dataset.train.labels) for step in run.wanted}
+    if "evaluations" in as_list(run.config.measurements):
+        sources = find_sources(run.config) if run.has_trace else [None]  # without batch norm the network itself
+        for split in as_list(run.config.evaluate_on):
             images = len(run.dataset.images_of(split).labels)
-            found |= {(network, run.id, step, (source, split)): images for step in predicted for source in sources}
+            found |= {(network, run.id, step, (source, split)): images for step in run.predicted for source in sources}
     return found
 
 
-def _rates(run: Run) -> tuple[float, float]:
+def _time_steps(run: Run) -> tuple[float, float]:
     """Seconds for a training step and for an evaluated image, each after a warm-up."""
     progress = start_training(run)
     for group in progress.optimizer.param_groups:
@@ -96,11 +97,7 @@ def _rates(run: Run) -> tuple[float, float]:
     return (times[-1] - times[0]) / (len(times) - 1), evaluated
 
 
-def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+def _format_seconds(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

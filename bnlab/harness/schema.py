@@ -16,11 +16,17 @@ from bnlab.files import OtherVersion, write_whole
 
 @dataclass(frozen=True)
 class Table:
-    """Columns with their types; `key` is what a row is found by (`momentum` is null where it has no meaning)."""
+    """What a table consists of.
+
+    Attributes:
+        key: the columns in which no two rows agree; `momentum` is null where it has no meaning.
+        types: of all columns, in order.
+        later: columns that files of earlier versions lack: null there.
+    """
 
     key: tuple[str, ...]
     types: dict[str, pa.DataType]
-    later: tuple[str, ...] = ()  # columns that files of earlier versions lack: null there
+    later: tuple[str, ...] = ()
 
     @property
     def schema(self) -> pa.Schema:
@@ -30,33 +36,17 @@ class Table:
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _STATISTICS = {"run": _TEXT, "step": _INT, "estimator": _TEXT, "momentum": _REAL, "statistics_split": _TEXT}
 
-# Of `runs`, by their names in the configuration where the older columns have none.
-_SETTINGS = {
-    "data.images": _INT,
-    "data.classes": _INT,
-    "data.difficulty": _TEXT,
-    "data.fonts": _TEXT,
-    "data.test_fonts": _TEXT,
-    "data.image_size": _INT,
-    "data.shift": _INT,
-    "data.flip": _BOOL,
-    "model.depth": _INT,
-    "model.width": _INT,
-    "model.pool_every": _INT,
-    "lr_effective": _REAL,
-    "last_step": _INT,
-    "data.name": _TEXT,
-    "model.name": _TEXT,
-    "norm.name": _TEXT,
-    "optimizer.name": _TEXT,
-    "optimizer.lr": _REAL,
-    "optimizer.lr_scaling": _TEXT,
-    "optimizer.momentum": _REAL,
-    "optimizer.weight_decay": _REAL,
-    "optimizer.label_smoothing": _REAL,
-    "optimizer.schedule": _TEXT,
-}
-# Columns of `runs` that earlier files have under another name only.
+# Columns of `runs` that earlier files lack; settings have their names in the configuration.
+_LATER = {
+    "data.images": _INT, "data.classes": _INT, "data.difficulty": _TEXT, "data.fonts": _TEXT, "data.test_fonts": _TEXT,
+    "data.image_size": _INT, "data.shift": _INT, "data.flip": _BOOL,
+    "model.depth": _INT, "model.width": _INT, "model.pool_every": _INT,
+    "lr_effective": _REAL, "last_step": _INT,
+    "data.name": _TEXT, "model.name": _TEXT, "norm.name": _TEXT,
+    "optimizer.name": _TEXT, "optimizer.lr": _REAL, "optimizer.lr_scaling": _TEXT, "optimizer.momentum": _REAL,
+    "optimizer.weight_decay": _REAL, "optimizer.label_smoothing": _REAL, "optimizer.schedule": _TEXT,
+}  # fmt: skip
+# Columns of `runs` that earlier files have under another name only; the table has both.
 EARLIER_NAMES = {
     **{f"{key}.name": key for key in ("data", "model", "norm", "optimizer")},
     **{f"optimizer.{key}": key for key in ("lr", "lr_scaling", "weight_decay", "label_smoothing", "schedule")},
@@ -67,86 +57,91 @@ EARLIER_NAMES = {
 TABLES = {
     "runs": Table(
         ("run",),
-        dict.fromkeys(("run",), _TEXT)
-        | {
-            "seed": _INT,
-            "data": _TEXT,
-            "model": _TEXT,
-            "norm": _TEXT,
-            "batch_size": _INT,
-            "norm_batch_size": _INT,
-        }
-        | {"optimizer": _TEXT, "lr": _REAL, "lr_scaling": _TEXT, "sgd_momentum": _REAL, "weight_decay": _REAL}
-        | {"label_smoothing": _REAL, "schedule": _TEXT, "epochs": _REAL, "steps": _INT, "status": _TEXT}
-        | {"train_seconds": _REAL, "final_loss": _REAL, "settings": _TEXT}
-        | {"versions": _TEXT, "device": _TEXT, "threads": _INT}
-        | _SETTINGS,
-        later=tuple(_SETTINGS),
+        {
+            "run": _TEXT, "seed": _INT, "data": _TEXT, "model": _TEXT, "norm": _TEXT, "batch_size": _INT,
+            "norm_batch_size": _INT, "optimizer": _TEXT, "lr": _REAL, "lr_scaling": _TEXT, "sgd_momentum": _REAL,
+            "weight_decay": _REAL, "label_smoothing": _REAL, "schedule": _TEXT, "epochs": _REAL, "steps": _INT,
+            "status": _TEXT, "train_seconds": _REAL, "final_loss": _REAL, "settings": _TEXT, "versions": _TEXT,
+            "device": _TEXT, "threads": _INT, **_LATER,
+        },
+        later=tuple(_LATER),
     ),
     "gaps": Table(
         (*_STATISTICS, "layer"),
-        _STATISTICS
-        | {
-            "layer": _TEXT,
-            "epoch": _REAL,
-            "depth": _INT,
-            "channels": _INT,
-            "mean_gap": _REAL,
-            "var_gap": _REAL,
-        }
-        | {"kl": _REAL, "tid_mean": _REAL, "tid_std": _REAL, "var_ratio": _REAL},
+        {
+            **_STATISTICS, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "mean_gap": _REAL,
+            "var_gap": _REAL, "kl": _REAL, "tid_mean": _REAL, "tid_std": _REAL, "var_ratio": _REAL,
+        },
         later=("var_ratio",),
     ),
     "evaluations": Table(
         (*_STATISTICS, "split", "shift"),
-        _STATISTICS
-        | {"split": _TEXT, "shift": _TEXT, "epoch": _REAL, "images": _INT, "stat_images": _INT, "loss": _REAL}
-        | {"accuracy": _REAL, "ece": _REAL, "disagreement": _REAL, "logit_gap": _REAL},
+        {
+            **_STATISTICS, "split": _TEXT, "shift": _TEXT, "epoch": _REAL, "images": _INT, "stat_images": _INT,
+            "loss": _REAL, "accuracy": _REAL, "ece": _REAL, "disagreement": _REAL, "logit_gap": _REAL,
+        },
     ),
     "drift": Table(
         ("run", "step", "layer"),
-        {"run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "window": _INT}
-        | {"mean_level": _REAL, "mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL},
+        {
+            "run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "window": _INT,
+            "mean_level": _REAL, "mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL,
+        },
     ),
     "precision": Table(
         ("run", "step", "layer"),
-        {"run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "images": _INT}
-        | {"values": _INT, "mean_error": _REAL, "var_error": _REAL},
+        {
+            "run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "images": _INT,
+            "values": _INT, "mean_error": _REAL, "var_error": _REAL,
+        },
     ),
     "traces": Table(
         (*_STATISTICS, "layer", "channel"),
-        _STATISTICS | {"layer": _TEXT, "channel": _INT, "epoch": _REAL, "depth": _INT, "mean": _REAL, "var": _REAL},
+        {
+            **_STATISTICS, "layer": _TEXT, "channel": _INT, "epoch": _REAL, "depth": _INT, "mean": _REAL, "var": _REAL,
+        },
     ),
     "histograms": Table(
         (*_STATISTICS, "layer", "left"),
-        _STATISTICS | {"layer": _TEXT, "left": _REAL, "epoch": _REAL, "depth": _INT, "right": _REAL, "share": _REAL},
+        {
+            **_STATISTICS, "layer": _TEXT, "left": _REAL, "epoch": _REAL, "depth": _INT, "right": _REAL, "share": _REAL,
+        },
     ),
     "doses": Table(
         ("run", "step", "layer", "moment", "dose"),
-        {"run": _TEXT, "step": _INT, "layer": _TEXT, "moment": _TEXT, "dose": _REAL, "epoch": _REAL, "depth": _INT}
-        | {"accuracy": _REAL, "accuracy_lost": _REAL, "disagreement": _REAL, "logit_gap": _REAL},
+        {
+            "run": _TEXT, "step": _INT, "layer": _TEXT, "moment": _TEXT, "dose": _REAL, "epoch": _REAL, "depth": _INT,
+            "accuracy": _REAL, "accuracy_lost": _REAL, "disagreement": _REAL, "logit_gap": _REAL,
+        },
     ),
     "counterexamples": Table(
         (*_STATISTICS, "case", "size"),
-        _STATISTICS | {"case": _TEXT, "size": _REAL, "epoch": _REAL, "batches": _INT, "error": _REAL},
+        {
+            **_STATISTICS, "case": _TEXT, "size": _REAL, "epoch": _REAL, "batches": _INT, "error": _REAL,
+        },
     ),
     "last_batches": Table(
         (*_STATISTICS, "layer", "last"),
-        _STATISTICS | {"layer": _TEXT, "last": _INT, "epoch": _REAL, "depth": _INT, "followed": _REAL, "moved": _REAL},
+        {
+            **_STATISTICS, "layer": _TEXT, "last": _INT, "epoch": _REAL, "depth": _INT, "followed": _REAL,
+            "moved": _REAL,
+        },
     ),
     "within_epoch": Table(
         (*_STATISTICS, "layer", "last_batch", "position"),
-        _STATISTICS
-        | {"layer": _TEXT, "last_batch": _TEXT, "position": _INT, "epoch": _REAL, "depth": _INT, "channels": _INT}
-        | {"batches": _INT, "last_share": _REAL, "epochs": _INT, "noise": _REAL, "spread": _REAL},
+        {
+            **_STATISTICS, "layer": _TEXT, "last_batch": _TEXT, "position": _INT, "epoch": _REAL, "depth": _INT,
+            "channels": _INT, "batches": _INT, "last_share": _REAL, "epochs": _INT, "noise": _REAL, "spread": _REAL,
+        },
     ),
     "decomposition": Table(
         (*_STATISTICS, "layer", "statistic", "term"),
-        _STATISTICS
-        | {"layer": _TEXT, "statistic": _TEXT, "term": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT}
-        | {"contribution": _REAL, "square": _REAL},
+        {
+            **_STATISTICS, "layer": _TEXT, "statistic": _TEXT, "term": _TEXT, "epoch": _REAL, "depth": _INT,
+            "channels": _INT, "contribution": _REAL, "square": _REAL,
+        },
     ),
-}
+}  # fmt: skip
 
 LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})
 """The table `log`, which is put together from the networks' own files when it is asked for."""

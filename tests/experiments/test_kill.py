@@ -20,12 +20,12 @@ from pandas.testing import assert_frame_equal
 
 from bnlab import storage
 from bnlab.harness import load, schema
-from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts import producing, reproducing, states
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import Callback, Progress
 from bnlab.harness.errors import JobError
-from bnlab.harness.jobs import attempt, execute, failures
+from bnlab.harness.jobs import attempt, execute, list_failures
 from tests.experiments.commands import ROOT, files, run, start
 
 # Trains with a state after every step, and dies in the middle of writing file number argv[2] or at step argv[3].
@@ -163,13 +163,13 @@ def test_a_later_checkpoint_changes_nothing_else(whole: Run, tmp_path: Path) -> 
 def count_updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that are trained from now on."""
     steps: list[int] = []
-    original = producing.train
+    original = reproducing.train
 
     def counted(progress: Progress, batches: object, optimizer: object, total: int, callbacks: list[Callback],
                 **more: int) -> None:  # fmt: skip
         original(progress, batches, optimizer, total, [*callbacks, lambda p: steps.append(p.step)], **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(producing, "train", counted)
+    monkeypatch.setattr(reproducing, "train", counted)
     return steps
 
 
@@ -226,7 +226,7 @@ def test_another_trajectory_is_refused(whole: Run, tmp_path: Path, monkeypatch: 
     ]
     assert all(after[key] == value for key, value in before.items() if not key.endswith("environment.json"))
     attempt(config(tmp_path, evaluate_at=[3, 4, 5, 12]))  # others of a sweep would go on
-    assert len(failures(config(tmp_path))) == 1
+    assert len(list_failures(config(tmp_path))) == 1
     execute(config(tmp_path, evaluate_at=[3, 12]))
 
 
@@ -238,8 +238,8 @@ def test_other_weights_are_another_trajectory(tmp_path: Path, monkeypatch: pytes
         list(progress.model.parameters())[-1].data.add_(1e-3)
         return progress
 
-    start_training = producing.start_training
-    monkeypatch.setattr(producing, "start_training", other_initialization)
+    start_training = states.start_training
+    monkeypatch.setattr(states, "start_training", other_initialization)
     with pytest.raises(JobError, match="the loss of step 1 was"):
         execute(config(tmp_path, evaluate_at=[1]))
     assert not Run(config(tmp_path)).checkpoint(1).exists()
@@ -256,7 +256,7 @@ def test_checkpoints_are_made_again_with_the_threads_of_the_training(
     execute(config(tmp_path, evaluate_at="final"))
     assert [(e["step"], e["threads"]) for e in run.environments] == [(0, 2), (6, 1)]
     used: list[int] = []
-    monkeypatch.setattr(producing._CheckpointKeeper, "compare", lambda *_: used.append(torch.get_num_threads()))
+    monkeypatch.setattr(reproducing._CheckpointKeeper, "compare", lambda *_: used.append(torch.get_num_threads()))
     with contextlib.suppress(JobError):  # nothing is written without the comparison
         execute(config(tmp_path, evaluate_at=[4, 8]))
     assert used[:2] == [2, 2]
@@ -278,7 +278,7 @@ def test_full_disk(whole: Run, tmp_path: Path, written: int, monkeypatch: pytest
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             attempt(config(tmp_path))
-    assert not list(tmp_path.rglob(".*.part")) and not failures(config(tmp_path))
+    assert not list(tmp_path.rglob(".*.part")) and not list_failures(config(tmp_path))
     attempt(config(tmp_path))
     assert_same(Run(config(tmp_path)), whole)
 

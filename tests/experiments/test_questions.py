@@ -19,12 +19,12 @@ from bnlab.harness.reporting.experiment import NoRows, answers, declared
 from bnlab.harness.reporting.frames import share_name
 from bnlab.harness.schema import LOG, TABLES
 from experiments.compose import plan_jobs
-from experiments.explain import choices
+from experiments.explain import list_choices
 from experiments.questions import find_experiment
 from tests.experiments.commands import ROOT
 from tests.experiments.planted import Effect, Setting, decide, plant
 
-EXPERIMENTS = choices("experiment")
+EXPERIMENTS = list_choices("experiment")
 FOLDER = Path(__file__).parent / "questions"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bnlab.harness import planning
+from experiments import answers
 from experiments import results as command
 from experiments.questions import find_experiment
 from tests.experiments.commands import Call
@@ -19,11 +21,25 @@ from tests.experiments.commands import Call
         (["--help"], 0, "usage: python -m experiments.results"),
         (["seed=0"], 2, "error: seed=0: there are experiment=NAME and dry_run=true"),
         (["experiment=nothing"], 2, "error: experiment=nothing: there is no such experiment; choose from "),
+        (["dry_run=maybe"], 2, "error: dry_run=maybe: Value 'maybe' is not a valid bool"),
+        (["experiment=quickstart", "experiment=momentum"], 2, "error: experiment=momentum: experiment is given twice"),
     ],
 )
 def test_words(words: list[str], code: int, message: str, call: Call) -> None:
     returned, out, err = call("results", *words)
     assert returned == code and (err if code else out).startswith(message)
+
+
+@pytest.mark.parametrize(("value", "is_dry"), [("true", True), ("True", True), ("false", False)])
+def test_a_dry_run_makes_nothing(value: str, is_dry: bool, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(planning, "plan", lambda *_: ["about an hour"])
+    monkeypatch.setattr(command, "_make", lambda name: made.append(name) or 1)
+    monkeypatch.setattr(command, "find_places", lambda words: [])
+    monkeypatch.setattr(answers, "write_answers", lambda found: None)
+    returned, out, err = call("results", "experiment=quickstart", f"dry_run={value}")
+    assert (returned, out, err) == (0 if is_dry else 1, "about an hour\n", "")
+    assert made == ([] if is_dry else ["quickstart"])
 
 
 def test_what_is_kept(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

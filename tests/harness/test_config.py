@@ -39,6 +39,8 @@ def test_bounds() -> None:
     check(Config(batch_size=1295, data=DataConfig()))
     with pytest.raises(UserError, match="batch_size=1296"):
         check(Config(batch_size=1296))
+    with pytest.raises(UserError, match="epochs=100000: is 64,700,000 steps; must be 10,000,000 or fewer"):
+        check(Config(batch_size=2, epochs=100_000))
     with pytest.raises(UserError, match="name='a b'"):
         check(Config(name="a b"))
 

@@ -119,10 +119,8 @@ _READ = {"glyphs": ("classes", "difficulty", "fonts"), "image_folder": ("image_s
 _FLIPPABLE = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
 _DIGITS, _DIGITS_TEST = 1797, 1797 // 5
 _GLYPHS, _GLYPHS_TEST = 20_000, 5_000
-_MOST_GLYPHS, _LARGEST = (
-    10_000_000,
-    1024,
-)  # images; pixels across: more is a mistake
+_MOST_GLYPHS = 10_000_000  # images: more is a mistake
+_LARGEST = 1024  # pixels across: more is a mistake
 
 
 def check(config: DataConfig) -> int:

@@ -36,16 +36,14 @@ def check(config: ModelConfig, norm: NormConfig) -> None:
     """Raise UserError for an unknown name, a value out of range or a norm that the network cannot have."""
     if norm.name not in NORMS:
         raise UserError(f"norm.name={norm.name}: must be one of {', '.join(NORMS)}")
-    if norm.name != "batch" and config.name not in _OWN:
-        own = ", ".join(_OWN)
-        raise UserError(f"norm.name={norm.name}: {config.name} has normalization of its own; use model.name={own}")
     if config.name not in _OWN:
-        known = torchvision().models.list_models(module=torchvision().models)
-        if config.name not in known:
-            own = ", ".join(_OWN)
+        own = ", ".join(_OWN)
+        if config.name not in torchvision().models.list_models(module=torchvision().models):
             raise UserError(
                 f"model.name={config.name}: unknown; use {own} or a torchvision classifier such as resnet18"
             )
+        if norm.name != "batch":
+            raise UserError(f"norm.name={norm.name}: {config.name} has normalization of its own; use model.name={own}")
     for key in ("depth", "width", "pool_every"):
         if getattr(config, key) < 1:
             raise UserError(f"model.{key}={getattr(config, key)}: must be 1 or more")

@@ -80,7 +80,7 @@ class Run:
 
     @property
     def wanted(self) -> list[int]:
-        """The steps to be measured: those of `evaluate_at`, before the last if the run diverged there."""
+        """The steps to be measured: those of `evaluate_at`; of a run that diverged, those before that."""
         steps, status = list_steps(self.config.evaluate_at, self.steps), self.status or {"status": "unfinished"}
         return [step for step in steps if status["status"] != "diverged" or step < status["step"]]
 
@@ -120,7 +120,7 @@ class Run:
         return load_tensors(self.checkpoint(step), _CHECKPOINT, about=self.about(step))[0]
 
     def about(self, step: int | None = None) -> dict[str, str]:
-        """What a file of this run says that it is of; with a step also that."""
+        """What a file of this run has noted, by which a copy in another place is recognized: the run, and its step."""
         return {"run": self.id} | ({} if step is None else {"step": str(step)})
 
     def checkpoint(self, step: int) -> Path:
@@ -197,13 +197,13 @@ class Run:
 
     def write_environment(self) -> None:
         """The environment in which training begins, with a digest of the images that it begins on."""
-        described = {**self.about(), **environment(self.device), "training_images": self.dataset.train.digest}
+        described = {**self.about(), **describe_environment(self.device), "training_images": self.dataset.train.digest}
         write_text(self.folder / "environment.json", json.dumps(described, indent=1))
 
     def add_environment(self, **about: Any) -> None:
         """Note today's environment as one in which training went on."""
         described = self.environment
-        described["later"] = [*described.get("later", []), {**about, **environment(self.device)}]
+        described["later"] = [*described.get("later", []), {**about, **describe_environment(self.device)}]
         write_text(self.folder / "environment.json", json.dumps(described, indent=1))
 
     @property
@@ -371,7 +371,7 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda beside: beside.write_text(text))
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and threads, without anything that names the machine."""
     return {
         "python": platform.python_version(),
@@ -387,6 +387,6 @@ def lock_of(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f"{folder.name}.lock"))
 
 
-def all_runs(results: str | Path) -> list[Path]:
-    """The folders of all networks below `results`, finished or not."""
+def list_runs(results: str | Path) -> list[Path]:
+    """The folders of all networks in a folder of results, finished or not."""
     return sorted(p.parent for p in Path(results).glob("runs/*/seed_*/config.yaml") if ".damaged-" not in p.parent.name)

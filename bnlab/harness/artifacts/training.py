@@ -36,11 +36,7 @@ _LARGEST = 1e19  # its square, which a batch variance would have after an update
 
 def check(config: OptimizerConfig) -> None:
     """Raise UserError for a name or value out of range."""
-    for key, allowed in (
-        ("name", ("sgd", "adamw")),
-        ("lr_scaling", tuple(_SCALING)),
-        ("schedule", SCHEDULES),
-    ):
+    for key, allowed in (("name", ("sgd", "adamw")), ("lr_scaling", tuple(_SCALING)), ("schedule", SCHEDULES)):
         if getattr(config, key) not in allowed:
             raise UserError(f"optimizer.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
     for key, low, high in (("lr", 0.0, _LARGEST), ("momentum", 0.0, 1.0), ("weight_decay", 0.0, _LARGEST)):
@@ -79,7 +75,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Batches:
-    """The training batches by step: shuffled anew each epoch, an uneven last batch kept, a last one of 1 dropped.
+    """The training batches by step: each epoch in another order, an uneven last batch kept, a last one of 1 dropped.
 
     Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
     without a random state to restore.
@@ -162,12 +158,13 @@ def train(
     """Train from `progress.step` to `until` (default: the end) of `steps`; every callback is called at each update.
 
     Raises:
-        Diverged: the loss, a weight or a running statistic is not finite; the weights after `progress.step` updates
-            are spoilt, what was before is good.
+        Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
+            may not be finite; those before were.
     """
     model, optimizer = progress.model, progress.optimizer
     state = model.state_dict()
-    # Spoilt weights show in the next batch's variances, which are few: x/∞ is 0, and the loss looks well.
+    # Non-finite weights surface in the next batch's variances, which are few numbers. The loss alone may stay finite,
+    # because x/∞ is 0.
     variances = [state[name] for name in state if name.endswith("running_var")]
     peak = [group.setdefault("peak_lr", group["lr"]) for group in optimizer.param_groups]
     model.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 NAMES = (
@@ -18,19 +19,24 @@ NAMES = (
     "last_batches",
     "within_epoch",
     "decomposition",
-)  # of the tables, and of a module here with a function of that name
+)
+"""Of the tables, each measured by the module and the function of the same name."""
 
 
-def measurement(name: str) -> Callable[..., Any]:
+def find_measurement(name: str) -> Callable[..., Any]:
     """The function of (run, sources, steps) that gives the rows of the table `name`."""
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)  # type: ignore[no-any-return]
+    return getattr(_import(name), name)  # type: ignore[no-any-return]
 
 
 def needs_trace(name: str) -> bool:
     """Whether the table `name` has rows only of networks with batch norm, which have a trace."""
-    return importlib.import_module(f"{__name__}.{name}").NEEDS_TRACE  # type: ignore[no-any-return]
+    return _import(name).NEEDS_TRACE  # type: ignore[no-any-return]
 
 
-def scope(name: str) -> Callable[..., Any]:
+def find_scope(name: str) -> Callable[..., Any]:
     """The function of (run, sources) that gives what the table `name` has rows of, with the steps of each."""
-    return importlib.import_module(f"{__name__}.{name}").scope  # type: ignore[no-any-return]
+    return _import(name).scope  # type: ignore[no-any-return]
+
+
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -17,7 +17,7 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.errors import UserError, where_raised
-from bnlab.harness.measurements import frozen, measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope, frozen
 from bnlab.harness.measurements.sources import Source, source_digest
 
 Failures = dict[str, tuple[str, str]]
@@ -33,7 +33,7 @@ def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures
     Args:
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
     """
-    subjects = scope(name)(run, [s for s in sources if s.estimator not in failures])
+    subjects = find_scope(name)(run, [s for s in sources if s.estimator not in failures])
     frames = [_read_kept(run, name)]
     wanted: set[tuple[Any, ...]] = set()
     present = set(_keys(frames[0]).itertuples(index=False, name=None))
@@ -82,9 +82,8 @@ def _read_kept(run: Run, name: str) -> pd.DataFrame:
         except ValueError as error:
             set_aside(path, error, "measured again")
     frame = pd.concat(frames, ignore_index=True)
-    frame["training"] = frame["training"].fillna(
-        run.training
-    )  # it was not noted before; the folder has had one network
+    # Earlier files do not say, and are of the only network that this folder has had.
+    frame["training"] = frame["training"].fillna(run.training)
     expected = {"run": run.id, **_origin(run, frame)}
     return frame[np.logical_and.reduce([frame[column] == value for column, value in expected.items()])]
 
@@ -103,7 +102,7 @@ def _measure(
 ) -> list[pd.DataFrame]:
     """Measure together and keep; if that fails, each estimator by itself."""
     try:
-        frame = measurement(name)(run, subjects, steps, **options)
+        frame = find_measurement(name)(run, subjects, steps, **options)
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise anything

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from bnlab.decomposition import TERMS, decompose, window
-from bnlab.harness.artifacts.producing import past_weights
+from bnlab.harness.artifacts.reproducing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
 from bnlab.harness.measurements.gaps import key_columns
@@ -21,9 +21,8 @@ _AUGMENTED = FrozenWeights("exact", None, "train_augmented")
 
 
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """The EMA with each momentum; all steps of `evaluate_at` but the start."""
-    steps = [step for step in run.wanted if step]
-    return {s: steps for s in sources if isinstance(s, RunningAverage) and s.estimator == "ema"}
+    """The EMA with each momentum; all steps of `evaluate_at`."""
+    return {s: run.wanted for s in sources if isinstance(s, RunningAverage) and s.estimator == "ema"}
 
 
 def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
@@ -34,9 +33,10 @@ def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataF
         past = past_weights(run, range(max(0, step - longest), step))
         trace = copy.deepcopy(trace_of(run))
         trace.truncate(step)
+        batches = _batches(run, step, EXACT)
         augmented = _batches(run, step, _AUGMENTED) if run.batches.shift or run.batches.flip else None
         for source in sources:
-            terms = decompose(run.model_at(step), trace, past.__getitem__, _batches(run, step, EXACT),
+            terms = decompose(run.model_at(step), trace, past.__getitem__, batches,
                               momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip
             averages = _average(run, step, terms)
             first = np.zeros(len(averages), dtype=int)

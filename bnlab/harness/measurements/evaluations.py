@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -61,9 +62,10 @@ def evaluations(run: Run, sources: list[Source], steps: list[int], split: str = 
     frame["shift"] = f"fonts:{data.test_fonts}" if is_shifted else "none"
     frame["images"] = len(images.labels)
     frame["stat_images"] = [stat_images(run, sources[s], steps[k], len(images.labels)) for k, s in index.T]
-    rows = (
-        _scores(run, sources, steps, images) if run.has_trace else [_score_network(run, step, images) for step in steps]
-    )
+    if run.has_trace:
+        rows = _score_sources(run, sources, steps, images)
+    else:
+        rows = [_score_network(run, step, images) for step in steps]
     frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
     return frame
 
@@ -73,7 +75,7 @@ def _score_network(run: Run, step: int, images: Split) -> tuple[float, ...]:
     return (*predict(run.model_at(step).eval(), images)[1:], math.nan, math.nan)
 
 
-def _scores(run: Run, sources: list[Source], steps: list[int], images: Split) -> list[tuple[float, ...]]:
+def _score_sources(run: Run, sources: list[Source], steps: list[int], images: Split) -> list[tuple[float, ...]]:
     """Loss, accuracy, ece, disagreement and logit gap for each step and source."""
     estimates, layout = flat_statistics(run, sources, steps), trace_of(run).layout
     rows: list[tuple[float, ...]] = []
@@ -91,16 +93,25 @@ def _scores(run: Run, sources: list[Source], steps: list[int], images: Split) ->
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Prediction:
     """The model under the statistics that it holds, on a whole split; by the source's rule if it has one."""
-    at_once = IMAGES_AT_ONCE
-    context: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if isinstance(source, InferenceRule):
-        at_once, context = source.images, applied(model, source.rule)
-    slices = in_batches(len(split.labels), at_once)
-    with context:
+    with apply_rule(model, source) as at_once:
+        slices = in_batches(len(split.labels), at_once)
         logits = torch.cat([model(split.images[index]) for index in slices]).double()
     hit = logits.argmax(1) == split.labels
     loss = F.cross_entropy(logits, split.labels).item()
     return Prediction(logits, loss, hit.double().mean().item(), ece(logits.softmax(1).amax(1), hit))
+
+
+@contextlib.contextmanager
+def apply_rule(model: nn.Module, source: Source) -> Iterator[int]:
+    """Inside the block the model normalizes by the source's rule, if it has one.
+
+    Gives how many images the model is shown at once.
+    """
+    if isinstance(source, InferenceRule):
+        with applied(model, source.rule):
+            yield source.images
+    else:
+        yield IMAGES_AT_ONCE
 
 
 def ece(confidence: Tensor, hit: Tensor) -> float:

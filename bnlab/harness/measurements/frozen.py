@@ -68,7 +68,7 @@ def trace_of(run: Run) -> MomentTrace:
 
 
 def population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The source's images and labels in batches; fewer than all are drawn anew for each network, step and number."""
+    """The source's images and labels in batches; fewer than all are others for each network, step and number."""
     split, data = population_split(run, source), run.config.data
     # Fixed draws: the augmented population is the same for every checkpoint and estimator.
     generator = torch.Generator().manual_seed(0)

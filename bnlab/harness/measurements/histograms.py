@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, in_batches, trace_of
+from bnlab.harness.measurements.evaluations import apply_rule
+from bnlab.harness.measurements.frozen import EXACT, in_batches, trace_of
 from bnlab.harness.measurements.gaps import flat_statistics, key_columns
-from bnlab.harness.measurements.sources import InferenceRule, Source
-from bnlab.inference import applied
+from bnlab.harness.measurements.sources import Source
 from bnlab.layers import batch_norm_layers
 from bnlab.statistics import using
 
@@ -52,12 +52,11 @@ def _count(model: nn.Module, images: Tensor, source: Source) -> np.ndarray:
     """Values in each bin by layer; the first and last bin have those beyond them too."""
     found: dict[str, Tensor] = {}
     low, high = float(_EDGES[0]), float(_EDGES[-1])
-
     affine: dict[Any, tuple[Tensor | None, Tensor | None]] = {}
 
     def hide_affine(layer: Any, args: object) -> None:
         affine[layer] = layer.weight, layer.bias
-        layer.weight = layer.bias = None  # so that the layer gives what it has normalized, by a rule too
+        layer.weight = layer.bias = None  # the layer gives its normalized input, whatever rule it follows
 
     def count(name: str) -> Any:
         def hook(layer: Any, args: object, normalized: Tensor) -> Tensor:
@@ -71,14 +70,11 @@ def _count(model: nn.Module, images: Tensor, source: Source) -> np.ndarray:
 
         return hook
 
-    size, rule = IMAGES_AT_ONCE, contextlib.nullcontext()
-    if isinstance(source, InferenceRule):
-        size, rule = source.images, applied(model, source.rule)  # type: ignore[assignment]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rule)
+        at_once = stack.enter_context(apply_rule(model, source))
         for name, layer in batch_norm_layers(model, caller="histograms").items():
             stack.callback(layer.register_forward_pre_hook(hide_affine).remove)
             stack.callback(layer.register_forward_hook(count(name)).remove)
-        for index in in_batches(len(images), size):
+        for index in in_batches(len(images), at_once):
             model(images[index])
     return torch.stack([*found.values()]).numpy()

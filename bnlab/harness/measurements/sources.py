@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
 import re
-import sys
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.util import find_spec, resolve_name
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +13,9 @@ from torch import Tensor
 from bnlab import estimators, inference
 from bnlab.estimators import Estimator, Stream
 from bnlab.estimators.base import fold
-from bnlab.files import digest
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.measurements.own_code import digest_of_class
 from bnlab.inference import Rule
 
 # Statistics of frozen weights; `precise(images=1000)` draws 1,000, others for each network and step. All but exact are
@@ -157,7 +148,7 @@ def _check_name(cls: type[Estimator]) -> None:
 
 
 def _check_label(estimator: Estimator) -> None:
-    """ValueError if a class of the user's own writes its rows under another name than its own."""
+    """ValueError if an estimator's rows would be written under another name than its class has."""
     name, label = estimator.name, estimator.label
     if label != name and not label.startswith(f"{name}("):
         raise ValueError(f"its label {label!r} is not its name; let it be {name!r}, or {name}(parameter=value)")
@@ -198,80 +189,10 @@ def _require_repeatable(estimator: Estimator, values: tuple[Tensor, ...]) -> Non
 
 
 def source_digest(source: Source) -> str:
-    """Of the code of a user's own estimator; empty for ours, whose changes `frozen.VERSION` counts."""
+    """Of the code of an estimator of the user's; empty for ours, whose changes `frozen.VERSION` counts."""
     if isinstance(source, RunningAverage):
-        return _digest_of_class(type(source.average))
-    return _digest_of_class(type(source.rule)) if isinstance(source, InferenceRule) else ""
-
-
-@cache  # what runs is the code as it was when it was imported
-def _digest_of_class(cls: type) -> str:
-    """Of the modules of the class and of its bases, and of the user's own modules that these take anything from."""
-    sources: dict[str, str] = {}
-    queue = [base.__module__ for base in cls.__mro__ if not _is_library(base.__module__)]
-    while queue:
-        name = queue.pop()
-        if name in sources:
-            continue
-        sources[name] = _read_source(name, cls)
-        queue += [used for used in _find_used(name, sources[name]) if not _is_installed(used)]
-    if not sources:
-        return ""
-    return digest(repr(sorted(sources.items())), digits=10)
-
-
-def _find_used(name: str, source: str) -> Iterator[str]:
-    """The modules that a module takes anything from: by what it holds, and by its import statements.
-
-    What it holds is all that there is of a notebook; a constant does not say which module it is from.
-    """
-    for value in vars(sys.modules[name]).values() if name in sys.modules else ():
-        used = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if isinstance(used, str):
-            yield used
-    package = name if _spec_of(name, "submodule_search_locations") else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(textwrap.dedent(source))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def _read_source(name: str, cls: type) -> str:
-    module = sys.modules.get(name)
-    try:
-        # Not yet imported where the import stands in a function.
-        return inspect.getsource(module) if module else Path(_spec_of(name, "origin")).read_text()
-    except (OSError, TypeError, UnicodeDecodeError):  # defined in a notebook, say
-        pass
-    try:
-        return inspect.getsource(cls)
-    except (OSError, TypeError) as error:
-        raise UserError(f"{cls.__qualname__}: its source cannot be read ({error}); put it into a module") from error
-
-
-def _is_library(module: str) -> bool:
-    """Ours or Python's."""
-    top = module.partition(".")[0]
-    return top == "bnlab" or top in sys.stdlib_module_names
-
-
-def _is_installed(module: str) -> bool:
-    """Of a library or an installed package."""
-    if _is_library(module):
-        return True
-    file = getattr(sys.modules[module], "__file__", None) if module in sys.modules else _spec_of(module, "origin")
-    return file is None or bool({"site-packages", "dist-packages"} & {*Path(file).parts})
-
-
-def _spec_of(module: str, attribute: str) -> Any:
-    """An attribute of the module's import specification; None if there is no such module."""
-    try:
-        return getattr(find_spec(module), attribute, None)
-    except (ImportError, AttributeError, ValueError):  # an attribute of a module, or a notebook
-        return None
+        return digest_of_class(type(source.average))
+    return digest_of_class(type(source.rule)) if isinstance(source, InferenceRule) else ""
 
 
 def _explain(name: str, error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
-from bnlab.harness.reporting.frames import RESULTS
+from bnlab.harness.reporting.frames import RESULTS, name_value
 
 WORDS = {
     "holds": "Holds",
@@ -78,7 +77,7 @@ class Answer:
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
-    """Raises as `experiment.answers`."""
+    """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`."""
     frame = answers(experiment, tables)
     runs = tables["runs"]
     data = _list_values(runs["data"]) if "data" in runs else ""
@@ -155,11 +154,10 @@ def _count_same(lists: list[list[str]]) -> int:
 
 def format_range(rows: pd.DataFrame, unit: str) -> str:
     """The mean and interval of one condition; of several the range of means, and of all intervals."""
-    numbers = [format_number(*row) for row in rows[[*NUMBERS]].itertuples(index=False)]
-    if len(numbers) < 2 or not all("[" in number for number in numbers):
-        return " ".join(filter(None, (", ".join(filter(None, numbers)), unit if any(numbers) else "")))
-    columns = zip(*(re.findall(r"[-\d.]+", number) for number in numbers), strict=True)
-    means, lows, highs = (sorted(texts, key=float) for texts in columns)
+    rounded = [numbers for row in rows[[*NUMBERS]].itertuples(index=False) if (numbers := round_numbers(*row))]
+    if len(rounded) < 2 or min(map(len, rounded)) == 1:
+        return " ".join(filter(None, (", ".join(map(_join_numbers, rounded)), unit if rounded else "")))
+    means, lows, highs = (sorted(texts, key=float) for texts in zip(*rounded, strict=True))
     return f"{means[0]} to {means[-1]}{' ' * bool(unit)}{unit} (intervals from {lows[0]} to {highs[-1]})"
 
 
@@ -167,7 +165,7 @@ def describe_networks(runs: pd.DataFrame) -> str:
     """How many networks, what they have in common, in what they differ, and what was not varied."""
     settings = [str(column) for column in runs if column not in ("run", *_DERIVED)]
     varied = [column for column in settings if "." not in column and runs[column].nunique(dropna=False) > 1]
-    differ = [f"{column.replace('_', ' ')} {_list_values(runs[column])}" for column in varied]
+    differ = [name_value(column, _list_values(runs[column])) for column in varied]
     shared = [
         words.format(runs[column].iloc[0])
         for column, words in _SHARED.items()
@@ -182,11 +180,19 @@ def _list_values(values: pd.Series) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(values.unique()))
 
 
-def format_number(mean: float, low: float, high: float, n: int) -> str:
-    """Mean and interval to two digits of the interval's half; nothing where there are none."""
-    if n < 2:
-        return f"{mean:.3g}" if n else ""
+def round_numbers(mean: float, low: float, high: float, n: int) -> list[str]:
+    """Mean, low and high to two digits of the interval's half; the mean alone without interval; nothing without n."""
     half = (high - low) / 2
-    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if 0 < half < math.inf else 3
-    mean, low, high = (round(value, digits) + 0.0 for value in (mean, low, high))  # no -0.0
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    if not math.isfinite(half):
+        return [f"{mean:.3g}"] if n else []
+    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
+    return [f"{round(value, digits) + 0.0:.{digits}f}" for value in (mean, low, high)]  # no -0.0
+
+
+def format_number(mean: float, low: float, high: float, n: int) -> str:
+    """Mean and interval, as `round_numbers` has them."""
+    return _join_numbers(round_numbers(mean, low, high, n))
+
+
+def _join_numbers(numbers: list[str]) -> str:
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if len(numbers) > 1 else "".join(numbers)

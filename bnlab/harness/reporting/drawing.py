@@ -48,15 +48,16 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         ax.set_ylabel("")
     for ax in grid.flat[len(panels) :]:
         ax.set_axis_off()
-    _frame(drawn, figure.title, " ".join([figure.caption, *_reading(figure, frame)]), rows, 3.5 * columns + 0.6)
+    caption = " ".join([figure.caption, *_explain_lines(figure, frame)])
+    _add_text(drawn, figure.title, caption, rows, 3.5 * columns + 0.6)
     return drawn
 
 
-def _frame(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> None:
-    """Title above, legend and caption below, and the size that leaves each panel 3 inches."""
+def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> None:
+    """Put the title above, legend and caption below, and give the figure the size that leaves each panel 3 inches."""
     titles = textwrap.wrap(title, int(width * 9.5))
     lines = textwrap.wrap(caption, int(width * 14.5))
-    handles = _handles(drawn.axes)
+    handles = _collect_handles(drawn.axes)
     legend_rows = math.ceil(len(handles) / max(1, int(width // 2.2)))
     above, legend, below = 0.2 + 0.22 * len(titles), 0.22 * legend_rows, 0.12 + 0.17 * len(lines)
     height = 3.5 * rows + above + legend + below
@@ -71,7 +72,7 @@ def _frame(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> N
     drawn.text(0.02, 0.08 / height, text, fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
 
 
-def _handles(axes: list[Axes]) -> dict[str, Any]:
+def _collect_handles(axes: list[Axes]) -> dict[str, Any]:
     """All series by their names; one may be missing in the first panel."""
     handles: dict[str, Any] = {}
     for ax in axes:
@@ -80,8 +81,8 @@ def _handles(axes: list[Axes]) -> dict[str, Any]:
     return handles
 
 
-def _reading(figure: Figure, frame: pd.DataFrame) -> list[str]:
-    """What means and intervals are drawn as, and over how many seeds, where the frame tells."""
+def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
+    """Sentences on how means and intervals are drawn, if the frame has any, and over how many seeds they are."""
     counts = frame["n"].dropna() if "n" in frame else frame.groupby("panel")["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
     seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}\u00a0{'seed' if high == 1 else 'seeds'}."

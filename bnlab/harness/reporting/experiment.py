@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import MEASURES, RESULTS
+from bnlab.harness.reporting.frames import MEASURES, RESULTS, name_value
 from bnlab.harness.reporting.style import estimator_label
 
 Tables = Mapping[str, pd.DataFrame]
@@ -236,7 +236,7 @@ def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
         elif key == "estimator":
             words.append(estimator_label(value, row.get("momentum", math.nan)))
         else:
-            words.append(str(value) if key == "panel" else f"{key.replace('_', ' ')} {value}")
+            words.append(str(value) if key == "panel" else name_value(key, value))
     return tuple(words)
 
 

@@ -46,29 +46,37 @@ def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping
     Args:
         catalogue: the questions.
         answers: of the experiments that have results.
-        figures: of (experiment, figure), the PNG.
+        figures: the PNGs, by the names of experiment and figure; those that do not exist are left out.
     """
     images = {key: base64.b64encode(path.read_bytes()).decode() for key, path in figures.items() if path.exists()}
     return _render("page.html", catalogue, answers, images)
 
 
-def emphasize(sentence: str, before: str, after: str) -> Markup:
+def _emphasize(sentence: str, before: str, after: str) -> str:
     """The sentence with its verdicts set off."""
     words = "|".join(map(re.escape, WORDS.values()))
-    return Markup(re.sub(f"({words}) —", rf"{before}\1{after} —", str(escape(sentence)) if "<" in before else sentence))
+    return re.sub(f"({words}) —", rf"{before}\1{after} —", sentence)
+
+
+def _emphasize_markdown(sentence: str) -> str:
+    return _emphasize(sentence, "**", "**")
+
+
+def _emphasize_html(sentence: str) -> Markup:
+    return Markup(_emphasize(str(escape(sentence)), "<b>", "</b>"))
 
 
 def _render(
     template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[tuple[str, str], str]
 ) -> str:
+    is_html = template.endswith(".html")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=template.endswith(".html"),
+        autoescape=is_html,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    strong = ("<b>", "</b>") if template.endswith(".html") else ("**", "**")
-    environment.filters["emphasize"] = lambda sentence: emphasize(sentence, *strong)
+    environment.filters["emphasize"] = _emphasize_html if is_html else _emphasize_markdown
     answering = {
         number: [answer for answer in answers if number in answer.experiment.answers]
         for number in (*catalogue.questions, *catalogue.hypotheses)

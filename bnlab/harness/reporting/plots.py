@@ -11,14 +11,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
+from bnlab.harness.reporting.frames import name_value
 from bnlab.harness.reporting.style import (
     Axis,
     axis_of,
+    choose_colours,
+    choose_rows,
+    draw_line,
     estimator_label,
     estimator_style,
-    line,
-    places,
-    series,
+    interval_lengths,
     set_axes,
 )
 
@@ -63,9 +65,9 @@ class Curves:
         """Draw the frame's rows: columns `x`, `by`, mean, low, high."""
         frame = frame if "kind" in frame else frame.assign(kind="")
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
-        for value, colour in series(sorted(frame[self.by].unique())).items():
+        for value, colour in choose_colours(sorted(frame[self.by].unique())).items():
             here = curves[curves[self.by] == value]
-            line(ax, here[~here["kind"].isin(["dashed", "star"])], self.x, colour, _name(self.by, value))
+            draw_line(ax, here[~here["kind"].isin(["dashed", "star"])], self.x, colour, name_value(self.by, value))
             dashed = here[here["kind"] == "dashed"].sort_values(self.x)
             ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED)
             stars = here[here["kind"] == "star"]
@@ -111,7 +113,7 @@ class EstimatorCurves:
             ax.plot(frame[single][self.x], frame[single]["mean"], ".", markersize=3, **dots)
         for (name, momentum), rows in frame[~single].groupby(["estimator", "momentum"], dropna=False, sort=False):
             label = estimator_label(name, momentum)
-            line(ax, rows, self.x, label=label, **estimator_style(name, momentum))
+            draw_line(ax, rows, self.x, label=label, **estimator_style(name, momentum))
         if self.zero:
             ax.axhline(0, color="black", linewidth=1.1, label=self.zero)
         set_axes(ax, axis_of(self.x), self.y, frame[self.x])
@@ -156,9 +158,9 @@ class Points:
                 look, label = estimator_style(name, momentum), estimator_label(name, momentum)
                 yield here, {"color": look["colour"], "marker": look["marker"] or "P", "markersize": 7, "label": label}
             return
-        for value, colour in series(sorted(frame[self.by].unique())).items():
-            style = {"color": colour, "alpha": 0.6, "marker": "o", "markersize": 4.5, "label": _name(self.by, value)}
-            yield frame[frame[self.by] == value], style
+        for value, colour in choose_colours(sorted(frame[self.by].unique())).items():
+            style: dict[str, Any] = {"color": colour, "alpha": 0.6, "marker": "o", "markersize": 4.5}
+            yield frame[frame[self.by] == value], {**style, "label": name_value(self.by, value)}
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ class Stacked:
             raise ValueError(f"Stacked: not every term has a value at each {self.x}")
         for heights, labelled in ((terms.clip(lower=0), True), (terms.clip(upper=0), False)):
             tops = heights.cumsum(axis=1)
-            for term, colour in series(list(terms)).items():
+            for term, colour in choose_colours(list(terms)).items():
                 area: dict[str, Any] = {"color": colour, "alpha": 0.8, "linewidth": 0}
                 area["label"] = str(term) if labelled else None
                 if self.bars:
@@ -262,7 +264,7 @@ class HeatMap:
             ValueError: a field has several rows.
         """
         field = frame.pivot(index=self.y, columns=self.x, values="mean")
-        rows = places(ax, list(dict.fromkeys(frame[self.y])))
+        rows = choose_rows(ax, list(dict.fromkeys(frame[self.y])))
         grid = np.full((max(rows.values()) + 1, field.shape[1]), np.nan)
         grid[[rows[name] for name in field.index]] = field.to_numpy()
         ax.set_facecolor("#dddddd")
@@ -312,14 +314,10 @@ class Forest:
                 f"Forest: {self.by} {frame[self.by][frame[self.by].duplicated()].iloc[0]} has several rows"
             )
         set_axes(ax, self.x, Axis(""), frame["mean"])
-        rows = places(ax, list(frame[self.by]))
+        rows = choose_rows(ax, list(frame[self.by]))
         if self.mark:
             ax.axvline(self.mark[0], color="#999999", linewidth=1, linestyle=":", label=self.mark[1])
-        distances = (frame[["mean"]].to_numpy() - frame[["low", "high"]].to_numpy()).T
         heights = [rows[name] for name in frame[self.by]]
-        ax.errorbar(frame["mean"], heights, xerr=abs(distances), fmt="o", color="#0072B2", markersize=5, capsize=2)
+        marks: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "markersize": 5, "capsize": 2}
+        ax.errorbar(frame["mean"], heights, xerr=interval_lengths(frame), **marks)
         return ax
-
-
-def _name(by: str, value: Any) -> str:
-    return f"{by.replace('_', ' ')} {value}"

@@ -107,7 +107,7 @@ AXES = {
 """Columns that are drawn across, by their name."""
 _SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
 
-_ROWS, _TICKS, _DECADES = 40, 10, 1e3  # that can be read
+_ROWS, _TICKS, _RANGE = 40, 10, 1e3  # the most rows, written ticks, and range of an axis with ticks at 1, 2 and 5
 
 _FEWER = "sweep fewer, under a name=... of its own, or let the figure's score select some"
 
@@ -134,7 +134,7 @@ def paper() -> Iterator[None]:
         yield
 
 
-# What has been given away in the figure that is being drawn, so that its panels agree, also where one lacks a series.
+# The looks that the figure being drawn has given away: its panels agree in them, also where one lacks a series.
 _given: ContextVar[dict[str, dict[Any, Any]] | None] = ContextVar("given", default=None)
 
 
@@ -162,7 +162,7 @@ def _give(kind: str, keys: Sequence[Any], stock: Sequence[Any]) -> list[Any]:
     return [given[key] for key in keys]
 
 
-def series(values: Sequence[Any]) -> dict[Any, str]:
+def choose_colours(values: Sequence[Any]) -> dict[Any, str]:
     """A colour for each value of something ordered, such as batch sizes; the same in all panels of a figure.
 
     Raises:
@@ -171,7 +171,7 @@ def series(values: Sequence[Any]) -> dict[Any, str]:
     return dict(zip(values, _give("series", values, _SERIES), strict=True))
 
 
-def places(ax: Axes, names: Sequence[Any]) -> dict[Any, int]:
+def choose_rows(ax: Axes, names: Sequence[Any]) -> dict[Any, int]:
     """A place for each name on the axis upwards, the first on top; the same in all panels of a figure.
 
     Raises:
@@ -191,7 +191,7 @@ def estimator_style(name: object, momentum: Any = math.nan) -> dict[str, Any]:
     The same in all panels of a figure.
 
     Raises:
-        UserError: there are more estimators of the user's own, or settings of one estimator, than can be told apart.
+        UserError: there are more of the user's estimators, or settings of one estimator, than can be told apart.
     """
     base = str(name).partition("(")[0]
     colour, line = ESTIMATORS.get(base) or _give("estimators of your own", [base], _OWN)[0]
@@ -208,14 +208,17 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     return NAMES.get(base, base) + (f" ({rest}" if bracket else "") + shown
 
 
-def line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
+def interval_lengths(frame: pd.DataFrame) -> np.ndarray:
+    """[2, rows]: how far `low` is below the mean, and `high` above it, as matplotlib's error bars take them."""
+    return (frame[["low", "high"]].to_numpy() - frame[["mean"]].to_numpy()).T * [[-1], [1]]
+
+
+def draw_line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
     """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`."""
     ordered = frame.sort_values(x)
     if len(ordered) == 1:  # a line would not be seen
-        distances = (ordered[["mean"]].to_numpy() - ordered[["low", "high"]].to_numpy()).T
-        ax.errorbar(
-            ordered[x], ordered["mean"], abs(distances), fmt=style.get("marker") or "o", color=colour, label=label
-        )
+        marker = style.get("marker") or "o"
+        ax.errorbar(ordered[x], ordered["mean"], interval_lengths(ordered), fmt=marker, color=colour, label=label)
         return
     ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=max(1, len(ordered) // 10), **style)
     if ordered["low"].notna().any():
@@ -235,7 +238,7 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
     ax.set(xscale=scales[0], xlabel=x.label, yscale=scales[1], ylabel=y.label)
     crowded = x.ticks == "values" and (values.nunique() > _TICKS or not pd.api.types.is_numeric_dtype(values))
     if x.ticks and not crowded:
-        wide = x.log and values.max() > _DECADES * values.min()  # room for the powers of ten only
+        wide = x.log and values.max() > _RANGE * values.min()  # room for the powers of ten only
         decades = LogLocator(subs=(1,) if wide else (1, 2, 5))
         at = decades if x.ticks == "125" else FixedLocator(sorted(values.unique()))
         ax.xaxis.set_major_locator(at)

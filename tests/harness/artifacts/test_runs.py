@@ -17,13 +17,13 @@ from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
 from bnlab.harness import load, schema
-from bnlab.harness.artifacts import producing, runs
+from bnlab.harness.artifacts import producing, runs, states
 from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run, all_runs, read_config
+from bnlab.harness.artifacts.runs import Run, list_runs, read_config
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.errors import JobError, UserError
-from bnlab.harness.jobs import attempt, execute, failures, prepare
+from bnlab.harness.jobs import attempt, execute, list_failures, prepare
 from bnlab.harness.measurements.frozen import EXACT, population
 from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.storage import save_tensors
@@ -109,7 +109,7 @@ def test_damage(
         err = capsys.readouterr().err
         assert str(path) in err and "set aside" in err and "Traceback" not in err
         assert list(results.rglob("*damaged*"))
-    assert not failures(config(results))
+    assert not list_failures(config(results))
     for name in ("gaps", "evaluations"):
         assert_frame_equal(load("adhoc", results)[name], load("adhoc", whole)[name])
     capsys.readouterr()
@@ -132,7 +132,7 @@ def test_damaged_state(
         if not finished:
             (run.folder / "status.json").unlink()
         attempt(config(results))
-        assert str(state) in capsys.readouterr().err and not failures(config(results))
+        assert str(state) in capsys.readouterr().err and not list_failures(config(results))
         original = Run(config(whole)).model_at(3).state_dict()
         assert all(torch.equal(v, original[k]) for k, v in run.model_at(3).state_dict().items())
         assert_frame_equal(load("adhoc", results)["gaps"], load("adhoc", whole)["gaps"])
@@ -155,7 +155,7 @@ def test_another_version_is_no_damage(
         execute(config(results))
     assert files(results / "runs") == before
     attempt(config(results))
-    assert len(failures(config(results))) == 1 and str(path) in capsys.readouterr().err
+    assert len(list_failures(config(results))) == 1 and str(path) in capsys.readouterr().err
     if kind == "status":
         with pytest.raises(JobError, match="use the version that wrote it"):
             prepare([config(results)])
@@ -229,7 +229,7 @@ def test_rows_of_the_network_that_was_there_before_leave(
         (run.folder / name).unlink()
     if not lost:
         shutil.rmtree(run.folder)
-    start_training = producing.start_training
+    start_training = states.start_training
 
     def start_elsewhere(run: Run) -> Progress:
         progress = start_training(run)
@@ -237,7 +237,7 @@ def test_rows_of_the_network_that_was_there_before_leave(
             next(progress.model.parameters()).mul_(1.001)
         return progress
 
-    monkeypatch.setattr(producing, "start_training", start_elsewhere)
+    monkeypatch.setattr(states, "start_training", start_elsewhere)
     execute(run.config)
     execute(config(tmp_path / "alone", estimator=estimators))
     for name in ("gaps", "evaluations"):
@@ -254,7 +254,7 @@ def test_a_damaged_environment(text: str, whole: Path, tmp_path: Path, capsys: p
     else:
         replace_by_folder(path)
     attempt(config(results))
-    assert f"{path}: damaged" in capsys.readouterr().err and not failures(config(results))
+    assert f"{path}: damaged" in capsys.readouterr().err and not list_failures(config(results))
 
 
 @pytest.mark.parametrize("step", [2, 3])
@@ -314,7 +314,7 @@ def test_a_missing_file_of_a_finished_run(whole: Path, tmp_path: Path, capsys: p
         next(results.glob(FILES[kind])).unlink()
         attempt(config(results))
         assert "set aside as seed_0.damaged-1" in capsys.readouterr().err
-        assert [path.name for path in all_runs(results)] == ["seed_0"]
+        assert [path.name for path in list_runs(results)] == ["seed_0"]
 
 
 def test_what_a_run_consists_of(whole: Path) -> None:
@@ -417,7 +417,7 @@ def test_a_file_of_another_run_is_noticed(
     told = re.search(OF_ANOTHER[file], capsys.readouterr().err)
     # What an unfinished run has measured or kept by the way is made again in any case.
     assert told or (not is_finished and file.startswith(("statistics", "states")))
-    assert not failures(config(results))
+    assert not list_failures(config(results))
     tables = load("adhoc", results), load("adhoc", pair)
     for name in ("gaps", "evaluations", "log"):
         mine, theirs = (found[name][found[name]["run"] == run.id].reset_index(drop=True) for found in tables)

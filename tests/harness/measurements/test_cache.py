@@ -22,7 +22,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, prepare
-from bnlab.harness.measurements import cache, frozen, sources
+from bnlab.harness.measurements import cache, frozen, own_code
 from bnlab.harness.measurements.sources import FROZEN, parse_sources, source_digest, try_estimators
 
 MODULE = """
@@ -57,7 +57,7 @@ def config(results: Path, **changes: object) -> Config:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[int]]]:
     """What is measured from now on: table (and split, if it is not test), estimators with their momenta, steps."""
     found: list[tuple[str, list[str], list[int]]] = []
-    original = cache.measurement
+    original = cache.find_measurement
 
     def counted(name: str) -> Any:
         def measure(run: object, subjects: list[Any], steps: list[int], split: str = "test") -> pd.DataFrame:
@@ -69,7 +69,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[in
 
         return measure
 
-    monkeypatch.setattr(cache, "measurement", counted)
+    monkeypatch.setattr(cache, "find_measurement", counted)
     return found
 
 
@@ -94,7 +94,7 @@ def forget() -> None:
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
     importlib.invalidate_caches()
-    sources._digest_of_class.cache_clear()
+    own_code.digest_of_class.cache_clear()
     gc.collect()
 
 
@@ -246,7 +246,7 @@ def test_an_own_estimator_is_what_it_imports(imports: str, module: Callable[...,
         module(imports=imports, my_constants=f"CONSTANT = {constant}", my_package="from my_constants import *")
         found.add(digest())
         importlib.import_module("my_constants")
-        sources._digest_of_class.cache_clear()
+        own_code.digest_of_class.cache_clear()
         found.add(digest())
     assert len(found) == 2
 

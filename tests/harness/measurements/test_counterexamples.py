@@ -13,7 +13,7 @@ from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, 
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.counterexamples import construct, deviation, shuffle_last
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.harness.measurements.streams import replay_means, stream_until
@@ -73,9 +73,9 @@ def test_counterexamples(tmp_path: Path) -> None:
     run = Run(Config(batch_size=32, epochs=2, results=str(tmp_path), evaluate_at=[20, 70], threads=1))
     ensure_trained(run)
     sources = parse_sources(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
-    chosen = scope("counterexamples")(run, sources)
+    chosen = find_scope("counterexamples")(run, sources)
     assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [70], "last_batch": [70]}
-    found = measurement("counterexamples")(run, [*chosen], [70]).set_index(["estimator", "case", "size"])
+    found = find_measurement("counterexamples")(run, [*chosen], [70]).set_index(["estimator", "case", "size"])
     assert set(found["batches"]) == {70} and not found.index.has_duplicates
     stream = shuffle_last(run, stream_until(run, 70))
     recorded = torch.cat([layer.moments[:70] for layer in run.trace.layers.values()], dim=2).double()  # type: ignore[union-attr]

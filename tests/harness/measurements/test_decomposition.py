@@ -12,11 +12,12 @@ import torch
 from bnlab import decompose, gap
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.producing import ensure_trained, past_weights
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.reproducing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError
-from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.trace import replay
@@ -54,10 +55,10 @@ def test_weights_of_another_training_are_refused(run: Run, monkeypatch: pytest.M
 def test_contributions(run: Run) -> None:
     """With every fourth of the past weights, as the library gives them for all that a second training gives."""
     (source, other), steps = (
-        scope("decomposition")(run, parse_sources(["ema", "exact"], [0.3, 0.5], "train")),
+        find_scope("decomposition")(run, parse_sources(["ema", "exact"], [0.3, 0.5], "train")),
         [6, STEPS],
     )
-    found = measurement("decomposition")(run, [source, other], steps)
+    found = find_measurement("decomposition")(run, [source, other], steps)
     assert set(found["momentum"]) == {0.3, 0.5} and set(found["step"]) == set(steps)
     of_means = found[(found["statistic"] == "mean") & (found["momentum"] == 0.3)]
     total = of_means.groupby(["step", "layer"], sort=False)["contribution"].sum()

@@ -11,7 +11,7 @@ from bnlab import gap
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.doses import disturb, draw_signs, mask_layer
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.statistics import Layout
@@ -44,8 +44,8 @@ def predict(run: Run, layer: str, moment: str, dose: float) -> torch.Tensor:
 
 
 def test_doses(run: Run) -> None:
-    assert scope("doses")(run, []) == {None: [20]}, "the final step"
-    found = measurement("doses")(run, [None], [20])
+    assert find_scope("doses")(run, []) == {None: [20]}, "the final step"
+    found = find_measurement("doses")(run, [None], [20])
     layers, labels = list(frozen_statistics(run, 20, EXACT)), run.dataset.test.labels
     assert list(found["layer"].unique()) == ["all", *layers] and list(found["depth"].unique()) == [0, 1, 2, 3]
     assert found.groupby("layer")["dose"].nunique().to_dict() == {"all": 7, **dict.fromkeys(layers, 2)}

@@ -9,7 +9,7 @@ import numpy as np
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements import measurement
+from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.statistics import using
@@ -20,7 +20,7 @@ def test_histograms(tmp_path: Path) -> None:
     run = Run(Config(batch_size=64, epochs=1, results=str(tmp_path), evaluate_at="final", threads=1))
     ensure_trained(run)
     step, images = run.wanted[-1], run.dataset.train.images[:512]
-    found = measurement("histograms")(run, parse_sources(["exact", "test_batch(n=32)"], [], "train"), [step])
+    found = find_measurement("histograms")(run, parse_sources(["exact", "test_batch(n=32)"], [], "train"), [step])
     assert np.allclose(found.groupby(["estimator", "layer"])["share"].sum(), 1)
     shares = found.set_index(["estimator", "layer"])
     with using(run.model_at(step), frozen_statistics(run, step, EXACT)) as model:

@@ -12,7 +12,7 @@ from bnlab import replay
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.trace import LayerTrace, MomentTrace
@@ -31,14 +31,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def sources(run: Run) -> list[RunningAverage]:
     names = ["ema", "window(k=5)", "cumulative", "kalman", "predictive", "exact"]
-    chosen = scope("last_batches")(run, parse_sources(names, [0.1], "train"))
+    chosen = find_scope("last_batches")(run, parse_sources(names, [0.1], "train"))
     assert list(chosen.values()) == [[STEP]] * 5, "running averages, at the final step"
     return [*chosen]
 
 
 @pytest.fixture(scope="module")
 def found(run: Run, sources: list[RunningAverage]) -> pd.DataFrame:
-    return measurement("last_batches")(run, sources, [STEP]).set_index(["estimator", "last", "layer"]).sort_index()
+    return find_measurement("last_batches")(run, sources, [STEP]).set_index(["estimator", "last", "layer"]).sort_index()
 
 
 def change(run: Run, last: int, shift: bool) -> MomentTrace:
@@ -84,7 +84,7 @@ def test_weights_of_the_last_batches(found: pd.DataFrame) -> None:
 
 def test_only_as_many_as_have_others_before_them(run: Run, sources: list[RunningAverage], found: pd.DataFrame) -> None:
     assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 70 have not"
-    early = measurement("last_batches")(run, sources, [20])
+    early = find_measurement("last_batches")(run, sources, [20])
     assert set(early["last"]) == {1, 4} and set(early["depth"]) == {1, 2, 3}
     first = Run(Config(batch_size=32, epochs=2, results=run.config.results, evaluate_at=[1]))
-    assert not any(scope("last_batches")(first, sources).values()), "a single batch has none"
+    assert not any(find_scope("last_batches")(first, sources).values()), "a single batch has none"

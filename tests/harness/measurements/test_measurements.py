@@ -16,7 +16,7 @@ from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.evaluations import stat_images
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, parse_sources
@@ -33,8 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def rows(name: str, run: Run, chosen: list[Source]) -> pd.DataFrame:
-    subjects = scope(name)(run, chosen)
-    found: pd.DataFrame = measurement(name)(run, [*subjects], run.wanted)
+    subjects = find_scope(name)(run, chosen)
+    found: pd.DataFrame = find_measurement(name)(run, [*subjects], run.wanted)
     return found
 
 
@@ -83,7 +83,7 @@ def test_all_names_at_once(run: Run) -> None:
 def test_predictions_of_a_split(split: str, run: Run) -> None:
     """Under exact statistics, against the network in float64; of the training split as many images as of test."""
     step = run.wanted[-1]
-    found = measurement("evaluations")(run, [EXACT], [step], split).iloc[0]
+    found = find_measurement("evaluations")(run, [EXACT], [step], split).iloc[0]
     images, labels = getattr(run.dataset, split).images, getattr(run.dataset, split).labels
     if split == "train":
         images, labels = images[:359], labels[:359]

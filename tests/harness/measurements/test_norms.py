@@ -16,7 +16,7 @@ from bnlab.harness.artifacts.settings import Config, flatten, network, training_
 from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.config import check
 from bnlab.harness.errors import UserError
-from bnlab.harness.jobs import execute, failures, prepare
+from bnlab.harness.jobs import execute, list_failures, prepare
 
 BARE = Config(norm=NormConfig("none"), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
 
@@ -31,7 +31,7 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
     execute(config)
     execute(config)  # from what is there
     run, tables = Run(config), load("adhoc", tmp_path)
-    assert run.trace is None and not failures(config) and not (run.folder / "trace").exists()
+    assert run.trace is None and not list_failures(config) and not (run.folder / "trace").exists()
     skipped = [line for line in capsys.readouterr().out.splitlines() if "gaps" in line]
     assert skipped == [f"{run.id}: norm.name=none, so not measured: gaps, drift"] * 2
     assert tables["gaps"].empty and tables["drift"].empty

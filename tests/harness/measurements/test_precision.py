@@ -12,7 +12,7 @@ from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.statistics import using
@@ -24,8 +24,8 @@ def test_errors_are_those_of_each_layers_input(tmp_path: Path) -> None:
     data = DataConfig(images=300)
     run = Run(Config(batch_size=64, epochs=1, results=str(tmp_path), evaluate_at="final", threads=1, data=data))
     ensure_trained(run)
-    ((subject, (step,)),) = scope("precision")(run, []).items()
-    found = measurement("precision")(run, [subject], [step])
+    ((subject, (step,)),) = find_scope("precision")(run, []).items()
+    found = find_measurement("precision")(run, [subject], [step])
     images = run.dataset.train.images
     exact = frozen_statistics(run, step, EXACT)
     with using(run.model_at(step), exact) as model:

@@ -10,7 +10,7 @@ from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements import measurement, scope
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.harness.measurements.within_epoch import EPOCHS
 from tests.references import batch_norms, float64_copy, inputs_of, running_ema_debiased
@@ -39,8 +39,8 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
 
 def test_errors_batch_by_batch(run: Run) -> None:
     sources = parse_sources(["ema_debiased", "exact"], [0.1, 0.5], "train")
-    ((subject, (step,)), (other, _)) = scope("within_epoch")(run, sources).items()
-    found = measurement("within_epoch")(run, [subject, other], [step])
+    ((subject, (step,)), (other, _)) = find_scope("within_epoch")(run, sources).items()
+    found = find_measurement("within_epoch")(run, [subject, other], [step])
     assert len(found) == 2 * len(batch_norms(run.model_at(7))) * (3 + 2) and step == 7
     name, inputs = first_layers_batches(run)
     for last, per_epoch, share in (("kept", 3, 26 / 32), ("dropped", 2, 1.0)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -76,8 +77,15 @@ def test_numbers_of_several_conditions_are_a_range_with_the_outermost_bounds() -
     found = score(a=("holds", 2.0), b=("holds", 10.0), c=("holds", -3.0))
     assert format_range(found, "points") == "-3.00 to 10.00 points (intervals from -3.50 to 10.50)"
     assert format_range(found[:1], "points") == "2.00 [1.50, 2.50] points"
-    assert format_range(found.assign(n=1), "points") == "2, 10, -3 points"
-    assert format_range(found[:1].assign(n=0), "points") == ""
+    one_seed = found.assign(n=1, low=np.nan, high=np.nan)
+    assert format_range(one_seed, "points") == "2, 10, -3 points"
+    nothing = found[:1].assign(mean=np.nan, low=np.nan, high=np.nan, n=0)
+    assert format_range(nothing, "points") == ""
+    assert format_range(pd.concat([found, nothing]), "") == "-3.00 to 10.00 (intervals from -3.50 to 10.50)"
+    # A geometric mean of values of which one is 0 has no interval.
+    zero = found[:1].assign(mean=0.0, low=np.nan, high=np.nan)
+    assert format_range(zero, "times") == "0 times"
+    assert format_range(pd.concat([found[:1], zero]), "times") == "2.00 [1.50, 2.50], 0 times"
 
 
 def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:

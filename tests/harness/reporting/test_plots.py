@@ -61,7 +61,7 @@ def test_single_batches_lie_under_the_estimators() -> None:
 def test_a_line_of_many_points_has_few_markers() -> None:
     rows = with_interval({"x": np.arange(1, 201), "mean": 1.0})
     _, ax = plt.subplots()
-    style.line(ax, rows, "x", "#000000", marker="o")
+    style.draw_line(ax, rows, "x", "#000000", marker="o")
     assert ax.get_lines()[0].get_markevery() == 20 and len(ax.get_lines()[0].get_xdata()) == 200
 
 

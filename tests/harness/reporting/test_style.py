@@ -75,17 +75,17 @@ def test_more_than_can_be_told_apart() -> None:
         draw(frame([("ema", m / 10) for m in range(1, 8)]))
     with pytest.raises(UserError, match=r"room for 12 estimators of your own, found mine0.*mine12; sweep fewer"):
         draw(frame([(f"mine{i}", np.nan) for i in range(13)]))
-    assert len(set(style.series(range(6)).values())) == 6
+    assert len(set(style.choose_colours(range(6)).values())) == 6
     with pytest.raises(UserError, match="room for 6 series, found 2, 4, 8, 16, 32, 64, 128; sweep fewer"):
-        style.series([2, 4, 8, 16, 32, 64, 128])
+        style.choose_colours([2, 4, 8, 16, 32, 64, 128])
 
 
 def test_a_series_keeps_its_colour_in_a_later_panel() -> None:
     rows = pd.concat([frame([("ema", 0.1)], "a").assign(size=8), frame([("ema", 0.1)], "b").assign(size=4)])
 
     def plot(part: pd.DataFrame, *, ax: Axes) -> Axes:
-        for size, colour in style.series(sorted(part["size"].unique())).items():
-            style.line(ax, part[part["size"] == size], "epoch", colour, str(size))
+        for size, colour in style.choose_colours(sorted(part["size"].unique())).items():
+            style.draw_line(ax, part[part["size"] == size], "epoch", colour, str(size))
         return ax
 
     axes = drawing.draw(Figure("f", "t", "c", lambda _: rows, plot), {}).axes
@@ -94,7 +94,7 @@ def test_a_series_keeps_its_colour_in_a_later_panel() -> None:
 
 def test_a_single_value_is_seen() -> None:
     _, ax = plt.subplots()
-    style.line(ax, frame([("ema", 0.1)]).head(1), "epoch", "#000000", "ema")
+    style.draw_line(ax, frame([("ema", 0.1)]).head(1), "epoch", "#000000", "ema")
     style.set_axes(ax, style.axis_of("epoch"), Axis("y"), pd.Series([1.0]))
     assert ax.get_legend_handles_labels()[1] == ["ema"] and ax.get_xlim() == (0.5, 2.0)
     assert ax.get_lines()[0].get_marker() == "o"

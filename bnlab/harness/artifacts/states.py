@@ -1,0 +1,74 @@
+"""The state of a training: where it begins, and the files from which it goes on exactly."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.training import Progress, build_optimizer
+from bnlab.recording.block import record
+from bnlab.storage import load_tensors, save_tensors
+from bnlab.trace import MomentTrace
+
+_STATE = "bnlab.state/1"
+
+
+def start_training(run: Run) -> Progress:
+    """The training at step 0; sets torch's random state."""
+    torch.manual_seed(run.config.seed)  # dropout and the like
+    model = run.new_model()
+    return Progress(model, build_optimizer(run.config.optimizer, model, run.config.batch_size), step=0)
+
+
+def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MomentTrace | None]:
+    """Record the batch moments from here on; nothing of a network without batch norm."""
+    return record(progress.model, step=progress.step) if run.has_trace else contextlib.nullcontext()
+
+
+def restore_state(run: Run, progress: Progress, path: Path) -> float:
+    """Put the training where a state file has it; returns the seconds that it had taken."""
+    tensors, metadata = load_state(run, path)
+    progress.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
+    _load_optimizer(progress.optimizer, tensors)
+    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/device" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/device"], run.device)
+    progress.step, progress.loss = int(metadata["step"]), float(metadata["loss"])
+    return float(metadata["seconds"])
+
+
+def load_state(run: Run, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `save_state` wrote; ValueError if it is damaged, or a copy of another one."""
+    _, is_of_step, step = path.stem.partition("step_")
+    return load_tensors(path, _STATE, about=run.about(int(step) if is_of_step else None))
+
+
+def save_state(run: Run, progress: Progress, path: Path, seconds: float) -> None:
+    """Write the state of a training that has taken so many seconds."""
+    metadata = {"loss": repr(progress.loss), "seconds": repr(seconds)}
+    save_tensors(path, _collect_tensors(progress), _STATE, metadata, run.about(progress.step))
+
+
+def _collect_tensors(progress: Progress) -> dict[str, Tensor]:
+    """Everything from which training goes on exactly: weights, buffers, optimizer, random state."""
+    found = {f"model/{k}": v for k, v in progress.model.state_dict().items()}
+    for index, values in progress.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+    found["rng/cpu"] = torch.get_rng_state()
+    device = next(progress.model.parameters()).device
+    if device.type == "cuda":
+        found["rng/device"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,92 @@
+"""A digest of the code that an estimator of the user's consists of: rows of other code are not found again."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bnlab.files import digest
+from bnlab.harness.errors import UserError
+
+
+@cache  # what runs is the code as it was when it was imported
+def digest_of_class(cls: type) -> str:
+    """Of the modules of the class and of its bases, and of the user's modules that these take anything from.
+
+    Empty for a class that has all its code from libraries.
+
+    Raises:
+        UserError: the source of a module cannot be read.
+    """
+    sources: dict[str, str] = {}
+    queue = [base.__module__ for base in cls.__mro__ if not _is_library(base.__module__)]
+    while queue:
+        name = queue.pop()
+        if name in sources:
+            continue
+        sources[name] = _read_source(name, cls)
+        queue += [used for used in _find_used(name, sources[name]) if not _is_installed(used)]
+    return digest(repr(sorted(sources.items())), digits=10) if sources else ""
+
+
+def _find_used(name: str, source: str) -> Iterator[str]:
+    """The modules that a module takes anything from: by what it holds, and by its import statements.
+
+    A notebook has no import statements that could be read; a constant that is held does not say where it is from.
+    """
+    for value in vars(sys.modules[name]).values() if name in sys.modules else ():
+        used = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if isinstance(used, str):
+            yield used
+    package = name if _spec_of(name, "submodule_search_locations") else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(textwrap.dedent(source))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _read_source(name: str, cls: type) -> str:
+    """The source of a module; of one that has no file, such as a notebook, that of the class."""
+    module = sys.modules.get(name)
+    try:
+        # Not yet imported where the import stands in a function.
+        return inspect.getsource(module) if module else Path(_spec_of(name, "origin")).read_text()
+    except (OSError, TypeError, UnicodeDecodeError):
+        pass
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError) as error:
+        raise UserError(f"{cls.__qualname__}: its source cannot be read ({error}); put it into a module") from error
+
+
+def _is_library(module: str) -> bool:
+    """Ours or Python's."""
+    top = module.partition(".")[0]
+    return top == "bnlab" or top in sys.stdlib_module_names
+
+
+def _is_installed(module: str) -> bool:
+    """Of a library or an installed package."""
+    if _is_library(module):
+        return True
+    file = getattr(sys.modules[module], "__file__", None) if module in sys.modules else _spec_of(module, "origin")
+    return file is None or bool({"site-packages", "dist-packages"} & {*Path(file).parts})
+
+
+def _spec_of(module: str, attribute: str) -> Any:
+    """An attribute of the module's import specification; None if there is no such module."""
+    try:
+        return getattr(find_spec(module), attribute, None)
+    except (ImportError, AttributeError, ValueError):  # an attribute of a module, or a notebook
+        return None

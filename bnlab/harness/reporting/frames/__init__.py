@@ -1,0 +1,34 @@
+"""Frames that figures and claims are made of: rows of tables, comparisons, intervals over seeds. No drawing.
+
+`networks` has rows with their networks' settings, which `selection` and `panels` choose and name; `comparisons` and
+`averages` compute with them; `scores` puts these together.
+"""
+
+from bnlab.harness.reporting.frames.averages import MEASURES, average, interval, other_seeds
+from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, paired
+from bnlab.harness.reporting.frames.networks import RESULTS, rows
+from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
+from bnlab.harness.reporting.frames.scores import Rows, score
+from bnlab.harness.reporting.frames.selection import DEFAULT_MOMENTUM, OtherThan, lowest, name_value, select
+
+__all__ = [
+    "DEFAULT_MOMENTUM",
+    "MEASURES",
+    "RESULTS",
+    "OtherThan",
+    "Rows",
+    "average",
+    "interval",
+    "lowest",
+    "name_panels",
+    "name_value",
+    "on_curves",
+    "other_seeds",
+    "over_best",
+    "overlay",
+    "paired",
+    "rows",
+    "score",
+    "select",
+    "share_name",
+]

@@ -1,0 +1,128 @@
+"""Means of rows that agree in some columns, and their intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames.selection import name_value, require_columns
+
+MEASURES = ("mean", "low", "high", "n", "error", "log")
+"""The columns that `interval` adds."""
+
+
+def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bool = False) -> pd.DataFrame:
+    """`by` and the mean of `value` over all rows that agree in `by`, as over a network's layers; NaN is left out.
+
+    Args:
+        frame: any rows.
+        value: the column of which the mean is taken.
+        by: what is told apart, such as "batch_size", "seed"; null keys are kept.
+        geometric: the geometric mean, for positive values such as ratios.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    require_columns(frame, [value, *by])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = frame.assign(**{value: np.log(frame[value])}) if geometric else frame
+    means = _average_groups(values, value, by)
+    return means.assign(**{value: np.exp(means[value])}) if geometric else means
+
+
+def interval(
+    frame: pd.DataFrame,
+    value: str,
+    by: Sequence[str],
+    *,
+    average: str | Sequence[str] | None = None,
+    scale: float = 1,
+    geometric: bool = False,
+) -> pd.DataFrame:
+    """`by` and `mean`, `low`, `high` (95%, Student), `n` of `value` over seeds: one row for each of `by`.
+
+    Two more columns: `error` is the standard error over seeds, and `log` says whether it is one of logarithms. NaN
+    values are left out; one seed has no interval: NaN.
+
+    Args:
+        frame: rows with a column `seed`.
+        value: the column of which the mean is taken.
+        by: what the rows are told apart by, nothing for one row of all; null keys are kept.
+        average: columns over which each seed is averaged first, such as "layer".
+        scale: a factor of all values, such as 100 for percent.
+        geometric: all means are geometric, over `average` and over seeds, for positive values such as gaps and ratios;
+            the mean of ratios is then the ratio of the means.
+
+    Raises:
+        UserError: a column is missing.
+        ValueError: several rows of one seed, which would count as so many seeds.
+    """
+    over = [average] if isinstance(average, str) else list(average or ())
+    require_columns(frame, [value, "seed", *by, *over])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
+        numbers = scale * frame[value]
+        values = frame.assign(**{value: np.log(numbers) if geometric else numbers})
+        _check_seeds(values, [*by, "seed", *over])
+        if over:
+            values = _average_groups(values, value, [*by, "seed"])
+        keys = [values[key] for key in by]
+        groups = values[value].groupby(keys, dropna=False, sort=False) if keys else [((), values[value])]
+        estimates = [(*key, *_estimate(group.to_numpy(float))) for key, group in groups]
+    found = pd.DataFrame(estimates, columns=[*by, "mean", "low", "high", "n", "error"])
+    if geometric:
+        found[["mean", "low", "high"]] = np.exp(found[["mean", "low", "high"]])
+    return found.assign(log=geometric)
+
+
+def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """`by`, `seed` and the means of `values` over all other seeds: what a prediction may know of a network.
+
+    Args:
+        frame: rows with a column `seed`.
+        values: columns of which the mean is taken.
+        by: what seeds have in common, such as "panel", "batch_size", "layer".
+
+    Raises:
+        UserError: a column is missing, or some rows have no other seed.
+    """
+    require_columns(frame, ["seed", *values, *by])
+    seeds = frame.groupby(list(by), dropna=False, sort=False)["seed"].agg(["nunique", "first"])
+    lonely = seeds[seeds["nunique"] == 1]
+    if len(lonely):
+        where = ", ".join(name_value(key, lonely.reset_index()[key].iloc[0]) for key in by)
+        raise UserError(
+            f"the prediction is made from other seeds, and {where} has only seed {lonely['first'].iloc[0]}; "
+            "sweep several, such as seed=0,1"
+        )
+    pairs = frame[[*by, "seed"]].drop_duplicates().merge(frame, on=list(by), suffixes=("", "_other"))
+    others = pairs[pairs["seed"] != pairs["seed_other"]]
+    return others.groupby([*by, "seed"], dropna=False, sort=False)[list(values)].mean().reset_index()
+
+
+def _average_groups(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """`by` and the mean of `value` for each combination of these, null ones too."""
+    return frame.groupby(list(by), dropna=False, sort=False)[value].mean().reset_index()
+
+
+def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
+    """Mean, bounds of the two-sided 95% Student interval, n and standard error; NaN values are left out."""
+    values = values[~np.isnan(values)]
+    n = len(values)
+    mean = float(values.mean()) if n else np.nan
+    error = float(values.std(ddof=1)) / n**0.5 if n > 1 else np.nan
+    half = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else np.nan
+    return mean, mean - half, mean + half, n, error
+
+
+def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:
+    """ValueError if several rows agree in the keys, which end with the seed and what is averaged within it."""
+    doubled = frame.duplicated(keys)
+    if doubled.any():
+        first = ", ".join(name_value(key, frame.loc[doubled, key].iloc[0]) for key in keys)
+        raise ValueError(
+            f"interval: several rows of one seed ({first}); select one, or average over layers and the like"
+        )

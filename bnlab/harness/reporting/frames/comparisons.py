@@ -1,0 +1,90 @@
+"""Values beside those of a reference: of the same network and step, or on a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bnlab.harness.reporting.frames.selection import check_estimators, lowest, require_columns, select
+
+_PLACES = ("run", "step", "panel", "layer", "channel", "split", "shift")
+_DIFFERING = {"estimator": ("estimator", "momentum"), "panel": ("panel", "step"), "depth": ("depth", "layer")}
+"""By the column along which values are compared: the columns that differ with it."""
+
+
+def paired(
+    frame: pd.DataFrame, value: str, against: Any = "exact", *, along: str = "estimator", ratio: bool = False
+) -> pd.DataFrame:
+    """All rows but the reference's; `value` compared with that of the reference at the same network and step.
+
+    Args:
+        frame: rows of `rows`; where it has layers, channels, splits or panels, these agree as well, and where others
+            than estimators are compared, estimator and momentum too.
+        value: the column that is replaced by its difference to the reference.
+        against: the estimator that is the reference, on the training split if it is there on several; or another value
+            of `along`. Rows without a reference are left out.
+        along: the column of which `against` is a value: estimators; or a `size` of batches, a layer by its `depth`, a
+            share of the training by its `panel`.
+        ratio: divide by the reference instead of subtracting it.
+
+    Raises:
+        UserError: there is no such column, or the reference is named without the parameters that it has in the rows.
+        ValueError: the reference has several rows for a network and step, as one of several momenta does.
+    """
+    require_columns(frame, [value, along])
+    if along == "estimator":
+        check_estimators(frame["estimator"], against)
+    keys = _list_keys(frame, along)
+    is_reference = frame[along] == against
+    if along == "estimator" and "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
+        is_reference &= frame["statistics_split"] == "train"
+    reference = frame[is_reference].set_index(keys)[value]
+    if not reference.index.is_unique:
+        raise ValueError(f"paired: {against!r} has several rows for a network and step; select one, as one momentum")
+    others = frame[~is_reference]
+    index = pd.MultiIndex.from_frame(others[keys])
+    expected = reference.reindex(index).to_numpy()
+    compared = others.assign(**{value: others[value] / expected if ratio else others[value] - expected})
+    return compared[index.isin(reference.index)]
+
+
+def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:
+    """All rows; `value` over the smallest that this estimator has with any momentum at the same network and step.
+
+    Args:
+        frame: rows of `rows`; where it has layers, splits or panels, these agree as well.
+        value: the column that becomes a ratio, such as a gap; the best momentum in hindsight has 1.
+        estimator: the one of which the best momentum is the reference; rows for which it has none are left out.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    best = lowest(select(frame, estimator=estimator), value, _list_keys(frame))
+    return paired(pd.concat([frame, best.assign(estimator="best")]), value, against="best", ratio=True)
+
+
+def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[str]) -> pd.DataFrame:
+    """The points with the `mean` that their curve has there: on straight lines between neighbours, over the log of `x`.
+
+    Args:
+        points: rows with `by` and a positive `x`.
+        curves: rows with `by`, `x` and `mean`, such as those of `interval`.
+        x: the column across.
+        by: what the curves are told apart by; points without a curve, or beyond its ends, are left out.
+    """
+    require_columns(points, [x, *by])
+    require_columns(curves, [x, "mean", *by])
+    placed = []
+    for key, curve in curves.dropna(subset=[x, "mean"]).sort_values(x).groupby(list(by), sort=False):
+        here = points[(points[list(by)] == list(key)).all(axis=1) & points[x].between(curve[x].min(), curve[x].max())]
+        placed.append(here.assign(mean=np.interp(np.log(here[x]), np.log(curve[x]), curve["mean"])))
+    return pd.concat(placed) if placed else points[:0].assign(mean=np.nan)
+
+
+def _list_keys(frame: pd.DataFrame, along: str = "estimator") -> list[str]:
+    """The columns in which rows agree that differ along this one only."""
+    differing = _DIFFERING.get(along, (along,))
+    return [key for key in (*_PLACES, "estimator", "momentum") if key in frame and key not in differing]

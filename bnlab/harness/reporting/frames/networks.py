@@ -1,0 +1,94 @@
+"""Rows of a table with their networks' settings, of one network for each combination of settings and seed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.errors import Note, UserError
+from bnlab.harness.reporting.frames.panels import add_setting_panels, select_shares, share_name
+from bnlab.harness.reporting.frames.selection import name_value, require_columns, select
+
+# Columns of `runs` that are results, or say the same as others; all other columns are settings.
+RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
+
+
+def rows(
+    tables: Mapping[str, pd.DataFrame],
+    table: str,
+    shares: Sequence[float] = (),
+    by: Sequence[str] = ("batch_size",),
+    **wanted: Any,
+) -> pd.DataFrame:
+    """Rows of a table with their networks' settings, and a column `panel`.
+
+    Args:
+        tables: the tables of an experiment, `runs` among them.
+        table: the name of the table.
+        shares: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share,
+            if it is within 2% of the training or half a step. Without shares all steps, a panel for each of `by`.
+        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
+        wanted: for columns of the table or settings, see `select`; `split` where several were predicted.
+
+    Raises:
+        UserError: a column is missing, the table has several splits of which none is wanted, or networks agree in `by`
+            and seed, which an average over seeds would mix.
+    """
+    frame, runs = tables[table], tables["runs"]
+    settings = runs[[c for c in runs if c == "run" or c not in frame]]
+    joined = select(frame.merge(settings, on="run"), **wanted)
+    if "split" not in wanted:
+        _check_split(table, joined)
+    _check_networks(runs[runs["run"].isin(joined["run"])], by)
+    if not shares:
+        return add_setting_panels(joined, by)
+    found = select_shares(joined, shares)
+    for share in shares:
+        if len(joined) and not (found["panel"] == share_name(share)).any():
+            warnings.warn(
+                f"{table} has no rows {share_name(share)}: evaluate_at lists the steps that are measured, and "
+                "accuracy_at=all evaluates at all of them",
+                Note,
+                stacklevel=2,
+            )
+    return found
+
+
+def _check_split(table: str, frame: pd.DataFrame) -> None:
+    """UserError if the rows are of several splits."""
+    splits = list(frame["split"].unique()) if "split" in frame else []
+    if len(splits) > 1:
+        raise UserError(
+            f"{table} has rows of several splits ({', '.join(splits)}), and the score selects none: give it split="
+            f"{splits[0]!r}, or sweep one split (evaluate_on=) under a name=... of its own"
+        )
+
+
+def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
+    """UserError if networks agree in `by` and seed."""
+    require_columns(runs, by)
+    doubled = runs[runs.duplicated([*by, "seed"], keep=False)]
+    if doubled.empty:
+        return
+    same = next(group for _, group in doubled.groupby([*by, "seed"], dropna=False, sort=False))
+    which = ", ".join(name_value(key, same[key].iloc[0]) for key in (*by, "seed"))
+    raise UserError(
+        f"{which} has several networks ({_describe_difference(same)})\n"
+        "sweep each under its own name=... and draw that, or remove this folder's parts and sweep one again "
+        "(what is trained is kept); where they are to be compared, tell them apart by that setting: by=(...)"
+    )
+
+
+def _describe_difference(networks: pd.DataFrame) -> str:
+    """The first three, each with the settings in which they differ."""
+    # Some settings are in two columns, of which the first is enough.
+    settings = networks.drop(columns=["run", *RESULTS], errors="ignore").T.drop_duplicates().index
+    differing = [c for c in settings if networks[c].nunique(dropna=False) > 1]
+    described = [
+        ", ".join([str(row["run"]), *(f"{column} {row[column]}" for column in differing)])
+        for row in networks.head(3).to_dict("records")
+    ]
+    return "; ".join(described)

@@ -1,0 +1,64 @@
+"""The column `panel`, by which a figure's rows are parted, and `kind`, by which those of a panel are."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bnlab.harness.reporting.frames.selection import name_value, require_columns
+
+
+def share_name(share: float) -> str:
+    """The panel of a share of the training."""
+    return "at the end of training" if share == 1 else f"after {share:.0%} of training"
+
+
+def select_shares(frame: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
+    """Of each network the rows of the step nearest to each share of the training, if it is near; a panel each."""
+    done = frame["step"] / frame["steps"]
+    chosen = []
+    for share in shares:
+        distance = (done - share).abs()
+        nearest = distance == distance.groupby(frame["run"]).transform("min")
+        close = distance <= (0.5 / frame["steps"]).clip(lower=0.02) + 1e-9
+        near = frame[nearest & close]
+        later = near["step"] == near.groupby("run")["step"].transform("max")  # of two steps that are equally near
+        chosen.append(near[later].assign(panel=share_name(share)))
+    return pd.concat(chosen, ignore_index=True)
+
+
+def add_setting_panels(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The rows in order of the settings, with a panel for each combination of these and the steps of the training."""
+    ordered = frame.sort_values([*by, "step"])
+    records = ordered[[*dict.fromkeys([*by, "steps"])]].to_dict("records")
+    settings = [", ".join(name_value(key, record[key]) for key in by) for record in records]
+    steps = [f"{record['steps']} step{'s' * (record['steps'] != 1)}" for record in records]
+    return ordered.assign(panel=[f"{name} ({count})" for name, count in zip(settings, steps, strict=True)])
+
+
+def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows, sorted by the numbers in the name, with a panel for each of its values.
+
+    Args:
+        frame: any rows.
+        name: of a panel, columns in braces, as in `batch size {batch_size}, last {last}`.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    columns = [column for _, column, _, _ in string.Formatter().parse(name) if column]
+    require_columns(frame, columns)
+    numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
+    ordered = frame.sort_values(numbers, kind="stable") if numbers else frame
+    return ordered.assign(panel=[name.format_map(row) for row in ordered[columns].to_dict("records")])
+
+
+def overlay(**frames: pd.DataFrame) -> pd.DataFrame:
+    """All rows, with the name of their frame in the column `kind`: what a panel draws upon each other.
+
+    Args:
+        frames: by name, such as `measured`, `dashed`, `star`: see the kinds of panel.
+    """
+    return pd.concat([frame.assign(kind=kind) for kind, frame in frames.items()], ignore_index=True)

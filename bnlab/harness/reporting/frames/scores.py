@@ -1,0 +1,64 @@
+"""The usual score: rows, their comparison with a reference if there is one, and their intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.reporting.frames.averages import interval
+from bnlab.harness.reporting.frames.comparisons import paired
+from bnlab.harness.reporting.frames.networks import rows
+from bnlab.harness.reporting.frames.selection import select
+
+Rows = Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame]
+"""A function of the tables of an experiment."""
+
+
+def score(
+    source: str | Rows,
+    value: str,
+    by: Sequence[str],
+    shares: Sequence[float] = (),
+    *,
+    against: Any = None,
+    along: str = "estimator",
+    ratio: bool = False,
+    average: str | Sequence[str] | None = None,
+    scale: float = 1,
+    geometric: bool = False,
+    **wanted: Any,
+) -> Rows:
+    """A score of one value: `rows`, the comparison with a reference if there is one, `interval`.
+
+    Args:
+        source: the name of a table, of which `rows` are taken, or a function of the tables that gives other rows.
+        shares: of a table, see `rows`; its networks may differ in the settings among `by`, or else in their batch size.
+        value, by, average, scale, geometric: see `interval`.
+        against, along, ratio: the reference, see `paired`; it need not be among the wanted.
+        wanted: see `select`; with a reference, values of `along`, and of `momentum` where that is the estimator, choose
+            among the rows that have been compared with it.
+
+    Returns:
+        A function of the tables, which returns the frame of `interval`.
+
+    Raises:
+        ValueError: shares beside a function, which chooses its rows itself.
+    """
+    if shares and not isinstance(source, str):
+        raise ValueError("score: shares are those of a table; a function chooses its rows itself")
+    later = () if against is None else (along, "momentum") if along == "estimator" else (along,)
+    compared = {key: wanted.pop(key) for key in later if key in wanted}
+
+    def compute(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        if isinstance(source, str):
+            settings = [key for key in by if key not in tables[source] and key != "panel"]
+            frame = rows(tables, source, shares, settings or ["batch_size"], **wanted)
+        else:
+            frame = select(source(tables), **wanted)
+        if against is not None:
+            frame = select(paired(frame, value, against, along=along, ratio=ratio), **compared)
+        return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
+
+    return compute

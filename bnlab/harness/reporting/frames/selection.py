@@ -1,0 +1,87 @@
+"""Rows that are chosen by the values in their columns."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.errors import UserError
+
+DEFAULT_MOMENTUM = 0.1  # PyTorch's
+
+
+@dataclass(frozen=True)
+class OtherThan:
+    """All values but this one, for `select`: `estimator=OtherThan("exact")`."""
+
+    value: Any
+
+
+def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows whose columns have the wanted values: one, any of a tuple, or all but one (`OtherThan`); None is null.
+
+    Raises:
+        UserError: there is no such column, or an estimator is wanted without the parameters that it has in the rows.
+    """
+    for column, value in wanted.items():
+        require_columns(frame, [column])
+        if column == "estimator":
+            check_estimators(frame["estimator"], value)
+        if isinstance(value, OtherThan):
+            frame = frame[~_matches(frame[column], [value.value])]
+        else:
+            frame = frame[_matches(frame[column], _list_values(value))]
+    return frame
+
+
+def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """Of each group the row with the smallest value, the first of several; NaN values are left out.
+
+    Args:
+        frame: any rows.
+        value: the column that is compared, as a gap.
+        by: what groups are told apart by; a null key is a group.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    require_columns(frame, [value, *by])
+    ordered = frame.reset_index(drop=True).dropna(subset=value)
+    return ordered.loc[ordered.groupby(list(by), dropna=False, sort=False)[value].idxmin()]
+
+
+def check_estimators(estimators: pd.Series, wanted: Any) -> None:
+    """UserError for `kalman` where rows are of `kalman(per=layer)`: nothing would be found, without a word."""
+    present = set(estimators.unique())
+    for name in _list_values(wanted.value if isinstance(wanted, OtherThan) else wanted):
+        same = sorted(p for p in present if str(p).startswith(f"{name}("))
+        if name not in present and same:
+            raise UserError(f"there are no rows of estimator {name!r}; there is {', '.join(map(repr, same))}")
+
+
+def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    """UserError that names the first of these columns that is missing."""
+    for column in columns:
+        if column not in frame:
+            close = difflib.get_close_matches(str(column), map(str, frame), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "is it declared in the experiment's columns?"
+            raise UserError(f"no column {column!r}; {hint}")
+
+
+def name_value(key: str, value: Any) -> str:
+    """A column and its value in words: `batch size 8`."""
+    return f"{key.replace('_', ' ')} {value}"
+
+
+def _list_values(value: Any) -> tuple[Any, ...]:
+    """The values of what may be one or several."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _matches(column: pd.Series, values: Sequence[Any]) -> pd.Series:
+    matches = column.isin([v for v in values if v is not None])
+    return matches | column.isna() if None in values else matches

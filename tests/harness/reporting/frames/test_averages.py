@@ -1,0 +1,97 @@
+"""Means and intervals over seeds, against plain pandas and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames import average, interval, other_seeds
+
+
+def frame_of_seeds() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    momenta = np.repeat([0.1, 0.5, np.nan], 4)
+    return pd.DataFrame({"seed": list(range(4)) * 3, "momentum": momenta, "x": rng.random(12)})
+
+
+def test_average_against_plain_pandas() -> None:
+    frame = frame_of_seeds().assign(layer="x")
+    frame.loc[0, "x"] = np.nan
+    plain = [group["x"].mean() for _, group in frame.groupby("momentum", dropna=False, sort=False)]
+    found = average(frame, "x", ["momentum"])
+    assert list(found) == ["momentum", "x"]
+    np.testing.assert_allclose(found["x"], plain)
+    roots = [stats.gmean(group["x"].dropna()) for _, group in frame.groupby("momentum", dropna=False, sort=False)]
+    np.testing.assert_allclose(average(frame, "x", ["momentum"], geometric=True)["x"], roots)
+    assert list(average(frame.assign(x=0.0), "x", ["layer"], geometric=True)["x"]) == [0]
+    with pytest.raises(UserError, match="no column 'y'"):
+        average(frame, "y", ["momentum"])
+
+
+def test_interval_against_plain_pandas() -> None:
+    frame = frame_of_seeds()
+    found = interval(frame, "x", ["momentum"], scale=100)
+    grouped = 100 * frame.groupby("momentum", dropna=False, sort=False)["x"].mean()
+    error = 100 * frame.groupby("momentum", dropna=False, sort=False)["x"].sem().to_numpy()
+    half = stats.t.ppf(0.975, 3) * error
+    np.testing.assert_array_equal(found["momentum"], [0.1, 0.5, np.nan])
+    np.testing.assert_allclose(found["mean"], grouped)
+    np.testing.assert_allclose(found["low"], grouped - half)
+    np.testing.assert_allclose(found["high"], grouped + half)
+    np.testing.assert_allclose(found["error"], error)
+    assert list(found["n"]) == [4, 4, 4] and not found["log"].any()
+    assert list(frame_of_seeds()["x"]) == list(frame["x"])  # as it was
+
+
+def test_geometric_interval_against_scipy() -> None:
+    frame = frame_of_seeds()
+    found = interval(frame, "x", ["momentum"], geometric=True).set_index("momentum").loc[0.5]
+    logs = np.log(frame[frame["momentum"] == 0.5]["x"])
+    low, high = stats.t.interval(0.95, 3, loc=logs.mean(), scale=stats.sem(logs))
+    assert found[["mean", "low", "high"]].to_list() == pytest.approx(np.exp([logs.mean(), low, high]).tolist())
+    assert found["error"] == pytest.approx(stats.sem(logs)) and found["log"]
+    zero = interval(frame.assign(x=0.0), "x", ["momentum"], geometric=True)
+    assert list(zero["mean"]) == [0, 0, 0] and zero["low"].isna().all()
+
+
+def test_few_values() -> None:
+    frame = pd.DataFrame({"seed": [0, 0, 1, 2], "size": [1, 2, 2, 2], "x": [2.0, 1.0, np.nan, 3.0]})
+    found = interval(frame, "x", ["size"])
+    assert list(found["mean"]) == [2, 2] and list(found["n"]) == [1, 2]
+    assert found.loc[0, ["low", "high", "error"]].isna().all() and found.loc[1, "error"] == 1.0
+    empty = interval(frame[:0], "x", ["size"])
+    assert empty.empty and {"size", "mean", "low", "high", "n", "error", "log"} == set(empty)
+
+
+def test_a_seed_counts_once() -> None:
+    """Rows of several layers are no more seeds: an average over layers comes first."""
+    layers = pd.DataFrame(
+        {"seed": [0, 0, 1, 1], "momentum": np.nan, "layer": ["a", "b"] * 2, "x": [1.0, 2.0, 3.0, 4.0]}
+    )
+    with pytest.raises(ValueError, match=r"several rows of one seed \(momentum nan, seed 0\); select one, or average"):
+        interval(layers, "x", ["momentum"])
+    found = interval(layers, "x", ["momentum"], average="layer")
+    assert found[["mean", "n"]].to_numpy().tolist() == [[2.5, 2]]
+    assert list(interval(layers, "x", ["layer"])["n"]) == [2, 2]
+    with pytest.raises(ValueError, match="several rows of one seed"):  # two steps of a layer
+        interval(pd.concat([layers, layers]), "x", ["momentum"], average="layer")
+    with pytest.raises(UserError, match="no column 'seed'"):
+        interval(layers.drop(columns="seed"), "x", ["layer"])
+    with pytest.raises(UserError, match="no column 'depth'"):
+        interval(layers, "x", ["layer"], average="depth")
+
+
+def test_what_other_seeds_say() -> None:
+    frame = pd.DataFrame({"layer": ["x"] * 3 + ["y"] * 4, "seed": [0, 1, 2, 0, 1, 1, 2],
+                          "noise": [1.0, 2.0, 4.0, 10.0, 20.0, 30.0, 90.0], "run": "a"})  # fmt: skip
+    found = other_seeds(frame, ["noise"], ["layer"])
+    assert found.values.tolist() == [
+        ["x", 0, 3.0], ["x", 1, 2.5], ["x", 2, 1.5], ["y", 0, pytest.approx(140 / 3)], ["y", 1, 50.0], ["y", 2, 20.0],
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="made from other seeds, and layer x has only seed 1; sweep several, such as"):
+        other_seeds(frame[(frame["layer"] == "y") | (frame["seed"] == 1)], ["noise"], ["layer"])
+    with pytest.raises(UserError, match="no column 'seed'"):
+        other_seeds(frame.drop(columns="seed"), ["noise"], ["layer"])

@@ -1,0 +1,91 @@
+"""Scores are rows, comparisons and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames import OtherThan, interval, paired, rows, score, select
+from tests.harness.reporting.frames.test_networks import RUNS, tables
+
+
+def test_a_score_selects_a_split() -> None:
+    keys = [(split, estimator) for split in ("test", "val") for estimator in ("ema", "exact")]
+    runs = RUNS.assign(batch_size=8, seed=[0, 1], steps=10)
+    frame = pd.DataFrame([("ab"[i], 10, *key) for i in (0, 1) for key in keys],
+                         columns=["run", "step", "split", "estimator"])  # fmt: skip
+    frame["gap"] = [1.0, 0.0, 5.0, 2.0, 2.0, 0.0, 7.0, 2.0]
+    made = score("gaps", "gap", ("panel",), (1.0,), against="exact")
+    with pytest.raises(UserError, match=r"gaps has rows of several splits \(test, val\).*give it split='test'"):
+        made(tables(frame, runs))
+    with pytest.raises(UserError, match="several splits"):
+        rows(tables(frame, runs), "gaps")
+    for split, mean in (("test", 1.5), ("val", 4.0)):
+        chosen = score("gaps", "gap", ("panel",), (1.0,), against="exact", split=split)
+        assert chosen(tables(frame, runs))["mean"].tolist() == [mean]
+    assert made(tables(frame[frame["split"] == "val"], runs))["mean"].tolist() == [4.0]
+    both = score("gaps", "gap", ("panel", "split"), (1.0,), against="exact", split=("test", "val"))
+    assert both(tables(frame, runs)).set_index("split")["mean"].to_dict() == {"test": 1.5, "val": 4.0}
+    with pytest.raises(ValueError, match="several rows of one seed"):
+        score("gaps", "gap", ("panel",), (1.0,), against="exact", split=("test", "val"))(tables(frame, runs))
+
+
+def test_a_score_tells_networks_apart_by_any_setting() -> None:
+    runs = pd.DataFrame({"run": list("abcd"), "seed": [0, 1] * 2, "model.width": [8, 8, 32, 32],
+                         "batch_size": 16, "steps": 10})  # fmt: skip
+    frame = pd.DataFrame({"run": list("abcd"), "step": 10, "gap": [1.0, 3.0, 5.0, 7.0]})
+    found = score("gaps", "gap", ("panel", "model.width"), (1.0,))(tables(frame, runs))
+    assert found[["model.width", "mean", "n"]].to_numpy().tolist() == [[8, 2, 2], [32, 6, 2]]
+
+
+def test_a_score_is_rows_paired_and_interval() -> None:
+    runs = RUNS.assign(seed=[0, 1], batch_size=8, steps=10)
+    rng = np.random.default_rng(0)
+    keys = [(run, step, estimator, momentum, layer) for run in "ab" for step in (1, 10) for layer in "xy"
+            for estimator, momentum in [("ema", 0.1), ("ema", 0.2), ("swa", np.nan), ("exact", np.nan)]]  # fmt: skip
+    frame = pd.DataFrame(keys, columns=["run", "step", "estimator", "momentum", "layer"]).assign(gap=rng.random(32))
+    by, all_tables = ("panel", "estimator", "momentum"), tables(frame, runs)
+    end = rows(all_tables, "gaps", (1.0,))
+    options = {"average": "layer", "scale": 2, "geometric": True}
+    pd.testing.assert_frame_equal(
+        score("gaps", "gap", by, (1.0,), **options)(all_tables), interval(end, "gap", by, **options)
+    )
+    for estimator, momentum in [("ema", 0.1), (("ema", "swa"), (0.2, None)), (OtherThan("swa"), (0.1, None))]:
+        found = score(
+            "gaps", "gap", by, (1.0,), against="exact", average="layer", estimator=estimator, momentum=momentum
+        )
+        chosen = select(paired(end, "gap"), estimator=estimator, momentum=momentum)
+        pd.testing.assert_frame_equal(found(all_tables), interval(chosen, "gap", by, average="layer"))
+    assert score("gaps", "gap", by, (0.1,), average="layer", batch_size=9)(all_tables).empty
+    ratio = score("gaps", "gap", by, (1.0,), against="exact", ratio=True, average="layer")(all_tables)
+    pd.testing.assert_frame_equal(ratio, interval(paired(end, "gap", ratio=True), "gap", by, average="layer"))
+
+
+def test_a_score_of_rows_that_a_function_finds() -> None:
+    runs = RUNS.assign(seed=[0, 1], batch_size=8, steps=10)
+    keys = [(run, 10, split, estimator) for run in "ab" for split in ("val", "test") for estimator in ("ema", "exact")]
+    frame = pd.DataFrame(keys, columns=["run", "step", "split", "estimator"]).assign(gap=np.arange(8.0))
+    all_tables = tables(frame, runs)
+
+    def find(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        return rows(tables, "gaps", split=("val", "test"))
+
+    found = score(find, "gap", ("estimator",), split="val")(all_tables)
+    assert found.set_index("estimator")["mean"].to_dict() == {"ema": 2.0, "exact": 3.0}
+    gained = score(find, "gap", ("estimator",), against="val", along="split", estimator="ema")(all_tables)
+    assert gained[["estimator", "mean", "n"]].values.tolist() == [["ema", 2.0, 2]]
+    assert score(find, "gap", (), against="exact", estimator="ema", split="val")(all_tables)["mean"].tolist() == [-1.0]
+    with pytest.raises(ValueError, match="a function chooses its rows itself"):
+        score(find, "gap", (), (1.0,))
+
+
+def test_a_misspelt_setting_is_named() -> None:
+    frame = pd.DataFrame({"run": ["a", "b"], "step": 1, "x": [1.0, 2.0]})
+    runs = RUNS.assign(**{"model.width": [8, 16]})
+    assert len(score("gaps", "x", ("panel", "model.width"))(tables(frame, runs))) == 2
+    with pytest.raises(UserError, match=r"no column 'model.widht'; did you mean 'model.width'\?"):
+        score("gaps", "x", ("panel", "model.widht"))(tables(frame, runs))
