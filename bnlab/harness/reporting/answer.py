@@ -97,9 +97,7 @@ def summarize(claim: Claim, rows: pd.DataFrame) -> str:
         ]
         if described:
             parts.append(f"{word} — {'; '.join(described)}.")
-    margin = " ".join(filter(None, (str(claim.rule), claim.rule.unit)))
-    margin = {"above 1 points": "above 1 point", "below 1 points": "below 1 point"}.get(margin, margin)
-    return f"{claim.text} ({margin}) {' '.join(parts)}"
+    return f"{claim.text} ({claim.rule.margin}) {' '.join(parts)}"
 
 
 def group_conditions(conditions: list[Condition]) -> list[list[Condition]]:

@@ -49,6 +49,16 @@ class Rule:
             return f"above {self.low:.3g}"
         return f"below {self.high:.3g}" if math.isinf(self.low) else f"from {self.low:.3g} to {self.high:.3g}"
 
+    @property
+    def margin(self) -> str:
+        """The bounds with their unit, as in `below 0.3 points`.
+
+        >>> above(1.0, "points").margin, within(-1.0, 1.0, "points").margin
+        ('above 1 point', 'from -1 to 1 points')
+        """
+        single = self.unit == "points" and str(self) in ("above 1", "below 1")
+        return f"{self} {'point' if single else self.unit}".rstrip()
+
 
 def above(bound: float, unit: str = "", reason: str = "") -> Rule:
     """The mean is larger than the bound."""
