@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
         Figure("orders", "The same batches in random order and sorted",
                f"{STREAM}, or sorted in each channel from the lowest mean to the highest: {TRUTH}, the mean of all "
                "batches, which is the same in both orders.",
-               score_orders, Forest("average", Axis("error (σ)"))),
+               score_orders, Forest("average", Axis("error (σ)", (-0.01, 0.25)))),
     ),
     claims=(
         Claim("error_is_unbounded", "The error of PyTorch's running average grows in proportion to a jump or outlier.",
