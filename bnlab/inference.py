@@ -281,7 +281,7 @@ class _OwnForward:
         self._inner = [module for module in layer.modules() if isinstance(module, BatchNorm) and module is not layer]
         self._is_given = self._is_overwritten = self._is_dependent = False
 
-    def look(self, x: Tensor, mean: Tensor | None, weight: Tensor | None, training: bool) -> None:
+    def look(self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool) -> None:
         """Called at every batch normalization."""
         inner = {get_running_buffers(m)[0].data_ptr() for m in self._inner if m.running_mean is not None}
         if not x.numel() or (mean is not None and mean.data_ptr() in inner):

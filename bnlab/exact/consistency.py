@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_map_only
 from bnlab.arguments import check_batches, check_forward, device_of
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrowing import set_weights_channels_last
-from bnlab.layers import BatchNorm, batch_norm_layers, check_input, layer_input, strip_transforms, unwrap_parallel
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    check_input,
+    get_running_buffers,
+    layer_input,
+    strip_transforms,
+    unwrap_parallel,
+)
 from bnlab.loans import check_loans, count_loans
 from bnlab.module_state import ModuleState, forward_hooks
 from bnlab.moments import Moments
@@ -189,12 +197,21 @@ class _Evaluation:
             self._forward(unwrap_parallel(self._model), copy_batch(batch, self._place, channels_last=self._relays))
 
     def _look(self, name: str, layer: BatchNorm) -> Callable[..., None]:
+        given = torch.stack(get_running_buffers(layer))
+
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = strip_transforms(layer_input(args, kwargs))
-            if isinstance(x, Tensor) and not x.numel():
-                return
+            if module is not layer or (isinstance(x, Tensor) and not x.numel()):
+                return  # a copy that the forward has made, hooks and all; no images that go this way
             check_loans(self._loans, name, CALLER)
             check_input(name, layer, x, CALLER)
+            now = get_running_buffers(layer)
+            if not layer.training and not all(map(torch.equal, now, given)):
+                raise ValueError(
+                    f"{CALLER}: the forward gives layer {name!r} other running buffers (torch.func.functional_call, "
+                    "load_state_dict?), so that it is not evaluated under the statistics; pass a forward that leaves "
+                    "them alone"
+                )
             moments = Moments.of(x)
             self._now[name] = self._now[name].merge(moments) if name in self._now else moments
 

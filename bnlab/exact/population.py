@@ -61,8 +61,8 @@ def population_statistics(
 
     At the end some images of the first batch, and breadth-first of another one (the first of another size, or the
     second), are evaluated in the ordinary way under the result. A RuntimeWarning names layers that hooks do not see,
-    layers that normalize with their batch's statistics all the same or something else than their input, and the first
-    layer at which this evaluation gives something else; `.check` keeps them.
+    layers that normalize with their batch's statistics all the same, with other ones than were measured, or something
+    else than their input, and the first layer at which this evaluation gives something else; `.check` keeps them.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
