@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -349,3 +350,20 @@ def test_copies_of_layers_on_several_devices_are_refused() -> None:
     model.device_ids = [0, 1]
     with pytest.raises(ValueError, match=r"applied: DataParallel runs copies"), applied(model, TestBatch()):
         pass
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deep", "pickled"]
+)
+def test_copies_that_are_made_inside_of_the_block_go_by_the_rule(how: Callable[[nn.Module], nn.Module]) -> None:
+    """A worker that the model is sent to, say."""
+    model = residual()
+    (x,) = images(5)
+    with unchanged(model), torch.no_grad(), applied(model, PseudoSamples(n=2)):
+        expected, other = model(x), how(model)
+        torch.testing.assert_close(other(x), expected)
+        for layer in other.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()  # the copy's own
+        assert not torch.allclose(other(x), expected)
+        assert torch.equal(model(x), expected)
