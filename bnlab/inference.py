@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from bnlab.arguments import check_count, check_number
 from bnlab.borrowing import borrowed, set_resting_forward
@@ -261,13 +262,19 @@ def _under_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, 
     place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
     source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
     mean, var = rule.statistics(wide.to(place), *source)
-    if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
+    if len(mean) > 1 or _is_differentiated(mean):  # no gradient passes through buffers
         shape = (len(mean), -1) + (1,) * (x.dim() - 2)
         scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
         rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
         x = ((full - center.view(shape).to(wide) - rest) * scale.view(shape).to(wide)).to(x.dtype)
         mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
     return x, mean.flatten().to(running_mean), var.flatten().to(running_var)
+
+
+def _is_differentiated(value: Tensor) -> bool:
+    """Whether it takes part in a derivative, backward or forward, or may in one of `torch.func`."""
+    in_transform = torch._C._functorch.maybe_current_level() is not None  # such as vmap, where `requires_grad` hides
+    return value.requires_grad or in_transform or unpack_dual(value).tangent is not None
 
 
 class _OwnForward:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from bnlab import gap, inference, population_statistics
 from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, applied
@@ -367,3 +368,22 @@ def test_copies_that_are_made_inside_of_the_block_go_by_the_rule(how: Callable[[
                 layer.reset_running_stats()  # the copy's own
         assert not torch.allclose(other(x), expected)
         assert torch.equal(model(x), expected)
+
+
+@each
+@pytest.mark.parametrize("graph", [False, True])
+def test_derivatives_forwards_and_in_transforms(rule: Rule, graph: bool) -> None:
+    """Also where torch does not say of a tensor that it takes part in one."""
+    model = residual().double()
+    x = images(3)[0].double()
+    towards = x.cos()
+    with unchanged(model), applied(model, rule), torch.set_grad_enabled(graph):
+        found = torch.func.jvp(model, (x,), (towards,))[1]
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(model(forward_ad.make_dual(x, towards))).tangent
+        mapped = torch.func.vmap(lambda image: model(image[None])[0])(x)
+        alone = torch.cat([model(image[None]) for image in x])
+        expected = (model(x + 1e-6 * towards) - model(x - 1e-6 * towards)) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(dual, found)
+    torch.testing.assert_close(mapped, alone)
