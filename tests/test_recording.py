@@ -215,6 +215,25 @@ class Shared(nn.Module):
         return self.seldom(input=x) if self.calls % 2 == 0 else x
 
 
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
+def test_calls_without_momentum_are_told(kind: type[nn.BatchNorm2d]) -> None:
+    """As in sharpness-aware minimization, whose second forward is not to be averaged."""
+    model = nn.Sequential(kind(3))
+    with pytest.warns(UserWarning, match=r"'0' had momentum 0 in 2 calls and another one in others"), record(model):
+        for x in images(4, 4):
+            for model[0].momentum in (0.1, 0.0):
+                model(x)
+    with warnings.catch_warnings(), record(model) as trace:  # always 0 from here on
+        warnings.simplefilter("error")
+        train(model, images(4, 4))
+    assert len(trace.layers["0"]) == 2
+
+
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_shared_and_seldom_layers(momentum: float | None) -> None:
     """One entry for each call; the same as torch's own average of them."""
