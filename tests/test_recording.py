@@ -523,6 +523,15 @@ def test_a_thread_that_has_ended_within_a_layer(interrupting: list[bool]) -> Non
     assert trace.layers["1"].steps == [1, 2] and trace.layers["4"].steps == [2]
 
 
+def test_frozen_records_leave_a_backward_pass_that_is_to_come_alone() -> None:
+    model, (x, *batches) = without_dropout(plain()).train(), images(4, 4, 3)
+    x.requires_grad_()
+    expected = torch.autograd.grad(copy.deepcopy(model)(x).square().sum(), x)[0]
+    loss = model(x).square().sum()
+    record_frozen(model, batches)
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+
+
 def test_frozen_records_leave_the_batches_alone() -> None:
     model, (x,) = nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm2d(3)), images(4)
     kept = x.clone()
