@@ -23,7 +23,7 @@ from bnlab.exact.fixed_point import measure
 from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.standard_errors import worst_error
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, unwrap_parallel
+from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments
 from bnlab.ranks import Ranks
@@ -99,8 +99,8 @@ def population_statistics(
     Returns:
         `Statistics` whose moments carry their counts. `.unseen`: layers that no batch reached. `.cost`: see
         `bnlab.exact.breadth.Cost`. `.check`: see `bnlab.exact.inspection.Check`. `.standard_errors`: layer → (of the
-        mean, of the variance), float64 [C], with images as the independent units, for the upstream statistics as they
-        are.
+        mean, of the variance), float64 [C], with images, which are the rows of the layer's input, as the independent
+        units, for the upstream statistics as they are; a RuntimeWarning names layers with more rows than images.
 
     Raises:
         TypeError: an argument of a wrong kind.
@@ -133,6 +133,14 @@ def population_statistics(
         if not auto or exhausted or worst_error(statistics) <= (tolerance or 0.0):
             if statistics.check is not None and (found_wrong := statistics.check.warnings()):
                 warnings.warn(f"{CALLER}: " + "\n".join(found_wrong), RuntimeWarning, stacklevel=2)
+            if job.crowded:
+                warnings.warn(
+                    f"{CALLER}: the input of {join_names(job.crowded)} has more rows than the batches have images; if "
+                    "several are of one image (crops, frames, tokens), they are not independent, as standard errors "
+                    "take them to be, and these are too small",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             return statistics
         images = 2 * (images or 0)  # type: ignore[operator]
 
