@@ -200,7 +200,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
-    and written. Of a layer whose class has a forward of its own it is looked at what torch's batch norm gets in it,
+    and written, but are put back at the end, other than weights (so load a state dict before the block). Of a layer
+    whose class has a forward of its own it is looked at what torch's batch norm gets in it,
     which has to be the layer's input.
 
     Raises:
