@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sys
 import types
@@ -126,14 +127,17 @@ def replace_forward(module: nn.Module, run: Callable[..., Any]) -> None:
     Other than hooks, it also gets what later hooks make of the input, and sees every exception.
     """
     given = vars(module).get("forward")  # over that of the class
-
-    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        own = types.MethodType(type(module).forward, module) if given is None else given
-        return run(module, own, args, kwargs)
-
+    # A partial function, because a copy of it, deep or pickled, belongs to the copy of the module.
+    forward = functools.partial(_run_instead, run, given, module)
     forward.__dict__["given"] = given
-    # Bound, because a deep copy of a method belongs to the copy of the module.
-    vars(module)["forward"] = types.MethodType(pause_while_borrowed(forward), module)
+    vars(module)["forward"] = pause_while_borrowed(forward)
+
+
+def _run_instead(
+    run: Callable[..., Any], given: Callable[..., Any] | None, module: nn.Module, /, *args: Any, **kwargs: Any
+) -> Any:
+    own = types.MethodType(type(module).forward, module) if given is None else given
+    return run(module, own, args, kwargs)
 
 
 class KeptTensors:

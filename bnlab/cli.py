@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -75,16 +77,25 @@ def _describe(error: Exception) -> str:
 def _call_by_name(name: str) -> Any:
     """What the function of this name returns; the current folder is searched as well."""
     module, colon, function = name.partition(":")
-    if not colon:
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
         raise ValueError(f"{name}: write package.module:function")
     sys.path.insert(0, os.getcwd())
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name}: cannot be imported ({error})") from error
-    if not callable(make):
+    if not callable(make) or hasattr(make, "_forward_hooks"):  # a module is called with its input
         raise TypeError(f"{name} is a {type(make).__name__}; name a function without arguments")
+    with contextlib.suppress(ValueError):  # some of C have no signature
+        _check_arguments(name, inspect.signature(make))
     return make()
+
+
+def _check_arguments(name: str, signature: inspect.Signature) -> None:
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise TypeError(f"{name} takes arguments ({error}); name a function without arguments") from error
 
 
 def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:

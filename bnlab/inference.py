@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from bnlab.arguments import check_count, check_number
 from bnlab.borrowing import borrowed, replace_forward
@@ -201,8 +202,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
-    and written. In a layer whose class has a forward of its own torch's batch norm has to get the layer's input, which
-    is checked at each call.
+    and written, but are put back at the end, other than weights (so load a state dict before the block). In a layer whose
+    class has a forward of its own torch's batch norm has to get the layer's input, which is checked at each call.
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.
@@ -260,13 +261,19 @@ def _prepare_call(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tens
     place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
     source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
     mean, var = rule.statistics(wide.to(place), *source)
-    if len(mean) > 1 or mean.requires_grad:  # no gradient passes through buffers
+    if len(mean) > 1 or _is_differentiated(mean):  # no gradient passes through buffers
         shape = (len(mean), -1) + (1,) * (x.dim() - 2)
         scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)
         rest = (mean - center).view(shape).to(wide)  # what float32 leaves out of a mean far above the deviation
         x = ((full - center.view(shape).to(wide) - rest) * scale.view(shape).to(wide)).to(x.dtype)
         mean, var = torch.zeros_like(running_mean), torch.ones_like(running_var)
     return x, mean.flatten().to(running_mean), var.flatten().to(running_var)
+
+
+def _is_differentiated(value: Tensor) -> bool:
+    """Whether it takes part in a derivative, backward or forward, or may in one of `torch.func`."""
+    in_transform = torch._C._functorch.maybe_current_level() is not None  # such as vmap, where `requires_grad` hides
+    return value.requires_grad or in_transform or unpack_dual(value).tangent is not None
 
 
 class _OwnForward:
@@ -280,7 +287,7 @@ class _OwnForward:
         self._inner = [module for module in layer.modules() if isinstance(module, BatchNorm) and module is not layer]
         self._is_given = self._is_overwritten = self._is_dependent = False
 
-    def look(self, x: Tensor, mean: Tensor | None, weight: Tensor | None, training: bool) -> None:
+    def look(self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool) -> None:
         """Called at every batch normalization."""
         inner = {get_running_buffers(m)[0].data_ptr() for m in self._inner if m.running_mean is not None}
         if not x.numel() or (mean is not None and mean.data_ptr() in inner):

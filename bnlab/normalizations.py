@@ -34,9 +34,9 @@ def allowed_rounding(dtype: torch.dtype) -> float:
 
 
 class Normalizations(TorchDispatchMode):
-    """Calls `tell(input, running mean, weight, training)` at every batch normalization that is computed."""
+    """Calls `tell(input, running mean, running variance, weight, training)` at every batch normalization that runs."""
 
-    def __init__(self, tell: Callable[[Tensor, Tensor | None, Tensor | None, bool], None]) -> None:
+    def __init__(self, tell: Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, bool], None]) -> None:
         super().__init__()
         self._tell = tell
 
@@ -48,5 +48,5 @@ class Normalizations(TorchDispatchMode):
             )
             mean = given.get("running_mean")
             training = given.get("training", given.get("train", mean is None and "no_training" not in name))
-            self._tell(given["input"], mean, given.get("weight"), bool(training))
+            self._tell(given["input"], mean, given.get("running_var"), given.get("weight"), bool(training))
         return func(*args, **(kwargs or {}))

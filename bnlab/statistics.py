@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -242,6 +243,10 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
 
     Raises:
         TypeError, ValueError: as `Statistics.write_to`, before anything is changed.
+
+    Warns:
+        RuntimeWarning: something has written the layers' buffers in the block: a forward in train mode,
+            `load_state_dict`, `write_to`.
     """
     if not isinstance(statistics, Statistics):
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
@@ -251,7 +256,25 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
         for layer in layers.values():
             set_buffers_aside(layer)
         statistics._copy_into(layers)
+        lent = {name: torch.stack(get_running_buffers(layer)) for name, layer in layers.items()}
         yield model
+        written = [name for name, layer in layers.items() if not _holds(layer, lent[name])]
+    if written:
+        warnings.warn(
+            f"using: something has written the running buffers of {join_names(written)} in the block (a forward in "
+            "train mode, load_state_dict or write_to?): what was evaluated then was not under the statistics, and what "
+            "was written is gone; do that outside of the block",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _holds(layer: BatchNorm, values: Tensor) -> bool:
+    """Whether these are a layer's running mean and variance, whatever their type is now."""
+    pairs = zip((layer.running_mean, layer.running_var), values, strict=True)
+    return all(
+        own is not None and own.shape == value.shape and torch.equal(own.to(value), value) for own, value in pairs
+    )
 
 
 @dataclass(frozen=True)

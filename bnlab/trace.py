@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -187,6 +187,11 @@ class MomentTrace:
 
     def __repr__(self) -> str:
         return f"MomentTrace({len(self.layers)} layers, steps {self.first_step} to {self.last_step})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is of what has been recorded so far: it is not being recorded."""
+        self._take_up_writes()
+        return {**vars(self), "recording": None, "_folder": None}
 
     def step(self) -> None:
         """Mark the end of an update: what is recorded next belongs to the step after it.

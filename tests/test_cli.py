@@ -39,6 +39,10 @@ class Breaking(nn.Module):
 def dependent():
     return nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1, track_running_stats=False))
 
+def deep(layers):
+    return model()
+
+net = model()
 number = 5
 """
 
@@ -87,6 +91,10 @@ def test_warnings_are_one_line(folder: Path) -> None:
         (("mine:Breaking", "mine:batches"), "error: RuntimeError: "),
         (("mine:Breaking", "mine:batches"), "return self.bn(x) @ torch.zeros(3, 3)"),
         (("mine:number", "mine:batches"), "mine:number is a int; name a function without arguments"),
+        (("mine:net", "mine:batches"), "mine:net is a Sequential; name a function without arguments"),
+        (("mine:deep", "mine:batches"), "mine:deep takes arguments (missing a required argument: 'layers')"),
+        (("./mine:model", "mine:batches"), "./mine:model: write package.module:function"),
+        ((":model", "mine:batches"), ":model: write package.module:function"),
         (("mine:model", "mine:batches", "--max-images", "0"), "max_images=0"),
     ],
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from bnlab import gap, inference, population_statistics
 from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, applied
@@ -349,3 +351,39 @@ def test_copies_of_layers_on_several_devices_are_refused() -> None:
     model.device_ids = [0, 1]
     with pytest.raises(ValueError, match=r"applied: DataParallel runs copies"), applied(model, TestBatch()):
         pass
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deep", "pickled"]
+)
+def test_copies_that_are_made_inside_of_the_block_go_by_the_rule(how: Callable[[nn.Module], nn.Module]) -> None:
+    """A worker that the model is sent to, say."""
+    model = residual()
+    (x,) = images(5)
+    with unchanged(model), torch.no_grad(), applied(model, PseudoSamples(n=2)):
+        expected, other = model(x), how(model)
+        torch.testing.assert_close(other(x), expected)
+        for layer in other.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()  # the copy's own
+        assert not torch.allclose(other(x), expected)
+        assert torch.equal(model(x), expected)
+
+
+@each
+@pytest.mark.parametrize("graph", [False, True])
+def test_derivatives_forwards_and_in_transforms(rule: Rule, graph: bool) -> None:
+    """Also where torch does not say of a tensor that it takes part in one."""
+    model = residual().double()
+    x = images(3)[0].double()
+    towards = x.cos()
+    with unchanged(model), applied(model, rule), torch.set_grad_enabled(graph):
+        found = torch.func.jvp(model, (x,), (towards,))[1]
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(model(forward_ad.make_dual(x, towards))).tangent
+        mapped = torch.func.vmap(lambda image: model(image[None])[0])(x)
+        alone = torch.cat([model(image[None]) for image in x])
+        expected = (model(x + 1e-6 * towards) - model(x - 1e-6 * towards)) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(dual, found)
+    torch.testing.assert_close(mapped, alone)

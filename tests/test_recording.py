@@ -215,6 +215,25 @@ class Shared(nn.Module):
         return self.seldom(input=x) if self.calls % 2 == 0 else x
 
 
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
+def test_calls_without_momentum_are_told(kind: type[nn.BatchNorm2d]) -> None:
+    """As in sharpness-aware minimization, whose second forward is not to be averaged."""
+    model = nn.Sequential(kind(3))
+    with pytest.warns(UserWarning, match=r"'0' had momentum 0 in 2 calls and another one in others"), record(model):
+        for x in images(4, 4):
+            for model[0].momentum in (0.1, 0.0):
+                model(x)
+    with warnings.catch_warnings(), record(model) as trace:  # always 0 from here on
+        warnings.simplefilter("error")
+        train(model, images(4, 4))
+    assert len(trace.layers["0"]) == 2
+
+
 @pytest.mark.parametrize("momentum", [0.3, None])
 def test_shared_and_seldom_layers(momentum: float | None) -> None:
     """One entry for each call; the same as torch's own average of them."""
@@ -502,6 +521,15 @@ def test_a_thread_that_has_ended_within_a_layer(interrupting: list[bool]) -> Non
         thread.start(), thread.join()
         model(x)
     assert trace.layers["1"].steps == [1, 2] and trace.layers["4"].steps == [2]
+
+
+def test_frozen_records_leave_a_backward_pass_that_is_to_come_alone() -> None:
+    model, (x, *batches) = without_dropout(plain()).train(), images(4, 4, 3)
+    x.requires_grad_()
+    expected = torch.autograd.grad(copy.deepcopy(model)(x).square().sum(), x)[0]
+    loss = model(x).square().sum()
+    record_frozen(model, batches)
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
 
 
 def test_frozen_records_leave_the_batches_alone() -> None:

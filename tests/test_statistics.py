@@ -1,6 +1,9 @@
 """Statistics as a value: read, written, used, saved."""
 
+import copy
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +13,7 @@ from torch import nn
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, using
 from bnlab.statistics import Layout
-from tests.helpers import assert_equal_statistics, images, plain, residual, train, unchanged
+from tests.helpers import assert_equal_statistics, images, plain, randomized, residual, train, unchanged
 
 
 def same(a: Statistics, b: Statistics) -> bool:
@@ -62,13 +65,36 @@ def test_using() -> None:
     with unchanged(model), using(model, statistics) as lent:
         assert lent is model and not model.training
         assert torch.equal(model(x), expected.eval()(x))
-        model.train()(x)
     loss = model.eval()(x).sum()
     with using(model, statistics):
         model(x)
     loss.backward()  # what it has saved was not written into
     with unchanged(model), pytest.raises(ZeroDivisionError), using(model, statistics):
         raise ZeroDivisionError
+
+
+WRITERS: dict[str, Callable[[nn.Module], object]] = {
+    "trained": lambda model: model.train()(images(4)[0]),
+    "loaded": lambda model: model.load_state_dict(randomized(residual(), seed=5).state_dict()),
+    "written": lambda model: running_statistics(randomized(residual(), seed=5)).write_to(model),
+    "replaced": lambda model: setattr(model.get_submodule(next(iter(running_statistics(model)))), "running_var", None),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_written_while_statistics_are_in_use_is_told(writer: str) -> None:
+    model = randomized(residual())
+    statistics = running_statistics(model)
+    own = copy.deepcopy(model.state_dict())
+    matches = pytest.warns(RuntimeWarning, match=r"written the running buffers of .* in the block")
+    with matches as told, using(model, statistics):
+        WRITERS[writer](model)
+    assert told[0].filename == __file__
+    assert same(running_statistics(model), statistics)
+    with warnings.catch_warnings(), using(model, statistics):
+        warnings.simplefilter("error")
+        model.load_state_dict(own)  # as at the end of an episode
+        model(images(4)[0])
 
 
 def test_frame() -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,21 @@ def test_a_part_that_follows_other_buffers() -> None:
     joined = MomentTrace.join(parts)
     assert [start.entries for start in joined.layers["1"].restarts] == [2] and not joined.layers["4"].restarts
     assert_equal_statistics(replay(joined, EMA(0.1))[6], running_statistics(model))
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda trace: pickle.loads(pickle.dumps(trace))], ids=["deep", "pickled"]
+)
+def test_a_copy_of_a_trace_is_not_being_recorded(how: Callable[[MomentTrace], MomentTrace]) -> None:
+    model = without_dropout(plain())
+    with record(model) as trace:
+        train(model, images(4, 4))
+        model[1].reset_running_stats()
+        so_far, expected = how(trace), replay(trace, EMA(0.1))
+        train(model, images(4, 4))
+    assert so_far.recording is None and so_far.last_step == 2
+    for step, statistics in replay(so_far, EMA(0.1)).items():
+        assert_equal_statistics(statistics, expected[step])
+    with pytest.raises(ValueError, match="nothing is recorded now"):
+        so_far.step()
+    assert same_traces(how(trace), trace)

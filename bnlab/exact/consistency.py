@@ -16,7 +16,7 @@ from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
-from bnlab.layers import batch_norm_layers, unwrap_parallel
+from bnlab.layers import batch_norm_layers, get_running_buffers, unwrap_parallel
 from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments
@@ -156,7 +156,9 @@ class _Evaluation:
         hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self._now: dict[str, Moments] = {}
-        watch_inputs(batch_norm_layers(model, names, caller=CALLER), self._look, CALLER, loans=count_loans())
+        self._layers = batch_norm_layers(model, names, caller=CALLER)
+        self._given = {name: torch.stack(get_running_buffers(layer)) for name, layer in self._layers.items()}
+        watch_inputs(self._layers, self._look, CALLER, loans=count_loans())
         self._state = ModuleState(model, hooks)
 
     def take(self, batch: Any) -> None:
@@ -187,5 +189,12 @@ class _Evaluation:
             self._forward(unwrap_parallel(self._model), self._layouts.copy(batch))
 
     def _look(self, name: str, x: Tensor) -> None:
+        layer = self._layers[name]
+        if not layer.training and not all(map(torch.equal, get_running_buffers(layer), self._given[name])):
+            raise ValueError(
+                f"{CALLER}: the forward gives layer {name!r} other running buffers (torch.func.functional_call, "
+                "load_state_dict?), so that it is not evaluated under the statistics; pass a forward that leaves "
+                "them alone"
+            )
         moments = Moments.of(x)
         self._now[name] = self._now[name].merge(moments) if name in self._now else moments

@@ -47,6 +47,7 @@ class Check:
         batch: the number of the batch in which `layer` differs, from 0; otherwise of the last one evaluated.
         compared: how many layers' inputs were compared with the measurement, over all batches evaluated; 0 with
             upstream="batch", where an evaluation gives others.
+        replaced: layers that the forward lets normalize with other statistics than those that were measured.
     """
 
     images: int
@@ -58,6 +59,7 @@ class Check:
     transformed: tuple[str, ...] = ()
     batch: int = 0
     compared: int = 0
+    replaced: tuple[str, ...] = ()
 
     @property
     def held(self) -> bool:
@@ -77,6 +79,7 @@ class Check:
             tuple(dict.fromkeys(self.transformed + other.transformed)),
             first.batch,
             self.compared + other.compared,
+            tuple(dict.fromkeys(self.replaced + other.replaced)),
         )
 
     def warnings(self) -> list[str]:
@@ -96,6 +99,12 @@ class Check:
             sentences.append(
                 f"{_describe(self.transformed)}: normalizes something else than its input, which is what was measured; "
                 "move what its own forward, or a hook that comes later, does to the input into a module before it"
+            )
+        if self.replaced:
+            sentences.append(
+                f"{_describe(self.replaced)}: normalizes with other statistics than were measured, and so what comes after "
+                "it was not measured under them; the forward gives it other running buffers (by "
+                "torch.func.functional_call or load_state_dict), or its own forward makes others of them"
             )
         if self.layer is not None:
             which = "the first batch" if self.batch == 0 else f"batch {self.batch} (from 0)"
@@ -179,7 +188,7 @@ class Inspection:
     def _compare(
         self, batch: Any, before: Mapping[str, Moments], read_moments: Callable[[str, Tensor], Moments]
     ) -> Check:
-        with Watch(self.model, self.targets, read_moments) as watch:
+        with Watch(self.model, self.targets, read_moments, self.measured if before else {}) as watch:
             self.evaluate(batch)
         bypassed = dict.fromkeys([*watch.bypassed, *(name for name in watch.seen if name not in self.measured)])
         mean, var, worst, compared = 0.0, 0.0, None, 0
@@ -203,4 +212,5 @@ class Inspection:
             tuple(watch.dependent),
             tuple(watch.transformed),
             compared=compared,
+            replaced=tuple(watch.replaced),
         )

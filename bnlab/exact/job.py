@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bnlab.batches import Forward, keep_batch
 from bnlab.borrowing import KeptTensors
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.inspection import Check, count_images
-from bnlab.exact.standard_errors import standard_error
+from bnlab.exact.standard_errors import count_rows, standard_error
 from bnlab.layers import BatchNorm
 from bnlab.memory import Budget
 from bnlab.moments import Moments, Partial
@@ -38,6 +39,7 @@ class Job:
     cost: Cost = field(default_factory=Cost)
     parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`
     hooks: list[Any] = field(default_factory=list)  # of the measurement, on the layers
+    crowded: list[str] = field(default_factory=list)  # where `by_image`: layers with more rows than there are images
     check: Check | None = None
 
     def make_statistics(self, found: dict[str, Moments], source: Source) -> Statistics:
@@ -54,6 +56,10 @@ class Job:
         statistics = Statistics(found, {name: self.targets[name].eps for name in found}, unseen)
         statistics.cost, statistics.check = self.cost, self.check
         if self.by_image:
+            rows = {name: count_rows(self.parts.get(name, [])) for name in found}
+            # Of batches without tensors it is not known how many images they have.
+            known = any(isinstance(leaf, Tensor) for leaf in tree_leaves(source.first))
+            self.crowded = [name for name in found if known and rows[name] > source.images]
             statistics.standard_errors = {
                 name: standard_error(moments, self.parts.get(name, []), self.ranks) for name, moments in found.items()
             }

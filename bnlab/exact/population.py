@@ -23,7 +23,7 @@ from bnlab.exact.fixed_point import measure
 from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.standard_errors import worst_error
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, unwrap_parallel
+from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments
 from bnlab.ranks import Ranks
@@ -61,8 +61,8 @@ def population_statistics(
 
     At the end some images of the first batch, and breadth-first of another one (the first of another size, or the
     second), are evaluated in the ordinary way under the result. A RuntimeWarning names layers that hooks do not see,
-    layers that normalize with their batch's statistics all the same or something else than their input, and the first
-    layer at which this evaluation gives something else; `.check` keeps them.
+    layers that normalize with their batch's statistics all the same, with other ones than were measured, or something
+    else than their input, and the first layer at which this evaluation gives something else; `.check` keeps them.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
@@ -99,8 +99,8 @@ def population_statistics(
     Returns:
         `Statistics` whose moments carry their counts. `.unseen`: layers that no batch reached. `.cost`: see
         `bnlab.exact.breadth.Cost`. `.check`: see `bnlab.exact.inspection.Check`. `.standard_errors`: layer → (of the
-        mean, of the variance), float64 [C], with images as the independent units, for the upstream statistics as they
-        are.
+        mean, of the variance), float64 [C], with images, which are the rows of the layer's input, as the independent
+        units, for the upstream statistics as they are; a RuntimeWarning names layers with more rows than images.
 
     Raises:
         TypeError: an argument of a wrong kind.
@@ -138,6 +138,14 @@ def population_statistics(
         if not auto or exhausted or worst_error(statistics) <= (tolerance or 0.0):
             if statistics.check is not None and (sentences := statistics.check.warnings()):
                 warnings.warn(f"{CALLER}: " + "\n".join(sentences), RuntimeWarning, stacklevel=2)
+            if job.crowded:
+                warnings.warn(
+                    f"{CALLER}: the input of {join_names(job.crowded)} has more rows than the batches have images; if "
+                    "several are of one image (crops, frames, tokens), they are not independent, as standard errors "
+                    "take them to be, and these are too small",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             return statistics
         images = 2 * (images or 0)  # type: ignore[operator]
 

@@ -28,6 +28,11 @@ def standard_error(moments: Moments, parts: list[Partial], ranks: Ranks) -> tupl
     return errors[0], errors[1]
 
 
+def count_rows(parts: list[Partial]) -> int:
+    """How many groups there are, which are taken for independent of one another."""
+    return sum(block[1].numel() // part.channels for part in parts for block in part.blocks)
+
+
 def worst_error(statistics: Statistics) -> float:
     """The largest relative standard error of a layer, root mean square over its channels; inf if not known."""
     worst = 0.0

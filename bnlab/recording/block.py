@@ -30,8 +30,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     else, as a deep copy or `layer.running_mean`, sees scratch values until the next call or one of these.) Layers in
     eval mode are not recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call
     that raises before the layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be
-    saved, the module itself cannot (hooks are not pickled), and its precision must stay. `torch.compile` belongs inside
-    the block, where each recorded layer interrupts the graph.
+    saved, the module itself cannot (hooks are not pickled), nor, also later, a deep copy that was made meanwhile; and
+    its precision must stay. `torch.compile` belongs inside the block, where each recorded layer interrupts the graph.
 
     A subclass with a `forward` of its own is recorded if what it averages by its momentum are the moments of its input,
     or nothing; so is a layer with hooks that came later than the block, which may change its input and its momentum.
@@ -64,9 +64,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
-            model, or has taken one out of it for some of the training; or the weights were updated within a step. Of a
-            write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed in
-            the block.
+            model, or has taken one out of it for some of the training; the weights were updated within a step; or a
+            layer had momentum 0 in some of its calls, which are entries all the same. Of a write that leaves no trace,
+            as through `.data`, nothing is said where the layer's momentum has changed in the block.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
@@ -82,6 +82,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     with recording.attached(optimizer):
         yield recording.trace
     recording.warn_of_the_unrecorded()
+    recording.warn_of_calls_without_momentum()
     recording.membership.warn_of_new_layers()
     recording.membership.warn_of_missed_layers()
 
@@ -152,7 +153,20 @@ class Recording:
         if overwritten:
             warnings.warn(
                 f"record: the running buffers of {join_names(overwritten)} are not the average of what was recorded: "
-                "something has written them, through .data say; what is replayed is not what they hold",
+                "something has written them, through .data say, or DistributedDataParallel has (but for "
+                "broadcast_buffers=False); what is replayed is not what they hold",
+                stacklevel=4,
+            )
+
+    def warn_of_calls_without_momentum(self) -> None:
+        """Say which layers have averaged some of their entries only: the others have come with a momentum of 0."""
+        left_out = {r.name: r.left_out for r in self.recorders if 0 < r.left_out < len(self.trace.layers[r.name])}
+        if left_out:
+            most = max(left_out.values())
+            warnings.warn(
+                f"record: {join_names(left_out)} had momentum 0 in {most} call{'s' * (most > 1)} and another one in "
+                "others; all are in the trace, and replays average what the layers have not; for calls that are to be "
+                "left out set track_running_stats=False instead",
                 stacklevel=4,
             )
 

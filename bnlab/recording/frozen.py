@@ -11,7 +11,7 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch
-from bnlab.borrowing import KeptTensors, borrowed, keep_state
+from bnlab.borrowing import KeptTensors, borrowed, keep_state, set_buffers_aside
 from bnlab.layers import batch_norm_layers, join_names, set_train_mode
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.recording.block import record
@@ -44,6 +44,8 @@ def record_frozen(
     check_forward(forward, "record_frozen")
     place = find_device(model, None, "record_frozen")
     with borrowed(model), torch.no_grad():
+        for layer in layers.values():
+            set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
         state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), keep_state(model)
         with record(model) as trace, weights.restored(unseen=True):
             model.train(training)

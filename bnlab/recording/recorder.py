@@ -60,12 +60,13 @@ class Recorder:
         name, layer: which layer it is.
         watch: notices what else writes the layer's own buffers.
         overwritten: whether, after the block, the buffers hold something else than the average of what was recorded.
+        left_out: entries that the layer's own average has left out: its momentum was 0.
     """
 
     def __init__(
         self, name: str, layer: BatchNorm, trace: MomentTrace, counter: StepCounter, trained: Tensor | None
     ) -> None:
-        self.name, self.layer, self.overwritten = name, layer, False
+        self.name, self.layer, self.overwritten, self.left_out = name, layer, False, 0
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
         self._called = False
@@ -181,8 +182,8 @@ class Recorder:
                 f"record: the running buffers or the momentum of layer {self.name!r} were replaced within a call; do "
                 "that between two calls"
             )
-        self._append(loan.values, loan.step)
         mean, var, momentum = loan.taken
+        self._append(loan.values, loan.step, momentum)
         if momentum is None:
             momentum = self._cumulative_momentum()
         torch._foreach_lerp_(self.watch.share_values(mean, var), loan.slot, momentum)
@@ -209,7 +210,7 @@ class Recorder:
             self.watch.momentum_varied = True
         for place, value in zip(self._trace.slot(self._entries), moments, strict=True):
             place.copy_(value)
-        self._append(x.numel() // self.layer.num_features, look.step)  # type: ignore[attr-defined]
+        self._append(x.numel() // self.layer.num_features, look.step, held.momentum)  # type: ignore[attr-defined]
 
     def _refuse(self, updates: int) -> None:
         self._check_updates(updates)
@@ -284,7 +285,7 @@ class Recorder:
         del _own_averages[id(loan.slot[0])]
         self._buffers["running_mean"], self._buffers["running_var"], self._attributes["momentum"] = loan.taken
 
-    def _append(self, count: int, step: int) -> None:
+    def _append(self, count: int, step: int, momentum: float | None) -> None:
         entries, version = self._entries, count_writes(self._trained)
         self._counter.begin_entry(step)
         if version != self._trained_version and entries.steps and entries.steps[-1] == step:
@@ -292,6 +293,7 @@ class Recorder:
         self._trained_version = version
         entries.steps.append(step)
         entries.counts.append(count)
+        self.left_out += momentum == 0
 
 
 def _keys_after(key: int, keys: Iterable[int]) -> Iterator[int]:

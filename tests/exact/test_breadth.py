@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -335,6 +337,24 @@ def test_statistics_that_do_not_settle() -> None:
 
 
 # -- sampling errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"standard_errors": True}, {"max_images": "auto", "tolerance": 0.1}])
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_rows_that_are_more_than_images_are_told(upstream: str, options: Any) -> None:
+    """Crops of one image, say, which are not independent."""
+    model = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm2d(3))
+    batches = [x[:, None].expand(-1, 4, -1, -1, -1) for x in images(5, 9, 2)]
+    with pytest.warns(RuntimeWarning, match="input of '1' has more rows than the batches have images"):
+        population_statistics(model, batches, upstream=upstream, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        population_statistics(model, batches, upstream=upstream)
+        population_statistics(model[1:], images(5, 9, 2), upstream=upstream, **options)
+        arrays = [x.numpy() for x in images(5, 9, 2)]
+        population_statistics(
+            model[1:], arrays, forward=lambda m, x: m(torch.from_numpy(x)), upstream=upstream, **options
+        )
 
 
 @pytest.mark.parametrize("upstream", ["population", "batch"])

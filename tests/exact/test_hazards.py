@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
@@ -212,6 +213,17 @@ def test_layers_with_statistics_of_parts_of_a_batch() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Split(3))
     with unchanged(model), pytest.raises(ValueError, match="layer '1' keeps statistics of 6 channels and normalizes 3"):
         population_statistics(model, images(4))
+
+
+def test_self_consistency_leaves_out_copies_of_the_model() -> None:
+    model, batches = plain(), images(4, 3)
+
+    def forward(model: nn.Module, x: Tensor) -> None:
+        model(x)
+        copy.deepcopy(model)(x + 3)
+
+    found = population_statistics(model, batches, forward=forward)
+    assert max(self_consistency(model, found, batches, forward=forward)) < 1e-5
 
 
 def test_self_consistency_by_layer() -> None:

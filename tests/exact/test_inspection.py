@@ -204,6 +204,53 @@ def test_layers_that_normalize_something_else_than_their_input(kind: type[nn.Bat
         assert "layer '2': normalizes something else than its input" in told and found.check.transformed == ("2",)
 
 
+class Mixing(nn.BatchNorm2d):
+    """Mixes its statistics with those of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, (0, 2, 3))
+        return F.batch_norm(x, (self.running_mean + mean) / 2, (self.running_var + var) / 2, eps=self.eps)
+
+
+class InBfloat16(nn.BatchNorm2d):
+    """Rounds its statistics to the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None
+        return F.batch_norm(x.bfloat16(), self.running_mean.bfloat16(), self.running_var.bfloat16()).float()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("how", ["functional", "loaded", "set", "mixed"])
+def test_layers_that_normalize_with_other_statistics_than_were_measured(how: str, strategy: str) -> None:
+    model = plain()
+    own = {key: value + 1 for key, value in model.state_dict().items() if "running" in key}
+    names = tuple(name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d))
+
+    def forward(model: nn.Module, x: Tensor) -> Any:
+        if how == "functional":
+            return torch.func.functional_call(model, own, (x,))
+        for key, value in own.items() if how != "mixed" else ():
+            name, _, buffer = key.rpartition(".")
+            layer = model.get_submodule(name)
+            if how == "set":
+                setattr(layer, buffer, value)
+            else:
+                layer.load_state_dict({buffer: value}, strict=False)
+        return model(x)
+
+    if how == "mixed":
+        model, names = nn.Sequential(nn.BatchNorm2d(3), Mixing(3)), ("1",)
+    found, told = measured(model, images(4, 3), forward=forward, strategy=strategy)
+    assert "normalizes with other statistics than were measured" in told and found.check.replaced == names
+    if how != "mixed":
+        with pytest.raises(ValueError, match=r"the forward gives layer .* other running buffers"):
+            self_consistency(model, found, images(4, 3), forward=forward)
+    # Where nothing is measured under them, and where they are the model's own, nothing is said.
+    assert "other statistics" not in measured(model, images(4, 3), forward=forward, upstream="batch")[1]
+    assert measured(nn.Sequential(nn.BatchNorm2d(3), InBfloat16(3)), images(4, 3))[0].check.replaced == ()
+
+
 class Overwriting(nn.Module):
     """A hypernetwork that writes into its weights without leaving a trace."""
 
