@@ -202,8 +202,9 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
-    and written, but are put back at the end, other than weights (so load a state dict before the block). In a layer whose
-    class has a forward of its own torch's batch norm has to get the layer's input, which is checked at each call.
+    and written, but are put back at the end, other than weights (so load a state dict before the block). In a layer
+    whose class has a forward of its own torch's batch norm has to get the layer's input, which is checked at each
+    call.
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.

@@ -102,8 +102,8 @@ class Check:
             )
         if self.replaced:
             sentences.append(
-                f"{_describe(self.replaced)}: normalizes with other statistics than were measured, and so what comes after "
-                "it was not measured under them; the forward gives it other running buffers (by "
+                f"{_describe(self.replaced)}: normalizes with other statistics than were measured, and so what comes "
+                "after it was not measured under them; the forward gives it other running buffers (by "
                 "torch.func.functional_call or load_state_dict), or its own forward makes others of them"
             )
         if self.layer is not None:
