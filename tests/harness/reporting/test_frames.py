@@ -76,6 +76,20 @@ def test_networks_with_other_settings_are_not_mixed() -> None:
     assert list(rows(both, "gaps", lr=0.2)["run"]) == ["c"]
 
 
+def test_seeds_with_other_settings_are_not_mixed() -> None:
+    """More seeds were swept later, at another length: no seed is there twice."""
+    runs = pd.DataFrame({"run": ["a", "b", "c"], "seed": [0, 1, 2], "batch_size": 8, "epochs": [1.0, 1.0, 2.0],
+                         "steps": [7, 7, 14], "data.shift": [np.nan, 0, 0], "threads": [1, 2, 2]})  # fmt: skip
+    found = tables(pd.DataFrame({"run": ["a", "b", "c"], "step": 7}), runs)
+    with pytest.raises(UserError) as caught:
+        rows(found, "gaps")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("batch size 8 has seeds that were trained with different settings (a, epochs 1.0, steps 7")
+    assert "c, epochs 2.0, steps 14" in first and "threads" not in first and "name=" in second
+    assert len(rows(found, "gaps", by=("epochs",))) == 3
+    assert len(rows(found, "gaps", epochs=1.0)) == 2  # of one the shift is not known
+
+
 def test_select() -> None:
     frame = pd.DataFrame({"estimator": ["ema", "ema", "exact"], "momentum": [0.1, 0.2, np.nan]})
     assert list(select(frame, momentum=0.1).index) == [0]
