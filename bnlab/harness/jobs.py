@@ -63,8 +63,11 @@ def failures(config: Config) -> list[Path]:
     return sorted(folder.glob(f"{Run(config).id.replace('/', '-')}-*.txt"))
 
 
-def attempt(config: Config) -> None:
+def attempt(config: Config) -> Path | None:
     """`execute`, but what fails is written down and does not end the sweep: status `failed`, with the reason.
+
+    Returns:
+        The file that says why the job failed; another sweep on its network may have removed it by now.
 
     Raises:
         UserError, OSError: what the other jobs would meet too, such as a full disk.
@@ -72,20 +75,22 @@ def attempt(config: Config) -> None:
     try:
         execute(config)
     except JobError as error:
-        _fail(config, str(error), "".join(getattr(error, "__notes__", [])))
+        return _fail(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # an estimator of the user's own may raise either
-        _fail(config, where_raised(error), traceback.format_exc())
+        return _fail(config, where_raised(error), traceback.format_exc())
+    return None
 
 
-def _fail(config: Config, reason: str, details: str) -> None:
+def _fail(config: Config, reason: str, details: str) -> Path:
     run, folder = Run(config), Path(config.results) / config.name
     settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
     path = folder / "failures" / f"{run.id.replace('/', '-')}-{settings}.txt"
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{details}")
     _write_row(run)
+    return path
 
 
 def execute(config: Config) -> None:

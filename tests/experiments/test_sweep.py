@@ -330,6 +330,17 @@ def test_joblib_uses_processes_of_one_thread(swept: Swept, tmp_path: Path) -> No
 # What goes wrong in a job
 
 
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_failure_is_told_though_another_sweep_has_forgotten_it(launcher: str, tmp_path: Path) -> None:
+    """One on the same network that begins meanwhile: `prepare` forgets the failures of earlier sweeps."""
+    forgetful = ESTIMATORS.replace("        if len(stream) > 8:", "        if len(stream) > 8:\n            forget()")
+    (tmp_path / "mine.py").write_text(f"{FORGET}{forgetful}")
+    words = ("-m", "steps=9", "batch_size=256", "seed=0,1", f"results={tmp_path}/results")
+    launched = (f"hydra/launcher={launcher}", "estimator=[mine.Broken]")
+    done = run("sweep", *words, *launched, path=tmp_path, expect=1)
+    assert done.stdout.count("failed: ") == done.stderr.count(": failed, ") == 2
+
+
 def test_divergence_is_told_and_the_sweep_goes_on(tmp_path: Path) -> None:
     words = ("-m", "optimizer.lr=0.1,1e8", "batch_size=256", "epochs=1", f"results={tmp_path}")
     done = run("sweep", *words, "accuracy_at=all")
@@ -362,6 +373,17 @@ class Broken(Estimator):
         if len(stream) > 8:
             raise RuntimeError("does not compute")
         return torch.full((len(stream),), 0.5, dtype=torch.float64)
+"""
+
+FORGET = """
+from bnlab.harness import jobs
+
+def forget():
+    write_row = jobs._write_row
+    def forgotten(run):
+        write_row(run)
+        jobs.prepare([run.config])
+    jobs._write_row = forgotten
 """
 
 
