@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, field_names
-from bnlab.harness.schema import LOG, TABLES
+from bnlab.harness.schema import LOG, TABLES, read_frame, write_frame
 from tests import references
 from tests.experiments.commands import SWEEP, Done, files, run, start, trained
 
@@ -124,6 +124,18 @@ def test_a_network_without_its_log_is_named(swept: Swept, tmp_path: Path, capsys
     assert log["run"].nunique() == 2
     err = capsys.readouterr().err
     assert err.count("left out of the table log") == 2 and str(first) in err and str(second) in err and second.exists()
+
+
+def test_the_log_of_another_training_is_named(swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The network was removed and trained again, for another experiment, where it ends elsewhere."""
+    results = Path(shutil.copytree(swept[0], tmp_path / "results"))
+    path = sorted((results / "runs").glob("*/seed_*/log.parquet"))[0]
+    frame = read_frame(path)
+    write_frame(path, frame.assign(loss=frame["loss"] * (1 + 1e-7)))
+    log = load("adhoc", results)["log"]
+    run = f"{path.parent.parent.name}/{path.parent.name}"
+    assert log["run"].nunique() == 3 and run not in set(log["run"])
+    assert f"{run}: left out of the table log ({path}: is of another training" in capsys.readouterr().err
 
 
 def test_rows_are_those_that_mean_something(swept: Swept) -> None:

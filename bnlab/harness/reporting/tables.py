@@ -7,8 +7,11 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +34,8 @@ from bnlab.harness.schema import (
     write_rows,
 )
 
+_AHEAD = 60 * 10**9  # nanoseconds by which the clocks of two machines may differ without a word
+
 
 def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
     """What one job measured, under a name that tells the run and the settings of the measurement."""
@@ -44,9 +49,21 @@ def assemble(folder: Path) -> dict[str, pd.DataFrame]:
     Rows leave them once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
     """
     frames = {name: _read_parts(folder, name) for name in TABLES}
+    _tell_of_clocks(folder, max((frame["written"].max() for frame in frames.values() if len(frame)), default=0))
     for column in ORIGIN:
         frames |= _drop_outdated(column, {n: f for n, f in frames.items() if column in origin_columns(n)})
     return {name: _keep_newest(name, frame) for name, frame in frames.items()}
+
+
+def _tell_of_clocks(folder: Path, written: int) -> None:
+    """Say so if the newest row is from the future: it would count as newer than what is measured next."""
+    if written > time.time_ns() + _AHEAD:
+        then = time.strftime("%Y-%m-%d %H:%M", time.localtime(written / 1e9))
+        print(
+            f"{folder}/parts: has rows that were written at {then}, by a clock that was ahead of this one; until then "
+            "they count as the newest\n  delete parts and run the sweep again: what is trained and measured is kept",
+            file=sys.stderr,
+        )
 
 
 def _read_parts(folder: Path, name: str) -> pd.DataFrame:
@@ -121,12 +138,16 @@ class Tables(dict[str, pd.DataFrame]):
 
 
 def read_log(results: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The table `log` of these networks; one that has been removed or whose log is damaged is named and left out."""
+    """The table `log` of these networks.
+
+    One that has been removed, or trained again to another end, or whose log is damaged is named and left out.
+    """
     frames = [pd.DataFrame(columns=list(LOG.types))]
     for row in runs.to_dict("records"):
         path = results / "runs" / row["run"] / "log.parquet"
         try:
             frame = read_frame(path)[["step", "loss", "accuracy"]]
+            _require_measured(path, frame, row)
         except (FileNotFoundError, ValueError, KeyError) as error:
             print(f"{row['run']}: left out of the table log ({error})", file=sys.stderr)
             continue
@@ -134,6 +155,12 @@ def read_log(results: Path, runs: pd.DataFrame) -> pd.DataFrame:
         frames.append(frame.assign(run=row["run"], lr=row["lr_effective"] * np.array(factors)))
     log = pd.concat(frames, ignore_index=True)[list(LOG.types)]
     return pa.Table.from_pandas(log, LOG.schema, preserve_index=False).to_pandas()
+
+
+def _require_measured(path: Path, log: pd.DataFrame, row: dict[Hashable, Any]) -> None:
+    """ValueError if a log does not end as that of the finished network that was measured."""
+    if row["status"] == "finished" and list(log["loss"][-1:]) != [row["final_loss"]]:
+        raise ValueError(f"{path}: is of another training than the rows; run the sweep again to measure this one")
 
 
 def load(name: str, results: str | Path = "results") -> Tables:

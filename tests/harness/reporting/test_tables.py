@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def write(folder: Path, settings: str, frame: pd.DataFrame, age: int) -> Path:
 
 def make_older(path: Path, name: str, age: int) -> Path:
     """Files copied elsewhere are new, and in any order: their own times tell nothing."""
-    written = schema.read_frame(path).assign(written=2 * 10**18 - age)
+    written = schema.read_frame(path).assign(written=15 * 10**17 - age)
     schema.write_frame(path, written, schema.part_schema(name))
     os.utime(path, ns=(10**18 + age, 10**18 + age))
     return path
@@ -248,3 +249,15 @@ def test_the_document_describes_every_column() -> None:
     expected = {name: (table.key, table.types) for name, table in {**schema.TABLES, "log": schema.LOG}.items()}
     assert described == expected
     assert [list(types) for _, types in described.values()] == [list(types) for _, types in expected.values()]
+
+
+def test_rows_from_the_future_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a clock that was ahead: what is measured after it would be older than what it replaces."""
+    path = write(tmp_path, "a", rows([0.1], 1.0), age=5)
+    tables.assemble(tmp_path)
+    assert not capsys.readouterr().err
+    frame = schema.read_frame(path).assign(written=time.time_ns() + 3600 * 10**9)
+    schema.write_frame(path, frame, schema.part_schema("gaps"))
+    assert len(tables.assemble(tmp_path)["gaps"]) == 1
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/parts: has rows that were written at 20" in err and "run the sweep again" in err
