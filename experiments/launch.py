@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -34,17 +35,17 @@ def check_launcher(sweep: Sweep) -> None:
         raise UserError(f"hydra/launcher={sweep.launcher}: there is no Slurm here (no srun); choose basic or joblib")
 
 
-def launch(sweep: Sweep) -> None:
-    """Run every job.
+def launch(sweep: Sweep) -> list[Path]:
+    """Run every job; for each that failed the file that says why.
 
     Raises:
         UserError, OSError: what stops the jobs, or the launcher cannot run them.
     """
     count = len(sweep.configs)
     if sweep.launcher == "basic":
-        for number, (config, words) in enumerate(zip(sweep.configs, sweep.words, strict=True), start=1):
-            _run(config, words, number, count)
-        return
+        numbered = enumerate(zip(sweep.configs, sweep.words, strict=True), start=1)
+        found = [_run(config, words, number, count) for number, (config, words) in numbered]
+        return [path for path in found if path]
     context = HydraContext(_Prepared(), Callbacks())  # type: ignore[arg-type]  # only that one method is called
     jobs = [[json.dumps(asdict(c)), *words] for c, words in zip(sweep.configs, sweep.words, strict=True)]
     try:
@@ -54,9 +55,11 @@ def launch(sweep: Sweep) -> None:
         done = launcher.launch(jobs, 0)
     except (HydraException, RuntimeError, ValueError) as error:
         raise UserError(f"hydra/launcher={sweep.launcher}: {first_line(error.__cause__ or error)}") from error
-    for job in done:
-        if job.return_value is not None:
-            raise job.return_value
+    results = [job.return_value for job in done]
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return [path for path in results if path]
 
 
 class _Prepared:
@@ -71,18 +74,17 @@ class _Prepared:
         return config
 
 
-def _run_launched(count: int, launcher: int, _: DictConfig) -> UserError | OSError | None:
-    """One job in a launcher's process; returns what stops the others too, which Hydra would print if it were raised."""
+def _run_launched(count: int, launcher: int, _: DictConfig) -> Path | UserError | OSError | None:
+    """`_run` in a launcher's process; returns what stops the others too, which Hydra would print if it were raised."""
     if os.getppid() == launcher:
         _end_with_parent(launcher)
     hydra = HydraConfig.get()
     text, *words = hydra.overrides.task
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))
     try:
-        _run(config, words, int(hydra.job.num) + 1, count)
+        return _run(config, words, int(hydra.job.num) + 1, count)
     except (UserError, OSError) as error:
         return error
-    return None
 
 
 @cache  # once in each process
@@ -97,10 +99,11 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run(config: Config, words: list[str], number: int, count: int) -> None:
+def _run(config: Config, words: list[str], number: int, count: int) -> Path | None:
+    """One job; if it failed the file that says why."""
     from bnlab.harness.jobs import attempt
 
     if count > 1:
         settings = [word for word in words if not word.startswith(_SAME_FOR_ALL)]
         print(f"job {number}/{count}  {' '.join(settings)}", flush=True)
-    attempt(config)
+    return attempt(config)

@@ -71,14 +71,13 @@ def _run(sweep: Sweep, words: list[str]) -> int:
     prepare(sweep.configs)
     print(outline(sweep.configs), flush=True)
     started = time.perf_counter()
-    launch(sweep)
-    return _finish(sweep.configs, words, time.perf_counter() - started)
+    failed = launch(sweep)
+    return _finish(sweep.configs, words, failed, time.perf_counter() - started)
 
 
-def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
+def _finish(planned: list[Config], words: list[str], failed: list[Path], seconds: float) -> int:
     """Put the tables together and say what there is now."""
     from bnlab.harness.artifacts.settings import network_hash
-    from bnlab.harness.jobs import list_failures
     from bnlab.harness.reporting import tables
 
     first = planned[0]
@@ -86,7 +85,6 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     found = tables.write_tables(folder, first.csv)
     wanted = {f"{network_hash(config)}/seed_{config.seed}" for config in planned}
     runs = found["runs"][found["runs"]["run"].isin(wanted)]
-    failed = [path for config in planned for path in list_failures(config)]
     print(f"done in {seconds:.0f} s; {folder}/tables/")
     for name, frame in found.items():
         if len(frame):

@@ -684,3 +684,54 @@ def test_gains_that_are_none(gains: Callable[[Stream], Any], message: str) -> No
         fold([Mistaken()], EXAMPLE, [2])
     del Mistaken
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("method", "returns", "message"),
+    [
+        ("values", lambda stream: stream.batches[[0, 0, 1, 2]], r"values returned .*\(4, 2, 5\); .*\[3, 2, 5\]"),
+        ("values", lambda stream: stream.batches[:, :, :1], r"values returned torch.float64 \(3, 2, 1\)"),
+        ("begin", lambda stream: stream.start[:1], r"begin returned torch.float64 \(1, 5\); .*\[2, 5\]"),
+        ("read", lambda states, stream: states[..., :1, :], r"read returned torch.float64 \(2, 1, 5\); .*\[2, 2, 5\]"),
+        ("read", lambda states, stream: states.float(), r"read returned torch.float32 \(2, 2, 5\)"),
+        ("direct", lambda stream, positions: stream.batches.mean(0), r"direct returned torch.float64 \(2, 5\)"),
+        ("direct", lambda stream, positions: stream.batches[-1:], r"direct returned torch.float64 \(1, 2, 5\)"),
+        ("direct", lambda stream, positions: 0.5, "direct returned a float; return a float64 tensor"),
+    ],
+)  # fmt: skip
+def test_returned_shapes_that_fit_but_mean_other_numbers(
+    method: str, returns: Callable[..., Any], message: str
+) -> None:
+    class Mistaken(Estimator):
+        def gains(self, stream: Stream) -> Tensor:
+            return torch.full((len(stream),), 0.5, dtype=torch.float64)
+
+    Mistaken.name = "mistaken"  # not listed: only the class's own body would name it
+    setattr(Mistaken, method, lambda self, *arguments: returns(*arguments))
+    batches = torch.rand(3, 2, 5, dtype=torch.float64)
+    stream = Stream(torch.zeros(2, 5, dtype=torch.float64), batches, torch.full((3, 5), 8.0, dtype=torch.float64))
+    with pytest.raises(ValueError, match=f"mistaken: {message}"):
+        fold([Mistaken()], stream, [1, 3])
+
+
+@pytest.mark.parametrize("tensor", ["start", "batches", "counts", "biased", "squares"])
+@pytest.mark.parametrize("method", ["values", "gains", "begin", "read", "direct"])
+def test_an_estimator_that_writes_into_the_stream(method: str, tensor: str) -> None:
+    """Others would average what it has written, even where it has changed nothing so far."""
+
+    class Writing(Estimator):
+        def gains(self, stream: Stream) -> Tensor:
+            return torch.full((len(stream),), 0.5, dtype=torch.float64)
+
+    def write(self: Estimator, *arguments: Any) -> Any:
+        stream = next(argument for argument in arguments if isinstance(argument, Stream))
+        getattr(stream, tensor).clamp_(max=1e9)
+        return original(self, *arguments)
+
+    Writing.name = "writing"
+    original = getattr(Writing, method)
+    setattr(Writing, method, write)
+    batches = torch.rand(3, 2, 5, dtype=torch.float64)
+    stream = Stream(torch.zeros(2, 5, dtype=torch.float64), batches, torch.full((3, 5), 8.0, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"writing: it writes into the stream, .*\.clone\(\)"):
+        fold([Writing(), EMA()], stream, [1, 3])

@@ -136,24 +136,31 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         float64 [estimators, positions, 2, C].
     """
     result = stream.start.new_empty(len(estimators), len(positions), *stream.start.shape)
+    shape, written = result.shape[1:], _count_writes(stream)
     # Estimators whose gains all channels share go through one matrix product, with others of the same values.
     banks: dict[tuple[int, ...], tuple[Tensor, list[int], list[Tensor]]] = {}
     for i, estimator in enumerate(estimators):
         states = estimator.direct(stream, positions)
         if states is not None:
-            result[i] = estimator.read(states, stream)
+            states = _check_returned(estimator, "direct", states, shape)
+            result[i] = _check_returned(estimator, "read", estimator.read(states, stream), shape)
+            _check_writes(estimator, stream, written)
             continue
-        values = estimator.values(stream)
+        values = _check_returned(estimator, "values", estimator.values(stream), stream.batches.shape)
         gains = _collapse_shared(_check_gains(estimator, estimator.gains(stream), stream))
+        _check_writes(estimator, stream, written)
         key = (id(values), estimator.twice) if gains.dim() == 1 else (i,)
         _, members, bank = banks.setdefault(key, (values, [], []))
         members.append(i)
         bank.append(gains)
     for values, members, bank in banks.values():
-        begin = torch.stack([estimators[i].begin(stream) for i in members])
+        begin = torch.stack(
+            [_check_returned(estimators[i], "begin", estimators[i].begin(stream), shape[1:]) for i in members]
+        )
         folded = _fold(bank, begin, values, positions, estimators[members[0]].twice)
         for i, states in zip(members, folded, strict=True):
-            result[i] = estimators[i].read(states, stream)
+            result[i] = _check_returned(estimators[i], "read", estimators[i].read(states, stream), shape)
+            _check_writes(estimators[i], stream, written)
     result[:, [p == 0 for p in positions]] = stream.start
     return result
 
@@ -171,6 +178,29 @@ def _check_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> Tensor:
     if steps and not (gains.amin() >= 0 and gains.amax() <= 1):  # also where one is NaN
         raise ValueError(f"{estimator.label}: gains from {gains.amin():g} to {gains.amax():g}; they lie in [0, 1]")
     return gains
+
+
+def _check_returned(estimator: Estimator, method: str, found: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a method has returned; ValueError unless it has this shape: another may fit, and mean other numbers."""
+    if isinstance(found, Tensor) and found.dtype == torch.float64 and found.shape == tuple(shape):
+        return found
+    described = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    raise ValueError(f"{estimator.label}: {method} returned {described}; return a float64 tensor {[*shape]}")
+
+
+def _count_writes(stream: Stream) -> dict[str, int]:
+    """How often each of the stream's tensors has been written in place; inference tensors do not count it."""
+    tensors = {name: value for name, value in vars(stream).items() if isinstance(value, Tensor)}
+    return {name: tensor._version for name, tensor in tensors.items() if not tensor.is_inference()}
+
+
+def _check_writes(estimator: Estimator, stream: Stream, before: dict[str, int]) -> None:
+    """ValueError if a tensor of the stream has been written since, or since it was made."""
+    if any(count != before.get(name, 0) for name, count in _count_writes(stream).items()):
+        raise ValueError(
+            f"{estimator.label}: it writes into the stream, which other estimators average too; work on a copy, "
+            ".clone()"
+        )
 
 
 def _collapse_shared(gains: Tensor) -> Tensor:

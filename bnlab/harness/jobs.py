@@ -65,8 +65,11 @@ def list_failures(config: Config) -> list[Path]:
     return sorted(folder.glob(f"{Run(config).id.replace('/', '-')}-*.txt"))
 
 
-def attempt(config: Config) -> None:
+def attempt(config: Config) -> Path | None:
     """`execute`, but what fails is written down and does not end the sweep: status `failed`, with the reason.
+
+    Returns:
+        The file that says why the job failed; another sweep on its network may have removed it by now.
 
     Raises:
         UserError, OSError: what the other jobs would meet too, such as a full disk.
@@ -74,14 +77,15 @@ def attempt(config: Config) -> None:
     try:
         execute(config)
     except JobError as error:
-        _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
+        return _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise either
-        _record_failure(config, where_raised(error), traceback.format_exc())
+        return _record_failure(config, where_raised(error), traceback.format_exc())
+    return None
 
 
-def _record_failure(config: Config, reason: str, details: str) -> None:
+def _record_failure(config: Config, reason: str, details: str) -> Path:
     """Print why a job failed, keep it with the details in a file, and write the run's row as failed."""
     run, folder = Run(config), Path(config.results) / config.name
     settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
@@ -89,6 +93,7 @@ def _record_failure(config: Config, reason: str, details: str) -> None:
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{details}")
     _write_row(run)
+    return path
 
 
 def execute(config: Config) -> None:

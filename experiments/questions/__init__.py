@@ -57,5 +57,12 @@ def own_code(what: str, folder: Path, name: str, results: str) -> Iterator[None]
         raise UserError(f"{what}, from {folder}/tables: {error}") from error
     except (Exception, SystemExit) as error:
         # Often the tables are those of half a sweep, or of one with other settings.
-        reason = f"{what} failed at {where_raised(error)}"
+        names = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+        reason = f"{what}{names} failed: {where_raised(_below_caller(error))}"
         raise UserError(f"{reason}\nif {folder}/tables lacks rows that it needs, {again}") from error
+
+
+def _below_caller(error: BaseException) -> BaseException:
+    """The error without the lines of this module and of the command: whoever wrote the experiment has no others."""
+    frames = error.__traceback__ and error.__traceback__.tb_next
+    return error.with_traceback(frames and frames.tb_next)

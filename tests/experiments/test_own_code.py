@@ -26,6 +26,9 @@ def decide(tables):
 EXPERIMENT = Experiment(name="mine", question="q", answers=(), source="s", columns={"gaps": ("mean_gap",)},
     figures=(Figure("one", "t", "c", score, plot),), claims=(Claim("c", "t", decide, above(0, "u", "r")),))
 """
+SCORE = """from bnlab.harness.reporting.frames import score as score_of
+rows_of = score_of("gaps", "mean_gap", ("panel", "batch_size"), 1.0)
+EXPERIMENT"""
 # The module experiments/questions/mine.py (None: there is none), and what the message says
 MODULES = {
     "missing": (None, r"experiments/questions/mine.py: is missing; it has the figures"),
@@ -39,14 +42,19 @@ MODULES = {
     "column": (MODULE.replace("mean_gap", "gap"), r"columns.*: table gaps has no column 'gap'"),
     "score": (
         MODULE.replace("[1.0]", "[1.0, 2.0]"),
-        r"figure one failed at .*mine.py:5: ValueError.*\n.*run: ",
+        r"figure one failed: .*mine.py:5: ValueError.*\n.*run: ",
     ),
-    "plot": (MODULE.replace("[0, 1], [0, 1]", "frame.x"), r"figure one failed at .*mine.py:7: AttributeError"),
-    "exit in plot": (MODULE.replace("ax.plot(", "exit("), r"figure one failed at .*mine.py:7: "),
+    "plot": (MODULE.replace("[0, 1], [0, 1]", "frame.x"), r"figure one failed: .*mine.py:7: AttributeError"),
+    "exit in plot": (MODULE.replace("ax.plot(", "exit("), r"figure one failed: .*mine.py:7: "),
     "claim": (
         MODULE.replace("return score(", "1 / 0, score("),
-        r"the claims failed at .*mine.py:10: ZeroDivisionError",
+        r"the claims \(claim \w+\) failed: .*mine.py:10: ZeroDivisionError",
     ),
+    "claim's arguments": (
+        MODULE.replace("decide,", "rows_of,").replace("EXPERIMENT", SCORE, 1),
+        r"the claims \(claim c\) failed: TypeError: 'float' object is not iterable",
+    ),
+    "figure's name": (MODULE.replace('"one"', '"../../one"'), r"cannot be imported, .*a figure is called '../../one'"),
     "empty": (
         MODULE.replace('"gaps": ("mean_gap",)', '"drift": ("run",)'),
         r"columns, from .*tables: the table drift has no rows\nrun: .*results=",

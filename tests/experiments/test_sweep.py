@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, field_names
-from bnlab.harness.schema import LOG, TABLES
+from bnlab.harness.schema import LOG, TABLES, read_frame, write_frame
 from tests import references
 from tests.experiments.commands import SWEEP, Done, files, run, start, trained
 
@@ -124,6 +124,18 @@ def test_a_network_without_its_log_is_named(swept: Swept, tmp_path: Path, capsys
     assert log["run"].nunique() == 2
     err = capsys.readouterr().err
     assert err.count("left out of the table log") == 2 and str(first) in err and str(second) in err and second.exists()
+
+
+def test_the_log_of_another_training_is_named(swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The network was removed and trained again, for another experiment, where it ends elsewhere."""
+    results = Path(shutil.copytree(swept[0], tmp_path / "results"))
+    path = sorted((results / "runs").glob("*/seed_*/log.parquet"))[0]
+    frame = read_frame(path)
+    write_frame(path, frame.assign(loss=frame["loss"] * (1 + 1e-7)))
+    log = load("adhoc", results)["log"]
+    run = f"{path.parent.parent.name}/{path.parent.name}"
+    assert log["run"].nunique() == 3 and run not in set(log["run"])
+    assert f"{run}: left out of the table log ({path}: is of another training" in capsys.readouterr().err
 
 
 def test_rows_are_those_that_mean_something(swept: Swept) -> None:
@@ -330,6 +342,17 @@ def test_joblib_uses_processes_of_one_thread(swept: Swept, tmp_path: Path) -> No
 # What goes wrong in a job
 
 
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_failure_is_told_though_another_sweep_has_forgotten_it(launcher: str, tmp_path: Path) -> None:
+    """One on the same network that begins meanwhile: `prepare` forgets the failures of earlier sweeps."""
+    forgetful = ESTIMATORS.replace("        if len(stream) > 8:", "        if len(stream) > 8:\n            forget()")
+    (tmp_path / "mine.py").write_text(f"{FORGET}{forgetful}")
+    words = ("-m", "steps=9", "batch_size=256", "seed=0,1", f"results={tmp_path}/results")
+    launched = (f"hydra/launcher={launcher}", "estimator=[mine.Broken]")
+    done = run("sweep", *words, *launched, path=tmp_path, expect=1)
+    assert done.stdout.count("failed: ") == done.stderr.count(": failed, ") == 2
+
+
 def test_divergence_is_told_and_the_sweep_goes_on(tmp_path: Path) -> None:
     words = ("-m", "optimizer.lr=0.1,1e8", "batch_size=256", "epochs=1", f"results={tmp_path}")
     done = run("sweep", *words, "accuracy_at=all")
@@ -362,6 +385,17 @@ class Broken(Estimator):
         if len(stream) > 8:
             raise RuntimeError("does not compute")
         return torch.full((len(stream),), 0.5, dtype=torch.float64)
+"""
+
+FORGET = """
+from bnlab.harness import jobs
+
+def forget():
+    write_row = jobs._write_row
+    def forgotten(run):
+        write_row(run)
+        jobs.prepare([run.config])
+    jobs._write_row = forgotten
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -138,11 +139,14 @@ class Experiment:
     command: str = ""
 
     def __post_init__(self) -> None:
-        """ValueError if two figures or claims have one name, or a claim answers what the experiment does not."""
+        """ValueError if two figures or claims have one name, a figure that of no file, or a claim other answers."""
         for kind, names in (("figures", [f.name for f in self.figures]), ("claims", [c.id for c in self.claims])):
             doubled = [name for name in names if names.count(name) > 1]
             if doubled:
                 raise ValueError(f"{self.name}: two {kind} are called {doubled[0]!r}; give each its own name")
+        for figure in self.figures:
+            if not re.fullmatch(r"\w[\w.-]*", figure.name):
+                raise ValueError(f"{self.name}: a figure is called {figure.name!r}; files are: letters, digits, _ . -")
         for claim in self.claims:
             if other := sorted({*claim.answers} - {*self.answers}):
                 raise ValueError(
@@ -207,7 +211,11 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
 
 def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     """Claim, condition, where, mean, low, high, n and verdict of each condition."""
-    frame = claim.score(tables)
+    try:
+        frame = claim.score(tables)
+    except Exception as error:
+        error.add_note(f"claim {claim.id}")
+        raise
     missing = [column for column in MEASURES if column not in frame]
     if missing:
         raise UserError(

@@ -7,8 +7,11 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,15 +23,18 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.schedule import lr_factor
 from bnlab.harness.schema import (
     LOG,
+    ORIGIN,
     TABLES,
     conform,
-    empty,
+    empty_part,
     origin_columns,
     read_frame,
     read_part,
     write_frame,
     write_rows,
 )
+
+_AHEAD = 60 * 10**9  # nanoseconds by which the clocks of two machines may differ without a word
 
 
 def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
@@ -37,12 +43,32 @@ def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataF
     write_rows(path, name, frame)
 
 
-def assemble(folder: Path, name: str) -> pd.DataFrame:
-    """All parts of a table, the newest row for each key.
+def assemble(folder: Path) -> dict[str, pd.DataFrame]:
+    """All tables from their parts, the newest row for each key.
 
-    Rows leave it once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
+    Rows leave them once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
     """
-    frames = []
+    frames = {name: _read_parts(folder, name) for name in TABLES}
+    _tell_of_clocks(folder, max((frame["written"].max() for frame in frames.values() if len(frame)), default=0))
+    for column in ORIGIN:
+        frames |= _drop_outdated(column, {n: f for n, f in frames.items() if column in origin_columns(n)})
+    return {name: _keep_newest(name, frame) for name, frame in frames.items()}
+
+
+def _tell_of_clocks(folder: Path, written: int) -> None:
+    """Say so if the newest row is from the future: it would count as newer than what is measured next."""
+    if written > time.time_ns() + _AHEAD:
+        then = time.strftime("%Y-%m-%d %H:%M", time.localtime(written / 1e9))
+        print(
+            f"{folder}/parts: has rows that were written at {then}, by a clock that was ahead of this one; until then "
+            "they count as the newest\n  delete parts and run the sweep again: what is trained and measured is kept",
+            file=sys.stderr,
+        )
+
+
+def _read_parts(folder: Path, name: str) -> pd.DataFrame:
+    """The rows of all parts of a table, with the columns of `ORIGIN`, the newest last."""
+    frames = [empty_part(name)]
     for path in sorted((folder / "parts" / name).glob("*.parquet")):
         try:
             frames.append(_read_own_rows(name, path))
@@ -50,13 +76,14 @@ def assemble(folder: Path, name: str) -> pd.DataFrame:
             print(f"{error}\n  left out; run the sweep again to measure it again", file=sys.stderr)
         except ValueError as error:
             set_aside(path, error, "run the sweep again to measure it again")
-    table = TABLES[name]
-    if not frames:
-        return empty(name)
-    frame = pd.concat(frames).sort_values("written", kind="stable", ignore_index=True)
-    frame = _drop_outdated(name, frame)
-    frame = frame.drop_duplicates(list(table.key), keep="last")
-    return conform(name, frame.sort_values(list(table.key), ignore_index=True))
+    return pd.concat(frames).sort_values("written", kind="stable", ignore_index=True)
+
+
+def _keep_newest(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The table of these rows, the newest of which are last."""
+    key = list(TABLES[name].key)
+    frame = frame.drop_duplicates(key, keep="last")
+    return conform(name, frame.sort_values(key, ignore_index=True))
 
 
 def _read_own_rows(name: str, path: Path) -> pd.DataFrame:
@@ -68,23 +95,27 @@ def _read_own_rows(name: str, path: Path) -> pd.DataFrame:
     return frame
 
 
-def _drop_outdated(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows, the newest last, without those that differ from the newest of their group in what measured them."""
-    if frame.empty:
-        return frame
-    for column, (_, group, _) in origin_columns(name).items():
-        newest = frame.groupby(list(group))[column].transform("last") if group else frame[column].iloc[-1]
-        frame = frame[frame[column].isna() | (frame[column] == newest)]
-    return frame
+def _drop_outdated(column: str, frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Tables without the rows that differ from the newest of their group, in any table, in what measured them."""
+    group = [*ORIGIN[column].group, "all"]  # the last is the same in all rows: a group may have no other column
+    frames = {name: frame.assign(all=0) for name, frame in frames.items()}
+    known = [frame[[*group, column, "written"]].dropna(subset=column) for frame in frames.values()]
+    last = pd.concat([frame.drop_duplicates([*group, column], keep="last") for frame in known])
+    last = last.sort_values("written", kind="stable").drop_duplicates(group, keep="last")
+    newest = last.set_index(group)[column]
+    kept = {}
+    for name, frame in frames.items():
+        is_newest = frame[column].to_numpy() == newest.reindex(pd.MultiIndex.from_frame(frame[group])).to_numpy()
+        kept[name] = frame[frame[column].isna() | is_newest].drop(columns="all")
+    return kept
 
 
 def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
     """Put every table together from its parts and write it; safe while other sweeps write parts."""
-    found = {}
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tables.lock"):
-        for name in TABLES:
-            found[name] = frame = assemble(folder, name)
+        found = assemble(folder)
+        for name, frame in found.items():
             path = folder / "tables" / f"{name}.parquet"
             write_frame(path, frame, TABLES[name].schema)
             if csv:
@@ -107,12 +138,16 @@ class Tables(dict[str, pd.DataFrame]):
 
 
 def read_log(results: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The table `log` of these networks; one that has been removed or whose log is damaged is named and left out."""
+    """The table `log` of these networks.
+
+    One that has been removed, or trained again to another end, or whose log is damaged is named and left out.
+    """
     frames = [pd.DataFrame(columns=list(LOG.types))]
     for row in runs.to_dict("records"):
         path = results / "runs" / row["run"] / "log.parquet"
         try:
             frame = read_frame(path)[["step", "loss", "accuracy"]]
+            _require_measured(path, frame, row)
         except (FileNotFoundError, ValueError, KeyError) as error:
             print(f"{row['run']}: left out of the table log ({error})", file=sys.stderr)
             continue
@@ -120,6 +155,12 @@ def read_log(results: Path, runs: pd.DataFrame) -> pd.DataFrame:
         frames.append(frame.assign(run=row["run"], lr=row["lr_effective"] * np.array(factors)))
     log = pd.concat(frames, ignore_index=True)[list(LOG.types)]
     return pa.Table.from_pandas(log, LOG.schema, preserve_index=False).to_pandas()
+
+
+def _require_measured(path: Path, log: pd.DataFrame, row: dict[Hashable, Any]) -> None:
+    """ValueError if a log does not end as that of the finished network that was measured."""
+    if row["status"] == "finished" and list(log["loss"][-1:]) != [row["final_loss"]]:
+        raise ValueError(f"{path}: is of another training than the rows; run the sweep again to measure this one")
 
 
 def load(name: str, results: str | Path = "results") -> Tables:
@@ -134,4 +175,4 @@ def load(name: str, results: str | Path = "results") -> Tables:
     if not (folder / "parts").is_dir():
         command = "python -m experiments.sweep" + ("" if name == "adhoc" else f" experiment={name}")
         raise UserError(f"no results for {name!r} in {results}/; run: {command}")
-    return Tables({table: assemble(folder, table) for table in TABLES}, Path(results))
+    return Tables(assemble(folder), Path(results))

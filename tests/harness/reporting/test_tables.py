@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def write(folder: Path, settings: str, frame: pd.DataFrame, age: int) -> Path:
 
 def make_older(path: Path, name: str, age: int) -> Path:
     """Files copied elsewhere are new, and in any order: their own times tell nothing."""
-    written = schema.read_frame(path).assign(written=2 * 10**18 - age)
+    written = schema.read_frame(path).assign(written=15 * 10**17 - age)
     schema.write_frame(path, written, schema.part_schema(name))
     os.utime(path, ns=(10**18 + age, 10**18 + age))
     return path
@@ -53,18 +54,18 @@ def make_older(path: Path, name: str, age: int) -> Path:
 def test_the_newest_row_of_a_key_wins(tmp_path: Path) -> None:
     write(tmp_path, "old", rows([0.1, 0.2, np.nan], 1.0), age=10)
     write(tmp_path, "new", rows([0.2, np.nan, 0.3], 2.0), age=5)
-    found = tables.assemble(tmp_path, "gaps")
+    found = tables.assemble(tmp_path)["gaps"]
     assert found["momentum"].tolist()[:3] == [0.1, 0.2, 0.3] and np.isnan(found["momentum"][3])
     assert found["mean_gap"].tolist() == [1.0, 2.0, 2.0, 2.0]
     write(tmp_path, "old", rows([0.1, 0.2, np.nan], 3.0), age=1)
-    assert tables.assemble(tmp_path, "gaps")["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
+    assert tables.assemble(tmp_path)["gaps"]["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
 
 
 def test_rows_of_an_earlier_version_leave_the_table(tmp_path: Path) -> None:
     write(tmp_path, "old", rows([0.1, 0.2], 1.0), age=10)
     write(tmp_path, "other run", rows([0.1], 1.0, run="b/seed_0"), age=9)
     write(tmp_path, "new", rows([0.2, 0.3], 2.0, version=3), age=5)
-    found = tables.assemble(tmp_path, "gaps")
+    found = tables.assemble(tmp_path)["gaps"]
     assert found["momentum"].tolist() == [0.2, 0.3] and found["mean_gap"].tolist() == [2.0, 2.0]
 
 
@@ -75,7 +76,7 @@ def test_rows_of_an_estimators_earlier_code_leave_the_table(tmp_path: Path) -> N
     write(tmp_path, "old", rows([0.1, 0.2], 1.0, **own), age=9)
     write(tmp_path, "old, other run", rows([0.1], 1.0, run="b/seed_0", **own), age=8)
     write(tmp_path, "new", rows([0.2], 2.0, **{**own, "source": "b"}), age=5)
-    found = tables.assemble(tmp_path, "gaps")
+    found = tables.assemble(tmp_path)["gaps"]
     assert list(zip(found["estimator"], found["momentum"], found["mean_gap"], strict=True)) == [
         ("ema", 0.1, 1.0),
         ("own", 0.2, 2.0),
@@ -98,7 +99,7 @@ def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
         [(0.1, "b", test), (0.2, "a", test), (0.3, None, test), (0.4, "c", ("test", "fonts:x")), (0.5, "d", val)]
     ):
         write_evaluation(str(age), age, momentum, images, *where)
-    assert tables.assemble(tmp_path, "evaluations")["momentum"].tolist() == [0.1, 0.3, 0.4, 0.5]
+    assert tables.assemble(tmp_path)["evaluations"]["momentum"].tolist() == [0.1, 0.3, 0.4, 0.5]
 
 
 def test_rows_of_a_network_that_was_trained_again_leave_the_table(tmp_path: Path) -> None:
@@ -106,15 +107,37 @@ def test_rows_of_a_network_that_was_trained_again_leave_the_table(tmp_path: Path
     write(tmp_path, "old", rows([0.1], 1.0, training="a"), age=10)
     write(tmp_path, "other run", rows([0.1], 1.0, run="b/seed_0", training="c"), age=9)
     write(tmp_path, "new", rows([np.nan], 2.0, training="b", estimator="exact"), age=5)
-    found = tables.assemble(tmp_path, "gaps")
+    found = tables.assemble(tmp_path)["gaps"]
     assert list(zip(found["run"], found["estimator"], strict=True)) == [("a/seed_0", "exact"), ("b/seed_0", "ema")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [
+        ({"version": 2}, {"version": 3}, []),
+        ({"source": "a"}, {"source": "b"}, []),
+        ({"training": "a"}, {"training": "b"}, []),
+        ({"training": None}, {"training": "b"}, [0.1]),
+    ],
+)
+def test_rows_leave_all_tables(
+    old: dict[str, object], new: dict[str, object], kept: list[float], tmp_path: Path
+) -> None:
+    """Where only some are measured again, the others would be of another network beside them."""
+    traces = rows([0.1], 1.0, **old).assign(channel=0, mean=0.0, var=1.0)
+    tables.write_part(tmp_path, "traces", "a/seed_0", "old", traces)
+    make_older(next((tmp_path / "parts" / "traces").iterdir()), "traces", 10)
+    write(tmp_path, "new", rows([0.2], 2.0, **new), age=5)
+    found = tables.assemble(tmp_path)
+    assert found["traces"]["momentum"].tolist() == kept and found["gaps"]["momentum"].tolist() == [0.2]
+    assert found["traces"].dtypes.equals(schema.empty("traces").dtypes)
 
 
 def test_parts_from_before_origins_were_noted_are_read(tmp_path: Path) -> None:
     frame = schema.conform("gaps", rows([0.1], 1.0))
     schema.write_frame(tmp_path / "parts" / "gaps" / "a-seed_0-0123456789.parquet", frame)
     write(tmp_path, "new", rows([0.2], 2.0), age=5)
-    assert tables.assemble(tmp_path, "gaps")["momentum"].tolist() == [0.1, 0.2]
+    assert tables.assemble(tmp_path)["gaps"]["momentum"].tolist() == [0.1, 0.2]
 
 
 @pytest.mark.parametrize("name", list(schema.TABLES))
@@ -130,7 +153,7 @@ def test_empty_tables_have_their_columns_and_types(name: str, tmp_path: Path) ->
 def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
     whole_numbers = rows([1], 0).astype({"mean_gap": "int64", "momentum": "int64"})
     write(tmp_path, "x", whole_numbers, 1)
-    found = tables.assemble(tmp_path, "gaps")
+    found = tables.assemble(tmp_path)["gaps"]
     assert found["mean_gap"].dtype == found["momentum"].dtype == "float64" and found["step"].dtype == "int64"
     with pytest.raises(KeyError):
         schema.conform("gaps", whole_numbers.drop(columns="kl"))
@@ -142,12 +165,12 @@ def test_a_damaged_part_is_named_and_set_aside(tmp_path: Path, capsys: pytest.Ca
     bad.write_bytes(bad.read_bytes()[:-20])
     foreign = tmp_path / "parts" / "gaps" / "b-seed_0-0123456789.parquet"
     pd.DataFrame({"x": [1]}).to_parquet(foreign)
-    assert len(tables.assemble(tmp_path, "gaps")) == 1
+    assert len(tables.assemble(tmp_path)["gaps"]) == 1
     err = capsys.readouterr().err
     assert str(bad) in err and str(foreign) in err and "run the sweep again" in err
     assert not bad.exists() and len(list(tmp_path.rglob("*.damaged"))) == 1
     assert foreign.exists()  # of another version, for which it is sound
-    tables.assemble(tmp_path, "gaps")
+    tables.assemble(tmp_path)["gaps"]
     assert str(bad) not in capsys.readouterr().err
 
 
@@ -155,9 +178,9 @@ def test_a_part_of_another_run_is_named_and_set_aside(tmp_path: Path, capsys: py
     for run in ("a/seed_1", "a/seed_10"):
         write(tmp_path, run, rows([0.1], 1.0, run=run), 1)
     first, tenth = (next(tmp_path.rglob(f"a-{seed}-*.parquet")) for seed in ("seed_1", "seed_10"))
-    assert len(tables.assemble(tmp_path, "gaps")) == 2
+    assert len(tables.assemble(tmp_path)["gaps"]) == 2
     shutil.copy(tenth, first)
-    assert set(tables.assemble(tmp_path, "gaps")["run"]) == {"a/seed_10"}
+    assert set(tables.assemble(tmp_path)["gaps"]["run"]) == {"a/seed_10"}
     assert f"{first}: holds rows of run a/seed_10\n  set aside; run the sweep again" in capsys.readouterr().err
 
 
@@ -203,7 +226,7 @@ def test_columns_of_a_later_version_are_null_in_older_files(tmp_path: Path, caps
     older = {name: value for name, value in row.items() if name not in schema.TABLES["runs"].later}
     assert 0 < len(older) < len(row)
     schema.write_frame(path, pd.DataFrame([older]))
-    (found,) = tables.assemble(tmp_path, "runs").to_dict("records")
+    (found,) = tables.assemble(tmp_path)["runs"].to_dict("records")
     assert all(found[name] == value for name, value in older.items())
     assert (found["norm.name"], found["optimizer.momentum"]) == (row["norm"], row["sgd_momentum"])
     unknown = set(schema.TABLES["runs"].later) - set(schema.EARLIER_NAMES)
@@ -226,3 +249,15 @@ def test_the_document_describes_every_column() -> None:
     expected = {name: (table.key, table.types) for name, table in {**schema.TABLES, "log": schema.LOG}.items()}
     assert described == expected
     assert [list(types) for _, types in described.values()] == [list(types) for _, types in expected.values()]
+
+
+def test_rows_from_the_future_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a clock that was ahead: what is measured after it would be older than what it replaces."""
+    path = write(tmp_path, "a", rows([0.1], 1.0), age=5)
+    tables.assemble(tmp_path)
+    assert not capsys.readouterr().err
+    frame = schema.read_frame(path).assign(written=time.time_ns() + 3600 * 10**9)
+    schema.write_frame(path, frame, schema.part_schema("gaps"))
+    assert len(tables.assemble(tmp_path)["gaps"]) == 1
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/parts: has rows that were written at 20" in err and "run the sweep again" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -63,3 +64,17 @@ def test_a_share_without_rows_is_said() -> None:
     frame = pd.DataFrame({"run": ["a", "b"], "step": [200, 11]})
     with pytest.warns(UserWarning, match="gaps has no rows after 50% of training: .* accuracy_at=all"):
         assert len(rows(tables(frame), "gaps", (0.5, 1.0))) == 2
+
+
+def test_seeds_with_other_settings_are_not_mixed() -> None:
+    """More seeds were swept later, at another length: no seed is there twice."""
+    runs = pd.DataFrame({"run": ["a", "b", "c"], "seed": [0, 1, 2], "batch_size": 8, "epochs": [1.0, 1.0, 2.0],
+                         "steps": [7, 7, 14], "data.shift": [np.nan, 0, 0], "threads": [1, 2, 2]})  # fmt: skip
+    found = tables(pd.DataFrame({"run": ["a", "b", "c"], "step": 7}), runs)
+    with pytest.raises(UserError) as caught:
+        rows(found, "gaps")
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("batch size 8 has seeds that were trained with different settings (a, epochs 1.0, steps 7")
+    assert "c, epochs 2.0, steps 14" in first and "threads" not in first and "name=" in second
+    assert len(rows(found, "gaps", by=("epochs",))) == 3
+    assert len(rows(found, "gaps", epochs=1.0)) == 2  # of one the shift is not known
