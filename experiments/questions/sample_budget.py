@@ -21,7 +21,7 @@ MARGIN = ("points", "2 or 6 of the 2,000 test images: networks are rarely told a
 def add_images(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of samples, with how many images they have."""
     images = frame["estimator"].str.extract(r"images=(\d+)", expand=False).astype(float)
-    return frame.assign(images=images)[images.notna()]
+    return frame.assign(images=images)[images.notna()].astype({"images": int})
 
 
 def errors(tables: Tables) -> pd.DataFrame:
