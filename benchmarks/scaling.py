@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -22,7 +24,6 @@ from bnlab.harness.artifacts.models import ModelConfig, build_model
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import declared
 from bnlab.memory import LiveBytes
-from experiments.places import REFERENCE
 from experiments.questions import find_experiment
 from experiments.results import write_reference
 
@@ -113,9 +114,9 @@ def _keep(frame: pd.DataFrame) -> None:
     runs = runs.assign(data="random numbers", model="resnet", batch_size=BATCH)
     tables = declared(question, {"runs": runs, "passes": frame})
     versions = {name: version(name) for name in ("bnlab", "numpy", "pandas", "torch")}
-    write_reference("passes", tables, [{"device": platform.machine(), "threads": THREADS, "versions": versions}])
+    made = [{"device": platform.machine(), "threads": THREADS, "versions": versions}]
     matplotlib.use("Agg")
-    with style.paper():
+    with tempfile.TemporaryDirectory() as folder, style.paper():
         for figure in question.figures:
-            _, pdf = drawing.save(drawing.draw(figure, tables), REFERENCE / "passes", figure.name)
-            pdf.unlink()
+            drawing.save(drawing.draw(figure, tables), Path(folder), figure.name)
+        write_reference("passes", tables, Path(folder), made)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.command import run_command
@@ -67,19 +68,27 @@ def keep(name: str) -> None:
     tables = load(name, str(RESULTS))
     runs = tables["runs"][["versions", "device", "threads"]].drop_duplicates().to_dict("records")
     made = [{**row, "versions": json.loads(row["versions"])} for row in runs]
-    write_reference(name, declared(find_experiment(name), tables), made)
-    for image in sorted((RESULTS / name / "figures").glob("*.png")):
-        shutil.copyfile(image, REFERENCE / name / image.name)
+    write_reference(name, declared(find_experiment(name), tables), RESULTS / name / "figures", made)
 
 
-def write_reference(name: str, tables: Mapping[str, pd.DataFrame], made: Sequence[Mapping[Any, Any]]) -> None:
-    """Tables in place of the folder `results/reference/<name>`, and in `environment.json` what they were made with."""
+def write_reference(
+    name: str, tables: Mapping[str, pd.DataFrame], figures: Path, made: Sequence[Mapping[Any, Any]]
+) -> None:
+    """Tables and figures in place of `results/reference/<name>`, and in `environment.json` what they were made with.
+
+    Figures get a palette of 256 colours, which cannot be told from theirs and takes a third of the room.
+    """
+    from PIL import Image
+
     from bnlab.files import write_whole
 
     folder, path = REFERENCE / name, REFERENCE / "environment.json"
     shutil.rmtree(folder, ignore_errors=True)
     for table, frame in tables.items():
         write_whole(folder / f"{table}.parquet", partial(frame.to_parquet, index=False, compression="zstd"))
+    for image in sorted(figures.glob("*.png")):
+        colours = Image.open(image).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        colours.save(folder / image.name, optimize=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     known[name] = list(made)
     write_whole(path, lambda beside: beside.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n"))

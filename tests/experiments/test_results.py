@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bnlab.harness import planning
 from experiments import answers
@@ -46,7 +47,7 @@ def test_what_is_kept(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The declared columns of all rows, the figures, and what they were made with; nothing of an earlier time."""
     (results / "adhoc").rename(results / "quickstart")
     (results / "quickstart" / "figures").mkdir()
-    (results / "quickstart" / "figures" / "gap.png").write_bytes(b"drawn")
+    Image.new("RGB", (8, 8), "#d55e00").save(results / "quickstart" / "figures" / "gap.png")
     monkeypatch.setattr(command, "RESULTS", results)
     monkeypatch.setattr(command, "REFERENCE", tmp_path / "reference")
     kept = tmp_path / "reference" / "quickstart"
@@ -60,6 +61,7 @@ def test_what_is_kept(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "gaps.parquet",
         "runs.parquet",
     ]
+    assert Image.open(kept / "gap.png").convert("RGB").getpixel((4, 4)) == (0xD5, 0x5E, 0x00)
     gaps, declared = pd.read_parquet(kept / "gaps.parquet"), find_experiment("quickstart").columns["gaps"]
     assert {*declared, "run", "step", "estimator"} <= {*gaps} and "kl" not in gaps and len(gaps)
     environment = json.loads((tmp_path / "reference" / "environment.json").read_text())
