@@ -56,4 +56,4 @@ def test_figures_have_a_row_for_each_point() -> None:
     rows = {figure.name: figure.score(tables) for figure in EXPERIMENT.figures}
     assert {name: len(frame) for name, frame in rows.items()} == {"depth": 4, "memory": 4, "limit": 3}
     assert rows["depth"]["mean"].round(2).tolist() == [1.5] * 4
-    assert rows["memory"].query("order == 'breadth first'")["mean"].round(1).tolist() == [25.6, 102.5]
+    assert rows["memory"].query("measured == 'breadth first'")["mean"].round(1).tolist() == [25.6, 102.5]
