@@ -10,8 +10,8 @@ from bnlab.harness.reporting.style import Axis
 SHARES = (1.0,)  # of the training
 KEYS = ("panel", "steps", "estimator", "momentum")
 DECAYED = (
-    "The start's weight is 1 minus the momentum, to the power of the number of steps: after 10 steps 0.35 with momentum "
-    "0.1, and 0.90 with 0.01."
+    "The start's weight is 1 minus the momentum, to the power of the number of steps: after 10 steps 0.35 with "
+    "momentum 0.1, and 0.90 with 0.01."
 )
 
 
