@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, Rows, interval, name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import OtherThan, Rows, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import Curves, Forest
 from bnlab.harness.reporting.style import Axis
 
 SHARES = (1.0,)  # of the training, at which doses are measured; correlations are over all measured steps
 EACH = ("batch_size", "moment")
-POINT, NETWORK = ("run", "step", "estimator", "momentum"), ("panel", "batch_size", "seed")
+POINT, NETWORK = ("run", "step", "estimator", "momentum"), ("run", "panel", "batch_size", "seed")
 METRICS = ("mean_gap", "var_gap", "kl", "tid_mean", "tid_std")
 SHOWN = (*METRICS, "logit_gap")
 LOST = Axis("accuracy lost (points)")
@@ -52,20 +52,9 @@ def correlate(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(found, columns=[*NETWORK, "metric", "correlation"])
 
 
-def score_correlations(tables: Tables) -> pd.DataFrame:
-    """Every metric's correlation, a panel for each batch size."""
-    return interval(correlate(tables), "correlation", ("panel", "metric"))
-
-
 def score_better(metric: str, other: str) -> Score:
     """How much higher the correlation of a metric is than that of another one."""
-
-    def scored(tables: Tables) -> pd.DataFrame:
-        wide = correlate(tables).pivot(index=[*NETWORK], columns="metric", values="correlation")
-        better = wide.reindex(columns=[metric, other]).diff(-1, axis=1)[metric].rename("better")
-        return interval(better.reset_index(), "better", ("batch_size",))
-
-    return scored
+    return score(correlate, "correlation", ("batch_size",), against=other, along="metric", metric=metric)
 
 
 EXPERIMENT = Experiment(
@@ -92,7 +81,8 @@ EXPERIMENT = Experiment(
                "exact statistics, over all estimators, momenta and measured steps of a network. mean_gap, var_gap and "
                "kl are distances from exact statistics, tid from those of training batches; logit_gap is measured at "
                "the network's output.",
-               score_correlations, Forest("metric", Axis("rank correlation", (-1, 1)), mark=(0.0, "no relation"))),
+               score(correlate, "correlation", ("panel", "metric")),
+               Forest("metric", Axis("rank correlation", (-1, 1)), mark=(0.0, "no relation"))),
     ),
     claims=(
         Claim("small_errors_are_harmless", "An error of 0.1 in all means, or in all logarithms of variances, costs "

@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
               "factor of 1.25 squared.",
               score(errors, "squared_times", ("panel", "layer"), average=("batch_size", "images")),
               within(0.64, 1.5625, "times", "the margin of the claim before, squared; this form was chosen "
-                     " after trials in which that claim had failed"),
+                     "after trials in which that claim had failed"),
               answers=("Q8",)),
     ),
 )  # fmt: skip
