@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.experiment import Figure, Tables
 from bnlab.harness.reporting.plots import Curves
-from bnlab.harness.reporting.style import one_figure
+from bnlab.harness.reporting.style import one_figure, write_out_decades
 
 _IN_A_ROW = 4
 
@@ -44,6 +44,8 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
             ax.set_title(str(panel))
     if finish := getattr(figure.plot, "finish", None):  # what all panels share
         finish(list(grid.flat[: len(panels)]))
+    for ax in grid.flat:
+        write_out_decades(ax)
     for ax in grid[:, 1:].flat:
         ax.set_ylabel("")
     for ax in grid.flat[len(panels) :]:

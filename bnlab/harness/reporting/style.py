@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, NullFormatter, NullLocator
 
 from bnlab.harness.errors import UserError
 
@@ -56,11 +56,15 @@ _OWN = [(colour, line) for line in (_SOLID, _DASHED, _DOTTED, _MIXED) for colour
 _SETTINGS = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
 NAMES = {
     "ema": "EMA",
+    "ema_biased": "EMA, variances not corrected",
+    "ema_pooled": "EMA, batches pooled",
     "ema_debiased": "EMA, start divided out",
     "cumulative": "average of all batches",
     "cumulative_weighted": "average of all images",
     "last_batch": "last batch only",
     "precise": "precise BN",
+    "update_bn": "batches averaged (update_bn)",
+    "swa": "batches averaged by size (SWA)",
     "kalman": "Kalman",
     "predictive": "predictive momentum",
     "test_batch": "test batch",
@@ -250,3 +254,12 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
         ax.set_xlim(*x.limits)
     if y.limits:
         ax.set_ylim(*y.limits)
+
+
+def write_out_decades(ax: Axes) -> None:
+    """Have numbers on logarithmic axes that span less than two powers of ten, as 0.5 and not 5 × 10⁻¹."""
+    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        if isinstance(axis.get_major_formatter(), LogFormatter) and high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())

@@ -163,6 +163,18 @@ def test_axes() -> None:
     assert style.axis_of("some.column_") == Axis("some column ", ticks="values")
 
 
+@pytest.mark.parametrize(
+    ("limits", "shown"), [((0.3, 3), ["0.5", "1", "2"]), ((0.8, 2.5), ["1", "1.2", "1.5", "2"]), ((0.01, 100), None)]
+)
+def test_short_logarithmic_axes_have_plain_numbers(limits: tuple[float, float], shown: list[str] | None) -> None:
+    drawn, ax = plt.subplots()
+    ax.set(yscale="log", ylim=limits)
+    style.write_out_decades(ax)
+    drawn.canvas.draw()
+    inside = [label.get_text() for label in ax.get_yticklabels() if limits[0] <= label.get_position()[1] <= limits[1]]
+    assert inside == shown if shown else all("10^" in text for text in inside)
+
+
 @pytest.mark.parametrize(("log", "mean"), [(False, "mean"), (True, "geometric mean")])
 def test_the_drawing_says_what_lines_and_bands_are(log: bool, mean: str) -> None:
     drawn = drawing.draw(Figure("f", "t", "How to read it.", lambda _: curves(log=log), CURVES), {})
