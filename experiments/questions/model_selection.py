@@ -18,7 +18,7 @@ def find_picks(tables: Tables) -> pd.DataFrame:
     """Of each network and estimator the first of the checkpoints with the highest validation accuracy; and the last.
 
     Besides the columns of `rows` it has `cost`, how much lower its test accuracy is than that of the checkpoint which
-    exact statistics pick, both under exact statistics; and `same`, 1 where these are one checkpoint, otherwise 0.
+    exact statistics pick, both under exact statistics; and `same`, whether these are one checkpoint.
     """
     val, test = (rows(tables, "evaluations", split=split) for split in ("val", "test"))
     exact = select(val, estimator="exact")
@@ -28,7 +28,7 @@ def find_picks(tables: Tables) -> pd.DataFrame:
     picked = lowest(errors, "error", ["run", "estimator", "momentum"]).join(tested, on=["run", "step"])
     best = select(picked, estimator="exact")[["run", "step", "tested"]]
     both = picked.merge(best, on="run", suffixes=("", "_exact"))
-    return both.assign(cost=both["tested_exact"] - both["tested"], same=(both["step"] == both["step_exact"]) * 1.0)
+    return both.assign(cost=both["tested_exact"] - both["tested"], same=both["step"] == both["step_exact"])
 
 
 def find_costs(tables: Tables) -> pd.DataFrame:

@@ -22,9 +22,11 @@ Condition = tuple[str, ...]
 """In words, one for each coordinate: `where` of `experiment.answers`."""
 NUMBERS = ("mean", "low", "high", "n")
 READING = (
-    "mean over seeds [95% interval, of each line by itself]; verdict by one-sided t tests at 5%, with Holm's "
-    "correction over the lines of a claim; fails: the opposite of what the brackets say is significant. Conditions "
-    "that are taken together have the range of their means, and between what bounds their intervals lie"
+    "mean over seeds [95% interval, of each line by itself]; verdict by one-sided t tests (of shares of the networks "
+    "exact binomial ones) at 5%, with Holm's correction over the lines of a claim; fails: the opposite of what the "
+    "brackets say is significant. An interval without width says that these networks agree, not that all others "
+    "would. Conditions that are taken together have the range of their means, and between what bounds their "
+    "intervals lie"
 )
 # Settings that are named where all networks share them, and how.
 _SHARED = {

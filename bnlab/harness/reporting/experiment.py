@@ -216,7 +216,7 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     except Exception as error:
         error.add_note(f"claim {claim.id}")
         raise
-    missing = [column for column in MEASURES if column not in frame]
+    missing = [column for column in MEASURES if column not in (*frame, "share")]
     if missing:
         raise UserError(
             f"claim {claim.id}: its score has no column {missing[0]!r}; return what frames.interval returns"
@@ -268,15 +268,26 @@ def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
 def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     """Of each row: of the tests that the rule holds, and that the opposite does; NaN without two seeds.
 
-    Student's t of the mean against each bound, of logarithms where those of the score are. `within` needs both to be
-    significant, its opposite one of the two, at half the level each.
+    Student's t of the mean against each bound, of logarithms where those of the score are; of a share of the seeds
+    the exact binomial test. `within` needs both to be significant, its opposite one of the two, at half the level each.
     """
-    freedom = (frame["n"] - 1).where(frame["n"] > 1).to_numpy(float)
-    low, high = (_distance(frame, bound) for bound in (rule.low, rule.high))
+    above_low, below_low = _test_bound(frame, rule.low)
+    above_high, below_high = _test_bound(frame, rule.high)
     bounds = np.isfinite([rule.low, rule.high]).sum()
-    holds = np.maximum(stats.t.sf(low, freedom), stats.t.cdf(high, freedom))
-    fails = np.minimum(1, bounds * np.minimum(stats.t.cdf(low, freedom), stats.t.sf(high, freedom)))
-    return holds, fails
+    return np.maximum(above_low, below_high), np.minimum(1, bounds * np.minimum(below_low, above_high))
+
+
+def _test_bound(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row: p of the tests that the mean lies above the bound, and below it."""
+    n, distance = frame["n"].to_numpy(float), _distance(frame, bound)
+    freedom = np.where(n > 1, n - 1, np.nan)
+    p_above, p_below = stats.t.sf(distance, freedom), stats.t.cdf(distance, freedom)
+    shares = np.asarray(frame.get("share", False), bool) & (n > 1)
+    if shares.any():
+        hits, share = (frame["mean"] * n).round().to_numpy(), min(max(bound, 0), 1)
+        p_above = np.where(shares, stats.binom.sf(hits - 1, n, share) if bound >= 0 else 0, p_above)
+        p_below = np.where(shares, stats.binom.cdf(hits, n, share) if bound <= 1 else 0, p_below)
+    return p_above, p_below
 
 
 def _distance(frame: pd.DataFrame, bound: float) -> np.ndarray:

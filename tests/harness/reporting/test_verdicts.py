@@ -121,6 +121,26 @@ def test_no_spread_over_seeds() -> None:
     assert verdicts(thirds, above(0.3)) == ["undecided"]
 
 
+@pytest.mark.parametrize("bound", [0.2, 0.5, 0.9])
+def test_shares_of_the_seeds_are_tested_exactly(bound: float) -> None:
+    hits = {"none": 0, "some": 2, "all": 5}
+    records = [(name, seed, seed < k) for name, k in hits.items() for seed in range(5)]
+    shares = interval(pd.DataFrame(records, columns=["name", "seed", "x"]), "x", ["name"])
+    wanted = {
+        side: [stats.binomtest(k, 5, bound, alternative=side).pvalue for k in hits.values()]
+        for side in ("greater", "less")
+    }
+    np.testing.assert_allclose(p_values(shares, above(bound)), [wanted["greater"], wanted["less"]])
+    np.testing.assert_allclose(p_values(shares, below(bound)), [wanted["less"], wanted["greater"]])
+
+
+def test_five_of_five_are_most_and_four_of_four_are_not() -> None:
+    """Of fair coins 5 fall alike by chance in 1/32, 4 in 1/16."""
+    for n, verdict in ((5, "holds"), (4, "undecided")):
+        every = interval(pd.DataFrame({"seed": range(n), "x": True}), "x", [])
+        assert verdicts(every, above(0.5)) == [verdict]
+
+
 def test_errors_are_as_rare_as_promised() -> None:
     """At the bound itself a claim of six conditions holds somewhere in at most 5% of samples (σ of the count: 0.5%)."""
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from scipy import stats
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames.selection import name_value, require_columns
 
-MEASURES = ("mean", "low", "high", "n", "error", "log")
+MEASURES = ("mean", "low", "high", "n", "error", "log", "share")
 """The columns that `interval` adds."""
 
 
@@ -45,8 +45,9 @@ def interval(
 ) -> pd.DataFrame:
     """`by` and `mean`, `low`, `high` (95%, Student), `n` of `value` over seeds: one row for each of `by`.
 
-    Two more columns: `error` is the standard error over seeds, and `log` says whether it is one of logarithms. NaN
-    values are left out; one seed has no interval: NaN.
+    Three more columns: `error` is the standard error over seeds, `log` says whether it is one of logarithms, `share`
+    whether the mean is a share of the seeds, as it is of truth values: the interval is exact then (Clopper & Pearson
+    1934). NaN values are left out; one seed has no interval: NaN.
 
     Args:
         frame: rows with a column `seed`.
@@ -71,11 +72,13 @@ def interval(
             values = _average_groups(values, value, [*by, "seed"])
         keys = [values[key] for key in by]
         groups = values[value].groupby(keys, dropna=False, sort=False) if keys else [((), values[value])]
-        estimates = [(*key, *_estimate(group.to_numpy(float))) for key, group in groups]
+        share = frame[value].dtype == bool
+        estimate = _estimate_share if share else _estimate
+        estimates = [(*key, *estimate(group.to_numpy(float))) for key, group in groups]
     found = pd.DataFrame(estimates, columns=[*by, "mean", "low", "high", "n", "error"])
     if geometric:
         found[["mean", "low", "high"]] = np.exp(found[["mean", "low", "high"]])
-    return found.assign(log=geometric)
+    return found.assign(log=geometric, share=share)
 
 
 def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
@@ -116,6 +119,13 @@ def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
     error = float(values.std(ddof=1)) / n**0.5 if n > 1 else np.nan
     half = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else np.nan
     return mean, mean - half, mean + half, n, error
+
+
+def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float]:
+    """As `_estimate`, of values 0 and 1."""
+    n = len(values)
+    bounds = stats.binomtest(int(values.sum()), n).proportion_ci(0.95) if n > 1 else (np.nan, np.nan)
+    return float(values.mean()), *bounds, n, np.nan
 
 
 def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:

@@ -9,6 +9,7 @@ from scipy import stats
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import average, interval, other_seeds
+from bnlab.harness.reporting.frames.averages import MEASURES
 
 
 def frame_of_seeds() -> pd.DataFrame:
@@ -63,7 +64,17 @@ def test_few_values() -> None:
     assert list(found["mean"]) == [2, 2] and list(found["n"]) == [1, 2]
     assert found.loc[0, ["low", "high", "error"]].isna().all() and found.loc[1, "error"] == 1.0
     empty = interval(frame[:0], "x", ["size"])
-    assert empty.empty and {"size", "mean", "low", "high", "n", "error", "log"} == set(empty)
+    assert empty.empty and {"size", *MEASURES} == set(empty)
+
+
+def test_the_interval_of_a_share_is_exact() -> None:
+    """Of 5 out of 5 the lower bound p has p⁵ = 0.025."""
+    frame = pd.DataFrame({"seed": range(5), "all": True, "most": [True, True, True, True, False]})
+    every, most = (interval(frame, value, []).iloc[0] for value in ("all", "most"))
+    assert (every["mean"], every["high"], every["n"]) == (1, 1, 5) and every["low"] == pytest.approx(0.025**0.2)
+    assert most["mean"] == 0.8 and 0 < most["low"] < 0.8 < most["high"] < 1 and every["share"] and most["share"]
+    assert 1 - most["high"] ** 5 == pytest.approx(0.025)  # of 4 or fewer
+    assert interval(frame[:1], "all", [])["low"].isna().all()
 
 
 def test_a_seed_counts_once() -> None:
