@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bnlab import Statistics, population_statistics, self_consistency
+from bnlab import Statistics, population_statistics, running_statistics, self_consistency, using
 from bnlab.flags import are_same, flags_restored, read_flags
 from tests.helpers import images, plain, randomized
 
@@ -38,6 +40,51 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+@contextlib.contextmanager
+def matmul_precision() -> Iterator[None]:
+    with flags_restored():  # torch's own way back sets what the backends were not set to before
+        torch.set_float32_matmul_precision("medium")
+        yield
+
+
+@contextlib.contextmanager
+def without_fastpath() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def silent_logs() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def deep_recursion() -> Iterator[None]:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + 1000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def look() -> list[object]:
+    """What `CONTEXTS` change, beside what `read_flags` says."""
+    hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
+    own = [torch.get_float32_matmul_precision(), torch.backends.mha.get_fastpath_enabled(), hooks]
+    own += [torch.backends.opt_einsum.enabled, torch.utils.deterministic.fill_uninitialized_memory]  # type: ignore[attr-defined]
+    return [*own, logging.root.manager.disable, sys.getrecursionlimit(), id(sys.stdout), id(sys.stderr)]
+
+
 CONTEXTS: dict[str, Callable[[], Any]] = {
     "sdpa_kernel": lambda: sdpa_kernel(SDPBackend.MATH),
     "cudnn.flags": lambda: torch.backends.cudnn.flags(enabled=False, benchmark=True, deterministic=True),
@@ -46,6 +93,14 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "catch_warnings": warnings.catch_warnings,
     "detect_anomaly": lambda: torch.autograd.set_detect_anomaly(True),
     "deterministic": deterministic,
+    "matmul_precision": matmul_precision,
+    "mha": without_fastpath,
+    "opt_einsum.flags": lambda: torch.backends.opt_einsum.flags(enabled=False),  # type: ignore[attr-defined]
+    "saved_tensors_hooks": lambda: torch.autograd.graph.disable_saved_tensors_hooks("not here"),
+    "redirect_stdout": lambda: contextlib.redirect_stdout(io.StringIO()),
+    "redirect_stderr": lambda: contextlib.redirect_stderr(io.StringIO()),
+    "logging.disable": silent_logs,
+    "recursion": deep_recursion,
 }
 
 
@@ -58,12 +113,12 @@ class Entering(nn.Module):
         self.inner, self.outer = plain()[:6], nn.Sequential(nn.Conv2d(12, 5, 1), nn.BatchNorm2d(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        before = read_flags()
+        before = read_flags(), look()
         with self.context():
-            entered = read_flags()
+            entered = read_flags(), look()
             x = self.inner(x)
-            assert are_same(read_flags(), entered), "another batch's flags leaked in"
-        assert are_same(read_flags(), before)
+            assert are_same(read_flags(), entered[0]) and look() == entered[1], "another batch's flags leaked in"
+        assert are_same(read_flags(), before[0]) and look() == before[1]
         x = self.outer(x)
         if self.fails:
             raise ArithmeticError
@@ -73,14 +128,14 @@ class Entering(nn.Module):
 @pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_what_a_forward_changes_for_a_while(context: str, strategy: str) -> None:
-    before = read_flags()
+    before = read_flags(), look()
     model = randomized(Entering(CONTEXTS[context]))
     assert isinstance(population_statistics(model, images(3, 4, 2), strategy=strategy), Statistics)
-    assert are_same(read_flags(), before)
+    assert are_same(read_flags(), before[0]) and look() == before[1]
     model.fails = True
     with pytest.raises(ArithmeticError):
         population_statistics(model, images(3, 4, 2), strategy=strategy)
-    assert are_same(read_flags(), before)
+    assert are_same(read_flags(), before[0]) and look() == before[1]
 
 
 class EnteringForFew(nn.Module):
@@ -155,6 +210,25 @@ def test_compiled_functions_run_as_they_are_written(strategy: str) -> None:
     counted = torch._dynamo.testing.CompileCounter()
     torch.compile(lambda x: x + 1, backend=counted)(torch.ones(2))
     assert counted.frame_count == 1, "compiling works again after it"
+
+
+def test_a_log_that_begins_in_a_block_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back at the end
+    model, log = plain(), io.StringIO()
+    with using(model, running_statistics(model)):
+        sys.stdout = log
+    assert sys.stdout is log
+
+
+def test_newer_settings_of_the_precision() -> None:
+    before = read_flags()
+    with flags_restored():
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # from now on torch does not say what the older one is
+        changed = read_flags()
+        with flags_restored():
+            torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+        assert are_same(read_flags(), changed)
+    assert are_same(read_flags(), before)
 
 
 def test_flags_after_an_exception() -> None:

@@ -66,8 +66,9 @@ def population_statistics(
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
-    mixed up (class attributes, objects behind globals, arrays written in place; random numbers that are not torch's):
-    `self_consistency` shows it, strategy="layerwise" does without. A forward that holds what the next one waits for
+    mixed up (class attributes, objects behind globals, arrays written in place; random numbers that are not torch's),
+    and what a forward changes there for a while may stay so: `self_consistency` shows the first, strategy="layerwise"
+    does without. A forward that holds what the next one waits for
     never ends: threads' locks that the code names are refused, but nobody sees a queue that serves as a pool, the lock
     of a file, or a lock behind a computed name; strategy="layerwise" does without those too.
 
