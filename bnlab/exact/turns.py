@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from bnlab.batches import Forward
@@ -90,6 +93,7 @@ class Turns(Generic[AnyTurn]):
         self._random = RandomStream(device)
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
+        self._suspended_at = set[str]()  # layers
         self._reads_flags = True  # whether a forward may have changed some
 
     def accept(self) -> None:
@@ -150,10 +154,15 @@ class Turns(Generic[AnyTurn]):
         reason = None
         if torch._C._functorch.maybe_current_level() is not None:
             reason = "inside of a torch.func transform such as vmap"
+        elif forward_ad._current_level >= 0:
+            reason = "inside of forward_ad.dual_level, of which there is one at a time"
+        elif name not in self._suspended_at and _is_forked():
+            reason = "by torch.jit.fork, which cannot be suspended"
         elif any(lock.is_taken() for lock in self._locks):
             reason = "while the forward holds a lock, which the next batch would wait for without end"
         if reason is not None:
             raise ValueError(f"{CALLER}: layer {name!r} is called {reason}; use strategy='layerwise'")
+        self._suspended_at.add(name)  # the stack is searched once for each layer
         self._hub.switch()
 
     def give_up(self, turn: AnyTurn) -> None:
@@ -240,3 +249,11 @@ class Turns(Generic[AnyTurn]):
                     f"{CALLER}: the forward writes into {held.name!r} in place, which batches that take turns cannot "
                     "share; use strategy='layerwise'"
                 )
+
+
+def _is_forked() -> bool:
+    """Whether `torch.jit.fork` has called this code: it does so from C++, whose calls have to end in order."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not torch.jit.fork.__code__:
+        frame = frame.f_back
+    return frame is not None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from bnlab import Moments, population_statistics, running_statistics, self_consistency, using
 from bnlab.loans import lent_to_this_thread
@@ -155,6 +156,31 @@ def test_function_transforms() -> None:
     for name, moments in expected.items():
         assert_moments(found[f"inner.{name}"], moments, mean=1e-6, var=1e-6)
     assert max(self_consistency(model, found, batches)) < 1e-5
+
+
+class Surrounded(nn.Module):
+    """Runs its layers in what torch does not let batches interleave."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.inner = how, plain()[:6]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "fork":
+            return torch.jit.wait(torch.jit.fork(self.inner, x))
+        with forward_ad.dual_level():
+            return self.inner(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize(("how", "message"), [("fork", r"by torch\.jit\.fork"), ("dual", "of forward_ad.dual_level")])
+def test_calls_that_cannot_be_suspended(how: str, message: str) -> None:
+    model, batches = Surrounded(how), images(4, 3)
+    with unchanged(model), pytest.raises(ValueError, match=f"{message}.*layerwise"):
+        population_statistics(model, batches)
+    found = population_statistics(model, batches, strategy="layerwise")
+    expected = population_statistics(model.inner, batches)
+    for name, moments in expected.items():
+        assert_moments(found[f"inner.{name}"], moments, mean=1e-6, var=1e-6)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
