@@ -191,6 +191,8 @@ class Inspection:
         with Watch(self.model, self.targets, read_moments, self.measured if before else {}) as watch:
             self.evaluate(batch)
         bypassed = dict.fromkeys([*watch.bypassed, *(name for name in watch.seen if name not in self.measured)])
+        if watch.foreign and not self.measured.keys() >= set(self.targets):  # a copy of a layer's buffers, say
+            bypassed[FUNCTIONAL] = None
         mean, var, worst, compared = 0.0, 0.0, None, 0
         for name, was in before.items():
             now = watch.seen.get(name)

@@ -50,6 +50,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     dependent: dict[str, None] = field(default_factory=dict)
     transformed: dict[str, None] = field(default_factory=dict)
     replaced: dict[str, None] = field(default_factory=dict)
+    foreign: bool = False  # whether there was one with running statistics that no layer is known to have
     tolerance: float = 0.0  # the largest `allowed_rounding` so far
 
     def __enter__(self) -> Watch:
@@ -104,6 +105,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if name is not None and not self._open:
             self.bypassed.setdefault(name)
         # One row: an instance norm, which torch computes as the batch norm of one image.
+        self.foreign |= name is None and mean is not None and len(x) > 1
         if training and len(x) > 1:
             self.dependent.setdefault(name or FUNCTIONAL)
         expected = None if call is None else self.result.get(call.name)

@@ -63,6 +63,9 @@ class Bypassing(nn.Module):
             x = b.forward(x)
         elif self.how == "functional":
             x = F.batch_norm(x, b.running_mean, b.running_var, b.weight, b.bias, training=b.training, eps=b.eps)
+        elif self.how == "copies":
+            mean, var, weight, bias = (t.clone() for t in (b.running_mean, b.running_var, b.weight, b.bias))
+            x = F.batch_norm(x, mean, var, weight, bias, eps=b.eps)
         else:
             with ThreadPoolExecutor(1) as pool:
                 x = pool.submit(b, x).result()
@@ -78,6 +81,15 @@ def test_layers_that_are_called_past_their_hooks(how: str, upstream: str) -> Non
     assert list(found) == ["a", "c"] and found.unseen == ("b",)
     assert "layer 'b': called past its hooks" in told
     assert found.check.bypassed == ("b",) and "bypassed: b" in repr(found)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_functional_batch_norm_on_copies_of_buffers(strategy: str) -> None:
+    found, told = measured(Bypassing("copies"), images(4, 3), strategy=strategy)
+    assert "a functional batch norm outside of all layers: called past its hooks" in told
+    assert found.unseen == ("b",) and found.check.bypassed == ("functional batch norm",)
+    # It may be meant so where every layer is reached.
+    assert measured(Bypassing("copies"), images(4, 3), strategy=strategy, layers=["a", "c"])[1] == ""
 
 
 class Dependent(nn.Module):
