@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import (
@@ -232,6 +233,20 @@ def test_calls_without_momentum_are_told(kind: type[nn.BatchNorm2d]) -> None:
         warnings.simplefilter("error")
         train(model, images(4, 4))
     assert len(trace.layers["0"]) == 2
+
+
+def test_a_cumulative_average_in_between_is_told() -> None:
+    model, batches = plain(), images(4, 4, 4)
+    with pytest.warns(UserWarning, match=r"'1', '4' had momentum None in 2 calls and another one"), record(model):
+        train(model, batches)
+        update_bn(batches[:2], model)
+    with warnings.catch_warnings(), record(model):
+        warnings.simplefilter("error")
+        train(model, batches)
+        update_bn(batches[:2], copy.deepcopy(model))
+    with warnings.catch_warnings(), record(model):  # no other momentum
+        warnings.simplefilter("error")
+        update_bn(batches, model)
 
 
 @pytest.mark.parametrize("momentum", [0.3, None])

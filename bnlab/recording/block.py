@@ -65,8 +65,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
             model, or has taken one out of it for some of the training; the weights were updated within a step; or a
-            layer had momentum 0 in some of its calls, which are entries all the same. Of a write that leaves no trace,
-            as through `.data`, nothing is said where the layer's momentum has changed in the block.
+            layer had momentum 0 or None (as `update_bn` sets it) in some of its calls, which are entries all the same.
+            Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
+            in the block.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
@@ -82,7 +83,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     with recording.attached(optimizer):
         yield recording.trace
     recording.warn_of_the_unrecorded()
-    recording.warn_of_calls_without_momentum()
+    recording.warn_of_other_momenta()
     recording.membership.warn_of_new_layers()
     recording.membership.warn_of_missed_layers()
 
@@ -158,8 +159,8 @@ class Recording:
                 stacklevel=4,
             )
 
-    def warn_of_calls_without_momentum(self) -> None:
-        """Say which layers have averaged some of their entries only: the others have come with a momentum of 0."""
+    def warn_of_other_momenta(self) -> None:
+        """Say which layers have left some of their entries out of their average, or have averaged them all alike."""
         left_out = {r.name: r.left_out for r in self.recorders if 0 < r.left_out < len(self.trace.layers[r.name])}
         if left_out:
             most = max(left_out.values())
@@ -167,6 +168,15 @@ class Recording:
                 f"record: {join_names(left_out)} had momentum 0 in {most} call{'s' * (most > 1)} and another one in "
                 "others; all are in the trace, and replays average what the layers have not; for calls that are to be "
                 "left out set track_running_stats=False instead",
+                stacklevel=4,
+            )
+        averaged = {r.name: r.cumulative for r in self.recorders if 0 < r.cumulative < len(self.trace.layers[r.name])}
+        if averaged:
+            most = max(averaged.values())
+            warnings.warn(
+                f"record: {join_names(averaged)} had momentum None in {most} call{'s' * (most > 1)} and another one in "
+                "others; all are in the trace, and replays average all in one way; torch.optim.swa_utils.update_bn "
+                "does that: give it a deep copy of the model, or call it outside of the block",
                 stacklevel=4,
             )
 

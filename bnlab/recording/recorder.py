@@ -61,12 +61,14 @@ class Recorder:
         watch: notices what else writes the layer's own buffers.
         overwritten: whether, after the block, the buffers hold something else than the average of what was recorded.
         left_out: entries that the layer's own average has left out: its momentum was 0.
+        cumulative: entries with a momentum of None.
     """
 
     def __init__(
         self, name: str, layer: BatchNorm, trace: MomentTrace, counter: StepCounter, trained: Tensor | None
     ) -> None:
-        self.name, self.layer, self.overwritten, self.left_out = name, layer, False, 0
+        self.name, self.layer, self.overwritten = name, layer, False
+        self.left_out = self.cumulative = 0
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
         self._called = False
@@ -294,6 +296,7 @@ class Recorder:
         entries.steps.append(step)
         entries.counts.append(count)
         self.left_out += momentum == 0
+        self.cumulative += momentum is None
 
 
 def _keys_after(key: int, keys: Iterable[int]) -> Iterator[int]:
