@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from bnlab.containers import CONTAINERS, copy_entries, get_attributes
+from bnlab.containers import CONTAINERS, copy_entries
 
 _LOCK = type(threading.Lock())
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "numpy"}  # whose code is not searched for locks
@@ -76,8 +76,14 @@ def _list_reached(value: Any) -> list[Any]:
         return []
     if isinstance(value, (nn.Module, Tensor, types.ModuleType)):
         return []
-    attributes = getattr(value, "__dict__", None) if callable(value) else get_attributes(value)
-    return [type(value), *(attributes or {}).values()]
+    return [type(value), *getattr(value, "__dict__", {}).values(), *_list_slots(value)]
+
+
+def _list_slots(value: Any) -> list[Any]:
+    members = [
+        m for cls in type(value).__mro__ for m in vars(cls).values() if isinstance(m, types.MemberDescriptorType)
+    ]
+    return [getattr(value, member.__name__, None) for member in members]
 
 
 def _list_used(function: types.FunctionType) -> list[Any]:

@@ -94,6 +94,7 @@ class Turns(Generic[AnyTurn]):
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
         self._suspended_at = set[str]()  # layers
+        self._is_refused = False  # whether a forward is one that cannot wait
         self._reads_flags = True  # whether a forward may have changed some
 
     def accept(self) -> None:
@@ -115,7 +116,7 @@ class Turns(Generic[AnyTurn]):
             turn.run.switch(*batch)
         except Exception as error:
             turn.run = None
-            if not turn.channels_last:
+            if not turn.channels_last or self._is_refused:
                 error.add_note(f"{CALLER}: raised in the forward of batch {turn.index}; the model is as it was before")
                 raise
         finally:
@@ -161,6 +162,7 @@ class Turns(Generic[AnyTurn]):
         elif any(lock.is_taken() for lock in self._locks):
             reason = "while the forward holds a lock, which the next batch would wait for without end"
         if reason is not None:
+            self._is_refused = True
             raise ValueError(f"{CALLER}: layer {name!r} is called {reason}; use strategy='layerwise'")
         self._suspended_at.add(name)  # the stack is searched once for each layer
         self._hub.switch()

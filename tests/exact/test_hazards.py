@@ -7,6 +7,7 @@ import copy
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -39,6 +40,23 @@ class Server:
 SERVER = Server()
 
 
+class Pool:
+    """An object that is iterable, with a lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+
+@dataclass(slots=True)
+class Slotted:
+    """An object without a dictionary, with a lock."""
+
+    lock: Any
+
+
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
     with LOCK:
@@ -54,6 +72,7 @@ class Locking(nn.Module):
         self.held = {"here": threading.Lock()} if where == "container" else {}
         if where == "attribute":
             self.lock = threading.Lock()
+        self.object: Any = {"slots": Slotted(threading.Lock()), "iterable": Pool()}.get(where)
 
     def __deepcopy__(self, memo: object) -> Locking:
         raise TypeError("a lock cannot be copied")
@@ -69,11 +88,14 @@ class Locking(nn.Module):
             return self.held["here"]
         if self.where == "attribute":
             return self.lock
+        if self.object is not None:
+            return self.object.lock
         known = {"global": LOCK, "semaphore": SEMAPHORE, "processes": BETWEEN_PROCESSES, "object": SERVER.lock}
         return locked() if self.where == "function" else known[self.where]
 
 
 PLACES = ["attribute", "container", "global", "semaphore", "processes", "object", "method of an object", "function"]
+PLACES += ["slots", "iterable"]
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -95,6 +117,15 @@ def _unlocked(model: Locking) -> nn.Module:
             return self.inner(x)
 
     return Plain()
+
+
+def test_a_refused_forward_is_not_run_again() -> None:
+    """Not in another memory layout either: a lock that no `finally` releases would be waited for."""
+    model, lock = plain(), threading.Lock()
+    model[0].register_forward_pre_hook(lambda *_: None if lock.acquire(timeout=1) else pytest.fail("run again"))
+    model[-1].register_forward_hook(lambda *_: lock.release())
+    with pytest.raises(ValueError, match="holds a lock"):
+        population_statistics(model, images(4, 3))
 
 
 def test_a_reentrant_lock_is_no_hindrance() -> None:
