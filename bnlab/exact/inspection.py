@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bnlab.exact.watch import FUNCTIONAL, Watch
-from bnlab.layers import join_names
+from bnlab.layers import BatchNorm, join_names
 from bnlab.moments import Moments, Partial, pool, read
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
@@ -152,13 +152,13 @@ class Inspection:
 
     Attributes:
         model: in eval mode, with the result in its buffers.
-        targets: the layers that were to be measured.
+        targets: the layers that were to be measured, by name.
         measured: the result; its σ is the yardstick.
         evaluate: the forward of a batch, in the same conditions as in the measurement.
     """
 
     model: nn.Module
-    targets: Collection[str]
+    targets: Mapping[str, BatchNorm]
     measured: Mapping[str, Moments]
     evaluate: Callable[[Any], object]
 

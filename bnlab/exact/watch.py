@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,11 +38,11 @@ class _Call:
 class Watch(contextlib.AbstractContextManager["Watch"]):
     """Inside the block: what layers see through hooks, and every batch normalization that torch computes.
 
-    `result`: what layers are to normalize with, as far as that is known.
+    `targets`: the layers that are measured, by name. `result`: what they are to normalize with, as far as it is known.
     """
 
     model: nn.Module
-    names: Collection[str]
+    targets: Mapping[str, BatchNorm]
     read_moments: Callable[[str, Tensor], Moments]
     result: Mapping[str, Moments]
     seen: dict[str, Moments] = field(default_factory=dict)
@@ -58,8 +58,10 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         self._open: list[_Call] = []
         self._owners: dict[int, str] = {}
         self._layers = {id(module) for module in self.model.modules() if isinstance(module, BatchNorm)}
-        for name, module in self.model.named_modules():
+        known = {id(layer): name for name, layer in self.targets.items()}  # of the model that wraps this one, if any
+        for own_name, module in self.model.named_modules():
             if isinstance(module, BatchNorm):
+                name = known.get(id(module), own_name)
                 for tensor in (module.running_mean, module.weight):
                     if tensor is not None:
                         self._owners[tensor.data_ptr()] = name
@@ -81,7 +83,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
             self._open.append(call)
             given = get_layer_input(args, kwargs)
             x = strip_transforms(given)
-            if name in self.names and isinstance(x, Tensor) and x.numel():
+            if name in self.targets and isinstance(x, Tensor) and x.numel():
                 call.moments = moments = self.read_moments(name, x)
                 call.input = identify(x) if x is given else None
                 self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments

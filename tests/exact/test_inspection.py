@@ -48,6 +48,14 @@ def test_no_check_is_claimed_where_nothing_was_compared() -> None:
     assert measured(residual(), images(4, 3))[0].check.compared == 2 * len(found)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_in_a_wrapper_is_checked_too(strategy: str) -> None:
+    found, told = measured(nn.DataParallel(plain()), images(4, 3), strategy=strategy)
+    assert told == "" and found.check.compared == len(found) * (1 if strategy == "layerwise" else 2)
+    found, told = measured(nn.DataParallel(Bypassing("forward")), images(4, 3), strategy=strategy)
+    assert "layer 'module.b': called past its hooks" in told and found.check.bypassed == ("module.b",)
+
+
 class Bypassing(nn.Module):
     """The second of three layers is called past its hooks."""
 
