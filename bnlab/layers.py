@@ -82,10 +82,13 @@ def strip_wrappers(name: str) -> str:
 def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     """For each of `names` the one of `others` that is the same layer, as far as there is one.
 
-    The same name is; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`), if it is unambiguous.
+    The same name is; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`), if it is unambiguous. Of
+    several that are one name without wrappers (`bn` and `module.bn`, in a model with a part `module`) the same name is
+    only if all of one side are on the other: with a wrapper around it `module.bn` is what `bn` was.
     """
     wanted, known = list(names), set(others)
-    pairs = {name: name for name in wanted if name in known}
+    missing = [{strip_wrappers(name) for name in side} for side in (known.difference(wanted), set(wanted) - known)]
+    pairs = {name: name for name in wanted if name in known and strip_wrappers(name) not in missing[0] & missing[1]}
     rest = [name for name in wanted if name not in pairs], [name for name in known if name not in pairs]
     mine, theirs = (Counter(map(strip_wrappers, side)) for side in rest)
     by_plain = {strip_wrappers(name): name for name in rest[1]}

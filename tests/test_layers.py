@@ -246,6 +246,8 @@ def test_names_of_wrapped_models() -> None:
         "module._orig_mod.a.bn": "_orig_mod.a.bn"
     }
     assert match_names(["module.bn", "bn"], ["bn", "module.bn"]) == {"module.bn": "module.bn", "bn": "bn"}
+    assert match_names(["bn", "module.bn"], ["module.bn", "module.module.bn"]) == {}  # the first is the other's second
+    assert match_names(["bn", "module.bn"], ["bn"]) == {"bn": "bn"}  # no data has reached the other
     assert match_names(["x.bn"], ["module.x.bn", "x._orig_mod.bn"]) == {}  # either could be meant
     assert match_names(["module.x.bn", "_orig_mod.x.bn"], ["x.bn"]) == {}
 
