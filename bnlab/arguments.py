@@ -37,7 +37,16 @@ def check_forward(forward: object, caller: str) -> None:
 
 
 def find_device(model: nn.Module, device: torch.device | str | None, caller: str) -> torch.device:
-    """`device`, or where the model's first parameter is; ValueError if this machine has no such device."""
+    """`device`, or where the model's first parameter is.
+
+    ValueError if this machine has no such device, or a parameter of the model has no values.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"{caller}: {name!r} is on the meta device, which holds no values; use model.to_empty and load its "
+                "weights first"
+            )
     if device is None:
         return next((p.device for p in model.parameters()), torch.device("cpu"))
     try:

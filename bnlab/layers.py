@@ -63,8 +63,8 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
 
 
 def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:
-    """Whether it has batch norm, or is traced: what keeps its state is not the module then."""
-    if "_buffers" not in vars(module):
+    """Whether it has batch norm, or is traced or frozen: what keeps its state is not the module then."""
+    if "_buffers" not in vars(module) or not hasattr(module, "training"):
         return True
     if any(name.endswith("running_mean") for name, _ in module.named_buffers()):
         return True

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import population_statistics, record, running_statistics, using
+from bnlab import population_statistics, record, record_frozen, running_statistics, self_consistency, using
 from bnlab.borrowing import borrowed
 from bnlab.layers import batch_norm_layers, match_names
 from tests.helpers import images, plain, residual, unchanged
@@ -228,6 +228,21 @@ def test_a_scripted_part_without_batch_norm() -> None:
 def test_scripted_parts_with_batch_norm(part: nn.Module) -> None:
     with pytest.raises(ValueError, match="f: '0' is TorchScript, whose layers cannot be watched"):
         batch_norm_layers(nn.Sequential(scripted(nn.Conv2d(3, 3, 1), part), nn.BatchNorm2d(3)), caller="f")
+
+
+def test_a_frozen_part() -> None:
+    """Frozen, a scripted module has no mode any more, and its batch norm may have become part of a convolution."""
+    frozen = torch.jit.freeze(scripted(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval())
+    with pytest.raises(ValueError, match="f: '0' is TorchScript, whose layers cannot be watched"):
+        batch_norm_layers(nn.Sequential(frozen, nn.BatchNorm2d(3)), caller="f")
+
+
+def test_weights_without_values() -> None:
+    model, found = plain(), running_statistics(plain())
+    model[3].to("meta")
+    for call in (population_statistics, record_frozen, lambda m, batches: self_consistency(m, found, batches)):
+        with pytest.raises(ValueError, match=r": '3\.weight' is on the meta device, which holds no values"):
+            call(model, images(4))
 
 
 def test_a_model_without_values() -> None:
