@@ -154,8 +154,8 @@ class Recording:
         if overwritten:
             warnings.warn(
                 f"record: the running buffers of {join_names(overwritten)} are not the average of what was recorded: "
-                "something has written them, through .data say, or DistributedDataParallel has (but for "
-                "broadcast_buffers=False); what is replayed is not what they hold",
+                "something has written them, through .data or by a functional batch norm say, or "
+                "DistributedDataParallel has (but for broadcast_buffers=False); what is replayed is not what they hold",
                 stacklevel=4,
             )
 
