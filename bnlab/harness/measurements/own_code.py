@@ -28,12 +28,13 @@ def digest_of_class(cls: type) -> str:
     """
     sources: dict[str, str] = {}
     queue = [base.__module__ for base in cls.__mro__ if not _is_library(base.__module__)]
+    packages = {_top_of(module) for module in queue}  # whose modules are the user's own, also where it is installed
     while queue:
         name = queue.pop()
         if name in sources:
             continue
         sources[name] = _read_source(name, cls)
-        queue += [used for used in _find_used(name, sources[name]) if not _is_installed(used)]
+        queue += [used for used in _find_used(name, sources[name]) if not _is_others(used, packages)]
     return digest(repr(sorted(sources.items())), digits=10) if sources else ""
 
 
@@ -70,18 +71,22 @@ def _read_source(name: str, cls: type) -> str:
         raise UserError(f"{cls.__qualname__}: its source cannot be read ({error}); put it into a module") from error
 
 
+def _top_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def _is_library(module: str) -> bool:
     """Ours or Python's."""
-    top = module.partition(".")[0]
-    return top == "bnlab" or top in sys.stdlib_module_names
+    return _top_of(module) == "bnlab" or _top_of(module) in sys.stdlib_module_names
 
 
-def _is_installed(module: str) -> bool:
-    """Of a library or an installed package."""
+def _is_others(module: str, packages: set[str]) -> bool:
+    """Of a library, or of an installed package that is none of these."""
     if _is_library(module):
         return True
     file = getattr(sys.modules[module], "__file__", None) if module in sys.modules else _spec_of(module, "origin")
-    return file is None or bool({"site-packages", "dist-packages"} & {*Path(file).parts})
+    is_installed = file is not None and bool({"site-packages", "dist-packages"} & {*Path(file).parts})
+    return file is None or (is_installed and _top_of(module) not in packages)
 
 
 def _spec_of(module: str, attribute: str) -> Any:

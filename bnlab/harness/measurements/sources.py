@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from bnlab import estimators, inference
 from bnlab.estimators import Estimator, Stream
 from bnlab.estimators.base import fold
+from bnlab.files import digest
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements.own_code import digest_of_class
@@ -161,23 +163,23 @@ def try_estimators(sources: Iterable[Source]) -> None:
         UserError: one fails, changes what others average too, or gives something else the second time; its name, the
             error and the line that raised it.
     """
-    generator = torch.Generator().manual_seed(0)
-    means, variances = torch.rand(2, 8, 3, generator=generator, dtype=torch.float64)
-    start = torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float64)
-    batches, counts = torch.stack((means, variances + 0.5), dim=1), torch.full((8, 3), 64.0, dtype=torch.float64)
-    values = (start, batches, counts)
     for estimator in dict.fromkeys(s.average for s in sources if isinstance(s, RunningAverage)):
         try:
-            _require_repeatable(estimator, values)
+            _average_twice(estimator)
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             path = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
             reason = f"{path} fails on a stream of 8 batches: {where_raised(error)}"
             raise UserError(f"estimator={estimator.label}: {reason}") from error
 
 
-def _require_repeatable(estimator: Estimator, values: tuple[Tensor, ...]) -> None:
-    """ValueError if the estimator writes into the stream of these start, batches and counts, or varies."""
-    results = []
+@cache
+def _average_twice(estimator: Estimator) -> Tensor:
+    """What the estimator makes of eight batches; ValueError if it writes into their stream, or varies."""
+    generator = torch.Generator().manual_seed(0)
+    means, variances = torch.rand(2, 8, 3, generator=generator, dtype=torch.float64)
+    start = torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float64)
+    batches, counts = torch.stack((means, variances + 0.5), dim=1), torch.full((8, 3), 64.0, dtype=torch.float64)
+    values, results = (start, batches, counts), []
     for _ in range(2):
         start, batches, counts = copies = [value.clone() for value in values]
         eps = torch.full((3,), 1e-5, dtype=torch.float64)
@@ -186,13 +188,27 @@ def _require_repeatable(estimator: Estimator, values: tuple[Tensor, ...]) -> Non
             raise ValueError("it writes into the stream, which other estimators average too; work on a copy, .clone()")
     if not torch.equal(*results):
         raise ValueError("it gives something else the second time; draw from a generator with a fixed seed")
+    return results[0]
 
 
 def source_digest(source: Source) -> str:
-    """Of the code of an estimator of the user's; empty for ours, whose changes `frozen.VERSION` counts."""
-    if isinstance(source, RunningAverage):
-        return digest_of_class(type(source.average))
-    return digest_of_class(type(source.rule)) if isinstance(source, InferenceRule) else ""
+    """Of the code of an estimator of the user's, and of what a running one makes of eight batches.
+
+    The latter tells of what no code says, such as a file of gains. Empty for ours, whose changes `frozen.VERSION`
+    counts.
+    """
+    if isinstance(source, InferenceRule):
+        return digest_of_class(type(source.rule))
+    code = digest_of_class(type(source.average)) if isinstance(source, RunningAverage) else ""
+    if not isinstance(source, RunningAverage) or not code:
+        return code
+    try:
+        # All momenta have one digest. Rounded, so that processors agree in it.
+        fixed = {f.name: 0.1 for f in fields(source.average) if f.name == "momentum"}
+        made = _average_twice(replace(source.average, **fixed)).float()
+    except (Exception, SystemExit):  # whoever measures with it says why
+        return code
+    return digest(code, made.numpy().tobytes(), digits=10)
 
 
 def _explain(name: str, error: BaseException) -> str:

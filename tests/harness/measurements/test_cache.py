@@ -22,7 +22,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, prepare
-from bnlab.harness.measurements import cache, frozen, own_code
+from bnlab.harness.measurements import cache, frozen, own_code, sources
 from bnlab.harness.measurements.sources import FROZEN, parse_sources, source_digest, try_estimators
 
 MODULE = """
@@ -95,6 +95,7 @@ def forget() -> None:
         del sys.modules[name]
     importlib.invalidate_caches()
     own_code.digest_of_class.cache_clear()
+    sources._average_twice.cache_clear()
     gc.collect()
 
 
@@ -248,6 +249,41 @@ def test_an_own_estimator_is_what_it_imports(imports: str, module: Callable[...,
         importlib.import_module("my_constants")
         own_code.digest_of_class.cache_clear()
         found.add(digest())
+    assert len(found) == 2
+
+
+def test_an_own_estimator_is_what_it_reads(tmp_path: Path, module: Callable[..., None]) -> None:
+    """From a file, which no code says; the same for all momenta."""
+    found = set()
+    for gain in ("0.5", "0.25"):
+        (tmp_path / "gain.txt").write_text(gain)
+        module(f"float(open({str(tmp_path / 'gain.txt')!r}).read())")
+        found.add(digest())
+    assert len(found) == 2
+    module(my_momenta="""
+from dataclasses import dataclass
+from bnlab.estimators import EMA
+@dataclass(frozen=True)
+class Own(EMA):
+    name = "own"
+""")  # fmt: skip
+    assert len({source_digest(s) for s in parse_sources(["my_momenta.Own"], [0.1, 0.2], "train")}) == 1
+
+
+def test_an_installed_estimator_is_its_whole_package(
+    tmp_path: Path, module: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only later batches show it."""
+    package = tmp_path / "site-packages" / "my_installed"
+    package.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(package.parent))
+    code = MODULE.format(gain="0.5 + (len(stream) > 8) * late.GAIN", imports="from my_installed import late", name="i")
+    (package / "__init__.py").write_text(code)
+    found = set()
+    for gain in ("0.5", "0.25"):
+        module()
+        (package / "late.py").write_text(f"GAIN = {gain}")
+        found.add(digest("my_installed.Half"))
     assert len(found) == 2
 
 
