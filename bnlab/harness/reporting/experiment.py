@@ -22,7 +22,7 @@ Score = Callable[[Tables], pd.DataFrame]
 
 LEVEL = 0.05
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
-COORDINATES = ("run", "step", "epoch", "estimator", "momentum", "statistics_split", "split")
+COORDINATES = ("run", "step", "epoch", "estimator", "momentum", "statistics_split", "split", "shift")
 """Columns that tell rows apart; with the settings in `runs` they are there without being declared."""
 
 

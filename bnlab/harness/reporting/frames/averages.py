@@ -13,6 +13,7 @@ from bnlab.harness.reporting.frames.selection import name_value, require_columns
 
 MEASURES = ("mean", "low", "high", "n", "error", "log", "share")
 """The columns that `interval` adds."""
+_IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
 
 
 def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bool = False) -> pd.DataFrame:
@@ -59,11 +60,12 @@ def interval(
             the mean of ratios is then the ratio of the means.
 
     Raises:
-        UserError: a column is missing.
+        UserError: a column is missing, or a mean would be one of statistics or predictions of several images.
         ValueError: several rows of one seed, which would count as so many seeds.
     """
     over = [average] if isinstance(average, str) else list(average or ())
     require_columns(frame, [value, "seed", *by, *over])
+    _check_images(frame, by, over)
     with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
         numbers = scale * frame[value]
         values = frame.assign(**{value: np.log(numbers) if geometric else numbers})
@@ -126,6 +128,21 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
     n = len(values)
     bounds = stats.binomtest(int(values.sum()), n).proportion_ci(0.95) if n > 1 else (np.nan, np.nan)
     return float(values.mean()), *bounds, n, np.nan
+
+
+def _check_images(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
+    """UserError if rows that agree in `by` are of other images: some seeds may have been measured on these alone."""
+    for column in (column for column in _IMAGES if column in frame and column not in (*by, *over)):
+        keys = [frame[key] for key in by]
+        groups = frame[column].groupby(keys, dropna=False, sort=False) if keys else [((), frame[column])]
+        for key, found in groups:
+            if found.nunique() > 1:
+                where = ", ".join(name_value(*pair) for pair in zip(by, key, strict=True))
+                images = ", ".join(found.dropna().unique())
+                raise UserError(
+                    f"an average over seeds would mix rows of several {column} ({images}{'; ' * bool(where)}{where}): "
+                    "select one, tell them apart by it, or sweep one under a name=... of its own"
+                )
 
 
 def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:

@@ -95,6 +95,18 @@ def test_a_seed_counts_once() -> None:
         interval(layers, "x", ["layer"], average="depth")
 
 
+@pytest.mark.parametrize("column", ["statistics_split", "split", "shift"])
+def test_seeds_of_other_images_are_not_mixed(column: str) -> None:
+    """One that was measured later, with another `population=`, `evaluate_on=` or `data.test_fonts=`."""
+    frame = pd.DataFrame({"seed": [0, 1, 2], "size": 4, column: ["a", "a", "b"], "x": [1.0, 2.0, 3.0]})
+    for by, where in ((["size"], r"; size 4"), ([], "")):
+        with pytest.raises(UserError, match=rf"would mix rows of several {column} \(a, b{where}\): select one"):
+            interval(frame, "x", by)
+    assert list(interval(frame, "x", ["size", column])["n"]) == [2, 1]
+    assert list(interval(frame[:2], "x", ["size"])["n"]) == [2]
+    assert list(interval(frame, "x", ["size"], average=column)["n"]) == [3]
+
+
 def test_what_other_seeds_say() -> None:
     frame = pd.DataFrame({"layer": ["x"] * 3 + ["y"] * 4, "seed": [0, 1, 2, 0, 1, 1, 2],
                           "noise": [1.0, 2.0, 4.0, 10.0, 20.0, 30.0, 90.0], "run": "a"})  # fmt: skip

@@ -30,7 +30,7 @@ def test_a_score_selects_a_split() -> None:
     assert made(tables(frame[frame["split"] == "val"], runs))["mean"].tolist() == [4.0]
     both = score("gaps", "gap", ("panel", "split"), (1.0,), against="exact", split=("test", "val"))
     assert both(tables(frame, runs)).set_index("split")["mean"].to_dict() == {"test": 1.5, "val": 4.0}
-    with pytest.raises(ValueError, match="several rows of one seed"):
+    with pytest.raises(UserError, match=r"would mix rows of several split \(test, val; panel"):
         score("gaps", "gap", ("panel",), (1.0,), against="exact", split=("test", "val"))(tables(frame, runs))
 
 
