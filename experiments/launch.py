@@ -53,7 +53,7 @@ def launch(sweep: Sweep) -> list[Path]:
             context, partial(_run_launched, count, os.getpid()), sweep.hydra
         )
         done = launcher.launch(jobs, 0)
-    except (HydraException, RuntimeError, ValueError) as error:
+    except (HydraException, OverflowError, RuntimeError, ValueError) as error:
         raise UserError(f"hydra/launcher={sweep.launcher}: {first_line(error.__cause__ or error)}") from error
     results = [job.return_value for job in done]
     for result in results:

@@ -129,6 +129,7 @@ CASES = {
     "sweep model.depth=100000": "model.depth=100000: must be 1,000 or less",
     "sweep model.width=1000000": "model.width=1000000: training it needs [\\d,]+ GB of memory.*take less",
     "sweep model=mlp model.width=999999999999": "model.width=999999999999: .* GB of memory",
+    "sweep model.width=9999999999999999999999": "model.width=9999999999999999999999: .* GB of memory",
     "sweep model=resnet model.width=100000": "model.width=100000: .* GB of memory",
     "sweep data=glyphs data.images=1000000000": "data.images=1000000000: must be 10 to 10,000,000",
     "sweep data.image_size=100000000": "data.image_size=100000000: must be 8 to 1,024",

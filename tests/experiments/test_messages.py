@@ -134,3 +134,9 @@ def test_values_are_those_that_hydra_composes() -> None:
     compose.register()
     with compose.initialize_config_dir(str(compose.CONF), version_base="1.3"):
         assert found == compose.OmegaConf.to_object(compose.compose("config", words))
+
+
+def test_more_processes_than_an_integer_counts(call: Call, tmp_path: Path) -> None:
+    words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=99999999999", "steps=1", f"results={tmp_path}")
+    code, _, err = call("sweep", *words)
+    assert code == 2 and err.startswith("error: hydra/launcher=joblib: Python int too large")

@@ -87,7 +87,7 @@ def _require_memory(config: ModelConfig, norm: NormConfig, channels: int, image_
         try:
             model = _OWN[config.name](config, norm, channels, image_size, classes)
             needed = _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
-        except (RuntimeError, OverflowError):  # a size that overflows
+        except (RuntimeError, TypeError, OverflowError):  # a size that overflows
             needed = 2**63
     free = memory_limit(None, torch.device("cpu"))
     if needed > free:
