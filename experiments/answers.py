@@ -11,7 +11,7 @@ from experiments.places import REFERENCE, find_places
 if TYPE_CHECKING:
     from bnlab.harness.reporting.answer import Answer
 
-USAGE = """usage: python -m experiments.answers [experiment=NAME] [name=NAME] [results=FOLDER]
+USAGE = """usage: python -m experiments.answers [experiment=NAME [name=NAME]] [results=FOLDER]
 
 What the tables say on the claims of every experiment that has results, or of one. Without words the reference results
 are read, and results/reference/ANSWERS.md is written; results=results for your own."""

@@ -33,6 +33,14 @@ class Place(NamedTuple):
         return (REFERENCE if self.results is None else Path(self.results)) / self.name
 
     @property
+    def command(self) -> str:
+        """The sweep that makes them."""
+        words = {"experiment": self.experiment, "name": self.name, "results": self.results or str(RESULTS)}
+        usual = {"name": self.experiment, "results": str(RESULTS)}
+        chosen = [f"{key}={word}" for key, word in words.items() if word != usual.get(key)]
+        return f"python -m experiments.sweep {' '.join(chosen)}"
+
+    @property
     def figures(self) -> Path:
         """The folder of the PNGs."""
         return self.folder if self.results is None else self.folder / "figures"
@@ -40,8 +48,11 @@ class Place(NamedTuple):
     def load(self) -> dict[str, pd.DataFrame]:
         """The tables; UserError where there are none."""
         from bnlab.harness import load
+        from bnlab.harness.errors import UserError
 
         if self.results is not None:
+            if not (self.folder / "parts").is_dir():
+                raise UserError(f"no results for {self.name!r} in {self.results}/; run: {self.command}")
             return load(self.name, self.results)
         import pandas as pd
 
@@ -60,7 +71,7 @@ class Place(NamedTuple):
         """In the block, errors of the experiment's code become UserErrors that name the tables and the line."""
         from experiments.questions import own_code
 
-        return own_code(what, self.folder, self.experiment, str(RESULTS) if self.results is None else self.results)
+        return own_code(what, self.folder, self.command)
 
 
 def names_experiment(words: list[str]) -> bool:
@@ -88,7 +99,13 @@ def find_places(words: list[str]) -> list[Place]:
     from experiments.questions import list_questions
 
     if not words:
-        return [Place(name, name, None) for name in list_questions() if (REFERENCE / name / "runs.parquet").exists()]
+        known = [name for name in list_questions() if (REFERENCE / name / "runs.parquet").exists()]
+        if not known:
+            raise UserError(f"no reference results in {REFERENCE}/; for your own: results={RESULTS}")
+        return [Place(name, name, None) for name in known]
+    own = [word for word in words if word.startswith("name=")]
+    if own and not names_experiment(words):
+        raise UserError(f"{own[0]}: the results of which experiment? experiment=NAME {own[0]}")
     places = [Place(*find_results(command)) for command in repeat_for_experiments(words)]
     there = [place for place in places if names_experiment(words) or (place.folder / "parts").is_dir()]
     if not there:

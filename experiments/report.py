@@ -7,7 +7,7 @@ import sys
 from experiments.command import run_command
 from experiments.places import RESULTS, find_places
 
-USAGE = """usage: python -m experiments.report [experiment=NAME] [name=NAME] [results=FOLDER]
+USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [results=FOLDER]
 
 Write results/report.html: questions, answers, figures. Without words from the reference results."""
 PAGE = RESULTS / "report.html"

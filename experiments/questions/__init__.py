@@ -42,24 +42,22 @@ def list_questions() -> list[str]:
 
 
 @contextlib.contextmanager
-def own_code(what: str, folder: Path, name: str, results: str) -> Iterator[None]:
-    """Errors of an experiment's code as UserError, with the line that raised it."""
+def own_code(what: str, folder: Path, command: str) -> Iterator[None]:
+    """Errors of an experiment's code as UserError, with the line that raised it; `command` makes the tables."""
     from bnlab.harness.errors import UserError, where_raised
     from bnlab.harness.reporting.experiment import NoRows
 
-    elsewhere = "" if results == "results" else f" results={results}"
-    again = f"run: python -m experiments.sweep experiment={name}{elsewhere}"
     try:
         yield
     except NoRows as error:
-        raise UserError(f"{what}, from {folder}/tables: {error}\n{again}") from error
+        raise UserError(f"{what}, from {folder}/tables: {error}\nrun: {command}") from error
     except UserError as error:
         raise UserError(f"{what}, from {folder}/tables: {error}") from error
     except (Exception, SystemExit) as error:
         # Often the tables are those of half a sweep, or of one with other settings.
         names = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
         reason = f"{what}{names} failed: {where_raised(_below_caller(error))}"
-        raise UserError(f"{reason}\nif {folder}/tables lacks rows that it needs, {again}") from error
+        raise UserError(f"{reason}\nif {folder}/tables lacks rows that it needs, run: {command}") from error
 
 
 def _below_caller(error: BaseException) -> BaseException:

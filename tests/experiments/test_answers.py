@@ -24,7 +24,13 @@ from tests.experiments.planted import lose, plant
     [
         (["--help"], 0, "usage: python -m experiments.answers"),
         (["results={}"], 2, "error: no results in {}/; run: python -m experiments.sweep experiment=quickstart"),
-        (["experiment=momentum", "results={}"], 2, "error: no results for 'momentum' in {}/; run: "),
+        (
+            ["experiment=momentum", "name=mine", "results={}"],
+            2,
+            "error: no results for 'mine' in {0}/; run: python -m experiments.sweep experiment=momentum name=mine "
+            "results={0}\n",
+        ),
+        (["name=mine"], 2, "error: name=mine: the results of which experiment? experiment=NAME name=mine"),
         (["momentum=0.1"], 2, "error: momentum: not an option here"),
         (["experiment=nothing"], 2, "error: experiment=nothing: there is no such experiment; choose from "),
     ],
@@ -36,6 +42,16 @@ def test_what_is_said_without_results(
     returned, out, err = call(command, *(word.format(tmp_path) for word in words))
     expected = message.format(tmp_path).replace("experiments.answers", f"experiments.{command}")
     assert returned == code and (err if code else out).startswith(expected) and err.count("\n") <= 2
+
+
+@pytest.mark.parametrize("command", ["answers", "report"])
+def test_without_reference_results_nothing_is_written(
+    command: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(command)
+    assert code == 2 and err == "error: no reference results in results/reference/; for your own: results=results\n"
+    assert not [*tmp_path.iterdir()]
 
 
 def test_lines_are_aligned_and_numbers_have_the_digits_of_their_interval() -> None:
