@@ -11,7 +11,7 @@ import contextlib
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -32,6 +32,7 @@ from bnlab.layers import (
     replace_input,
     strip_transforms,
 )
+from bnlab.loans import count_loans
 from bnlab.moments import Moments
 from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
 
@@ -204,14 +205,14 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
     and written, but are put back at the end, other than weights (so load a state dict before the block). In a layer
     whose class has a forward of its own torch's batch norm has to get the layer's input, which is checked at each
-    call. A functional batch norm on a layer's buffers goes by these, not by the rule, and nothing says so here:
-    `population_statistics` names it.
+    call.
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.
         ValueError: no batch-norm layer, or copies of them on several devices (DataParallel); in the block, one value
-            per channel and no statistics but its own, a layer in train mode, or one whose own forward normalizes
-            something else than its input, or with its batch's statistics in eval mode too.
+            per channel and no statistics but its own, a layer in train mode, one whose own forward normalizes something
+            else than its input, or with its batch's statistics in eval mode too, or a functional batch norm that goes
+            by a layer's buffers.
 
     Warns:
         RuntimeWarning: a layer's own forward normalizes without torch's batch norm, so that nobody sees whether it
@@ -224,13 +225,49 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         raise ValueError("inference.applied: DataParallel runs copies of the layers; pass the module inside of it")
     with borrowed(model):
         model.eval()
+        bypasses = _Bypasses(layers)
         for name, layer in layers.items():
-            replace_forward(layer, functools.partial(_call_by_rule, rule, name))
-        yield model
+            replace_forward(layer, functools.partial(_call_by_rule, rule, name, bypasses))
+        with Normalizations(bypasses.look):
+            yield model
+
+
+class _Bypasses:
+    """Refuses what normalizes with a layer's buffers without calling the layer: it would not go by the rule."""
+
+    def __init__(self, layers: Mapping[str, BatchNorm]) -> None:
+        self._layers, self._loans = layers, count_loans()
+        self._calls = 0  # of layers, that have not ended
+
+    @contextlib.contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Within a layer's own call."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    def look(self, x: Tensor, mean: Tensor | None, *_: object) -> None:
+        """Called at every batch normalization."""
+        if self._calls or mean is None or count_loans() > self._loans:  # as in a measurement within the block
+            return
+        for name, layer in self._layers.items():
+            if get_running_buffers(layer)[0].data_ptr() == mean.data_ptr():
+                raise ValueError(
+                    f"inference.applied: a functional batch norm goes by the buffers of layer {name!r}, not by the "
+                    "rule; call the layer itself"
+                )
 
 
 def _call_by_rule(
-    rule: Rule, name: str, layer: BatchNorm, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    rule: Rule,
+    name: str,
+    bypasses: _Bypasses,
+    layer: BatchNorm,
+    own: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     """A layer's `own` forward, with the rule's statistics lent to it as buffers."""
     x, source = get_layer_input(args, kwargs), get_running_buffers(layer)
@@ -244,11 +281,12 @@ def _call_by_rule(
     args, kwargs = replace_input(args, kwargs, x)
     try:
         layer._buffers["running_mean"], layer._buffers["running_var"] = lent
-        if getattr(own, "__func__", None) in TORCH_FORWARDS:
-            return own(*args, **kwargs)
-        run = _OwnForward(layer, x)
-        with Normalizations(run.look):
-            output = own(*args, **kwargs)
+        with bypasses.allowed():
+            if getattr(own, "__func__", None) in TORCH_FORWARDS:
+                return own(*args, **kwargs)
+            run = _OwnForward(layer, x)
+            with Normalizations(run.look):
+                output = own(*args, **kwargs)
         run.check(name)
         return output
     finally:

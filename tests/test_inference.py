@@ -308,6 +308,26 @@ class ByHand(nn.BatchNorm1d):
         return (x - mean) / (var + self.eps).sqrt()
 
 
+class Functional(nn.Module):
+    """Normalizes by a layer's buffers without calling the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return nn.functional.batch_norm(x, self.second.running_mean, self.second.running_var)
+
+
+@each
+def test_a_functional_batch_norm_is_refused(rule: Rule) -> None:
+    model = Functional()
+    message = "a functional batch norm goes by the buffers of layer 'second', not by the rule; call the layer itself"
+    with unchanged(model), pytest.raises(ValueError, match=message), applied(model, rule):
+        model(torch.randn(8, 3, 5))
+
+
 @each
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize(

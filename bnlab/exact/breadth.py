@@ -82,6 +82,7 @@ class Evaluation:
         self._found: dict[str, Moments] = {}
         self._pinned: dict[str, Moments] = {}
         self._revisited: set[str] = set()
+        self._draws = False  # whether a forward has drawn random numbers when it was evaluated again
         self._checked: list[Passage] = []  # those that are evaluated again at the end: two, where there are so many
         most = budget.limit // 10
         self._turns: Turns[Passage] = Turns(model, forward, device, channels_last=channels_last, most=most)
@@ -307,7 +308,15 @@ class Evaluation:
         """Evaluate images of two batches under the result, while no batch waits anywhere; None without batches."""
         for hook in self._waits_at:
             hook.remove()
-        return reduce(Check.join, map(self._check_batch, self._checked)) if self._checked else None
+        if not self._checked:
+            return None
+        check = reduce(Check.join, map(self._check_batch, self._checked))
+        # A forward that reads strides shows itself in the caller's layout, unless random numbers fill other places in
+        # it.
+        if check.held and self._turns.layouts.channels_last and not self._draws:
+            self._turns.keep_layouts()
+            check = replace(reduce(Check.join, map(self._check_batch, self._checked)), images=check.images)
+        return check
 
     def _check_batch(self, passage: Passage) -> Check:
         for name in self._pinned:
@@ -317,7 +326,7 @@ class Evaluation:
 
         def evaluate(batch: Any) -> None:
             self._turns.accept()
-            self._turns.run_alone(passage.index, batch)
+            self._draws |= self._turns.run_alone(passage.index, batch)
 
         inspection = Inspection(self._model, self._targets, self._found, evaluate)
         return replace(inspection.check(passage.batch, passage.samples), batch=passage.index)

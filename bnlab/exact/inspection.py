@@ -111,8 +111,8 @@ class Check:
             sentences.append(
                 f"layer {self.layer!r}: {which}, evaluated again under the result, differs from here on, over all "
                 f"layers by up to {self.mean:.2g} σ in the mean and {self.var:.2g} of the variance; either batches "
-                "share state that cannot be watched (strategy='layerwise' does without), or a layer's input depends on "
-                "its own statistics"
+                "share state that cannot be watched (strategy='layerwise' does without), or the forward reads strides "
+                "(channels_last=False), or a layer's input depends on its own statistics"
             )
         return sentences
 
@@ -154,7 +154,7 @@ class Inspection:
         model: in eval mode, with the result in its buffers.
         targets: the layers that were to be measured, by name.
         measured: the result; its σ is the yardstick.
-        evaluate: the forward of a batch, in the same conditions as in the measurement.
+        evaluate: the forward of a batch, in the same conditions as in the measurement, or as the caller would run it.
     """
 
     model: nn.Module

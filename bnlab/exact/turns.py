@@ -122,7 +122,7 @@ class Turns(Generic[AnyTurn]):
         finally:
             self._leave(turn)
         if turn.run is None:
-            self._keep_layouts()
+            self.keep_layouts()
             return False
         if turn.run.dead:
             turn.run = turn.overrides = None
@@ -207,21 +207,26 @@ class Turns(Generic[AnyTurn]):
         turn.random = self._random.capture()
         self.current = None
 
-    def _keep_layouts(self) -> None:
+    def keep_layouts(self) -> None:
         """From now on batches and weights come as the caller has them."""
         self.layouts.restore()
         self._state.accept()
 
     # -- beside them -------------------------------------------------------------------------------------------------
 
-    def run_alone(self, index: int, batch: Any) -> None:
-        """A forward from beginning to end, with the random stream of batch `index`; modules are as before it."""
+    def run_alone(self, index: int, batch: Any) -> bool:
+        """A forward from beginning to end, with the random stream of batch `index`; modules are as before it.
+
+        Returns whether it has drawn random numbers.
+        """
+        begin = self._random.begin(index)
         with self.callers_random_stream():
-            self._random.apply(self._random.begin(index))
+            self._random.apply(begin)
             try:
                 self._run(self.layouts.copy(batch))
             finally:
                 self._state.take()
+            return not all(map(torch.equal, begin, self._random.capture()))
 
     def rehearse(self, turn: AnyTurn) -> bool:
         """`run_alone` of its batch; False as for `advance`."""
@@ -230,7 +235,7 @@ class Turns(Generic[AnyTurn]):
         except Exception:
             if not self.layouts.channels_last:
                 raise
-            self._keep_layouts()
+            self.keep_layouts()
             return False
         return True
 

@@ -165,6 +165,8 @@ def test_a_forward_that_reads_strides() -> None:
     assert max(self_consistency(model, found, batches, channels_last=False)) < 1e-5
     assert min(self_consistency(model, found, batches)) > 1e-3
     assert_same(found, population_statistics(model, batches, strategy="layerwise"))
+    with pytest.warns(RuntimeWarning, match=r"or the forward reads strides \(channels_last=False\)"):
+        assert not population_statistics(model, batches).check.held
 
 
 class MapsOver(nn.Module):
