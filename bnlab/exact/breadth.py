@@ -315,7 +315,8 @@ class Evaluation:
         # it.
         if check.held and self._turns.layouts.channels_last and not self._draws:
             self._turns.keep_layouts()
-            check = replace(reduce(Check.join, map(self._check_batch, self._checked)), images=check.images)
+            again = self._check_batch(self._checked[0])
+            check = check if again.held else again
         return check
 
     def _check_batch(self, passage: Passage) -> Check:
