@@ -116,7 +116,7 @@ def test_wide_noise_is_undecided(name: str, claim: str) -> None:
 @pytest.mark.parametrize(("name", "claim"), CLAIMS)
 def test_one_seed_decides_nothing(name: str, claim: str) -> None:
     try:
-        assert set(decide(name, claim, **effects(name)[claim].holds, seeds=(0,))) == {"one seed"}
+        assert set(decide(name, claim, **effects(name)[claim].holds | {"seeds": (0,)})) == {"one seed"}
     except UserError as error:
         assert "sweep several, such as seed=0,1" in str(error)
 
