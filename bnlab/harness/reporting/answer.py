@@ -17,6 +17,7 @@ WORDS = {
     "fails": "Fails",
     "undecided": "Undecided",
     "one seed": "Not tested, with one seed",
+    "not measured": "Not measured",
 }
 Condition = tuple[str, ...]
 """In words, one for each coordinate: `where` of `experiment.answers`."""
@@ -24,9 +25,10 @@ NUMBERS = ("mean", "low", "high", "n")
 READING = (
     "mean over seeds [95% interval, of each line by itself]; verdict by one-sided t tests (of shares of the networks "
     "exact binomial ones) at 5%, with Holm's correction over the lines of a claim; fails: the opposite of what the "
-    "brackets say is significant. An interval without width says that these networks agree, not that all others "
-    "would. Conditions that are taken together have the range of their means, and between what bounds their "
-    "intervals lie"
+    "brackets say is significant. So a line can hold although its two-sided interval reaches a little past the margin, "
+    "and be undecided although it does not, where a claim has many lines. Where all networks of a line have the same "
+    "number there is no interval: these networks agree, which does not say that all others would. Where several "
+    "conditions are joined, the line gives the range of their means and the outer bounds of their intervals"
 )
 # Settings that are named where all networks share them, and how.
 _SHARED = {
@@ -39,6 +41,8 @@ _SHARED = {
     "lr": "learning rate {:g}",
     "schedule": "{} schedule",
 }
+_NO_ROW = "no row for it"
+_TINY = 1e-5  # below it numbers are written as 1.2e-07
 _DERIVED = ("steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
 
 
@@ -129,7 +133,8 @@ def describe_conditions(group: list[Condition], every: list[Condition]) -> str:
     for values, possible in zip(zip(*group, strict=True), zip(*every, strict=True), strict=True):
         if len({*possible}) == 1 or {*values} != {*possible}:
             words.append(join_values([*dict.fromkeys(values)]))
-    return ", ".join(filter(None, words)) or "throughout"
+    everywhere = "both conditions" if len(every) == 2 else f"all {len(every)} conditions"
+    return ", ".join(filter(None, words)) or everywhere * (len(every) > 1)
 
 
 def join_values(values: list[str]) -> str:
@@ -154,11 +159,19 @@ def _count_same(lists: list[list[str]]) -> int:
 
 def format_range(rows: pd.DataFrame, unit: str) -> str:
     """The mean and interval of one condition; of several the range of means, and of all intervals."""
-    rounded = [numbers for row in rows[[*NUMBERS]].itertuples(index=False) if (numbers := round_numbers(*row))]
-    if len(rounded) < 2 or min(map(len, rounded)) == 1:
-        return " ".join(filter(None, (", ".join(map(_join_numbers, rounded)), unit if rounded else "")))
+    measured = rows[rows["n"] > 0]
+    rounded = [round_numbers(*row) for row in measured[[*NUMBERS]].itertuples(index=False)]
+    if not rounded:
+        return _NO_ROW
+    agree = all(map(_agree, rounded))
+    if not agree and (len(rounded) < 2 or min(map(len, rounded)) == 1):
+        return f"{', '.join(map(_join_numbers, rounded))} {unit}".rstrip()
     means, lows, highs = (sorted(texts, key=float) for texts in zip(*rounded, strict=True))
-    return f"{means[0]} to {means[-1]}{' ' * bool(unit)}{unit} (intervals from {lows[0]} to {highs[-1]})"
+    spread = [*dict.fromkeys((means[0], means[-1]))]
+    note = f" (intervals from {lows[0]} to {highs[-1]})"
+    if agree:
+        note = f", {'each ' * (len(spread) > 1)}{_say_same(measured['n'].max())}"
+    return f"{' to '.join(spread)} {unit}".rstrip() + note
 
 
 def describe_networks(runs: pd.DataFrame) -> str:
@@ -185,13 +198,29 @@ def round_numbers(mean: float, low: float, high: float, n: int) -> list[str]:
     half = (high - low) / 2
     if not math.isfinite(half):
         return [f"{mean:.3g}"] if n else []
+    if 0 < max(abs(low), abs(high)) < _TINY:
+        return [f"{value:.1e}" for value in (mean, low, high)]
     digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
     return [f"{round(value, digits) + 0.0:.{digits}f}" for value in (mean, low, high)]  # no -0.0
 
 
 def format_number(mean: float, low: float, high: float, n: int) -> str:
-    """Mean and interval, as `round_numbers` has them."""
-    return _join_numbers(round_numbers(mean, low, high, n))
+    """Mean and interval, as `round_numbers` has them; in words where there is no row, or no width.
+
+    >>> format_number(0.25, 0.25, 0.25, 5), format_number(1.0, 0.5, 1.5, 5)
+    ('0.250, the same in all 5 networks', '1.00 [0.50, 1.50]')
+    """
+    numbers = round_numbers(mean, low, high, n)
+    return (f"{numbers[0]}, {_say_same(n)}" if _agree(numbers) else _join_numbers(numbers)) or _NO_ROW
+
+
+def _agree(numbers: list[str]) -> bool:
+    """Whether the interval has no width."""
+    return len(numbers) == 3 and numbers[1] == numbers[2]
+
+
+def _say_same(n: int) -> str:
+    return f"the same in all {n} networks"
 
 
 def _join_numbers(numbers: list[str]) -> str:

@@ -22,6 +22,8 @@ Score = Callable[[Tables], pd.DataFrame]
 
 LEVEL = 0.05
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
+NOT_MEASURED = "not measured"
+"""The verdict on a condition, or a claim, for which there is no row."""
 COORDINATES = ("run", "step", "epoch", "estimator", "momentum", "statistics_split", "split", "shift")
 """Columns that tell rows apart; with the settings in `runs` they are there without being declared."""
 
@@ -197,9 +199,9 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
 
     A row is a condition; `where` is it as a tuple of words, in the same order in all rows of a claim. *holds*: a
     one-sided t test over seeds (two for `within`) is significant at 5%, after Holm's correction over the claim's
-    conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*: there is no test. `low` and
-    `high` are the 95% interval of the condition alone, not adjusted. A claim for which there is no row has one without
-    numbers.
+    conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*: there is no test; *not
+    measured*: there is no row. `low` and `high` are the 95% interval of the condition alone, not adjusted. A claim for
+    which there is no row has one without numbers.
 
     Raises:
         UserError: tables or columns are missing, or a score does not come from `frames.interval`.
@@ -222,7 +224,7 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
             f"claim {claim.id}: its score has no column {missing[0]!r}; return what frames.interval returns"
         )
     if frame.empty:
-        return [(claim.id, "no rows", ("no rows",), np.nan, np.nan, np.nan, 0, "undecided")]
+        return [(claim.id, "no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
     keys = [column for column in frame if column not in MEASURES]
     if frame.duplicated(keys).any():
         raise UserError(f"claim {claim.id}: its score has several rows of one condition; they differ in none of {keys}")
@@ -261,7 +263,9 @@ def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
 def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
     """The verdict on each row of a score: see `answers`."""
     holds, fails = (holm(p) for p in p_values(frame, rule))
-    chosen = np.select([frame["n"] == 1, holds <= LEVEL, fails <= LEVEL], ["one seed", "holds", "fails"], "undecided")
+    n = frame["n"].to_numpy()
+    cases = [n == 0, n == 1, holds <= LEVEL, fails <= LEVEL]
+    chosen = np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided")
     return [str(word) for word in chosen]
 
 

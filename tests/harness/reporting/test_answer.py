@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bnlab.harness.reporting.answer import (
     describe_conditions,
+    format_number,
     format_range,
     group_conditions,
     join_values,
@@ -34,7 +35,7 @@ def test_groups_are_all_combinations_and_leave_nothing_out(conditions: set[tuple
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (EVERY, ["throughout"]),
+        (EVERY, ["all 6 conditions"]),
         (EVERY[:3], [EARLY]),
         ([EVERY[0], EVERY[3]], ["batch size 4"]),
         ([EVERY[0], EVERY[1], EVERY[3], EVERY[4]], ["batch size 4 and 16"]),
@@ -50,7 +51,8 @@ def test_what_all_conditions_share_is_said() -> None:
     every = [(LATE, "batch size 4"), (LATE, "batch size 16")]
     assert describe_conditions(every, every) == LATE
     assert describe_conditions(every[:1], every) == f"{LATE}, batch size 4"
-    assert describe_conditions([("",)], [("",)]) == "throughout"
+    assert describe_conditions([("",)], [("",)]) == ""
+    assert describe_conditions([("a",), ("b",)], [("a",), ("b",)]) == "both conditions"
 
 
 @pytest.mark.parametrize(
@@ -80,12 +82,21 @@ def test_numbers_of_several_conditions_are_a_range_with_the_outermost_bounds() -
     one_seed = found.assign(n=1, low=np.nan, high=np.nan)
     assert format_range(one_seed, "points") == "2, 10, -3 points"
     nothing = found[:1].assign(mean=np.nan, low=np.nan, high=np.nan, n=0)
-    assert format_range(nothing, "points") == ""
+    assert format_range(nothing, "points") == "no row for it"
     assert format_range(pd.concat([found, nothing]), "") == "-3.00 to 10.00 (intervals from -3.50 to 10.50)"
     # A geometric mean of values of which one is 0 has no interval.
     zero = found[:1].assign(mean=0.0, low=np.nan, high=np.nan)
     assert format_range(zero, "times") == "0 times"
     assert format_range(pd.concat([found[:1], zero]), "times") == "2.00 [1.50, 2.50], 0 times"
+
+
+def test_networks_that_agree_have_no_interval() -> None:
+    same = score(a=("holds", 0.0), b=("holds", 0.0)).assign(low=0.0, high=0.0)
+    assert format_range(same, "points") == "0.000 points, the same in all 5 networks"
+    other = same.assign(mean=[0.25, 0.5], low=[0.25, 0.5], high=[0.25, 0.5])
+    assert format_range(other, "") == "0.250 to 0.500, each the same in all 5 networks"
+    assert format_range(score(a=("holds", 2.0), b=("holds", 2.0)), "") == "2.00 (intervals from 1.50 to 2.50)"
+    assert format_number(1.2e-8, 1.1e-8, 1.3e-8, 5) == "1.2e-08 [1.1e-08, 1.3e-08]"
 
 
 def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:

@@ -102,7 +102,7 @@ def test_each_verdict() -> None:
     assert verdicts(frame, below(0.0)) == ["undecided", "fails", "holds", "fails", "one seed"]
     assert verdicts(frame, within(-1.0, 1.0)) == ["undecided", "fails", "fails", "undecided", "one seed"]
     assert verdicts(frame, within(1.0, 3.0)) == ["undecided", "holds", "fails", "undecided", "one seed"]
-    assert verdicts(score({"none": [np.nan, np.nan]}), rule) == ["undecided"]
+    assert verdicts(score({"none": [np.nan, np.nan]}), rule) == ["not measured"]
 
 
 def test_holm_decides_over_the_conditions_of_a_claim() -> None:
@@ -202,10 +202,10 @@ def test_a_claim_answers_what_its_experiment_does() -> None:
         replace(EXPERIMENT, claims=(replace(CLAIM, answers=("Q1",)),))
 
 
-def test_a_claim_without_rows_is_undecided() -> None:
+def test_a_claim_without_rows_is_not_measured() -> None:
     nothing = replace(CLAIM, score=lambda tables: score_gaps(tables)[:0])
     (row,) = answers(replace(EXPERIMENT, claims=(nothing,)), planted()).to_dict("records")
-    assert (row["condition"], row["n"], row["verdict"]) == ("no rows", 0, "undecided")
+    assert (row["condition"], row["n"], row["verdict"]) == ("no rows", 0, "not measured")
     assert answers(replace(EXPERIMENT, claims=()), planted()).empty
 
 
