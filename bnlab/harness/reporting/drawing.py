@@ -14,8 +14,8 @@ from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.experiment import Figure, Tables
-from bnlab.harness.reporting.plots import Curves
+from bnlab.harness.reporting.experiment import Figure, Tables, count_layers
+from bnlab.harness.reporting.plots import Curves, EstimatorCurves
 from bnlab.harness.reporting.style import one_figure, write_out_decades
 
 _IN_A_ROW = 4
@@ -35,9 +35,11 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
         raise UserError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
-    columns = min(len(panels), _IN_A_ROW)
-    rows = math.ceil(len(panels) / columns)
-    drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
+    rows = math.ceil(len(panels) / _IN_A_ROW)
+    columns = math.ceil(len(panels) / rows)
+    share_x = getattr(figure.plot, "share_x", False)
+    drawn, grid = plt.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
+    frame = count_layers(frame, tables)
     with one_figure():
         for ax, panel in zip(grid.flat, panels, strict=False):
             figure.plot(frame[frame["panel"] == panel], ax=ax)
@@ -46,6 +48,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         finish(list(grid.flat[: len(panels)]))
     for ax in grid.flat:
         write_out_decades(ax)
+        ax.xaxis.set_tick_params(labelbottom=True)  # also above others with the same axis
     for ax in grid[:, 1:].flat:
         ax.set_ylabel("")
     for ax in grid.flat[len(panels) :]:
@@ -91,7 +94,14 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
     if "log" not in frame:
         return [seeds]
     mean = "geometric mean" if frame["log"].dropna().all() else "mean"
-    return [getattr(figure.plot, "reading", Curves.reading).format(mean=mean), seeds]
+    cut = " Lower halves of bands that reach 0 are left out." * _reaches_zero(figure, frame)
+    return [getattr(figure.plot, "reading", Curves.reading).format(mean=mean) + cut, seeds]
+
+
+def _reaches_zero(figure: Figure, frame: pd.DataFrame) -> bool:
+    """Whether a band on a logarithmic axis has no lower half, see `style.draw_line`."""
+    is_log = isinstance(figure.plot, Curves | EstimatorCurves) and figure.plot.y.log
+    return is_log and bool((frame["low"] <= 0).any())
 
 
 def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:

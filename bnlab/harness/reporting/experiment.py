@@ -228,13 +228,27 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     keys = [column for column in frame if column not in MEASURES]
     if frame.duplicated(keys).any():
         raise UserError(f"claim {claim.id}: its score has several rows of one condition; they differ in none of {keys}")
-    frame = _in_order(frame)
+    frame = count_layers(_in_order(frame), tables)
     rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
     found = []
     for row, verdict in rows:
         where = _list_coordinates(row)
         found.append((claim.id, ", ".join(filter(None, where)), where, *(row[key] for key in MEASURES[:4]), verdict))
     return found
+
+
+def count_layers(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+    """The rows, with layers that have but a number in their sequence counted from the input, among those of the tables.
+
+    Other names stay, and numbers too where networks differ in what they are made of.
+    """
+    models = [column for column in tables.get("runs", ()) if str(column).startswith("model")]
+    if "layer" not in frame or any(tables["runs"][column].nunique() > 1 for column in models):
+        return frame
+    known = {str(name) for table in [*tables] if "layer" in tables[table] for name in tables[table]["layer"].unique()}
+    ordered = sorted((name for name in known if name.isdecimal()), key=int)
+    places = {name: str(place) for place, name in enumerate(ordered, start=1)}
+    return frame.assign(layer=[places.get(str(name), name) for name in frame["layer"]])
 
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:

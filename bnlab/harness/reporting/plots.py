@@ -67,7 +67,8 @@ class Curves:
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
         for value, colour in choose_colours(sorted(frame[self.by].unique())).items():
             here = curves[curves[self.by] == value]
-            draw_line(ax, here[~here["kind"].isin(["dashed", "star"])], self.x, colour, name_value(self.by, value))
+            drawn = here[~here["kind"].isin(["dashed", "star"])]
+            draw_line(ax, drawn, self.x, colour, name_value(self.by, value), log=self.y.log)
             dashed = here[here["kind"] == "dashed"].sort_values(self.x)
             ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED)
             stars = here[here["kind"] == "star"]
@@ -113,7 +114,7 @@ class EstimatorCurves:
             ax.plot(frame[single][self.x], frame[single]["mean"], ".", markersize=3, **dots)
         for (name, momentum), rows in frame[~single].groupby(["estimator", "momentum"], dropna=False, sort=False):
             label = estimator_label(name, momentum)
-            draw_line(ax, rows, self.x, label=label, **estimator_style(name, momentum))
+            draw_line(ax, rows, self.x, label=label, log=self.y.log, **estimator_style(name, momentum))
         if self.zero:
             ax.axhline(0, color="black", linewidth=1.1, label=self.zero)
         set_axes(ax, axis_of(self.x), self.y, frame[self.x])
@@ -299,6 +300,7 @@ class Forest:
     """
 
     reading: ClassVar[str] = "Points: {mean} over seeds, bars: 95% intervals."
+    share_x: ClassVar[bool] = True  # of all panels, so that bars of one length mean the same
     by: str
     x: Axis
     mark: tuple[float, str] | None = None

@@ -29,8 +29,8 @@ ESTIMATORS: dict[str, tuple[str, Any]] = {
     "ema_biased": (_BLUE, _DASHED),
     "ema_pooled": (_BLUE, _DOTTED),
     "ema_std": (_BLUE, _MIXED),
-    "ema_debiased": (_SKY, _SOLID),
-    "delagged": (_SKY, _DASHED),
+    "ema_debiased": (_SKY, _DASHED),
+    "delagged": (_SKY, _MIXED),
     "cumulative": (_PINK, _SOLID),
     "cumulative_pooled": (_PINK, _DASHED),
     "cumulative_weighted": (_PINK, _DOTTED),
@@ -59,19 +59,25 @@ NAMES = {
     "ema_biased": "EMA, variances not corrected",
     "ema_pooled": "EMA, batches pooled",
     "ema_debiased": "EMA, start divided out",
+    "delagged": "EMA, lag subtracted",
     "cumulative": "average of all batches",
     "cumulative_weighted": "average of all images",
     "last_batch": "last batch only",
     "precise": "precise BN",
     "update_bn": "batches averaged (update_bn)",
     "swa": "batches averaged by size (SWA)",
-    "kalman": "Kalman",
+    "window": "mean of the last {k} batches",
+    "polynomial": "average, weight of batch t is t^-{alpha}",
+    "kalman": "Kalman filter",
     "predictive": "predictive momentum",
     "test_batch": "test batch",
     "pseudo_samples": "test batch and pseudo-samples",
     "example_weighing": "example weighing",
     "exact": "exact population",
 }
+"""Words for legends; what stands in braces are parameters."""
+_UNSAID = {"window": {"pooled": "False"}, "kalman": {"per": "layer"}}
+"""Parameters that legends leave out where they have this value."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ AXES = {
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input", ticks="values"),
     "position": Axis("batches of the epoch"),
-    "layer": Axis(""),
+    "layer": Axis("layer, counted from the input"),
     "layers": Axis("layers with batch norm", ticks="values"),
     "shortage": Axis("memory needed / memory allowed", log=True, ticks="values"),
     "last": Axis("last batches", log=True, ticks="values"),
@@ -126,6 +132,7 @@ _RC: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "legend.handlelength": 2.8,  # room for two dashes beside a marker
     "lines.linewidth": 1.6,
     "pdf.fonttype": 42,
 }
@@ -206,10 +213,23 @@ def estimator_style(name: object, momentum: Any = math.nan) -> dict[str, Any]:
 
 
 def estimator_label(name: object, momentum: Any = math.nan) -> str:
-    """Words for a legend; parameters kept."""
-    base, bracket, rest = str(name).partition("(")
-    shown = "" if math.isnan(momentum) else f" (momentum {momentum:g})"
-    return NAMES.get(base, base) + (f" ({rest}" if bracket else "") + shown
+    """Words for a legend; parameters kept, but for those that go without saying.
+
+    >>> estimator_label("window(k=20,pooled=False)"), estimator_label("precise(images=2048)")
+    ('mean of the last 20 batches', 'precise BN (2,048 images)')
+    """
+    base, _, rest = str(name).partition("(")
+    parameters = dict(re.findall(r"(\w+)=([^,]*)", rest.removesuffix(")")))
+    words, unsaid = NAMES.get(base, base), _UNSAID.get(base, {})
+    for key in [key for key in parameters if f"{{{key}}}" in words]:
+        words = words.replace(f"{{{key}}}", parameters.pop(key))
+    kept = [
+        f"{int(value):,} images" if key == "images" and value.isdecimal() else f"{key}={value}"
+        for key, value in parameters.items()
+        if unsaid.get(key) != value
+    ]
+    kept += [] if math.isnan(momentum) else [f"momentum {momentum:g}"]
+    return f"{re.sub(' *{.*?}', '', words)} ({', '.join(kept)})" if kept else re.sub(" *{.*?}", "", words)
 
 
 def interval_lengths(frame: pd.DataFrame) -> np.ndarray:
@@ -217,8 +237,13 @@ def interval_lengths(frame: pd.DataFrame) -> np.ndarray:
     return (frame[["low", "high"]].to_numpy() - frame[["mean"]].to_numpy()).T * [[-1], [1]]
 
 
-def draw_line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, **style: Any) -> None:
-    """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`."""
+def draw_line(
+    ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, *, log: bool = False, **style: Any
+) -> None:
+    """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`.
+
+    On a logarithmic axis, which is to be said, an interval that reaches 0 has no lower half: it would have no end.
+    """
     ordered = frame.sort_values(x)
     if len(ordered) == 1:  # a line would not be seen
         marker = style.get("marker") or "o"
@@ -226,7 +251,8 @@ def draw_line(ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | N
         return
     ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=max(1, len(ordered) // 10), **style)
     if ordered["low"].notna().any():
-        ax.fill_between(ordered[x], ordered["low"], ordered["high"], color=colour, alpha=0.15, linewidth=0)
+        low = ordered["low"].where(ordered["low"] > 0, ordered["mean"]) if log else ordered["low"]
+        ax.fill_between(ordered[x], low, ordered["high"], color=colour, alpha=0.15, linewidth=0)
 
 
 def axis_of(column: str) -> Axis:

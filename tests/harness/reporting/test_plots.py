@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Drawn
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing, style
-from bnlab.harness.reporting.experiment import Figure
+from bnlab.harness.reporting.experiment import Figure, count_layers
 from bnlab.harness.reporting.plots import EstimatorCurves, Forest, HeatMap, Histograms, Stacked
 from bnlab.harness.reporting.style import Axis
 
@@ -156,6 +156,17 @@ def test_heat_maps_share_rows_and_colours() -> None:
     assert caption(drawn) == "c. Colours: mean over seeds. n = 3 seeds." and not drawn.legends
 
 
+def test_layers_with_numbers_are_counted_from_the_input() -> None:
+    numbers = fields().replace({"layer": {"stem": "1", "b": "10"}})
+    tables = {"runs": pd.DataFrame({"model.depth": [3, 3]}), "gaps": pd.DataFrame({"layer": ["1", "10", "5"]})}
+    figure = Figure("f", "t", "c.", lambda _: numbers, HeatMap("epoch", "layer", Axis("gap", log=True)))
+    ax = drawing.draw(figure, tables).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "3"]
+    assert ax.get_ylabel() == "layer, counted from the input"
+    several = tables | {"runs": pd.DataFrame({"model.depth": [3, 4]})}
+    assert count_layers(numbers, several).equals(numbers) and count_layers(fields(), tables).equals(fields())
+
+
 def test_colours_around_zero() -> None:
     signed = draw(fields().assign(mean=[-3.0, 1, 1, 1, 1, 1, 2]), HeatMap("epoch", "layer", Axis("gap")))
     norm = signed.axes[0].collections[0].norm
@@ -179,6 +190,7 @@ def test_forests_share_rows_where_a_panel_lacks_one() -> None:
     assert points == [[[[1, 0], [2, 1]]], [[[3, 2], [4, 1]]]]
     bars = [segment.tolist() for segment in second.collections[0].get_segments()]
     assert bars == [[[2, 2], [5, 2]], [[3, 1], [6, 1]]]
+    assert first.get_xlim() == second.get_xlim()  # bars of one length mean the same
     assert first.get_ylim() == (2.5, -0.5) and drawn.legends[0].get_texts()[0].get_text() == "no cost"
     with pytest.raises(ValueError, match="setting flip has several rows"):
         panel(Forest("setting", Axis("x")), pd.concat([rows[:2], rows[1:2]]))

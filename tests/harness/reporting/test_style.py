@@ -64,6 +64,34 @@ def test_settings_of_an_estimator() -> None:
     assert len({look[0] for look in found.values()}) == 8  # also without markers
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("window(k=20,pooled=False)", "mean of the last 20 batches"),
+        ("window(k=20,pooled=True)", "mean of the last 20 batches (pooled=True)"),
+        ("kalman(per=layer)", "Kalman filter"),
+        ("kalman(per=channel)", "Kalman filter (per=channel)"),
+        ("precise(images=2048)", "precise BN (2,048 images)"),
+        ("polynomial(alpha=0.7)", "average, weight of batch t is t^-0.7"),
+        ("delagged", "EMA, lag subtracted"),
+        ("mine(a=1,b=x)", "mine (a=1, b=x)"),
+    ],
+)
+def test_parameters_in_words(name: str, words: str) -> None:
+    assert style.estimator_label(name) == words
+    assert style.estimator_label("ema", 0.1) == "EMA (momentum 0.1)"
+
+
+def test_bands_that_reach_zero_have_no_lower_half_on_a_logarithmic_axis() -> None:
+    rows = frame([("ema", 0.1)]).assign(mean=[1.0, 2.0], low=[-1.0, 1.5], high=3.0, log=False)
+    for is_log, lowest in ((True, 1.0), (False, -1.0)):
+        figure = Figure("f", "t", "c", lambda _: rows, EstimatorCurves(Axis("y", log=is_log)))
+        drawn = drawing.draw(figure, {})
+        (band,) = drawn.axes[0].collections
+        assert band.get_paths()[0].vertices[:, 1].min() == lowest
+        assert ("reach 0 are left out" in " ".join(drawn.texts[-1].get_text().split())) == is_log
+
+
 def test_panels_agree_where_one_lacks_a_series() -> None:
     some = [("ema", 0.1), ("mine", np.nan), ("theirs", np.nan)]
     first, second = draw(pd.concat([frame(some[2:], "a"), frame([("ema", 0.01), *some], "b")]))
@@ -186,10 +214,10 @@ def test_more_than_four_panels_take_several_rows() -> None:
     drawn = drawing.draw(Figure("f", "t", "c", lambda _: curves(6), CURVES), {})
     shown = [ax for ax in drawn.axes if ax.axison]
     assert [ax.get_title() for ax in shown] == [f"panel {i}" for i in range(6)]
-    assert [bool(ax.get_ylabel()) for ax in shown] == [True, False, False, False, True, False]
+    assert [bool(ax.get_ylabel()) for ax in shown] == [True, False, False, True, False, False]
     drawn.canvas.draw()
     tops = [round(ax.get_position().y1, 3) for ax in shown]
-    assert len(set(tops[:4])) == 1 and tops[4] == tops[5] < shown[0].get_position().y0
+    assert len(set(tops[:3])) == 1 and len(set(tops[3:])) == 1 and tops[3] < shown[0].get_position().y0
     assert all(0 < ax.get_position().x0 < ax.get_position().x1 < 1 for ax in shown)
     with pytest.raises(ValueError, match="figure f: the tables have no row for it"):
         drawing.draw(Figure("f", "t", "c", lambda _: curves(0), CURVES), {})

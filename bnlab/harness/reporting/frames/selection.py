@@ -73,8 +73,14 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
 
 
 def name_value(key: str, value: Any) -> str:
-    """A column and its value in words: `batch size 8`."""
-    return f"{key.replace('_', ' ')} {value}"
+    """A column and its value in words.
+
+    >>> name_value("batch_size", 8), name_value("depth", 2), name_value("moment", "var")
+    ('batch size 8', 'layer 2', 'variances')
+    """
+    if key == "moment":
+        return {"mean": "means", "var": "variances"}.get(value, str(value))
+    return f"{'layer' if key == 'depth' else key.replace('_', ' ')} {value}"
 
 
 def _list_values(value: Any) -> tuple[Any, ...]:
