@@ -48,10 +48,90 @@ HYPOTHESES = {
 FIGURES = tuple(f"F{number}" for number in range(1, 22))
 
 WAITING = {
-    "networks that are trained in another way": (
-        "F3", "F5", "F6", "F10", "F12", "F13", "F15", "F21", "Q18", "H3", "H5", "H7", "H9", "H10",
-    ),
-}  # fmt: skip
-"""What no experiment answers yet, by what it waits for."""
+    "other normalizations, such as batch renormalization and group normalization": ("F5", "F6", "F12", "F13", "Q18"),
+    "parts of a batch normalized by themselves (ghost batches)": ("F3", "F10", "H3", "H5", "H10"),
+    "averages of their weights": ("F15", "H9"),
+    "classes in sorted order": ("F21",),
+    "many layers": ("H7",),
+}
+"""What no experiment answers yet, by what the networks that it needs are trained with."""
 
-CATALOGUE = Catalogue(QUESTIONS, HYPOTHESES, WAITING)
+SHORT = {
+    "Q1": "They stand in for the statistics of the training set, and are of the latest batches, under weights "
+    "that have moved since. At the end of training the mean of a single batch of 4 is "
+    "{batch_traces.batches_scatter: at the end of training: holds} as far from the population's as "
+    "PyTorch's running average is; in the course of training the population's means move by "
+    "{batch_traces.population_moves: holds}.",
+    "Q2": "Early, at a large batch, it is far below: after a tenth of training PyTorch's momentum costs "
+    "{quickstart.default_costs_early: batch size 256: holds} at batch 256 on digits; at the end it costs "
+    "next to nothing at batch 4 and 32, {quickstart.default_is_harmless_late: batch size 4|batch size 32: "
+    "holds}. A moving average of the mini-batches' accuracy is off by {running_accuracy.lags_early: batch "
+    "size 16: holds} early, at batch 16, and by {running_accuracy.agrees_late: fails} at the end.",
+    "Q3": "Little in convolutional networks, where each pixel counts as a value: the correction makes the "
+    "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes "
+    "accuracy by {unbiasing.correction_costs_nothing: holds}.",
+    "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: batch size 64: holds} "
+    "at batch 64; whether it costs anything at batch 16 and 256 is undecided{if "
+    "momentum.mistake_costs_late: batch size 16|batch size 256: undecided}, and so is whether it gains "
+    "early at batch 256{if momentum.mistake_gains_early: undecided}.",
+    "Q5": "Because the weights move: at the end of training the plain average is "
+    "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it "
+    "costs {training_curve.cumulative_costs: at the end of training: holds} at batch 64.",
+    "Q6": "To the last batch yes, to the last few no: the last batch moves PyTorch's average by "
+    "{last_batches.one_batch_is_little: holds}, but the last 16 are {last_batches.few_batches_make_it: "
+    "holds} of it. The price of a longer memory is lag: with a momentum of 0.01 only "
+    "{last_batches.stable_is_slow: holds} of a shift is followed after 64 batches.",
+    "Q7": "Fast while the learning rate is high: in the middle of training the means of layers behind the first "
+    "move {drift.follows_the_learning_rate: holds} as fast as in the last tenth. While the rate is "
+    "highest, lag is {decomposition.lag_early: holds} of the squared gap at batch 256.",
+    "Q8": "Early at a huge batch they are far off: running means are {discrepancy.ema_adds_early: holds} as far "
+    "from those of single batches as exact ones are. At the end the error costs next to nothing at batch "
+    "16 and 64, {final_gap.nothing_at_adequate_batch: batch size 16|batch size 64: holds}, but "
+    "{final_gap.lag_costs_when_huge: holds} at batch 1024, with few steps.",
+    "Q9": "The mean of batch means is the true one if batches have the same size; a smaller last one that "
+    "counts as much as others changes accuracy by {unbiasing.weights_cost_nothing: holds}. The mean of "
+    "the variances leaves out how batch means differ; yet in layers behind others pooling, which counts "
+    "that too, is {unbiasing.pooled_is_nearer_when_frozen: fails} as far off on frozen weights.",
+    "Q10": "The noise, not the optimum: over an epoch the measured noise is "
+    "{epoch_dip.theory_predicts_the_course: holds} the predicted one, but theory's momentum is too large "
+    "or too small, {optimum.theory_knows_momentum: at the end of training, batch size 64: fails} at batch "
+    "64 at the end, and {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} at "
+    "batch 256 after 55% of training.",
+    "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: "
+    "batch size 16|batch size 64: holds} at batch 16 and 64; what they gain at batch 256, "
+    "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, and at batch 4 is undecided{if "
+    "final_gap.population_wins_when_tiny: undecided}. Much at a huge batch with few steps, "
+    "{final_gap.lag_costs_when_huge: holds} at batch 1024, and early, {quickstart.default_costs_early: "
+    "batch size 256: holds} after a tenth of training at batch 256 on digits.",
+    "Q12": "No: breadth first the exact statistics of residual networks with 14 to 32 layers take "
+    "{passes.one_pass_is_enough: model.depth 14|model.depth 20|model.depth 32: holds} as long as a forward; "
+    "whether less than two with 8 and 56 layers is undecided{if passes.one_pass_is_enough: model.depth 8|"
+    "model.depth 56: undecided}. The price is memory, {passes.memory_is_the_price: holds} as much for four times the "
+    "images; with an eighth of what is needed, {passes.less_memory_is_enough: shortage 8: holds} forwards "
+    "are begun.",
+    "Q13": "Badly for few images: statistics of two test images cost {test_batch.tiny_test_batches_cost: holds}, "
+    "those of 512 {test_batch.large_test_batches_cost_nothing: batch size 16: holds} in networks trained "
+    "at batch 16. Whether those of the validation split are as good as exact ones, and whether they leak, "
+    "is undecided{if test_batch.validation_serves: undecided}{if test_batch.validation_leaks_nothing: "
+    "undecided}.",
+    "Q14": "It is safe, but a pass over all data is not needed: against all images, 512 cost "
+    "{sample_budget.hundreds_nearly_suffice: holds}. At the end running estimates are as good at batch "
+    "64, {training_curve.exact_gains_nothing_late: holds} apart; for what they cost early see Q2.",
+    "Q15": "Jumps, rare batches and sorted ones, without a bound: a jump or outlier of 100 standard deviations "
+    "instead of one makes the error of PyTorch's average {counterexamples.error_is_unbounded: holds} as "
+    "large, and in sorted batches it is {counterexamples.order_undoes_averaging: holds} as far off as a "
+    "single batch in random order.",
+    "Q16": "Not much: an error of 0.1 standard deviations in all means costs "
+    "{dose_response.small_errors_are_harmless: means: fails}, one of 0.8 "
+    "{dose_response.large_errors_cost: holds}. In the means of the first layer it costs "
+    "{dose_response.first_layer_costs_more: holds} more than in those of the last.",
+    "Q17": "Not at batch 16, where its pick costs {model_selection.ema_picks_as_well: batch size 16: holds}, "
+    "although the EMA's validation accuracy is {model_selection.ema_shows_less: holds} lower over "
+    "training; at batch 256 it is undecided{if model_selection.ema_picks_as_well: batch size 256: "
+    "undecided}.",
+    "Q19": "`bnlab.population_statistics(model, loader)`; its two orders of the work, breadth first and layer by "
+    "layer, differ by {passes.both_agree: holds}.",
+}
+"""Answers in a sentence or two; with what verdict each number was written for, see `reporting.short`."""
+
+CATALOGUE = Catalogue(QUESTIONS, HYPOTHESES, WAITING, SHORT)

@@ -11,12 +11,13 @@ import pytest
 from bnlab.harness.reporting.answer import Answer, compose_answer, format_number
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.page import write_markdown
+from bnlab.harness.reporting.short import fill_sentence
 from experiments import answers, report
-from experiments.catalogue import CATALOGUE, FIGURES, HYPOTHESES, QUESTIONS, WAITING
+from experiments.catalogue import CATALOGUE, FIGURES, HYPOTHESES, QUESTIONS, SHORT, WAITING
 from experiments.places import REFERENCE, find_places
 from experiments.questions import find_experiment, list_questions
 from tests.experiments.commands import Call
-from tests.experiments.planted import lose, plant
+from tests.experiments.planted import lose, plant, reference
 
 
 @pytest.mark.parametrize(
@@ -60,13 +61,13 @@ def test_lines_are_aligned_and_numbers_have_the_digits_of_their_interval() -> No
     found = pd.DataFrame({"claim": "c", "condition": ["a", "longer", "no rows", "exact"],
                           "mean": [-1e-16, 33.444, np.nan, 2.0], "low": [-0.49, np.nan, np.nan, 2.0],
                           "high": [0.49, np.nan, np.nan, 2.0], "n": [5, 1, 0, 3],
-                          "verdict": ["fails", "one seed", "undecided", "holds"]})  # fmt: skip
+                          "verdict": ["fails", "one seed", "not measured", "holds"]})  # fmt: skip
     assert answers.describe(Answer(experiment, found, "", "")) == [
         "  It is large. (points: above 1)",
-        "    a        0.00 [-0.49, 0.49]    n=5  fails",
-        "    longer   33.4                  n=1  one seed",
-        "    no rows                        n=0  undecided",
-        "    exact    2.000 [2.000, 2.000]  n=3  holds",
+        "    a        0.00 [-0.49, 0.49]                 n=5  fails",
+        "    longer   33.4                               n=1  one seed",
+        "    no rows  no row for it                      n=0  not measured",
+        "    exact    2.000, the same in all 3 networks  n=3  holds",
     ]
     assert format_number(56.2, 45.1, 67.3, 4) == "56 [45, 67]"
 
@@ -82,6 +83,30 @@ def test_other_tables_give_other_words() -> None:
     assert said[1] == f"{tiny}size 4: 5.15 [4.94, 5.36] points." and said[1] != same.list_sentences()[1]
     assert lost.list_sentences("Q16") == [said[0], said[2]]
     assert lost.networks.startswith("12 networks, 4 seeds: batch size 4, 64, 1024, 2 epochs.")
+
+
+def test_short_answers_follow_the_tables() -> None:
+    """Other numbers are quoted; with another verdict the sentence is left out."""
+    sentence, tables = "It costs {final_gap.lag_costs_when_huge: batch size 1024: holds}.", reference("final_gap")
+    rows = tables["evaluations"]
+    huge = rows["run"].isin(tables["runs"].query("batch_size == 1024")["run"]) & (rows["momentum"] == 0.1)
+
+    def fill(points: float) -> str:
+        changed = rows.assign(accuracy=rows["accuracy"] + huge * points / 100)
+        answer = compose_answer(find_experiment("final_gap"), tables | {"evaluations": changed})
+        return fill_sentence(sentence, [answer])
+
+    (now,) = [float(fill(0).split()[2])]
+    assert fill(-20) == f"It costs {now + 20:.1f} points." and fill(20) == ""
+    assert fill_sentence(sentence, []) == "" and fill_sentence("No.", []) == "No."
+
+
+def test_every_question_that_is_answered_has_a_short_answer() -> None:
+    found = [place.answer() for place in find_places([])]
+    assert [number for number, text in SHORT.items() if not fill_sentence(text, found)] == []
+    assert set(SHORT) == {number for answer in found for number in answer.experiment.answers} & {*QUESTIONS}
+    page = write_markdown(CATALOGUE, found)
+    assert page.count("\nIn short: ") == len(SHORT)
 
 
 def test_the_committed_answers_come_from_the_committed_tables() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
 
 from bnlab.harness.reporting.answer import READING, WORDS, Answer
+from bnlab.harness.reporting.short import fill_sentence
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -22,17 +23,19 @@ class Catalogue:
 
     Attributes:
         questions, hypotheses: by number, in our words.
-        waiting: what no experiment answers yet, by what it waits for.
+        waiting: what no experiment answers yet, by how the networks that it needs are trained.
+        short: by number, a sentence or two that quote the tables, see `short.fill_sentence`.
     """
 
     questions: Mapping[str, str]
     hypotheses: Mapping[str, str]
     waiting: Mapping[str, Sequence[str]]
+    short: Mapping[str, str] = field(default_factory=dict)
 
     def describe_waiting(self, number: str) -> str:
         """Why there is no answer."""
         reasons = [reason for reason, numbers in self.waiting.items() if number in numbers]
-        return f"Waits for {reasons[0]}." if reasons else "Not measured yet."
+        return f"Not measured yet: needs networks trained with {reasons[0]}." if reasons else "Not measured yet."
 
 
 def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
@@ -83,6 +86,11 @@ def _render(
     }
     return environment.get_template(template).render(
         questions=catalogue.questions,
+        short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
+        figures_waiting={
+            reason: [number for number in numbers if number.startswith("F")]
+            for reason, numbers in catalogue.waiting.items()
+        },
         hypotheses=catalogue.hypotheses,
         answers=answers,
         answering=answering.__getitem__,
