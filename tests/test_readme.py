@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
 from tests.helpers import images, plain
@@ -33,3 +34,10 @@ def test_the_numbers_are_those_of_the_answers() -> None:
     said = NUMBER.findall(TEXT.partition("## What it says")[2].partition("\n## ")[0])
     answers = (ROOT / "results" / "reference" / "ANSWERS.md").read_text()
     assert len(said) >= 4 and [number for number in said if number not in answers] == []
+
+
+def test_the_accuracy_at_a_huge_batch_is_that_of_the_tables() -> None:
+    folder = ROOT / "results" / "reference" / "final_gap"
+    rows = pd.read_parquet(folder / "evaluations.parquet").merge(pd.read_parquet(folder / "runs.parquet"), on="run")
+    exact = rows[(rows["batch_size"] == 1024) & (rows["estimator"] == "exact")]
+    assert len(exact) == 5 and f"of networks that get {exact['accuracy'].mean():.0%} right" in TEXT
