@@ -94,7 +94,7 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
     if "log" not in frame:
         return [seeds]
     mean = "geometric mean" if frame["log"].dropna().all() else "mean"
-    cut = " Lower halves of bands that reach 0 are left out." * _reaches_zero(figure, frame)
+    cut = " The lower half of a band is left out beside points whose interval reaches 0." * _reaches_zero(figure, frame)
     return [getattr(figure.plot, "reading", Curves.reading).format(mean=mean) + cut, seeds]
 
 

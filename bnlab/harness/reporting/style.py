@@ -242,7 +242,7 @@ def draw_line(
 ) -> None:
     """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`.
 
-    On a logarithmic axis, which is to be said, an interval that reaches 0 has no lower half: it would have no end.
+    On a logarithmic axis, which is to be said, the lower half of an interval that reaches 0 is left out: it has no end.
     """
     ordered = frame.sort_values(x)
     if len(ordered) == 1:  # a line would not be seen
@@ -251,8 +251,10 @@ def draw_line(
         return
     ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=max(1, len(ordered) // 10), **style)
     if ordered["low"].notna().any():
-        low = ordered["low"].where(ordered["low"] > 0, ordered["mean"]) if log else ordered["low"]
-        ax.fill_between(ordered[x], low, ordered["high"], color=colour, alpha=0.15, linewidth=0)
+        has_end = (ordered["low"] > 0) | (not log)
+        halves = [("low", "high", None)] if has_end.all() else [("mean", "high", None), ("low", "mean", has_end)]
+        for low, high, where in halves:
+            ax.fill_between(ordered[x], ordered[low], ordered[high], where, color=colour, alpha=0.15, linewidth=0)
 
 
 def axis_of(column: str) -> Axis:
