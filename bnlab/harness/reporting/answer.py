@@ -23,7 +23,7 @@ Condition = tuple[str, ...]
 """In words, one for each coordinate: `where` of `experiment.answers`."""
 NUMBERS = ("mean", "low", "high", "n")
 READING = (
-    "mean over seeds [95% interval, of each line by itself]; verdict by one-sided t tests (of shares of the networks "
+    "means over seeds [95% interval, of each line by itself]; verdicts by one-sided t tests (of shares of the networks "
     "exact binomial ones) at 5%, with Holm's correction over the lines of a claim; fails: the opposite of what the "
     "brackets say is significant. So a line can hold although its two-sided interval reaches a little past the margin, "
     "and be undecided although it does not, where a claim has many lines. Where all networks of a line have the same "
