@@ -103,12 +103,12 @@ SHORT = {
     "final_gap.population_wins_when_tiny: undecided}. Much at a huge batch with few steps, "
     "{final_gap.lag_costs_when_huge: holds} at batch 1024, and early, {quickstart.default_costs_early: "
     "batch size 256: holds} after a tenth of training at batch 256 on digits.",
-    "Q12": "No: breadth first the exact statistics of residual networks with 14 to 32 layers take "
-    "{passes.one_pass_is_enough: model.depth 14|model.depth 20|model.depth 32: holds} as long as a forward; "
-    "whether less than two with 8 and 56 layers is undecided{if passes.one_pass_is_enough: model.depth 8|"
-    "model.depth 56: undecided}. The price is memory, {passes.memory_is_the_price: holds} as much for four times the "
-    "images; with an eighth of what is needed, {passes.less_memory_is_enough: shortage 8: holds} forwards "
-    "are begun.",
+    "Q12": "No: breadth first, the exact statistics of a residual network with 20 layers take "
+    "{passes.images_cost_no_more: holds} as long as one forward, for 256 to 1,024 images; whether less "
+    "than two for 256 images with 8 to 32 layers is undecided{if passes.one_pass_is_enough: model.depth "
+    "8|model.depth 14|model.depth 20|model.depth 32: undecided}. The price is memory, "
+    "{passes.memory_is_the_price: holds} as much for four times the images; with an eighth of what is "
+    "needed, {passes.less_memory_is_enough: shortage 8: holds} forwards are begun.",
     "Q13": "Badly for few images: statistics of two test images cost {test_batch.tiny_test_batches_cost: holds}, "
     "those of 512 {test_batch.large_test_batches_cost_nothing: batch size 16: holds} in networks trained "
     "at batch 16. Whether those of the validation split are as good as exact ones, and whether they leak, "

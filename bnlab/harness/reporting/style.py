@@ -67,7 +67,7 @@ NAMES = {
     "update_bn": "batches averaged (update_bn)",
     "swa": "batches averaged by size (SWA)",
     "window": "mean of the last {k} batches",
-    "polynomial": "average, weight of batch t is t^-{alpha}",
+    "polynomial": "average, new batch weighs 1/t^{alpha}",
     "kalman": "Kalman filter",
     "predictive": "predictive momentum",
     "test_batch": "test batch",

@@ -72,7 +72,7 @@ def test_settings_of_an_estimator() -> None:
         ("kalman(per=layer)", "Kalman filter"),
         ("kalman(per=channel)", "Kalman filter (per=channel)"),
         ("precise(images=2048)", "precise BN (2,048 images)"),
-        ("polynomial(alpha=0.7)", "average, weight of batch t is t^-0.7"),
+        ("polynomial(alpha=0.7)", "average, new batch weighs 1/t^0.7"),
         ("delagged", "EMA, lag subtracted"),
         ("mine(a=1,b=x)", "mine (a=1, b=x)"),
     ],
