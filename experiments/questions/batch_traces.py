@@ -13,6 +13,10 @@ from bnlab.harness.reporting.style import Axis
 SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
 PLACE = ("run", "step", "layer", "channel")
 TWO = "Two channels of the second layer of one network, over training. "
+EXACT = (
+    "exact: over the training split, with the weights as they were then, measured at a few steps that straight lines "
+    "join."
+)
 EACH = ("panel", "batch_size")
 
 
@@ -68,11 +72,10 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("mean", "Means of single batches, and averages of them",
                TWO + "Grey: the mean of single batches, in the units of the layer's input; lines: averages of them; "
-               "exact: over the training split, with the weights as they were then.",
+               + EXACT,
                score_channels("mean"), EstimatorCurves(Axis("mean"))),
         Figure("variance", "Variances of single batches, and averages of them",
-               TWO + "Grey: the unbiased variance of single batches; lines: averages of them; exact: over the training "
-               "split, with the weights as they were then.",
+               TWO + "Grey: the unbiased variance of single batches; lines: averages of them; " + EXACT,
                score_channels("var"), EstimatorCurves(Axis("variance", log=True))),
     ),
     claims=(

@@ -74,10 +74,10 @@ EXPERIMENT = Experiment(
     columns={"counterexamples": ("case", "size", "error")},
     figures=(
         Figure("sizes", "Batches that are far from all others",
-               f"{STREAM}, the last ones so many standard deviations higher: {TRUTH}. After a jump the weights have "
-               "changed, and the new level is true. A rare batch belongs to the data, and the mean of all batches is "
-               "true; as one image alone, it has the weight of one image. Values below the panel are 0 but for "
-               "rounding.",
+               f"{STREAM}; across: how many standard deviations are added to the last ones. Up: {TRUTH}. After a jump "
+               "the weights have changed, and the new level is true. A rare batch belongs to the data, and the mean of "
+               "all batches is true; as one image alone, it has the weight of one image. Values below the panel are 0 "
+               "but for rounding.",
                score(find_errors, "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=FAR),
                EstimatorCurves(Axis("error (σ)", (1e-3, 200), log=True), x="size")),
         Figure("orders", "The same batches in random order and sorted",

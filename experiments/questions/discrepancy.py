@@ -9,7 +9,7 @@ from bnlab.harness.reporting.style import Axis
 
 SHARES = EARLY, LATE = (0.1, 1.0)  # of the training, at which claims are decided
 EACH, FIELD = ("panel", "batch_size"), ("panel", "layer", "epoch")
-READ = "Averaged over channels and a few batches of the training's size at the same weights; layers downwards. "
+READ = "Averaged over channels and a few batches of the training's size at the same weights; layers downwards."
 
 
 def score_times(share: float, *sizes: int) -> Score:
@@ -31,15 +31,15 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "tid_mean", "tid_std")},
     figures=(
         Figure("mean", "Distance of the EMA's mean from that of single batches",
-               "In standard deviations of the batch. " + READ + "What single batches differ by among themselves is "
+               "In standard deviations of the batch. " + READ + " What single batches differ by among themselves is "
                "part of it, most at a small batch.",
                score("gaps", "tid_mean", FIELD, estimator="ema"),
                HeatMap("epoch", "layer", Axis("|mean − batch mean| (σ)", log=True))),
-        Figure("deviation", "The same of the standard deviation",
+        Figure("deviation", "Distance of the EMA's standard deviation from that of single batches",
                "Relative to that of the batch. " + READ,
                score("gaps", "tid_std", FIELD, estimator="ema"),
                HeatMap("epoch", "layer", Axis("|σ / batch σ − 1|", log=True))),
-        Figure("added", "How many times that of exact statistics the EMA's distance is",
+        Figure("added", "The EMA's distance from single batches, against that of exact statistics",
                "At 1 running averages are as near to single batches as exact statistics are; above, their lag and "
                "noise add to it. " + READ,
                score("gaps", "tid_mean", FIELD, against="exact", ratio=True, geometric=True, estimator="ema"),

@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
                score(find_doses("batch size {batch_size}, error {dose:g}"), "accuracy_lost",
                      ("panel", "moment", "depth"), scale=100, depth=OtherThan(0)),
                Curves("depth", "moment", LOST)),
-        Figure("ranking", "Which gap ranks what statistics cost",
+        Figure("ranking", "How well each gap predicts the order of accuracy losses",
                "Spearman's rank correlation of a gap, averaged over layers, with the accuracy that is lost against "
                "exact statistics, over all estimators, momenta and measured steps of a network. mean_gap, var_gap and "
                "kl are distances from exact statistics, tid from those of training batches; logit_gap is measured at "

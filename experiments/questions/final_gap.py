@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
                "still lags. Small batches are noisy.",
                score("gaps", "mean_gap", (*EACH, "momentum"), SHARES, average="layer", geometric=True, estimator="ema"),
                Curves("batch_size", "momentum", GAP)),
-        Figure("cost", "What it costs",
+        Figure("cost", "Accuracy lost at the end of training, by batch size",
                "Test accuracy of the same network under exact statistics minus that under the EMA; above 0 the EMA "
                "loses.",
                score("evaluations", "accuracy", (*EACH, "momentum"), SHARES, against="exact", scale=-100,

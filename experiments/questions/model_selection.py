@@ -52,10 +52,11 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("validation", "What early stopping sees",
                "Accuracy on the validation split over training at a constant learning rate, the same weights under "
-               "different statistics. Each network's highest point is the checkpoint that is picked.",
+               "different statistics. A checkpoint is one of the few measured steps; of each network the highest one "
+               "is picked.",
                score("evaluations", "accuracy", BY, scale=100, split="val"),
                EstimatorCurves(Axis("validation accuracy (%)", (0, 102)))),
-        Figure("cost", "What it costs to pick by another curve",
+        Figure("cost", "Test accuracy lost by picking a checkpoint under other statistics",
                "Test accuracy of the checkpoint that is picked by validation accuracy under exact statistics minus "
                "that of another one, both evaluated under exact statistics: picked under running averages, or the last "
                "one without regard to validation.",

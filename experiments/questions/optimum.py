@@ -103,13 +103,13 @@ EXPERIMENT = Experiment(
                score_optimum,
                Points(("predicted", Axis("predicted momentum", log=True)),
                       ("measured", Axis("momentum with the smallest gap", log=True)), "batch_size", (1e-3, 1.0), 1.5)),
-        Figure("choices", "Theory's momentum against the forecast's choice, layer by layer",
-               "Each point is a layer of a network: how many times the smallest gap of any momentum is the gap at the "
-               "momentum that theory predicts from other seeds (across), and that of the average that has forecast "
-               "the latest batches of this network best (up). Below the line the forecast is nearer.",
+        Figure("choices", "Theory's momentum against predictive momentum, layer by layer",
+               "Each point is a layer of a network. Both axes are multiples of the smallest gap of any fixed momentum: "
+               "across at theory's momentum, which is predicted from other seeds; up for predictive momentum, which "
+               "has forecast the latest batches of this network best. Below the line predictive momentum is nearer.",
                compare_choices,
                Points(("theory", Axis("gap at theory's momentum / smallest gap", log=True)),
-                      ("forecast", Axis("gap of the forecast's choice / smallest gap", log=True)),
+                      ("forecast", Axis("gap of predictive momentum / smallest gap", log=True)),
                       "batch_size", (0.5, 10.0))),
     ),
     claims=(

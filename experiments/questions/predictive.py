@@ -67,9 +67,10 @@ EXPERIMENT = Experiment(
         Figure("batch_size", "Every estimator against the best fixed momentum, by batch size",
                READ + "Over layers and all measured steps.",
                score_times("batch_size", *SETTING, momentum=SHOWN), EstimatorCurves(TIMES, x="batch_size")),
-        Figure("training", "The same over training", READ + "Over layers.",
+        Figure("training", "Every estimator against the best fixed momentum, over training", READ + "Over layers.",
                score_times(*SETTING, "epoch", momentum=SHOWN), EstimatorCurves(TIMES)),
-        Figure("layers", "The same by layer", READ + "Over all measured steps; layers are counted from the input.",
+        Figure("layers", "Every estimator against the best fixed momentum, by layer",
+               READ + "Over all measured steps; layers are counted from the input.",
                score_times(*SETTING, "depth", momentum=SHOWN), EstimatorCurves(TIMES, x="depth")),
     ),
     claims=(

@@ -47,7 +47,8 @@ EXPERIMENT = Experiment(
                EstimatorCurves(GAP)),
         Figure("accuracy", "What the gap costs: test accuracy of the same networks",
                "Each network is evaluated under its running averages for every momentum, and under exact population "
-               "statistics (dashed); nothing else differs.",
+               "statistics (dashed); nothing else differs. Bands show how networks differ; the distance to the dashed "
+               "line of the same colour is the cost, which is tested in pairs.",
                score("evaluations", "accuracy", CURVES, SHARES, scale=100, estimator=("ema", "exact")),
                Curves("momentum", "batch_size", ACCURACY, level="exact statistics", mark=MARK)),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,13 @@ from bnlab.harness.reporting.style import Axis
 SHARES = (0.1, 1.0)  # of the training
 EACH = ("panel", "batch_size", "images")
 LOST = Axis("accuracy lost against all images (points)")
-MARGIN = ("points", "2 or 6 of the 2,000 test images: networks are rarely told apart by less")
+MARGIN = ("points lost", "2 or 6 of the 2,000 test images: networks are rarely told apart by less")
+
+
+class RootMeanSquares(Curves):
+    """Curves of the roots of squares' means."""
+
+    reading: ClassVar[str] = "Lines: root mean squares over seeds, bands: 95% intervals."
 
 
 def add_images(frame: pd.DataFrame) -> pd.DataFrame:
@@ -63,11 +69,12 @@ EXPERIMENT = Experiment(
              "precision": ("layer", "images", "mean_error")},
     figures=(
         Figure("gap", "Error of statistics from a sample of the training images",
-               "Distance of the mean of n training images from that of all, in standard deviations, root mean square "
-               "over layers; each network has its own sample. Dashed: standard error of n images out of all, from how "
-               "much single images differ, with the layers before taken as exact.",
-               score_gap, Curves("images", "batch_size", GAP, dashed="predicted")),
-        Figure("cost", "What a sample costs",
+               "Distance of the mean of n training images from that of all, in standard deviations; each network has "
+               "its own sample. Dashed: standard error of n images out of all, from how much single images differ, "
+               "with the layers before taken as exact. Both are root mean squares over layers, which the layer with "
+               "the largest error rules; the claim on this error takes the geometric mean of all layers' ratios.",
+               score_gap, RootMeanSquares("images", "batch_size", GAP, dashed="predicted")),
+        Figure("cost", "Accuracy lost with statistics of a sample of the training images",
                "Test accuracy of the same network under the statistics of all training images minus that under those "
                "of n of them; above 0 the sample loses.",
                score_loss(), Curves("images", "batch_size", LOST)),

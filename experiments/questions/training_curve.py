@@ -34,11 +34,11 @@ EXPERIMENT = Experiment(
     source="Wu & Johnson 2021, figure 1: evaluation with an EMA is pessimistic early and at a very large batch.",
     columns={"evaluations": ("accuracy",)},
     figures=(
-        Figure("accuracy", "The same weights, evaluated under different statistics",
+        Figure("accuracy", "Test accuracy of the same weights under different statistics",
                "Test accuracy over training. Exact statistics show what the weights can do at that step. " + SAME,
                score("evaluations", "accuracy", BY, scale=100),
                EstimatorCurves(ACCURACY)),
-        Figure("cost", "Accuracy against that under exact population statistics",
+        Figure("cost", "Test accuracy against that under exact population statistics",
                "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
                + SAME,
                score("evaluations", "accuracy", BY, against="exact", scale=100),

@@ -49,8 +49,9 @@ EXPERIMENT = Experiment(
                score("gaps", "var_gap", EVERY, SHARES, average="layer", geometric=True, estimator=OtherThan("exact"),
                      depth=OtherThan(1)),
                EstimatorCurves(Axis("gap of the variance (log ratio)", log=True), x="batch_size")),
-        Figure("cost", "What it costs",
-               "Test accuracy minus that of the same network under exact statistics.",
+        Figure("cost", "Accuracy against that under exact statistics, by batch size",
+               "Test accuracy at the end of training minus that of the same network under exact statistics; below 0 is "
+               "a loss.",
                score("evaluations", "accuracy", EVERY, SHARES, against="exact", scale=100),
                EstimatorCurves(Axis("accuracy − that under exact (points)"), zero="exact population", x="batch_size")),
     ),

@@ -18,7 +18,8 @@ LOST = Axis("accuracy lost against exact statistics (points)")
 LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 READ = (
     "Both are of all training images and of the same weights. The first layer has no batch norm before it, there both "
-    "are the same. Dashed: inversely proportional to the batch size, from the smallest one on."
+    "are the same. Dashed: inversely proportional to the batch size, from the smallest one on. Each batch size has "
+    "weights of its own."
 )
 INVERSE = "theory has 4; other batch sizes trained other weights, which may add a factor of 2"
 
@@ -61,8 +62,8 @@ EXPERIMENT = Experiment(
                "Root mean square over channels of the logarithm of the ratio, by layer. " + READ,
                score_gap("var_gap"), Curves("batch_size", "depth", Axis("gap of the variance (log ratio)", log=True),
                                             dashed="1 / batch size")),
-        Figure("cost", "What it costs",
-               "Test accuracy of the same network under exact statistics minus that under precise ones; above 0 exact "
+        Figure("cost", "Accuracy lost under precise BN, by batch size",
+               "Test accuracy of the same network under exact statistics minus that under precise BN; above 0 exact "
                "statistics are better.",
                score("evaluations", "accuracy", (*EACH, "estimator", "momentum"), SHARES, against="exact", scale=-100,
                      estimator="precise"),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.experiments.planted import Effect, Value, accuracy_lost, lose, sign
+from bnlab.harness.reporting import drawing
+from bnlab.harness.reporting.experiment import declared
+from bnlab.harness.reporting.frames import rows
+from experiments.questions.sample_budget import EXPERIMENT
+from tests.experiments.planted import Effect, Value, accuracy_lost, lose, reference, sign
 
 ALL = 9000
 
@@ -37,3 +41,16 @@ EFFECTS = {
     "errors_are_predicted": PREDICTED,
     "squares_are_predicted": PREDICTED,
 }
+
+
+def test_few_images_are_right_early_at_batch_256() -> None:
+    """As the experiment's source says: fewer than one in ten."""
+    early = rows(reference("sample_budget"), "evaluations", (0.1,), estimator="exact", batch_size=256)
+    assert len(early) and early["accuracy"].max() < 0.1
+
+
+def test_the_figure_says_which_mean_it_draws() -> None:
+    """Over seeds it draws roots of means of squares."""
+    tables = declared(EXPERIMENT, reference("sample_budget"))
+    (text,) = (t.get_text() for t in drawing.draw(EXPERIMENT.figures[0], tables).texts if "Lines:" in t.get_text())
+    assert "Lines: root mean squares over seeds" in text.replace("\n", " ")

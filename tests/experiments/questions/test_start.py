@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tests.experiments.planted import Effect, Value, accuracy_lost
+from bnlab.harness.reporting.frames import rows
+from tests.experiments.planted import Effect, Value, accuracy_lost, reference
 
 BOTH: dict[float, Any] = {m: {"estimators": [("ema", m), ("ema_debiased", m)]} for m in (0.01, 0.1)}
 
@@ -36,3 +37,9 @@ EFFECTS = {
     "start_costs": cost(0.01, 3, -3, 100),
     "start_is_forgotten": cost(0.1, -0.15, 3, 100, 300, 1000),
 }
+
+
+def test_networks_of_10_steps_are_near_chance() -> None:
+    """As a caption says: they are right on fewer than twice as many images as one in 36."""
+    short = rows(reference("start"), "evaluations", (1.0,), by=("steps",), steps=10)
+    assert len(short) and short.groupby("estimator")["accuracy"].mean().max() < 2 / 36
