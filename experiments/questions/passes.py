@@ -53,7 +53,8 @@ EXPERIMENT = Experiment(
     answers=("Q12", "Q19"),
     source="It is infeasible, it is said: the activations of all layers and images are needed. `population_statistics` "
     "keeps those between two layers, or none. Bounds come from the number of forwards; times and passes were known "
-    "from earlier benchmarks when the claims were written. Memory is counted once, since weights do not change it.",
+    "from earlier benchmarks when the claims were written. Passes and memory are counts, not samples: weights do not "
+    "change them, and their intervals say nothing on other networks.",
     columns={"passes": ("strategy", "images", "memory", "layers", "seconds", "forward_seconds", "passes", "peak_bytes",
                         "forward_bytes", "difference")},
     command="python -m benchmarks scaling",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tests.experiments.planted import EMA, Effect, Value, sign
+from bnlab.harness.reporting.frames import rows
+from experiments.questions.momentum import EARLY
+from tests.experiments.planted import EMA, Effect, Value, reference, sign
 
 
 def bend(ends: float) -> Value:
@@ -52,3 +54,9 @@ EFFECTS = {
         accuracy=lambda row: 0.5 + 0.3 * sign(row) * (row["momentum"] == 0.9),
     ),
 }
+
+
+def test_few_images_are_right_early_at_batch_256() -> None:
+    """As the experiment's source says: fewer than one in five."""
+    early = rows(reference("momentum"), "evaluations", (EARLY,), estimator="exact", batch_size=256)
+    assert len(early) and early["accuracy"].max() < 0.2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bnlab.harness.reporting.experiment import declared
-from experiments.questions.training_curve import EXPERIMENT
+from bnlab.harness.reporting.frames import rows
+from experiments.questions.training_curve import EARLY, EXPERIMENT, HUGE
 from tests.experiments.planted import EMA, accuracy_lost, reference
 
 LAST, PREDICTIVE, PRECISE = ("last_batch", None), ("predictive", None), ("precise(images=2048)", None)
@@ -34,3 +35,9 @@ def test_against_plain_pandas_on_the_reference_tables() -> None:
     single = [epoch for epoch in shared if (pivot.index.get_level_values("epoch") == epoch).sum() == weights.min()]
     assert len(single) > 5
     np.testing.assert_allclose(ema[single], plain[single])
+
+
+def test_networks_with_huge_batches_are_near_chance_early() -> None:
+    """As the experiment's source says: none is right on twice as many images as one in 36."""
+    early = rows(reference("training_curve"), "evaluations", (EARLY,), batch_size=HUGE)
+    assert len(early) and early.groupby("estimator")["accuracy"].mean().max() < 2 / 36
