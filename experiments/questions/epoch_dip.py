@@ -55,7 +55,7 @@ def find_dip(tables: Tables) -> pd.DataFrame:
 EXPERIMENT = Experiment(
     name="epoch_dip",
     question="Is a running average less noisy at the end of an epoch than within it?",
-    answers=("F18", "Q10"),
+    answers=("F18", "Q9", "Q10"),
     source="Sampling without replacement: the batches of an epoch share out the same images, so that their errors "
     "cancel once the epoch is complete.",
     columns={"within_epoch": ("layer", "depth", "last_batch", "last_share", "position", "batches", "spread",
@@ -70,21 +70,30 @@ EXPERIMENT = Experiment(
                Curves("position", "depth", TIMES, dashed="predicted")),
     ),
     claims=(
-        Claim("end_is_better_than_independent", "At the end of an epoch of equal batches the variance is less than "
-              "three quarters of that for independent batches.",
+        Claim("end_is_better_than_independent", "At the end of an epoch of equal batches the variance of the running "
+              "mean is less than three quarters of that for independent batches.",
               score(at_end, "measured", CONDITION, **LAYERS, last_batch="dropped"),
-              below(0.75, "times", "theory has 0.48 for 35 batches and momentum 0.1; about half way to 1")),
-        Claim("dips", "It is lower at the end than where theory has its largest value, by 15% and more.",
+              below(0.75, "times", "theory has 0.48 for 35 batches and momentum 0.1; about half way to 1"),
+              answers=("Q10",)),
+        Claim("dips", "The variance of the running mean is lower at the end of an epoch of equal batches than where "
+              "theory has its largest value, by 15% and more.",
               score(find_dip, "noise", CONDITION, against="highest", along="place", ratio=True, **LAYERS),
-              below(0.85, "times", "theory has 0.66; about half way to 1")),
-        Claim("small_batch_undoes_it", "A small last batch, kept, makes the end of an epoch noisier by half and more.",
+              below(0.85, "times", "theory has 0.66; about half way to 1"),
+              answers=("Q10",)),
+        Claim("small_batch_undoes_it", "A small last batch, kept, makes the variance of the running mean larger at the "
+              "end of an epoch, by half and more.",
               score(at_end, "noise", CONDITION, against="dropped", along="last_batch", ratio=True, **LAYERS),
-              above(1.5, "times", "theory has 3 for 40 images after batches of 256")),
-        Claim("theory_predicts_the_course", "Theory predicts the variance, over all of an epoch, within a quarter.",
+              above(1.5, "times", "theory has 3 for 40 images after batches of 256"),
+              answers=("Q9", "Q10")),
+        Claim("theory_predicts_the_course", "Theory predicts the variance of the running mean within a quarter, on "
+              "average over the batches of an epoch.",
               score(errors, "times", CONDITION, average=("layer", "position"), geometric=True),
-              within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance")),
-        Claim("theory_predicts_the_end", "It predicts it at the end of an epoch within a third.",
+              within(0.8, 1.25, "times", "24 epochs leave about a tenth to chance"),
+              answers=("Q10",)),
+        Claim("theory_predicts_the_end", "Theory predicts the variance of the running mean at the end of an epoch "
+              "within a third.",
               score(at_end, "times", CONDITION, **LAYERS),
-              within(0.75, 4 / 3, "times", "a single position is left more to chance")),
+              within(0.75, 4 / 3, "times", "a single position is left more to chance"),
+              answers=("Q10",)),
     ),
 )  # fmt: skip

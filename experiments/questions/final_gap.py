@@ -10,7 +10,10 @@ from bnlab.harness.reporting.style import Axis
 SHARES = (1.0,)  # of the training
 EACH = ("panel", "batch_size")
 LOST = Axis("accuracy lost against exact statistics (points)")
-MARGIN = ("points", "about the standard error of an accuracy near 97% on 2,000 images")
+MARGIN = (
+    "points lost",
+    "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired",
+)
 
 
 def score_loss(estimator: str, momentum: float | None, sizes: tuple[int, ...]) -> Score:
@@ -22,7 +25,7 @@ def score_loss(estimator: str, momentum: float | None, sizes: tuple[int, ...]) -
 EXPERIMENT = Experiment(
     name="final_gap",
     question="What is left of the gap at the end of training, from tiny to huge batches, and what does it cost?",
-    answers=("F4", "Q8", "Q11", "Q16"),
+    answers=("F4", "Q8", "Q11", "Q16", "H2"),
     source="Wu & Johnson 2021, figure 4: near zero at an adequate batch, and the population wins at small ones.",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
@@ -40,16 +43,17 @@ EXPERIMENT = Experiment(
                Curves("batch_size", "momentum", LOST)),
     ),
     claims=(
-        Claim("nothing_at_adequate_batch", "At moderate batches PyTorch's momentum costs less than 0.3 points.",
+        Claim("nothing_at_adequate_batch", "At moderate batches PyTorch's momentum costs less than 0.3 points of "
+              "accuracy.",
               score_loss("ema", 0.1, (16, 64, 256)), within(-0.3, 0.3, *MARGIN),
-              answers=("Q8", "Q11", "Q16")),
+              answers=("Q8", "Q11", "Q16", "H2")),
         Claim("population_wins_when_tiny", "At a tiny batch PyTorch's momentum costs accuracy.",
               score_loss("ema", 0.1, (4,)), above(0.0, "points", "no cost at all is the other answer"),
               answers=("Q11",)),
         Claim("lag_costs_when_huge", "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
               score_loss("ema", 0.1, (1024,)), above(0.3, *MARGIN),
-              answers=("Q8", "Q11", "Q16")),
-        Claim("predictive_costs_nothing", "A momentum that forecasts the next batch costs less than 0.3 points.",
+              answers=("Q8", "Q11", "Q16", "H2")),
+        Claim("predictive_costs_nothing", "Predictive momentum costs less than 0.3 points of accuracy.",
               score_loss("predictive", None, (4, 16, 64, 256, 1024)), within(-0.3, 0.3, *MARGIN),
               answers=("Q11",)),
     ),
