@@ -79,11 +79,13 @@ EXPERIMENT = Experiment(
                score_channels("var"), EstimatorCurves(Axis("variance", log=True))),
     ),
     claims=(
-        Claim("batches_scatter", "In batches of 4 a single batch is farther from the population mean than the EMA.",
+        Claim("batches_scatter", "In batches of 4 the mean of a single batch is farther from the population mean than "
+              "the EMA.",
               score_scatter, above(1.0, "times", "at 1 averaging gains nothing"),
               answers=("Q1",)),
-        Claim("population_moves", "Population means move while the network is trained.",
-              score_move, above(0.1, "σ", "an error of a tenth of a standard deviation is the EMA's own at batch 4"),
+        Claim("population_moves", "Population means move between a tenth and the end of training, by more than a tenth "
+              "of a standard deviation.",
+              score_move, above(0.1, "σ", "the mean of 100 independent values is off by as much"),
               answers=("Q1", "Q7")),
     ),
 )  # fmt: skip

@@ -64,11 +64,13 @@ EXPERIMENT = Experiment(
                score_terms("var"), Stacked("depth", Axis("share of the squared gap"), total="all of it", bars=True)),
     ),
     claims=(
-        Claim("lag_early", "When the learning rate is highest, most of the gap of the mean is lag at a large batch.",
+        Claim("lag_early", "When the learning rate is highest, most of the squared gap of the mean is lag at a large "
+              "batch.",
               score_share("lag", EARLY, 256), above(0.5, *MOST)),
-        Claim("noise_late", "At the end of training, most of it is noise at a small batch.",
+        Claim("noise_late", "At the end of training most of the squared gap of the mean is noise at a small batch.",
               score_share("noise", LATE, 16), above(0.5, *MOST)),
-        Claim("upstream_is_small", "That layers before normalize with their batch is a tenth of it at the most.",
+        Claim("upstream_is_small", "Layers before that normalize with their batch make at most a tenth of the squared "
+              "gap of the mean.",
               score_share("upstream"), within(-0.1, 0.1, "share", "a tenth of the squared gap is 5% of the gap")),
     ),
 )  # fmt: skip

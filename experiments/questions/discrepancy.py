@@ -46,13 +46,17 @@ EXPERIMENT = Experiment(
                HeatMap("epoch", "layer", Axis("EMA's distance / exact one's", log=True))),
     ),
     claims=(
-        Claim("ema_adds_early", "Early at a huge batch the EMA is much farther from single batches than exact ones.",
+        Claim("ema_adds_early", "Early at a huge batch the EMA's mean is much farther from the means of single batches "
+              "than the exact mean is.",
               score_times(EARLY, 1024), above(1.25, "times", "a quarter more is hardly seen in accuracy")),
-        Claim("ema_adds_nothing_late", "At the end, at small and moderate batches, the EMA is about as far as exact.",
+        Claim("ema_adds_nothing_late", "At the end of training, at tiny and moderate batches, the EMA's mean is about "
+              "as far from the means of single batches as the exact mean is.",
               score_times(LATE, 4, 64), within(0.9, 1.1, "times", "a tenth of a distance that training itself has")),
-        Claim("tiny_batches_differ", "Tiny batches' means are more than a tenth of a deviation from the exact mean.",
+        Claim("tiny_batches_differ", "The means of tiny batches are more than a tenth of a standard deviation from the "
+              "exact mean.",
               score_exact(4), above(0.1, "σ", "a tenth is about what a hundred independent values are uncertain by")),
-        Claim("huge_batches_agree", "Huge batches' means are less than a tenth of a deviation from the exact mean.",
+        Claim("huge_batches_agree", "The means of huge batches are less than a tenth of a standard deviation from the "
+              "exact mean.",
               score_exact(1024), below(0.1, "σ", "the same margin")),
     ),
 )  # fmt: skip

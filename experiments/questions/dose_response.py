@@ -85,29 +85,30 @@ EXPERIMENT = Experiment(
                Forest("metric", Axis("rank correlation", (-1, 1)), mark=(0.0, "no relation"))),
     ),
     claims=(
-        Claim("small_errors_are_harmless", "An error of 0.1 in all means, or in all logarithms of variances, costs "
-              "less than a point.",
+        Claim("small_errors_are_harmless", "An error of 0.1 standard deviations in all means, or of 0.1 in all "
+              "logarithms of variances, costs less than a point of accuracy.",
               score("doses", "accuracy_lost", EACH, SHARES, scale=100, layer="all", dose=0.1),
               below(1.0, "points", "less than a point decides between no two networks of this size")),
-        Claim("large_errors_cost", "An error of 0.8 standard deviations in all means costs much.",
+        Claim("large_errors_cost", "An error of 0.8 standard deviations in all means costs more than ten points of "
+              "accuracy.",
               score("doses", "accuracy_lost", EACH, SHARES, scale=100, layer="all", moment="mean", dose=0.8),
-              above(10.0, "points", "ten times what counts")),
-        Claim("means_cost_more", "An error in the means costs more than one in the variances that moves normalized "
-              "values as far.",
+              above(10.0, "points lost", "ten times what counts")),
+        Claim("means_cost_more", "An error in all means costs more accuracy than one in all variances that moves "
+              "normalized values as far.",
               score(find_twins, "accuracy_lost", ("batch_size",), against="var", along="moment", scale=100),
-              above(0.0, "points", "a shift by 0.4 of a standard deviation, or a factor of exp(0.4) for the standard "
-                    "deviation; at 0 both cost the same")),
-        Claim("first_layer_costs_more", "The same error in the means of one layer costs more in the first layer than "
-              "in the last one.",
+              above(0.0, "points more", "a shift by 0.4 of a standard deviation, or a factor of exp(0.4) for the "
+                    "standard deviation; at 0 both cost the same")),
+        Claim("first_layer_costs_more", "An error of 1.6 standard deviations in the means of one layer alone costs "
+              "more accuracy in the first layer than in the third, which is the last.",
               score(find_ends, "accuracy_lost", ("batch_size",), against="last", along="place", scale=100),
-              above(0.0, "points", "at 0 both cost the same")),
-        Claim("exact_ranks_better", "The distance of the mean from exact statistics ranks what estimators cost better "
-              "than that from training batches.",
+              above(0.0, "points more", "at 0 both cost the same")),
+        Claim("exact_ranks_better", "The distance of the mean from the exact one ranks what estimators cost in "
+              "accuracy better than that from the means of training batches.",
               score_better("mean_gap", "tid_mean"),
               above(0.0, "rank correlation", "at 0 both rank alike; how high the correlations themselves are was seen "
                     "in an earlier trial, and is shown but not claimed")),
-        Claim("both_moments_rank_better", "A divergence that counts mean and variance ranks what estimators cost "
-              "better than the distance of the mean alone.",
+        Claim("both_moments_rank_better", "A divergence from exact statistics that counts mean and variance ranks what "
+              "estimators cost in accuracy better than the distance of the mean alone.",
               score_better("kl", "mean_gap"), above(0.0, "rank correlation", "at 0 both rank alike")),
     ),
 )  # fmt: skip

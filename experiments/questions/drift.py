@@ -86,27 +86,27 @@ EXPERIMENT = Experiment(
                Curves("epoch", "depth", Axis("movement in an epoch (σ)", log=True))),
     ),
     claims=(
-        Claim("follows_the_learning_rate", "In the last tenth of training, means move at less than a quarter of the "
-              "speed of the middle.",
+        Claim("follows_the_learning_rate", "In the last tenth of training population means move at less than a quarter "
+              "of their speed in the middle of training.",
               score_layers(find_later, "mean", panel=MIDDLE, **AGAINST_END),
               above(4.0, "times", "the learning rate is 8 times lower on average; half of it is left to what else "
                     "changes")),
-        Claim("exact_means_agree", "By exact means, the last tenth of training moves them at less than a seventh of "
-              "the speed after the peak of the learning rate.",
+        Claim("exact_means_agree", "In the last tenth of training exact means move at less than a seventh of their "
+              "speed after the peak of the learning rate.",
               score_layers(lambda tables: moves(tables, SHARES), "move", panel=AFTER_PEAK, **AGAINST_END),
               above(7.0, "times", "the learning rate is 14 times lower on average; half of it is left to what else "
                     "changes")),
-        Claim("deeper_is_faster", "In the middle of training, the means of later layers move faster than the second's, "
-              "with all the layers before them.",
+        Claim("deeper_is_faster", "In the middle of training the population means of the third layer move faster than "
+              "those of the second.",
               score_layers(find_later, "mean", panel=MIDDLE, against=2, along="depth", ratio=True),
               above(1.0, "times", "at 1 both move alike")),
-        Claim("memory_is_stale_early", "When the learning rate is highest, means of large batches move more in ten "
-              "steps, the memory of PyTorch's momentum, than single batches scatter; layers where no noise shows are "
-              "left out.",
+        Claim("memory_is_stale_early", "When the learning rate is highest, population means at a large batch move "
+              "more in ten steps, the memory of PyTorch's momentum, than the means of single batches scatter; layers "
+              "where no noise shows are left out.",
               score_layers(find_later, "stale", panel=PEAK, batch_size=256),
               above(1.0, "times", "at 1 a batch ten steps old is as far off as it is noisy")),
-        Claim("memory_holds_late", "In the last tenth of training, means move less in ten steps than single "
-              "batches scatter.",
+        Claim("memory_holds_late", "In the last tenth of training population means move less in ten steps, the memory "
+              "of PyTorch's momentum, than the means of single batches scatter.",
               score_layers(find_later, "stale", panel=END, batch_size=(16, 64, 256)),
               below(1.0, "times", "the same margin")),
     ),

@@ -66,23 +66,24 @@ EXPERIMENT = Experiment(
                EstimatorCurves(FOLLOWED, x="last")),
     ),
     claims=(
-        Claim("few_batches_make_it", "The last 16 batches are most of PyTorch's running average.",
+        Claim("few_batches_make_it", "The last 16 batches make most of PyTorch's running average.",
               score_ema("followed", DEFAULT_MOMENTUM, 16),
               above(0.5, "share", "more than half of it; 1 - 0.9^16 = 0.81 by its definition, whatever the batches")),
         Claim("one_batch_is_little", "The last batch alone does not move PyTorch's running average by much.",
               score_ema("moved", DEFAULT_MOMENTUM, 1),
               below(0.1, "σ", "the mean of 100 independent values is off by as much")),
-        Claim("stable_is_slow", "A momentum of 0.01 has not followed half of a shift after 64 batches.",
+        Claim("stable_is_slow", "A running average with momentum 0.01 has not followed half of a shift after 64 "
+              "batches.",
               score_ema("followed", 0.01, 64),
               below(0.5, "share", "less than half; 1 - 0.99^64 = 0.47 by its definition, whatever the batches")),
-        Claim("forecast_is_steadier", "At the end of training the last 16 batches move the forecast's choice less than "
-              "PyTorch's running average.",
+        Claim("forecast_is_steadier", "At the end of training the last 16 batches move predictive momentum's average "
+              "less than PyTorch's.",
               score_forecast("moved", "ema", ratio=True), below(1.0, "times", "at 1 both are moved as far")),
-        Claim("forecast_follows_faster", "Where the last 16 batches are a standard deviation higher, the forecast's "
-              "choice follows further than PyTorch's running average.",
+        Claim("forecast_follows_faster", "Where the last 16 batches are a standard deviation higher, predictive "
+              "momentum follows further than PyTorch's running average.",
               score_forecast("followed", "ema"), above(0.0, "share", "at 0 both follow as far")),
-        Claim("forecast_follows_faster_than_kalman", "Where the last 16 batches are a standard deviation higher, the "
-              "forecast's choice follows further than Kalman's filter, which is fitted from time to time.",
+        Claim("forecast_follows_faster_than_kalman", "Where the last 16 batches are a standard deviation higher, "
+              "predictive momentum follows further than Kalman's filter, which is fitted periodically.",
               score_forecast("followed", KALMAN), above(0.0, "share", "at 0 both follow as far")),
     ),
 )  # fmt: skip

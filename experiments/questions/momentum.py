@@ -58,18 +58,21 @@ EXPERIMENT = Experiment(
                Curves("momentum", "batch_size", ACCURACY, level="exact statistics", mark=MARK)),
     ),
     claims=(
-        Claim("gap_is_u_shaped", "At both ends of the sweep the gap is larger than at the best momentum between them.",
+        Claim("gap_is_u_shaped", "With the smallest and the largest momentum of the sweep, 0.001 and 1, the EMA's gap "
+              "is larger than with the best one between them.",
               score_ends, above(1.25, "times", "the smallest of many gaps lies a little below any other by chance"),
               answers=("Q6", "Q10", "H1")),
-        Claim("plain_average_is_farther", "The average of all batches is farther off than PyTorch's running average.",
+        Claim("plain_average_is_farther", "The average of all batches has a larger gap than PyTorch's running average.",
               score(find_plain, "mean_gap", CURVE, against="ema", ratio=True, average="layer", geometric=True),
               above(1.0, "times", "at 1 both are as near"),
               answers=("Q5",)),
-        Claim("mistake_costs_late", "At the end of training, a momentum of 0.9 taken for 0.1 costs accuracy.",
-              score_mistake(LATE, 16, 64, 256), above(0.0, "points", "no cost at all is the other answer"),
+        Claim("mistake_costs_late", "At the end of training a momentum of 0.9, which is 0.1 in the other convention, "
+              "costs accuracy against 0.1.",
+              score_mistake(LATE, 16, 64, 256), above(0.0, "points lost", "no cost at all is the other answer"),
               answers=("Q4",)),
-        Claim("mistake_gains_early", "Early at a large batch, a momentum of 0.9 taken for 0.1 gains accuracy.",
-              score_mistake(EARLY, 256), below(0.0, "points", "no gain at all is the other answer"),
+        Claim("mistake_gains_early", "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, "
+              "gains accuracy against 0.1.",
+              score_mistake(EARLY, 256), below(0.0, "points lost", "no gain at all is the other answer"),
               answers=("Q4",)),
     ),
 )  # fmt: skip

@@ -74,10 +74,12 @@ EXPERIMENT = Experiment(
                Curves("shortage", "measured", Axis("forwards begun per batch"))),
     ),
     claims=(
-        Claim("one_pass_is_enough", "Breadth first, the exact statistics of all layers take less than two forwards.",
+        Claim("one_pass_is_enough", "Breadth first, the exact statistics of all layers take less time than two "
+              "forwards.",
               score(find_costs, "times", ("model.depth",), geometric=True, strategy="breadth", **DEPTHS),
               below(2.0, "times", "a second pass over the data would take as long as the first"), answers=("Q12",)),
-        Claim("images_cost_no_more", "That does not grow with the number of images.",
+        Claim("images_cost_no_more", "From 256 images to four times as many, exact statistics breadth first take less "
+              "time than two forwards.",
               score(find_costs, "times", ("images",), geometric=True, strategy="breadth", **SIZES),
               below(2.0, "times", "the same margin"), answers=("Q12",)),
         Claim("layer_by_layer_takes_many", "Layer by layer, a batch's forward is begun once for each layer, and once "
@@ -85,17 +87,19 @@ EXPERIMENT = Experiment(
               score(find_costs, "of_steps", ("model.depth",), strategy="layerwise", **DEPTHS),
               within(0.95, 1.05, "× (layers + 1)", "the last one looks for further layers: this must hold"),
               answers=("Q12",)),
-        Claim("memory_is_the_price", "Breadth first, four times the images need at least twice the memory.",
+        Claim("memory_is_the_price", "Breadth first, exact statistics of four times the images need more than twice "
+              "the memory.",
               score_growth("breadth"), above(2.0, "times", "the activations between two layers of all images are kept"),
               answers=("Q12",)),
-        Claim("layer_by_layer_is_small", "Layer by layer they need no more memory.",
+        Claim("layer_by_layer_is_small", "Layer by layer, exact statistics of four times the images need no more "
+              "memory, to a quarter.",
               score_growth("layerwise"), below(1.25, "times", "only one batch is alive at once"), answers=("Q12",)),
-        Claim("less_memory_is_enough", "With an eighth of the memory, or less, forwards are begun fewer times than "
-              "there are layers.",
+        Claim("less_memory_is_enough", "Breadth first with an eighth of the memory that it takes by itself, or less, a "
+              "batch's forward is begun fewer times than there are layers.",
               score(find_costs, "of_layers", ("shortage",), strategy="breadth", shortage=(8, 12), **SHARES),
               below(1.0, "× layers", "as many as evaluating and setting one layer after the other takes"),
               answers=("Q12",)),
-        Claim("both_agree", "Both orders of the work give the same statistics, in float32 but for rounding.",
+        Claim("both_agree", "Breadth first and layer by layer give the same statistics, but for float32's rounding.",
               score(find_costs, "difference", ("model.depth",), strategy="layerwise", **DEPTHS),
               below(1e-4, "σ", "a hundred times float32's rounding, through 55 layers"),
               answers=("Q19",)),

@@ -58,15 +58,20 @@ EXPERIMENT = Experiment(
                Curves("epoch", "of", Axis("accuracy (%)", (0, 102)))),
     ),
     claims=(
-        Claim("lags_early", "Early the moving average is below the accuracy that the network has on training images.",
+        Claim("lags_early", "Early the moving average of the mini-batches' accuracy is below the accuracy that the "
+              "network has on training images.",
               score_excess(EARLY, TRAINING),
               below(-1.0, "points", "a point is what decides between two networks of this size")),
-        Claim("below_validation_early", "Early it is even below the accuracy on validation images.",
+        Claim("below_validation_early", "Early the moving average of the mini-batches' accuracy is even below the "
+              "accuracy on validation images.",
               score_excess(EARLY, VALIDATION), below(0.0, "points", "at 0 both are the same")),
-        Claim("agrees_late", "At the end of training it is the accuracy on training images.",
+        Claim("agrees_late", "At the end of training the moving average of the mini-batches' accuracy is the accuracy "
+              "on training images, to a point.",
               score_excess(LATE, TRAINING),
-              within(-1.0, 1.0, "points", "two means of 2,000 images near 97% differ by half a point by chance")),
-        Claim("flatters_late", "At the end it is above the accuracy on validation images.",
+              within(-1.0, 1.0, "points above it", "two means of 2,000 images differ by half a point by chance where "
+                     "accuracy is near 97%")),
+        Claim("flatters_late", "At the end of training the moving average of the mini-batches' accuracy is above the "
+              "accuracy on validation images.",
               score_excess(LATE, VALIDATION), above(0.0, "points", "at 0 both are the same")),
     ),
 )  # fmt: skip

@@ -82,20 +82,24 @@ EXPERIMENT = Experiment(
                score_loss(), Curves("images", "batch_size", LOST)),
     ),
     claims=(
-        Claim("hundreds_nearly_suffice", "512 images are as good as all, to 0.3 points.",
+        Claim("hundreds_nearly_suffice", "Exact statistics of 512 training images give the accuracy of those of all, "
+              "to 0.3 points.",
               score_loss(images=512), within(-0.3, 0.3, *MARGIN),
               answers=("Q14", "H4")),
-        Claim("thousands_suffice", "2,048 images are as good as all, to 0.1 points.",
+        Claim("thousands_suffice", "Exact statistics of 2,048 training images give the accuracy of those of all, to "
+              "0.1 points.",
               score_loss(images=2048), within(-0.1, 0.1, *MARGIN),
               answers=("Q14", "H4")),
-        Claim("a_batch_is_too_few", "32 images cost accuracy.", score_loss(images=32), above(0.3, *MARGIN),
+        Claim("a_batch_is_too_few", "Exact statistics of 32 training images cost accuracy against those of all.",
+              score_loss(images=32), above(0.3, *MARGIN),
               answers=("Q14", "H4")),
-        Claim("errors_are_predicted", "The error of n images is the predicted one to a factor of 1.25.",
+        Claim("errors_are_predicted", "The error of the mean of n images is the predicted standard error to a factor "
+              "of 1.25, as a geometric mean over layers.",
               score(errors, "times", EACH, average="layer", geometric=True),
               within(0.8, 1.25, "times", "a quarter more error needs half as many images again"),
               answers=("Q8",)),
-        Claim("squares_are_predicted", "Exploratory: the mean squared error of each layer is the predicted one to a "
-              "factor of 1.25 squared.",
+        Claim("squares_are_predicted", "Exploratory: the mean squared error of the mean of n images is the predicted "
+              "one in each layer, to a factor of 1.25 squared.",
               score(errors, "squared_times", ("panel", "layer"), average=("batch_size", "images")),
               within(0.64, 1.5625, "times", "the margin of the claim before, squared; this form was chosen "
                      "after trials in which that claim had failed"),

@@ -11,8 +11,8 @@ SHARES = EARLY, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training, at which cla
 MODERATE, HUGE = 64, 1024  # images in a batch
 BY, EACH = ("panel", "estimator", "momentum", "epoch"), ("panel", "batch_size", "momentum")
 SAME = "All estimators are computed on the same networks at the same steps."
-COSTS = above(1.0, "points", "an interval over five seeds is about half a point each way")
-HARMLESS = within(-1.0, 1.0, "points", "the same margin as for what costs something")
+COSTS = above(1.0, "points", "a point is what decides between two networks of this size")
+HARMLESS = within(-1.0, 1.0, "points lost", "the same margin as for what costs something")
 
 
 def score_loss(estimator: str, shares: tuple[float, ...], size: int) -> Score:
@@ -50,15 +50,19 @@ EXPERIMENT = Experiment(
         Claim("ema_is_pessimistic_early", "Early at a huge batch, PyTorch's running average costs accuracy.",
               score_loss("ema", (EARLY,), HUGE), COSTS,
               answers=("Q2", "Q11", "Q14", "H2")),
-        Claim("exact_gains_nothing_late", "At a moderate batch exact statistics gain less than 0.3 points in the end.",
+        Claim("exact_gains_nothing_late", "At the end of training at a moderate batch, exact statistics gain less than "
+              "0.3 points of accuracy over PyTorch's running average.",
               score_loss("ema", (LATE,), MODERATE),
-              within(-0.3, 0.3, "points", "about the standard error of an accuracy near 97% on 2,000 images"),
+              within(-0.3, 0.3, "points gained", "6 of 2,000 test images: about the standard error where accuracy is "
+                     "near 97%; comparisons are paired"),
               answers=("Q2", "Q11", "Q14", "H2")),
-        Claim("last_batch_beats_ema_early", "Early at a huge batch, the last batch alone is better than the EMA.",
-              score_gain("last_batch"), above(0.0, "points", "at 0 both are as good"),
+        Claim("last_batch_beats_ema_early", "Early at a huge batch, the last batch's moments alone gain accuracy "
+              "against the EMA.",
+              score_gain("last_batch"), above(0.0, "points gained", "at 0 both are as good"),
               answers=("H11",)),
-        Claim("predictive_beats_ema_early", "Early at a huge batch, a momentum that forecasts is better than the EMA.",
-              score_gain("predictive"), above(0.0, "points", "at 0 both are as good"),
+        Claim("predictive_beats_ema_early", "Early at a huge batch, predictive momentum gains accuracy against the "
+              "EMA.",
+              score_gain("predictive"), above(0.0, "points gained", "at 0 both are as good"),
               answers=("Q2",)),
         Claim("cumulative_costs", "At a moderate batch the average of all batches costs accuracy.",
               score_loss("cumulative", SHARES, MODERATE), COSTS,
@@ -66,10 +70,12 @@ EXPERIMENT = Experiment(
         Claim("last_batch_costs", "At a moderate batch the moments of the last batch alone cost accuracy.",
               score_loss("last_batch", SHARES, MODERATE), COSTS,
               answers=("H11",)),
-        Claim("precise_is_exact", "Precise BN with 2,048 images costs less than a point at a moderate batch.",
+        Claim("precise_is_exact", "At a moderate batch precise BN with 2,048 images costs less than a point of "
+              "accuracy.",
               score_loss("precise(images=2048)", SHARES, MODERATE), HARMLESS,
               answers=("Q11", "Q14")),
-        Claim("precise_is_exact_when_huge", "Precise BN with 2,048 images costs less than a point at a huge batch.",
+        Claim("precise_is_exact_when_huge", "At a huge batch precise BN with 2,048 images costs less than a point of "
+              "accuracy.",
               score_loss("precise(images=2048)", SHARES, HUGE), HARMLESS,
               answers=("Q11", "Q14")),
     ),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bnlab.harness.reporting.experiment import declared
-from experiments.questions.image_correlation import EXPERIMENT, ratios
-from tests.experiments.planted import Effect, Value, plant, sign
+from bnlab.harness.reporting.experiment import declared, verdicts
+from experiments.questions.image_correlation import EXPERIMENT, ratios, score_at
+from tests.experiments.planted import Effect, Value, plant, reference, sign
 
 IMAGES: dict[str, Value] = {"mean_error": lambda row: 0.6}  # of 9,000 images of 16 positions
 
@@ -34,3 +34,10 @@ def test_the_prediction() -> None:
     tables = plant([("update_bn", None)], sizes=(4,), values={**IMAGES, "mean_error": lambda row: 1.0})
     found = ratios(declared(EXPERIMENT, tables))["predicted"]
     assert len(found) and found.to_list() == pytest.approx([(1 - 1 / 4 + 1 / 9000) * 64 / 63] * len(found))
+
+
+def test_a_prediction_of_1_would_hold_as_well() -> None:
+    """As the reason of the claim's margin says."""
+    (claim,) = (claim for claim in EXPERIMENT.claims if claim.id == "correlation_predicts_it")
+    found = score_at("var_ratio")(declared(EXPERIMENT, reference("image_correlation")))
+    assert len(found) and set(verdicts(found, claim.rule)) == {"holds"}
