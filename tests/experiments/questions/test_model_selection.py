@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.questions.model_selection import find_picks
-from tests.experiments.planted import EMA, Effect, Value, plant, score_claim
+from tests.experiments.planted import EMA, Effect, Value, decide, plant, score_claim
 
 ALL = [EMA, ("predictive", None), ("exact", None)]
 SHARES = (0.1, 0.2, 0.55, 1.0)  # of 1,000 steps
@@ -77,3 +77,10 @@ def test_what_the_ema_shows_is_of_the_validation_split() -> None:
     tables = plant(ALL, accuracy=lambda row: 0.1 * ((row["split"], row["estimator"]) == ("val", "ema")),
                    shares=SHARES, splits=("val", "test"))  # fmt: skip
     assert score_claim("model_selection", "ema_shows_less", tables)["mean"].tolist() == pytest.approx([-10, -10])
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(5, "undecided"), (6, "holds")])
+def test_six_networks_that_agree_decide_what_most_do(seeds: int, verdict: str) -> None:
+    """As the reason of the claims' margin says."""
+    tables = EFFECTS["ema_picks_the_same"].holds | {"seeds": range(seeds)}
+    assert decide("model_selection", "ema_picks_the_same", **tables) == [verdict] * 2
