@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import batch_norm
 
-from experiments.questions.upstream import score_gap
-from tests.experiments.planted import EMA, Effect, Value, accuracy_lost, plant, score_claim
+from bnlab.harness.reporting.frames import rows
+from experiments.questions.upstream import SHARES, score_gap
+from tests.experiments.planted import EMA, Effect, Value, accuracy_lost, plant, reference, score_claim
 
 PRECISE = ("precise", None)
 ONE: dict[str, Any] = {"estimators": [PRECISE], "sizes": (4, 16)}
@@ -62,3 +65,21 @@ def test_the_dashed_line_is_inversely_proportional() -> None:
     assert set(drawn["depth"]) == {2, 3}
     for row in drawn[drawn["kind"] == "dashed"].to_dict("records"):
         assert row["mean"] == pytest.approx(row["depth"] * 4 / row["batch_size"])
+
+
+@pytest.mark.slow
+def test_batch_norm_rounds_more_than_a_batch_of_1024_changes() -> None:
+    """As the experiment's source says: in channels-last layout with one thread, as the networks have."""
+    images = torch.randn(1024, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    gaps = rows(reference("upstream"), "gaps", SHARES, estimator="precise", batch_size=1024, depth=3)["mean_gap"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        last, first = (
+            batch_norm(images.contiguous(memory_format=layout), None, None, training=True, eps=1e-12)
+            for layout in (torch.channels_last, torch.contiguous_format)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    off = [float((out.double().std((0, 2, 3), correction=0) - 1).abs().max()) for out in (last, first)]
+    assert off[1] < 1e-6 < gaps.min() < gaps.max() < off[0]
