@@ -95,4 +95,4 @@ def test_the_end_of_the_grid_is_no_ratio() -> None:
     found = score_claim("drift", "memory_is_stale_early", plant(**EXACT, values=values))
     np.testing.assert_allclose(found[["mean", "n"]], [[2.0, 4]])
     values["mean_drift"] = lambda row: 0.95 * NO_NOISE
-    assert decide("drift", "memory_is_stale_early", **EXACT, values=values) == ["undecided"]
+    assert decide("drift", "memory_is_stale_early", **EXACT, values=values) == ["not measured"]
