@@ -92,7 +92,7 @@ EXPERIMENT = Experiment(
         Claim("large_errors_cost", "An error of 0.8 standard deviations in all means costs more than ten points of "
               "accuracy.",
               score("doses", "accuracy_lost", EACH, SHARES, scale=100, layer="all", moment="mean", dose=0.8),
-              above(10.0, "points lost", "ten times what counts")),
+              above(10.0, "points", "ten times what counts")),
         Claim("means_cost_more", "An error in all means costs more accuracy than one in all variances that moves "
               "normalized values as far.",
               score(find_twins, "accuracy_lost", ("batch_size",), against="var", along="moment", scale=100),
@@ -101,7 +101,7 @@ EXPERIMENT = Experiment(
         Claim("first_layer_costs_more", "An error of 1.6 standard deviations in the means of one layer alone costs "
               "more accuracy in the first layer than in the third, which is the last.",
               score(find_ends, "accuracy_lost", ("batch_size",), against="last", along="place", scale=100),
-              above(0.0, "points more", "at 0 both cost the same")),
+              above(0.0, "points", "at 0 both cost the same")),
         Claim("exact_ranks_better", "The distance of the mean from the exact one ranks what estimators cost in "
               "accuracy better than that from the means of training batches.",
               score_better("mean_gap", "tid_mean"),

@@ -11,7 +11,7 @@ SHARES = (1.0,)  # of the training
 EACH = ("panel", "batch_size")
 LOST = Axis("accuracy lost against exact statistics (points)")
 MARGIN = (
-    "points lost",
+    "points",
     "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired",
 )
 

@@ -16,7 +16,7 @@ MOST = (
     "more than half are most; of two batch sizes, six networks each that agree are the fewest that decide it",
 )
 MARGIN = (
-    "points lost",
+    "points",
     "10 of 2,000 test images: the standard error where accuracy is near 95%; comparisons are paired",
 )
 
@@ -78,7 +78,7 @@ EXPERIMENT = Experiment(
         Claim("ema_shows_less", "Over training the EMA shows a lower validation accuracy than exact statistics.",
               score("evaluations", "accuracy", EACH, against="exact", average="step", scale=-100, split="val",
                     estimator="ema"),
-              above(0.5, "points lower", "the margin of what is picked by it"),
+              above(0.5, "points", "the margin of what is picked by it"),
               answers=("Q14", "Q17")),
         Claim("ema_picks_as_well", "The checkpoint that is picked under the EMA has the test accuracy of the one that "
               "exact statistics pick, to half a point.",

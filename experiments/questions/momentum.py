@@ -68,7 +68,7 @@ EXPERIMENT = Experiment(
               answers=("Q5",)),
         Claim("mistake_costs_late", "At the end of training a momentum of 0.9, which is 0.1 in the other convention, "
               "costs accuracy against 0.1.",
-              score_mistake(LATE, 16, 64, 256), above(0.0, "points lost", "no cost at all is the other answer"),
+              score_mistake(LATE, 16, 64, 256), above(0.0, "points", "no cost at all is the other answer"),
               answers=("Q4",)),
         Claim("mistake_gains_early", "Early at a large batch a momentum of 0.9, which is 0.1 in the other convention, "
               "gains accuracy against 0.1.",

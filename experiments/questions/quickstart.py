@@ -13,7 +13,7 @@ EACH = ("panel", "batch_size")
 CURVES, OVER_TIME = (*EACH, "momentum"), ("panel", "estimator", "momentum", "epoch")
 MARK = (DEFAULT_MOMENTUM, "PyTorch's default")
 STEPS = "The learning rate rises for a fifth of training and falls to 0 at the end."
-REASON = "less than a point would decide between no two networks of this size"
+MARGIN = ("points", "less than a point would decide between no two networks of this size")
 
 
 def score_choosing(tables: Tables) -> pd.DataFrame:
@@ -55,12 +55,12 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("default_costs_early", "After a tenth of training, PyTorch's momentum costs accuracy.",
               score("evaluations", "accuracy", EACH, (EARLY,), against="exact", scale=-100,
-                    estimator="ema", momentum=DEFAULT_MOMENTUM), above(1.0, "points", REASON),
+                    estimator="ema", momentum=DEFAULT_MOMENTUM), above(1.0, *MARGIN),
               answers=("Q2", "Q11", "H2")),
         Claim("default_is_harmless_late", "At the end of training PyTorch's momentum costs less than a point of "
               "accuracy.",
               score("evaluations", "accuracy", EACH, (LATE,), against="exact", scale=-100,
-                    estimator="ema", momentum=DEFAULT_MOMENTUM), within(-1.0, 1.0, "points lost", REASON),
+                    estimator="ema", momentum=DEFAULT_MOMENTUM), within(-1.0, 1.0, *MARGIN),
               answers=("Q2", "Q11", "H2")),
         Claim("predictive_is_nearer", "On average over layers and all measured steps, the gap of PyTorch's momentum is "
               "larger than that of predictive momentum.",

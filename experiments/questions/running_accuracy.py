@@ -68,8 +68,8 @@ EXPERIMENT = Experiment(
         Claim("agrees_late", "At the end of training the moving average of the mini-batches' accuracy is the accuracy "
               "on training images, to a point.",
               score_excess(LATE, TRAINING),
-              within(-1.0, 1.0, "points above it", "two means of 2,000 images differ by half a point by chance where "
-                     "accuracy is near 97%")),
+              within(-1.0, 1.0, "points", "two means of 2,000 images differ by half a point by chance where accuracy "
+                     "is near 97%")),
         Claim("flatters_late", "At the end of training the moving average of the mini-batches' accuracy is above the "
               "accuracy on validation images.",
               score_excess(LATE, VALIDATION), above(0.0, "points", "at 0 both are the same")),

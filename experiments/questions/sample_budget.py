@@ -15,7 +15,7 @@ from bnlab.harness.reporting.style import Axis
 SHARES = (0.1, 1.0)  # of the training
 EACH = ("panel", "batch_size", "images")
 LOST = Axis("accuracy lost against all images (points)")
-MARGIN = ("points lost", "2 or 6 of the 2,000 test images: networks are rarely told apart by less")
+MARGIN = ("points", "2 or 6 of the 2,000 test images: networks are rarely told apart by less")
 
 
 class RootMeanSquares(Curves):

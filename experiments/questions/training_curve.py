@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
         Claim("exact_gains_nothing_late", "At the end of training at a moderate batch, exact statistics gain less than "
               "0.3 points of accuracy over PyTorch's running average.",
               score_loss("ema", (LATE,), MODERATE),
-              within(-0.3, 0.3, "points gained", "6 of 2,000 test images: about the standard error where accuracy is "
+              within(-0.3, 0.3, "points", "6 of 2,000 test images: about the standard error where accuracy is "
                      "near 97%; comparisons are paired"),
               answers=("Q2", "Q11", "Q14", "H2")),
         Claim("last_batch_beats_ema_early", "Early at a huge batch, the last batch's moments alone gain accuracy "

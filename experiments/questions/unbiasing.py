@@ -13,7 +13,7 @@ SHARES = (1.0,)  # of the training
 SMALL, UNEVEN = (2, 4), (16, 64)  # batch sizes; the second leave a smaller last batch in each epoch
 EACH, EVERY = ("panel", "batch_size"), ("panel", "batch_size", "estimator", "momentum")
 MARGIN = (
-    "points gained",
+    "points",
     "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired",
 )
 
