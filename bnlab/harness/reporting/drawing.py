@@ -63,7 +63,8 @@ def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -
     titles = textwrap.wrap(title, int(width * 9.5))
     lines = textwrap.wrap(caption, int(width * 14.5))
     handles = _collect_handles(drawn.axes)
-    legend_rows = math.ceil(len(handles) / max(1, int(width // 2.2)))
+    entry = max(2.2, 0.6 + 0.07 * max(map(len, handles), default=0))  # inches that the longest one takes
+    legend_rows = math.ceil(len(handles) / max(1, int(width // entry)))
     above, legend, below = 0.2 + 0.22 * len(titles), 0.22 * legend_rows, 0.12 + 0.17 * len(lines)
     height = 3.5 * rows + above + legend + below
     drawn.set_size_inches(width, height)
