@@ -243,36 +243,53 @@ def likeliest_ratio(series: np.ndarray) -> float:
     return float(ratios[np.argmin(losses)])
 
 
-def running_predictive(batches: Sequence[Array], layers: Sequence[int], eps: float) -> list[Pair]:
-    """Of 50 debiased EMAs the one whose forecasts of the latest batches had the smallest squared error, layer by layer.
+def running_predictive(
+    batches: Sequence[Array], layers: Sequence[int], eps: float, start: Pair | None = None
+) -> list[Pair]:
+    """Of 50 EMAs the one whose forecasts of the latest batches had the smallest squared error, layer by layer.
 
-    Instead of the variances the averages of log(variance + eps) are scored; means are scored in units of the
-    exponential of the chosen one after 1, 2, 4, ..., 64, 128, 192, ... batches.
+    Debiased ones, or plain ones from `start`. Instead of the variances the averages of log(variance + eps) are scored;
+    means are scored in units of the exponential of the chosen one after 1, 2, 4, ..., 64, 128, 192, ... batches. A
+    batch that is not finite is left out in that layer.
     """
     pairs = torch.stack([torch.stack(unbiased(batch)) for batch in batches]).numpy()  # [T, 2, C]
-    scored = np.stack([pairs[:, 0], np.log(pairs[:, 1] + eps)], axis=1)
-    given, units = pairs.copy(), np.exp(scored[:, 1])
+    given = np.empty_like(pairs)
     ends = np.cumsum(layers)
     for begin, end in zip(ends - layers, ends, strict=True):
-        for part in (1, 0):  # the variances' forecasts are the means' units
-            scores, averages, forecasts = np.zeros(50), [pairs[0, part]] * 50, [scored[0, part]] * 50
-            unit = np.ones(pairs.shape[2])
-            for t in range(1, len(pairs)):  # batches seen
-                if part == 0 and (t in (1, 2, 4, 8, 16, 32) or t % 64 == 0):
-                    unit = units[t - 1]
-                for i in range(50):
-                    momentum = 10 ** (-3 + 3 * i / 49)
-                    error = np.mean(((forecasts[i] - scored[t, part]) ** 2 / unit)[begin:end])
-                    discount = 1 - 1 / max(4, (t + 1) / 10)
-                    scores[i] = discount * scores[i] + (error if t > 1 else 0)
-                    gain = momentum / (1 - (1 - momentum) ** (t + 1))
-                    forecasts[i] = forecasts[i] + gain * (scored[t, part] - forecasts[i])
-                    averages[i] = averages[i] + gain * (pairs[t, part] - averages[i])
-                best = int(np.argmin(scores))
-                given[t, part, begin:end] = averages[best][begin:end]
-                if part == 1:
-                    units[t, begin:end] = np.exp(forecasts[best][begin:end])
+        first = None if start is None else torch.stack(start).numpy()[:, begin:end]
+        finite = np.isfinite(pairs[:, :, begin:end]).all((1, 2))
+        states = iter(_predictive_of_a_layer(pairs[finite, :, begin:end], eps, first))
+        state = first if first is not None else np.full((2, end - begin), np.nan)
+        for t in range(len(pairs)):
+            given[t, :, begin:end] = state = next(states) if finite[t] else state
     return [tuple(pair) for pair in torch.from_numpy(given)]
+
+
+def _predictive_of_a_layer(pairs: np.ndarray, eps: float, start: np.ndarray | None) -> np.ndarray:
+    scored = np.stack([pairs[:, 0], np.log(pairs[:, 1] + eps)], axis=1)
+    given, units = np.empty_like(pairs), np.empty_like(pairs[:, 1])
+    for part in (1, 0):  # the variances' forecasts are the means' units
+        scores = np.zeros(50)
+        averages = [np.zeros(pairs.shape[2]) if start is None else start[part]] * 50
+        forecasts = averages if part == 0 or start is None else [np.log(start[1] + eps)] * 50
+        averages, forecasts = list(averages), list(forecasts)
+        unit = np.ones(pairs.shape[2]) if start is None or part == 1 else start[1] + eps
+        for t in range(len(pairs)):  # batches seen
+            if part == 0 and (t in (1, 2, 4, 8, 16, 32) or (t and t % 64 == 0)):
+                unit = units[t - 1]
+            for i in range(50):
+                momentum = 10 ** (-3 + 3 * i / 49)
+                error = np.mean((forecasts[i] - scored[t, part]) ** 2 / unit)
+                discount = 1 - 1 / max(4, (t + 1) / 10)
+                scores[i] = discount * scores[i] + (error if t > 1 else 0)
+                gain = momentum / (1 - (1 - momentum) ** (t + 1)) if start is None else momentum
+                forecasts[i] = forecasts[i] + gain * (scored[t, part] - forecasts[i])
+                averages[i] = averages[i] + gain * (pairs[t, part] - averages[i])
+            best = int(np.argmin(scores))
+            given[t, part] = averages[best]
+            if part == 1:
+                units[t] = np.exp(forecasts[best])
+    return given
 
 
 def full_batch_population(model: nn.Module, x: Tensor) -> dict[str, Moments]:

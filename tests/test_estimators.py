@@ -1,6 +1,7 @@
 """Every running estimator against a float64 twin on every prefix; its properties; names."""
 
 import gc
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -97,7 +98,9 @@ TWINS: dict[str, Twin] = {
     "fast_then_slow": gains(lambda e, t: max(e.momentum, t**-e.alpha)),
     "kalman": kalman,
     "oracle": kalman,
-    "predictive": lambda e, data, updates: references.running_predictive(data, LAYERS, EPS),
+    "predictive": lambda e, data, updates: references.running_predictive(
+        data, LAYERS, EPS, (START[0], START[1]) if updates else None
+    ),
     "last_batch": lambda e, data, updates: references.running_last_batch(data),
 }
 PARAMETERS: dict[type[Estimator], list[dict[str, Any]]] = {
@@ -513,34 +516,48 @@ def test_predictive_does_not_know_the_future(bad: float) -> None:
             )
 
 
-@pytest.mark.parametrize("when", [0, 1, 2, 40, 100, 199])
+@pytest.mark.parametrize("updates", [0, 5])
+@pytest.mark.parametrize("when", [0, 1, 2, 40, 100, 149])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_predictive_leaves_out_what_is_not_finite(bad: float, when: int) -> None:
-    """One channel's mean: that channel is NaN from then on, the others are chosen without it."""
-    stream = replace(stream_of(batches(200)), layers=(1, 2))
-    harmed = replace(stream, batches=stream.batches.clone())
-    harmed.batches[when, 0, 1] = bad
-    found, expected = (fold([Predictive()], s, range(201))[0] for s in (harmed, stream))
-    assert found[when + 1 :, 0, 1].isnan().all() and found[: when + 1].isfinite().all()
-    torch.testing.assert_close(found[:, 1], expected[:, 1], rtol=1e-11, atol=0)
-    torch.testing.assert_close(found[..., 0], expected[..., 0], rtol=1e-11, atol=1e-12)
-    assert found[:, :, 2].isfinite().all()
+def test_predictive_leaves_out_what_is_not_finite(bad: float, when: int, updates: int) -> None:
+    """A batch with one such mean is left out in its layer: all is as if that layer had not been called."""
+    data, stream = batches(150), replace(stream_of(batches(150), updates), layers=(1, 2))
+    stream.batches[when, 0, 1] = bad
+    data[when] = data[when] + torch.tensor([0.0, bad, 0.0])
+    found = fold([Predictive()], stream, range(151))[0]
+    start = (START[0], START[1]) if updates else None
+    expected = torch.stack([torch.stack(pair) for pair in references.running_predictive(data, LAYERS, EPS, start)])
+    taken = torch.arange(1, 151) > (when if when == 0 and not updates else -1)
+    torch.testing.assert_close(found[1:][taken][1:], expected[taken][1:], rtol=1e-11, atol=1e-12)
+    assert found.isfinite().all() and (Predictive().gains(stream)[when, :, 1:] == 0).all()
+    if when == 0:
+        assert torch.equal(found[1, :, 1:], START[:, 1:])
 
 
-def test_predictive_is_decided_by_the_channels_that_are_left() -> None:
-    stream = stream_of(batches(200))
-    bad = replace(stream, batches=stream.batches.clone())
-    bad.batches[0, :, 1] = torch.nan
-    left = replace(
-        stream,
-        start=START[:, 2:],
-        batches=stream.batches[..., 2:],
-        counts=stream.counts[:, 2:],
-        eps=stream.eps[2:],
-        layers=(),
-    )
-    found, expected = (fold([Predictive()], s, range(1, 201))[0, ..., -1] for s in (bad, left))
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+def test_predictive_begins_from_buffers_that_other_batches_have_made() -> None:
+    """One batch does not take the place of what thousands have made; buffers that are not finite are left out."""
+    stream = stream_of(batches(3), updates=1000)
+    found = fold([Predictive()], stream, [1])[0, 0]
+    torch.testing.assert_close(found, START + 1e-3 * (stream.batches[0] - START), rtol=1e-12, atol=1e-12)
+    lost = replace(stream, start=START * torch.nan)
+    torch.testing.assert_close(fold([Predictive()], lost, [1])[0, 0], stream.batches[0])
+
+
+@pytest.mark.parametrize("updates", [0, 5])
+def test_predictive_tells_the_momenta_that_it_has_chosen(updates: int) -> None:
+    """What is given out is the average with that momentum, also where layers leave batches out."""
+    stream = replace(stream_of(batches(80), updates), layers=(1, 2))
+    stream.batches[[0, 1, 30], :, 2] = torch.nan
+    momenta = Predictive().momenta(stream)
+    assert momenta.shape == (80, 2, 2) and momenta[:2, :, 1].isnan().all() and momenta[2:].isfinite().all()
+    assert torch.equal(momenta[30, :, 1], momenta[29, :, 1])
+    found = fold([Predictive()], stream, [80])[0, 0]
+    whole = replace(stream, batches=stream.batches[[*range(2, 30), *range(31, 80)]], counts=stream.counts[:77])
+    for part, (layer, own) in itertools.product(range(2), enumerate((slice(0, 1), slice(1, 3)))):
+        kind = EMA if updates else DebiasedEMA
+        of = whole if layer else stream
+        (average,) = fold([kind(float(momenta[-1, part, layer]))], of, [len(of)])[0]
+        torch.testing.assert_close(found[part, own], average[part, own], rtol=1e-9, atol=1e-12)
 
 
 def test_predictive_without_variance_and_eps() -> None:

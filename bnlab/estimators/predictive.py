@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from bnlab.estimators.bank import MOMENTA, Bank, Block, by_channel
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
-
-_MOMENTA = 10 ** torch.linspace(-3, 0, 50, dtype=torch.float64, device="cpu")
-_KEPT = 1 - _MOMENTA
-_BLOCK = 64  # batches whose forecasts are scored at once: their products with one another cost as much as the bank's
-_ALIKE = 2  # the first batches, which all averages of the bank forecast alike
-_NO_VARIANCE = torch.finfo(torch.float32).tiny  # variance + eps where both are 0
-_FEWEST, _SHARE = 4, 0.1  # batches that a score remembers: so many, or this share of the past if that is more
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,8 @@ class Predictive(Estimator):
       1 − 1/max(4, k/10). The first two batches say nothing about the momentum: the smallest is taken.
 
     What comes out are averages of the means and of the unbiased variances, without bias while the statistics stand
-    still. A warm start is not used. A channel is NaN from its first batch with a NaN or infinite value on, and is no
-    longer scored.
+    still. Where other batches came before (`updates`), the averages begin from the start instead of the first batch,
+    as torch's own do. A batch with a NaN or infinite value in some channel of a layer is left out in that layer.
 
     Assumes no model of the drift, but independent batches: drawn without replacement they favour slow averages a
     little. It comes near the statistic of batches that normalize with their own moments (upstream="batch"), which is
@@ -58,157 +51,80 @@ class Predictive(Estimator):
 
     def gains(self, stream: Stream) -> Tensor:
         """The chosen momentum's weight of the newest batch; between two momenta what is given out jumps besides."""
-        gains = torch.empty_like(stream.batches)
-        for block in _blocks(stream):
-            own = _gains(block.first + 1, block.last + 1).gather(1, block.choices.flatten(1))
-            gains[block.first : block.last] = _by_channel(own.view_as(block.choices), stream)
+        gains = torch.zeros_like(stream.batches)
+        for part in _split(stream):
+            for block in part.blocks():
+                rows = part.rows[block.bank.count : block.bank.count + len(block)]
+                gains[rows, :, part.channels] = by_channel(block.chosen_gains, part.stream.layers)
         return gains
+
+    def momenta(self, stream: Stream) -> Tensor:
+        """[T, 2, layers], what has been chosen for mean and variance after each batch.
+
+        A batch that is left out changes nothing; before the first other one it is NaN.
+        """
+        layers = len(stream.layers) or 1
+        momenta = torch.full((len(stream), 2, layers), torch.nan, dtype=torch.float64, device="cpu")
+        for part in _split(stream):
+            chosen = [MOMENTA[block.choices] for block in part.blocks()]
+            if chosen:
+                taken = torch.searchsorted(part.rows, torch.arange(1, len(stream) + 1, device="cpu")).clamp(min=1)
+                momenta[part.rows[0] :, :, part.places] = torch.cat(chosen)[taken - 1][part.rows[0] :]
+        return momenta
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor:
         states = stream.start.repeat(len(positions), 1, 1)
-        rows: dict[int, list[int]] = {}
-        for row, position in enumerate(positions):
-            rows.setdefault(position, []).append(row)
-        for block in _blocks(stream):
-            for position in range(block.first + 1, block.last + 1):
-                if position in rows:
-                    states[rows[position]] = block.state(position, stream)
+        for part in _split(stream):
+            taken = torch.searchsorted(part.rows, torch.tensor(positions, device="cpu")).tolist()
+            for block in part.blocks():
+                first = block.bank.count
+                for row, number in enumerate(taken):
+                    if first < number <= first + len(block):
+                        states[row, :, part.channels] = block.state(number - first)
         return states
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Consecutive batches, the bank before them, and what is chosen after each of them.
+class _Part:
+    """Layers of a stream that are chosen for together, and the batches that they take.
 
     Args:
-        first: batches before the block.
-        series: [3, n, C], the batches' mean, unbiased variance and log(variance + eps); 0 in channels that are lost.
-        bank: [3, momenta, C], their averages after `first` batches.
-        alive: [2, C], channels whose mean or variance has been finite up to the end.
-        choices: [n, 2, layers], index of the momentum.
+        stream: of these layers and batches.
+        places: the layers' among all.
+        channels: the channels' among all.
+        rows: the batches' among all.
     """
 
-    first: int
-    series: Tensor
-    bank: Tensor
-    alive: Tensor
-    choices: Tensor
+    stream: Stream
+    places: slice
+    channels: slice
+    rows: Tensor
 
-    @property
-    def last(self) -> int:
-        return self.first + self.series.shape[1]
-
-    def averages(self, position: int, momenta: Tensor | slice = slice(None)) -> Tensor:
-        """[3, momenta, C], those of the bank after `position` batches."""
-        taken = position - self.first
-        weights = (_powers()[:taken].flip(0) * _gains(position, position + 1))[:, momenta].T
-        averages = weights @ self.series[:, :taken]
-        return averages.addcmul_(1 - weights.sum(1, keepdim=True), self.bank[:, momenta])
-
-    def state(self, position: int, stream: Stream) -> Tensor:
-        """[2, C], what is given out after `position` batches."""
-        momenta, index = self.choices[position - self.first - 1].unique(return_inverse=True)
-        averages = self.averages(position, momenta)[:2]
-        return torch.where(self.alive, averages.gather(1, _by_channel(index, stream)[:, None])[:, 0], torch.nan)
+    def blocks(self) -> Iterator[Block]:
+        stream = self.stream
+        bank = Bank.begin(stream.start, stream.updates, stream.eps, stream.layers)
+        while bank.count < len(stream):
+            block = bank.forecast(stream.batches[bank.count : bank.count + bank.room])
+            yield block
+            bank = block.end()
 
 
-def _blocks(stream: Stream) -> Iterator[_Block]:
-    """The stream in blocks that end after 1, 2, 4, …, 64, 128, 192, … batches, and before one that loses a channel."""
-    channels = stream.start.shape[1]
-    alive = torch.ones(2, channels, dtype=torch.bool, device="cpu")
-    bank = stream.start.new_zeros(3, len(_MOMENTA), channels)  # the first batch takes its place: gain 1
-    layers = stream.layers or (channels,)
-    scores = stream.start.new_zeros(len(_MOMENTA), 2 * len(layers))
-    chosen = torch.zeros(2, len(layers), dtype=torch.int64, device="cpu")
-    unit, first = torch.ones_like(stream.start[0]), 0
-    while first < len(stream):
-        batches = stream.batches[first : min(1 << first.bit_length(), (first // _BLOCK + 1) * _BLOCK)].transpose(0, 1)
-        if not batches.sum().isfinite():
-            finite = batches.isfinite()
-            alive = alive & finite[:, 0]
-            batches = batches[:, : (finite | ~alive[:, None]).all(2).all(0).cumprod(0).sum()]
-        series = torch.cat((batches, batches[1:] + stream.eps))
-        series[2].clamp_(min=_NO_VARIANCE).log_()
-        if not alive.all():
-            series, bank = (torch.where(alive[[0, 1, 1], None], values, 0.0) for values in (series, bank))
-        if first & (first - 1) == 0 or first % _BLOCK == 0:  # not where a channel is lost, maybe another layer's
-            unit = bank[2].gather(0, _by_channel(chosen[1:], stream))[0].exp()
-        errors = _errors(bank[::2], series[::2], _weights(unit, alive, layers), layers, first)
-        scores = _discount(scores, errors, first)
-        block = _Block(first, series, bank, alive, scores.argmin(1).view(-1, 2, len(layers)))
-        yield block
-        bank, scores, chosen, first = block.averages(block.last), scores[-1], block.choices[-1], block.last
-
-
-def _by_channel(values: Tensor, stream: Stream) -> Tensor:
-    """[..., layers] → [..., C]."""
-    layers = torch.tensor(stream.layers or (stream.start.shape[1],), device="cpu")
-    return values.repeat_interleave(layers, dim=-1)
-
-
-def _weights(unit: Tensor, alive: Tensor, layers: tuple[int, ...]) -> Tensor:
-    """[2, C], of the squared errors of mean and logarithm in a layer's average, the mean's in units of `unit` [C]."""
-    scored = alive & alive[1]  # without a variance a mean has no unit
-    shares = [part.sum(1, keepdim=True).clamp(min=1).expand_as(part) for part in scored.split(layers, dim=1)]
-    return scored * torch.stack((1 / unit, torch.ones_like(unit))) / torch.cat(shares, dim=1)
-
-
-def _errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[int, ...], first: int) -> Tensor:
-    """Squared errors [n, momenta, 2·layers] of the forecasts of each batch, one from each average before it.
-
-    With U the sum of the batches x before, weighted by (1−m)^age, the average is g·U and its squared error
-    g²·U·U − 2g·U·x + x·x. U·x and U·U follow from the products of the block's batches with one another and with the
-    bank before it: so the bank itself need not be made for each batch, which would take many times as long.
-    """
-    centre = bank[:, -1:]  # otherwise the products would be large and cancel
-    x, averages = series - centre, bank - centre
-    weighted, spread = x * weights[:, None], averages.square()
-    with_bank, with_others, squares = [], [], []
-    for end, channels in zip(accumulate(layers), layers, strict=True):
-        own = slice(end - channels, end)
-        with_bank.append(weighted[..., own] @ averages[..., own].mT)
-        with_others.append(weighted[..., own] @ x[..., own].mT)
-        squares.append(weights[:, None, own] @ spread[..., own].mT)
-    n, kept, sums = x.shape[1], _KEPT[:, None], 1 / _gains(first, first + 1).T
-    powers = _powers()[:n, :, None] * sums  # of U before the block, what is left of it before each batch
-    others = _side_by_side(with_others)
-    product = powers * _side_by_side(with_bank) + _ages()[:n, :, :n] @ others
-    own_square = others.diagonal().T[:, None]
-    square = torch.cat(((sums.square() * _side_by_side(squares)), 2 * kept * product[:-1] + own_square[:-1]))
-    factor = kept.square()
-    for before, here in pairwise(square):
-        here.addcmul_(before, factor)  # U becomes (1−m)·U + x
-    gain = _gains(first, first + n)[:, :, None]
-    return gain * (gain * square - 2 * product) + own_square
-
-
-def _side_by_side(products: list[Tensor]) -> Tensor:
-    """[2, a, b] of each layer as [a, b, 2·layers]."""
-    return torch.stack(products, dim=3).permute(1, 2, 0, 3).flatten(2)
-
-
-def _discount(scores: Tensor, errors: Tensor, first: int) -> Tensor:
-    """Scores [n, momenta, 2·layers] after each batch: those before, discounted, plus the errors."""
-    number = torch.arange(first + 1, first + len(errors) + 1, dtype=torch.float64, device="cpu")[:, None, None]
-    discount = (1 - 1 / (_SHARE * number).clamp(min=_FEWEST)).cumprod(0)
-    return discount * (scores + torch.where(number > _ALIKE, errors / discount, 0.0).cumsum(0))
-
-
-def _gains(first: int, last: int) -> Tensor:
-    """[last − first, momenta], the debiased EMAs' for batches `first` to `last` − 1, counted from 1; 0 is as 1."""
-    number = torch.arange(first, last, dtype=torch.float64, device="cpu").clamp(min=1)[:, None]
-    return (_MOMENTA / -torch.expm1(number * torch.log1p(-_MOMENTA))).clamp(max=1)
-
-
-@cache
-def _powers() -> Tensor:
-    """[block, momenta], (1−m)^age."""
-    return _KEPT ** torch.arange(_BLOCK, device="cpu")[:, None]
-
-
-@cache
-def _ages() -> Tensor:
-    """[block, momenta, block], the weight in U before one batch of an earlier one of the block; else 0."""
-    number = torch.arange(_BLOCK, device="cpu")
-    between = number[:, None] - 1 - number
-    return torch.where(between[:, None] >= 0, _powers().T[:, between.clamp(min=0)].transpose(0, 1), 0.0)
+def _split(stream: Stream) -> Iterator[_Part]:
+    """All layers at once where all values are finite; else each alone, without the batches that are not."""
+    layers = stream.layers or (stream.start.shape[1],)
+    if stream.batches.sum().isfinite() and stream.start.sum().isfinite():
+        every = torch.arange(len(stream), device="cpu")
+        yield _Part(replace(stream, layers=layers), slice(None), slice(None), every)
+        return
+    for place, (end, size) in enumerate(zip(accumulate(layers), layers, strict=True)):
+        own = slice(end - size, end)
+        rows = stream.batches[:, :, own].isfinite().flatten(1).all(1).nonzero().squeeze(1)
+        part = replace(
+            stream,
+            start=stream.start[:, own],
+            batches=stream.batches[rows, :, own],
+            counts=stream.counts[rows, own],
+            eps=stream.eps.expand(stream.start.shape[1])[own],
+            layers=(size,),
+        )
+        yield _Part(part, slice(place, place + 1), own, rows)
