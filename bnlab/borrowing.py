@@ -6,7 +6,6 @@ import contextlib
 import functools
 import random
 import sys
-import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -136,7 +135,8 @@ def replace_forward(module: nn.Module, run: Callable[..., Any]) -> None:
 def _run_instead(
     run: Callable[..., Any], given: Callable[..., Any] | None, module: nn.Module, /, *args: Any, **kwargs: Any
 ) -> Any:
-    own = types.MethodType(type(module).forward, module) if given is None else given
+    # Not a method: torch.compile cannot make one.
+    own = functools.partial(type(module).forward, module) if given is None else given
     return run(module, own, args, kwargs)
 
 

@@ -282,7 +282,7 @@ def _call_by_rule(
     try:
         layer._buffers["running_mean"], layer._buffers["running_var"] = lent
         with bypasses.allowed():
-            if getattr(own, "__func__", None) in TORCH_FORWARDS:
+            if getattr(own, "func", None) in TORCH_FORWARDS:
                 return own(*args, **kwargs)
             run = _OwnForward(layer, x)
             with Normalizations(run.look):

@@ -357,7 +357,7 @@ class MomentTrace:
             members = [self.layers[name] for name in names]
             firsts = [start.entries for start in members[0].starts]
             for part, (first, end) in enumerate(zip(firsts, [*firsts[1:], None], strict=True)):
-                yield names, first, end, _make_stream(members, part, first, end)
+                yield names, first, end, make_stream(members, part, first, end)
 
     @property
     def last_start(self) -> int:
@@ -421,7 +421,7 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
     return torch.cat([parts[name] for name in trace.layers], dim=3)
 
 
-def _make_stream(members: Sequence[LayerTrace], part: int, first: int, end: int | None) -> Stream:
+def make_stream(members: Sequence[LayerTrace], part: int, first: int, end: int | None) -> Stream:
     """The entries `first` to `end` of layers that were called together, from their start number `part`."""
     starts = [layer.starts[part] for layer in members]
     end = len(members[0]) if end is None else end

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,29 @@ from torch.overrides import _get_current_function_mode_stack
 from bnlab import Moments, MomentTrace, Statistics
 
 torch.set_num_threads(1)  # the tensors are small
+
+_RANK = """
+import sys
+import torch, torch.distributed as dist
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+rank = dist.get_rank()
+{script}
+dist.destroy_process_group()
+print("fine")
+"""
+
+
+def run_two_ranks(script: str, folder: Path) -> None:
+    """Run `script` in two processes of one group, each with its `rank`; AssertionError unless both end well."""
+    command = [sys.executable, "-c", _RANK.replace("{script}", script), str(folder / "rendezvous")]
+    root = Path(__file__).parents[1]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    # Gloo may still tell, after the end, that the other side was first to close.
+    outputs = [process.communicate(timeout=180) for process in ranks]
+    assert all("fine" in out.splitlines() for out, _ in outputs), outputs
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:

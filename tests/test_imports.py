@@ -36,6 +36,7 @@ LEVEL = {
     "normalizations": 1,
     "trace": 2,
     "inference": 2,
+    "nn": 2,
     "gaps": 2,
     "recording": 3,
     "exact": 3,
@@ -58,7 +59,8 @@ ARTIFACTS = (
     "producing",
     "__init__",
 )
-RECORDING = ("look", "watch", "membership", "steps", "recorder", "block", "frozen", "__init__")
+NN = ("collector", "upkeep", "self_tuned", "readers", "__init__")
+RECORDING = ("look", "watch", "membership", "steps", "recorder", "self_tuned", "block", "frozen", "__init__")
 FRAMES = ("selection", "panels", "networks", "comparisons", "averages", "scores", "__init__")
 EXACT = (
     "standard_errors",
@@ -111,6 +113,7 @@ def test_imports_go_downwards(path: Path) -> None:
 
 
 FOLDERS = {
+    "nn": NN,
     "recording": RECORDING,
     "exact": EXACT,
     "harness.artifacts": ARTIFACTS,

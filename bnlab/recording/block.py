@@ -14,8 +14,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from bnlab.arguments import check_number
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, is_compiled, join_names
 from bnlab.loans import check_not_lent
+from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.membership import Membership
 from bnlab.recording.recorder import Recorder, make_hook
+from bnlab.recording.self_tuned import SelfTunedRecorder
 from bnlab.recording.steps import StepCounter
 from bnlab.trace import LayerTrace, MomentTrace
 
@@ -108,7 +110,12 @@ class Recording:
         self.steps = StepCounter(self.trace, model, layers.values())
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         self.membership = Membership(self.trace, model, layers)
-        self.recorders = [Recorder(name, layer, self.trace, self.steps, trained) for name, layer in layers.items()]
+        self.recorders = [
+            (SelfTunedRecorder if isinstance(layer, SelfTuned) else Recorder)(
+                name, layer, self.trace, self.steps, trained
+            )
+            for name, layer in layers.items()
+        ]
 
     @contextlib.contextmanager
     def attached(self, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:

@@ -80,7 +80,10 @@ class Recorder:
         self._look: Look | None = None
         self._has_own_forward = type(layer).forward not in TORCH_FORWARDS
         self._hooks: tuple[int, int]  # keys of those before and after the call
-        self.watch = Watch(layer, self._entries, self._get_averages()[1])
+        self.watch = self._make_watch()
+
+    def _make_watch(self) -> Watch:
+        return Watch(self.layer, self._entries, self._get_averages()[1])
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnlab import Statistics, memory, population_statistics, self_consistency
 from bnlab.memory import LiveBytes, memory_limit
 from tests import references
-from tests.helpers import assert_moments, images, plain, randomized, residual, unchanged
+from tests.helpers import assert_moments, images, plain, randomized, residual, run_two_ranks, unchanged
 
 FLOAT32 = 2e-6  # a few roundings of float32, relative to σ and to the variance
 
@@ -446,14 +446,11 @@ def test_auto_takes_as_many_images_as_it_needs() -> None:
 # -- ranks -----------------------------------------------------------------------------------------------------------
 
 RANKS = """
-import sys
-import torch, torch.distributed as dist
 from bnlab import gap, population_statistics
 from tests.helpers import images, residual
 from tests.exact.test_breadth import Branching, CallsTwice
 
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-rank, group = dist.get_rank(), dist.group.WORLD
+group = dist.group.WORLD
 batches = images(4, 3, 5, 2, 6)
 for model in (residual(), CallsTwice(False), Branching()):
     for upstream in ("population", "batch"):
@@ -500,18 +497,8 @@ try:
     population_statistics(residual(), [], group=group)
 except ValueError as error:
     assert "batches is empty" in str(error)
-dist.destroy_process_group()
-print("fine")
 """
 
 
 def test_two_ranks_agree(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", RANKS, str(tmp_path / "rendezvous")]
-    root = Path(__file__).parents[2]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    # Gloo may still tell, after the end, that the other side was first to close.
-    outputs = [process.communicate(timeout=180) for process in ranks]
-    assert all("fine" in out.splitlines() for out, _ in outputs), outputs
+    run_two_ranks(RANKS, tmp_path)

@@ -1,0 +1,64 @@
+"""What momentum self-tuned layers have chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from bnlab.estimators.bank import MOMENTA, Bank
+from bnlab.nn.self_tuned import SelfTuned
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
+    """The momentum that each self-tuned layer of `model` has chosen for its mean and for its variance.
+
+    Call it from time to time to see it change: it is chosen anew after every batch.
+
+    Args:
+        errors: a row for each of the 50 momenta, with the error of its forecasts, instead of the chosen one alone.
+
+    Returns:
+        A row for each layer and statistic, in the model's order:
+
+        - layer, depth (from 1), statistic ("mean" or "var");
+        - batches: how many the averages are of, since they began;
+        - momentum: the chosen one (before the third batch the smallest); with `errors` all, and `chosen` says which;
+        - memory: 1/momentum, about how many of the latest batches it averages; never more than `batches` in effect;
+        - error (with `errors`): the mean square of the forecasts' errors over the last tenth of the batches, of the
+          mean in variances, of the variance as a logarithm; NaN before the third batch. The noise of single batches is
+          in all of them.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: the model has no self-tuned layer.
+    """
+    import pandas as pd
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"momenta: expected a torch.nn.Module, found {type(model).__name__}")
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
+    if not layers:
+        raise ValueError(f"momenta: {type(model).__name__} has no self-tuned layer; use SelfTuned.convert(model)")
+    banks = {name: layer.upkeep.collector.advance() for name, layer in layers.items()}
+    frames = [
+        _list_momenta(bank, place).assign(layer=name, depth=depth, statistic=statistic, batches=bank.count)
+        for depth, (name, bank) in enumerate(banks.items(), start=1)
+        for place, statistic in enumerate(("mean", "var"))
+    ]
+    frame = pd.concat(frames, ignore_index=True).assign(memory=lambda f: 1 / f["momentum"])
+    columns = ["layer", "depth", "statistic", "batches", "momentum", "memory"]
+    if errors:
+        return frame[[*columns, "error", "chosen"]]
+    return frame.loc[frame["chosen"], columns].reset_index(drop=True)
+
+
+def _list_momenta(bank: Bank, place: int) -> pd.DataFrame:
+    """`momentum`, `error`, `chosen` of all momenta; `place`: 0 for the mean, 1 for the variance."""
+    import pandas as pd
+
+    chosen = [number == int(bank.chosen[place, 0]) for number in range(len(MOMENTA))]
+    return pd.DataFrame({"momentum": MOMENTA.numpy(), "error": bank.errors[:, place].cpu().numpy(), "chosen": chosen})

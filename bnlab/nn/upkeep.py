@@ -1,0 +1,104 @@
+"""Running buffers that hold what a bank of averages gives out, whenever somebody looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnlab.nn.collector import Collector
+
+_Buffers = dict[str, Any]  # a layer's own; which are tensors
+
+
+class _Seen(NamedTuple):
+    """Running buffers as they were left: the tensors, how often each has been written, their values."""
+
+    mean: Tensor
+    var: Tensor
+    versions: tuple[int, int]
+    values: Tensor
+
+
+class Upkeep:
+    """What a self-tuned layer keeps beside its buffers.
+
+    Args:
+        buffers: the layer's, by name.
+        eps: the layer's.
+
+    Attributes:
+        collector: the batches so far.
+        is_behind: whether there may be batches that the buffers do not show yet.
+        beginnings: how often the averages have begun from the buffers.
+        last: [C] each, mean and variance of the batch that was taken last; None if the last call has not ended well or
+            was the repetition of an earlier one.
+    """
+
+    def __init__(self, buffers: _Buffers, eps: float) -> None:
+        start = _stack(buffers)
+        self.collector = Collector(start, _count_updates(buffers), eps)
+        self.is_behind, self.beginnings = False, 0
+        self.last: tuple[Tensor, Tensor] | None = None
+        self.look(buffers)
+
+    def look(self, buffers: _Buffers) -> None:
+        """Take the buffers as they are for what has been left."""
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        self._seen = _Seen(mean, var, (mean._version, var._version), _stack(buffers))
+
+    def begin_where_written(self, buffers: _Buffers) -> None:
+        """Begin from the buffers if something else has written them: `load_state_dict`, `reset_running_stats`."""
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        seen = self._seen
+        if mean is seen.mean and var is seen.var and (mean._version, var._version) == seen.versions:
+            return
+        if not torch.equal(_stack(buffers), seen.values):
+            self.begin(buffers)
+        self.look(buffers)
+
+    def begin(self, buffers: _Buffers) -> None:
+        """Forget all batches, and let the averages begin from the buffers."""
+        self.collector.begin(_stack(buffers), _count_updates(buffers))
+        self.is_behind, self.beginnings = False, self.beginnings + 1
+        self.look(buffers)
+
+    def catch_up(self, buffers: _Buffers) -> None:
+        """Write into the buffers what is given out after all batches so far."""
+        self.is_behind = False
+        self.begin_where_written(buffers)
+        state = self.collector.state()
+        if state is not None:
+            with torch.no_grad():
+                buffers["running_mean"].copy_(state[0])
+                buffers["running_var"].copy_(state[1])
+            self.look(buffers)
+
+    def move(self, buffers: _Buffers) -> None:
+        """Follow buffers that have been moved or converted."""
+        self.collector.move(_stack(buffers))
+        self.look(buffers)
+
+    def export(self) -> dict[str, Any]:
+        """What a checkpoint needs beside buffers that have caught up."""
+        return self.collector.export() | {"shown": self._seen.values}
+
+    def load(self, buffers: _Buffers, saved: Mapping[str, Any] | None) -> None:
+        """Take up what `export` gave if the buffers are those of then; otherwise begin from them."""
+        self.begin(buffers)
+        now = self._seen.values
+        if saved is not None and saved["shown"].shape == now.shape and torch.equal(saved["shown"].to(now), now):
+            self.collector.load(saved)
+
+
+def _stack(buffers: _Buffers) -> Tensor:
+    """[2, C], a copy of the running mean and variance."""
+    return torch.stack((buffers["running_mean"], buffers["running_var"])).detach()
+
+
+def _count_updates(buffers: _Buffers) -> int:
+    """How many batches have made the buffers what they are; one at least where nobody counts."""
+    batches: Tensor | None = buffers.get("num_batches_tracked")
+    return 1 if batches is None else int(batches)

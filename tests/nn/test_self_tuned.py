@@ -1,0 +1,566 @@
+"""Self-tuned layers against replays of what a plain twin was trained on; whatever else happens in a training."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+from bnlab import population_statistics, record, replay, running_statistics, using
+from bnlab.estimators import Predictive
+from bnlab.nn import SelfTuned, momenta
+from bnlab.trace import MomentTrace
+from tests.helpers import plain, run_two_ranks
+
+BN = ("1", "4")
+FLOAT32 = 1e-6  # a few roundings, of buffers and of sums
+
+
+def network(self_tuned: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3),
+        nn.BatchNorm2d(8, eps=1e-3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+    return SelfTuned.convert(model) if self_tuned else model
+
+
+def train(
+    model: nn.Module,
+    steps: int,
+    seed: int = 0,
+    *,
+    call: Callable[[Tensor], Tensor] | None = None,
+    looks: Collection[int] = (),
+) -> None:
+    """SGD on noise; after the steps in `looks` the model is evaluated."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    for step in range(steps):
+        x = torch.randn(8, 3, 8, 8, generator=generator)
+        y = torch.randint(4, (8,), generator=generator)
+        model.train()
+        nn.functional.cross_entropy((call or model)(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in looks:
+            model.eval()
+            model(x)
+
+
+def record_twin(steps: int, seed: int = 0) -> tuple[nn.Module, MomentTrace]:
+    twin = network(self_tuned=False)
+    with record(twin) as trace:
+        train(twin, steps, seed)
+    return twin, trace
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    """Parameters and buffers, bit for bit."""
+    for (name, value), (_, expected) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(value, expected), name
+
+
+def assert_replayed(model: nn.Module, trace: MomentTrace, **tolerance: float) -> None:
+    """The buffers are what the estimator gives out after the trace."""
+    expected = replay(trace, Predictive())[trace.last_step]
+    found = running_statistics(model)
+    for name, layer in expected.items():
+        scale = layer.var.sqrt()
+        torch.testing.assert_close(found[name].mean / scale, layer.mean / scale, rtol=0, atol=FLOAT32)
+        torch.testing.assert_close(found[name].var, layer.var, rtol=FLOAT32, atol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 64, 65, 150])
+def test_it_holds_what_a_replay_gives_and_trains_as_before(steps: int) -> None:
+    twin, trace = record_twin(steps)
+    model = network()
+    train(model, steps, looks=(0, 5, 70, 71))
+    assert_replayed(model, trace)
+    for value, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(value, expected)
+    assert [int(model.get_submodule(name).num_batches_tracked) for name in BN] == [steps] * 2  # type: ignore[arg-type]
+
+
+def test_looking_changes_nothing() -> None:
+    one, other = network(), network()
+    train(one, 100)
+    train(other, 100, looks=range(100))
+    assert_equal(one, other)
+
+
+LOOKS: dict[str, Callable[[nn.BatchNorm2d, nn.Module], Tensor]] = {
+    "attribute": lambda layer, model: layer.running_mean,  # type: ignore[dict-item,return-value]
+    "getattr": lambda layer, model: getattr(layer, "running_mean"),  # noqa: B009
+    "state_dict": lambda layer, model: model.state_dict()["1.running_mean"],
+    "buffers": lambda layer, model: dict(model.named_buffers())["1.running_mean"],
+    "own buffers": lambda layer, model: next(layer.buffers()),
+    "copy": lambda layer, model: copy.deepcopy(model)[1].running_mean,  # type: ignore[index]
+    "held": lambda layer, model: vars(model.eval() and layer)["_buffers"]["running_mean"],
+    "statistics": lambda layer, model: running_statistics(model)["1"].mean,
+    "half": lambda layer, model: copy.deepcopy(model).half()[1].running_mean,  # type: ignore[index]
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_whoever_looks_sees_the_latest(look: Callable[..., Tensor]) -> None:
+    _, trace = record_twin(20)
+    model = network()
+    train(model, 20)
+    found = look(model[1], model)  # type: ignore[index]
+    tolerance = 1e-3 if found.dtype == torch.float16 else FLOAT32
+    torch.testing.assert_close(
+        found.double(), replay(trace, Predictive())[20]["1"].mean, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_evaluation_is_under_the_latest() -> None:
+    _, trace = record_twin(20)
+    model, expected, x = network(), network(self_tuned=False), torch.randn(4, 3, 8, 8)
+    train(model, 20)
+    expected.load_state_dict(model.state_dict())
+    replay(trace, Predictive())[20].write_to(expected)
+    torch.testing.assert_close(model.eval()(x), expected.eval()(x), rtol=1e-4, atol=1e-5)
+    model.train()
+    for layer in model:
+        layer.training = False  # past train()
+    torch.testing.assert_close(model(x), expected(x), rtol=1e-4, atol=1e-5)
+
+
+# -- checkpoints and copies
+
+
+def save_and_load(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 40, 64, 100])
+def test_a_checkpoint_brings_the_averages_back(steps: int) -> None:
+    model, other = network(), network()
+    train(model, steps)
+    other.load_state_dict(save_and_load(model.state_dict()))
+    for each in (model, other):
+        train(each, 80, seed=1)
+    assert_equal(model, other)
+
+
+def test_checkpoints_have_torchs_keys_and_go_both_ways() -> None:
+    model, twin = network(), network(self_tuned=False)
+    train(model, 10)
+    assert list(model.state_dict()) == list(twin.state_dict())
+    twin.load_state_dict(save_and_load(model.state_dict()), strict=True)
+    assert_equal(twin, model)
+    train(twin, 10)
+    model.load_state_dict(twin.state_dict(), strict=True)
+    assert_equal(model, twin)
+
+
+def begins_from(model: nn.Module, start: Any) -> bool:
+    """Whether the averages begin from these buffers: a batch has a thousandth of the weight then."""
+    model = copy.deepcopy(model)
+    train(model, 1, seed=7)
+    layer = model[1]  # type: ignore[index]
+    return bool((layer.running_mean - start["1.running_mean"]).abs().max() < 4e-3)
+
+
+def test_a_plain_checkpoint_is_what_the_averages_begin_from() -> None:
+    twin, _ = record_twin(50)
+    model = network()
+    train(model, 5)
+    model.load_state_dict(twin.state_dict())
+    assert begins_from(model, twin.state_dict())
+    assert begins_from(SelfTuned.convert(twin), twin.state_dict())
+
+
+@pytest.mark.parametrize("how", ["without metadata", "changed", "other type"])
+def test_a_checkpoint_that_was_changed_is_what_the_averages_begin_from(how: str) -> None:
+    model, other = network(), network()
+    train(model, 50)
+    state = copy.deepcopy(model.state_dict())
+    if how == "without metadata":
+        state = dict(state)
+    elif how == "changed":
+        state["1.running_mean"] += 0.1
+    else:
+        state = type(state)((key, value.half().float()) for key, value in state.items())
+    other.load_state_dict(state)
+    assert begins_from(other, state)
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("steps", [0, 30, 64])
+def test_copies_go_on_by_themselves(make: Callable[[nn.Module], nn.Module], steps: int) -> None:
+    model, expected = network(), network()
+    for each in (model, expected):
+        train(each, steps)
+    other = make(model)
+    train(other, 40, seed=1)
+    assert_equal(model, expected)
+    train(model, 40, seed=1)
+    assert_equal(other, model)
+
+
+# -- what else happens in a training
+
+
+def zero(layer: nn.BatchNorm2d, model: nn.Module) -> None:
+    with torch.no_grad():
+        layer.running_mean.fill_(3.0)  # type: ignore[union-attr]
+
+
+WRITES: dict[str, Callable[..., object]] = {
+    "in place": zero,
+    "replaced": lambda layer, model: setattr(layer, "running_mean", torch.full((6,), 3.0)),
+    "load_state_dict": lambda layer, model: layer.load_state_dict(
+        layer.state_dict() | {"running_mean": torch.full((6,), 3.0)}
+    ),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("steps", [3, 64])
+def test_averages_begin_from_what_something_else_writes(write: Callable[..., object], steps: int) -> None:
+    model = network()
+    train(model, steps)
+    write(model[1], model)  # type: ignore[index]
+    assert torch.equal(model.state_dict()["1.running_mean"], torch.full((6,), 3.0))
+    assert begins_from(model, {"1.running_mean": torch.full((6,), 3.0)})
+
+
+def test_a_reset_makes_it_new() -> None:
+    model, x = network(), torch.randn(8, 3, 8, 8)
+    train(model, 70)
+    layer = model[1]  # type: ignore[index]
+    layer.reset_running_stats()
+    assert (layer.running_mean == 0).all() and (layer.running_var == 1).all()
+    model.train()
+    inputs = model[0](x)  # type: ignore[index]
+    layer(inputs)
+    torch.testing.assert_close(layer.running_mean, inputs.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("when", [0, 1, 7, 63, 64])
+def test_a_batch_that_is_not_finite_is_left_out(bad: float, when: int) -> None:
+    layer, expected = (SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(3)))[0] for _ in range(2))  # type: ignore[index]
+    for number, x in enumerate(torch.randn(90, 16, 3)):
+        if number == when:
+            layer(x * torch.tensor([1.0, bad, 1.0]))
+        else:
+            layer(x)
+            expected(x)
+    assert torch.equal(layer.running_mean, expected.running_mean)
+    assert torch.equal(layer.running_var, expected.running_var) and layer.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_checkpointing_repeats_is_no_new_batch(reentrant: bool) -> None:
+    _, trace = record_twin(70)
+    model = network()
+    train(model, 70, call=lambda x: checkpoint(model, x.requires_grad_(reentrant), use_reentrant=reentrant))  # type: ignore[no-any-return]
+    assert_replayed(model, trace)
+
+
+def test_several_forwards_before_a_backward() -> None:
+    """As of a GAN's two networks, with looks in between: gradients are those of plain layers."""
+    models = network(), network(self_tuned=False)
+    x = torch.randn(2, 8, 3, 8, 8)
+    for model in models:
+        outputs = model(x[0]).square().sum()
+        model.state_dict()
+        (outputs + model(x[1]).sum()).backward()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+def test_layers_in_eval_mode_or_without_tracking_stay() -> None:
+    model = network()
+    train(model, 10)
+    state = copy.deepcopy(model.state_dict())
+    model.train()
+    model[1].eval()  # type: ignore[index]
+    model[4].track_running_stats = False  # type: ignore[index]
+    model(torch.randn(8, 3, 8, 8))
+    assert all(torch.equal(state[f"{name}.running_mean"], model.state_dict()[f"{name}.running_mean"]) for name in BN)
+
+
+def test_a_call_that_raises_leaves_no_batch() -> None:
+    layer = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(3)))[0]  # type: ignore[index]
+    with pytest.raises(ValueError, match="Expected more than 1 value"):
+        layer(torch.randn(1, 3))
+    x = torch.randn(8, 3)
+    layer(torch.empty(0, 3))
+    layer(x)
+    torch.testing.assert_close(layer.running_mean, x.mean(0))
+    torch.testing.assert_close(layer.running_var, x.var(0))
+    assert layer.momentum == 0.1
+
+
+def test_measuring_a_model_leaves_its_averages_alone() -> None:
+    model, expected = network(), network()
+    batches = list(torch.randn(3, 8, 3, 8, 8))
+    for each in (model, expected):
+        train(each, 30)
+    for upstream in ("population", "batch"):
+        exact = population_statistics(model, batches, upstream=upstream)
+    with using(model, exact):
+        model(batches[0])
+    for each in (model, expected):
+        train(each, 30, seed=1)
+    assert_equal(model, expected)
+
+
+def test_an_averaged_model_gets_the_latest_buffers() -> None:
+    model = network()
+    averaged = AveragedModel(model)
+    for seed in range(3):
+        train(model, 10, seed)
+        averaged.update_parameters(model)
+        assert torch.equal(averaged.module[1].running_mean, model[1].running_mean)  # type: ignore[index]
+    x = torch.randn(8, 3, 8, 8)
+    averaged.eval()(x)
+    assert torch.equal(averaged.module[1].running_mean, model[1].running_mean)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_precision_may_change(dtype: torch.dtype) -> None:
+    model = network()
+    train(model, 20)
+    before = model.state_dict()["4.running_var"]
+    model.to(dtype).train()
+    torch.testing.assert_close(model.state_dict()["4.running_var"], before.to(dtype))
+    for _ in range(70):
+        model(torch.randn(8, 3, 8, 8, dtype=dtype))
+    found = model.state_dict()["1.running_mean"]
+    assert found.dtype == dtype and found.isfinite().all() and model[1].num_batches_tracked == 90  # type: ignore[index]
+
+
+def test_autocast() -> None:
+    models = network(), network(self_tuned=False)
+    for model in models:
+        with torch.autocast("cpu", torch.bfloat16):
+            model(torch.ones(8, 3, 8, 8) * torch.arange(8.0)[:, None, None, None])
+    twin = models[1]
+    one = models[0][1].running_mean  # type: ignore[index]
+    torch.testing.assert_close(0.1 * one, twin[1].running_mean)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("kind", "dimensions"), [(nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3)])
+def test_each_of_torchs_classes(kind: type[nn.Module], dimensions: int) -> None:
+    layer, x = kind(4), torch.randn(8, 4, *[3] * dimensions) + 2  # type: ignore[call-arg]
+    model = SelfTuned.convert(nn.Sequential(layer))
+    model(x)
+    assert isinstance(layer, SelfTuned) and isinstance(layer, kind)
+    torch.testing.assert_close(layer.running_mean, x.mean([0, *range(2, x.dim())]))
+    with pytest.raises(ValueError, match="expected"):
+        model(torch.randn(8))
+
+
+# -- compiled, exported
+
+
+@pytest.mark.parametrize("looks", [(), (5, 6)])
+def test_compiled(looks: tuple[int, ...]) -> None:
+    _, trace = record_twin(10)
+    model = network()
+    train(model, 10, call=torch.compile(model, backend="eager"), looks=looks)
+    assert_replayed(model, trace)
+
+
+class Unrolled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn, self.last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bn(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_a_layer_breaks_the_graph_once_in_training_and_never_in_evaluation() -> None:
+    model, x = SelfTuned.convert(Unrolled()), torch.randn(2, 3, 4, 4)
+    assert torch._dynamo.explain(model.train())(x).graph_break_count == 1
+    torch._dynamo.reset()
+    assert torch._dynamo.explain(model.eval())(x).graph_break_count == 0
+
+
+def test_exports_hold_the_latest() -> None:
+    model, x = network(), torch.randn(4, 3, 8, 8)
+    train(model, 20)
+    model.eval()
+    expected = model(x)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
+
+
+# -- recorded
+
+
+def test_a_recorded_model_has_the_entries_of_a_plain_one() -> None:
+    twin, trace = record_twin(100)
+    model = network()
+    with record(model) as found:
+        train(model, 100, looks=(3, 64))
+    for name, layer in trace.layers.items():
+        assert torch.equal(found.layers[name].moments, layer.moments) and not found.layers[name].restarts
+        assert found.layers[name].steps == layer.steps and found.layers[name].counts == layer.counts
+    assert_replayed(model, found)
+    for value, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_a_replay_begins_again_where_the_averages_do() -> None:
+    model = network()
+    state = copy.deepcopy(model.state_dict())
+    with record(model) as trace:
+        train(model, 40)
+        model[1].reset_running_stats()  # type: ignore[index]
+        train(model, 40, seed=1)
+        model.load_state_dict(state)
+        train(model, 40, seed=2)
+    assert [start.entries for start in trace.layers["1"].restarts] == [40, 80]
+    assert [start.entries for start in trace.layers["4"].restarts] == [80]
+    assert_replayed(model, trace)
+
+
+def test_a_checkpoint_of_the_same_training_goes_on_in_the_trace() -> None:
+    """As after a crash: the trace is cut where the checkpoint was."""
+    model, expected = network(), network()
+    with record(expected) as whole:
+        train(expected, 30)
+        train(expected, 50, seed=2)
+    with record(model) as trace:
+        train(model, 30)
+        state = copy.deepcopy(model.state_dict())
+        train(model, 30, seed=1)
+        model.load_state_dict(state)
+        trace.truncate(30)
+        train(model, 50, seed=2)
+    assert all(not layer.restarts for layer in trace.layers.values())
+    assert torch.equal(trace.layers["4"].moments, whole.layers["4"].moments)
+    assert_replayed(model, trace)
+
+
+# -- conversion
+
+
+def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
+    model = network()
+    train(model, 30)
+    state, layer = copy.deepcopy(model.state_dict()), model[1]  # type: ignore[index]
+    assert SelfTuned.revert(model) is model and model[1] is layer and type(layer) is nn.BatchNorm2d  # type: ignore[index]
+    assert "forward" not in vars(layer) and layer.momentum == 0.1
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
+    pickled(model)
+    twin = network(self_tuned=False)
+    twin.load_state_dict(state)
+    for each in (model, twin):
+        train(each, 10)
+    assert_equal(model, twin)
+
+
+def test_converting_twice_changes_nothing() -> None:
+    model = network()
+    train(model, 10)
+    upkeep = model[1].upkeep  # type: ignore[index]
+    assert SelfTuned.convert(model) is model and model[1].upkeep is upkeep  # type: ignore[index]
+
+
+class Own(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+def test_what_cannot_be_converted_is_named() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), Own(3))
+    with pytest.warns(UserWarning, match="'1' have a forward of their own and keep their momentum"):
+        SelfTuned.convert(model)
+    assert isinstance(model[0], SelfTuned) and type(model[1]) is Own
+    with pytest.raises(ValueError, match="no BatchNorm layer with running statistics"):
+        SelfTuned.convert(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"expected a torch\.nn.Module, found str"):
+        SelfTuned.convert("model")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"SelfTuned.convert"):
+        SelfTuned()
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        model[0]._replicate_for_data_parallel()
+
+
+# -- the reader
+
+
+def test_momenta() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="no self-tuned layer"):
+        momenta(plain())
+    train(model, 30)
+    found, every = momenta(model), momenta(model, errors=True)
+    assert found[["layer", "depth", "statistic"]].values.tolist() == [
+        ["1", 1, "mean"],
+        ["1", 1, "var"],
+        ["4", 2, "mean"],
+        ["4", 2, "var"],
+    ]
+    assert (found["batches"] == 30).all() and (found["memory"] == 1 / found["momentum"]).all()
+    best = every.loc[every.groupby(["depth", "statistic"])["error"].idxmin()]
+    assert best["momentum"].tolist() == found["momentum"].tolist() and best["chosen"].all()
+    assert len(every) == 4 * 50
+
+
+def test_the_error_of_a_forecast_is_a_mean_of_squares() -> None:
+    """A mean that is as far off each time: its square, in variances, and 0 for the logarithm."""
+    layer = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(1)))  # type: ignore[index]
+    x = torch.tensor([[-1.0], [1.0]]) / 2**0.5  # variance 1
+    for step in range(40):
+        layer(x + (step % 2))
+    errors = momenta(layer, errors=True).set_index(["statistic", "momentum"])["error"]
+    assert errors["mean", 1.0] == pytest.approx(1, rel=1e-3)  # eps in the variance
+    assert errors["mean", 0.001] == pytest.approx(0.25, rel=0.05)
+    assert errors["var"].max() < 1e-10
+
+
+# -- two processes
+
+RANKS = """
+from tests.nn.test_self_tuned import network, train
+
+model = network()
+ddp = torch.nn.parallel.DistributedDataParallel(model)
+train(model, 70, seed=rank, call=ddp, looks=(3, 40))
+x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+ddp.eval()
+with torch.no_grad():
+    output = ddp(x)
+both = [None, None]
+dist.all_gather_object(both, output)
+assert torch.equal(*both), "evaluated under other statistics"
+assert rank or model[1].upkeep.beginnings == 0  # the first one's averages are its own
+"""
+
+
+def test_two_processes_evaluate_alike(tmp_path: Path) -> None:
+    run_two_ranks(RANKS, tmp_path)
