@@ -134,6 +134,13 @@ TABLES = {
             "channels": _INT, "batches": _INT, "last_share": _REAL, "epochs": _INT, "noise": _REAL, "spread": _REAL,
         },
     ),
+    "choices": Table(
+        ("run", "step", "layer", "statistic"),
+        {
+            "run": _TEXT, "step": _INT, "layer": _TEXT, "statistic": _TEXT, "epoch": _REAL, "depth": _INT,
+            "channels": _INT, "chosen": _REAL,
+        },
+    ),
     "decomposition": Table(
         (*_STATISTICS, "layer", "statistic", "term"),
         {

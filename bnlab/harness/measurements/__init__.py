@@ -18,6 +18,7 @@ NAMES = (
     "counterexamples",
     "last_batches",
     "within_epoch",
+    "choices",
     "decomposition",
 )
 """Of the tables, each measured by the module and the function of the same name."""

@@ -1,0 +1,43 @@
+"""Table `choices`: the momentum that forecasts have chosen, by layer and statistic, over training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bnlab.estimators import Predictive
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.frozen import trace_of
+from bnlab.harness.measurements.sources import Source
+
+NEEDS_TRACE = True
+_POINTS = 60  # steps, evenly over the training
+
+
+def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:
+    """No estimator; 60 steps of the training and those of `evaluate_at`, but for the start."""
+    last = run.wanted[-1] if run.wanted else 0
+    points = {round(step) for step in np.linspace(1, last, _POINTS)} if last else set()
+    return {None: sorted({*points, *run.wanted} - {0})}
+
+
+def choices(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+    """One row for each step, layer and statistic: what `Predictive` has chosen after the batches up to that step."""
+    rows = []
+    trace = trace_of(run)
+    depths = {name: depth for depth, name in enumerate(trace.layers, start=1)}
+    for names, first, _, stream in trace.streams():
+        momenta = Predictive().momenta(stream)
+        recorded = np.array(trace.layers[names[0]].steps[first : first + len(stream)])
+        for step in steps:
+            position = int(np.searchsorted(recorded, step, side="right")) - 1
+            if position < 0:
+                continue
+            for place, name in enumerate(names):
+                key = (run.id, step, name), (step / run.batches.per_epoch, depths[name], stream.layers[place])
+                rows += [
+                    (*key[0], statistic, *key[1], float(momenta[position, number, place]))
+                    for number, statistic in enumerate(("mean", "var"))
+                ]
+    columns = ["run", "step", "layer", "statistic", "epoch", "depth", "channels", "chosen"]
+    return pd.DataFrame(rows, columns=columns)
