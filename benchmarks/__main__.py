@@ -14,7 +14,7 @@ import torch
 from benchmarks.timing import THREADS, Result
 from bnlab.memory import keep_freed_memory
 
-PARTS = ("start", "recording", "sweep", "population", "shared", "moments", "replay", "scaling")
+PARTS = ("start", "recording", "self_tuned", "sweep", "population", "shared", "moments", "replay", "scaling")
 _README = Path(__file__).with_name("README.md")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import nn
 
@@ -15,41 +18,67 @@ from bnlab.trace import MomentTrace, replay_bank
 ROUNDS = 15
 
 
+@dataclass(frozen=True)
+class Training:
+    """A network and the batches that it is trained on."""
+
+    name: str
+    config: ModelConfig
+    size: int
+    channels: int
+    batch: int
+    steps: int
+
+    def build(self) -> nn.Module:
+        return build_model(self.config, channels=self.channels, image_size=self.size, classes=10, seed=0)
+
+    @cached_property
+    def batches(self) -> Batches:
+        shape = (self.batch * 8, self.channels, self.size, self.size)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        labels = torch.randint(10, (len(images),), generator=torch.Generator().manual_seed(1))
+        return Batches(Split(images.contiguous(memory_format=torch.channels_last), labels), self.batch, Seeds.of(0))
+
+    def run(self, model: nn.Module) -> None:
+        optimizer = OptimizerConfig(lr=0.01)
+        train(Progress(model, build_optimizer(optimizer, model, 128), 0), self.batches, optimizer, self.steps, [])
+
+
+TRAININGS = (
+    Training("cnn 32-64-128, 32×32, batch 128, 40 steps", ModelConfig(), 32, 1, 128, 40),
+    Training("the demo's cnn 32-64-128, 8×8, batch 32, 270 steps", ModelConfig(), 8, 1, 32, 270),
+    Training("resnet-20, 32×32, batch 64, 40 steps", ModelConfig("resnet", 20, 16), 32, 3, 64, 40),
+)
+
+
 def results() -> list[Result]:
-    found = []
-    for name, config, size, channels, batch, steps in (
-        ("cnn 32-64-128, 32×32, batch 128", ModelConfig(), 32, 1, 128, 40),
-        ("the demo's cnn 32-64-128, 8×8, batch 32", ModelConfig(), 8, 1, 32, 270),
-        ("resnet-20, 32×32, batch 64", ModelConfig("resnet", 20, 16), 32, 3, 64, 40),
-    ):
-        found += _compare(f"{name}, {steps} steps", config, size, channels, batch, steps)
-    return found
+    return [result for training in TRAININGS for result in _compare(training)]
 
 
-def _compare(name: str, config: ModelConfig, size: int, channels: int, batch: int, steps: int) -> list[Result]:
-    model = build_model(config, channels=channels, image_size=size, classes=10, seed=0)
-    images = torch.randn(batch * 8, channels, size, size, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(10, (batch * 8,), generator=torch.Generator().manual_seed(1))
-    batches = Batches(Split(images.contiguous(memory_format=torch.channels_last), labels), batch, Seeds.of(0))
+def _compare(training: Training) -> list[Result]:
+    model = training.build()
     traces: list[MomentTrace] = []
-
-    def plain() -> None:
-        _train(model, batches, steps)
 
     def recorded() -> None:
         with record(model) as trace:
-            _train(model, batches, steps)
+            training.run(model)
         traces[:] = [trace]
 
     bank = [EMA(momentum=(i + 1) / 64) for i in range(64)]
-    sides = {"plain": plain, "recorded": recorded, "replay": lambda: replay_bank(traces[0], bank, [steps])}
+    sides = {
+        "plain": lambda: training.run(model),
+        "recorded": recorded,
+        "replay": lambda: replay_bank(traces[0], bank, [training.steps]),
+    }
     median = alternate(sides, ROUNDS)
     return [
-        Result(f"training, {name}", "recording", median["recorded"], "without", median["plain"], 1.05),
-        Result(f"after training, {name}", "replay of 64 momenta", median["replay"], "training", median["plain"], 0.02),
+        Result(f"training, {training.name}", "recording", median["recorded"], "without", median["plain"], 1.05),
+        Result(
+            f"after training, {training.name}",
+            "replay of 64 momenta",
+            median["replay"],
+            "training",
+            median["plain"],
+            0.02,
+        ),
     ]
-
-
-def _train(model: nn.Module, batches: Batches, steps: int) -> None:
-    optimizer = OptimizerConfig(lr=0.01)
-    train(Progress(model, build_optimizer(optimizer, model, 128), 0), batches, optimizer, steps, [])

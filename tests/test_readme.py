@@ -30,6 +30,14 @@ def test_the_calls_on_a_model_run() -> None:
     assert names["trace"].last_step == len(loader) and set(names["replayed"]) == {0, 1, 2, 3}
 
 
+def test_the_lines_on_self_tuned_layers_run() -> None:
+    model = plain()
+    names: dict[str, Any] = {"model": model, "train": lambda network: [network(batch) for batch in images(8, 8, 4)]}
+    (lines,) = [block for block in BLOCKS if "SelfTuned" in block]
+    exec(lines.replace("momenta(model)", "chosen = momenta(model)"), names)
+    assert names["model"] is model and (names["chosen"]["batches"] == 3).all()
+
+
 def test_the_numbers_are_those_of_the_answers() -> None:
     said = NUMBER.findall(TEXT.partition("## What it says")[2].partition("\n## ")[0])
     answers = (ROOT / "results" / "reference" / "ANSWERS.md").read_text()

@@ -1,0 +1,21 @@
+"""What layers that choose their momentum themselves add to training."""
+
+from __future__ import annotations
+
+from benchmarks.recording import TRAININGS, Training
+from benchmarks.timing import Result, alternate
+from bnlab.nn import SelfTuned
+
+ROUNDS = 15
+LIMITS = (1.03, 1.15, 1.03)
+
+
+def results() -> list[Result]:
+    return [_compare(training, limit) for training, limit in zip(TRAININGS, LIMITS, strict=True)]
+
+
+def _compare(training: Training, limit: float) -> Result:
+    plain, own = training.build(), SelfTuned.convert(training.build())
+    sides = {"plain": lambda: training.run(plain), "own": lambda: training.run(own)}
+    median = alternate(sides, ROUNDS)
+    return Result(f"training, {training.name}", "self-tuned", median["own"], "plain", median["plain"], limit)
