@@ -14,6 +14,7 @@ from bnlab.layers import BatchNorm, batch_norm_layers, join_names
 from bnlab.nn.upkeep import Upkeep
 
 _KEY = "bnlab.nn.SelfTuned/1"  # in a state dict's metadata
+_RUNNING = ("running_mean", "running_var")
 
 
 class SelfTuned(BatchNorm):
@@ -187,8 +188,8 @@ _KINDS: dict[type[nn.Module], type[SelfTuned]] = {
 
 def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
     """A layer's forward."""
-    if layer.training and layer.track_running_stats:
-        return _run_in_training(vars(layer), own, args, kwargs)
+    if layer.training and layer.track_running_stats and vars(layer)["_buffers"].get("running_mean") is not None:
+        return _run_in_training(layer, own, args, kwargs)
     return own(*args, **kwargs)
 
 
@@ -198,22 +199,22 @@ def _write_buffers(attributes: dict[str, Any]) -> None:
 
 
 @torch.compiler.disable
-def _run_in_training(attributes: dict[str, Any], own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
-    """Let torch write the batch's moments into a place of their own: its momentum is 1 meanwhile."""
-    upkeep, buffers, momentum = attributes["upkeep"], attributes["_buffers"], attributes["momentum"]
+def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
+    """Let torch write the batch's moments into a place of their own: with momentum 1."""
+    attributes = vars(layer)
+    upkeep, buffers = attributes["upkeep"], attributes["_buffers"]
     upkeep.begin_where_written(buffers)
     # A forward within a backward pass repeats an earlier one: activation checkpointing.
     repeats = torch._C._current_graph_task_id() != -1
     place = upkeep.collector.make_scratch() if repeats else upkeep.collector.make_place()
-    lent = buffers["running_mean"], buffers["running_var"]
-    upkeep.is_behind, upkeep.last = False, None
-    buffers["running_mean"], buffers["running_var"] = place
-    attributes["momentum"] = 1.0
+    upkeep.last = None
+    # Not the layer itself: it may be looked at, copied and saved meanwhile, in another thread.
+    stand_in = object.__new__(type(layer))
+    vars(stand_in).update(attributes, momentum=1.0, _buffers=buffers | dict(zip(_RUNNING, place, strict=True)))
+    del vars(stand_in)["upkeep"]
     try:
-        output = own(*args, **kwargs)
+        output = type(layer).forward(stand_in, *args, **kwargs)
         upkeep.last = None if repeats else place
         return output
     finally:
-        buffers["running_mean"], buffers["running_var"] = lent
-        attributes["momentum"] = momentum
         upkeep.is_behind = True

@@ -321,6 +321,28 @@ def test_a_call_that_raises_leaves_no_batch() -> None:
     assert layer.momentum == 0.1
 
 
+def test_who_looks_within_a_call_sees_the_layer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a thread that saves checkpoints beside training."""
+    model, expected = network(), network()
+    for each in (model, expected):
+        train(each, 10)
+    layer, seen = model[1], []  # type: ignore[index]
+    own = nn.functional.batch_norm
+
+    def look(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append((copy.deepcopy(model.state_dict()), copy.deepcopy(model), layer.momentum))
+        return own(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.functional, "batch_norm", look)
+        train(model, 1, seed=1)
+    state, other, momentum = seen[0]
+    assert torch.equal(state["1.running_mean"], expected.state_dict()["1.running_mean"]) and momentum == 0.1
+    assert torch.equal(other[1].running_var, expected[1].running_var)  # type: ignore[index]
+    train(expected, 1, seed=1)
+    assert_equal(model, expected)
+
+
 def test_measuring_a_model_leaves_its_averages_alone() -> None:
     model, expected = network(), network()
     batches = list(torch.randn(3, 8, 3, 8, 8))
