@@ -36,7 +36,7 @@ class SelfTuned(BatchNorm):
 
     Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a
     step (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of
-    activation checkpointing is none. A batch with a NaN or infinite value in some channel is left out in that layer.
+    activation checkpointing is none, nor is one while `layer.momentum` is 0. A batch with a NaN or infinite value in some channel is left out in that layer.
     A layer in eval mode stays as it is. With several processes SyncBatchNorm takes the moments of all of them, and all
     choose alike; otherwise each process has its own, and DistributedDataParallel evaluates under the first one's, as
     it does with plain layers. `torch.compile` interrupts its graph at each layer in training, because which place is
@@ -204,9 +204,10 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
     attributes = vars(layer)
     upkeep, buffers = attributes["upkeep"], attributes["_buffers"]
     upkeep.begin_where_written(buffers)
-    # A forward within a backward pass repeats an earlier one: activation checkpointing.
-    repeats = torch._C._current_graph_task_id() != -1
-    place = upkeep.collector.make_scratch() if repeats else upkeep.collector.make_place()
+    # A forward within a backward pass repeats an earlier one: activation checkpointing. With momentum 0 torch's own
+    # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.
+    is_left_out = torch._C._current_graph_task_id() != -1 or attributes["momentum"] == 0
+    place = upkeep.collector.make_scratch() if is_left_out else upkeep.collector.make_place()
     upkeep.last = None
     # Not the layer itself: it may be looked at, copied and saved meanwhile, in another thread.
     stand_in = object.__new__(type(layer))
@@ -214,7 +215,7 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
     del vars(stand_in)["upkeep"]
     try:
         output = type(layer).forward(stand_in, *args, **kwargs)
-        upkeep.last = None if repeats else place
+        upkeep.last = None if is_left_out else place
         return output
     finally:
         upkeep.is_behind = True

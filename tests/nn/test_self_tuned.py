@@ -286,6 +286,23 @@ def test_what_checkpointing_repeats_is_no_new_batch(reentrant: bool) -> None:
     assert_replayed(model, trace)
 
 
+def test_a_batch_with_momentum_0_is_left_out() -> None:
+    """As sharpness-aware minimization has it, for its second forward."""
+    model, expected = network(), network()
+    for seed in range(3):
+        for each in (model, expected):
+            train(each, 30, seed)
+        for layer in (model[1], model[4]):  # type: ignore[index]
+            layer.momentum = 0.0
+        with record(model) as trace:
+            model(torch.randn(8, 3, 8, 8) + 5)
+        assert not any(layer.steps for layer in trace.layers.values())
+        for layer in (model[1], model[4]):  # type: ignore[index]
+            layer.momentum = 0.1
+    for name in BN:
+        assert torch.equal(model.get_buffer(f"{name}.running_mean"), expected.get_buffer(f"{name}.running_mean"))
+
+
 def test_several_forwards_before_a_backward() -> None:
     """As of a GAN's two networks, with looks in between: gradients are those of plain layers."""
     models = network(), network(self_tuned=False)
