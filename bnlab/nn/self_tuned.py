@@ -34,13 +34,15 @@ class SelfTuned(BatchNorm):
     saved (`torch.save` does, `safetensors` does not); without them, or where the buffers have been changed since, they
     begin from the buffers. So they do wherever something else writes the buffers (`reset_running_stats`, `write_to`).
 
-    Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a
-    step (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of
-    activation checkpointing is none, nor is one while `layer.momentum` is 0. A batch with a NaN or infinite value in some channel is left out in that layer.
-    A layer in eval mode stays as it is. With several processes SyncBatchNorm takes the moments of all of them, and all
-    choose alike; otherwise each process has its own, and DistributedDataParallel evaluates under the first one's, as
-    it does with plain layers. `torch.compile` interrupts its graph at each layer in training, because which place is
-    the next one is Python's to know; evaluation is compiled whole.
+    Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a step
+    (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of
+    activation checkpointing is none, nor is one while `layer.momentum` is 0. While it is None, as
+    `torch.optim.swa_utils.update_bn` sets it, the buffers are torch's average of all batches. A batch with a NaN or
+    infinite value in some channel is left out in that layer. A layer in eval mode stays as it is. With several
+    processes SyncBatchNorm takes the moments of all of them, and all choose alike; otherwise each process has its own,
+    and DistributedDataParallel evaluates under the first one's, as it does with plain layers. `torch.compile`
+    interrupts its graph at each layer in training, because which place is the next one is Python's to know; evaluation
+    is compiled whole.
 
     What it assumes: that the noise of batches is independent (drawn without replacement they favour slow averages a
     little). What it does not do: it comes near the statistics of batches that normalize with their own moments, which
@@ -86,7 +88,7 @@ class SelfTuned(BatchNorm):
                 left.append(name)
                 continue
             layer.__class__ = kind
-            vars(layer)["upkeep"] = Upkeep(vars(layer)["_buffers"], layer.eps)
+            vars(layer)["upkeep"] = Upkeep(vars(layer)["_buffers"], layer.eps, layer.momentum is None)
             replace_forward(layer, _run)
         if left:
             warnings.warn(
@@ -203,6 +205,11 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
     """Let torch write the batch's moments into a place of their own: with momentum 1."""
     attributes = vars(layer)
     upkeep, buffers = attributes["upkeep"], attributes["_buffers"]
+    if attributes["momentum"] is None and not upkeep.was_cumulative:  # somebody wants the average of all, as update_bn
+        layer._catch_up()
+        output = own(*args, **kwargs)
+        upkeep.begin(buffers)
+        return output
     upkeep.begin_where_written(buffers)
     # A forward within a backward pass repeats an earlier one: activation checkpointing. With momentum 0 torch's own
     # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.

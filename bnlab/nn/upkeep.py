@@ -28,19 +28,21 @@ class Upkeep:
     Args:
         buffers: the layer's, by name.
         eps: the layer's.
+        was_cumulative: whether its momentum was None when it was converted.
 
     Attributes:
         collector: the batches so far.
+        was_cumulative: see above; else None is a sign that the averages are to stand aside.
         is_behind: whether there may be batches that the buffers do not show yet.
         beginnings: how often the averages have begun from the buffers.
         last: [C] each, mean and variance of the batch that was taken last; None if the last call has not ended well or
             was the repetition of an earlier one.
     """
 
-    def __init__(self, buffers: _Buffers, eps: float) -> None:
+    def __init__(self, buffers: _Buffers, eps: float, was_cumulative: bool) -> None:
         start = _stack(buffers)
         self.collector = Collector(start, _count_updates(buffers), eps)
-        self.is_behind, self.beginnings = False, 0
+        self.was_cumulative, self.is_behind, self.beginnings = was_cumulative, False, 0
         self.last: tuple[Tensor, Tensor] | None = None
         self.look(buffers)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
 from bnlab import population_statistics, record, replay, running_statistics, using
@@ -301,6 +301,25 @@ def test_a_batch_with_momentum_0_is_left_out() -> None:
             layer.momentum = 0.1
     for name in BN:
         assert torch.equal(model.get_buffer(f"{name}.running_mean"), expected.get_buffer(f"{name}.running_mean"))
+
+
+def test_update_bn_gives_the_average_of_all_batches() -> None:
+    model, twin = network(), network(self_tuned=False)
+    train(model, 30)
+    twin.load_state_dict(model.state_dict())
+    for each in (model, twin):
+        update_bn(torch.randn(40, 8, 3, 8, 8, generator=torch.Generator().manual_seed(3)), each)
+    assert_equal(model, twin)
+    assert begins_from(model.train(), twin.state_dict())
+
+
+def test_layers_that_averaged_all_batches_choose_now() -> None:
+    model = network(self_tuned=False)
+    for layer in (model[1], model[4]):  # type: ignore[index]
+        layer.momentum = None
+    SelfTuned.convert(model)
+    train(model, 20)
+    assert_replayed(model, record_twin(20)[1])
 
 
 def test_several_forwards_before_a_backward() -> None:
