@@ -146,19 +146,22 @@ class SelfTuned(BatchNorm):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelfTuned:
+        had_averages = _has_averages(vars(self))
         super()._apply(fn, recurse)
-        self.upkeep.move(self._buffers)
+        if _has_averages(vars(self)):
+            (self.upkeep.move if had_averages else self.upkeep.begin)(self._buffers)
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # Not as an entry: the keys are torch's, so that plain layers can load them.
-        if hasattr(destination, "_metadata"):
+        if hasattr(destination, "_metadata") and _has_averages(vars(self)):
             destination._metadata[prefix[:-1]][_KEY] = self.upkeep.export()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        self.upkeep.load(self._buffers, local_metadata.get(_KEY))
+        if _has_averages(vars(self)) and any(prefix + name in state_dict for name in _RUNNING):
+            self.upkeep.load(self._buffers, local_metadata.get(_KEY))
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError("SelfTuned: DataParallel trains copies whose batches are lost; use DistributedDataParallel")
@@ -188,29 +191,38 @@ _KINDS: dict[type[nn.Module], type[SelfTuned]] = {
 }
 
 
+def _has_averages(attributes: dict[str, Any]) -> bool:
+    """Whether a layer has running buffers with values; they may be set to None, or go to the meta device."""
+    values = [attributes["_buffers"].get(name) for name in _RUNNING]
+    return all(value is not None and not value.is_meta for value in values)
+
+
 def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
     """A layer's forward."""
-    if layer.training and layer.track_running_stats and vars(layer)["_buffers"].get("running_mean") is not None:
+    if layer.training and layer.track_running_stats:
         return _run_in_training(layer, own, args, kwargs)
     return own(*args, **kwargs)
 
 
 @torch.compiler.disable
 def _write_buffers(attributes: dict[str, Any]) -> None:
-    attributes["upkeep"].catch_up(attributes["_buffers"])
+    if _has_averages(attributes):
+        attributes["upkeep"].catch_up(attributes["_buffers"])
 
 
 @torch.compiler.disable
 def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
     """Let torch write the batch's moments into a place of their own: with momentum 1."""
     attributes = vars(layer)
+    if not _has_averages(attributes):
+        return own(*args, **kwargs)
     upkeep, buffers = attributes["upkeep"], attributes["_buffers"]
     if attributes["momentum"] is None and not upkeep.was_cumulative:  # somebody wants the average of all, as update_bn
         layer._catch_up()
         output = own(*args, **kwargs)
         upkeep.begin(buffers)
         return output
-    upkeep.begin_where_written(buffers)
+    upkeep.begin_where_written(buffers, certainly=not upkeep.is_behind)
     # A forward within a backward pass repeats an earlier one: activation checkpointing. With momentum 0 torch's own
     # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.
     is_left_out = torch._C._current_graph_task_id() != -1 or attributes["momentum"] == 0

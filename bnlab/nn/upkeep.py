@@ -49,13 +49,18 @@ class Upkeep:
     def look(self, buffers: _Buffers) -> None:
         """Take the buffers as they are for what has been left."""
         mean, var = buffers["running_mean"], buffers["running_var"]
-        self._seen = _Seen(mean, var, (mean._version, var._version), _stack(buffers))
+        self._seen = _Seen(mean, var, _count_writes(mean, var), _stack(buffers))
 
-    def begin_where_written(self, buffers: _Buffers) -> None:
-        """Begin from the buffers if something else has written them: `load_state_dict`, `reset_running_stats`."""
+    def begin_where_written(self, buffers: _Buffers, *, certainly: bool = False) -> None:
+        """Begin from the buffers if something else has written them: `load_state_dict`, `reset_running_stats`.
+
+        Args:
+            certainly: compare the values also where no write has been counted, as of those through `.data`.
+        """
         mean, var = buffers["running_mean"], buffers["running_var"]
         seen = self._seen
-        if mean is seen.mean and var is seen.var and (mean._version, var._version) == seen.versions:
+        same = mean is seen.mean and var is seen.var and _count_writes(mean, var) == seen.versions
+        if same and not certainly:
             return
         if not torch.equal(_stack(buffers), seen.values):
             self.begin(buffers)
@@ -73,7 +78,7 @@ class Upkeep:
         self.begin_where_written(buffers)
         state = self.collector.state()
         if state is not None:
-            with torch.no_grad():
+            with torch.inference_mode(buffers["running_mean"].is_inference()), torch.no_grad():
                 buffers["running_mean"].copy_(state[0])
                 buffers["running_var"].copy_(state[1])
             self.look(buffers)
@@ -98,6 +103,11 @@ class Upkeep:
 def _stack(buffers: _Buffers) -> Tensor:
     """[2, C], a copy of the running mean and variance."""
     return torch.stack((buffers["running_mean"], buffers["running_var"])).detach()
+
+
+def _count_writes(mean: Tensor, var: Tensor) -> tuple[int, int]:
+    """How often each has been written; -1 where nobody counts."""
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in (mean, var))  # type: ignore[return-value]
 
 
 def _count_updates(buffers: _Buffers) -> int:

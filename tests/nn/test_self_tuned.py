@@ -236,6 +236,7 @@ def zero(layer: nn.BatchNorm2d, model: nn.Module) -> None:
 WRITES: dict[str, Callable[..., object]] = {
     "in place": zero,
     "replaced": lambda layer, model: setattr(layer, "running_mean", torch.full((6,), 3.0)),
+    "through data": lambda layer, model: layer.running_mean.data.fill_(3.0),
     "load_state_dict": lambda layer, model: layer.load_state_dict(
         layer.state_dict() | {"running_mean": torch.full((6,), 3.0)}
     ),
@@ -250,6 +251,59 @@ def test_averages_begin_from_what_something_else_writes(write: Callable[..., obj
     write(model[1], model)  # type: ignore[index]
     assert torch.equal(model.state_dict()["1.running_mean"], torch.full((6,), 3.0))
     assert begins_from(model, {"1.running_mean": torch.full((6,), 3.0)})
+
+
+def test_a_checkpoint_of_other_layers_leaves_the_averages_alone() -> None:
+    model, expected = network(), network()
+    for each in (model, expected):
+        train(each, 70)
+    model.load_state_dict({k: v for k, v in model.state_dict().items() if k.startswith("8.")}, strict=False)
+    for each in (model, expected):
+        train(each, 10, seed=1)
+    assert_equal(model, expected)
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+def test_layers_may_lose_their_buffers(tracks: bool) -> None:
+    """As where they shall normalize with each batch's own moments from now on."""
+    model, twin = network(), network(self_tuned=False)
+    for each in (model, twin):
+        train(each, 5)
+        for layer in (each[1], each[4]):  # type: ignore[index]
+            layer.running_mean = layer.running_var = None
+            layer.track_running_stats = tracks
+    x = torch.randn(8, 3, 8, 8)
+    assert torch.equal(model(x), twin(x)) and torch.equal(model.eval()(x), twin.eval()(x))
+    assert_equal(copy.deepcopy(model).double(), twin.double())
+    model.load_state_dict(twin.state_dict())
+    SelfTuned.revert(model)
+
+
+def test_on_the_meta_device_and_back() -> None:
+    model, expected = network(), network()
+    for each in (model, expected):
+        train(each, 30)
+    state = copy.deepcopy(model.state_dict())
+    model.to("meta")(torch.empty(2, 3, 8, 8, device="meta"))
+    model.to_empty(device="cpu").load_state_dict(state)
+    for each in (model, expected):
+        train(each, 10, seed=1)
+    assert torch.equal(model[1].running_mean, expected[1].running_mean)  # type: ignore[index]
+
+
+def test_inference_mode() -> None:
+    model, expected, x = network(), network(), torch.randn(70, 8, 3, 8, 8)
+    with torch.inference_mode():
+        for batch in x:
+            model(batch)
+    for batch in x:
+        expected(batch)
+    assert_equal(model, expected)
+    with torch.inference_mode():
+        made = network()
+        for batch in x:
+            made(batch)
+    assert_equal(made, expected)
 
 
 def test_a_reset_makes_it_new() -> None:
