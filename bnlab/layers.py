@@ -129,6 +129,12 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(forward, "_torchdynamo_disable")
 
 
+def is_tracing() -> bool:
+    """Whether the operations that run now go into a graph of torch.jit.trace, torch.export or make_fx."""
+    proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return torch._C._get_tracing_state() is not None or proxies is not None or torch.compiler.is_exporting()
+
+
 def get_running_buffers(layer: BatchNorm) -> tuple[Tensor, Tensor]:
     """The running mean and variance of a layer that `batch_norm_layers` has found."""
     mean, var = layer.running_mean, layer.running_var

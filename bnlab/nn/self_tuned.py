@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from bnlab.borrowing import replace_forward
-from bnlab.layers import BatchNorm, batch_norm_layers, join_names
+from bnlab.layers import BatchNorm, batch_norm_layers, is_tracing, join_names
 from bnlab.nn.upkeep import Upkeep
 
 _KEY = "bnlab.nn.SelfTuned/1"  # in a state dict's metadata
@@ -107,12 +108,19 @@ class SelfTuned(BatchNorm):
 
         Returns:
             The model.
+
+        Raises:
+            ValueError: something else has exchanged a layer's class since, as parametrizations do.
         """
-        for layer in model.modules():
-            if isinstance(layer, SelfTuned):
-                layer._catch_up()
-                del vars(layer)["forward"], vars(layer)["upkeep"]
-                layer.__class__ = type(layer).__mro__[2]
+        kinds: dict[type[nn.Module], Any] = {kind: plain for plain, kind in _KINDS.items()}
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
+        others = [name for name, layer in layers.items() if type(layer) not in kinds]
+        if others:
+            raise ValueError(f"SelfTuned.revert: {join_names(others)} have got another class since; undo that first")
+        for layer in layers.values():
+            layer._catch_up()
+            del vars(layer)["forward"], vars(layer)["upkeep"]
+            layer.__class__ = kinds[type(layer)]
         return model
 
     # Whoever looks at the buffers comes by one of these: attributes, state_dict(), named_buffers(), apply, copies.
@@ -199,6 +207,9 @@ def _has_averages(attributes: dict[str, Any]) -> bool:
 
 def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
     """A layer's forward."""
+    if args and isinstance(args[0], Proxy):  # torch.fx takes it for one of the user's modules, and would look inside
+        tracer: Any = args[0].tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, kwargs)  # type: ignore[no-any-return]
     if layer.training and layer.track_running_stats:
         return _run_in_training(layer, own, args, kwargs)
     return own(*args, **kwargs)
@@ -217,6 +228,11 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
     if not _has_averages(attributes):
         return own(*args, **kwargs)
     upkeep, buffers = attributes["upkeep"], attributes["_buffers"]
+    if is_tracing() or (buffers["running_mean"].is_cuda and torch.cuda.is_current_stream_capturing()):
+        raise ValueError(
+            "SelfTuned: traced, exported or captured in train mode, where all later batches would go to the place of "
+            "this one; use eval(), or SelfTuned.revert"
+        )
     if attributes["momentum"] is None and not upkeep.was_cumulative:  # somebody wants the average of all, as update_bn
         layer._catch_up()
         output = own(*args, **kwargs)

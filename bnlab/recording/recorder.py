@@ -13,13 +13,11 @@ from torch.nn.modules import module as torch_module
 
 from bnlab.borrowing import is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_tracing
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch, count_writes
 from bnlab.trace import MomentTrace
-
-_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 class Loan(NamedTuple):
@@ -110,7 +108,7 @@ class Recorder:
         # A layer that does not track leaves its buffers alone.
         if not layer.training or not layer.track_running_stats:
             return
-        if _is_tracing():
+        if is_tracing():
             raise ValueError(
                 f"record: layer {self.name!r} is traced or exported in train mode; do that before the block or after it"
             )
@@ -312,9 +310,3 @@ def make_hook(function: Callable[..., None]) -> Callable[..., None]:
     """A hook that compiled code calls as it is, interrupting its graph, and that measurements leave out."""
     # Also a function, not a method: a deep copy of the model does not copy what it belongs to.
     return pause_while_borrowed(torch.compiler.disable(function))
-
-
-def _is_tracing() -> bool:
-    """Whether the operations that run now go into a graph of torch.jit.trace, torch.export or make_fx."""
-    proxies = torch._C._get_dispatch_mode(_PROXY)
-    return torch._C._get_tracing_state() is not None or proxies is not None or torch.compiler.is_exporting()

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
@@ -529,6 +531,30 @@ def test_exports_hold_the_latest() -> None:
     torch.testing.assert_close(torch.jit.trace(model, x)(x), expected)
 
 
+@pytest.mark.parametrize("trace", [torch.jit.trace, lambda model, x: make_fx(model)(x)])
+def test_what_would_keep_one_place_for_all_batches_is_refused(trace: Callable[..., object]) -> None:
+    model, x = network(), torch.randn(4, 3, 8, 8)
+    with pytest.raises(ValueError, match="in train mode"):
+        trace(model, x)
+    with pytest.raises(ValueError, match="in train mode"):
+        torch.export.export(model, (x,), strict=False)
+    model(x)
+    expected = network()
+    expected(x)
+    assert torch.equal(model[1].running_mean, expected[1].running_mean)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_torch_fx_calls_the_layers_as_torchs(mode: bool) -> None:
+    model = network()
+    train(model, 10)
+    graph = torch.fx.symbolic_trace(copy.deepcopy(model).train(mode))
+    assert [node.op for node in graph.graph.nodes].count("call_module") == 9
+    for each in (model, graph):
+        train(each, 10, seed=1)
+    assert_equal(model, graph)
+
+
 # -- recorded
 
 
@@ -593,6 +619,17 @@ def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
     for each in (model, twin):
         train(each, 10)
     assert_equal(model, twin)
+
+
+def test_revert_wants_the_classes_that_convert_has_given() -> None:
+    model = network()
+    parametrize.register_parametrization(model[1], "weight", nn.Identity())  # type: ignore[index]
+    train(model, 3)
+    with pytest.raises(ValueError, match="'1' have got another class since"):
+        SelfTuned.revert(model)
+    assert isinstance(model[4], SelfTuned)  # type: ignore[index]
+    parametrize.remove_parametrizations(model[1], "weight")  # type: ignore[index,arg-type]
+    assert type(SelfTuned.revert(model)[1]) is nn.BatchNorm2d  # type: ignore[index]
 
 
 def test_converting_twice_changes_nothing() -> None:
