@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from bnlab.borrowing import replace_forward
+from bnlab.borrowing import is_paused_while_borrowed, replace_forward
 from bnlab.layers import BatchNorm, batch_norm_layers, is_tracing, join_names
 from bnlab.nn.upkeep import Upkeep
 
@@ -30,10 +30,11 @@ class SelfTuned(BatchNorm):
 
     Training is as before, bit for bit: torch's own forward runs, with another place to write the batch's moments to.
     The buffers are brought up to date when somebody looks: an evaluation, `state_dict()`, `layer.running_mean`,
-    `model.buffers()`, an export. Their keys are torch's, so that a plain model loads the checkpoint and this one loads
-    a plain checkpoint, both with `strict=True`. The averages travel in the state dict's metadata, as far as it is
-    saved (`torch.save` does, `safetensors` does not); without them, or where the buffers have been changed since, they
-    begin from the buffers. So they do wherever something else writes the buffers (`reset_running_stats`, `write_to`).
+    `model.buffers()`, an export; a tensor that was taken earlier shows the state of the latest look. Their keys are
+    torch's, so that a plain model loads the checkpoint and this one loads a plain checkpoint, both with `strict=True`.
+    The averages travel in the state dict's metadata, as far as it is saved (`torch.save` does, `safetensors` does not);
+    without them, or where the buffers have been changed since, they begin from the buffers. So they do wherever
+    something else writes the buffers (`reset_running_stats`, `write_to`).
 
     Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a step
     (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of
@@ -43,7 +44,7 @@ class SelfTuned(BatchNorm):
     processes SyncBatchNorm takes the moments of all of them, and all choose alike; otherwise each process has its own,
     and DistributedDataParallel evaluates under the first one's, as it does with plain layers. `torch.compile`
     interrupts its graph at each layer in training, because which place is the next one is Python's to know; evaluation
-    is compiled whole.
+    is compiled whole. What would write a training step down for good (a trace, an export, a CUDA graph) is refused.
 
     What it assumes: that the noise of batches is independent (drawn without replacement they favour slow averages a
     little). What it does not do: it comes near the statistics of batches that normalize with their own moments, which
@@ -67,7 +68,8 @@ class SelfTuned(BatchNorm):
 
         Args:
             model: changed in place; weights, buffers and hooks stay the same objects. Convert it before torch.compile
-                and DistributedDataParallel, and after `convert_sync_batchnorm`.
+                and DistributedDataParallel, and after `convert_sync_batchnorm`, which makes plain layers of these.
+                What looks for torch's exact classes, as `fuse_modules`, needs `revert` first.
 
         Returns:
             The model.
@@ -170,6 +172,14 @@ class SelfTuned(BatchNorm):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         if _has_averages(vars(self)) and any(prefix + name in state_dict for name in _RUNNING):
             self.upkeep.load(self._buffers, local_metadata.get(_KEY))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A shallow copy would run the layer that it was made from, in that one's mode.
+        forward: Any = vars(self)["forward"]
+        if is_paused_while_borrowed(forward) and forward.args[2] is not self:
+            del vars(self)["forward"]
+            replace_forward(self, _run)
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError("SelfTuned: DataParallel trains copies whose batches are lost; use DistributedDataParallel")

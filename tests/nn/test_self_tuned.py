@@ -227,6 +227,17 @@ def test_copies_go_on_by_themselves(make: Callable[[nn.Module], nn.Module], step
     assert_equal(other, model)
 
 
+def test_a_shallow_copy_has_its_own_mode() -> None:
+    model, x = network(), torch.randn(8, 6, 4, 4)
+    train(model, 20)
+    layer = model[1]  # type: ignore[index]
+    other, state = copy.copy(layer).eval(), copy.deepcopy(model.state_dict())
+    layer.train()
+    before = nn.functional.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    assert torch.equal(other(x), before)
+    assert torch.equal(layer.running_mean, state["1.running_mean"])
+
+
 # -- what else happens in a training
 
 
