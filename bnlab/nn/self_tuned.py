@@ -235,6 +235,7 @@ def _write_buffers(attributes: dict[str, Any]) -> None:
 def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
     """Let torch write the batch's moments into a place of their own: with momentum 1."""
     attributes = vars(layer)
+    attributes["upkeep"].last = None
     if not _has_averages(attributes):
         return own(*args, **kwargs)
     upkeep, buffers = attributes["upkeep"], attributes["_buffers"]
@@ -253,7 +254,6 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
     # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.
     is_left_out = torch._C._current_graph_task_id() != -1 or attributes["momentum"] == 0
     place = upkeep.collector.make_scratch() if is_left_out else upkeep.collector.make_place()
-    upkeep.last = None
     # Not the layer itself: it may be looked at, copied and saved meanwhile, in another thread.
     stand_in = object.__new__(type(layer))
     vars(stand_in).update(attributes, momentum=1.0, _buffers=buffers | dict(zip(_RUNNING, place, strict=True)))

@@ -380,6 +380,16 @@ def test_update_bn_gives_the_average_of_all_batches() -> None:
     assert begins_from(model.train(), twin.state_dict())
 
 
+def test_update_bn_is_a_new_beginning_in_a_trace() -> None:
+    model = network()
+    with record(model) as trace:
+        train(model, 30)
+        update_bn(torch.randn(40, 8, 3, 8, 8), model)
+        train(model, 30, seed=1)
+    assert [start.entries for start in trace.layers["1"].restarts] == [30] and len(trace.layers["1"].steps) == 60
+    assert_replayed(model, trace)
+
+
 def test_layers_that_averaged_all_batches_choose_now() -> None:
     model = network(self_tuned=False)
     for layer in (model[1], model[4]):  # type: ignore[index]
