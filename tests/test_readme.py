@@ -39,7 +39,7 @@ def test_the_lines_on_self_tuned_layers_run() -> None:
 
 
 def test_the_numbers_are_those_of_the_answers() -> None:
-    said = NUMBER.findall(TEXT.partition("## What it says")[2].partition("\n## ")[0])
+    said = NUMBER.findall(TEXT)
     answers = (ROOT / "results" / "reference" / "ANSWERS.md").read_text()
     assert len(said) >= 4 and [number for number in said if number not in answers] == []
 

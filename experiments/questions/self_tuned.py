@@ -1,4 +1,4 @@
-"""What is a momentum worth that forecasts choose, under several schedules of the learning rate?"""
+"""What is predictive momentum worth, under several schedules of the learning rate?"""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def score_choices(statistic: str) -> Score:
     return score(find, "value", ("panel", "line", "epoch"), geometric=True)
 
 
-CHOICES = Curves("epoch", "line", Axis("momentum", log=True))
+CHOICES = Curves("epoch", "line", Axis("momentum", (8e-4, 1.3), log=True))
 READ = (
     "The momentum that has forecast the latest batches best, by layer, counted from the input: near 1 the average "
     "forgets at once, at 0.01 it is of about 100 batches. Beside it the learning rate, as a share of its peak."
@@ -81,7 +81,7 @@ READ = (
 
 EXPERIMENT = Experiment(
     name="self_tuned",
-    question="What is a momentum worth that forecasts choose, under several schedules of the learning rate?",
+    question="What is predictive momentum worth, under several schedules of the learning rate?",
     answers=("Q6", "Q10", "H12"),
     source="bnlab.nn.SelfTuned holds these averages while a model is trained; here they are replayed from a trace. The "
     "networks of the one-cycle schedule are those of `predictive`, whose numbers were known before these claims.",
@@ -105,23 +105,23 @@ EXPERIMENT = Experiment(
         Figure("variances", "What momentum is chosen for the variance", READ, score_choices("var"), CHOICES),
     ),
     claims=(
-        Claim("never_worse", "A momentum that forecasts choose is never less accurate than PyTorch's by 0.3 points.",
+        Claim("never_worse", "Predictive momentum is never less accurate than PyTorch's by 0.3 points.",
               score(find_gains, "accuracy", EACH, scale=100), above(-0.3, "points", NOISE), answers=("H12",)),
-        Claim("better_early", "Early at a large batch a momentum that forecasts choose is more accurate than "
+        Claim("better_early", "Early at a large batch predictive momentum is more accurate than "
               "PyTorch's by more than 5 points.",
               score(find_gains, "accuracy", EACH, scale=100, panel=f"after {EARLY:.0%} of training", batch_size=MANY),
               above(5.0, "points", "what nobody would give away"), answers=("Q6",)),
-        Claim("as_good_as_in_hindsight", "A momentum that forecasts choose loses less than 0.3 points against the "
+        Claim("as_good_as_in_hindsight", "Predictive momentum loses less than 0.3 points against the "
               "fixed one that is best over the whole training, known in hindsight.",
               score(find_gains_in_hindsight, "accuracy", EACH, scale=100), above(-0.3, "points", NOISE),
               answers=("Q10", "H12")),
-        Claim("near_the_best", "The gap of the forecasts' choice is about that of the best fixed momentum of "
+        Claim("near_the_best", "The gap of predictive momentum is about that of the best fixed momentum of "
               "each layer and step, known in hindsight.",
               score_times(),
               below(1.25, "times", "gaps around a minimum are flat: twice the best momentum costs about as much"),
               answers=("Q10", "H12")),
         Claim("late_where_the_rate_ends", "At the end of a one-cycle schedule, where the learning rate falls to 0, "
-              "forecasts choose late: their gap is a quarter larger than that of the best fixed momentum.",
+              "predictive momentum is late: its gap is a quarter larger than that of the best fixed one.",
               score_times(LATE, **{"optimizer.schedule": "onecycle"}), above(1.25, "times", "the same margin"),
               answers=("Q6", "Q10")),
     ),

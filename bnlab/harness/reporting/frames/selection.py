@@ -73,13 +73,15 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
 
 
 def name_value(key: str, value: Any) -> str:
-    """A column and its value in words.
+    """A column and its value in words; of a column `line` the value says it all.
 
     >>> name_value("batch_size", 8), name_value("depth", 2), name_value("moment", "var")
     ('batch size 8', 'layer 2', 'variances')
     """
     if key == "moment":
         return {"mean": "means", "var": "variances"}.get(value, str(value))
+    if key == "line":
+        return str(value)
     return f"{'layer' if key == 'depth' else key.replace('_', ' ')} {value}"
 
 
