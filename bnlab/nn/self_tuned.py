@@ -80,7 +80,7 @@ class SelfTuned(BatchNorm):
                 meta device.
 
         Warns:
-            UserWarning: layers whose class or instance has a forward of its own stay as they are.
+            UserWarning: layers of other classes, and those that have been given another forward, stay as they are.
         """
         left = []
         for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items():
@@ -95,8 +95,8 @@ class SelfTuned(BatchNorm):
             replace_forward(layer, _run)
         if left:
             warnings.warn(
-                f"SelfTuned.convert: {join_names(left)} have a forward of their own and keep their momentum; torch's "
-                "own classes are converted",
+                f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, or have their own forward, "
+                "and keep their momentum",
                 stacklevel=2,
             )
         return model

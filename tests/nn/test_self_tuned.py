@@ -667,7 +667,7 @@ class Own(nn.BatchNorm2d):
 
 def test_what_cannot_be_converted_is_named() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), Own(3))
-    with pytest.warns(UserWarning, match="'1' have a forward of their own and keep their momentum"):
+    with pytest.warns(UserWarning, match="'1' are not of torch's own classes, or have their own forward"):
         SelfTuned.convert(model)
     assert isinstance(model[0], SelfTuned) and type(model[1]) is Own
     with pytest.raises(ValueError, match="no BatchNorm layer with running statistics"):
