@@ -51,7 +51,8 @@ class SelfTuned(BatchNorm):
     tiny batches make too small; it knows nothing of another domain's images; and while the learning rate falls to 0,
     the choice comes as late as its score remembers.
 
-    Memory: 1.7 kB a channel, whatever the batch; 46 MB for the 26,560 channels of ResNet-50, and 32 MB in a checkpoint.
+    Memory: 1.7 kB a channel, whatever the batch, and at most as much in a checkpoint: 46 MB for the 26,560 channels of
+    ResNet-50.
     """
 
     upkeep: Upkeep
