@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, average, interval, over_best, paired, rows, score, select
+from bnlab.harness.reporting.frames import OtherThan, best_on_average, interval, over_best, paired, rows, score, select
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 
@@ -48,11 +48,9 @@ def find_others(tables: Tables) -> pd.DataFrame:
 
 def score_accuracy(tables: Tables) -> pd.DataFrame:
     """Points of accuracy that the forecast loses against the fixed momentum with the highest mean over seeds."""
-    fixed = rows(tables, "evaluations", SHARES, estimator=("ema", "predictive"))
-    means = average(select(fixed, estimator="ema"), "accuracy", ("panel", "batch_size", "momentum"))
-    best = means.loc[means.groupby(["panel", "batch_size"])["accuracy"].idxmax(), ["panel", "batch_size", "momentum"]]
-    known = select(fixed, estimator="ema").merge(best, on=["panel", "batch_size", "momentum"])
-    both = pd.concat([known, select(fixed, estimator="predictive")])
+    both = rows(tables, "evaluations", SHARES, estimator=("ema", "predictive"))
+    best = best_on_average(select(both, estimator="ema"), "accuracy", ("panel", "batch_size"))
+    both = pd.concat([best, select(both, estimator="predictive")])
     lost = paired(both, "accuracy", against="ema")
     return interval(lost, "accuracy", ("panel", "batch_size"), scale=-100)
 

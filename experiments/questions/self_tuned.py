@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import average, name_panels, over_best, paired, rows, score, select
+from bnlab.harness.reporting.frames import best_on_average, name_panels, over_best, paired, rows, score, select
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.schedule import lr_factor
@@ -29,11 +29,8 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 def find_gains_in_hindsight(tables: Tables) -> pd.DataFrame:
     """Accuracy of the forecasts' choice minus that under the fixed momentum that is best over the whole training."""
-    fixed = rows(tables, "evaluations", SHARES, BY, estimator="ema")
-    means = average(fixed, "accuracy", (*BY, "momentum"))
-    best = means.loc[means.groupby([*BY])["accuracy"].idxmax()].drop(columns="accuracy")
-    own = rows(tables, "evaluations", SHARES, BY, estimator="predictive")
-    both = pd.concat([fixed.merge(best, on=[*BY, "momentum"]), own])
+    fixed, own = (rows(tables, "evaluations", SHARES, BY, estimator=name) for name in ("ema", "predictive"))
+    both = pd.concat([best_on_average(fixed, "accuracy", BY), own])
     return select(paired(both, "accuracy", against="ema"), estimator="predictive")
 
 

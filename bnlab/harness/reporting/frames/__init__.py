@@ -4,7 +4,7 @@
 `averages` compute with them; `scores` puts these together.
 """
 
-from bnlab.harness.reporting.frames.averages import MEASURES, average, interval, other_seeds
+from bnlab.harness.reporting.frames.averages import MEASURES, average, best_on_average, interval, other_seeds
 from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, paired
 from bnlab.harness.reporting.frames.networks import RESULTS, rows
 from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
@@ -18,6 +18,7 @@ __all__ = [
     "OtherThan",
     "Rows",
     "average",
+    "best_on_average",
     "interval",
     "lowest",
     "name_panels",

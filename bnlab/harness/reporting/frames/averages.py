@@ -35,6 +35,22 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
     return means.assign(**{value: np.exp(means[value])}) if geometric else means
 
 
+def best_on_average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
+    """The rows with one momentum: for each combination of `by` that with the highest mean of `value`, as an accuracy.
+
+    Args:
+        frame: rows of one estimator.
+        value: the column of which the mean is taken, over all rows that agree in `by` and momentum.
+        by: what has a momentum of its own, such as "batch_size".
+
+    Raises:
+        UserError: a column is missing.
+    """
+    means = average(frame, value, (*by, "momentum"))
+    best = means.loc[means.groupby([*by])[value].idxmax(), [*by, "momentum"]]
+    return frame.merge(best, on=[*by, "momentum"])
+
+
 def interval(
     frame: pd.DataFrame,
     value: str,

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import average, interval, other_seeds
+from bnlab.harness.reporting.frames import average, best_on_average, interval, other_seeds
 from bnlab.harness.reporting.frames.averages import MEASURES
 
 
@@ -30,6 +30,24 @@ def test_average_against_plain_pandas() -> None:
     assert list(average(frame.assign(x=0.0), "x", ["layer"], geometric=True)["x"]) == [0]
     with pytest.raises(UserError, match="no column 'y'"):
         average(frame, "y", ["momentum"])
+
+
+def test_the_best_momentum_is_that_of_the_highest_mean() -> None:
+    """Of size 8 momentum 0.5 is best once, and 0.1 on average."""
+    records = [
+        (8, 0, 0.1, 0.6),
+        (8, 1, 0.1, 0.8),
+        (8, 0, 0.5, 0.9),
+        (8, 1, 0.5, 0.1),
+        (4, 0, 0.1, 0.2),
+        (4, 0, 0.5, 0.3),
+    ]
+    frame = pd.DataFrame(records, columns=["size", "seed", "momentum", "x"])
+    assert best_on_average(frame, "x", ["size"]).values.tolist() == [
+        [8, 0, 0.1, 0.6],
+        [8, 1, 0.1, 0.8],
+        [4, 0, 0.5, 0.3],
+    ]
 
 
 def test_interval_against_plain_pandas() -> None:
