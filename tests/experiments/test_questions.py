@@ -46,7 +46,7 @@ def as_configured(name: str, sources: Sequence[Setting] = ()) -> dict[str, pd.Da
     networks = {"sizes": sorted(sizes), "seeds": sorted(seeds), "steps": sorted(steps), "settings": settings}
     tables = plant(sources or estimators(name), lambda row: 0.1 + (row["momentum"] or 0) + row["seed"] / 100,
                    shares=configs[0].evaluate_at, splits=as_list(configs[0].evaluate_on), **networks)  # fmt: skip
-    measured = {"runs", "log", *configs[0].measurements}
+    measured = {"runs", "log", *as_list(configs[0].measurements)}
     return {table: frame if table in measured else frame[:0] for table, frame in tables.items()}
 
 
