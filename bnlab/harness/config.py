@@ -24,6 +24,8 @@ def check(config: Config) -> None:
     images = data.check(config.data)
     models.check(config.model, config.norm)
     training.check(config.optimizer)
+    if config.order not in training.ORDERS:
+        raise UserError(f"order={config.order}: must be one of {', '.join(training.ORDERS)}")
     _check_numbers(config, images)
     _check_statistics(config, images)
     names = as_list(config.measurements)

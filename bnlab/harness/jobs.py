@@ -165,6 +165,7 @@ def _build_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
         "norm_batch_size": config.batch_size if run.has_trace else None,
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
+        "order": config.order,
         "epochs": steps / steps_per_epoch(images, config.batch_size),
         "steps": steps,
         "status": status["status"],

@@ -56,6 +56,8 @@ CASES = {
     "sweep optimizer=[sgd,adamw]": "takes one name",
     "sweep experiment=nope": "choose from",
     "sweep experiment=../../x": "choose from",
+    "sweep order=random": "order=random: must be one of shuffled, replacement, sorted, blocks",
+    "sweep order=[sorted]": "order",
     # types and ranges
     "sweep seed=0.5": "seed=0.5.*Integer",
     "sweep seed=-1": "seed=-1: must be 0",

@@ -35,7 +35,7 @@ FURTHER = {
     "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
     "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name optimizer.name "
     "optimizer.lr optimizer.lr_scaling optimizer.momentum optimizer.weight_decay optimizer.label_smoothing "
-    "optimizer.schedule",
+    "optimizer.schedule order",
     "gaps": "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio",
     "evaluations": "epoch images stat_images loss accuracy ece disagreement logit_gap",
 }
@@ -45,7 +45,7 @@ WHOLE = {"step", "seed", "batch_size", "norm_batch_size", "steps", "threads", "d
 WHOLE |= {"stat_images", "data.images", "data.classes", "data.image_size", "data.shift", "last_step"}
 WHOLE |= {"model.depth", "model.width", "model.pool_every"}
 TEXT |= {"data.name", "model.name", "norm.name", "optimizer.name", "optimizer.lr_scaling", "optimizer.schedule"}
-TEXT |= {"data.difficulty", "data.fonts", "data.test_fonts"}
+TEXT |= {"order", "data.difficulty", "data.fonts", "data.test_fonts"}
 TRUTH = {"data.flip"}
 
 
@@ -83,16 +83,26 @@ COLUMNS |= {f"optimizer.{name}": name for name in ("lr", "lr_scaling", "weight_d
 def test_runs_has_a_column_for_every_setting_of_training(tmp_path: Path) -> None:
     groups = ("data.", "model.", "optimizer.")
     names = [
-        name for name in field_names(Config) if name.startswith(groups) or name in ("batch_size", "epochs", "steps")
+        name
+        for name in field_names(Config)
+        if name.startswith(groups) or name in ("batch_size", "epochs", "steps", "order")
     ]
     trained_by = [name for name in names if name not in ("data.root", "data.download")]
     assert len(trained_by) > 20
     assert {COLUMNS.get(name, name) for name in trained_by} <= set(TABLES["runs"].types)
-    words = ("data.images=500", "data.shift=2", "model.depth=2", "model.width=8", "batch_size=32", "steps=3")
+    words = (
+        "data.images=500",
+        "data.shift=2",
+        "model.depth=2",
+        "model.width=8",
+        "batch_size=32",
+        "steps=3",
+        "order=blocks",
+    )
     run("sweep", *words, "optimizer.lr=0.2", "optimizer.lr_scaling=linear", f"results={tmp_path}")
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["data.images"] == 500 and row["data.shift"] == 2 and row["data.flip"] is False
-    assert row["model.depth"] == 2 and row["model.width"] == 8
+    assert row["order"] == "blocks" and row["model.depth"] == 2 and row["model.width"] == 8
     assert row["last_step"] == row["steps"] == 3
     assert row["lr"] == 0.2 and row["lr_effective"] == pytest.approx(0.2 / 4)
 

@@ -25,6 +25,7 @@ class Config:
     batch_size: int = 128
     epochs: int = 10
     steps: int | None = None  # instead of epochs
+    order: str = "shuffled"  # of the images in an epoch: shuffled, replacement, sorted, blocks; see `training.Batches`
     seed: int = 0
     # What is measured on it: any of these may change without training again
     momentum: Any = 0.1  # weight of the new batch, one value or a list
@@ -58,6 +59,7 @@ def training_settings(config: Config) -> dict[str, Any]:
         "optimizer": training.training_settings(config.optimizer),
         "batch_size": config.batch_size,
         **({"epochs": config.epochs} if config.steps is None else {"steps": config.steps}),
+        "order": config.order,
     }
 
 

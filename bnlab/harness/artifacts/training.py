@@ -73,12 +73,24 @@ class Seeds:
         return Seeds(*torch.randint(2**31, (3,), generator=generator).tolist())
 
 
+ORDERS = ("shuffled", "replacement", "sorted", "blocks")
+
+
 @dataclass(frozen=True)
 class Batches:
     """The training batches by step: each epoch in another order, an uneven last batch kept, a last one of 1 dropped.
 
     Each epoch's order and each step's augmentation have seeds of their own, so that training can go on from any step
     without a random state to restore.
+
+    The order changes which images meet in a batch. Statistics of frozen weights, such as exact ones, are of the whole
+    training split all the same: every image once.
+
+    Attributes:
+        order: of an epoch's N images. `shuffled`: every image once. `replacement`: N images that are drawn with
+            replacement, so that some are missing. `sorted`: every image once, class after class by the classes'
+            numbers, shuffled within each class. `blocks`: the same with the classes in an order that is drawn for each
+            epoch.
     """
 
     split: Split
@@ -86,6 +98,7 @@ class Batches:
     seeds: Seeds
     shift: int = 0
     flip: bool = False
+    order: str = "shuffled"
 
     @property
     def per_epoch(self) -> int:
@@ -93,8 +106,16 @@ class Batches:
 
     def epoch_order(self, epoch: int) -> Tensor:
         """Indices of the epoch's images in their order, int64 [N] on the CPU."""
-        generator = torch.Generator().manual_seed(self.seeds.order + epoch)
-        return torch.randperm(len(self.split.labels), generator=generator)
+        generator, images = torch.Generator().manual_seed(self.seeds.order + epoch), len(self.split.labels)
+        if self.order == "replacement":
+            return torch.randint(images, (images,), generator=generator)
+        shuffled = torch.randperm(images, generator=generator)
+        if self.order == "shuffled":
+            return shuffled
+        place = labels = self.split.labels.cpu()  # of an image's class in the epoch
+        if self.order == "blocks":
+            place = torch.randperm(int(labels.max()) + 1, generator=generator)[labels]
+        return shuffled[place[shuffled].argsort(stable=True)]
 
     def from_step(self, step: int) -> Iterable[tuple[Tensor, Tensor]]:
         """(images, labels) of the batch before update `step + 1`, and all after it, without end."""

@@ -109,6 +109,8 @@ def test_what_makes_another_network() -> None:
         {"batch_size": 32},
         {"epochs": 3},
         {"steps": 3},
+        {"order": "sorted"},
+        {"order": "blocks"},
         {"optimizer": OptimizerConfig(lr=0.2)},
         {"optimizer": OptimizerConfig(schedule="step")},
         {"model": ModelConfig(depth=2)},
@@ -175,6 +177,7 @@ def test_the_defaults() -> None:
         },
         "batch_size": 128,
         "epochs": 10,
+        "order": "shuffled",
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.models import ModelConfig, build_model
 from bnlab.harness.artifacts.training import (
+    ORDERS,
     Batches,
     Diverged,
     OptimizerConfig,
@@ -56,8 +57,44 @@ def test_order_depends_on_the_seed_alone() -> None:
     assert not torch.equal(first, other.epoch_order(0)) and not torch.equal(first, a.epoch_order(1))
 
 
-def test_the_same_batches_from_any_step() -> None:
-    batches = Batches(split(21), 4, Seeds.of(3), shift=2, flip=True)
+def test_an_epoch_drawn_with_replacement() -> None:
+    """As many images, each with probability 1/N at each place: a share (1 − 1/N)^N is missing."""
+    batches = Batches(split(500), 8, Seeds.of(0), order="replacement")
+    epochs = [batches.epoch_order(epoch) for epoch in range(20)]
+    assert all(len(order) == 500 and order.min() >= 0 and order.max() < 500 for order in epochs)
+    missing = sum(500 - len(order.unique()) for order in epochs) / (20 * 500)
+    deviation = (0.233 * 0.768 / 10_000) ** 0.5  # at most: places of one epoch are negatively correlated
+    assert missing == pytest.approx((1 - 1 / 500) ** 500, abs=4 * deviation)
+    assert batches.per_epoch == Batches(split(500), 8, Seeds.of(0)).per_epoch
+
+
+def test_classes_one_after_the_other() -> None:
+    batches = Batches(split(53), 8, Seeds.of(0), order="sorted")
+    labels, epochs = batches.split.labels, [batches.epoch_order(epoch).tolist() for epoch in range(3)]
+    for order in epochs:
+        assert sorted(order) == list(range(53)) and labels[order].tolist() == sorted(labels.tolist())
+        assert order != sorted(range(53), key=lambda image: (image % 10, image))  # shuffled within
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_classes_in_blocks() -> None:
+    batches = Batches(split(53), 8, Seeds.of(0), order="blocks")
+    labels, firsts = batches.split.labels, []
+    for epoch in range(50):
+        order = batches.epoch_order(epoch)
+        assert sorted(order.tolist()) == list(range(53))
+        classes, counts = labels[order].unique_consecutive(return_counts=True)
+        assert sorted(classes.tolist()) == list(range(10)) and torch.equal(counts, labels.bincount()[classes])
+        firsts.append(int(classes[0]))
+    assert set(firsts) == set(range(10))  # but for a chance of 10·0.9⁵⁰ = 5%, and the seed is fixed
+    own = [order[labels[order] == 0].tolist() for order in map(batches.epoch_order, range(2))]
+    assert own[0] != own[1] and sorted(own[0]) == sorted(own[1])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_same_batches_from_any_step(order: str) -> None:
+    batches = Batches(split(21), 4, Seeds.of(3), shift=2, flip=True, order=order)
+    torch.manual_seed(len(order))  # of no account
     whole = list(islice(batches.from_step(0), 17))
     for step in range(17):
         for (images, labels), (expected, theirs) in zip(batches.from_step(step), whole[step:], strict=False):
