@@ -13,7 +13,7 @@ import yaml
 from bnlab.harness.artifacts.settings import Config, field_names
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-CHOICES = ("data", "model", "norm", "optimizer", "suite", "experiment")
+CHOICES = ("data", "model", "norm", "optimizer", "suite", "variation", "experiment")
 # What other programs call a setting, and its name here.
 _SYNONYMS = {
     "learning_rate": "optimizer.lr",

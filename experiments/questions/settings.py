@@ -1,0 +1,88 @@
+"""Does what the running average costs depend on how the network is trained?"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
+from bnlab.harness.reporting.frames import rows, score, share_name
+from bnlab.harness.reporting.plots import Forest
+from bnlab.harness.reporting.style import Axis
+
+SHARES = EARLY, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
+USUAL = {
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.1,
+    "optimizer.schedule": "onecycle",
+    "optimizer.weight_decay": 5e-4,
+    "data.shift": 0,
+}
+WORDS = {
+    "optimizer.name": "{}",
+    "optimizer.lr": "learning rate {:g}",
+    "optimizer.schedule": "{} schedule",
+    "optimizer.weight_decay": "weight decay {:g}",
+    "data.shift": "images shifted by {:g}",
+}
+EACH = ("panel", "setting")
+UNCHANGED, SLOW, FAST, CONSTANT = "nothing changed", "learning rate 0.025", "learning rate 0.4", "constant schedule"
+EMA = {"estimator": "ema", "momentum": 0.1}
+
+
+def name_settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `setting`: what differs from the usual training, in words."""
+    words = [
+        ", ".join(WORDS[column].format(row[column]) for column, usual in USUAL.items() if row[column] != usual)
+        for row in frame[[*USUAL]].to_dict("records")
+    ]
+    return frame.assign(setting=[word or UNCHANGED for word in words])
+
+
+def find_losses(tables: Tables) -> pd.DataFrame:
+    """Accuracies with their setting."""
+    return name_settings(rows(tables, "evaluations", SHARES, [*USUAL]))
+
+
+def find_gaps(tables: Tables) -> pd.DataFrame:
+    """Gaps under PyTorch's momentum with their setting; networks of one seed are one `run`, to be compared."""
+    frame = rows(tables, "gaps", SHARES, [*USUAL], **EMA)
+    return name_settings(frame).assign(run=frame["seed"].astype(str))
+
+
+def score_cost(share: float | None = None) -> Score:
+    """Points that PyTorch's running average loses against exact statistics of the same network."""
+    where = {} if share is None else {"panel": share_name(share)}
+    return score(find_losses, "accuracy", EACH, against="exact", scale=-100, **EMA, **where)
+
+
+def score_times(setting: str, against: str, share: float) -> Score:
+    """How many times the gap of the mean under one setting that under the other is, over layers."""
+    return score(find_gaps, "mean_gap", ("setting",), against=against, along="setting", ratio=True, average="layer",
+                 geometric=True, setting=setting, panel=share_name(share))  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    name="settings",
+    question="Does what the running average costs depend on optimizer, learning rate, schedule, weight decay or "
+    "augmentation?",
+    answers=("Q11", "H2"),
+    source="One setting of the training is changed at a time, at a batch of 256, where an epoch has 36 steps.",
+    columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
+    figures=(
+        Figure("cost", "What PyTorch's running average costs, by what is changed in the training",
+               "Points of test accuracy lost against exact statistics of the same network, paired; right of 0 is a "
+               "loss.",
+               score_cost(), Forest("setting", Axis("accuracy lost (points)"), mark=(0.0, "no loss"))),
+    ),
+    claims=(
+        Claim("harmless_late", "At the end of training it costs less than a point, whatever is changed.",
+              score_cost(LATE),
+              within(-1.0, 1.0, "points", "less than a point decides between no two networks of this size")),
+        Claim("constant_rate_costs_late", "With a constant learning rate its gap at the end is twice as large as with "
+              "one that falls to 0.",
+              score_times(CONSTANT, UNCHANGED, LATE),
+              above(2.0, "times", "what no other setting of the training should do")),
+        Claim("high_rate_is_farther", "In the middle of training its gap is larger at sixteen times the learning rate.",
+              score_times(FAST, SLOW, MIDDLE), above(1.0, "times", "at 1 both are as far")),
+    ),
+)  # fmt: skip
