@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -260,7 +260,4 @@ class Turns(Generic[AnyTurn]):
 
 def _is_forked() -> bool:
     """Whether `torch.jit.fork` has called this code: it does so from C++, whose calls have to end in order."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code is not torch.jit.fork.__code__:
-        frame = frame.f_back
-    return frame is not None
+    return any(frame.f_code is torch.jit.fork.__code__ for frame, _ in traceback.walk_stack(sys._getframe()))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterable
-from types import FrameType
 
 import torch
 from torch import nn
@@ -148,12 +148,8 @@ _CALL = nn.Module._call_impl.__code__
 
 def is_being_called(module: nn.Module) -> bool:
     """Whether this thread is inside of a call of `module`."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code is _CALL and frame.f_locals["self"] is module:
-            return True
-        frame = frame.f_back
-    return False
+    frames = traceback.walk_stack(sys._getframe())
+    return any(frame.f_code is _CALL and frame.f_locals["self"] is module for frame, _ in frames)
 
 
 def is_alive(thread: int) -> bool:
