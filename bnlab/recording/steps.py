@@ -41,8 +41,7 @@ class StepCounter:
                 self._inside[id(module)], self._parts[id(module)] = inside, set(parts)
                 if id(module) not in recorded:
                     self.modules.append(module)
-        self._modules = {id(module): module for module in self.modules}
-        self._outermost: tuple[int, int] | None = None  # which module is being called, and by which thread
+        self._outermost: tuple[nn.Module, int] | None = None  # which module is being called, and by which thread
         self._counting = set[int]()  # modules whose calls count
         self._called = set[int]()  # those of them that have been called in this step
         self._step: int | None = None
@@ -92,7 +91,7 @@ class StepCounter:
             return
         if self._outermost is not None:
             outermost, thread = self._outermost
-            if outermost != id(module):
+            if outermost is not module:
                 if not self._is_interrupted(id(module)):
                     return
             elif thread != threading.get_ident() and is_alive(thread):
@@ -101,21 +100,21 @@ class StepCounter:
                 )
             # Otherwise the call before was interrupted: hooks are not called after a KeyboardInterrupt.
         self._count(module)
-        self._outermost = id(module), threading.get_ident()
+        self._outermost = module, threading.get_ident()
 
     def _is_interrupted(self, key: int) -> bool:
         """Whether the outermost call has ended without its hooks, as far as a module that is no part of it can tell."""
         assert self._outermost is not None
         outermost, thread = self._outermost
-        if key in self._parts[outermost]:  # usually; the stack, which compiled code leaves out, is not asked then
+        if key in self._parts[id(outermost)]:  # usually; the stack, which compiled code leaves out, is not asked then
             return False
         if thread != threading.get_ident():
             return not is_alive(thread)
-        return not is_being_called(self._modules[outermost])
+        return not is_being_called(outermost)
 
     def leave(self, module: nn.Module, args: object, output: object) -> None:
         """The hook after a call of one of `modules`."""
-        if self._outermost == (id(module), threading.get_ident()):
+        if self._outermost == (module, threading.get_ident()):
             self._outermost = None
 
     def enter_layer(self, layer: BatchNorm) -> None:
