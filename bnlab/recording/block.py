@@ -156,8 +156,7 @@ class Recording:
                 "that",
                 stacklevel=4,
             )
-        overwritten = [recorder.name for recorder in self.recorders if recorder.overwritten]
-        overwritten = [name for name in overwritten if name not in missed]
+        overwritten = [r.name for r in self.recorders if r.overwritten and not r.watch.unrecorded]
         if overwritten:
             warnings.warn(
                 f"record: the running buffers of {join_names(overwritten)} are not the average of what was recorded: "
@@ -168,24 +167,22 @@ class Recording:
 
     def warn_of_other_momenta(self) -> None:
         """Say which layers have left some of their entries out of their average, or have averaged them all alike."""
-        left_out = {r.name: r.left_out for r in self.recorders if 0 < r.left_out < len(self.trace.layers[r.name])}
-        if left_out:
-            most = max(left_out.values())
-            warnings.warn(
-                f"record: {join_names(left_out)} had momentum 0 in {most} call{'s' * (most > 1)} and another one in "
-                "others; all are in the trace, and replays average what the layers have not; for calls that are to be "
-                "left out set track_running_stats=False instead",
-                stacklevel=4,
-            )
-        averaged = {r.name: r.cumulative for r in self.recorders if 0 < r.cumulative < len(self.trace.layers[r.name])}
-        if averaged:
-            most = max(averaged.values())
-            warnings.warn(
-                f"record: {join_names(averaged)} had momentum None in {most} call{'s' * (most > 1)} and another one in "
-                "others; all are in the trace, and replays average all in one way; torch.optim.swa_utils.update_bn "
-                "does that: give it a deep copy of the model, or call it outside of the block",
-                stacklevel=4,
-            )
+        left_out = {recorder.name: recorder.left_out for recorder in self.recorders}
+        averaged = {recorder.name: recorder.cumulative for recorder in self.recorders}
+        tracking = "for calls that are to be left out set track_running_stats=False instead"
+        update = "torch.optim.swa_utils.update_bn does that: give it a deep copy of the model, or call it outside of"
+        for momentum, calls, consequence in (
+            (0, left_out, f"average what the layers have not; {tracking}"),
+            (None, averaged, f"average all in one way; {update} the block"),
+        ):
+            some = {name: count for name, count in calls.items() if 0 < count < len(self.trace.layers[name])}
+            if some:
+                most = max(some.values())
+                warnings.warn(
+                    f"record: {join_names(some)} had momentum {momentum} in {most} call{'s' * (most > 1)} and another "
+                    f"one in others; all are in the trace, and replays {consequence}",
+                    stacklevel=4,
+                )
 
 
 def _begin_trace(layer: BatchNorm) -> LayerTrace:
