@@ -140,6 +140,14 @@ def _run_instead(
     return run(module, own, args, kwargs)
 
 
+def count_writes(tensor: Tensor | None) -> int:
+    """How often it has been written in place; -1 where nobody counts, as for inference tensors."""
+    try:
+        return -1 if tensor is None else tensor._version
+    except RuntimeError:
+        return -1
+
+
 class KeptTensors:
     """Tensors as they are now, to be put back where a forward has written into them."""
 
@@ -148,7 +156,7 @@ class KeptTensors:
         self._versions = self._versions_now()
 
     def _versions_now(self) -> list[int]:
-        return [-1 if tensor.is_inference() else tensor._version for tensor, *_ in self._kept]
+        return [count_writes(tensor) for tensor, *_ in self._kept]
 
     @contextlib.contextmanager
     def restored(self, *, unseen: bool = False) -> Iterator[None]:

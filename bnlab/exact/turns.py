@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from bnlab.batches import Forward
+from bnlab.borrowing import count_writes
 from bnlab.exact.layouts import Layouts
 from bnlab.exact.locks import find_free_locks
 from bnlab.flags import are_same, read_flags
@@ -60,7 +61,7 @@ class Turn:
 
 
 def _list_versions(batch: Any) -> list[int]:
-    return [t._version for t in tree_leaves(batch) if isinstance(t, Tensor) and not t.is_inference()]
+    return [count_writes(t) for t in tree_leaves(batch) if isinstance(t, Tensor)]
 
 
 AnyTurn = TypeVar("AnyTurn", bound=Turn)

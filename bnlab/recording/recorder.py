@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from bnlab.borrowing import is_paused_while_borrowed, pause_while_borrowed
+from bnlab.borrowing import count_writes, is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_tracing
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
-from bnlab.recording.watch import Average, Watch, count_writes
+from bnlab.recording.watch import Average, Watch
 from bnlab.trace import MomentTrace
 
 

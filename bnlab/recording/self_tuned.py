@@ -7,10 +7,11 @@ import threading
 import torch
 from torch import Tensor
 
+from bnlab.borrowing import count_writes
 from bnlab.estimators import Predictive, fold
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.recorder import Loan, Recorder
-from bnlab.recording.watch import Average, Watch, count_writes
+from bnlab.recording.watch import Average, Watch
 from bnlab.trace import LayerTrace, make_stream
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.borrowing import count_writes
 from bnlab.layers import BatchNorm
 from bnlab.trace import LayerTrace
 
@@ -110,13 +111,3 @@ class Watch:
         values = values.cpu().double()
         close = (values - average).abs() <= tolerance * scale
         return bool((close | (values == average) | (values.isnan() & average.isnan())).all())
-
-
-def count_writes(tensor: Tensor | None) -> int:
-    """How often it has been written in place; -1 where nobody counts, as for inference tensors."""
-    if tensor is None:
-        return -1
-    try:
-        return tensor._version
-    except RuntimeError:
-        return -1
