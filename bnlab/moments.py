@@ -91,6 +91,18 @@ class Moments:
         return Moments(n, mean, m2 / n)
 
 
+def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = None) -> tuple[float, float]:
+    """The largest differences of a channel's mean, in σ, and of its variance, relative; 0 where both are dead.
+
+    Args:
+        scale: [C], the variance that both are relative to; default the reference's.
+    """
+    var = reference.var if scale is None else scale
+    mean_off = (other.mean - reference.mean).abs() / var.sqrt()
+    var_off = (other.var - reference.var).abs() / var
+    return float(mean_off.nan_to_num(0.0, torch.inf).max()), float(var_off.nan_to_num(0.0, torch.inf).max())
+
+
 def pooled_moments(parts: Sequence[Partial], again: Callable[[Tensor, Tensor], Sequence[Partial]]) -> Moments:
     """Moments of all parts together.
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bnlab import Moments, moments
-from bnlab.moments import pooled_moments, read
+from bnlab.moments import compare_moments, pooled_moments, read
 from tests import references
 from tests.helpers import assert_moments
 
@@ -169,6 +169,14 @@ def test_another_split_changes_nothing(batches: list[Tensor], size: int) -> None
 def test_pooling_batches_of_another_shape_far_from_zero() -> None:
     inputs = [sample(3, 4, 5, 5, mean=1000, std=0.01), sample(2, 4, 9, 7, mean=1000.02, std=0.01)]
     assert_moments(pooled(inputs), references.merge(inputs))
+
+
+def test_comparing_dead_channels() -> None:
+    """Without a variance nothing is no difference, and anything else an infinite one."""
+    one, other = (Moments(4, torch.tensor([1.0, 5.0, mean]), torch.tensor([4.0, 0.0, 0.0])) for mean in (2.0, 3.0))
+    near = Moments(4, torch.tensor([2.0, 5.0, 2.0]), torch.tensor([5.0, 0.0, 0.0]))
+    assert compare_moments(one, near) == (0.5, 0.25) and compare_moments(one, other) == (torch.inf, 0)
+    assert compare_moments(one, near, scale=torch.full((3,), 16.0)) == (0.25, 0.0625)
 
 
 def test_empty_is_neutral() -> None:

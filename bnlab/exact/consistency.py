@@ -19,7 +19,7 @@ from bnlab.exact.layouts import Layouts
 from bnlab.layers import batch_norm_layers, get_running_buffers, unwrap_parallel
 from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
-from bnlab.moments import Moments
+from bnlab.moments import Moments, compare_moments
 from bnlab.statistics import Statistics, using
 
 if TYPE_CHECKING:
@@ -109,17 +109,11 @@ def self_consistency(
                 raise ValueError(
                     f"{CALLER}: the {what} of layer {name!r} has NaN or infinite values; look at data and weights"
                 )
-    rows = {name: _difference(statistics[name], moments) for name, moments in own.seen.items()}
+    rows = {name: compare_moments(statistics[name], moments) for name, moments in own.seen.items()}
     if not by_layer:
         return max(mean for mean, _ in rows.values()), max(var for _, var in rows.values())
-    rounding = {name: _difference(moments, own.seen[name]) for name, moments in (twin.seen if twin else {}).items()}
+    rounding = {name: compare_moments(moments, own.seen[name]) for name, moments in (twin.seen if twin else {}).items()}
     return _make_frame(rows, rounding)
-
-
-def _difference(reference: Moments, other: Moments) -> tuple[float, float]:
-    """The largest over channels: of the means in σ, of the variances relative; 0 where both are dead."""
-    mean = ((other.mean - reference.mean).abs() / reference.var.sqrt()).nan_to_num(0.0, torch.inf)
-    return float(mean.max()), float((other.var / reference.var - 1).abs().nan_to_num(0.0, torch.inf).max())
 
 
 def _make_frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[float, float]]) -> pd.DataFrame:

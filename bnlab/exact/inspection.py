@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bnlab.exact.watch import FUNCTIONAL, Watch
 from bnlab.layers import BatchNorm, join_names
-from bnlab.moments import Moments, Partial, pool, read
+from bnlab.moments import Moments, Partial, compare_moments, pool, read
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
 
@@ -199,12 +199,10 @@ class Inspection:
             if now is None:
                 continue
             compared += 1
-            scale = self.measured[name].var
-            off = float(((now.mean - was.mean).abs() / scale.sqrt()).nan_to_num(0.0).max())
-            spread = float(((now.var - was.var).abs() / scale).nan_to_num(0.0).max())
-            if worst is None and max(off, spread) > watch.tolerance:
+            off = compare_moments(was, now, self.measured[name].var)
+            if worst is None and max(off) > watch.tolerance:
                 worst = name
-            mean, var = max(mean, off), max(var, spread)
+            mean, var = max(mean, off[0]), max(var, off[1])
         return Check(
             count_images(batch),
             mean,
