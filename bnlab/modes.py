@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,37 +56,30 @@ class ModeSwitch:
             current = self.capture()
         if current.grad != modes.grad:
             torch._C._set_grad_enabled(modes.grad)
-        if current[2:4] != modes[2:4]:
+        if (current.autocast, current.cache) != (modes.autocast, modes.cache):
             for device, enabled, dtype in modes.autocast:
                 torch.set_autocast_enabled(device, enabled)
                 torch.set_autocast_dtype(device, dtype)
             torch.set_autocast_cache_enabled(modes.cache)
         if current.functions or modes.functions:
-            _set_function_modes(modes.functions)
+            own, core = _get_current_function_mode_stack(), torch._C
+            _exchange(own, modes.functions, core._pop_torch_function_stack, core._push_on_torch_function_stack)
         if current.dispatches or modes.dispatches:
-            _set_dispatch_modes(modes.dispatches)
+            _exchange(_get_current_dispatch_mode_stack(), modes.dispatches, _pop_mode, _push_mode)
         if modes.flags is not current.flags:
             write_flags(modes.flags, current.flags)
 
 
-def _set_function_modes(wanted: Sequence[Any]) -> None:
-    current = _get_current_function_mode_stack()
+def _exchange(
+    current: Sequence[Any], wanted: Sequence[Any], pop: Callable[[], object], push: Callable[[Any], object]
+) -> None:
+    """Let a stack of modes, which has the `current` ones, have the `wanted` ones."""
     if len(current) == len(wanted) and all(map(operator.is_, current, wanted)):
         return
     for _ in current:
-        torch._C._pop_torch_function_stack()
+        pop()
     for mode in wanted:
-        torch._C._push_on_torch_function_stack(mode)
-
-
-def _set_dispatch_modes(wanted: Sequence[Any]) -> None:
-    current = _get_current_dispatch_mode_stack()
-    if len(current) == len(wanted) and all(map(operator.is_, current, wanted)):
-        return
-    for _ in current:
-        _pop_mode()
-    for mode in wanted:
-        _push_mode(mode)
+        push(mode)
 
 
 class RandomStream:
