@@ -50,11 +50,11 @@ def find_device(model: nn.Module, device: torch.device | str | None, caller: str
     if device is None:
         return next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{caller}: device={device!r} cannot be used here ({reason}); pass e.g. 'cpu'") from error
-    if place.type == "meta":
+    if chosen.type == "meta":
         raise ValueError(f"{caller}: device='meta' holds no values; pass e.g. 'cpu'")
-    return place
+    return chosen

@@ -298,9 +298,9 @@ def _prepare_call(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tens
     running_mean, running_var = get_running_buffers(layer)
     full = x if x.dtype in (torch.float32, torch.float64) else x.float()
     wide = full.flatten(2) if x.dim() > 2 else full[:, :, None]
-    place = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
-    source = (buffer.to(place).double().view(1, -1, 1) for buffer in (running_mean, running_var))
-    mean, var = rule.statistics(wide.to(place), *source)
+    device = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
+    source = (buffer.to(device).double().view(1, -1, 1) for buffer in (running_mean, running_var))
+    mean, var = rule.statistics(wide.to(device), *source)
     if len(mean) > 1 or _is_differentiated(mean):  # no gradient passes through buffers
         shape = (len(mean), -1) + (1,) * (x.dim() - 2)
         scale, center = ((1 + layer.eps) / (var + layer.eps)).sqrt(), mean.to(wide.dtype)

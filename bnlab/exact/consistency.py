@@ -92,11 +92,11 @@ def self_consistency(
         raise TypeError(f"{CALLER}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
-    place = find_device(model, device, CALLER)
+    device = find_device(model, device, CALLER)
     with using(model, statistics):
         double = _copy_in_float64(model) if by_layer else None
-        own = _Evaluation(model, list(statistics), forward or call, place, channels_last)
-        twin = _Evaluation(double, list(statistics), forward or call, place, False) if double is not None else None
+        own = _Evaluation(model, list(statistics), forward or call, device, channels_last)
+        twin = _Evaluation(double, list(statistics), forward or call, device, False) if double is not None else None
         for batch in batches:
             own.take(batch)
             if twin is not None and not twin.try_take(tree_map_only(Tensor, _widen, batch)):
@@ -143,10 +143,10 @@ class _Evaluation:
     """
 
     def __init__(
-        self, model: nn.Module, names: list[str], forward: Forward, place: torch.device, channels_last: bool
+        self, model: nn.Module, names: list[str], forward: Forward, device: torch.device, channels_last: bool
     ) -> None:
         self._model, self._forward = model, forward
-        self._layouts = Layouts(model, place, channels_last=channels_last, most=sys.maxsize)
+        self._layouts = Layouts(model, device, channels_last=channels_last, most=sys.maxsize)
         hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self._now: dict[str, Moments] = {}

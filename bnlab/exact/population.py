@@ -113,8 +113,8 @@ def population_statistics(
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
     _check_buffers(targets)
-    place = find_device(model, device, CALLER)
-    limit = memory_limit(memory, place)
+    device = find_device(model, device, CALLER)
+    limit = memory_limit(memory, device)
     auto = max_images == "auto"
     source = KeptBatches(batches) if auto else batches
     images = _FIRST_IMAGES if auto else max_images
@@ -124,7 +124,7 @@ def population_statistics(
             unwrap_parallel(model),
             targets,
             forward or call,
-            place,
+            device,
             Ranks(group),
             Budget(limit, exact=memory is not None),
             KeptTensors(model.parameters()),

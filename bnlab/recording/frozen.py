@@ -42,7 +42,7 @@ def record_frozen(
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
-    place = find_device(model, None, "record_frozen")
+    device = find_device(model, None, "record_frozen")
     with borrowed(model), torch.no_grad():
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
@@ -58,7 +58,7 @@ def record_frozen(
             for batch in batches:
                 state.accept()
                 with weights.restored(), kept.restored(unseen=True), state.undone():
-                    (forward or call)(model, copy_batch(batch, place))
+                    (forward or call)(model, copy_batch(batch, device))
                 trace.step()
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
