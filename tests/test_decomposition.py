@@ -120,8 +120,9 @@ def test_dropout_is_in_the_term_of_the_data() -> None:
     # x is doubled or 0: E[x²] doubles, of which the variance grows by E[x²] = var + mean².
     clean = population_statistics(model, batches)["2"]
     expected = (clean.var + clean.mean.square()).numpy()
-    # The average remembers some 19 batches, 1,200 values: a share of 0.5 ± 0.014 is kept, and squares scatter more.
-    assert (variance["data"].to_numpy() / expected - 1).max() < 0.15
+    # Kept or not (b is 1 or 0), a value adds (4b − 1)·x². For a normal x of mean 0 the variance of that is 14·E[x²]²,
+    # over 4,096 values 6% of E[x²]. The average remembers some 19 batches, 1,200 values of 4b·x²: 13%.
+    assert abs(variance["data"].to_numpy() / expected - 1).max() < 0.15
     assert (variance["noise"].abs().to_numpy() < 0.5 * variance["data"].to_numpy()).all()
 
 
