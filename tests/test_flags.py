@@ -14,30 +14,26 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bnlab import Statistics, population_statistics, running_statistics, self_consistency, using
-from bnlab.flags import are_same, flags_restored, read_flags
+from bnlab.flags import Flags, are_same, flags_restored, read_flags
 from tests.helpers import images, plain, randomized
 
 
 @contextlib.contextmanager
-def default_dtype() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+def setting(read: Callable[[], Any], write: Callable[[Any], object], value: object) -> Iterator[None]:
+    before = read()
+    write(value)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        write(before)
 
 
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+def determine(on: bool) -> None:
+    torch.use_deterministic_algorithms(on, warn_only=on)
 
 
 @contextlib.contextmanager
@@ -47,60 +43,36 @@ def matmul_precision() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def without_fastpath() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextlib.contextmanager
-def silent_logs() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
-def deep_recursion() -> Iterator[None]:
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(before + 1000)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
-
-
-def look() -> list[object]:
-    """What `CONTEXTS` change, beside what `read_flags` says."""
+def look() -> tuple[Flags, list[object]]:
+    """What `CONTEXTS` change: what `read_flags` says, and what torch and Python say themselves."""
     hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
-    own = [torch.get_float32_matmul_precision(), torch.backends.mha.get_fastpath_enabled(), hooks]
+    own = [torch.get_float32_matmul_precision(), mha.get_fastpath_enabled(), hooks]
     own += [torch.backends.opt_einsum.enabled, torch.utils.deterministic.fill_uninitialized_memory]  # type: ignore[attr-defined]
-    return [*own, logging.root.manager.disable, sys.getrecursionlimit(), id(sys.stdout), id(sys.stderr)]
+    own += [logging.root.manager.disable, sys.getrecursionlimit(), id(sys.stdout), id(sys.stderr)]
+    return read_flags(), own
+
+
+def is_as(before: tuple[Flags, list[object]]) -> bool:
+    flags, own = look()
+    return are_same(flags, before[0]) and own == before[1]
 
 
 CONTEXTS: dict[str, Callable[[], Any]] = {
     "sdpa_kernel": lambda: sdpa_kernel(SDPBackend.MATH),
     "cudnn.flags": lambda: torch.backends.cudnn.flags(enabled=False, benchmark=True, deterministic=True),
     "mkldnn.flags": lambda: torch.backends.mkldnn.flags(enabled=False),
-    "default_dtype": default_dtype,
+    "default_dtype": lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
     "catch_warnings": warnings.catch_warnings,
     "detect_anomaly": lambda: torch.autograd.set_detect_anomaly(True),
-    "deterministic": deterministic,
+    "deterministic": lambda: setting(torch.are_deterministic_algorithms_enabled, determine, True),
     "matmul_precision": matmul_precision,
-    "mha": without_fastpath,
+    "mha": lambda: setting(mha.get_fastpath_enabled, mha.set_fastpath_enabled, False),
     "opt_einsum.flags": lambda: torch.backends.opt_einsum.flags(enabled=False),  # type: ignore[attr-defined]
     "saved_tensors_hooks": lambda: torch.autograd.graph.disable_saved_tensors_hooks("not here"),
     "redirect_stdout": lambda: contextlib.redirect_stdout(io.StringIO()),
     "redirect_stderr": lambda: contextlib.redirect_stderr(io.StringIO()),
-    "logging.disable": silent_logs,
-    "recursion": deep_recursion,
+    "logging.disable": lambda: setting(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL),
+    "recursion": lambda: setting(sys.getrecursionlimit, sys.setrecursionlimit, 5000),
 }
 
 
@@ -113,12 +85,12 @@ class Entering(nn.Module):
         self.inner, self.outer = plain()[:6], nn.Sequential(nn.Conv2d(12, 5, 1), nn.BatchNorm2d(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        before = read_flags(), look()
+        before = look()
         with self.context():
-            entered = read_flags(), look()
+            entered = look()
             x = self.inner(x)
-            assert are_same(read_flags(), entered[0]) and look() == entered[1], "another batch's flags leaked in"
-        assert are_same(read_flags(), before[0]) and look() == before[1]
+            assert is_as(entered), "another batch's flags leaked in"
+        assert is_as(before)
         x = self.outer(x)
         if self.fails:
             raise ArithmeticError
@@ -128,14 +100,14 @@ class Entering(nn.Module):
 @pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_what_a_forward_changes_for_a_while(context: str, strategy: str) -> None:
-    before = read_flags(), look()
+    before = look()
     model = randomized(Entering(CONTEXTS[context]))
     assert isinstance(population_statistics(model, images(3, 4, 2), strategy=strategy), Statistics)
-    assert are_same(read_flags(), before[0]) and look() == before[1]
+    assert is_as(before)
     model.fails = True
     with pytest.raises(ArithmeticError):
         population_statistics(model, images(3, 4, 2), strategy=strategy)
-    assert are_same(read_flags(), before[0]) and look() == before[1]
+    assert is_as(before)
 
 
 class EnteringForFew(nn.Module):
