@@ -9,7 +9,7 @@ import torch
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
-from benchmarks.timing import Result, alternate
+from benchmarks.timing import Result, alternate, evaluate
 from bnlab import Statistics, population_statistics, running_statistics
 from bnlab.harness.artifacts.models import ModelConfig, build_model
 from bnlab.harness.artifacts.vision import torchvision
@@ -42,7 +42,7 @@ def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.m
         "exact": lambda: found.update(exact=population_statistics(model, batches)),
         "fvcore": lambda: update_bn_stats(peers["fvcore"].train(), batches, len(batches), progress=None),
         "torch": lambda: torch.optim.swa_utils.update_bn(batches, peers["torch"].train()),
-        "forward": lambda: _forward(model, batches),
+        "forward": lambda: evaluate(model, batches),
     }
     median = alternate(sides, ROUNDS)
     kind = "channels_last" if layout == torch.channels_last else "contiguous"
@@ -72,12 +72,6 @@ def _warm_up(model: nn.Module, size: int) -> nn.Module:
 
 def _images(size: int) -> Tensor:
     return torch.randn(_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, batches: list[Tensor]) -> None:
-    for batch in batches:
-        model(batch)
 
 
 def _float64(model: nn.Module, images: Tensor) -> Statistics:

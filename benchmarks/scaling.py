@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import THREADS, Result
+from benchmarks.timing import THREADS, Result, evaluate
 from bnlab import population_statistics
 from bnlab.gaps import gap
 from bnlab.harness.artifacts.models import ModelConfig, build_model
@@ -48,9 +48,9 @@ def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> d
     model, batches = _build(depth, images, seed)
     whole, forward_bytes = _count_bytes(images, order) if depth == 20 else (math.nan, math.nan)
     limit = int(whole * memory) if memory < 1 else None
-    _time(lambda: _forward(model, batches))
+    _time(lambda: evaluate(model, batches))
     found, seconds = _time(lambda: population_statistics(model, batches, strategy=order, memory=limit))
-    _, forward_seconds = _time(lambda: _forward(model, batches))
+    _, forward_seconds = _time(lambda: evaluate(model, batches))
     other = population_statistics(model, batches) if order == "layerwise" else found
     return {
         "run": f"resnet-{depth}-{seed}",
@@ -83,14 +83,8 @@ def _count_bytes(images: int, order: str) -> tuple[int, int]:
     with LiveBytes() as exact:
         population_statistics(model, batches, strategy=order)
     with LiveBytes() as forward:
-        _forward(model, batches)
+        evaluate(model, batches)
     return exact.peak, forward.peak
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, batches: list[Tensor]) -> None:
-    for batch in batches:
-        model(batch)
 
 
 def _time(run: Callable[[], Any]) -> tuple[Any, float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Result, alternate
+from benchmarks.timing import Result, alternate, evaluate
 from bnlab import population_statistics
 from bnlab.harness.artifacts.vision import torchvision
 
@@ -29,17 +29,11 @@ def _compare(name: str, model: nn.Module, size: int) -> Result:
     batches = list(torch.randn(256, 3, size, size).contiguous(memory_format=torch.channels_last).split(32))
     sides: dict[str, Callable[[], object]] = {
         "exact": lambda: population_statistics(model, batches),
-        "forward": lambda: _forward(model, batches),
+        "forward": lambda: evaluate(model, batches),
     }
     median = alternate(sides, ROUNDS)
     cost = population_statistics(model, batches).cost
     return Result(name, "exact", median["exact"], "one forward", median["forward"], None, f"{cost.passes} passes")
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, batches: list[Tensor]) -> None:
-    for batch in batches:
-        model(batch)
 
 
 def _block() -> nn.Module:

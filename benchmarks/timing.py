@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 THREADS = 2
 
@@ -25,6 +28,13 @@ class Result:
     @property
     def ratio(self) -> float:
         return self.seconds / self.reference
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """One plain forward of each batch, against which others are measured."""
+    for batch in batches:
+        model(batch)
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
