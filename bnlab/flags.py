@@ -137,7 +137,7 @@ class Flags(NamedTuple):
 
 
 def read_flags() -> Flags:
-    """The state now. Some 4 µs, and 15 µs after much else was computed."""
+    """The state now."""
     return Flags([read() for read in _READ_VALUES], [read() for read in _READ_OBJECTS])
 
 

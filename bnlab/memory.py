@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
     """Let this process keep up to 1 GiB that it frees for the tensors that come next; for programs, not for libraries.
 
     glibc's malloc gives freed megabytes back to the system at once and asks for them again, and what is fresh has to be
-    mapped and zeroed page by page, which takes up to a quarter of the time of a small network. Elsewhere: no effect.
+    mapped and zeroed page by page, which counts where networks are small. Elsewhere: no effect.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
