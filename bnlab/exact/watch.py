@@ -38,7 +38,15 @@ class _Call:
 class Watch(contextlib.AbstractContextManager["Watch"]):
     """Inside the block: what layers see through hooks, and every batch normalization that torch computes.
 
-    `targets`: the layers that are measured, by name. `result`: what they are to normalize with, as far as it is known.
+    Attributes:
+        model: what is evaluated.
+        targets: the layers that are measured, by name.
+        read_moments: gives the moments of a layer's input, from its name and the input [N, C, ...].
+        result: what the layers are to normalize with, as far as it is known.
+        seen: of each target that was called, the moments of its input over all calls.
+        bypassed, dependent, transformed, replaced: names of layers, as in `Check`.
+        foreign: whether there was a normalization with running statistics that no layer is known to have.
+        tolerance: the largest `allowed_rounding` so far.
     """
 
     model: nn.Module
@@ -50,8 +58,8 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     dependent: dict[str, None] = field(default_factory=dict)
     transformed: dict[str, None] = field(default_factory=dict)
     replaced: dict[str, None] = field(default_factory=dict)
-    foreign: bool = False  # whether there was one with running statistics that no layer is known to have
-    tolerance: float = 0.0  # the largest `allowed_rounding` so far
+    foreign: bool = False
+    tolerance: float = 0.0
 
     def __enter__(self) -> Watch:
         self._stack = contextlib.ExitStack()
