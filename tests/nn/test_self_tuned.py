@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,11 @@ def test_evaluation_is_under_the_latest() -> None:
 # -- checkpoints and copies
 
 
-def save_and_load(state: Any) -> Any:
+def save_and_load(value: Any, weights_only: bool = True) -> Any:
     file = io.BytesIO()
-    torch.save(state, file)
+    torch.save(value, file)
     file.seek(0)
-    return torch.load(file, weights_only=True)
+    return torch.load(file, weights_only=weights_only)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 40, 64, 100])
@@ -207,14 +208,7 @@ def test_a_checkpoint_that_was_changed_is_what_the_averages_begin_from(how: str)
     assert begins_from(other, state)
 
 
-def pickled(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("make", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("make", [copy.deepcopy, partial(save_and_load, weights_only=False)])
 @pytest.mark.parametrize("steps", [0, 30, 64])
 def test_copies_go_on_by_themselves(make: Callable[[nn.Module], nn.Module], steps: int) -> None:
     model, expected = network(), network()
@@ -241,13 +235,13 @@ def test_a_shallow_copy_has_its_own_mode() -> None:
 # -- what else happens in a training
 
 
-def zero(layer: nn.BatchNorm2d, model: nn.Module) -> None:
+def fill(layer: nn.BatchNorm2d, model: nn.Module) -> None:
     with torch.no_grad():
         layer.running_mean.fill_(3.0)  # type: ignore[union-attr]
 
 
 WRITES: dict[str, Callable[..., object]] = {
-    "in place": zero,
+    "in place": fill,
     "replaced": lambda layer, model: setattr(layer, "running_mean", torch.full((6,), 3.0)),
     "through data": lambda layer, model: layer.running_mean.data.fill_(3.0),
     "load_state_dict": lambda layer, model: layer.load_state_dict(
@@ -634,7 +628,7 @@ def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
     assert SelfTuned.revert(model) is model and model[1] is layer and type(layer) is nn.BatchNorm2d  # type: ignore[index]
     assert "forward" not in vars(layer) and layer.momentum == 0.1
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
-    pickled(model)
+    save_and_load(model, weights_only=False)
     twin = network(self_tuned=False)
     twin.load_state_dict(state)
     for each in (model, twin):
