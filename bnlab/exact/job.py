@@ -90,7 +90,6 @@ class Source:
         self.exhausted = False
 
     def __iter__(self) -> Iterator[Any]:
-        self.count = self.images = 0
         for batch in self._batches:
             images = count_images(batch)
             if not images:
