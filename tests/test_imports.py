@@ -24,14 +24,12 @@ LEVEL = {
     "layers": -1,
     "loans": -1,
     "borrowing": 0,
-    "modes": 0,
     "moments": 0,
     "theory": 0,
     "storage": 0,
     "memory": 0,
     "statistics": 1,
     "estimators": 1,
-    "ranks": 1,
     "module_state": 1,
     "normalizations": 1,
     "trace": 2,
@@ -63,6 +61,8 @@ NN = ("collector", "upkeep", "self_tuned", "readers", "__init__")
 RECORDING = ("look", "watch", "membership", "steps", "recorder", "self_tuned", "block", "frozen", "__init__")
 FRAMES = ("selection", "panels", "networks", "comparisons", "averages", "scores", "__init__")
 EXACT = (
+    "ranks",
+    "modes",
     "standard_errors",
     "inputs",
     "layouts",

@@ -11,9 +11,9 @@ from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.job import Job, Source
 from bnlab.exact.layerwise import check_first_batch
+from bnlab.exact.modes import RandomStream
 from bnlab.layers import join_names, set_train_mode
 from bnlab.loans import count_loans
-from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, read
 

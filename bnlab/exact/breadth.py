@@ -22,11 +22,11 @@ from bnlab.borrowing import set_buffers_aside
 from bnlab.exact.admission import Admission
 from bnlab.exact.inspection import Check, Inspection, Sample, count_images, sample
 from bnlab.exact.passage import Passage
+from bnlab.exact.ranks import Ranks
 from bnlab.exact.turns import CALLER, Turns
 from bnlab.layers import BatchNorm, check_input, get_layer_input, get_running_buffers
 from bnlab.memory import Budget, tensor_bytes
 from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
-from bnlab.ranks import Ranks
 from bnlab.statistics import write_buffers
 
 _ROW = 16  # bytes of a mean and a variance

@@ -14,11 +14,11 @@ from bnlab.batches import Forward, keep_batch
 from bnlab.borrowing import KeptTensors
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.inspection import Check, count_images
+from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import count_rows, standard_error
 from bnlab.layers import BatchNorm
 from bnlab.memory import Budget
 from bnlab.moments import Moments, Partial
-from bnlab.ranks import Ranks
 from bnlab.statistics import Statistics
 
 

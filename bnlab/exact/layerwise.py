@@ -15,8 +15,8 @@ from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.inspection import Inspection, Sample
 from bnlab.exact.job import Job, Source
+from bnlab.exact.modes import RandomStream
 from bnlab.loans import count_loans
-from bnlab.modes import RandomStream
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, Partial
 from bnlab.statistics import write_buffers

@@ -22,11 +22,11 @@ from bnlab.exact.breadth import CALLER, Evaluation
 from bnlab.exact.fixed_point import measure
 from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
+from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import worst_error
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
 from bnlab.memory import Budget, memory_limit
 from bnlab.moments import Moments
-from bnlab.ranks import Ranks
 from bnlab.statistics import Statistics
 
 _FIRST_IMAGES = 256  # that max_images="auto" begins with

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from bnlab.exact.ranks import Ranks
 from bnlab.moments import Moments, Partial
-from bnlab.ranks import Ranks
 from bnlab.statistics import Statistics
 
 

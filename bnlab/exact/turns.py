@@ -23,10 +23,10 @@ from bnlab.batches import Forward
 from bnlab.borrowing import count_writes
 from bnlab.exact.layouts import Layouts
 from bnlab.exact.locks import find_free_locks
+from bnlab.exact.modes import Modes, ModeSwitch, RandomStream
 from bnlab.flags import are_same, read_flags
 from bnlab.loans import check_loans, count_loans
 from bnlab.memory import tensor_bytes
-from bnlab.modes import Modes, ModeSwitch, RandomStream
 from bnlab.module_state import ModuleState, Overrides, list_forward_hooks, list_held_tensors
 
 CALLER = "population_statistics"
