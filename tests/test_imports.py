@@ -63,6 +63,7 @@ FRAMES = ("selection", "panels", "networks", "comparisons", "averages", "scores"
 EXACT = (
     "ranks",
     "modes",
+    "budget",
     "standard_errors",
     "inputs",
     "layouts",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from bnlab.exact.budget import Budget
 from bnlab.exact.passage import Passage
 from bnlab.exact.turns import Turns
-from bnlab.memory import Budget
 from bnlab.moments import Partial
 
 

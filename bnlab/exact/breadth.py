@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from bnlab.batches import Forward
 from bnlab.borrowing import set_buffers_aside
 from bnlab.exact.admission import Admission
+from bnlab.exact.budget import Budget
 from bnlab.exact.inspection import Check, Inspection, Sample, count_images, sample
 from bnlab.exact.passage import Passage
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.turns import CALLER, Turns
 from bnlab.layers import BatchNorm, check_input, get_layer_input, get_running_buffers
-from bnlab.memory import Budget, tensor_bytes
+from bnlab.memory import tensor_bytes
 from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
 from bnlab.statistics import write_buffers
 

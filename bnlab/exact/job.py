@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from bnlab.batches import Forward, keep_batch
 from bnlab.borrowing import KeptTensors
 from bnlab.exact.breadth import CALLER, Cost
+from bnlab.exact.budget import Budget
 from bnlab.exact.inspection import Check, count_images
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import count_rows, standard_error
 from bnlab.layers import BatchNorm
-from bnlab.memory import Budget
 from bnlab.moments import Moments, Partial
 from bnlab.statistics import Statistics
 

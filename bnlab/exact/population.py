@@ -19,13 +19,14 @@ from bnlab.batches import Forward, call
 from bnlab.borrowing import KeptTensors, borrowed
 from bnlab.exact.batch_upstream import measure_batch_upstream
 from bnlab.exact.breadth import CALLER, Evaluation
+from bnlab.exact.budget import Budget
 from bnlab.exact.fixed_point import measure
 from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import worst_error
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
-from bnlab.memory import Budget, memory_limit
+from bnlab.memory import memory_limit
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics
 
