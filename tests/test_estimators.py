@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnlab import record, replay
+from bnlab import record, replay, running_statistics
 from bnlab.estimators import (
     EMA,
     AdaptiveGain,
@@ -40,7 +40,7 @@ from bnlab.estimators import (
     parse,
 )
 from tests import references
-from tests.helpers import images, plain
+from tests.helpers import assert_equal_statistics, images, plain, train, with_momentum, without_dropout
 
 CHANNELS = 3
 LAYERS = (1, 2)
@@ -290,40 +290,19 @@ def test_delagged_does_not_lag() -> None:
 # Agreement with others
 
 
-def trained(model: nn.Module, data: list[Tensor]) -> None:
-    """Train mode with frozen weights."""
-    with torch.no_grad():
-        for batch in data:
-            model.train()(batch)
-
-
-def close_buffers(found: Any, model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for own, buffer in ((found[name].mean, module.running_mean), (found[name].var, module.running_var)):
-                torch.testing.assert_close(own, buffer.double(), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("peer", ["momentum", "momentum=None", "update_bn", "fvcore"])
 def test_agreement_with(peer: str) -> None:
     data = images(4, 9, 2, 6)
-    model = plain().eval()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    if peer == "momentum=None":
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
+    model = with_momentum(without_dropout(plain()), None if peer == "momentum=None" else 0.1)
     with record(model) as trace:
-        trained(model, data)
+        train(model, data, lr=0.0)
     if peer == "fvcore":
         peers = pytest.importorskip("fvcore.nn.precise_bn")
         peers.update_bn_stats(model.train(), data, len(data))
     elif peer == "update_bn":
         torch.optim.swa_utils.update_bn(data, model)
     estimator = EMA(0.1) if peer == "momentum" else PooledCumulative() if peer == "fvcore" else Cumulative()
-    close_buffers(replay(trace, estimator, [4])[4], model)
+    assert_equal_statistics(replay(trace, estimator, [4])[4], running_statistics(model))
 
 
 # The Kalman gain
@@ -388,7 +367,7 @@ def test_gains_fall_when_the_drift_ends(estimator: Estimator, least: float) -> N
 def test_a_replay_knows_the_layers_and_their_eps() -> None:
     model, data = plain(), images(*[4] * 40)
     with record(model) as trace:
-        trained(model, data)
+        train(model, data, lr=0.0)
     ((*_, stream),) = trace.streams()
     assert stream.layers == (6, 12) and stream.eps.tolist() == [1e-5] * 6 + [1e-3] * 12
     gain = Kalman().gains(stream)[-1]
