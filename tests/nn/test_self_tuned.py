@@ -21,7 +21,7 @@ from bnlab import population_statistics, record, replay, running_statistics, usi
 from bnlab.estimators import Predictive
 from bnlab.nn import SelfTuned, momenta
 from bnlab.trace import MomentTrace
-from tests.helpers import plain, run_two_ranks
+from tests.helpers import plain, run_two_ranks, with_momentum
 
 BN = ("1", "4")
 FLOAT32 = 1e-6  # a few roundings, of buffers and of sums
@@ -353,13 +353,10 @@ def test_a_batch_with_momentum_0_is_left_out() -> None:
     for seed in range(3):
         for each in (model, expected):
             train(each, 30, seed)
-        for layer in (model[1], model[4]):  # type: ignore[index]
-            layer.momentum = 0.0
-        with record(model) as trace:
+        with record(with_momentum(model, 0.0)) as trace:
             model(torch.randn(8, 3, 8, 8) + 5)
         assert not any(layer.steps for layer in trace.layers.values())
-        for layer in (model[1], model[4]):  # type: ignore[index]
-            layer.momentum = 0.1
+        with_momentum(model, 0.1)
     for name in BN:
         assert torch.equal(model.get_buffer(f"{name}.running_mean"), expected.get_buffer(f"{name}.running_mean"))
 
@@ -385,10 +382,7 @@ def test_update_bn_is_a_new_beginning_in_a_trace() -> None:
 
 
 def test_layers_that_averaged_all_batches_choose_now() -> None:
-    model = network(self_tuned=False)
-    for layer in (model[1], model[4]):  # type: ignore[index]
-        layer.momentum = None
-    SelfTuned.convert(model)
+    model = SelfTuned.convert(with_momentum(network(self_tuned=False), None))
     train(model, 20)
     assert_replayed(model, record_twin(20)[1])
 
