@@ -141,23 +141,11 @@ class Statistics(Mapping[str, Moments]):
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each layer and channel: layer, depth (from 1), channel, count, mean, var, eps."""
-        import pandas as pd
-
-        frames = [
-            pd.DataFrame(
-                {
-                    "layer": name,
-                    "depth": depth,
-                    "channel": range(m.mean.numel()),
-                    "count": float(m.count),
-                    "mean": m.mean.numpy(),
-                    "var": m.var.numpy(),
-                    "eps": self.eps[name],
-                }
-            )
-            for depth, (name, m) in enumerate(self.items(), start=1)
-        ]
-        return pd.concat(frames, ignore_index=True)
+        layout = Layout.of(self)
+        frame = layout.channel_frame().drop(columns="channels")
+        counts = {name: float(moments.count) for name, moments in self.items()}
+        mean, var = layout.flatten(self).numpy()
+        return frame.assign(count=frame["layer"].map(counts), mean=mean, var=var, eps=layout.channel_eps.numpy())
 
     def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file: `<layer>/mean`, `<layer>/var` in float64; counts and eps as metadata.
