@@ -161,14 +161,12 @@ class Partial(NamedTuple):
 
     def of_channels(self, channels: Tensor) -> Partial:
         """What it holds of some channels, exact as it is."""
-        blocks = [(count, mean[:, channels], var[:, channels]) for count, mean, var in self.groups()]
-        return Partial(
-            len(channels), [GroupMoments(count, mean.flatten(), var.flatten()) for count, mean, var in blocks]
-        )
+        own = [(count, mean[:, channels].flatten(), var[:, channels].flatten()) for count, mean, var in self.groups()]
+        return Partial(len(channels), [GroupMoments(*block) for block in own])
 
     @property
     def nbytes(self) -> int:
-        return sum(2 * first.numel() * first.element_size() for _, first, _ in self.blocks)
+        return sum(2 * first.nbytes for _, first, _ in self.blocks)
 
     def groups(self) -> list[tuple[int, Tensor, Tensor]]:
         """Values in each group, mean and variance [R, C] of R groups of that size, float64 on the CPU."""

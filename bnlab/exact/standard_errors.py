@@ -35,11 +35,9 @@ def count_rows(parts: list[Partial]) -> int:
 
 def worst_error(statistics: Statistics) -> float:
     """The largest relative standard error of a layer, root mean square over its channels; inf if not known."""
-    worst = 0.0
+    errors = list[Tensor]()
     for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
         # A dead channel has no error and no variance.
         var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)
-        worst = max(
-            worst, *(float(e.square().mean().sqrt().nan_to_num(math.inf)) for e in (of_mean / var.sqrt(), of_var / var))
-        )
-    return worst
+        errors += [of_mean / var.sqrt(), of_var / var]
+    return max((float(e.square().mean().sqrt().nan_to_num(math.inf)) for e in errors), default=0.0)
