@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.plots import GAP, Curves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import GAP, LOST, Curves
 
 SHARES = (1.0,)  # of the training
 EACH = ("panel", "batch_size")
-LOST = Axis("accuracy lost against exact statistics (points)")
 MARGIN = (
     "points",
     "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired",

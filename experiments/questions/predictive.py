@@ -8,13 +8,11 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
 from bnlab.harness.reporting.frames import OtherThan, best_on_average, interval, over_best, paired, rows, score, select
-from bnlab.harness.reporting.plots import EstimatorCurves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import TIMES_THE_BEST, EstimatorCurves
 
 SHARES = (0.1, 0.55, 1.0)  # of the training, at which accuracy is decided
 SHOWN = (0.01, 0.1, 0.5, None)  # of the fixed momenta, in figures
 SETTING = ("estimator", "momentum")
-TIMES = Axis("gap / that of the best fixed momentum", log=True)
 READ = (
     "Gap of the mean over the smallest that any fixed momentum has in the same layer of the same network at the same "
     "step, geometric mean; at 1 an estimator is as near as the best momentum, which is known in hindsight only. "
@@ -64,12 +62,12 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("batch_size", "Every estimator against the best fixed momentum, by batch size",
                READ + "Over layers and all measured steps.",
-               score_times("batch_size", *SETTING, momentum=SHOWN), EstimatorCurves(TIMES, x="batch_size")),
+               score_times("batch_size", *SETTING, momentum=SHOWN), EstimatorCurves(TIMES_THE_BEST, x="batch_size")),
         Figure("training", "Every estimator against the best fixed momentum, over training", READ + "Over layers.",
-               score_times(*SETTING, "epoch", momentum=SHOWN), EstimatorCurves(TIMES)),
+               score_times(*SETTING, "epoch", momentum=SHOWN), EstimatorCurves(TIMES_THE_BEST)),
         Figure("layers", "Every estimator against the best fixed momentum, by layer",
                READ + "Over all measured steps; layers are counted from the input.",
-               score_times(*SETTING, "depth", momentum=SHOWN), EstimatorCurves(TIMES, x="depth")),
+               score_times(*SETTING, "depth", momentum=SHOWN), EstimatorCurves(TIMES_THE_BEST, x="depth")),
     ),
     claims=(
         Claim("near_the_best", "On average over layers and steps, the gap of predictive momentum is about that of the "

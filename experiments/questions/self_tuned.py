@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
 from bnlab.harness.reporting.frames import best_on_average, name_panels, over_best, paired, rows, score, select
-from bnlab.harness.reporting.plots import Curves, EstimatorCurves
+from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, Curves, EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.schedule import lr_factor
 
@@ -92,13 +92,13 @@ EXPERIMENT = Experiment(
                "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
                "Precise BN is measured anew each time, by a pass over 2,048 of the 9,000 training images.",
                score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
-               EstimatorCurves(Axis("accuracy − that under exact (points)"), zero="exact population")),
+               EstimatorCurves(AGAINST_EXACT, zero="exact population")),
         Figure("gap", "The gap against that of the best fixed momentum",
                "Gap of the mean over the smallest that any fixed momentum has in the same layer of the same network at "
                "the same step, geometric mean over layers; the best momentum is known in hindsight only.",
                score(lambda tables: name_trainings(find_times(tables)), "mean_gap", SETTING, average="layer",
                      geometric=True, momentum=SHOWN),
-               EstimatorCurves(Axis("gap / that of the best fixed momentum", log=True))),
+               EstimatorCurves(TIMES_THE_BEST)),
         Figure("means", "What momentum is chosen for the mean", READ, score_choices("mean"), CHOICES),
         Figure("variances", "What momentum is chosen for the variance", READ, score_choices("var"), CHOICES),
     ),

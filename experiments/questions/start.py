@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
 from bnlab.harness.reporting.frames import OtherThan, Rows, rows, score
-from bnlab.harness.reporting.plots import EstimatorCurves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import GAP, LOST, EstimatorCurves
 
 SHARES = (1.0,)  # of the training
 KEYS = ("panel", "steps", "estimator", "momentum")
@@ -43,13 +42,12 @@ EXPERIMENT = Experiment(
                "Distance of the mean from the exact population mean, in standard deviations, geometric mean over "
                "layers; each number of steps is a training of its own, with its own schedule. " + DECAYED,
                score("gaps", "mean_gap", KEYS, SHARES, average="layer", geometric=True, estimator=OtherThan("exact")),
-               EstimatorCurves(Axis("gap of the mean (σ)", log=True), x="steps")),
+               EstimatorCurves(GAP, x="steps")),
         Figure("cost", "Accuracy lost at the end of trainings of 10 to 1,000 steps",
                "Test accuracy of the same network under exact statistics minus that under the average. Networks of "
                "10 steps are near chance, one of 36 classes: little can be lost.",
                score("evaluations", "accuracy", KEYS, SHARES, against="exact", scale=-100),
-               EstimatorCurves(Axis("accuracy lost against exact statistics (points)"), zero="exact population",
-                               x="steps")),
+               EstimatorCurves(LOST, zero="exact population", x="steps")),
     ),
     claims=(
         Claim("start_is_far", "After 10 steps the start at 0 and 1 makes the gap of PyTorch's momentum larger.",

@@ -8,11 +8,10 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
 from bnlab.harness.reporting.frames import interval, paired, rows, score, select
-from bnlab.harness.reporting.plots import EstimatorCurves, Forest
+from bnlab.harness.reporting.plots import AGAINST_EXACT, EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 
 BY, EACH = ("panel", "estimator", "momentum"), ("batch_size",)
-AGAINST_EXACT = Axis("accuracy − that under exact (points)")
 TRAINED = "At the end of training, a panel for each batch size of the training."
 SPLITS = {"val": "validation images", "test": "test images"}
 REASON = "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.plots import ACCURACY, EstimatorCurves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import ACCURACY, AGAINST_EXACT, EstimatorCurves
 
 SHARES = EARLY, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training, at which claims are decided
 MODERATE, HUGE = 64, 1024  # images in a batch
@@ -44,7 +43,7 @@ EXPERIMENT = Experiment(
                "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
                + SAME,
                score("evaluations", "accuracy", BY, against="exact", scale=100),
-               EstimatorCurves(Axis("accuracy − that under exact (points)"), zero="exact population")),
+               EstimatorCurves(AGAINST_EXACT, zero="exact population")),
     ),
     claims=(
         Claim("ema_is_pessimistic_early", "Early at a huge batch, PyTorch's running average costs accuracy.",

@@ -6,7 +6,7 @@ from typing import Any
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, below, within
 from bnlab.harness.reporting.frames import OtherThan, score
-from bnlab.harness.reporting.plots import EstimatorCurves
+from bnlab.harness.reporting.plots import AGAINST_EXACT, VARIANCE_GAP, EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 
 SHARES = (1.0,)  # of the training
@@ -51,12 +51,12 @@ EXPERIMENT = Experiment(
                "ten or so batches.",
                score("gaps", "var_gap", EVERY, SHARES, average="layer", geometric=True, estimator=OtherThan("exact"),
                      depth=OtherThan(1)),
-               EstimatorCurves(Axis("gap of the variance (log ratio)", log=True), x="batch_size")),
+               EstimatorCurves(VARIANCE_GAP, x="batch_size")),
         Figure("cost", "Accuracy against that under exact statistics, by batch size",
                "Test accuracy at the end of training minus that of the same network under exact statistics; below 0 is "
                "a loss.",
                score("evaluations", "accuracy", EVERY, SHARES, against="exact", scale=100),
-               EstimatorCurves(Axis("accuracy − that under exact (points)"), zero="exact population", x="batch_size")),
+               EstimatorCurves(AGAINST_EXACT, zero="exact population", x="batch_size")),
     ),
     claims=(
         Claim("running_variance_is_low", "At tiny batches the running variance is too small by 2% and more, in spite "

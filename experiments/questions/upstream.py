@@ -8,13 +8,11 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import OtherThan, interval, overlay, rows, score, select
-from bnlab.harness.reporting.plots import GAP, Curves, EstimatorCurves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import GAP, LOST, VARIANCE_GAP, Curves, EstimatorCurves
 
 SHARES = (0.2, 1.0)  # of the training
 LARGER = 4  # times the batch size
 EACH, DEPTH = ("panel", "batch_size"), ("panel", "batch_size", "depth")
-LOST = Axis("accuracy lost against exact statistics (points)")
 LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 READ = (
     "Both are of all training images and of the same weights. The first layer has no batch norm before it, there both "
@@ -62,8 +60,7 @@ EXPERIMENT = Experiment(
                score_gap("mean_gap"), Curves("batch_size", "depth", GAP, dashed="1 / batch size")),
         Figure("variance", "How far the variance in batches is from the exact one",
                "Root mean square over channels of the logarithm of the ratio, by layer. " + READ,
-               score_gap("var_gap"), Curves("batch_size", "depth", Axis("gap of the variance (log ratio)", log=True),
-                                            dashed="1 / batch size")),
+               score_gap("var_gap"), Curves("batch_size", "depth", VARIANCE_GAP, dashed="1 / batch size")),
         Figure("cost", "Accuracy lost under precise BN, by batch size",
                "Test accuracy of the same network under exact statistics minus that under precise BN; above 0 exact "
                "statistics are better.",

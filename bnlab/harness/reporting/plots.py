@@ -25,7 +25,11 @@ from bnlab.harness.reporting.style import (
 )
 
 GAP = Axis("gap of the mean (σ)", log=True)
+VARIANCE_GAP = Axis("gap of the variance (log ratio)", log=True)
+TIMES_THE_BEST = Axis("gap / that of the best fixed momentum", log=True)
 ACCURACY = Axis("test accuracy (%)", (0, 102))
+LOST = Axis("accuracy lost against exact statistics (points)")
+AGAINST_EXACT = Axis("accuracy − that under exact (points)")
 
 _GREY = "#555555"
 _DASHED: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
