@@ -41,9 +41,29 @@ class Effect:
     values: Mapping[str, Value] = field(default_factory=dict)
 
 
+def alternate(row: dict[str, Any]) -> int:
+    """1 for half of the seeds, -1 for the others."""
+    return 1 - 2 * (row["seed"] % 2)
+
+
 def sign(row: dict[str, Any]) -> int:
-    """1 for half of the seeds, -1 for the others; 0 for `exact` and `predictive`, which others are compared with."""
-    return 0 if row.get("estimator") in ("exact", "predictive") else 1 - 2 * (row["seed"] % 2)
+    """As `alternate`; 0 for `exact` and `predictive`, which others are compared with."""
+    return 0 if row.get("estimator") in ("exact", "predictive") else alternate(row)
+
+
+def scale(estimator: str, times: float) -> Value:
+    """A gap of an estimator that is so many times that of all others, by seed a little more."""
+    return lambda row: times * (1 + row["seed"] / 1000) if row["estimator"] == estimator else 1.0
+
+
+def swing(estimator: str) -> Value:
+    """A gap of an estimator that is far above that of all others for half of the seeds, and far below for the rest."""
+    return lambda row: math.exp(alternate(row) * (row["estimator"] == estimator))
+
+
+def gap_times(estimator: str, times: float, other: float, **tables: Any) -> Effect:
+    """An estimator whose gap is so many times that of all others, and `other` times where the claim fails."""
+    return Effect({**tables, "gap": scale(estimator, times)}, {"gap": scale(estimator, other)}, gap=swing(estimator))
 
 
 def lose(estimator: str, points: float) -> Value:
@@ -60,10 +80,10 @@ def accuracy_lost(
 ) -> Effect:
     """An estimator that loses so many points against another, and as many as `other` where the claim fails.
 
-    `networks`: seeds, sizes or shares of `plant`.
+    `networks`: seeds, sizes or shares of `plant`; or more estimators.
     """
     lost = [{"accuracy": lose(estimator[0], some)} for some in (points, other)]
-    unclear: Value = lambda row: 0.5 + 0.3 * (1 - 2 * (row["seed"] % 2)) * (row["estimator"] == estimator[0])  # noqa: E731
+    unclear: Value = lambda row: 0.5 + 0.3 * alternate(row) * (row["estimator"] == estimator[0])  # noqa: E731
     return Effect({"estimators": [estimator, against], **lost[0], **networks}, lost[1], accuracy=unclear)
 
 

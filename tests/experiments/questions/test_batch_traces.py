@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.experiments.planted import EMA, Effect, Value, sign
+from tests.experiments.planted import EMA, Effect, Value, alternate
 
 ALL = [("last_batch", None), EMA, ("exact", None)]
 
@@ -22,13 +22,13 @@ EFFECTS = {
     "batches_scatter": Effect(
         {"estimators": ALL, "values": means(3)},
         {"values": means(0.3)},
-        values={"mean": lambda row: means(3.0 ** sign(row | {"estimator": ""}))["mean"](row), "var": lambda row: 1.0},
+        values={"mean": lambda row: means(3.0 ** alternate(row))["mean"](row), "var": lambda row: 1.0},
     ),
     "population_moves": Effect(
         {"estimators": ALL, "values": moving(1)},
         {"values": moving(0.01)},
         values={
-            "mean": lambda row: (1 + sign(row | {"estimator": ""})) / 9 * row["step"] / 900,
+            "mean": lambda row: (1 + alternate(row)) / 9 * row["step"] / 900,
             "var": lambda row: 1.0,
         },
     ),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from experiments.questions.counterexamples import score_both
-from tests.experiments.planted import EMA, Effect, Value, plant, sign
+from tests.experiments.planted import EMA, Effect, Value, alternate, plant, sign
 
 SHARES = (1.0,)
 FORECAST, KALMAN, LAST = (("predictive", None), ("kalman(per=layer)", None), ("last_batch", None))
@@ -24,19 +22,14 @@ def effect(holds: Value, fails: Value, noise: Value, *estimators: tuple[str, flo
 
 def level(holds: float, fails: float, estimator: tuple[str, float | None]) -> Effect:
     """An error at all sizes."""
-    return effect(lambda row: holds, lambda row: fails, lambda row: (holds + fails) / 2 * 3 ** (9 * sign_of(row)),
+    return effect(lambda row: holds, lambda row: fails, lambda row: (holds + fails) / 2 * 3 ** (9 * alternate(row)),
                   estimator)  # fmt: skip
-
-
-def sign_of(row: dict[str, Any]) -> int:
-    """1 or -1, by seed, for all estimators."""
-    return 1 - 2 * (row["seed"] % 2)
 
 
 def times(holds: float, fails: float, other: tuple[str, float | None]) -> Effect:
     """So many times another average's error in the EMA's."""
     first, second = (lambda row, many=many: many if row["estimator"] == "ema" else 1.0 for many in (holds, fails))
-    return effect(first, second, lambda row: 3.0 ** (sign_of(row) * (row["estimator"] == "ema")), EMA, other)
+    return effect(first, second, lambda row: 3.0 ** (alternate(row) * (row["estimator"] == "ema")), EMA, other)
 
 
 EFFECTS = {

@@ -8,7 +8,7 @@ import pytest
 
 from bnlab.decomposition import TERMS
 from experiments.questions.decomposition import score_share, score_terms
-from tests.experiments.planted import EMA, Effect, Value, plant
+from tests.experiments.planted import EMA, Effect, Value, alternate, plant
 
 
 def part(term: str, share: float) -> dict[str, Value]:
@@ -23,7 +23,7 @@ def part(term: str, share: float) -> dict[str, Value]:
 
 def effect(term: str, holds: float, fails: float, bound: float, **tables: Any) -> Effect:
     noise: dict[str, Value] = {
-        "contribution": lambda row: part(term, bound + 0.4 * (1 - 2 * (row["seed"] % 2)))["contribution"](row)
+        "contribution": lambda row: part(term, bound + 0.4 * alternate(row))["contribution"](row)
     }
     return Effect({"estimators": [EMA], "values": part(term, holds), **tables}, {"values": part(term, fails)},
                   values=noise)  # fmt: skip

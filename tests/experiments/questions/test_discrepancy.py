@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.experiments.planted import EMA, Effect, Value
+from tests.experiments.planted import EMA, Effect, Value, alternate
 
 BOTH: dict[str, Any] = {"estimators": [EMA, ("exact", None)]}
 
@@ -16,7 +16,7 @@ def scaled(estimator: str, factor: float) -> Value:
 
 def planted(estimator: str, holds: float, fails: float, *sizes: int) -> Effect:
     def noise(row: dict[str, Any]) -> float:
-        return 0.1 * (1 + 0.9 * (1 - 2 * (row["seed"] % 2)) if row["estimator"] == estimator else 1)
+        return 0.1 * (1 + 0.9 * alternate(row) if row["estimator"] == estimator else 1)
 
     tables = BOTH | {"gap": scaled(estimator, holds), "sizes": sizes}
     return Effect(tables, {"gap": scaled(estimator, fails)}, gap=noise)

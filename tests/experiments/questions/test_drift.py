@@ -14,14 +14,10 @@ from experiments.questions.drift import (
     moves,
     speeds,
 )
-from tests.experiments.planted import Effect, Value, decide, plant, score_claim
+from tests.experiments.planted import Effect, Value, alternate, decide, plant, score_claim
 
 EXACT: dict[str, Any] = {"estimators": [("exact", None)], "shares": SHARES, "sizes": (256,)}
 LAST = 2 * SHARES[-2]  # epochs
-
-
-def other(row: dict[str, Any]) -> int:
-    return 1 - 2 * (row["seed"] % 2)
 
 
 def slower(times: float) -> dict[str, Value]:
@@ -35,7 +31,7 @@ def slower(times: float) -> dict[str, Value]:
 
 
 def unclear(row: dict[str, Any], column: str) -> float:
-    return slower(7.0 ** (1 + other(row)))[column](row)
+    return slower(7.0 ** (1 + alternate(row)))[column](row)
 
 
 def drifting(times: float, depth: float = 0) -> dict[str, Value]:
@@ -51,8 +47,8 @@ def effect(holds: dict[str, Value], fails: dict[str, Value], noise: dict[str, Va
 
 
 NOISE: dict[str, Value] = {"mean_noise": lambda row: 1.0}
-STALE = NOISE | {"mean_drift": lambda row: drifting(9.0 ** other(row))["mean_drift"](row)}
-DEEPER = NOISE | {"mean_drift": lambda row: drifting(1, 3 * other(row))["mean_drift"](row)}
+STALE = NOISE | {"mean_drift": lambda row: drifting(9.0 ** alternate(row))["mean_drift"](row)}
+DEEPER = NOISE | {"mean_drift": lambda row: drifting(1, 3 * alternate(row))["mean_drift"](row)}
 SLOWER: dict[str, Value] = {
     "mean_drift": lambda row: unclear(row, "mean_drift"),
     "mean": lambda row: unclear(row, "mean"),

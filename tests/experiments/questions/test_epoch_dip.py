@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bnlab import theory
-from tests.experiments.planted import USUAL, Effect, Value, plant, score_claim
+from tests.experiments.planted import USUAL, Effect, Value, alternate, plant, score_claim
 
 SPREAD = 0.3
 ONE: dict[str, Any] = {"estimators": [("ema_debiased", 0.1)], "sizes": (256,), "shares": (1.0,)}
@@ -30,7 +30,7 @@ def times(end: float, kept: float = 1, all_: float = 1) -> dict[str, Value]:
 
 
 def noise(row: dict[str, Any]) -> float:
-    other = 1 - 2 * (row["seed"] % 2)
+    other = alternate(row)
     return times(1.2 * 3.0**other, 0.6 * 3.0**other, 2.0**other)["noise"](row)
 
 

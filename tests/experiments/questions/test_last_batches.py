@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.experiments.planted import EMA, Effect, Value
+from tests.experiments.planted import EMA, Effect, Value, alternate
 
 SHARES = (1.0,)
 FORECAST, KALMAN = ("predictive", None), ("kalman(per=layer)", None)
@@ -11,7 +11,7 @@ FORECAST, KALMAN = ("predictive", None), ("kalman(per=layer)", None)
 def effect(column: str, holds: float, fails: float, *estimators: tuple[str, float | None]) -> Effect:
     """Values of the first estimator, by seed a little more or less; all others have 0.5."""
     first = estimators[0]
-    noise: Value = lambda row: 0.5 + (0.49 * (1 - 2 * (row["seed"] % 2)) if row["estimator"] == first[0] else 0)  # noqa: E731
+    noise: Value = lambda row: 0.5 + (0.49 * alternate(row) if row["estimator"] == first[0] else 0)  # noqa: E731
     planted: list[Value] = [
         lambda row, value=value: value + row["seed"] / 1e4 if row["estimator"] == first[0] else 0.5  # type: ignore[misc]
         for value in (holds, fails)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.questions.model_selection import find_picks
-from tests.experiments.planted import EMA, Effect, Value, decide, plant, score_claim
+from tests.experiments.planted import EMA, Effect, Value, alternate, decide, plant, score_claim
 
 ALL = [EMA, ("predictive", None), ("exact", None)]
 SHARES = (0.1, 0.2, 0.55, 1.0)  # of 1,000 steps
@@ -24,7 +24,7 @@ def curves(cost: float = 0.0, low: float = 0.0, noise: float = 0.0, **peaks: int
     """
 
     def accuracy(row: dict[str, Any]) -> float:
-        around = (1 - 2 * (row["seed"] % 2)) * noise + row["seed"] / 50
+        around = alternate(row) * noise + row["seed"] / 50
         if row["split"] == "test":
             return 0.8 - (cost + around) / 100 * (row["step"] != 550)
         peak = {"exact": 550, **peaks}.get(row["estimator"], 550)

@@ -7,7 +7,7 @@ from typing import Any
 
 from bnlab.harness.reporting.frames import rows
 from experiments.questions.momentum import EARLY
-from tests.experiments.planted import EMA, Effect, Value, reference, sign
+from tests.experiments.planted import EMA, Effect, Value, gap_times, reference, sign
 
 
 def bend(ends: float) -> Value:
@@ -20,39 +20,25 @@ def spread(row: dict[str, Any]) -> float:
     return math.exp(sign(row) * (row["momentum"] in (0.001, 1.0)) + 0.2)
 
 
-def plain(factor: float) -> Value:
-    """A gap of the average of all batches that is so many times PyTorch's."""
-    return lambda row: 0.1 * (factor * (1 + row["seed"] / 50) if row["estimator"] == "cumulative" else 1)
-
-
-def spread_plain(row: dict[str, Any]) -> float:
-    """The same, far above 1 for half of the seeds, and far below for the rest."""
-    return 0.1 * math.exp((1 - 2 * (row["seed"] % 2)) * (row["estimator"] == "cumulative"))
-
-
 def mistake(points: float) -> Value:
     """Accuracy that is so many points lower at a momentum of 0.9."""
     return lambda row: 0.9 - (points + row["seed"] / 10) / 100 * (row["momentum"] == 0.9)
 
 
-BOTH: dict[str, Any] = {"estimators": [EMA, ("ema", 0.9)]}
-PLAIN: dict[str, Any] = {"estimators": [EMA, ("cumulative", None)]}
+def costs(points: float, **networks: Any) -> Effect:
+    """So many points at a momentum of 0.9, and as many gained where the claim fails."""
+    unclear: Value = lambda row: 0.5 + 0.3 * sign(row) * (row["momentum"] == 0.9)  # noqa: E731
+    tables = {"estimators": [EMA, ("ema", 0.9)], "accuracy": mistake(points), **networks}
+    return Effect(tables, {"accuracy": mistake(-points)}, accuracy=unclear)
+
 
 EFFECTS = {
     "gap_is_u_shaped": Effect(
         {"estimators": [("ema", 0.001), EMA, ("ema", 1.0)], "gap": bend(3)}, {"gap": bend(0.3)}, gap=spread
     ),
-    "plain_average_is_farther": Effect(PLAIN | {"gap": plain(9)}, {"gap": plain(0.1)}, gap=spread_plain),
-    "mistake_costs_late": Effect(
-        BOTH | {"accuracy": mistake(3), "sizes": (16, 64, 256)},
-        {"accuracy": mistake(-3)},
-        accuracy=lambda row: 0.5 + 0.3 * sign(row) * (row["momentum"] == 0.9),
-    ),
-    "mistake_gains_early": Effect(
-        BOTH | {"accuracy": mistake(-3)},
-        {"accuracy": mistake(3)},
-        accuracy=lambda row: 0.5 + 0.3 * sign(row) * (row["momentum"] == 0.9),
-    ),
+    "plain_average_is_farther": gap_times("cumulative", 9, 0.1, estimators=[EMA, ("cumulative", None)]),
+    "mistake_costs_late": costs(3, sizes=(16, 64, 256)),
+    "mistake_gains_early": costs(-3),
 }
 
 

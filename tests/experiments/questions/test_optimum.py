@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.experiment import answers
 from experiments.questions.optimum import EXPERIMENT
-from tests.experiments.planted import Effect, Value, decide, plant, sign
+from tests.experiments.planted import Effect, Value, decide, plant, sign, swing
 
 GRID = [("ema", 0.9 * 1.3**-k) for k in range(12)]
 
@@ -25,12 +24,9 @@ def choose(factor: float) -> Value:
     return lambda row: factor * (1 + row["seed"] / 50) * 0.1 if row["estimator"] == "predictive" else best_at(0.6)(row)
 
 
-def spread(row: dict[str, Any]) -> float:
-    """A gap of the forecast that is far above the others' for half of the seeds, and far below for the rest."""
-    return 0.1 * math.exp((1 - 2 * (row["seed"] % 2)) * (row["estimator"] == "predictive"))
-
-
-CHOICE: dict[str, Any] = {"estimators": [*GRID, ("predictive", None)]}
+CHOICE = Effect(
+    {"estimators": [*GRID, ("predictive", None)], "gap": choose(0.1)}, {"gap": choose(50)}, gap=swing("predictive")
+)
 
 EFFECTS = {
     "theory_knows_momentum": Effect(
@@ -38,8 +34,8 @@ EFFECTS = {
         {"gap": best_at(0.06)},
         gap=lambda row: best_at(0.6 if sign(row) > 0 else 0.1)(row),
     ),
-    "forecast_beats_theory": Effect(CHOICE | {"gap": choose(0.1)}, {"gap": choose(50)}, gap=spread),
-    "forecast_is_as_good_as_hindsight": Effect(CHOICE | {"gap": choose(0.1)}, {"gap": choose(50)}, gap=spread),
+    "forecast_beats_theory": CHOICE,
+    "forecast_is_as_good_as_hindsight": CHOICE,
 }
 
 

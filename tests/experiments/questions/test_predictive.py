@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from experiments.questions.predictive import find_times, score_accuracy
-from tests.experiments.planted import EMA, Effect, Value, plant
+from tests.experiments.planted import EMA, accuracy_lost, gap_times, plant
 
-BANK: list[tuple[str, float | None]] = [("ema", 0.01), EMA, ("kalman(per=layer)", None), ("predictive", None)]
+FORECAST = ("predictive", None)
+BANK: list[tuple[str, float | None]] = [("ema", 0.01), EMA, ("kalman(per=layer)", None), FORECAST]
 SHARES = (0.1, 0.55, 1.0)
 
 
-def nearer(factor: float) -> Value:
-    """A gap of the forecast that is so many times that of all others."""
-    return lambda row: 0.1 * (factor * (1 + row["seed"] / 50) if row["estimator"] == "predictive" else 1)
-
-
-def unclear(row: dict[str, Any]) -> float:
-    """A gap of the forecast that is far larger than the others' for half of the seeds, and far smaller for the rest."""
-    return 0.1 * math.exp((1 - 2 * (row["seed"] % 2)) * (row["estimator"] == "predictive"))
-
-
-def lose(points: float) -> Value:
-    """Accuracy of the forecast that is so many points below that of all momenta."""
-    return lambda row: 0.9 - (points + row["seed"] / 10) / 100 * (row["estimator"] == "predictive")
-
-
 EFFECTS = {
-    "near_the_best": Effect({"estimators": BANK, "gap": nearer(1.02)}, {"gap": nearer(2)}, gap=unclear),
-    "nearer_than_others": Effect({"estimators": BANK, "gap": nearer(0.5)}, {"gap": nearer(2)}, gap=unclear),
-    "as_accurate": Effect(
-        {"estimators": BANK, "accuracy": lose(-0.2), "shares": SHARES},
-        {"accuracy": lose(3)},
-        accuracy=lambda row: 0.5 + 0.3 * (1 - 2 * (row["seed"] % 2)) * (row["estimator"] == "predictive"),
-    ),
+    "near_the_best": gap_times("predictive", 1.02, 2, estimators=BANK),
+    "nearer_than_others": gap_times("predictive", 0.5, 2, estimators=BANK),
+    "as_accurate": accuracy_lost(FORECAST, -0.2, 3, estimators=BANK, shares=SHARES),
 }
 
 

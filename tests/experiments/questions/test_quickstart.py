@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 
 from bnlab.harness.reporting.experiment import declared
-from experiments.questions.quickstart import EXPERIMENT, score_choosing
-from tests.experiments.planted import EMA, Effect, Value, accuracy_lost, plant, reference
-
-
-def farther(factor: float) -> Value:
-    """A gap of the EMA that is so many times that of all others."""
-    return lambda row: 0.1 * (factor * (1 + row["seed"] / 50) if row["estimator"] == "ema" else 1)
-
+from experiments.questions.quickstart import EXPERIMENT
+from tests.experiments.planted import EMA, accuracy_lost, gap_times, plant, reference, score_claim
 
 EFFECTS = {
     "default_costs_early": accuracy_lost(EMA, 5, -5),
     "default_is_harmless_late": accuracy_lost(EMA, 0.1, 5),
-    "predictive_is_nearer": Effect(
-        {"estimators": [EMA, ("predictive", None)], "gap": farther(2)}, {"gap": farther(0.5)}
-    ),
+    "predictive_is_nearer": gap_times("ema", 2, 0.5, estimators=[EMA, ("predictive", None)]),
 }
 
 
@@ -30,7 +22,7 @@ def test_predictive_is_compared_by_step_and_layer() -> None:
     tables = plant([EMA, ("ema", 0.01), ("predictive", None)],
                    lambda row: row["step"] * (times[row["layer"]] if row["momentum"] == 0.1 else 1.0))  # fmt: skip
     tables["gaps"].loc[tables["gaps"]["momentum"] == 0.01, "mean_gap"] = 99
-    frame = score_choosing(tables)
+    frame = score_claim("quickstart", "predictive_is_nearer", tables)
     assert frame[["batch_size", "n"]].values.tolist() == [[4, 4], [256, 4]]
     np.testing.assert_allclose(frame[["mean", "low", "high"]], 4)
 
@@ -42,8 +34,7 @@ def test_against_plain_pandas_on_the_reference_tables() -> None:
     late = late[(late["step"] == late["steps"]) & (late["batch_size"] == 256)]
     exact = late[late["estimator"] == "exact"].set_index("run")["accuracy"]
     default = late[(late["estimator"] == "ema") & (late["momentum"] == 0.1)].set_index("run")["accuracy"]
-    (claim,) = (claim for claim in EXPERIMENT.claims if claim.id == "default_is_harmless_late")
-    row = claim.score(available).set_index("batch_size").loc[256]
+    row = score_claim("quickstart", "default_is_harmless_late", available).set_index("batch_size").loc[256]
     assert row["mean"] == pytest.approx(100 * (exact - default).mean()) and row["n"] == len(exact) == 5
     gaps = tables["gaps"].merge(tables["runs"], on="run", suffixes=("", "_run"))
     gaps = gaps[(gaps["step"] == gaps["steps"]) & (gaps["batch_size"] == 4) & (gaps["momentum"] == 0.05)]

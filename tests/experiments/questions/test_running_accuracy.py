@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 from experiments.questions.running_accuracy import average_batches, find_curves
-from tests.experiments.planted import EMA, Effect, Value, plant
+from tests.experiments.planted import EMA, Effect, Value, alternate, plant
 
 
 def effect(share: float, split: str, holds: float, fails: float) -> Effect:
     """Points by which mini-batches are above the images of a split."""
 
     def logged(points: float, noise: float = 0) -> dict[str, Value]:
-        return {"accuracy": lambda row: 0.5 + (points + row["seed"] / 50 + noise * (1 - 2 * (row["seed"] % 2))) / 100}
+        return {"accuracy": lambda row: 0.5 + (points + row["seed"] / 50 + noise * alternate(row)) / 100}
 
     common = {"estimators": [EMA, ("exact", None)], "splits": ("train", "val"), "shares": (share,), "accuracy":
               lambda row: 0.5 if row["split"] == split else 0.9}  # fmt: skip

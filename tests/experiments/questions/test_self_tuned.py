@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from experiments.questions.self_tuned import find_gains_in_hindsight, score_choices
-from tests.experiments.planted import EMA, Effect, Value, plant
+from tests.experiments.planted import EMA, accuracy_lost, gap_times, plant
 
-BANK: list[tuple[str, float | None]] = [("ema", 0.01), EMA, ("cumulative", None), ("predictive", None), ("exact", None)]
+FORECAST = ("predictive", None)
+BANK: list[tuple[str, float | None]] = [("ema", 0.01), EMA, ("cumulative", None), FORECAST, ("exact", None)]
 SCHEDULES = ("onecycle", "step")
 COMMON: dict[str, Any] = {
     "estimators": BANK,
@@ -18,36 +19,12 @@ COMMON: dict[str, Any] = {
 }
 
 
-def gain(points: float) -> Value:
-    """Accuracy of the forecasts' choice that is so many points above that of all momenta."""
-    return lambda row: 0.8 + (points + row["seed"] / 10) / 100 * (row["estimator"] == "predictive")
-
-
-def far(factor: float) -> Value:
-    """A gap of the forecasts' choice that is so many times that of all others."""
-    return lambda row: 0.1 * (factor * (1 + row["seed"] / 50) if row["estimator"] == "predictive" else 1)
-
-
-def unclear(row: dict[str, Any]) -> float:
-    """1 or -1 by seed, of the forecasts' choice; 0 of all others."""
-    return (1 - 2 * (row["seed"] % 2)) * (row["estimator"] == "predictive")
-
-
-def accurate(holds: float, fails: float) -> Effect:
-    return Effect({**COMMON, "accuracy": gain(holds)}, {"accuracy": gain(fails)},
-                  accuracy=lambda row: 0.5 + 0.3 * unclear(row))  # fmt: skip
-
-
-def near(holds: float, fails: float) -> Effect:
-    return Effect({**COMMON, "gap": far(holds)}, {"gap": far(fails)}, gap=lambda row: 0.1 * np.exp(unclear(row)))
-
-
 EFFECTS = {
-    "never_worse": accurate(0.5, -3),
-    "better_early": accurate(8, 1),
-    "as_good_as_in_hindsight": accurate(0.5, -3),
-    "near_the_best": near(1.02, 2),
-    "late_where_the_rate_ends": near(2, 1.02),
+    "never_worse": accuracy_lost(FORECAST, -0.5, 3, **COMMON),
+    "better_early": accuracy_lost(FORECAST, -8, -1, **COMMON),
+    "as_good_as_in_hindsight": accuracy_lost(FORECAST, -0.5, 3, **COMMON),
+    "near_the_best": gap_times("predictive", 1.02, 2, **COMMON),
+    "late_where_the_rate_ends": gap_times("predictive", 2, 1.02, **COMMON),
 }
 
 

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from bnlab.harness.reporting.frames import rows
-from tests.experiments.planted import Effect, Value, accuracy_lost, reference
-
-BOTH: dict[float, Any] = {m: {"estimators": [("ema", m), ("ema_debiased", m)]} for m in (0.01, 0.1)}
-
-
-def farther(factor: float) -> Value:
-    """A gap of the plain EMA that is so many times that of the corrected one."""
-    return lambda row: 0.1 * (factor * (1 + row["seed"] / 50) if row["estimator"] == "ema" else 1)
-
-
-def unclear(row: dict[str, Any]) -> float:
-    """A gap of the plain EMA that is far larger for half of the seeds, and far smaller for the rest."""
-    return 0.1 * math.exp((1 - 2 * (row["seed"] % 2)) * (row["estimator"] == "ema"))
+from tests.experiments.planted import Effect, accuracy_lost, gap_times, reference
 
 
 def gap(momentum: float, *steps: int) -> Effect:
-    return Effect(
-        BOTH[momentum] | {"gap": farther(2), "sizes": (64,), "steps": steps}, {"gap": farther(0.5)}, gap=unclear
-    )
+    both = [("ema", momentum), ("ema_debiased", momentum)]
+    return gap_times("ema", 2, 0.5, estimators=both, sizes=(64,), steps=steps)
 
 
 def cost(momentum: float, points: float, other: float, *steps: int) -> Effect:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.questions.test_batch import score_splits
-from tests.experiments.planted import Effect, Setting, plant, score_claim
+from tests.experiments.planted import Effect, Setting, alternate, plant, score_claim
 
 EXACT: list[Setting] = [("exact", None), ("exact", None, "val")]
 RULES: list[Setting] = [
@@ -24,7 +24,7 @@ def effect(start: str, holds: float, fails: float, split: str = "test", statisti
     def gain(points: float, noise: float) -> Any:
         def accuracy(row: dict[str, Any]) -> float:
             at = row["estimator"].startswith(start), row["split"], row["statistics_split"]
-            some = points + row["seed"] / 50 + noise * (1 - 2 * (row["seed"] % 2))
+            some = points + row["seed"] / 50 + noise * alternate(row)
             return 0.5 + some / 100 * (at == (True, split, statistics))
 
         return accuracy

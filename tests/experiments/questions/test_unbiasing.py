@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from tests.experiments.planted import EMA, Effect, Value, accuracy_lost
+from tests.experiments.planted import EMA, Effect, accuracy_lost, gap_times
 
 Name = tuple[str, float | None]
 BIASED: Name = ("ema_biased", 0.1)
@@ -12,16 +10,9 @@ POOLED, PRECISE, UPDATE, SWA = (("ema_pooled", 0.1), ("precise", None), ("update
 UNEVEN = (16, 64)
 
 
-def scaled(estimator: Name, factor: float) -> Value:
-    """A value that is so many times that of all others, by seed a little more or less."""
-    return lambda row: factor * (1 + row["seed"] / 1000) if row["estimator"] == estimator[0] else 1.0
-
-
 def changed(estimator: Name, holds: float, fails: float, against: Name, sizes: tuple[int, ...] = (2, 4)) -> Effect:
     """A value that is so many times another estimator's, where the claim holds and where it fails."""
-    noise: Value = lambda row: math.exp((1 - 2 * (row["seed"] % 2)) * (row["estimator"] == estimator[0]))  # noqa: E731
-    tables = {"estimators": [estimator, against], "gap": scaled(estimator, holds), "sizes": sizes}
-    return Effect(tables, {"gap": scaled(estimator, fails)}, gap=noise)
+    return gap_times(estimator[0], holds, fails, estimators=[estimator, against], sizes=sizes)
 
 
 EFFECTS = {

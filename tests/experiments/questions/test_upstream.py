@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,17 @@ from torch.nn.functional import batch_norm
 
 from bnlab.harness.reporting.frames import rows
 from experiments.questions.upstream import SHARES, score_gap
-from tests.experiments.planted import EMA, Effect, Value, accuracy_lost, plant, reference, score_claim
+from tests.experiments.planted import (
+    EMA,
+    Effect,
+    Value,
+    accuracy_lost,
+    alternate,
+    gap_times,
+    plant,
+    reference,
+    score_claim,
+)
 
 PRECISE = ("precise", None)
 ONE: dict[str, Any] = {"estimators": [PRECISE], "sizes": (4, 16)}
@@ -29,23 +38,13 @@ def gap(depth: float = 1, size: float = 1) -> Value:
 
 def unclear(row: dict[str, Any]) -> float:
     """The same with powers that are large for half of the seeds, and as large below 0 for the rest."""
-    other = 1 - 2 * (row["seed"] % 2)
-    return gap(3 * other, 1 + 3 * other)(row)
-
-
-def nearer(factor: float) -> Value:
-    """A gap of precise statistics that is so many times the EMA's."""
-    return lambda row: 0.1 * (factor * (1 + row["seed"] / 50) if row["estimator"] == "precise" else 1)
+    return gap(3 * alternate(row), 1 + 3 * alternate(row))(row)
 
 
 EFFECTS = {
     "grows_with_depth": Effect(ONE | {"gap": gap()}, {"gap": gap(depth=-1)}, gap=unclear),
     "shrinks_with_batch": Effect(ONE | {"gap": gap()}, {"gap": gap(size=0)}, gap=unclear),
-    "nearer_than_running": Effect(
-        {"estimators": [EMA, PRECISE], "gap": nearer(0.1)},
-        {"gap": nearer(2)},
-        gap=lambda row: nearer(0.5 * math.exp(1 - 2 * (row["seed"] % 2)))(row),
-    ),
+    "nearer_than_running": gap_times("precise", 0.1, 2, estimators=[EMA, PRECISE]),
     "costs_nothing": accuracy_lost(PRECISE, -0.1, 3, sizes=(16, 256)),
 }
 
