@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, OtherThan, average, interval, paired, rows, score
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, within
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, OtherThan, score
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, EstimatorCurves
 
 SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
@@ -14,15 +12,6 @@ CURVES, OVER_TIME = (*EACH, "momentum"), ("panel", "estimator", "momentum", "epo
 MARK = (DEFAULT_MOMENTUM, "PyTorch's default")
 STEPS = "The learning rate rises for a fifth of training and falls to 0 at the end."
 MARGIN = ("points", "less than a point would decide between no two networks of this size")
-
-
-def score_choosing(tables: Tables) -> pd.DataFrame:
-    """How many times the default's gap is that of `predictive`: geometric mean over all steps and layers."""
-    gaps = rows(tables, "gaps", estimator=("ema", "predictive"), momentum=(DEFAULT_MOMENTUM, None))
-    times = paired(gaps, "mean_gap", against="predictive", ratio=True)
-    each = average(times, "mean_gap", ("batch_size", "seed"), geometric=True)
-    return interval(each, "mean_gap", ("batch_size",), geometric=True)
-
 
 EXPERIMENT = Experiment(
     name="quickstart",
@@ -64,7 +53,9 @@ EXPERIMENT = Experiment(
               answers=("Q2", "Q11", "H2")),
         Claim("predictive_is_nearer", "On average over layers and all measured steps, the gap of PyTorch's momentum is "
               "larger than that of predictive momentum.",
-              score_choosing, above(1.0, "times", "at 1 the plain momentum is as near"),
+              score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, average=("step", "layer"),
+                    geometric=True, estimator="ema", momentum=DEFAULT_MOMENTUM),
+              above(1.0, "times", "at 1 the plain momentum is as near"),
               answers=("H14",)),
     ),
 )  # fmt: skip
