@@ -70,7 +70,7 @@ def _check_split(table: str, frame: pd.DataFrame) -> None:
 def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
     """UserError if an average over seeds would mix networks: several of one seed, or seeds that differ in a setting."""
     require_columns(runs, by)
-    settings = [c for c in runs if c not in ("run", "seed", *RESULTS)]
+    settings = [c for c in runs if c not in ("run", "seed", *RESULTS) and runs[c].nunique() > 1]
     for _, group in runs.groupby(list(by), dropna=False, sort=False) if by else [((), runs)]:
         doubled = group[group["seed"].isin(group["seed"][group["seed"].duplicated()].head(1))]
         # Null is not known, of a part of an earlier version.
