@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import best_on_average, name_panels, over_best, paired, rows, score, select
+from bnlab.harness.reporting.frames import best_on_average, name_panels, over_best, paired, rows, score, share_name
 from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, Curves, EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.schedule import lr_factor
@@ -24,14 +24,14 @@ NOISE = "about the standard error of an accuracy near 97% on 2,000 images"
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy of the forecasts' choice minus that under PyTorch's momentum in the same network."""
     both = rows(tables, "evaluations", SHARES, BY, estimator=("ema", "predictive"), momentum=SHOWN)
-    return select(paired(both, "accuracy", against="ema"), estimator="predictive")
+    return paired(both, "accuracy", against="ema")
 
 
 def find_gains_in_hindsight(tables: Tables) -> pd.DataFrame:
     """Accuracy of the forecasts' choice minus that under the fixed momentum that is best over the whole training."""
     fixed, own = (rows(tables, "evaluations", SHARES, BY, estimator=name) for name in ("ema", "predictive"))
     both = pd.concat([best_on_average(fixed, "accuracy", BY), own])
-    return select(paired(both, "accuracy", against="ema"), estimator="predictive")
+    return paired(both, "accuracy", against="ema")
 
 
 def find_times(tables: Tables, *shares: float) -> pd.DataFrame:
@@ -107,7 +107,7 @@ EXPERIMENT = Experiment(
               score(find_gains, "accuracy", EACH, scale=100), above(-0.3, "points", NOISE), answers=("H12",)),
         Claim("better_early", "Early at a large batch predictive momentum is more accurate than "
               "PyTorch's by more than 5 points.",
-              score(find_gains, "accuracy", EACH, scale=100, panel=f"after {EARLY:.0%} of training", batch_size=MANY),
+              score(find_gains, "accuracy", EACH, scale=100, panel=share_name(EARLY), batch_size=MANY),
               above(5.0, "points", "what nobody would give away"), answers=("Q6",)),
         Claim("as_good_as_in_hindsight", "Predictive momentum loses less than 0.3 points against the "
               "fixed one that is best over the whole training, known in hindsight.",
