@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import interval, rows, select
+from bnlab.harness.reporting.frames import interval, rows, select, share_name
 from bnlab.harness.reporting.plots import Histograms
 from bnlab.harness.reporting.style import Axis
 
@@ -29,15 +29,15 @@ def score_histograms(tables: Tables) -> pd.DataFrame:
     return interval(frame.assign(panel=panel), "share", BIN)
 
 
-def score_misplaced(early: bool, sizes: tuple[int, ...]) -> Score:
+def score_misplaced(share: float, *sizes: int) -> Score:
     """The share of values that the EMA puts in another bin than exact statistics, averaged over layers."""
 
     def scored(tables: Tables) -> pd.DataFrame:
         key = ["run", "step", "panel", "layer", "left"]
         frame = shares(tables)
         exact = select(frame, estimator="exact")[[*key, "share"]]
-        both = select(frame, estimator="ema", batch_size=sizes).merge(exact, on=key, suffixes=("", "_exact"))
-        both = both[both["panel"].str.startswith("after") == early]
+        ema = select(frame, estimator="ema", panel=share_name(share), batch_size=sizes)
+        both = ema.merge(exact, on=key, suffixes=("", "_exact"))
         misplaced = both.assign(misplaced=(both["share"] - both["share_exact"]).abs() / 2)
         each = misplaced.groupby([*EACH, "seed", "layer"], sort=False)["misplaced"].sum().reset_index()
         return interval(each, "misplaced", EACH, average="layer")
@@ -61,8 +61,8 @@ EXPERIMENT = Experiment(
     ),
     claims=(
         Claim("other_early", "Early at a large batch the EMA gives layers other inputs than exact statistics do.",
-              score_misplaced(True, (256,)), above(0.05, *OTHERWISE)),
+              score_misplaced(EARLY, 256), above(0.05, *OTHERWISE)),
         Claim("same_late", "At the end of training the EMA gives layers the same inputs as exact statistics do.",
-              score_misplaced(False, (4, 256)), below(0.05, *OTHERWISE)),
+              score_misplaced(LATE, 4, 256), below(0.05, *OTHERWISE)),
     ),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from bnlab.harness.reporting.frames import interval, rows, select
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 
-SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
+SHARES = (0.1, 1.0)  # of the training
 PLACE = ("run", "step", "layer", "channel")
 TWO = "Two channels of the second layer of one network, over training. "
 EXACT = (

@@ -13,7 +13,7 @@ from bnlab.harness.reporting.style import Axis
 from bnlab.theory import NO_NOISE
 
 SHARES = (0.2, 0.35, 0.55, 0.9, 1.0)  # of the training; the learning rate is highest at the first
-PEAK, AFTER_PEAK, MIDDLE, NEARLY, END = map(share_name, SHARES)
+PEAK, AFTER_PEAK, MIDDLE, _, END = map(share_name, SHARES)
 MEMORY = 10  # steps: the mean age of what an EMA of momentum 0.1 holds
 LATER: dict[str, Any] = {"depth": OtherThan(1)}  # standardized images have mean 0 under any weights, but for edges
 AGAINST_END: dict[str, Any] = {"against": END, "along": "panel", "ratio": True}

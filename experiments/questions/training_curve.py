@@ -6,7 +6,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import ACCURACY, AGAINST_EXACT, EstimatorCurves
 
-SHARES = EARLY, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training, at which claims are decided
+SHARES = EARLY, _, LATE = (0.1, 0.55, 1.0)  # of the training, at which claims are decided
 MODERATE, HUGE = 64, 1024  # images in a batch
 BY, EACH = ("panel", "estimator", "momentum", "epoch"), ("panel", "batch_size", "momentum")
 SAME = "All estimators are computed on the same networks at the same steps."
