@@ -15,10 +15,9 @@ _POINTS = 60  # steps, evenly over the training
 
 
 def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:
-    """No estimator; 60 steps of the training and those of `evaluate_at`, but for the start."""
-    last = run.wanted[-1] if run.wanted else 0
-    points = {round(step) for step in np.linspace(1, last, _POINTS)} if last else set()
-    return {None: sorted({*points, *run.wanted} - {0})}
+    """No estimator; 60 steps of the training and those of `evaluate_at`."""
+    points = {round(step) for last in run.wanted[-1:] for step in np.linspace(1, last, _POINTS)}
+    return {None: sorted({*points, *run.wanted})}
 
 
 def choices(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
@@ -34,10 +33,8 @@ def choices(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
             if position < 0:
                 continue
             for place, name in enumerate(names):
-                key = (run.id, step, name), (step / run.batches.per_epoch, depths[name], stream.layers[place])
-                rows += [
-                    (*key[0], statistic, *key[1], float(momenta[position, number, place]))
-                    for number, statistic in enumerate(("mean", "var"))
-                ]
-    columns = ["run", "step", "layer", "statistic", "epoch", "depth", "channels", "chosen"]
+                where = run.id, step, step / run.batches.per_epoch, name, depths[name], stream.layers[place]
+                chosen = momenta[position, :, place].tolist()
+                rows += [(*where, *pair) for pair in zip(("mean", "var"), chosen, strict=True)]
+    columns = ["run", "step", "epoch", "layer", "depth", "channels", "statistic", "chosen"]
     return pd.DataFrame(rows, columns=columns)

@@ -20,8 +20,7 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
 
     Rules at inference time are left out.
     """
-    last = run.wanted[-1] if run.wanted else 0
-    points = {round(step) for step in np.geomspace(1, last, _POINTS)} if last else set()
+    points = {round(step) for last in run.wanted[-1:] for step in np.geomspace(1, last, _POINTS)}
     often = sorted({*points, *run.wanted})
     return {
         source: often if isinstance(source, RunningAverage) else run.wanted
