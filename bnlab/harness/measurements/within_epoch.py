@@ -15,17 +15,14 @@ from bnlab.estimators.base import fold
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.gaps import key_columns
 from bnlab.harness.measurements.sources import RunningAverage, Source
+from bnlab.harness.measurements.streams import final_step
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Layout
 
 NEEDS_TRACE = True
+scope = final_step
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
-
-
-def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """Running averages, at the last step."""
-    return {source: run.wanted[-1:] for source in sources if isinstance(source, RunningAverage)}
 
 
 def within_epoch(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
