@@ -77,14 +77,13 @@ def _run(sweep: Sweep, words: list[str]) -> int:
 
 def _finish(planned: list[Config], words: list[str], failed: list[Path], seconds: float) -> int:
     """Put the tables together and say what there is now."""
-    from bnlab.harness.artifacts.settings import network_hash
+    from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.reporting import tables
 
     first = planned[0]
     folder = Path(first.results) / first.name
     found = tables.write_tables(folder, first.csv)
-    wanted = {f"{network_hash(config)}/seed_{config.seed}" for config in planned}
-    runs = found["runs"][found["runs"]["run"].isin(wanted)]
+    runs = found["runs"][found["runs"]["run"].isin({Run(config).id for config in planned})]
     print(f"done in {seconds:.0f} s; {folder}/tables/")
     for name, frame in found.items():
         if len(frame):
