@@ -13,11 +13,11 @@ from bnlab.harness import load
 from bnlab.harness.reporting.answer import compose_answer
 from experiments.answers import describe
 from experiments.compose import plan_jobs, register
-from experiments.explain import CONF
+from experiments.explain import CONF, list_choices
 from experiments.questions import find_experiment
 from tests.experiments.commands import run, trained
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = list_choices("experiment")
 
 
 def test_there_are_experiments() -> None:
