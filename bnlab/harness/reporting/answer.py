@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
-from bnlab.harness.reporting.frames import RESULTS, name_value
+from bnlab.harness.reporting.frames import NUMBERS, RESULTS, name_value
 
 WORDS = {
     "holds": "Holds",
@@ -21,7 +21,6 @@ WORDS = {
 }
 Condition = tuple[str, ...]
 """In words, one for each coordinate: `where` of `experiment.answers`."""
-NUMBERS = ("mean", "low", "high", "n")
 READING = (
     "means over seeds [95% interval, of each line by itself]; verdicts by one-sided t tests (of shares of the networks "
     "exact binomial ones) at 5%, with Holm's correction over the lines of a claim; fails: the opposite of what the "

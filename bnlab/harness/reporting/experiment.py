@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import MEASURES, RESULTS, name_value
+from bnlab.harness.reporting.frames import MEASURES, NUMBERS, RESULTS, name_value
 from bnlab.harness.reporting.style import estimator_label
 
 Tables = Mapping[str, pd.DataFrame]
@@ -208,7 +208,7 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     """
     available = declared(experiment, tables)
     found = [(experiment.name, *row) for claim in experiment.claims for row in _decide(claim, available)]
-    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *MEASURES[:4], "verdict"])
+    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *NUMBERS, "verdict"])
 
 
 def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
@@ -233,7 +233,7 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     found = []
     for row, verdict in rows:
         where = _list_coordinates(row)
-        found.append((claim.id, ", ".join(filter(None, where)), where, *(row[key] for key in MEASURES[:4]), verdict))
+        found.append((claim.id, ", ".join(filter(None, where)), where, *(row[key] for key in NUMBERS), verdict))
     return found
 
 

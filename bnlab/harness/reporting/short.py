@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bnlab.harness.reporting.answer import NUMBERS, Answer, round_numbers
+from bnlab.harness.reporting.answer import Answer, round_numbers
+from bnlab.harness.reporting.frames import NUMBERS
 
 _QUOTE = re.compile(r"\{(if )?(\w+)\.(\w+):(?: ([^{}:]+):)? ([\w ]+)\}")
 

@@ -4,7 +4,7 @@
 `averages` compute with them; `scores` puts these together.
 """
 
-from bnlab.harness.reporting.frames.averages import MEASURES, average, best_on_average, interval, other_seeds
+from bnlab.harness.reporting.frames.averages import MEASURES, NUMBERS, average, best_on_average, interval, other_seeds
 from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, paired
 from bnlab.harness.reporting.frames.networks import RESULTS, rows
 from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
@@ -14,6 +14,7 @@ from bnlab.harness.reporting.frames.selection import DEFAULT_MOMENTUM, OtherThan
 __all__ = [
     "DEFAULT_MOMENTUM",
     "MEASURES",
+    "NUMBERS",
     "RESULTS",
     "OtherThan",
     "Rows",

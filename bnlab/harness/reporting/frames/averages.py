@@ -11,8 +11,9 @@ from scipy import stats
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames.selection import name_value, require_columns
 
-MEASURES = ("mean", "low", "high", "n", "error", "log", "share")
-"""The columns that `interval` adds."""
+NUMBERS = ("mean", "low", "high", "n")
+MEASURES = (*NUMBERS, "error", "log", "share")
+"""The columns that `interval` adds; the numbers are what is shown of them."""
 _IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
 
 
