@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,11 +90,9 @@ def interval(
         _check_seeds(values, [*by, "seed", *over])
         if over:
             values = _average_groups(values, value, [*by, "seed"])
-        keys = [values[key] for key in by]
-        groups = values[value].groupby(keys, dropna=False, sort=False) if keys else [((), values[value])]
         share = frame[value].dtype == bool
         estimate = _estimate_share if share else _estimate
-        estimates = [(*key, *estimate(group.to_numpy(float))) for key, group in groups]
+        estimates = [(*key, *estimate(group.to_numpy(float))) for key, group in _split(values, value, by)]
     found = pd.DataFrame(estimates, columns=[*by, "mean", "low", "high", "n", "error"])
     if geometric:
         found[["mean", "low", "high"]] = np.exp(found[["mean", "low", "high"]])
@@ -130,6 +129,12 @@ def _average_groups(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.Da
     return frame.groupby(list(by), dropna=False, sort=False)[value].mean().reset_index()
 
 
+def _split(frame: pd.DataFrame, value: str, by: Sequence[str]) -> Iterable[tuple[Any, pd.Series]]:
+    """The values of a column for each combination of `by`; all of them, for (), where there is none."""
+    keys = [frame[key] for key in by]
+    return frame[value].groupby(keys, dropna=False, sort=False) if keys else [((), frame[value])]
+
+
 def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
     """Mean, bounds of the two-sided 95% Student interval, n and standard error; NaN values are left out."""
     values = values[~np.isnan(values)]
@@ -150,9 +155,7 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
 def _check_images(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
     """UserError if rows that agree in `by` are of other images: some seeds may have been measured on these alone."""
     for column in (column for column in _IMAGES if column in frame and column not in (*by, *over)):
-        keys = [frame[key] for key in by]
-        groups = frame[column].groupby(keys, dropna=False, sort=False) if keys else [((), frame[column])]
-        for key, found in groups:
+        for key, found in _split(frame, column, by):
             if found.nunique() > 1:
                 where = ", ".join(name_value(*pair) for pair in zip(by, key, strict=True))
                 images = ", ".join(found.dropna().unique())
