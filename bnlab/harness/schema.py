@@ -225,13 +225,12 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0]})") from error
 
 
-def read_table(name: str, path: Path) -> pd.DataFrame:
-    """Read rows of a table; ValueError if the file is damaged, OtherVersion if it has other columns."""
-    return conform(name, read_part(name, path))
-
-
 def read_part(name: str, path: Path) -> pd.DataFrame:
-    """`read_table` with the columns of `ORIGIN` and `written`, which is the file's time where it is not noted."""
+    """Read rows of a table, with the columns of `ORIGIN` and `written`, which is the file's time where it is not noted.
+
+    Raises:
+        ValueError: the file is damaged; OtherVersion: it has other columns.
+    """
     frame = read_frame(path)
     before = {"written": path.stat().st_mtime_ns} | dict.fromkeys(TABLES[name].later)
     before |= {column: origin.before for column, origin in origin_columns(name).items()}
@@ -245,8 +244,3 @@ def read_part(name: str, path: Path) -> pd.DataFrame:
         return conform_part(name, frame)
     except (KeyError, pa.ArrowException) as error:
         raise OtherVersion(f"{path}: not of this version ({str(error).splitlines()[0]})") from error
-
-
-def empty(name: str) -> pd.DataFrame:
-    """The table without rows."""
-    return TABLES[name].schema.empty_table().to_pandas()

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bnlab.decomposition import TERMS
 from bnlab.harness.reporting.experiment import answers
-from bnlab.harness.schema import LOG, TABLES, empty
+from bnlab.harness.schema import LOG, TABLES, conform, empty_part
 from experiments.explain import CONF
 from experiments.questions import find_experiment
 
@@ -101,8 +101,8 @@ def score_claim(name: str, claim: str, tables: Mapping[str, pd.DataFrame]) -> pd
 def reference(name: str) -> dict[str, pd.DataFrame]:
     """The committed tables of an experiment."""
     folder = CONF.parent / "results" / "reference" / name
-    return {table: pd.read_parquet(path) if (path := folder / f"{table}.parquet").exists() else empty(table)
-            for table in TABLES}  # fmt: skip
+    empty = {table: conform(table, empty_part(table)) for table in TABLES}
+    return empty | {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
 
 
 def plant(

@@ -130,7 +130,7 @@ def test_rows_leave_all_tables(
     write(tmp_path, "new", rows([0.2], 2.0, **new), age=5)
     found = tables.assemble(tmp_path)
     assert found["traces"]["momentum"].tolist() == kept and found["gaps"]["momentum"].tolist() == [0.2]
-    assert found["traces"].dtypes.equals(schema.empty("traces").dtypes)
+    assert found["traces"].dtypes.equals(schema.conform("traces", schema.empty_part("traces")).dtypes)
 
 
 def test_parts_from_before_origins_were_noted_are_read(tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_parts_from_before_origins_were_noted_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(schema.TABLES))
 def test_empty_tables_have_their_columns_and_types(name: str, tmp_path: Path) -> None:
-    frame = schema.empty(name)
+    frame = schema.conform(name, schema.empty_part(name))
     assert list(frame) == list(schema.TABLES[name].types) and set(schema.TABLES[name].key) <= set(frame)
     path = tmp_path / "x.parquet"
     schema.write_frame(path, frame, schema.TABLES[name].schema)
     assert pq.read_schema(path).remove_metadata() == schema.TABLES[name].schema
-    assert_frame_equal(schema.read_table(name, path), frame)
+    assert_frame_equal(schema.conform(name, schema.read_part(name, path)), frame)
 
 
 def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
         flipped[place] ^= 1 << (place * 5 % 8)
         path.write_bytes(flipped)
         try:
-            found = schema.read_table("gaps", path)
+            found = schema.conform("gaps", schema.read_part("gaps", path))
         except ValueError as error:
             noticed += str(path) in str(error)
         else:
