@@ -178,7 +178,8 @@ def test_reporting_sees_tables_only(path: Path) -> None:
 def test_questions_see_reporting_and_theory(path: Path) -> None:
     for name in imports(path):
         known = any(
-            f"{name}.".startswith(f"{package}.") for package in (*REPORTING, "bnlab.theory", "experiments.catalogue")
+            f"{name}.".startswith(f"{package}.")
+            for package in (*REPORTING, "bnlab.theory", "experiments.catalogue", "experiments.margins")
         )
         assert known or name == "bnlab" or name.partition(".")[0] in sys.stdlib_module_names, name
 

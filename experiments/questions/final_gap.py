@@ -5,13 +5,11 @@ from __future__ import annotations
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import GAP, LOST, Curves
+from experiments.margins import SIX_IMAGES
 
 SHARES = (1.0,)  # of the training
 EACH = ("panel", "batch_size")
-MARGIN = (
-    "points",
-    "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired",
-)
+MARGIN = ("points", SIX_IMAGES)
 
 
 def score_loss(estimator: str, momentum: float | None, sizes: tuple[int, ...]) -> Score:

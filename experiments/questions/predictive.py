@@ -9,6 +9,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
 from bnlab.harness.reporting.frames import OtherThan, best_on_average, interval, over_best, paired, rows, score, select
 from bnlab.harness.reporting.plots import TIMES_THE_BEST, EstimatorCurves
+from experiments.margins import SIX_IMAGES
 
 SHARES = (0.1, 0.55, 1.0)  # of the training, at which accuracy is decided
 SHOWN = (0.01, 0.1, 0.5, None)  # of the fixed momenta, in figures
@@ -83,8 +84,7 @@ EXPERIMENT = Experiment(
         Claim("as_accurate", "Predictive momentum loses less than 0.3 points of accuracy against the fixed one that is "
               "best at that step and batch size.",
               score_accuracy,
-              below(0.3, "points lost", "6 of 2,000 test images: about the standard error where accuracy is near 97%; "
-                    "comparisons are paired"),
+              below(0.3, "points lost", SIX_IMAGES),
               answers=("Q10", "H12")),
     ),
 )  # fmt: skip

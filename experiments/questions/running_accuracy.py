@@ -8,6 +8,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import rows, score, select
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
+from experiments.margins import A_POINT
 
 SHARES = EARLY, LATE = (0.1, 1.0)  # of the training, at which claims are decided
 IMAGES = 2000  # of the latest mini-batches, over which their accuracy is averaged
@@ -61,7 +62,7 @@ EXPERIMENT = Experiment(
         Claim("lags_early", "Early the moving average of the mini-batches' accuracy is below the accuracy that the "
               "network has on training images.",
               score_excess(EARLY, TRAINING),
-              below(-1.0, "points", "a point is what decides between two networks of this size")),
+              below(-1.0, "points", A_POINT)),
         Claim("below_validation_early", "Early the moving average of the mini-batches' accuracy is even below the "
               "accuracy on validation images.",
               score_excess(EARLY, VALIDATION), below(0.0, "points", "at 0 both are the same")),

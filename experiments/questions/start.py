@@ -5,6 +5,7 @@ from __future__ import annotations
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
 from bnlab.harness.reporting.frames import OtherThan, Rows, rows, score
 from bnlab.harness.reporting.plots import GAP, LOST, EstimatorCurves
+from experiments.margins import SIX_IMAGES
 
 SHARES = (1.0,)  # of the training
 KEYS = ("panel", "steps", "estimator", "momentum")
@@ -59,7 +60,6 @@ EXPERIMENT = Experiment(
         Claim("start_is_forgotten", "With PyTorch's momentum the start at 0 and 1 costs less than 0.3 points of "
               "accuracy from 100 steps on.",
               score_cost(0.1, 100, 300, 1000),
-              within(-0.3, 0.3, "points lost", "6 of 2,000 test images: about the standard error where accuracy is "
-                     "near 97%; comparisons are paired")),
+              within(-0.3, 0.3, "points lost", SIX_IMAGES)),
     ),
 )  # fmt: skip

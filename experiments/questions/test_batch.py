@@ -10,11 +10,11 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import interval, paired, rows, score, select
 from bnlab.harness.reporting.plots import AGAINST_EXACT, EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
+from experiments.margins import A_POINT, SIX_IMAGES
 
 BY, EACH = ("panel", "estimator", "momentum"), ("batch_size",)
 TRAINED = "At the end of training, a panel for each batch size of the training."
 SPLITS = {"val": "validation images", "test": "test images"}
-REASON = "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired"
 NOTHING = ("points gained", "no gain at all is the other answer")
 
 
@@ -79,10 +79,10 @@ EXPERIMENT = Experiment(
         Claim("tiny_test_batches_cost", "Statistics of two test images cost accuracy against exact ones of the "
               "training split.",
               score_gain(-100, estimator="test_batch", images=2),
-              above(1.0, "points", "a point is what decides between two networks of this size")),
+              above(1.0, "points", A_POINT)),
         Claim("large_test_batches_cost_nothing", "Statistics of 512 test images cost less than 0.3 points of accuracy "
               "against exact ones of the training split.",
-              score_gain(-100, estimator="test_batch", images=512), within(-0.3, 0.3, "points", REASON)),
+              score_gain(-100, estimator="test_batch", images=512), within(-0.3, 0.3, "points", SIX_IMAGES)),
         Claim("pseudo_samples_gain", "Mixed with 16 pseudo-samples, statistics of 2 and of 8 test images gain accuracy "
               "against those of the test images alone.",
               score(find_mixed, "accuracy", (*EACH, "images"), against="test_batch", scale=100),
@@ -92,7 +92,7 @@ EXPERIMENT = Experiment(
               score_gain(estimator="example_weighing", weight=0.1), above(0.0, *NOTHING)),
         Claim("validation_serves", "On test images, statistics of the validation split give the accuracy of exact ones "
               "of the training split, to 0.3 points.",
-              score_gain(statistics_split="val"), within(-0.3, 0.3, "points gained", REASON)),
+              score_gain(statistics_split="val"), within(-0.3, 0.3, "points gained", SIX_IMAGES)),
         Claim("validation_leaks_nothing", "Statistics of the validation split gain no more on validation images than "
               "on test images, to 0.3 points.",
               score(find_gains, "accuracy", EACH, against="test", along="split", scale=100, statistics_split="val"),

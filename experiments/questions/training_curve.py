@@ -5,12 +5,13 @@ from __future__ import annotations
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import ACCURACY, AGAINST_EXACT, EstimatorCurves
+from experiments.margins import A_POINT, SIX_IMAGES
 
 SHARES = EARLY, _, LATE = (0.1, 0.55, 1.0)  # of the training, at which claims are decided
 MODERATE, HUGE = 64, 1024  # images in a batch
 BY, EACH = ("panel", "estimator", "momentum", "epoch"), ("panel", "batch_size", "momentum")
 SAME = "All estimators are computed on the same networks at the same steps."
-COSTS = above(1.0, "points", "a point is what decides between two networks of this size")
+COSTS = above(1.0, "points", A_POINT)
 HARMLESS = within(-1.0, 1.0, "points lost", "the same margin as for what costs something")
 
 
@@ -52,8 +53,7 @@ EXPERIMENT = Experiment(
         Claim("exact_gains_nothing_late", "At the end of training at a moderate batch, exact statistics gain less than "
               "0.3 points of accuracy over PyTorch's running average.",
               score_loss("ema", (LATE,), MODERATE),
-              within(-0.3, 0.3, "points", "6 of 2,000 test images: about the standard error where accuracy is "
-                     "near 97%; comparisons are paired"),
+              within(-0.3, 0.3, "points", SIX_IMAGES),
               answers=("Q2", "Q11", "Q14", "H2")),
         Claim("last_batch_beats_ema_early", "Early at a huge batch, the last batch's moments alone gain accuracy "
               "against the EMA.",

@@ -8,14 +8,12 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import OtherThan, score
 from bnlab.harness.reporting.plots import AGAINST_EXACT, VARIANCE_GAP, EstimatorCurves
 from bnlab.harness.reporting.style import Axis
+from experiments.margins import SIX_IMAGES
 
 SHARES = (1.0,)  # of the training
 SMALL, UNEVEN = (2, 4), (16, 64)  # batch sizes; the second leave a smaller last batch in each epoch
 EACH, EVERY = ("panel", "batch_size"), ("panel", "batch_size", "estimator", "momentum")
-MARGIN = (
-    "points",
-    "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired",
-)
+MARGIN = ("points", SIX_IMAGES)
 
 
 def score_times(column: str, estimator: str, against: str, *sizes: int, **layers: Any) -> Score:

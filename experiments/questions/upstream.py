@@ -9,6 +9,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import OtherThan, interval, overlay, rows, score, select
 from bnlab.harness.reporting.plots import GAP, LOST, VARIANCE_GAP, Curves, EstimatorCurves
+from experiments.margins import SIX_IMAGES
 
 SHARES = (0.2, 1.0)  # of the training
 LARGER = 4  # times the batch size
@@ -86,7 +87,6 @@ EXPERIMENT = Experiment(
               "points against exact statistics.",
               score("evaluations", "accuracy", EACH, (1.0,), against="exact", scale=-100, estimator="precise",
                     batch_size=(16, 64, 256, 1024)),
-              within(-0.3, 0.3, "points lost", "6 of 2,000 test images: about the standard error where accuracy is "
-                     "near 97%; comparisons are paired")),
+              within(-0.3, 0.3, "points lost", SIX_IMAGES)),
     ),
 )  # fmt: skip
