@@ -62,7 +62,7 @@ def _require_writable(results: Path) -> None:
 def list_failures(config: Config) -> list[Path]:
     """Why jobs on this configuration's network failed in the last sweep, a file for each."""
     folder = Path(config.results) / config.name / "failures"
-    return sorted(folder.glob(f"{Run(config).id.replace('/', '-')}-*.txt"))
+    return sorted(folder.glob(f"{tables.begin_file_name(Run(config).id)}*.txt"))
 
 
 def attempt(config: Config) -> Path | None:
@@ -89,7 +89,7 @@ def _record_failure(config: Config, reason: str, details: str) -> Path:
     """Print why a job failed, keep it with the details in a file, and write the run's row as failed."""
     run, folder = Run(config), Path(config.results) / config.name
     settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
-    path = folder / "failures" / f"{run.id.replace('/', '-')}-{settings}.txt"
+    path = folder / "failures" / f"{tables.begin_file_name(run.id)}{settings}.txt"
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{details}")
     _write_row(run)

@@ -37,9 +37,14 @@ from bnlab.harness.schema import (
 _AHEAD = 60 * 10**9  # nanoseconds by which the clocks of two machines may differ without a word
 
 
+def begin_file_name(run: str) -> str:
+    """What the names of files begin with that jobs on a network leave in an experiment's folder."""
+    return f"{run.replace('/', '-')}-"
+
+
 def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataFrame) -> None:
     """What one job measured, under a name that tells the run and the settings of the measurement."""
-    path = folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.parquet"
+    path = folder / "parts" / name / f"{begin_file_name(run)}{digest(settings, digits=10)}.parquet"
     write_rows(path, name, frame)
 
 
@@ -90,7 +95,7 @@ def _read_own_rows(name: str, path: Path) -> pd.DataFrame:
     """The rows of a part; ValueError if it is a copy of another run's."""
     frame = read_part(name, path)
     for run in frame["run"].unique():
-        if not path.name.startswith(f"{run.replace('/', '-')}-"):
+        if not path.name.startswith(begin_file_name(run)):
             raise ValueError(f"{path}: holds rows of run {run}")
     return frame
 
