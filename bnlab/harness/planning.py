@@ -17,7 +17,7 @@ from bnlab.harness.measurements.evaluations import predict
 from bnlab.harness.measurements.sources import find_sources
 
 _TRIAL_STEPS = 5
-Evaluated = tuple[str, str, int, Hashable]  # hash of the network's settings, run, step, and under which statistics
+Evaluated = tuple[str, int, Hashable]  # run, step, and under which statistics
 
 
 def count_cores() -> int:
@@ -53,9 +53,11 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
         run = Run(config)
         runs.setdefault(run.id, run)
         images |= _list_evaluations(run)
-    rates = {network: _time_steps(run) for network, run in {_hash_of(run): run for run in runs.values()}.items()}
-    training = sum(rates[_hash_of(run)][0] * run.steps for run in runs.values() if not run.finished)
-    measuring = sum(rates[network][1] * number for (network, *_), number in images.items())
+    kinds = {network_hash(run.config): run for run in runs.values()}  # seeds are of one kind
+    seconds = {kind: _time_steps(run) for kind, run in kinds.items()}
+    rates = {name: seconds[network_hash(run.config)] for name, run in runs.items()}
+    training = sum(rates[name][0] * run.steps for name, run in runs.items() if not run.finished)
+    measuring = sum(rates[name][1] * number for (name, *_), number in images.items())
     yield outline(planned)
     threads = _count(torch.get_num_threads(), "thread")
     how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
@@ -63,22 +65,16 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
     yield f"measuring  about {_format_seconds(measuring / processes)}, less what has been done before"
 
 
-def _hash_of(run: Run) -> str:
-    """Of the network's settings, which seeds have in common."""
-    return network_hash(run.config)
-
-
 def _list_evaluations(run: Run) -> dict[Evaluated, int]:
     """What a job evaluates, and how many images each time: exact statistics, and every source on each split."""
-    network = _hash_of(run)
     found: dict[Evaluated, int] = {}
     if run.has_trace:
-        found = {(network, run.id, step, "exact statistics"): len(run.dataset.train.labels) for step in run.wanted}
+        found = {(run.id, step, "exact statistics"): len(run.dataset.train.labels) for step in run.wanted}
     if "evaluations" in as_list(run.config.measurements):
         sources = find_sources(run.config) if run.has_trace else [None]  # without batch norm the network itself
         for split in as_list(run.config.evaluate_on):
             images = len(run.dataset.images_of(split).labels)
-            found |= {(network, run.id, step, (source, split)): images for step in run.predicted for source in sources}
+            found |= {(run.id, step, (source, split)): images for step in run.predicted for source in sources}
     return found
 
 
@@ -89,8 +85,8 @@ def _time_steps(run: Run) -> tuple[float, float]:
         group["lr"] = 0.0  # a trial does not diverge
     times: list[float] = []
     callbacks = [lambda _: times.append(time.perf_counter())]
-    until = min(run.steps, _TRIAL_STEPS + 1)
-    train(progress, run.batches, run.config.optimizer, max(run.steps, 2), callbacks, until=max(until, 2))
+    until = max(2, min(run.steps, _TRIAL_STEPS + 1))
+    train(progress, run.batches, run.config.optimizer, max(run.steps, until), callbacks, until=until)
     started = time.perf_counter()
     predict(progress.model.eval(), run.dataset.val)
     evaluated = (time.perf_counter() - started) / len(run.dataset.val.labels)
