@@ -229,7 +229,8 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
         if unsaid.get(key) != value
     ]
     kept += [] if math.isnan(momentum) else [f"momentum {momentum:g}"]
-    return f"{re.sub(' *{.*?}', '', words)} ({', '.join(kept)})" if kept else re.sub(" *{.*?}", "", words)
+    words = re.sub(" *{.*?}", "", words)
+    return f"{words} ({', '.join(kept)})" if kept else words
 
 
 def interval_lengths(frame: pd.DataFrame) -> np.ndarray:
