@@ -678,6 +678,22 @@ def test_steps_of_an_optimizer() -> None:
         record(model, optimizer=0.1).__enter__()  # type: ignore[arg-type]
 
 
+def test_an_optimizer_that_makes_no_update_is_said() -> None:
+    """A training that makes its own, or one whose `step` is never called, as of a wrapper."""
+    model = plain()
+    with (
+        pytest.warns(UserWarning, match=r"optimizer has made no update .* layer '1' .* all is on step 4; pass the one"),
+        record(model, step=3, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)) as trace,
+    ):
+        train(model, images(4, 4, 4))
+    assert trace.last_step == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with record(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)):
+            for x in images(4, 4):
+                model(x)
+
+
 class Trainer(nn.Module):
     """Its forward is a whole training."""
 

@@ -66,8 +66,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
-            model, or has taken one out of it for some of the training; the weights were updated within a step; or a
-            layer had momentum 0 or None (as `update_bn` sets it) in some of its calls, which are entries all the same.
+            model, or has taken one out of it for some of the training; the weights were updated within a step, or by
+            another optimizer than the given one, which has made no update; or a layer had momentum 0 or None (as
+            `update_bn` sets it) in some of its calls, which are entries all the same.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
             in the block.
     """
@@ -84,6 +85,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     recording = Recording(model, layers, int(step))
     with recording.attached(optimizer):
         yield recording.trace
+    recording.steps.warn_of_no_updates()
     recording.warn_of_the_unrecorded()
     recording.warn_of_other_momenta()
     recording.membership.warn_of_new_layers()

@@ -32,6 +32,7 @@ class StepCounter:
         self._trace = trace
         self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
         self._warned = False
+        self._changed_within: str | None = None  # the first layer whose weights have changed within a step
         self._inside: dict[int, list[nn.Module]] = {}  # of a module or layer, the recorded layers in it
         self._parts: dict[int, set[int]] = {}  # all modules in it
         self.modules: list[nn.Module] = []
@@ -64,6 +65,7 @@ class StepCounter:
         """Go back to `step`."""
         if self._ended is not None:
             self._ended = min(self._ended, step)
+        self._changed_within = None
 
     def find_step(self) -> int:
         """The step of a call that begins now."""
@@ -76,12 +78,23 @@ class StepCounter:
 
     def warn_of_updates_within(self, step: int, name: str) -> None:
         """Say once that the weights of layer `name` have changed within a step."""
+        self._changed_within = self._changed_within or name
         if self._ended is None and not self._warned:
             self._warned = True
             warnings.warn(
                 f"record: the weights of layer {name!r} have changed within step {step}, which is one forward of the "
                 "model or of a part; call trace.step() after each update, or pass record(..., optimizer=...)",
                 stacklevel=2,
+            )
+
+    def warn_of_no_updates(self) -> None:
+        """Say that the weights have changed though no update was counted: everything is on the first step."""
+        if self._ended == self._trace.first_step and self._changed_within is not None:
+            warnings.warn(
+                "record: optimizer has made no update inside of the block, but the weights of layer "
+                f"{self._changed_within!r} have changed, and all is on step {self._trace.last_step}; pass the one "
+                "whose step() is called, or call trace.step() after each update",
+                stacklevel=4,
             )
 
     def enter(self, module: nn.Module, args: object) -> None:
