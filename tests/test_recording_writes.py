@@ -18,6 +18,7 @@ from bnlab import (
     running_statistics,
 )
 from bnlab.estimators import EMA, Cumulative
+from bnlab.nn import SelfTuned
 from tests.helpers import (
     assert_equal_statistics,
     images,
@@ -102,6 +103,25 @@ def test_writes_that_change_nothing_are_no_restart() -> None:
             model.load_state_dict(copy.deepcopy(model.state_dict()))
             model[1].running_mean = model[1].running_mean.clone()
     assert not any(layer.restarts for layer in trace.layers.values()) and len(trace.layers["1"]) == 3
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_layers_may_lose_their_running_buffers(convert: Callable[[nn.Module], nn.Module], comes_back: bool) -> None:
+    """As test-time adaptation takes them away; calls without them are no entries."""
+    model, (a, b, c) = convert(plain()), images(4, 4, 4)
+    layer = model[1]
+    with record(model) as trace:
+        train(model, [a])
+        own = layer.running_mean, layer.running_var
+        layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+        train(model, [b])
+        replay(trace, EMA(0.1))
+        if comes_back:
+            layer.track_running_stats, (layer.running_mean, layer.running_var) = True, own
+            train(model, [c])
+    assert trace.layers["1"].steps == ([1, 3] if comes_back else [1])
+    assert trace.layers["4"].steps == list(range(1, 3 + comes_back)) and not trace.layers["1"].restarts
 
 
 def test_writing_without_a_trace_is_found_at_the_end() -> None:

@@ -105,8 +105,8 @@ class Recorder:
             return
         if self._called:
             self._end_interrupted_call()
-        # A layer that does not track leaves its buffers alone.
-        if not layer.training or not layer.track_running_stats:
+        # A layer that does not track leaves its buffers alone, if it has some.
+        if not layer.training or not layer.track_running_stats or not self._has_average():
             return
         if is_tracing():
             raise ValueError(
@@ -241,14 +241,16 @@ class Recorder:
             self._end_interrupted_call()
         self._ended = True
         self.take_up_writes()
-        self.overwritten = self.watch.is_overwritten(self._get_averages()[1])
+        self.overwritten = self._has_average() and self.watch.is_overwritten(self._get_averages()[1])
 
     def take_up_writes(self) -> None:
         """Begin again where something has written the buffers since the last call."""
         if self._loan is not None and not self._is_called(self._loan):
             self._end_interrupted_call()
+        if self._loan is not None or not self._has_average():
+            return
         _, own = self._get_averages()
-        if self._loan is None and self.watch.is_written(own):
+        if self.watch.is_written(own):
             self.watch.take_up(own)
 
     def _end_interrupted_call(self) -> None:
@@ -276,6 +278,10 @@ class Recorder:
         """Whether the call for which this was lent goes on."""
         here = loan.thread == threading.get_ident()
         return is_being_called(self.layer) if here else is_alive(loan.thread)
+
+    def _has_average(self) -> bool:
+        """Whether there are running buffers: test-time adaptation sets them to None."""
+        return self._buffers["running_mean"] is not None
 
     def _get_averages(self) -> tuple[Average, Average]:
         """What the layer has now, and what it has when nothing is lent."""
