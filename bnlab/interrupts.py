@@ -30,6 +30,11 @@ def interrupts_ended_by(layer: nn.Module, end: Callable[[], None]) -> Iterator[N
             handle.remove()
 
 
+def is_recorded(module: nn.Module) -> bool:
+    """Whether it is a layer in such a block."""
+    return id(module) in _enders
+
+
 def _end_interrupted_call(module: nn.Module, *_: object) -> None:
     end_interrupted_calls([module])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from bnlab.borrowing import is_paused_while_borrowed, replace_forward
+from bnlab.interrupts import is_recorded
 from bnlab.layers import BatchNorm, batch_norm_layers, is_tracing, join_names
 from bnlab.nn.upkeep import Upkeep
 
@@ -78,15 +79,19 @@ class SelfTuned(BatchNorm):
         Raises:
             TypeError: not a module.
             ValueError: it has no batch-norm layer with running statistics, or one that is lazy, scripted or on the
-                meta device.
+                meta device, or it is being recorded.
 
         Warns:
             UserWarning: layers of other classes, and those that have been given another forward, stay as they are.
         """
         left = []
-        for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items():
-            if isinstance(layer, SelfTuned):
-                continue
+        plain = {
+            name: layer
+            for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items()
+            if not isinstance(layer, SelfTuned)
+        }
+        _check_not_recorded(plain, "SelfTuned.convert")
+        for name, layer in plain.items():
             kind = _KINDS.get(type(layer))
             if kind is None or "forward" in vars(layer):
                 left.append(name)
@@ -113,13 +118,15 @@ class SelfTuned(BatchNorm):
             The model.
 
         Raises:
-            ValueError: something else has exchanged a layer's class since, as parametrizations do.
+            ValueError: something else has exchanged a layer's class since, as parametrizations do, or the model is
+                being recorded.
         """
         kinds: dict[type[nn.Module], Any] = {kind: plain for plain, kind in _KINDS.items()}
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
         others = [name for name, layer in layers.items() if type(layer) not in kinds]
         if others:
             raise ValueError(f"SelfTuned.revert: {join_names(others)} have got another class since; undo that first")
+        _check_not_recorded(layers, "SelfTuned.revert")
         for layer in layers.values():
             layer._catch_up()
             del vars(layer)["forward"], vars(layer)["upkeep"]
@@ -208,6 +215,11 @@ _KINDS: dict[type[nn.Module], type[SelfTuned]] = {
     nn.BatchNorm3d: SelfTunedBatchNorm3d,
     nn.SyncBatchNorm: SelfTunedSyncBatchNorm,
 }
+
+
+def _check_not_recorded(layers: Mapping[str, nn.Module], caller: str) -> None:
+    if recorded := [name for name, layer in layers.items() if is_recorded(layer)]:
+        raise ValueError(f"{caller}: {join_names(recorded)} are being recorded; call it outside of the record block")
 
 
 def _has_averages(attributes: dict[str, Any]) -> bool:

@@ -641,6 +641,20 @@ def test_revert_wants_the_classes_that_convert_has_given() -> None:
     assert type(SelfTuned.revert(model)[1]) is nn.BatchNorm2d  # type: ignore[index]
 
 
+@pytest.mark.parametrize("change", [SelfTuned.convert, SelfTuned.revert])
+def test_a_recorded_model_keeps_its_layers(change: Callable[[nn.Module], nn.Module]) -> None:
+    model = network(self_tuned=change == SelfTuned.revert)
+    kinds = [type(module) for module in model.modules()]
+    with record(model) as trace:
+        train(model, 2)
+        with pytest.raises(ValueError, match=r"SelfTuned.*: '1', '4' are being recorded; call it outside"):
+            change(model)
+        change(copy.deepcopy(model))
+        train(model, 2)
+    assert [type(module) for module in model.modules()] == kinds and trace.last_step == 4
+    change(model)
+
+
 def test_converting_twice_changes_nothing() -> None:
     model = network()
     train(model, 10)
