@@ -39,9 +39,10 @@ class SelfTuned(BatchNorm):
 
     Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a step
     (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of
-    activation checkpointing is none, nor is one while `layer.momentum` is 0. While it is None, as
-    `torch.optim.swa_utils.update_bn` sets it, the buffers are torch's average of all batches. A batch with a NaN or
-    infinite value in some channel is left out in that layer. A layer in eval mode stays as it is. With several
+    activation checkpointing is none, nor is one while `layer.momentum` is 0. While it is set to None, as
+    `torch.optim.swa_utils.update_bn` does, or to 1, as fvcore's `update_bn_stats`, the buffers are torch's own: the
+    average of all batches, or the last one. Another momentum has no effect, and a UserWarning says so. A batch with a
+    NaN or infinite value in some channel is left out in that layer. A layer in eval mode stays as it is. With several
     processes SyncBatchNorm takes the moments of all of them, and all choose alike; otherwise each process has its own,
     and DistributedDataParallel evaluates under the first one's, as it does with plain layers. `torch.compile`
     interrupts its graph at each layer in training, because which place is the next one is Python's to know; evaluation
@@ -97,7 +98,7 @@ class SelfTuned(BatchNorm):
                 left.append(name)
                 continue
             layer.__class__ = kind
-            vars(layer)["upkeep"] = Upkeep(vars(layer)["_buffers"], layer.eps, layer.momentum is None)
+            vars(layer)["upkeep"] = Upkeep(vars(layer)["_buffers"], layer.eps, layer.momentum)
             replace_forward(layer, _run)
         if left:
             warnings.warn(
@@ -257,7 +258,7 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
             "SelfTuned: traced, exported or captured in train mode, where all later batches would go to the place of "
             "this one; use eval(), or SelfTuned.revert"
         )
-    if attributes["momentum"] is None and not upkeep.was_cumulative:  # somebody wants the average of all, as update_bn
+    if upkeep.stands_aside(attributes["momentum"]):
         layer._catch_up()
         output = own(*args, **kwargs)
         upkeep.begin(buffers)

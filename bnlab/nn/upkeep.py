@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,23 +29,42 @@ class Upkeep:
     Args:
         buffers: the layer's, by name.
         eps: the layer's.
-        was_cumulative: whether its momentum was None when it was converted.
+        momentum: the layer's when it was converted.
 
     Attributes:
         collector: the batches so far.
-        was_cumulative: see above; else None is a sign that the averages are to stand aside.
         is_behind: whether there may be batches that the buffers do not show yet.
         beginnings: how often the averages have begun from the buffers.
         last: [C] each, mean and variance of the batch that was taken last; None if the last call has not ended well or
             was the repetition of an earlier one.
     """
 
-    def __init__(self, buffers: _Buffers, eps: float, was_cumulative: bool) -> None:
+    def __init__(self, buffers: _Buffers, eps: float, momentum: float | None) -> None:
         start = _stack(buffers)
         self.collector = Collector(start, _count_updates(buffers), eps)
-        self.was_cumulative, self.is_behind, self.beginnings = was_cumulative, False, 0
+        self._momentum, self._has_warned = momentum, False
+        self.is_behind, self.beginnings = False, 0
         self.last: tuple[Tensor, Tensor] | None = None
         self.look(buffers)
+
+    def stands_aside(self, momentum: float | None) -> bool:
+        """Whether somebody else averages now, who has set this momentum: `update_bn`, or another precise batch norm.
+
+        Warns:
+            UserWarning: it has no effect; said once.
+        """
+        if momentum == self._momentum or momentum == 0:
+            return False
+        if momentum is None or momentum == 1:
+            return True
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "SelfTuned: the momentum of a layer has been changed, which has no effect: it chooses its own; for a "
+                "plain average of all batches use torch.optim.swa_utils.update_bn, or SelfTuned.revert",
+                stacklevel=2,
+            )
+        return False
 
     def look(self, buffers: _Buffers) -> None:
         """Take the buffers as they are for what has been left."""

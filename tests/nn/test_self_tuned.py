@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -369,6 +369,43 @@ def test_update_bn_gives_the_average_of_all_batches() -> None:
         update_bn(torch.randn(40, 8, 3, 8, 8, generator=torch.Generator().manual_seed(3)), each)
     assert_equal(model, twin)
     assert begins_from(model.train(), twin.state_dict())
+
+
+def average_batches(model: nn.Module, batches: Iterable[Tensor], choose_momentum: Callable[[int], float]) -> None:
+    """As tools for precise batch norm do, which read the running buffers after every batch."""
+    layers = [model[1], model[4]]  # type: ignore[index]
+    sums, before = [torch.zeros(2, layer.num_features) for layer in layers], layers[0].momentum
+    for number, batch in enumerate(batches, start=1):
+        for layer in layers:
+            layer.momentum = choose_momentum(number)
+        model.train()(batch)
+        for total, layer in zip(sums, layers, strict=True):
+            total += torch.stack((layer.running_mean, layer.running_var))
+    for total, layer in zip(sums, layers, strict=True):
+        layer.momentum = before
+        layer.running_mean.copy_(total[0] / number)
+        layer.running_var.copy_(total[1] / number)
+
+
+def test_momentum_1_shows_the_last_batch() -> None:
+    """As fvcore's `update_bn_stats` sets it."""
+    model, twin = network(), network(self_tuned=False)
+    train(model, 30)
+    twin.load_state_dict(model.state_dict())
+    for each in (model, twin):
+        average_batches(each, torch.randn(10, 8, 3, 8, 8, generator=torch.Generator().manual_seed(3)), lambda _: 1.0)
+    assert_equal(model, twin)
+    assert begins_from(model.train(), twin.state_dict())
+
+
+def test_another_momentum_has_no_effect_and_that_is_said() -> None:
+    model, twin = network(), network()
+    batches = torch.randn(10, 8, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    with pytest.warns(UserWarning, match="momentum of a layer has been changed, which has no effect") as found:
+        average_batches(model, batches, lambda number: 1 / (number + 1))
+    average_batches(twin, batches, lambda _: 0.1)
+    assert_equal(model, twin)
+    assert len(found) == 2
 
 
 def test_update_bn_is_a_new_beginning_in_a_trace() -> None:
