@@ -33,6 +33,10 @@ class Collector:
         self._eps = eps
         self.begin(start, updates)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A process that is given a model shares the memory of its tensors with the one that gave it.
+        vars(self).update(state, _places=state["_places"].clone())
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def begin(self, start: Tensor, updates: int) -> None:

@@ -44,7 +44,8 @@ class SelfTuned(BatchNorm):
     average of all batches, or the last one. Another momentum has no effect, and a UserWarning says so. A batch with a
     NaN or infinite value in some channel is left out in that layer. A layer in eval mode stays as it is. With several
     processes SyncBatchNorm takes the moments of all of them, and all choose alike; otherwise each process has its own,
-    and DistributedDataParallel evaluates under the first one's, as it does with plain layers. `torch.compile`
+    and DistributedDataParallel evaluates under the first one's, as it does with plain layers. Buffers in shared memory
+    (`share_memory`) hold what one of the processes has looked at last; a UserWarning says so. `torch.compile`
     interrupts its graph at each layer in training, because which place is the next one is Python's to know; evaluation
     is compiled whole. What would write a training step down for good (a trace, an export, a CUDA graph) is refused.
 
@@ -263,6 +264,7 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
         output = own(*args, **kwargs)
         upkeep.begin(buffers)
         return output
+    upkeep.warn_of_shared_memory(buffers)
     upkeep.begin_where_written(buffers, certainly=not upkeep.is_behind)
     # A forward within a backward pass repeats an earlier one: activation checkpointing. With momentum 0 torch's own
     # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.

@@ -42,7 +42,7 @@ class Upkeep:
     def __init__(self, buffers: _Buffers, eps: float, momentum: float | None) -> None:
         start = _stack(buffers)
         self.collector = Collector(start, _count_updates(buffers), eps)
-        self._momentum, self._has_warned = momentum, False
+        self._momentum, self._has_warned, self._is_shared = momentum, False, False
         self.is_behind, self.beginnings = False, 0
         self.last: tuple[Tensor, Tensor] | None = None
         self.look(buffers)
@@ -65,6 +65,18 @@ class Upkeep:
                 stacklevel=2,
             )
         return False
+
+    def warn_of_shared_memory(self, buffers: _Buffers) -> None:
+        """Say once that other processes can read and write the buffers: their batches are not seen here."""
+        storage = buffers["running_mean"].untyped_storage()
+        if not self._is_shared and storage.device.type == "cpu" and storage.is_shared():
+            self._is_shared = True
+            warnings.warn(
+                "SelfTuned: the running buffers are in shared memory; each process that trains chooses by its own "
+                "batches, and they hold what one of them has looked at last; use plain layers, or train a model in "
+                "each process",
+                stacklevel=2,
+            )
 
     def look(self, buffers: _Buffers) -> None:
         """Take the buffers as they are for what has been left."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +424,23 @@ def test_layers_that_averaged_all_batches_choose_now() -> None:
     model = SelfTuned.convert(with_momentum(network(self_tuned=False), None))
     train(model, 20)
     assert_replayed(model, record_twin(20)[1])
+
+
+def test_buffers_in_shared_memory() -> None:
+    """As for processes that train one model without locks: nobody sees all batches."""
+    model = network()
+    with pytest.warns(UserWarning, match="running buffers are in shared memory; each process that trains") as found:
+        train(model.share_memory(), 3)
+    assert len(found) == len(BN)
+    assert_replayed(model, record_twin(3)[1])
+
+
+def test_a_process_that_is_given_a_model_has_places_of_its_own() -> None:
+    buffer = io.BytesIO()
+    model = network()
+    ForkingPickler(buffer).dump(model)
+    given = pickle.loads(buffer.getvalue())
+    assert given[0].weight.is_shared() and not given[1].upkeep.collector._places.is_shared()
 
 
 def test_several_forwards_before_a_backward() -> None:
