@@ -29,13 +29,14 @@ class SelfTuned(BatchNorm):
     tenth) is what the running mean holds, and for itself the running variance. It is the estimator
     `bnlab.estimators.Predictive`, whose docstring has the formula and its sources.
 
-    Training is as before, bit for bit: torch's own forward runs, with another place to write the batch's moments to.
-    The buffers are brought up to date when somebody looks: an evaluation, `state_dict()`, `layer.running_mean`,
-    `model.buffers()`, an export; a tensor that was taken earlier shows the state of the latest look. Their keys are
-    torch's, so that a plain model loads the checkpoint and this one loads a plain checkpoint, both with `strict=True`.
-    The averages travel in the state dict's metadata, as far as it is saved (`torch.save` does, `safetensors` does not);
-    without them, or where the buffers have been changed since, they begin from the buffers. So they do wherever
-    something else writes the buffers (`reset_running_stats`, `write_to`).
+    Training is as before, bit for bit (where it does not read running statistics, as quantization-aware convolutions
+    do): torch's own forward runs, with another place to write the batch's moments to. The buffers are brought up to
+    date when somebody looks: an evaluation, `state_dict()`, `layer.running_mean`, `model.buffers()`, an export; a
+    tensor that was taken earlier shows the state of the latest look. Their keys are torch's, so that a plain model
+    loads the checkpoint and this one loads a plain checkpoint, both with `strict=True`. The averages travel in the
+    state dict's metadata, as far as it is saved (`torch.save` does, `safetensors` does not); without them, or where the
+    buffers have been changed since, they begin from the buffers. So they do wherever something else writes the buffers
+    (`reset_running_stats`, `write_to`).
 
     Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a step
     (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of

@@ -26,14 +26,15 @@ from bnlab.trace import LayerTrace, MomentTrace
 def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer | None = None) -> Iterator[MomentTrace]:
     """Record the moments of every batch that `model` is trained on inside the block.
 
-    Parameters, outputs and `num_batches_tracked` are bit for bit those of training without it; the running buffers
-    are the model's own EMA to float32 rounding, at any moment at which code outside the layer can look. (After a
-    KeyboardInterrupt within a layer that is so for bnlab and for the model's `state_dict` and `load_state_dict`; all
-    else, as a deep copy or `layer.running_mean`, sees scratch values until the next call or one of these.) Layers in
-    eval mode are not recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call
-    that raises before the layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be
-    saved, the module itself cannot (hooks are not pickled), nor, also later, a deep copy that was made meanwhile; and
-    its precision must stay. `torch.compile` belongs inside the block, where each recorded layer interrupts the graph.
+    Parameters, outputs and `num_batches_tracked` are bit for bit those of training without it (to rounding, where
+    training reads running buffers, as quantization-aware convolutions do); the running buffers are the model's own EMA
+    to float32 rounding, at any moment at which code outside the layer can look. (After a KeyboardInterrupt within a
+    layer that is so for bnlab and for the model's `state_dict` and `load_state_dict`; all else, as a deep copy or
+    `layer.running_mean`, sees scratch values until the next call or one of these.) Layers in eval mode are not
+    recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call that raises before the
+    layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be saved, the module itself
+    cannot (hooks are not pickled), nor, also later, a deep copy that was made meanwhile; and its precision must stay.
+    `torch.compile` belongs inside the block, where each recorded layer interrupts the graph.
 
     A subclass with a `forward` of its own is recorded if what it averages by its momentum are the moments of its input,
     or nothing; so is a layer with hooks that came later than the block, which may change its input and its momentum.
