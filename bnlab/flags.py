@@ -93,6 +93,7 @@ _BY_VALUE: list[_Pair] = [
     *_pair("_get_math_sdp_allow_fp16_bf16_reduction", "_set_math_sdp_allow_fp16_bf16_reduction"),
     *_pair("_get_deterministic_fill_uninitialized_memory", "_set_deterministic_fill_uninitialized_memory"),
     *_pair("_get_qengine", "_set_qengine"),
+    *_pair("_is_multithreading_enabled", "_set_multithreading_enabled"),
     (_read_matmul_precision, _write_matmul_precision),
     *_precision("cuda", "conv"),
     *_precision("cuda", "rnn"),

@@ -47,6 +47,7 @@ def look() -> tuple[Flags, list[object]]:
     """What `CONTEXTS` change: what `read_flags` says, and what torch and Python say themselves."""
     hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
     own = [torch.get_float32_matmul_precision(), mha.get_fastpath_enabled(), hooks]
+    own += [torch._C._is_multithreading_enabled()]
     own += [torch.backends.opt_einsum.enabled, torch.utils.deterministic.fill_uninitialized_memory]  # type: ignore[attr-defined]
     own += [logging.root.manager.disable, sys.getrecursionlimit(), id(sys.stdout), id(sys.stderr)]
     return read_flags(), own
@@ -73,6 +74,7 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "redirect_stderr": lambda: contextlib.redirect_stderr(io.StringIO()),
     "logging.disable": lambda: setting(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL),
     "recursion": lambda: setting(sys.getrecursionlimit, sys.setrecursionlimit, 5000),
+    "multithreading": lambda: torch.autograd.set_multithreading_enabled(False),
 }
 
 
