@@ -186,10 +186,10 @@ class SelfTuned(BatchNorm):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # A shallow copy would run the layer that it was made from, in that one's mode.
-        forward: Any = vars(self)["forward"]
-        if is_paused_while_borrowed(forward) and forward.args[2] is not self:
-            del vars(self)["forward"]
+        # A shallow copy would run the layer that it was made from, in that one's mode; a borrowed layer has no own.
+        forward: Any = vars(self).get("forward")
+        if forward is None or (is_paused_while_borrowed(forward) and forward.args[2] is not self):
+            vars(self).pop("forward", None)
             replace_forward(self, _run)
 
     def _replicate_for_data_parallel(self) -> Any:

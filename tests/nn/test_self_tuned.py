@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
-from bnlab import population_statistics, record, replay, running_statistics, using
+from bnlab import population_statistics, record, replay, running_statistics, self_consistency, using
 from bnlab.estimators import Predictive
 from bnlab.nn import SelfTuned, momenta
 from bnlab.trace import MomentTrace
@@ -221,6 +221,18 @@ def test_copies_go_on_by_themselves(make: Callable[[nn.Module], nn.Module], step
     assert_equal(model, expected)
     train(model, 40, seed=1)
     assert_equal(other, model)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, pickled])
+def test_copies_of_a_borrowed_model_choose_their_momentum(make: Callable[[nn.Module], nn.Module]) -> None:
+    model, images = network(), torch.randn(8, 3, 8, 8)
+    train(model, 20)
+    exact = population_statistics(model, [images])
+    with using(model, exact):
+        other = make(model)
+    exact.write_to(model)
+    assert begins_from(other.train(), model.state_dict())
+    assert self_consistency(model, exact, [images], by_layer=True).notna().all(axis=None)  # has a copy in float64
 
 
 def test_a_shallow_copy_has_its_own_mode() -> None:
