@@ -52,6 +52,11 @@ def check_loans(expected: int, name: str, caller: str) -> None:
         )
 
 
+def is_lent(module: nn.Module) -> bool:
+    """Whether a block of any thread has borrowed it."""
+    return any(id(module) in lent for _, lent in list(_loans))
+
+
 def check_not_lent(modules: Iterable[nn.Module]) -> None:
     """ValueError if another thread has borrowed one of the modules."""
     thread, wanted = threading.get_ident(), set(map(id, modules))

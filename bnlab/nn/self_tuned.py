@@ -13,6 +13,7 @@ from torch.fx import Proxy
 from bnlab.borrowing import is_paused_while_borrowed, replace_forward
 from bnlab.interrupts import is_recorded
 from bnlab.layers import BatchNorm, batch_norm_layers, is_tracing, join_names
+from bnlab.loans import is_lent
 from bnlab.nn.upkeep import Upkeep
 
 _KEY = "bnlab.nn.SelfTuned/1"  # in a state dict's metadata
@@ -82,7 +83,7 @@ class SelfTuned(BatchNorm):
         Raises:
             TypeError: not a module.
             ValueError: it has no batch-norm layer with running statistics, or one that is lazy, scripted or on the
-                meta device, or it is being recorded.
+                meta device, or it is called inside of a block that uses the model (`record`, `using`).
 
         Warns:
             UserWarning: layers of other classes, and those that have been given another forward, stay as they are.
@@ -93,7 +94,7 @@ class SelfTuned(BatchNorm):
             for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items()
             if not isinstance(layer, SelfTuned)
         }
-        _check_not_recorded(plain, "SelfTuned.convert")
+        _check_at_rest(plain, "SelfTuned.convert")
         for name, layer in plain.items():
             kind = _KINDS.get(type(layer))
             if kind is None or "forward" in vars(layer):
@@ -121,15 +122,15 @@ class SelfTuned(BatchNorm):
             The model.
 
         Raises:
-            ValueError: something else has exchanged a layer's class since, as parametrizations do, or the model is
-                being recorded.
+            ValueError: something else has exchanged a layer's class since, as parametrizations do, or it is called
+                inside of a block that uses the model.
         """
         kinds: dict[type[nn.Module], Any] = {kind: plain for plain, kind in _KINDS.items()}
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
         others = [name for name, layer in layers.items() if type(layer) not in kinds]
         if others:
             raise ValueError(f"SelfTuned.revert: {join_names(others)} have got another class since; undo that first")
-        _check_not_recorded(layers, "SelfTuned.revert")
+        _check_at_rest(layers, "SelfTuned.revert")
         for layer in layers.values():
             layer._catch_up()
             del vars(layer)["forward"], vars(layer)["upkeep"]
@@ -220,9 +221,12 @@ _KINDS: dict[type[nn.Module], type[SelfTuned]] = {
 }
 
 
-def _check_not_recorded(layers: Mapping[str, nn.Module], caller: str) -> None:
-    if recorded := [name for name, layer in layers.items() if is_recorded(layer)]:
-        raise ValueError(f"{caller}: {join_names(recorded)} are being recorded; call it outside of the record block")
+def _check_at_rest(layers: Mapping[str, nn.Module], caller: str) -> None:
+    if used := [name for name, layer in layers.items() if is_recorded(layer) or is_lent(layer)]:
+        raise ValueError(
+            f"{caller}: {join_names(used)} are in use by a block of bnlab (record, using, inference.applied); call it "
+            "outside of the block"
+        )
 
 
 def _has_averages(attributes: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnlab import population_statistics, record, replay, running_statistics, self_consistency, using
 from bnlab.estimators import Predictive
+from bnlab.inference import TestBatch, applied
 from bnlab.nn import SelfTuned, momenta
 from bnlab.trace import MomentTrace
 from tests.helpers import plain, run_two_ranks, with_momentum
@@ -709,18 +710,26 @@ def test_revert_wants_the_classes_that_convert_has_given() -> None:
     assert type(SelfTuned.revert(model)[1]) is nn.BatchNorm2d  # type: ignore[index]
 
 
+BLOCKS: dict[str, Callable[[nn.Module], Any]] = {
+    "record": record,
+    "using": lambda model: using(model, running_statistics(model)),
+    "applied": lambda model: applied(model, TestBatch()),
+}
+
+
 @pytest.mark.parametrize("change", [SelfTuned.convert, SelfTuned.revert])
-def test_a_recorded_model_keeps_its_layers(change: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_model_that_is_in_use_keeps_its_layers(block: str, change: Callable[[nn.Module], nn.Module]) -> None:
     model = network(self_tuned=change == SelfTuned.revert)
     kinds = [type(module) for module in model.modules()]
-    with record(model) as trace:
-        train(model, 2)
-        with pytest.raises(ValueError, match=r"SelfTuned.*: '1', '4' are being recorded; call it outside"):
+    with BLOCKS[block](model):
+        with pytest.raises(ValueError, match=r"SelfTuned.*: '1', '4' are in use by a block of bnlab"):
             change(model)
-        change(copy.deepcopy(model))
-        train(model, 2)
-    assert [type(module) for module in model.modules()] == kinds and trace.last_step == 4
-    change(model)
+        if block != "applied":  # where a copy has the rule
+            change(copy.deepcopy(model))
+        model(torch.randn(8, 3, 8, 8))
+    assert [type(module) for module in model.modules()] == kinds
+    train(change(model), 2)
 
 
 def test_converting_twice_changes_nothing() -> None:
