@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from bnlab.arguments import check_number
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, is_compiled, join_names
-from bnlab.loans import check_not_lent
+from bnlab.loans import check_not_lent, is_lent
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.membership import Membership
 from bnlab.recording.recorder import Recorder, make_hook
@@ -114,10 +114,7 @@ class Recording:
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         self.membership = Membership(self.trace, model, layers)
         self.recorders = [
-            (SelfTunedRecorder if isinstance(layer, SelfTuned) else Recorder)(
-                name, layer, self.trace, self.steps, trained
-            )
-            for name, layer in layers.items()
+            _choose_recorder(layer)(name, layer, self.trace, self.steps, trained) for name, layer in layers.items()
         ]
 
     @contextlib.contextmanager
@@ -186,6 +183,11 @@ class Recording:
                     f"one in others; all are in the trace, and replays {consequence}",
                     stacklevel=4,
                 )
+
+
+def _choose_recorder(layer: BatchNorm) -> type[Recorder]:
+    # A layer that is lent runs torch's forward, and keeps nothing itself.
+    return SelfTunedRecorder if isinstance(layer, SelfTuned) and not is_lent(layer) else Recorder
 
 
 def _begin_trace(layer: BatchNorm) -> LayerTrace:

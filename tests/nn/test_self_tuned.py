@@ -19,12 +19,20 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
-from bnlab import population_statistics, record, replay, running_statistics, self_consistency, using
+from bnlab import (
+    population_statistics,
+    record,
+    record_frozen,
+    replay,
+    running_statistics,
+    self_consistency,
+    using,
+)
 from bnlab.estimators import Predictive
 from bnlab.inference import TestBatch, applied
 from bnlab.nn import SelfTuned, momenta
 from bnlab.trace import MomentTrace
-from tests.helpers import plain, run_two_ranks, with_momentum
+from tests.helpers import plain, run_two_ranks, same_traces, with_momentum
 
 BN = ("1", "4")
 FLOAT32 = 1e-6  # a few roundings, of buffers and of sums
@@ -522,9 +530,20 @@ def test_measuring_a_model_leaves_its_averages_alone() -> None:
         exact = population_statistics(model, batches, upstream=upstream)
     with using(model, exact):
         model(batches[0])
+    record_frozen(model, batches)
     for each in (model, expected):
         train(each, 30, seed=1)
     assert_equal(model, expected)
+
+
+def test_a_frozen_record_is_that_of_plain_layers() -> None:
+    """Of a model that has been trained, and of one that has not."""
+    model, twin = network(), network(self_tuned=False)
+    batches = list(torch.randn(3, 8, 3, 8, 8))
+    for steps in (0, 30):
+        train(model, steps)
+        twin.load_state_dict(model.state_dict())
+        assert same_traces(record_frozen(model, batches), record_frozen(twin, batches))
 
 
 def test_an_averaged_model_gets_the_latest_buffers() -> None:
