@@ -54,7 +54,7 @@ class _BankWatch(Watch):
 
     def is_written(self, own: Average) -> bool:
         # The layer itself writes its buffers whenever somebody looks.
-        self._upkeep.begin_where_written(self._buffers)
+        self._upkeep.begin_where_written(self._buffers, certainly=not self._upkeep.is_behind)
         return (
             self._upkeep.beginnings != self._beginnings
             or self._entries.truncated

@@ -682,6 +682,17 @@ def test_a_replay_begins_again_where_the_averages_do() -> None:
     assert_replayed(model, trace)
 
 
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_replay_begins_again_from_what_something_else_writes(write: Callable[..., object]) -> None:
+    model = network()
+    with record(model) as trace:
+        train(model, 3)
+        write(model[1], model)  # type: ignore[index]
+        train(model, 3, seed=1)
+    assert [start.entries for start in trace.layers["1"].restarts] == [3]
+    assert_replayed(model, trace)
+
+
 def test_a_checkpoint_of_the_same_training_goes_on_in_the_trace() -> None:
     """As after a crash: the trace is cut where the checkpoint was."""
     model, expected = network(), network()
