@@ -62,7 +62,7 @@ class SelfTuned(BatchNorm):
 
     upkeep: Upkeep
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         raise TypeError("SelfTuned: pass a model with torch's batch norm to SelfTuned.convert")
 
     @staticmethod

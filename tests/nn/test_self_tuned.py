@@ -784,7 +784,7 @@ def test_what_cannot_be_converted_is_named() -> None:
     with pytest.raises(TypeError, match=r"expected a torch\.nn.Module, found str"):
         SelfTuned.convert("model")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"SelfTuned.convert"):
-        SelfTuned()
+        SelfTuned(64, eps=1e-3)
     with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
         model[0]._replicate_for_data_parallel()
 
