@@ -135,6 +135,8 @@ def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
         if hasattr(one, "momentum") and "momentum" not in parameters:
             found = [replace(one, momentum=float(m)) for m in momenta]  # type: ignore[call-arg]
         _check_label(one)
+        _check_parameters(one)
+        _check_default_dtype()
         return [RunningAverage(e.label, getattr(e, "momentum", None), "train", e) for e in found]
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         raise UserError(_explain(name, error)) from error
@@ -156,20 +158,54 @@ def _check_label(estimator: Estimator) -> None:
         raise ValueError(f"its label {label!r} is not its name; let it be {name!r}, or {name}(parameter=value)")
 
 
+def _check_parameters(estimator: Estimator) -> None:
+    """ValueError if a parameter can be changed, as a list can: estimators are told apart by their parameters."""
+    for field in fields(estimator):
+        try:
+            hash(getattr(estimator, field.name))
+        except TypeError as error:
+            kind = type(getattr(estimator, field.name)).__name__
+            raise ValueError(f"its parameter {field.name!r} is a {kind}, which can be changed; use a tuple") from error
+
+
+def _check_default_dtype() -> None:
+    """ValueError unless it is float32, in which networks are built and images stored."""
+    if torch.get_default_dtype() != torch.float32:
+        raise ValueError(
+            f"torch's default dtype is {torch.get_default_dtype()} after it was imported or called, and networks are "
+            "trained in float32; leave the default alone and give tensors their dtype=torch.float64"
+        )
+
+
 def try_estimators(sources: Iterable[Source]) -> None:
     """Let every running estimator average a stream of eight batches, twice.
 
     Raises:
-        UserError: one fails, changes what others average too, or gives something else the second time; its name, the
-            error and the line that raised it.
+        UserError: two have one label, or one fails, changes what others average too, or gives something else the second
+            time; its name, the error and the line that raised it.
     """
-    for estimator in dict.fromkeys(s.average for s in sources if isinstance(s, RunningAverage)):
+    running = [source for source in sources if isinstance(source, RunningAverage)]
+    _check_labels(running)
+    for estimator in dict.fromkeys(source.average for source in running):
         try:
             _average_twice(estimator)
+            _check_default_dtype()
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             path = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
             reason = f"{path} fails on a stream of 8 batches: {where_raised(error)}"
             raise UserError(f"estimator={estimator.label}: {reason}") from error
+
+
+def _check_labels(sources: Iterable[RunningAverage]) -> None:
+    """UserError if the rows of two estimators would have one key."""
+    labelled: dict[tuple[str, float | None], Estimator] = {}
+    for source in sources:
+        other = labelled.setdefault((source.estimator, source.momentum), source.average)
+        if other != source.average:
+            raise UserError(
+                f"estimator={source.estimator}: the label of both {other} and {source.average}; let it tell their "
+                "parameters, as it does by itself"
+            )
 
 
 @cache

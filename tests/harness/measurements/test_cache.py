@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab import estimators, inference
@@ -313,6 +314,50 @@ class Other(Half):
     )
     with pytest.raises(UserError, match=r"its label 'ema' is not its name; let it be 'other', or other\("):
         parse_sources(["my_labels.Other"], [0.1], "train")
+
+
+def test_two_own_estimators_with_one_label(tmp_path: Path, module: Callable[..., None]) -> None:
+    """The rows of one of them would be missing, also where they are of two jobs."""
+    module(
+        my_labels="""
+from my_estimators import Half, dataclass
+@dataclass(frozen=True)
+class Other(Half):
+    name = label = "other"
+    p: float = 0.5
+"""
+    )
+    both = ["my_labels.Other(p=0.5)", "my_labels.Other(p=0.25)"]
+    for planned in ([config(tmp_path, estimator=both)], [config(tmp_path, estimator=one) for one in both]):
+        with pytest.raises(UserError, match=r"estimator=other: the label of both Other\(p=0.5\) and Other\(p=0.25\)"):
+            prepare(planned)
+
+
+def test_an_own_estimator_whose_parameters_can_be_changed(module: Callable[..., None]) -> None:
+    module(
+        my_lists="""
+from dataclasses import field
+from my_estimators import Half, dataclass
+@dataclass(frozen=True)
+class Other(Half):
+    name = "other"
+    weights: list[float] = field(default_factory=lambda: [0.5, 0.25])
+"""
+    )
+    with pytest.raises(UserError, match=r"my_lists.Other: its parameter 'weights' is a list.*use a tuple"):
+        parse_sources(["my_lists.Other"], [0.1], "train")
+
+
+@pytest.mark.parametrize("place", ["imports", "body"])
+def test_an_own_estimator_that_sets_the_default_dtype(place: str, module: Callable[..., None]) -> None:
+    """Networks could not be built any more, and the model was said to be wrong."""
+    line = "torch.set_default_dtype(torch.float64)"
+    module(**({"imports": line} if place == "imports" else {"gain": f"{line} or 0.5"}))
+    try:
+        with pytest.raises(UserError, match=r"my_estimators.Half.*torch's default dtype is torch.float64"):
+            try_estimators(parse_sources(["my_estimators.Half"], [0.1], "train"))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_one_measurement_without_brackets(tmp_path: Path, calls: list[Any]) -> None:
