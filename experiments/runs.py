@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import signal
 import sys
@@ -102,8 +103,8 @@ def _find(results: str, run: str) -> Path:
     from bnlab.harness.errors import UserError
 
     folders = list_runs(results)
-    beginning = [folder for folder in folders if run and _id(folder).startswith(run)]
-    found = [folder for folder in beginning if _id(folder) == run] or beginning
+    is_whole = re.search(r"/seed_\d", run)  # seed 1 is not the beginning of seed 10
+    found = [folder for folder in folders if run and (_id(folder) == run if is_whole else _id(folder).startswith(run))]
     if len(found) != 1:
         more = ", …" if len(found) > 4 else ""
         which = f"{len(found)} networks: {', '.join(map(_id, found[:4]))}{more}" if found else "no network"

@@ -343,6 +343,15 @@ def test_removing_networks(results: Path, call: Call) -> None:
     assert [name for name in names if name in listed] == names[2:] and third in listed
 
 
+def test_one_seed_is_not_the_beginning_of_another(results: Path, call: Call) -> None:
+    """The command that removed seed 1, given once more, took seed 10."""
+    first = min(results.glob("runs/*/seed_1"))
+    tenth = first.rename(first.with_name("seed_10"))
+    name = f"{first.parent.name}/{first.name}"
+    assert f"{name}: names no network" in call(f"runs rm {name}", f"results={results}").err and tenth.exists()
+    assert call(f"runs show {name}0", f"results={results}").code == 0
+
+
 def test_a_removal_that_was_killed(results: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     name = min(f"{p.parent.name}/{p.name}" for p in results.glob("runs/*/seed_?"))
     with monkeypatch.context() as patched:
