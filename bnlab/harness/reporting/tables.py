@@ -123,7 +123,7 @@ def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
         for name, frame in found.items():
             path = folder / "tables" / f"{name}.parquet"
             write_frame(path, frame, TABLES[name].schema)
-            if csv:
+            if csv or path.with_suffix(".csv").exists():  # an earlier one would be of other rows
                 write_whole(path.with_suffix(".csv"), partial(frame.to_csv, index=False))
     return found
 

@@ -61,6 +61,17 @@ def test_the_newest_row_of_a_key_wins(tmp_path: Path) -> None:
     assert tables.assemble(tmp_path)["gaps"]["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
 
 
+def test_tables_as_csv_stay_those_of_the_parts(tmp_path: Path) -> None:
+    """A sweep without csv=true left those of an earlier one beside the new tables."""
+    write(tmp_path, "old", rows([0.1], 1.0), age=10)
+    tables.write_tables(tmp_path)
+    assert not list(tmp_path.rglob("*.csv"))
+    tables.write_tables(tmp_path, csv=True)
+    write(tmp_path, "new", rows([0.2], 2.0), age=5)
+    tables.write_tables(tmp_path)
+    assert pd.read_csv(tmp_path / "tables" / "gaps.csv")["momentum"].tolist() == [0.1, 0.2]
+
+
 def test_rows_of_an_earlier_version_leave_the_table(tmp_path: Path) -> None:
     write(tmp_path, "old", rows([0.1, 0.2], 1.0), age=10)
     write(tmp_path, "other run", rows([0.1], 1.0, run="b/seed_0"), age=9)
