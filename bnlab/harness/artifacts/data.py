@@ -415,7 +415,17 @@ def _read_images(folder: Any, size: int) -> Pixels:
             images[index] = to_tensor(folder.loader(path).resize((size, size)))
         except (OSError, SyntaxError, ValueError) as error:  # PIL's answers to broken files
             raise UserError(f"image_folder: {path} is corrupt ({error}); replace or delete it") from error
+        _require_bytes(path)
     return images, torch.tensor(folder.targets)
+
+
+def _require_bytes(path: str) -> None:
+    """UserError for an image of 16 or more bits a value: all above 255 would be white."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UserError(f"image_folder: {path} has values of more than 8 bits ({image.mode}); store it with 8")
 
 
 _READERS: dict[str, Callable[[DataConfig], tuple[Pixels, Pixels, int]]] = {

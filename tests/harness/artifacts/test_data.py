@@ -346,6 +346,16 @@ def test_image_folder_names_what_is_wrong(tmp_path: Path) -> None:
         load_dataset(config)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_eight_bits_are_refused(dtype: type, tmp_path: Path) -> None:
+    """Their values above 255 were white."""
+    config = write_folder(tmp_path)
+    file = tmp_path / "image_folder" / "test" / "dog" / "1.tif"
+    Image.fromarray(np.full((20, 24), 30_000, dtype)).save(file)
+    with pytest.raises(UserError, match=r"image_folder: .*dog/1.tif has values of more than 8 bits \([IF]\S*\)"):
+        load_dataset(config)
+
+
 def test_a_constant_channel_cannot_be_standardized(tmp_path: Path) -> None:
     config = write_folder(tmp_path)
     for file in (tmp_path / "image_folder").rglob("*.png"):
