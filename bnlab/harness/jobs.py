@@ -37,7 +37,8 @@ def prepare(planned: list[Config]) -> None:
 
     Raises:
         UserError: the results folder cannot be written, data is corrupt, a network cannot take it or fails in its
-            first update, an estimator fails on a short stream, or a network that is there is another one.
+            first update, an estimator fails on a short stream, a network that is there is another one, or two jobs
+            predict other images with one network.
     """
     _require_writable(Path(planned[0].results))
     try_estimators(source for config in planned for source in find_sources(config))
@@ -48,9 +49,23 @@ def prepare(planned: list[Config]) -> None:
         if kind not in tried and not run.finished:
             tried.append(kind)
             try_training(run)
+    _require_same_test_images(planned)
     for config in planned:
         for path in list_failures(config):
             path.unlink(missing_ok=True)
+
+
+def _require_same_test_images(planned: list[Config]) -> None:
+    """UserError if jobs on one network predict other images: the tables would keep the rows of one of them."""
+    first: dict[str, Run] = {}
+    for run in map(Run, planned):
+        other = first.setdefault(run.id, run)
+        roots = other.config.data.root, run.config.data.root
+        if roots[0] != roots[1] and other.dataset.test.digest != run.dataset.test.digest:
+            raise UserError(
+                f"data.root={roots[1]}: has the training images of {roots[0]} with other test images, and the tables "
+                "have one row for both; sweep each under its own name=..."
+            )
 
 
 def _require_writable(results: Path) -> None:

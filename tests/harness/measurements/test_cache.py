@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
+from PIL import Image
 
 from bnlab import estimators, inference
 from bnlab.harness import load
@@ -428,6 +430,25 @@ def test_a_network_is_tried(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.name=squeezenet1_0: cannot (take|be trained)"):
         prepare([config(tmp_path), other])
     assert not (tmp_path / "runs").exists()
+
+
+def test_jobs_on_one_network_predict_the_same_images(tmp_path: Path) -> None:
+    """The folders have the same training images: the rows of one took the place of the other's."""
+    jobs = []
+    for name, shade in (("one", 0), ("copy", 0), ("other", 100)):
+        for part in ("train", "test"):
+            folder = tmp_path / name / "image_folder" / part / "class"
+            folder.mkdir(parents=True)
+            for i in range(12):
+                level = 10 * i + shade * (part == "test")
+                Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(folder / f"{i}.png")
+        data = DataConfig("image_folder", str(tmp_path / name), image_size=8)
+        jobs.append(config(tmp_path, data=data, batch_size=4))
+    prepare(jobs[:2])
+    with pytest.raises(
+        UserError, match=r"data.root=.*/other: has the training images of .*/one with other"
+    ):
+        prepare(jobs)
 
 
 def test_divergence_is_a_result(tmp_path: Path) -> None:
