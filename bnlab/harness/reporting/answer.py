@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from bnlab.harness.errors import Note
 from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
 from bnlab.harness.reporting.frames import NUMBERS, RESULTS, name_value
 
@@ -82,9 +84,14 @@ class Answer:
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
-    """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`."""
+    """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`.
+
+    Warns of networks that diverged, which means over seeds leave out, or that are not finished otherwise.
+    """
     frame = answers(experiment, tables)
     runs = tables["runs"]
+    if short := describe_unfinished(runs):
+        warnings.warn(f"{experiment.name}: {short}", Note, stacklevel=2)
     data = _list_values(runs["data"]) if "data" in runs else ""
     return Answer(experiment, frame, data, describe_networks(runs))
 
@@ -185,7 +192,16 @@ def describe_networks(runs: pd.DataFrame) -> str:
     ]
     seeds = runs["seed"].nunique()
     count = f"{len(runs)} network{'s' if len(runs) > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
-    return f"{count}: {', '.join([*differ, *shared])}. What all of them share was not varied: it may change the answer."
+    unfinished = f" Note: {short}." if (short := describe_unfinished(runs)) else ""
+    described = f"{count}: {', '.join([*differ, *shared])}.{unfinished}"
+    return f"{described} What all of them share was not varied: it may change the answer."
+
+
+def describe_unfinished(runs: pd.DataFrame) -> str:
+    """How many of the networks diverged or failed; empty if none did. Reference tables do not say."""
+    statuses = runs["status"] if "status" in runs else pd.Series(dtype=str)
+    counts = [f"{(statuses == status).sum()} {status}" for status in ("diverged", "failed") if status in set(statuses)]
+    return f"of {len(runs)} networks {' and '.join(counts)}: means are of the rows that there are" if counts else ""
 
 
 def _list_values(values: pd.Series) -> str:
