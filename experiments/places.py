@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,15 +38,34 @@ class Place(NamedTuple):
     @property
     def command(self) -> str:
         """The sweep that makes them."""
+        return f"python -m experiments.sweep {self.words}"
+
+    @property
+    def words(self) -> str:
+        """What names them on a command line."""
         words = {"experiment": self.experiment, "name": self.name, "results": self.results or str(RESULTS)}
         usual = {"name": self.experiment, "results": str(RESULTS)}
-        chosen = [f"{key}={word}" for key, word in words.items() if word != usual.get(key)]
-        return f"python -m experiments.sweep {' '.join(chosen)}"
+        return " ".join(f"{key}={word}" for key, word in words.items() if word != usual.get(key))
 
     @property
     def figures(self) -> Path:
         """The folder of the PNGs."""
         return self.folder if self.results is None else self.folder / "figures"
+
+    def find_images(self, figures: Iterable[str]) -> dict[str, Path]:
+        """The PNGs of these figures; without those of own results that are older than the tables, which are named."""
+        paths = {name: self.figures / f"{name}.png" for name in figures}
+        if self.results is None:
+            return paths
+        written = max((path.stat().st_mtime for path in self.folder.glob("parts/*/*")), default=0.0)
+        found = {name: path for name, path in paths.items() if path.exists() and path.stat().st_mtime >= written}
+        if len(found) < len(paths):
+            print(
+                f"{self.name}: figures that are not there or older than the tables are left out; draw them: "
+                f"python -m experiments.figures {self.words}",
+                file=sys.stderr,
+            )
+        return found
 
     def load(self) -> dict[str, pd.DataFrame]:
         """The tables; UserError where there are none."""
@@ -64,6 +86,8 @@ class Place(NamedTuple):
         from experiments.questions import find_experiment
 
         question, tables = find_experiment(self.experiment), self.load()
+        if self.results is not None:
+            question = replace(question, command=question.command or self.command)
         with self.explain_errors(f"answers of {self.experiment}"):
             return compose_answer(question, tables)
 

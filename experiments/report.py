@@ -26,9 +26,9 @@ def _write(words: list[str]) -> int:
     places = find_places(words)
     answers = [place.answer() for place in places]
     figures = {
-        (place.experiment, figure.name): place.figures / f"{figure.name}.png"
+        (place.experiment, name): path
         for place, answer in zip(places, answers, strict=True)
-        for figure in answer.experiment.figures
+        for name, path in place.find_images(figure.name for figure in answer.experiment.figures).items()
     }
     page = write_html(CATALOGUE, answers, figures)
     write_whole(PAGE, lambda path: path.write_text(page, encoding="utf-8"))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bnlab.harness.errors import Note
 from bnlab.harness.reporting.answer import Answer, compose_answer, format_number
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.page import write_markdown
 from bnlab.harness.reporting.short import fill_sentence
 from experiments import answers, report
 from experiments.catalogue import CATALOGUE, FIGURES, HYPOTHESES, QUESTIONS, SHORT, WAITING
-from experiments.places import REFERENCE, find_places
+from experiments.places import REFERENCE, Place, find_places
 from experiments.questions import find_experiment, list_questions
 from tests.experiments.commands import Call
 from tests.experiments.planted import lose, plant, reference
@@ -85,6 +88,18 @@ def test_other_tables_give_other_words() -> None:
     assert lost.networks.startswith("12 networks, 4 seeds: batch size 4, 64, 1024, 2 epochs.")
 
 
+def test_networks_that_diverged_are_told() -> None:
+    """Means over seeds are of the others, and nothing but n said so."""
+    tables = plant([("ema", 0.1), ("predictive", None), ("exact", None)], sizes=(4, 64, 1024))
+    runs = tables["runs"].assign(status=["finished", "diverged", "diverged", "failed", *["finished"] * 8])
+    with pytest.warns(Note, match="final_gap: of 12 networks 2 diverged and 1 failed: means are of the rows that"):
+        answer = compose_answer(find_experiment("final_gap"), tables | {"runs": runs})
+    assert "Note: of 12 networks 2 diverged" in answer.networks
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compose_answer(find_experiment("final_gap"), tables | {"runs": runs.assign(status="finished")})
+
+
 def test_short_answers_follow_the_tables() -> None:
     """Other numbers are quoted; with another verdict the sentence is left out."""
     sentence, tables = "It costs {final_gap.lag_costs_when_huge: batch size 1024: holds}.", reference("final_gap")
@@ -132,3 +147,32 @@ def test_the_page_holds_all_figures_and_no_address(call: Call, monkeypatch: pyte
     page = (tmp_path / "report.html").read_text()
     figures = sum(len(place.answer().experiment.figures) for place in find_places([]))
     assert page.count("data:image/png;base64,") == figures and '="http' not in page
+
+
+def test_the_page_has_no_figures_of_earlier_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were shown beside the numbers of later ones."""
+    place = Place("quickstart", "mine", str(tmp_path))
+    part, gap, accuracy = (
+        tmp_path / "mine" / name for name in ("parts/gaps/a.parquet", "figures/gap.png", "figures/accuracy.png")
+    )
+    for time, path in enumerate((gap, part, accuracy), start=1):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time, time))
+    assert place.find_images(["accuracy"]) == {"accuracy": accuracy} and not capsys.readouterr().err
+    assert place.find_images(["gap", "accuracy", "none"]) == {"accuracy": accuracy}
+    said = (
+        "older than the tables are left out; draw them: python -m experiments.figures experiment=quickstart name=mine "
+    )
+    assert f"{said}results={tmp_path}" in capsys.readouterr().err
+
+
+def test_own_results_are_made_by_their_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page advised the command that replaces the reference results."""
+    tables = plant([("ema", 0.1), ("predictive", None), ("exact", None)], sizes=(4, 64, 1024))
+    monkeypatch.setattr(Place, "load", lambda _: tables)
+    answer = Place("final_gap", "mine", str(tmp_path)).answer()
+    assert answer.command == f"python -m experiments.sweep experiment=final_gap name=mine results={tmp_path}"
+    assert (
+        Place("final_gap", "final_gap", None).answer().command == "python -m experiments.results experiment=final_gap"
+    )

@@ -445,9 +445,7 @@ def test_jobs_on_one_network_predict_the_same_images(tmp_path: Path) -> None:
         data = DataConfig("image_folder", str(tmp_path / name), image_size=8)
         jobs.append(config(tmp_path, data=data, batch_size=4))
     prepare(jobs[:2])
-    with pytest.raises(
-        UserError, match=r"data.root=.*/other: has the training images of .*/one with other"
-    ):
+    with pytest.raises(UserError, match=r"data.root=.*/other: has the training images of .*/one with other"):
         prepare(jobs)
 
 
