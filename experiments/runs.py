@@ -88,9 +88,11 @@ def _settings(folder: Path) -> dict[str, Any]:
     for key in ("data", "model", "optimizer"):
         found |= {f"{key}.{name}": value for name, value in config.get(key, {}).items()}
     found |= {"norm.name": config.get("norm", {"name": "batch"})["name"]}  # earlier networks do not say
-    for key in ("data.root", "data.download"):
+    # Of image folders the root tells which; other data are the same in each.
+    for key in ("data.download", "data.test_fonts", *["data.root"] * (config["data"]["name"] != "image_folder")):
         found.pop(key, None)
-    return found | {key: config.get(key) for key in ("batch_size", "epochs", "steps")}
+    length = "epochs" if config["steps"] is None else "steps"  # instead of which the other is not read
+    return found | {key: config.get(key) for key in ("batch_size", length)}
 
 
 def _megabytes(folder: Path) -> float:

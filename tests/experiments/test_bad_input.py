@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bnlab import estimators, inference
 from bnlab.harness import jobs
-from bnlab.harness.artifacts.runs import lock_of
+from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.runs import Run, lock_of
+from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements.sources import FROZEN
 from experiments import launch, runs
 from tests.experiments.commands import Call, Done, files, run
@@ -268,6 +271,24 @@ def test_list_and_show(swept: tuple[Path, Done], call: Call) -> None:
     shown = call("runs show", name, where)
     assert shown.code == 0 and "batch_size" in shown.out and "status.json" in shown.out and "torch" in shown.out
     assert "names 2 networks" in run("runs", "show", name.split("/")[0], where, expect=2).stderr
+
+
+def test_list_shows_what_changes_the_training(tmp_path: Path, call: Call) -> None:
+    """Epochs were shown where steps say how long it is, and folders of images not at all."""
+
+    def list_settings(*changes: dict[str, Any]) -> list[str]:
+        results = tmp_path / str(len([*tmp_path.iterdir()]))
+        for seed, change in enumerate(changes):
+            run = Run(Config())
+            run.config, run.folder = Config(seed=seed, **change), results / "runs" / "a" / f"seed_{seed}"
+            run.write_config()
+        return call("runs list", f"results={results}").out.splitlines()[0].split()[1:-4]
+
+    assert list_settings({"epochs": 3}, {"steps": 9}) == ["epochs", "steps"]
+    assert list_settings({"epochs": 3, "steps": 9}, {"epochs": 4, "steps": 9}) == []
+    folders = [{"data": DataConfig("image_folder", root, images=10)} for root in "ab"]
+    assert list_settings(*folders) == ["data.root"]
+    assert list_settings(*({"data": DataConfig("glyphs", root, test_fonts=root)} for root in "ab")) == []
 
 
 @pytest.mark.parametrize("contents", ["", "[1, 2]", "batch_size: [", "\0", "x: 1", "batch_size: &a [*a]"])
