@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data, models, training
 from bnlab.harness.artifacts.settings import Config, as_list, list_steps, total_steps
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import Note, UserError
 from bnlab.harness.measurements.sources import FrozenWeights, find_sources
 
 POPULATIONS = ("train", "train_augmented", "val")
@@ -109,6 +110,9 @@ def _check_list(key: str, words: str, value: Any, steps: int) -> None:
             raise UserError(f"{key}={at}: the training has {steps:,} steps; shares such as 0.5 fit any length")
     if not values:
         raise UserError(f"{key}=[]: give at least one step")
+    shares = [at for at in values if isinstance(at, float)]
+    if shares and 1 in values and 1.0 not in shares:
+        warnings.warn(f"{key}={value}: 1 is the first step, 1.0 the end of the training", Note, stacklevel=2)
 
 
 def _check_device(name: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import Note, UserError
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
 
@@ -48,3 +50,13 @@ def test_bounds() -> None:
 def test_steps_after_the_end_are_refused() -> None:
     with pytest.raises(UserError, match="evaluate_at=100: the training has 41 steps"):
         check(Config(batch_size=32, epochs=1, evaluate_at=[10, 100]))
+
+
+def test_one_among_shares_is_the_first_step() -> None:
+    """It is easily written for the end of the training, 1.0."""
+    with pytest.warns(Note, match=r"evaluate_at=\[0.5, 1\]: 1 is the first step, 1.0 the end of the training"):
+        check(Config(evaluate_at=[0.5, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for clear in ([1, 10], [0.5, 1.0], [1, 0.5, 1.0], [1]):
+            check(Config(evaluate_at=clear))
