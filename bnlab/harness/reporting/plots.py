@@ -21,6 +21,7 @@ from bnlab.harness.reporting.style import (
     estimator_label,
     estimator_style,
     interval_lengths,
+    require_one_row,
     set_axes,
 )
 
@@ -66,14 +67,19 @@ class Curves:
             raise ValueError(f"Curves: a line for each estimator is EstimatorCurves(y, x={self.x!r})")
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
-        """Draw the frame's rows: columns `x`, `by`, mean, low, high."""
+        """Draw the frame's rows: columns `x`, `by`, mean, low, high.
+
+        Raises:
+            ValueError: a row has no `by`, or a line several rows at one `x`.
+        """
         frame = frame if "kind" in frame else frame.assign(kind="")
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
-        for value, colour in choose_colours(sorted(frame[self.by].unique())).items():
+        for value, colour in choose_colours(_list_series(frame, self.by)).items():
             here = curves[curves[self.by] == value]
             drawn = here[~here["kind"].isin(["dashed", "star"])]
             draw_line(ax, drawn, self.x, colour, name_value(self.by, value), log=self.y.log)
             dashed = here[here["kind"] == "dashed"].sort_values(self.x)
+            require_one_row(dashed, self.x, name_value(self.by, value))
             ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED)
             stars = here[here["kind"] == "star"]
             ax.plot(stars[self.x], stars["mean"], color=colour, markersize=11, markeredgecolor="white", **_STAR)
@@ -111,7 +117,11 @@ class EstimatorCurves:
     x: str = "epoch"
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
-        """Draw the frame's rows: columns estimator, momentum, `x`, mean, low, high."""
+        """Draw the frame's rows: columns estimator, momentum, `x`, mean, low, high.
+
+        Raises:
+            ValueError: a line has several rows at one `x`.
+        """
         single = frame["kind"].eq("batch") if "kind" in frame else pd.Series(False, frame.index)
         if single.any():
             dots: dict[str, Any] = {"color": "#999999", "alpha": 0.5, "label": "single batches"}
@@ -144,7 +154,11 @@ class Points:
     factor: float = 1
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
-        """Draw the frame's rows: columns `x`, `y` and `by`; momentum where that is the estimator."""
+        """Draw the frame's rows: columns `x`, `y` and `by`; momentum where that is the estimator.
+
+        Raises:
+            ValueError: a row has no `by`.
+        """
         for here, style in self._series(frame):
             ax.plot(here[self.x[0]], here[self.y[0]], linestyle="none", **style)
         if self.equal:
@@ -163,7 +177,7 @@ class Points:
                 look, label = estimator_style(name, momentum), estimator_label(name, momentum)
                 yield here, {"color": look["colour"], "marker": look["marker"] or "P", "markersize": 7, "label": label}
             return
-        for value, colour in choose_colours(sorted(frame[self.by].unique())).items():
+        for value, colour in choose_colours(_list_series(frame, self.by)).items():
             style: dict[str, Any] = {"color": colour, "alpha": 0.6, "marker": "o", "markersize": 4.5}
             yield frame[frame[self.by] == value], {**style, "label": name_value(self.by, value)}
 
@@ -275,7 +289,7 @@ class HeatMap:
         ax.set_facecolor("#dddddd")
         ax.grid(False)
         ax.pcolormesh(np.arange(grid.shape[1] + 1) - 0.5, np.arange(len(grid) + 1) - 0.5, np.ma.masked_invalid(grid))
-        labels = [f"{value:g}" if float(value).is_integer() else f"{value:.2g}" for value in field.columns]
+        labels = [_write_value(value) for value in field.columns]
         ax.set_xticks(range(field.shape[1]), labels, rotation=90)
         ax.set(xlabel=axis_of(self.x).label, ylabel=axis_of(self.y).label)
         return ax
@@ -327,3 +341,17 @@ class Forest:
         marks: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "markersize": 5, "capsize": 2}
         ax.errorbar(frame["mean"], heights, xerr=interval_lengths(frame), **marks)
         return ax
+
+
+def _list_series(frame: pd.DataFrame, by: str) -> list[Any]:
+    """The values of a column in order; ValueError where it has none: such rows would belong to no series."""
+    if frame[by].isna().any():
+        raise ValueError(f"rows without {by} would not be drawn; select those that have one")
+    return sorted(frame[by].unique())
+
+
+def _write_value(value: Any) -> str:
+    """A number in two digits if it is no whole one."""
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if float(value).is_integer() else f"{value:.2g}"

@@ -238,13 +238,26 @@ def interval_lengths(frame: pd.DataFrame) -> np.ndarray:
     return (frame[["low", "high"]].to_numpy() - frame[["mean"]].to_numpy()).T * [[-1], [1]]
 
 
+def require_one_row(frame: pd.DataFrame, x: str, label: str | None) -> None:
+    """ValueError where a line would go up and down between several rows at one `x`."""
+    doubled = frame[x].duplicated()
+    if doubled.any():
+        raise ValueError(
+            f"{label or 'a line'} has several rows at {x} {frame[x][doubled].iloc[0]}; average or select them"
+        )
+
+
 def draw_line(
     ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, *, log: bool = False, **style: Any
 ) -> None:
     """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`.
 
     On a logarithmic axis, which is to be said, the lower half of an interval that reaches 0 is left out: it has no end.
+
+    Raises:
+        ValueError: there are several rows at one `x`.
     """
+    require_one_row(frame, x, label)
     ordered = frame.sort_values(x)
     if len(ordered) == 1:  # a line would not be seen
         marker = style.get("marker") or "o"

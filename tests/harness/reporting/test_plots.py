@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Drawn
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure, count_layers
-from bnlab.harness.reporting.plots import EstimatorCurves, Forest, HeatMap, Histograms, Stacked
+from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap, Histograms, Points, Stacked
 from bnlab.harness.reporting.style import Axis
 
 
@@ -65,6 +65,24 @@ def test_a_line_of_many_points_has_few_markers() -> None:
     assert ax.get_lines()[0].get_markevery() == 20 and len(ax.get_lines()[0].get_xdata()) == 200
 
 
+def test_rows_that_no_line_could_show_are_refused() -> None:
+    """Rows of no series were left out, and several at one place were joined by a line up and down."""
+    rows = with_interval({"epoch": [1, 2, 1, 2], "momentum": [0.1, 0.1, 0.5, np.nan], "estimator": "ema", "mean": 1.0})
+    curves = Curves("epoch", "momentum", Axis("y"))
+    points = Points(("epoch", Axis("x")), ("mean", Axis("y")), "momentum")
+    for plot in (curves, points):
+        with pytest.raises(ValueError, match="rows without momentum would not be drawn"):
+            panel(plot, rows)
+    whole = rows[:3]
+    assert len(panel(curves, whole).get_lines()) and len(panel(points, whole).get_lines()) == 2
+    twice = pd.concat([whole, whole[:1]])
+    for plot, line in ((curves, "momentum 0.1"), (EstimatorCurves(Axis("y")), "EMA .momentum 0.1.")):
+        with pytest.raises(ValueError, match=f"{line} has several rows at epoch 1; average or select them"):
+            panel(plot, twice)
+    with pytest.raises(ValueError, match=r"momentum 0\.1 has several rows at epoch 1"):
+        panel(curves, twice.assign(kind="dashed"))
+
+
 def bins(estimator: str, heights: list[float]) -> pd.DataFrame:
     edges = np.arange(len(heights) + 1.0)
     return with_interval({"estimator": estimator, "momentum": np.nan, "left": edges[:-1], "right": edges[1:],
@@ -92,6 +110,12 @@ def test_histograms() -> None:
 def terms() -> pd.DataFrame:
     return with_interval({"epoch": [2.0, 1.0] * 3, "term": ["start"] * 2 + ["bias"] * 2 + ["lag"] * 2,
                           "mean": [3.0, 4.0, -1.0, -2.0, 5.0, -6.0]})  # fmt: skip
+
+
+def test_a_heat_map_over_words() -> None:
+    rows = with_interval({"schedule": ["step", "constant"], "layer": "1", "mean": [1.0, 2.0]})
+    ax = panel(HeatMap("schedule", "layer", Axis("c")), rows)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["constant", "step"]
 
 
 def test_stacked_areas() -> None:
