@@ -165,6 +165,7 @@ REPORTING = {
     *("bnlab.files", "bnlab.harness.errors", "bnlab.harness.schema", "bnlab.harness.schedule"),
     "bnlab.harness.reporting",
 }
+SHARED = ("experiments.catalogue", "experiments.margins", "experiments.schedules")  # by several questions
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "harness" / "reporting").rglob("*.py")), ids=lambda path: path.stem)
@@ -177,10 +178,7 @@ def test_reporting_sees_tables_only(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((PACKAGE.parent / "experiments/questions").glob("*.py")), ids=lambda p: p.stem)
 def test_questions_see_reporting_and_theory(path: Path) -> None:
     for name in imports(path):
-        known = any(
-            f"{name}.".startswith(f"{package}.")
-            for package in (*REPORTING, "bnlab.theory", "experiments.catalogue", "experiments.margins")
-        )
+        known = any(f"{name}.".startswith(f"{package}.") for package in (*REPORTING, "bnlab.theory", *SHARED))
         assert known or name == "bnlab" or name.partition(".")[0] in sys.stdlib_module_names, name
 
 

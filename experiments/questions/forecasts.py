@@ -6,8 +6,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, below, within
 from bnlab.harness.reporting.frames import name_panels, over_best, rows, score
-from bnlab.harness.reporting.plots import EstimatorCurves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import TIMES_THE_BEST, EstimatorCurves
 
 SHARES = (1.0,)  # of the training
 SCORES, CHOICES = ("qlike", "squared_error"), ("best_five", "softmax")
@@ -44,7 +43,7 @@ EXPERIMENT = Experiment(
                "best.",
                score(find_times, "mean_gap", ("panel", "estimator", "momentum", "epoch"), average="layer",
                      geometric=True, estimator=CHOSEN),
-               EstimatorCurves(Axis("gap / that of the best fixed momentum", log=True))),
+               EstimatorCurves(TIMES_THE_BEST)),
     ),
     claims=(
         Claim("score_is_no_matter", "Scoring variances by QLIKE or by their squared error changes the gap of the "

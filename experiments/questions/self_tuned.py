@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import best_on_average, name_panels, over_best, paired, rows, score, share_name
+from bnlab.harness.reporting.frames import best_on_average, paired, rows, score, share_name
 from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, Curves, EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.schedule import lr_factor
+from experiments.schedules import (
+    BY,
+    EACH,
+    EARLY,
+    LATE,
+    MANY,
+    SETTING,
+    SHARES,
+    SHOWN,
+    find_gains,
+    find_losses,
+    find_times,
+    name_trainings,
+    score_times,
+)
 
-SHARES = _, EARLY, _, LATE = (0.03, 0.1, 0.55, 1.0)  # of the training
-DEFAULT, MANY = 0.1, 256  # PyTorch's momentum; images in a batch
-SHOWN = (DEFAULT, None)  # of the fixed momenta, in figures
-BY = ("batch_size", "optimizer.schedule")
-EACH = ("panel", *BY)
-SETTING = ("panel", "estimator", "momentum", "epoch")
 NOISE = "about the standard error of an accuracy near 97% on 2,000 images"
-
-
-def find_gains(tables: Tables) -> pd.DataFrame:
-    """Accuracy of the forecasts' choice minus that under PyTorch's momentum in the same network."""
-    both = rows(tables, "evaluations", SHARES, BY, estimator=("ema", "predictive"), momentum=SHOWN)
-    return paired(both, "accuracy", against="ema")
 
 
 def find_gains_in_hindsight(tables: Tables) -> pd.DataFrame:
@@ -32,28 +33,6 @@ def find_gains_in_hindsight(tables: Tables) -> pd.DataFrame:
     fixed, own = (rows(tables, "evaluations", SHARES, BY, estimator=name) for name in ("ema", "predictive"))
     both = pd.concat([best_on_average(fixed, "accuracy", BY), own])
     return paired(both, "accuracy", against="ema")
-
-
-def find_times(tables: Tables, *shares: float) -> pd.DataFrame:
-    """How many times the gap of the best fixed momentum of the layer and step, known in hindsight."""
-    return over_best(rows(tables, "gaps", shares, BY, estimator=("ema", "cumulative", "predictive")), "mean_gap")
-
-
-def score_times(*shares: float, **wanted: Any) -> Score:
-    """That of the forecasts' choice, at shares of the training or, without any, over all measured steps."""
-    by, over = (EACH, ("layer",)) if shares else (BY, ("layer", "epoch"))
-    return score(lambda tables: find_times(tables, *shares), "mean_gap", by, average=over, geometric=True,
-                 estimator="predictive", **wanted)  # fmt: skip
-
-
-def name_trainings(frame: pd.DataFrame) -> pd.DataFrame:
-    """A panel for each schedule and batch size."""
-    return name_panels(frame.assign(schedule=frame["optimizer.schedule"]), "{schedule}, batch size {batch_size}")
-
-
-def find_losses(tables: Tables) -> pd.DataFrame:
-    """Accuracy minus that under exact statistics of the same network."""
-    return name_trainings(paired(rows(tables, "evaluations", by=BY), "accuracy", against="exact"))
 
 
 def score_choices(statistic: str) -> Score:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, below
-from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.plots import EstimatorCurves
-from bnlab.harness.reporting.style import Axis
-from experiments.questions.self_tuned import (
+from bnlab.harness.reporting.frames import score, share_name
+from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, EstimatorCurves
+from experiments.schedules import (
     EACH,
     EARLY,
     LATE,
@@ -18,9 +17,7 @@ from experiments.questions.self_tuned import (
     find_times,
     name_trainings,
     score_times,
-)  # fmt: skip
-
-SHARES = (0.03, 0.1, 0.55, 1.0)  # of the training
+)
 
 EXPERIMENT = Experiment(
     name="self_tuned_resnet",
@@ -35,12 +32,12 @@ EXPERIMENT = Experiment(
                "the same step, geometric mean over layers; the best momentum is known in hindsight only.",
                score(lambda tables: name_trainings(find_times(tables)), "mean_gap", SETTING, average="layer",
                      geometric=True, momentum=SHOWN),
-               EstimatorCurves(Axis("gap / that of the best fixed momentum", log=True))),
+               EstimatorCurves(TIMES_THE_BEST)),
         Figure("accuracy", "Accuracy against that under exact statistics",
                "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
                "Precise BN is measured anew each time, by a pass over all training images.",
                score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
-               EstimatorCurves(Axis("accuracy − that under exact (points)"), zero="exact population")),
+               EstimatorCurves(AGAINST_EXACT, zero="exact population")),
     ),
     claims=(
         Claim("never_worse", "In a residual network predictive momentum is never less accurate than PyTorch's by a "
@@ -49,7 +46,7 @@ EXPERIMENT = Experiment(
               above(-1.0, "points", "4 of 359 test images"), answers=("H12",)),
         Claim("better_early", "In a residual network, early at a large batch, predictive momentum is more accurate "
               "than PyTorch's by more than 5 points.",
-              score(find_gains, "accuracy", EACH, scale=100, panel=f"after {EARLY:.0%} of training", batch_size=MANY),
+              score(find_gains, "accuracy", EACH, scale=100, panel=share_name(EARLY), batch_size=MANY),
               above(5.0, "points", "what nobody would give away"), answers=("Q6",)),
         Claim("near_the_best", "In a residual network the gap of predictive momentum is about that of the best fixed "
               "momentum of each layer and step, known in hindsight.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
@@ -26,7 +28,7 @@ WORDS = {
 }
 EACH = ("panel", "setting")
 UNCHANGED, SLOW, FAST, CONSTANT = "nothing changed", "learning rate 0.025", "learning rate 0.4", "constant schedule"
-EMA = {"estimator": "ema", "momentum": 0.1}
+EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 
 
 def name_settings(frame: pd.DataFrame) -> pd.DataFrame:
@@ -51,7 +53,7 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
 
 def score_cost(share: float | None = None) -> Score:
     """Points that PyTorch's running average loses against exact statistics of the same network."""
-    where = {} if share is None else {"panel": share_name(share)}
+    where: dict[str, Any] = {} if share is None else {"panel": share_name(share)}
     return score(find_losses, "accuracy", EACH, against="exact", scale=-100, **EMA, **where)
 
 

@@ -232,7 +232,7 @@ def test_copies_go_on_by_themselves(make: Callable[[nn.Module], nn.Module], step
     assert_equal(other, model)
 
 
-@pytest.mark.parametrize("make", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("make", [copy.deepcopy, partial(save_and_load, weights_only=False)])
 def test_copies_of_a_borrowed_model_choose_their_momentum(make: Callable[[nn.Module], nn.Module]) -> None:
     model, images = network(), torch.randn(8, 3, 8, 8)
     train(model, 20)

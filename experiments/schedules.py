@@ -1,0 +1,45 @@
+"""Scores of predictive momentum in trainings that differ in batch size and schedule of the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Score, Tables
+from bnlab.harness.reporting.frames import name_panels, over_best, paired, rows, score
+
+SHARES = _, EARLY, _, LATE = (0.03, 0.1, 0.55, 1.0)  # of the training, at which predictions are measured
+DEFAULT, MANY = 0.1, 256  # PyTorch's momentum; images in a batch
+SHOWN = (DEFAULT, None)  # of the fixed momenta, in figures
+BY = ("batch_size", "optimizer.schedule")
+EACH = ("panel", *BY)
+SETTING = ("panel", "estimator", "momentum", "epoch")
+
+
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Accuracy of the forecasts' choice minus that under PyTorch's momentum in the same network."""
+    both = rows(tables, "evaluations", SHARES, BY, estimator=("ema", "predictive"), momentum=SHOWN)
+    return paired(both, "accuracy", against="ema")
+
+
+def find_times(tables: Tables, *shares: float) -> pd.DataFrame:
+    """How many times the gap of the best fixed momentum of the layer and step, known in hindsight."""
+    return over_best(rows(tables, "gaps", shares, BY, estimator=("ema", "cumulative", "predictive")), "mean_gap")
+
+
+def score_times(*shares: float, **wanted: Any) -> Score:
+    """That of the forecasts' choice, at shares of the training or, without any, over all measured steps."""
+    by, over = (EACH, ("layer",)) if shares else (BY, ("layer", "epoch"))
+    return score(lambda tables: find_times(tables, *shares), "mean_gap", by, average=over, geometric=True,
+                 estimator="predictive", **wanted)  # fmt: skip
+
+
+def name_trainings(frame: pd.DataFrame) -> pd.DataFrame:
+    """A panel for each schedule and batch size."""
+    return name_panels(frame.assign(schedule=frame["optimizer.schedule"]), "{schedule}, batch size {batch_size}")
+
+
+def find_losses(tables: Tables) -> pd.DataFrame:
+    """Accuracy minus that under exact statistics of the same network."""
+    return name_trainings(paired(rows(tables, "evaluations", by=BY), "accuracy", against="exact"))
