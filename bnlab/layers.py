@@ -17,6 +17,12 @@ BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once b
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
+def check_module(model: nn.Module, caller: str) -> None:
+    """TypeError unless it is a module; `caller` is the public call on whose behalf this is."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
+
+
 def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
     """The batch-norm layers with running statistics, by their name in `model.named_modules()`, in that order.
 
@@ -29,8 +35,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
         ValueError: there is no such layer, a name in `layers` is not one, a lazy layer has not been built, a layer is
             on the meta device, or a part of the model with batch norm is scripted (hooks do not run there).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
+    check_module(model, caller)
     found: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from bnlab.estimators.bank import MOMENTA, Bank
+from bnlab.layers import check_module
 from bnlab.nn.self_tuned import SelfTuned
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     """The momentum that each self-tuned layer of `model` has chosen for its mean and for its variance.
 
-    Call it from time to time to see it change: it is chosen anew after every batch.
+    Call it from time to time to see it change: it is chosen again after every batch.
 
     Args:
         errors: a row for each of the 50 momenta, with the error of its forecasts, instead of the chosen one alone.
@@ -38,8 +39,7 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     """
     import pandas as pd
 
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"momenta: expected a torch.nn.Module, found {type(model).__name__}")
+    check_module(model, "momenta")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
     if not layers:
         raise ValueError(f"momenta: {type(model).__name__} has no self-tuned layer; use SelfTuned.convert(model)")
@@ -60,5 +60,6 @@ def _list_momenta(bank: Bank, place: int) -> pd.DataFrame:
     """`momentum`, `error`, `chosen` of all momenta; `place`: 0 for the mean, 1 for the variance."""
     import pandas as pd
 
-    chosen = [number == int(bank.chosen[place, 0]) for number in range(len(MOMENTA))]
-    return pd.DataFrame({"momentum": MOMENTA.numpy(), "error": bank.errors[:, place].cpu().numpy(), "chosen": chosen})
+    chosen = int(bank.chosen[place, 0])
+    frame = pd.DataFrame({"momentum": MOMENTA.numpy(), "error": bank.errors[:, place].cpu().numpy()})
+    return frame.assign(chosen=frame.index == chosen)

@@ -12,7 +12,7 @@ from torch.fx import Proxy
 
 from bnlab.borrowing import is_paused_while_borrowed, replace_forward
 from bnlab.interrupts import is_recorded
-from bnlab.layers import BatchNorm, batch_norm_layers, is_tracing, join_names
+from bnlab.layers import BatchNorm, batch_norm_layers, check_module, is_tracing, join_names
 from bnlab.loans import is_lent
 from bnlab.nn.upkeep import Upkeep
 
@@ -122,9 +122,11 @@ class SelfTuned(BatchNorm):
             The model.
 
         Raises:
+            TypeError: not a module.
             ValueError: something else has exchanged a layer's class since, as parametrizations do, or it is called
                 inside of a block that uses the model.
         """
+        check_module(model, "SelfTuned.revert")
         kinds: dict[type[nn.Module], Any] = {kind: plain for plain, kind in _KINDS.items()}
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
         others = [name for name, layer in layers.items() if type(layer) not in kinds]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnlab.borrowing import count_writes
 from bnlab.nn.collector import Collector
 
 _Buffers = dict[str, Any]  # a layer's own; which are tensors
@@ -81,7 +82,7 @@ class Upkeep:
     def look(self, buffers: _Buffers) -> None:
         """Take the buffers as they are for what has been left."""
         mean, var = buffers["running_mean"], buffers["running_var"]
-        self._seen = _Seen(mean, var, _count_writes(mean, var), _stack(buffers))
+        self._seen = _Seen(mean, var, (count_writes(mean), count_writes(var)), _stack(buffers))
 
     def begin_where_written(self, buffers: _Buffers, *, certainly: bool = False) -> None:
         """Begin from the buffers if something else has written them: `load_state_dict`, `reset_running_stats`.
@@ -91,7 +92,7 @@ class Upkeep:
         """
         mean, var = buffers["running_mean"], buffers["running_var"]
         seen = self._seen
-        same = mean is seen.mean and var is seen.var and _count_writes(mean, var) == seen.versions
+        same = mean is seen.mean and var is seen.var and (count_writes(mean), count_writes(var)) == seen.versions
         if same and not certainly:
             return
         if not torch.equal(_stack(buffers), seen.values):
@@ -135,11 +136,6 @@ class Upkeep:
 def _stack(buffers: _Buffers) -> Tensor:
     """[2, C], a copy of the running mean and variance."""
     return torch.stack((buffers["running_mean"], buffers["running_var"])).detach()
-
-
-def _count_writes(mean: Tensor, var: Tensor) -> tuple[int, int]:
-    """How often each has been written; -1 where nobody counts."""
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in (mean, var))  # type: ignore[return-value]
 
 
 def _count_updates(buffers: _Buffers) -> int:
