@@ -51,6 +51,7 @@ ARTIFACTS = (
     "training",
     "settings",
     "runs",
+    "freezing",
     "states",
     "announcing",
     "reproducing",

@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 
+from bnlab.estimators import EMA
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data, models, training
-from bnlab.harness.artifacts.settings import Config, as_list, list_steps, total_steps
+from bnlab.harness.artifacts.freezing import MOMENTUM
+from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, total_steps
 from bnlab.harness.errors import Note, UserError
-from bnlab.harness.measurements.sources import FrozenWeights, find_sources
+from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
 POPULATIONS = ("train", "train_augmented", "val")
 SPLITS = ("test", "val", "train")
 
+# Measurements of what the batches before a step make of running averages.
+_OF_BATCHES = ("drift", "counterexamples", "last_batches", "within_epoch", "choices", "decomposition")
 _MOST_STEPS = 10**7  # file names hold seven digits
 
 
@@ -37,6 +41,7 @@ def check(config: Config) -> None:
     if config.norm.name != "batch" and all(map(measurements.needs_trace, names)):
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
     _check_steps(config, total_steps(config, images))
+    _check_freezing(config, total_steps(config, images))
     _check_device(config.device)
     check_folders(config.results, config.name)
 
@@ -98,6 +103,30 @@ def _check_steps(config: Config, steps: int) -> None:
     for at in as_list(config.accuracy_at):
         if list_steps(at, steps)[0] not in measured:
             raise UserError(f"accuracy_at={at}: is not among evaluate_at; list it there too")
+
+
+def _check_freezing(config: Config, steps: int) -> None:
+    """UserError for a freezing that cannot be, and for what other running averages than the network's would mean."""
+    if config.freeze_with not in ("ema", "exact"):
+        raise UserError(f"freeze_with={config.freeze_with}: must be one of ema, exact")
+    if config.freeze_at is None:
+        return
+    if not 0 < config.freeze_at < 1:
+        raise UserError(f"freeze_at={config.freeze_at}: is a share of the training; must be above 0 and below 1")
+    if freezing_step(config, steps) == steps:
+        raise UserError(f"freeze_at={config.freeze_at}: nothing of {steps:,} steps is left after it; take less")
+    if config.norm.name != "batch":
+        raise UserError(f"freeze_at={config.freeze_at}: norm.name={config.norm.name} has no batch norm to freeze")
+    for source in find_sources(config):
+        if isinstance(source, RunningAverage) and source.average != EMA(MOMENTUM):
+            words = source.estimator if source.momentum is None else f"{source.estimator} momentum={source.momentum:g}"
+            raise UserError(
+                f"estimator={words}: with freeze_at the network is trained under its own running averages, "
+                "estimator=ema momentum=0.1; others belong to another training (exact and the like do not)"
+            )
+    for name in as_list(config.measurements):
+        if name in _OF_BATCHES:
+            raise UserError(f"measurements={name}: is about the batches of a step; with freeze_at later ones have none")
 
 
 def _check_list(key: str, words: str, value: Any, steps: int) -> None:

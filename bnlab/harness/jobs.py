@@ -44,7 +44,7 @@ def prepare(planned: list[Config]) -> None:
     try_estimators(source for config in planned for source in find_sources(config))
     tried: list[object] = []
     for config in planned:
-        run, kind = Run(config), (config.data, config.model, config.norm)
+        run, kind = Run(config), (config.data, config.model, config.norm, config.freeze_at, config.freeze_with)
         run.check_settings()
         if kind not in tried and not run.finished:
             tried.append(kind)
@@ -181,6 +181,8 @@ def _build_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
         "order": config.order,
+        "freeze_at": config.freeze_at,
+        "freeze_with": None if config.freeze_at is None else config.freeze_with,
         "epochs": steps / steps_per_epoch(images, config.batch_size),
         "steps": steps,
         "status": status["status"],

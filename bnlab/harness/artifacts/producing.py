@@ -14,6 +14,7 @@ from bnlab.files import set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
+from bnlab.harness.artifacts.freezing import build_freezer, check_momenta
 from bnlab.harness.artifacts.reproducing import make_checkpoints
 from bnlab.harness.artifacts.runs import Run, read_config
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress, train
@@ -79,7 +80,8 @@ def _train(run: Run) -> None:
         run.write_config()
         run.write_environment()
     recorder = Recorder(run, progress, seconds)
-    callbacks = [recorder.log, *_list_savers(run), recorder.save_when_due, build_announcer(run, run.steps)]
+    savers = [*_list_savers(run), recorder.save_when_due]
+    callbacks = [recorder.log, build_freezer(run), *savers, build_announcer(run, run.steps)]
     try:
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
         recorder.save(progress)
@@ -97,9 +99,10 @@ def try_training(run: Run) -> None:
     """Make the first update on two images.
 
     Raises:
-        UserError: the network cannot take the images or be trained.
+        UserError: the network cannot take the images, be trained or be frozen as it is to be.
     """
     progress, config = states.start_training(run), run.config
+    check_momenta(run, progress.model)
     batches = replace(run.batches, batch_size=2)
     try:
         with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result

@@ -16,6 +16,7 @@ from bnlab.files import set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
+from bnlab.harness.artifacts.freezing import build_freezer
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import describe_differences
 from bnlab.harness.artifacts.training import Diverged, Progress, train
@@ -88,7 +89,7 @@ def _train_again(run: Run, start: Path | None, missing: list[int], keep: Keep) -
     # One update more shows that the last weights are those of the first training.
     until = min(missing[-1] + 1, run.steps)
     keeper = _CheckpointKeeper(run, missing, keep)
-    callbacks = [keeper.compare, keeper.hold, build_announcer(run, until)]
+    callbacks = [keeper.compare, build_freezer(run), keeper.hold, build_announcer(run, until)]
     try:
         keeper.hold(progress)
         # Recording rounds the buffers' last bit as in the first training.

@@ -33,7 +33,14 @@ from bnlab.files import OtherVersion, digest, write_whole
 from bnlab.harness import schema
 from bnlab.harness.artifacts.data import Dataset, load_dataset
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.settings import Config, changed_settings, list_steps, network_hash, total_steps
+from bnlab.harness.artifacts.settings import (
+    Config,
+    changed_settings,
+    freezing_step,
+    list_steps,
+    network_hash,
+    total_steps,
+)
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import JobError
 from bnlab.storage import load_tensors, save_tensors
@@ -77,6 +84,11 @@ class Run:
     def steps(self) -> int:
         """Updates that the whole training has."""
         return total_steps(self.config, len(self.dataset.train.labels))
+
+    @property
+    def frozen_from(self) -> int | None:
+        """The step from which on batch norm is in eval mode, with the statistics of that step; None: it never is."""
+        return freezing_step(self.config, self.steps)
 
     @property
     def wanted(self) -> list[int]:

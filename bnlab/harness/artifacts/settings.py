@@ -26,6 +26,8 @@ class Config:
     epochs: int = 10
     steps: int | None = None  # instead of epochs
     order: str = "shuffled"  # of the images in an epoch: shuffled, replacement, sorted, blocks; see `training.Batches`
+    freeze_at: float | None = None  # share of the training from which on batch norm is in eval mode
+    freeze_with: str = "ema"  # with which statistics, those of that step: ema (its own running averages), exact
     seed: int = 0
     # What is measured on it: any of these may change without training again
     momentum: Any = 0.1  # weight of the new batch, one value or a list
@@ -60,6 +62,7 @@ def training_settings(config: Config) -> dict[str, Any]:
         "batch_size": config.batch_size,
         **({"epochs": config.epochs} if config.steps is None else {"steps": config.steps}),
         "order": config.order,
+        **({} if config.freeze_at is None else {"freeze_at": config.freeze_at, "freeze_with": config.freeze_with}),
     }
 
 
@@ -113,6 +116,11 @@ def network_hash(config: Config) -> str:
 def total_steps(config: Config, images: int) -> int:
     """Updates in the whole training."""
     return config.steps if config.steps is not None else config.epochs * steps_per_epoch(images, config.batch_size)
+
+
+def freezing_step(config: Config, steps: int) -> int | None:
+    """The updates of `steps` after which batch norm is frozen; None: it never is."""
+    return None if config.freeze_at is None else max(1, round(config.freeze_at * steps))
 
 
 def list_steps(wanted: Any, steps: int) -> list[int]:

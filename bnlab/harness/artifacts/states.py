@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bnlab.harness.artifacts.freezing import keep_frozen
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress, build_optimizer
 from bnlab.recording.block import record
@@ -38,6 +39,7 @@ def restore_state(run: Run, progress: Progress, path: Path) -> float:
     if "rng/device" in tensors:
         torch.cuda.set_rng_state(tensors["rng/device"], run.device)
     progress.step, progress.loss = int(metadata["step"]), float(metadata["loss"])
+    keep_frozen(run, progress)
     return float(metadata["seconds"])
 
 

@@ -178,6 +178,8 @@ def train(
 ) -> None:
     """Train from `progress.step` to `until` (default: the end) of `steps`; every callback is called at each update.
 
+    The model's layers are trained in the mode that they are in, which a callback may change.
+
     Raises:
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
             may not be finite; those before were.
@@ -188,7 +190,6 @@ def train(
     # because x/∞ is 0.
     variances = [state[name] for name in state if name.endswith("running_var")]
     peak = [group.setdefault("peak_lr", group["lr"]) for group in optimizer.param_groups]
-    model.train()
     for images, labels in batches.from_step(progress.step):
         if progress.step >= (until or steps):
             _require_finite(state.values(), progress.step, progress.loss)

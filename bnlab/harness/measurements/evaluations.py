@@ -131,7 +131,7 @@ def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
 def stat_images(run: Run, source: Source, step: int, predicted: int) -> int:
     """Images that the statistics are of, where so many are predicted.
 
-    A running estimator's are all that it was shown, whatever it has forgotten.
+    A running estimator's are all that it was shown, whatever it has forgotten; frozen ones, those until then.
     """
     if source == NO_STATISTICS:
         return 0
@@ -140,6 +140,10 @@ def stat_images(run: Run, source: Source, step: int, predicted: int) -> int:
     if isinstance(source, FrozenWeights):
         size = len(population_split(run, source).labels)
         return min(source.images or size, size)
+    if run.frozen_from is not None and step >= run.frozen_from:
+        if run.config.freeze_with == "exact":
+            return len(run.dataset.train.labels)
+        step = run.frozen_from
     epochs, rest = divmod(step, run.batches.per_epoch)
     per_epoch = min(run.batches.per_epoch * run.config.batch_size, len(run.dataset.train.labels))
     return epochs * per_epoch + rest * run.config.batch_size

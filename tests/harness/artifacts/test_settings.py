@@ -52,6 +52,7 @@ def test_defaults_are_left_off() -> None:
         {"csv": True},
         {"dry_run": True},
         {"seed": 3},
+        {"freeze_with": "exact"},  # without freeze_at
         {"data": DataConfig(root="x", download=True)},
         {"data": DataConfig(classes=10, difficulty="weak", fonts="dejavu", test_fonts="dejavu", image_size=64)},
     ],
@@ -111,6 +112,9 @@ def test_what_makes_another_network() -> None:
         {"steps": 3},
         {"order": "sorted"},
         {"order": "blocks"},
+        {"freeze_at": 0.5},
+        {"freeze_at": 0.8},
+        {"freeze_at": 0.8, "freeze_with": "exact"},
         {"optimizer": OptimizerConfig(lr=0.2)},
         {"optimizer": OptimizerConfig(schedule="step")},
         {"model": ModelConfig(depth=2)},

@@ -1,0 +1,58 @@
+"""Freezing batch norm: from a step on it normalizes with statistics that stay as they are, as in eval mode."""
+
+from __future__ import annotations
+
+from torch import nn
+
+import bnlab
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.training import Callback, Diverged, Progress
+from bnlab.harness.errors import UserError
+from bnlab.layers import batch_norm_layers
+
+MOMENTUM = 0.1  # PyTorch's, of the running averages that are frozen
+_IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
+
+
+def build_freezer(run: Run) -> Callback:
+    """At the step from which on batch norm is frozen, write its statistics and put it into eval mode.
+
+    A trace that is being recorded begins again from what is written: its replays give that from here on. The callback
+    raises Diverged if the exact statistics of the weights at that step are not finite.
+    """
+
+    def freeze(progress: Progress) -> None:
+        if progress.step == run.frozen_from:
+            _write_statistics(run, progress)
+            keep_frozen(run, progress)
+
+    return freeze
+
+
+def _write_statistics(run: Run, progress: Progress) -> None:
+    if run.config.freeze_with == "exact":
+        images = run.dataset.train.images
+        batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
+        try:
+            bnlab.population_statistics(progress.model, batches).write_to(progress.model)
+        except ValueError as error:  # of layers that have been trained up to here: inputs that are not finite
+            raise Diverged(str(error)) from error
+
+
+def keep_frozen(run: Run, progress: Progress) -> None:
+    """Put batch norm into eval mode where training stands at the step of freezing or after it."""
+    if run.frozen_from is not None and progress.step >= run.frozen_from:
+        for layer in batch_norm_layers(progress.model, caller="freeze_at").values():
+            layer.eval()
+
+
+def check_momenta(run: Run, model: nn.Module) -> None:
+    """UserError where running averages would be frozen that the tables' `ema` at momentum 0.1 is not."""
+    if run.frozen_from is None or run.config.freeze_with != "ema":
+        return
+    others = {layer.momentum for layer in batch_norm_layers(model, caller="freeze_at").values()} - {MOMENTUM}
+    if others:
+        raise UserError(
+            f"freeze_with=ema: batch norm of {run.config.model.name} has momentum {others.pop()}, so that its running "
+            f"averages are not the estimator ema at momentum {MOMENTUM}; use freeze_with=exact"
+        )
