@@ -52,6 +52,7 @@ ARTIFACTS = (
     "settings",
     "runs",
     "freezing",
+    "averaging",
     "states",
     "announcing",
     "reproducing",

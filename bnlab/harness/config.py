@@ -11,7 +11,7 @@ import torch
 from bnlab.estimators import EMA
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data, models, training
-from bnlab.harness.artifacts.freezing import MOMENTUM
+from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, total_steps
 from bnlab.harness.errors import Note, UserError
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
@@ -29,8 +29,9 @@ def check(config: Config) -> None:
     images = data.check(config.data)
     models.check(config.model, config.norm)
     training.check(config.optimizer)
-    if config.order not in training.ORDERS:
-        raise UserError(f"order={config.order}: must be one of {', '.join(training.ORDERS)}")
+    for key, allowed in (("order", training.ORDERS), ("averaging", training.AVERAGINGS), ("freeze_with", FREEZE_WITH)):
+        if getattr(config, key) not in allowed:
+            raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
     _check_numbers(config, images)
     _check_statistics(config, images)
     names = as_list(config.measurements)
@@ -42,6 +43,7 @@ def check(config: Config) -> None:
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
     _check_steps(config, total_steps(config, images))
     _check_freezing(config, total_steps(config, images))
+    _check_measured(config)
     _check_device(config.device)
     check_folders(config.results, config.name)
 
@@ -107,8 +109,6 @@ def _check_steps(config: Config, steps: int) -> None:
 
 def _check_freezing(config: Config, steps: int) -> None:
     """UserError for a freezing that cannot be, and for what other running averages than the network's would mean."""
-    if config.freeze_with not in ("ema", "exact"):
-        raise UserError(f"freeze_with={config.freeze_with}: must be one of ema, exact")
     if config.freeze_at is None:
         return
     if not 0 < config.freeze_at < 1:
@@ -124,9 +124,17 @@ def _check_freezing(config: Config, steps: int) -> None:
                 f"estimator={words}: with freeze_at the network is trained under its own running averages, "
                 "estimator=ema momentum=0.1; others belong to another training (exact and the like do not)"
             )
+
+
+def _check_measured(config: Config) -> None:
+    """UserError for measurements of batches that the network that is measured has not been trained on."""
+    reason = "later steps have no batch statistics" if config.freeze_at is not None else ""
+    if config.averaging != "none":
+        reason = "the network that is measured is an average and was not trained on batches"
     for name in as_list(config.measurements):
-        if name in _OF_BATCHES:
-            raise UserError(f"measurements={name}: is about the batches of a step; with freeze_at later ones have none")
+        if reason and name in _OF_BATCHES:
+            key = "freeze_at" if config.averaging == "none" else f"averaging={config.averaging}"
+            raise UserError(f"measurements={name}: is about what batches make of running averages; with {key} {reason}")
 
 
 def _check_list(key: str, words: str, value: Any, steps: int) -> None:

@@ -181,6 +181,7 @@ def _build_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
         "order": config.order,
+        "averaging": config.averaging,
         "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
         "epochs": steps / steps_per_epoch(images, config.batch_size),

@@ -45,7 +45,7 @@ _LATER = {
     "data.name": _TEXT, "model.name": _TEXT, "norm.name": _TEXT,
     "optimizer.name": _TEXT, "optimizer.lr": _REAL, "optimizer.lr_scaling": _TEXT, "optimizer.momentum": _REAL,
     "optimizer.weight_decay": _REAL, "optimizer.label_smoothing": _REAL, "optimizer.schedule": _TEXT,
-    "order": _TEXT, "freeze_at": _REAL, "freeze_with": _TEXT,
+    "order": _TEXT, "freeze_at": _REAL, "freeze_with": _TEXT, "averaging": _TEXT,
 }  # fmt: skip
 # Columns of `runs` that earlier files have under another name only; the table has both.
 EARLIER_NAMES = {

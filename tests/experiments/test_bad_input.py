@@ -14,7 +14,7 @@ from bnlab.harness import jobs
 from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.runs import Run, lock_of
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.measurements.sources import FROZEN
+from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from experiments import launch, runs
 from tests.experiments.commands import Call, Done, files, run
 
@@ -69,7 +69,10 @@ CASES = {
     "sweep freeze_at=0.8 norm=none": "freeze_at=0.8: norm.name=none has no batch norm",
     "sweep freeze_at=0.8 momentum=0.01": "estimator=ema momentum=0.01: with freeze_at .*momentum=0.1",
     "sweep freeze_at=0.8 estimator=[ema,cumulative]": "estimator=cumulative: with freeze_at",
-    "sweep freeze_at=0.8 measurements=[gaps,drift]": "measurements=drift: is about the batches",
+    "sweep freeze_at=0.8 measurements=[gaps,drift]": "measurements=drift: .* with freeze_at later steps have no",
+    "sweep averaging=mean": "averaging=mean: must be one of none, swa, ema",
+    "sweep averaging=swa measurements=decomposition": "measurements=decomposition: .* with averaging=swa the network",
+    "sweep estimator='averaged(images=9)'": "write averaged, which has no parameters",
     # types and ranges
     "sweep seed=0.5": "seed=0.5.*Integer",
     "sweep seed=-1": "seed=-1: must be 0",
@@ -261,7 +264,7 @@ def test_help(call: Call) -> None:
     shown = run("sweep", "--help").stdout
     assert "momentum" in shown
     ours = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
-    assert all(re.search(rf"\b{name}\b", shown) for name in (*ours, *inference.list_rules(), *FROZEN))
+    assert all(re.search(rf"\b{name}\b", shown) for name in (*ours, *inference.list_rules(), *FROZEN, *AVERAGING))
     for command in ("figures", "runs", "answers"):
         code, out, _ = call(command, "--help")
         assert code == 0 and "python -m experiments." in out

@@ -35,7 +35,7 @@ FURTHER = {
     "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
     "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name optimizer.name "
     "optimizer.lr optimizer.lr_scaling optimizer.momentum optimizer.weight_decay optimizer.label_smoothing "
-    "optimizer.schedule order freeze_at freeze_with",
+    "optimizer.schedule order freeze_at freeze_with averaging",
     "gaps": "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio",
     "evaluations": "epoch images stat_images loss accuracy ece disagreement logit_gap",
 }
@@ -45,7 +45,7 @@ WHOLE = {"step", "seed", "batch_size", "norm_batch_size", "steps", "threads", "d
 WHOLE |= {"stat_images", "data.images", "data.classes", "data.image_size", "data.shift", "last_step"}
 WHOLE |= {"model.depth", "model.width", "model.pool_every"}
 TEXT |= {"data.name", "model.name", "norm.name", "optimizer.name", "optimizer.lr_scaling", "optimizer.schedule"}
-TEXT |= {"order", "freeze_with", "data.difficulty", "data.fonts", "data.test_fonts"}
+TEXT |= {"order", "averaging", "freeze_with", "data.difficulty", "data.fonts", "data.test_fonts"}
 TRUTH = {"data.flip"}
 
 
@@ -85,7 +85,8 @@ def test_runs_has_a_column_for_every_setting_of_training(tmp_path: Path) -> None
     names = [
         name
         for name in field_names(Config)
-        if name.startswith(groups) or name in ("batch_size", "epochs", "steps", "order", "freeze_at", "freeze_with")
+        if name.startswith(groups)
+        or name in ("batch_size", "epochs", "steps", "order", "freeze_at", "freeze_with", "averaging")
     ]
     trained_by = [name for name in names if name not in ("data.root", "data.download")]
     assert len(trained_by) > 20

@@ -10,6 +10,7 @@ from bnlab.harness.artifacts.training import Callback, Diverged, Progress
 from bnlab.harness.errors import UserError
 from bnlab.layers import batch_norm_layers
 
+FREEZE_WITH = ("ema", "exact")
 MOMENTUM = 0.1  # PyTorch's, of the running averages that are frozen
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 

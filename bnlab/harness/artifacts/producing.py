@@ -14,6 +14,7 @@ from bnlab.files import set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
+from bnlab.harness.artifacts.averaging import build_averager
 from bnlab.harness.artifacts.freezing import build_freezer, check_momenta
 from bnlab.harness.artifacts.reproducing import make_checkpoints
 from bnlab.harness.artifacts.runs import Run, read_config
@@ -81,7 +82,7 @@ def _train(run: Run) -> None:
         run.write_environment()
     recorder = Recorder(run, progress, seconds)
     savers = [*_list_savers(run), recorder.save_when_due]
-    callbacks = [recorder.log, build_freezer(run), *savers, build_announcer(run, run.steps)]
+    callbacks = [recorder.log, build_freezer(run), build_averager(run), *savers, build_announcer(run, run.steps)]
     try:
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
         recorder.save(progress)
@@ -174,7 +175,7 @@ def _list_savers(run: Run) -> list[Callback]:
     """They write checkpoints, and states at each quarter of the training; the last is the state at its end."""
     quarters = [run.steps * part // _KEPT_STATES for part in range(1, _KEPT_STATES)]
     return [
-        _call_at(run.wanted, lambda progress: run.save_checkpoint(progress.step, progress.model.state_dict())),
+        _call_at(run.wanted, lambda progress: run.save_checkpoint(progress.step, progress.measured.state_dict())),
         _call_at(quarters, lambda progress: states.save_state(run, progress, run.state(progress.step), seconds=0.0)),
     ]
 

@@ -16,6 +16,7 @@ from bnlab.files import set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
+from bnlab.harness.artifacts.averaging import build_averager
 from bnlab.harness.artifacts.freezing import build_freezer
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import describe_differences
@@ -89,7 +90,7 @@ def _train_again(run: Run, start: Path | None, missing: list[int], keep: Keep) -
     # One update more shows that the last weights are those of the first training.
     until = min(missing[-1] + 1, run.steps)
     keeper = _CheckpointKeeper(run, missing, keep)
-    callbacks = [keeper.compare, build_freezer(run), keeper.hold, build_announcer(run, until)]
+    callbacks = [keeper.compare, build_freezer(run), build_averager(run), keeper.hold, build_announcer(run, until)]
     try:
         keeper.hold(progress)
         # Recording rounds the buffers' last bit as in the first training.
@@ -113,7 +114,7 @@ class _CheckpointKeeper:
     def hold(self, progress: Progress) -> None:
         """Hold the weights of a missing checkpoint until the next loss, and set the threads for that update."""
         if progress.step in self._missing:
-            self._held = progress.step, {k: v.clone() for k, v in progress.model.state_dict().items()}
+            self._held = progress.step, {k: v.clone() for k, v in progress.measured.state_dict().items()}
         threads = self._environment(progress.step)["threads"]
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

@@ -118,13 +118,13 @@ class Run:
         return model.to(self.device)
 
     def model_at(self, step: int) -> nn.Module:
-        """The network after `step` updates; ValueError if the file is damaged."""
+        """The network after `step` updates, with `averaging` the averaged one; ValueError if the file is damaged."""
         model = self.new_model()
         model.load_state_dict(self.load_checkpoint(step))
         return model
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the weights and buffers after `step` updates."""
+        """Write the weights and buffers of `Progress.measured` after `step` updates."""
         save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, self.about(step))
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:

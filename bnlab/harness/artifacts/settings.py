@@ -28,6 +28,7 @@ class Config:
     order: str = "shuffled"  # of the images in an epoch: shuffled, replacement, sorted, blocks; see `training.Batches`
     freeze_at: float | None = None  # share of the training from which on batch norm is in eval mode
     freeze_with: str = "ema"  # with which statistics, those of that step: ema (its own running averages), exact
+    averaging: str = "none"  # of the weights that are measured: none, swa, ema; see `averaging.begin_average`
     seed: int = 0
     # What is measured on it: any of these may change without training again
     momentum: Any = 0.1  # weight of the new batch, one value or a list
@@ -62,6 +63,7 @@ def training_settings(config: Config) -> dict[str, Any]:
         "batch_size": config.batch_size,
         **({"epochs": config.epochs} if config.steps is None else {"steps": config.steps}),
         "order": config.order,
+        "averaging": config.averaging,
         **({} if config.freeze_at is None else {"freeze_at": config.freeze_at, "freeze_with": config.freeze_with}),
     }
 

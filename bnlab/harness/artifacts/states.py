@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bnlab.harness.artifacts.averaging import begin_average
 from bnlab.harness.artifacts.freezing import keep_frozen
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress, build_optimizer
@@ -22,7 +23,8 @@ def start_training(run: Run) -> Progress:
     """The training at step 0; sets torch's random state."""
     torch.manual_seed(run.config.seed)  # dropout and the like
     model = run.new_model()
-    return Progress(model, build_optimizer(run.config.optimizer, model, run.config.batch_size), step=0)
+    optimizer = build_optimizer(run.config.optimizer, model, run.config.batch_size)
+    return Progress(model, optimizer, step=0, average=begin_average(run, model))
 
 
 def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MomentTrace | None]:
@@ -35,6 +37,8 @@ def restore_state(run: Run, progress: Progress, path: Path) -> float:
     tensors, metadata = load_state(run, path)
     progress.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
     _load_optimizer(progress.optimizer, tensors)
+    if progress.average is not None:
+        progress.average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average/")})
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/device" in tensors:
         torch.cuda.set_rng_state(tensors["rng/device"], run.device)
@@ -56,10 +60,12 @@ def save_state(run: Run, progress: Progress, path: Path, seconds: float) -> None
 
 
 def _collect_tensors(progress: Progress) -> dict[str, Tensor]:
-    """Everything from which training goes on exactly: weights, buffers, optimizer, random state."""
+    """Everything from which training goes on exactly: weights, buffers, their average, optimizer, random state."""
     found = {f"model/{k}": v for k, v in progress.model.state_dict().items()}
     for index, values in progress.optimizer.state_dict()["state"].items():
         found |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+    if progress.average is not None:
+        found |= {f"average/{k}": v for k, v in progress.average.state_dict().items()}
     found["rng/cpu"] = torch.get_rng_state()
     device = next(progress.model.parameters()).device
     if device.type == "cuda":

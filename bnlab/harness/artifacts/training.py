@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.errors import UserError
@@ -73,6 +74,7 @@ class Seeds:
         return Seeds(*torch.randint(2**31, (3,), generator=generator).tolist())
 
 
+AVERAGINGS = ("none", "swa", "ema")
 ORDERS = ("shuffled", "replacement", "sorted", "blocks")
 
 
@@ -144,6 +146,14 @@ class Progress:
     step: int  # updates so far
     loss: float = math.nan
     accuracy: float = math.nan
+    average: AveragedModel | None = None  # of the weights
+
+    @property
+    def measured(self) -> nn.Module:
+        """What checkpoints keep: the average of the weights and buffers once it has begun, without one the model."""
+        if self.average is None or not self.average.n_averaged:
+            return self.model
+        return self.average.module
 
 
 Callback = Callable[[Progress], None]

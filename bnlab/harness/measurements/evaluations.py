@@ -131,13 +131,14 @@ def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
 def stat_images(run: Run, source: Source, step: int, predicted: int) -> int:
     """Images that the statistics are of, where so many are predicted.
 
-    A running estimator's are all that it was shown, whatever it has forgotten; frozen ones, those until then.
+    A running estimator's, and those of averaged buffers, are all that the network was shown, whatever is forgotten;
+    where batch norm is frozen, until then.
     """
     if source == NO_STATISTICS:
         return 0
     if isinstance(source, InferenceRule):
         return min(source.images, predicted)
-    if isinstance(source, FrozenWeights):
+    if isinstance(source, FrozenWeights) and source.statistic != "averaged":
         size = len(population_split(run, source).labels)
         return min(source.images or size, size)
     if run.frozen_from is not None and step >= run.frozen_from:

@@ -32,6 +32,8 @@ EXACT = FrozenWeights("exact", None, "train")  # the reference of every gap
 
 def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
     """The source's statistics of the checkpoint at `step`, from the run's folder if they are there."""
+    if source.statistic == "averaged":
+        return bnlab.running_statistics(run.model_at(step))
     name = f"{source.statistic}-{source.split}-{source.images or 'all'}-{step:07d}-v{VERSION}.safetensors"
     path = run.folder / "statistics" / name
     about = {**run.about(step), "training": run.training, "statistics": f"{source.estimator} {source.split}"}

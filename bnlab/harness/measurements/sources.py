@@ -28,6 +28,11 @@ FROZEN = {
     "update_bn": "mean of batch means and of unbiased variances (Ioffe & Szegedy 2015, Alg. 2; torch's update_bn)",
     "swa": "the same weighted by the batches' sizes (SWA's reference code)",
 }
+# Statistics of the network that was trained, for the average of its weights; without averaging its own, both.
+AVERAGING = {
+    "stale": "its running averages with PyTorch's momentum",
+    "averaged": "its buffers, averaged as the weights (use_buffers of torch's AveragedModel)",
+}
 _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it says otherwise
 
 
@@ -61,7 +66,7 @@ class FrozenWeights(Source):
 
     @property
     def statistic(self) -> str:
-        """A name in `FROZEN`."""
+        """A name in `FROZEN`, or `averaged`: what the checkpoint's buffers hold."""
         return self.estimator.partition("(")[0]
 
 
@@ -86,9 +91,25 @@ def parse_sources(names: list[str], momenta: list[float], *populations: str) -> 
     """
     found: dict[Source, None] = {}
     for name in names:
-        for source in _parse_frozen(name, populations) or _parse_rule(name) or _parse_running(name, momenta):
+        for source in (
+            _parse_averaging(name)
+            or _parse_frozen(name, populations)
+            or _parse_rule(name)
+            or _parse_running(name, momenta)
+        ):
             found.setdefault(source)
     return list(found)
+
+
+def _parse_averaging(name: str) -> list[Source]:
+    base = name.partition("(")[0]
+    if base not in AVERAGING:
+        return []
+    if name != base:
+        raise UserError(f"estimator={name}: write {base}, which has no parameters")
+    if name == "stale":
+        return [RunningAverage(name, None, "train", estimators.EMA(momentum=0.1))]
+    return [FrozenWeights(name, None, "train")]
 
 
 def _parse_frozen(name: str, populations: tuple[str, ...]) -> list[FrozenWeights]:
@@ -145,7 +166,7 @@ def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
 def _check_name(cls: type[Estimator]) -> None:
     """ValueError if rows of another estimator have the name."""
     path = f"{cls.__module__}.{cls.__qualname__}"
-    if cls.name in (*FROZEN, *inference.list_rules()) or not re.fullmatch(r"[^\W\d][\w.-]*", cls.name):
+    if cls.name in (*FROZEN, *AVERAGING, *inference.list_rules()) or not re.fullmatch(r"[^\W\d][\w.-]*", cls.name):
         raise ValueError(f"the name {cls.name!r} of {path} is taken or not a word; give the class another")
     if estimators.list_estimators().get(cls.name) is not cls:
         raise ValueError(f"{path} has no name of its own but {cls.name!r} of its base; give it one")
@@ -250,7 +271,7 @@ def source_digest(source: Source) -> str:
 def _explain(name: str, error: BaseException) -> str:
     reason = " ".join(str(error).split()).removeprefix(f"estimator={name!r}: ")
     if not name or reason.startswith("unknown"):
-        known = [*sorted(estimators.list_estimators()), *FROZEN, *inference.list_rules()]
+        known = [*sorted(estimators.list_estimators()), *FROZEN, *AVERAGING, *inference.list_rules()]
         close = difflib.get_close_matches(name.partition("(")[0], known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"estimator={name}: unknown{hint}; there are {', '.join(known)}, or package.module.Class"

@@ -112,6 +112,8 @@ def test_what_makes_another_network() -> None:
         {"steps": 3},
         {"order": "sorted"},
         {"order": "blocks"},
+        {"averaging": "swa"},
+        {"averaging": "ema"},
         {"freeze_at": 0.5},
         {"freeze_at": 0.8},
         {"freeze_at": 0.8, "freeze_with": "exact"},
@@ -182,6 +184,7 @@ def test_the_defaults() -> None:
         "batch_size": 128,
         "epochs": 10,
         "order": "shuffled",
+        "averaging": "none",
     }
 
 

@@ -26,7 +26,7 @@ from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.measurements import cache, frozen, own_code, sources
-from bnlab.harness.measurements.sources import FROZEN, parse_sources, source_digest, try_estimators
+from bnlab.harness.measurements.sources import AVERAGING, FROZEN, parse_sources, source_digest, try_estimators
 
 MODULE = """
 from dataclasses import dataclass
@@ -400,7 +400,7 @@ def test_a_changed_own_estimator(tmp_path: Path, module: Callable[..., None], ca
     assert set(after.loc["half", "step"]) == {6} and not set(after.loc["half", "mean_gap"]) & set(before["half"])
 
 
-@pytest.mark.parametrize("name", [*FROZEN, *inference.list_rules(), "ema", "pre cise", "exact(images=9)"])
+@pytest.mark.parametrize("name", [*FROZEN, *AVERAGING, *inference.list_rules(), "ema", "pre cise", "exact(images=9)"])
 def test_an_own_estimator_cannot_take_a_name(name: str, module: Callable[..., None]) -> None:
     module(name=name)
     with pytest.raises(UserError, match=r"my_estimators.Half.*give (it|the class) another"):

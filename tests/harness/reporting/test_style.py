@@ -11,14 +11,14 @@ from matplotlib.colors import to_rgb
 
 from bnlab import estimators, inference
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.sources import FROZEN
+from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Points
 from bnlab.harness.reporting.style import Axis
 
 OURS = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
-ALL = [*OURS, *FROZEN, *inference.list_rules()]
+ALL = [*OURS, *FROZEN, *AVERAGING, *inference.list_rules()]
 
 
 def frame(series: list[tuple[str, float]], panel: str = "all") -> pd.DataFrame:
@@ -49,7 +49,7 @@ def test_every_estimator_has_a_line_of_its_own() -> None:
     series = [(name, np.nan) for name in (*ALL, "mine", "theirs")]
     (ax,) = draw(frame(series))
     found = looks(ax)
-    assert len(found) == len(set(found.values())) == len(ALL) + 2 == 27
+    assert len(found) == len(set(found.values())) == len(ALL) + 2 == 29
     colours = [np.array(to_rgb(str(look[0]))) for look in found.values()]
     for a in colours:
         for b in colours:

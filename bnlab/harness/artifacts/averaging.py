@@ -1,0 +1,35 @@
+"""Averages of the weights over a training, which goes on as it would without."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
+
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.training import Callback, Progress
+
+SWA_FROM = 0.75  # share of the training
+EMA_DECAY = 0.99
+
+
+def begin_average(run: Run, model: nn.Module) -> AveragedModel | None:
+    """What averages weights and buffers; None without averaging. Takes no weights yet.
+
+    `swa`: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
+    one of each epoch). `ema`: new = 0.99·old + 0.01·weights after each update, from those after the first one.
+    """
+    if run.config.averaging == "none":
+        return None
+    average = get_swa_avg_fn() if run.config.averaging == "swa" else get_ema_avg_fn(EMA_DECAY)
+    return AveragedModel(model, avg_fn=average, use_buffers=True)
+
+
+def build_averager(run: Run) -> Callback:
+    """A callback that takes the weights after an update into the average."""
+    first = max(1, round(SWA_FROM * run.steps)) if run.config.averaging == "swa" else 1
+
+    def average(progress: Progress) -> None:
+        if progress.average is not None and progress.step >= first:
+            progress.average.update_parameters(progress.model)
+
+    return average

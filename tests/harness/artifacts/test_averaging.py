@@ -1,0 +1,169 @@
+"""Averages of weights and buffers: by hand in float64, killed and continued, predicting under each statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnlab
+from bnlab.harness import load
+from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts.models import ModelConfig, NormConfig
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.training import Progress
+from bnlab.harness.jobs import execute
+from bnlab.harness.measurements.evaluations import predict
+from tests.experiments.test_kill import assert_same
+
+STEPS = 12
+SWA_FIRST = 9  # 75%
+ESTIMATORS = ["stale", "averaged", "precise", "exact", "ema"]
+
+
+def config(results: Path, averaging: str, **changes: Any) -> Config:
+    settings: dict[str, Any] = {
+        "model": ModelConfig(depth=2, width=8),
+        "batch_size": 256,
+        "steps": STEPS,
+        "averaging": averaging,
+        "evaluate_at": [*range(1, STEPS + 1)],
+        "accuracy_at": [5, 12],
+        "estimator": ESTIMATORS,
+        "population": ["train", "val"],
+        "threads": 1,
+        "device": "cpu",
+        "results": str(results),
+    }
+    return Config(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The network as it is after each update."""
+    run = Run(config(tmp_path_factory.mktemp("trained"), "none"))
+    execute(run.config)
+    return run
+
+
+@pytest.fixture(scope="module", params=["swa", "ema"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(config(tmp_path_factory.mktemp("whole"), request.param))
+    execute(run.config)
+    return run
+
+
+def average_by_hand(kind: str, checkpoints: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """In float64, what is measured after each update."""
+    for step, last in enumerate(checkpoints, start=1):
+        found = {}
+        for name, newest in last.items():
+            values = [checkpoint[name].double() for checkpoint in checkpoints[:step]]
+            if kind == "swa":
+                found[name] = newest if step < SWA_FIRST else torch.stack(values[SWA_FIRST - 1 :]).mean(0)
+            else:
+                weights = [0.99 ** (step - 1), *(0.01 * 0.99 ** (step - k) for k in range(2, step + 1))]
+                found[name] = sum(weight * value for weight, value in zip(weights, values, strict=True))
+        yield found
+
+
+def test_the_average_of_the_weights_and_buffers(whole: Run, trained: Run) -> None:
+    checkpoints = [trained.load_checkpoint(step) for step in range(1, STEPS + 1)]
+    for step, expected in enumerate(average_by_hand(whole.config.averaging, checkpoints), start=1):
+        for name, value in whole.load_checkpoint(step).items():
+            if not name.endswith("num_batches_tracked"):
+                torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-5, atol=1e-6)
+    last = whole.load_checkpoint(STEPS)
+    assert not all(torch.allclose(value, checkpoints[-1][name]) for name, value in last.items())
+
+
+def test_training_goes_on_as_without(whole: Run, trained: Run) -> None:
+    assert whole.training == trained.training and whole.id != trained.id
+    assert whole.trace is not None and trained.trace is not None
+    for name, layer in trained.trace.layers.items():
+        assert torch.equal(layer.moments, whole.trace.layers[name].moments)
+
+
+def test_the_average_under_each_statistics(whole: Run, trained: Run) -> None:
+    """The table's rows are the averaged network's, each under the statistics of its name."""
+    frame = load("adhoc", whole.config.results)["evaluations"]
+    assert not frame.duplicated(["step", "estimator", "momentum", "statistics_split"]).any()
+    frame = frame[frame["statistics_split"] == "train"].set_index(["estimator", "step"])
+    model = whole.model_at(STEPS)
+    train = whole.dataset.train.images
+    statistics = {
+        "stale": bnlab.running_statistics(trained.model_at(STEPS)),
+        "averaged": bnlab.running_statistics(model),
+        "exact": bnlab.population_statistics(model, train.split(256)),
+    }
+    for name, found in statistics.items():
+        with bnlab.using(model, found):
+            prediction = predict(model, whole.dataset.test)
+        row = frame.loc[(name, STEPS)]
+        assert row["loss"] == pytest.approx(prediction.loss, rel=1e-5) and row["disagreement"] >= 0
+    assert frame.loc[("stale", STEPS), "loss"] == frame.loc[("ema", STEPS), "loss"]
+    assert frame["loss"].xs(STEPS, level="step").nunique() == len(ESTIMATORS) - 1
+    assert frame.loc[("averaged", STEPS), "stat_images"] == frame.loc[("stale", STEPS), "stat_images"] == 2 * 1295
+    gaps = load("adhoc", whole.config.results)["gaps"]
+    exact = gaps[(gaps["estimator"] == "exact") & (gaps["statistics_split"] == "train")]
+    assert (exact["mean_gap"] == 0).all()
+    assert {"stale", "averaged"} <= set(gaps["estimator"]) and (gaps["mean_gap"] >= 0).all()
+    (row,) = load("adhoc", whole.config.results)["runs"].to_dict("records")
+    assert (row["averaging"], row["freeze_at"], row["freeze_with"]) == (whole.config.averaging, 1.0, "none")
+
+
+def test_without_averaging_both_are_the_networks_own(trained: Run) -> None:
+    frame = load("adhoc", trained.config.results)["evaluations"].set_index(["estimator", "step"])["accuracy"]
+    assert frame["stale"].to_dict() == frame["averaged"].to_dict() == frame["ema"].to_dict()
+
+
+@pytest.mark.parametrize("kills", [(8,), (9,), (10,), (1, 9, 11)])
+def test_killed_and_continued_is_bit_for_bit_the_same(
+    whole: Run, kills: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(whole.config, results=str(tmp_path), measurements=["gaps"], estimator="stale")
+    monkeypatch.setattr(producing, "STATE_SECONDS", 0.0)
+    run, log = Run(settings), producing.Recorder.log
+    for kill in kills:
+
+        def interrupt(recorder: producing.Recorder, progress: Progress, kill: int = kill) -> None:
+            log(recorder, progress)
+            if progress.step == kill:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(producing.Recorder, "log", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                execute(settings)
+    execute(settings)
+    assert_same(run, whole)
+
+
+def test_checkpoints_are_made_later(whole: Run, tmp_path: Path) -> None:
+    settings = replace(whole.config, results=str(tmp_path), accuracy_at="final", estimator="stale")
+    execute(replace(settings, evaluate_at="final"))
+    execute(settings)
+    assert_same(Run(settings), whole)
+
+
+def test_frozen_statistics_stay_in_the_average(tmp_path: Path) -> None:
+    settings = config(tmp_path, "swa", freeze_at=0.5, freeze_with="exact", estimator=["stale", "averaged"])
+    execute(settings)
+    frozen = bnlab.running_statistics(Run(settings).model_at(6))
+    for name, held in bnlab.running_statistics(Run(settings).model_at(STEPS)).items():
+        assert torch.equal(held.mean, frozen[name].mean)
+
+
+def test_a_network_without_batch_norm(tmp_path: Path) -> None:
+    settings = config(tmp_path, "ema", norm=NormConfig("none"))
+    execute(settings)
+    run = Run(settings)
+    model: nn.Module = run.model_at(STEPS).eval()
+    (row,) = load("adhoc", tmp_path)["evaluations"].query(f"step == {STEPS}").to_dict("records")
+    assert row["loss"] == pytest.approx(predict(model, run.dataset.test).loss)
