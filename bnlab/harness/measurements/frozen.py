@@ -101,7 +101,7 @@ def population_split(run: Run, source: FrozenWeights) -> Split:
 
 
 def batch_moments(run: Run, step: int) -> MomentTrace:
-    """Moments of a few batches of the training batch size at the checkpoint, normalized as in training."""
+    """Moments of the next few training batches at the checkpoint; they normalize themselves, also in frozen layers."""
     model = run.model_at(step)
     enough = min(_TID_BATCHES, max(2, _TID_IMAGES // run.config.batch_size))
     with borrowed(model), torch.no_grad(), record(model) as trace:
