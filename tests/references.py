@@ -398,3 +398,53 @@ def sampling_errors(x: Tensor) -> tuple[Tensor, Tensor]:
         mean_error[c] = (((means - means.mean()) ** 2).sum() / (n - 1) / n) ** 0.5
         var_error[c] = (((squares - squares.mean()) ** 2).sum() / (n - 1) / n) ** 0.5
     return mean_error, var_error
+
+
+def noisy(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """Each pixel of an image [C, H, W] plus its own normal number times `deviation`."""
+    return float64(image) + deviation * torch.randn(image.shape, generator=generator).double()
+
+
+def blurred(image: Tensor, width: float, generator: torch.Generator) -> Tensor:
+    """Means weighted by exp(−distance²/2σ²) up to 3σ, σ a share of the width; outside, the nearest pixel."""
+    pixels, (channels, height, across) = float64(image), image.shape
+    sigma, result = width * across, torch.empty(image.shape).double()
+    steps = range(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1)
+    for c, i, j in np.ndindex(channels, height, across):
+        total = weight = 0.0
+        for down in steps:
+            for right in steps:
+                w = math.exp(-(down**2 + right**2) / (2 * sigma**2))
+                nearest = min(max(i + down, 0), height - 1), min(max(j + right, 0), across - 1)
+                total, weight = total + w * pixels[c, *nearest].item(), weight + w
+        result[c, i, j] = total / weight
+    return result
+
+
+def low_contrast(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Each channel as (1 − share) times its mean plus `share` times itself."""
+    return torch.stack([(1 - share) * channel.mean() + share * channel for channel in float64(image)])
+
+
+def translated(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """By a share of the width down, left, up or right; 0 where there was no pixel."""
+    distance = math.floor(share * image.shape[2])
+    down, right = ((1, 0), (0, -1), (-1, 0), (0, 1))[torch.randint(4, (), generator=generator).item()]
+    result = torch.zeros(image.shape).double()
+    for c, i, j in np.ndindex(*image.shape):
+        row, column = i - distance * down, j - distance * right
+        if 0 <= row < image.shape[1] and 0 <= column < image.shape[2]:
+            result[c, i, j] = image[c, row, column]
+    return result
+
+
+def occluded(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """0 in a square with a share of the width as its side, at one of the places where it fits."""
+    side = math.floor(share * image.shape[2])
+    down, right = torch.rand(2, generator=generator).tolist()
+    top, left = math.floor(down * (image.shape[1] - side + 1)), math.floor(right * (image.shape[2] - side + 1))
+    result = float64(image).clone()
+    for c, i, j in np.ndindex(*image.shape):
+        if top <= i < top + side and left <= j < left + side:
+            result[c, i, j] = 0
+    return result

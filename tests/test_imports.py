@@ -47,6 +47,7 @@ ARTIFACTS = (
     "vision",
     "glyphs",
     "data",
+    "shifts",
     "models",
     "training",
     "settings",

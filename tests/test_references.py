@@ -162,3 +162,27 @@ def test_gap_by_hand() -> None:
     assert got["var_gap"] == pytest.approx(math.log(4) / math.sqrt(2))
     assert got["kl"] == pytest.approx((16 / 4 / 2 + (math.log(4) + 1 / 4 - 1) / 2) / 2)
     assert ref.gap(reference, reference, eps=1.0) == {"mean_gap": 0.0, "var_gap": 0.0, "kl": 0.0}
+
+
+def test_corruptions_by_hand() -> None:
+    """Of an image of 4 × 4 pixels; what is drawn is drawn again."""
+
+    def draw() -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    image = torch.arange(16.0).view(1, 4, 4) / 16
+    flat = torch.full((1, 4, 4), 0.25).double()
+    assert torch.equal(ref.noisy(image, 0.5, draw()) - image, 0.5 * torch.randn(1, 4, 4, generator=draw()).double())
+    torch.testing.assert_close(ref.low_contrast(image, 0.5, draw()), 15 / 64 + image.double() / 2)
+    torch.testing.assert_close(ref.blurred(flat, 0.25, draw()), flat)
+    line = torch.tensor([0.0, 0, 1, 0, 0, 0]).repeat(1, 6, 1)  # reaches one pixel
+    side = math.exp(-0.5 / 0.3**2)
+    row = torch.tensor([0, side, 1, side, 0, 0]).double() / (1 + 2 * side)
+    torch.testing.assert_close(ref.blurred(line, 0.05, draw()), row.repeat(1, 6, 1))
+    assert int(torch.randint(4, (), generator=draw())) == 2  # up
+    moved = torch.cat((image[:, 1:], torch.zeros(1, 1, 4)), dim=1)
+    torch.testing.assert_close(ref.translated(image, 0.25, draw()), moved.double())
+    top, left = (int(place * 3) for place in torch.rand(2, generator=draw()).tolist())
+    hidden = image.double()
+    hidden[0, top : top + 2, left : left + 2] = 0
+    torch.testing.assert_close(ref.occluded(image, 0.5, draw()), hidden)

@@ -58,6 +58,7 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    largest: int  # value that a stored pixel can have; the smallest is 0
 
     def images_of(self, split: str) -> Split:
         """What is predicted of a split, test, val or train; of train as many images as test has, if there are."""
@@ -262,6 +263,7 @@ def _load(settings: tuple[object, ...], device: torch.device, files: tuple[str, 
         classes,
         tuple(mean),
         tuple(std),
+        16 if config.name == "digits" else 255,
     )
 
 

@@ -1,0 +1,187 @@
+"""How the images that are predicted differ from those of training: corrupted pixels, or other fonts.
+
+A shift is `none`, a corruption with its strength, such as `noise:1`, or the fonts of glyphs, such as `fonts:dejavu`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bnlab.files import digest
+from bnlab.harness.artifacts.data import DataConfig, Dataset, Split, load_dataset
+from bnlab.harness.artifacts.glyphs import FONTS
+from bnlab.harness.errors import UserError
+
+Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
+"""Changes an image [C, H, W], with pixels from 0 to 1, by an amount; what it draws, it draws from the generator."""
+
+
+def add_noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """Normal noise of this standard deviation on each pixel."""
+    return image + deviation * torch.randn(image.shape, generator=generator)
+
+
+def blur(image: Tensor, width: float, generator: torch.Generator) -> Tensor:
+    """Gaussian means; the deviation is a share of the width. Outside of the image its edges go on."""
+    deviation = width * image.shape[-1]
+    reach = math.ceil(3 * deviation)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / deviation) ** 2)
+    weights = (weights / weights.sum()).to(image)
+    padded = F.pad(image[:, None], [reach] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))[:, 0]
+
+
+def reduce_contrast(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Only this share of each pixel's difference to the mean of its channel is left."""
+    mean = image.mean((1, 2), keepdim=True)
+    return mean + share * (image - mean)
+
+
+def translate(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Up, down, left or right, by a share of the width in whole pixels; what comes in is 0."""
+    distance, turns = int(share * image.shape[-1]), int(torch.randint(4, (), generator=generator))
+    turned = image.rot90(turns, (1, 2))
+    moved = F.pad(turned, (0, 0, distance, 0))[:, : turned.shape[1]]
+    return moved.rot90(-turns, (1, 2))
+
+
+def occlude(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A square of 0, its side a share of the width in whole pixels, anywhere within the image."""
+    side = int(share * image.shape[-1])
+    places = torch.rand(2, generator=generator).tolist()
+    top, left = (int(place * (size - side + 1)) for place, size in zip(places, image.shape[1:], strict=True))
+    hidden = image.clone()
+    hidden[:, top : top + side, left : left + side] = 0
+    return hidden
+
+
+CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
+    "noise": (add_noise, (0.1, 0.2, 0.3)),
+    "blur": (blur, (1 / 32, 2 / 32, 3 / 32)),
+    "contrast": (reduce_contrast, (0.5, 0.3, 0.15)),
+    "translation": (translate, (1 / 8, 2 / 8, 3 / 8)),
+    "occlusion": (occlude, (1 / 4, 3 / 8, 1 / 2)),
+}
+"""By name: what is done to an image, and the amounts of strength 1, 2 and 3."""
+_VERSION = 1  # raise the number when the same shift gives other images
+
+
+def check(shifts: Sequence[Any], config: DataConfig, splits: Sequence[str]) -> None:
+    """UserError unless the images of these splits have each of these shifts."""
+    if not shifts:
+        raise UserError("shifts=[]: give at least one, such as none")
+    for shift in shifts:
+        kind, _, which = str(shift).partition(":")
+        if kind == "fonts":
+            _check_fonts(which, config, splits)
+        elif shift != "none" and (kind not in CORRUPTIONS or which not in _list_strengths(kind)):
+            raise UserError(f"shifts={shift}: {_explain(str(shift))}")
+    if [*shifts] != ["none"] and _has_other_fonts(config):
+        raise UserError(
+            f"shifts={shifts[-1]}: the test images have other fonts already (data.fonts={config.fonts}, "
+            f"data.test_fonts={config.test_fonts}); set data.test_fonts={config.fonts}, and list fonts:"
+            f"{config.test_fonts} as a shift"
+        )
+
+
+def _check_fonts(fonts: str, config: DataConfig, splits: Sequence[str]) -> None:
+    others = [name for name in FONTS if name != config.fonts]
+    if config.name != "glyphs":
+        reason = f"data.name={config.name} has none; only glyphs do"
+    elif fonts not in others:
+        reason = f"those of training are data.fonts={config.fonts}; choose from {', '.join(others)}"
+    elif other_splits := [split for split in splits if split != "test"]:
+        reason = f"evaluate_on={other_splits[0]} has those of training; there are others of test only"
+    else:
+        return
+    raise UserError(f"shifts=fonts:{fonts}: {reason}")
+
+
+def _list_strengths(kind: str) -> list[str]:
+    return [str(strength) for strength, _ in enumerate(CORRUPTIONS[kind][1], start=1)]
+
+
+def _explain(shift: str) -> str:
+    """What to write instead of this."""
+    kind = next((kind for kind in CORRUPTIONS if shift.startswith(kind)), "")
+    if kind:
+        return f"write {kind} with a strength of {', '.join(_list_strengths(kind))}, such as {kind}:1"
+    close = difflib.get_close_matches(shift.partition(":")[0], ["none", *CORRUPTIONS, "fonts"], n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    fonts = ", ".join(f"fonts:{name}" for name in FONTS)
+    return f"unknown{hint}; there are none, {', '.join(CORRUPTIONS)} with a strength (noise:1), of glyphs {fonts}"
+
+
+def list_predictions(config: DataConfig, splits: Sequence[str], shifts: Sequence[str]) -> list[tuple[str, str]]:
+    """Each split with each shift, once. Test images that have other fonts anyway have these for a shift."""
+    found: dict[tuple[str, str], None] = {}
+    for split in splits:
+        for shift in shifts:
+            has_others = shift == "none" and split == "test" and _has_other_fonts(config)
+            found[split, f"fonts:{config.test_fonts}" if has_others else shift] = None
+    return list(found)
+
+
+def _has_other_fonts(config: DataConfig) -> bool:
+    return config.name == "glyphs" and config.test_fonts != config.fonts
+
+
+def shift_images(dataset: Dataset, config: DataConfig, split: str, shift: str) -> Split:
+    """What is predicted of a split of the data set that `config` describes, see `Dataset.images_of`, under a shift."""
+    dataset = _change_fonts(dataset, config, shift)
+    return _corrupt(dataset, split, shift) if _is_corruption(shift) else dataset.images_of(split)
+
+
+def digest_of_shifted(dataset: Dataset, config: DataConfig, split: str, shift: str) -> str:
+    """The digest of `shift_images`, which are not corrupted for it."""
+    images = _change_fonts(dataset, config, shift).images_of(split)
+    return _digest(images, shift) if _is_corruption(shift) else images.digest
+
+
+def _is_corruption(shift: str) -> bool:
+    return shift.partition(":")[0] in CORRUPTIONS
+
+
+def _change_fonts(dataset: Dataset, config: DataConfig, shift: str) -> Dataset:
+    """The same data set with the test images of another font, if that is the shift."""
+    kind, _, fonts = shift.partition(":")
+    if kind != "fonts" or fonts == config.test_fonts:
+        return dataset
+    return load_dataset(replace(config, test_fonts=fonts), dataset.test.images.device)
+
+
+@lru_cache(maxsize=1)
+def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
+    """The stored pixels of a split are corrupted, clipped to their range and standardized as those of training.
+
+    Each image draws from a generator of its own, which its pixels and the corruption seed: what is drawn depends
+    neither on the other images nor on the strength.
+    """
+    kind, _, strength = shift.partition(":")
+    corruption, amounts = CORRUPTIONS[kind]
+    plain = dataset.images_of(split)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    images = torch.empty_like(plain.images, device="cpu")
+    for index, image in enumerate(plain.images.cpu()):
+        stored = (image * std + mean).round()
+        pixels = corruption(stored / dataset.largest, amounts[int(strength) - 1], _seed(kind, stored)).clamp(0, 1)
+        images[index] = (pixels * dataset.largest - mean) / std
+    return Split(images.to(plain.images.device), plain.labels, _digest(plain, shift))
+
+
+def _seed(kind: str, stored: Tensor) -> torch.Generator:
+    name = digest(kind, stored.to(torch.uint8).contiguous().numpy().data, digits=12)
+    return torch.Generator().manual_seed(int(name, 16))
+
+
+def _digest(plain: Split, shift: str) -> str:
+    return digest(plain.digest, shift, str(_VERSION), digits=16)
