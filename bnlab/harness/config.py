@@ -10,7 +10,7 @@ import torch
 
 from bnlab.estimators import EMA
 from bnlab.harness import measurements
-from bnlab.harness.artifacts import data, models, training
+from bnlab.harness.artifacts import data, models, shifts, training
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, total_steps
 from bnlab.harness.errors import Note, UserError
@@ -39,6 +39,7 @@ def check(config: Config) -> None:
         chosen = as_list(getattr(config, key))
         if not chosen or any(name not in known for name in chosen):
             raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")
+    shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
     if config.norm.name != "batch" and all(map(measurements.needs_trace, names)):
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
     _check_steps(config, total_steps(config, images))

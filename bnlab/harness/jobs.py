@@ -123,8 +123,7 @@ def execute(config: Config) -> None:
     folder = Path(config.results) / config.name
     sources = find_sources(config)
     described = [[s.estimator, s.momentum, s.split] for s in sources]
-    predicted = [config.accuracy_at, as_list(config.evaluate_on), config.data.test_fonts]
-    identity = json.dumps([described, run.wanted, *predicted])
+    identity = json.dumps([described, run.wanted, config.accuracy_at, run.predictions])
     failed: Failures = {}
     for name in _choose_measurements(run):
         rows = complete_rows(run, name, sources, failed)

@@ -66,15 +66,16 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
 
 
 def _list_evaluations(run: Run) -> dict[Evaluated, int]:
-    """What a job evaluates, and how many images each time: exact statistics, and every source on each split."""
+    """What a job evaluates, and how many images each time: exact statistics, and every source on all predictions."""
     found: dict[Evaluated, int] = {}
     if run.has_trace:
         found = {(run.id, step, "exact statistics"): len(run.dataset.train.labels) for step in run.wanted}
     if "evaluations" in as_list(run.config.measurements):
         sources = find_sources(run.config) if run.has_trace else [None]  # without batch norm the network itself
-        for split in as_list(run.config.evaluate_on):
+        for split, shift in run.predictions:
             images = len(run.dataset.images_of(split).labels)
-            found |= {(run.id, step, (source, split)): images for step in run.predicted for source in sources}
+            under = [(source, split, shift) for source in sources]
+            found |= {(run.id, step, each): images for step in run.predicted for each in under}
     return found
 
 

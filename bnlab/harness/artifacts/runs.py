@@ -31,16 +31,18 @@ from torch import Tensor, nn
 
 from bnlab.files import OtherVersion, digest, write_whole
 from bnlab.harness import schema
-from bnlab.harness.artifacts.data import Dataset, load_dataset
+from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.settings import (
     Config,
+    as_list,
     changed_settings,
     freezing_step,
     list_steps,
     network_hash,
     total_steps,
 )
+from bnlab.harness.artifacts.shifts import digest_of_shifted, list_predictions, shift_images
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import JobError
 from bnlab.storage import load_tensors, save_tensors
@@ -103,6 +105,20 @@ class Run:
         if at in ("all", "final"):
             return steps if at == "all" else steps[-1:]
         return sorted({*steps} & {*list_steps(at, self.steps)})
+
+    @property
+    def predictions(self) -> list[tuple[str, str]]:
+        """Split and shift of the images that are predicted: `evaluate_on` and `shifts`."""
+        config = self.config
+        return list_predictions(config.data, as_list(config.evaluate_on), as_list(config.shifts))
+
+    def images_of(self, split: str, shift: str) -> Split:
+        """What is predicted of a split under a shift."""
+        return shift_images(self.dataset, self.config.data, split, shift)
+
+    def digest_of(self, split: str, shift: str) -> str:
+        """The digest of `images_of`."""
+        return digest_of_shifted(self.dataset, self.config.data, split, shift)
 
     def new_model(self) -> nn.Module:
         """The network before training, on the device."""

@@ -37,6 +37,7 @@ class Config:
     evaluate_at: Any = "log"  # log, final, or a list of steps (integers) and shares of the training (0.1)
     accuracy_at: Any = "final"  # final, all steps of evaluate_at, or a list of some of them
     evaluate_on: Any = "test"  # images that are predicted, one split or a list: test, val, train (as many as test has)
+    shifts: Any = "none"  # how these are changed, one or a list: none, noise:1 (see `artifacts.shifts`), fonts:dejavu
     measurements: Any = field(default_factory=lambda: ["gaps", "evaluations"])  # one name or a list
     # How and where
     name: str = "adhoc"  # results/<name>/; set by experiment=

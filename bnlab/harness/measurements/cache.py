@@ -15,7 +15,6 @@ import pandas as pd
 from bnlab.files import digest, set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements import find_measurement, find_scope, frozen
 from bnlab.harness.measurements.sources import Source, source_digest
@@ -23,12 +22,13 @@ from bnlab.harness.measurements.sources import Source, source_digest
 Failures = dict[str, tuple[str, str]]
 """What could not be measured: estimator or table → the reason in one line, and the traceback."""
 _SUBJECT = ("source", "estimator", "momentum", "statistics_split")
+_IMAGES = ("split", "shift")
 
 
 def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> pd.DataFrame:
     """The rows of the table `name` for these sources, with the columns of `schema.ORIGIN`; measures what is missing.
 
-    A table of predictions has rows of each split in `evaluate_on`, and is measured split by split.
+    A table of predictions has rows of each of `Run.predictions`, and is measured one after the other.
 
     Args:
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
@@ -54,22 +54,22 @@ def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures
 
 
 def _options(run: Run, name: str) -> list[dict[str, str]]:
-    """What the measurement is called with besides subjects and steps, once for each: a split, where it predicts one."""
+    """What the measurement is called with besides subjects and steps, once for each: the images, where it predicts."""
     if "split" not in schema.TABLES[name].types:
         return [{}]
-    return [{"split": split} for split in dict.fromkeys(as_list(run.config.evaluate_on))]
+    return [{"split": split, "shift": shift} for split, shift in run.predictions]
 
 
 def _key(subject: Source | None) -> tuple[Any, ...]:
-    """What rows are found by besides split and step; None: a table that no estimator has a part in."""
+    """What rows are found by besides split, shift and step; None: a table that no estimator has a part in."""
     if subject is None:
         return ()
     return source_digest(subject), subject.estimator, subject.momentum, subject.split
 
 
 def _keys(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `_key`, `split` and `step`; no momentum is None."""
-    found = frame[[column for column in (*_SUBJECT, "split", "step") if column in frame]].astype(object)
+    """The columns of `_key`, `split`, `shift` and `step`; no momentum is None."""
+    found = frame[[column for column in (*_SUBJECT, *_IMAGES, "step") if column in frame]].astype(object)
     return found.where(found.notna(), None)
 
 
@@ -89,11 +89,14 @@ def _read_kept(run: Run, name: str) -> pd.DataFrame:
 
 
 def _origin(run: Run, frame: pd.DataFrame) -> dict[str, Any]:
-    """The values of `schema.ORIGIN` that are the same for all estimators: one for all rows, or one for each."""
+    """The values of `schema.ORIGIN` that are the same for all estimators: one for all rows, or one for each.
+
+    Images that are not predicted now have none.
+    """
     found: dict[str, Any] = {"version": frozen.VERSION, "training": run.training}
     if "split" in frame:
-        digests = {split: run.dataset.images_of(split).digest for split in frame["split"].unique()}
-        found["test_images"] = frame["split"].map(digests)
+        digests = {images: run.digest_of(*images) for images in run.predictions}
+        found["test_images"] = [digests.get(images) for images in zip(frame["split"], frame["shift"], strict=True)]
     return found
 
 

@@ -52,14 +52,15 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
     return dict.fromkeys([EXACT, *sources], run.predicted)
 
 
-def evaluations(run: Run, sources: list[Source], steps: list[int], split: str = "test") -> pd.DataFrame:
-    """One row for each step and source: how the images of a split are predicted, see `Dataset.images_of`."""
-    data, images = run.config.data, run.dataset.images_of(split)
-    is_shifted = split == "test" and data.name == "glyphs" and data.test_fonts != data.fonts
+def evaluations(
+    run: Run, sources: list[Source], steps: list[int], split: str = "test", shift: str = "none"
+) -> pd.DataFrame:
+    """One row for each step and source: how the images of a split are predicted under a shift, see `Run.images_of`."""
+    images = run.images_of(split, shift)
     index = np.indices((len(steps), len(sources))).reshape(2, -1)
     frame = key_columns(run, sources, steps, index[1], index[0])
     frame["split"] = split
-    frame["shift"] = f"fonts:{data.test_fonts}" if is_shifted else "none"
+    frame["shift"] = shift
     frame["images"] = len(images.labels)
     frame["stat_images"] = [stat_images(run, sources[s], steps[k], len(images.labels)) for k, s in index.T]
     if run.has_trace:

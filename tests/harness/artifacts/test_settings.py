@@ -41,6 +41,7 @@ def test_defaults_are_left_off() -> None:
         {"evaluate_at": [1]},
         {"accuracy_at": "all"},
         {"evaluate_on": ["val", "test"]},
+        {"shifts": ["none", "noise:1"]},
         {"momentum": [0.5]},
         {"estimator": ["exact"]},
         {"population": "val"},

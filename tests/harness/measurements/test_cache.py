@@ -19,6 +19,7 @@ from PIL import Image
 
 from bnlab import estimators, inference
 from bnlab.harness import load
+from bnlab.harness.artifacts import shifts
 from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -58,15 +59,15 @@ def config(results: Path, **changes: object) -> Config:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[int]]]:
-    """What is measured from now on: table (and split, if it is not test), estimators with their momenta, steps."""
+    """What is measured from now on: table (split and shift, if others than test and none), estimators, steps."""
     found: list[tuple[str, list[str], list[int]]] = []
     original = cache.find_measurement
 
     def counted(name: str) -> Any:
-        def measure(run: object, subjects: list[Any], steps: list[int], split: str = "test") -> pd.DataFrame:
-            table = name if split == "test" else f"{name} on {split}"
+        def measure(run: object, subjects: list[Any], steps: list[int], **options: str) -> pd.DataFrame:
+            others = [options[key] for key in options if options[key] not in ("test", "none")]
+            table = " on ".join([name, *others])
             found.append((table, [f"{s.estimator} {s.momentum}" if s else "" for s in subjects], steps))
-            options = {"split": split} if name == "evaluations" else {}
             frame: pd.DataFrame = original(name)(run, subjects, steps, **options)
             return frame
 
@@ -169,11 +170,63 @@ def test_other_test_images_leave_rows_of_other_splits(tmp_path: Path, calls: lis
     for fonts in ("all", "stix_cm"):
         glyphs.data.test_fonts = fonts
         execute(glyphs)
-    assert [table for table, *_ in calls] == ["evaluations on val", "evaluations", "evaluations"]
+    assert [table for table, *_ in calls] == ["evaluations on val", "evaluations", "evaluations on fonts:stix_cm"]
     rows = load("adhoc", tmp_path)["evaluations"].query("estimator == 'exact'")
     assert sorted(zip(rows["split"], rows["shift"], strict=True)) == [
         ("test", "fonts:stix_cm"), ("test", "none"), ("val", "none"),
     ]  # fmt: skip
+
+
+def test_only_the_shift_that_is_missing_is_measured(tmp_path: Path, calls: list[Any]) -> None:
+    """On a network that is not trained again, and whose images are not corrupted again; rows of other shifts stay."""
+    fixed = {"estimator": "ema", "measurements": "evaluations"}
+    execute(config(tmp_path, **fixed))
+    (log,) = (tmp_path / "runs").rglob("log.parquet")
+    trained = log.stat().st_mtime_ns
+    calls.clear()
+    execute(config(tmp_path, shifts=["none", "noise:1"], **fixed))
+    execute(config(tmp_path, shifts=["blur:2", "noise:1", "blur:2"], evaluate_on=["test", "val"], **fixed))
+    both = ["exact None", "ema 0.1"]
+    assert calls == [
+        ("evaluations on noise:1", both, [6]),
+        ("evaluations on blur:2", both, [6]),
+        ("evaluations on val on blur:2", both, [6]),
+        ("evaluations on val on noise:1", both, [6]),
+    ]
+    calls.clear()
+    shifts._corrupt.cache_clear()
+    execute(config(tmp_path, shifts=["none", "noise:1", "blur:2"], **fixed))
+    assert not calls and log.stat().st_mtime_ns == trained and not shifts._corrupt.cache_info().misses
+    found = load("adhoc", tmp_path)["evaluations"].set_index(["split", "shift", "estimator"])["loss"]
+    assert len(found) == 10 and found["test", "noise:1", "exact"] != found["test", "none", "exact"]
+
+
+def test_other_corruptions_are_measured_again(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the same shift gives other images; unshifted ones stay."""
+    job = config(tmp_path, shifts=["none", "noise:1"], measurements="evaluations")
+    execute(job)
+    monkeypatch.setattr(shifts, "_VERSION", 0)
+    calls.clear()
+    execute(job)
+    assert [table for table, *_ in calls] == ["evaluations on noise:1"]
+
+
+def test_fonts_are_a_shift_or_those_of_the_test_images(tmp_path: Path, calls: list[Any]) -> None:
+    """Either way the same rows."""
+    glyphs = config(tmp_path, steps=2, evaluate_at="final", measurements=["evaluations"], batch_size=16)
+    glyphs.data = DataConfig("glyphs", str(tmp_path), images=100, classes=10, fonts="dejavu", test_fonts="dejavu")
+    glyphs.shifts = ["none", "fonts:stix_cm"]
+    execute(glyphs)
+    assert [table for table, *_ in calls] == ["evaluations", "evaluations on fonts:stix_cm"]
+    calls.clear()
+    glyphs.shifts, glyphs.data.test_fonts = "none", "stix_cm"
+    execute(glyphs)
+    assert not calls
+    found = load("adhoc", tmp_path)["evaluations"].set_index(["shift", "estimator"])["loss"]
+    assert set(found.index) == {(s, e) for s in ("none", "fonts:stix_cm") for e in ("ema", "exact")}
+    assert found["none", "exact"] != found["fonts:stix_cm", "exact"]
 
 
 def test_drift_is_measured_once_for_all_estimators(tmp_path: Path, calls: list[Any]) -> None:

@@ -94,6 +94,23 @@ def test_predictions_of_a_split(split: str, run: Run) -> None:
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
+def test_predictions_under_a_shift(run: Run) -> None:
+    """Exact statistics are of the training images as they are, those of a test batch of the shifted images."""
+    step, sources = run.wanted[-1], parse_sources(["exact", "test_batch(n=359)"], [], "train")
+    found = find_measurement("evaluations")(run, sources, [step], "test", "contrast:3").set_index("estimator")
+    assert set(found["shift"]) == {"contrast:3"} and list(found["stat_images"]) == [1295, 359]
+    images, labels = run.images_of("test", "contrast:3").images.double(), run.dataset.test.labels
+    model = run.model_at(step)
+    with using(model, frozen_statistics(run, step, EXACT)), torch.no_grad():
+        exact = float64_copy(model).eval()(images)
+        batch = float64_copy(model).train()(images)  # no dropout in this network
+    for name, logits in (("exact", exact), ("test_batch(n=359)", batch)):
+        assert found["accuracy"][name] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+        assert found["loss"][name] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    difference = ((batch - exact).square().mean() / exact.square().mean()).sqrt().item()
+    assert list(found["logit_gap"]) == pytest.approx([0, difference], rel=1e-3)
+
+
 def test_the_test_batch_as_an_estimator(run: Run) -> None:
     (source,) = parse_sources(["test_batch(n=50)"], [], "train")
     assert (source.estimator, source.split, source.momentum) == ("test_batch(n=50)", "test", None)
