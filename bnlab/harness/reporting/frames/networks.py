@@ -31,17 +31,18 @@ def rows(
         shares: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share,
             if it is within 2% of the training or half a step. Without shares all steps, a panel for each of `by`.
         by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
-        wanted: for columns of the table or settings, see `select`; `split` where several were predicted.
+        wanted: for columns of the table or settings, see `select`; `split` and `shift` where several were predicted.
 
     Raises:
-        UserError: a column is missing, the table has several splits of which none is wanted, or networks agree in `by`
-            and seed, or differ in other settings, which an average over seeds would mix.
+        UserError: a column is missing, the table has several splits or shifts of which none is wanted, or networks
+            agree in `by` and seed, or differ in other settings, which an average over seeds would mix.
     """
     frame, runs = tables[table], tables["runs"]
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
     joined = select(frame.merge(settings, on="run"), **wanted)
-    if "split" not in wanted:
-        _check_split(table, joined)
+    for column, setting in (("split", "evaluate_on"), ("shift", "shifts")):
+        if column in joined and column not in wanted:
+            _check_images(table, joined, column, setting)
     _check_networks(runs[runs["run"].isin(joined["run"])], by)
     if not shares:
         return add_setting_panels(joined, by)
@@ -57,13 +58,13 @@ def rows(
     return found
 
 
-def _check_split(table: str, frame: pd.DataFrame) -> None:
-    """UserError if the rows are of several splits."""
-    splits = list(frame["split"].unique()) if "split" in frame else []
-    if len(splits) > 1:
+def _check_images(table: str, frame: pd.DataFrame, column: str, setting: str) -> None:
+    """UserError if the rows are of several splits, or shifts."""
+    found = list(frame[column].unique())
+    if len(found) > 1:
         raise UserError(
-            f"{table} has rows of several splits ({', '.join(splits)}), and the score selects none: give it split="
-            f"{splits[0]!r}, or sweep one split (evaluate_on=) under a name=... of its own"
+            f"{table} has rows of several {column}s ({', '.join(found)}), and the score selects none: give it {column}="
+            f"{found[0]!r}, or sweep one {column} ({setting}=) under a name=... of its own"
         )
 
 

@@ -13,25 +13,27 @@ from bnlab.harness.reporting.frames import OtherThan, interval, paired, rows, sc
 from tests.harness.reporting.frames.test_networks import RUNS, tables
 
 
-def test_a_score_selects_a_split() -> None:
-    keys = [(split, estimator) for split in ("test", "val") for estimator in ("ema", "exact")]
+@pytest.mark.parametrize(("column", "setting", "one", "other"), [("split", "evaluate_on", "test", "val"),
+                                                                 ("shift", "shifts", "none", "noise:1")])  # fmt: skip
+def test_a_score_selects_a_split_and_a_shift(column: str, setting: str, one: str, other: str) -> None:
+    keys = [(split, estimator) for split in (one, other) for estimator in ("ema", "exact")]
     runs = RUNS.assign(batch_size=8, seed=[0, 1], steps=10)
     frame = pd.DataFrame([("ab"[i], 10, *key) for i in (0, 1) for key in keys],
-                         columns=["run", "step", "split", "estimator"])  # fmt: skip
+                         columns=["run", "step", column, "estimator"])  # fmt: skip
     frame["gap"] = [1.0, 0.0, 5.0, 2.0, 2.0, 0.0, 7.0, 2.0]
     made = score("gaps", "gap", ("panel",), (1.0,), against="exact")
-    with pytest.raises(UserError, match=r"gaps has rows of several splits \(test, val\).*give it split='test'"):
+    with pytest.raises(UserError, match=rf"several {column}s \({one}, {other}\).* {column}='{one}'.*{setting}="):
         made(tables(frame, runs))
-    with pytest.raises(UserError, match="several splits"):
+    with pytest.raises(UserError, match=f"gaps has rows of several {column}s"):
         rows(tables(frame, runs), "gaps")
-    for split, mean in (("test", 1.5), ("val", 4.0)):
-        chosen = score("gaps", "gap", ("panel",), (1.0,), against="exact", split=split)
+    for chosen_one, mean in ((one, 1.5), (other, 4.0)):
+        chosen = score("gaps", "gap", ("panel",), (1.0,), against="exact", **{column: chosen_one})
         assert chosen(tables(frame, runs))["mean"].tolist() == [mean]
-    assert made(tables(frame[frame["split"] == "val"], runs))["mean"].tolist() == [4.0]
-    both = score("gaps", "gap", ("panel", "split"), (1.0,), against="exact", split=("test", "val"))
-    assert both(tables(frame, runs)).set_index("split")["mean"].to_dict() == {"test": 1.5, "val": 4.0}
-    with pytest.raises(UserError, match=r"would mix rows of several split \(test, val; panel"):
-        score("gaps", "gap", ("panel",), (1.0,), against="exact", split=("test", "val"))(tables(frame, runs))
+    assert made(tables(frame[frame[column] == other], runs))["mean"].tolist() == [4.0]
+    both = score("gaps", "gap", ("panel", column), (1.0,), against="exact", **{column: (one, other)})
+    assert both(tables(frame, runs)).set_index(column)["mean"].to_dict() == {one: 1.5, other: 4.0}
+    with pytest.raises(UserError, match=rf"would mix rows of several {column} \({one}, {other}; panel"):
+        score("gaps", "gap", ("panel",), (1.0,), against="exact", **{column: (one, other)})(tables(frame, runs))
 
 
 def test_a_score_tells_networks_apart_by_any_setting() -> None:
