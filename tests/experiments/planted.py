@@ -116,6 +116,7 @@ def plant(
     steps: Sequence[int] = (1000,),
     shares: Sequence[float] = (0.1, 0.2, 0.55, 1.0),
     splits: Sequence[str] = ("test",),
+    shifts: Sequence[str] = ("none",),
     settings: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The tables of one network for each batch size, seed and value of other settings, of 1,000 steps and three layers.
@@ -126,7 +127,7 @@ def plant(
         accuracy: the same, a fraction.
         values: by column, the same for `GAPS`, all other tables and the log; where there is none, see `USUAL`, `far`.
         seeds, sizes, steps, shares: networks and measured shares of the training.
-        splits: of the images that are predicted.
+        splits, shifts: of the images that are predicted.
         settings: values of other columns of `runs`, such as {"model.width": (8, 32)}.
     """
     varied = {"batch_size": sizes, "seed": seeds, "steps": steps, **(settings or {})}
@@ -142,8 +143,8 @@ def plant(
         for row, layer in itertools.product(sources, AXES["layer"]):
             place = {"layer": layer, "depth": AXES["layer"].index(layer) + 1}
             gaps.append(row | place | {column: value(run | row | place) for column, value in distances.items()})
-        for source, split in itertools.product(sources, splits):
-            row = source | {"split": split, "shift": "none"}
+        for source, split, shift in itertools.product(sources, splits, shifts):
+            row = source | {"split": split, "shift": shift}
             evaluations.append(row | {"accuracy": accuracy(run | row), "logit_gap": far(row)})
     tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations}
     for name in (TABLES.keys() | {"log"}) - tables.keys():

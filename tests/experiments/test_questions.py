@@ -45,7 +45,8 @@ def as_configured(name: str, sources: Sequence[Setting] = ()) -> dict[str, pd.Da
     settings = {key: values.unique().tolist() for key, values in described.items() if values.nunique() > 1}
     networks = {"sizes": sorted(sizes), "seeds": sorted(seeds), "steps": sorted(steps), "settings": settings}
     tables = plant(sources or estimators(name), lambda row: 0.1 + (row["momentum"] or 0) + row["seed"] / 100,
-                   shares=configs[0].evaluate_at, splits=as_list(configs[0].evaluate_on), **networks)  # fmt: skip
+                   shares=configs[0].evaluate_at, splits=as_list(configs[0].evaluate_on),
+                   shifts=as_list(configs[0].shifts), **networks)  # fmt: skip
     measured = {"runs", "log", *as_list(configs[0].measurements)}
     return {table: frame if table in measured else frame[:0] for table, frame in tables.items()}
 
