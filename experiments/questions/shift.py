@@ -8,12 +8,13 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import interval, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import ACCURACY, EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
+from experiments.margins import A_POINT, SIX_IMAGES
 
 KINDS, FONTS = ("contrast", "noise", "blur", "translation", "occlusion"), "fonts:stix_cm"
 SHIFTS = ("none", FONTS, *(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3)))
 STRONG = tuple(f"{kind}:3" for kind in KINDS)
 FEW, MANY, PRIOR = 4, 256, 16
-POINT = "a point is what decides between two networks of this size"
+
 GAINS = above(0.0, "points gained", "no gain at all is the other answer")
 
 
@@ -74,16 +75,16 @@ EXPERIMENT = Experiment(
         Claim("shifts_cost", "Under exact statistics of the training split, strong corruptions and other fonts cost "
               "accuracy.",
               score(find_predictions, "accuracy", ("shift",), against="none", along="shift", scale=-100,
-                    estimator="exact", shift=(FONTS, *STRONG)), above(1.0, "points", POINT)),
+                    estimator="exact", shift=(FONTS, *STRONG)), above(1.0, "points", A_POINT)),
         Claim("many_images_gain", "Under strong corruptions statistics of 256 test images gain accuracy against exact "
               "ones of the training split.", score_gain(STRONG), GAINS),
         Claim("stronger_gains_more", "The stronger a corruption, the more statistics of 256 test images gain.",
               score(find_strengths, "accuracy", ("panel",), against="1", along="strength", scale=100), GAINS),
         Claim("fonts_gain_little", "Under other fonts, a natural shift, statistics of 256 test images gain less than a "
-              "point.", score_gain(FONTS), below(1.0, "points gained", POINT)),
+              "point.", score_gain(FONTS), below(1.0, "points gained", A_POINT)),
         Claim("unshifted_loses_nothing", "Without a shift statistics of 256 test images give the accuracy of exact "
               "ones, to 0.3 points.", score_gain("none"),
-              within(-0.3, 0.3, "points gained", "6 of 2,000 test images; comparisons are paired")),
+              within(-0.3, 0.3, "points gained", SIX_IMAGES)),
         Claim("few_and_pseudo_gain", "Under strong corruptions 4 test images, mixed with 16 pseudo-samples, gain "
               "accuracy against exact statistics.", score_gain(STRONG, FEW, PRIOR), GAINS),
     ),
