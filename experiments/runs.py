@@ -87,12 +87,20 @@ def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in ("data", "model", "optimizer"):
         found |= {f"{key}.{name}": value for name, value in config.get(key, {}).items()}
-    found |= {"norm.name": config.get("norm", {"name": "batch"})["name"]}  # earlier networks do not say
+    found |= {f"norm.{name}": value for name, value in _norm(config).items()}
     # Of image folders the root tells which; other data are the same in each.
     for key in ("data.download", "data.test_fonts", *["data.root"] * (config["data"]["name"] != "image_folder")):
         found.pop(key, None)
     length = "epochs" if config["steps"] is None else "steps"  # instead of which the other is not read
     return found | {key: config.get(key) for key in ("batch_size", length)}
+
+
+def _norm(config: dict[str, Any]) -> dict[str, Any]:
+    """What the norm reads; earlier networks do not say."""
+    from bnlab.harness.artifacts.norms import NormConfig, training_settings
+
+    known = {key: value for key, value in config.get("norm", {}).items() if key in vars(NormConfig())}
+    return training_settings(NormConfig(**known))
 
 
 def _megabytes(folder: Path) -> float:

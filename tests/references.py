@@ -448,3 +448,30 @@ def occluded(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
         if top <= i < top + side and left <= j < left + side:
             result[c, i, j] = 0
     return result
+
+
+def group_normalize(x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
+    """Each group of channels of each image by its own mean and variance, in float64: one is layer norm, C instance."""
+    size = x.shape[1] // groups
+    out = float64(x).clone()
+    for image in out:
+        for group in range(groups):
+            values = image[group * size : (group + 1) * size]
+            mean = values.sum() / values.numel()
+            var = ((values - mean) ** 2).sum() / values.numel()
+            image[group * size : (group + 1) * size] = (values - mean) / (var + eps).sqrt()
+    return out
+
+
+def scale_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """weight·x + bias with one of each for a channel."""
+    return torch.stack([weight[c] * x[:, c] + bias[c] for c in range(x.shape[1])], dim=1)
+
+
+def control_gain(x: Tensor, share: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """gain·(x − share·m) + shift, m the mean over pixels of each image's channel."""
+    out = torch.empty_like(x)
+    for n in range(len(x)):
+        for c in range(x.shape[1]):
+            out[n, c] = gain[c] * (x[n, c] - share[c] * x[n, c].sum() / x[n, c].numel()) + shift[c]
+    return out

@@ -48,6 +48,7 @@ ARTIFACTS = (
     "glyphs",
     "data",
     "shifts",
+    "norms",
     "models",
     "training",
     "settings",

@@ -12,6 +12,7 @@ from bnlab.estimators import EMA
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data, models, shifts, training
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
+from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, total_steps
 from bnlab.harness.errors import Note, UserError
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
@@ -40,7 +41,7 @@ def check(config: Config) -> None:
         if not chosen or any(name not in known for name in chosen):
             raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")
     shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
-    if config.norm.name != "batch" and all(map(measurements.needs_trace, names)):
+    if config.norm.name not in RECORDED and all(map(measurements.needs_trace, names)):
         raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
     _check_steps(config, total_steps(config, images))
     _check_freezing(config, total_steps(config, images))
@@ -58,9 +59,12 @@ def check_folders(results: str, name: str) -> None:
 
 
 def _check_numbers(config: Config, images: int) -> None:
-    if not 2 <= config.batch_size <= images:
-        reason = "batch norm needs at least 2" if config.batch_size < 2 else f"the training split has {images:,} images"
-        raise UserError(f"batch_size={config.batch_size}: must be 2 to {images:,} ({reason})")
+    least = 2 if config.norm.name in RECORDED else 1
+    if not least <= config.batch_size <= images:
+        reason = f"the training split has {images:,} images"
+        if config.batch_size < least == 2:
+            reason = f"norm={config.norm.name} needs at least 2 images"
+        raise UserError(f"batch_size={config.batch_size}: must be {least} to {images:,} ({reason})")
     for key, low, high in (
         ("epochs", 1, _MOST_STEPS),
         ("steps", 1, _MOST_STEPS),

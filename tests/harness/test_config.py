@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.norms import NAMES, RECORDED, NormConfig
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check
 from bnlab.harness.errors import Note, UserError
@@ -60,3 +61,15 @@ def test_one_among_shares_is_the_first_step() -> None:
         warnings.simplefilter("error")
         for clear in ([1, 10], [0.5, 1.0], [1, 0.5, 1.0], [1]):
             check(Config(evaluate_at=clear))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_image_is_a_batch_where_the_norm_needs_no_more(name: str) -> None:
+    config = Config(norm=NormConfig(name), batch_size=1)
+    if name not in RECORDED:
+        check(config)
+        with pytest.raises(UserError, match=r"batch_size=0: must be 1 to 1,295 \(the training split has"):
+            check(Config(norm=NormConfig(name), batch_size=0))
+        return
+    with pytest.raises(UserError, match=rf"batch_size=1: must be 2 to 1,295 \(norm={name} needs at least 2 images\)"):
+        check(config)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.harness.artifacts import norms
+from bnlab.harness.artifacts.norms import NormConfig, Norms
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
 from bnlab.memory import memory_limit
@@ -25,25 +27,15 @@ class ModelConfig:
     pool_every: int = 1  # cnn: pool and double the width after so many blocks, while 4 pixels are left
 
 
-@dataclass
-class NormConfig:
-    """What normalizes activations after each convolution or linear layer but the last."""
-
-    name: str = "batch"  # batch, none
-
-
 def check(config: ModelConfig, norm: NormConfig) -> None:
     """Raise UserError for an unknown name, a value out of range or a norm that the network cannot have."""
-    if norm.name not in NORMS:
-        raise UserError(f"norm.name={norm.name}: must be one of {', '.join(NORMS)}")
+    norms.check(norm)
     if config.name not in _OWN:
         own = ", ".join(_OWN)
         if config.name not in torchvision().models.list_models(module=torchvision().models):
             raise UserError(
                 f"model.name={config.name}: unknown; use {own} or a torchvision classifier such as resnet18"
             )
-        if norm.name != "batch":
-            raise UserError(f"norm.name={norm.name}: {config.name} has normalization of its own; use model.name={own}")
     for key in ("depth", "width", "pool_every"):
         if getattr(config, key) < 1:
             raise UserError(f"model.{key}={getattr(config, key)}: must be 1 or more")
@@ -51,6 +43,29 @@ def check(config: ModelConfig, norm: NormConfig) -> None:
         raise UserError(f"model.depth={config.depth}: must be {_DEEPEST:,} or less")
     if config.name == "resnet" and (config.depth < 8 or config.depth % 6 != 2):
         raise UserError(f"model.depth={config.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
+    _check_norm(config, norm)
+
+
+def _check_norm(config: ModelConfig, norm: NormConfig) -> None:
+    if config.name not in _OWN:
+        if norm.name != "batch":
+            own = ", ".join(_OWN)
+            raise UserError(f"norm.name={norm.name}: {config.name} has normalization of its own; use model.name={own}")
+        return
+    if config.name == "mlp" and norm.name in ("instance", "gain_control"):
+        raise UserError(f"norm.name={norm.name}: a unit of an mlp has one value, not a map; use model=cnn or resnet")
+    groups = {"layer": 1}.get(norm.name, norm.groups if "groups" in norms.training_settings(norm) else None)
+    if groups is None:
+        return
+    if config.width % groups:
+        raise UserError(
+            f"norm.groups={groups}: must divide the channels; the first block has model.width={config.width}"
+        )
+    if config.name == "mlp" and config.width == groups:
+        raise UserError(
+            f"model.width={groups}: {groups} group{'s' * (groups > 1)} of one unit, which has no variance; take more "
+            f"units, or fewer groups (norm.name={norm.name})"
+        )
 
 
 def training_settings(config: ModelConfig) -> dict[str, Any]:
@@ -59,7 +74,13 @@ def training_settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def build_model(
-    config: ModelConfig, norm: NormConfig | None = None, *, channels: int, image_size: int, classes: int, seed: int
+    config: ModelConfig,
+    norm: NormConfig | None = None,
+    *,
+    channels: int,
+    image_size: int,
+    classes: int,
+    seed: int,
 ) -> nn.Module:
     """The network for images [N, channels, image_size, image_size], in channels_last and train mode.
 
@@ -68,21 +89,23 @@ def build_model(
     """
     norm = norm or NormConfig()
     check(config, norm)
+    layers = Norms(norm, of_images=config.name != "mlp")
     if config.name in _OWN:
-        _require_memory(config, norm, channels, image_size, classes)
+        _require_memory(config, layers, channels, image_size, classes)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
         if config.name in _OWN:
-            model = _OWN[config.name](config, norm, channels, image_size, classes)
+            model = _OWN[config.name](config, layers, channels, image_size, classes)
         else:
             model = _torchvision_model(config.name, channels, classes)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
-        _try_forward(model, config.name, (2, channels, image_size, image_size))
+        name = f"model.name={config.name}" + (f", norm.name={norm.name}" if norm.name != "batch" else "")
+        _try_forward(model, name, (2, channels, image_size, image_size))
     return model
 
 
-def _require_memory(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> None:
+def _require_memory(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> None:
     with torch.device("meta"):
         try:
             model = _OWN[config.name](config, norm, channels, image_size, classes)
@@ -105,13 +128,13 @@ def _try_forward(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"model.name={name}: cannot take {shape[1]}×{shape[2]}×{shape[3]} images ({reason}); "
+            f"{name}: cannot take {shape[1]}×{shape[2]}×{shape[3]} images ({reason}); "
             "use a smaller network or larger images"
         ) from error
     model.train()
 
 
-def _cnn(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+def _cnn(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
     """Blocks conv3×3-norm-ReLU; after each pool the width doubles; the mean over pixels feeds a linear head."""
     layers: list[nn.Module] = []
     width = config.width
@@ -126,30 +149,30 @@ def _cnn(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, 
     return _initialize(model, norm)
 
 
-def _mlp(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+def _mlp(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     features = channels * image_size**2
     for _ in range(config.depth):
-        linear = nn.Linear(features, config.width, bias=norm.name == "none")
-        layers += [linear, NORMS[norm.name][0](config.width), nn.ReLU(inplace=True)]
+        linear = nn.Linear(features, config.width, bias=not norm.has_shift)
+        layers += [linear, norm.build(config.width), nn.ReLU(inplace=True)]
         features = config.width
     model = nn.Sequential(*layers, nn.Linear(features, classes))
-    return _initialize(model, norm) if norm.name == "none" else model
+    return model if norm.sets_scale else _initialize(model, norm)
 
 
 class _Residual(nn.Module):
     """Two conv3×3-norm around a shortcut without parameters (option A of He et al. 2015, section 4.2).
 
-    Without a norm the sum of the branches is scaled by a weight that starts at 0 (SkipInit, De & Smith 2020): the
-    variance does not double with each block, and a block begins as its shortcut.
+    Where no norm sets the scale, the convolutions' sum is multiplied by a weight that starts at 0 (SkipInit, De & Smith
+    2020): the variance does not double with each block, and a block begins as its shortcut.
     """
 
-    def __init__(self, norm: NormConfig, channels: int, width: int) -> None:
+    def __init__(self, norm: Norms, channels: int, width: int) -> None:
         super().__init__()
         self.added = width - channels
         self.conv1, self.bn1 = _conv(norm, channels, width, stride=2 if self.added else 1)
         self.conv2, self.bn2 = _conv(norm, width, width)
-        self.weight = nn.Parameter(torch.zeros(())) if norm.name == "none" else None
+        self.weight = None if norm.sets_scale else nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         # In place: less memory, and fewer passes over it.
@@ -161,7 +184,7 @@ class _Residual(nn.Module):
         return F.relu(out.add_(x), inplace=True)
 
 
-def _resnet(config: ModelConfig, norm: NormConfig, channels: int, image_size: int, classes: int) -> nn.Module:
+def _resnet(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
     """ResNet of 6n+2 layers for small images (He et al. 2015, section 4.2): three stages of n blocks."""
     width = config.width
     layers: list[nn.Module] = [*_conv(norm, channels, width), nn.ReLU(inplace=True)]
@@ -173,20 +196,20 @@ def _resnet(config: ModelConfig, norm: NormConfig, channels: int, image_size: in
     return _initialize(model, norm)
 
 
-def _conv(norm: NormConfig, channels: int, width: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    """A 3×3 convolution and its normalization; without one it has a bias."""
-    conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=norm.name == "none")
-    return conv, NORMS[norm.name][1](width)
+def _conv(norm: Norms, channels: int, width: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    """A 3×3 convolution and its norm; where that adds no shift, it has a bias."""
+    conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=not norm.has_shift)
+    return conv, norm.build(width)
 
 
-def _initialize(model: nn.Module, norm: NormConfig) -> nn.Module:
-    """Draw the convolutions' weights after He et al. (2015); without a norm the linear layers' too, biases at 0.
+def _initialize(model: nn.Module, norm: Norms) -> nn.Module:
+    """Draw the convolutions' weights after He et al. (2015); where no norm sets the scale, the linear layers' too.
 
-    A norm makes up for the scale of the weights before it. Without one it has to be right in every layer.
+    Biases are 0 there. A norm makes up for the scale of the weights before it. Without one it has to be right in every
+    layer.
     """
-    bare = norm.name == "none"
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) or (bare and isinstance(module, nn.Linear)):
+        if isinstance(module, nn.Conv2d) or (not norm.sets_scale and isinstance(module, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -205,10 +228,5 @@ def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
     return model
 
 
-# For values per sample and channel, and for images.
-NORMS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
-    "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
-    "none": (nn.Identity, nn.Identity),
-}
 _OWN = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
 _READ = {"cnn": ("depth", "width", "pool_every"), "resnet": ("depth", "width"), "mlp": ("depth", "width")}

@@ -33,6 +33,7 @@ from bnlab.files import OtherVersion, digest, write_whole
 from bnlab.harness import schema
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import (
     Config,
     as_list,
@@ -176,8 +177,8 @@ class Run:
 
     @property
     def has_trace(self) -> bool:
-        """Whether the network has batch norm, whose moments are recorded as it is trained."""
-        return self.config.norm.name == "batch"
+        """Whether the network trains with statistics of its batches, which are recorded."""
+        return self.config.norm.name in RECORDED
 
     @cached_property
     def trace(self) -> MomentTrace | None:

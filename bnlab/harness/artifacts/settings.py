@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from bnlab.files import digest
-from bnlab.harness.artifacts import data, models, training
+from bnlab.harness.artifacts import data, models, norms, training
 from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.models import ModelConfig, NormConfig
+from bnlab.harness.artifacts.models import ModelConfig
+from bnlab.harness.artifacts.norms import NormConfig
 from bnlab.harness.artifacts.training import OptimizerConfig, steps_per_epoch
 
 
@@ -59,7 +60,7 @@ def training_settings(config: Config) -> dict[str, Any]:
     return {
         "data": data.training_settings(config.data),
         "model": models.training_settings(config.model),
-        "norm": asdict(config.norm),
+        "norm": norms.training_settings(config.norm),
         "optimizer": training.training_settings(config.optimizer),
         "batch_size": config.batch_size,
         **({"epochs": config.epochs} if config.steps is None else {"steps": config.steps}),

@@ -30,7 +30,7 @@ from bnlab.statistics import using
 
 NEEDS_TRACE = False
 ECE_BINS = 15
-NO_STATISTICS = Source("none", None, "none")  # of a network without batch norm
+NO_STATISTICS = Source("none", None, "none")  # of a network that trains without statistics of the batch
 
 
 class Prediction(NamedTuple):
@@ -45,7 +45,7 @@ class Prediction(NamedTuple):
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
     """These sources and always `exact`; the steps of `accuracy_at`.
 
-    Without batch norm the network itself.
+    Without statistics of the batch the network itself.
     """
     if not run.has_trace:
         return {NO_STATISTICS: run.predicted}

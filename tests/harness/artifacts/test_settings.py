@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.models import ModelConfig, NormConfig
+from bnlab.harness.artifacts.models import ModelConfig
+from bnlab.harness.artifacts.norms import NormConfig
 from bnlab.harness.artifacts.settings import (
     Config,
     changed_settings,
@@ -55,6 +56,7 @@ def test_defaults_are_left_off() -> None:
         {"seed": 3},
         {"freeze_with": "exact"},  # without freeze_at
         {"data": DataConfig(root="x", download=True)},
+        {"norm": NormConfig(groups=2)},
         {"data": DataConfig(classes=10, difficulty="weak", fonts="dejavu", test_fonts="dejavu", image_size=64)},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -70,6 +72,7 @@ def test_what_leaves_the_network_as_it_is(changes: dict[str, Any]) -> None:
         ({"model": ModelConfig("mlp")}, {"model": ModelConfig("mlp", pool_every=3)}),
         ({"model": ModelConfig("resnet", 8)}, {"model": ModelConfig("resnet", 8, pool_every=3)}),
         ({"model": ModelConfig("resnet18")}, {"model": ModelConfig("resnet18", 8, 64, 3)}),
+        ({"norm": NormConfig("none")}, {"norm": NormConfig("none", 4)}),
         ({"optimizer": OptimizerConfig("adamw")}, {"optimizer": OptimizerConfig("adamw", momentum=0.5)}),
     ],
 )
@@ -122,6 +125,9 @@ def test_what_makes_another_network() -> None:
         {"optimizer": OptimizerConfig(schedule="step")},
         {"model": ModelConfig(depth=2)},
         {"norm": NormConfig("none")},
+        {"norm": NormConfig("group")},
+        {"norm": NormConfig("group", groups=4)},
+        {"norm": NormConfig("layer")},
         {"data": DataConfig(images=100)},
         {"data": DataConfig(shift=1)},
     ]
@@ -142,6 +148,12 @@ def test_a_name_stays_for_ever() -> None:
         "experiment=training_curve": {"5aa83c3af8", "626897f4c9"},
         "model=resnet": {"2dc2453c1b"},
         "norm=batch": {"44136fa355"},
+        "norm=none": {"69cf19d758"},
+        "norm=group": {"21d3a1064d"},
+        "norm=layer": {"2c9570cc88"},
+        "norm=instance": {"9d1712f70c"},
+        "norm=gain_control": {"80b4c4a309"},
+        "norm=frozen": {"2d2a562413"},
         "model=mlp": {"d5819468c4"},
         "model=torchvision": {"37ed5b19f0"},
         "optimizer=adamw": {"e6015a9e9d"},
@@ -156,6 +168,10 @@ def test_the_choices_keep_their_names(word: str, expected: set[str]) -> None:
 def test_the_defaults() -> None:
     """Names leave defaults off: with another default, every old network would stand for settings it was not trained
     with, and would be refused for it. Give a new meaning a new setting instead."""
+    assert asdict(PLAIN.norm) == {
+        "name": "batch",
+        "groups": 8,
+    }
     assert asdict(PLAIN.data) == {
         "name": "digits",
         "root": "data",

@@ -1,4 +1,4 @@
-"""A network without batch norm: it trains, and what needs batch statistics says so and is left out."""
+"""Networks with each norm: they train and go on, and what a network has no rows of says so and is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from bnlab.harness import load
 from bnlab.harness.artifacts import producing
 from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.models import ModelConfig, NormConfig
+from bnlab.harness.artifacts.models import ModelConfig
+from bnlab.harness.artifacts.norms import NormConfig
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, flatten, network, training_settings
 from bnlab.harness.artifacts.training import Progress
@@ -45,8 +46,12 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 
-def test_it_continues_and_makes_checkpoints_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(BARE, model=ModelConfig("mlp", 1, 16), epochs=1, evaluate_at="final", results=str(tmp_path / "a"))
+@pytest.mark.parametrize("name", ["none", "group"])
+def test_it_continues_and_makes_checkpoints_later(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(
+        BARE, model=ModelConfig("mlp", 1, 16), norm=NormConfig(name), momentum=0.01, epochs=1, evaluate_at="final",
+        results=str(tmp_path / "a"),
+    )  # fmt: skip
     execute(config)
     log = producing.Recorder.log
 
@@ -67,16 +72,27 @@ def test_it_continues_and_makes_checkpoints_later(tmp_path: Path, monkeypatch: p
 
 
 def test_what_needs_batch_norm_alone_is_refused_before_training() -> None:
-    with pytest.raises(UserError, match=r"^measurements=\['gaps', 'drift'\]: need batch norm \(norm=batch\)"):
-        check(replace(BARE, measurements=["gaps", "drift"]))
-    check(replace(BARE, measurements=["gaps", "evaluations"]))
+    for norm in ("none", "group", "frozen"):
+        bare = replace(BARE, norm=NormConfig(norm))
+        message = r"^measurements=\['gaps', 'drift'\]: need batch norm \(norm=batch\); evaluations do not"
+        with pytest.raises(UserError, match=message):
+            check(replace(bare, measurements=["gaps", "drift"]))
+        check(replace(bare, measurements=["gaps", "evaluations"]))
 
 
-def test_every_setting_of_the_training_is_a_column(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("none", {"name": "none"}),
+        ("group", {"name": "group", "groups": 4}),
+    ],
+)
+def test_every_setting_of_the_training_is_a_column(name: str, read: dict[str, object], tmp_path: Path) -> None:
     config = replace(
-        BARE, data=DataConfig(images=100), epochs=1, batch_size=90, evaluate_at="final", results=str(tmp_path)
-    )
-    assert network(config)["norm"] == {"name": "none"}
+        BARE, data=DataConfig(images=100), epochs=1, batch_size=90, evaluate_at="final", results=str(tmp_path),
+        norm=NormConfig(name, groups=4),
+    )  # fmt: skip
+    assert network(config)["norm"] == read
     execute(config)
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     for key, value in flatten(training_settings(config)).items():
