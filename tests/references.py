@@ -450,6 +450,23 @@ def occluded(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return result
 
 
+def split_ghosts(batch: Tensor, size: int) -> list[Tensor]:
+    """Consecutive parts of `size` images or more, as many as there can be; the first ones have one more if need be."""
+    count = max(1, len(batch) // size)
+    parts, begin = [], 0
+    for number in range(count):
+        end = begin + len(batch) // count + (number < len(batch) % count)
+        parts.append(batch[begin:end])
+        begin = end
+    return parts
+
+
+def batch_normalize(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Each channel by its own mean and variance (ddof 0), in float64."""
+    _, mean, var = moments(x)
+    return torch.stack([(float64(x)[:, c] - mean[c]) / (var[c] + eps).sqrt() for c in range(x.shape[1])], dim=1)
+
+
 def group_normalize(x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
     """Each group of channels of each image by its own mean and variance, in float64: one is layer norm, C instance."""
     size = x.shape[1] // groups

@@ -41,8 +41,12 @@ def check(config: Config) -> None:
         if not chosen or any(name not in known for name in chosen):
             raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")
     shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
-    if config.norm.name not in RECORDED and all(map(measurements.needs_trace, names)):
-        raise UserError(f"measurements={config.measurements}: need batch norm (norm=batch); evaluations do not")
+    allowed = [norm for name in names for norm in measurements.find_norms(name)]
+    if config.norm.name not in allowed:
+        raise UserError(
+            f"measurements={config.measurements}: need batch norm (norm={', '.join(dict.fromkeys(allowed))}); "
+            "evaluations do not"
+        )
     _check_steps(config, total_steps(config, images))
     _check_freezing(config, total_steps(config, images))
     _check_measured(config)
@@ -65,6 +69,11 @@ def _check_numbers(config: Config, images: int) -> None:
         if config.batch_size < least == 2:
             reason = f"norm={config.norm.name} needs at least 2 images"
         raise UserError(f"batch_size={config.batch_size}: must be {least} to {images:,} ({reason})")
+    if config.norm.name == "ghost" and config.norm.batch_size > config.batch_size:
+        raise UserError(
+            f"norm.batch_size={config.norm.batch_size}: is larger than the batch, of which it is a part (batch_size="
+            f"{config.batch_size})"
+        )
     for key, low, high in (
         ("epochs", 1, _MOST_STEPS),
         ("steps", 1, _MOST_STEPS),

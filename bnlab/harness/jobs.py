@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 
 from bnlab.files import digest
-from bnlab.harness.artifacts import data
+from bnlab.harness.artifacts import data, norms
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
 from bnlab.harness.artifacts.runs import Run, describe_environment, write_text
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.harness.measurements import needs_trace
+from bnlab.harness.measurements import find_norms
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.sources import find_sources, try_estimators
 from bnlab.harness.reporting import tables
@@ -139,7 +139,7 @@ def execute(config: Config) -> None:
 def _choose_measurements(run: Run) -> list[str]:
     """Those of the configuration that this network has rows of; says which are left out."""
     names = as_list(run.config.measurements)
-    left_out = [name for name in names if needs_trace(name) and not run.has_trace]
+    left_out = [name for name in names if run.config.norm.name not in find_norms(name)]
     if left_out:
         print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
     return [name for name in names if name not in left_out]
@@ -176,7 +176,7 @@ def _build_row(run: Run, status: dict[str, Any]) -> pd.DataFrame:
         **settings,
         **{earlier: settings[name] for name, earlier in EARLIER_NAMES.items()},
         "batch_size": config.batch_size,
-        "norm_batch_size": config.batch_size if run.has_trace else None,
+        "norm_batch_size": norms.count_images(config.norm, config.batch_size),
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
         "order": config.order,

@@ -47,7 +47,11 @@ CASES = {
     # choices
     "sweep data=digit": "choose from .*digits.*did you mean 'digits'",
     "sweep data=": "choose from",
-    "sweep norm=layr": "choose from batch, frozen, gain_control, group, .*did you mean 'layer'",
+    "sweep norm=layr": "choose from batch, frozen, gain_control, ghost, .*did you mean 'layer'",
+    "sweep norm=ghost norm.batch_size=256": "norm.batch_size=256: is larger than the batch.*batch_size=128",
+    "sweep norm=ghost norm.batch_size=1": "norm.batch_size=1: one image has no batch statistics",
+    "sweep norm=ghost batch_size=1": "batch_size=1: must be 2 to 1,295 .norm=ghost needs at least 2",
+    "sweep norm=ghost measurements=drift": "measurements=drift: need batch norm .norm=batch.",
     "sweep norm=group norm.groups=5": "norm.groups=5: must divide the channels.*model.width=32",
     "sweep norm=group batch_size=0": "batch_size=0: must be 1 to 1,295",
     "sweep norm=group measurements=gaps": "measurements=gaps: need batch norm",

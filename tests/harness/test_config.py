@@ -65,7 +65,7 @@ def test_one_among_shares_is_the_first_step() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_image_is_a_batch_where_the_norm_needs_no_more(name: str) -> None:
-    config = Config(norm=NormConfig(name), batch_size=1)
+    config = Config(norm=NormConfig(name, batch_size=2), momentum=0.01, batch_size=1)
     if name not in RECORDED:
         check(config)
         with pytest.raises(UserError, match=r"batch_size=0: must be 1 to 1,295 \(the training split has"):
@@ -73,3 +73,10 @@ def test_one_image_is_a_batch_where_the_norm_needs_no_more(name: str) -> None:
         return
     with pytest.raises(UserError, match=rf"batch_size=1: must be 2 to 1,295 \(norm={name} needs at least 2 images\)"):
         check(config)
+
+
+def test_a_ghost_batch_is_no_larger_than_the_batch() -> None:
+    check(Config(norm=NormConfig("ghost", batch_size=32), batch_size=32))
+    with pytest.raises(UserError, match=r"norm\.batch_size=32: is larger than the batch, of which it is a part"):
+        check(Config(norm=NormConfig("ghost", batch_size=32), batch_size=31))
+    check(Config(norm=NormConfig("batch", batch_size=32), batch_size=31))

@@ -18,22 +18,25 @@ from bnlab.layers import BatchNorm
 class NormConfig:
     """What normalizes activations after each convolution or linear layer but the last."""
 
-    name: str = "batch"  # batch, group, layer, instance, gain_control, frozen, none
+    name: str = "batch"  # batch, ghost, group, layer, instance, gain_control, frozen, none
+    batch_size: int = 32  # ghost: images that are normalized together
     groups: int = 8  # group: groups of channels
 
 
-NAMES = ("batch", "group", "layer", "instance", "gain_control", "frozen", "none")
-RECORDED = NAMES[:1]
+NAMES = ("batch", "ghost", "group", "layer", "instance", "gain_control", "frozen", "none")
+RECORDED = NAMES[:2]
 """Norms that train with statistics of the batch, which are recorded."""
 
 _UNSCALED = ("gain_control", "frozen", "none")
-_READ = {"group": ("groups",)}
+_READ = {"ghost": ("batch_size",), "group": ("groups",)}
 
 
 def check(config: NormConfig) -> None:
     """Raise UserError for a name or value out of range."""
     if config.name not in NAMES:
         raise UserError(f"norm.name={config.name}: must be one of {', '.join(NAMES)}")
+    if config.batch_size < 2:
+        raise UserError(f"norm.batch_size={config.batch_size}: one image has no batch statistics; must be 2 or more")
     if config.groups < 1:
         raise UserError(f"norm.groups={config.groups}: must be 1 or more")
 
@@ -42,6 +45,13 @@ def training_settings(config: NormConfig) -> dict[str, Any]:
     """The settings that this norm reads."""
     keys = {"name", *_READ.get(config.name, ())}
     return {key: value for key, value in asdict(config).items() if key in keys}
+
+
+def count_images(config: NormConfig, batch_size: int) -> int | None:
+    """How many images of a batch are normalized together, as far as the batch can be divided so; None: each alone."""
+    if config.name not in RECORDED:
+        return None
+    return config.batch_size if config.name == "ghost" else batch_size
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,29 @@ class Norms:
 
     def build_layer_norm(self, channels: int) -> nn.Module:
         return nn.GroupNorm(1, channels) if self.of_images else nn.LayerNorm(channels)
+
+
+class GhostNorm(nn.Module):
+    """Batch norm on parts of the batch of nearly equal size (Hoffer et al. 2017).
+
+    The parts have `batch_size` images or a few more; a batch of fewer is one part. While the batch norm inside is in
+    train mode, it is called for each part, and makes as many updates of its averages; in eval mode once for all.
+
+    Args:
+        norm: normalizes the parts.
+        batch_size: images in a part, at least.
+    """
+
+    def __init__(self, norm: BatchNorm, batch_size: int) -> None:
+        super().__init__()
+        self.norm, self.batch_size = norm, batch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        # By the mode of the norm inside: statistics of frozen weights are taken with that alone in train mode.
+        count = len(x) // self.batch_size if self.norm.training else 1
+        if count <= 1:
+            return self.norm(x)  # type: ignore[no-any-return]
+        return torch.cat([self.norm(part) for part in x.tensor_split(count)])
 
 
 class GainControl(nn.Module):
@@ -124,6 +157,7 @@ class FrozenNorm(nn.Module):
 
 _BUILDERS: dict[str, Callable[[Norms, int], nn.Module]] = {
     "batch": lambda norms, channels: norms.build_batch_norm(channels),
+    "ghost": lambda norms, channels: GhostNorm(norms.build_batch_norm(channels), norms.config.batch_size),
     "group": lambda norms, channels: nn.GroupNorm(norms.config.groups, channels),
     "layer": lambda norms, channels: norms.build_layer_norm(channels),
     "instance": lambda norms, channels: nn.InstanceNorm2d(channels, affine=True),

@@ -29,9 +29,9 @@ def find_measurement(name: str) -> Callable[..., Any]:
     return getattr(_import(name), name)  # type: ignore[no-any-return]
 
 
-def needs_trace(name: str) -> bool:
-    """Whether the table `name` has rows only of networks with batch norm, which have a trace."""
-    return _import(name).NEEDS_TRACE  # type: ignore[no-any-return]
+def find_norms(name: str) -> tuple[str, ...]:
+    """The norms of the networks that the table `name` has rows of."""
+    return _import(name).NORMS  # type: ignore[no-any-return]
 
 
 def find_scope(name: str) -> Callable[..., Any]:

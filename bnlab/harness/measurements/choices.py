@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from bnlab.estimators import Predictive
+from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.sources import Source
 
-NEEDS_TRACE = True
+NORMS = RECORDED
 _POINTS = 60  # steps, evenly over the training
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.norms import NAMES
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import (
     EXACT,
@@ -28,7 +29,7 @@ from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Sou
 from bnlab.inference import applied
 from bnlab.statistics import using
 
-NEEDS_TRACE = False
+NORMS = NAMES
 ECE_BINS = 15
 NO_STATISTICS = Source("none", None, "none")  # of a network that trains without statistics of the batch
 

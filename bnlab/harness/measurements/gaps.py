@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
+from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics, trace_of
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
 from bnlab.statistics import Layout
 from bnlab.trace import replay_bank
 
-NEEDS_TRACE = True
+NORMS = RECORDED
 
 
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:

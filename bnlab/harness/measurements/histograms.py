@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.evaluations import apply_rule
 from bnlab.harness.measurements.frozen import EXACT, in_batches, trace_of
@@ -18,7 +19,7 @@ from bnlab.harness.measurements.sources import Source
 from bnlab.layers import batch_norm_layers
 from bnlab.statistics import using
 
-NEEDS_TRACE = True
+NORMS = RECORDED
 _IMAGES = 512  # of the training split
 _EDGES = torch.linspace(-4, 4, 33, dtype=torch.float64)
 

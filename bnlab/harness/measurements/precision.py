@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 import bnlab
+from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, population
 from bnlab.harness.measurements.sources import Source
 
-NEEDS_TRACE = True
+NORMS = RECORDED
 
 
 def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:

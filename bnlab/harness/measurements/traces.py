@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.gaps import flat_statistics, key_columns
 from bnlab.harness.measurements.sources import InferenceRule, RunningAverage, Source
 
-NEEDS_TRACE = True
+NORMS = RECORDED
 _POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown
 _CHANNELS = 2
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import bnlab
+from bnlab.estimators import EMA
 from bnlab.harness.artifacts import norms
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.models import ModelConfig, build_model
-from bnlab.harness.artifacts.norms import FrozenNorm, GainControl, NormConfig, Norms
+from bnlab.harness.artifacts.norms import FrozenNorm, GainControl, GhostNorm, NormConfig, Norms
 from bnlab.harness.artifacts.training import Batches, OptimizerConfig, Progress, Seeds, build_optimizer, train
 from bnlab.harness.errors import UserError
+from bnlab.recording.frozen import record_frozen
+from bnlab.trace import replay
 from tests import references as ref
 
 IMAGES, ROWS = (7, 4, 3, 5), (7, 4)
@@ -95,6 +101,101 @@ def test_gain_control_keeps_the_second_moment_of_independent_pixels() -> None:
     assert all(0.4 < scale < 2.5 for scale in scales), scales
 
 
+@pytest.mark.parametrize("size", [2, 3, 8, 32])
+def test_parts_of_a_ghost_batch(size: int) -> None:
+    for images in range(2, 3 * size + 2):
+        parts = ref.split_ghosts(torch.arange(images), size)
+        assert torch.cat(parts).tolist() == list(range(images))
+        assert images < size or min(map(len, parts)) >= size > max(map(len, parts)) - size
+
+
+@pytest.mark.parametrize("images", [2, 5, 8, 11])
+def test_a_ghost_norm_normalizes_each_part_in_training_and_all_by_its_averages_after_it(images: int) -> None:
+    layer, x = build(NormConfig("ghost", batch_size=4)), draw(images, 4, 3, 5)
+    assert isinstance(layer, GhostNorm)
+    parts, weight, bias = ref.split_ghosts(x, 4), layer.norm.weight, layer.norm.bias
+    assert len(parts) == {2: 1, 5: 1, 8: 2, 11: 2}[images]
+    expected = torch.cat([ref.scale_channels(ref.batch_normalize(part), weight, bias) for part in parts])
+    torch.testing.assert_close(layer(x), expected)
+    mean, var = ref.running_ema(parts, 0.1)[-1]
+    torch.testing.assert_close(layer.norm.running_mean, mean)
+    torch.testing.assert_close(layer.norm.running_var, var)
+    channels = [(x[:, c] - mean[c]) / (var[c] + 1e-5).sqrt() for c in range(4)]
+    expected = ref.scale_channels(torch.stack(channels, dim=1), weight, bias)
+    torch.testing.assert_close(layer.eval()(x), expected)
+
+
+def test_gradients_of_a_ghost_norm_stay_in_their_part() -> None:
+    layer, x = build(NormConfig("ghost", batch_size=3)), draw(6, 4).unsqueeze(2).unsqueeze(3).requires_grad_()
+    layer(x)[:3].square().sum().backward()
+    assert x.grad is not None and x.grad[:3].any() and not x.grad[3:].any()
+
+
+class TwoNorms(nn.Module):
+    """Two norms with a convolution between them, as plain batch norms or in parts."""
+
+    def __init__(self, config: NormConfig) -> None:
+        super().__init__()
+        self.first, self.second = build(config, 3), build(config, 4)
+        self.conv = nn.Conv2d(3, 4, 3, bias=False).double()
+        with torch.no_grad():
+            weights = torch.randn(self.conv.weight.shape, generator=torch.Generator().manual_seed(2))
+            self.conv.weight.copy_(weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.conv(self.first(x)).relu())  # type: ignore[no-any-return]
+
+
+GHOST, PLAIN = TwoNorms(NormConfig("ghost", batch_size=4)), TwoNorms(NormConfig("batch"))
+PLAIN.load_state_dict({key.replace("norm.", ""): value for key, value in GHOST.state_dict().items()})
+BATCHES = [draw(9, 3, 5, 5, seed=1), draw(8, 3, 5, 5, seed=2), draw(3, 3, 5, 5, seed=3)]
+PARTS = [part for batch in BATCHES for part in ref.split_ghosts(batch, 4)]
+
+
+def compare(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    """Statistics by layer, whatever wraps the layers."""
+    assert [name.removesuffix(".norm") for name in found] == list(expected)
+    for mine, theirs in zip(found.values(), expected.values(), strict=True):
+        torch.testing.assert_close(mine.mean, theirs.mean, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(mine.var, theirs.var, rtol=tolerance, atol=tolerance)
+
+
+def test_each_part_of_a_ghost_batch_is_an_entry_of_the_same_step() -> None:
+    model = copy.deepcopy(GHOST)
+    twin, inputs = copy.deepcopy(PLAIN), []
+    twin.second.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with bnlab.record(model) as trace:
+        for batch in BATCHES:
+            model(batch)
+    for part in PARTS:
+        twin(part)
+    for name, parts in (("first.norm", PARTS), ("second.norm", inputs)):
+        layer = trace.layers[name]
+        assert layer.steps == [1, 1, 2, 2, 3]
+        assert layer.counts == [part[:, 0].numel() for part in parts]
+        for entry, part in zip(layer.moments, parts, strict=True):
+            torch.testing.assert_close(entry, torch.stack(ref.unbiased(part)))
+    found = replay(trace, EMA(0.1), [1, 2, 3])
+    for step, seen in ((1, 2), (2, 4), (3, 5)):
+        mean, var = ref.running_ema(PARTS, 0.1)[seen - 1]
+        torch.testing.assert_close(found[step]["first.norm"].mean, mean)
+        torch.testing.assert_close(found[step]["first.norm"].var, var)
+    torch.testing.assert_close(model.first.norm.running_var, found[3]["first.norm"].var)
+
+
+def test_exact_statistics_of_a_ghost_norm_are_those_of_its_batch_norm() -> None:
+    found = bnlab.population_statistics(GHOST, BATCHES)
+    compare(found, bnlab.population_statistics(PLAIN, BATCHES), tolerance=0)
+    compare(found, ref.full_batch_population(PLAIN, torch.cat(BATCHES)))
+
+
+def test_precise_statistics_of_a_ghost_norm_are_of_batches_in_parts() -> None:
+    found = bnlab.population_statistics(GHOST, BATCHES, upstream="batch")
+    compare(found, ref.batch_upstream_population(PLAIN, PARTS))
+    trace = record_frozen(GHOST, BATCHES)
+    assert [layer.steps for layer in trace.layers.values()] == [[1, 1, 2, 2, 3]] * 2
+
+
 SPLIT = Split(draw(24, 1, 8, 8).float(), torch.arange(24) % 10)
 NETWORKS = [ModelConfig("cnn", 2, 8), ModelConfig("mlp", 2, 16), ModelConfig("resnet", 8, 8)]
 
@@ -102,7 +203,7 @@ NETWORKS = [ModelConfig("cnn", 2, 8), ModelConfig("mlp", 2, 16), ModelConfig("re
 @pytest.mark.parametrize("name", norms.NAMES)
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
 def test_two_updates(network: ModelConfig, name: str) -> None:
-    norm = NormConfig(name, groups=4)
+    norm = NormConfig(name, batch_size=4, groups=4)
     if network.name == "mlp" and name in ("instance", "gain_control"):
         with pytest.raises(UserError, match=f"^norm.name={name}: a unit of an mlp has one value"):
             build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
@@ -116,7 +217,7 @@ def test_two_updates(network: ModelConfig, name: str) -> None:
     assert progress.step == 2 and progress.loss < 10
     assert not [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
     averages = [value for key, value in model.named_buffers() if key.endswith("num_batches_tracked")]
-    assert {int(value) for value in averages} <= {0 if name == "frozen" else 2}
+    assert {int(value) for value in averages} <= {{"ghost": 6, "frozen": 0}.get(name, 2)}
     assert bool(averages) == (name in (*norms.RECORDED, "frozen"))
 
 
@@ -134,10 +235,12 @@ def test_batches_of_one_image(name: str) -> None:
     ("network", "norm", "found"),
     [
         (NETWORKS[0], NormConfig("batch_norm"), "norm.name=batch_norm: must be one of batch"),
+        (NETWORKS[0], NormConfig("ghost", batch_size=1), "norm.batch_size=1: one image has no batch statistics"),
         (NETWORKS[0], NormConfig("group", groups=0), "norm.groups=0: must be 1 or more"),
         (NETWORKS[0], NormConfig("group", groups=3), "norm.groups=3: must divide the channels; .*model.width=8"),
         (NETWORKS[1], NormConfig("group", groups=16), "model.width=16: 16 groups of one unit"),
         (ModelConfig("mlp", 2, 1), NormConfig("layer"), "model.width=1: 1 group of one unit"),
+        (ModelConfig("resnet18"), NormConfig("ghost"), "norm.name=ghost: resnet18 has normalization of its own"),
         (ModelConfig("resnet", 8, 8), NormConfig("instance"), "model.name=resnet, norm.name=instance: cannot take 1×4"),
         (ModelConfig("resnet", 8, 8), NormConfig("gain_control"), "cannot take 1×4×4 images .one pixel is its own"),
     ],

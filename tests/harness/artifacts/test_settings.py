@@ -56,7 +56,7 @@ def test_defaults_are_left_off() -> None:
         {"seed": 3},
         {"freeze_with": "exact"},  # without freeze_at
         {"data": DataConfig(root="x", download=True)},
-        {"norm": NormConfig(groups=2)},
+        {"norm": NormConfig(batch_size=4, groups=2)},
         {"data": DataConfig(classes=10, difficulty="weak", fonts="dejavu", test_fonts="dejavu", image_size=64)},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -72,7 +72,9 @@ def test_what_leaves_the_network_as_it_is(changes: dict[str, Any]) -> None:
         ({"model": ModelConfig("mlp")}, {"model": ModelConfig("mlp", pool_every=3)}),
         ({"model": ModelConfig("resnet", 8)}, {"model": ModelConfig("resnet", 8, pool_every=3)}),
         ({"model": ModelConfig("resnet18")}, {"model": ModelConfig("resnet18", 8, 64, 3)}),
-        ({"norm": NormConfig("none")}, {"norm": NormConfig("none", 4)}),
+        ({"norm": NormConfig("none")}, {"norm": NormConfig("none", 4, 2)}),
+        ({"norm": NormConfig("ghost")}, {"norm": NormConfig("ghost", groups=2)}),
+        ({"norm": NormConfig("group")}, {"norm": NormConfig("group", batch_size=4)}),
         ({"optimizer": OptimizerConfig("adamw")}, {"optimizer": OptimizerConfig("adamw", momentum=0.5)}),
     ],
 )
@@ -125,6 +127,8 @@ def test_what_makes_another_network() -> None:
         {"optimizer": OptimizerConfig(schedule="step")},
         {"model": ModelConfig(depth=2)},
         {"norm": NormConfig("none")},
+        {"norm": NormConfig("ghost")},
+        {"norm": NormConfig("ghost", batch_size=64)},
         {"norm": NormConfig("group")},
         {"norm": NormConfig("group", groups=4)},
         {"norm": NormConfig("layer")},
@@ -149,6 +153,7 @@ def test_a_name_stays_for_ever() -> None:
         "model=resnet": {"2dc2453c1b"},
         "norm=batch": {"44136fa355"},
         "norm=none": {"69cf19d758"},
+        "norm=ghost": {"0c36a5a7fb"},
         "norm=group": {"21d3a1064d"},
         "norm=layer": {"2c9570cc88"},
         "norm=instance": {"9d1712f70c"},
@@ -170,6 +175,7 @@ def test_the_defaults() -> None:
     with, and would be refused for it. Give a new meaning a new setting instead."""
     assert asdict(PLAIN.norm) == {
         "name": "batch",
+        "batch_size": 32,
         "groups": 8,
     }
     assert asdict(PLAIN.data) == {

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from bnlab.harness import load
+from bnlab import replay, running_statistics
+from bnlab.estimators import EMA
+from bnlab.harness import load, measurements
 from bnlab.harness.artifacts import producing
 from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.models import ModelConfig
@@ -46,7 +49,7 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 
-@pytest.mark.parametrize("name", ["none", "group"])
+@pytest.mark.parametrize("name", ["none", "ghost"])
 def test_it_continues_and_makes_checkpoints_later(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(
         BARE, model=ModelConfig("mlp", 1, 16), norm=NormConfig(name), momentum=0.01, epochs=1, evaluate_at="final",
@@ -69,28 +72,71 @@ def test_it_continues_and_makes_checkpoints_later(name: str, tmp_path: Path, mon
     execute(replace(broken, evaluate_at=[5, 1.0]))
     assert Run(broken).training == Run(config).training
     assert [path.stem[-1] for path in Run(broken).checkpoints(5)] == ["5"]
+    trace, whole = Run(broken).trace, Run(config).trace
+    assert (trace is None) == (whole is None) == (name == "none")
+    if trace is not None and whole is not None:
+        for mine, theirs in zip(trace.layers.values(), whole.layers.values(), strict=True):
+            assert torch.equal(mine.moments, theirs.moments) and mine.steps == theirs.steps
+
+
+SOURCES = ["ema", "exact", "precise", "update_bn", "test_batch(n=16)"]
+
+
+@pytest.mark.parametrize("name", ["ghost"])
+def test_networks_with_batch_statistics_are_measured(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(
+        BARE, model=ModelConfig(width=8), norm=NormConfig(name, batch_size=16), epochs=1, estimator=SOURCES,
+        momentum=0.01, measurements=list(measurements.NAMES), results=str(tmp_path),
+    )  # fmt: skip
+    prepare([config])
+    execute(config)
+    run, tables = Run(config), load("adhoc", tmp_path)
+    assert not list_failures(config)
+    left_out = [table for table in measurements.NAMES if name not in measurements.find_norms(table)]
+    assert f"{run.id}: norm.name={name}, so not measured: {', '.join(left_out)}" in capsys.readouterr().out
+    assert {table for table in measurements.NAMES if tables[table].empty} == {*left_out}
+    assert set(left_out) >= {"within_epoch", "decomposition"} and ("drift" in left_out) == (name == "ghost")
+    assert set(tables["gaps"]["estimator"]) == {"ema", "exact", "precise", "update_bn"}
+    assert set(tables["evaluations"]["estimator"]) == {*SOURCES}
+    (row,) = tables["runs"].to_dict("records")
+    assert row["norm_batch_size"] == {"ghost": 16, "renorm": 64}[name] and row["norm.batch_size"] == 16
+    trace = run.trace
+    assert trace is not None
+    parts = {"ghost": 64 // 16, "renorm": 1}[name]
+    assert all(layer.steps[: 2 * parts] == [1] * parts + [2] * parts for layer in trace.layers.values())
+    # The running averages of the weights are what `ema` gives of the trace.
+    held = running_statistics(run.model_at(run.steps)) if name == "renorm" else None
+    replayed = replay(trace, EMA(0.01), [run.steps])[run.steps]
+    for layer, moments in (held or {}).items():
+        torch.testing.assert_close(moments.var, replayed[layer].var, rtol=1e-5, atol=1e-6)
 
 
 def test_what_needs_batch_norm_alone_is_refused_before_training() -> None:
     for norm in ("none", "group", "frozen"):
         bare = replace(BARE, norm=NormConfig(norm))
-        message = r"^measurements=\['gaps', 'drift'\]: need batch norm \(norm=batch\); evaluations do not"
+        message = r"^measurements=\['gaps', 'drift'\]: need batch norm \(norm=batch, ghost\); evaluations do not"
         with pytest.raises(UserError, match=message):
             check(replace(bare, measurements=["gaps", "drift"]))
         check(replace(bare, measurements=["gaps", "evaluations"]))
+    ghost = replace(BARE, norm=NormConfig("ghost"))
+    with pytest.raises(UserError, match=r"^measurements=drift: need batch norm \(norm=batch\)"):
+        check(replace(ghost, measurements="drift"))
+    check(replace(ghost, measurements=["gaps", "drift"]))
 
 
 @pytest.mark.parametrize(
     ("name", "read"),
     [
         ("none", {"name": "none"}),
-        ("group", {"name": "group", "groups": 4}),
+        ("ghost", {"name": "ghost", "batch_size": 9}),
     ],
 )
 def test_every_setting_of_the_training_is_a_column(name: str, read: dict[str, object], tmp_path: Path) -> None:
     config = replace(
         BARE, data=DataConfig(images=100), epochs=1, batch_size=90, evaluate_at="final", results=str(tmp_path),
-        norm=NormConfig(name, groups=4),
+        norm=NormConfig(name, batch_size=9, groups=4),
     )  # fmt: skip
     assert network(config)["norm"] == read
     execute(config)
