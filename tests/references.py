@@ -485,6 +485,28 @@ def scale_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.stack([weight[c] * x[:, c] + bias[c] for c in range(x.shape[1])], dim=1)
 
 
+def renorm_corrections(
+    batch: Tensor, running: Pair, r_max: float, d_max: float, eps: float = 1e-5
+) -> list[tuple[float, float]]:
+    """r and d of each channel in Batch Renormalization (Ioffe 2017, algorithm 1)."""
+    _, mean, var = moments(batch)
+    found = []
+    for c in range(batch.shape[1]):
+        sigma = math.sqrt(float(running[1][c]) + eps)
+        r, d = math.sqrt(float(var[c]) + eps) / sigma, float(mean[c] - running[0][c]) / sigma
+        found.append((max(1 / r_max, min(r_max, r)), max(-d_max, min(d_max, d))))
+    return found
+
+
+def renorm_limits(update: int, updates: int) -> tuple[float, float]:
+    """r_max (1 until 5/130 of the training, 3 from 40/130 on) and d_max (0, 5 from 25/130 on) at an update, from 0."""
+
+    def rise(low: float, high: float, end: float) -> float:
+        return float(np.interp(update, [5 / 130 * updates, end / 130 * updates], [low, high]))
+
+    return rise(1, 3, 40), rise(0, 5, 25)
+
+
 def control_gain(x: Tensor, share: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     """gain·(x − share·m) + shift, m the mean over pixels of each image's channel."""
     out = torch.empty_like(x)

@@ -98,12 +98,27 @@ def _check_statistics(config: Config, images: int) -> None:
         if not 0 < value <= 1:
             raise UserError(f"momentum={value}: is the weight of the new batch; must be above 0 and at most 1")
     for source in find_sources(config):
+        if config.norm.name == "renorm" and isinstance(source, RunningAverage):
+            _check_renorm(source, config.norm.momentum)
         if not isinstance(source, FrozenWeights) or source.images is None:
             continue
         is_val = source.split == "val"
         split, most = ("validation", data.images_used(config.data) - images) if is_val else ("training", images)
         if source.images > most:
             raise UserError(f"estimator={source.estimator}: the {split} split has {most:,} images")
+
+
+def _check_renorm(source: RunningAverage, momentum: float) -> None:
+    """UserError unless a running average is the one that the network has read in training."""
+    if (source.estimator, source.momentum) == ("ema", momentum):
+        return
+    key = "estimator" if source.estimator != "ema" else "momentum"
+    value = source.estimator if key == "estimator" else source.momentum
+    raise UserError(
+        f"{key}={value}: a network with norm=renorm reads its running averages while it is trained, so that another "
+        f"average means another training; use estimator=ema with momentum={momentum} (norm.momentum), or statistics of "
+        "frozen weights (exact, precise)"
+    )
 
 
 def _check_steps(config: Config, steps: int) -> None:

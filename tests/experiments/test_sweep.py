@@ -34,7 +34,7 @@ FURTHER = {
     "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
     "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
     "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name "
-    "norm.batch_size norm.groups optimizer.name "
+    "norm.batch_size norm.groups norm.momentum optimizer.name "
     "optimizer.lr optimizer.lr_scaling optimizer.momentum optimizer.weight_decay optimizer.label_smoothing "
     "optimizer.schedule order freeze_at freeze_with averaging",
     "gaps": "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -80,3 +81,20 @@ def test_a_ghost_batch_is_no_larger_than_the_batch() -> None:
     with pytest.raises(UserError, match=r"norm\.batch_size=32: is larger than the batch, of which it is a part"):
         check(Config(norm=NormConfig("ghost", batch_size=32), batch_size=31))
     check(Config(norm=NormConfig("batch", batch_size=32), batch_size=31))
+
+
+def test_a_renorm_has_no_other_running_averages_than_its_own() -> None:
+    config = Config(norm=NormConfig("renorm", momentum=0.05), momentum=[0.05])
+    frozen = ["exact", "precise", "update_bn", "swa", "test_batch"]
+    check(replace(config, estimator=["ema", *frozen]))
+    check(replace(config, momentum=0.1, estimator=["ema(momentum=0.05)", *frozen]))
+    check(replace(config, momentum=0.1, estimator=frozen))
+    for changes, found in (
+        ({"momentum": [0.05, 0.1]}, "momentum=0.1: a network with norm=renorm reads its running averages"),
+        ({"estimator": ["ema(momentum=0.5)"]}, "momentum=0.5: .*use estimator=ema with momentum=0.05"),
+        ({"estimator": ["exact", "cumulative"]}, "estimator=cumulative: a network with norm=renorm"),
+        ({"estimator": ["ema_debiased"]}, "estimator=ema_debiased: .*or statistics of frozen weights"),
+    ):
+        with pytest.raises(UserError, match=found):
+            check(replace(config, **changes))
+        check(replace(config, norm=NormConfig(), **changes))

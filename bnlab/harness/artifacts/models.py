@@ -81,15 +81,17 @@ def build_model(
     image_size: int,
     classes: int,
     seed: int,
+    steps: int = 1,
 ) -> nn.Module:
     """The network for images [N, channels, image_size, image_size], in channels_last and train mode.
 
     Without `norm` it has batch norm. The weights depend on `seed` alone; the caller's random state is left as it was.
-    Raises UserError as `check` does, and if the network cannot take images of this size.
+    `steps` are the updates of its training, for norms that change over it. Raises UserError as `check` does, and if the
+    network cannot take images of this size.
     """
     norm = norm or NormConfig()
     check(config, norm)
-    layers = Norms(norm, of_images=config.name != "mlp")
+    layers = Norms(norm, of_images=config.name != "mlp", steps=steps)
     if config.name in _OWN:
         _require_memory(config, layers, channels, image_size, classes)
     with torch.random.fork_rng(devices=[]):

@@ -11,24 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.errors import UserError
-from bnlab.layers import BatchNorm
+from bnlab.layers import BatchNorm, get_running_buffers
 
 
 @dataclass
 class NormConfig:
     """What normalizes activations after each convolution or linear layer but the last."""
 
-    name: str = "batch"  # batch, ghost, group, layer, instance, gain_control, frozen, none
+    name: str = "batch"  # batch, ghost, renorm, group, layer, instance, gain_control, frozen, none
     batch_size: int = 32  # ghost: images that are normalized together
     groups: int = 8  # group: groups of channels
+    momentum: float = 0.01  # renorm: weight of the new batch in the averages that it trains with
 
 
-NAMES = ("batch", "ghost", "group", "layer", "instance", "gain_control", "frozen", "none")
-RECORDED = NAMES[:2]
+NAMES = ("batch", "ghost", "renorm", "group", "layer", "instance", "gain_control", "frozen", "none")
+RECORDED = NAMES[:3]
 """Norms that train with statistics of the batch, which are recorded."""
 
 _UNSCALED = ("gain_control", "frozen", "none")
-_READ = {"ghost": ("batch_size",), "group": ("groups",)}
+_READ = {"ghost": ("batch_size",), "renorm": ("momentum",), "group": ("groups",)}
 
 
 def check(config: NormConfig) -> None:
@@ -39,6 +40,10 @@ def check(config: NormConfig) -> None:
         raise UserError(f"norm.batch_size={config.batch_size}: one image has no batch statistics; must be 2 or more")
     if config.groups < 1:
         raise UserError(f"norm.groups={config.groups}: must be 1 or more")
+    if not 0 < config.momentum <= 1:
+        raise UserError(
+            f"norm.momentum={config.momentum}: is the weight of the new batch; must be above 0 and at most 1"
+        )
 
 
 def training_settings(config: NormConfig) -> dict[str, Any]:
@@ -61,10 +66,12 @@ class Norms:
     Attributes:
         config: which norms.
         of_images: for [N, C, H, W]; otherwise for [N, C].
+        steps: updates in the training, which the limits of batch renormalization follow.
     """
 
     config: NormConfig
     of_images: bool
+    steps: int
 
     @property
     def has_shift(self) -> bool:
@@ -79,8 +86,8 @@ class Norms:
     def build(self, channels: int) -> nn.Module:
         return _BUILDERS[self.config.name](self, channels)
 
-    def build_batch_norm(self, channels: int) -> BatchNorm:
-        return (nn.BatchNorm2d if self.of_images else nn.BatchNorm1d)(channels)
+    def build_batch_norm(self, channels: int, momentum: float = 0.1) -> BatchNorm:
+        return (nn.BatchNorm2d if self.of_images else nn.BatchNorm1d)(channels, momentum=momentum)
 
     def build_layer_norm(self, channels: int) -> nn.Module:
         return nn.GroupNorm(1, channels) if self.of_images else nn.LayerNorm(channels)
@@ -107,6 +114,55 @@ class GhostNorm(nn.Module):
         if count <= 1:
             return self.norm(x)  # type: ignore[no-any-return]
         return torch.cat([self.norm(part) for part in x.tensor_split(count)])
+
+
+class BatchRenorm(nn.Module):
+    """Batch renormalization (Ioffe 2017, arXiv 1702.03275): in training y = γ·(x̂·r + d) + β with x̂ = (x − μ_B)/σ_B.
+
+        r = clip(σ_B/σ, 1/r_max, r_max), d = clip((μ_B − μ)/σ, −d_max, d_max)
+
+    No gradient flows through r and d. μ and σ are of the running averages before this batch. The batch norm inside
+    updates these by its momentum as torch does: averages of unbiased variances, where the paper averages σ_B. In eval
+    mode the layer is that batch norm.
+
+    r_max rises from 1 to 3 and d_max from 0 to 5, on straight lines: in the paper from update 5,000 on, r_max until
+    update 40,000 and d_max until 25,000, of 130,000; here at the same shares of the training.
+
+    Args:
+        norm: affine; keeps the averages, and counts the batches by which the limits rise.
+        steps: updates in the training.
+    """
+
+    def __init__(self, norm: BatchNorm, steps: int) -> None:
+        super().__init__()
+        self.norm, self.steps = norm, steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.norm.training):  # alone, as where weights are frozen, it is a batch norm
+            return self.norm(x)  # type: ignore[no-any-return]
+        r, d = self._correct(x.detach())
+        weight, bias = self.norm.weight, self.norm.bias
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        # γ·(x̂·r + d) + β, of γ·x̂ + β
+        return self.norm(x) * r.view(shape) + (weight * d + bias * (1 - r)).view(shape)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """r and d, [C]."""
+        var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        running_mean, running_var = get_running_buffers(self.norm)
+        sigma = (running_var + self.norm.eps).sqrt()
+        r_max, d_max = self.limits()
+        r = ((var + self.norm.eps).sqrt() / sigma).clamp(1 / r_max, r_max)
+        return r, ((mean - running_mean) / sigma).clamp(-d_max, d_max)
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """r_max and d_max for the next batch, without waiting for an accelerator."""
+        batches = self.norm.num_batches_tracked
+        assert batches is not None
+        share = batches / self.steps
+        rises = [((share - 5 / 130) / ((end - 5) / 130)).clamp(0, 1) for end in (40, 25)]
+        return 1 + 2 * rises[0], 5 * rises[1]
 
 
 class GainControl(nn.Module):
@@ -158,6 +214,7 @@ class FrozenNorm(nn.Module):
 _BUILDERS: dict[str, Callable[[Norms, int], nn.Module]] = {
     "batch": lambda norms, channels: norms.build_batch_norm(channels),
     "ghost": lambda norms, channels: GhostNorm(norms.build_batch_norm(channels), norms.config.batch_size),
+    "renorm": lambda norms, channels: BatchRenorm(norms.build_batch_norm(channels, norms.config.momentum), norms.steps),
     "group": lambda norms, channels: nn.GroupNorm(norms.config.groups, channels),
     "layer": lambda norms, channels: norms.build_layer_norm(channels),
     "instance": lambda norms, channels: nn.InstanceNorm2d(channels, affine=True),

@@ -131,6 +131,7 @@ class Run:
             image_size=images.shape[2],
             classes=self.dataset.classes,
             seed=Seeds.of(self.config.seed).initialization,
+            steps=self.steps,
         )
         return model.to(self.device)
 

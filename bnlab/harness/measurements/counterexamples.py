@@ -16,7 +16,7 @@ from bnlab.harness.measurements.gaps import key_columns
 from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
-NORMS = ("batch",)  # not ghost: a step counts as one batch
+NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
 scope = final_step
 _BATCHES = 200  # the last of the training
 _SIZES = (0.1, 1.0, 10.0, 100.0)

@@ -12,7 +12,7 @@ from bnlab.harness.measurements.sources import Source
 from bnlab.theory import local_level
 from bnlab.trace import LayerTrace
 
-NORMS = ("batch",)  # not ghost: a step counts as one batch
+NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 

@@ -14,7 +14,7 @@ from bnlab.harness.measurements.gaps import key_columns
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
-NORMS = ("batch",)  # not ghost: a step counts as one batch
+NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
 _LAST = (1, 4, 16, 64)
 
 

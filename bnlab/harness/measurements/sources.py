@@ -21,7 +21,8 @@ from bnlab.harness.measurements.own_code import digest_of_class
 from bnlab.inference import Rule
 
 # Statistics of frozen weights; `precise(images=1000)` draws 1,000, others for each network and step. All but exact are
-# taken in batches of the training size, which normalize themselves: with norm=ghost part by part, as in training.
+# taken in batches of the training size, which normalize themselves: with norm=ghost part by part, as in training, with
+# norm=renorm as batch norm does.
 FROZEN = {
     "exact": "population upstream, found layer by layer",
     "precise": "moments pooled over all batches (Wu & Johnson 2021; fvcore)",

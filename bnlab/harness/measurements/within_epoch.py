@@ -19,7 +19,7 @@ from bnlab.harness.measurements.streams import final_step
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Layout
 
-NORMS = ("batch",)  # not ghost: a step counts as one batch
+NORMS = ("batch",)  # a step counts as one batch, which frozen weights normalize as in training
 scope = final_step
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory

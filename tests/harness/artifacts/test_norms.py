@@ -15,7 +15,7 @@ from bnlab.estimators import EMA
 from bnlab.harness.artifacts import norms
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.models import ModelConfig, build_model
-from bnlab.harness.artifacts.norms import FrozenNorm, GainControl, GhostNorm, NormConfig, Norms
+from bnlab.harness.artifacts.norms import BatchRenorm, FrozenNorm, GainControl, GhostNorm, NormConfig, Norms
 from bnlab.harness.artifacts.training import Batches, OptimizerConfig, Progress, Seeds, build_optimizer, train
 from bnlab.harness.errors import UserError
 from bnlab.recording.frozen import record_frozen
@@ -32,9 +32,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return x * scale + scale.square()
 
 
-def build(config: NormConfig, channels: int = 4, of_images: bool = True) -> nn.Module:
+def build(config: NormConfig, channels: int = 4, of_images: bool = True, steps: int = 1) -> nn.Module:
     """A norm in float64 with drawn weights."""
-    layer = Norms(config, of_images).build(channels).double()
+    layer = Norms(config, of_images, steps).build(channels).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -196,6 +196,81 @@ def test_precise_statistics_of_a_ghost_norm_are_of_batches_in_parts() -> None:
     assert [layer.steps for layer in trace.layers.values()] == [[1, 1, 2, 2, 3]] * 2
 
 
+LIMITS = [(1.0, 0.0), (1.5, 0.5), (3.0, 5.0)]
+
+
+@pytest.mark.parametrize("of_images", [True, False])
+@pytest.mark.parametrize(("r_max", "d_max"), LIMITS)
+def test_batch_renorm(of_images: bool, r_max: float, d_max: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = tuple(torch.tensor(value, dtype=torch.float64) for value in (r_max, d_max))
+    monkeypatch.setattr(BatchRenorm, "limits", lambda _: limits)
+    layer = build(NormConfig("renorm", momentum=0.3), of_images=of_images)
+    assert isinstance(layer, BatchRenorm)
+    weight, bias = layer.norm.weight, layer.norm.bias
+    batches = [draw(*(IMAGES if of_images else ROWS), seed=seed) for seed in range(4)]
+    running = torch.zeros(4).double(), torch.ones(4).double()
+    for number, batch in enumerate(batches):
+        r, d = torch.tensor(ref.renorm_corrections(batch, running, r_max, d_max), dtype=torch.float64).T
+        x, twin = batch.clone().requires_grad_(), batch.clone().requires_grad_()
+        dims = [0, *range(2, batch.dim())]
+        mean, var = twin.mean(dims, keepdim=True), twin.var(dims, correction=0, keepdim=True)
+        expected = ref.scale_channels(ref.scale_channels((twin - mean) / (var + 1e-5).sqrt(), r, d), weight, bias)
+        y, towards = layer(x), draw(*batch.shape, seed=9)
+        torch.testing.assert_close(y, expected)
+        for mine, theirs in zip(
+            torch.autograd.grad((y * towards).sum(), [x, weight, bias]),
+            torch.autograd.grad((expected * towards).sum(), [twin, weight, bias]),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs)
+        running = ref.running_ema(batches[: number + 1], 0.3)[-1]
+        torch.testing.assert_close(layer.norm.running_mean, running[0])
+        torch.testing.assert_close(layer.norm.running_var, running[1])
+    torch.testing.assert_close(layer.eval()(batches[0]), layer.norm(batches[0]))
+
+
+def test_without_limits_batch_renorm_normalizes_by_its_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = torch.tensor(1e9).double(), torch.tensor(1e9).double()
+    monkeypatch.setattr(BatchRenorm, "limits", lambda _: limits)
+    layer, x = build(NormConfig("renorm", momentum=0.5)), draw(*IMAGES)
+    layer(x)
+    expected = copy.deepcopy(layer).eval()(x)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_limits_of_batch_renorm_rise_at_the_shares_of_the_paper() -> None:
+    layer = build(NormConfig("renorm"), steps=260)
+    assert isinstance(layer, BatchRenorm) and layer.norm.momentum == 0.01
+    for update in range(100):
+        limits = tuple(float(limit) for limit in layer.limits())
+        assert limits == pytest.approx(ref.renorm_limits(update, 260))
+        assert limits == {0: (1, 0), 10: (1, 0), 50: (pytest.approx(15 / 7), 5), 80: (3, 5)}.get(update, limits)
+        layer(draw(3, 4, 1, 1))
+
+
+def test_a_batch_renorm_is_recorded_as_a_batch_norm_and_reads_its_own_averages_meanwhile() -> None:
+    model, alone = (TwoNorms(NormConfig("renorm", momentum=0.2)) for _ in range(2))
+    with bnlab.record(model) as trace:
+        outputs = [model(batch) for batch in BATCHES]
+    for output, batch in zip(outputs, BATCHES, strict=True):
+        torch.testing.assert_close(output, alone(batch))
+    assert [layer.steps for layer in trace.layers.values()] == [[1, 2, 3]] * 2
+    found = replay(trace, EMA(0.2), [3])[3]
+    mean, var = ref.running_ema(BATCHES, 0.2)[-1]
+    torch.testing.assert_close(found["first.norm"].mean, mean)
+    torch.testing.assert_close(found["first.norm"].var, var)
+    for name in ("first", "second"):
+        torch.testing.assert_close(getattr(model, name).norm.running_var, found[f"{name}.norm"].var)
+
+
+def test_statistics_of_frozen_weights_are_those_of_the_batch_norm_inside_of_a_renorm() -> None:
+    model = TwoNorms(NormConfig("renorm"))
+    model.load_state_dict(GHOST.state_dict())
+    compare(bnlab.population_statistics(model, BATCHES), ref.full_batch_population(PLAIN, torch.cat(BATCHES)))
+    found = bnlab.population_statistics(model, BATCHES, upstream="batch")
+    compare(found, ref.batch_upstream_population(PLAIN, BATCHES))
+
+
 SPLIT = Split(draw(24, 1, 8, 8).float(), torch.arange(24) % 10)
 NETWORKS = [ModelConfig("cnn", 2, 8), ModelConfig("mlp", 2, 16), ModelConfig("resnet", 8, 8)]
 
@@ -208,7 +283,7 @@ def test_two_updates(network: ModelConfig, name: str) -> None:
         with pytest.raises(UserError, match=f"^norm.name={name}: a unit of an mlp has one value"):
             build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
         return
-    model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
+    model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0, steps=2)
     optimizer = OptimizerConfig(lr=0.01, lr_scaling="none", schedule="constant")
     # The first update of a weight of 0 before a branch leaves the branch as it is.
     progress, batches = Progress(model, build_optimizer(optimizer, model, 12), step=0), Batches(SPLIT, 12, Seeds.of(0))
@@ -240,6 +315,8 @@ def test_batches_of_one_image(name: str) -> None:
         (NETWORKS[0], NormConfig("group", groups=3), "norm.groups=3: must divide the channels; .*model.width=8"),
         (NETWORKS[1], NormConfig("group", groups=16), "model.width=16: 16 groups of one unit"),
         (ModelConfig("mlp", 2, 1), NormConfig("layer"), "model.width=1: 1 group of one unit"),
+        (NETWORKS[0], NormConfig("renorm", momentum=0.0), "norm.momentum=0.0: is the weight of the new batch"),
+        (NETWORKS[0], NormConfig("renorm", momentum=1.5), "norm.momentum=1.5"),
         (ModelConfig("resnet18"), NormConfig("ghost"), "norm.name=ghost: resnet18 has normalization of its own"),
         (ModelConfig("resnet", 8, 8), NormConfig("instance"), "model.name=resnet, norm.name=instance: cannot take 1×4"),
         (ModelConfig("resnet", 8, 8), NormConfig("gain_control"), "cannot take 1×4×4 images .one pixel is its own"),

@@ -56,7 +56,7 @@ def test_defaults_are_left_off() -> None:
         {"seed": 3},
         {"freeze_with": "exact"},  # without freeze_at
         {"data": DataConfig(root="x", download=True)},
-        {"norm": NormConfig(batch_size=4, groups=2)},
+        {"norm": NormConfig(batch_size=4, groups=2, momentum=0.5)},
         {"data": DataConfig(classes=10, difficulty="weak", fonts="dejavu", test_fonts="dejavu", image_size=64)},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -72,9 +72,10 @@ def test_what_leaves_the_network_as_it_is(changes: dict[str, Any]) -> None:
         ({"model": ModelConfig("mlp")}, {"model": ModelConfig("mlp", pool_every=3)}),
         ({"model": ModelConfig("resnet", 8)}, {"model": ModelConfig("resnet", 8, pool_every=3)}),
         ({"model": ModelConfig("resnet18")}, {"model": ModelConfig("resnet18", 8, 64, 3)}),
-        ({"norm": NormConfig("none")}, {"norm": NormConfig("none", 4, 2)}),
-        ({"norm": NormConfig("ghost")}, {"norm": NormConfig("ghost", groups=2)}),
-        ({"norm": NormConfig("group")}, {"norm": NormConfig("group", batch_size=4)}),
+        ({"norm": NormConfig("none")}, {"norm": NormConfig("none", 4, 2, 0.5)}),
+        ({"norm": NormConfig("ghost")}, {"norm": NormConfig("ghost", groups=2, momentum=0.5)}),
+        ({"norm": NormConfig("group")}, {"norm": NormConfig("group", batch_size=4, momentum=0.5)}),
+        ({"norm": NormConfig("renorm")}, {"norm": NormConfig("renorm", batch_size=4, groups=2)}),
         ({"optimizer": OptimizerConfig("adamw")}, {"optimizer": OptimizerConfig("adamw", momentum=0.5)}),
     ],
 )
@@ -129,6 +130,8 @@ def test_what_makes_another_network() -> None:
         {"norm": NormConfig("none")},
         {"norm": NormConfig("ghost")},
         {"norm": NormConfig("ghost", batch_size=64)},
+        {"norm": NormConfig("renorm")},
+        {"norm": NormConfig("renorm", momentum=0.1)},
         {"norm": NormConfig("group")},
         {"norm": NormConfig("group", groups=4)},
         {"norm": NormConfig("layer")},
@@ -177,6 +180,7 @@ def test_the_defaults() -> None:
         "name": "batch",
         "batch_size": 32,
         "groups": 8,
+        "momentum": 0.01,
     }
     assert asdict(PLAIN.data) == {
         "name": "digits",

@@ -49,7 +49,7 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 
-@pytest.mark.parametrize("name", ["none", "ghost"])
+@pytest.mark.parametrize("name", ["none", "ghost", "renorm"])
 def test_it_continues_and_makes_checkpoints_later(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(
         BARE, model=ModelConfig("mlp", 1, 16), norm=NormConfig(name), momentum=0.01, epochs=1, evaluate_at="final",
@@ -82,7 +82,7 @@ def test_it_continues_and_makes_checkpoints_later(name: str, tmp_path: Path, mon
 SOURCES = ["ema", "exact", "precise", "update_bn", "test_batch(n=16)"]
 
 
-@pytest.mark.parametrize("name", ["ghost"])
+@pytest.mark.parametrize("name", ["ghost", "renorm"])
 def test_networks_with_batch_statistics_are_measured(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,12 +116,14 @@ def test_networks_with_batch_statistics_are_measured(
 def test_what_needs_batch_norm_alone_is_refused_before_training() -> None:
     for norm in ("none", "group", "frozen"):
         bare = replace(BARE, norm=NormConfig(norm))
-        message = r"^measurements=\['gaps', 'drift'\]: need batch norm \(norm=batch, ghost\); evaluations do not"
+        message = (
+            r"^measurements=\['gaps', 'drift'\]: need batch norm \(norm=batch, ghost, renorm\); evaluations do not"
+        )
         with pytest.raises(UserError, match=message):
             check(replace(bare, measurements=["gaps", "drift"]))
         check(replace(bare, measurements=["gaps", "evaluations"]))
     ghost = replace(BARE, norm=NormConfig("ghost"))
-    with pytest.raises(UserError, match=r"^measurements=drift: need batch norm \(norm=batch\)"):
+    with pytest.raises(UserError, match=r"^measurements=drift: need batch norm \(norm=batch, renorm\)"):
         check(replace(ghost, measurements="drift"))
     check(replace(ghost, measurements=["gaps", "drift"]))
 
@@ -136,7 +138,7 @@ def test_what_needs_batch_norm_alone_is_refused_before_training() -> None:
 def test_every_setting_of_the_training_is_a_column(name: str, read: dict[str, object], tmp_path: Path) -> None:
     config = replace(
         BARE, data=DataConfig(images=100), epochs=1, batch_size=90, evaluate_at="final", results=str(tmp_path),
-        norm=NormConfig(name, batch_size=9, groups=4),
+        norm=NormConfig(name, batch_size=9, groups=4, momentum=0.1),
     )  # fmt: skip
     assert network(config)["norm"] == read
     execute(config)
