@@ -43,7 +43,7 @@ _LATER = {
     "model.depth": _INT, "model.width": _INT, "model.pool_every": _INT,
     "lr_effective": _REAL, "last_step": _INT,
     "data.name": _TEXT, "model.name": _TEXT, "norm.name": _TEXT,
-    "norm.batch_size": _INT, "norm.groups": _INT, "norm.momentum": _REAL,
+    "norm.batch_size": _INT, "norm.groups": _INT, "norm.momentum": _REAL, "norm.every_second": _TEXT,
     "optimizer.name": _TEXT, "optimizer.lr": _REAL, "optimizer.lr_scaling": _TEXT, "optimizer.momentum": _REAL,
     "optimizer.weight_decay": _REAL, "optimizer.label_smoothing": _REAL, "optimizer.schedule": _TEXT,
     "order": _TEXT, "freeze_at": _REAL, "freeze_with": _TEXT, "averaging": _TEXT,

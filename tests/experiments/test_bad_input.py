@@ -55,6 +55,8 @@ CASES = {
     "sweep norm=group norm.groups=5": "norm.groups=5: must divide the channels.*model.width=32",
     "sweep norm=group batch_size=0": "batch_size=0: must be 1 to 1,295",
     "sweep norm=group measurements=gaps": "measurements=gaps: need batch norm",
+    "sweep norm=group norm.every_second=group": "norm.every_second=group: stands in for a norm with batch statistics",
+    "sweep norm.every_second=layer": "norm.every_second=layer: must be one of none, group",
     "sweep norm=instance model=mlp": "norm.name=instance: a unit of an mlp has one value",
     "sweep norm=gain_control model=mlp": "norm.name=gain_control: a unit of an mlp has one value",
     "sweep norm=renorm": "momentum=0.1: a network with norm=renorm reads.*use estimator=ema with momentum=0.01",

@@ -34,7 +34,7 @@ FURTHER = {
     "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
     "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
     "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name "
-    "norm.batch_size norm.groups norm.momentum optimizer.name "
+    "norm.batch_size norm.groups norm.momentum norm.every_second optimizer.name "
     "optimizer.lr optimizer.lr_scaling optimizer.momentum optimizer.weight_decay optimizer.label_smoothing "
     "optimizer.schedule order freeze_at freeze_with averaging",
     "gaps": "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio",
@@ -46,7 +46,7 @@ WHOLE = {"step", "seed", "batch_size", "norm_batch_size", "steps", "threads", "d
 WHOLE |= {"stat_images", "data.images", "data.classes", "data.image_size", "data.shift", "last_step"}
 WHOLE |= {"model.depth", "model.width", "model.pool_every", "norm.batch_size", "norm.groups"}
 TEXT |= {"data.name", "model.name", "norm.name", "optimizer.name", "optimizer.lr_scaling", "optimizer.schedule"}
-TEXT |= {"order", "averaging", "freeze_with", "data.difficulty", "data.fonts", "data.test_fonts"}
+TEXT |= {"order", "averaging", "freeze_with", "data.difficulty", "data.fonts", "data.test_fonts", "norm.every_second"}
 TRUTH = {"data.flip"}
 
 

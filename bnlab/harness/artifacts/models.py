@@ -48,9 +48,10 @@ def check(config: ModelConfig, norm: NormConfig) -> None:
 
 def _check_norm(config: ModelConfig, norm: NormConfig) -> None:
     if config.name not in _OWN:
-        if norm.name != "batch":
-            own = ", ".join(_OWN)
-            raise UserError(f"norm.name={norm.name}: {config.name} has normalization of its own; use model.name={own}")
+        for key, value, usual in (("name", norm.name, "batch"), ("every_second", norm.every_second, "none")):
+            if value != usual:
+                own = ", ".join(_OWN)
+                raise UserError(f"norm.{key}={value}: {config.name} has normalization of its own; use model.name={own}")
         return
     if config.name == "mlp" and norm.name in ("instance", "gain_control"):
         raise UserError(f"norm.name={norm.name}: a unit of an mlp has one value, not a map; use model=cnn or resnet")
@@ -141,7 +142,7 @@ def _cnn(config: ModelConfig, norm: Norms, channels: int, image_size: int, class
     layers: list[nn.Module] = []
     width = config.width
     for block in range(1, config.depth + 1):
-        layers += [*_conv(norm, channels, width), nn.ReLU(inplace=True)]
+        layers += [*_conv(norm, channels, width, number=block), nn.ReLU(inplace=True)]
         channels = width
         if block % config.pool_every == 0 and image_size >= 4:
             layers.append(nn.MaxPool2d(2))
@@ -154,9 +155,9 @@ def _cnn(config: ModelConfig, norm: Norms, channels: int, image_size: int, class
 def _mlp(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     features = channels * image_size**2
-    for _ in range(config.depth):
+    for number in range(1, config.depth + 1):
         linear = nn.Linear(features, config.width, bias=not norm.has_shift)
-        layers += [linear, norm.build(config.width), nn.ReLU(inplace=True)]
+        layers += [linear, norm.build(config.width, number), nn.ReLU(inplace=True)]
         features = config.width
     model = nn.Sequential(*layers, nn.Linear(features, classes))
     return model if norm.sets_scale else _initialize(model, norm)
@@ -173,7 +174,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.added = width - channels
         self.conv1, self.bn1 = _conv(norm, channels, width, stride=2 if self.added else 1)
-        self.conv2, self.bn2 = _conv(norm, width, width)
+        self.conv2, self.bn2 = _conv(norm, width, width, number=2)
         self.weight = None if norm.sets_scale else nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,10 +199,10 @@ def _resnet(config: ModelConfig, norm: Norms, channels: int, image_size: int, cl
     return _initialize(model, norm)
 
 
-def _conv(norm: Norms, channels: int, width: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    """A 3×3 convolution and its norm; where that adds no shift, it has a bias."""
+def _conv(norm: Norms, channels: int, width: int, stride: int = 1, number: int = 1) -> tuple[nn.Module, nn.Module]:
+    """A 3×3 convolution and the norm of this number; where that adds no shift, it has a bias."""
     conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=not norm.has_shift)
-    return conv, norm.build(width)
+    return conv, norm.build(width, number)
 
 
 def _initialize(model: nn.Module, norm: Norms) -> nn.Module:

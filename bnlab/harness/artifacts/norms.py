@@ -22,6 +22,7 @@ class NormConfig:
     batch_size: int = 32  # ghost: images that are normalized together
     groups: int = 8  # group: groups of channels
     momentum: float = 0.01  # renorm: weight of the new batch in the averages that it trains with
+    every_second: str = "none"  # none, group: in place of every second batch norm; resnet: of the second in each block
 
 
 NAMES = ("batch", "ghost", "renorm", "group", "layer", "instance", "gain_control", "frozen", "none")
@@ -34,8 +35,9 @@ _READ = {"ghost": ("batch_size",), "renorm": ("momentum",), "group": ("groups",)
 
 def check(config: NormConfig) -> None:
     """Raise UserError for a name or value out of range."""
-    if config.name not in NAMES:
-        raise UserError(f"norm.name={config.name}: must be one of {', '.join(NAMES)}")
+    for key, allowed in (("name", NAMES), ("every_second", ("none", "group"))):
+        if getattr(config, key) not in allowed:
+            raise UserError(f"norm.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
     if config.batch_size < 2:
         raise UserError(f"norm.batch_size={config.batch_size}: one image has no batch statistics; must be 2 or more")
     if config.groups < 1:
@@ -44,11 +46,18 @@ def check(config: NormConfig) -> None:
         raise UserError(
             f"norm.momentum={config.momentum}: is the weight of the new batch; must be above 0 and at most 1"
         )
+    if config.every_second != "none" and config.name not in RECORDED:
+        raise UserError(
+            f"norm.every_second={config.every_second}: stands in for a norm with batch statistics; use it with norm="
+            f"{', '.join(RECORDED)}"
+        )
 
 
 def training_settings(config: NormConfig) -> dict[str, Any]:
     """The settings that this norm reads."""
     keys = {"name", *_READ.get(config.name, ())}
+    keys |= {"every_second"} if config.name in RECORDED else set()
+    keys |= {"groups"} if config.every_second == "group" else set()
     return {key: value for key, value in asdict(config).items() if key in keys}
 
 
@@ -83,8 +92,10 @@ class Norms:
         """Whether they set the scale of activations; otherwise the weights before them are initialized to keep it."""
         return self.config.name not in _UNSCALED
 
-    def build(self, channels: int) -> nn.Module:
-        return _BUILDERS[self.config.name](self, channels)
+    def build(self, channels: int, number: int = 1) -> nn.Module:
+        """That after a network's or a block's layer of this number, counted from 1."""
+        takes_place = number % 2 == 0 and self.config.every_second != "none"
+        return _BUILDERS[self.config.every_second if takes_place else self.config.name](self, channels)
 
     def build_batch_norm(self, channels: int, momentum: float = 0.1) -> BatchNorm:
         return (nn.BatchNorm2d if self.of_images else nn.BatchNorm1d)(channels, momentum=momentum)

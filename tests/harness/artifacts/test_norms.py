@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -32,9 +33,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return x * scale + scale.square()
 
 
-def build(config: NormConfig, channels: int = 4, of_images: bool = True, steps: int = 1) -> nn.Module:
+def build(config: NormConfig, channels: int = 4, of_images: bool = True, steps: int = 1, number: int = 1) -> nn.Module:
     """A norm in float64 with drawn weights."""
-    layer = Norms(config, of_images, steps).build(channels).double()
+    layer = Norms(config, of_images, steps).build(channels, number).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -307,17 +308,43 @@ def test_batches_of_one_image(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("network", "kinds"),
+    [
+        (ModelConfig("cnn", 5, 8, 5), "bgbgb"),
+        (ModelConfig("mlp", 4, 16), "bgbg"),
+        (ModelConfig("resnet", 14, 8), "b" + "bg" * 6),
+    ],
+    ids=["cnn", "mlp", "resnet"],
+)
+@pytest.mark.parametrize("name", norms.RECORDED)
+def test_every_second_norm(network: ModelConfig, kinds: str, name: str) -> None:
+    norm = NormConfig(name, groups=4, every_second="group")
+    model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
+    known = {nn.BatchNorm1d: "b", nn.BatchNorm2d: "b", nn.GroupNorm: "g"}
+    layers = [module for module in model.modules() if type(module) in known]
+    assert "".join(known[type(layer)] for layer in layers) == kinds
+    assert {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)} == {4}
+    usual = build_model(network, replace(norm, every_second="none"), channels=1, image_size=8, classes=10, seed=0)
+    weights = zip(model.parameters(), usual.parameters(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in weights)  # both norms start at 1 and 0
+
+
+@pytest.mark.parametrize(
     ("network", "norm", "found"),
     [
         (NETWORKS[0], NormConfig("batch_norm"), "norm.name=batch_norm: must be one of batch"),
         (NETWORKS[0], NormConfig("ghost", batch_size=1), "norm.batch_size=1: one image has no batch statistics"),
         (NETWORKS[0], NormConfig("group", groups=0), "norm.groups=0: must be 1 or more"),
         (NETWORKS[0], NormConfig("group", groups=3), "norm.groups=3: must divide the channels; .*model.width=8"),
+        (NETWORKS[0], NormConfig(groups=3, every_second="group"), "norm.groups=3: must divide"),
         (NETWORKS[1], NormConfig("group", groups=16), "model.width=16: 16 groups of one unit"),
         (ModelConfig("mlp", 2, 1), NormConfig("layer"), "model.width=1: 1 group of one unit"),
         (NETWORKS[0], NormConfig("renorm", momentum=0.0), "norm.momentum=0.0: is the weight of the new batch"),
         (NETWORKS[0], NormConfig("renorm", momentum=1.5), "norm.momentum=1.5"),
+        (NETWORKS[0], NormConfig(every_second="layer"), "norm.every_second=layer: must be one of none, group"),
+        (NETWORKS[0], NormConfig("layer", every_second="group"), "norm.every_second=group: stands in for a norm"),
         (ModelConfig("resnet18"), NormConfig("ghost"), "norm.name=ghost: resnet18 has normalization of its own"),
+        (ModelConfig("resnet18"), NormConfig(every_second="group"), "norm.every_second=group: resnet18 has"),
         (ModelConfig("resnet", 8, 8), NormConfig("instance"), "model.name=resnet, norm.name=instance: cannot take 1×4"),
         (ModelConfig("resnet", 8, 8), NormConfig("gain_control"), "cannot take 1×4×4 images .one pixel is its own"),
     ],

@@ -135,6 +135,8 @@ def test_what_makes_another_network() -> None:
         {"norm": NormConfig("group")},
         {"norm": NormConfig("group", groups=4)},
         {"norm": NormConfig("layer")},
+        {"norm": NormConfig(every_second="group")},
+        {"norm": NormConfig(every_second="group", groups=4)},
         {"data": DataConfig(images=100)},
         {"data": DataConfig(shift=1)},
     ]
@@ -181,6 +183,7 @@ def test_the_defaults() -> None:
         "batch_size": 32,
         "groups": 8,
         "momentum": 0.01,
+        "every_second": "none",
     }
     assert asdict(PLAIN.data) == {
         "name": "digits",
@@ -198,7 +201,7 @@ def test_the_defaults() -> None:
     assert training_settings(PLAIN) == {
         "data": {"name": "digits", "images": None, "shift": 0, "flip": False},
         "model": {"name": "cnn", "depth": 3, "width": 32, "pool_every": 1},
-        "norm": {"name": "batch"},
+        "norm": {"name": "batch", "every_second": "none"},
         "optimizer": {
             "name": "sgd",
             "lr": 0.1,

@@ -132,13 +132,13 @@ def test_what_needs_batch_norm_alone_is_refused_before_training() -> None:
     ("name", "read"),
     [
         ("none", {"name": "none"}),
-        ("ghost", {"name": "ghost", "batch_size": 9}),
+        ("ghost", {"name": "ghost", "batch_size": 9, "groups": 4, "every_second": "group"}),
     ],
 )
 def test_every_setting_of_the_training_is_a_column(name: str, read: dict[str, object], tmp_path: Path) -> None:
     config = replace(
         BARE, data=DataConfig(images=100), epochs=1, batch_size=90, evaluate_at="final", results=str(tmp_path),
-        norm=NormConfig(name, batch_size=9, groups=4, momentum=0.1),
+        norm=NormConfig(name, batch_size=9, groups=4, momentum=0.1, every_second="none" if name == "none" else "group"),
     )  # fmt: skip
     assert network(config)["norm"] == read
     execute(config)
