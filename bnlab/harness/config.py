@@ -41,10 +41,10 @@ def check(config: Config) -> None:
         if not chosen or any(name not in known for name in chosen):
             raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")
     shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
-    allowed = [norm for name in names for norm in measurements.find_norms(name)]
-    if config.norm.name not in allowed:
+    norms = [norm for name in names for norm in measurements.find_norms(name)]
+    if config.norm.name not in norms:
         raise UserError(
-            f"measurements={config.measurements}: need batch norm (norm={', '.join(dict.fromkeys(allowed))}); "
+            f"measurements={config.measurements}: need batch norm (norm={', '.join(dict.fromkeys(norms))}); "
             "evaluations do not"
         )
     _check_steps(config, total_steps(config, images))
@@ -145,7 +145,7 @@ def _check_freezing(config: Config, steps: int) -> None:
     if freezing_step(config, steps) == steps:
         raise UserError(f"freeze_at={config.freeze_at}: nothing of {steps:,} steps is left after it; take less")
     if config.norm.name != "batch":
-        raise UserError(f"freeze_at={config.freeze_at}: norm.name={config.norm.name} has no batch norm to freeze")
+        raise UserError(f"freeze_at={config.freeze_at}: freezes norm=batch; found norm.name={config.norm.name}")
     for source in find_sources(config):
         if isinstance(source, RunningAverage) and source.average != EMA(MOMENTUM):
             words = source.estimator if source.momentum is None else f"{source.estimator} momentum={source.momentum:g}"
