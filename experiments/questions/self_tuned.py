@@ -69,7 +69,7 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("accuracy", "Accuracy against that under exact statistics",
                "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
-               "Precise BN is measured anew each time, by a pass over 2,048 of the 9,000 training images.",
+               "Precise BN is measured again each time, by a pass over 2,048 of the 9,000 training images.",
                score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
                EstimatorCurves(AGAINST_EXACT, zero="exact population")),
         Figure("gap", "The gap against that of the best fixed momentum",

@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
                EstimatorCurves(TIMES_THE_BEST)),
         Figure("accuracy", "Accuracy against that under exact statistics",
                "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
-               "Precise BN is measured anew each time, by a pass over all training images.",
+               "Precise BN is measured again each time, by a pass over all training images.",
                score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
                EstimatorCurves(AGAINST_EXACT, zero="exact population")),
     ),
