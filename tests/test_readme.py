@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from bnlab.nn import SelfTuned
 from tests.helpers import images, plain
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +40,10 @@ def test_the_lines_on_self_tuned_layers_run() -> None:
 
 
 def test_the_numbers_are_those_of_the_answers() -> None:
-    said = NUMBER.findall(TEXT)
     answers = (ROOT / "results" / "reference" / "ANSWERS.md").read_text()
-    assert len(said) >= 4 and [number for number in said if number not in answers] == []
+    for text in (TEXT, SelfTuned.__doc__ or ""):
+        said = NUMBER.findall(text)
+        assert len(said) >= 3 and [number for number in said if number not in answers] == []
 
 
 def test_the_accuracy_at_a_huge_batch_is_that_of_the_tables() -> None:
