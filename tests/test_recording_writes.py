@@ -241,3 +241,26 @@ def test_a_change_of_precision_inside_of_the_block_is_refused() -> None:
         with pytest.raises(ValueError, match=r"'1' is torch.float64 on cpu now, was torch.float32 on cpu"):
             model.double()(batches[1].double())
         model.float()(batches[1])
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+@pytest.mark.parametrize("trains", [True, False])
+def test_other_channels_inside_of_the_block_are_refused(
+    convert: Callable[[nn.Module], nn.Module], trains: bool
+) -> None:
+    """As pruning leaves them."""
+    model, batches = convert(plain()), images(4, 4)
+    with (
+        pytest.raises(ValueError, match=r"layer '1' has 4 channels now, had 6; prune or widen"),
+        record(model) as trace,
+    ):
+        train(model, batches)
+        model[0], model[3].weight = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(model[3].weight.data[:, :4])
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            own = getattr(model[1], name)
+            setattr(model[1], name, type(own)(own.data[:4]))
+        model[1].num_features = 4
+        if trains:
+            train(model, batches)
+    assert trace.layers["1"].steps == [1, 2] and not any(module._forward_hooks for module in model.modules())
+    model(batches[0])

@@ -115,7 +115,7 @@ class Recorder:
         held, own = self._get_averages()
         if self.watch.is_written(own):
             self._check_precision(own)
-            self.watch.take_up(own)
+            self._take_up(own)
         self._called = True
         if self._is_seen_by_others():
             self._counter.enter_layer(layer)
@@ -150,6 +150,15 @@ class Recorder:
         later = (*_keys_after(first, before), *_keys_after(last, reversed(after)))  # keys are unique among all hooks
         hooks = [before[key] if key in before else after[key] for key in later]
         return not all(map(is_paused_while_borrowed, hooks))  # as those of blocks inside of this one are
+
+    def _take_up(self, own: Average) -> None:
+        channels, now = self._entries.start.shape[1], len(own.mean)
+        if now != channels:
+            raise ValueError(
+                f"record: layer {self.name!r} has {now} channels now, had {channels}; prune or widen the model between "
+                "two blocks"
+            )
+        self.watch.take_up(own)
 
     def _check_precision(self, own: Average) -> None:
         kept = self._entries.start
@@ -251,7 +260,7 @@ class Recorder:
             return
         _, own = self._get_averages()
         if self.watch.is_written(own):
-            self.watch.take_up(own)
+            self._take_up(own)
 
     def _end_interrupted_call(self) -> None:
         """Hooks are not called after a KeyboardInterrupt."""
