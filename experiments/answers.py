@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from experiments.command import run_command
-from experiments.places import REFERENCE, find_places
+from experiments.places import REFERENCE, answer_all
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.answer import Answer
@@ -25,7 +25,7 @@ def main() -> int:
 def _print_all(words: list[str]) -> int:
     from bnlab.harness.reporting.answer import READING
 
-    answers = [place.answer() for place in find_places(words)]
+    answers = [answer for _, answer in answer_all(words)]
     for answer in answers:
         name, question = answer.experiment.name, answer.experiment.question
         print("\n".join([f"{name}: {question}", *describe(answer), ""]))

@@ -135,3 +135,26 @@ def find_places(words: list[str]) -> list[Place]:
     if not there:
         raise UserError(f"no results in {places[0].results}/; run: python -m experiments.sweep experiment=quickstart")
     return there
+
+
+def answer_all(words: list[str]) -> list[tuple[Place, Answer]]:
+    """What the tables say, of each place that the words of a command mean.
+
+    Where these name no experiment, one whose tables do not suffice, as those of half a sweep, is named and left out.
+
+    Raises:
+        UserError: as `find_places` and `Place.answer`; nothing can be answered.
+    """
+    from bnlab.harness.errors import UserError
+
+    places, found = find_places(words), []
+    if not words or names_experiment(words):
+        return [(place, place.answer()) for place in places]
+    for place in places:
+        try:
+            found.append((place, place.answer()))
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not found:
+        raise UserError(f"none of the results in {places[0].results}/ can be answered")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from experiments.command import run_command
-from experiments.places import RESULTS, find_places
+from experiments.places import RESULTS, answer_all
 
 USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [results=FOLDER]
 
@@ -23,16 +23,15 @@ def _write(words: list[str]) -> int:
     from bnlab.harness.reporting.page import write_html
     from experiments.catalogue import CATALOGUE
 
-    places = find_places(words)
-    answers = [place.answer() for place in places]
+    answered = answer_all(words)
     figures = {
         (place.experiment, name): path
-        for place, answer in zip(places, answers, strict=True)
+        for place, answer in answered
         for name, path in place.find_images(figure.name for figure in answer.experiment.figures).items()
     }
-    page = write_html(CATALOGUE, answers, figures)
+    page = write_html(CATALOGUE, [answer for _, answer in answered], figures)
     write_whole(PAGE, lambda path: path.write_text(page, encoding="utf-8"))
-    print(f"{PAGE}  ({len(answers)} experiments, {len(page) / 1e6:.1f} MB)")
+    print(f"{PAGE}  ({len(answered)} experiments, {len(page) / 1e6:.1f} MB)")
     return 0
 
 

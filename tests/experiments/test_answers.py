@@ -167,6 +167,24 @@ def test_the_page_has_no_figures_of_earlier_tables(tmp_path: Path, capsys: pytes
     assert f"{said}results={tmp_path}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["answers", "report"])
+def test_half_a_sweep_hides_no_other_answers(
+    command: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plant([("ema", 0.1), ("predictive", None), ("exact", None)], sizes=(4, 64, 1024))
+    half = {name: frame[:0] for name, frame in whole.items()} | {"runs": whole["runs"]}
+    monkeypatch.setattr(Place, "load", lambda place: half if place.name == "momentum" else whole)
+    monkeypatch.setattr(report, "PAGE", tmp_path / "report.html")
+    for name in ("final_gap", "momentum"):
+        (tmp_path / name / "parts").mkdir(parents=True)
+    code, out, err = call(command, f"results={tmp_path}")
+    assert code == 0 and ("final_gap: " in out or "(1 experiments" in out)
+    assert f"left out: answers of momentum, from {tmp_path}/momentum/tables: the table gaps has no rows" in err
+    assert call(command, "experiment=momentum", f"results={tmp_path}").code == 2
+    (tmp_path / "final_gap" / "parts").rmdir()
+    assert "none of the results in" in call(command, f"results={tmp_path}").err
+
+
 def test_own_results_are_made_by_their_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page advised the command that replaces the reference results."""
     tables = plant([("ema", 0.1), ("predictive", None), ("exact", None)], sizes=(4, 64, 1024))
