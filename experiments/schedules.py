@@ -36,8 +36,9 @@ def score_times(*shares: float, **wanted: Any) -> Score:
 
 
 def name_trainings(frame: pd.DataFrame) -> pd.DataFrame:
-    """A panel for each schedule and batch size."""
-    return name_panels(frame.assign(schedule=frame["optimizer.schedule"]), "{schedule}, batch size {batch_size}")
+    """A panel for each schedule and batch size, in this order."""
+    named = name_panels(frame.assign(schedule=frame["optimizer.schedule"]), "{schedule}, batch size {batch_size}")
+    return named.sort_values("schedule", kind="stable")
 
 
 def find_losses(tables: Tables) -> pd.DataFrame:
