@@ -49,9 +49,7 @@ FIGURES = tuple(f"F{number}" for number in range(1, 22))
 
 WAITING = {
     "other normalizations, such as batch renormalization and group normalization": ("F5", "F6", "F12", "F13", "Q18"),
-    "parts of a batch normalized by themselves (ghost batches)": ("F3", "F10", "H3", "H5", "H10"),
-    "averages of their weights": ("F15", "H9"),
-    "classes in sorted order": ("F21",),
+    "parts of a batch normalized by themselves (ghost batches)": ("F10", "H3", "H5", "H10"),
     "many layers": ("H7",),
 }
 """What no experiment answers yet, by what the networks that it needs are trained with."""

@@ -40,8 +40,9 @@ def as_configured(name: str, sources: Sequence[Setting] = ()) -> dict[str, pd.Da
     sizes, seeds = {config.batch_size for config in configs}, {config.seed for config in configs}
     steps = {config.steps or 1000 for config in configs}
     described = pd.json_normalize([training_settings(config) for config in configs]).drop(
-        columns=["batch_size", "steps"], errors="ignore"
+        columns=["batch_size", "steps", "freeze_at"], errors="ignore"
     )
+    described = described.fillna({"freeze_with": "none"})  # as in the table `runs`
     settings = {key: values.unique().tolist() for key, values in described.items() if values.nunique() > 1}
     networks = {"sizes": sorted(sizes), "seeds": sorted(seeds), "steps": sorted(steps), "settings": settings}
     tables = plant(sources or estimators(name), lambda row: 0.1 + (row["momentum"] or 0) + row["seed"] / 100,
