@@ -45,7 +45,9 @@ def test_configuration_changes_what_is_composed(name: str) -> None:
 
 
 DIGITS = ["data=digits", "data.images=null", "batch_size=32,256", "seed=0,1,2", "epochs=6"]
+ONE_SIZE = [*DIGITS, "batch_size=64"]
 SHORTER = {
+    **dict.fromkeys(("non_iid", "settings", "weight_averaging"), ONE_SIZE),
     "quickstart": ["batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"],
     # It takes precise statistics of 2,048 images, more than there are digits.
     # Digits have no fonts; its networks are those of one batch size.
