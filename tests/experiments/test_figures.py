@@ -44,8 +44,8 @@ def test_configuration_changes_what_is_composed(name: str) -> None:
     assert len(planned) == count
 
 
-DIGITS = ["data=digits", "data.images=null", "batch_size=32,256", "seed=0,1,2", "epochs=6"]
-ONE_SIZE = [*DIGITS, "batch_size=64"]
+SEEDS = ["data=digits", "data.images=null", "seed=0,1,2", "epochs=6"]
+DIGITS, ONE_SIZE = [*SEEDS, "batch_size=32,256"], [*SEEDS, "batch_size=64"]
 SHORTER = {
     **dict.fromkeys(("non_iid", "settings", "weight_averaging"), ONE_SIZE),
     "quickstart": ["batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"],
