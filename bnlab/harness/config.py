@@ -145,7 +145,10 @@ def _check_freezing(config: Config, steps: int) -> None:
     if freezing_step(config, steps) == steps:
         raise UserError(f"freeze_at={config.freeze_at}: nothing of {steps:,} steps is left after it; take less")
     if config.norm.name != "batch":
-        raise UserError(f"freeze_at={config.freeze_at}: freezes norm=batch; found norm.name={config.norm.name}")
+        raise UserError(
+            f"freeze_at={config.freeze_at}: norm.name={config.norm.name} cannot be frozen; use norm=batch, or leave "
+            "freeze_at out"
+        )
     for source in find_sources(config):
         if isinstance(source, RunningAverage) and source.average != EMA(MOMENTUM):
             words = source.estimator if source.momentum is None else f"{source.estimator} momentum={source.momentum:g}"
