@@ -98,7 +98,7 @@ EXPERIMENT = Experiment(
               below(1.25, "times", "gaps around a minimum are flat: twice the best momentum costs about as much"),
               answers=("Q10", "H12")),
         Claim("late_where_the_rate_ends", "At the end of a one-cycle schedule, where the learning rate falls to 0, "
-              "predictive momentum is late: its gap is a quarter larger than that of the best fixed one.",
+              "predictive momentum is late: its gap is more than a quarter larger than that of the best fixed one.",
               score_times(LATE, **{"optimizer.schedule": "onecycle"}), above(1.25, "times", "the same margin"),
               answers=("Q6", "Q10")),
     ),
