@@ -81,7 +81,9 @@ def _list(results: str) -> None:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """What changes the training, by dotted names; the seed is in the name of the run."""
-    config = _config(folder)
+    from bnlab.harness.artifacts.settings import Config
+
+    config, usual = _config(folder), Config()
     if config is None:
         return {}
     found: dict[str, Any] = {}
@@ -92,7 +94,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     for key in ("data.download", "data.test_fonts", *["data.root"] * (config["data"]["name"] != "image_folder")):
         found.pop(key, None)
     length = "epochs" if config["steps"] is None else "steps"  # instead of which the other is not read
-    return found | {key: config.get(key) for key in ("batch_size", length)}
+    freezing = () if config.get("freeze_at") is None else ("freeze_at", "freeze_with")
+    keys = ("batch_size", length, "order", "averaging", *freezing)
+    return found | {key: config.get(key, getattr(usual, key)) for key in keys}  # earlier networks do not say all
 
 
 def _norm(config: dict[str, Any]) -> dict[str, Any]:

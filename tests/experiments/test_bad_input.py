@@ -324,6 +324,10 @@ def test_list_shows_what_changes_the_training(tmp_path: Path, call: Call) -> Non
     folders = [{"data": DataConfig("image_folder", root, images=10)} for root in "ab"]
     assert list_settings(*folders) == ["data.root"]
     assert list_settings(*({"data": DataConfig("glyphs", root, test_fonts=root)} for root in "ab")) == []
+    assert list_settings({}, {"order": "sorted"}, {"averaging": "swa"}) == ["order", "averaging"]
+    assert list_settings({"freeze_with": "exact"}, {}) == []
+    assert list_settings({}, {"freeze_at": 0.5}) == ["freeze_at", "freeze_with"]
+    assert list_settings({"freeze_at": 0.5}, {"freeze_at": 0.5, "freeze_with": "exact"}) == ["freeze_with"]
 
 
 @pytest.mark.parametrize("contents", ["", "[1, 2]", "batch_size: [", "\0", "x: 1", "batch_size: &a [*a]"])
