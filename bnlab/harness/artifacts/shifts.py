@@ -85,9 +85,10 @@ def check(shifts: Sequence[Any], config: DataConfig, splits: Sequence[str]) -> N
             _check_fonts(which, config, splits)
         elif shift != "none" and (kind not in CORRUPTIONS or which not in _list_strengths(kind)):
             raise UserError(f"shifts={shift}: {_explain(str(shift))}")
-    if [*shifts] != ["none"] and _has_other_fonts(config):
+    changes = [shift for shift in shifts if shift != "none"]
+    if changes and "test" in splits and _has_other_fonts(config):
         raise UserError(
-            f"shifts={shifts[-1]}: the test images have other fonts already (data.fonts={config.fonts}, "
+            f"shifts={changes[0]}: the test images have other fonts already (data.fonts={config.fonts}, "
             f"data.test_fonts={config.test_fonts}); set data.test_fonts={config.fonts}, and list fonts:"
             f"{config.test_fonts} as a shift"
         )

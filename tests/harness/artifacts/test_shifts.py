@@ -224,6 +224,7 @@ def test_what_there_is() -> None:
     check(["none", *SHIFTS], DataConfig(), ["test", "val", "train"])
     check(["none", *SHIFTS, "fonts:dejavu", "fonts:stix_cm"], glyphs, ["test"])
     check(["none"], replace(glyphs, test_fonts="dejavu"), ["test"])
+    check(["none", "noise:1"], replace(glyphs, test_fonts="dejavu"), ["val", "train"])
 
 
 @pytest.mark.parametrize(
@@ -243,13 +244,14 @@ def test_what_there_is() -> None:
         ("fonts:all", {}, "those of training are data.fonts=all; choose from"),
         ("fonts:dejavu", {"splits": ["test", "val"]}, "evaluate_on=val has those of training; there are others"),
         ("noise:1", {"test_fonts": "dejavu"},
-         "other fonts already .data.fonts=all, data.test_fonts=dejavu.; set data.test_fonts=all, and list fonts:de"),
+         "shifts=noise:1: .* other fonts already .data.fonts=all, data.test_fonts=dejavu.; set data.test_fonts=all, "
+         "and list fonts:de"),
     ],
 )  # fmt: skip
 def test_what_is_refused(shift: Any, changes: dict[str, Any], message: str) -> None:
     splits = changes.get("splits", ["test"])
     config = replace(DataConfig("glyphs"), **{key: value for key, value in changes.items() if key != "splits"})
     with pytest.raises(UserError, match=message):
-        check(["none", shift], config, splits)
+        check(["none", shift, "none"], config, splits)
     with pytest.raises(UserError, match=r"shifts=\[\]: give at least one, such as none"):
         check([], config, splits)
