@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
 from bnlab.harness.artifacts.runs import Run
@@ -17,11 +17,16 @@ def begin_average(run: Run, model: nn.Module) -> AveragedModel | None:
 
     `swa`: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
     one of each epoch). `ema`: new = 0.99·old + 0.01·weights after each update, from those after the first one.
+    Counts of batches, whole numbers, stay the newest.
     """
     if run.config.averaging == "none":
         return None
     average = get_swa_avg_fn() if run.config.averaging == "swa" else get_ema_avg_fn(EMA_DECAY)
-    return AveragedModel(model, avg_fn=average, use_buffers=True)
+
+    def average_values(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
+        return average(before, newest, count) if before.is_floating_point() else newest  # batches are counted
+
+    return AveragedModel(model, avg_fn=average_values, use_buffers=True)
 
 
 def build_averager(run: Run) -> Callback:

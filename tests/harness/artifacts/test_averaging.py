@@ -77,7 +77,9 @@ def test_the_average_of_the_weights_and_buffers(whole: Run, trained: Run) -> Non
     checkpoints = [trained.load_checkpoint(step) for step in range(1, STEPS + 1)]
     for step, expected in enumerate(average_by_hand(whole.config.averaging, checkpoints), start=1):
         for name, value in whole.load_checkpoint(step).items():
-            if not name.endswith("num_batches_tracked"):
+            if name.endswith("num_batches_tracked"):
+                assert value == step
+            else:
                 torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-5, atol=1e-6)
     last = whole.load_checkpoint(STEPS)
     assert not all(torch.allclose(value, checkpoints[-1][name]) for name, value in last.items())
