@@ -97,9 +97,10 @@ def _check_statistics(config: Config, images: int) -> None:
     for value in as_list(config.momentum):
         if not 0 < value <= 1:
             raise UserError(f"momentum={value}: is the weight of the new batch; must be above 0 and at most 1")
+    own = _find_own_average(config)
     for source in find_sources(config):
-        if config.norm.name == "renorm" and isinstance(source, RunningAverage):
-            _check_renorm(source, config.norm.momentum)
+        if own and isinstance(source, RunningAverage):
+            _check_average(source, own, config.norm.name)
         if not isinstance(source, FrozenWeights) or source.images is None:
             continue
         is_val = source.split == "val"
@@ -108,16 +109,23 @@ def _check_statistics(config: Config, images: int) -> None:
             raise UserError(f"estimator={source.estimator}: the {split} split has {most:,} images")
 
 
-def _check_renorm(source: RunningAverage, momentum: float) -> None:
-    """UserError unless a running average is the one that the network has read in training."""
-    if (source.estimator, source.momentum) == ("ema", momentum):
+def _find_own_average(config: Config) -> EMA | None:
+    """The running average that the network reads in training; None: it reads none."""
+    if config.norm.name == "renorm":
+        return EMA(config.norm.momentum)
+    return None if config.freeze_at is None else EMA(MOMENTUM)
+
+
+def _check_average(source: RunningAverage, own: EMA, norm: str) -> None:
+    """UserError for a running average other than the network's own."""
+    if source.average == own:
         return
-    key = "estimator" if source.estimator != "ema" else "momentum"
-    value = source.estimator if key == "estimator" else source.momentum
+    words = f"momentum={source.momentum}" if source.estimator == "ema" else f"estimator={source.estimator}"
+    key, hint = ("norm=renorm", " (norm.momentum)") if norm == "renorm" else ("freeze_at", "")
     raise UserError(
-        f"{key}={value}: a network with norm=renorm reads its running averages while it is trained, so that another "
-        f"average means another training; use estimator=ema with momentum={momentum} (norm.momentum), or statistics of "
-        "frozen weights (exact, precise)"
+        f"{words}: a network with {key} reads its running averages while it is trained, so that another average means "
+        f"another training; use estimator=ema with momentum={own.momentum}{hint}, or statistics of frozen weights "
+        "(exact, precise)"
     )
 
 
@@ -137,7 +145,7 @@ def _check_steps(config: Config, steps: int) -> None:
 
 
 def _check_freezing(config: Config, steps: int) -> None:
-    """UserError for a freezing that cannot be, and for what other running averages than the network's would mean."""
+    """UserError for a freezing that cannot be."""
     if config.freeze_at is None:
         return
     if not 0 < config.freeze_at < 1:
@@ -149,13 +157,6 @@ def _check_freezing(config: Config, steps: int) -> None:
             f"freeze_at={config.freeze_at}: norm.name={config.norm.name} cannot be frozen; use norm=batch, or leave "
             "freeze_at out"
         )
-    for source in find_sources(config):
-        if isinstance(source, RunningAverage) and source.average != EMA(MOMENTUM):
-            words = source.estimator if source.momentum is None else f"{source.estimator} momentum={source.momentum:g}"
-            raise UserError(
-                f"estimator={words}: with freeze_at the network is trained under its own running averages, "
-                "estimator=ema momentum=0.1; others belong to another training (exact and the like do not)"
-            )
 
 
 def _check_measured(config: Config) -> None:

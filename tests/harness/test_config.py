@@ -89,10 +89,12 @@ def test_a_renorm_has_no_other_running_averages_than_its_own() -> None:
     check(replace(config, estimator=["ema", *frozen]))
     check(replace(config, momentum=0.1, estimator=["ema(momentum=0.05)", *frozen]))
     check(replace(config, momentum=0.1, estimator=frozen))
+    check(replace(config, norm=NormConfig("renorm", momentum=0.1), estimator="stale", averaging="swa"))
     for changes, found in (
         ({"momentum": [0.05, 0.1]}, "momentum=0.1: a network with norm=renorm reads its running averages"),
         ({"estimator": ["ema(momentum=0.5)"]}, "momentum=0.5: .*use estimator=ema with momentum=0.05"),
         ({"estimator": ["exact", "cumulative"]}, "estimator=cumulative: a network with norm=renorm"),
+        ({"estimator": ["stale"]}, "estimator=stale: .*use estimator=ema with momentum=0.05"),
         ({"estimator": ["ema_debiased"]}, "estimator=ema_debiased: .*or statistics of frozen weights"),
     ):
         with pytest.raises(UserError, match=found):
