@@ -11,6 +11,7 @@ import torch
 from bnlab.estimators import EMA
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data, models, shifts, training
+from bnlab.harness.artifacts.averaging import AVERAGINGS
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, total_steps
@@ -30,7 +31,7 @@ def check(config: Config) -> None:
     images = data.check(config.data)
     models.check(config.model, config.norm)
     training.check(config.optimizer)
-    for key, allowed in (("order", training.ORDERS), ("averaging", training.AVERAGINGS), ("freeze_with", FREEZE_WITH)):
+    for key, allowed in (("order", training.ORDERS), ("averaging", AVERAGINGS), ("freeze_with", FREEZE_WITH)):
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
     _check_numbers(config, images)

@@ -8,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Callback, Progress
 
+AVERAGINGS = ("none", "swa", "ema")
 SWA_FROM = 0.75  # share of the training
 EMA_DECAY = 0.99
 

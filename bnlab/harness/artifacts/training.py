@@ -74,7 +74,6 @@ class Seeds:
         return Seeds(*torch.randint(2**31, (3,), generator=generator).tolist())
 
 
-AVERAGINGS = ("none", "swa", "ema")
 ORDERS = ("shuffled", "replacement", "sorted", "blocks")
 
 
