@@ -52,7 +52,7 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("momentum", "The momentum that is chosen for the mean",
                "Chosen momentum, geometric mean over layers, of networks whose epochs show every image once (without "
-               "replacement) and of others whose images are drawn anew for each place.",
+               "replacement) and of others whose images are drawn again for each place.",
                score(draw_orders, "chosen", ("panel", "drawn", "epoch"), average="layer", geometric=True),
                Curves("epoch", "drawn", Axis("momentum", log=True))),
     ),
