@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Score, Tables
+from bnlab.harness.reporting.experiment import Figure, Score, Tables
 from bnlab.harness.reporting.frames import name_panels, over_best, paired, rows, score
+from bnlab.harness.reporting.plots import TIMES_THE_BEST, EstimatorCurves
 
 SHARES = _, EARLY, _, LATE = (0.03, 0.1, 0.55, 1.0)  # of the training, at which predictions are measured
 DEFAULT, MANY = 0.1, 256  # PyTorch's momentum; images in a batch
@@ -44,3 +45,20 @@ def name_trainings(frame: pd.DataFrame) -> pd.DataFrame:
 def find_losses(tables: Tables) -> pd.DataFrame:
     """Accuracy minus that under exact statistics of the same network."""
     return name_trainings(paired(rows(tables, "evaluations", by=BY), "accuracy", against="exact"))
+
+
+GAP_FIGURE = Figure(
+    "gap",
+    "The gap against that of the best fixed momentum",
+    "Gap of the mean over the smallest that any fixed momentum has in the same layer of the same network at "
+    "the same step, geometric mean over layers; the best momentum is known in hindsight only.",
+    score(
+        lambda tables: name_trainings(find_times(tables)),
+        "mean_gap",
+        SETTING,
+        average="layer",
+        geometric=True,
+        momentum=SHOWN,
+    ),
+    EstimatorCurves(TIMES_THE_BEST),
+)

@@ -9,7 +9,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
 from bnlab.harness.reporting.frames import OtherThan, best_on_average, interval, over_best, paired, rows, score, select
 from bnlab.harness.reporting.plots import TIMES_THE_BEST, EstimatorCurves
-from experiments.margins import SIX_IMAGES
+from experiments.margins import FLAT, SIX_IMAGES
 
 SHARES = (0.1, 0.55, 1.0)  # of the training, at which accuracy is decided
 SHOWN = (0.01, 0.1, 0.5, None)  # of the fixed momenta, in figures
@@ -74,7 +74,7 @@ EXPERIMENT = Experiment(
         Claim("near_the_best", "On average over layers and steps, the gap of predictive momentum is about that of the "
               "fixed one that is best in this layer at this step.",
               score_times("batch_size", estimator="predictive"),
-              below(1.25, "times", "gaps around a minimum are flat: twice the best momentum costs about as much"),
+              below(1.25, "times", FLAT),
               answers=("Q10", "H12", "H14")),
         Claim("nearer_than_others", "On average over batch sizes, layers and steps, any fixed momentum and Kalman's "
               "filter have a larger gap than predictive momentum.",

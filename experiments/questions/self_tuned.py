@@ -6,13 +6,15 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
 from bnlab.harness.reporting.frames import best_on_average, paired, rows, score, share_name
-from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, Curves, EstimatorCurves
+from bnlab.harness.reporting.plots import AGAINST_EXACT, Curves, EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.schedule import lr_factor
+from experiments.margins import FLAT
 from experiments.schedules import (
     BY,
     EACH,
     EARLY,
+    GAP_FIGURE,
     LATE,
     MANY,
     SETTING,
@@ -20,7 +22,6 @@ from experiments.schedules import (
     SHOWN,
     find_gains,
     find_losses,
-    find_times,
     name_trainings,
     score_times,
 )
@@ -72,12 +73,7 @@ EXPERIMENT = Experiment(
                "Precise BN is measured again each time, by a pass over 2,048 of the 9,000 training images.",
                score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
                EstimatorCurves(AGAINST_EXACT, zero="exact population")),
-        Figure("gap", "The gap against that of the best fixed momentum",
-               "Gap of the mean over the smallest that any fixed momentum has in the same layer of the same network at "
-               "the same step, geometric mean over layers; the best momentum is known in hindsight only.",
-               score(lambda tables: name_trainings(find_times(tables)), "mean_gap", SETTING, average="layer",
-                     geometric=True, momentum=SHOWN),
-               EstimatorCurves(TIMES_THE_BEST)),
+        GAP_FIGURE,
         Figure("means", "What momentum is chosen for the mean", READ, score_choices("mean"), CHOICES),
         Figure("variances", "What momentum is chosen for the variance", READ, score_choices("var"), CHOICES),
     ),
@@ -95,7 +91,7 @@ EXPERIMENT = Experiment(
         Claim("near_the_best", "The gap of predictive momentum is about that of the best fixed momentum of "
               "each layer and step, known in hindsight.",
               score_times(),
-              below(1.25, "times", "gaps around a minimum are flat: twice the best momentum costs about as much"),
+              below(1.25, "times", FLAT),
               answers=("Q10", "H12")),
         Claim("late_where_the_rate_ends", "At the end of a one-cycle schedule, where the learning rate falls to 0, "
               "predictive momentum is late: its gap is more than a quarter larger than that of the best fixed one.",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, below
 from bnlab.harness.reporting.frames import score, share_name
-from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, EstimatorCurves
+from bnlab.harness.reporting.plots import AGAINST_EXACT, EstimatorCurves
+from experiments.margins import FLAT
 from experiments.schedules import (
     EACH,
     EARLY,
+    GAP_FIGURE,
     LATE,
     MANY,
     SETTING,
     SHOWN,
     find_gains,
     find_losses,
-    find_times,
-    name_trainings,
     score_times,
 )
 
@@ -27,12 +27,7 @@ EXPERIMENT = Experiment(
     "wider, because there are 359 test images only.",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
-        Figure("gap", "The gap against that of the best fixed momentum",
-               "Gap of the mean over the smallest that any fixed momentum has in the same layer of the same network at "
-               "the same step, geometric mean over layers; the best momentum is known in hindsight only.",
-               score(lambda tables: name_trainings(find_times(tables)), "mean_gap", SETTING, average="layer",
-                     geometric=True, momentum=SHOWN),
-               EstimatorCurves(TIMES_THE_BEST)),
+        GAP_FIGURE,
         Figure("accuracy", "Accuracy against that under exact statistics",
                "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
                "Precise BN is measured again each time, by a pass over all training images.",
@@ -51,7 +46,7 @@ EXPERIMENT = Experiment(
         Claim("near_the_best", "In a residual network the gap of predictive momentum is about that of the best fixed "
               "momentum of each layer and step, known in hindsight.",
               score_times(),
-              below(1.25, "times", "gaps around a minimum are flat: twice the best momentum costs about as much"),
+              below(1.25, "times", FLAT),
               answers=("Q10", "H12")),
         Claim("late_where_the_rate_ends", "In a residual network too, predictive momentum is late at the end of a "
               "one-cycle schedule: its gap is more than a quarter larger than that of the best fixed one.",

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import rows, score, share_name
+from bnlab.harness.reporting.frames import match_seeds, rows, score, share_name
 from bnlab.harness.reporting.plots import Forest
 from bnlab.harness.reporting.style import Axis
 
@@ -48,7 +48,7 @@ def find_losses(tables: Tables) -> pd.DataFrame:
 def find_gaps(tables: Tables) -> pd.DataFrame:
     """Gaps under PyTorch's momentum with their setting; networks of one seed are one `run`, to be compared."""
     frame = rows(tables, "gaps", SHARES, [*USUAL], **EMA)
-    return name_settings(frame).assign(run=frame["seed"].astype(str))
+    return match_seeds(name_settings(frame))
 
 
 def score_cost(share: float | None = None) -> Score:

@@ -41,7 +41,8 @@ def paired(
     is_reference = frame[along] == against
     if along == "estimator" and "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
         is_reference &= frame["statistics_split"] == "train"
-    reference = frame[is_reference].set_index(keys)[value]
+    known = frame[is_reference]
+    reference = pd.Series(known[value].to_numpy(), pd.MultiIndex.from_frame(known[keys]))
     if not reference.index.is_unique:
         raise ValueError(f"paired: {against!r} has several rows for a network and step; select one, as one momentum")
     others = frame[~is_reference]
@@ -49,6 +50,21 @@ def paired(
     expected = reference.reindex(index).to_numpy()
     compared = others.assign(**{value: others[value] / expected if ratio else others[value] - expected})
     return compared[index.isin(reference.index)]
+
+
+def match_seeds(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
+    """All rows; networks of one seed have one `run`, so that `paired` compares them along the setting they differ in.
+
+    Args:
+        frame: rows with a column `seed`.
+        settings: in which networks that are compared agree besides, such as "batch_size".
+
+    Raises:
+        UserError: there is no such column.
+    """
+    keys = ["seed", *settings]
+    require_columns(frame, keys)
+    return frame.assign(run=["/".join(map(str, key)) for key in frame[keys].itertuples(index=False)])
 
 
 def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:
