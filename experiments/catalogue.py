@@ -1,4 +1,4 @@
-"""The questions and hypotheses that experiments answer, in our words, and those that wait."""
+"""The questions and hypotheses that experiments answer, in our words, and their answers in short."""
 
 from __future__ import annotations
 
@@ -46,13 +46,6 @@ HYPOTHESES = {
     "smaller than that of Kalman's filter and of any fixed momentum.",
 }
 FIGURES = tuple(f"F{number}" for number in range(1, 22))
-
-WAITING = {
-    "other normalizations, such as batch renormalization and group normalization": ("F5", "F6", "F12", "F13", "Q18"),
-    "parts of a batch normalized by themselves (ghost batches)": ("F10", "H3", "H5", "H10"),
-    "many layers": ("H7",),
-}
-"""What no experiment answers yet, by what the networks that it needs are trained with."""
 
 SHORT = {
     "Q1": "They stand in for the statistics of the training set, and are of the latest batches, under weights "
@@ -132,4 +125,4 @@ SHORT = {
 }
 """Answers in a sentence or two; with what verdict each number was written for, see `reporting.short`."""
 
-CATALOGUE = Catalogue(QUESTIONS, HYPOTHESES, WAITING, SHORT)
+CATALOGUE = Catalogue(QUESTIONS, HYPOTHESES, SHORT)

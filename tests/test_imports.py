@@ -169,7 +169,9 @@ REPORTING = {
     *("bnlab.files", "bnlab.harness.errors", "bnlab.harness.schema", "bnlab.harness.schedule"),
     "bnlab.harness.reporting",
 }
-SHARED = ("experiments.catalogue", "experiments.margins", "experiments.schedules")  # by several questions
+SHARED = tuple(
+    f"experiments.{name}" for name in ("catalogue", "margins", "schedules", "by_norm")
+)  # by several questions
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "harness" / "reporting").rglob("*.py")), ids=lambda path: path.stem)

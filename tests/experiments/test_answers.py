@@ -16,7 +16,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.page import write_markdown
 from bnlab.harness.reporting.short import fill_sentence
 from experiments import answers, report
-from experiments.catalogue import CATALOGUE, FIGURES, HYPOTHESES, QUESTIONS, SHORT, WAITING
+from experiments.catalogue import CATALOGUE, FIGURES, HYPOTHESES, QUESTIONS, SHORT
 from experiments.places import REFERENCE, Place, find_places
 from experiments.questions import find_experiment, list_questions
 from tests.experiments.commands import Call
@@ -134,11 +134,9 @@ def test_the_committed_answers_come_from_the_committed_tables() -> None:
             assert all(f"| {row['condition']} | {row['number']} | {row['n']} |" in committed for row in conditions)
 
 
-def test_every_question_is_answered_or_waits() -> None:
+def test_every_question_is_answered() -> None:
     answered = {number for name in list_questions() for number in find_experiment(name).answers}
-    waiting = [number for numbers in WAITING.values() for number in numbers]
-    assert answered.isdisjoint(waiting) and len(waiting) == len(set(waiting))
-    assert answered | set(waiting) == {*QUESTIONS, *HYPOTHESES, *FIGURES}
+    assert answered == {*QUESTIONS, *HYPOTHESES, *FIGURES}
 
 
 def test_the_page_holds_all_figures_and_no_address(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

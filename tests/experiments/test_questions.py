@@ -48,8 +48,10 @@ def as_configured(name: str, sources: Sequence[Setting] = ()) -> dict[str, pd.Da
     tables = plant(sources or estimators(name), lambda row: 0.1 + (row["momentum"] or 0) + row["seed"] / 100,
                    shares=configs[0].evaluate_at, splits=as_list(configs[0].evaluate_on),
                    shifts=as_list(configs[0].shifts), **networks)  # fmt: skip
+    runs = tables["runs"].merge(described[[*settings]].drop_duplicates()) if settings else tables["runs"]
     measured = {"runs", "log", *as_list(configs[0].measurements)}
-    return {table: frame if table in measured else frame[:0] for table, frame in tables.items()}
+    return {table: frame[frame["run"].isin(runs["run"])] if table in measured else frame[:0]
+            for table, frame in tables.items()}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

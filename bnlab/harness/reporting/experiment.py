@@ -226,7 +226,7 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     if frame.empty:
         return [(claim.id, "no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
     keys = [column for column in frame if column not in MEASURES]
-    if frame.duplicated(keys).any():
+    if keys and frame.duplicated(keys).any():
         raise UserError(f"claim {claim.id}: its score has several rows of one condition; they differ in none of {keys}")
     frame = count_layers(_in_order(frame), tables)
     rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)

@@ -19,23 +19,16 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What is asked, and what waits.
+    """What is asked, and answers in a sentence.
 
     Attributes:
         questions, hypotheses: by number, in our words.
-        waiting: what no experiment answers yet, by how the networks that it needs are trained.
         short: by number, a sentence or two that quote the tables, see `short.fill_sentence`.
     """
 
     questions: Mapping[str, str]
     hypotheses: Mapping[str, str]
-    waiting: Mapping[str, Sequence[str]]
     short: Mapping[str, str] = field(default_factory=dict)
-
-    def describe_waiting(self, number: str) -> str:
-        """Why there is no answer."""
-        reasons = [reason for reason, numbers in self.waiting.items() if number in numbers]
-        return f"Not measured yet: needs networks trained with {reasons[0]}." if reasons else "Not measured yet."
 
 
 def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
@@ -87,14 +80,9 @@ def _render(
     return environment.get_template(template).render(
         questions=catalogue.questions,
         short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
-        figures_waiting={
-            reason: [number for number in numbers if number.startswith("F")]
-            for reason, numbers in catalogue.waiting.items()
-        },
         hypotheses=catalogue.hypotheses,
         answers=answers,
         answering=answering.__getitem__,
-        waiting=catalogue.describe_waiting,
         images=images,
         reading=READING,
     )

@@ -106,6 +106,7 @@ AXES = {
     "epoch": Axis("epoch", log=True, ticks="125"),
     "batch_size": Axis("batch size", log=True, ticks="values"),
     "images": Axis("images", log=True, ticks="values"),
+    "norm.batch_size": Axis("images that are normalized together", log=True, ticks="values"),
     "weight": Axis("weight of the example's own moments"),
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),

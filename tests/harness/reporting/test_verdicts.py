@@ -221,6 +221,13 @@ def test_a_condition_has_one_row() -> None:
         answers(replace(EXPERIMENT, claims=(twice,)), planted())
 
 
+def test_a_score_may_tell_nothing_apart() -> None:
+    """One row of all, which pandas refused to compare by no column."""
+    whole = replace(CLAIM, score=lambda tables: interval(rows(tables, "gaps", (1.0,), batch_size=4), "mean_gap", ()))
+    found = answers(replace(EXPERIMENT, claims=(whole,)), planted())
+    assert found["where"].to_list() == [()] and len(found) == 1
+
+
 def test_names_are_not_given_twice() -> None:
     with pytest.raises(ValueError, match="trial: two claims are called 'positive'; give each its own name"):
         replace(EXPERIMENT, claims=(CLAIM, CLAIM))
