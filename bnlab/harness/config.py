@@ -31,7 +31,10 @@ def check(config: Config) -> None:
     images = data.check(config.data)
     models.check(config.model, config.norm)
     training.check(config.optimizer)
-    for key, allowed in (("order", training.ORDERS), ("averaging", AVERAGINGS), ("freeze_with", FREEZE_WITH)):
+    if not training.is_order(config.order):
+        orders = ", ".join(training.ORDERS)
+        raise UserError(f"order={config.order}: must be one of {orders}, or blocks:16 for blocks of so many images")
+    for key, allowed in (("averaging", AVERAGINGS), ("freeze_with", FREEZE_WITH)):
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
     _check_numbers(config, images)

@@ -17,7 +17,9 @@ AVERAGED = ("swa", "ema")
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies over training, in panels by what is averaged."""
     frame = rows(tables, "evaluations", by=("averaging",))
-    return name_panels(frame.assign(averaged=frame["averaging"].map(NAMES)), "{averaged}")
+    twice = frame["averaging"].eq("none") & frame["estimator"].eq("averaged")  # there `stale` is the same
+    ordered = frame[~twice].sort_values("averaging", key=lambda names: names.map([*NAMES].index), kind="stable")
+    return name_panels(ordered.assign(averaged=ordered["averaging"].map(NAMES)), "{averaged}")
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:

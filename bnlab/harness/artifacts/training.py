@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,6 +78,24 @@ class Seeds:
 ORDERS = ("shuffled", "replacement", "sorted", "blocks")
 
 
+def is_order(order: str) -> bool:
+    """Whether there is an order of this name."""
+    return order in ORDERS or block_size(order) is not None
+
+
+def block_size(order: str) -> int | None:
+    """16 of `blocks:16`; None of other orders."""
+    found = re.fullmatch(r"blocks:([1-9]\d{0,8})", order)
+    return int(found[1]) if found else None
+
+
+def _number_blocks(labels: Tensor, size: int) -> Tensor:
+    """Of ascending labels [N], the number of each one's block; a block has one label, `size` times or the rest."""
+    _, counts = labels.unique_consecutive(return_counts=True)
+    places = torch.cat([torch.arange(count) for count in counts.tolist()])
+    return (places % size == 0).cumsum(0) - 1
+
+
 @dataclass(frozen=True)
 class Batches:
     """The training batches by step: each epoch in another order, an uneven last batch kept, a last one of 1 dropped.
@@ -91,7 +110,8 @@ class Batches:
         order: of an epoch's N images. `shuffled`: every image once. `replacement`: N images that are drawn with
             replacement, so that some are missing. `sorted`: every image once, class after class by the classes'
             numbers, shuffled within each class. `blocks`: the same with the classes in an order that is drawn for each
-            epoch.
+            epoch. `blocks:16`: each class is cut into blocks of 16 images, the last one of the rest, and the blocks of
+            all classes come in an order that is drawn.
     """
 
     split: Split
@@ -113,10 +133,13 @@ class Batches:
         shuffled = torch.randperm(images, generator=generator)
         if self.order == "shuffled":
             return shuffled
-        place = labels = self.split.labels.cpu()  # of an image's class in the epoch
-        if self.order == "blocks":
-            place = torch.randperm(int(labels.max()) + 1, generator=generator)[labels]
-        return shuffled[place[shuffled].argsort(stable=True)]
+        labels = self.split.labels.cpu()
+        by_class = shuffled[labels[shuffled].argsort(stable=True)]
+        if self.order == "sorted":
+            return by_class
+        blocks = _number_blocks(labels[by_class], block_size(self.order) or images)
+        places = torch.randperm(int(blocks[-1]) + 1, generator=generator)[blocks]
+        return by_class[places.argsort(stable=True)]
 
     def from_step(self, step: int) -> Iterable[tuple[Tensor, Tensor]]:
         """(images, labels) of the batch before update `step + 1`, and all after it, without end."""

@@ -8,7 +8,7 @@ from experiments.questions.non_iid import find_losses
 from tests.experiments.planted import EMA, Effect, accuracy_lost, alternate, gap_times, plant
 
 EXACT, ALL = ("exact", None), ("cumulative", None)
-COMMON: dict[str, Any] = {"sizes": (64,), "settings": {"order": ("shuffled", "sorted", "blocks")}}
+COMMON: dict[str, Any] = {"sizes": (64,), "settings": {"order": ("shuffled", "sorted", "blocks:16")}}
 
 
 def lost(row: dict[str, Any], points: float) -> float:

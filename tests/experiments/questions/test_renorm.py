@@ -11,7 +11,7 @@ COMMON: dict[str, Any] = {
     "estimators": [("ema", 0.01), ("exact", None)],
     "sizes": (64,),
     "shares": (1.0,),
-    "settings": {"norm.name": ("batch", "renorm"), "order": ("shuffled", "sorted")},
+    "settings": {"norm.name": ("batch", "renorm"), "order": ("shuffled", "blocks:16")},
 }
 
 
@@ -25,7 +25,7 @@ def effect(chosen: Callable[[dict[str, Any]], bool], holds: float, fails: float)
 
 
 EFFECTS = {
-    "renorm_rescues_sorted": effect(lambda row: row["norm.name"] == "renorm", 9, 2),
+    "renorm_rescues_blocks": effect(lambda row: row["norm.name"] == "renorm", 9, 2),
     "renorm_is_no_worse_shuffled": effect(lambda row: row["norm.name"] == "renorm", 0, 3),
     "exact_adds_nothing": effect(lambda row: row["estimator"] == "exact", 0, 3),
 }

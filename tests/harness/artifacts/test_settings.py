@@ -119,6 +119,8 @@ def test_what_makes_another_network() -> None:
         {"steps": 3},
         {"order": "sorted"},
         {"order": "blocks"},
+        {"order": "blocks:16"},
+        {"order": "blocks:32"},
         {"averaging": "swa"},
         {"averaging": "ema"},
         {"freeze_at": 0.5},

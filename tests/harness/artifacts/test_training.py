@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import groupby, islice
 
 import pytest
 import torch
@@ -91,7 +91,29 @@ def test_classes_in_blocks() -> None:
     assert own[0] != own[1] and sorted(own[0]) == sorted(own[1])
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_blocks_of_so_many_images(size: int) -> None:
+    """Each class has whole blocks and one of the rest; all come in random order."""
+    batches = Batches(split(53), 8, Seeds.of(0), order=f"blocks:{size}")
+    labels, firsts = batches.split.labels, set()
+    rests = [min(size, count - at) for count in labels.bincount().tolist() for at in range(0, count, size)]
+    for epoch in range(50):
+        order = batches.epoch_order(epoch)
+        assert sorted(order.tolist()) == list(range(53))
+        runs = [len(list(run)) for _, run in groupby(labels[order].tolist())]
+        assert 10 <= len(runs) <= len(rests) and max(runs) >= size
+        firsts.add(int(labels[order][0]))
+    assert firsts == set(range(10)), "in random order"
+
+
+def test_a_block_is_of_one_class() -> None:
+    batches = Batches(split(60), 8, Seeds.of(0), order="blocks:3")  # 10 classes of 6
+    for epoch in range(5):
+        order = batches.epoch_order(epoch)
+        assert all(len(set(block)) == 1 for block in batches.split.labels[order].view(-1, 3).tolist())
+
+
+@pytest.mark.parametrize("order", [*ORDERS, "blocks:3"])
 def test_the_same_batches_from_any_step(order: str) -> None:
     batches = Batches(split(21), 4, Seeds.of(3), shift=2, flip=True, order=order)
     torch.manual_seed(len(order))  # of no account
