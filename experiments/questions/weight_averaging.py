@@ -39,7 +39,7 @@ EXPERIMENT = Experiment(
         Figure("accuracy", "Averaged weights under several statistics",
                "Test accuracy over training. The running averages of the network that is trained are of its weights, "
                "not of the averaged ones; its buffers can be averaged as the weights are; precise and exact statistics "
-               "are those of the averaged weights.",
+               "are those of the averaged weights. Where one line hides another they agree.",
                score(find_accuracies, "accuracy", ("panel", "estimator", "momentum", "epoch"), scale=100),
                EstimatorCurves(ACCURACY)),
     ),
