@@ -21,8 +21,6 @@ from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, fi
 POPULATIONS = ("train", "train_augmented", "val")
 SPLITS = ("test", "val", "train")
 
-# Measurements of what the batches before a step make of running averages.
-_OF_BATCHES = ("drift", "counterexamples", "last_batches", "within_epoch", "choices", "decomposition")
 _MOST_STEPS = 10**7  # file names hold seven digits
 
 
@@ -169,7 +167,7 @@ def _check_measured(config: Config) -> None:
     if config.averaging != "none":
         reason = "the network that is measured is an average and was not trained on batches"
     for name in as_list(config.measurements):
-        if reason and name in _OF_BATCHES:
+        if reason and measurements.is_of_batches(name):
             key = "freeze_at" if config.averaging == "none" else f"averaging={config.averaging}"
             raise UserError(f"measurements={name}: is about what batches make of running averages; with {key} {reason}")
 

@@ -34,6 +34,11 @@ def find_norms(name: str) -> tuple[str, ...]:
     return _import(name).NORMS  # type: ignore[no-any-return]
 
 
+def is_of_batches(name: str) -> bool:
+    """Whether the table `name` is about what the batches before a step make of running averages."""
+    return getattr(_import(name), "OF_BATCHES", False)
+
+
 def find_scope(name: str) -> Callable[..., Any]:
     """The function of (run, sources) that gives what the table `name` has rows of, with the steps of each."""
     return _import(name).scope  # type: ignore[no-any-return]

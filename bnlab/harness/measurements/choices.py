@@ -12,6 +12,7 @@ from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.sources import Source
 
 NORMS = RECORDED
+OF_BATCHES = True
 _POINTS = 60  # steps, evenly over the training
 
 

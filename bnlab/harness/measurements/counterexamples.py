@@ -17,6 +17,7 @@ from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
 NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
+OF_BATCHES = True
 scope = final_step
 _BATCHES = 200  # the last of the training
 _SIZES = (0.1, 1.0, 10.0, 100.0)

@@ -16,6 +16,7 @@ from bnlab.harness.measurements.gaps import key_columns
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
 
 NORMS = ("batch",)  # a step counts as one batch, which frozen weights normalize as in training
+OF_BATCHES = True
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
 _AUGMENTED = FrozenWeights("exact", None, "train_augmented")
 

@@ -13,6 +13,7 @@ from bnlab.theory import local_level
 from bnlab.trace import LayerTrace
 
 NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
+OF_BATCHES = True
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 

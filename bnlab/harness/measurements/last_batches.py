@@ -15,6 +15,7 @@ from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
 NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
+OF_BATCHES = True
 _LAST = (1, 4, 16, 64)
 
 

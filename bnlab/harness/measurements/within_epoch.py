@@ -20,6 +20,7 @@ from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Layout
 
 NORMS = ("batch",)  # a step counts as one batch, which frozen weights normalize as in training
+OF_BATCHES = True
 scope = final_step
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
