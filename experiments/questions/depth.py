@@ -13,7 +13,7 @@ BY = ("model.name", "norm.every_second")
 MODELS = {"resnet": "ResNet-20", "cnn": "plain net"}
 NORMS = {"none": "batch norm everywhere", "group": "every second a group norm"}
 EVERYWHERE, MIXED = NORMS.values()
-LINE = ("panel", "norms", "depth")
+LINE = ("panel", "line", "depth")
 EACH = ("panel", "network")
 HALF = ("run", "seed", *EACH, "estimator", "half")
 READ = (
@@ -38,8 +38,8 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
 
 def find_lines(tables: Tables) -> pd.DataFrame:
     """The gaps in panels by network and share of the training."""
-    found = find_gaps(tables).sort_values(["depth"], kind="stable")
-    return name_panels(found.rename(columns={"panel": "when"}), "{network}, {when}")
+    found = find_gaps(tables).sort_values("depth", kind="stable")
+    return name_panels(found.rename(columns={"panel": "when", "norms": "line"}), "{network}, {when}")
 
 
 def find_halves(tables: Tables) -> pd.DataFrame:
@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "depth", "mean_gap")},
     figures=tuple(
         Figure(name, title, f"Distance of {what} from the exact population mean by layer, behind the first. {READ}",
-               score(find_lines, "mean_gap", LINE, geometric=True, estimator=estimator), Curves("depth", "norms", GAP))
+               score(find_lines, "mean_gap", LINE, geometric=True, estimator=estimator), Curves("depth", "line", GAP))
         for name, estimator, title, what in (
             ("running", "ema", "The gap of running averages by layer", "the EMA's mean"),
             ("precise", "precise", "The gap of precise statistics by layer", "precise BN's mean"),

@@ -19,7 +19,7 @@ FROZEN = ("ema", "exact")
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies under what the networks hold, by how they are frozen, in panels by batch size."""
     frame = rows(tables, "evaluations", by=BY, estimator="ema")
-    return name_panels(frame.assign(frozen=frame["freeze_with"].map(NAMES)), "batch size {batch_size}")
+    return name_panels(frame.assign(line=frame["freeze_with"].map(NAMES)), "batch size {batch_size}")
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -39,8 +39,8 @@ EXPERIMENT = Experiment(
         Figure("accuracy", "Accuracy with batch norm frozen for the last fifth of training",
                "Test accuracy under the statistics that each network holds: its running averages, or those that it was "
                "frozen with after four fifths of training.",
-               score(find_accuracies, "accuracy", ("panel", "frozen", "epoch"), scale=100),
-               Curves("epoch", "frozen", Axis("test accuracy (%)"))),
+               score(find_accuracies, "accuracy", ("panel", "line", "epoch"), scale=100),
+               Curves("epoch", "line", Axis("test accuracy (%)"))),
     ),
     claims=(
         Claim("freezing_changes_little", "Batch norm that is frozen for the last fifth of training changes the final "

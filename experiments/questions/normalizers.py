@@ -28,7 +28,8 @@ def find_final(tables: Tables) -> pd.DataFrame:
 
 def find_courses(tables: Tables) -> pd.DataFrame:
     """Accuracies over training, in panels by batch size."""
-    return name_panels(find_accuracies(tables, (), BY), "batch size {batch_size}")
+    frame = find_accuracies(tables, (), BY)
+    return name_panels(frame.assign(line=frame["normalizer"]), "batch size {batch_size}")
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -58,8 +59,8 @@ EXPERIMENT = Experiment(
                score(find_final, "accuracy", ("panel", "normalizer"), scale=100), Forest("normalizer", AXIS)),
         Figure("training", "Accuracy over training by norm",
                "Test accuracy, under running averages where nothing else is said.",
-               score(find_courses, "accuracy", ("panel", "normalizer", "epoch"), scale=100, normalizer=FOLLOWED),
-               Curves("epoch", "normalizer", AXIS)),
+               score(find_courses, "accuracy", ("panel", "line", "epoch"), scale=100, line=FOLLOWED),
+               Curves("epoch", "line", AXIS)),
     ),
     claims=(
         Claim("group_norm_wins_when_small", "In batches of 4 group norm is more accurate than batch norm, also under "

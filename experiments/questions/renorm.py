@@ -19,7 +19,8 @@ ORDERS = {"shuffled": "images in random order", BLOCKS: "blocks of 16 of a class
 def find_courses(tables: Tables) -> pd.DataFrame:
     """Accuracies over training, in panels by order."""
     frame = find_accuracies(tables, (), BY)
-    return name_panels(frame.assign(words=frame["order"].replace(ORDERS)), "{words}")
+    words = {"words": frame["order"].replace(ORDERS), "line": frame["normalizer"]}
+    return name_panels(frame.assign(**words), "{words}")
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -43,8 +44,8 @@ EXPERIMENT = Experiment(
         Figure("training", "Batch norm and renormalization, by the order of the images",
                "Test accuracy over training, under running averages where nothing else is said; a panel for each order "
                "of the images in an epoch.",
-               score(find_courses, "accuracy", ("panel", "normalizer", "epoch"), scale=100),
-               Curves("epoch", "normalizer", ACCURACY)),
+               score(find_courses, "accuracy", ("panel", "line", "epoch"), scale=100),
+               Curves("epoch", "line", ACCURACY)),
     ),
     claims=(
         Claim("renorm_rescues_blocks", "In blocks of 16 images of a class, renormalization gains more than 5 points "
