@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Figure, Score, Tables
 from bnlab.harness.reporting.frames import name_panels, over_best, paired, rows, score
-from bnlab.harness.reporting.plots import TIMES_THE_BEST, EstimatorCurves
+from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, EstimatorCurves
 
 SHARES = _, EARLY, _, LATE = (0.03, 0.1, 0.55, 1.0)  # of the training, at which predictions are measured
 DEFAULT, MANY = 0.1, 256  # PyTorch's momentum; images in a batch
@@ -61,4 +61,13 @@ GAP_FIGURE = Figure(
         momentum=SHOWN,
     ),
     EstimatorCurves(TIMES_THE_BEST),
+)
+
+LOSS_FIGURE = Figure(
+    "accuracy",
+    "Accuracy against that under exact statistics",
+    "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. Precise BN is "
+    "measured again each time, by another pass over training images: 2,048, or all where there are fewer.",
+    score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
+    EstimatorCurves(AGAINST_EXACT, zero="exact population"),
 )

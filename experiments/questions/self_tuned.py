@@ -6,7 +6,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
 from bnlab.harness.reporting.frames import best_on_average, paired, rows, score, share_name
-from bnlab.harness.reporting.plots import AGAINST_EXACT, Curves, EstimatorCurves
+from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.schedule import lr_factor
 from experiments.margins import FLAT
@@ -16,12 +16,10 @@ from experiments.schedules import (
     EARLY,
     GAP_FIGURE,
     LATE,
+    LOSS_FIGURE,
     MANY,
-    SETTING,
     SHARES,
-    SHOWN,
     find_gains,
-    find_losses,
     name_trainings,
     score_times,
 )
@@ -68,11 +66,7 @@ EXPERIMENT = Experiment(
         "choices": ("layer", "depth", "statistic", "chosen"),
     },
     figures=(
-        Figure("accuracy", "Accuracy against that under exact statistics",
-               "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
-               "Precise BN is measured again each time, by a pass over 2,048 of the 9,000 training images.",
-               score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
-               EstimatorCurves(AGAINST_EXACT, zero="exact population")),
+        LOSS_FIGURE,
         GAP_FIGURE,
         Figure("means", "What momentum is chosen for the mean", READ, score_choices("mean"), CHOICES),
         Figure("variances", "What momentum is chosen for the variance", READ, score_choices("var"), CHOICES),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, above, below
 from bnlab.harness.reporting.frames import score, share_name
-from bnlab.harness.reporting.plots import AGAINST_EXACT, EstimatorCurves
 from experiments.margins import FLAT
 from experiments.schedules import (
     EACH,
     EARLY,
     GAP_FIGURE,
     LATE,
+    LOSS_FIGURE,
     MANY,
-    SETTING,
-    SHOWN,
     find_gains,
-    find_losses,
     score_times,
 )
 
@@ -28,11 +25,7 @@ EXPERIMENT = Experiment(
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
         GAP_FIGURE,
-        Figure("accuracy", "Accuracy against that under exact statistics",
-               "Difference in test accuracy to the same network under exact statistics, paired; below 0 is a loss. "
-               "Precise BN is measured again each time, by a pass over all training images.",
-               score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
-               EstimatorCurves(AGAINST_EXACT, zero="exact population")),
+        LOSS_FIGURE,
     ),
     claims=(
         Claim("never_worse", "In a residual network predictive momentum is never less accurate than PyTorch's by a "

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness import load
-from bnlab.harness.artifacts import producing
 from bnlab.harness.artifacts.models import ModelConfig, NormConfig
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.jobs import execute
 from bnlab.harness.measurements.evaluations import predict
 from tests.experiments.test_kill import assert_same
+from tests.harness.kills import killed_at
 
 STEPS = 12
 SWA_FIRST = 9  # 75%
@@ -126,25 +125,13 @@ def test_without_averaging_both_are_the_networks_own(trained: Run) -> None:
 
 
 @pytest.mark.parametrize("kills", [(8,), (9,), (10,), (1, 9, 11)])
-def test_killed_and_continued_is_bit_for_bit_the_same(
-    whole: Run, kills: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, kills: tuple[int, ...], tmp_path: Path) -> None:
     settings = replace(whole.config, results=str(tmp_path), measurements=["gaps"], estimator="stale")
-    monkeypatch.setattr(producing, "STATE_SECONDS", 0.0)
-    run, log = Run(settings), producing.Recorder.log
     for kill in kills:
-
-        def interrupt(recorder: producing.Recorder, progress: Progress, kill: int = kill) -> None:
-            log(recorder, progress)
-            if progress.step == kill:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patched:
-            patched.setattr(producing.Recorder, "log", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                execute(settings)
+        with killed_at(kill):
+            execute(settings)
     execute(settings)
-    assert_same(run, whole)
+    assert_same(Run(settings), whole)
 
 
 def test_checkpoints_are_made_later(whole: Run, tmp_path: Path) -> None:

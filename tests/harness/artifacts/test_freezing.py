@@ -13,17 +13,18 @@ from torch import nn
 
 import bnlab
 from bnlab.harness import load
-from bnlab.harness.artifacts import producing, states
+from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.freezing import MOMENTUM, build_freezer
 from bnlab.harness.artifacts.models import ModelConfig
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Diverged, Progress
+from bnlab.harness.artifacts.training import Diverged
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.schedule import lr_factor
 from tests.experiments.test_kill import assert_same
+from tests.harness.kills import killed_at
 
 STEPS, FROZEN = 10, 5
 
@@ -114,24 +115,11 @@ def test_ema_is_what_the_network_holds(whole: Run) -> None:
 
 
 @pytest.mark.parametrize("kills", [(4,), (5,), (6,), (4, 5, 8)])
-def test_killed_and_continued_is_bit_for_bit_the_same(
-    whole: Run, kills: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, log = Run(replace(whole.config, results=str(tmp_path))), producing.Recorder.log
-
+def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, kills: tuple[int, ...], tmp_path: Path) -> None:
+    run = Run(replace(whole.config, results=str(tmp_path)))
     for kill in kills:
-
-        def interrupt(recorder: producing.Recorder, progress: Progress, kill: int = kill) -> None:
-            log(recorder, progress)
-            if progress.step == kill:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patched:
-            patched.setattr(producing, "STATE_SECONDS", 0.0)
-            patched.setattr(producing.Recorder, "log", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                execute(run.config)
-    monkeypatch.setattr(producing, "STATE_SECONDS", 0.0)
+        with killed_at(kill):
+            execute(run.config)
     execute(run.config)
     assert_same(run, whole)
     assert run.trace is not None and whole.trace is not None

@@ -11,16 +11,15 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, measurements
-from bnlab.harness.artifacts import producing
 from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.models import ModelConfig
 from bnlab.harness.artifacts.norms import NormConfig
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, flatten, network, training_settings
-from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.config import check
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, list_failures, prepare
+from tests.harness.kills import killed_at
 
 BARE = Config(norm=NormConfig("none"), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
 
@@ -50,25 +49,15 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("name", ["none", "ghost", "renorm"])
-def test_it_continues_and_makes_checkpoints_later(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_continues_and_makes_checkpoints_later(name: str, tmp_path: Path) -> None:
     config = replace(
         BARE, model=ModelConfig("mlp", 1, 16), norm=NormConfig(name), momentum=0.01, epochs=1, evaluate_at="final",
         results=str(tmp_path / "a"),
     )  # fmt: skip
     execute(config)
-    log = producing.Recorder.log
-
-    def interrupt(recorder: producing.Recorder, progress: Progress) -> None:
-        log(recorder, progress)
-        if progress.step == 10:
-            raise KeyboardInterrupt
-
     broken = replace(config, results=str(tmp_path / "b"))
-    with monkeypatch.context() as patched:
-        patched.setattr(producing, "STATE_SECONDS", 0.0)
-        patched.setattr(producing.Recorder, "log", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            execute(broken)
+    with killed_at(10):
+        execute(broken)
     execute(replace(broken, evaluate_at=[5, 1.0]))
     assert Run(broken).training == Run(config).training
     assert [path.stem[-1] for path in Run(broken).checkpoints(5)] == ["5"]
