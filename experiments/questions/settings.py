@@ -32,12 +32,13 @@ EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 
 
 def name_settings(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a column `setting`: what differs from the usual training, in words."""
+    """The rows with a column `setting`: what differs from the usual training, in words. The usual one comes first."""
     words = [
         ", ".join(WORDS[column].format(row[column]) for column, usual in USUAL.items() if row[column] != usual)
         for row in frame[[*USUAL]].to_dict("records")
     ]
-    return frame.assign(setting=[word or UNCHANGED for word in words])
+    named = frame.assign(setting=[word or UNCHANGED for word in words])
+    return named.sort_values("setting", key=lambda names: names != UNCHANGED, kind="stable")
 
 
 def find_losses(tables: Tables) -> pd.DataFrame:
