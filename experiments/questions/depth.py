@@ -79,7 +79,8 @@ EXPERIMENT = Experiment(
     answers=("F12", "H7"),
     source="Huang et al. 2022 (estimation shift, arXiv 2203.10778): what one layer's statistics are off by shifts the "
     "input of the next; a norm that needs no batch, one in each block, takes it away again. Running averages are off "
-    "by lag and noise; precise statistics by their layers' batches alone.",
+    "by lag and noise; precise statistics by their layers' batches alone. After each pooling a channel has fewer "
+    "pixels, which makes both less certain as well.",
     columns={"gaps": ("layer", "depth", "mean_gap")},
     figures=tuple(
         Figure(name, title, f"Distance of {what} from the exact population mean by layer, behind the first. {READ}",

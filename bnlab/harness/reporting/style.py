@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from bnlab.harness.errors import UserError
 
@@ -297,6 +297,8 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
             ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
+    elif x.ticks and pd.api.types.is_numeric_dtype(values) and not x.log and (values % 1 == 0).all():
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if x.limits:
         ax.set_xlim(*x.limits)
     if y.limits:

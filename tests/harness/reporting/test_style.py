@@ -188,6 +188,10 @@ def test_axes() -> None:
     assert ax.get_xlabel() == "model width" and ax.get_xticks().tolist() == [8, 32]
     for values in (pd.Series(range(11)), pd.Series(["batch", "none"])):  # too many, or no numbers
         style.set_axes(plt.subplots()[1], style.axis_of("norm.name"), Axis("up"), values)
+    _, crowded = plt.subplots()
+    crowded.set_xlim(1, 17)  # where ticks would be at 2.5, 5 and 7.5
+    style.set_axes(crowded, style.axis_of("depth"), Axis("up"), pd.Series(range(2, 17)))
+    assert all(tick == round(tick) for tick in crowded.get_xticks())
     assert style.axis_of("some.column_") == Axis("some column ", ticks="values")
 
 
