@@ -15,7 +15,7 @@ SHIFTS = ("none", FONTS, *(f"{kind}:{strength}" for kind in KINDS for strength i
 STRONG = tuple(f"{kind}:3" for kind in KINDS)
 FEW, MANY, PRIOR = 4, 256, 16
 
-GAINS = above(0.0, "points gained", "no gain at all is the other answer")
+GAINS = above(0.0, "points", "no gain at all is the other answer")
 
 
 def find_predictions(tables: Tables) -> pd.DataFrame:
