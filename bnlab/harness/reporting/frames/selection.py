@@ -13,6 +13,8 @@ from bnlab.harness.errors import UserError
 
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
 
+_WORDS = {"depth": "layer", "norm.batch_size": "parts of"}  # in conditions, in place of columns' names
+
 
 @dataclass(frozen=True)
 class OtherThan:
@@ -75,14 +77,14 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
 def name_value(key: str, value: Any) -> str:
     """A column and its value in words; of a column `line` the value says it all.
 
-    >>> name_value("batch_size", 8), name_value("depth", 2), name_value("moment", "var")
-    ('batch size 8', 'layer 2', 'variances')
+    >>> name_value("batch_size", 8), name_value("norm.batch_size", 8), name_value("depth", 2)
+    ('batch size 8', 'parts of 8', 'layer 2')
     """
     if key == "moment":
         return {"mean": "means", "var": "variances"}.get(value, str(value))
     if key == "line":
         return str(value)
-    return f"{'layer' if key == 'depth' else key.replace('_', ' ')} {value}"
+    return f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
 
 
 def _list_values(value: Any) -> tuple[Any, ...]:
