@@ -13,7 +13,8 @@ from bnlab.harness.errors import UserError
 
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
 
-_WORDS = {"depth": "layer", "norm.batch_size": "parts of"}  # in conditions, in place of columns' names
+# In conditions, in place of columns' names.
+_WORDS = {"depth": "layer", "norm.batch_size": "parts of", "optimizer.schedule": "schedule"}
 
 
 @dataclass(frozen=True)
