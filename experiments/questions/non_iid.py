@@ -66,11 +66,11 @@ EXPERIMENT = Experiment(
               "remembers the last ones, loses more than 5 points against exact statistics of the same network.",
               score("evaluations", "accuracy", ("order",), SHARES, against="exact", scale=-100, estimator="ema",
                     momentum=0.1, order=IN_ORDER),
-              above(5.0, "points lost", "what nobody would give away")),
+              above(5.0, "points", "what nobody would give away")),
         Claim("nothing_rescues", "Under exact statistics such networks lose more than 5 points against those that saw "
               "shuffled images: they were trained on batches of few classes.",
               score(find_losses, "accuracy", ("order",), scale=-100, estimator="exact", order=IN_ORDER),
-              above(5.0, "points lost", "the same")),
+              above(5.0, "points", "the same")),
         Claim("long_memory_is_nearer", "Where images of a class come together the gap of PyTorch's momentum is larger "
               "than that of the average of all batches.",
               score("gaps", "mean_gap", ("order",), SHARES, against="cumulative", ratio=True, average="layer",

@@ -10,7 +10,7 @@ import pandas as pd
 from bnlab.harness.reporting.answer import Answer, round_numbers
 from bnlab.harness.reporting.frames import NUMBERS
 
-_QUOTE = re.compile(r"\{(if )?(\w+)\.(\w+):(?: ([^{}:]+):)? ([\w ]+)\}")
+_QUOTE = re.compile(r"\{(if )?(\w+)\.(\w+):(?: ([^{}]+?):)? ([\w ]+)\}")
 
 
 def fill_sentence(text: str, answers: Sequence[Answer]) -> str:
