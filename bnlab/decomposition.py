@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_count, check_forward
 from bnlab.batches import Forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
+from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
 from bnlab.layers import batch_norm_layers
 from bnlab.recording.frozen import record_frozen
-from bnlab.trace import MomentTrace, replay_bank
+from bnlab.trace import LayerTrace, MomentTrace, replay_bank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,8 +101,11 @@ def decompose(
 
     lagged = torch.zeros_like(e)
     past = copy.deepcopy(model)
-    for age, weight in _weights_of_ages(momentum, min(window(momentum), last - trace.last_start), every).items():
+    ages = min(window(momentum), last - trace.last_start)
+    shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
+    for age in shares[0]:
         _load(past, weights(last - 1 - age), last - 1 - age)
+        weight = by_channel(torch.tensor([share[age] for share in shares], dtype=e.dtype), layout.channels)
         lagged += weight * expected(past, trained_on, training=True)[0]
     m, _ = expected(model, trained_on, training=True)
     clean, q = expected(model, batches, training=False)
@@ -120,18 +126,32 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
         raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})") from error
 
 
-def _weights_of_ages(momentum: float, ages: int, every: int) -> dict[int, float]:
-    """The debiased EMA's weights of the ages 0 to `ages` − 1, shared out to some of them by straight lines.
+def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:
+    """[ages], how many batches the layer has taken in the step `last`, the one before it, and so on."""
+    newest = layer.steps[bisect_right(layer.steps, last - ages) :]
+    return np.bincount(last - np.array(newest, dtype=np.int64), minlength=ages)
+
+
+def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[int, float]:
+    """The debiased EMA's weights of steps by their age, shared out to some of the ages by straight lines.
+
+    Args:
+        calls: [ages], how many batches a layer has taken in each of the steps; the weights are NaN if there are none.
 
     >>> for every in (1, 2):
-    ...     print({age: round(weight, 3) for age, weight in _weights_of_ages(0.5, 3, every).items()})
+    ...     print({age: round(weight, 3) for age, weight in _weigh_ages(np.array([1, 1, 1]), 0.5, every).items()})
     {0: 0.571, 1: 0.286, 2: 0.143}
     {0: 0.714, 2: 0.286}
+    >>> {age: round(weight, 3) for age, weight in _weigh_ages(np.array([2, 0, 1]), 0.5, 1).items()}
+    {0: 0.857, 1: 0.0, 2: 0.143}
     """
-    weights = momentum * (1 - momentum) ** np.arange(ages)
+    ages, kept = len(calls), 1 - momentum
+    newer = calls.cumsum() - calls
+    weights = kept**newer * (1 - kept**calls)
     measured = sorted({*range(0, ages, every), ages - 1})
-    shared = [np.interp(range(ages), measured, unit) @ weights for unit in np.eye(len(measured))]
-    return dict(zip(measured, (shared / weights.sum()).tolist(), strict=True))
+    total = weights.sum() or math.nan
+    shared = [float(np.interp(range(ages), measured, unit) @ weights / total) for unit in np.eye(len(measured))]
+    return dict(zip(measured, shared, strict=True))
 
 
 def _check(

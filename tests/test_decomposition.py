@@ -63,6 +63,20 @@ def test_on_straight_lines_between_some_of_the_weights() -> None:
     assert means[0] == pytest.approx(means[1], abs=1e-6) and abs(means[0]).max() > 1e-3
 
 
+def test_batches_of_one_step_weigh_as_batches() -> None:
+    """As two steps with the same weights: what accumulated gradients and shared layers record."""
+    model, trace, kept, batches = trained(10, lr=0.05)  # all in a window of 13
+    pairs = copy.deepcopy(trace)
+    for layer in pairs.layers.values():
+        layer.steps = [(step + 1) // 2 for step in layer.steps]
+    pairs.last_step = 5
+    apart = decompose(model, trace, lambda step: kept[step // 2 * 2], batches, momentum=0.3)
+    together = decompose(model, pairs, lambda step: kept[2 * step], batches, momentum=0.3)
+    assert apart["lag"].abs().max() > 1e-4
+    for term in TERMS:
+        assert together[term].to_numpy() == pytest.approx(apart[term].to_numpy(), abs=1e-12)
+
+
 def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
     model, trace, kept, batches = trained(40, lr=0.0)
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.5)
