@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 
 BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once built, and subclasses (timm's)
 # They normalize the input that they are given, and do nothing else with buffers and momentum than to average it.
@@ -138,6 +140,15 @@ def is_tracing() -> bool:
     """Whether the operations that run now go into a graph of torch.jit.trace, torch.export or make_fx."""
     proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     return torch._C._get_tracing_state() is not None or proxies is not None or torch.compiler.is_exporting()
+
+
+def past_modes() -> contextlib.AbstractContextManager[object]:
+    """In the block operations go past torch's dispatch modes, which may count those of the model.
+
+    Selective checkpointing repeats the operations of a forward in their order, and takes others for the model's.
+    """
+    seen = torch._C._len_torch_dispatch_stack() and not is_tracing()
+    return _disable_current_modes() if seen else contextlib.nullcontext()
 
 
 def get_running_buffers(layer: BatchNorm) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ _FORMAT, _RESTARTED = "bnlab.MomentTrace/1", "bnlab.MomentTrace/2"  # the second
 _CHUNK = 256  # entries of one layer that are allocated at a time
 _FORGOTTEN = 1e-16  # a weight so small that calls before are left out
 _CLEARED = 16  # of them that are cleared at a time: each operation counts where a step takes a millisecond
+NOT_TAKEN = -1.0  # the variance of an entry before the layer has written it
 SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; what comes after lies in files of a temporary folder
 
 
@@ -229,6 +230,7 @@ class MomentTrace:
         # .data has a version of its own: a backward pass that is still to come has saved the slots before.
         # Cleared: the layer computes 0·old + 1·new, and 0·NaN of a bad batch would stay NaN.
         cleared = layer.current.data[layer.begin : layer.begin + _CLEARED].zero_()
+        cleared[:, 1] = NOT_TAKEN
         places = cleared.flatten(0, 1).unbind()
         layer.slots = list(zip(places[::2], places[1::2], strict=True))
 

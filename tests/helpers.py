@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from bnlab import Moments, MomentTrace, Statistics
 
@@ -200,6 +202,16 @@ def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list
         optimizer.step()
         outputs.append(output.detach().clone())
     return outputs
+
+
+def checkpoint_but(kept: str, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`part(x)`; a backward pass repeats it, but for operations with `kept` in their name."""
+
+    def choose(context: object, operation: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if kept in str(operation) else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, choose)
+    return checkpoint(part, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
 
 
 def with_momentum(model: nn.Module, momentum: float | None) -> nn.Module:

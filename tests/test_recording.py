@@ -26,6 +26,7 @@ from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
 from tests.helpers import (
     Interrupted,
     assert_equal_statistics,
+    checkpoint_but,
     images,
     plain,
     randomized,
@@ -359,6 +360,31 @@ def test_gradient_checkpointing(depth: int, reentrant: bool) -> None:
     assert trace.last_step == 2
     assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
     assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(plainly))
+    for a, b in zip(recorded.parameters(), plainly.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kept", ["convolution", "batch_norm"])
+def test_selective_checkpointing(kept: str) -> None:
+    """Torch's own average takes what is repeated, but not where the first output is kept; so does the trace."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint_but(kept, self.body, x)
+
+    plainly, batches = Checkpointed(), images(*[4] * 20)
+    recorded = copy.deepcopy(plainly)
+    with record(recorded) as trace:
+        for model in (plainly, recorded):
+            with torch.no_grad():
+                model(batches[0])  # so that places for the entries are made in repetitions, too
+            train(model, batches)
+    assert_equal_statistics(running_statistics(recorded), running_statistics(plainly))
+    assert_equal_statistics(replay(trace, EMA(0.1))[trace.last_step], running_statistics(plainly))
     for a, b in zip(recorded.parameters(), plainly.parameters(), strict=True):
         assert torch.equal(a, b)
 

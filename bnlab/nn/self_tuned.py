@@ -12,7 +12,7 @@ from torch.fx import Proxy
 
 from bnlab.borrowing import is_paused_while_borrowed, replace_forward
 from bnlab.interrupts import is_recorded
-from bnlab.layers import BatchNorm, batch_norm_layers, check_module, is_tracing, join_names
+from bnlab.layers import BatchNorm, batch_norm_layers, check_module, is_tracing, join_names, past_modes
 from bnlab.loans import is_lent
 from bnlab.nn.upkeep import Upkeep
 
@@ -257,7 +257,8 @@ def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -
 @torch.compiler.disable
 def _write_buffers(attributes: dict[str, Any]) -> None:
     if _has_averages(attributes):
-        attributes["upkeep"].catch_up(attributes["_buffers"])
+        with past_modes():
+            attributes["upkeep"].catch_up(attributes["_buffers"])
 
 
 @torch.compiler.disable
@@ -279,11 +280,12 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
         upkeep.begin(buffers)
         return output
     upkeep.warn_of_shared_memory(buffers)
-    upkeep.begin_where_written(buffers, certainly=not upkeep.is_behind)
     # A forward within a backward pass repeats an earlier one: activation checkpointing. With momentum 0 torch's own
     # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.
     is_left_out = torch._C._current_graph_task_id() != -1 or attributes["momentum"] == 0
-    place = upkeep.collector.make_scratch() if is_left_out else upkeep.collector.make_place()
+    with past_modes():
+        upkeep.begin_where_written(buffers, certainly=not upkeep.is_behind)
+        place = upkeep.collector.make_scratch() if is_left_out else upkeep.collector.make_place()
     # Not the layer itself: it may be looked at, copied and saved meanwhile, in another thread.
     stand_in = object.__new__(type(layer))
     vars(stand_in).update(attributes, momentum=1.0, _buffers=buffers | dict(zip(_RUNNING, place, strict=True)))

@@ -13,11 +13,11 @@ from torch.nn.modules import module as torch_module
 
 from bnlab.borrowing import count_writes, is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_tracing
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_tracing, past_modes
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch
-from bnlab.trace import MomentTrace
+from bnlab.trace import NOT_TAKEN, MomentTrace
 
 
 class Loan(NamedTuple):
@@ -185,8 +185,9 @@ class Recorder:
         held = self._buffers["running_mean"], self._buffers["running_var"], self._attributes["momentum"]
         self._give_back(loan)
         # A call that raised has an entry if its statistics were taken before: gradient checkpointing ends its second
-        # forward so.
-        if output is None and not (loan.slot[0].any() or loan.slot[1].any()):
+        # forward so. One that has not raised has none if checkpointing has kept the output of the first.
+        is_repeated = torch._C._current_graph_task_id() != -1
+        if (output is None or is_repeated) and bool((loan.slot[1] == NOT_TAKEN).all()):
             return
         self._check_updates(updates)
         if held[0] is not lent[0] or held[1] is not lent[1] or held[2] != lent[2]:
@@ -323,5 +324,10 @@ def _keys_after(key: int, keys: Iterable[int]) -> Iterator[int]:
 
 def make_hook(function: Callable[..., None]) -> Callable[..., None]:
     """A hook that compiled code calls as it is, interrupting its graph, and that measurements leave out."""
+
     # Also a function, not a method: a deep copy of the model does not copy what it belongs to.
-    return pause_while_borrowed(torch.compiler.disable(function))
+    def hook(*args: Any) -> None:
+        with past_modes():
+            function(*args)
+
+    return pause_while_borrowed(torch.compiler.disable(hook))

@@ -32,7 +32,7 @@ from bnlab.estimators import Predictive
 from bnlab.inference import TestBatch, applied
 from bnlab.nn import SelfTuned, momenta
 from bnlab.trace import MomentTrace
-from tests.helpers import plain, run_two_ranks, same_traces, with_momentum
+from tests.helpers import checkpoint_but, plain, run_two_ranks, same_traces, with_momentum
 
 BN = ("1", "4")
 FLOAT32 = 1e-6  # a few roundings, of buffers and of sums
@@ -382,6 +382,14 @@ def test_what_checkpointing_repeats_is_no_new_batch(reentrant: bool) -> None:
     _, trace = record_twin(70)
     model = network()
     train(model, 70, call=lambda x: checkpoint(model, x.requires_grad_(reentrant), use_reentrant=reentrant))  # type: ignore[no-any-return]
+    assert_replayed(model, trace)
+
+
+@pytest.mark.parametrize("kept", ["mm", "batch_norm"])
+def test_selective_checkpointing_sees_the_models_operations_only(kept: str) -> None:
+    _, trace = record_twin(70)
+    model = network()
+    train(model, 70, call=lambda x: checkpoint_but(kept, model, x))
     assert_replayed(model, trace)
 
 
