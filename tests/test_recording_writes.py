@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from bnlab import (
     MomentTrace,
@@ -17,7 +18,7 @@ from bnlab import (
     replay,
     running_statistics,
 )
-from bnlab.estimators import EMA, Cumulative
+from bnlab.estimators import EMA, Cumulative, Predictive
 from bnlab.nn import SelfTuned
 from tests.helpers import (
     assert_equal_statistics,
@@ -140,6 +141,25 @@ def test_writing_without_a_trace_is_found_at_the_end() -> None:
                 train(model, images(4))
                 with_momentum(model, 0.5 + len(later) / 4)  # a trace keeps none: replays have one of their own
                 train(model, later)
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+@pytest.mark.parametrize("loads", [False, True])
+def test_buffers_that_the_training_has_given(convert: Callable[[nn.Module], nn.Module], loads: bool) -> None:
+    """At the end the model has its own again, into which nothing was averaged; unless they are loaded."""
+    model = convert(plain())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    told = warnings.catch_warnings() if loads else pytest.warns(UserWarning, match="'1', '4' were trained with other")
+    with told, record(model) as trace:
+        warnings.simplefilter("error" if loads else "always")
+        for batch in images(4, 4, 4):
+            functional_call(model, (dict(model.named_parameters()), buffers), (batch,))
+        if loads:
+            model.load_state_dict(buffers, strict=False)
+    own = running_statistics(model)
+    estimator = EMA(0.1) if not isinstance(model[1], SelfTuned) else Predictive()
+    assert_equal_statistics(replay(trace, estimator)[3], own)
+    assert torch.allclose(own["1"].mean.float(), buffers["1.running_mean"]) == loads
 
 
 @pytest.mark.parametrize("momentum", [0.001, 0.1, 1.0, 0.0, None])

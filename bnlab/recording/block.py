@@ -67,7 +67,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
-            model, or has taken one out of it for some of the training; the weights were updated within a step, or by
+            model, or has taken one out of it for some of the training; layers have averaged into other running buffers
+            (of `functional_call`) than they have at the end; the weights were updated within a step, or by
             another optimizer than the given one, which has made no update; or a layer had momentum 0 or None (as
             `update_bn` sets it) in some of its calls, which are entries all the same.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
@@ -88,6 +89,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         yield recording.trace
     recording.steps.warn_of_no_updates()
     recording.warn_of_the_unrecorded()
+    recording.warn_of_exchanged_buffers()
     recording.warn_of_other_momenta()
     recording.membership.warn_of_new_layers()
     recording.membership.warn_of_missed_layers()
@@ -162,6 +164,17 @@ class Recording:
                 f"record: the running buffers of {join_names(overwritten)} are not the average of what was recorded: "
                 "something has written them, through .data or by a functional batch norm say, or "
                 "DistributedDataParallel has (but for broadcast_buffers=False); what is replayed is not what they hold",
+                stacklevel=4,
+            )
+
+    def warn_of_exchanged_buffers(self) -> None:
+        """Say which layers have averaged into buffers that are not the model's."""
+        exchanged = [recorder.name for recorder in self.recorders if recorder.exchanged]
+        if exchanged:
+            warnings.warn(
+                f"record: {join_names(exchanged)} were trained with other running buffers than the model's own "
+                "(torch.func.functional_call?), which it has again now: at the last step replays give these; load the "
+                "others into the model before the block ends",
                 stacklevel=4,
             )
 

@@ -58,6 +58,7 @@ class Recorder:
         name, layer: which layer it is.
         watch: notices what else writes the layer's own buffers.
         overwritten: whether, after the block, the buffers hold something else than the average of what was recorded.
+        exchanged: whether, after the block, the layer has the buffers of before again, but has averaged into others.
         left_out: entries that the layer's own average has left out: its momentum was 0.
         cumulative: entries with a momentum of None.
     """
@@ -65,7 +66,7 @@ class Recorder:
     def __init__(
         self, name: str, layer: BatchNorm, trace: MomentTrace, counter: StepCounter, trained: Tensor | None
     ) -> None:
-        self.name, self.layer, self.overwritten = name, layer, False
+        self.name, self.layer, self.overwritten, self.exchanged = name, layer, False, False
         self.left_out = self.cumulative = 0
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
@@ -79,6 +80,7 @@ class Recorder:
         self._has_own_forward = type(layer).forward not in TORCH_FORWARDS
         self._hooks: tuple[int, int]  # keys of those before and after the call
         self.watch = self._make_watch()
+        self._given = self._averaged = self._buffers["running_mean"]  # when the block began; in the last call
 
     def _make_watch(self) -> Watch:
         return Watch(self.layer, self._entries, self._get_averages()[1])
@@ -116,7 +118,7 @@ class Recorder:
         if self.watch.is_written(own):
             self._check_precision(own)
             self._take_up(own)
-        self._called = True
+        self._called, self._averaged = True, own.mean
         if self._is_seen_by_others():
             self._counter.enter_layer(layer)
             self._look = Look(
@@ -250,7 +252,10 @@ class Recorder:
         if self._called:
             self._end_interrupted_call()
         self._ended = True
+        own = self._buffers["running_mean"]
         self.take_up_writes()
+        begins_again = any(start.entries == len(self._entries) for start in self._entries.restarts)
+        self.exchanged = begins_again and own is self._given and own is not self._averaged
         self.overwritten = self._has_average() and self.watch.is_overwritten(self._get_averages()[1])
 
     def take_up_writes(self) -> None:
