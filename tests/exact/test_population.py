@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,29 @@ def test_the_users_inputs_stay(strategy: str) -> None:
         population_statistics(model, [{"x": x} for x in batches], forward=lambda m, b: m(b["x"]), upstream=upstream)
         assert all(map(torch.equal, batches, kept))
     twins(model, batches)
+
+
+@both
+def test_a_forward_that_sets_attributes_of_its_batch(strategy: str) -> None:
+    """As networks on graphs do; each forward begins with the batch as it was."""
+
+    class OnGraphs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = randomized(nn.Sequential(*(nn.BatchNorm2d(3) for _ in range(3))))
+
+        def forward(self, graph: SimpleNamespace) -> None:
+            for layer in self.layers:
+                graph.x = layer(graph.x).relu()
+
+    model, batches = OnGraphs().double(), [x.double() for x in images(4, 3)]
+    graphs = [SimpleNamespace(x=x) for x in batches]
+    expected = population_statistics(model, batches, forward=lambda m, x: m(SimpleNamespace(x=x)))
+    for upstream in ("population", "batch"):
+        found = population_statistics(model, graphs, strategy=strategy, upstream=upstream)
+        assert all(graph.x is x for graph, x in zip(graphs, batches, strict=True))
+        if upstream == "population":
+            assert_same(found, expected)
 
 
 def test_batches_are_advanced_in_the_callers_own_state() -> None:
