@@ -14,7 +14,7 @@ from bnlab.borrowing import is_paused_while_borrowed, replace_forward
 from bnlab.interrupts import is_recorded
 from bnlab.layers import BatchNorm, batch_norm_layers, check_module, is_tracing, join_names, past_modes
 from bnlab.loans import is_lent
-from bnlab.nn.upkeep import Upkeep
+from bnlab.nn.upkeep import LOOKING, Upkeep
 
 _KEY = "bnlab.nn.SelfTuned/1"  # in a state dict's metadata
 _RUNNING = ("running_mean", "running_var")
@@ -283,7 +283,7 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
     # A forward within a backward pass repeats an earlier one: activation checkpointing. With momentum 0 torch's own
     # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.
     is_left_out = torch._C._current_graph_task_id() != -1 or attributes["momentum"] == 0
-    with past_modes():
+    with past_modes(), LOOKING:
         upkeep.begin_where_written(buffers, certainly=not upkeep.is_behind)
         place = upkeep.collector.make_scratch() if is_left_out else upkeep.collector.make_place()
     # Not the layer itself: it may be looked at, copied and saved meanwhile, in another thread.

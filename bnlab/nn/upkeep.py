@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ from bnlab.borrowing import count_writes
 from bnlab.nn.collector import Collector
 
 _Buffers = dict[str, Any]  # a layer's own; which are tensors
+
+# A thread that looks at a layer writes its buffers; to the one that trains it that is no write of somebody else's.
+# One lock for all layers: locks can be neither copied nor pickled.
+LOOKING = threading.RLock()
 
 
 class _Seen(NamedTuple):
@@ -91,13 +96,14 @@ class Upkeep:
             certainly: compare the values also where no write has been counted, as of those through `.data`.
         """
         mean, var = buffers["running_mean"], buffers["running_var"]
-        seen = self._seen
-        same = mean is seen.mean and var is seen.var and (count_writes(mean), count_writes(var)) == seen.versions
-        if same and not certainly:
-            return
-        if not torch.equal(_stack(buffers), seen.values):
-            self.begin(buffers)
-        self.look(buffers)
+        with LOOKING:
+            seen = self._seen
+            same = mean is seen.mean and var is seen.var and (count_writes(mean), count_writes(var)) == seen.versions
+            if same and not certainly:
+                return
+            if not torch.equal(_stack(buffers), seen.values):
+                self.begin(buffers)
+            self.look(buffers)
 
     def begin(self, buffers: _Buffers) -> None:
         """Forget all batches, and let the averages begin from the buffers."""
@@ -107,14 +113,15 @@ class Upkeep:
 
     def catch_up(self, buffers: _Buffers) -> None:
         """Write into the buffers what is given out after all batches so far."""
-        self.is_behind = False
-        self.begin_where_written(buffers)
-        state = self.collector.state()
-        if state is not None:
-            with torch.inference_mode(buffers["running_mean"].is_inference()), torch.no_grad():
-                buffers["running_mean"].copy_(state[0])
-                buffers["running_var"].copy_(state[1])
-            self.look(buffers)
+        with LOOKING:
+            self.is_behind = False
+            self.begin_where_written(buffers)
+            state = self.collector.state()
+            if state is not None:
+                with torch.inference_mode(buffers["running_mean"].is_inference()), torch.no_grad():
+                    buffers["running_mean"].copy_(state[0])
+                    buffers["running_var"].copy_(state[1])
+                self.look(buffers)
 
     def move(self, buffers: _Buffers) -> None:
         """Follow buffers that have been moved or converted."""

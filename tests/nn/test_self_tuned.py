@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
+import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -31,6 +33,7 @@ from bnlab import (
 from bnlab.estimators import Predictive
 from bnlab.inference import TestBatch, applied
 from bnlab.nn import SelfTuned, momenta
+from bnlab.nn.upkeep import Upkeep
 from bnlab.trace import MomentTrace
 from tests.helpers import checkpoint_but, plain, run_two_ranks, same_traces, with_momentum
 
@@ -232,6 +235,27 @@ def test_a_checkpoint_that_was_changed_is_what_the_averages_begin_from(how: str)
         state = type(state)((key, value.half().float()) for key, value in state.items())
     other.load_state_dict(state)
     assert begins_from(other, state)
+
+
+def test_a_look_from_another_thread_is_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of one that saves checkpoints: it writes the buffers, and the one that trains finds them written."""
+    model = network()
+    train(model, 20)
+    has_written, take_note = threading.Event(), Upkeep.look
+
+    def pause_and_look(*args: Any) -> None:
+        if threading.current_thread() is other:
+            has_written.set()
+            time.sleep(0.2)
+        take_note(*args)
+
+    other = threading.Thread(target=model.state_dict)
+    monkeypatch.setattr(Upkeep, "look", pause_and_look)
+    other.start()
+    has_written.wait()
+    model(torch.randn(8, 3, 8, 8))
+    other.join()
+    assert (momenta(model)["batches"] == 21).all()
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, partial(save_and_load, weights_only=False)])
