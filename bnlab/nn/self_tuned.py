@@ -274,6 +274,10 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
             "SelfTuned: traced, exported or captured in train mode, where all later batches would go to the place of "
             "this one; use eval(), or SelfTuned.revert"
         )
+    if torch._C._functorch.is_functorch_wrapped_tensor(buffers["running_mean"]):
+        raise ValueError(
+            "SelfTuned: the running buffers are arguments of a torch.func transform such as grad; use SelfTuned.revert"
+        )
     if upkeep.stands_aside(attributes["momentum"]):
         layer._catch_up()
         output = own(*args, **kwargs)

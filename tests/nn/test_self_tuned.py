@@ -688,6 +688,14 @@ def test_what_would_keep_one_place_for_all_batches_is_refused(trace: Callable[..
     assert torch.equal(model[1].running_mean, expected[1].running_mean)  # type: ignore[index]
 
 
+def test_buffers_in_a_transform_are_refused() -> None:
+    model, x = network(), torch.randn(4, 3, 8, 8)
+    state = dict(model.named_parameters()), dict(model.named_buffers())
+    with pytest.raises(ValueError, match=r"arguments of a .* transform such as grad"):
+        torch.func.grad(lambda *own: torch.func.functional_call(model, own, (x,)).sum())(*state)
+    assert (momenta(model)["batches"] == 0).all()
+
+
 @pytest.mark.parametrize("mode", [False, True])
 def test_torch_fx_calls_the_layers_as_torchs(mode: bool) -> None:
     model = network()
