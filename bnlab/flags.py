@@ -94,6 +94,8 @@ _BY_VALUE: list[_Pair] = [
     *_pair("_get_deterministic_fill_uninitialized_memory", "_set_deterministic_fill_uninitialized_memory"),
     *_pair("_get_qengine", "_set_qengine"),
     *_pair("_is_multithreading_enabled", "_set_multithreading_enabled"),
+    *_pair("_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants"),
+    *_pair("_get_graph_executor_optimize", "_set_graph_executor_optimize"),
     (_read_matmul_precision, _write_matmul_precision),
     *_precision("cuda", "conv"),
     *_precision("cuda", "rnn"),

@@ -47,7 +47,8 @@ def look() -> tuple[Flags, list[object]]:
     """What `CONTEXTS` change: what `read_flags` says, and what torch and Python say themselves."""
     hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
     own = [torch.get_float32_matmul_precision(), mha.get_fastpath_enabled(), hooks]
-    own += [torch._C._is_multithreading_enabled()]
+    own += [torch._C._is_multithreading_enabled(), torch._C._get_graph_executor_optimize()]
+    own += [torch.sparse.check_sparse_tensor_invariants.is_enabled()]
     own += [torch.backends.opt_einsum.enabled, torch.utils.deterministic.fill_uninitialized_memory]  # type: ignore[attr-defined]
     own += [logging.root.manager.disable, sys.getrecursionlimit(), id(sys.stdout), id(sys.stderr)]
     return read_flags(), own
@@ -70,6 +71,8 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "mha": lambda: setting(mha.get_fastpath_enabled, mha.set_fastpath_enabled, False),
     "opt_einsum.flags": lambda: torch.backends.opt_einsum.flags(enabled=False),  # type: ignore[attr-defined]
     "saved_tensors_hooks": lambda: torch.autograd.graph.disable_saved_tensors_hooks("not here"),
+    "check_sparse_tensor_invariants": torch.sparse.check_sparse_tensor_invariants,
+    "optimized_execution": lambda: torch.jit.optimized_execution(False),
     "redirect_stdout": lambda: contextlib.redirect_stdout(io.StringIO()),
     "redirect_stderr": lambda: contextlib.redirect_stderr(io.StringIO()),
     "logging.disable": lambda: setting(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL),
