@@ -47,7 +47,8 @@ def test_configuration_changes_what_is_composed(name: str) -> None:
 SEEDS = ["data=digits", "data.images=null", "seed=0,1,2", "epochs=6"]
 DIGITS, ONE_SIZE = [*SEEDS, "batch_size=32,256"], [*SEEDS, "batch_size=64"]
 SHORTER = {
-    **dict.fromkeys(("non_iid", "settings", "weight_averaging"), ONE_SIZE),
+    **dict.fromkeys(("depth", "non_iid", "renorm", "settings", "weight_averaging"), ONE_SIZE),
+    "ghost": [*SEEDS, "batch_size=256"],
     "quickstart": ["batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"],
     # It takes precise statistics of 2,048 images, more than there are digits.
     # Digits have no fonts; its networks are those of one batch size.
