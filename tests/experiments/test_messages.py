@@ -136,6 +136,13 @@ def test_values_are_those_that_hydra_composes() -> None:
         assert found == compose.OmegaConf.to_object(compose.compose("config", words))
 
 
+@pytest.mark.parametrize("experiment", ["weight_averaging", "model_selection"])
+def test_a_variation_is_of_what_an_experiment_sets(experiment: str) -> None:
+    words = [f"experiment={experiment}", "variation=base,step", "batch_size=64", "seed=0"]
+    found = plan_jobs(words, multirun=True).configs
+    assert {config.optimizer.schedule for config in found} == {"constant", "step"}
+
+
 def test_more_processes_than_an_integer_counts(call: Call, tmp_path: Path) -> None:
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=99999999999", "steps=1", f"results={tmp_path}")
     code, _, err = call("sweep", *words)
