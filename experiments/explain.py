@@ -45,7 +45,7 @@ def explain_syntax(word: str) -> str:
     if any(word.count(a) != word.count(b) for a, b in ("[]", "()", "{}")) or word.count("'") % 2:
         return "a bracket or quote is not closed"
     key, equals, value = word.partition("=")
-    quoted = re.sub(r"""(?<!["'\w.])[\w.]+\([^()]*\)""", r'"\g<0>"', value)
+    quoted = re.sub(r"""(?<![^\s,\[])[^\s,\[\]"'()](?:[^,\[\]"'()]*\([^()]*\))+[^,\[\]"'()]*""", r'"\g<0>"', value)
     if quoted != value:
         return f"a value with brackets needs quotes: {shlex.quote(f'{key}={quoted}')}"
     return "write key=value, a list as key=[a,b]" if equals else "write key=value"

@@ -105,6 +105,15 @@ def test_the_advice_on_quotes_works_for_a_sweep() -> None:
     assert [config.estimator for config in found] == ["ema", "window(k=20)"]
 
 
+@pytest.mark.parametrize("folder", ["/data (1)/results", "results(2,b)", "My Drive(1)/a(b)/c"])
+def test_the_advice_on_quotes_works_for_a_folder(folder: str) -> None:
+    with pytest.raises(ValueError, match="needs quotes: ") as caught:
+        plan_jobs([f"results={folder}"], multirun=False)
+    advice = str(caught.value).partition("needs quotes: ")[2].removesuffix(")")
+    (config,) = plan_jobs(shlex.split(advice), multirun=False).configs
+    assert config.results == folder
+
+
 def test_hydra_composes_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
     composed = compose.compose
