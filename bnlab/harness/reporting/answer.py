@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,9 @@ _SHARED = {
     "lr": "learning rate {:g}",
     "schedule": "{} schedule",
 }
+# Settings that are named where all networks share another value than this one.
+_USUAL = {"norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0}
+_IMAGES = {"split": "test", "shift": "none"}  # of predictions, likewise
 _NO_ROW = "no row for it"
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
 _DERIVED = ("steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
@@ -93,7 +96,7 @@ def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
     if short := describe_unfinished(runs):
         warnings.warn(f"{experiment.name}: {short}", Note, stacklevel=2)
     data = _list_values(runs["data"]) if "data" in runs else ""
-    return Answer(experiment, frame, data, describe_networks(runs))
+    return Answer(experiment, frame, data, describe_networks(runs) + describe_images(tables))
 
 
 def summarize(claim: Claim, rows: pd.DataFrame) -> str:
@@ -190,11 +193,25 @@ def describe_networks(runs: pd.DataFrame) -> str:
         for column, words in _SHARED.items()
         if column in runs and runs[column].nunique(dropna=False) == 1 and pd.notna(runs[column].iloc[0])
     ]
+    shared += _describe_unusual(runs, _USUAL)
     seeds = runs["seed"].nunique()
     count = f"{len(runs)} network{'s' if len(runs) > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
     unfinished = f" Note: {short}." if (short := describe_unfinished(runs)) else ""
     described = f"{count}: {', '.join([*differ, *shared])}.{unfinished}"
     return f"{described} What all of them share was not varied: it may change the answer."
+
+
+def describe_images(tables: Tables) -> str:
+    """Which images are predicted, where all are others than those of the test split as they are; empty otherwise."""
+    found = _describe_unusual(tables.get("evaluations", pd.DataFrame()), _IMAGES)
+    return f" Predictions are of other images: {', '.join(found)}." if found else ""
+
+
+def _describe_unusual(frame: pd.DataFrame, usual: Mapping[str, Any]) -> list[str]:
+    """The columns in which all rows have one value, and not the usual one, with that value."""
+    shared = [column for column in usual if column in frame and frame[column].nunique(dropna=False) == 1]
+    values = {column: frame[column].iloc[0] for column in shared}
+    return [name_value(key, value) for key, value in values.items() if pd.notna(value) and value != usual[key]]
 
 
 def describe_unfinished(runs: pd.DataFrame) -> str:

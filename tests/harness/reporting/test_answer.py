@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from bnlab.harness.reporting.answer import (
     describe_conditions,
+    describe_images,
+    describe_networks,
     format_number,
     format_range,
     group_conditions,
@@ -106,3 +108,26 @@ def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:
         "It is large. (above 1 times) Holds — a and c: 2.00 to 4.00 times (intervals from 1.50 to 4.50). "
         "Undecided — b: 1.20 [0.70, 1.70] times."
     )
+
+
+def test_what_all_networks_share_is_said_where_it_is_unusual() -> None:
+    usual = pd.DataFrame({"seed": [0, 1], "norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0})
+    words = ["norm ghost", "order sorted", "averaging swa", "freeze at 0.8"]
+    assert not any(word.split()[0] in describe_networks(usual) for word in words)
+    others = usual.assign(norm="ghost", order="sorted", averaging="swa", freeze_at=0.8)
+    assert f": {', '.join(words)}." in describe_networks(others)
+
+
+@pytest.mark.parametrize(
+    ("split", "shift", "said"),
+    [
+        (["test"], ["none"], ""),
+        (["test"], ["none", "noise:1"], ""),
+        (["test"], ["noise:1"], "shift noise:1"),
+        (["val"], ["blur:2"], "split val, shift blur:2"),
+    ],
+)
+def test_other_images_are_said_where_all_predictions_are_of_them(split: list[str], shift: list[str], said: str) -> None:
+    rows = pd.DataFrame(itertools.product(split, shift), columns=["split", "shift"])
+    assert describe_images({"evaluations": rows}) == (said and f" Predictions are of other images: {said}.")
+    assert describe_images({}) == ""
