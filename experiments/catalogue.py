@@ -89,12 +89,12 @@ SHORT = {
     "64 at the end, and {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} at "
     "batch 256 after 55% of training.",
     "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: "
-    "batch size 16|batch size 64: holds} at batch 16 and 64; what they gain at batch 256, "
-    "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, and at batch 4 is undecided{if "
-    "final_gap.population_wins_when_tiny: undecided}. Much at a huge batch with few steps, "
+    "batch size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
+    "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "
+    "batch 4, is undecided{if final_gap.population_wins_when_tiny: undecided}. Much at a huge batch with few steps, "
     "{final_gap.lag_costs_when_huge: holds} at batch 1024, and early, {quickstart.default_costs_early: "
     "batch size 256: holds} after a tenth of training at batch 256 on digits. Where the learning rate never falls, the "
-    "gap at the end is {settings.constant_rate_costs_late: holds} as large as where it falls to 0.",
+    "gap at the end at batch 256 is {settings.constant_rate_costs_late: holds} as large as where it falls to 0.",
     "Q12": "No: breadth first, the exact statistics of a residual network with 20 layers take "
     "{passes.images_cost_no_more: holds} as long as one forward, for 256 to 1,024 images; whether less "
     "than two for 256 images with 8 to 32 layers is undecided{if passes.one_pass_is_enough: model.depth "
