@@ -102,11 +102,11 @@ SHORT = {
     "{passes.memory_is_the_price: holds} as much for four times the images; with an eighth of what is "
     "needed, {passes.less_memory_is_enough: shortage 8: holds} forwards are begun.",
     "Q13": "Badly for few images: statistics of two test images cost {test_batch.tiny_test_batches_cost: holds}, "
-    "those of 512 {test_batch.large_test_batches_cost_nothing: batch size 16: holds} in networks trained "
-    "at batch 16. Whether those of the validation split are as good as exact ones, and whether they leak, "
-    "is undecided{if test_batch.validation_serves: undecided}{if test_batch.validation_leaks_nothing: "
-    "undecided}. Under strong corruptions of "
-    "the images statistics of 256 of them gain {shift.many_images_gain: holds} against exact ones of training images.",
+    "those of 512 images cost {test_batch.large_test_batches_cost_nothing: batch size 16: holds} in networks "
+    "trained at batch 16. Whether those of the validation split are as good as exact ones, and whether they "
+    "leak, is undecided{if test_batch.validation_serves: undecided}{if test_batch.validation_leaks_nothing: "
+    "undecided}. Where test images are strongly corrupted, statistics of 256 of them gain "
+    "{shift.many_images_gain: holds} against exact ones of the training images.",
     "Q14": "It is safe, but a pass over all data is not needed: against all images, 512 cost "
     "{sample_budget.hundreds_nearly_suffice: holds}. At the end running estimates are as good at batch "
     "64, {training_curve.exact_gains_nothing_late: holds} apart; for what they cost early see Q2.",
