@@ -110,12 +110,12 @@ SHORT = {
     "Q14": "It is safe, but a pass over all data is not needed: against all images, 512 cost "
     "{sample_budget.hundreds_nearly_suffice: holds}. At the end running estimates are as good at batch "
     "64, {training_curve.exact_gains_nothing_late: holds} apart; for what they cost early see Q2.",
-    "Q15": "Jumps, rare batches and sorted ones, without a bound: a jump or outlier of 100 standard deviations "
-    "instead of one makes the error of PyTorch's average {counterexamples.error_is_unbounded: holds} as "
-    "large, and in sorted batches it is {counterexamples.order_undoes_averaging: holds} as far off as a "
-    "single batch in random order. Trained in blocks of 16 images of a class, "
-    "though, a network loses {non_iid.nothing_rescues: order blocks:16: holds} under any statistics, and PyTorch's "
-    "average costs no more than {non_iid.running_average_costs: order blocks:16: fails}.",
+    "Q15": "Jumps and rare batches, without a bound: a jump or outlier of 100 standard deviations instead of one "
+    "makes the error of PyTorch's average {counterexamples.error_is_unbounded: holds} as large. In sorted "
+    "batches it is {counterexamples.order_undoes_averaging: holds} as far off as a single batch in random "
+    "order. Where a network is trained in blocks of 16 images of a class, PyTorch's average is not at fault: under "
+    "exact statistics too the network loses {non_iid.nothing_rescues: order blocks:16: holds} against one that "
+    "saw shuffled images, and the average costs {non_iid.running_average_costs: order blocks:16: fails} more.",
     "Q16": "Not much: an error of 0.1 standard deviations in all means costs "
     "{dose_response.small_errors_are_harmless: means: fails}, one of 0.8 "
     "{dose_response.large_errors_cost: holds}. In the means of the first layer it costs "
