@@ -11,7 +11,7 @@ from bnlab.harness.reporting.frames import match_seeds, rows, score, share_name
 from bnlab.harness.reporting.plots import Forest
 from bnlab.harness.reporting.style import Axis
 
-SHARES = EARLY, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
+SHARES = _, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
 USUAL = {
     "optimizer.name": "sgd",
     "optimizer.lr": 0.1,
@@ -41,7 +41,7 @@ def name_settings(frame: pd.DataFrame) -> pd.DataFrame:
     return named.sort_values("setting", key=lambda names: names != UNCHANGED, kind="stable")
 
 
-def find_losses(tables: Tables) -> pd.DataFrame:
+def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies with their setting."""
     return name_settings(rows(tables, "evaluations", SHARES, [*USUAL]))
 
@@ -55,7 +55,7 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
 def score_cost(share: float | None = None) -> Score:
     """Points that PyTorch's running average loses against exact statistics of the same network."""
     where: dict[str, Any] = {} if share is None else {"panel": share_name(share)}
-    return score(find_losses, "accuracy", EACH, against="exact", scale=-100, **EMA, **where)
+    return score(find_accuracies, "accuracy", EACH, against="exact", scale=-100, **EMA, **where)
 
 
 def score_times(setting: str, against: str, share: float) -> Score:
