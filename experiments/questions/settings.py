@@ -10,6 +10,7 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import match_seeds, rows, score, share_name
 from bnlab.harness.reporting.plots import Forest
 from bnlab.harness.reporting.style import Axis
+from experiments.margins import A_POINT
 
 SHARES = _, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
 USUAL = {
@@ -69,7 +70,8 @@ EXPERIMENT = Experiment(
     question="Does what the running average costs depend on optimizer, learning rate, schedule, weight decay or "
     "augmentation?",
     answers=("Q11", "H2"),
-    source="One setting of the training is changed at a time, at a batch of 256, where an epoch has 36 steps.",
+    source="One setting of the training is changed at a time, at a batch of 256, where an epoch has 36 steps; AdamW "
+    "has a learning rate and weight decay of its own.",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
         Figure("cost", "What PyTorch's running average costs, by what is changed in the training",
@@ -78,14 +80,16 @@ EXPERIMENT = Experiment(
                score_cost(), Forest("setting", Axis("accuracy lost (points)"), mark=(0.0, "no loss"))),
     ),
     claims=(
-        Claim("harmless_late", "At the end of training it costs less than a point, whatever is changed.",
+        Claim("harmless_late", "At the end of training PyTorch's running average costs less than a point, whichever "
+              "setting of the training is changed.",
               score_cost(LATE),
-              within(-1.0, 1.0, "points", "less than a point decides between no two networks of this size")),
-        Claim("constant_rate_costs_late", "With a constant learning rate its gap at the end is twice as large as with "
-              "one that falls to 0.",
+              within(-1.0, 1.0, "points", A_POINT)),
+        Claim("constant_rate_costs_late", "With a constant learning rate the gap of PyTorch's running average at the "
+              "end is more than twice as large as with one that falls to 0.",
               score_times(CONSTANT, UNCHANGED, LATE),
-              above(2.0, "times", "what no other setting of the training should do")),
-        Claim("high_rate_is_farther", "In the middle of training its gap is larger at sixteen times the learning rate.",
+              above(2.0, "times", "no other setting of the training should double it")),
+        Claim("high_rate_is_farther", "In the middle of training the gap of PyTorch's running average is larger at a "
+              "learning rate of 0.4 than at a sixteenth of it, 0.025.",
               score_times(FAST, SLOW, MIDDLE), above(1.0, "times", "at 1 both are as far")),
     ),
 )  # fmt: skip
