@@ -11,7 +11,8 @@ from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, SIX_IMAGES
 
 KINDS, FONTS = ("contrast", "noise", "blur", "translation", "occlusion"), "fonts:stix_cm"
-SHIFTS = ("none", FONTS, *(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3)))
+CORRUPTIONS = tuple(f"{kind}:{strength}" for kind in KINDS for strength in (1, 3))
+SHIFTS = ("none", FONTS, *CORRUPTIONS)
 STRONG = tuple(f"{kind}:3" for kind in KINDS)
 FEW, MANY, PRIOR = 4, 256, 16
 
@@ -44,7 +45,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 def find_strengths(tables: Tables) -> pd.DataFrame:
     """What many test images gain, with a panel for each kind of corruption, and the column `strength`."""
-    gains = select(find_gains(tables), images=MANY, prior=0, shift=SHIFTS[2:])
+    gains = select(find_gains(tables), images=MANY, prior=0, shift=CORRUPTIONS)
     parts = gains.pop("shift").str.extract("(.*):(.*)")
     return gains.assign(panel=parts[0], strength=parts[1])
 
