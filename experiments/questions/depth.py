@@ -18,7 +18,7 @@ EACH = ("panel", "network")
 HALF = ("run", "seed", *EACH, "estimator", "half")
 READ = (
     "In standard deviations of the layer, at one step of networks that are trained in batches of 16. Where every "
-    "second norm is a group norm, the others keep their places."
+    "second norm is a group norm, the batch norms that remain keep their numbers."
 )
 
 
@@ -77,13 +77,13 @@ EXPERIMENT = Experiment(
     name="depth",
     question="Does the gap grow from layer to layer, and does a norm without a batch in between stop that?",
     answers=("F12", "H7"),
-    source="Huang et al. 2022 (estimation shift, arXiv 2203.10778): what one layer's statistics are off by shifts the "
-    "input of the next; a norm that needs no batch, one in each block, takes it away again. Running averages are off "
-    "by lag and noise; precise statistics by their layers' batches alone. After each pooling a channel has fewer "
-    "pixels, which makes both less certain as well.",
+    source="Huang et al. 2022 (estimation shift, arXiv 2203.10778): the error of one layer's statistics shifts "
+    "the input of the next; a norm that needs no batch, one in each block, takes the shift away. Running averages err "
+    "by lag and noise; precise statistics only because the layers before normalize with their batches. After each "
+    "pooling a channel has fewer pixels, which makes both less certain as well.",
     columns={"gaps": ("layer", "depth", "mean_gap")},
     figures=tuple(
-        Figure(name, title, f"Distance of {what} from the exact population mean by layer, behind the first. {READ}",
+        Figure(name, title, f"Distance of {what} from the exact population mean by layer, from the second on. {READ}",
                score(find_lines, "mean_gap", LINE, geometric=True, estimator=estimator), Curves("depth", "line", GAP))
         for name, estimator, title, what in (
             ("running", "ema", "The gap of running averages by layer", "the EMA's mean"),
@@ -98,8 +98,8 @@ EXPERIMENT = Experiment(
                   "of the network than in the first.",
                   score_growth(estimator), above(1.0, "times", "at 1 it does not grow"), answers=("H7",)),
             Claim(f"{estimator}_is_blocked", f"With a group norm in place of every second batch norm the gap of "
-                  f"{words} in the layers that are left of the second half is smaller than with batch norm "
-                  "everywhere.",
+                  f"{words} in the batch norms that remain in the second half is smaller than in the same layers with "
+                  "batch norm everywhere.",
                   score_blocking(estimator), below(1.0, "times", "at 1 they block nothing"), answers=("F12",)),
         )
     ),
