@@ -61,8 +61,8 @@ EXPERIMENT = Experiment(
                EstimatorCurves(Axis("test accuracy (%)"), x=SIZE)),
     ),
     claims=(
-        Claim("thirty_two_is_best", "Under exact statistics parts of 32 images are more accurate than larger and "
-              "smaller ones.",
+        Claim("thirty_two_is_best", "Under exact statistics networks that were trained in smaller or larger parts are "
+              "less accurate than those in parts of 32 images.",
               score_sizes(BEST), below(0.0, *AS_GOOD), answers=("F10", "H10")),
         Claim("tiny_parts_are_not_rescued", "Under exact statistics networks that were trained in parts of 2 images "
               "are more than a point worse than those of whole batches.",
@@ -70,13 +70,15 @@ EXPERIMENT = Experiment(
         Claim("running_averages_fail_when_tiny", "In parts of 2 images PyTorch's running average costs more than a "
               "point against exact statistics.",
               score_statistics("exact", TINY, **EMA), below(-1.0, "points gained", A_POINT), answers=("F3",)),
-        Claim("running_averages_serve_when_large", "In parts of 32 images it costs less than a point.",
+        Claim("running_averages_serve_when_large", "In parts of 32 images PyTorch's running average costs less than a "
+              "point.",
               score_statistics("exact", BEST, **EMA), within(-1.0, 1.0, "points gained", A_POINT), answers=("F3",)),
-        Claim("population_wins_when_large", "In parts of 32 images and whole batches exact statistics are more "
-              "accurate than those of test batches of that size.",
+        Claim("population_wins_when_large", "Networks that were trained in parts of 32 images or in whole batches are "
+              "more accurate under exact statistics than under those of test batches of that size.",
               score_statistics("test_batch", BEST, WHOLE, estimator="exact"), above(0.0, *AS_GOOD),
               answers=("F3", "H3")),
-        Claim("batches_win_when_tiny", "In parts of 2 images they are less accurate than those of test batches of 2.",
+        Claim("batches_win_when_tiny", "Networks that were trained in parts of 2 images are less accurate under exact "
+              "statistics than under those of test batches of 2.",
               score_statistics("test_batch", TINY, estimator="exact"), below(0.0, *AS_GOOD), answers=("F3", "H3")),
     ),
 )  # fmt: skip
