@@ -39,7 +39,8 @@ EXPERIMENT = Experiment(
         Figure("accuracy", "Averaged weights under several statistics",
                "Test accuracy over training. The running averages of the network that is trained are of its weights, "
                "not of the averaged ones; its buffers can be averaged as the weights are; precise and exact statistics "
-               "are those of the averaged weights. Where one line hides another they agree.",
+               "are those of the weights that are evaluated. SWA has the weights as they are until 75% of training. "
+               "Where one line hides another they agree.",
                score(find_accuracies, "accuracy", ("panel", "estimator", "momentum", "epoch"), scale=100),
                EstimatorCurves(ACCURACY)),
     ),
@@ -49,8 +50,8 @@ EXPERIMENT = Experiment(
               score("evaluations", "accuracy", ("averaging",), SHARES, against="exact", scale=-100,
                     estimator="stale", averaging=AVERAGED),
               above(1.0, "points lost", A_POINT)),
-        Claim("averaged_buffers_are_enough", "Under buffers that are averaged as the weights are, they are as accurate "
-              "as under exact statistics.",
+        Claim("averaged_buffers_are_enough", "Under buffers that are averaged as the weights are, averaged weights are "
+              "as accurate as under exact statistics.",
               score("evaluations", "accuracy", ("averaging",), SHARES, against="exact", scale=100,
                     estimator="averaged", averaging=AVERAGED),
               within(-0.3, 0.3, "points", SIX_IMAGES)),
