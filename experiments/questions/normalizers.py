@@ -50,7 +50,7 @@ EXPERIMENT = Experiment(
     answers=("F5", "F6", "F13", "Q18", "H5"),
     source="Wu & He 2018 (group norm) and Yan et al. 2020 (small batches) on ImageNet; Ioffe 2017 (renormalization); "
     "Ruff 2017 (gain control). Running averages have a momentum of 0.01 here, with which renormalization trains too. "
-    "Networks of a batch size have the same learning rate, chosen for batch norm.",
+    "All networks with one batch size have the same learning rate, which was chosen for batch norm.",
     columns={"evaluations": ("accuracy",)},
     figures=(
         Figure("accuracy", "Accuracy by norm and batch size",
@@ -66,7 +66,8 @@ EXPERIMENT = Experiment(
         Claim("group_norm_wins_when_small", "In batches of 4 group norm is more accurate than batch norm, also under "
               "exact statistics: new statistics do not rescue the weights.",
               score_gain(GROUP, batch_size=SMALL), above(0.0, *AS_GOOD), answers=("F5", "F6", "H5")),
-        Claim("batch_norm_wins_when_moderate", "In batches of 64 batch norm is more accurate than group norm.",
+        Claim("batch_norm_wins_when_moderate", "In batches of 64 batch norm is more accurate than group norm, under "
+              "either statistics.",
               score_gain(GROUP, batch_size=MODERATE), below(0.0, *AS_GOOD), answers=("F5",)),
         Claim("renorm_wins_when_small", "In batches of 4 batch renormalization is more accurate than batch norm under "
               "running averages.",
@@ -75,7 +76,8 @@ EXPERIMENT = Experiment(
         Claim("gain_control_keeps_up", "Gain control is less than a point worse than batch norm, under either "
               "statistics.",
               score_gain(GAIN_CONTROL), above(-1.0, "points gained", A_POINT), answers=("Q18",)),
-        Claim("no_norm_costs", "Without a norm networks are more than a point worse.",
+        Claim("no_norm_costs", "Without a norm networks are more than a point worse than with batch norm, under either "
+              "statistics.",
               score_gain(NONE), below(-1.0, "points gained", A_POINT), answers=("F5",)),
     ),
 )  # fmt: skip
