@@ -20,7 +20,7 @@ NAMES = {
     "none": NONE,
 }
 EXACT = ", exact statistics"
-STATISTICS = ("ema", "none", "exact")  # of estimators; none: of networks that have no statistics
+STATISTICS = ("ema", "none", "exact")  # estimators; `none` is in the rows of networks that have no statistics
 
 
 def find_accuracies(tables: Tables, shares: Sequence[float], by: Sequence[str]) -> pd.DataFrame:
