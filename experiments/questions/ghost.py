@@ -10,12 +10,12 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import match_seeds, rows, score
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
-from experiments.margins import A_POINT
+from experiments.margins import A_POINT, AS_ACCURATE
 
 SHARES = (1.0,)  # of the training
 SIZE = "norm.batch_size"  # images that are normalized together
 TINY, BEST, WHOLE = 2, 32, 256
-AS_GOOD = ("points gained", "at 0 both are as accurate")
+AS_GOOD = ("points gained", AS_ACCURATE)
 EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 
 

@@ -11,14 +11,14 @@ from bnlab.harness.reporting.frames import name_panels, score
 from bnlab.harness.reporting.plots import Curves, Forest
 from bnlab.harness.reporting.style import Axis
 from experiments.by_norm import BATCH, EXACT, GAIN_CONTROL, GROUP, NONE, RENORM, compare, find_accuracies
-from experiments.margins import A_POINT
+from experiments.margins import A_POINT, AS_ACCURATE
 
 SHARES = (1.0,)  # of the training
 BY = ("batch_size",)
 SMALL, MODERATE = 4, 64  # images in a batch
 FOLLOWED = (BATCH, BATCH + EXACT, RENORM, GROUP, GAIN_CONTROL, NONE)
 AXIS = Axis("test accuracy (%)")
-AS_GOOD = ("points gained", "at 0 both are as accurate")
+AS_GOOD = ("points gained", AS_ACCURATE)
 
 
 def find_final(tables: Tables) -> pd.DataFrame:
