@@ -37,6 +37,7 @@ _SHARED = {
     "data.images": "{:,} images",
     "model": "{}",
     "model.depth": "depth {}",
+    "batch_size": "batch size {}",
     "epochs": "{:g} epochs",
     "optimizer": "{}",
     "lr": "learning rate {:g}",
