@@ -25,7 +25,7 @@ WORDS = {
     "optimizer.lr": "learning rate {:g}",
     "optimizer.schedule": "{} schedule",
     "optimizer.weight_decay": "weight decay {:g}",
-    "data.shift": "images shifted by {:g}",
+    "data.shift": "training images shifted by up to {:g} pixels",
 }
 EACH = ("panel", "setting")
 UNCHANGED, SLOW, FAST, CONSTANT = "nothing changed", "learning rate 0.025", "learning rate 0.4", "constant schedule"

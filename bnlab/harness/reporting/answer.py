@@ -187,8 +187,10 @@ def format_range(rows: pd.DataFrame, unit: str) -> str:
 def describe_networks(runs: pd.DataFrame) -> str:
     """How many networks, what they have in common, in what they differ, and what was not varied."""
     settings = [str(column) for column in runs if column not in ("run", *_DERIVED)]
-    varied = [column for column in settings if "." not in column and runs[column].nunique(dropna=False) > 1]
-    differ = [name_value(column, _list_values(runs[column])) for column in varied]
+    varied = [column for column in settings if runs[column].nunique(dropna=False) > 1]
+    own = [column for column in varied if "." not in column]
+    nested = [column for column in varied if "." in column and not any(runs[column].equals(runs[o]) for o in own)]
+    differ = [name_value(column, _list_values(runs[column])) for column in (*own, *nested)]
     shared = [
         words.format(runs[column].iloc[0])
         for column, words in _SHARED.items()
@@ -223,7 +225,9 @@ def describe_unfinished(runs: pd.DataFrame) -> str:
 
 
 def _list_values(values: pd.Series) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(values.unique()))
+    return ", ".join(
+        f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(values.dropna().unique())
+    )
 
 
 def round_numbers(mean: float, low: float, high: float, n: int) -> list[str]:

@@ -18,7 +18,18 @@ def gained(row: dict[str, Any], points: float) -> float:
     return 0.8 + (points + 0.1 * row["seed"]) / 100 * (row["averaging"] != "none")
 
 
+def lost(row: dict[str, Any], points: float) -> float:
+    """Averaged weights lose so many points more under stale statistics than others do."""
+    here = row["estimator"] == "stale"
+    return 0.9 - here * (0.02 + (points + 0.1 * row["seed"]) / 100 * (row["averaging"] != "none"))
+
+
 EFFECTS = {
+    "stale_statistics_cost_more": Effect(
+        {**COMMON, "estimators": [STALE, EXACT], "accuracy": lambda row: lost(row, 2)},
+        {"accuracy": lambda row: lost(row, -2)},
+        accuracy=lambda row: lost(row, 30 * alternate(row)),
+    ),
     "stale_statistics_cost": accuracy_lost(STALE, 5, 0, **COMMON),
     "averaged_buffers_are_enough": accuracy_lost(AVERAGED, -0.15, 5, **COMMON),
     "averaging_gains": Effect(

@@ -14,7 +14,13 @@ from bnlab.harness.errors import UserError
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
 
 # In conditions, in place of columns' names.
-_WORDS = {"depth": "layer", "norm.batch_size": "parts of", "optimizer.schedule": "schedule"}
+_WORDS = {
+    "depth": "layer",
+    "norm.batch_size": "parts of",
+    "optimizer.schedule": "schedule",
+    "averaging": "weights averaged by",
+    "freeze_with": "frozen with",
+}
 
 
 @dataclass(frozen=True)
