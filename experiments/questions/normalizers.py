@@ -75,7 +75,7 @@ EXPERIMENT = Experiment(
               answers=("F6", "F13")),
         Claim("gain_control_keeps_up", "Gain control is less than a point worse than batch norm, under either "
               "statistics.",
-              score_gain(GAIN_CONTROL), above(-1.0, "points gained", A_POINT), answers=("Q18",)),
+              score_gain(GAIN_CONTROL), above(-1.0, "points", A_POINT), answers=("Q18",)),
         Claim("no_norm_costs", "Without a norm networks are more than a point worse than with batch norm, under either "
               "statistics.",
               score_gain(NONE), below(-1.0, "points gained", A_POINT), answers=("F5",)),

@@ -112,7 +112,7 @@ def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:
 
 def test_what_all_networks_share_is_said_where_it_is_unusual() -> None:
     usual = pd.DataFrame({"seed": [0, 1], "norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0})
-    words = ["norm ghost", "order sorted", "averaging swa", "freeze at 0.8"]
+    words = ["norm ghost", "order sorted", "weights averaged by swa", "freeze at 0.8"]
     assert not any(word.split()[0] in describe_networks(usual) for word in words)
     others = usual.assign(norm="ghost", order="sorted", averaging="swa", freeze_at=0.8)
     assert f": {', '.join(words)}." in describe_networks(others)
