@@ -39,8 +39,8 @@ EXPERIMENT = Experiment(
     answers=("F13", "F21", "Q15"),
     source="Ioffe 2017: trained on batches that are not drawn independently, batch norm fell to 67.0% on ImageNet and "
     "renormalization kept 78.5% (quoted from memory). It trains with the running averages that it predicts "
-    "with. Momentum 0.01 in both: averages of about 100 updates, a sixth of this training and less than a thousandth of "
-    "the paper's.",
+    "with. Momentum 0.01 in both: averages of about 100 updates, a sixth of this training and less than a thousandth "
+    "of the paper's.",
     columns={"evaluations": ("accuracy",)},
     figures=(
         Figure("training", "Batch norm and renormalization, by the order of the images",
