@@ -46,14 +46,17 @@ def test_configuration_changes_what_is_composed(name: str) -> None:
 
 SEEDS = ["data=digits", "data.images=null", "seed=0,1,2", "epochs=6"]
 DIGITS, ONE_SIZE = [*SEEDS, "batch_size=32,256"], [*SEEDS, "batch_size=64"]
+GLYPHS = ["data.images=2400", "seed=0,1", "epochs=4"]
 SHORTER = {
     **dict.fromkeys(("depth", "non_iid", "renorm", "settings", "weight_averaging"), ONE_SIZE),
     "ghost": [*SEEDS, "batch_size=256"],
     "quickstart": ["batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"],
-    # It takes precise statistics of 2,048 images, more than there are digits.
     # Digits have no fonts; its networks are those of one batch size.
     "shift": ["data.images=200", "seed=0,1", "epochs=1"],
-    "training_curve": ["data.images=2400", "batch_size=64,1024", "seed=0,1", "epochs=4"],
+    # These take statistics of 2,048 images, more than there are digits.
+    "training_curve": [*GLYPHS, "batch_size=64,1024"],
+    "sample_budget": [*GLYPHS, "batch_size=64,256"],
+    "self_tuned": [*GLYPHS, "batch_size=256", "optimizer.schedule=onecycle,constant"],
 }
 
 
