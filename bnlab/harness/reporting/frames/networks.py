@@ -39,7 +39,9 @@ def rows(
     """
     frame, runs = tables[table], tables["runs"]
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
-    joined = select(frame.merge(settings, on="run"), **wanted)
+    own = {column: value for column, value in wanted.items() if column in frame}
+    others = {column: value for column, value in wanted.items() if column not in frame}
+    joined = select(select(frame, **own).merge(settings, on="run"), **others)  # few rows, before many columns
     for column, setting in (("split", "evaluate_on"), ("shift", "shifts")):
         if column in joined and column not in wanted:
             _check_images(table, joined, column, setting)
