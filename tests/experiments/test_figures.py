@@ -48,7 +48,7 @@ SEEDS = ["data=digits", "data.images=null", "seed=0,1,2", "epochs=6"]
 DIGITS, ONE_SIZE = [*SEEDS, "batch_size=32,256"], [*SEEDS, "batch_size=64"]
 GLYPHS = ["data.images=2400", "seed=0,1", "epochs=4"]
 SHORTER = {
-    **dict.fromkeys(("depth", "non_iid", "renorm", "settings", "weight_averaging"), ONE_SIZE),
+    **dict.fromkeys(("depth", "non_iid", "renorm", "settings", "start", "weight_averaging"), ONE_SIZE),
     "ghost": [*SEEDS, "batch_size=256"],
     "quickstart": ["batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]"],
     # Digits have no fonts; its networks are those of one batch size.
