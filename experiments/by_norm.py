@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import match_seeds, paired, rows
+from bnlab.harness.reporting.frames import paired, rows
 
 BATCH, RENORM, GROUP, GAIN_CONTROL, NONE = "batch norm", "batch renorm", "group norm", "gain control", "no norm"
 NAMES = {
@@ -40,4 +40,5 @@ def find_accuracies(tables: Tables, shares: Sequence[float], by: Sequence[str]) 
 
 def compare(tables: Tables, against: str, shares: Sequence[float], by: Sequence[str]) -> pd.DataFrame:
     """Accuracies minus that of this normalizer, in networks that agree in `by` and were trained from the same seed."""
-    return paired(match_seeds(find_accuracies(tables, shares, by), *by), "accuracy", against, along="normalizer")
+    frame = find_accuracies(tables, shares, by)
+    return paired(frame, "accuracy", against, along="normalizer", matching=("seed", *by))

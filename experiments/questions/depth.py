@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import average, match_seeds, name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import average, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import GAP, Curves
 
 SHARES = (0.1, 1.0)  # of the training
@@ -58,8 +58,8 @@ def find_growth(tables: Tables) -> pd.DataFrame:
 
 def find_blocking(tables: Tables) -> pd.DataFrame:
     """How many times as large the gaps with group norms in between are, in the same layers and from the same seed."""
-    found = match_seeds(find_halves(tables), "network")
-    return paired(found, "mean_gap", EVERYWHERE, along="norms", ratio=True)
+    found = find_halves(tables)
+    return paired(found, "mean_gap", EVERYWHERE, along="norms", matching=("seed", "network"), ratio=True)
 
 
 def score_growth(estimator: str) -> Score:

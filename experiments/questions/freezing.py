@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import match_seeds, name_panels, paired, rows, score
+from bnlab.harness.reporting.frames import name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, SIX_IMAGES
@@ -25,7 +25,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy at the end minus that of the network that is not frozen, from the same seed, under what each holds."""
     frame = rows(tables, "evaluations", SHARES, BY, estimator="ema")
-    return paired(match_seeds(frame, "batch_size"), "accuracy", "none", along="freeze_with")
+    return paired(frame, "accuracy", "none", along="freeze_with", matching=("seed", "batch_size"))
 
 
 EXPERIMENT = Experiment(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import match_seeds, rows, score
+from bnlab.harness.reporting.frames import rows, score
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, AS_ACCURATE
@@ -27,16 +27,11 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     return named[images.isna() | images.eq(frame[SIZE])]
 
 
-def find_networks(tables: Tables) -> pd.DataFrame:
-    """The same, with networks of one seed to be compared."""
-    return match_seeds(find_accuracies(tables))
-
-
 def score_sizes(against: int, *sizes: int) -> Score:
     """Points that parts of these sizes, or else all others, gain under exact statistics."""
     chosen: dict[str, Any] = {SIZE: sizes} if sizes else {}
-    return score(find_networks, "accuracy", (SIZE,), against=against, along=SIZE, scale=100, estimator="exact",
-                 **chosen)  # fmt: skip
+    return score(find_accuracies, "accuracy", (SIZE,), against=against, along=SIZE, matching=("seed",),
+                 scale=100, estimator="exact", **chosen)  # fmt: skip
 
 
 def score_statistics(against: str, *sizes: int, **wanted: Any) -> Score:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above
-from bnlab.harness.reporting.frames import match_seeds, name_panels, paired, rows, score
+from bnlab.harness.reporting.frames import name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import GAP, Forest
 from bnlab.harness.reporting.style import Axis, estimator_label
 
@@ -39,7 +39,7 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
 def find_losses(tables: Tables) -> pd.DataFrame:
     """Accuracy minus that of the network that saw shuffled images, from the same seed, under the same estimator."""
     frame = rows(tables, "evaluations", SHARES, ("order",))
-    return paired(match_seeds(frame), "accuracy", "shuffled", along="order")
+    return paired(frame, "accuracy", "shuffled", along="order", matching=("seed",))
 
 
 EXPERIMENT = Experiment(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import average, match_seeds, name_panels, over_best, paired, rows, score
+from bnlab.harness.reporting.frames import average, name_panels, over_best, paired, rows, score
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 
@@ -21,7 +21,7 @@ def find_times(tables: Tables) -> pd.DataFrame:
 def compare_orders(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """By batch size and seed, the value without replacement over that with it: geometric means of each network."""
     means = average(frame, value, (*BY, "seed"), geometric=True)
-    return paired(match_seeds(means, "batch_size"), value, "replacement", along="order", ratio=True)
+    return paired(means, value, "replacement", along="order", matching=("seed", "batch_size"), ratio=True)
 
 
 def find_far(tables: Tables) -> pd.DataFrame:

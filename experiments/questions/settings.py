@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import match_seeds, rows, score, share_name
+from bnlab.harness.reporting.frames import rows, score, share_name
 from bnlab.harness.reporting.plots import Forest
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT
@@ -48,9 +48,8 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 
 
 def find_gaps(tables: Tables) -> pd.DataFrame:
-    """Gaps under PyTorch's momentum with their setting; networks of one seed are one `run`, to be compared."""
-    frame = rows(tables, "gaps", SHARES, [*USUAL], **EMA)
-    return match_seeds(name_settings(frame))
+    """Gaps under PyTorch's momentum with their setting."""
+    return name_settings(rows(tables, "gaps", SHARES, [*USUAL], **EMA))
 
 
 def score_cost(share: float | None = None) -> Score:
@@ -61,8 +60,8 @@ def score_cost(share: float | None = None) -> Score:
 
 def score_times(setting: str, against: str, share: float) -> Score:
     """How many times the gap of the mean under one setting that under the other is, over layers."""
-    return score(find_gaps, "mean_gap", ("setting",), against=against, along="setting", ratio=True, average="layer",
-                 geometric=True, setting=setting, panel=share_name(share))  # fmt: skip
+    return score(find_gaps, "mean_gap", ("setting",), against=against, along="setting", matching=("seed",), ratio=True,
+                 average="layer", geometric=True, setting=setting, panel=share_name(share))  # fmt: skip
 
 
 EXPERIMENT = Experiment(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import match_seeds, name_panels, paired, rows, score
+from bnlab.harness.reporting.frames import name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, EstimatorCurves
 from experiments.margins import A_POINT, SIX_IMAGES
 
@@ -25,14 +25,14 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy under exact statistics minus that of the weights as they are, trained from the same seed."""
     frame = rows(tables, "evaluations", SHARES, ("averaging",), estimator="exact")
-    return paired(match_seeds(frame), "accuracy", "none", along="averaging")
+    return paired(frame, "accuracy", "none", along="averaging", matching=("seed",))
 
 
 def find_stale_losses(tables: Tables) -> pd.DataFrame:
     """Accuracy under the trained network's averages against exact ones, minus the same of the weights as they are."""
     frame = rows(tables, "evaluations", SHARES, ("averaging",), estimator=("stale", "exact"))
-    lost = paired(match_seeds(frame, "averaging"), "accuracy")
-    return paired(match_seeds(lost), "accuracy", "none", along="averaging")
+    lost = paired(frame, "accuracy")
+    return paired(lost, "accuracy", "none", along="averaging", matching=("seed",))
 
 
 EXPERIMENT = Experiment(

@@ -5,7 +5,7 @@
 """
 
 from bnlab.harness.reporting.frames.averages import MEASURES, NUMBERS, average, best_on_average, interval, other_seeds
-from bnlab.harness.reporting.frames.comparisons import match_seeds, on_curves, over_best, paired
+from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, paired
 from bnlab.harness.reporting.frames.networks import RESULTS, rows
 from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
 from bnlab.harness.reporting.frames.scores import Rows, score
@@ -22,7 +22,6 @@ __all__ = [
     "best_on_average",
     "interval",
     "lowest",
-    "match_seeds",
     "name_panels",
     "name_value",
     "on_curves",

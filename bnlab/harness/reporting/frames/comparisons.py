@@ -10,13 +10,25 @@ import pandas as pd
 
 from bnlab.harness.reporting.frames.selection import check_estimators, lowest, require_columns, select
 
-_PLACES = ("run", "step", "panel", "layer", "channel", "split", "shift")
-_DIFFERING = {"estimator": ("estimator", "momentum"), "panel": ("panel", "step"), "depth": ("depth", "layer")}
+SAME_NETWORK = ("run",)
+_PLACES = ("step", "panel", "layer", "channel", "split", "shift", "estimator", "momentum")
+_DIFFERING = {
+    "estimator": ("estimator", "momentum"),
+    "panel": ("panel", "step"),
+    "depth": ("depth", "layer"),
+    "batch_size": ("batch_size", "step"),
+}
 """By the column along which values are compared: the columns that differ with it."""
 
 
 def paired(
-    frame: pd.DataFrame, value: str, against: Any = "exact", *, along: str = "estimator", ratio: bool = False
+    frame: pd.DataFrame,
+    value: str,
+    against: Any = "exact",
+    *,
+    along: str = "estimator",
+    matching: Sequence[str] = SAME_NETWORK,
+    ratio: bool = False,
 ) -> pd.DataFrame:
     """All rows but the reference's; `value` compared with that of the reference at the same network and step.
 
@@ -27,17 +39,19 @@ def paired(
         against: the estimator that is the reference, on the training split if it is there on several; or another value
             of `along`. Rows without a reference are left out.
         along: the column of which `against` is a value: estimators; or a `size` of batches, a layer by its `depth`, a
-            share of the training by its `panel`.
+            share of the training by its `panel`; a setting of the training, with `matching`.
+        matching: columns in which two rows agree that are compared. Networks that were trained with other settings
+            agree in ("seed",), or in ("seed", "batch_size") where they also differ in what the comparison is not about.
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
         UserError: there is no such column, or the reference is named without the parameters that it has in the rows.
         ValueError: the reference has several rows for a network and step, as one of several momenta does.
     """
-    require_columns(frame, [value, along])
+    require_columns(frame, [value, along, *(matching if matching != SAME_NETWORK else ())])
     if along == "estimator":
         check_estimators(frame["estimator"], against)
-    keys = _list_keys(frame, along)
+    keys = _list_keys(frame, along, matching)
     is_reference = frame[along] == against
     if along == "estimator" and "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
         is_reference &= frame["statistics_split"] == "train"
@@ -50,21 +64,6 @@ def paired(
     expected = reference.reindex(index).to_numpy()
     compared = others.assign(**{value: others[value] / expected if ratio else others[value] - expected})
     return compared[index.isin(reference.index)]
-
-
-def match_seeds(frame: pd.DataFrame, *settings: str) -> pd.DataFrame:
-    """All rows; networks of one seed have one `run`, so that `paired` compares them along the setting they differ in.
-
-    Args:
-        frame: rows with a column `seed`.
-        settings: in which networks that are compared agree besides, such as "batch_size".
-
-    Raises:
-        UserError: there is no such column.
-    """
-    keys = ["seed", *settings]
-    require_columns(frame, keys)
-    return frame.assign(run=["/".join(map(str, key)) for key in frame[keys].itertuples(index=False)])
 
 
 def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:
@@ -100,7 +99,7 @@ def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[s
     return pd.concat(placed) if placed else points[:0].assign(mean=np.nan)
 
 
-def _list_keys(frame: pd.DataFrame, along: str = "estimator") -> list[str]:
+def _list_keys(frame: pd.DataFrame, along: str = "estimator", matching: Sequence[str] = SAME_NETWORK) -> list[str]:
     """The columns in which rows agree that differ along this one only."""
     differing = _DIFFERING.get(along, (along,))
-    return [key for key in (*_PLACES, "estimator", "momentum") if key in frame and key not in differing]
+    return [key for key in (*matching, *_PLACES) if key in frame and key not in differing]

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.frames.averages import interval
-from bnlab.harness.reporting.frames.comparisons import paired
+from bnlab.harness.reporting.frames.comparisons import SAME_NETWORK, paired
 from bnlab.harness.reporting.frames.networks import rows
 from bnlab.harness.reporting.frames.selection import select
 
@@ -24,6 +24,7 @@ def score(
     *,
     against: Any = None,
     along: str = "estimator",
+    matching: Sequence[str] = SAME_NETWORK,
     ratio: bool = False,
     average: str | Sequence[str] | None = None,
     scale: float = 1,
@@ -36,7 +37,7 @@ def score(
         source: the name of a table, of which `rows` are taken, or a function of the tables that gives other rows.
         shares: of a table, see `rows`; its networks may differ in the settings among `by`, or else in their batch size.
         value, by, average, scale, geometric: see `interval`.
-        against, along, ratio: the reference, see `paired`; it need not be among the wanted.
+        against, along, matching, ratio: the reference, see `paired`; it need not be among the wanted.
         wanted: see `select`; with a reference, values of `along`, and of `momentum` where that is the estimator, choose
             among the rows that have been compared with it.
 
@@ -58,7 +59,7 @@ def score(
         else:
             frame = select(source(tables), **wanted)
         if against is not None:
-            frame = select(paired(frame, value, against, along=along, ratio=ratio), **compared)
+            frame = select(paired(frame, value, against, along=along, matching=matching, ratio=ratio), **compared)
         return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
 
     return compute

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import match_seeds, on_curves, paired
+from bnlab.harness.reporting.frames import on_curves, paired
 
 
 def test_paired_by_network_step_and_layer() -> None:
@@ -82,9 +82,9 @@ def test_networks_of_one_seed_are_compared_along_the_setting_they_differ_in() ->
     frame = pd.DataFrame(
         {"run": list("abcd"), "seed": [0, 0, 1, 1], "batch_size": 16, "order": ["x", "y"] * 2, "value": [1.0, 3, 2, 8]}
     )
-    found = paired(match_seeds(frame, "batch_size"), "value", "x", along="order")
+    found = paired(frame, "value", "x", along="order", matching=("seed", "batch_size"))
     assert found["value"].to_list() == [2.0, 6.0] and found["seed"].to_list() == [0, 1]
     averages = frame.drop(columns="run")  # of each network: nothing else tells the rows apart
-    assert paired(match_seeds(averages), "value", "x", along="order")["value"].to_list() == [2.0, 6.0]
+    assert paired(averages, "value", "x", along="order", matching=("seed",))["value"].to_list() == [2.0, 6.0]
     with pytest.raises(UserError, match="no column 'colour'"):
-        match_seeds(frame, "colour")
+        paired(frame, "value", "x", along="order", matching=("seed", "colour"))
