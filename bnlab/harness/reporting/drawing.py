@@ -35,8 +35,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
         raise UserError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
-    rows = math.ceil(len(panels) / _IN_A_ROW)
-    columns = math.ceil(len(panels) / rows)
+    rows, columns = _choose_grid(len(panels))
     share_x = getattr(figure.plot, "share_x", False)
     drawn, grid = plt.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
     frame = count_layers(frame, tables)
@@ -56,6 +55,14 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     caption = " ".join([figure.caption, *_explain_lines(figure, frame)])
     _add_text(drawn, figure.title, caption, rows, 3.5 * columns + 0.6)
     return drawn
+
+
+def _choose_grid(panels: int) -> tuple[int, int]:
+    """Rows and columns: four panels in a row at most, or five where only these fill all rows."""
+    if panels > _IN_A_ROW + 1 and panels % _IN_A_ROW and panels % (_IN_A_ROW + 1) == 0:
+        return panels // (_IN_A_ROW + 1), _IN_A_ROW + 1
+    rows = math.ceil(panels / _IN_A_ROW)
+    return rows, math.ceil(panels / rows)
 
 
 def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> None:

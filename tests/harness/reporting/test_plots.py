@@ -221,3 +221,10 @@ def test_forests_share_rows_where_a_panel_lacks_one() -> None:
     many = with_interval({"setting": [f"s{i}" for i in range(41)], "mean": 1.0})
     with pytest.raises(UserError, match="room for 40 rows"):
         panel(Forest("setting", Axis("x")), many)
+
+
+@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (12, (3, 4)), (15, (3, 5))])
+def test_panels_stand_in_rows_of_four_or_of_five_where_these_are_full(panels: int, grid: tuple[int, int]) -> None:
+    rows = with_interval({"panel": [str(n) for n in range(panels)], "x": 1.0, "line": "a", "mean": 1.0})
+    shape = draw(rows, Curves("x", "line", Axis("y"))).axes[0].get_subplotspec()
+    assert shape is not None and shape.get_gridspec().get_geometry() == grid
