@@ -26,9 +26,7 @@ class Config:
     batch_size: int = 128
     epochs: int = 10
     steps: int | None = None  # instead of epochs
-    order: str = (
-        "shuffled"  # of an epoch's images: shuffled, replacement, sorted, blocks, blocks:16; see `training.Batches`
-    )
+    order: str = "shuffled"  # of an epoch: shuffled, replacement, sorted, blocks, blocks:16; see `training.Batches`
     freeze_at: float | None = None  # share of the training from which on batch norm is in eval mode
     freeze_with: str = "ema"  # with which statistics, those of that step: ema (its own running averages), exact
     averaging: str = "none"  # of the weights that are measured: none, swa, ema; see `averaging.begin_average`
