@@ -9,13 +9,14 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import paired, rows
 
-BATCH, RENORM, GROUP, GAIN_CONTROL, NONE = "batch norm", "batch renorm", "group norm", "gain control", "no norm"
+BATCH, RENORM, GROUP, LAYER, INSTANCE = "batch norm", "batch renorm", "group norm", "layer norm", "instance norm"
+GAIN_CONTROL, NONE = "gain control", "no norm"
 NAMES = {
     "batch": BATCH,
     "renorm": RENORM,
     "group": GROUP,
-    "layer": "layer norm",
-    "instance": "instance norm",
+    "layer": LAYER,
+    "instance": INSTANCE,
     "gain_control": GAIN_CONTROL,
     "none": NONE,
 }

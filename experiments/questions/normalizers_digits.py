@@ -10,14 +10,25 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score,
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
-from experiments.by_norm import BATCH, EXACT, GAIN_CONTROL, GROUP, NONE, RENORM, compare, find_accuracies
+from experiments.by_norm import (
+    BATCH,
+    EXACT,
+    GAIN_CONTROL,
+    GROUP,
+    INSTANCE,
+    LAYER,
+    NONE,
+    RENORM,
+    compare,
+    find_accuracies,
+)
 from experiments.margins import A_POINT, AS_ACCURATE
 
 SHARES = (1.0,)  # of the training
 BY = ("batch_size",)
 TINY, MODERATE, OTHERS = 2, 64, (16, 64, 256)  # images in a batch
 AS_GOOD = ("points gained", AS_ACCURATE)
-WITH_STATISTICS = (BATCH, BATCH + EXACT, RENORM, RENORM + EXACT)
+CURVES = Curves("batch_size", "normalizer", Axis("test accuracy (%)"))
 
 
 def find_final(tables: Tables) -> pd.DataFrame:
@@ -25,13 +36,9 @@ def find_final(tables: Tables) -> pd.DataFrame:
     return find_accuracies(tables, SHARES, BY)
 
 
-def find_curves(tables: Tables) -> pd.DataFrame:
-    """The same in panels of norms with and without statistics; batch norm under exact ones is in both."""
-    frame = find_final(tables).assign(line=lambda found: found["normalizer"])
-    held = frame["line"].isin(WITH_STATISTICS)
-    others = frame[~held | frame["line"].eq(BATCH + EXACT)]
-    panels = {"statistics of batches": frame[held], "no statistics of batches": others}
-    return pd.concat([rows.assign(panel=panel) for panel, rows in panels.items()], ignore_index=True)
+def score_curves(*normalizers: str) -> Score:
+    """Accuracies against the batch size, a line for each of these."""
+    return score(find_final, "accuracy", ("panel", "normalizer", "batch_size"), scale=100, normalizer=normalizers)
 
 
 def score_gain(normalizer: str, against: str, **wanted: Any) -> Score:
@@ -56,11 +63,12 @@ EXPERIMENT = Experiment(
     columns={"evaluations": ("accuracy",)},
     figures=(
         Figure("accuracy", "Accuracy against the batch size by norm",
-               "Test accuracy at the end of training. Left: batch norm and renormalization under the running averages "
-               "of training and under exact statistics of the same network. Right: norms that have no statistics, "
-               "beside batch norm under exact ones.",
-               score(find_curves, "accuracy", ("panel", "line", "batch_size"), scale=100),
-               Curves("batch_size", "line", Axis("test accuracy (%)"))),
+               "Test accuracy of norms that have no statistics of batches, beside batch norm under exact ones.",
+               score_curves(BATCH + EXACT, GROUP, LAYER, INSTANCE, GAIN_CONTROL, NONE), CURVES),
+        Figure("statistics", "Accuracy against the batch size by statistics",
+               "Test accuracy of batch norm and renormalization under the running averages of training and under exact "
+               "statistics of the same network.",
+               score_curves(BATCH, BATCH + EXACT, RENORM, RENORM + EXACT), CURVES),
     ),
     claims=(
         Claim("batches_of_two_hurt_batch_norm", "Batch norm under exact statistics is more than a point worse after "

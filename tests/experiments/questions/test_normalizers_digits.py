@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from experiments import by_norm
-from experiments.questions.normalizers_digits import find_curves, score_tiny
+from experiments.questions.normalizers_digits import score_tiny
 from tests.experiments.planted import Effect, Value, alternate, plant
 
 COMMON: dict[str, Any] = {
@@ -48,13 +48,3 @@ def test_batches_of_two_are_compared_with_batches_of_64_of_the_same_seed() -> No
     tables = plant(accuracy=lambda row: row["seed"] / 10 + row["batch_size"] / 1000, **COMMON)
     found = score_tiny(by_norm.GROUP)(tables)
     assert found[["batch_size", "mean", "low", "high"]].values.tolist() == [[2, *[pytest.approx(-6.2)] * 3]]
-
-
-def test_norms_without_statistics_have_a_panel_of_their_own_beside_batch_norm() -> None:
-    found = find_curves(plant(accuracy=lambda row: 0.5, **COMMON))
-    lines = found.groupby("panel", sort=False)["line"].unique().map(list)
-    batch, renorm, exact = by_norm.BATCH, by_norm.RENORM, by_norm.EXACT
-    assert lines["statistics of batches"] == [batch, batch + exact, renorm, renorm + exact]
-    others = [by_norm.GROUP, "layer norm", "instance norm", by_norm.GAIN_CONTROL, by_norm.NONE]
-    without = [line for line in lines["no statistics of batches"] if line == batch + exact or exact not in line]
-    assert without == [batch + exact, *others]  # planted tables have exact statistics of all networks
