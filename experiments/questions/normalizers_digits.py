@@ -28,7 +28,7 @@ SHARES = (1.0,)  # of the training
 BY = ("batch_size",)
 TINY, MODERATE, OTHERS = 2, 64, (16, 64, 256)  # images in a batch
 AS_GOOD = ("points gained", AS_ACCURATE)
-CURVES = Curves("batch_size", "normalizer", Axis("test accuracy (%)"))
+CURVES = Curves("batch_size", "line", Axis("test accuracy (%)"))
 
 
 def find_final(tables: Tables) -> pd.DataFrame:
@@ -38,7 +38,8 @@ def find_final(tables: Tables) -> pd.DataFrame:
 
 def score_curves(*normalizers: str) -> Score:
     """Accuracies against the batch size, a line for each of these."""
-    return score(find_final, "accuracy", ("panel", "normalizer", "batch_size"), scale=100, normalizer=normalizers)
+    return score(lambda tables: find_final(tables).rename(columns={"normalizer": "line"}), "accuracy",
+                 ("panel", "line", "batch_size"), scale=100, line=normalizers)  # fmt: skip
 
 
 def score_gain(normalizer: str, against: str, **wanted: Any) -> Score:
