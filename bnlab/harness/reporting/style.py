@@ -122,7 +122,7 @@ AXES = {
 """Columns that are drawn across, by their name."""
 _SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
 
-_ROWS, _TICKS, _RANGE = 40, 10, 1e3  # the most rows, written ticks, and range of an axis with ticks at 1, 2 and 5
+_ROWS, _TICKS, _RANGE = 40, 10, 500  # the most rows, written ticks, and range of an axis with ticks at 1, 2 and 5
 
 _FEWER = "sweep fewer, under a name=... of its own, or let the figure's score select some"
 
