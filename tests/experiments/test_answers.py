@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -145,6 +146,8 @@ def test_the_page_holds_all_figures_and_no_address(call: Call, monkeypatch: pyte
     page = (tmp_path / "report.html").read_text()
     figures = sum(len(place.answer().experiment.figures) for place in find_places([]))
     assert page.count("data:image/png;base64,") == figures and '="http' not in page
+    text = re.sub(r"<script>.*?</script>|<style>.*?</style>", "", page, flags=re.DOTALL)
+    assert "<code>bnlab.population_statistics(model, loader)</code>" in text and "`" not in text
 
 
 def test_the_page_has_no_figures_of_earlier_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

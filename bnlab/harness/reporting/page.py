@@ -59,7 +59,12 @@ def _emphasize_markdown(sentence: str) -> str:
 
 
 def _emphasize_html(sentence: str) -> Markup:
-    return Markup(_emphasize(str(escape(sentence)), "<b>", "</b>"))
+    return Markup(_emphasize(_mark_code(sentence), "<b>", "</b>"))
+
+
+def _mark_code(text: str) -> Markup:
+    """Words in backticks set as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _render(
@@ -73,6 +78,7 @@ def _render(
         keep_trailing_newline=True,
     )
     environment.filters["emphasize"] = _emphasize_html if is_html else _emphasize_markdown
+    environment.filters["mark_code"] = _mark_code
     answering = {
         number: [answer for answer in answers if number in answer.experiment.answers]
         for number in (*catalogue.questions, *catalogue.hypotheses)
