@@ -47,6 +47,7 @@ _SHARED = {
 _USUAL = {"norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0}
 _IMAGES = {"split": "test", "shift": "none"}  # of predictions, likewise
 _NO_ROW = "no row for it"
+_GROUPS = 3  # the most groups of undecided conditions that are named
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
 _DERIVED = ("steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
 
@@ -101,16 +102,21 @@ def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
 
 
 def summarize(claim: Claim, rows: pd.DataFrame) -> str:
-    """The claim, and under which conditions it holds, fails (the opposite holds) or is undecided, with the numbers."""
-    every = list(rows["where"])
+    """The claim, and under which conditions it holds, fails (the opposite holds) or is undecided, with the numbers.
+
+    Undecided conditions are counted where it takes many words to name them.
+    """
+    every, unit = list(rows["where"]), claim.rule.unit
     parts = []
     for verdict, word in WORDS.items():
         chosen = rows[rows["verdict"] == verdict]
-        groups = [(where, chosen[chosen["where"].isin(where)]) for where in group_conditions(list(chosen["where"]))]
+        groups = group_conditions(list(chosen["where"]))
         described = [
-            ": ".join(filter(None, (describe_conditions(where, every), format_range(group, claim.rule.unit))))
-            for where, group in groups
+            ": ".join(filter(None, (describe_conditions(where, every), format_range(group, unit))))
+            for where, group in ((where, chosen[chosen["where"].isin(where)]) for where in groups)
         ]
+        if verdict == "undecided" and len(groups) > _GROUPS:
+            described = [f"{len(chosen)} of {len(every)} conditions: {format_range(chosen, unit)}"]
         if described:
             parts.append(f"{word} — {'; '.join(described)}.")
     return f"{claim.text} ({claim.rule.margin}) {' '.join(parts)}"

@@ -110,6 +110,16 @@ def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:
     )
 
 
+def test_many_undecided_conditions_are_counted() -> None:
+    names = [f"{letter}{n}" for n, letter in enumerate("aabbccdd")]
+    found = score(**{name: ("undecided" if n % 2 else "holds", float(n)) for n, name in enumerate(names)})
+    pairs = found.assign(where=[(name[0], name[1]) for name in names])
+    claim = Claim("x", "It is.", lambda tables: pairs, above(1.0, "times"))
+    said = summarize(claim, pairs)
+    assert said.endswith("Undecided — 4 of 8 conditions: 1.00 to 7.00 times (intervals from 0.50 to 7.50).")
+    assert "Holds — a, 0: 0.00" in said and said.count(";") == 3
+
+
 def test_what_all_networks_share_is_said_where_it_is_unusual() -> None:
     usual = pd.DataFrame({"seed": [0, 1], "norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0})
     words = ["norm ghost", "order sorted", "weights averaged by swa", "freeze at 0.8"]
