@@ -19,7 +19,9 @@ from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
 from bnlab.layers import batch_norm_layers
+from bnlab.moments import Moments
 from bnlab.recording.frozen import record_frozen
+from bnlab.statistics import Statistics
 from bnlab.trace import LayerTrace, MomentTrace, replay_bank
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ def decompose(
 
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
-        terms.
+        terms. Layers that no batch reaches (an auxiliary head, say) are left out: `frame.attrs["unseen"]` lists them.
+        noise and lag are NaN in a layer that was in eval mode for the whole window.
 
     Raises:
         TypeError, ValueError: as `population_statistics`; no trace, an empty one or another model's; or `batches` is
@@ -94,10 +97,11 @@ def decompose(
     trained_on = batches if augmented is None else augmented
 
     def expected(network: nn.Module, stream: Iterable[Any], training: bool) -> tuple[Tensor, Tensor]:
-        """M and Q of a network: [2, channels] each. Every pass draws the same random numbers."""
+        """M and Q of a network: [2, channels] each, NaN where no data came. Each pass draws the same random numbers."""
         frozen = record_frozen(network, stream, forward=forward, training=training)
+        calls = by_channel(torch.tensor([len(layer) for layer in frozen.layers.values()]), layout.channels)
         m, q = replay_bank(frozen, [Cumulative(), PooledCumulative()], [frozen.last_step])[:, 0]
-        return m, q
+        return m.where(calls > 0, math.nan), q.where(calls > 0, math.nan)
 
     lagged = torch.zeros_like(e)
     past = copy.deepcopy(model)
@@ -109,13 +113,18 @@ def decompose(
         lagged += weight * expected(past, trained_on, training=True)[0]
     m, _ = expected(model, trained_on, training=True)
     clean, q = expected(model, batches, training=False)
-    p = layout.flatten(population_statistics(model, batches, forward=forward))
+    exact = population_statistics(model, batches, forward=forward)
+    nothing = {name: Moments.empty(n) for name, n in zip(layout.names, layout.channels, strict=True)}
+    p = layout.flatten(Statistics({**nothing, **exact}, dict(zip(layout.names, layout.eps, strict=True))))
     terms = torch.stack((e - d, d - lagged, lagged - m, m - clean, clean - q, q - p))
     frames = []
     for row, statistic in enumerate(("mean", "var")):
         frame = layout.channel_frame().drop(columns="channels").assign(statistic=statistic, gap=(e - p)[row].numpy())
         frames.append(frame.assign(**dict(zip(TERMS, terms[:, row].numpy(), strict=True))))
-    return pd.concat(frames, ignore_index=True)
+    table = pd.concat(frames, ignore_index=True)
+    table = table[table["layer"].isin(list(exact))].reset_index(drop=True)
+    table.attrs["unseen"] = list(exact.unseen)
+    return table
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:

@@ -102,6 +102,29 @@ def test_a_full_batch_has_no_noise_and_no_upstream_term() -> None:
     torch.testing.assert_close(torch.tensor(first["weighting"].to_numpy()), expected, rtol=1e-3, atol=1e-6)
 
 
+class WithAuxiliary(nn.Module):
+    """A second classifier, in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.auxiliary = plain(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.body(x), self.auxiliary(x)) if self.training else (self.body(x),)
+
+
+def test_layers_that_no_batch_reaches_are_left_out() -> None:
+    model, batches = WithAuxiliary(), images(8, 6)
+    model.train()
+    with record(model) as trace:
+        for batch in batches:
+            model(batch)
+    weights = copy.deepcopy(model.state_dict())
+    table = decompose(model, trace, lambda step: weights, batches, momentum=0.5)
+    assert table.attrs["unseen"] == ["auxiliary.1"] and list(table["layer"].unique()) == ["body.1", "body.4"]
+    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+
+
 def test_weights_of_another_model_are_refused() -> None:
     model, trace, _, batches = trained(3, lr=0.01)
     for weights in ({"0.weight": torch.zeros(3)}, 5):
