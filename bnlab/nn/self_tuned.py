@@ -202,6 +202,9 @@ class SelfTuned(BatchNorm):
             vars(self).pop("forward", None)
             replace_forward(self, _run)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise ValueError("SelfTuned: TorchScript cannot run these layers; pass SelfTuned.revert(copy.deepcopy(model))")
+
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError("SelfTuned: DataParallel trains copies whose batches are lost; use DistributedDataParallel")
 

@@ -688,6 +688,14 @@ def test_what_would_keep_one_place_for_all_batches_is_refused(trace: Callable[..
     assert torch.equal(model[1].running_mean, expected[1].running_mean)  # type: ignore[index]
 
 
+def test_torchscript_is_refused_by_name() -> None:
+    model, x = network().eval(), torch.randn(4, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"TorchScript cannot run .* SelfTuned\.revert"):
+        torch.jit.script(model)
+    scripted = torch.jit.script(SelfTuned.revert(copy.deepcopy(model)))
+    torch.testing.assert_close(scripted(x), model(x))
+
+
 def test_buffers_in_a_transform_are_refused() -> None:
     model, x = network(), torch.randn(4, 3, 8, 8)
     state = dict(model.named_parameters()), dict(model.named_buffers())
