@@ -15,7 +15,7 @@ MOMENTA = 10 ** torch.linspace(-3, 0, 50, dtype=torch.float64, device="cpu")
 BLOCK = 64  # batches whose forecasts are scored at once: their products with one another cost as much as the bank's
 _ALIKE = 2  # the first batches, which all averages of the bank forecast alike
 _NO_VARIANCE = torch.finfo(torch.float32).tiny  # variance + eps where both are 0
-_FEWEST, _SHARE = 4, 0.1  # batches that a score remembers: so many, or this share of the past if that is more
+FEWEST, _SHARE = 4, 0.1  # batches that a score remembers: so many, or this share of the past if that is more
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _discount(scores: Tensor, errors: Tensor, count: int) -> Tensor:
 def _discounts(first: int, last: int) -> Tensor:
     """[last − first], of what a score remembers of the past, at each batch after the first `first`."""
     number = torch.arange(first + 1, last + 1, dtype=torch.float64, device="cpu")
-    return 1 - 1 / (_SHARE * number).clamp(min=_FEWEST)
+    return 1 - 1 / (_SHARE * number).clamp(min=FEWEST)
 
 
 def _gains(first: int, last: int, warm: bool) -> Tensor:

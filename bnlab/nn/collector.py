@@ -52,6 +52,11 @@ class Collector:
         self._places[: len(rows)] = rows
         self._waiting = len(rows)
 
+    @property
+    def taken(self) -> int:
+        """How many batches have got a place since the averages began."""
+        return self.bank.count + self._waiting
+
     def make_place(self) -> tuple[Tensor, Tensor]:
         """Where torch shall write the mean and the variance [C] of the next batch.
 

@@ -37,7 +37,7 @@ class SelfTuned(BatchNorm):
     loads the checkpoint and this one loads a plain checkpoint, both with `strict=True`. The averages travel in the
     state dict's metadata, as far as it is saved (`torch.save` does, `safetensors` does not); without them, or where the
     buffers have been changed since, they begin from the buffers. So they do wherever something else writes the buffers
-    (`reset_running_stats`, `write_to`).
+    (`reset_running_stats`, `write_to`); a UserWarning says where that is after every few batches.
 
     Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a step
     (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from bnlab.borrowing import count_writes
+from bnlab.estimators.bank import FEWEST
 from bnlab.nn.collector import Collector
 
 _Buffers = dict[str, Any]  # a layer's own; which are tensors
+_EARLY = 5  # beginnings in a row, each after a few batches: by then it is no chance
 
 # A thread that looks at a layer writes its buffers; to the one that trains it that is no write of somebody else's.
 # One lock for all layers: locks can be neither copied nor pickled.
@@ -50,6 +52,7 @@ class Upkeep:
         self.collector = Collector(start, _count_updates(buffers), eps)
         self._momentum, self._has_warned, self._is_shared = momentum, False, False
         self.is_behind, self.beginnings = False, 0
+        self._cut_short = 0  # how often in a row the averages have begun again before they could choose
         self.last: tuple[Tensor, Tensor] | None = None
         self.look(buffers)
 
@@ -84,6 +87,18 @@ class Upkeep:
                 stacklevel=2,
             )
 
+    def _warn_of_early_beginnings(self) -> None:
+        """Say once that something writes the buffers so often that no momentum is ever chosen."""
+        if taken := self.collector.taken:
+            self._cut_short = self._cut_short + 1 if taken <= FEWEST else 0
+            if self._cut_short == _EARLY:
+                warnings.warn(
+                    "SelfTuned: something writes a layer's running buffers after every few batches, where its averages "
+                    "begin again, too soon to choose a momentum; if buffers are put back after a forward that is not "
+                    "to be averaged, set momentum=0 for it instead",
+                    stacklevel=2,
+                )
+
     def look(self, buffers: _Buffers) -> None:
         """Take the buffers as they are for what has been left."""
         mean, var = buffers["running_mean"], buffers["running_var"]
@@ -107,6 +122,7 @@ class Upkeep:
 
     def begin(self, buffers: _Buffers) -> None:
         """Forget all batches, and let the averages begin from the buffers."""
+        self._warn_of_early_beginnings()
         self.collector.begin(_stack(buffers), _count_updates(buffers))
         self.is_behind, self.beginnings = False, self.beginnings + 1
         self.look(buffers)

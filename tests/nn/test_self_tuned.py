@@ -7,6 +7,7 @@ import io
 import pickle
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -320,6 +321,21 @@ def test_averages_begin_from_what_something_else_writes(write: Callable[..., obj
     write(model[1], model)  # type: ignore[index]
     assert torch.equal(model.state_dict()["1.running_mean"], torch.full((6,), 3.0))
     assert begins_from(model, {"1.running_mean": torch.full((6,), 3.0)})
+
+
+@pytest.mark.parametrize(("batches", "told"), [(1, True), (3, True), (4, False)])
+def test_buffers_that_are_written_after_every_few_batches_are_told(batches: int, told: bool) -> None:
+    """As around the forward of an attack: the averages begin again, and nothing is ever chosen."""
+    model = network()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(12):
+            kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            train(model, 1, step)
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept[name])
+            train(model, batches, step)
+    assert [str(w.message)[:50] for w in caught] == ["SelfTuned: something writes a layer's running buff"] * 2 * told
 
 
 def test_a_checkpoint_of_other_layers_leaves_the_averages_alone() -> None:
