@@ -104,7 +104,7 @@ def decompose(
         return m.where(calls > 0, math.nan), q.where(calls > 0, math.nan)
 
     lagged = torch.zeros_like(e)
-    past = copy.deepcopy(model)
+    past = _copy(model)
     ages = min(window(momentum), last - trace.last_start)
     shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
     for age in shares[0]:
@@ -125,6 +125,16 @@ def decompose(
     table = table[table["layer"].isin(list(exact))].reset_index(drop=True)
     table.attrs["unseen"] = list(exact.unseen)
     return table
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a module's own copying raises
+        raise ValueError(
+            f"decompose: the model cannot be copied ({str(error).splitlines()[0]}), and past weights go into a copy; "
+            "torch.nn.utils.weight_norm, for one, has a successor in torch.nn.utils.parametrizations"
+        ) from error
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:

@@ -125,6 +125,16 @@ def test_layers_that_no_batch_reaches_are_left_out() -> None:
     assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
 
 
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    model, batches = plain(), images(8)
+    model.memory = model[0](batches[0])  # type: ignore[index]
+    model.train()
+    with record(model) as trace:
+        model(batches[0])
+    with pytest.raises(ValueError, match=r"the model cannot be copied \(Only Tensors created explicitly"):
+        decompose(model, trace, lambda step: model.state_dict(), batches)
+
+
 def test_weights_of_another_model_are_refused() -> None:
     model, trace, _, batches = trained(3, lr=0.01)
     for weights in ({"0.weight": torch.zeros(3)}, 5):
