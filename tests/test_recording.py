@@ -5,6 +5,7 @@ import copy
 import math
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -702,6 +703,31 @@ def test_steps_of_an_optimizer() -> None:
     assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(model))
     with pytest.raises(TypeError, match=r"record: optimizer is a float; pass a torch.optim.Optimizer, or None"):
         record(model, optimizer=0.1).__enter__()  # type: ignore[arg-type]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Around another one, without calling torch's `__init__`; as timm's Lookahead if it `keeps_hooks`."""
+
+    def __init__(self, inside: torch.optim.Optimizer, keeps_hooks: bool) -> None:
+        self.inside, self.param_groups, self.defaults = inside, inside.param_groups, inside.defaults
+        if keeps_hooks:
+            self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inside.step(closure)
+
+
+def test_steps_of_an_optimizer_around_another() -> None:
+    model = plain()
+    inside = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = Wrapper(inside, keeps_hooks=True)
+    with record(model, optimizer=optimizer) as trace:
+        for x in images(4, 4, 4):
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert all(layer.steps == [1, 2, 3] for layer in trace.layers.values())
+    with pytest.raises(ValueError, match=r"a Wrapper that keeps no hooks .* pass the optimizer inside of it"):
+        record(model, optimizer=Wrapper(inside, keeps_hooks=False)).__enter__()
 
 
 def test_an_optimizer_that_makes_no_update_is_said() -> None:

@@ -59,10 +59,10 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     Raises:
         TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
         ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
-            is measuring, or a negative step; inside of the block, a layer that takes its statistics several times in a
-            call, averages something else than its input's moments (those of a part of it, say) or
-            not by its momentum, whose buffers are written or replaced within a call, that is called by two threads at
-            once, or is traced or exported in train mode.
+            is measuring, an optimizer without hooks, or a negative step; inside of the block, a layer that takes its
+            statistics several times in a call, averages something else than its input's moments (those of a part of it,
+            say) or not by its momentum, whose buffers are written or replaced within a call, that is called by two
+            threads at once, or is traced or exported in train mode.
 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
@@ -78,6 +78,11 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"record: optimizer is a {type(optimizer).__name__}; pass a torch.optim.Optimizer, or None")
+    if optimizer is not None and not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise ValueError(
+            f"record: optimizer is a {type(optimizer).__name__} that keeps no hooks (it has not called "
+            "torch.optim.Optimizer.__init__); pass the optimizer inside of it, or call trace.step() after each update"
+        )
     if any(map(is_compiled, model.modules())):
         raise ValueError(
             "record: the model is compiled, and its graphs may not call hooks; record the uncompiled model, and call "
@@ -127,6 +132,7 @@ class Recording:
             undo.callback(setattr, self.trace, "recording", None)
             if optimizer is not None:
                 self.steps.count_updates_only()
+                optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # wrappers have not: no hook would run
                 count_update = torch.compiler.disable(lambda *_: self.end_step())
                 undo.callback(optimizer.register_step_post_hook(count_update).remove)
             undo.callback(register_module_module_registration_hook(self.membership.register).remove)
