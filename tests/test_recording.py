@@ -734,7 +734,7 @@ def test_an_optimizer_that_makes_no_update_is_said() -> None:
     """A training that makes its own, or one whose `step` is never called, as of a wrapper."""
     model = plain()
     with (
-        pytest.warns(UserWarning, match=r"optimizer has made no update .* layer '1' .* all is on step 4; pass the one"),
+        pytest.warns(UserWarning, match=r"no update inside .* layer '1' .* all from then on is on step 4; pass the"),
         record(model, step=3, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)) as trace,
     ):
         train(model, images(4, 4, 4))
@@ -744,6 +744,21 @@ def test_an_optimizer_that_makes_no_update_is_said() -> None:
         with record(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)):
             for x in images(4, 4):
                 model(x)
+
+
+def test_an_optimizer_that_another_one_has_replaced_is_said() -> None:
+    """As where more of a network is trained from some epoch on."""
+    model = plain()
+    first = torch.optim.SGD(model.parameters(), lr=0.01)
+    with (
+        pytest.warns(UserWarning, match=r"no further update was counted after step 2, .* then on is on step 3; pass"),
+        record(model, optimizer=first) as trace,
+    ):
+        for optimizer in (first, torch.optim.SGD(model.parameters(), lr=0.01)):
+            for x in images(4, 4):
+                model(x).square().mean().backward()
+                optimizer.step()
+    assert trace.last_step == 3
 
 
 class Trainer(nn.Module):

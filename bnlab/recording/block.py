@@ -69,7 +69,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
             model, or has taken one out of it for some of the training; layers have averaged into other running buffers
             (of `functional_call`) than they have at the end; the weights were updated within a step, or by
-            another optimizer than the given one, which has made no update; or a layer had momentum 0 or None (as
+            another optimizer than the given one after its last update; or a layer had momentum 0 or None (as
             `update_bn` sets it) in some of its calls, which are entries all the same.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
             in the block.

@@ -32,7 +32,7 @@ class StepCounter:
         self._trace = trace
         self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
         self._warned = False
-        self._changed_within: str | None = None  # the first layer whose weights have changed within a step
+        self._changed_within: str | None = None  # the first layer whose weights have changed within the last step
         self._inside: dict[int, list[nn.Module]] = {}  # of a module or layer, the recorded layers in it
         self._parts: dict[int, set[int]] = {}  # all modules in it
         self.modules: list[nn.Module] = []
@@ -50,6 +50,7 @@ class StepCounter:
     def end_step(self) -> None:
         """Count an update."""
         self._trace.last_step = self._ended = self.count_updates_only() + 1
+        self._changed_within = None
 
     def count_updates_only(self) -> int:
         """From now on forwards do not count; the last step that was ended."""
@@ -88,12 +89,13 @@ class StepCounter:
             )
 
     def warn_of_no_updates(self) -> None:
-        """Say that the weights have changed though no update was counted: everything is on the first step."""
-        if self._ended == self._trace.first_step and self._changed_within is not None:
+        """Say that the weights went on changing after the last update that was counted: all that is on one step."""
+        if self._ended is not None and self._changed_within is not None:
+            none = "no update inside of the block" if self._ended == self._trace.first_step else "no further update"
             warnings.warn(
-                "record: optimizer has made no update inside of the block, but the weights of layer "
-                f"{self._changed_within!r} have changed, and all is on step {self._trace.last_step}; pass the one "
-                "whose step() is called, or call trace.step() after each update",
+                f"record: {none} was counted after step {self._ended}, but the weights of layer "
+                f"{self._changed_within!r} have changed, and all from then on is on step {self._trace.last_step}; pass "
+                "the optimizer whose step() is called to the end, or call trace.step() after each update",
                 stacklevel=4,
             )
 
