@@ -143,6 +143,20 @@ def test_writing_without_a_trace_is_found_at_the_end() -> None:
                 train(model, later)
 
 
+def test_loading_what_has_one_batch_more_is_no_batch_past_the_hooks() -> None:
+    """As of copies that are trained on a batch each, and averaged."""
+    model, (a, b) = plain(), images(4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with record(model) as trace:
+            train(model, [a])
+            other = copy.deepcopy(model)
+            train(other, [b])
+            model.load_state_dict(other.state_dict())
+            train(model, [a])
+    assert [start.updates for start in trace.layers["1"].restarts] == [2]
+
+
 @pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
 @pytest.mark.parametrize("loads", [False, True])
 def test_buffers_that_the_training_has_given(convert: Callable[[nn.Module], nn.Module], loads: bool) -> None:

@@ -84,8 +84,11 @@ class Watch:
         """Begin again where the buffers are not what the recorded calls have left."""
         batches, entries = self._buffers.get("num_batches_tracked"), self._entries
         updates = 0 if batches is None else int(batches)
-        # Counting adds 1 at a time, loading writes any number at once.
-        if batches is self._batches and 0 < updates - self._updates <= count_writes(batches) - self._batches_version:
+        # Counting adds 1 at a time, loading writes any number at once. A call writes the mean without a trace; compiled
+        # code writes both twice.
+        writes = count_writes(batches) - self._batches_version
+        is_one_load = writes == 1 and count_writes(self._mean) != self._mean_version
+        if batches is self._batches and 0 < updates - self._updates <= writes and not is_one_load:
             self.unrecorded += updates - self._updates
         values = torch.stack(own[:2]).detach()
         expected = 0 if batches is None else entries.updates_now
