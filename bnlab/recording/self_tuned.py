@@ -66,7 +66,9 @@ class _BankWatch(Watch):
         super().take_up(own)
 
     def is_overwritten(self, own: Average) -> bool:
-        return False
+        # A checkpoint may bring averages of other batches with it; so may the block's own beginning, which is no write.
+        self._upkeep.catch_up(self._buffers)
+        return bool(self._entries.restarts) and super().is_overwritten(own)
 
     def _holds(self, values: Tensor) -> bool:
         """Whether these are what the estimator gives out after all that is recorded, to rounding."""

@@ -790,6 +790,16 @@ def test_a_checkpoint_of_the_same_training_goes_on_in_the_trace() -> None:
     assert_replayed(model, trace)
 
 
+def test_averages_of_an_earlier_batch_in_a_trace_that_is_not_cut_are_told() -> None:
+    model = network()
+    with pytest.warns(UserWarning, match=r"'1', '4' are not the average .*call trace\.truncate"), record(model):
+        train(model, 30)
+        state = copy.deepcopy(model.state_dict())
+        train(model, 30, seed=1)
+        model.load_state_dict(state)
+        train(model, 30, seed=2)
+
+
 # -- conversion
 
 
