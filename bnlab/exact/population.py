@@ -77,7 +77,8 @@ def population_statistics(
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, e.g. a DataLoader; a generator will do. Read once and held, so each batch has to
             be new. Tensors and numpy arrays, alone or in tuples, lists and dictionaries, are copied for each forward;
-            other objects are handed over as they are. A batch without tensors counts as one image.
+            of other objects a shallow copy is handed over, where there can be one: what they hold is the batch's own.
+            A batch without tensors counts as one image.
         upstream: "population", or "batch": every layer normalizes with its mini-batch's statistics and the moments
             are pooled over all batches (what one-pass "precise BN" tools compute, here with dropout off; depends on
             the batch size).
