@@ -88,7 +88,12 @@ class Upkeep:
             )
 
     def _warn_of_early_beginnings(self) -> None:
-        """Say once that something writes the buffers so often that no momentum is ever chosen."""
+        """Say once that something writes the buffers so often that no momentum is ever chosen.
+
+        In all ranks but the first DistributedDataParallel does, and gives the first one's statistics to all.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return
         if taken := self.collector.taken:
             self._cut_short = self._cut_short + 1 if taken <= FEWEST else 0
             if self._cut_short == _EARLY:

@@ -914,10 +914,12 @@ def test_the_error_of_a_forecast_is_a_mean_of_squares() -> None:
 # -- two processes
 
 RANKS = """
+import warnings
 from tests.nn.test_self_tuned import network, train
 
 model = network()
 ddp = torch.nn.parallel.DistributedDataParallel(model)
+warnings.simplefilter("error")  # of buffers that are written before each forward
 train(model, 70, seed=rank, call=ddp, looks=(3, 40))
 x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 ddp.eval()
