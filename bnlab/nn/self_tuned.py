@@ -90,7 +90,8 @@ class SelfTuned(BatchNorm):
         Raises:
             TypeError: not a module.
             ValueError: it has no batch-norm layer with running statistics, or one that is lazy, scripted or on the
-                meta device, or it is called inside of a block that uses the model (`record`, `using`).
+                meta device, two layers share running buffers, or it is called inside of a block that uses the model
+                (`record`, `using`).
 
         Warns:
             UserWarning: layers of other classes, and those that have been given another forward, stay as they are.
@@ -102,6 +103,7 @@ class SelfTuned(BatchNorm):
             if not isinstance(layer, SelfTuned)
         }
         _check_at_rest(plain, "SelfTuned.convert")
+        _check_own_buffers(plain)
         for name, layer in plain.items():
             kind = _KINDS.get(type(layer))
             if kind is None or "forward" in vars(layer):
@@ -231,6 +233,17 @@ _KINDS: dict[type[nn.Module], type[SelfTuned]] = {
     nn.BatchNorm3d: SelfTunedBatchNorm3d,
     nn.SyncBatchNorm: SelfTunedSyncBatchNorm,
 }
+
+
+def _check_own_buffers(layers: Mapping[str, BatchNorm]) -> None:
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        other = owners.setdefault(id(layer.running_mean), name)
+        if other != name:
+            raise ValueError(
+                f"SelfTuned.convert: layers {other!r} and {name!r} share running buffers, where each would write over "
+                "the other's choice; give each its own, or use one layer twice"
+            )
 
 
 def _check_at_rest(layers: Mapping[str, nn.Module], caller: str) -> None:

@@ -313,6 +313,16 @@ WRITES: dict[str, Callable[..., object]] = {
 }
 
 
+def test_layers_that_share_running_buffers_are_refused() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    model[1].running_mean, model[1].running_var = model[0].running_mean, model[0].running_var
+    with pytest.raises(ValueError, match="'0' and '1' share running buffers"):
+        SelfTuned.convert(model)
+    assert type(model[0]) is type(model[1]) is nn.BatchNorm1d
+    twice = nn.BatchNorm1d(3)
+    SelfTuned.convert(nn.Sequential(twice, twice))
+
+
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 @pytest.mark.parametrize("steps", [3, 64])
 def test_averages_begin_from_what_something_else_writes(write: Callable[..., object], steps: int) -> None:
