@@ -73,6 +73,8 @@ def _check_images(table: str, frame: pd.DataFrame, column: str, setting: str) ->
 def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
     """UserError if an average over seeds would mix networks: several of one seed, or seeds that differ in a setting."""
     require_columns(runs, by)
+    if "data" in runs and (runs["data"] == "image_folder").any():
+        runs = runs.assign(files=runs["run"].str.partition("/")[0])  # a setting that only the name tells
     settings = [c for c in runs if c not in ("run", "seed", *RESULTS) and runs[c].nunique() > 1]
     for _, group in runs.groupby(list(by), dropna=False, sort=False) if by else [((), runs)]:
         doubled = group[group["seed"].isin(group["seed"][group["seed"].duplicated()].head(1))]

@@ -78,3 +78,12 @@ def test_seeds_with_other_settings_are_not_mixed() -> None:
     assert "c, epochs 2.0, steps 14" in first and "threads" not in first and "name=" in second
     assert len(rows(found, "gaps", by=("epochs",))) == 3
     assert len(rows(found, "gaps", epochs=1.0)) == 2  # of one the shift is not known
+
+
+def test_seeds_that_were_trained_on_other_files_are_not_mixed() -> None:
+    """As many images in the folder, of which some are others: only the networks' names differ."""
+    runs = pd.DataFrame({"run": ["a/seed_0", "b/seed_1"], "seed": [0, 1], "batch_size": 8, "steps": 7})
+    frame = pd.DataFrame({"run": runs["run"], "step": 7})
+    assert len(rows(tables(frame, runs.assign(data="digits")), "gaps")) == 2
+    with pytest.raises(UserError, match=r"different settings \(a/seed_0, files a; b/seed_1, files b\)"):
+        rows(tables(frame, runs.assign(data="image_folder")), "gaps")
