@@ -157,25 +157,28 @@ LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accura
 
 
 class Origin(NamedTuple):
-    """A column of measured parts that is not one of the table's: which code or data the row was measured with."""
+    """A column of measured parts that is not one of the table's: which code or data the row was measured with.
+
+    Rows of a group count only if they have its newest value.
+    """
 
     type: pa.DataType
-    group: tuple[str, ...]  # rows that agree in these columns count only if they have the group's newest value
+    group: tuple[str, ...]  # columns in which rows agree; `data` are the settings of their networks' images
     before: Any  # what rows had before the column was written; None: not known, counts with any value
 
 
 ORIGIN = {
     "version": Origin(_INT, (), 2),  # `measurements.frozen.VERSION`
     "source": Origin(_TEXT, ("estimator",), ""),  # digest of an own estimator's code
-    "test_images": Origin(_TEXT, ("run", "split", "shift"), None),  # digest of the images that are predicted
+    "test_images": Origin(_TEXT, ("data", "split", "shift"), None),  # digest of the images that are predicted
     "training": Origin(_TEXT, ("run",), None),  # `Run.training`: a network that is trained again may become another
 }
 
 
 def origin_columns(name: str) -> dict[str, Origin]:
     """Those of `ORIGIN` that parts of the table have."""
-    types = TABLES[name].types
-    return {column: o for column, o in ORIGIN.items() if {"step", *o.group} <= types.keys()}
+    known = {*TABLES[name].types, "data"}  # which the table `runs` says of each
+    return {column: o for column, o in ORIGIN.items() if {"step", *o.group} <= known}
 
 
 def part_schema(name: str) -> pa.Schema:

@@ -6,6 +6,7 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Hashable
@@ -55,8 +56,9 @@ def assemble(folder: Path) -> dict[str, pd.DataFrame]:
     """
     frames = {name: _read_parts(folder, name) for name in TABLES}
     _tell_of_clocks(folder, max((frame["written"].max() for frame in frames.values() if len(frame)), default=0))
+    data = _find_data(frames["runs"])
     for column in ORIGIN:
-        frames |= _drop_outdated(column, {n: f for n, f in frames.items() if column in origin_columns(n)})
+        frames |= _drop_outdated(column, {n: f for n, f in frames.items() if column in origin_columns(n)}, data)
     return {name: _keep_newest(name, frame) for name, frame in frames.items()}
 
 
@@ -100,10 +102,24 @@ def _read_own_rows(name: str, path: Path) -> pd.DataFrame:
     return frame
 
 
-def _drop_outdated(column: str, frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Tables without the rows that differ from the newest of their group, in any table, in what measured them."""
+def _find_data(runs: pd.DataFrame) -> dict[str, str]:
+    """By run, the settings of its images, which networks of all seeds and batch sizes share."""
+    found = {}
+    for run, text in zip(runs["run"], runs["settings"], strict=True):  # the newest is last
+        settings = json.loads(text).get("data", {})
+        found[run] = json.dumps({key: settings[key] for key in settings if key not in ("shift", "flip")})
+    return found
+
+
+def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """Tables without the rows that differ from the newest of their group, in any table, in what measured them.
+
+    Args:
+        data: of each run; one that is still to get its row of `runs` is a group by itself.
+    """
     group = [*ORIGIN[column].group, "all"]  # the last is the same in all rows: a group may have no other column
-    frames = {name: frame.assign(all=0) for name, frame in frames.items()}
+    added = {name: [data.get(run, run) for run in frame["run"]] for name, frame in frames.items()}
+    frames = {name: frame.assign(all=0, data=added[name]) for name, frame in frames.items()}
     known = [frame[[*group, column, "written"]].dropna(subset=column) for frame in frames.values()]
     last = pd.concat([frame.drop_duplicates([*group, column], keep="last") for frame in known])
     last = last.sort_values("written", kind="stable").drop_duplicates(group, keep="last")
@@ -111,7 +127,7 @@ def _drop_outdated(column: str, frames: dict[str, pd.DataFrame]) -> dict[str, pd
     kept = {}
     for name, frame in frames.items():
         is_newest = frame[column].to_numpy() == newest.reindex(pd.MultiIndex.from_frame(frame[group])).to_numpy()
-        kept[name] = frame[frame[column].isna() | is_newest].drop(columns="all")
+        kept[name] = frame[frame[column].isna() | is_newest].drop(columns=["all", "data"])
     return kept
 
 

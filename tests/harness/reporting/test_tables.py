@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -96,21 +97,35 @@ def test_rows_of_an_estimators_earlier_code_leave_the_table(tmp_path: Path) -> N
 
 def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
     """Those of the same network, split and shift; what was measured before the images were noted stays."""
-    common = {"statistics_split": "train", "epoch": 1.0, "images": 9, "stat_images": 9}
-    scores = dict.fromkeys(("loss", "accuracy", "ece", "disagreement", "logit_gap"), 0.5)
-
-    def write_evaluation(settings: str, age: int, momentum: float, images: str | None, split: str, shift: str) -> None:
-        frame = rows([momentum], 1.0, test_images=images, split=split, shift=shift).assign(**common, **scores)
-        tables.write_part(tmp_path, "evaluations", "a/seed_0", settings, frame)
-        path = tmp_path / "parts" / "evaluations" / f"a-seed_0-{digest(settings, digits=10)}.parquet"
-        make_older(path, "evaluations", age)
-
     test, val = ("test", "none"), ("val", "none")
     for age, (momentum, images, where) in enumerate(
         [(0.1, "b", test), (0.2, "a", test), (0.3, None, test), (0.4, "c", ("test", "fonts:x")), (0.5, "d", val)]
     ):
-        write_evaluation(str(age), age, momentum, images, *where)
+        write_evaluation(tmp_path, age, momentum, *where, test_images=images)
     assert tables.assemble(tmp_path)["evaluations"]["momentum"].tolist() == [0.1, 0.3, 0.4, 0.5]
+
+
+def test_rows_on_earlier_test_images_leave_the_table_for_all_networks_on_this_data(tmp_path: Path) -> None:
+    """A mean over seeds would be of accuracies on different images."""
+    folder = {"name": "image_folder", "files": "x"}
+    networks = {"a/seed_0": folder, "a/seed_1": folder, "b/seed_0": {**folder, "shift": 2}, "c/seed_0": {}}
+    for age, (run, data) in enumerate(networks.items()):
+        write_evaluation(tmp_path, age, 0.1, run=run, test_images="new" if age == 0 else "old")
+        settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "settings": json.dumps({"data": data})}
+        tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings]))
+    assert tables.assemble(tmp_path)["evaluations"]["run"].tolist() == ["a/seed_0", "c/seed_0"]
+
+
+def write_evaluation(
+    folder: Path, age: int, momentum: float, split: str = "test", shift: str = "none", **origin: object
+) -> None:
+    common = {"statistics_split": "train", "epoch": 1.0, "images": 9, "stat_images": 9}
+    scores = dict.fromkeys(("loss", "accuracy", "ece", "disagreement", "logit_gap"), 0.5)
+    frame = rows([momentum], 1.0, **{"split": split, "shift": shift, **origin}).assign(**common, **scores)
+    run = str(frame["run"][0])
+    tables.write_part(folder, "evaluations", run, str(age), frame)
+    name = f"{tables.begin_file_name(run)}{digest(str(age), digits=10)}.parquet"
+    make_older(folder / "parts" / "evaluations" / name, "evaluations", age)
 
 
 def test_rows_of_a_network_that_was_trained_again_leave_the_table(tmp_path: Path) -> None:
@@ -233,7 +248,7 @@ def test_columns_of_a_later_version_are_null_in_older_files(tmp_path: Path, caps
     """The reference results were written before `runs` had a column for each setting."""
     path = tmp_path / "parts" / "runs" / "x-0123456789.parquet"
     values = {pa.string(): "x", pa.int64(): 1, pa.float64(): 1.0, pa.bool_(): True}
-    row = {name: values[kind] for name, kind in schema.TABLES["runs"].types.items()}
+    row = {name: values[kind] for name, kind in schema.TABLES["runs"].types.items()} | {"settings": "{}"}
     older = {name: value for name, value in row.items() if name not in schema.TABLES["runs"].later}
     assert 0 < len(older) < len(row)
     schema.write_frame(path, pd.DataFrame([older]))
