@@ -14,6 +14,7 @@ from bnlab.harness.artifacts.settings import Config, field_names
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CHOICES = ("data", "model", "norm", "optimizer", "suite", "variation", "experiment")
+_OF_ALL_GROUPS = CHOICES[-3:]  # whose files have settings of all groups
 # What other programs call a setting, and its name here.
 _SYNONYMS = {
     "learning_rate": "optimizer.lr",
@@ -67,10 +68,8 @@ def explain_failure(files: Sequence[str], error: Exception) -> str:
     text = str(error)
     if missing := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
         return _explain_missing(files, *missing.groups())
-    if setting := re.search(r"In '([\w/]+)': \w+ raised while composing config:\n(.*)\n\s*full_key: (\S+)", text):
+    if setting := re.search(r"In '([\w/]+)': \w+ raised while composing config:\n(.*)\n\s*full_key: (\S*)", text):
         return _explain_value(*setting.groups())
-    if file := re.search(r"In '(experiment/\w+)': ValidationError raised while composing", text):
-        return _explain_group(file[1])
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         path = Path(mark.name).relative_to(CONF.parent)
@@ -80,14 +79,25 @@ def explain_failure(files: Sequence[str], error: Exception) -> str:
 
 def _explain_missing(files: Sequence[str], group: str, name: str) -> str:
     word, known, kind = f"{group}={name}", list_choices(group), group.removeprefix("hydra/")
-    source = word if word in files else f"{experiment_file(files)}: {word}"
+    source = word if word in files else f"{_find_file(files, group, name)}: {word}"
     close = difflib.get_close_matches(name, known, n=1)
     return f"{source}: there is no such {kind}; choose from {', '.join(known)}{_suggest(close)}"
 
 
+def _find_file(files: Sequence[str], group: str, name: str) -> str:
+    """The chosen file whose defaults choose this name in a group; without one the experiment's."""
+    for chosen, _, file in (word.partition("=") for word in files):
+        path = CONF / chosen / f"{file}.yaml"
+        if chosen in _OF_ALL_GROUPS and path.exists() and re.search(rf"/{group}: *{name}\b", path.read_text()):
+            return f"conf/{chosen}/{file}.yaml"
+    return experiment_file(files)
+
+
 def _explain_value(file: str, reason: str, key: str) -> str:
     path = f"conf/{file}.yaml"
-    if key == "experiment":
+    if not key and reason.startswith("Merge error"):
+        return _explain_group(file)
+    if not key or key in _OF_ALL_GROUPS:
         return f"{path}: must begin with the line '# @package _global_'; settings follow as key: value"
     if reason.startswith("Key "):
         return explain_unknown(path, key)

@@ -41,12 +41,20 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("case", list(FILES))
-def test_a_mistake_in_an_experiments_file(case: str, conf: Path, call: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("group", "case"),
+    [
+        *(("experiment", case) for case in FILES),
+        *(("variation", case) for case in ("unknown key", "group", "wrong type", "bracket", "no header", "a list")),
+        *((group, "choice") for group in ("suite", "variation")),
+        ("suite", "no header"),
+    ],
+)
+def test_a_mistake_in_a_file(group: str, case: str, conf: Path, call: Call, tmp_path: Path) -> None:
     text, message = FILES[case]
-    (conf / "experiment" / "mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    code, out, err = call("sweep experiment=mine dry_run=true", f"results={tmp_path}/r")
-    assert code == 2 and not out and re.search(f"mine.yaml: {message}", err), err
+    (conf / group / "mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    code, out, err = call(f"sweep {group}=mine dry_run=true", f"results={tmp_path}/r")
+    assert code == 2 and not out and re.search(f"conf/{group}/mine.yaml: {message}", err), err
     assert err.count("\n") == 1 and err.startswith("error: ")
 
 
