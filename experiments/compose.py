@@ -26,6 +26,7 @@ from experiments.explain import (
     CONF,
     experiment_file,
     explain_failure,
+    explain_name,
     explain_syntax,
     explain_unknown,
     first_line,
@@ -76,16 +77,17 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
         own = _own_sweep(hydra, given) if multirun else []
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_build_config(composer.compose(job), job) for job in jobs]
-        _check_experiment_name(configs[0], words)
+        _check_name(configs, words)
         sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra, shared)
     return sweep if sweep.launcher == "basic" else _one_thread_each(sweep)
 
 
-def _check_experiment_name(config: Config, words: list[str]) -> None:
-    """UserError where an experiment's file would let its results lie under another name."""
-    chosen = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
-    if chosen and config.name != chosen[0] and not any(word.startswith("name=") for word in words):
-        raise UserError(f"conf/experiment/{chosen[0]}.yaml: name: {config.name}; write name: {chosen[0]}")
+def _check_name(configs: list[Config], words: list[str]) -> None:
+    """UserError where a file would let results lie under another name than the experiment's."""
+    expected = [word.partition("=")[2] for word in words if word.startswith("experiment=")] or [Config().name]
+    for config in configs:
+        if config.name != expected[0] and not any(word.startswith("name=") for word in words):
+            raise UserError(explain_name(words, config.name))
 
 
 def on_all_cores(sweep: Sweep) -> Sweep:

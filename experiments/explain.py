@@ -84,11 +84,25 @@ def _explain_missing(files: Sequence[str], group: str, name: str) -> str:
     return f"{source}: there is no such {kind}; choose from {', '.join(known)}{_suggest(close)}"
 
 
+def explain_name(words: Sequence[str], name: str) -> str:
+    """The name of the results is another than the experiment's; the file that sets it."""
+    path = experiment_file(words)
+    own = yaml.safe_load((CONF.parent / path).read_text())
+    if path.startswith("conf/experiment/") and own.get("name") == name:
+        return f"{path}: name: {name}; write name: {Path(path).stem}"
+    chosen = [word for word in words if word.partition("=")[0] in CHOICES and not word.startswith("experiment=")]
+    return (
+        f"{' '.join(chosen)}: sets name: {name}, where results lie, which an experiment's file and name= do; only "
+        "files of experiment, suite and variation begin with '# @package _global_'"
+    )
+
+
 def _find_file(files: Sequence[str], group: str, name: str) -> str:
     """The chosen file whose defaults choose this name in a group; without one the experiment's."""
+    choice = rf"/{group}: *{re.escape(name)}\b"
     for chosen, _, file in (word.partition("=") for word in files):
         path = CONF / chosen / f"{file}.yaml"
-        if chosen in _OF_ALL_GROUPS and path.exists() and re.search(rf"/{group}: *{name}\b", path.read_text()):
+        if chosen in _OF_ALL_GROUPS and path.exists() and re.search(choice, path.read_text()):
             return f"conf/{chosen}/{file}.yaml"
     return experiment_file(files)
 

@@ -58,6 +58,15 @@ def test_a_mistake_in_a_file(group: str, case: str, conf: Path, call: Call, tmp_
     assert err.count("\n") == 1 and err.startswith("error: ")
 
 
+@pytest.mark.parametrize("group", ["norm", "data", "variation"])
+def test_a_file_that_sets_the_name_of_the_results(group: str, conf: Path, call: Call, tmp_path: Path) -> None:
+    """With an experiment's header, a norm's name was that of the results, and the norm the usual one."""
+    (conf / group / "mine.yaml").write_text(f"{HEADER}name: group\n")
+    code, out, err = call(f"sweep {group}=mine dry_run=true", f"results={tmp_path}/r")
+    assert code == 2 and not out and err.startswith(f"error: {group}=mine: sets name: group, where results lie")
+    assert err.count("\n") == 1
+
+
 def test_a_mistake_on_the_command_line_is_not_that_of_the_file(conf: Path, call: Call, tmp_path: Path) -> None:
     (conf / "experiment" / "mine.yaml").write_text(DATA + "glyphs\n")
     code, out, err = call("sweep experiment=mine data=cifra dry_run=true", f"results={tmp_path}/r")
