@@ -16,6 +16,7 @@ import torch
 
 from bnlab.files import digest
 from bnlab.harness.artifacts import data, norms
+from bnlab.harness.artifacts.freezing import check_momenta
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
 from bnlab.harness.artifacts.runs import Run, describe_environment, write_text
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
@@ -37,8 +38,8 @@ def prepare(planned: list[Config]) -> None:
 
     Raises:
         UserError: the results folder cannot be written, data is corrupt, a network cannot take it or fails in its
-            first update, an estimator fails on a short stream, a network that is there is another one, or two jobs
-            predict other images with one network.
+            first update, an estimator fails on a short stream or takes running averages that are of another momentum, a
+            network that is there is another one, or two jobs predict other images with one network.
     """
     _require_writable(Path(planned[0].results))
     try_estimators(source for config in planned for source in find_sources(config))
@@ -49,6 +50,8 @@ def prepare(planned: list[Config]) -> None:
         if kind not in tried and not run.finished:
             tried.append(kind)
             try_training(run)
+        if run.has_trace and "averaged" in as_list(config.estimator):
+            check_momenta(run, run.new_model(), "estimator=averaged", "exact or precise")
     _require_same_test_images(planned)
     for config in planned:
         for path in list_failures(config):

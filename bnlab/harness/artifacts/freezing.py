@@ -47,13 +47,19 @@ def keep_frozen(run: Run, progress: Progress) -> None:
             layer.eval()
 
 
-def check_momenta(run: Run, model: nn.Module) -> None:
-    """UserError where running averages would be frozen that the tables' `ema` at momentum 0.1 is not."""
-    if run.frozen_from is None or run.config.freeze_with != "ema":
-        return
-    others = {layer.momentum for layer in batch_norm_layers(model, caller="freeze_at").values()} - {MOMENTUM}
+def check_momenta(run: Run, model: nn.Module, key: str, instead: str) -> None:
+    """UserError where the network's own running averages, which `key` takes, are not the tables' `ema`.
+
+    Args:
+        run: one with a trace.
+        model: its network.
+        key: the setting that takes them, as in `freeze_with=ema`.
+        instead: what to use.
+    """
+    own = run.config.norm.momentum if run.config.norm.name == "renorm" else MOMENTUM
+    others = {layer.momentum for layer in batch_norm_layers(model, caller="freeze_at").values()} - {own}
     if others:
         raise UserError(
-            f"freeze_with=ema: batch norm of {run.config.model.name} has momentum {others.pop()}, so that its running "
-            f"averages are not the estimator ema at momentum {MOMENTUM}; use freeze_with=exact"
+            f"{key}: batch norm of {run.config.model.name} has momentum {others.pop()}, so that its running averages "
+            f"are not the estimator ema at momentum {own}; use {instead}"
         )

@@ -103,7 +103,8 @@ def try_training(run: Run) -> None:
         UserError: the network cannot take the images, be trained or be frozen as it is to be.
     """
     progress, config = states.start_training(run), run.config
-    check_momenta(run, progress.model)
+    if config.freeze_at is not None and config.freeze_with == "ema":
+        check_momenta(run, progress.model, "freeze_with=ema", "freeze_with=exact")
     batches = replace(run.batches, batch_size=2)
     try:
         with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result

@@ -485,6 +485,21 @@ def test_a_network_is_tried(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("averaging", ["none", "swa"])
+def test_averaged_buffers_are_of_the_tables_momentum(averaging: str, tmp_path: Path) -> None:
+    """Those of mobilenet_v3 have momentum 0.01, and were compared with `stale`, of 0.1."""
+    other = config(tmp_path, data=DataConfig(root=str(tmp_path)), averaging=averaging, estimator=["stale", "averaged"])
+    other.data.name, other.data.images, other.batch_size, other.steps, other.evaluate_at = "glyphs", 100, 16, 2, "final"
+    other.model.name = "mobilenet_v3_small"
+    with pytest.raises(UserError, match=r"estimator=averaged: .*_small has momentum 0.01.*; use exact or precise"):
+        prepare([other])
+    other.model.name = "resnet18"
+    prepare([other])
+    renorm = config(tmp_path, estimator=["averaged", "exact"])
+    renorm.norm.name = "renorm"  # has a momentum of its own, as the estimator ema then
+    prepare([renorm])
+
+
 def test_jobs_on_one_network_predict_the_same_images(tmp_path: Path) -> None:
     """The folders have the same training images: the rows of one took the place of the other's."""
     jobs = []
