@@ -44,7 +44,18 @@ _SHARED = {
     "schedule": "{} schedule",
 }
 # Settings that are named where all networks share another value than this one.
-_USUAL = {"norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0}
+_USUAL = {
+    "norm": "batch",
+    "norm.batch_size": 32,
+    "norm.every_second": "none",
+    "order": "shuffled",
+    "averaging": "none",
+    "freeze_at": 1.0,
+    "freeze_with": "none",
+    "label_smoothing": 0.0,
+    "data.shift": 0,
+    "data.flip": False,
+}
 _IMAGES = {"split": "test", "shift": "none"}  # of predictions, likewise
 _NO_ROW = "no row for it"
 _GROUPS = 3  # the most groups of undecided conditions that are named

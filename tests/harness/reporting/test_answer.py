@@ -121,10 +121,13 @@ def test_many_undecided_conditions_are_counted() -> None:
 
 
 def test_what_all_networks_share_is_said_where_it_is_unusual() -> None:
-    usual = pd.DataFrame({"seed": [0, 1], "norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0})
-    words = ["norm ghost", "order sorted", "weights averaged by swa", "freeze at 0.8"]
+    usual = pd.DataFrame({"seed": [0, 1], "norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0,
+                          "norm.every_second": "none", "data.shift": 0, "data.flip": False})  # fmt: skip
+    words = ["norm ghost", "norm.every second group", "order sorted", "weights averaged by swa", "freeze at 0.8"]
+    words += ["data.shift 2"]
     assert not any(word.split()[0] in describe_networks(usual) for word in words)
     others = usual.assign(norm="ghost", order="sorted", averaging="swa", freeze_at=0.8)
+    others = others.assign(**{"norm.every_second": "group", "data.shift": 2})
     assert f": {', '.join(words)}." in describe_networks(others)
 
 
