@@ -406,7 +406,9 @@ def _read_image_folder(config: DataConfig) -> tuple[Pixels, Pixels, int]:
     if train.classes != test.classes:
         differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
         raise UserError(f"image_folder: train and test need the same classes; only one of them has {differing}")
-    return _read_images(train, config.image_size), _read_images(test, config.image_size), len(train.classes)
+    images, labels = _read_images(test, config.image_size)
+    order = _permutation(len(labels))  # a folder has class after class, of which a test batch would have one
+    return _read_images(train, config.image_size), (images[order], labels[order]), len(train.classes)
 
 
 def _read_images(folder: Any, size: int) -> Pixels:
