@@ -90,7 +90,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     for key in ("data", "model", "optimizer"):
         found |= {f"{key}.{name}": value for name, value in config.get(key, {}).items()}
     found |= {f"norm.{name}": value for name, value in _norm(config).items()}
-    # Of image folders the root tells which; other data are the same in each.
+    # Of image folders the root tells which, and a digest which files it had; other data are the same in each.
+    if config["data"]["name"] == "image_folder":
+        found["training_images"] = _environment(folder).get("training_images")
     for key in ("data.download", "data.test_fonts", *["data.root"] * (config["data"]["name"] != "image_folder")):
         found.pop(key, None)
     length = "epochs" if config["steps"] is None else "steps"  # instead of which the other is not read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -318,12 +319,17 @@ def test_list_shows_what_changes_the_training(tmp_path: Path, call: Call) -> Non
             run = Run(Config())
             run.config, run.folder = Config(seed=seed, **change), results / "runs" / "a" / f"seed_{seed}"
             run.write_config()
+            files = {"training_images": f"{change.get('steps')} files"}
+            versions = {"versions": {}, "device": "cpu", "threads": 1}
+            (run.folder / "environment.json").write_text(json.dumps({**versions, **files}))
         return call("runs list", f"results={results}").out.splitlines()[0].split()[1:-4]
 
     assert list_settings({"epochs": 3}, {"steps": 9}) == ["epochs", "steps"]
     assert list_settings({"epochs": 3, "steps": 9}, {"epochs": 4, "steps": 9}) == []
     folders = [{"data": DataConfig("image_folder", root, images=10)} for root in "ab"]
     assert list_settings(*folders) == ["data.root"]
+    folder = {**folders[0], "epochs": 1}
+    assert list_settings({**folder, "steps": 1}, {**folder, "steps": 2}) == ["training_images", "steps"]
     assert list_settings(*({"data": DataConfig("glyphs", root, test_fonts=root)} for root in "ab")) == []
     assert list_settings({}, {"order": "sorted"}, {"averaging": "swa"}) == ["order", "averaging"]
     assert list_settings({"freeze_with": "exact"}, {}) == []
