@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.frames.selection import check_estimators, lowest, require_columns, select
+from bnlab.harness.errors import Note
+from bnlab.harness.reporting.frames.selection import check_estimators, lowest, name_value, require_columns, select
 
 SAME_NETWORK = ("run",)
 _PLACES = ("step", "panel", "layer", "channel", "split", "shift", "estimator", "momentum")
@@ -37,7 +39,7 @@ def paired(
             than estimators are compared, estimator and momentum too.
         value: the column that is replaced by its difference to the reference.
         against: the estimator that is the reference, on the training split if it is there on several; or another value
-            of `along`. Rows without a reference are left out.
+            of `along`. Rows without a reference are left out; with a warning if all are.
         along: the column of which `against` is a value: estimators; or a `size` of batches, a layer by its `depth`, a
             share of the training by its `panel`; a setting of the training, with `matching`.
         matching: columns in which two rows agree that are compared. Networks that were trained with other settings
@@ -63,7 +65,16 @@ def paired(
     index = pd.MultiIndex.from_frame(others[keys])
     expected = reference.reindex(index).to_numpy()
     compared = others.assign(**{value: others[value] / expected if ratio else others[value] - expected})
-    return compared[index.isin(reference.index)]
+    has_reference = index.isin(reference.index)
+    if len(known) and len(others) and not has_reference.any():
+        differing = [key for key in keys if not {*known[key].astype(str)} & {*others[key].astype(str)}]
+        warnings.warn(
+            f"no row can be compared with {name_value(along, against)}: rows have to agree in {', '.join(keys)}"
+            + f", and no {' or '.join(differing)} does" * bool(differing),
+            Note,
+            stacklevel=2,
+        )
+    return compared[has_reference]
 
 
 def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:

@@ -88,3 +88,14 @@ def test_networks_of_one_seed_are_compared_along_the_setting_they_differ_in() ->
     assert paired(averages, "value", "x", along="order", matching=("seed",))["value"].to_list() == [2.0, 6.0]
     with pytest.raises(UserError, match="no column 'colour'"):
         paired(frame, "value", "x", along="order", matching=("seed", "colour"))
+
+
+def test_networks_without_a_common_row_are_told() -> None:
+    """A ghost norm's batch norm has another name, and a network without statistics no estimator: claims had no rows."""
+    columns = ["norm", "seed", "layer", "estimator", "gap"]
+    frame = pd.DataFrame([["batch", 0, "1", "ema", 1.0], ["ghost", 0, "1.norm", "ema", 2.0]], columns=columns)
+    with pytest.warns(UserWarning, match=r"compared with norm batch: rows have to agree in .*, and no layer does$"):
+        assert paired(frame, "gap", "batch", along="norm", matching=("seed",)).empty
+    with pytest.warns(UserWarning, match=r"have to agree in seed, layer, estimator$"):
+        both = pd.concat([frame, frame[:1].assign(seed=1), frame[1:].assign(layer="1", seed=2)])
+        assert paired(both, "gap", "batch", along="norm", matching=("seed",)).empty
