@@ -50,7 +50,7 @@ def launch(sweep: Sweep) -> list[Path]:
     jobs = [[json.dumps(asdict(c)), *words] for c, words in zip(sweep.configs, sweep.words, strict=True)]
     try:
         launcher = Plugins.instance().instantiate_launcher(
-            context, partial(_run_launched, count, os.getpid()), sweep.hydra
+            context, partial(_run_launched, count, os.getpid() if sweep.launcher == "joblib" else None), sweep.hydra
         )
         done = launcher.launch(jobs, 0)
     except (HydraException, OverflowError, RuntimeError, ValueError) as error:
@@ -74,10 +74,15 @@ class _Prepared:
         return config
 
 
-def _run_launched(count: int, launcher: int, _: DictConfig) -> Path | UserError | OSError | None:
-    """`_run` in a launcher's process; returns what stops the others too, which Hydra would print if it were raised."""
-    if os.getppid() == launcher:
-        _end_with_parent(launcher)
+def _run_launched(count: int, parent: int | None, _: DictConfig) -> Path | UserError | OSError | None:
+    """`_run` in a launcher's process; returns what stops the others too, which Hydra would print if it were raised.
+
+    Args:
+        count: of all jobs.
+        parent: the process that launches, where others are its children.
+    """
+    if parent is not None and parent != os.getpid():
+        _end_with_parent(parent)
     hydra = HydraConfig.get()
     text, *words = hydra.overrides.task
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))
@@ -89,13 +94,15 @@ def _run_launched(count: int, launcher: int, _: DictConfig) -> Path | UserError 
 
 @cache  # once in each process
 def _end_with_parent(parent: int) -> None:
-    """Let this process end soon after the one that started it, which may have been killed."""
+    """Let this process end soon after the one that started it, which may have been killed, even before this began."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 
+    if os.getppid() != parent:
+        watch()
     threading.Thread(target=watch, daemon=True).start()
 
 

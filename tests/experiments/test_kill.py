@@ -129,6 +129,14 @@ def test_command_killed_at_random_times(tmp_path: Path) -> None:
         assert_frame_equal(load("adhoc", tmp_path / "killed")[name], load("adhoc", tmp_path / "whole")[name])
 
 
+def test_a_worker_whose_sweep_was_killed_begins_no_job() -> None:
+    """It went on, and could end by itself only if its result was small enough for a pipe that nobody read."""
+    nobody = 2**22 + 1  # above the largest process id
+    code = f"from experiments.launch import _run_launched; _run_launched(1, {nobody}, None)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
 def test_interrupted(tmp_path: Path) -> None:
     words = ("batch_size=256", "epochs=150", "evaluate_at=final", f"results={tmp_path}")  # long enough
     # What runs in the background of a script ignores SIGINT, and so would its children.
