@@ -18,6 +18,7 @@ class Modes(NamedTuple):
     """Modes of torch (grad, inference, autocast, the stacks of function and dispatch modes) and other global flags."""
 
     grad: bool
+    forward_grad: bool
     inference: bool
     autocast: tuple[tuple[str, bool, torch.dtype], ...]
     cache: bool
@@ -37,6 +38,7 @@ class ModeSwitch:
         """The modes in force; `flags`, where they are known already, need not be read."""
         return Modes(
             torch.is_grad_enabled(),
+            torch._C._is_fwd_grad_enabled(),
             torch.is_inference_mode_enabled(),
             tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices),
             torch.is_autocast_cache_enabled(),
@@ -56,6 +58,8 @@ class ModeSwitch:
             current = self.capture()
         if current.grad != modes.grad:
             torch._C._set_grad_enabled(modes.grad)
+        if current.forward_grad != modes.forward_grad:
+            torch._C._set_fwd_grad_enabled(modes.forward_grad)
         if (current.autocast, current.cache) != (modes.autocast, modes.cache):
             for device, enabled, dtype in modes.autocast:
                 torch.set_autocast_enabled(device, enabled)
