@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ def launch(sweep: Sweep) -> list[Path]:
     context = HydraContext(_Prepared(), Callbacks())  # type: ignore[arg-type]  # only that one method is called
     jobs = [[json.dumps(asdict(c)), *words] for c, words in zip(sweep.configs, sweep.words, strict=True)]
     try:
-        launcher = Plugins.instance().instantiate_launcher(
-            context, partial(_run_launched, count, os.getpid() if sweep.launcher == "joblib" else None), sweep.hydra
-        )
+        launcher: Any = Plugins.instance().instantiate_launcher(context, partial(_run_launched, count), sweep.hydra)
+        if sweep.launcher == "joblib":
+            launcher.joblib["initializer"] = partial(_end_with_parent, os.getpid())
         done = launcher.launch(jobs, 0)
     except (HydraException, OverflowError, RuntimeError, ValueError) as error:
         raise UserError(f"hydra/launcher={sweep.launcher}: {first_line(error.__cause__ or error)}") from error
@@ -74,15 +74,8 @@ class _Prepared:
         return config
 
 
-def _run_launched(count: int, parent: int | None, _: DictConfig) -> Path | UserError | OSError | None:
-    """`_run` in a launcher's process; returns what stops the others too, which Hydra would print if it were raised.
-
-    Args:
-        count: of all jobs.
-        parent: the process that launches, where others are its children.
-    """
-    if parent is not None and parent != os.getpid():
-        _end_with_parent(parent)
+def _run_launched(count: int, _: DictConfig) -> Path | UserError | OSError | None:
+    """`_run` in a launcher's process; returns what stops the others too, which Hydra would print if it were raised."""
     hydra = HydraConfig.get()
     text, *words = hydra.overrides.task
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))
@@ -92,17 +85,14 @@ def _run_launched(count: int, parent: int | None, _: DictConfig) -> Path | UserE
         return error
 
 
-@cache  # once in each process
 def _end_with_parent(parent: int) -> None:
-    """Let this process end soon after the one that started it, which may have been killed, even before this began."""
+    """Let this process end soon after the one that started it, which may be killed, also before it has sent a job."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 
-    if os.getppid() != parent:
-        watch()
     threading.Thread(target=watch, daemon=True).start()
 
 

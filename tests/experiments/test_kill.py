@@ -129,12 +129,27 @@ def test_command_killed_at_random_times(tmp_path: Path) -> None:
         assert_frame_equal(load("adhoc", tmp_path / "killed")[name], load("adhoc", tmp_path / "whole")[name])
 
 
-def test_a_worker_whose_sweep_was_killed_begins_no_job() -> None:
-    """It went on, and could end by itself only if its result was small enough for a pipe that nobody read."""
-    nobody = 2**22 + 1  # above the largest process id
-    code = f"from experiments.launch import _run_launched; _run_launched(1, {nobody}, None)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+def list_workers(pid: int) -> list[Path]:
+    """Processes that this one has started to run jobs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            found += [process] * (parent == pid and b"LokyProcess" in (process / "cmdline").read_bytes())
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_workers_whose_sweep_is_killed_before_their_first_job_end(tmp_path: Path) -> None:
+    """They waited for ever for the rest of a job that had not been sent whole."""
+    process = start(
+        "sweep", "-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"results={tmp_path}"
+    )
+    while len(list_workers(process.pid)) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)  # its output is open as long as a worker lives
 
 
 def test_interrupted(tmp_path: Path) -> None:
