@@ -52,8 +52,7 @@ class Collector:
         self._places[: len(rows)] = rows
         self._waiting = len(rows)
 
-    @property
-    def taken(self) -> int:
+    def count_batches(self) -> int:
         """How many batches have got a place since the averages began."""
         return self.bank.count + self._waiting
 

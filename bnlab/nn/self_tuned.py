@@ -45,7 +45,8 @@ class SelfTuned(BatchNorm):
     `torch.optim.swa_utils.update_bn` does, or to 1, as fvcore's `update_bn_stats`, the buffers are torch's own: the
     average of all batches, or the last one. Another momentum has no effect, and a UserWarning says so. A batch with a
     NaN or infinite value in some channel is left out in that layer. A layer in eval mode stays as it is. With several
-    processes SyncBatchNorm takes the moments of all of them, and all choose alike; otherwise each process has its own,
+    processes SyncBatchNorm takes the moments of all of them, so that all should choose alike (not tested: torch trains
+    it on accelerators only); otherwise each process has its own,
     and DistributedDataParallel evaluates under the first one's, as it does with plain layers. Buffers in shared memory
     (`share_memory`) hold what one of the processes has looked at last; a UserWarning says so. `torch.compile`
     interrupts its graph at each layer in training, because which place is the next one is Python's to know; evaluation

@@ -94,7 +94,7 @@ class Upkeep:
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return
-        if taken := self.collector.taken:
+        if taken := self.collector.count_batches():
             self._cut_short = self._cut_short + 1 if taken <= FEWEST else 0
             if self._cut_short == _EARLY:
                 warnings.warn(
