@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Figure, Score, Tables
-from bnlab.harness.reporting.frames import name_panels, over_best, paired, rows, score
+from bnlab.harness.reporting.experiment import Claim, Figure, Score, Tables, above, below
+from bnlab.harness.reporting.frames import name_panels, over_best, paired, rows, score, share_name
 from bnlab.harness.reporting.plots import AGAINST_EXACT, TIMES_THE_BEST, EstimatorCurves
+from experiments.margins import FLAT
 
 SHARES = _, EARLY, _, LATE = (0.03, 0.1, 0.55, 1.0)  # of the training, at which predictions are measured
 DEFAULT, MANY = 0.1, 256  # PyTorch's momentum; images in a batch
@@ -71,3 +72,22 @@ LOSS_FIGURE = Figure(
     score(find_losses, "accuracy", SETTING, scale=100, momentum=SHOWN),
     EstimatorCurves(AGAINST_EXACT, zero="exact population"),
 )
+
+
+def repeat_claims(where: str, reason: str) -> tuple[Claim, ...]:
+    """Those of `self_tuned`, for other networks or images, with a margin of a point in accuracy for this reason."""
+    return (
+        Claim("never_worse", f"{where} predictive momentum is never less accurate than PyTorch's by a point.",
+              score(find_gains, "accuracy", EACH, scale=100), above(-1.0, "points", reason), answers=("H12",)),
+        Claim("better_early", f"{where}, early at a large batch, predictive momentum is more accurate than PyTorch's "
+              "by more than 5 points.",
+              score(find_gains, "accuracy", EACH, scale=100, panel=share_name(EARLY), batch_size=MANY),
+              above(5.0, "points", "what nobody would give away"), answers=("Q6",)),
+        Claim("near_the_best", f"{where} the gap of predictive momentum is about that of the best fixed momentum of "
+              "each layer and step, known in hindsight.",
+              score_times(), below(1.25, "times", FLAT), answers=("Q10", "H12")),
+        Claim("late_where_the_rate_ends", f"{where}, too, predictive momentum is late at the end of a one-cycle "
+              "schedule: its gap is more than a quarter larger than that of the best fixed one.",
+              score_times(LATE, **{"optimizer.schedule": "onecycle"}), above(1.25, "times", "the same margin"),
+              answers=("Q6", "Q10")),
+    )  # fmt: skip
