@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -83,7 +84,12 @@ class Answer:
         """A sentence for each claim that bears on a question or hypothesis; without a number, for all."""
         claims = self.experiment.claims
         chosen = [claim for claim in claims if number is None or not claim.answers or number in claim.answers]
-        return [summarize(claim, self.frame[self.frame["claim"] == claim.id]) for claim in chosen]
+        return [self._sentences[claim.id] for claim in chosen]
+
+    @cached_property
+    def _sentences(self) -> dict[str, str]:
+        """By the claims' ids."""
+        return {c.id: summarize(c, self.frame[self.frame["claim"] == c.id]) for c in self.experiment.claims}
 
     @property
     def command(self) -> str:

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 
 from bnlab.harness.errors import Note, UserError
 from bnlab.harness.reporting.frames.panels import add_setting_panels, select_shares, share_name
@@ -45,7 +47,7 @@ def rows(
     for column, setting in (("split", "evaluate_on"), ("shift", "shifts")):
         if column in joined and column not in wanted:
             _check_images(table, joined, column, setting)
-    _check_networks(runs[runs["run"].isin(joined["run"])], by)
+    _check_networks(runs[runs["run"].isin(joined["run"].unique())], by)
     if not shares:
         return add_setting_panels(joined, by)
     found = select_shares(joined, shares)
@@ -76,19 +78,27 @@ def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
     if "data" in runs and (runs["data"] == "image_folder").any():
         runs = runs.assign(files=runs["run"].str.partition("/")[0])  # a setting that only the name tells
     settings = [c for c in runs if c not in ("run", "seed", *RESULTS) and runs[c].nunique() > 1]
-    for _, group in runs.groupby(list(by), dropna=False, sort=False) if by else [((), runs)]:
-        doubled = group[group["seed"].isin(group["seed"][group["seed"].duplicated()].head(1))]
-        # Null is not known, of a part of an earlier version.
-        if doubled.empty and not (group[settings].nunique() > 1).any():
+    doubled = runs.duplicated([*by, "seed"], keep=False)
+    # Null is not known, of a part of an earlier version.
+    unlike = (_group(runs, by)[settings].transform("nunique") > 1).any(axis=1)
+    for wrong, keys, found in (
+        (runs[doubled], (*by, "seed"), "several networks"),
+        (runs[unlike], by, "seeds that were trained with different settings"),
+    ):
+        if wrong.empty:
             continue
-        same, keys = (group, by) if doubled.empty else (doubled, (*by, "seed"))
-        found = "seeds that were trained with different settings" if doubled.empty else "several networks"
-        which = ", ".join(name_value(key, same[key].iloc[0]) for key in keys)
+        same = wrong[_group(wrong, keys).ngroup() == 0]
+        which = ", ".join(name_value(key, same[key].iloc[0]) for key in keys) or "the table"
         raise UserError(
             f"{which} has {found} ({_describe_difference(same)})\n"
             "sweep each under its own name=... and draw that, or remove this folder's parts and sweep one again "
             "(what is trained is kept); where they are to be compared, tell them apart by that setting: by=(...)"
         )
+
+
+def _group(runs: pd.DataFrame, keys: Sequence[str]) -> DataFrameGroupBy:
+    """The networks that agree in these settings, null ones too; all in one group where there are none."""
+    return runs.groupby(list(keys) or np.zeros(len(runs)), dropna=False, sort=False)
 
 
 def _describe_difference(networks: pd.DataFrame) -> str:
