@@ -734,7 +734,7 @@ def test_an_optimizer_that_makes_no_update_is_said() -> None:
     """A training that makes its own, or one whose `step` is never called, as of a wrapper."""
     model = plain()
     with (
-        pytest.warns(UserWarning, match=r"no update inside .* layer '1' .* all from then on is on step 4; pass the"),
+        pytest.warns(UserWarning, match=r"within step 4 the weights of layer '1' have changed by other updates"),
         record(model, step=3, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)) as trace,
     ):
         train(model, images(4, 4, 4))
@@ -751,7 +751,7 @@ def test_an_optimizer_that_another_one_has_replaced_is_said() -> None:
     model = plain()
     first = torch.optim.SGD(model.parameters(), lr=0.01)
     with (
-        pytest.warns(UserWarning, match=r"no further update was counted after step 2, .* then on is on step 3; pass"),
+        pytest.warns(UserWarning, match=r"within 1 of 3 steps \(first 3\) the weights of layer '1' have changed"),
         record(model, optimizer=first) as trace,
     ):
         for optimizer in (first, torch.optim.SGD(model.parameters(), lr=0.01)):
@@ -759,6 +759,21 @@ def test_an_optimizer_that_another_one_has_replaced_is_said() -> None:
                 model(x).square().mean().backward()
                 optimizer.step()
     assert trace.last_step == 3
+
+
+@pytest.mark.parametrize("warms_up", [True, False])
+def test_an_optimizer_that_trains_before_the_given_one_is_said(warms_up: bool) -> None:
+    """As in a warm-up; not a critic that is trained several times in every step of the generator."""
+    model = plain()
+    given, other = (torch.optim.SGD(model.parameters(), lr=0.01) for _ in range(2))
+    order = (other, other, other, given, given, given) if warms_up else (other, other, given) * 2 + (other, other)
+    with warnings.catch_warnings(record=True) as said, record(model, optimizer=given) as trace:
+        warnings.simplefilter("always")
+        for optimizer, x in zip(order, images(*[4] * len(order)), strict=True):
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert trace.layers["1"].steps == ([1, 1, 1, 1, 2, 3] if warms_up else [1, 1, 1, 2, 2, 2, 3, 3])
+    assert ["within 1 of 3 steps (first 1)" in str(warning.message) for warning in said] == [True] * warms_up
 
 
 class Trainer(nn.Module):

@@ -68,8 +68,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
             model, or has taken one out of it for some of the training; layers have averaged into other running buffers
-            (of `functional_call`) than they have at the end; the weights were updated within a step, or by
-            another optimizer than the given one after its last update; or a layer had momentum 0 or None (as
+            (of `functional_call`) than they have at the end; the weights have changed within a step or,
+            where updates are counted, within some of the steps; or a layer had momentum 0 or None (as
             `update_bn` sets it) in some of its calls, which are entries all the same.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
             in the block.
@@ -92,7 +92,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     recording = Recording(model, layers, int(step))
     with recording.attached(optimizer):
         yield recording.trace
-    recording.steps.warn_of_no_updates()
+    recording.steps.warn_of_uncounted_updates()
     recording.warn_of_the_unrecorded()
     recording.warn_of_exchanged_buffers()
     recording.warn_of_other_momenta()

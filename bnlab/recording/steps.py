@@ -32,7 +32,7 @@ class StepCounter:
         self._trace = trace
         self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
         self._warned = False
-        self._changed_within: str | None = None  # the first layer whose weights have changed within the last step
+        self._changed: dict[int, str] = {}  # by step, the first layer whose weights have changed within
         self._inside: dict[int, list[nn.Module]] = {}  # of a module or layer, the recorded layers in it
         self._parts: dict[int, set[int]] = {}  # all modules in it
         self.modules: list[nn.Module] = []
@@ -50,7 +50,6 @@ class StepCounter:
     def end_step(self) -> None:
         """Count an update."""
         self._trace.last_step = self._ended = self.count_updates_only() + 1
-        self._changed_within = None
 
     def count_updates_only(self) -> int:
         """From now on forwards do not count; the last step that was ended."""
@@ -66,7 +65,7 @@ class StepCounter:
         """Go back to `step`."""
         if self._ended is not None:
             self._ended = min(self._ended, step)
-        self._changed_within = None
+        self._changed = {changed: name for changed, name in self._changed.items() if changed <= step}
 
     def find_step(self) -> int:
         """The step of a call that begins now."""
@@ -79,7 +78,7 @@ class StepCounter:
 
     def warn_of_updates_within(self, step: int, name: str) -> None:
         """Say once that the weights of layer `name` have changed within a step."""
-        self._changed_within = self._changed_within or name
+        self._changed.setdefault(step, name)
         if self._ended is None and not self._warned:
             self._warned = True
             warnings.warn(
@@ -88,14 +87,22 @@ class StepCounter:
                 stacklevel=2,
             )
 
-    def warn_of_no_updates(self) -> None:
-        """Say that the weights went on changing after the last update that was counted: all that is on one step."""
-        if self._ended is not None and self._changed_within is not None:
-            none = "no update inside of the block" if self._ended == self._trace.first_step else "no further update"
+    def warn_of_uncounted_updates(self) -> None:
+        """Say that something else than what counts as an update has changed the weights within some steps.
+
+        Within most steps it may: another part of the model is trained in turn, or a step looks at several points.
+        """
+        begin, end = self._trace.first_step, self._trace.last_step
+        usual = self._ended != begin and 2 * len(self._changed) > end - begin
+        if self._ended is not None and self._changed and not usual:
+            step, name = next(iter(self._changed.items()))
+            where = (
+                f"step {step}" if end - begin == 1 else f"{len(self._changed)} of {end - begin} steps (first {step})"
+            )
             warnings.warn(
-                f"record: {none} was counted after step {self._ended}, but the weights of layer "
-                f"{self._changed_within!r} have changed, and all from then on is on step {self._trace.last_step}; pass "
-                "the optimizer whose step() is called to the end, or call trace.step() after each update",
+                f"record: within {where} the weights of layer {name!r} have changed by other updates than those that "
+                "count, as another optimizer's; all batches of them are on one step: pass the optimizer whose step() "
+                "is called throughout, or call trace.step() after each update",
                 stacklevel=4,
             )
 
