@@ -45,8 +45,8 @@ class SelfTuned(BatchNorm):
     `torch.optim.swa_utils.update_bn` does, or to 1, as fvcore's `update_bn_stats`, the buffers are torch's own: the
     average of all batches, or the last one. Another momentum has no effect, and a UserWarning says so. A batch with a
     NaN or infinite value in some channel is left out in that layer. A layer in eval mode stays as it is. With several
-    processes SyncBatchNorm takes the moments of all of them, so that all should choose alike (not tested: torch trains
-    it on accelerators only); otherwise each process has its own,
+    processes SyncBatchNorm takes the moments of all of them, and all choose as one process would (tested on CPUs, with
+    kernels written for it: torch has them for accelerators only); otherwise each process has its own,
     and DistributedDataParallel evaluates under the first one's, as it does with plain layers. Buffers in shared memory
     (`share_memory`) hold what one of the processes has looked at last; a UserWarning says so. `torch.compile`
     interrupts its graph at each layer in training, because which place is the next one is Python's to know; evaluation
@@ -95,7 +95,9 @@ class SelfTuned(BatchNorm):
                 (`record`, `using`).
 
         Warns:
-            UserWarning: layers of other classes, and those that have been given another forward, stay as they are.
+            UserWarning: layers of other classes, and those that have been given another forward, stay as they are; some
+                have momentum None or 1, so that `update_bn` or `update_bn_stats`, which set it, cannot be told from
+                training: they would get a chosen average there too.
         """
         left = []
         plain = {
@@ -117,6 +119,12 @@ class SelfTuned(BatchNorm):
             warnings.warn(
                 f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, or have their own forward, "
                 "and keep their momentum",
+                stacklevel=2,
+            )
+        if same := [name for name, layer in plain.items() if name not in left and layer.momentum in (None, 1)]:
+            warnings.warn(
+                f"SelfTuned.convert: {join_names(same)} have momentum None or 1, which update_bn and other ways to "
+                "average all batches set, too: these would not be known; give the layers another momentum, such as 0.1",
                 stacklevel=2,
             )
         return model

@@ -921,6 +921,12 @@ def test_the_error_of_a_forecast_is_a_mean_of_squares() -> None:
     assert errors["var"].max() < 1e-10
 
 
+@pytest.mark.parametrize("momentum", [None, 1.0])
+def test_a_momentum_by_which_others_average_all_batches_is_told(momentum: float | None) -> None:
+    with pytest.warns(UserWarning, match="'1', '4' have momentum None or 1"):
+        SelfTuned.convert(with_momentum(plain(), momentum))
+
+
 # -- two processes
 
 RANKS = """
