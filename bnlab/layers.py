@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -140,6 +141,11 @@ def is_tracing() -> bool:
     """Whether the operations that run now go into a graph of torch.jit.trace, torch.export or make_fx."""
     proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     return torch._C._get_tracing_state() is not None or proxies is not None or torch.compiler.is_exporting()
+
+
+def is_symbolic() -> bool:
+    """Whether torch.fx runs the forward for its graph, in which the layers are called later."""
+    return torch.fx._symbolic_trace._is_fx_tracing_flag and not is_tracing()
 
 
 def past_modes() -> contextlib.AbstractContextManager[object]:

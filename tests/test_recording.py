@@ -24,6 +24,7 @@ from bnlab import (
     running_statistics,
 )
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
+from bnlab.nn import SelfTuned
 from tests.helpers import (
     Interrupted,
     assert_equal_statistics,
@@ -616,6 +617,16 @@ def test_parts_that_are_called_count_as_steps() -> None:
         updating(model, optimizer, x)
     assert steps(trace) == [[5, 6, 7]] * 2
     assert_equal_statistics(replay(trace, EMA(0.1))[7], running_statistics(model))
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+def test_a_symbolic_trace_counts_as_no_step(convert: Callable[[nn.Module], nn.Module]) -> None:
+    model = convert(nn.Sequential(residual()[:4], nn.BatchNorm2d(12)))
+    with record(model) as trace:
+        graph = torch.fx.symbolic_trace(model)
+        for x in images(4, 4):
+            graph(x)
+    assert all(layer.steps == [1, 2] for layer in trace.layers.values())
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

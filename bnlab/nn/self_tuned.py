@@ -12,7 +12,15 @@ from torch.fx import Proxy
 
 from bnlab.borrowing import is_paused_while_borrowed, replace_forward
 from bnlab.interrupts import is_recorded
-from bnlab.layers import BatchNorm, batch_norm_layers, check_module, is_tracing, join_names, past_modes
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    check_module,
+    get_layer_input,
+    is_tracing,
+    join_names,
+    past_modes,
+)
 from bnlab.loans import is_lent
 from bnlab.nn.upkeep import LOOKING, Upkeep
 
@@ -271,8 +279,9 @@ def _has_averages(attributes: dict[str, Any]) -> bool:
 
 def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
     """A layer's forward."""
-    if args and isinstance(args[0], Proxy):  # torch.fx takes it for one of the user's modules, and would look inside
-        tracer: Any = args[0].tracer
+    x = get_layer_input(args, kwargs)
+    if isinstance(x, Proxy):  # torch.fx takes it for one of the user's modules, and would look inside
+        tracer: Any = x.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, kwargs)  # type: ignore[no-any-return]
     if layer.training and layer.track_running_stats:
         return _run_in_training(layer, own, args, kwargs)

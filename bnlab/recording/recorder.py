@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from bnlab.borrowing import count_writes, is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_tracing, past_modes
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_symbolic, is_tracing, past_modes
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch
@@ -332,7 +332,8 @@ def make_hook(function: Callable[..., None]) -> Callable[..., None]:
 
     # Also a function, not a method: a deep copy of the model does not copy what it belongs to.
     def hook(*args: Any) -> None:
-        with past_modes():
-            function(*args)
+        if not is_symbolic():
+            with past_modes():
+                function(*args)
 
     return pause_while_borrowed(torch.compiler.disable(hook))

@@ -741,6 +741,19 @@ def test_torch_fx_calls_the_layers_as_torchs(mode: bool) -> None:
     assert_equal(model, graph)
 
 
+def test_torch_fx_with_input_by_its_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.norm(input=x)
+
+    graph = torch.fx.symbolic_trace(SelfTuned.convert(Named()))
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
 # -- recorded
 
 
