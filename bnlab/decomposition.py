@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from bnlab.batches import Forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
-from bnlab.layers import batch_norm_layers
+from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
@@ -84,6 +85,9 @@ def decompose(
     Raises:
         TypeError, ValueError: as `population_statistics`; no trace, an empty one or another model's; or `batches` is
             an iterator, which can be read once.
+
+    Warns:
+        RuntimeWarning: those last steps hold less than 99% of the EMA's weight in layers that are not called in each.
     """
     import pandas as pd
 
@@ -107,6 +111,7 @@ def decompose(
     past = _copy(model)
     ages = min(window(momentum), last - trace.last_start)
     shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
+    _warn_of_the_uncovered(trace, last, ages, momentum)
     for age in shares[0]:
         _load(past, weights(last - 1 - age), last - 1 - age)
         weight = by_channel(torch.tensor([share[age] for share in shares], dtype=e.dtype), layout.channels)
@@ -149,6 +154,23 @@ def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:
     """[ages], how many batches the layer has taken in the step `last`, the one before it, and so on."""
     newest = layer.steps[bisect_right(layer.steps, last - ages) :]
     return np.bincount(last - np.array(newest, dtype=np.int64), minlength=ages)
+
+
+def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: float) -> None:
+    """Say of which layers much of the average's weight is older than the steps `last` − `ages` + 1 to `last`."""
+    covered, kept = {}, 1 - momentum
+    for name, layer in trace.layers.items():
+        inside, calls = int(_count_calls(layer, last, ages).sum()), len(layer) - layer.starts[-1].entries
+        if inside:
+            covered[name] = (1 - kept**inside) / (1 - kept**calls)
+    if short := {name: share for name, share in covered.items() if share < COVERED - 1e-9}:
+        warnings.warn(
+            f"decompose: the last {ages} steps hold {min(short.values()):.0%} of the average's weight in "
+            f"{join_names(short)} (not in each of them, or the buffers of a layer were written before them); there noise "
+            "and lag are of these steps only",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[int, float]:
