@@ -48,7 +48,7 @@ def look() -> tuple[Flags, list[object]]:
     hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
     own = [torch.get_float32_matmul_precision(), mha.get_fastpath_enabled(), hooks]
     own += [torch._C._is_multithreading_enabled(), torch._C._get_graph_executor_optimize()]
-    own += [torch._C._is_fwd_grad_enabled()]
+    own += [torch._C._is_fwd_grad_enabled(), torch._C._is_torch_function_enabled()]
     own += [torch.sparse.check_sparse_tensor_invariants.is_enabled()]
     own += [torch.backends.opt_einsum.enabled, torch.utils.deterministic.fill_uninitialized_memory]  # type: ignore[attr-defined]
     own += [logging.root.manager.disable, sys.getrecursionlimit(), id(sys.stdout), id(sys.stderr)]
@@ -79,6 +79,7 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "logging.disable": lambda: setting(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL),
     "recursion": lambda: setting(sys.getrecursionlimit, sys.setrecursionlimit, 5000),
     "multithreading": lambda: torch.autograd.set_multithreading_enabled(False),
+    "torch functions": torch._C.DisableTorchFunctionSubclass,
     "forward derivatives": lambda: torch.autograd.forward_ad._set_fwd_grad_enabled(False),
 }
 
