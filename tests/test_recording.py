@@ -741,6 +741,23 @@ def test_steps_of_an_optimizer_around_another() -> None:
         record(model, optimizer=Wrapper(inside, keeps_hooks=False)).__enter__()
 
 
+def test_steps_of_an_optimizer_with_a_step_of_its_own() -> None:
+    """That of its base class, inside of it, calls the same hooks."""
+
+    class Clipped(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
+            return super().step(closure)
+
+    model = plain()
+    optimizer = Clipped(model.parameters(), lr=0.01)
+    with record(model, optimizer=optimizer) as trace:
+        for x in images(4, 4, 4):
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert all(layer.steps == [1, 2, 3] for layer in trace.layers.values()) and trace.last_step == 3
+
+
 def test_an_optimizer_that_makes_no_update_is_said() -> None:
     """A training that makes its own, or one whose `step` is never called, as of a wrapper."""
     model = plain()

@@ -18,7 +18,7 @@ from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.membership import Membership
 from bnlab.recording.recorder import Recorder, make_hook
 from bnlab.recording.self_tuned import SelfTunedRecorder
-from bnlab.recording.steps import StepCounter
+from bnlab.recording.steps import StepCounter, is_within_another_step
 from bnlab.trace import LayerTrace, MomentTrace
 
 
@@ -133,7 +133,7 @@ class Recording:
             if optimizer is not None:
                 self.steps.count_updates_only()
                 optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # wrappers have not: no hook would run
-                count_update = torch.compiler.disable(lambda *_: self.end_step())
+                count_update = torch.compiler.disable(lambda stepped, *_: self.end_update(stepped))
                 undo.callback(optimizer.register_step_post_hook(count_update).remove)
             undo.callback(register_module_module_registration_hook(self.membership.register).remove)
             for module in self.steps.modules:
@@ -142,6 +142,10 @@ class Recording:
             for recorder in self.recorders:
                 undo.enter_context(recorder.attached())
             yield
+
+    def end_update(self, optimizer: torch.optim.Optimizer) -> None:
+        if not is_within_another_step(optimizer):
+            self.end_step()
 
     def end_step(self) -> None:
         self.steps.end_step()

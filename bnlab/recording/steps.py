@@ -165,12 +165,20 @@ class StepCounter:
 
 
 _CALL = nn.Module._call_impl.__code__
+_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__  # what calls the hooks of `step`
 
 
 def is_being_called(module: nn.Module) -> bool:
     """Whether this thread is inside of a call of `module`."""
     frames = traceback.walk_stack(sys._getframe())
     return any(frame.f_code is _CALL and frame.f_locals["self"] is module for frame, _ in frames)
+
+
+def is_within_another_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the `step` whose hooks are called now is part of another one: `super().step()` calls them too."""
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe()) if frame.f_code is _STEP]
+    hooks = optimizer._optimizer_step_post_hooks
+    return sum(frame.f_locals["self"]._optimizer_step_post_hooks is hooks for frame in frames) > 1
 
 
 def is_alive(thread: int) -> bool:
