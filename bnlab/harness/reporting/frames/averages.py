@@ -10,12 +10,15 @@ import pandas as pd
 from scipy import stats
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames.networks import RESULTS
 from bnlab.harness.reporting.frames.selection import name_value, require_columns
+from bnlab.harness.schema import TABLES
 
 NUMBERS = ("mean", "low", "high", "n")
 MEASURES = (*NUMBERS, "error", "log", "share")
 """The columns that `interval` adds; the numbers are what is shown of them."""
 _IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
+_SETTINGS = {*TABLES["runs"].types} - {"run", "seed", *RESULTS}
 
 
 def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bool = False) -> pd.DataFrame:
@@ -78,12 +81,12 @@ def interval(
             the mean of ratios is then the ratio of the means.
 
     Raises:
-        UserError: a column is missing, or a mean would be one of statistics or predictions of several images.
+        UserError: a column is missing, or a mean would be one over several settings, or of several images.
         ValueError: several rows of one seed, which would count as so many seeds.
     """
     over = [average] if isinstance(average, str) else list(average or ())
     require_columns(frame, [value, "seed", *by, *over])
-    _check_images(frame, by, over)
+    _check_mixed(frame, by, over)
     with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
         numbers = scale * frame[value]
         values = frame.assign(**{value: np.log(numbers) if geometric else numbers})
@@ -152,15 +155,17 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
     return float(values.mean()), *bounds, n, np.nan
 
 
-def _check_images(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
-    """UserError if rows that agree in `by` are of other images: some seeds may have been measured on these alone."""
-    for column in (column for column in _IMAGES if column in frame and column not in (*by, *over)):
+def _check_mixed(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
+    """UserError if rows that agree in `by` are of other images or settings: some seeds may have these alone."""
+    settings = () if _SETTINGS & {*over} else _SETTINGS  # others follow from one that is averaged over
+    mixed = [c for c in frame if c in (*_IMAGES, *settings) and c not in (*by, *over) and frame[c].nunique() > 1]
+    for column in mixed:
         for key, found in _split(frame, column, by):
             if found.nunique() > 1:
                 where = ", ".join(name_value(*pair) for pair in zip(by, key, strict=True))
-                images = ", ".join(found.dropna().unique())
+                values = ", ".join(map(str, found.dropna().unique()))
                 raise UserError(
-                    f"an average over seeds would mix rows of several {column} ({images}{'; ' * bool(where)}{where}): "
+                    f"an average over seeds would mix rows of several {column} ({values}{'; ' * bool(where)}{where}): "
                     "select one, tell them apart by it, or sweep one under a name=... of its own"
                 )
 

@@ -125,6 +125,16 @@ def test_seeds_of_other_images_are_not_mixed(column: str) -> None:
     assert list(interval(frame, "x", ["size"], average=column)["n"]) == [3]
 
 
+def test_seeds_of_other_settings_are_not_mixed() -> None:
+    """Those of another batch size, where these are not told apart; steps and learning rate follow from it."""
+    frame = pd.DataFrame({"seed": [0, 1, 2, 3], "batch_size": [16, 16, 64, 64], "steps": [80, 80, 20, 20],
+                          "layer": "x", "x": [1.0, 2.0, 3.0, 4.0]})  # fmt: skip
+    with pytest.raises(UserError, match=r"would mix rows of several batch_size \(16, 64; layer x\): select one"):
+        interval(frame, "x", ["layer"])
+    assert list(interval(frame, "x", ["batch_size"])["n"]) == [2, 2]
+    assert list(interval(frame, "x", ["layer"], average="batch_size")["n"]) == [4]
+
+
 def test_what_other_seeds_say() -> None:
     frame = pd.DataFrame({"layer": ["x"] * 3 + ["y"] * 4, "seed": [0, 1, 2, 0, 1, 1, 2],
                           "noise": [1.0, 2.0, 4.0, 10.0, 20.0, 30.0, 90.0], "run": "a"})  # fmt: skip
