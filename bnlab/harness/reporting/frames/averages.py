@@ -34,8 +34,7 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
         UserError: a column is missing.
     """
     require_columns(frame, [value, *by])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = frame.assign(**{value: np.log(frame[value])}) if geometric else frame
+    values = frame.assign(**{value: _log(frame[value])}) if geometric else frame
     means = _average_groups(values, value, by)
     return means.assign(**{value: np.exp(means[value])}) if geometric else means
 
@@ -87,9 +86,9 @@ def interval(
     over = [average] if isinstance(average, str) else list(average or ())
     require_columns(frame, [value, "seed", *by, *over])
     _check_mixed(frame, by, over)
+    numbers = scale * frame[value]
+    values = frame.assign(**{value: _log(numbers) if geometric else numbers})
     with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
-        numbers = scale * frame[value]
-        values = frame.assign(**{value: np.log(numbers) if geometric else numbers})
         _check_seeds(values, [*by, "seed", *over])
         if over:
             values = _average_groups(values, value, [*by, "seed"])
@@ -125,6 +124,17 @@ def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -
     pairs = frame[[*by, "seed"]].drop_duplicates().merge(frame, on=list(by), suffixes=("", "_other"))
     others = pairs[pairs["seed"] != pairs["seed_other"]]
     return others.groupby([*by, "seed"], dropna=False, sort=False)[list(values)].mean().reset_index()
+
+
+def _log(values: pd.Series) -> pd.Series:
+    """Logarithms, of 0 −∞; ValueError of a negative value, which would be left out as NaN is."""
+    if (values < 0).any():
+        raise ValueError(
+            f"a geometric mean of {values.name} would leave out its negative values, such as {values.min():.3g}; leave "
+            "out geometric=True, or compare by ratio=True"
+        )
+    with np.errstate(divide="ignore"):
+        return np.log(values)
 
 
 def _average_groups(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:

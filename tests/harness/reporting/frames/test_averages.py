@@ -135,6 +135,15 @@ def test_seeds_of_other_settings_are_not_mixed() -> None:
     assert list(interval(frame, "x", ["layer"], average="batch_size")["n"]) == [4]
 
 
+def test_negative_values_have_no_geometric_mean() -> None:
+    """As differences, where a ratio was meant: half of them were left out."""
+    frame = pd.DataFrame({"seed": [0, 0, 1, 1], "layer": ["x", "y"] * 2, "gap": [0.1, -0.1, 0.2, 0.0]})
+    for mean in (lambda: interval(frame, "gap", [], average="layer", geometric=True),
+                 lambda: average(frame, "gap", ["seed"], geometric=True)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"geometric mean of gap would leave out its negative values, such as -0\.1"):
+            mean()
+
+
 def test_what_other_seeds_say() -> None:
     frame = pd.DataFrame({"layer": ["x"] * 3 + ["y"] * 4, "seed": [0, 1, 2, 0, 1, 1, 2],
                           "noise": [1.0, 2.0, 4.0, 10.0, 20.0, 30.0, 90.0], "run": "a"})  # fmt: skip
