@@ -52,14 +52,29 @@ def write_part(folder: Path, name: str, run: str, settings: str, frame: pd.DataF
 def assemble(folder: Path) -> dict[str, pd.DataFrame]:
     """All tables from their parts, the newest row for each key.
 
-    Rows leave them once what measured them has changed: `ORIGIN`. Damaged parts are named and set aside.
+    Rows leave them once what measured them has changed: `ORIGIN`; it is said where none come in their place. Damaged
+    parts are named and set aside.
     """
-    frames = {name: _read_parts(folder, name) for name in TABLES}
+    frames = parts = {name: _read_parts(folder, name) for name in TABLES}
     _tell_of_clocks(folder, max((frame["written"].max() for frame in frames.values() if len(frame)), default=0))
     data = _find_data(frames["runs"])
     for column in ORIGIN:
-        frames |= _drop_outdated(column, {n: f for n, f in frames.items() if column in origin_columns(n)}, data)
-    return {name: _keep_newest(name, frame) for name, frame in frames.items()}
+        frames = frames | _drop_outdated(column, {n: f for n, f in frames.items() if column in origin_columns(n)}, data)
+    found = {name: _keep_newest(name, frame) for name, frame in frames.items()}
+    left = {n: len(f.drop_duplicates(list(TABLES[n].key))) - len(found[n]) for n, f in parts.items()}
+    _tell_of_outdated(folder, {name: count for name, count in left.items() if count})
+    return found
+
+
+def _tell_of_outdated(folder: Path, left: dict[str, int]) -> None:
+    """Say so if rows have left tables, by name, with no newer ones in their place."""
+    if left:
+        print(
+            f"{folder}/parts: left out are rows that were measured with earlier code, other test images or another "
+            f"training ({', '.join(f'{count:,} of {name}' for name, count in left.items())})\n  run their sweeps again, "
+            "or delete parts and run those that are wanted: what is trained and measured is kept",
+            file=sys.stderr,
+        )
 
 
 def _tell_of_clocks(folder: Path, written: int) -> None:

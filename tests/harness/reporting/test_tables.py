@@ -81,6 +81,16 @@ def test_rows_of_an_earlier_version_leave_the_table(tmp_path: Path) -> None:
     assert found["momentum"].tolist() == [0.2, 0.3] and found["mean_gap"].tolist() == [2.0, 2.0]
 
 
+def test_rows_that_leave_the_table_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Until newer ones come in their place."""
+    write(tmp_path, "old", rows([0.1, 0.2], 1.0), age=10)
+    write(tmp_path, "new", rows([0.2], 2.0, version=3), age=5)
+    tables.assemble(tmp_path)
+    assert "measured with earlier code, other test images or another training (1 of gaps)" in capsys.readouterr().err
+    write(tmp_path, "again", rows([0.1], 2.0, version=3), age=4)
+    assert tables.assemble(tmp_path)["gaps"]["momentum"].tolist() == [0.1, 0.2] and not capsys.readouterr().err
+
+
 def test_rows_of_an_estimators_earlier_code_leave_the_table(tmp_path: Path) -> None:
     """Those of all its networks and momenta; other estimators' stay."""
     own = {"estimator": "own", "source": "a"}
