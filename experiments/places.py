@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -42,10 +43,10 @@ class Place(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What names them on a command line."""
+        """What names them on a command line, quoted."""
         words = {"experiment": self.experiment, "name": self.name, "results": self.results or str(RESULTS)}
         usual = {"name": self.experiment, "results": str(RESULTS)}
-        return " ".join(f"{key}={word}" for key, word in words.items() if word != usual.get(key))
+        return shlex.join(f"{key}={word}" for key, word in words.items() if word != usual.get(key))
 
     @property
     def figures(self) -> Path:

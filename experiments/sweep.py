@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -99,7 +100,7 @@ def _finish(planned: list[Config], words: list[str], failed: list[Path], seconds
 def _next(config: Config, words: list[str]) -> str:
     folders = [word for word in words if word.startswith(("experiment=", "name=", "results="))]
     if any(word.startswith("experiment=") for word in folders):
-        return f"next: python -m experiments.figures {' '.join(folders)}"
+        return f"next: python -m experiments.figures {shlex.join(folders)}"
     elsewhere = "" if config.results == "results" else f', "{config.results}"'
     return f'next: bnlab.harness.load("{config.name}"{elsewhere})'
 

@@ -131,6 +131,12 @@ def test_the_advice_on_quotes_works_for_a_folder(folder: str) -> None:
     assert config.results == folder
 
 
+def test_the_advice_on_a_folder_with_a_blank_works(call: Call, tmp_path: Path) -> None:
+    folder = f"results={tmp_path / 'my results'}"
+    found = call("figures", "experiment=quickstart", folder)
+    assert found.code == 2 and shlex.split(found.err)[-2:] == ["experiment=quickstart", folder]
+
+
 def test_hydra_composes_each_choice_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
     composed = compose.compose

@@ -7,6 +7,7 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Hashable
@@ -209,6 +210,7 @@ def load(name: str, results: str | Path = "results") -> Tables:
     """
     folder = Path(results) / name
     if not (folder / "parts").is_dir():
-        command = "python -m experiments.sweep" + ("" if name == "adhoc" else f" experiment={name}")
+        words = [f"experiment={name}"] * (name != "adhoc") + [f"results={results}"] * (str(results) != "results")
+        command = shlex.join(["python", "-m", "experiments.sweep", *words])
         raise UserError(f"no results for {name!r} in {results}/; run: {command}")
     return Tables(assemble(folder), Path(results))

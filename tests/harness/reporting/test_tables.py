@@ -239,11 +239,14 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert noticed > len(whole) / 6
 
 
-def test_nothing_measured(tmp_path: Path) -> None:
+def test_nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"no results for 'momentum' in .*; run: .* experiment=momentum"):
         tables.load("momentum", tmp_path)
+    with pytest.raises(UserError, match=r"run: python -m experiments.sweep 'results=\S*/my results'$"):
+        tables.load("adhoc", tmp_path / "my results")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"run: python -m experiments.sweep$"):
-        tables.load("adhoc", tmp_path)
+        tables.load("adhoc")
 
 
 def test_tables_are_written_with_csv(tmp_path: Path) -> None:
