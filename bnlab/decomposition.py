@@ -166,8 +166,8 @@ def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: f
     if short := {name: share for name, share in covered.items() if share < COVERED - 1e-9}:
         warnings.warn(
             f"decompose: the last {ages} steps hold {min(short.values()):.0%} of the average's weight in "
-            f"{join_names(short)} (not in each of them, or the buffers of a layer were written before them); there noise "
-            "and lag are of these steps only",
+            f"{join_names(short)} (not in each of them, or the buffers of a layer were written before them); there "
+            "noise and lag are of these steps only",
             RuntimeWarning,
             stacklevel=3,
         )
