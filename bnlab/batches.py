@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -21,6 +22,31 @@ def call(model: nn.Module, batch: Any) -> Any:
     if not batch:
         raise ValueError("a batch is an empty list or tuple; pass e.g. (images, labels), or forward= for other batches")
     return model(batch[0])
+
+
+def map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
+    """torch's `tree_map`, also through dictionaries of other classes, as those that transformers' processors make."""
+    return tree_map(lambda leaf: _map_entries(function, leaf) if _is_dictionary(leaf) else function(leaf), batch)
+
+
+def _map_entries(function: Callable[[Any], Any], dictionary: Any) -> Any:
+    entries = {key: map_leaves(function, value) for key, value in dictionary.items()}
+    try:
+        mapped = copy.copy(dictionary)
+        mapped.update(entries)
+        return mapped
+    except Exception:  # one that cannot be copied or changed
+        return function(dictionary)
+
+
+def list_leaves(batch: Any) -> list[Any]:
+    """torch's `tree_leaves`, through the same dictionaries."""
+    nested = [list_leaves(list(x.values())) if _is_dictionary(x) else [x] for x in tree_leaves(batch)]
+    return [leaf for leaves in nested for leaf in leaves]
+
+
+def _is_dictionary(leaf: Any) -> bool:
+    return isinstance(leaf, (dict, UserDict))
 
 
 def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
@@ -41,7 +67,7 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
             return copy_tensor(leaf)
         return np.copy(leaf) if isinstance(leaf, np.ndarray) else _copy_object(leaf)
 
-    return tree_map(copy_leaf, batch)
+    return map_leaves(copy_leaf, batch)
 
 
 def _copy_object(leaf: Any) -> Any:
@@ -56,5 +82,10 @@ def _copy_object(leaf: Any) -> Any:
 
 def keep_batch(batch: Any) -> Any:
     """The batch with copies of its tensors and arrays where they are: a loader may use its memory again."""
-    batch = tree_map_only(np.ndarray, np.copy, batch)
-    return tree_map_only(Tensor, torch.clone, batch)
+
+    def keep(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.clone()
+        return np.copy(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+    return map_leaves(keep, batch)

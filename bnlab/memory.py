@@ -14,6 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bnlab.batches import list_leaves
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SHARE = 0.6  # of the free memory that is used when no limit is given
 
@@ -66,7 +68,7 @@ def _free(device: torch.device) -> int:
 
 def tensor_bytes(values: Any) -> int:
     """Bytes of all tensors in a structure of lists, tuples and dictionaries."""
-    return sum(t.numel() * t.element_size() for t in tree_leaves(values) if isinstance(t, Tensor))
+    return sum(t.numel() * t.element_size() for t in list_leaves(values) if isinstance(t, Tensor))
 
 
 def _list_dense(values: Any) -> list[Tensor]:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from bnlab.arguments import check_batches, check_forward, find_device
-from bnlab.batches import Forward, call
+from bnlab.batches import Forward, call, map_leaves
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
 from bnlab.layers import batch_norm_layers, get_running_buffers, unwrap_parallel
@@ -99,7 +98,7 @@ def self_consistency(
         twin = _Evaluation(double, list(statistics), forward or call, device, False) if double is not None else None
         for batch in batches:
             own.take(batch)
-            if twin is not None and not twin.try_take(tree_map_only(Tensor, _widen, batch)):
+            if twin is not None and not twin.try_take(map_leaves(_widen, batch)):
                 twin = None
     if not own.seen:
         raise ValueError(f"{CALLER}: the data reached none of the layers; pass at least one batch")
@@ -124,8 +123,8 @@ def _make_frame(rows: dict[str, tuple[float, float]], rounding: dict[str, tuple[
     return pd.DataFrame(values, columns=["layer", "depth", "mean", "var", "mean_rounding", "var_rounding"])
 
 
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _widen(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _copy_in_float64(model: nn.Module) -> nn.Module | None:

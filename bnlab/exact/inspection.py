@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from bnlab.batches import list_leaves, map_leaves
 from bnlab.exact.watch import FUNCTIONAL, Watch
 from bnlab.layers import BatchNorm, join_names
 from bnlab.moments import Moments, Partial, compare_moments, pool, read
@@ -125,7 +125,7 @@ def _describe(names: tuple[str, ...]) -> str:
 
 def count_images(batch: Any) -> int:
     """The length of the first of a batch's tensors with the most dimensions; 1 where there is none."""
-    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    tensors = [leaf for leaf in list_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
     return max(tensors, key=Tensor.dim).size(0) if tensors else 1
 
 
@@ -140,6 +140,10 @@ def _read_in_own_precision(x: Tensor) -> Moments:
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
     return Moments(x.numel() // x.shape[1], mean.cpu().double(), var.cpu().double())
+
+
+def _has_images(leaf: Any, images: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == images
 
 
 def _count_sampled(images: int) -> int:
@@ -173,7 +177,7 @@ class Inspection:
         if all(kept.first is not None for kept in samples.values()):
             with contextlib.suppress(Exception):  # a forward that wants whole batches, say
                 rows = _count_sampled(images)
-                part = tree_map_only(Tensor, lambda t: t[:rows] if t.dim() and len(t) == images else t, batch)
+                part = map_leaves(lambda x: x[:rows] if _has_images(x, images) else x, batch)
                 first = {name: kept.first for name, kept in samples.items() if kept.first is not None}
                 check = self._compare(part, first, lambda name, x: _read_in_own_precision(x))
                 if check.held:

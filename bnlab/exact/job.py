@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from bnlab.batches import Forward, keep_batch
+from bnlab.batches import Forward, keep_batch, list_leaves
 from bnlab.borrowing import KeptTensors
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.budget import Budget
@@ -58,7 +57,7 @@ class Job:
         if self.by_image:
             rows = {name: count_rows(self.parts.get(name, [])) for name in found}
             # Of batches without tensors it is not known how many images they have.
-            known = any(isinstance(leaf, Tensor) for leaf in tree_leaves(source.first))
+            known = any(isinstance(leaf, Tensor) for leaf in list_leaves(source.first))
             self.crowded = [name for name in found if known and rows[name] > source.images]
             statistics.standard_errors = {
                 name: standard_error(moments, self.parts.get(name, []), self.ranks) for name, moments in found.items()

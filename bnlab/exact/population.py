@@ -76,9 +76,9 @@ def population_statistics(
     Args:
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, e.g. a DataLoader; a generator will do. Read once and held, so each batch has to
-            be new. Tensors and numpy arrays, alone or in tuples, lists and dictionaries, are copied for each forward;
-            of other objects a shallow copy is handed over, where there can be one: what they hold is the batch's own.
-            A batch without tensors counts as one image.
+            be new. Tensors and numpy arrays, alone or in tuples, lists and dictionaries (of any class), are copied for
+            each forward; of other objects a shallow copy is handed over, where there can be one: what they hold is the
+            batch's own. A batch without tensors counts as one image.
         upstream: "population", or "batch": every layer normalizes with its mini-batch's statistics and the moments
             are pooled over all batches (what one-pass "precise BN" tools compute, here with dropout off; depends on
             the batch size).

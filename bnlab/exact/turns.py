@@ -17,9 +17,8 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
 
-from bnlab.batches import Forward
+from bnlab.batches import Forward, list_leaves
 from bnlab.borrowing import count_writes
 from bnlab.exact.layouts import Layouts
 from bnlab.exact.locks import find_free_locks
@@ -61,7 +60,7 @@ class Turn:
 
 
 def _list_versions(batch: Any) -> list[int]:
-    return [count_writes(t) for t in tree_leaves(batch) if isinstance(t, Tensor)]
+    return [count_writes(t) for t in list_leaves(batch) if isinstance(t, Tensor)]
 
 
 AnyTurn = TypeVar("AnyTurn", bound=Turn)

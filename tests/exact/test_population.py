@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import re
 import warnings
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -220,6 +221,19 @@ def test_the_users_inputs_stay(strategy: str) -> None:
         population_statistics(model, [{"x": x} for x in batches], forward=lambda m, b: m(b["x"]), upstream=upstream)
         assert all(map(torch.equal, batches, kept))
     twins(model, batches)
+
+
+@both
+@pytest.mark.parametrize("kind", [UserDict, type("Named", (dict,), {})])
+def test_dictionaries_of_other_classes(strategy: str, kind: type[Any]) -> None:
+    """As transformers' processors make them; what a forward writes into is a copy, and their images count."""
+    model, data = plain(), images(4, 3, 4)
+    batches = [kind({"x": x.clone()}) for x in data]
+    found = population_statistics(
+        model, batches, forward=lambda m, b: m(b["x"].sub_(1)), max_images=7, strategy=strategy
+    )
+    assert found.cost.images == 7 and all(torch.equal(b["x"], x) for b, x in zip(batches, data, strict=True))
+    assert_same(found, population_statistics(model, [x - 1 for x in data[:2]], strategy=strategy))
 
 
 @both
