@@ -134,7 +134,11 @@ def find_places(words: list[str]) -> list[Place]:
     places = [Place(*find_results(command)) for command in repeat_for_experiments(words)]
     there = [place for place in places if names_experiment(words) or (place.folder / "parts").is_dir()]
     if not there:
-        raise UserError(f"no results in {places[0].results}/; run: python -m experiments.sweep experiment=quickstart")
+        usual = places[0]._replace(experiment="quickstart", name="quickstart")
+        raise UserError(
+            f"no results in {usual.results}/; run: {usual.command}; for those with a name of their own, name both: "
+            "experiment=NAME name=NAME"
+        )
     return there
 
 

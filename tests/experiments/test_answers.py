@@ -28,7 +28,12 @@ from tests.experiments.planted import lose, plant, reference
     ("words", "code", "message"),
     [
         (["--help"], 0, "usage: python -m experiments.answers"),
-        (["results={}"], 2, "error: no results in {}/; run: python -m experiments.sweep experiment=quickstart"),
+        (
+            ["results={}"],
+            2,
+            "error: no results in {0}/; run: python -m experiments.sweep experiment=quickstart results={0}; for those "
+            "with a name of their own, name both: experiment=NAME name=NAME\n",
+        ),
         (
             ["experiment=momentum", "name=mine", "results={}"],
             2,
