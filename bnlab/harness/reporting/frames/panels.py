@@ -12,7 +12,7 @@ from bnlab.harness.reporting.frames.selection import name_value, require_columns
 
 def share_name(share: float) -> str:
     """The panel of a share of the training."""
-    return "at the end of training" if share == 1 else f"after {share:.0%} of training"
+    return "at the end of training" if share == 1 else f"after {100 * share:.3g}% of training"
 
 
 def select_shares(frame: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:

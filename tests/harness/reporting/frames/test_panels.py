@@ -6,7 +6,12 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import name_panels, overlay
+from bnlab.harness.reporting.frames import name_panels, overlay, share_name
+
+
+def test_a_share_keeps_its_digits() -> None:
+    shares = {0.55: "55%", 0.125: "12.5%", 1 / 3: "33.3%", 0.004: "0.4%", 0.07: "7%"}
+    assert [share_name(share) for share in shares] == [f"after {words} of training" for words in shares.values()]
 
 
 def test_panels_are_named_and_in_the_order_of_their_numbers() -> None:
