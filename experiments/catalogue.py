@@ -48,19 +48,23 @@ HYPOTHESES = {
 FIGURES = tuple(f"F{number}" for number in range(1, 22))
 
 SHORT = {
-    "Q1": "They stand in for the statistics of the training set, and are of the latest batches, under weights "
-    "that have moved since. At the end of training the mean of a single batch of 4 is "
-    "{batch_traces.batches_scatter: at the end of training: holds} as far from the population's as "
-    "PyTorch's running average is; in the course of training the population's means move by "
+    "Q1": "They stand in for the statistics of the training set at prediction; the forward of training never reads "
+    "them. They are of the latest batches, under weights that have moved since. At the end of training the mean of a "
+    "single batch of 4 is {batch_traces.batches_scatter: at the end of training: holds} as far from the population's "
+    "as PyTorch's running average is; between a tenth and the end of training the population's means move by "
     "{batch_traces.population_moves: holds}.",
-    "Q2": "Early, at a large batch, it is far below: after a tenth of training PyTorch's momentum costs "
-    "{quickstart.default_costs_early: batch size 256: holds} at batch 256 on digits; at the end it costs "
-    "next to nothing at batch 4 and 32, {quickstart.default_is_harmless_late: batch size 4|batch size 32: "
-    "holds}. A moving average of the mini-batches' accuracy is off by {running_accuracy.lags_early: batch "
-    "size 16: holds} early, at batch 16, and by {running_accuracy.agrees_late: fails} at the end.",
-    "Q3": "Little in convolutional networks, where each pixel counts as a value: the correction makes the "
-    "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes "
-    "accuracy by {unbiasing.correction_costs_nothing: holds}.",
+    "Q2": "Early it can be far below: after a tenth of training on digits PyTorch's momentum costs "
+    "{quickstart.default_costs_early: batch size 256: holds} at batch 256, but {quickstart.default_costs_early: batch "
+    "size 4: fails} at batch 4; whether it costs more than a point that early at batch 1024 on characters is "
+    "undecided{if training_curve.ema_is_pessimistic_early: undecided}. At the end it costs next to nothing at batch 4 "
+    "and 32 on digits, {quickstart.default_is_harmless_late: batch size 4|batch size 32: holds}. A moving average of "
+    "the mini-batches' accuracy, minus the accuracy that the network has on training images, is "
+    "{running_accuracy.lags_early: batch size 16: holds} early, at batch 16, and {running_accuracy.agrees_late: "
+    "fails} at the end.",
+    "Q3": "Little in this small convolutional network. The correction is m/(m−1) for the m values of a channel in a "
+    "batch, large only where they are few; in a convolutional network each pixel counts as a value. It makes the "
+    "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes accuracy by "
+    "{unbiasing.correction_costs_nothing: holds}.",
     "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: batch size 64: holds} "
     "at batch 64; whether it costs anything at batch 16 and 256 is undecided{if "
     "momentum.mistake_costs_late: batch size 16|batch size 256: undecided}, and so is whether it gains "
@@ -72,44 +76,58 @@ SHORT = {
     "{last_batches.one_batch_is_little: holds}, but the last 16 are {last_batches.few_batches_make_it: "
     "holds} of it. The price of a longer memory is lag: with a momentum of 0.01 only "
     "{last_batches.stable_is_slow: holds} of a shift is followed after 64 batches.",
-    "Q7": "Fast while the learning rate is high: in the middle of training the means of layers behind the first "
-    "move {drift.follows_the_learning_rate: holds} as fast as in the last tenth. While the rate is "
+    "Q7": "Fast while the learning rate is high: in the middle of training the means of layers behind the first move "
+    "{drift.follows_the_learning_rate: holds} as fast as in the last tenth, and those of the third layer "
+    "{drift.deeper_is_faster: holds} as fast as those of the second. In the last tenth these means still move, in ten "
+    "steps, {drift.memory_holds_late: batch size 64|batch size 256: fails} as far as the means of single batches "
+    "scatter at batch 64 and 256, but {drift.memory_holds_late: batch size 16: holds} at batch 16. While the rate is "
     "highest, lag is {decomposition.lag_early: holds} of the squared gap at batch 256.",
     "Q8": "Early at a huge batch they are far off: running means are {discrepancy.ema_adds_early: holds} as far "
     "from those of single batches as exact ones are. At the end the error costs next to nothing at batch "
     "16 and 64, {final_gap.nothing_at_adequate_batch: batch size 16|batch size 64: holds}, but "
     "{final_gap.lag_costs_when_huge: holds} at batch 1024, with few steps.",
-    "Q9": "The mean of batch means is the true one if batches have the same size; a smaller last one that "
-    "counts as much as others changes accuracy by {unbiasing.weights_cost_nothing: holds}. The mean of "
-    "the variances leaves out how batch means differ; yet in layers behind others pooling, which counts "
-    "that too, is {unbiasing.pooled_is_nearer_when_frozen: fails} as far off on frozen weights.",
-    "Q10": "The noise, not the optimum: over an epoch the measured noise is "
-    "{epoch_dip.theory_predicts_the_course: holds} the predicted one, but theory's momentum is too large "
-    "or too small, {optimum.theory_knows_momentum: at the end of training, batch size 64: fails} at batch "
-    "64 at the end, and {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} at "
-    "batch 256 after 55% of training.",
-    "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: "
-    "batch size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
+    "Q9": "The mean of batch means is the true one if batches have the same size. A smaller last batch that counts as "
+    "much as others makes the noise of the running mean, its variance, {epoch_dip.small_batch_undoes_it: holds} as "
+    "large at the end of an epoch at batch 256; in an average over all batches, on frozen weights at batch 16 and 64, "
+    "it changes accuracy by {unbiasing.weights_cost_nothing: holds}. The mean of the variances leaves out how batch "
+    "means differ; yet on frozen weights, in batches of 2 and 4, pooling, which counts that too, is "
+    "{unbiasing.pooled_is_nearer_when_frozen: fails} as far off in layers behind others.",
+    "Q10": "It predicts the noise, not the optimum: over an epoch the measured noise is "
+    "{epoch_dip.theory_predicts_the_course: holds} the predicted one, but theory's momentum is "
+    "{optimum.theory_knows_momentum: at the end of training, batch size 64: fails} too large or too small at batch 64 "
+    "at the end, and {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} at batch 256 after "
+    "55% of training. Whether it is within a factor of 2 in the other seven conditions is undecided{if "
+    "optimum.theory_knows_momentum: after 20% of training|after 55% of training, batch size 16|after 55% of training, "
+    "batch size 64|at the end of training, batch size 16|at the end of training, batch size 256: undecided}.",
+    "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: batch "
+    "size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
     "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "
-    "batch 4, is undecided{if final_gap.population_wins_when_tiny: undecided}. Much at a huge batch with few steps, "
-    "{final_gap.lag_costs_when_huge: holds} at batch 1024, and early, {quickstart.default_costs_early: "
-    "batch size 256: holds} after a tenth of training at batch 256 on digits. Where the learning rate never falls, the "
-    "gap at the end at batch 256 is {settings.constant_rate_costs_late: holds} as large as where it falls to 0.",
+    "batch 4, is undecided{if final_gap.population_wins_when_tiny: undecided}. It is much at a huge batch with few "
+    "steps, {final_gap.lag_costs_when_huge: holds} at batch 1024, and can be much early, "
+    "{quickstart.default_costs_early: batch size 256: holds} after a tenth of training at batch 256 on digits. Where "
+    "the learning rate never falls, the gap at the end at batch 256 is {settings.constant_rate_costs_late: holds} as "
+    "large as where it falls to 0. Whether averaged weights lose more than a point under the running averages of the "
+    "network that was trained is undecided{if weight_averaging.stale_statistics_cost: undecided}.",
     "Q12": "No: breadth first, the exact statistics of a residual network with 20 layers take "
-    "{passes.images_cost_no_more: holds} as long as one forward, for 256 to 1,024 images; whether less "
-    "than two for 256 images with 8 to 32 layers is undecided{if passes.one_pass_is_enough: model.depth "
-    "8|model.depth 14|model.depth 20|model.depth 32: undecided}. The price is memory, "
-    "{passes.memory_is_the_price: holds} as much for four times the images; with an eighth of what is "
-    "needed, {passes.less_memory_is_enough: shortage 8: holds} forwards are begun.",
-    "Q13": "Badly for few images: statistics of two test images cost {test_batch.tiny_test_batches_cost: holds}, "
-    "those of 512 images cost {test_batch.large_test_batches_cost_nothing: batch size 16: holds} in networks "
-    "trained at batch 16. Whether those of the validation split are as good as exact ones, and whether they "
-    "leak, is undecided{if test_batch.validation_serves: undecided}{if test_batch.validation_leaks_nothing: "
-    "undecided}. Where test images are strongly corrupted, statistics of 256 of them gain "
-    "{shift.many_images_gain: holds} against exact ones of the training images.",
-    "Q14": "It is safe, but a pass over all data is not needed: against all images, 512 cost "
-    "{sample_budget.hundreds_nearly_suffice: holds}. At the end running estimates are as good at batch "
-    "64, {training_curve.exact_gains_nothing_late: holds} apart; for what they cost early see Q2.",
+    "{passes.images_cost_no_more: images 512|images 1024: holds} as long as one forward, for 512 and 1,024 images. "
+    "For 256 images and 8 to 32 layers they take about twice as long, {passes.one_pass_is_enough: model.depth "
+    "8|model.depth 14|model.depth 20|model.depth 32: undecided}. The price is memory, {passes.memory_is_the_price: "
+    "holds} as much for four times the images; with an eighth of the memory that it takes by itself, the forward of "
+    "each batch is begun {passes.less_memory_is_enough: shortage 8: holds} times.",
+    "Q13": "On test images the difference between statistics of the validation split and exact ones is "
+    "{test_batch.validation_serves: undecided}; whether it is within 0.3, and whether they gain more on validation "
+    "images themselves, which would be a leak, is undecided{if test_batch.validation_leaks_nothing: undecided}. Few "
+    "images serve badly: statistics of two test images cost {test_batch.tiny_test_batches_cost: holds}, those of 512 "
+    "{test_batch.large_test_batches_cost_nothing: batch size 16: holds} in networks trained at batch 16. Where test "
+    "images are strongly corrupted, statistics of 256 of them gain {shift.many_images_gain: holds} against exact ones "
+    "of the training images.",
+    "Q14": "For the final test a pass over all data is not needed: against statistics of all images those of 512 cost "
+    "{sample_budget.hundreds_nearly_suffice: holds}. For validation running estimates are as good at the end of "
+    "training at batch 64, {training_curve.exact_gains_nothing_late: holds} apart. Over a training at a constant "
+    "learning rate they show {model_selection.ema_shows_less: holds} less than exact statistics do; the checkpoint "
+    "that they pick costs {model_selection.ema_picks_as_well: batch size 16: holds} at batch 16, and whether it costs "
+    "less than half a point at batch 256 is undecided{if model_selection.ema_picks_as_well: batch size 256: "
+    "undecided}.",
     "Q15": "Jumps and rare batches, without a bound: a jump or outlier of 100 standard deviations instead of one "
     "makes the error of PyTorch's average {counterexamples.error_is_unbounded: holds} as large. In sorted "
     "batches it is {counterexamples.order_undoes_averaging: holds} as far off as a single batch in random "
@@ -117,13 +135,17 @@ SHORT = {
     "exact statistics too the network loses {non_iid.nothing_rescues: order blocks:16: holds} against one that "
     "saw shuffled images, and the average costs {non_iid.running_average_costs: order blocks:16: fails} more.",
     "Q16": "Not much: an error of 0.1 standard deviations in all means costs "
-    "{dose_response.small_errors_are_harmless: means: fails}, one of 0.8 "
-    "{dose_response.large_errors_cost: holds}. In the means of the first layer it costs "
-    "{dose_response.first_layer_costs_more: holds} more than in those of the last.",
-    "Q17": "Not at batch 16, where its pick costs {model_selection.ema_picks_as_well: batch size 16: holds}, "
-    "although the EMA's validation accuracy is {model_selection.ema_shows_less: holds} lower over "
-    "training; at batch 256 it is undecided{if model_selection.ema_picks_as_well: batch size 256: "
-    "undecided}.",
+    "{dose_response.small_errors_are_harmless: means: fails}, and one of 0.8 costs {dose_response.large_errors_cost: "
+    "holds}. An error of 0.1 in all logarithms of variances costs {dose_response.small_errors_are_harmless: batch "
+    "size 256, variances: fails} at batch 256; whether it costs less than a point at batch 16 is undecided{if "
+    "dose_response.small_errors_are_harmless: batch size 16, variances: undecided}. An error of 1.6 standard "
+    "deviations in the means of one layer alone costs {dose_response.first_layer_costs_more: holds} more in the first "
+    "layer than in the last.",
+    "Q17": "At batch 16 its pick costs {model_selection.ema_picks_as_well: batch size 16: holds}, although the EMA's "
+    "validation accuracy is {model_selection.ema_shows_less: batch size 16: holds} lower over training; whether its "
+    "pick costs less than half a point at batch 256 is undecided{if model_selection.ema_picks_as_well: batch size "
+    "256: undecided}, and so is, at either, whether it picks the same checkpoint in most networks{if "
+    "model_selection.ema_picks_the_same: undecided}.",
     "Q18": "In this small network it is more accurate on characters, by {normalizers.gain_control_keeps_up: holds} at "
     "batch 4 and 64, against running averages as against exact statistics. On digits the difference at batch 2 is "
     "{normalizers_digits.gain_control_keeps_up: batch size 2: holds}, less than a point; from 4 to 256 that is "
