@@ -77,7 +77,7 @@ LOSS_FIGURE = Figure(
 def repeat_claims(where: str, reason: str) -> tuple[Claim, ...]:
     """Those of `self_tuned`, for other networks or images, with a margin of a point in accuracy for this reason."""
     return (
-        Claim("never_worse", f"{where} predictive momentum is never less accurate than PyTorch's by a point.",
+        Claim("never_worse", f"{where} predictive momentum never loses a point or more against PyTorch's.",
               score(find_gains, "accuracy", EACH, scale=100), above(-1.0, "points", reason), answers=("H12",)),
         Claim("better_early", f"{where}, early at a large batch, predictive momentum is more accurate than PyTorch's "
               "by more than 5 points.",

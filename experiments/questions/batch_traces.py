@@ -67,7 +67,8 @@ EXPERIMENT = Experiment(
     name="batch_traces",
     question="What do running averages follow?",
     answers=("F7", "Q1", "Q7"),
-    source="Figure of batch statistics in MABN (Yan et al. 2020): at 2 images a batch they scatter, at 32 they do not.",
+    source="Figure of batch statistics in MABN (Yan et al. 2020): at 2 images a batch they scatter, at 32 they do not. "
+    "Claims are on two channels of each layer.",
     columns={"traces": ("layer", "depth", "channel", "mean", "var")},
     figures=(
         Figure("mean", "Means of single batches, and averages of them",

@@ -91,8 +91,8 @@ EXPERIMENT = Experiment(
               score_layers(find_later, "mean", panel=MIDDLE, **AGAINST_END),
               above(4.0, "times", "the learning rate is 8 times lower on average; half of it is left to what else "
                     "changes")),
-        Claim("exact_means_agree", "In the last tenth of training exact means move at less than a seventh of their "
-              "speed after the peak of the learning rate.",
+        Claim("exact_means_agree", "In the last tenth of training exact means, of two channels of each layer but the "
+              "first, move at less than a seventh of their speed after the peak of the learning rate.",
               score_layers(lambda tables: moves(tables, SHARES), "move", panel=AFTER_PEAK, **AGAINST_END),
               above(7.0, "times", "the learning rate is 14 times lower on average; half of it is left to what else "
                     "changes")),

@@ -55,8 +55,9 @@ EXPERIMENT = Experiment(
               "by less than a tenth.",
               score_times("mean_gap", CHOICES),
               within(0.9, 1.1, "times", "the same")),
-        Claim("memory_mends_the_end", "At the end of a one-cycle schedule a short memory, one that follows the "
-              "forecasts' errors, or averaging the best five makes the gap smaller by a tenth or more.",
+        Claim("memory_mends_the_end", "At the end of a one-cycle schedule a short memory of the forecasts' errors, a "
+              "memory whose length follows from them, or averaging the best five momenta makes the gap smaller by a "
+              "tenth or more.",
               score_times("mean_gap", REMEDIES, *SHARES),
               below(0.9, "times", "what would be worth another part")),
         Claim("memory_hurts_nowhere", "Over the whole training these three make the gap larger by less than 5%.",

@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
         Figure("variances", "What momentum is chosen for the variance", READ, score_choices("var"), CHOICES),
     ),
     claims=(
-        Claim("never_worse", "Predictive momentum is never less accurate than PyTorch's by 0.3 points.",
+        Claim("never_worse", "Predictive momentum never loses 0.3 points or more against PyTorch's.",
               score(find_gains, "accuracy", EACH, scale=100), above(-0.3, "points", NOISE), answers=("H12",)),
         Claim("better_early", "Early at a large batch predictive momentum is more accurate than "
               "PyTorch's by more than 5 points.",

@@ -57,8 +57,8 @@ EXPERIMENT = Experiment(
               score("evaluations", "accuracy", ("averaging",), SHARES, against="exact", scale=-100,
                     estimator="stale", averaging=AVERAGED),
               above(1.0, "points lost", A_POINT)),
-        Claim("stale_statistics_cost_more", "Averaged weights lose more under the running averages of the network "
-              "that was trained than the weights as they are do (asked when the other numbers were known).",
+        Claim("stale_statistics_cost_more", "Under the running averages of the network that was trained, averaged "
+              "weights lose more than its own weights do (asked when the other numbers were known).",
               score(find_stale_losses, "accuracy", ("averaging",), scale=-100, averaging=AVERAGED),
               above(0.0, "points more", "at 0 averaging adds nothing to what running averages cost anyway")),
         Claim("averaged_buffers_are_enough", "Under buffers that are averaged as the weights are, averaged weights are "
@@ -66,8 +66,8 @@ EXPERIMENT = Experiment(
               score("evaluations", "accuracy", ("averaging",), SHARES, against="exact", scale=100,
                     estimator="averaged", averaging=AVERAGED),
               within(-0.3, 0.3, "points", SIX_IMAGES)),
-        Claim("averaging_gains", "Under exact statistics averaged weights are more accurate than the weights as they "
-              "are.",
+        Claim("averaging_gains", "Under exact statistics averaged weights are more accurate than those that training "
+              "ended with.",
               score(find_gains, "accuracy", ("averaging",), scale=100, averaging=AVERAGED),
               above(0.0, "points gained", "at 0 averaging gains nothing")),
     ),
