@@ -72,8 +72,8 @@ def _tell_of_outdated(folder: Path, left: dict[str, int]) -> None:
     if left:
         print(
             f"{folder}/parts: left out are rows that were measured with earlier code, other test images or another "
-            f"training ({', '.join(f'{count:,} of {name}' for name, count in left.items())})\n  run their sweeps again, "
-            "or delete parts and run those that are wanted: what is trained and measured is kept",
+            f"training ({', '.join(f'{count:,} of {name}' for name, count in left.items())})\n  run their sweeps "
+            "again, or delete parts and run those that are wanted: what is trained and measured is kept",
             file=sys.stderr,
         )
 

@@ -168,7 +168,8 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
 def _check_mixed(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
     """UserError if rows that agree in `by` are of other images or settings: some seeds may have these alone."""
     settings = () if _SETTINGS & {*over} else _SETTINGS  # others follow from one that is averaged over
-    mixed = [c for c in frame if c in (*_IMAGES, *settings) and c not in (*by, *over) and frame[c].nunique() > 1]
+    columns = [column for column in (*_IMAGES, *settings) if column in frame and column not in (*by, *over)]
+    mixed = [column for column in columns if frame[column].nunique() > 1]
     for column in mixed:
         for key, found in _split(frame, column, by):
             if found.nunique() > 1:
