@@ -26,7 +26,9 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
         A row for each layer and statistic, in the model's order:
 
         - layer, depth (from 1), statistic ("mean" or "var");
-        - batches: how many the averages are of, since they began;
+        - batches: how many the averages are of, since they began. 0: nothing has been chosen yet, as in a copy that is
+          not trained itself. Such a copy (`torch.optim.swa_utils.AveragedModel`) keeps what was chosen when it was
+          made; buffers that are averaged or copied into it since are not of that momentum;
         - momentum: the chosen one (before the third batch the smallest); with `errors` all, and `chosen` says which;
         - memory: 1/momentum, about how many of the latest batches it averages; never more than `batches` in effect;
         - error (with `errors`): the mean square of the forecasts' errors over the last tenth of the batches, of the
