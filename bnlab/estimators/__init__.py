@@ -2,7 +2,8 @@
 
 Each is a fold `state ← state + gain·(x − state)` over the batches' values x; a class says which gains, and, where it
 averages something other than the mean and the unbiased variance, which values. A new estimator is a subclass of
-`Estimator` with `gains`; it is found by its `name` from then on, in sweeps too.
+`Estimator` with `gains`; `list_estimators` has it by its `name` once its module is imported. A sweep imports it where
+it is written as `package.module.Class`.
 """
 
 from bnlab.estimators.adaptive import Kalman, Oracle
