@@ -17,7 +17,7 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.measurements import find_measurement, find_scope, frozen
-from bnlab.harness.measurements.sources import Source, source_digest
+from bnlab.harness.measurements.sources import Source, code_digest, source_digest
 
 Failures = dict[str, tuple[str, str]]
 """What could not be measured: estimator or table → the reason in one line, and the traceback."""
@@ -115,11 +115,12 @@ def _measure(
             return []
         groups = ([s for s in subjects if s and s.estimator == estimator] for estimator in estimators)
         return [frame for group in groups for frame in _measure(run, name, [*group], steps, failures, options)]
-    sources = {s.estimator: source_digest(s) for s in subjects if s}
+    named = {s.estimator: s for s in subjects if s}
     origin = _origin(run, frame)
     frame = frame.assign(**origin)
-    if sources:
-        frame["source"] = frame["estimator"].map(sources)
+    if named:
+        frame["source"] = frame["estimator"].map({name: source_digest(s) for name, s in named.items()})
+        frame["code"] = frame["estimator"].map({name: code_digest(s) for name, s in named.items()})
     origins = frame[[*origin]].drop_duplicates().to_json(orient="values")
     described = json.dumps([origins, [_key(s) for s in subjects], steps, list(frame)])
     path = run.folder / "measurements" / name / f"{digest(described, digits=10)}.parquet"

@@ -249,15 +249,19 @@ def _average_twice(estimator: Estimator) -> Tensor:
     return results[0]
 
 
+def code_digest(source: Source) -> str:
+    """Of the code of an estimator of the user's; empty for ours, whose changes `frozen.VERSION` counts."""
+    if isinstance(source, InferenceRule):
+        return digest_of_class(type(source.rule))
+    return digest_of_class(type(source.average)) if isinstance(source, RunningAverage) else ""
+
+
 def source_digest(source: Source) -> str:
     """Of the code of an estimator of the user's, and of what a running one makes of eight batches.
 
-    The latter tells of what no code says, such as a file of gains. Empty for ours, whose changes `frozen.VERSION`
-    counts.
+    The latter tells of what no code says, such as a file of gains. Empty for ours.
     """
-    if isinstance(source, InferenceRule):
-        return digest_of_class(type(source.rule))
-    code = digest_of_class(type(source.average)) if isinstance(source, RunningAverage) else ""
+    code = code_digest(source)
     if not isinstance(source, RunningAverage) or not code:
         return code
     try:

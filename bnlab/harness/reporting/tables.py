@@ -70,10 +70,11 @@ def assemble(folder: Path) -> dict[str, pd.DataFrame]:
 def _tell_of_outdated(folder: Path, left: dict[str, int]) -> None:
     """Say so if rows have left tables, by name, with no newer ones in their place."""
     if left:
+        rows = ", ".join(f"{count:,} of {name}" for name, count in left.items())
         print(
             f"{folder}/parts: left out are rows that were measured with earlier code, other test images or another "
-            f"training ({', '.join(f'{count:,} of {name}' for name, count in left.items())})\n  run their sweeps "
-            "again, or delete parts and run those that are wanted: what is trained and measured is kept",
+            f"training ({rows})\n  run their sweeps again, or delete parts and run those that are wanted: what is "
+            "trained and measured is kept",
             file=sys.stderr,
         )
 
@@ -136,6 +137,9 @@ def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str,
     group = [*ORIGIN[column].group, "all"]  # the last is the same in all rows: a group may have no other column
     added = {name: [data.get(run, run) for run in frame["run"]] for name, frame in frames.items()}
     frames = {name: frame.assign(all=0, data=added[name]) for name, frame in frames.items()}
+    if "family" in group:
+        family = {name: [label.partition("(")[0] for label in frame["estimator"]] for name, frame in frames.items()}
+        frames = {name: frame.assign(family=family[name]) for name, frame in frames.items()}
     known = [frame[[*group, column, "written"]].dropna(subset=column) for frame in frames.values()]
     last = pd.concat([frame.drop_duplicates([*group, column], keep="last") for frame in known])
     last = last.sort_values("written", kind="stable").drop_duplicates(group, keep="last")
@@ -143,7 +147,7 @@ def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str,
     kept = {}
     for name, frame in frames.items():
         is_newest = frame[column].to_numpy() == newest.reindex(pd.MultiIndex.from_frame(frame[group])).to_numpy()
-        kept[name] = frame[frame[column].isna() | is_newest].drop(columns=["all", "data"])
+        kept[name] = frame[frame[column].isna() | is_newest].drop(columns=["all", "data", "family"], errors="ignore")
     return kept
 
 

@@ -25,6 +25,7 @@ def rows(momenta: list[float], value: float, run: str = "a/seed_0", **origin: ob
     columns = {
         "version": 2,
         "source": "",
+        "code": None,
         "training": "a",
         "run": run,
         "step": 1,
@@ -103,6 +104,15 @@ def test_rows_of_an_estimators_earlier_code_leave_the_table(tmp_path: Path) -> N
         ("ema", 0.1, 1.0),
         ("own", 0.2, 2.0),
     ]
+
+
+def test_rows_of_earlier_code_leave_with_all_parameters(tmp_path: Path) -> None:
+    """One formula with another parameter would stand beside another formula."""
+    for age, (power, code) in enumerate([(0.5, "new"), (0.7, "old"), (0.5, "old"), (0.9, None)]):
+        own = {"estimator": f"own(power={power})", "source": f"{power} {code}", "code": code}
+        write(tmp_path, str(age), rows([np.nan], 1.0, **own), age=age)
+    write(tmp_path, "other", rows([np.nan], 1.0, estimator="owner", code="old"), age=9)
+    assert tables.assemble(tmp_path)["gaps"]["estimator"].tolist() == ["own(power=0.5)", "own(power=0.9)", "owner"]
 
 
 def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ NUMBERS = ("mean", "low", "high", "n")
 MEASURES = (*NUMBERS, "error", "log", "share")
 """The columns that `interval` adds; the numbers are what is shown of them."""
 _IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
-_SETTINGS = tuple(column for column in TABLES["runs"].types if column not in ("run", "seed", *RESULTS))
+_SETTINGS = [c for c in TABLES["runs"].types if c not in ("run", "seed", *RESULTS)]
 
 
 def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bool = False) -> pd.DataFrame:
@@ -168,8 +168,8 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
 def _check_mixed(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
     """UserError if rows that agree in `by` are of other images or settings: some seeds may have these alone."""
     settings = () if {*_SETTINGS} & {*over} else _SETTINGS  # others follow from one that is averaged over
-    columns = [column for column in (*_IMAGES, *settings) if column in frame and column not in (*by, *over)]
-    mixed = [column for column in columns if frame[column].nunique() > 1]
+    kept = {*by, *over}
+    mixed = [c for c in (*_IMAGES, *settings) if c in frame and c not in kept and frame[c].nunique() > 1]
     for column in mixed:
         for key, found in _split(frame, column, by):
             if found.nunique() > 1:
