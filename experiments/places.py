@@ -120,7 +120,6 @@ def find_places(words: list[str]) -> list[Place]:
         UserError: a word is wrong, or there are no results.
     """
     from bnlab.harness.errors import UserError
-    from experiments.compose import find_results
     from experiments.questions import list_questions
 
     if not words:
@@ -128,6 +127,8 @@ def find_places(words: list[str]) -> list[Place]:
         if not known:
             raise UserError(f"no reference results in {REFERENCE}/; for your own: results={RESULTS}")
         return [Place(name, name, None) for name in known]
+    from experiments.compose import find_results
+
     own = [word for word in words if word.startswith("name=")]
     if own and not names_experiment(words):
         raise UserError(f"{own[0]}: the results of which experiment? experiment=NAME {own[0]}")

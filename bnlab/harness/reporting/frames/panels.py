@@ -32,10 +32,13 @@ def select_shares(frame: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
 def add_setting_panels(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """The rows in order of the settings, with a panel for each combination of these and the steps of the training."""
     ordered = frame.sort_values([*by, "step"])
-    records = ordered[[*dict.fromkeys([*by, "steps"])]].to_dict("records")
-    settings = [", ".join(name_value(key, record[key]) for key in by) for record in records]
-    steps = [f"{record['steps']} step{'s' * (record['steps'] != 1)}" for record in records]
-    return ordered.assign(panel=[f"{name} ({count})" for name, count in zip(settings, steps, strict=True)])
+    keys = [*dict.fromkeys([*by, "steps"])]
+    names = []
+    for kind in ordered[keys].drop_duplicates().to_dict("records"):
+        settings = ", ".join(name_value(key, kind[key]) for key in by)
+        names.append(f"{settings} ({kind['steps']} step{'s' * (kind['steps'] != 1)})")
+    places = ordered.groupby(keys, dropna=False, sort=False).ngroup()
+    return ordered.assign(panel=[names[place] for place in places])
 
 
 def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
