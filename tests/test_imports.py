@@ -209,6 +209,12 @@ def test_reports_and_questions_do_not_wait_for_torch() -> None:
     assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
 
 
+def test_configurations_do_not_wait_for_tables() -> None:
+    """So that `sweep --help` answers soon."""
+    found = loaded_by("experiments.compose")
+    assert "hydra" in found and not {"pandas", "pyarrow", "matplotlib"} & found
+
+
 # Packages whose module is called otherwise.
 PACKAGED = {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 OURS = {"bnlab", "experiments", "benchmarks", "tests"}

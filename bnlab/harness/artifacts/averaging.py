@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Callback, Progress
+
+if TYPE_CHECKING:
+    from bnlab.harness.artifacts.runs import Run
 
 AVERAGINGS = ("none", "swa", "ema")
 SWA_FROM = 0.75  # share of the training

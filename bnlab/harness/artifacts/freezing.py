@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 import bnlab
-from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress
 from bnlab.harness.errors import UserError
 from bnlab.layers import batch_norm_layers
+
+if TYPE_CHECKING:
+    from bnlab.harness.artifacts.runs import Run
 
 FREEZE_WITH = ("ema", "exact")
 MOMENTUM = 0.1  # PyTorch's, of the running averages that are frozen
