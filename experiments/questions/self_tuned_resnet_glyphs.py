@@ -13,5 +13,5 @@ EXPERIMENT = Experiment(
     "that of the same network on digits.",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(GAP_FIGURE, LOSS_FIGURE),
-    claims=repeat_claims("In a residual network on drawn characters", "the margin of `self_tuned_resnet`"),
+    claims=repeat_claims("In a residual network on drawn characters", "the margin of the same network on digits"),
 )
