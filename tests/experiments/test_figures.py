@@ -57,6 +57,7 @@ SHORTER = {
     "training_curve": [*GLYPHS, "batch_size=64,1024"],
     "sample_budget": [*GLYPHS, "batch_size=64,256"],
     "self_tuned": [*GLYPHS, "batch_size=256", "optimizer.schedule=onecycle,constant"],
+    "self_tuned_resnet_glyphs": [*GLYPHS, "batch_size=256", "optimizer.schedule=onecycle"],
 }
 
 
