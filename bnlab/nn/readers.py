@@ -26,10 +26,11 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
         A row for each layer and statistic, in the model's order:
 
         - layer, depth (from 1), statistic ("mean" or "var");
-        - batches: how many the averages are of, since they began. 0: nothing has been chosen yet, as in a copy that is
-          not trained itself. Such a copy (`torch.optim.swa_utils.AveragedModel`) keeps what was chosen when it was
-          made; buffers that are averaged or copied into it since are not of that momentum;
-        - momentum: the chosen one (before the third batch the smallest); with `errors` all, and `chosen` says which;
+        - batches: how many the averages are of, since they began; 0 where the buffers hold none of them: before the
+          first batch, and where something else has written the buffers since (`load_state_dict`, `update_bn`, averaged
+          weights);
+        - momentum: the chosen one (before the third batch the smallest, before the first NaN); with `errors` all of
+          them, and `chosen` says which;
         - memory: 1/momentum, about how many of the latest batches it averages; never more than `batches` in effect;
         - error (with `errors`): the mean square of the forecasts' errors over the last tenth of the batches, of the
           mean in variances, of the variance as a logarithm; NaN before the third batch. The noise of single batches is
@@ -45,17 +46,20 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
     if not layers:
         raise ValueError(f"momenta: {type(model).__name__} has no self-tuned layer; use SelfTuned.convert(model)")
-    banks = {name: layer.upkeep.collector.advance() for name, layer in layers.items()}
     frames = [
-        _list_momenta(bank, place).assign(layer=name, depth=depth, statistic=statistic, batches=bank.count)
-        for depth, (name, bank) in enumerate(banks.items(), start=1)
+        _list_momenta(bank := layer.upkeep.collector.advance(), place).assign(
+            layer=name, depth=depth, statistic=statistic, batches=bank.count if layer.holds_choice() else 0
+        )
+        for depth, (name, layer) in enumerate(layers.items(), start=1)
         for place, statistic in enumerate(("mean", "var"))
     ]
-    frame = pd.concat(frames, ignore_index=True).assign(memory=lambda f: 1 / f["momentum"])
+    frame = pd.concat(frames, ignore_index=True)
+    if not errors:
+        frame = frame[frame["chosen"]].reset_index(drop=True)
+        frame["momentum"] = frame["momentum"].where(frame["batches"] > 0)
+    frame = frame.assign(memory=1 / frame["momentum"])
     columns = ["layer", "depth", "statistic", "batches", "momentum", "memory"]
-    if errors:
-        return frame[[*columns, "error", "chosen"]]
-    return frame.loc[frame["chosen"], columns].reset_index(drop=True)
+    return frame[[*columns, "error", "chosen"] if errors else columns]
 
 
 def _list_momenta(bank: Bank, place: int) -> pd.DataFrame:

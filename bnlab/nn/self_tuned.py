@@ -192,6 +192,10 @@ class SelfTuned(BatchNorm):
             _write_buffers(attributes)
         return attributes["_buffers"]  # type: ignore[no-any-return]
 
+    def holds_choice(self) -> bool:
+        """Whether the running buffers hold what was chosen, and nothing else has written them since."""
+        return _has_averages(vars(self)) and self.upkeep.is_held_by(self._catch_up())
+
     def train(self, mode: bool = True) -> SelfTuned:
         self._catch_up()  # also for those who hold the buffers, as DistributedDataParallel
         return super().train(mode)

@@ -121,9 +121,13 @@ class Upkeep:
             same = mean is seen.mean and var is seen.var and (count_writes(mean), count_writes(var)) == seen.versions
             if same and not certainly:
                 return
-            if not torch.equal(_stack(buffers), seen.values):
+            if not self.is_held_by(buffers):
                 self.begin(buffers)
             self.look(buffers)
+
+    def is_held_by(self, buffers: _Buffers) -> bool:
+        """Whether the buffers have the values that were left in them."""
+        return torch.equal(_stack(buffers), self._seen.values)
 
     def begin(self, buffers: _Buffers) -> None:
         """Forget all batches, and let the averages begin from the buffers."""

@@ -628,6 +628,8 @@ def test_an_averaged_model_gets_the_latest_buffers() -> None:
         assert torch.equal(averaged.module[1].running_mean, model[1].running_mean)  # type: ignore[index]
     x = torch.randn(8, 3, 8, 8)
     averaged.eval()(x)
+    assert (momenta(averaged)["batches"] == 0).all() and momenta(averaged)["momentum"].isna().all()
+    assert (momenta(model)["batches"] == 30).all()
     assert torch.equal(averaged.module[1].running_mean, model[1].running_mean)  # type: ignore[index]
 
 
