@@ -74,20 +74,33 @@ LOSS_FIGURE = Figure(
 )
 
 
-def repeat_claims(where: str, reason: str) -> tuple[Claim, ...]:
-    """Those of `self_tuned`, for other networks or images, with a margin of a point in accuracy for this reason."""
+def make_claims(points: float, reason: str, where: str = "") -> tuple[Claim, ...]:
+    """What the forecasts' choice is to be worth in these networks.
+
+    Args:
+        points: margin of a loss in accuracy.
+        reason: for that margin.
+        where: how each claim begins, as "on digits, ".
+    """
+    loss = "a point" if points == 1 else f"{points:g} points"
+    never, early, near, late = (
+        f"{where}{text}"[0].upper() + f"{where}{text}"[1:]
+        for text in (
+            f"predictive momentum never loses {loss} or more against PyTorch's.",
+            "early at a large batch predictive momentum is more accurate than PyTorch's by more than 5 points.",
+            "the gap of predictive momentum is about that of the best fixed momentum of each layer and step, known in "
+            "hindsight.",
+            "at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum is late: its "
+            "gap is more than a quarter larger than that of the best fixed one.",
+        )
+    )
     return (
-        Claim("never_worse", f"{where} predictive momentum never loses a point or more against PyTorch's.",
-              score(find_gains, "accuracy", EACH, scale=100), above(-1.0, "points", reason), answers=("H12",)),
-        Claim("better_early", f"{where}, early at a large batch, predictive momentum is more accurate than PyTorch's "
-              "by more than 5 points.",
+        Claim("never_worse", never, score(find_gains, "accuracy", EACH, scale=100), above(-points, "points", reason),
+              answers=("H12",)),
+        Claim("better_early", early,
               score(find_gains, "accuracy", EACH, scale=100, panel=share_name(EARLY), batch_size=MANY),
               above(5.0, "points", "what nobody would give away"), answers=("Q6",)),
-        Claim("near_the_best", f"{where} the gap of predictive momentum is about that of the best fixed momentum of "
-              "each layer and step, known in hindsight.",
-              score_times(), below(1.25, "times", FLAT), answers=("Q10", "H12")),
-        Claim("late_where_the_rate_ends", f"{where}, too, predictive momentum is late at the end of a one-cycle "
-              "schedule: its gap is more than a quarter larger than that of the best fixed one.",
-              score_times(LATE, **{"optimizer.schedule": "onecycle"}), above(1.25, "times", "the same margin"),
-              answers=("Q6", "Q10")),
+        Claim("near_the_best", near, score_times(), below(1.25, "times", FLAT), answers=("Q10", "H12")),
+        Claim("late_where_the_rate_ends", late, score_times(LATE, **{"optimizer.schedule": "onecycle"}),
+              above(1.25, "times", "the same margin"), answers=("Q6", "Q10")),
     )  # fmt: skip

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import best_on_average, paired, rows, score, share_name
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above
+from bnlab.harness.reporting.frames import best_on_average, paired, rows, score
 from bnlab.harness.reporting.plots import Curves
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.schedule import lr_factor
-from experiments.margins import FLAT
 from experiments.schedules import (
     BY,
     EACH,
-    EARLY,
     GAP_FIGURE,
-    LATE,
     LOSS_FIGURE,
-    MANY,
     SHARES,
-    find_gains,
+    make_claims,
     name_trainings,
-    score_times,
 )
 
 NOISE = "about the standard error of an accuracy near 97% on 2,000 images"
@@ -72,24 +67,10 @@ EXPERIMENT = Experiment(
         Figure("variances", "What momentum is chosen for the variance", READ, score_choices("var"), CHOICES),
     ),
     claims=(
-        Claim("never_worse", "Predictive momentum never loses 0.3 points or more against PyTorch's.",
-              score(find_gains, "accuracy", EACH, scale=100), above(-0.3, "points", NOISE), answers=("H12",)),
-        Claim("better_early", "Early at a large batch predictive momentum is more accurate than "
-              "PyTorch's by more than 5 points.",
-              score(find_gains, "accuracy", EACH, scale=100, panel=share_name(EARLY), batch_size=MANY),
-              above(5.0, "points", "what nobody would give away"), answers=("Q6",)),
+        *make_claims(0.3, NOISE),
         Claim("as_good_as_in_hindsight", "Predictive momentum loses less than 0.3 points against the "
               "fixed one that is best over the whole training, known in hindsight.",
               score(find_gains_in_hindsight, "accuracy", EACH, scale=100), above(-0.3, "points", NOISE),
               answers=("Q10", "H12")),
-        Claim("near_the_best", "The gap of predictive momentum is about that of the best fixed momentum of "
-              "each layer and step, known in hindsight.",
-              score_times(),
-              below(1.25, "times", FLAT),
-              answers=("Q10", "H12")),
-        Claim("late_where_the_rate_ends", "At the end of a one-cycle schedule, where the learning rate falls to 0, "
-              "predictive momentum is late: its gap is more than a quarter larger than that of the best fixed one.",
-              score_times(LATE, **{"optimizer.schedule": "onecycle"}), above(1.25, "times", "the same margin"),
-              answers=("Q6", "Q10")),
     ),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bnlab.harness.reporting.experiment import Experiment
-from experiments.schedules import GAP_FIGURE, LOSS_FIGURE, repeat_claims
+from experiments.schedules import GAP_FIGURE, LOSS_FIGURE, make_claims
 
 EXPERIMENT = Experiment(
     name="self_tuned_digits",
@@ -13,5 +13,5 @@ EXPERIMENT = Experiment(
     "are 359 test images only.",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(GAP_FIGURE, LOSS_FIGURE),
-    claims=repeat_claims("On digits", "4 of 359 test images"),
+    claims=make_claims(1.0, "4 of 359 test images", "on digits, "),
 )

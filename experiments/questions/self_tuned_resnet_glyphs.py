@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bnlab.harness.reporting.experiment import Experiment
-from experiments.schedules import GAP_FIGURE, LOSS_FIGURE, repeat_claims
+from experiments.schedules import GAP_FIGURE, LOSS_FIGURE, make_claims
 
 EXPERIMENT = Experiment(
     name="self_tuned_resnet_glyphs",
@@ -13,5 +13,5 @@ EXPERIMENT = Experiment(
     "that of the same network on digits.",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(GAP_FIGURE, LOSS_FIGURE),
-    claims=repeat_claims("In a residual network on drawn characters", "the margin of the same network on digits"),
+    claims=make_claims(1.0, "the margin of the same network on digits", "in a residual network on drawn characters, "),
 )
