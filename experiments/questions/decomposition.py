@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score, share_name
+from bnlab.harness.reporting.frames import OtherThan, name_panels, put_in_order, rows, score, share_name
 from bnlab.harness.reporting.plots import Stacked
 from bnlab.harness.reporting.style import Axis
 
@@ -35,7 +35,7 @@ def score_terms(statistic: str) -> Score:
     """The shares by layer, a panel for each batch size and share of the training."""
 
     def find(tables: Tables) -> pd.DataFrame:
-        frame = shares(tables).sort_values("term", key=lambda terms: terms.map(TERMS.index))
+        frame = put_in_order(shares(tables), "term", TERMS)
         frame = frame.sort_values(["step", "depth"], kind="stable")
         return name_panels(frame.assign(when=frame["panel"].str.removesuffix(" of training")), PANEL)
 

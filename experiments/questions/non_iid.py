@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above
-from bnlab.harness.reporting.frames import name_panels, paired, rows, score
+from bnlab.harness.reporting.frames import name_panels, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import GAP, Forest
 from bnlab.harness.reporting.style import Axis, estimator_label
 
@@ -18,7 +18,7 @@ MUCH = "more than anyone would give away"
 
 def name_orders(frame: pd.DataFrame) -> pd.DataFrame:
     """A panel for each order, and the column `average`: the estimator in words."""
-    ordered = frame.sort_values("order", key=lambda orders: orders.map([*ORDERS].index), kind="stable")
+    ordered = put_in_order(frame, "order", ORDERS)
     named = ordered.assign(
         order_in_words=ordered["order"].map(ORDERS),
         average=[estimator_label(*row) for row in zip(ordered["estimator"], ordered["momentum"], strict=True)],

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import OtherThan, interval, overlay, paired, rows, score
+from bnlab.harness.reporting.frames import OtherThan, find_parameter, interval, overlay, paired, rows, score
 from bnlab.harness.reporting.plots import GAP, Curves
 from bnlab.harness.reporting.style import Axis
 
@@ -26,7 +26,7 @@ class RootMeanSquares(Curves):
 
 def add_images(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of samples, with how many images they have."""
-    images = frame["estimator"].str.extract(r"images=(\d+)", expand=False).astype(float)
+    images = find_parameter(frame, "images")
     return frame.assign(images=images)[images.notna()].astype({"images": int})
 
 

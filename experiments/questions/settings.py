@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import rows, score, share_name
+from bnlab.harness.reporting.frames import put_in_order, rows, score, share_name
 from bnlab.harness.reporting.plots import Forest
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT
@@ -39,7 +39,7 @@ def name_settings(frame: pd.DataFrame) -> pd.DataFrame:
         for row in frame[[*USUAL]].to_dict("records")
     ]
     named = frame.assign(setting=[word or UNCHANGED for word in words])
-    return named.sort_values("setting", key=lambda names: names != UNCHANGED, kind="stable")
+    return put_in_order(named, "setting", [UNCHANGED])
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:

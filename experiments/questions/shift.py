@@ -5,7 +5,16 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import interval, name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import (
+    find_parameter,
+    interval,
+    name_panels,
+    paired,
+    put_in_order,
+    rows,
+    score,
+    select,
+)
 from bnlab.harness.reporting.plots import ACCURACY, EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, SIX_IMAGES
@@ -21,10 +30,9 @@ GAINS = above(0.0, "points", "no gain at all is the other answer")
 
 def find_predictions(tables: Tables) -> pd.DataFrame:
     """Rows of all shifts, in order, with the columns `images`, in a test batch, and `prior`, its pseudo-samples."""
-    frame = rows(tables, "evaluations", by=(), shift=SHIFTS)
-    frame = frame.sort_values("shift", key=lambda shifts: shifts.map(SHIFTS.index), kind="stable")
-    images = frame["estimator"].str.extract(r"(?:test_batch\(n|batch)=(\d+)", expand=False).astype(float)
-    prior = frame["estimator"].str.extract(r"pseudo_samples\(n=(\d+)", expand=False).fillna("0").astype(int)
+    frame = put_in_order(rows(tables, "evaluations", by=(), shift=SHIFTS), "shift", SHIFTS)
+    images = find_parameter(frame, "n", "test_batch").fillna(find_parameter(frame, "batch"))
+    prior = find_parameter(frame, "n", "pseudo_samples").fillna(0).astype(int)
     return frame.assign(images=images, prior=prior)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import interval, paired, rows, score, select
+from bnlab.harness.reporting.frames import find_parameter, interval, paired, rows, score, select
 from bnlab.harness.reporting.plots import AGAINST_EXACT, EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, SIX_IMAGES
@@ -24,11 +24,10 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     `estimator` is a rule's name alone; its parameters are the columns `images`, in a test batch, and `weight`.
     """
     gains = paired(rows(tables, "evaluations", split=("test", "val")), "accuracy")
-    rules = gains["estimator"].str
     return gains.assign(
-        estimator=rules.extract(r"^(\w+)", expand=False),
-        images=rules.extract(r"(?:test_batch\(n|batch)=(\d+)", expand=False).astype(float),
-        weight=rules.extract(r"weight=([\d.]+)", expand=False).astype(float),
+        estimator=gains["estimator"].str.extract(r"^(\w+)", expand=False),
+        images=find_parameter(gains, "n", "test_batch").fillna(find_parameter(gains, "batch")),
+        weight=find_parameter(gains, "weight"),
     )
 
 

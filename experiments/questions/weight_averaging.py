@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import name_panels, paired, rows, score
+from bnlab.harness.reporting.frames import name_panels, paired, put_in_order, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, EstimatorCurves
 from experiments.margins import A_POINT, SIX_IMAGES
 
@@ -18,7 +18,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies over training, in panels by what is averaged."""
     frame = rows(tables, "evaluations", by=("averaging",))
     twice = frame["averaging"].eq("none") & frame["estimator"].eq("averaged")  # there `stale` is the same
-    ordered = frame[~twice].sort_values("averaging", key=lambda names: names.map([*NAMES].index), kind="stable")
+    ordered = put_in_order(frame[~twice], "averaging", NAMES)
     return name_panels(ordered.assign(averaged=ordered["averaging"].map(NAMES)), "{averaged}")
 
 

@@ -9,7 +9,15 @@ from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, pai
 from bnlab.harness.reporting.frames.networks import RESULTS, rows
 from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
 from bnlab.harness.reporting.frames.scores import Rows, score
-from bnlab.harness.reporting.frames.selection import DEFAULT_MOMENTUM, OtherThan, lowest, name_value, select
+from bnlab.harness.reporting.frames.selection import (
+    DEFAULT_MOMENTUM,
+    OtherThan,
+    find_parameter,
+    lowest,
+    name_value,
+    put_in_order,
+    select,
+)
 
 __all__ = [
     "DEFAULT_MOMENTUM",
@@ -20,6 +28,7 @@ __all__ = [
     "Rows",
     "average",
     "best_on_average",
+    "find_parameter",
     "interval",
     "lowest",
     "name_panels",
@@ -29,6 +38,7 @@ __all__ = [
     "over_best",
     "overlay",
     "paired",
+    "put_in_order",
     "rows",
     "score",
     "select",

@@ -63,6 +63,36 @@ def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     return ordered.loc[ordered.groupby(list(by), dropna=False, sort=False)[value].idxmin()]
 
 
+def put_in_order(frame: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:
+    """The rows in the order in which `values` has those of a column; rows with another value come last.
+
+    Raises:
+        UserError: the column is missing.
+    """
+    require_columns(frame, [column])
+    places = {value: place for place, value in enumerate(values)}
+    return frame.sort_values(column, key=lambda cells: cells.map(places), kind="stable")
+
+
+def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
+    """A number in the names of the rows' estimators: of `window(k=20)`, `k` is 20.
+
+    Args:
+        frame: any rows with an estimator.
+        name: the parameter.
+        of: the estimator that it is a parameter of; any, by default.
+
+    Returns:
+        A value for each row; NaN where its estimator has no such parameter.
+
+    Raises:
+        UserError: the column `estimator` is missing.
+    """
+    require_columns(frame, ["estimator"])
+    pattern = rf"^{of or '[^(]+'}\((?:.*,)?\s*{name}\s*=\s*([^,)\s]+)"
+    return frame["estimator"].str.extract(pattern, expand=False).astype(float)
+
+
 def check_estimators(estimators: pd.Series, wanted: Any) -> None:
     """UserError for `kalman` where rows are of `kalman(per=layer)`: nothing would be found, without a word."""
     present = set(estimators.unique())

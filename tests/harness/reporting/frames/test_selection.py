@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import OtherThan, lowest, paired, select
+from bnlab.harness.reporting.frames import OtherThan, find_parameter, lowest, paired, put_in_order, select
 
 
 def test_select() -> None:
@@ -47,3 +47,27 @@ def test_lowest_against_plain_pandas() -> None:
     assert list(lowest(null, "gap", ["momentum"])["gap"]) == [1.0, 3.0]
     with pytest.raises(UserError, match="no column 'depth'"):
         lowest(frame, "gap", ["depth"])
+
+
+def test_rows_are_put_in_a_given_order() -> None:
+    frame = pd.DataFrame({"kind": ["c", "x", "a", "b", "c", "a"], "value": range(6)})
+    assert put_in_order(frame, "kind", ["b", "a", "c"])["value"].tolist() == [3, 2, 5, 0, 4, 1]
+    with pytest.raises(UserError, match="no column 'kinds'; did you mean 'kind'"):
+        put_in_order(frame, "kinds", [])
+
+
+def test_parameters_in_the_names_of_estimators() -> None:
+    names = ["window(k=20,pooled=False)", "test_batch(n=4)", "pseudo_samples(n=16, batch=2)", "ema", "blend(bn=3)",
+             "example_weighing(weight=1e-2)"]  # fmt: skip
+    frame = pd.DataFrame({"estimator": names})
+    none = np.nan
+    for name, of, expected in (
+        ("n", "", [none, 4, 16, none, none, none]),
+        ("n", "test_batch", [none, 4, none, none, none, none]),
+        ("batch", "", [none, none, 2, none, none, none]),
+        ("k", "window", [20, none, none, none, none, none]),
+        ("weight", "", [none, none, none, none, none, 0.01]),
+    ):
+        np.testing.assert_array_equal(find_parameter(frame, name, of), expected)
+    with pytest.raises(UserError, match="no column 'estimator'"):
+        find_parameter(frame.rename(columns={"estimator": "name"}), "n")
