@@ -153,6 +153,8 @@ def test_the_page_holds_all_figures_and_no_address(call: Call, monkeypatch: pyte
     assert page.count("data:image/png;base64,") == figures and '="http' not in page
     text = re.sub(r"<script>.*?</script>|<style>.*?</style>", "", page, flags=re.DOTALL)
     assert "<code>bnlab.population_statistics(model, loader)</code>" in text and "`" not in text
+    assert "<b>Holds</b> — " in text and "<b>Undecided</b> — " in text
+    assert not re.search("&lt;/?[a-z]+&gt;", text)  # a tag that is shown
 
 
 def test_the_page_has_no_figures_of_earlier_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

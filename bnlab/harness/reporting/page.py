@@ -59,7 +59,8 @@ def _emphasize_markdown(sentence: str) -> str:
 
 
 def _emphasize_html(sentence: str) -> Markup:
-    return Markup(_emphasize(_mark_code(sentence), "<b>", "</b>"))
+    # As plain text: what is put into Markup is escaped.
+    return Markup(_emphasize(str(_mark_code(sentence)), "<b>", "</b>"))
 
 
 def _mark_code(text: str) -> Markup:
