@@ -31,7 +31,8 @@ def _write(words: list[str]) -> int:
     }
     page = write_html(CATALOGUE, [answer for _, answer in answered], figures)
     write_whole(PAGE, lambda path: path.write_text(page, encoding="utf-8"))
-    print(f"{PAGE}  ({len(answered)} experiments, {len(page) / 1e6:.1f} MB)")
+    count = "1 experiment" if len(answered) == 1 else f"{len(answered)} experiments"
+    print(f"{PAGE}  ({count}, {len(page) / 1e6:.1f} MB)")
     return 0
 
 

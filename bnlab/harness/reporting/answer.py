@@ -260,7 +260,7 @@ def round_numbers(mean: float, low: float, high: float, n: int) -> list[str]:
         return [f"{mean:.3g}"] if n else []
     if 0 < max(abs(low), abs(high)) < _TINY:
         return [f"{value:.1e}" for value in (mean, low, high)]
-    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
+    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 1e-9 * abs(mean) else 3  # rounding
     return [f"{round(value, digits) + 0.0:.{digits}f}" for value in (mean, low, high)]  # no -0.0
 
 
@@ -269,6 +269,8 @@ def format_number(mean: float, low: float, high: float, n: int) -> str:
 
     >>> format_number(0.25, 0.25, 0.25, 5), format_number(1.0, 0.5, 1.5, 5)
     ('0.250, the same in all 5 networks', '1.00 [0.50, 1.50]')
+    >>> format_number(1 / 3, 1 / 3, 1 / 3 + 1e-16, 2)
+    '0.333, the same in both networks'
     """
     numbers = round_numbers(mean, low, high, n)
     return (f"{numbers[0]}, {_say_same(n)}" if _agree(numbers) else _join_numbers(numbers)) or _NO_ROW
@@ -280,7 +282,7 @@ def _agree(numbers: list[str]) -> bool:
 
 
 def _say_same(n: int) -> str:
-    return f"the same in all {n} networks"
+    return f"the same in {'both' if n == 2 else f'all {n}'} networks"
 
 
 def _join_numbers(numbers: list[str]) -> str:

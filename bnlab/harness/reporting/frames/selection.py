@@ -17,6 +17,9 @@ DEFAULT_MOMENTUM = 0.1  # PyTorch's
 _WORDS = {
     "depth": "layer",
     "norm.batch_size": "parts of",
+    "optimizer.name": "optimizer",
+    "optimizer.lr": "learning rate",
+    "optimizer.weight_decay": "weight decay",
     "optimizer.schedule": "schedule",
     "averaging": "weights averaged by",
     "freeze_with": "frozen with",
@@ -107,8 +110,8 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in frame:
             close = difflib.get_close_matches(str(column), map(str, frame), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "is it declared in the experiment's columns?"
-            raise UserError(f"no column {column!r}; {hint}")
+            hint = f"did you mean {close[0]!r}, or " if close else ""
+            raise UserError(f"no column {column!r}; {hint}is it not declared in the experiment's columns?")
 
 
 def name_value(key: str, value: Any) -> str:

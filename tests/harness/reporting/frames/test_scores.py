@@ -89,5 +89,5 @@ def test_a_misspelt_setting_is_named() -> None:
     frame = pd.DataFrame({"run": ["a", "b"], "step": 1, "x": [1.0, 2.0]})
     runs = RUNS.assign(**{"model.width": [8, 16]})
     assert len(score("gaps", "x", ("panel", "model.width"))(tables(frame, runs))) == 2
-    with pytest.raises(UserError, match=r"no column 'model.widht'; did you mean 'model.width'\?"):
+    with pytest.raises(UserError, match=r"no column 'model.widht'; did you mean 'model.width', or"):
         score("gaps", "x", ("panel", "model.widht"))(tables(frame, runs))

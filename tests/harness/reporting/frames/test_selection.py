@@ -19,7 +19,7 @@ def test_select() -> None:
     assert select(frame, estimator="swa").empty
     assert list(select(frame, estimator=OtherThan("exact")).index) == [0, 1]
     assert list(select(frame, momentum=OtherThan(None)).index) == [0, 1]
-    with pytest.raises(UserError, match="no column 'layer'; is it declared"):
+    with pytest.raises(UserError, match="no column 'layer'; is it not declared"):
         select(frame, layer="a")
 
 
@@ -52,7 +52,7 @@ def test_lowest_against_plain_pandas() -> None:
 def test_rows_are_put_in_a_given_order() -> None:
     frame = pd.DataFrame({"kind": ["c", "x", "a", "b", "c", "a"], "value": range(6)})
     assert put_in_order(frame, "kind", ["b", "a", "c"])["value"].tolist() == [3, 2, 5, 0, 4, 1]
-    with pytest.raises(UserError, match="no column 'kinds'; did you mean 'kind'"):
+    with pytest.raises(UserError, match="no column 'kinds'; did you mean 'kind', or is it not declared"):
         put_in_order(frame, "kinds", [])
 
 
