@@ -65,10 +65,9 @@ SHORT = {
     "batch, large only where they are few; in a convolutional network each pixel counts as a value. It makes the "
     "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes accuracy by "
     "{unbiasing.correction_costs_nothing: holds}.",
-    "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: batch size 64: holds} "
-    "at batch 64; whether it costs anything at batch 16 and 256 is undecided{if "
-    "momentum.mistake_costs_late: batch size 16|batch size 256: undecided}, and so is whether it gains "
-    "early at batch 256{if momentum.mistake_gains_early: undecided}.",
+    "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: undecided} on average over five "
+    "networks; whether it costs anything is undecided at every batch size, and so is whether it gains early at batch "
+    "256{if momentum.mistake_gains_early: undecided}.",
     "Q5": "Because the weights move: at the end of training the plain average is "
     "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it "
     "costs {training_curve.cumulative_costs: at the end of training: holds} at batch 64.",
@@ -94,11 +93,10 @@ SHORT = {
     "{unbiasing.pooled_is_nearer_when_frozen: fails} as far off in layers behind others.",
     "Q10": "It predicts the noise, not the optimum: over an epoch the measured noise is "
     "{epoch_dip.theory_predicts_the_course: holds} the predicted one, but theory's momentum is "
-    "{optimum.theory_knows_momentum: at the end of training, batch size 64: fails} too large or too small at batch 64 "
-    "at the end, and {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} at batch 256 after "
-    "55% of training. Whether it is within a factor of 2 in the other seven conditions is undecided{if "
+    "{optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} too large or too small at batch 256 "
+    "after 55% of training. Whether it is within a factor of 2 in the other eight conditions is undecided{if "
     "optimum.theory_knows_momentum: after 20% of training|after 55% of training, batch size 16|after 55% of training, "
-    "batch size 64|at the end of training, batch size 16|at the end of training, batch size 256: undecided}.",
+    "batch size 64|at the end of training: undecided}.",
     "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: batch "
     "size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
     "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "

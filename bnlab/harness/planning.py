@@ -17,6 +17,7 @@ from bnlab.harness.measurements.evaluations import predict
 from bnlab.harness.measurements.sources import find_sources
 
 _TRIAL_STEPS = 5
+_COUNTED = {"gaps", "evaluations"}  # tables whose time is predicted; others need passes and trainings of their own
 Evaluated = tuple[str, int, Hashable]  # run, step, and under which statistics
 
 
@@ -45,7 +46,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def plan(planned: list[Config], processes: int) -> Iterable[str]:
-    """Lines of text; a few training steps of each kind of network are timed, nothing is written."""
+    """Lines of text; a few training steps of each kind of network are timed, nothing is written.
+
+    Exact statistics and predictions are counted; tables that need more than these are named.
+    """
     prepare_process(planned[0])
     runs: dict[str, Run] = {}
     images: dict[Evaluated, int] = {}  # of each evaluation, which is done once however many jobs ask for it
@@ -62,7 +66,9 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
     threads = _count(torch.get_num_threads(), "thread")
     how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
     yield f"training   about {_format_seconds(training / processes)} on {how}"
-    yield f"measuring  about {_format_seconds(measuring / processes)}, less what has been done before"
+    others = sorted({name for config in planned for name in as_list(config.measurements)} - _COUNTED)
+    more = f"; more for {', '.join(others)}" if others else ""
+    yield f"measuring  about {_format_seconds(measuring / processes)}, less what has been done before{more}"
 
 
 def _list_evaluations(run: Run) -> dict[Evaluated, int]:
