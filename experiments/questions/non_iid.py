@@ -20,7 +20,7 @@ def name_orders(frame: pd.DataFrame) -> pd.DataFrame:
     """A panel for each order, and the column `average`: the estimator in words."""
     ordered = put_in_order(frame, "order", ORDERS)
     named = ordered.assign(
-        order_in_words=ordered["order"].map(ORDERS),
+        order_in_words=ordered["order"].replace(ORDERS),  # others keep their name
         average=[estimator_label(*row) for row in zip(ordered["estimator"], ordered["momentum"], strict=True)],
     )
     return name_panels(named, "{order_in_words}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.questions.non_iid import find_losses
+from experiments.questions.non_iid import find_accuracies, find_losses
 from tests.experiments.planted import EMA, Effect, accuracy_lost, alternate, gap_times, plant
 
 EXACT, ALL = ("exact", None), ("cumulative", None)
@@ -29,3 +29,8 @@ EFFECTS = {
 def test_losses_are_against_shuffled_images() -> None:
     found = find_losses(plant([EXACT], accuracy=lambda row: lost(row, 10), **COMMON))
     assert len(found) == 8 and found["accuracy"].between(-0.104, -0.0999).all()
+
+
+def test_an_order_that_is_not_asked_of_has_a_panel_of_its_own() -> None:
+    tables = plant([EXACT], sizes=(64,), settings={"order": ("blocks:32", "shuffled")})
+    assert list(find_accuracies(tables)["panel"].unique()) == ["shuffled", "blocks:32"]
