@@ -31,6 +31,7 @@ from experiments.explain import (
     explain_unknown,
     first_line,
     list_choices,
+    list_settings,
 )
 
 _FILES = (*CHOICES, "hydra/launcher")  # keys that choose a file of conf/, or one of Hydra's
@@ -77,6 +78,7 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
         own = _own_sweep(hydra, given) if multirun else []
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_build_config(composer.compose(job), job) for job in jobs]
+        _check_variations(jobs, given)
         _check_name(configs, words)
         sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra, shared)
     return sweep if sweep.launcher == "basic" else _one_thread_each(sweep)
@@ -88,6 +90,17 @@ def _check_name(configs: list[Config], words: list[str]) -> None:
     for config in configs:
         if config.name != expected[0] and not any(word.startswith("name=") for word in words):
             raise UserError(explain_name(words, config.name))
+
+
+def _check_variations(jobs: list[list[Override]], given: list[Override]) -> None:
+    """UserError where another word, or what an experiment sweeps, takes the place of what a variation changes."""
+    keys = {o.get_key_element() for o in given}
+    for job in jobs:
+        found = {o.get_key_element(): o for o in job}
+        name = found["variation"].value() if "variation" in found else None
+        for key in sorted(list_settings("variation", str(name)) & {*found}) if name else ():
+            way = "leave one out" if key in keys else f"the experiment sweeps it: write {key}=VALUE, without variation"
+            raise UserError(f"variation={name}: {_word(found[key])} takes the place of what it changes; {way}")
 
 
 def on_all_cores(sweep: Sweep) -> Sweep:

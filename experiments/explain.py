@@ -6,11 +6,12 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import yaml
 
-from bnlab.harness.artifacts.settings import Config, field_names
+from bnlab.harness.artifacts.settings import Config, field_names, flatten
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CHOICES = ("data", "model", "norm", "optimizer", "suite", "variation", "experiment")
@@ -39,6 +40,14 @@ def experiment_file(words: Iterable[str]) -> str:
     """The file of the experiment that is among the words; without one, that of the defaults."""
     chosen = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     return f"conf/experiment/{chosen[0]}.yaml" if chosen else "conf/config.yaml"
+
+
+@cache  # each job of a sweep asks
+def list_settings(group: str, name: str) -> set[str]:
+    """The settings that a file of a group has values of, dotted, and the groups of which it chooses a file."""
+    content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) or {}
+    chosen = [key for item in content.pop("defaults", []) if isinstance(item, dict) for key in item]
+    return {*flatten(content), *(key.removeprefix("override /") for key in chosen)}
 
 
 def explain_syntax(word: str) -> str:

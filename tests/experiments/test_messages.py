@@ -175,6 +175,20 @@ def test_a_variation_is_of_what_an_experiment_sets(experiment: str) -> None:
     assert {config.optimizer.schedule for config in found} == {"constant", "step"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "experiment=self_tuned variation=constant",  # which sweeps schedules
+        "experiment=settings optimizer.lr=0.2",  # which sweeps variations
+        "variation=base,adamw optimizer=sgd",
+        "variation=frozen_ema freeze_at=null",
+    ],
+)
+def test_a_variation_without_effect_is_refused(words: str) -> None:
+    with pytest.raises(ValueError, match="takes the place of what it changes"):
+        plan_jobs(words.split(), multirun=True)
+
+
 def test_more_processes_than_an_integer_counts(call: Call, tmp_path: Path) -> None:
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=99999999999", "steps=1", f"results={tmp_path}")
     code, _, err = call("sweep", *words)
