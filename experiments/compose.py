@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from bnlab.harness.artifacts.settings import Config, field_names
+from bnlab.harness.artifacts.settings import Config, field_names, flatten, training_settings
 from bnlab.harness.config import check, check_folders
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import Note, UserError
 from experiments.explain import (
     CHOICES,
     CONF,
@@ -35,6 +36,7 @@ from experiments.explain import (
 )
 
 _FILES = (*CHOICES, "hydra/launcher")  # keys that choose a file of conf/, or one of Hydra's
+_NOT_TRAINED_WITH = ("data.root", "data.download", "data.test_fonts")
 _ONE_FOR_A_SWEEP = ("experiment", "name", "results", "dry_run", "csv", "hydra/launcher")
 
 
@@ -79,6 +81,7 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_build_config(composer.compose(job), job) for job in jobs]
         _check_variations(jobs, given)
+        _tell_of_unread(given, configs)
         _check_name(configs, words)
         sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra, shared)
     return sweep if sweep.launcher == "basic" else _one_thread_each(sweep)
@@ -101,6 +104,20 @@ def _check_variations(jobs: list[list[Override]], given: list[Override]) -> None
         for key in sorted(list_settings("variation", str(name)) & {*found}) if name else ():
             way = "leave one out" if key in keys else f"the experiment sweeps it: write {key}=VALUE, without variation"
             raise UserError(f"variation={name}: {_word(found[key])} takes the place of what it changes; {way}")
+
+
+def _tell_of_unread(given: list[Override], configs: list[Config]) -> None:
+    """Say which of the given settings of the training no network reads: it is the one without them."""
+    read = {key for config in configs for key in flatten(training_settings(config))}
+    groups = {key: getattr(configs[0], key).name for key in ("data", "model", "norm", "optimizer")}
+    reasons = {"epochs": f"steps={configs[0].steps}", "freeze_with": "freeze_at is not given"}
+    for override in given:
+        key = override.get_key_element()
+        group = key.partition(".")[0]
+        is_trained_with = (group in groups and key not in (group, *_NOT_TRAINED_WITH)) or key in reasons
+        if is_trained_with and key not in read:
+            reason = reasons.get(key) or f"{group}.name={groups[group]}"
+            warnings.warn(f"{_word(override)}: is not read ({reason})", Note, stacklevel=2)
 
 
 def on_all_cores(sweep: Sweep) -> Sweep:

@@ -189,6 +189,25 @@ def test_a_variation_without_effect_is_refused(words: str) -> None:
         plan_jobs(words.split(), multirun=True)
 
 
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("norm.batch_size=8", "norm.name=batch"),
+        ("data.fonts=dejavu", "data.name=digits"),
+        ("freeze_with=exact", "freeze_at is not given"),
+        ("epochs=3", "steps=9"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_told(word: str, reason: str, recwarn: pytest.WarningsRecorder) -> None:
+    plan_jobs([word, "steps=9", "data.root=elsewhere", "optimizer.momentum=0.5"], multirun=False)
+    assert [str(warning.message) for warning in recwarn] == [f"{word}: is not read ({reason})"]
+
+
+def test_a_setting_that_some_networks_read_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
+    plan_jobs(["norm=batch,group", "norm.groups=4", "epochs=3", "steps=null"], multirun=True)
+    assert not recwarn.list
+
+
 def test_more_processes_than_an_integer_counts(call: Call, tmp_path: Path) -> None:
     words = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=99999999999", "steps=1", f"results={tmp_path}")
     code, _, err = call("sweep", *words)
