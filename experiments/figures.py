@@ -33,7 +33,7 @@ def draw_all(place: Place) -> None:
     matplotlib.use("Agg")
     from bnlab.harness.reporting import drawing, style
     from bnlab.harness.reporting.answer import READING, compose_answer
-    from bnlab.harness.reporting.experiment import declared
+    from bnlab.harness.reporting.experiment import NoRows, declared
     from experiments.questions import find_experiment
 
     question, tables = find_experiment(place.experiment), place.load()
@@ -43,7 +43,10 @@ def draw_all(place: Place) -> None:
     with style.paper():
         for figure in question.figures:
             with place.explain_errors(f"figure {figure.name}"):
-                drawn[figure.name] = drawing.draw(figure, available)
+                try:
+                    drawn[figure.name] = drawing.draw(figure, available)
+                except NoRows as error:  # as where it is of other estimators than were swept
+                    print(f"{error}; it is left out", file=sys.stderr)
         with place.explain_errors("the claims"):
             lines = describe(compose_answer(question, tables))
         for name, image in drawn.items():

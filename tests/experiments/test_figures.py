@@ -97,6 +97,16 @@ def test_one_seed_and_one_momentum(tmp_path: Path) -> None:
     assert error.startswith("error: ") and "seed=0,1" in error
 
 
+def test_a_figure_without_rows_is_left_out(tmp_path: Path) -> None:
+    """The others are drawn, as where an estimator of one's own is compared with exact statistics alone."""
+    words = ("estimator=[cumulative,exact]", "batch_size=256", "seed=0", "epochs=1", "threads=1")
+    run("sweep", "experiment=quickstart", *words, f"results={tmp_path}")
+    done = run("figures", "experiment=quickstart", f"results={tmp_path}")
+    assert done.stderr.startswith("figure gap: the tables have no row for it; it is left out\n")
+    assert sorted(path.stem for path in tmp_path.glob("*/figures/*.png")) == ["accuracy", "estimators"]
+    assert "not measured" in done.stdout
+
+
 def test_the_advice_on_several_networks_helps(tmp_path: Path) -> None:
     """What a second sweep has mixed into an experiment's folder goes with its parts, and the networks stay."""
     words = ("experiment=quickstart", "batch_size=32,256", "seed=0,1", "epochs=1", "evaluate_at=[0.1,1.0]", "threads=1")

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.experiment import Figure, Tables, count_layers
+from bnlab.harness.reporting.experiment import Figure, NoRows, Tables, count_layers
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves
 from bnlab.harness.reporting.style import one_figure, write_out_decades
 
@@ -29,12 +28,13 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         tables: those that its score reads, see `experiment.declared`.
 
     Raises:
-        UserError: there is nothing to draw, or more series than can be told apart.
+        NoRows: there is nothing to draw.
+        UserError: there are more series than can be told apart.
     """
     frame = figure.score(tables)
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
-        raise UserError(f"figure {figure.name}: the tables have no row for it; run its sweep again")
+        raise NoRows(f"figure {figure.name}: the tables have no row for it")
     rows, columns = _choose_grid(len(panels))
     share_x = getattr(figure.plot, "share_x", False)
     drawn, grid = plt.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
