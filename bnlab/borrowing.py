@@ -43,6 +43,23 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a borrowed model; what a `train` of its own makes of the weights for it (merged adapters) is undone."""
+    own = [module for module in model.modules() if type(module).train is not nn.Module.train]
+    before = [(p, p.detach().clone()) for p in dict.fromkeys(p for module in own for p in module.parameters())]
+    model.eval()
+    changed = [(p, value, p.detach().clone()) for p, value in before if not torch.equal(p, value)]
+    try:
+        yield
+    finally:
+        if changed:
+            model.eval()  # the block may have left it
+        for parameter, value, merged in changed:  # without a trace, for a backward pass that is still to come
+            now = parameter.detach()
+            parameter.data.copy_(torch.where(now == merged, value, now + (value - merged)))
+
+
+@contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     states, tensors = [_capture(module) for module in modules], KeptTensors(list_state_tensors(model))
     for module in modules:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, using
+from bnlab.inference import Rule, TestBatch, applied
 from bnlab.statistics import Layout
 from tests.helpers import assert_equal_statistics, images, plain, randomized, residual, train, unchanged
 
@@ -71,6 +72,47 @@ def test_using() -> None:
     loss.backward()  # what it has saved was not written into
     with unchanged(model), pytest.raises(ZeroDivisionError), using(model, statistics):
         raise ZeroDivisionError
+
+
+class MergedInEval(nn.Conv2d):
+    """An adapter of low rank that `train` merges into the weights, as loralib's do."""
+
+    def __init__(self, *args: int) -> None:
+        super().__init__(*args)
+        self.adapter, self.is_merged = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1)), False
+
+    def train(self, mode: bool = True) -> "MergedInEval":
+        super().train(mode)
+        if mode == self.is_merged:
+            self.weight.data += -self.adapter.data if mode else self.adapter.data
+            self.is_merged = not mode
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight + (0 if self.is_merged else self.adapter), self.bias)
+
+
+@pytest.mark.parametrize("in_block", [nn.Module.eval, nn.Module.train])
+@pytest.mark.parametrize("rule", [None, TestBatch()])
+def test_weights_that_are_merged_in_eval_mode_come_back(
+    in_block: Callable[[nn.Module], object], rule: Rule | None
+) -> None:
+    model = nn.Sequential(MergedInEval(3, 6, 3), nn.BatchNorm2d(6)).train()
+    batches = images(4, 4)
+    statistics = population_statistics(model, batches)
+    loss = model(batches[0]).square().sum()
+    expected = copy.deepcopy(model).eval()
+    statistics.write_to(expected)
+    with unchanged(model), using(model, statistics) if rule is None else applied(model, rule):
+        if rule is None:
+            assert torch.equal(model(batches[0]), expected(batches[0]))
+        in_block(model)
+    loss.backward()
+    with applied(model, TestBatch()):  # weights that are trained in the block stay
+        model[0].weight.data[0] += 1
+    trained = model[0].weight.detach() - expected.train()[0].weight.detach()
+    assert torch.allclose(trained[0], torch.ones(3, 3, 3)) and trained[1:].abs().max() < 1e-6
+    assert not model[0].is_merged
 
 
 WRITERS: dict[str, Callable[[nn.Module], object]] = {
