@@ -27,11 +27,11 @@ _CONTAINERS: tuple[type[Any], ...] = (dict, list, set)
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """Lend `model` to the block and put everything back afterwards, also after an exception.
 
-    Modes, momentum, hooks, parameters' and buffers' identity, buffers' values, every attribute of every module
-    (lists, sets and dictionaries by their entries), and the random state of torch, numpy and Python. Parameter
-    values and gradients are not copied: do not train a borrowed model. What is compiled runs uncompiled inside
-    the block, because hooks that come later do not reach a compiled graph. Flags of torch and Python that hold for
-    the whole process are put back too.
+    Modes, momentum, hooks, parameters' and buffers' identity, which parameters want gradients, buffers' values, every
+    attribute of every module (lists, sets and dictionaries by their entries), and the random state of torch, numpy and
+    Python. Parameter values and gradients are not copied: do not train a borrowed model. What is compiled runs
+    uncompiled inside the block, because hooks that come later do not reach a compiled graph. Flags of torch and Python
+    that hold for the whole process are put back too.
 
     Raises:
         ValueError: a part of the model is lent to another thread, or a recorded layer is being called.
@@ -44,7 +44,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a borrowed model; what a `train` of its own makes of the weights for it (merged adapters) is undone."""
+    """Eval mode for a borrowed model; what a `train` of its own makes of weights for it (merged adapters) is undone."""
     own = [module for module in model.modules() if type(module).train is not nn.Module.train]
     before = [(p, p.detach().clone()) for p in dict.fromkeys(p for module in own for p in module.parameters())]
     model.eval()
@@ -62,6 +62,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     states, tensors = [_capture(module) for module in modules], KeptTensors(list_state_tensors(model))
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module in modules:
         _pause(module)
     with tensors.restored(unseen=True), _random_state_restored(), flags_restored(), _uncompiled():
@@ -70,6 +71,9 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
         finally:
             for module, state in zip(modules, states, strict=True):
                 _restore(module, state)
+            for parameter, is_trained in trained:
+                if parameter.requires_grad != is_trained:
+                    parameter.requires_grad_(is_trained)
 
 
 def _pause(module: nn.Module) -> None:

@@ -72,6 +72,7 @@ def disturb(model: Any) -> None:
     model(images(4)[0])
     model.train()
     model(images(4)[0])  # torch's own update of running statistics does not change a buffer's version
+    model.requires_grad_(False)
     model.bn.momentum, model.bn.eps = 0.9, 1.0
     model.bn.running_mean = torch.ones(4)
     model.inner[1].running_var.data.fill_(7)
@@ -100,6 +101,7 @@ def test_borrowed_comes_back_as_it_was(error: type[BaseException] | None) -> Non
                     raise error
         except BaseException as raised:
             assert type(raised) is error
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_borrowing_does_not_break_a_backward_pass_that_is_still_to_come() -> None:
