@@ -200,7 +200,7 @@ class MomentTrace:
         Once this has been called, nothing else counts as a step, and what was recorded before is the first one.
 
         Raises:
-            ValueError: the trace is not recording (any more).
+            ValueError: the trace is not recording (any more), or an optimizer's updates count.
         """
         if self.recording is None:
             raise ValueError("MomentTrace.step: nothing is recorded now; call it inside of the record block")

@@ -712,6 +712,9 @@ def test_steps_of_an_optimizer() -> None:
     assert steps(trace) == [[1, 1, 2, 2]] * 2 and trace.last_step == 2
     assert len(optimizer._optimizer_step_post_hooks) == hooks
     assert_equal_statistics(replay(trace, EMA(0.1))[2], running_statistics(model))
+    with pytest.raises(ValueError, match="would count this one twice"), record(model, optimizer=optimizer) as trace:
+        updating(model, optimizer, images(4)[0], calls=1)
+        trace.step()
     with pytest.raises(TypeError, match=r"record: optimizer is a float; pass a torch.optim.Optimizer, or None"):
         record(model, optimizer=0.1).__enter__()  # type: ignore[arg-type]
 

@@ -118,6 +118,7 @@ class Recording:
     def __init__(self, model: nn.Module, layers: Mapping[str, BatchNorm], step: int) -> None:
         self.trace = MomentTrace({name: _begin_trace(layer) for name, layer in layers.items()}, first_step=step)
         self.steps = StepCounter(self.trace, model, layers.values())
+        self._counts_optimizer = False
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         self.membership = Membership(self.trace, model, layers)
         self.recorders = [
@@ -131,6 +132,7 @@ class Recording:
             self.trace.recording = self
             undo.callback(setattr, self.trace, "recording", None)
             if optimizer is not None:
+                self._counts_optimizer = True
                 self.steps.count_updates_only()
                 optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # wrappers have not: no hook would run
                 count_update = torch.compiler.disable(lambda stepped, *_: self.end_update(stepped))
@@ -145,9 +147,14 @@ class Recording:
 
     def end_update(self, optimizer: torch.optim.Optimizer) -> None:
         if not is_within_another_step(optimizer):
-            self.end_step()
+            self.steps.end_step()
 
     def end_step(self) -> None:
+        if self._counts_optimizer:
+            raise ValueError(
+                "MomentTrace.step: record counts the updates of its optimizer, and would count this one twice; call it "
+                "without optimizer= only"
+            )
         self.steps.end_step()
 
     def truncate(self, step: int) -> None:
