@@ -45,18 +45,29 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a borrowed model; what a `train` of its own makes of weights for it (merged adapters) is undone."""
-    own = [module for module in model.modules() if type(module).train is not nn.Module.train]
-    before = [(p, p.detach().clone()) for p in dict.fromkeys(p for module in own for p in module.parameters())]
-    model.eval()
-    changed = [(p, value, p.detach().clone()) for p, value in before if not torch.equal(p, value)]
+    changes = _enter_eval_mode(model)
     try:
         yield
     finally:
-        if changed:
+        if changes:
             model.eval()  # the block may have left it
-        for parameter, value, merged in changed:  # without a trace, for a backward pass that is still to come
+        for parameter, memory, value, given in changes:  # without a trace: a backward pass may be still to come
             now = parameter.detach()
-            parameter.data.copy_(torch.where(now == merged, value, now + (value - merged)))
+            trained = torch.where(now == given, value, value + (now - given))
+            parameter.data = memory
+            parameter.data.copy_(trained)
+
+
+def _enter_eval_mode(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
+    """The parameters that this changes: each with its memory and values before, and the values that it is given."""
+    own = [m for m in model.modules() if (type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval)]
+    before = [(p, p.detach(), p.detach().clone()) for p in dict.fromkeys(p for m in own for p in m.parameters())]
+    model.eval()
+    return [
+        (parameter, memory, value, parameter.detach().clone())
+        for parameter, memory, value in before
+        if parameter.data_ptr() != memory.data_ptr() or not torch.equal(parameter, value)
+    ]
 
 
 @contextlib.contextmanager

@@ -92,6 +92,29 @@ class MergedInEval(nn.Conv2d):
         return self._conv_forward(x, self.weight + (0 if self.is_merged else self.adapter), self.bias)
 
 
+class AveragedInEval(nn.Sequential):
+    """Evaluates with other weights, which lie elsewhere."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.own = [parameter.data for parameter in self.parameters()]
+        self.averages = [torch.ones_like(own) for own in self.own]
+
+    def eval(self) -> "AveragedInEval":
+        for parameter, average in zip(self.parameters(), self.averages, strict=True):
+            parameter.data = average
+        return super().eval()
+
+
+def test_weights_that_are_exchanged_in_eval_mode_come_back() -> None:
+    model = AveragedInEval(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)).train()
+    statistics = population_statistics(model, images(4))
+    with unchanged(model), using(model, statistics):
+        assert bool((model[0].weight == 1).all())
+    assert all(bool((average == 1).all()) for average in model.averages)
+    assert all(p.data_ptr() == own.data_ptr() for p, own in zip(model.parameters(), model.own, strict=True))
+
+
 @pytest.mark.parametrize("in_block", [nn.Module.eval, nn.Module.train])
 @pytest.mark.parametrize("rule", [None, TestBatch()])
 def test_weights_that_are_merged_in_eval_mode_come_back(
