@@ -65,9 +65,9 @@ SHORT = {
     "batch, large only where they are few; in a convolutional network each pixel counts as a value. It makes the "
     "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes accuracy by "
     "{unbiasing.correction_costs_nothing: holds}.",
-    "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: undecided} on average over five "
-    "networks; whether it costs anything is undecided at every batch size, and so is whether it gains early at batch "
-    "256{if momentum.mistake_gains_early: undecided}.",
+    "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: undecided} on average over "
+    "five networks; whether it costs anything is undecided at every batch size, and so is whether it gains early at "
+    "batch 256{if momentum.mistake_gains_early: undecided}.",
     "Q5": "Because the weights move: at the end of training the plain average is "
     "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it "
     "costs {training_curve.cumulative_costs: at the end of training: holds} at batch 64.",
