@@ -108,8 +108,8 @@ SHORT = {
     "network that was trained is undecided{if weight_averaging.stale_statistics_cost: undecided}.",
     "Q12": "No: breadth first, the exact statistics of a residual network with 20 layers take "
     "{passes.images_cost_no_more: images 512|images 1024: holds} as long as one forward, for 512 and 1,024 images. "
-    "For 256 images and 8 to 32 layers they take about twice as long, {passes.one_pass_is_enough: model.depth "
-    "8|model.depth 14|model.depth 20|model.depth 32: undecided}. The price is memory, {passes.memory_is_the_price: "
+    "For 256 images and networks of 8 to 56 layers they take about twice as long, {passes.one_pass_is_enough: "
+    "undecided}; whether it is less than twice is undecided. The price is memory, {passes.memory_is_the_price: "
     "holds} as much for four times the images; with an eighth of the memory that it takes by itself, the forward of "
     "each batch is begun {passes.less_memory_is_enough: shortage 8: holds} times.",
     "Q13": "On test images the difference between statistics of the validation split and exact ones is "
