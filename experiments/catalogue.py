@@ -57,10 +57,11 @@ SHORT = {
     "{quickstart.default_costs_early: batch size 256: holds} at batch 256, but {quickstart.default_costs_early: batch "
     "size 4: fails} at batch 4; whether it costs more than a point that early at batch 1024 on characters is "
     "undecided{if training_curve.ema_is_pessimistic_early: undecided}. At the end it costs next to nothing at batch 4 "
-    "and 32 on digits, {quickstart.default_is_harmless_late: batch size 4|batch size 32: holds}. A moving average of "
-    "the mini-batches' accuracy, minus the accuracy that the network has on training images, is "
+    "and 32 on digits, {quickstart.default_is_harmless_late: batch size 4|batch size 32: holds}; at batch 256 that is "
+    "undecided{if quickstart.default_is_harmless_late: batch size 256: undecided}. A moving average of the "
+    "mini-batches' accuracy, minus the accuracy that the network has on training images, is "
     "{running_accuracy.lags_early: batch size 16: holds} early, at batch 16, and {running_accuracy.agrees_late: "
-    "fails} at the end.",
+    "fails} at the end, at batch 16 and 256.",
     "Q3": "Little in this small convolutional network. The correction is m/(m−1) for the m values of a channel in a "
     "batch, large only where they are few; in a convolutional network each pixel counts as a value. It makes the "
     "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes accuracy by "
@@ -68,13 +69,13 @@ SHORT = {
     "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: undecided} on average over "
     "five networks; whether it costs anything is undecided at every batch size, and so is whether it gains early at "
     "batch 256{if momentum.mistake_gains_early: undecided}.",
-    "Q5": "Because the weights move: at the end of training the plain average is "
-    "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it "
-    "costs {training_curve.cumulative_costs: at the end of training: holds} at batch 64.",
-    "Q6": "To the last batch yes, to the last few no: the last batch moves PyTorch's average by "
-    "{last_batches.one_batch_is_little: holds}, but the last 16 are {last_batches.few_batches_make_it: "
-    "holds} of it. The price of a longer memory is lag: with a momentum of 0.01 only "
-    "{last_batches.stable_is_slow: holds} of a shift is followed after 64 batches.",
+    "Q5": "The plain average keeps batches of weights that have moved since: at the end of training it is "
+    "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it costs "
+    "{training_curve.cumulative_costs: at the end of training: holds} at batch 64.",
+    "Q6": "To the last batch yes, to the last few no: the last batch at the end of training moves PyTorch's average "
+    "by {last_batches.one_batch_is_little: holds}, but the last 16 are {last_batches.few_batches_make_it: holds} of "
+    "it. The price of a longer memory is lag: with a momentum of 0.01 only {last_batches.stable_is_slow: holds} of a "
+    "shift is followed after 64 batches.",
     "Q7": "Fast while the learning rate is high: in the middle of training the means of layers behind the first move "
     "{drift.follows_the_learning_rate: holds} as fast as in the last tenth, and those of the third layer "
     "{drift.deeper_is_faster: holds} as fast as those of the second. In the last tenth these means still move, in ten "
@@ -91,12 +92,12 @@ SHORT = {
     "it changes accuracy by {unbiasing.weights_cost_nothing: holds}. The mean of the variances leaves out how batch "
     "means differ; yet on frozen weights, in batches of 2 and 4, pooling, which counts that too, is "
     "{unbiasing.pooled_is_nearer_when_frozen: fails} as far off in layers behind others.",
-    "Q10": "It predicts the noise, not the optimum: over an epoch the measured noise is "
-    "{epoch_dip.theory_predicts_the_course: holds} the predicted one, but theory's momentum is "
-    "{optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} too large or too small at batch 256 "
-    "after 55% of training. Whether it is within a factor of 2 in the other eight conditions is undecided{if "
-    "optimum.theory_knows_momentum: after 20% of training|after 55% of training, batch size 16|after 55% of training, "
-    "batch size 64|at the end of training: undecided}.",
+    "Q10": "Within an epoch, on frozen weights at batch 256, it predicts the noise: the measured one is "
+    "{epoch_dip.theory_predicts_the_course: holds} the predicted one. The optimum it misses at batch 256 after 55% of "
+    "training: theory's momentum is {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} too "
+    "large or too small there, in the geometric mean over layers. Whether it is within a factor of 2 in the other "
+    "eight conditions is undecided{if optimum.theory_knows_momentum: after 20% of training|after 55% of training, "
+    "batch size 16|after 55% of training, batch size 64|at the end of training: undecided}.",
     "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: batch "
     "size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
     "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "
@@ -112,20 +113,20 @@ SHORT = {
     "undecided}; whether it is less than twice is undecided. The price is memory, {passes.memory_is_the_price: "
     "holds} as much for four times the images; with an eighth of the memory that it takes by itself, the forward of "
     "each batch is begun {passes.less_memory_is_enough: shortage 8: holds} times.",
-    "Q13": "On test images the difference between statistics of the validation split and exact ones is "
-    "{test_batch.validation_serves: undecided}; whether it is within 0.3, and whether they gain more on validation "
-    "images themselves, which would be a leak, is undecided{if test_batch.validation_leaks_nothing: undecided}. Few "
-    "images serve badly: statistics of two test images cost {test_batch.tiny_test_batches_cost: holds}, those of 512 "
-    "{test_batch.large_test_batches_cost_nothing: batch size 16: holds} in networks trained at batch 16. Where test "
-    "images are strongly corrupted, statistics of 256 of them gain {shift.many_images_gain: holds} against exact ones "
-    "of the training images.",
+    "Q13": "On test images, statistics of the validation split against exact ones: "
+    "{test_batch.validation_serves: undecided}; whether that is within 0.3, and whether on validation images "
+    "themselves they gain 0.3 more than there, which would be a leak, is undecided{if "
+    "test_batch.validation_leaks_nothing: undecided}. Few images serve badly: statistics of two test images cost "
+    "{test_batch.tiny_test_batches_cost: holds}, those of 512 {test_batch.large_test_batches_cost_nothing: batch size "
+    "16: holds} in networks trained at batch 16. Where test images are strongly corrupted, statistics of 256 of them "
+    "gain {shift.many_images_gain: holds} against exact ones of the training images.",
     "Q14": "For the final test a pass over all data is not needed: against statistics of all images those of 512 cost "
-    "{sample_budget.hundreds_nearly_suffice: holds}. For validation running estimates are as good at the end of "
-    "training at batch 64, {training_curve.exact_gains_nothing_late: holds} apart. Over a training at a constant "
-    "learning rate they show {model_selection.ema_shows_less: holds} less than exact statistics do; the checkpoint "
-    "that they pick costs {model_selection.ema_picks_as_well: batch size 16: holds} at batch 16, and whether it costs "
-    "less than half a point at batch 256 is undecided{if model_selection.ema_picks_as_well: batch size 256: "
-    "undecided}.",
+    "{sample_budget.hundreds_nearly_suffice: at the end of training: holds}. For validation PyTorch's running average "
+    "is as good at the end of training at batch 64, {training_curve.exact_gains_nothing_late: holds} apart. Over a "
+    "training at a constant learning rate it shows {model_selection.ema_shows_less: holds} less than exact statistics "
+    "do; the checkpoint that it picks costs {model_selection.ema_picks_as_well: batch size 16: holds} at batch 16, "
+    "and whether it costs less than half a point at batch 256 is undecided{if model_selection.ema_picks_as_well: "
+    "batch size 256: undecided}.",
     "Q15": "Jumps and rare batches, without a bound: a jump or outlier of 100 standard deviations instead of one "
     "makes the error of PyTorch's average {counterexamples.error_is_unbounded: holds} as large. In sorted "
     "batches it is {counterexamples.order_undoes_averaging: holds} as far off as a single batch in random "
@@ -139,11 +140,11 @@ SHORT = {
     "dose_response.small_errors_are_harmless: batch size 16, variances: undecided}. An error of 1.6 standard "
     "deviations in the means of one layer alone costs {dose_response.first_layer_costs_more: holds} more in the first "
     "layer than in the last.",
-    "Q17": "At batch 16 its pick costs {model_selection.ema_picks_as_well: batch size 16: holds}, although the EMA's "
-    "validation accuracy is {model_selection.ema_shows_less: batch size 16: holds} lower over training; whether its "
-    "pick costs less than half a point at batch 256 is undecided{if model_selection.ema_picks_as_well: batch size "
-    "256: undecided}, and so is, at either, whether it picks the same checkpoint in most networks{if "
-    "model_selection.ema_picks_the_same: undecided}.",
+    "Q17": "At batch 16 the checkpoint that the EMA picks costs {model_selection.ema_picks_as_well: batch size 16: "
+    "holds}, although the validation accuracy that it shows is {model_selection.ema_shows_less: batch size 16: holds} "
+    "lower over training; whether the pick costs less than half a point at batch 256 is undecided{if "
+    "model_selection.ema_picks_as_well: batch size 256: undecided}, and so is, at either, whether it picks the same "
+    "checkpoint in most networks{if model_selection.ema_picks_the_same: undecided}.",
     "Q18": "In this small network it is more accurate on characters, by {normalizers.gain_control_keeps_up: holds} at "
     "batch 4 and 64, against running averages as against exact statistics. On digits the difference at batch 2 is "
     "{normalizers_digits.gain_control_keeps_up: batch size 2: holds}, less than a point; from 4 to 256 that is "

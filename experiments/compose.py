@@ -96,14 +96,18 @@ def _check_name(configs: list[Config], words: list[str]) -> None:
 
 
 def _check_variations(jobs: list[list[Override]], given: list[Override]) -> None:
-    """UserError where another word, or what an experiment sweeps, takes the place of what a variation changes."""
+    """UserError where another word, or what an experiment sweeps, overrides what a variation sets."""
     keys = {o.get_key_element() for o in given}
     for job in jobs:
         found = {o.get_key_element(): o for o in job}
         name = found["variation"].value() if "variation" in found else None
-        for key in sorted(list_settings("variation", str(name)) & {*found}) if name else ():
-            way = "leave one out" if key in keys else f"the experiment sweeps it: write {key}=VALUE, without variation"
-            raise UserError(f"variation={name}: {_word(found[key])} takes the place of what it changes; {way}")
+        for key in sorted(list_settings(str(name)) & {*found}) if name else ():
+            way = "leave one out"
+            if key not in keys:
+                way = f"the experiment sweeps {key}: write {key}=VALUE, without variation"
+            elif "variation" not in keys:
+                way = f"the experiment sweeps variation: leave {key} out, or write variation=base"
+            raise UserError(f"variation={name}: {_word(found[key])} overrides what it sets; {way}")
 
 
 def _tell_of_unread(given: list[Override], configs: list[Config]) -> None:

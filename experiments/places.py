@@ -62,8 +62,8 @@ class Place(NamedTuple):
         found = {name: path for name, path in paths.items() if path.exists() and path.stat().st_mtime >= written}
         if len(found) < len(paths):
             print(
-                f"{self.name}: figures that are not there or older than the tables are left out; draw them: "
-                f"python -m experiments.figures {self.words}",
+                f"{self.name}: figures that are not there or older than the tables are left out; draw those that the "
+                f"tables have rows for: python -m experiments.figures {self.words}",
                 file=sys.stderr,
             )
         return found

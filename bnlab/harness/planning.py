@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
-from bnlab.harness.measurements.sources import find_sources
+from bnlab.harness.measurements.sources import FrozenWeights, find_sources
 
 _TRIAL_STEPS = 5
 _COUNTED = {"gaps", "evaluations"}  # tables whose time is predicted; others need passes and trainings of their own
@@ -48,7 +48,7 @@ def _count(number: int, noun: str) -> str:
 def plan(planned: list[Config], processes: int) -> Iterable[str]:
     """Lines of text; a few training steps of each kind of network are timed, nothing is written.
 
-    Exact statistics and predictions are counted; tables that need more than these are named.
+    Exact statistics and predictions are counted; tables and estimators that need more than these are named.
     """
     prepare_process(planned[0])
     runs: dict[str, Run] = {}
@@ -66,8 +66,9 @@ def plan(planned: list[Config], processes: int) -> Iterable[str]:
     threads = _count(torch.get_num_threads(), "thread")
     how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
     yield f"training   about {_format_seconds(training / processes)} on {how}"
-    others = sorted({name for config in planned for name in as_list(config.measurements)} - _COUNTED)
-    more = f"; more for {', '.join(others)}" if others else ""
+    others = {name for config in planned for name in as_list(config.measurements)} - _COUNTED
+    others |= {name for run in runs.values() if run.has_trace for name in _list_passes(run.config)}
+    more = f"; more for {', '.join(sorted(others))}" if others else ""
     yield f"measuring  about {_format_seconds(measuring / processes)}, less what has been done before{more}"
 
 
@@ -83,6 +84,11 @@ def _list_evaluations(run: Run) -> dict[Evaluated, int]:
             under = [(source, split, shift) for source in sources]
             found |= {(run.id, step, each): images for step in run.predicted for each in under}
     return found
+
+
+def _list_passes(config: Config) -> set[str]:
+    """Sources that need passes of their own over the data, beside the exact statistics."""
+    return {s.estimator for s in find_sources(config) if isinstance(s, FrozenWeights) and s.estimator != "exact"}
 
 
 def _time_steps(run: Run) -> tuple[float, float]:

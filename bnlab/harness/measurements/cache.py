@@ -115,12 +115,12 @@ def _measure(
             return []
         groups = ([s for s in subjects if s and s.estimator == estimator] for estimator in estimators)
         return [frame for group in groups for frame in _measure(run, name, [*group], steps, failures, options)]
-    named = {s.estimator: s for s in subjects if s}
+    sources = {s.estimator: s for s in subjects if s}
     origin = _origin(run, frame)
     frame = frame.assign(**origin)
-    if named:
-        frame["source"] = frame["estimator"].map({name: source_digest(s) for name, s in named.items()})
-        frame["code"] = frame["estimator"].map({name: code_digest(s) for name, s in named.items()})
+    if sources:
+        frame["source"] = frame["estimator"].map({key: source_digest(s) for key, s in sources.items()})
+        frame["code"] = frame["estimator"].map({key: code_digest(s) for key, s in sources.items()})
     origins = frame[[*origin]].drop_duplicates().to_json(orient="values")
     described = json.dumps([origins, [_key(s) for s in subjects], steps, list(frame)])
     path = run.folder / "measurements" / name / f"{digest(described, digits=10)}.parquet"

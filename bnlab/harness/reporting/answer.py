@@ -29,8 +29,9 @@ READING = (
     "exact binomial ones) at 5%, with Holm's correction over the lines of a claim; fails: the opposite of what the "
     "brackets say is significant. So a line can hold although its two-sided interval reaches a little past the margin, "
     "and be undecided although it does not, where a claim has many lines. Where all networks of a line have the same "
-    "number there is no interval: these networks agree, which does not say that all others would. Where several "
-    "conditions are joined, the line gives the range of their means and the outer bounds of their intervals"
+    "number, to the digits that are shown, there is no interval: these networks agree, which does not say that all "
+    "others would. Where several conditions are joined, the line gives the range of their means and the outer bounds "
+    "of their intervals"
 )
 # Settings that are named where all networks share them, and how.
 _SHARED = {
