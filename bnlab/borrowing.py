@@ -44,24 +44,31 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a borrowed model; what a `train` of its own makes of weights for it (merged adapters) is undone."""
-    changes = _enter_eval_mode(model)
+    """Eval mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone."""
+    own = [m for m in model.modules() if (type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval)]
+    changes = _enter_eval_mode(model, dict.fromkeys(p for m in own for p in m.parameters() if not p.is_meta))
     try:
         yield
     finally:
-        if changes:
-            model.eval()  # the block may have left it
-        for parameter, memory, value, given in changes:  # without a trace: a backward pass may be still to come
-            now = parameter.detach()
-            trained = torch.where(now == given, value, value + (now - given))
+        if any(module.training for module in own):
+            model.eval()  # what the block has made of it is no part of what it has trained
+        # All of them before one is written, as two may share memory.
+        trained = [_take_over(parameter.detach(), given, value) for parameter, _, value, given in changes]
+        for (parameter, memory, *_), values in zip(changes, trained, strict=True):
             parameter.data = memory
-            parameter.data.copy_(trained)
+            parameter.data.copy_(values)  # without a trace: a backward pass may be still to come
 
 
-def _enter_eval_mode(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
-    """The parameters that this changes: each with its memory and values before, and the values that it is given."""
-    own = [m for m in model.modules() if (type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval)]
-    before = [(p, p.detach(), p.detach().clone()) for p in dict.fromkeys(p for m in own for p in m.parameters())]
+def _take_over(now: Tensor, given: Tensor, value: Tensor) -> Tensor:
+    """`value`, changed as `given` has been changed to `now`."""
+    return torch.where((now == given) | given.isnan(), value, value + (now - given))
+
+
+def _enter_eval_mode(
+    model: nn.Module, parameters: Iterable[nn.Parameter]
+) -> list[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
+    """Those of `parameters` that this changes: each with its memory and values before, and the values it is given."""
+    before = [(p, p.detach(), p.detach().clone()) for p in parameters]
     model.eval()
     return [
         (parameter, memory, value, parameter.detach().clone())
@@ -73,7 +80,7 @@ def _enter_eval_mode(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, Tenso
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     states, tensors = [_capture(module) for module in modules], KeptTensors(list_state_tensors(model))
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module in modules:
         _pause(module)
     with tensors.restored(unseen=True), _random_state_restored(), flags_restored(), _uncompiled():
@@ -82,9 +89,9 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
         finally:
             for module, state in zip(modules, states, strict=True):
                 _restore(module, state)
-            for parameter, is_trained in trained:
-                if parameter.requires_grad != is_trained:
-                    parameter.requires_grad_(is_trained)
+            for parameter, wants_gradient in gradients:
+                if parameter.requires_grad != wants_gradient:
+                    parameter.requires_grad_(wants_gradient)
 
 
 def _pause(module: nn.Module) -> None:

@@ -138,6 +138,41 @@ def test_weights_that_are_merged_in_eval_mode_come_back(
     assert not model[0].is_merged
 
 
+def test_what_a_block_makes_of_merged_weights_is_undone() -> None:
+    model, x = nn.Sequential(MergedInEval(3, 6, 3), nn.BatchNorm2d(6)).eval(), images(4)[0]
+    expected = model(x)
+    with using(model, running_statistics(model)):
+        model.train()
+    torch.testing.assert_close(model(x), expected)
+    assert model[0].is_merged
+
+
+def test_merged_weights_that_share_memory_are_put_back() -> None:
+    model = nn.Sequential(MergedInEval(3, 3, 3), nn.BatchNorm2d(3), MergedInEval(3, 3, 3)).train()
+    model[2].weight = nn.Parameter(model[0].weight.data)
+    before = model[0].weight.detach().clone()
+    with using(model, running_statistics(model)):
+        pass
+    torch.testing.assert_close(model[0].weight.detach(), before)
+
+
+def test_weights_are_put_back_from_averages_that_have_not_begun() -> None:
+    model = AveragedInEval(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)).train()
+    model.averages = [torch.full_like(own, torch.nan) for own in model.own]
+    before = model[0].weight.detach().clone()
+    with using(model, running_statistics(model)):
+        pass
+    assert torch.equal(model[0].weight, before)
+
+
+def test_parts_on_the_meta_device_are_passed_over() -> None:
+    model = AveragedInEval(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(2, 2, device="meta")).train()
+    before = model[0].weight.detach().clone()
+    with using(model, running_statistics(model)):
+        assert torch.equal(model[0].weight, model.averages[0])
+    assert torch.equal(model[0].weight, before) and model[2].weight.is_meta
+
+
 WRITERS: dict[str, Callable[[nn.Module], object]] = {
     "trained": lambda model: model.train()(images(4)[0]),
     "loaded": lambda model: model.load_state_dict(randomized(residual(), seed=5).state_dict()),

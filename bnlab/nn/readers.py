@@ -46,11 +46,13 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
     if not layers:
         raise ValueError(f"momenta: {type(model).__name__} has no self-tuned layer; use SelfTuned.convert(model)")
+    # Held or not first: a layer that finds its buffers written begins again.
+    banks = {name: (layer.holds_choice(), layer.upkeep.collector.advance()) for name, layer in layers.items()}
     frames = [
-        _list_momenta(bank := layer.upkeep.collector.advance(), place).assign(
-            layer=name, depth=depth, statistic=statistic, batches=bank.count if layer.holds_choice() else 0
+        _list_momenta(bank, place).assign(
+            layer=name, depth=depth, statistic=statistic, batches=bank.count if is_held else 0
         )
-        for depth, (name, layer) in enumerate(layers.items(), start=1)
+        for depth, (name, (is_held, bank)) in enumerate(banks.items(), start=1)
         for place, statistic in enumerate(("mean", "var"))
     ]
     frame = pd.concat(frames, ignore_index=True)

@@ -185,7 +185,7 @@ def test_a_variation_is_of_what_an_experiment_sets(experiment: str) -> None:
     ],
 )
 def test_a_variation_without_effect_is_refused(words: str) -> None:
-    with pytest.raises(ValueError, match="takes the place of what it changes"):
+    with pytest.raises(ValueError, match="overrides what it sets"):
         plan_jobs(words.split(), multirun=True)
 
 
