@@ -185,7 +185,7 @@ def test_half_a_sweep_hides_no_other_answers(
     for name in ("final_gap", "momentum"):
         (tmp_path / name / "parts").mkdir(parents=True)
     code, out, err = call(command, f"results={tmp_path}")
-    assert code == 0 and ("final_gap: " in out or "(1 experiments" in out)
+    assert code == 0 and ("final_gap: " in out or "(1 experiment," in out)
     assert f"left out: answers of momentum, from {tmp_path}/momentum/tables: the table gaps has no rows" in err
     assert call(command, "experiment=momentum", f"results={tmp_path}").code == 2
     (tmp_path / "final_gap" / "parts").rmdir()

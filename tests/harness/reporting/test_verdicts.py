@@ -251,7 +251,7 @@ def test_scores_get_what_is_declared() -> None:
     assert set(available["gaps"]) == {"run", "step", "estimator", "momentum", "mean_gap"}
     with pytest.raises(UserError, match="table 'drift' is not declared"):
         available["drift"]
-    with pytest.raises(UserError, match="no column 'kl'; is it declared in the experiment's columns"):
+    with pytest.raises(UserError, match="no column 'kl'; is it not declared in the experiment's columns"):
         interval(rows(available, "gaps"), "kl", ["batch_size"])
     more = declared(replace(EXPERIMENT, columns={"runs": ("final_loss",)}), planted())
     assert "final_loss" in more["runs"] and set(more) == {"runs"}
