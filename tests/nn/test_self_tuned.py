@@ -924,6 +924,14 @@ def test_momenta() -> None:
     assert len(every) == 4 * 50
 
 
+def test_momenta_know_of_a_write_that_layers_have_not_seen_yet() -> None:
+    model = network()
+    held = model[1].running_mean  # type: ignore[index]
+    train(model, 30)
+    held.add_(1)
+    assert momenta(model)["batches"].tolist() == [0, 0, 30, 30]
+
+
 def test_the_error_of_a_forecast_is_a_mean_of_squares() -> None:
     """A mean that is as far off each time: its square, in variances, and 0 for the logarithm."""
     layer = SelfTuned.convert(nn.Sequential(nn.BatchNorm1d(1)))  # type: ignore[index]
