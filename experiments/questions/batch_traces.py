@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above
-from bnlab.harness.reporting.frames import interval, rows, select
+from bnlab.harness.reporting.frames import interval, paired, rows, select, share_name
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 
-SHARES = (0.1, 1.0)  # of the training
+SHARES = EARLY, END = (0.1, 1.0)  # of the training
 PLACE = ("run", "step", "layer", "channel")
 TWO = "Two channels of the second layer of one network, over training. "
 EXACT = (
@@ -55,11 +55,8 @@ def score_scatter(tables: Tables) -> pd.DataFrame:
 def score_move(tables: Tables) -> pd.DataFrame:
     """How far exact means move between a tenth and the end of training, in standard deviations at the end."""
     exact = rows(tables, "traces", SHARES, estimator="exact")
-    early, late = (exact[exact["step"] == exact.groupby("run")["step"].transform(end)] for end in ("min", "max"))
-    both = late.merge(
-        early[["run", "layer", "channel", "mean"]], on=["run", "layer", "channel"], suffixes=("", "_early")
-    )
-    moved = both.assign(moved=(both["mean"] - both["mean_early"]).abs() / both["var"] ** 0.5)
+    change = select(paired(exact, "mean", share_name(EARLY), along="panel"), panel=share_name(END))
+    moved = change.assign(moved=change["mean"].abs() / change["var"] ** 0.5)
     return interval(moved, "moved", ("batch_size",), average=("layer", "channel"))
 
 
