@@ -33,6 +33,8 @@ def _map_entries(function: Callable[[Any], Any], dictionary: Any) -> Any:
     entries = {key: map_leaves(function, value) for key, value in dictionary.items()}
     try:
         mapped = copy.copy(dictionary)
+        if getattr(dictionary, "__dict__", None) is dictionary:  # its entries are its attributes; a copy's are not
+            mapped.__dict__ = mapped
         mapped.update(entries)
         return mapped
     except Exception:  # one that cannot be copied or changed

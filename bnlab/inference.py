@@ -277,6 +277,11 @@ def _call_by_rule(
             "whatever the rule; leave the model in eval mode inside of the block"
         )
     x, *lent = _prepare_call(rule, layer, x)
+    if any(buffer.dtype == torch.float16 and buffer.isinf().any() for buffer in lent):
+        raise ValueError(
+            f"inference.applied: layer {name!r} gets a mean or variance beyond torch.float16, its buffers' type; keep "
+            "the layer in float32"
+        )
     args, kwargs = replace_input(args, kwargs, x)
     try:
         layer._buffers["running_mean"], layer._buffers["running_var"] = lent

@@ -212,6 +212,9 @@ def test_what_is_refused() -> None:
             ExampleWeighing(wrong)
     with pytest.raises(ValueError, match="batch_size=0; it is 1 or more"):
         EvalNorm(0)
+    half = nn.BatchNorm1d(3).half()
+    with pytest.raises(ValueError, match=r"layer '' gets .* beyond torch\.float16"), applied(half, TestBatch()):
+        half(torch.tensor([[-300.0], [300.0]]).half().expand(2, 3))  # their variance is 90,000
 
 
 def test_measuring_inside_of_the_block_is_of_the_model_itself() -> None:

@@ -223,6 +223,23 @@ def test_the_users_inputs_stay(strategy: str) -> None:
     twins(model, batches)
 
 
+class Attributes(dict[str, Any]):
+    """A dictionary whose entries are its attributes too."""
+
+    def __init__(self, entries: dict[str, Any]) -> None:
+        super().__init__(entries)
+        self.__dict__ = self
+
+
+@both
+def test_a_batch_that_is_written_through_its_attributes(strategy: str) -> None:
+    model, data = plain(), images(4, 3)
+    batches = [Attributes({"x": x.clone()}) for x in data]
+    found = population_statistics(model, batches, forward=lambda m, b: m(b.x.sub_(1)), strategy=strategy)
+    assert all(torch.equal(b["x"], x) and b.x is b["x"] for b, x in zip(batches, data, strict=True))
+    assert_same(found, population_statistics(model, [x - 1 for x in data], strategy=strategy))
+
+
 @both
 @pytest.mark.parametrize("kind", [UserDict, type("Named", (dict,), {})])
 def test_dictionaries_of_other_classes(strategy: str, kind: type[Any]) -> None:
