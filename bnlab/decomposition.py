@@ -165,7 +165,7 @@ def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: f
             covered[name] = (1 - kept**inside) / (1 - kept**calls)
     if short := {name: share for name, share in covered.items() if share < COVERED - 1e-9}:
         warnings.warn(
-            f"decompose: the last {ages} steps hold {min(short.values()):.0%} of the average's weight in "
+            f"decompose: the last {ages} steps hold {min(short.values()):.3g} of the average's weight in "
             f"{join_names(short)} (not in each of them, or the buffers of a layer were written before them); there "
             "noise and lag are of these steps only",
             RuntimeWarning,

@@ -86,7 +86,7 @@ def test_layers_whose_weight_is_not_in_the_last_steps_are_told() -> None:
             model(batches[step % 4])
     weights = copy.deepcopy(model.state_dict())
     # 8 of the 12 batches of the layer, (1 − 0.9⁸)/(1 − 0.9¹²) of its average's weight.
-    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 79% of the average's weight in '4' \("):
+    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 0\.79\d of the average's weight in '4' \("):
         decompose(model, trace, lambda _: weights, batches, momentum=0.1)
 
 

@@ -32,7 +32,7 @@ class StepCounter:
         self._trace = trace
         self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
         self._warned = False
-        self._changed: dict[int, str] = {}  # by step, the first layer whose weights have changed within
+        self._changed: dict[int, str] = {}  # by step, the first layer whose weights changed before the step had ended
         self._inside: dict[int, list[nn.Module]] = {}  # of a module or layer, the recorded layers in it
         self._parts: dict[int, set[int]] = {}  # all modules in it
         self.modules: list[nn.Module] = []

@@ -89,11 +89,15 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
         A value for each row; NaN where its estimator has no such parameter.
 
     Raises:
-        UserError: the column `estimator` is missing.
+        UserError: the column `estimator` is missing, or the parameter is no number.
     """
     require_columns(frame, ["estimator"])
     pattern = rf"^{of or '[^(]+'}\((?:.*,)?\s*{name}\s*=\s*([^,)\s]+)"
-    return frame["estimator"].str.extract(pattern, expand=False).astype(float)
+    texts = frame["estimator"].str.extract(pattern, expand=False)
+    numbers = pd.to_numeric(texts, errors="coerce")
+    if len(words := texts[numbers.isna() & texts.notna()]):
+        raise UserError(f"the parameter {name} of {frame['estimator'][words.index[0]]} is no number")
+    return numbers.astype(float)
 
 
 def check_estimators(estimators: pd.Series, wanted: Any) -> None:

@@ -71,3 +71,5 @@ def test_parameters_in_the_names_of_estimators() -> None:
         np.testing.assert_array_equal(find_parameter(frame, name, of), expected)
     with pytest.raises(UserError, match="no column 'estimator'"):
         find_parameter(frame.rename(columns={"estimator": "name"}), "n")
+    with pytest.raises(UserError, match=r"the parameter pooled of window\(k=20,pooled=False\) is no number"):
+        find_parameter(frame, "pooled")
