@@ -4,6 +4,7 @@ import collections
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import population_statistics, record, record_frozen, running_statistics, self_consistency, using
+from bnlab import borrowing, population_statistics, record, record_frozen, running_statistics, self_consistency, using
 from bnlab.borrowing import borrowed
 from bnlab.layers import batch_norm_layers, match_names
 from tests.helpers import images, plain, residual, unchanged
@@ -102,6 +103,19 @@ def test_borrowed_comes_back_as_it_was(error: type[BaseException] | None) -> Non
         except BaseException as raised:
             assert type(raised) is error
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("measure", [record_frozen, partial(population_statistics, upstream="batch")])
+def test_a_model_is_borrowed_for_all_batches_at_once(
+    measure: Callable[[nn.Module, list[Tensor]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, counts, borrow = plain(), list[int](), borrowing._borrowed
+    for batches in (2, 5):
+        lent = list[nn.Module]()
+        monkeypatch.setattr(borrowing, "_borrowed", lambda m, *rest, lent=lent: (lent.append(m), borrow(m, *rest))[1])
+        measure(model, images(4)[:1] * batches)
+        counts.append(len(lent))
+    assert counts[0] == counts[1] in (1, 2)  # once more for the check of upstream="batch" on its first batch
 
 
 def test_borrowing_does_not_break_a_backward_pass_that_is_still_to_come() -> None:
