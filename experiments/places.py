@@ -37,6 +37,11 @@ class Place(NamedTuple):
         return (REFERENCE if self.results is None else Path(self.results)) / self.name
 
     @property
+    def is_there(self) -> bool:
+        """Whether it has tables."""
+        return (self.folder / ("runs.parquet" if self.results is None else "parts")).exists()
+
+    @property
     def command(self) -> str:
         """The sweep that makes them."""
         return f"python -m experiments.sweep {self.words}"
@@ -73,9 +78,9 @@ class Place(NamedTuple):
         from bnlab.harness import load
         from bnlab.harness.errors import UserError
 
+        if not any((self.folder / entry).exists() for entry in ("parts", "runs.parquet")):
+            raise UserError(f"no results for {self.name!r} in {self.results or REFERENCE}/; run: {self.command}")
         if self.results is not None:
-            if not (self.folder / "parts").is_dir():
-                raise UserError(f"no results for {self.name!r} in {self.results}/; run: {self.command}")
             return load(self.name, self.results)
         import pandas as pd
 
@@ -123,17 +128,18 @@ def find_places(words: list[str]) -> list[Place]:
     from experiments.questions import list_questions
 
     if not words:
-        known = [name for name in list_questions() if (REFERENCE / name / "runs.parquet").exists()]
+        known = [place for name in list_questions() if (place := Place(name, name, None)).is_there]
         if not known:
             raise UserError(f"no reference results in {REFERENCE}/; for your own: results={RESULTS}")
-        return [Place(name, name, None) for name in known]
+        return known
     from experiments.compose import find_results
 
     own = [word for word in words if word.startswith("name=")]
     if own and not names_experiment(words):
         raise UserError(f"{own[0]}: the results of which experiment? experiment=NAME {own[0]}")
     places = [Place(*find_results(command)) for command in repeat_for_experiments(words)]
-    there = [place for place in places if names_experiment(words) or (place.folder / "parts").is_dir()]
+    places = [place._replace(results=None) if place.results == str(REFERENCE) else place for place in places]
+    there = [place for place in places if place.is_there or names_experiment(words)]
     if not there:
         usual = places[0]._replace(experiment="quickstart", name="quickstart")
         raise UserError(

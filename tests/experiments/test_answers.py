@@ -54,6 +54,19 @@ def test_what_is_said_without_results(
     assert returned == code and (err if code else out).startswith(expected) and err.count("\n") <= 2
 
 
+def test_the_reference_results_are_answered_from_by_their_folder(call: Call) -> None:
+    """They have no networks; what was advised was to sweep into them."""
+    code, out, err = call("answers", "experiment=quickstart", "results=results/reference")
+    assert (code, err) == (0, "") and out.startswith("quickstart: What do running averages cost")
+    code, _, err = call("figures", "experiment=quickstart", "results=results/reference")
+    assert code == 2 and re.fullmatch(
+        r"error: results/reference/quickstart/ has tables without the networks; read them one by one: "
+        r"pandas\.read_parquet\('\S+\.parquet'\), or make them again: python -m experiments\.sweep "
+        r"experiment=quickstart\n",
+        err,
+    )
+
+
 @pytest.mark.parametrize("command", ["answers", "report"])
 def test_without_reference_results_nothing_is_written(
     command: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

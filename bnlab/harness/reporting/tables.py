@@ -214,7 +214,14 @@ def load(name: str, results: str | Path = "results") -> Tables:
     """
     folder = Path(results) / name
     if not (folder / "parts").is_dir():
-        words = [f"experiment={name}"] * (name != "adhoc") + [f"results={results}"] * (str(results) != "results")
+        kept = sorted(folder.glob("*.parquet"))  # reference tables: of what they were made from nothing is there
+        elsewhere = [f"results={results}"] * (str(results) != "results" and not kept)
+        words = [f"experiment={name}"] * (name != "adhoc") + elsewhere
         command = shlex.join(["python", "-m", "experiments.sweep", *words])
+        if kept:
+            raise UserError(
+                f"{folder}/ has tables without the networks; read them one by one: "
+                f"pandas.read_parquet({str(kept[0])!r}), or make them again: {command}"
+            )
         raise UserError(f"no results for {name!r} in {results}/; run: {command}")
     return Tables(assemble(folder), Path(results))
