@@ -202,6 +202,8 @@ class SelfTuned(BatchNorm):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelfTuned:
         had_averages = _has_averages(vars(self))
+        if had_averages:  # what is moved is taken for what the layer has left
+            self.upkeep.begin_where_written(self._buffers, certainly=True)
         super()._apply(fn, recurse)
         if _has_averages(vars(self)):
             (self.upkeep.move if had_averages else self.upkeep.begin)(self._buffers)

@@ -333,6 +333,20 @@ def test_averages_begin_from_what_something_else_writes(write: Callable[..., obj
     assert begins_from(model, {"1.running_mean": torch.full((6,), 3.0)})
 
 
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("move", [nn.Module.cpu, lambda model: model.double().float()], ids=["device", "type"])
+def test_averages_begin_from_what_was_written_before_the_model_is_moved(
+    write: Callable[..., object], move: Callable[..., object]
+) -> None:
+    model = network()
+    train(model, 3)
+    model.eval()
+    write(model[1], model)  # type: ignore[index]
+    move(model)
+    assert momenta(model)["batches"].tolist() == [0, 0, 3, 3]
+    assert begins_from(model, {"1.running_mean": torch.full((6,), 3.0)})
+
+
 @pytest.mark.parametrize(("batches", "told"), [(1, True), (3, True), (4, False)])
 def test_buffers_that_are_written_after_every_few_batches_are_told(batches: int, told: bool) -> None:
     """As around the forward of an attack: the averages begin again, and nothing is ever chosen."""
