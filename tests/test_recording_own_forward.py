@@ -1,6 +1,7 @@
 """Recording layers with a forward of their own, or with hooks that came later than the block."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import record, replay, running_statistics
-from bnlab.estimators import EMA
+from bnlab.estimators import EMA, PooledCumulative
 from tests.helpers import assert_equal_statistics, images
 
 
@@ -212,3 +213,27 @@ def test_a_global_hook_sees_the_layers_own() -> None:
     finally:
         handle.remove()
     assert seen == [0.1, 0.1] and len(trace.layers[""]) == 2
+
+
+class Uncorrected(nn.BatchNorm2d):
+    """Averages variances with ddof 0, as Keras and flax do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+            self.running_mean += 0.1 * (mean - self.running_mean)
+            self.running_var += 0.1 * (var - self.running_var)
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+
+@pytest.mark.parametrize("kind", [Uncorrected, Averaging])
+def test_variances_that_some_estimators_take_for_unbiased_are_told(kind: type) -> None:
+    layer = kind(3) if kind is Uncorrected else kind("in place")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with record(nn.Sequential(layer)) as trace:
+            layer(x := torch.randn(2, 3, 1, 2))
+    told = ["'0' average variances with ddof 0" in str(w.message) for w in caught]
+    assert told == [True] * (kind is Uncorrected)
+    ratio = replay(trace, PooledCumulative())[1]["0"].var / x.double().var((0, 2, 3), correction=0)
+    assert torch.allclose(ratio, torch.full_like(ratio, 0.75 if told else 1.0), atol=1e-5)

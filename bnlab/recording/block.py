@@ -69,8 +69,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
             model, or has taken one out of it for some of the training; layers have averaged into other running buffers
             (of `functional_call`) than they have at the end; the weights have changed within a step or,
-            where updates are counted, within some of the steps; or a layer had momentum 0 or None (as
-            `update_bn` sets it) in some of its calls, which are entries all the same.
+            where updates are counted, within some of the steps; a layer had momentum 0 or None (as
+            `update_bn` sets it) in some of its calls, which are entries all the same; or layers average variances
+            with ddof 0, which some estimators take for unbiased.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
             in the block.
     """
@@ -96,6 +97,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     recording.warn_of_the_unrecorded()
     recording.warn_of_exchanged_buffers()
     recording.warn_of_other_momenta()
+    recording.warn_of_biased_variances()
     recording.membership.warn_of_new_layers()
     recording.membership.warn_of_missed_layers()
 
@@ -215,6 +217,16 @@ class Recording:
                     f"one in others; all are in the trace, and replays {consequence}",
                     stacklevel=4,
                 )
+
+    def warn_of_biased_variances(self) -> None:
+        """Say which layers' entries have other variances than estimators that pool or correct them take them for."""
+        if biased := [recorder.name for recorder in self.recorders if recorder.is_biased]:
+            warnings.warn(
+                f"record: {join_names(biased)} average variances with ddof 0, which are in the trace as they are; "
+                "estimators that take them for unbiased (pooled ones, BiasedEMA, DeviationEMA) make them too small, by "
+                "a factor of 1 - 1/n for batches of n values per channel",
+                stacklevel=4,
+            )
 
 
 def _choose_recorder(layer: BatchNorm) -> type[Recorder]:

@@ -31,7 +31,9 @@ def hold_the_same(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def find_averaged_moments(x: object, before: Tensor, after: Tensor, momenta: Iterable[float]) -> Tensor | None:
+def find_averaged_moments(
+    x: object, before: Tensor, after: Tensor, momenta: Iterable[float]
+) -> tuple[Tensor, int] | None:
     """Mean and variance of `x` if running buffers `before` and `after` differ by averaging them; None otherwise.
 
     Args:
@@ -40,17 +42,17 @@ def find_averaged_moments(x: object, before: Tensor, after: Tensor, momenta: Ite
         momenta: the weights that the batch may have been given.
 
     Returns:
-        [2, C] of the buffers' type; the variance is unbiased, or has ddof 0 where that is what has been averaged.
+        [2, C] of the buffers' type, and the variance's ddof: 1, or 0 where that is what has been averaged.
     """
     if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != before.shape[1] or not x.is_floating_point():
         return None
     wide = x if x.dtype == torch.float64 else x.float()
     count = x.numel() // x.shape[1]
     var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
-    for divisor in (max(count - 1, 1), count):
-        moments = torch.stack((mean, var * (count / divisor)))
+    for ddof in (1, 0):
+        moments = torch.stack((mean, var * (count / max(count - ddof, 1))))
         if any(_are_averaged(moments, before, after, momentum) for momentum in momenta):
-            return moments.to(before)
+            return moments.to(before), ddof
     return None
 
 

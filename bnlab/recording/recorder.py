@@ -61,13 +61,14 @@ class Recorder:
         exchanged: whether, after the block, the layer has the buffers of before again, but has averaged into others.
         left_out: entries that the layer's own average has left out: its momentum was 0.
         cumulative: entries with a momentum of None.
+        is_biased: whether it averages variances with ddof 0.
     """
 
     def __init__(
         self, name: str, layer: BatchNorm, trace: MomentTrace, counter: StepCounter, trained: Tensor | None
     ) -> None:
         self.name, self.layer, self.overwritten, self.exchanged = name, layer, False, False
-        self.left_out = self.cumulative = 0
+        self.left_out, self.cumulative, self.is_biased = 0, 0, False
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
         self._called = False
@@ -214,8 +215,8 @@ class Recorder:
         if (empty or not updates or output is None) and hold_the_same(values, look.values):
             return
         momenta = [self._cumulative_momentum() if m is None else m for m in (held.momentum, look.momentum)]
-        moments = None if updates > 1 else find_averaged_moments(x, look.values, values, momenta)
-        if moments is None:
+        averaged = None if updates > 1 else find_averaged_moments(x, look.values, values, momenta)
+        if averaged is None:
             self.watch.take_up(own)
             if output is not None:
                 self._refuse(updates)
@@ -223,6 +224,8 @@ class Recorder:
         self.watch.look(own)  # own code writes in a way that leaves a trace
         if held.momentum != self.watch.momentum:
             self.watch.momentum_varied = True
+        moments, ddof = averaged
+        self.is_biased |= ddof == 0
         for place, value in zip(self._trace.slot(self._entries), moments, strict=True):
             place.copy_(value)
         self._append(x.numel() // self.layer.num_features, look.step, held.momentum)  # type: ignore[attr-defined]
