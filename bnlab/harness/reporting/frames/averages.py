@@ -67,8 +67,8 @@ def interval(
     """`by` and `mean`, `low`, `high` (95%, Student), `n` of `value` over seeds: one row for each of `by`.
 
     Three more columns: `error` is the standard error over seeds, `log` says whether it is one of logarithms, `share`
-    whether the mean is a share of the seeds, as it is of truth values: the interval is exact then (Clopper & Pearson
-    1934). NaN values are left out; one seed has no interval: NaN.
+    whether the mean is a share of the seeds, as it is of truth values that are not averaged over anything else: the
+    interval is exact then (Clopper & Pearson 1934). NaN values are left out; one seed has no interval: NaN.
 
     Args:
         frame: rows with a column `seed`.
@@ -92,7 +92,7 @@ def interval(
         _check_seeds(values, [*by, "seed", *over])
         if over:
             values = _average_groups(values, value, [*by, "seed"])
-        share = frame[value].dtype == bool
+        share = frame[value].dtype == bool and not over  # a mean over layers is no longer true or false
         estimate = _estimate_share if share else _estimate
         estimates = [(*key, *estimate(group.to_numpy(float))) for key, group in _split(values, value, by)]
     found = pd.DataFrame(estimates, columns=[*by, "mean", "low", "high", "n", "error"])

@@ -95,6 +95,14 @@ def test_the_interval_of_a_share_is_exact() -> None:
     assert interval(frame[:1], "all", [])["low"].isna().all()
 
 
+def test_truth_values_that_are_averaged_within_a_seed_are_numbers() -> None:
+    records = [(seed, layer, layer > seed) for seed in range(3) for layer in range(10)]
+    frame = pd.DataFrame(records, columns=["seed", "layer", "better"])
+    found = interval(frame, "better", [], average="layer")
+    assert found.equals(interval(frame.astype({"better": float}), "better", [], average="layer"))
+    assert (found["low"] < 0.8).all() and (found["high"] > 0.8).all()
+
+
 def test_a_seed_counts_once() -> None:
     """Rows of several layers are no more seeds: an average over layers comes first."""
     layers = pd.DataFrame(
