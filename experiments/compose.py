@@ -77,7 +77,12 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
         hydra = composer.compose(shared, whole=True)
         multirun = multirun or hydra.hydra.mode == RunMode.MULTIRUN
         _check_sweeps([o for o in given if o.is_sweep_override()], multirun)
-        own = _own_sweep(hydra, given) if multirun else []
+        own = _own_sweep(hydra, given)
+        if own and not multirun:
+            swept = ", ".join(o.get_key_element() for o in own)
+            raise UserError(
+                f"{experiment_file(words)}: sweeps {swept} only with -m; write 'mode: MULTIRUN' below hydra, or add -m"
+            )
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_build_config(composer.compose(job), job) for job in jobs]
         _check_variations(jobs, given)

@@ -168,6 +168,15 @@ def test_values_are_those_that_hydra_composes() -> None:
         assert found == compose.OmegaConf.to_object(compose.compose("config", words))
 
 
+def test_what_an_experiment_sweeps_is_not_left_out(conf: Path) -> None:
+    text = HEADER + "name: own\nsteps: 9\nhydra:\n  sweeper:\n    params:\n      batch_size: 4,16\n      seed: 0,1\n"
+    (conf / "experiment/own.yaml").write_text(text)
+    with pytest.raises(ValueError, match="sweeps batch_size, seed only with -m; write 'mode: MULTIRUN'"):
+        plan_jobs(["experiment=own"], multirun=False)
+    assert len(plan_jobs(["experiment=own"], multirun=True).configs) == 4
+    assert len(plan_jobs(["experiment=own", "batch_size=4", "seed=3"], multirun=False).configs) == 1
+
+
 @pytest.mark.parametrize("experiment", ["weight_averaging", "model_selection"])
 def test_a_variation_is_of_what_an_experiment_sets(experiment: str) -> None:
     words = [f"experiment={experiment}", "variation=base,step", "batch_size=64", "seed=0"]
