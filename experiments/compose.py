@@ -86,7 +86,7 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_build_config(composer.compose(job), job) for job in jobs]
         _check_variations(jobs, given)
-        _tell_of_unread(given, configs)
+        _tell_of_unread(given, own, configs)
         _check_name(configs, words)
         sweep = Sweep(configs, [[_word(o) for o in job] for job in jobs], hydra, shared)
     return sweep if sweep.launcher == "basic" else _one_thread_each(sweep)
@@ -106,7 +106,7 @@ def _check_variations(jobs: list[list[Override]], given: list[Override]) -> None
     for job in jobs:
         found = {o.get_key_element(): o for o in job}
         name = found["variation"].value() if "variation" in found else None
-        for key in sorted(list_settings(str(name)) & {*found}) if name else ():
+        for key in sorted(list_settings(f"variation/{name}.yaml") & {*found}) if name else ():
             way = "leave one out"
             if key not in keys:
                 way = f"the experiment sweeps {key}: write {key}=VALUE, without variation"
@@ -115,18 +115,23 @@ def _check_variations(jobs: list[list[Override]], given: list[Override]) -> None
             raise UserError(f"variation={name}: {_word(found[key])} overrides what it sets; {way}")
 
 
-def _tell_of_unread(given: list[Override], configs: list[Config]) -> None:
-    """Say which of the given settings of the training no network reads: it is the one without them."""
+def _tell_of_unread(given: list[Override], own: list[Override], configs: list[Config]) -> None:
+    """Say which settings of the training that were given, or that the experiment has, no network reads."""
     read = {key for config in configs for key in flatten(training_settings(config))}
     groups = {key: getattr(configs[0], key).name for key in ("data", "model", "norm", "optimizer")}
     reasons = {"epochs": f"steps={configs[0].steps}", "freeze_with": "freeze_at is not given"}
-    for override in given:
-        key = override.get_key_element()
+    words = {o.get_key_element(): _word(o) for o in given}
+    if "experiment" in words:
+        file = f"experiment/{next(o.value() for o in given if o.get_key_element() == 'experiment')}.yaml"
+        replaced = {*words, *["epochs"] * ("steps" in words)}  # by what was given
+        written = {key for key in list_settings(file) if not {key, key.partition(".")[0]} & replaced}
+        words |= {key: f"conf/{file}: {key}" for key in sorted(written)} | {o.get_key_element(): _word(o) for o in own}
+    for key, word in words.items():
         group = key.partition(".")[0]
         is_trained_with = (group in groups and key not in (group, *_NOT_TRAINED_WITH)) or key in reasons
         if is_trained_with and key not in read:
             reason = reasons.get(key) or f"{group}.name={groups[group]}"
-            warnings.warn(f"{_word(override)}: is not read ({reason})", Note, stacklevel=2)
+            warnings.warn(f"{word}: is not read ({reason})", Note, stacklevel=2)
 
 
 def on_all_cores(sweep: Sweep) -> Sweep:

@@ -43,9 +43,9 @@ def experiment_file(words: Iterable[str]) -> str:
 
 
 @cache  # each job of a sweep asks
-def list_settings(variation: str) -> set[str]:
-    """The settings that a variation has values of, dotted, and the groups of which it chooses a file."""
-    content = yaml.safe_load((CONF / "variation" / f"{variation}.yaml").read_text()) or {}
+def list_settings(file: str) -> set[str]:
+    """The settings that a file of conf/ has values of, dotted, and the groups of which it chooses a file."""
+    content = yaml.safe_load((CONF / file).read_text()) or {}
     chosen = [key for item in content.pop("defaults", []) if isinstance(item, dict) for key in item]
     return {*flatten(content), *(key.removeprefix("override /") for key in chosen)}
 

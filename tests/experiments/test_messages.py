@@ -212,6 +212,22 @@ def test_a_setting_that_nothing_reads_is_told(word: str, reason: str, recwarn: p
     assert [str(warning.message) for warning in recwarn] == [f"{word}: is not read ({reason})"]
 
 
+def test_a_setting_of_an_experiment_that_nothing_reads_is_told(conf: Path, recwarn: pytest.WarningsRecorder) -> None:
+    text = SWEPT + "    params:\n      norm.batch_size: 4,8\nname: unread\nsteps: 9\nepochs: 3\nfreeze_with: exact\n"
+    (conf / "experiment/unread.yaml").write_text(text)
+    plan_jobs(["experiment=unread"], multirun=False)
+    assert [str(warning.message) for warning in recwarn] == [
+        "conf/experiment/unread.yaml: epochs: is not read (steps=9)",
+        "conf/experiment/unread.yaml: freeze_with: is not read (freeze_at is not given)",
+        "norm.batch_size=4,8: is not read (norm.name=batch)",
+    ]
+
+
+def test_what_replaces_a_setting_of_an_experiment_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
+    plan_jobs(["experiment=quickstart", "steps=9"], multirun=False)
+    assert not recwarn.list
+
+
 def test_a_setting_that_some_networks_read_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
     plan_jobs(["norm=batch,group", "norm.groups=4", "epochs=3", "steps=null"], multirun=True)
     assert not recwarn.list
