@@ -85,7 +85,8 @@ def interval(
     """
     over = [average] if isinstance(average, str) else list(average or ())
     require_columns(frame, [value, "seed", *by, *over])
-    _check_mixed(frame, by, over)
+    settings = () if {*_SETTINGS} & {*over} else _SETTINGS  # others follow from one that is averaged over
+    check_mixed(frame, by, (*_IMAGES, *settings), over)
     numbers = scale * frame[value]
     values = frame.assign(**{value: _log(numbers) if geometric else numbers})
     with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
@@ -165,11 +166,10 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
     return float(values.mean()), *bounds, n, np.nan
 
 
-def _check_mixed(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
-    """UserError if rows that agree in `by` are of other images or settings: some seeds may have these alone."""
-    settings = () if {*_SETTINGS} & {*over} else _SETTINGS  # others follow from one that is averaged over
+def check_mixed(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], over: Sequence[str]) -> None:
+    """UserError if rows that agree in `by` differ in one of the columns: some seeds may have its values alone."""
     kept = {*by, *over}
-    mixed = [c for c in (*_IMAGES, *settings) if c in frame and c not in kept and frame[c].nunique() > 1]
+    mixed = [c for c in columns if c in frame and c not in kept and frame[c].nunique() > 1]
     for column in mixed:
         for key, found in _split(frame, column, by):
             if found.nunique() > 1:

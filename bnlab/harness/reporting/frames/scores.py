@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.frames.averages import interval
+from bnlab.harness.reporting.frames.averages import check_mixed, interval
 from bnlab.harness.reporting.frames.comparisons import SAME_NETWORK, paired
 from bnlab.harness.reporting.frames.networks import rows
 from bnlab.harness.reporting.frames.selection import select
@@ -42,7 +42,8 @@ def score(
             among the rows that have been compared with it.
 
     Returns:
-        A function of the tables, which returns the frame of `interval`.
+        A function of the tables, which returns the frame of `interval`; UserError where seeds have rows of a table with
+        other estimators, momenta or steps each, which a mean would mix.
 
     Raises:
         ValueError: shares beside a function, which chooses its rows itself.
@@ -60,6 +61,11 @@ def score(
             frame = select(source(tables), **wanted)
         if against is not None:
             frame = select(paired(frame, value, against, along=along, matching=matching, ratio=ratio), **compared)
-        return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
+        found = interval(frame, value, by, average=average, scale=scale, geometric=geometric)
+        if isinstance(source, str):  # a function may have chosen another momentum for each seed
+            over = [average] if isinstance(average, str) else list(average or ())
+            steps = () if shares or "epoch" in (*by, *over) else ("step",)
+            check_mixed(frame, by, ("estimator", "momentum", *steps), over)
+        return found
 
     return compute

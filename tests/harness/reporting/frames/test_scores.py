@@ -36,6 +36,20 @@ def test_a_score_selects_a_split_and_a_shift(column: str, setting: str, one: str
         score("gaps", "gap", ("panel",), (1.0,), against="exact", **{column: (one, other)})(tables(frame, runs))
 
 
+@pytest.mark.parametrize(
+    ("column", "values"), [("momentum", (0.01, 0.1)), ("estimator", ("kalman", "ema")), ("step", (5, 10))]
+)
+def test_a_score_does_not_mix_what_seeds_have_alone(column: str, values: tuple[object, object]) -> None:
+    """Rows of two sweeps, of other seeds."""
+    runs = RUNS.assign(batch_size=8, seed=[0, 1], steps=10)
+    frame = pd.DataFrame({"run": ["a", "b"], "step": 10, "estimator": "ema", "momentum": 0.1, "gap": [1.0, 3.0]})
+    all_tables = tables(frame.assign(**{column: values}), runs)
+    with pytest.raises(UserError, match=rf"several {column} \({values[0]}, {values[1]}; batch size 8"):
+        score("gaps", "gap", ("batch_size",))(all_tables)
+    assert score("gaps", "gap", ("batch_size", column))(all_tables)["n"].tolist() == [1, 1]
+    assert score(lambda found: rows(found, "gaps"), "gap", ("batch_size",))(all_tables)["n"].tolist() == [2]
+
+
 def test_a_score_tells_networks_apart_by_any_setting() -> None:
     runs = pd.DataFrame({"run": list("abcd"), "seed": [0, 1] * 2, "model.width": [8, 8, 32, 32],
                          "batch_size": 16, "steps": 10})  # fmt: skip
