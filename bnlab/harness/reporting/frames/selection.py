@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,13 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class OtherThan:
-    """All values but this one, for `select`: `estimator=OtherThan("exact")`."""
+    """All values but this one, or those of a tuple, for `select`: `estimator=OtherThan("exact")`."""
 
     value: Any
 
 
 def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows whose columns have the wanted values: one, any of a tuple, or all but one (`OtherThan`); None is null.
+    """The rows whose columns have the wanted values: one, any of several, or all others (`OtherThan`); None is null.
 
     Raises:
         UserError: there is no such column, or an estimator is wanted without the parameters that it has in the rows.
@@ -44,7 +44,7 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         if column == "estimator":
             check_estimators(frame["estimator"], value)
         if isinstance(value, OtherThan):
-            frame = frame[~_matches(frame[column], [value.value])]
+            frame = frame[~_matches(frame[column], _list_values(value.value))]
         else:
             frame = frame[_matches(frame[column], _list_values(value))]
     return frame
@@ -133,7 +133,7 @@ def name_value(key: str, value: Any) -> str:
 
 def _list_values(value: Any) -> tuple[Any, ...]:
     """The values of what may be one or several."""
-    return tuple(value) if isinstance(value, tuple | list) else (value,)
+    return tuple(value) if isinstance(value, Collection) and not isinstance(value, str) else (value,)
 
 
 def _matches(column: pd.Series, values: Sequence[Any]) -> pd.Series:

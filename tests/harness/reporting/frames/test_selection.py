@@ -19,6 +19,10 @@ def test_select() -> None:
     assert select(frame, estimator="swa").empty
     assert list(select(frame, estimator=OtherThan("exact")).index) == [0, 1]
     assert list(select(frame, momentum=OtherThan(None)).index) == [0, 1]
+    assert list(select(frame, momentum=OtherThan((0.1, None))).index) == [1]
+    assert list(select(frame, estimator=OtherThan(("ema", "swa"))).index) == [2]
+    for several in ({0.1, 0.2}, np.array([0.1, 0.2]), frame["momentum"][:2]):
+        assert list(select(frame, momentum=several).index) == [0, 1]
     with pytest.raises(UserError, match="no column 'layer'; is it not declared"):
         select(frame, layer="a")
 
