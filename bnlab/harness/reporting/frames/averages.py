@@ -45,13 +45,13 @@ def best_on_average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.Da
     Args:
         frame: rows of one estimator.
         value: the column of which the mean is taken, over all rows that agree in `by` and momentum.
-        by: what has a momentum of its own, such as "batch_size".
+        by: what has a momentum of its own, such as "batch_size"; null keys are kept.
 
     Raises:
         UserError: a column is missing.
     """
     means = average(frame, value, (*by, "momentum"))
-    best = means.loc[means.groupby([*by])[value].idxmax(), [*by, "momentum"]]
+    best = means.loc[means.groupby([*by], dropna=False)[value].idxmax(), [*by, "momentum"]]
     return frame.merge(best, on=[*by, "momentum"])
 
 

@@ -99,13 +99,14 @@ def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[s
         points: rows with `by` and a positive `x`.
         curves: rows with `by`, `x` and `mean`, such as those of `interval`.
         x: the column across.
-        by: what the curves are told apart by; points without a curve, or beyond its ends, are left out.
+        by: what the curves are told apart by, null too; points without a curve, or beyond its ends, are left out.
     """
     require_columns(points, [x, *by])
     require_columns(curves, [x, "mean", *by])
     placed = []
-    for key, curve in curves.dropna(subset=[x, "mean"]).sort_values(x).groupby(list(by), sort=False):
-        here = points[(points[list(by)] == list(key)).all(axis=1) & points[x].between(curve[x].min(), curve[x].max())]
+    for key, curve in curves.dropna(subset=[x, "mean"]).sort_values(x).groupby(list(by), dropna=False, sort=False):
+        same = select(points, **{column: None if at != at else at for column, at in zip(by, key, strict=True)})
+        here = same[same[x].between(curve[x].min(), curve[x].max())]
         placed.append(here.assign(mean=np.interp(np.log(here[x]), np.log(curve[x]), curve["mean"])))
     return pd.concat(placed) if placed else points[:0].assign(mean=np.nan)
 

@@ -48,6 +48,7 @@ def test_the_best_momentum_is_that_of_the_highest_mean() -> None:
         [8, 1, 0.1, 0.8],
         [4, 0, 0.5, 0.3],
     ]
+    assert len(best_on_average(frame.replace({"size": {8: np.nan}}), "x", ["size"])) == 3
 
 
 def test_interval_against_plain_pandas() -> None:

@@ -76,6 +76,8 @@ def test_points_on_curves() -> None:
         [8, 0.2, 7, 0],
     ]
     assert on_curves(points, curves[:0], "momentum", ["size"]).empty
+    null = [frame.assign(size=frame["size"].replace(8, np.nan)) for frame in (points, curves)]
+    assert on_curves(*null, "momentum", ["size"])["mean"].tolist() == found["mean"].tolist()
 
 
 def test_networks_of_one_seed_are_compared_along_the_setting_they_differ_in() -> None:
