@@ -103,13 +103,19 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
         return [seeds]
     mean = "geometric mean" if frame["log"].dropna().all() else "mean"
     cut = " The lower half of a band is left out beside points whose interval reaches 0." * _reaches_zero(figure, frame)
+    if _is_on_log_axis(figure) and (frame["mean"] <= 0).any():
+        cut += " Means of 0 and less have no place on the axis and are not drawn."
     return [getattr(figure.plot, "reading", Curves.reading).format(mean=mean) + cut, seeds]
+
+
+def _is_on_log_axis(figure: Figure) -> bool:
+    """Whether means are drawn upwards on a logarithmic axis."""
+    return isinstance(figure.plot, Curves | EstimatorCurves) and figure.plot.y.log
 
 
 def _reaches_zero(figure: Figure, frame: pd.DataFrame) -> bool:
     """Whether a band on a logarithmic axis has no lower half, see `style.draw_line`."""
-    is_log = isinstance(figure.plot, Curves | EstimatorCurves) and figure.plot.y.log
-    return is_log and bool((frame["low"] <= 0).any())
+    return _is_on_log_axis(figure) and bool((frame["low"] <= 0).any())
 
 
 def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:

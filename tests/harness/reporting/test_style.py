@@ -92,6 +92,15 @@ def test_bands_that_reach_zero_have_no_lower_half_on_a_logarithmic_axis() -> Non
         assert ("lower half of a band is left out" in " ".join(drawn.texts[-1].get_text().split())) == is_log
 
 
+def test_means_that_a_logarithmic_axis_cannot_show_are_told() -> None:
+    """As the gap of exact statistics, which is in the legend."""
+    for is_log, least in ((True, 0.0), (False, 0.0), (True, 0.1)):
+        rows = frame([("ema", 0.1)]).assign(mean=[1.0, least], low=np.nan, high=np.nan, log=False)
+        figure = Figure("f", "t", "c", lambda _, rows=rows: rows, EstimatorCurves(Axis("y", log=is_log)))
+        drawn = drawing.draw(figure, {})
+        assert ("are not drawn" in " ".join(drawn.texts[-1].get_text().split())) == (is_log and not least)
+
+
 def test_panels_agree_where_one_lacks_a_series() -> None:
     some = [("ema", 0.1), ("mine", np.nan), ("theirs", np.nan)]
     first, second = draw(pd.concat([frame(some[2:], "a"), frame([("ema", 0.01), *some], "b")]))
