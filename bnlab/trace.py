@@ -20,7 +20,8 @@ from bnlab.estimators import Estimator, Stream, fold
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
 
-_FORMAT, _RESTARTED = "bnlab.MomentTrace/1", "bnlab.MomentTrace/2"  # the second with restarts
+_FORMAT, _RESTARTED = "bnlab.MomentTrace/1", "bnlab.MomentTrace/3"  # the second with restarts
+_EARLIER = "bnlab.MomentTrace/2"  # restarts without steps: they are at the step of the call before
 _CHUNK = 256  # entries of one layer that are allocated at a time
 _FORGOTTEN = 1e-16  # a weight so small that calls before are left out
 _CLEARED = 16  # of them that are cleared at a time: each operation counts where a step takes a millisecond
@@ -35,11 +36,13 @@ class Start(NamedTuple):
         entries: how many calls had been recorded.
         values: [2, C], the running mean and variance.
         updates: `num_batches_tracked`, 0 for a layer without.
+        step: after which it was; the layer may have had no call for a while.
     """
 
     entries: int
     values: Tensor
     updates: int
+    step: int
 
 
 class LayerTrace:
@@ -53,6 +56,7 @@ class LayerTrace:
         counts: for each call its values per channel.
         restarts: where the buffers were written from outside (`load_state_dict`, `reset_running_stats`) between two
             calls or after the last one: replays begin again there.
+        first_step: the step of `start`.
     """
 
     def __init__(
@@ -64,8 +68,9 @@ class LayerTrace:
         counts: Sequence[int] = (),
         chunks: Sequence[Tensor] = (),
         restarts: Sequence[Start] = (),
+        first_step: int = 0,
     ) -> None:
-        self.start, self.updates, self.eps = start, updates, eps
+        self.start, self.updates, self.eps, self.first_step = start, updates, eps, first_step
         self.steps, self.counts, self.restarts = list(steps), list(counts), list(restarts)
         self.chunks = list(chunks)  # the entries that are complete, on the CPU
         self.stored = len(self.steps)  # how many those are
@@ -96,7 +101,7 @@ class LayerTrace:
     @property
     def starts(self) -> list[Start]:
         """The start, and the restarts after it."""
-        return [Start(0, self.start, self.updates), *self.restarts]
+        return [Start(0, self.start, self.updates, self.first_step), *self.restarts]
 
     @property
     def updates_now(self) -> int:
@@ -104,13 +109,18 @@ class LayerTrace:
         last = self.starts[-1]
         return last.updates + len(self) - last.entries
 
-    def restart(self, values: Tensor, updates: int) -> None:
-        """Let what comes next begin from these running buffers."""
-        self.restarts = [start for start in self.restarts if start.entries < len(self)]
-        if len(self):
-            self.restarts.append(Start(len(self), values, updates))
-        else:
+    def restart(self, values: Tensor, updates: int, step: int) -> None:
+        """Let what comes after `step` begin from these running buffers."""
+        if not len(self) and step == self.first_step:
             self.start, self.updates = values, updates
+            return
+        self.restarts = [start for start in self.restarts if (start.entries, start.step) != (len(self), step)]
+        self.restarts.append(Start(len(self), values, updates, step))
+
+    def move_to(self, step: int) -> None:
+        """Let everything that was recorded belong to one step."""
+        self.steps = [step] * len(self)
+        self.restarts = [start._replace(step=step) for start in self.restarts]
 
     def average(self, momentum: float | None) -> Tensor:
         """float64 [2, C]: the layer's own running average after the calls recorded so far."""
@@ -130,23 +140,24 @@ class LayerTrace:
         recent = momentum * torch.einsum("t,tkc->kc", kept**ages, values)
         return recent + kept**calls * start if newest == calls else recent
 
-    def truncate(self, length: int) -> None:
-        """Forget the calls after the first `length`."""
+    def truncate(self, step: int) -> None:
+        """Forget the calls and writes after `step`."""
+        length, restarts = bisect_right(self.steps, step), [start for start in self.restarts if start.step <= step]
         if length < self.stored:
             self.chunks, self.stored = [self.moments_between(0, length)], length
-        if length < len(self):
+        if length < len(self) or len(restarts) < len(self.restarts):
             self.truncated = True
         del self.steps[length:], self.counts[length:]
-        self.restarts = [start for start in self.restarts if start.entries <= length]
+        self.restarts = restarts
         self.slots.clear()
 
-    def extend(self, later: LayerTrace) -> None:
-        """Append a later part of the same run."""
+    def extend(self, later: LayerTrace, step: int) -> None:
+        """Append a later part of the same run, which begins at `step`."""
         mean, var = later.start
         is_new = not (mean.any() or (var - 1).any())
         # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
         if later.updates != self.updates_now and (later.updates or is_new):
-            self.restart(later.start, later.updates)
+            self.restart(later.start, later.updates, step)
         self.restarts += [start._replace(entries=start.entries + len(self)) for start in later.restarts]
         self.chunks.append(later.moments)
         self.steps += later.steps
@@ -255,7 +266,7 @@ class MomentTrace:
         check_number(step, lambda s: s >= self.first_step, message, kind=Integral)
         self._take_up_writes()
         for layer in self.layers.values():
-            layer.truncate(bisect_right(layer.steps, step))
+            layer.truncate(int(step))
         self.last_step = min(self.last_step, int(step))
         if self.recording is not None:
             self.recording.truncate(int(step))
@@ -282,7 +293,7 @@ class MomentTrace:
         described = [[name, layer.updates, layer.eps] for name, layer in self.layers.items()]
         restarts = {name: layer.restarts for name, layer in self.layers.items() if layer.restarts}
         tensors |= {f"{name}/restarts": torch.stack([s.values for s in all_]) for name, all_ in restarts.items()}
-        ends = {name: [(start.entries, start.updates) for start in all_] for name, all_ in restarts.items()}
+        ends = {name: [(start.entries, start.updates, start.step) for start in all_] for name, all_ in restarts.items()}
         metadata = {
             "layers": json.dumps(described),
             "steps": json.dumps([self.first_step, self.last_step]),
@@ -302,16 +313,18 @@ class MomentTrace:
             FileNotFoundError: there is no such file.
             ValueError: it is not a trace, damaged, or about another thing.
         """
-        tensors, metadata = load_tensors(path, _FORMAT, _RESTARTED, about=about)
-        restarts = json.loads(metadata.get("restarts", "{}"))
+        tensors, metadata = load_tensors(path, _FORMAT, _RESTARTED, _EARLIER, about=about)
+        restarts, (first, last) = json.loads(metadata.get("restarts", "{}")), json.loads(metadata["steps"])
         layers: dict[str, LayerTrace] = {}
         for name, updates, eps in json.loads(metadata["layers"]):
             start, moments = tensors[f"{name}/start"], tensors[f"{name}/moments"]
             steps, counts = tensors[f"{name}/steps"].tolist(), tensors[f"{name}/counts"].tolist()
             values = tensors.get(f"{name}/restarts", ())
-            again = [Start(at, v, n) for (at, n), v in zip(restarts.get(name, ()), values, strict=True)]
-            layers[name] = LayerTrace(start, updates, eps, steps, counts, [moments], again)
-        first, last = json.loads(metadata["steps"])
+            again = [
+                Start(at, v, n, *(step or [steps[at - 1]]))
+                for (at, n, *step), v in zip(restarts.get(name, ()), values, strict=True)
+            ]
+            layers[name] = LayerTrace(start, updates, eps, steps, counts, [moments], again, first)
         trace = MomentTrace(layers, first)
         trace.last_step = last
         return trace
@@ -336,36 +349,36 @@ class MomentTrace:
                 raise ValueError(f"MomentTrace.join: {b} does not continue {a}")
         layers: dict[str, LayerTrace] = {}
         for name, first in parts[0].layers.items():
-            layers[name] = LayerTrace(first.start, first.updates, first.eps)
+            layers[name] = LayerTrace(first.start, first.updates, first.eps, first_step=first.first_step)
             for part in parts:
-                layers[name].extend(part.layers[name])
+                layers[name].extend(part.layers[name], part.first_step)
         trace = MomentTrace(layers, parts[0].first_step)
         trace.last_step = parts[-1].last_step
         return trace
 
-    def streams(self) -> Iterator[tuple[list[str], int, int | None, Stream]]:
+    def streams(self) -> Iterator[tuple[list[str], Start, Start | None, Stream]]:
         """Layers that were called at the same steps together, from each of their starts to the next.
 
         Yields:
-            names, the number of their entries before this stream, that before the next one (None: it is the last), the
-            stream.
+            names, the start of the first of them, the next one (None: it is the last), the stream between.
         """
         self._take_up_writes()
         groups: dict[tuple[object, ...], list[str]] = {}
         for name, layer in self.layers.items():
-            key = (tuple(layer.steps), *((start.entries, start.updates) for start in layer.starts))
+            key = (tuple(layer.steps), *((start.entries, start.updates, start.step) for start in layer.starts))
             groups.setdefault(key, []).append(name)
         for names in groups.values():
             members = [self.layers[name] for name in names]
-            firsts = [start.entries for start in members[0].starts]
-            for part, (first, end) in enumerate(zip(firsts, [*firsts[1:], None], strict=True)):
-                yield names, first, end, make_stream(members, part, first, end)
+            starts = members[0].starts
+            for part, (start, following) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
+                end = None if following is None else following.entries
+                yield names, start, following, make_stream(members, part, start.entries, end)
 
     @property
     def last_start(self) -> int:
         """The step after which no layer's replay begins again."""
-        restarts = [(layer, start) for layer in self.layers.values() for start in layer.restarts]
-        return max((layer.steps[start.entries - 1] for layer, start in restarts), default=self.first_step)
+        restarts = (start.step for layer in self.layers.values() for start in layer.restarts)
+        return max(restarts, default=self.first_step)
 
     @property
     def layout(self) -> Layout:
@@ -412,10 +425,12 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
         message = f"replay: step {step!r} is not one of the trace ({trace.first_step} to {trace.last_step})"
         check_number(step, lambda s: trace.first_step <= s <= trace.last_step, message, kind=Integral)
     parts: dict[str, Tensor] = {}
-    for names, first, end, stream in trace.streams():
-        positions = [bisect_right(trace.layers[names[0]].steps, step) for step in steps]
-        rows = [row for row, at in enumerate(positions) if at >= first and (end is None or at < end)]
-        folded = fold(estimators, stream, [positions[row] - first for row in rows])
+    for names, start, following, stream in trace.streams():
+        rows = [
+            row for row, step in enumerate(steps) if step >= start.step and (following is None or step < following.step)
+        ]
+        called = trace.layers[names[0]].steps
+        folded = fold(estimators, stream, [bisect_right(called, steps[row]) - start.entries for row in rows])
         for name, values in zip(names, folded.split(stream.layers, dim=3), strict=True):
             if name not in parts:
                 parts[name] = values.new_empty(len(estimators), len(steps), *values.shape[2:])

@@ -81,6 +81,56 @@ def test_the_replay_begins_again_where_buffers_are_written(
     assert_equal_statistics(replay(joined, estimator)[before], written)
 
 
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_write_in_a_layer_that_rests_counts_from_its_step(writer: str, counted: bool, tmp_path: Path) -> None:
+    """Batch norm is frozen for two steps, then written, then frozen for another; it counted from its last call."""
+    model, batches = without_dropout(plain()), images(4, 4, 4, 4, 4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    held = []
+
+    def train_one(batch: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+        held.append(running_statistics(model))
+
+    with record(model, optimizer=optimizer if counted else None) as trace:
+        model.train()
+        train_one(batches[0]), train_one(batches[1])
+        model[1].eval(), model[4].eval()
+        train_one(batches[2]), train_one(batches[3])
+        WRITERS[writer](model)
+        held[-1] = running_statistics(model)
+        train_one(batches[4])
+        model.train()
+        train_one(batches[5])
+    trace.save(tmp_path / "trace.safetensors")
+    for found in (trace, MomentTrace.load(tmp_path / "trace.safetensors"), copy.deepcopy(trace)):
+        for step, expected in enumerate(held, start=1):
+            assert_equal_statistics(replay(found, EMA(0.1))[step], expected)
+    assert trace.last_start == 4
+    trace.truncate(3)
+    assert trace.last_start == 0
+    assert_equal_statistics(replay(trace, EMA(0.1))[3], held[2])
+
+
+def test_a_teacher_that_is_averaged_after_each_update() -> None:
+    """Its layers are in eval mode, and each of their restarts has a step of its own."""
+    student = plain()
+    teacher = copy.deepcopy(student)
+    model, held = nn.ModuleDict({"student": student, "teacher": teacher}), []
+    model.train(), teacher.eval()
+    with record(model) as trace:
+        for batch in images(4, 4, 4):
+            train(student, [batch])
+            for mine, own in zip(teacher.buffers(), student.buffers(), strict=True):
+                mine.copy_(mine.lerp(own, 0.5) if mine.is_floating_point() else mine)
+            held.append(running_statistics(model))
+    for step, expected in enumerate(held, start=1):
+        assert_equal_statistics(replay(trace, EMA(0.1))[step], expected)
+
+
 def test_two_writes_at_one_place_are_one_restart() -> None:
     model = plain()
     with record(model) as trace:

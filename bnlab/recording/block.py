@@ -118,8 +118,8 @@ class Recording:
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, BatchNorm], step: int) -> None:
-        self.trace = MomentTrace({name: _begin_trace(layer) for name, layer in layers.items()}, first_step=step)
-        self.steps = StepCounter(self.trace, model, layers.values())
+        self.trace = MomentTrace({name: _begin_trace(layer, step) for name, layer in layers.items()}, first_step=step)
+        self.steps = StepCounter(self.trace, model, layers.values(), self.take_up_writes)
         self._counts_optimizer = False
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         self.membership = Membership(self.trace, model, layers)
@@ -234,6 +234,7 @@ def _choose_recorder(layer: BatchNorm) -> type[Recorder]:
     return SelfTunedRecorder if isinstance(layer, SelfTuned) and not is_lent(layer) else Recorder
 
 
-def _begin_trace(layer: BatchNorm) -> LayerTrace:
+def _begin_trace(layer: BatchNorm, step: int) -> LayerTrace:
     updates = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
-    return LayerTrace(torch.stack(get_running_buffers(layer)).detach(), updates, layer.eps)
+    start = torch.stack(get_running_buffers(layer)).detach()
+    return LayerTrace(start, updates, layer.eps, first_step=step)

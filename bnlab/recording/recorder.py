@@ -117,7 +117,6 @@ class Recorder:
             )
         held, own = self._get_averages()
         if self.watch.is_written(own):
-            self._check_precision(own)
             self._take_up(own)
         self._called, self._averaged = True, own.mean
         if self._is_seen_by_others():
@@ -161,7 +160,9 @@ class Recorder:
                 f"record: layer {self.name!r} has {now} channels now, had {channels}; prune or widen the model between "
                 "two blocks"
             )
-        self.watch.take_up(own)
+        if self.layer.training and not self._ended:
+            self._check_precision(own)
+        self.watch.take_up(own, self._trace.last_step)
 
     def _check_precision(self, own: Average) -> None:
         kept = self._entries.start
@@ -217,7 +218,7 @@ class Recorder:
         momenta = [self._cumulative_momentum() if m is None else m for m in (held.momentum, look.momentum)]
         averaged = None if updates > 1 else find_averaged_moments(x, look.values, values, momenta)
         if averaged is None:
-            self.watch.take_up(own)
+            self.watch.take_up(own, self._trace.last_step)
             if output is not None:
                 self._refuse(updates)
             return

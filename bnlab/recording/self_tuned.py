@@ -61,9 +61,9 @@ class _BankWatch(Watch):
             or count_writes(self._batches) != self._batches_version
         )
 
-    def take_up(self, own: Average) -> None:
+    def take_up(self, own: Average, step: int) -> None:
         self._upkeep.catch_up(self._buffers)
-        super().take_up(own)
+        super().take_up(own, step)
 
     def is_overwritten(self, own: Average) -> bool:
         # A checkpoint may bring averages of other batches with it; so may the block's own beginning, which is no write.

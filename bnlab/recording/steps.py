@@ -6,12 +6,12 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
-from bnlab.layers import BatchNorm
+from bnlab.layers import BatchNorm, is_tracing
 from bnlab.trace import MomentTrace
 
 
@@ -22,14 +22,17 @@ class StepCounter:
         trace: whose `last_step` is the count.
         model: what is recorded.
         layers: its recorded layers.
+        take_up_writes: called before each forward that is recorded.
 
     Attributes:
         modules: those with a recorded layer inside, which get `enter` and `leave` as hooks.
     """
 
-    def __init__(self, trace: MomentTrace, model: nn.Module, layers: Iterable[BatchNorm]) -> None:
+    def __init__(
+        self, trace: MomentTrace, model: nn.Module, layers: Iterable[BatchNorm], take_up_writes: Callable[[], None]
+    ) -> None:
         recorded = set(map(id, layers))
-        self._trace = trace
+        self._trace, self._take_up_writes = trace, take_up_writes
         self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
         self._warned = False
         self._changed: dict[int, str] = {}  # by step, the first layer whose weights changed before the step had ended
@@ -58,7 +61,7 @@ class StepCounter:
             self._ended = trace.first_step
             trace.last_step = min(trace.last_step, trace.first_step + 1)
             for layer in trace.layers.values():
-                layer.steps = [trace.last_step] * len(layer)
+                layer.move_to(trace.last_step)
         return self._ended
 
     def truncate(self, step: int) -> None:
@@ -121,8 +124,19 @@ class StepCounter:
                     "record: the model is called by two threads at once; give each thread a model of its own"
                 )
             # Otherwise the call before was interrupted: hooks are not called after a KeyboardInterrupt.
-        self._count(module)
+        if self._is_trained(module):
+            if not is_tracing():
+                self._take_up_writes()
+            self._count(module)
         self._outermost = module, threading.get_ident()
+
+    def _is_trained(self, module: nn.Module) -> bool:
+        """Whether a call of `module` is a forward in training, and none of a backward pass.
+
+        Gradient checkpointing runs again there what has counted.
+        """
+        trained = module.training or any(layer.training for layer in self._inside[id(module)])
+        return trained and torch._C._current_graph_task_id() == -1
 
     def _is_interrupted(self, key: int) -> bool:
         """Whether the outermost call has ended without its hooks, as far as a module that is no part of it can tell."""
@@ -143,16 +157,13 @@ class StepCounter:
         """Before a call of a recorded layer, which may begin a step where no module surrounds it."""
         if self._outermost is not None and self._is_interrupted(id(layer)):
             self._outermost = None
-        if self._outermost is None:
+        if self._outermost is None and self._is_trained(layer):
             self._count(layer)
 
     def _count(self, module: nn.Module) -> None:
         """Begin a step if an outermost call of `module` does not belong to the last one."""
         trace, key = self._trace, id(module)
-        if self._ended is not None or not (module.training or any(layer.training for layer in self._inside[key])):
-            return
-        # A backward pass: gradient checkpointing runs again what has counted.
-        if torch._C._current_graph_task_id() != -1:
+        if self._ended is not None:
             return
         # A part of what counts already: gradient checkpointing runs it again.
         if any(key in self._parts[other] for other in self._counting if other != key):

@@ -80,8 +80,8 @@ class Watch:
         self._batches_version = version
         return self._updates - before
 
-    def take_up(self, own: Average) -> None:
-        """Begin again where the buffers are not what the recorded calls have left."""
+    def take_up(self, own: Average, step: int) -> None:
+        """Begin again after `step` if the buffers are not what the recorded calls have left."""
         batches, entries = self._buffers.get("num_batches_tracked"), self._entries
         updates = 0 if batches is None else int(batches)
         # Counting adds 1 at a time, loading writes any number at once. A call writes the mean without a trace; compiled
@@ -93,7 +93,7 @@ class Watch:
         values = torch.stack(own[:2]).detach()
         expected = 0 if batches is None else entries.updates_now
         if updates != expected or not self._holds(values):
-            entries.restart(values, updates)
+            entries.restart(values, updates, step)
         entries.truncated, self._updates = False, updates
         self.look(own)
 

@@ -524,7 +524,9 @@ def test_update_bn_is_a_new_beginning_in_a_trace() -> None:
         train(model, 30)
         update_bn(torch.randn(40, 8, 3, 8, 8), model)
         train(model, 30, seed=1)
-    assert [start.entries for start in trace.layers["1"].restarts] == [30] and len(trace.layers["1"].steps) == 60
+    layer = trace.layers["1"]
+    assert {start.entries for start in layer.restarts} == {30} and len(layer.steps) == 60
+    assert [start.step for start in layer.restarts] == list(range(30, 71))  # it holds other averages after each
     assert_replayed(model, trace)
 
 
