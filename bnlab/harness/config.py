@@ -183,7 +183,7 @@ def _check_list(key: str, words: str, value: Any, steps: int) -> None:
     if not values:
         raise UserError(f"{key}=[]: give at least one step")
     shares = [at for at in values if isinstance(at, float)]
-    if shares and 1 in values and 1.0 not in shares:
+    if 1 in values and 1.0 not in shares and (shares or len(values) == 1) and steps > 1:
         warnings.warn(f"{key}={value}: 1 is the first step, 1.0 the end of the training", Note, stacklevel=2)
 
 

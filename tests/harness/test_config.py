@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 
@@ -54,13 +55,14 @@ def test_steps_after_the_end_are_refused() -> None:
         check(Config(batch_size=32, epochs=1, evaluate_at=[10, 100]))
 
 
-def test_one_among_shares_is_the_first_step() -> None:
+@pytest.mark.parametrize("at", [[0.5, 1], [1]])
+def test_one_alone_or_among_shares_is_the_first_step(at: list[float]) -> None:
     """It is easily written for the end of the training, 1.0."""
-    with pytest.warns(Note, match=r"evaluate_at=\[0.5, 1\]: 1 is the first step, 1.0 the end of the training"):
-        check(Config(evaluate_at=[0.5, 1]))
+    with pytest.warns(Note, match=rf"evaluate_at={re.escape(str(at))}: 1 is the first step, 1.0 the end of the train"):
+        check(Config(evaluate_at=at))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for clear in ([1, 10], [0.5, 1.0], [1, 0.5, 1.0], [1]):
+        for clear in ([1, 10], [0.5, 1.0], [1, 0.5, 1.0]):
             check(Config(evaluate_at=clear))
 
 
