@@ -80,7 +80,8 @@ def decompose(
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
         terms. Layers that no batch reaches (an auxiliary head, say) are left out: `frame.attrs["unseen"]` lists them.
-        noise and lag are NaN in a layer that was in eval mode for the whole window.
+        noise and lag are NaN in a layer that was in eval mode for the whole window, or has been since its buffers were
+        written.
 
     Raises:
         TypeError, ValueError: as `population_statistics`; no trace, an empty one or another model's; or `batches` is
@@ -152,7 +153,7 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
 
 def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:
     """[ages], how many batches the layer has taken in the step `last`, the one before it, and so on."""
-    newest = layer.steps[bisect_right(layer.steps, last - ages) :]
+    newest = layer.steps[max(bisect_right(layer.steps, last - ages), layer.last_start.entries) :]
     return np.bincount(last - np.array(newest, dtype=np.int64), minlength=ages)
 
 
@@ -160,14 +161,15 @@ def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: f
     """Say of which layers much of the average's weight is older than the steps `last` − `ages` + 1 to `last`."""
     covered, kept = {}, 1 - momentum
     for name, layer in trace.layers.items():
-        inside, calls = int(_count_calls(layer, last, ages).sum()), len(layer) - layer.starts[-1].entries
+        inside, calls = int(_count_calls(layer, last, ages).sum()), layer.calls_since_start
         if inside:
             covered[name] = (1 - kept**inside) / (1 - kept**calls)
     if short := {name: share for name, share in covered.items() if share < COVERED - 1e-9}:
+        least = math.floor(1e4 * min(short.values())) / 1e4  # rounded it may be the share that is asked for
         warnings.warn(
-            f"decompose: the last {ages} steps hold {min(short.values()):.3g} of the average's weight in "
-            f"{join_names(short)} (not in each of them, or the buffers of a layer were written before them); there "
-            "noise and lag are of these steps only",
+            f"decompose: the last {ages} steps hold {least} of the average's weight in {join_names(short)} (not in "
+            "each of them, or the buffers of a layer were written before them); there noise and lag are of these steps "
+            "only",
             RuntimeWarning,
             stacklevel=3,
         )

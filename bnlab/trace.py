@@ -20,8 +20,8 @@ from bnlab.estimators import Estimator, Stream, fold
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
 
-_FORMAT, _RESTARTED = "bnlab.MomentTrace/1", "bnlab.MomentTrace/3"  # the second with restarts
-_EARLIER = "bnlab.MomentTrace/2"  # restarts without steps: they are at the step of the call before
+_FORMAT, _WITH_RESTARTS = "bnlab.MomentTrace/1", "bnlab.MomentTrace/3"
+_WITHOUT_STEPS = "bnlab.MomentTrace/2"  # its restarts are at the step of the call before them
 _CHUNK = 256  # entries of one layer that are allocated at a time
 _FORGOTTEN = 1e-16  # a weight so small that calls before are left out
 _CLEARED = 16  # of them that are cleared at a time: each operation counts where a step takes a millisecond
@@ -36,7 +36,7 @@ class Start(NamedTuple):
         entries: how many calls had been recorded.
         values: [2, C], the running mean and variance.
         updates: `num_batches_tracked`, 0 for a layer without.
-        step: after which it was; the layer may have had no call for a while.
+        step: the step after which they held it; the layer's last call may be earlier.
     """
 
     entries: int
@@ -49,14 +49,14 @@ class LayerTrace:
     """The recorded calls of one layer.
 
     Attributes:
-        start: [2, C], its running mean and variance before the first call.
-        updates: `num_batches_tracked` before the first call.
+        start: [2, C], its running mean and variance at `first_step`.
+        updates: `num_batches_tracked` at `first_step`.
         eps: the layer's own.
         steps: for each call its step.
         counts: for each call its values per channel.
-        restarts: where the buffers were written from outside (`load_state_dict`, `reset_running_stats`) between two
-            calls or after the last one: replays begin again there.
-        first_step: the step of `start`.
+        restarts: what was written into the buffers from outside (`load_state_dict`, `reset_running_stats`), in order;
+            replays begin again there.
+        first_step: the step at which recording began.
     """
 
     def __init__(
@@ -104,18 +104,29 @@ class LayerTrace:
         return [Start(0, self.start, self.updates, self.first_step), *self.restarts]
 
     @property
+    def last_start(self) -> Start:
+        """What replays of the latest steps begin from."""
+        return self.restarts[-1] if self.restarts else self.starts[0]
+
+    @property
+    def calls_since_start(self) -> int:
+        """How many calls have been recorded since then."""
+        return len(self) - self.last_start.entries
+
+    @property
     def updates_now(self) -> int:
         """What `num_batches_tracked` is after the calls recorded so far."""
-        last = self.starts[-1]
-        return last.updates + len(self) - last.entries
+        return self.last_start.updates + self.calls_since_start
 
     def restart(self, values: Tensor, updates: int, step: int) -> None:
         """Let what comes after `step` begin from these running buffers."""
         if not len(self) and step == self.first_step:
             self.start, self.updates = values, updates
             return
-        self.restarts = [start for start in self.restarts if (start.entries, start.step) != (len(self), step)]
-        self.restarts.append(Start(len(self), values, updates, step))
+        last = self.last_start
+        if self.restarts and (last.entries, last.step) == (len(self), step):
+            self.restarts.pop()
+        self.restarts.append(Start(len(self), values.cpu(), updates, step))
 
     def move_to(self, step: int) -> None:
         """Let everything that was recorded belong to one step."""
@@ -124,8 +135,8 @@ class LayerTrace:
 
     def average(self, momentum: float | None) -> Tensor:
         """float64 [2, C]: the layer's own running average after the calls recorded so far."""
-        begin = self.starts[-1]
-        start, calls = begin.values.cpu().double(), len(self) - begin.entries
+        begin, calls = self.last_start, self.calls_since_start
+        start = begin.values.cpu().double()
         if not calls or momentum == 0:
             return start
         if momentum is None:
@@ -175,7 +186,7 @@ class Recording(Protocol):
         """Continue from `step`, which the trace has gone back to."""
 
     def take_up_writes(self) -> None:
-        """Let replays begin again where something has written the buffers since the last call."""
+        """Let replays begin again where something has written the buffers since the last look."""
 
 
 class MomentTrace:
@@ -256,7 +267,7 @@ class MomentTrace:
         return torch.from_file(path, shared=True, size=chunk.numel(), dtype=chunk.dtype).view_as(chunk).copy_(chunk)
 
     def truncate(self, step: int) -> None:
-        """Forget what was recorded after `step` (an update that was not made, say).
+        """Forget what was recorded or written after `step` (an update that was not made, say).
 
         Raises:
             TypeError: `step` is no integer.
@@ -299,7 +310,7 @@ class MomentTrace:
             "steps": json.dumps([self.first_step, self.last_step]),
             "restarts": json.dumps(ends),
         }
-        save_tensors(path, tensors, _RESTARTED if restarts else _FORMAT, metadata, about)
+        save_tensors(path, tensors, _WITH_RESTARTS if restarts else _FORMAT, metadata, about)
 
     @staticmethod
     def load(path: str | Path, about: Mapping[str, str] | None = None) -> MomentTrace:
@@ -313,7 +324,7 @@ class MomentTrace:
             FileNotFoundError: there is no such file.
             ValueError: it is not a trace, damaged, or about another thing.
         """
-        tensors, metadata = load_tensors(path, _FORMAT, _RESTARTED, _EARLIER, about=about)
+        tensors, metadata = load_tensors(path, _FORMAT, _WITH_RESTARTS, _WITHOUT_STEPS, about=about)
         restarts, (first, last) = json.loads(metadata.get("restarts", "{}")), json.loads(metadata["steps"])
         layers: dict[str, LayerTrace] = {}
         for name, updates, eps in json.loads(metadata["layers"]):
@@ -356,11 +367,14 @@ class MomentTrace:
         trace.last_step = parts[-1].last_step
         return trace
 
-    def streams(self) -> Iterator[tuple[list[str], Start, Start | None, Stream]]:
+    def streams(self, steps: Sequence[int] | None = None) -> Iterator[tuple[list[str], Start, list[int], Stream]]:
         """Layers that were called at the same steps together, from each of their starts to the next.
 
+        Args:
+            steps: only starts after which, and before the next, there is one of these; None: all starts.
+
         Yields:
-            names, the start of the first of them, the next one (None: it is the last), the stream between.
+            names, the start (its values are the first layer's), which of `steps` are after it, the stream to the next.
         """
         self._take_up_writes()
         groups: dict[tuple[object, ...], list[str]] = {}
@@ -371,14 +385,16 @@ class MomentTrace:
             members = [self.layers[name] for name in names]
             starts = members[0].starts
             for part, (start, following) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
-                end = None if following is None else following.entries
-                yield names, start, following, make_stream(members, part, start.entries, end)
+                until, end = (math.inf, None) if following is None else (following.step, following.entries)
+                rows = [row for row, step in enumerate(steps or ()) if start.step <= step < until]
+                if rows or steps is None:
+                    yield names, start, rows, make_stream(members, part, start.entries, end)
 
     @property
     def last_start(self) -> int:
-        """The step after which no layer's replay begins again."""
-        restarts = (start.step for layer in self.layers.values() for start in layer.restarts)
-        return max(restarts, default=self.first_step)
+        """The step after which no layer's replay begins again; those that have not been called since do not count."""
+        called = [layer for layer in self.layers.values() if layer.calls_since_start]
+        return max((layer.last_start.step for layer in called), default=self.last_step)
 
     @property
     def layout(self) -> Layout:
@@ -425,12 +441,9 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
         message = f"replay: step {step!r} is not one of the trace ({trace.first_step} to {trace.last_step})"
         check_number(step, lambda s: trace.first_step <= s <= trace.last_step, message, kind=Integral)
     parts: dict[str, Tensor] = {}
-    for names, start, following, stream in trace.streams():
-        rows = [
-            row for row, step in enumerate(steps) if step >= start.step and (following is None or step < following.step)
-        ]
-        called = trace.layers[names[0]].steps
-        folded = fold(estimators, stream, [bisect_right(called, steps[row]) - start.entries for row in rows])
+    for names, start, rows, stream in trace.streams(steps):
+        of_calls = trace.layers[names[0]].steps
+        folded = fold(estimators, stream, [bisect_right(of_calls, steps[row]) - start.entries for row in rows])
         for name, values in zip(names, folded.split(stream.layers, dim=3), strict=True):
             if name not in parts:
                 parts[name] = values.new_empty(len(estimators), len(steps), *values.shape[2:])

@@ -69,7 +69,8 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
     """Every job that these overrides stand for, with `multirun` or an experiment's own sweep more than one.
 
     Raises:
-        UserError: one or two lines that name the key, the value and what is allowed.
+        UserError: one or two lines that name the key, the value and what is allowed; an experiment's file has values to
+            sweep and no 'mode: MULTIRUN'.
     """
     given = _parse(words)
     with _composer() as composer:
@@ -123,15 +124,16 @@ def _tell_of_unread(given: list[Override], own: list[Override], configs: list[Co
     words = {o.get_key_element(): _word(o) for o in given}
     if "experiment" in words:
         file = f"experiment/{next(o.value() for o in given if o.get_key_element() == 'experiment')}.yaml"
-        replaced = {*words, *["epochs"] * ("steps" in words)}  # by what was given
-        written = {key for key in list_settings(file) if not {key, key.partition(".")[0]} & replaced}
-        words |= {key: f"conf/{file}: {key}" for key in sorted(written)} | {o.get_key_element(): _word(o) for o in own}
+        given_keys = {*words, *["epochs"] * ("steps" in words)}
+        file_keys = {key for key in list_settings(file) if not {key, key.partition(".")[0]} & given_keys}
+        words |= {key: f"conf/{file}: {key}" for key in sorted(file_keys)}
+        words |= {o.get_key_element(): f"conf/{file}: {_word(o)}" for o in own}
     for key, word in words.items():
         group = key.partition(".")[0]
         is_trained_with = (group in groups and key not in (group, *_NOT_TRAINED_WITH)) or key in reasons
         if is_trained_with and key not in read:
             reason = reasons.get(key) or f"{group}.name={groups[group]}"
-            warnings.warn(f"{word}: is not read ({reason})", Note, stacklevel=2)
+            warnings.warn(f"{word} is not read ({reason})", Note, stacklevel=2)
 
 
 def on_all_cores(sweep: Sweep) -> Sweep:

@@ -37,6 +37,11 @@ class Place(NamedTuple):
         return (REFERENCE if self.results is None else Path(self.results)) / self.name
 
     @property
+    def is_reference(self) -> bool:
+        """Whether they are reference results, by whatever name of the folder."""
+        return self.results is None or Path(self.results).resolve() == REFERENCE.resolve()
+
+    @property
     def is_there(self) -> bool:
         """Whether it has tables."""
         return (self.folder / ("runs.parquet" if self.results is None else "parts")).exists()
@@ -138,13 +143,13 @@ def find_places(words: list[str]) -> list[Place]:
     if own and not names_experiment(words):
         raise UserError(f"{own[0]}: the results of which experiment? experiment=NAME {own[0]}")
     places = [Place(*find_results(command)) for command in repeat_for_experiments(words)]
-    places = [place._replace(results=None) if place.results == str(REFERENCE) else place for place in places]
+    places = [place._replace(results=None) if place.is_reference else place for place in places]
     there = [place for place in places if place.is_there or names_experiment(words)]
     if not there:
         usual = places[0]._replace(experiment="quickstart", name="quickstart")
         raise UserError(
-            f"no results in {usual.results}/; run: {usual.command}; for those with a name of their own, name both: "
-            "experiment=NAME name=NAME"
+            f"no results in {usual.results or REFERENCE}/; run: {usual.command}; for those with a name of their own, "
+            "name both: experiment=NAME name=NAME"
         )
     return there
 
@@ -168,5 +173,5 @@ def answer_all(words: list[str]) -> list[tuple[Place, Answer]]:
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
     if not found:
-        raise UserError(f"none of the results in {places[0].results}/ can be answered")
+        raise UserError(f"none of the results in {places[0].results or REFERENCE}/ can be answered")
     return found

@@ -86,8 +86,23 @@ def test_layers_whose_weight_is_not_in_the_last_steps_are_told() -> None:
             model(batches[step % 4])
     weights = copy.deepcopy(model.state_dict())
     # 8 of the 12 batches of the layer, (1 − 0.9⁸)/(1 − 0.9¹²) of its average's weight.
-    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 0\.79\d of the average's weight in '4' \("):
+    with pytest.warns(RuntimeWarning, match=r"the last 44 steps hold 0\.7936 of the average's weight in '4' \("):
         decompose(model, trace, lambda _: weights, batches, momentum=0.1)
+
+
+def test_a_write_in_a_layer_that_rests_is_no_start_of_the_others() -> None:
+    model, batches = plain(), images(8, 6, 8, 5)
+    model.train()
+    with record(model) as trace:
+        for step in range(60):
+            model[4].train(step < 20)
+            if step == 40:
+                model[4].running_mean.fill_(2.0)
+            model(batches[step % 4])
+    weights = copy.deepcopy(model.state_dict())
+    table = decompose(model, trace, lambda _: weights, batches, momentum=0.1)
+    terms = table.set_index("layer")[["noise", "lag"]]
+    assert trace.last_start == 0 and terms.loc["1"].notna().all(axis=None) and terms.loc["4"].isna().all(axis=None)
 
 
 def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:

@@ -84,7 +84,7 @@ def test_the_replay_begins_again_where_buffers_are_written(
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_write_in_a_layer_that_rests_counts_from_its_step(writer: str, counted: bool, tmp_path: Path) -> None:
-    """Batch norm is frozen for two steps, then written, then frozen for another; it counted from its last call."""
+    """Batch norm is frozen for two steps, then written, then frozen for another."""
     model, batches = without_dropout(plain()), images(4, 4, 4, 4, 4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     held = []
@@ -113,6 +113,25 @@ def test_a_write_in_a_layer_that_rests_counts_from_its_step(writer: str, counted
     trace.truncate(3)
     assert trace.last_start == 0
     assert_equal_statistics(replay(trace, EMA(0.1))[3], held[2])
+
+
+@pytest.mark.parametrize("forward", ["in eval mode", "by layers"])
+def test_a_write_in_a_layer_that_rests_where_no_forward_of_the_model_is_seen(forward: str) -> None:
+    model, batches = without_dropout(plain()), images(4, 4, 4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    held = []
+    with record(model, optimizer=optimizer) if forward == "in eval mode" else record(model) as trace:
+        for step, x in enumerate(batches, start=1):
+            model.train(not (forward == "in eval mode" and step in (2, 3)))
+            model[4].eval()
+            for layer in model if forward == "by layers" else [model]:
+                x = layer(x)
+            optimizer.step()
+            if step == 2:
+                model[4].running_mean.fill_(3.0)
+            held.append(running_statistics(model))
+    for step, expected in enumerate(held, start=1):
+        assert_equal_statistics(replay(trace, EMA(0.1))[step], expected)
 
 
 def test_a_teacher_that_is_averaged_after_each_update() -> None:

@@ -19,6 +19,7 @@ from bnlab import (
 )
 from bnlab import trace as trace_module
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
+from bnlab.storage import load_tensors, save_tensors
 from bnlab.trace import replay_bank
 from tests.helpers import (
     assert_equal_statistics,
@@ -117,6 +118,20 @@ def test_files_that_say_what_they_are_of(recorded: MomentTrace, tmp_path: Path) 
         MomentTrace.load(path, {"run": "b"})
     with pytest.raises(ValueError, match="about: the file has restarts by itself"):
         recorded.save(path, {"restarts": "{}"})
+
+
+def test_files_whose_restarts_have_no_steps(tmp_path: Path) -> None:
+    """As earlier versions wrote them: each was at the step of the call before it."""
+    model, path = plain(), tmp_path / "t.safetensors"
+    with record(model) as trace:
+        train(model, images(4, 4))
+        model[1].reset_running_stats()
+        train(model, images(4, 4, 4))
+    trace.save(path)
+    tensors, metadata = load_tensors(path, "bnlab.MomentTrace/3")
+    assert metadata.pop("format") == "bnlab.MomentTrace/3" and metadata["restarts"] == '{"1": [[2, 0, 2]]}'
+    save_tensors(path, tensors, "bnlab.MomentTrace/2", metadata | {"restarts": '{"1": [[2, 0]]}'})
+    assert same_traces(MomentTrace.load(path), trace)
 
 
 def test_replay_bank(recorded: MomentTrace) -> None:

@@ -50,7 +50,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
       has been called in this step already. (Of two parts that are called in turn, both are on the same step.)
 
     Where something writes a layer's running buffers (`load_state_dict`, `reset_running_stats`, `write_to`), replays
-    begin again from what has been written.
+    begin again from what has been written: from the step at which it is seen, before the next step's forward or at the
+    end of an update.
 
     Args:
         step: the step at which the model is when recording begins.
@@ -224,7 +225,7 @@ class Recording:
             warnings.warn(
                 f"record: {join_names(biased)} average variances with ddof 0, which are in the trace as they are; "
                 "estimators that take them for unbiased (pooled ones, BiasedEMA, DeviationEMA) make them too small, by "
-                "a factor of 1 - 1/n for batches of n values per channel",
+                "up to 1/n for batches of n values per channel",
                 stacklevel=4,
             )
 

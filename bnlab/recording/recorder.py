@@ -117,6 +117,7 @@ class Recorder:
             )
         held, own = self._get_averages()
         if self.watch.is_written(own):
+            self._check_precision(own)
             self._take_up(own)
         self._called, self._averaged = True, own.mean
         if self._is_seen_by_others():
@@ -160,13 +161,15 @@ class Recorder:
                 f"record: layer {self.name!r} has {now} channels now, had {channels}; prune or widen the model between "
                 "two blocks"
             )
-        if self.layer.training and not self._ended:
-            self._check_precision(own)
         self.watch.take_up(own, self._trace.last_step)
+
+    def _has_precision_of_start(self, own: Average) -> bool:
+        kept = self._entries.start
+        return (own.mean.dtype, own.mean.device) == (kept.dtype, kept.device)
 
     def _check_precision(self, own: Average) -> None:
         kept = self._entries.start
-        if (own.mean.dtype, own.mean.device) != (kept.dtype, kept.device):
+        if not self._has_precision_of_start(own):
             raise ValueError(
                 f"record: layer {self.name!r} is {own.mean.dtype} on {own.mean.device} now, was {kept.dtype} on "
                 f"{kept.device}; move or convert the model before the block"
@@ -263,13 +266,14 @@ class Recorder:
         self.overwritten = self._has_average() and self.watch.is_overwritten(self._get_averages()[1])
 
     def take_up_writes(self) -> None:
-        """Begin again where something has written the buffers since the last call."""
+        """Begin again where something has written the buffers since the last look."""
         if self._loan is not None and not self._is_called(self._loan):
             self._end_interrupted_call()
         if self._loan is not None or not self._has_average():
             return
         _, own = self._get_averages()
-        if self.watch.is_written(own):
+        will_refuse = self.layer.training and not self._ended and not self._has_precision_of_start(own)
+        if self.watch.is_written(own) and not will_refuse:
             self._take_up(own)
 
     def _end_interrupted_call(self) -> None:

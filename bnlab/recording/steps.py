@@ -22,7 +22,7 @@ class StepCounter:
         trace: whose `last_step` is the count.
         model: what is recorded.
         layers: its recorded layers.
-        take_up_writes: called before each forward that is recorded.
+        take_up_writes: called where a step begins or ends.
 
     Attributes:
         modules: those with a recorded layer inside, which get `enter` and `leave` as hooks.
@@ -52,6 +52,7 @@ class StepCounter:
 
     def end_step(self) -> None:
         """Count an update."""
+        self._take_up_writes()
         self._trace.last_step = self._ended = self.count_updates_only() + 1
 
     def count_updates_only(self) -> int:
@@ -110,7 +111,7 @@ class StepCounter:
             )
 
     def enter(self, module: nn.Module, args: object) -> None:
-        """The hook before a call of one of `modules`: an outermost one may begin a step."""
+        """The hook before a call of one of `modules`: an outermost one may begin a step, and looks for writes."""
         # A deep copy carries the hooks along.
         if id(module) not in self._parts:
             return
@@ -125,10 +126,14 @@ class StepCounter:
                 )
             # Otherwise the call before was interrupted: hooks are not called after a KeyboardInterrupt.
         if self._is_trained(module):
-            if not is_tracing():
-                self._take_up_writes()
+            if self._ended is not None:
+                self._look_for_writes()
             self._count(module)
         self._outermost = module, threading.get_ident()
+
+    def _look_for_writes(self) -> None:
+        if not is_tracing():
+            self._take_up_writes()
 
     def _is_trained(self, module: nn.Module) -> bool:
         """Whether a call of `module` is a forward in training, and none of a backward pass.
@@ -170,6 +175,7 @@ class StepCounter:
             return
         self._counting = {other for other in self._counting if other not in self._parts[key]} | {key}
         if key in self._called or self._step != trace.last_step:
+            self._look_for_writes()
             trace.last_step += 1
             self._step, self._called = trace.last_step, set()
         self._called.add(key)

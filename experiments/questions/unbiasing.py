@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
               "their variances.",
               score_gain("precise", "update_bn", *SMALL),
               above(0.0, "points gained", "no gain at all is the other answer"),
-              answers=("Q3", "H6")),
+              answers=("Q3", "Q9", "H6")),
         Claim("weights_change_nothing", "Whether a smaller last batch counts less does not change the variance, to 1%.",
               score_times("var_ratio", "swa", "update_bn", *UNEVEN),
               within(1 / 1.01, 1.01, "times", "one batch of hundreds differs in its size"),

@@ -55,9 +55,9 @@ def test_what_is_said_without_results(
 
 
 def test_the_reference_results_are_answered_from_by_their_folder(call: Call) -> None:
-    """They have no networks; what was advised was to sweep into them."""
-    code, out, err = call("answers", "experiment=quickstart", "results=results/reference")
-    assert (code, err) == (0, "") and out.startswith("quickstart: What do running averages cost")
+    for folder in ("results/reference", "results/reference/", str(Path("results/reference").resolve())):
+        code, out, err = call("answers", "experiment=quickstart", f"results={folder}")
+        assert (code, err) == (0, "") and out.startswith("quickstart: What do running averages cost")
     code, _, err = call("figures", "experiment=quickstart", "results=results/reference")
     assert code == 2 and re.fullmatch(
         r"error: results/reference/quickstart/ has tables without the networks; read them one by one: "
@@ -133,6 +133,14 @@ def test_short_answers_follow_the_tables() -> None:
     (now,) = [float(fill(0).split()[2])]
     assert fill(-20) == f"It costs {now + 20:.1f} points." and fill(20) == ""
     assert fill_sentence(sentence, []) == "" and fill_sentence("No.", []) == "No."
+
+
+def test_short_answers_quote_claims_that_stand_below_them() -> None:
+    for number, text in SHORT.items():
+        for name, claim in set(re.findall(r"\{(?:if )?(\w+)\.(\w+)", text)):
+            experiment = find_experiment(name)
+            (found,) = [c for c in experiment.claims if c.id == claim]
+            assert number in (found.answers or experiment.answers), (number, name, claim)
 
 
 def test_every_question_that_is_answered_has_a_short_answer() -> None:

@@ -210,18 +210,18 @@ def load(name: str, results: str | Path = "results") -> Tables:
     results/README.md says what their columns mean. `log` has a row for each update of each network.
 
     Raises:
-        UserError: nothing has been measured under this name.
+        UserError: nothing has been measured under this name, or there are reference tables, without the networks.
     """
     folder = Path(results) / name
     if not (folder / "parts").is_dir():
-        kept = sorted(folder.glob("*.parquet"))  # reference tables: of what they were made from nothing is there
-        elsewhere = [f"results={results}"] * (str(results) != "results" and not kept)
+        reference_tables = sorted(folder.glob("*.parquet"))
+        elsewhere = [f"results={results}"] * (str(results) != "results" and not reference_tables)
         words = [f"experiment={name}"] * (name != "adhoc") + elsewhere
         command = shlex.join(["python", "-m", "experiments.sweep", *words])
-        if kept:
+        if reference_tables:
             raise UserError(
                 f"{folder}/ has tables without the networks; read them one by one: "
-                f"pandas.read_parquet({str(kept[0])!r}), or make them again: {command}"
+                f"pandas.read_parquet({str(reference_tables[0])!r}), or make them again: {command}"
             )
         raise UserError(f"no results for {name!r} in {results}/; run: {command}")
     return Tables(assemble(folder), Path(results))

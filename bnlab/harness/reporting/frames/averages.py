@@ -83,7 +83,7 @@ def interval(
         UserError: a column is missing, or a mean would be one over several settings, or of several images.
         ValueError: several rows of one seed, which would count as so many seeds.
     """
-    over = [average] if isinstance(average, str) else list(average or ())
+    over = list_columns(average)
     require_columns(frame, [value, "seed", *by, *over])
     settings = () if {*_SETTINGS} & {*over} else _SETTINGS  # others follow from one that is averaged over
     check_mixed(frame, by, (*_IMAGES, *settings), over)
@@ -166,8 +166,20 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
     return float(values.mean()), *bounds, n, np.nan
 
 
+def list_columns(names: str | Sequence[str] | None) -> list[str]:
+    """The names of what may be one column, several or none."""
+    return [names] if isinstance(names, str) else list(names or ())
+
+
 def check_mixed(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], over: Sequence[str]) -> None:
-    """UserError if rows that agree in `by` differ in one of the columns: some seeds may have its values alone."""
+    """UserError if rows that agree in `by` differ in one of the columns: some seeds may have its values alone.
+
+    Args:
+        frame: any rows.
+        by: what they are told apart by.
+        columns: those in which they must agree, where they are there and neither in `by` nor in `over`.
+        over: what each seed is averaged over.
+    """
     kept = {*by, *over}
     mixed = [c for c in columns if c in frame and c not in kept and frame[c].nunique() > 1]
     for column in mixed:
@@ -176,8 +188,9 @@ def check_mixed(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], 
                 where = ", ".join(name_value(*pair) for pair in zip(by, key, strict=True))
                 values = ", ".join(map(str, found.dropna().unique()))
                 raise UserError(
-                    f"an average over seeds would mix rows of several {column} ({values}{'; ' * bool(where)}{where}): "
-                    "select one, tell them apart by it, or sweep one under a name=... of its own"
+                    f"an average over seeds would mix rows of several values of {column} "
+                    f"({values}{'; ' * bool(where)}{where}): select one, tell them apart by it, or "
+                    "sweep one under a name=... of its own"
                 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.frames.averages import check_mixed, interval
+from bnlab.harness.reporting.frames.averages import check_mixed, interval, list_columns
 from bnlab.harness.reporting.frames.comparisons import SAME_NETWORK, paired
 from bnlab.harness.reporting.frames.networks import rows
 from bnlab.harness.reporting.frames.selection import select
@@ -42,8 +42,8 @@ def score(
             among the rows that have been compared with it.
 
     Returns:
-        A function of the tables, which returns the frame of `interval`; UserError where seeds have rows of a table with
-        other estimators, momenta or steps each, which a mean would mix.
+        A function of the tables that returns the frame of `interval`. It raises UserError where one seed has rows of
+        another estimator, momentum or step of a table than the next: their mean would mix them.
 
     Raises:
         ValueError: shares beside a function, which chooses its rows itself.
@@ -61,11 +61,12 @@ def score(
             frame = select(source(tables), **wanted)
         if against is not None:
             frame = select(paired(frame, value, against, along=along, matching=matching, ratio=ratio), **compared)
-        found = interval(frame, value, by, average=average, scale=scale, geometric=geometric)
-        if isinstance(source, str):  # a function may have chosen another momentum for each seed
-            over = [average] if isinstance(average, str) else list(average or ())
+        intervals = interval(frame, value, by, average=average, scale=scale, geometric=geometric)
+        # After it, as several rows of one seed have a message of their own; a function may choose by seed.
+        if isinstance(source, str):
+            over = list_columns(average)
             steps = () if shares or "epoch" in (*by, *over) else ("step",)
             check_mixed(frame, by, ("estimator", "momentum", *steps), over)
-        return found
+        return intervals
 
     return compute

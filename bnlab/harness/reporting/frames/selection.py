@@ -28,7 +28,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class OtherThan:
-    """All values but this one, or those of a tuple, for `select`: `estimator=OtherThan("exact")`."""
+    """All values but this one, or any of several, for `select`: `estimator=OtherThan("exact")`."""
 
     value: Any
 
@@ -95,8 +95,9 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
     pattern = rf"^{of or '[^(]+'}\((?:.*,)?\s*{name}\s*=\s*([^,)\s]+)"
     texts = frame["estimator"].str.extract(pattern, expand=False)
     numbers = pd.to_numeric(texts, errors="coerce")
-    if len(words := texts[numbers.isna() & texts.notna()]):
-        raise UserError(f"the parameter {name} of {frame['estimator'][words.index[0]]} is no number")
+    words = frame["estimator"][numbers.isna() & texts.notna()]
+    if len(words):
+        raise UserError(f"the parameter {name} of {words.iloc[0]} is no number")
     return numbers.astype(float)
 
 

@@ -127,7 +127,9 @@ def test_seeds_of_other_images_are_not_mixed(column: str) -> None:
     """One that was measured later, with another `population=`, `evaluate_on=` or `data.test_fonts=`."""
     frame = pd.DataFrame({"seed": [0, 1, 2], "size": 4, column: ["a", "a", "b"], "x": [1.0, 2.0, 3.0]})
     for by, where in ((["size"], r"; size 4"), ([], "")):
-        with pytest.raises(UserError, match=rf"would mix rows of several {column} \(a, b{where}\): select one"):
+        with pytest.raises(
+            UserError, match=rf"would mix rows of several values of {column} \(a, b{where}\): select one"
+        ):
             interval(frame, "x", by)
     assert list(interval(frame, "x", ["size", column])["n"]) == [2, 1]
     assert list(interval(frame[:2], "x", ["size"])["n"]) == [2]
@@ -138,7 +140,9 @@ def test_seeds_of_other_settings_are_not_mixed() -> None:
     """Those of another batch size, where these are not told apart; steps and learning rate follow from it."""
     frame = pd.DataFrame({"seed": [0, 1, 2, 3], "batch_size": [16, 16, 64, 64], "steps": [80, 80, 20, 20],
                           "layer": "x", "x": [1.0, 2.0, 3.0, 4.0]})  # fmt: skip
-    with pytest.raises(UserError, match=r"would mix rows of several batch_size \(16, 64; layer x\): select one"):
+    with pytest.raises(
+        UserError, match=r"would mix rows of several values of batch_size \(16, 64; layer x\): select one"
+    ):
         interval(frame, "x", ["layer"])
     assert list(interval(frame, "x", ["batch_size"])["n"]) == [2, 2]
     assert list(interval(frame, "x", ["layer"], average="batch_size")["n"]) == [4]

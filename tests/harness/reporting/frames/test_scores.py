@@ -32,7 +32,7 @@ def test_a_score_selects_a_split_and_a_shift(column: str, setting: str, one: str
     assert made(tables(frame[frame[column] == other], runs))["mean"].tolist() == [4.0]
     both = score("gaps", "gap", ("panel", column), (1.0,), against="exact", **{column: (one, other)})
     assert both(tables(frame, runs)).set_index(column)["mean"].to_dict() == {one: 1.5, other: 4.0}
-    with pytest.raises(UserError, match=rf"would mix rows of several {column} \({one}, {other}; panel"):
+    with pytest.raises(UserError, match=rf"would mix rows of several values of {column} \({one}, {other}; panel"):
         score("gaps", "gap", ("panel",), (1.0,), against="exact", **{column: (one, other)})(tables(frame, runs))
 
 
@@ -44,7 +44,7 @@ def test_a_score_does_not_mix_what_seeds_have_alone(column: str, values: tuple[o
     runs = RUNS.assign(batch_size=8, seed=[0, 1], steps=10)
     frame = pd.DataFrame({"run": ["a", "b"], "step": 10, "estimator": "ema", "momentum": 0.1, "gap": [1.0, 3.0]})
     all_tables = tables(frame.assign(**{column: values}), runs)
-    with pytest.raises(UserError, match=rf"several {column} \({values[0]}, {values[1]}; batch size 8"):
+    with pytest.raises(UserError, match=rf"several values of {column} \({values[0]}, {values[1]}; batch size 8"):
         score("gaps", "gap", ("batch_size",))(all_tables)
     assert score("gaps", "gap", ("batch_size", column))(all_tables)["n"].tolist() == [1, 1]
     assert score(lambda found: rows(found, "gaps"), "gap", ("batch_size",))(all_tables)["n"].tolist() == [2]
