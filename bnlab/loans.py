@@ -52,9 +52,14 @@ def check_loans(expected: int, name: str, caller: str) -> None:
         )
 
 
+def count_loans_of(module: nn.Module) -> int:
+    """How many blocks of any thread have borrowed it now."""
+    return sum(id(module) in lent for _, lent in list(_loans))
+
+
 def is_lent(module: nn.Module) -> bool:
     """Whether a block of any thread has borrowed it."""
-    return any(id(module) in lent for _, lent in list(_loans))
+    return count_loans_of(module) > 0
 
 
 def check_not_lent(modules: Iterable[nn.Module]) -> None:

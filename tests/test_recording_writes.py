@@ -17,6 +17,7 @@ from bnlab import (
     record_frozen,
     replay,
     running_statistics,
+    using,
 )
 from bnlab.estimators import EMA, Cumulative, Predictive
 from bnlab.nn import SelfTuned
@@ -173,6 +174,22 @@ def test_writes_that_change_nothing_are_no_restart() -> None:
             model.load_state_dict(copy.deepcopy(model.state_dict()))
             model[1].running_mean = model[1].running_mean.clone()
     assert not any(layer.restarts for layer in trace.layers.values()) and len(trace.layers["1"]) == 3
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+def test_a_trace_is_read_while_the_model_is_lent(convert: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    """What the model has been lent was taken for its own: the gap to it was 0, and later replays began from there."""
+    model, batches, estimator = convert(plain()), images(4, 4, 4), EMA(0.01)
+    with record(model) as trace:
+        train(model, batches)
+        expected = replay(trace, estimator)[3]
+        with using(model, population_statistics(model, batches)):
+            inside = replay(trace, estimator)[3]
+            trace.save(tmp_path / "trace.safetensors")
+        train(model, batches)
+    assert_equal_statistics(inside, expected)
+    assert_equal_statistics(replay(MomentTrace.load(tmp_path / "trace.safetensors"), estimator)[3], expected)
+    assert not any(layer.restarts for layer in trace.layers.values()) and trace.last_step == 6
 
 
 @pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])

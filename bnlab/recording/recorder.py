@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_module
 from bnlab.borrowing import count_writes, is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_symbolic, is_tracing, past_modes
+from bnlab.loans import count_loans_of
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch
@@ -74,6 +75,7 @@ class Recorder:
         self._called = False
         self._loan: Loan | None = None
         self._ended = False
+        self._loans = count_loans_of(layer)  # blocks around this one: what it records is what they run
         weight = layer.weight
         self._trained = trained if weight is None or not weight.requires_grad else weight
         self._trained_version: int | None = None
@@ -269,7 +271,8 @@ class Recorder:
         """Begin again where something has written the buffers since the last look."""
         if self._loan is not None and not self._is_called(self._loan):
             self._end_interrupted_call()
-        if self._loan is not None or not self._has_average():
+        # While it is borrowed it has other buffers, as those of `using`, which are no write of the model's own.
+        if self._loan is not None or count_loans_of(self.layer) > self._loans or not self._has_average():
             return
         _, own = self._get_averages()
         will_refuse = self.layer.training and not self._ended and not self._has_precision_of_start(own)
