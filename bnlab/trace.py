@@ -123,10 +123,14 @@ class LayerTrace:
         if not len(self) and step == self.first_step:
             self.start, self.updates = values, updates
             return
+        self.drop_restart(step)
+        self.restarts.append(Start(len(self), values.cpu(), updates, step))
+
+    def drop_restart(self, step: int) -> None:
+        """Forget what was written after `step` and the last call: it has been written over."""
         last = self.last_start
         if self.restarts and (last.entries, last.step) == (len(self), step):
             self.restarts.pop()
-        self.restarts.append(Start(len(self), values.cpu(), updates, step))
 
     def move_to(self, step: int) -> None:
         """Let everything that was recorded belong to one step."""

@@ -193,6 +193,22 @@ def test_a_trace_is_read_while_the_model_is_lent(convert: Callable[[nn.Module], 
 
 
 @pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+def test_what_is_put_back_is_no_write(convert: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    """A checkpoint is made under averaged weights; replays of other momenta began again there."""
+    model, batches = convert(plain()), images(4, 4, 4)
+    with record(model) as trace:
+        train(model, batches)
+        own = copy.deepcopy(model.state_dict())
+        WRITERS["load_state_dict"](model)
+        written = running_statistics(model)
+        trace.save(tmp_path / "trace.safetensors")
+        model.load_state_dict(own)
+        train(model, batches)
+    assert_equal_statistics(replay(MomentTrace.load(tmp_path / "trace.safetensors"), EMA(0.1))[3], written)
+    assert not any(layer.restarts for layer in trace.layers.values())
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
 @pytest.mark.parametrize("comes_back", [False, True])
 def test_layers_may_lose_their_running_buffers(convert: Callable[[nn.Module], nn.Module], comes_back: bool) -> None:
     """As test-time adaptation takes them away; calls without them are no entries."""

@@ -91,11 +91,17 @@ class Watch:
         if batches is self._batches and 0 < updates - self._updates <= writes and not is_one_load:
             self.unrecorded += updates - self._updates
         values = torch.stack(own[:2]).detach()
-        expected = 0 if batches is None else entries.updates_now
-        if updates != expected or not self._holds(values):
-            entries.restart(values, updates, step)
+        if not self._goes_on(values, updates):
+            entries.drop_restart(step)
+            if not self._goes_on(values, updates):
+                entries.restart(values, updates, step)
         entries.truncated, self._updates = False, updates
         self.look(own)
+
+    def _goes_on(self, values: Tensor, updates: int) -> bool:
+        """Whether the recorded calls have left these values, and so many updates."""
+        batches = self._buffers.get("num_batches_tracked")
+        return updates == (0 if batches is None else self._entries.updates_now) and self._holds(values)
 
     def is_overwritten(self, own: Average) -> bool:
         """Whether the buffers hold something else than the average of what was recorded, as far as that is known."""
