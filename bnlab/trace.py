@@ -57,6 +57,7 @@ class LayerTrace:
         restarts: what was written into the buffers from outside (`load_state_dict`, `reset_running_stats`), in order;
             replays begin again there.
         first_step: the step at which recording began.
+        end: [2, C], the running mean and variance when the block ended; None inside of it, or after `truncate`.
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class LayerTrace:
         chunks: Sequence[Tensor] = (),
         restarts: Sequence[Start] = (),
         first_step: int = 0,
+        end: Tensor | None = None,
     ) -> None:
-        self.start, self.updates, self.eps, self.first_step = start, updates, eps, first_step
+        self.start, self.updates, self.eps, self.first_step, self.end = start, updates, eps, first_step, end
         self.steps, self.counts, self.restarts = list(steps), list(counts), list(restarts)
         self.chunks = list(chunks)  # the entries that are complete, on the CPU
         self.stored = len(self.steps)  # how many those are
@@ -161,7 +163,7 @@ class LayerTrace:
         if length < self.stored:
             self.chunks, self.stored = [self.moments_between(0, length)], length
         if length < len(self) or len(restarts) < len(self.restarts):
-            self.truncated = True
+            self.truncated, self.end = True, None
         del self.steps[length:], self.counts[length:]
         self.restarts = restarts
         self.slots.clear()
@@ -171,13 +173,18 @@ class LayerTrace:
         mean, var = later.start
         is_new = not (mean.any() or (var - 1).any())
         # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
-        if later.updates != self.updates_now and (later.updates or is_new):
+        is_counted_anew = later.updates != self.updates_now and (later.updates or is_new)
+        if is_counted_anew or (self.end is not None and not _are_equal(self.end, later.start)):
             self.restart(later.start, later.updates, step)
         self.restarts += [start._replace(entries=start.entries + len(self)) for start in later.restarts]
         self.chunks.append(later.moments)
         self.steps += later.steps
         self.counts += later.counts
-        self.stored = len(self)
+        self.stored, self.end = len(self), later.end
+
+
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.isclose(a.cpu().double(), b.cpu().double(), rtol=0, atol=0, equal_nan=True).all())
 
 
 class Recording(Protocol):
@@ -287,7 +294,7 @@ class MomentTrace:
             self.recording.truncate(int(step))
 
     def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
-        """Write a safetensors file with `<layer>/moments`, `/steps`, `/counts`, `/start` and `/restarts` of each.
+        """Write a safetensors file with `<layer>/moments`, `/steps`, `/counts`, `/start`, `/end`, `/restarts` of each.
 
         Args:
             path: of the file; what was there is replaced in one step.
@@ -305,6 +312,8 @@ class MomentTrace:
             tensors[f"{name}/start"] = layer.start
             tensors[f"{name}/steps"] = torch.tensor(layer.steps, dtype=torch.int64, device="cpu")
             tensors[f"{name}/counts"] = torch.tensor(layer.counts, dtype=torch.int64, device="cpu")
+            if layer.end is not None:
+                tensors[f"{name}/end"] = layer.end
         described = [[name, layer.updates, layer.eps] for name, layer in self.layers.items()]
         restarts = {name: layer.restarts for name, layer in self.layers.items() if layer.restarts}
         tensors |= {f"{name}/restarts": torch.stack([s.values for s in all_]) for name, all_ in restarts.items()}
@@ -339,7 +348,8 @@ class MomentTrace:
                 Start(at, v, n, *(step or [steps[at - 1]]))
                 for (at, n, *step), v in zip(restarts.get(name, ()), values, strict=True)
             ]
-            layers[name] = LayerTrace(start, updates, eps, steps, counts, [moments], again, first)
+            end = tensors.get(f"{name}/end")
+            layers[name] = LayerTrace(start, updates, eps, steps, counts, [moments], again, first, end)
         trace = MomentTrace(layers, first)
         trace.last_step = last
         return trace
@@ -348,7 +358,9 @@ class MomentTrace:
     def join(parts: Sequence[MomentTrace]) -> MomentTrace:
         """One trace of consecutive parts of a run (each begins at the step where the one before ended).
 
-        Where `num_batches_tracked` does not go on from the part before, its layer's replays begin again.
+        Where the running buffers or `num_batches_tracked` do not go on from the part before, its layer's replays begin
+        again (of a file of earlier versions, or a part that was truncated or copied in its block, only the latter are
+        known).
 
         Raises:
             TypeError: a part is no trace.

@@ -135,6 +135,30 @@ def test_a_write_in_a_layer_that_rests_where_no_forward_of_the_model_is_seen(for
         assert_equal_statistics(replay(trace, EMA(0.1))[step], expected)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("rests", [False, True])
+def test_a_write_between_parts_that_are_joined(inside: bool, rests: bool, tmp_path: Path) -> None:
+    """It leaves `num_batches_tracked` as it was; the later part's replay went on from before it."""
+    model, batches = without_dropout(plain()), images(4, 4)
+    model[1].train(not rests)
+    with record(model) as earlier:
+        train(model, batches, lr=0.01)
+    earlier.save(tmp_path / "trace.safetensors")
+    if not inside:
+        WRITERS["write_to"](model)
+    with record(model, step=2) as later:
+        if inside:
+            WRITERS["write_to"](model)
+        train(model, batches, lr=0.01)
+    for part in (earlier, MomentTrace.load(tmp_path / "trace.safetensors")):
+        joined = MomentTrace.join([part, later])
+        assert joined.last_start == 2
+        assert_equal_statistics(replay(joined, EMA(0.1))[4], running_statistics(model))
+    with record(model, step=4) as last:
+        train(model, batches, lr=0.01)
+    assert MomentTrace.join([joined, last]).last_start == 2
+
+
 def test_a_teacher_that_is_averaged_after_each_update() -> None:
     """Its layers are in eval mode, and each of their restarts has a step of its own."""
     student = plain()

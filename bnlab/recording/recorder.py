@@ -265,7 +265,11 @@ class Recorder:
         self.take_up_writes()
         begins_again = any(start.entries == len(self._entries) for start in self._entries.restarts)
         self.exchanged = begins_again and own is self._given and own is not self._averaged
-        self.overwritten = self._has_average() and self.watch.is_overwritten(self._get_averages()[1])
+        if not self._has_average():
+            return
+        own_average = self._get_averages()[1]
+        self.overwritten = self.watch.is_overwritten(own_average)
+        self._entries.end = torch.stack(own_average[:2]).detach()
 
     def take_up_writes(self) -> None:
         """Begin again where something has written the buffers since the last look."""
