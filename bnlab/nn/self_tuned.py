@@ -201,6 +201,9 @@ class SelfTuned(BatchNorm):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelfTuned:
+        if is_lent(self):  # it may have other buffers meanwhile, and gets back its own
+            super()._apply(fn, recurse)
+            return self
         had_averages = _has_averages(vars(self))
         if had_averages:  # what is moved is taken for what the layer has left
             self.upkeep.begin_where_written(self._buffers, certainly=True)
@@ -217,7 +220,7 @@ class SelfTuned(BatchNorm):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        if _has_averages(vars(self)) and any(prefix + name in state_dict for name in _RUNNING):
+        if not is_lent(self) and _has_averages(vars(self)) and any(prefix + name in state_dict for name in _RUNNING):
             self.upkeep.load(self._buffers, local_metadata.get(_KEY))
 
     def __setstate__(self, state: dict[str, Any]) -> None:

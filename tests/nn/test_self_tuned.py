@@ -347,6 +347,25 @@ def test_averages_begin_from_what_was_written_before_the_model_is_moved(
     assert begins_from(model, {"1.running_mean": torch.full((6,), 3.0)})
 
 
+@pytest.mark.parametrize(
+    "touch",
+    [nn.Module.cpu, lambda model: model.double().float(), lambda model: model.load_state_dict(model.state_dict())],
+    ids=["device", "type", "load"],
+)
+@pytest.mark.filterwarnings("ignore:using")
+def test_what_moves_a_lent_model_leaves_its_averages_alone(touch: Callable[..., object]) -> None:
+    """As a function that evaluates and moves the model to its device: the averages forgot all batches."""
+    model, expected = network(), network()
+    for each in (model, expected):
+        train(each, 20)
+    with using(model, population_statistics(model, [torch.randn(4, 3, 8, 8)])):
+        touch(model)
+    assert momenta(model)["batches"].tolist() == [20] * 4
+    for each in (model, expected):
+        train(each, 20, seed=1)
+    assert_equal(model, expected)
+
+
 @pytest.mark.parametrize(("batches", "told"), [(1, True), (3, True), (4, False)])
 def test_buffers_that_are_written_after_every_few_batches_are_told(batches: int, told: bool) -> None:
     """As around the forward of an attack: the averages begin again, and nothing is ever chosen."""
