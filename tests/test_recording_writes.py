@@ -175,6 +175,21 @@ def test_a_teacher_that_is_averaged_after_each_update() -> None:
         assert_equal_statistics(replay(trace, EMA(0.1))[step], expected)
 
 
+def test_small_writes_in_a_layer_that_rests() -> None:
+    """Nothing has been rounded in it; they were taken for the rounding of as many updates as its momentum remembers."""
+    student = with_momentum(plain(), 0.001)
+    teacher = copy.deepcopy(student)
+    model, held = nn.ModuleDict({"student": student, "teacher": teacher}), []
+    model.train(), teacher.eval()
+    with record(model) as trace:
+        for batch in images(4, 4, 4):
+            train(student, [batch])
+            teacher[1].running_mean.add_(1e-4)
+            held.append(running_statistics(teacher)["1"].mean)
+    for step, expected in enumerate(held, start=1):
+        assert torch.equal(replay(trace, EMA(0.001))[step]["teacher.1"].mean, expected)
+
+
 def test_two_writes_at_one_place_are_one_restart() -> None:
     model = plain()
     with record(model) as trace:

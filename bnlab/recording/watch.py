@@ -114,7 +114,8 @@ class Watch:
             momentum = 0.0
         mean, var = average = entries.average(momentum)
         # Each update rounds, and is forgotten after 1/momentum others; each sum has a few roundings.
-        memory = entries.updates_now + 1 if momentum is None else 1 / momentum if momentum else 1
+        calls = len(entries) - entries.starts[-1].entries
+        memory = entries.updates_now + 1 if momentum is None else min(1 / momentum, calls + 1) if momentum else 1
         tolerance = 8 * torch.finfo(values.dtype).eps * memory
         scale = torch.stack((mean.abs() + var.abs().sqrt(), var.abs()))
         values = values.cpu().double()
