@@ -86,6 +86,7 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
             )
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_build_config(composer.compose(job), job) for job in jobs]
+        _check_files([*own, *given], composer)
         _check_variations(jobs, given)
         _tell_of_unread(given, own, configs)
         _check_name(configs, words)
@@ -99,6 +100,20 @@ def _check_name(configs: list[Config], words: list[str]) -> None:
     for config in configs:
         if config.name != expected[0] and not any(word.startswith("name=") for word in words):
             raise UserError(explain_name(words, config.name))
+
+
+def _check_files(overrides: list[Override], composer: _Composer) -> None:
+    """UserError where swept files, such as those of suite, sweep something themselves: it would be left out."""
+    keys, found = {o.get_key_element() for o in overrides}, []
+    for whole, _ in composer.bases.values():
+        found.append({k: str(v) for k, v in (whole.hydra.sweeper.params or {}).items() if k not in keys})
+    left_out = sorted({key for params in found for key in params if any(params != other for other in found)})
+    if left_out:
+        swept = " ".join(_word(o) for o in overrides if o.get_key_element() in {*_FILES} - {*_ONE_FOR_A_SWEEP})
+        raise UserError(
+            f"{swept}: these files sweep {', '.join(left_out)} themselves, which would be left out; run one after the "
+            f"other, or say what is swept: {left_out[0]}=..."
+        )
 
 
 def _check_variations(jobs: list[list[Override]], given: list[Override]) -> None:

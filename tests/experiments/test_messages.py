@@ -177,6 +177,19 @@ def test_what_an_experiment_sweeps_is_not_left_out(conf: Path) -> None:
     assert len(plan_jobs(["experiment=own", "batch_size=4", "seed=3"], multirun=False).configs) == 1
 
 
+def test_what_swept_files_sweep_is_not_left_out(conf: Path) -> None:
+    words = ["suite=base,large"]
+    with pytest.raises(ValueError, match="suite=base,large: these files sweep batch_size, seed themselves"):
+        plan_jobs(words, multirun=True)
+    with pytest.raises(ValueError, match="these files sweep batch_size themselves"):
+        plan_jobs([*words, "seed=0,1"], multirun=True)
+    assert len(plan_jobs([*words, "seed=0,1", "batch_size=64"], multirun=True).configs) == 4
+    assert len(plan_jobs(["experiment=quickstart", *words], multirun=True).configs) == 30
+    (conf / "experiment/own.yaml").write_text(SWEPT + "    params:\n      suite: base,large\nname: own\n")
+    with pytest.raises(ValueError, match="suite=base,large: these files sweep batch_size, seed themselves"):
+        plan_jobs(["experiment=own"], multirun=False)
+
+
 @pytest.mark.parametrize("experiment", ["weight_averaging", "model_selection"])
 def test_a_variation_is_of_what_an_experiment_sets(experiment: str) -> None:
     words = [f"experiment={experiment}", "variation=base,step", "batch_size=64", "seed=0"]
