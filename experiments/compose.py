@@ -104,10 +104,10 @@ def _check_name(configs: list[Config], words: list[str]) -> None:
 
 def _check_files(overrides: list[Override], composer: _Composer) -> None:
     """UserError where swept files, such as those of suite, sweep something themselves: it would be left out."""
-    keys, found = {o.get_key_element() for o in overrides}, []
-    for whole, _ in composer.bases.values():
-        found.append({k: str(v) for k, v in (whole.hydra.sweeper.params or {}).items() if k not in keys})
-    left_out = sorted({key for params in found for key in params if any(params != other for other in found)})
+    keys = {o.get_key_element() for o in overrides}
+    sweeps = [whole.hydra.sweeper.params or {} for whole, _ in composer.bases.values()]
+    sweeps = [{key: str(values) for key, values in params.items() if key not in keys} for params in sweeps]
+    left_out = sorted({key for params in sweeps for key in params if any(params != other for other in sweeps)})
     if left_out:
         swept = " ".join(_word(o) for o in overrides if o.get_key_element() in {*_FILES} - {*_ONE_FOR_A_SWEEP})
         raise UserError(

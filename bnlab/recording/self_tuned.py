@@ -73,7 +73,7 @@ class _BankWatch(Watch):
     def _holds(self, values: Tensor) -> bool:
         """Whether these are what the estimator gives out after all that is recorded, to rounding."""
         entries = self._entries
-        first = entries.starts[-1].entries
+        first = entries.last_start.entries
         state = fold([Predictive()], make_stream([entries], -1, first, None), [len(entries) - first])[0, 0]
         scale = torch.stack((state[0].abs() + state[1].sqrt(), state[1]))
         return bool(((values.cpu().double() - state).abs() <= 8 * torch.finfo(values.dtype).eps * scale).all())

@@ -114,8 +114,9 @@ class Watch:
             momentum = 0.0
         mean, var = average = entries.average(momentum)
         # Each update rounds, and is forgotten after 1/momentum others; each sum has a few roundings.
-        calls = len(entries) - entries.starts[-1].entries
-        memory = entries.updates_now + 1 if momentum is None else min(1 / momentum, calls + 1) if momentum else 1
+        memory = float(entries.updates_now + 1)
+        if momentum is not None:
+            memory = min(1 / momentum, entries.calls_since_start + 1) if momentum else 1
         tolerance = 8 * torch.finfo(values.dtype).eps * memory
         scale = torch.stack((mean.abs() + var.abs().sqrt(), var.abs()))
         values = values.cpu().double()
