@@ -57,7 +57,8 @@ class LayerTrace:
         restarts: what was written into the buffers from outside (`load_state_dict`, `reset_running_stats`), in order;
             replays begin again there.
         first_step: the step at which recording began.
-        end: [2, C], the running mean and variance when the block ended; None inside of it, or after `truncate`.
+        end: [2, C], the running mean and variance when the block ended; None where that is not known: inside of it, in
+            copies and files that were made there, in files of earlier versions, and after `truncate`.
     """
 
     def __init__(
@@ -128,11 +129,13 @@ class LayerTrace:
         self.drop_restart(step)
         self.restarts.append(Start(len(self), values.cpu(), updates, step))
 
-    def drop_restart(self, step: int) -> None:
-        """Forget what was written after `step` and the last call: it has been written over."""
+    def drop_restart(self, step: int) -> bool:
+        """Forget what was written after `step` and the last call, if there is such: something else has been since."""
         last = self.last_start
-        if self.restarts and (last.entries, last.step) == (len(self), step):
+        is_there = bool(self.restarts) and (last.entries, last.step) == (len(self), step)
+        if is_there:
             self.restarts.pop()
+        return is_there
 
     def move_to(self, step: int) -> None:
         """Let everything that was recorded belong to one step."""
@@ -173,8 +176,8 @@ class LayerTrace:
         mean, var = later.start
         is_new = not (mean.any() or (var - 1).any())
         # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
-        is_counted_anew = later.updates != self.updates_now and (later.updates or is_new)
-        if is_counted_anew or (self.end is not None and not _are_equal(self.end, later.start)):
+        counts_differ = later.updates != self.updates_now and (later.updates or is_new)
+        if counts_differ or (self.end is not None and not _are_equal(self.end, later.start)):
             self.restart(later.start, later.updates, step)
         self.restarts += [start._replace(entries=start.entries + len(self)) for start in later.restarts]
         self.chunks.append(later.moments)
@@ -294,7 +297,7 @@ class MomentTrace:
             self.recording.truncate(int(step))
 
     def save(self, path: str | Path, about: Mapping[str, str] | None = None) -> None:
-        """Write a safetensors file with `<layer>/moments`, `/steps`, `/counts`, `/start`, `/end`, `/restarts` of each.
+        """Write a safetensors file with `<layer>/moments`, `/steps`, `/counts`, `/start`, `/restarts`, `/end` of each.
 
         Args:
             path: of the file; what was there is replaced in one step.
@@ -317,11 +320,13 @@ class MomentTrace:
         described = [[name, layer.updates, layer.eps] for name, layer in self.layers.items()]
         restarts = {name: layer.restarts for name, layer in self.layers.items() if layer.restarts}
         tensors |= {f"{name}/restarts": torch.stack([s.values for s in all_]) for name, all_ in restarts.items()}
-        ends = {name: [(start.entries, start.updates, start.step) for start in all_] for name, all_ in restarts.items()}
+        places = {
+            name: [(start.entries, start.updates, start.step) for start in all_] for name, all_ in restarts.items()
+        }
         metadata = {
             "layers": json.dumps(described),
             "steps": json.dumps([self.first_step, self.last_step]),
-            "restarts": json.dumps(ends),
+            "restarts": json.dumps(places),
         }
         save_tensors(path, tensors, _WITH_RESTARTS if restarts else _FORMAT, metadata, about)
 
@@ -358,9 +363,9 @@ class MomentTrace:
     def join(parts: Sequence[MomentTrace]) -> MomentTrace:
         """One trace of consecutive parts of a run (each begins at the step where the one before ended).
 
-        Where the running buffers or `num_batches_tracked` do not go on from the part before, its layer's replays begin
-        again (of a file of earlier versions, or a part that was truncated or copied in its block, only the latter are
-        known).
+        Where the running buffers or `num_batches_tracked` do not go on from the part before, replays of that layer
+        begin again. After a part that was saved or copied inside of its block, or truncated, or written by an earlier
+        version, only `num_batches_tracked` is compared.
 
         Raises:
             TypeError: a part is no trace.
@@ -469,7 +474,7 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
 
 def make_stream(members: Sequence[LayerTrace], part: int, first: int, end: int | None) -> Stream:
     """The entries `first` to `end` of layers that were called together, from their start number `part`."""
-    starts = [layer.starts[part] for layer in members]
+    starts = [layer.restarts[part - 1] if part > 0 else layer.starts[part] for layer in members]
     end = len(members[0]) if end is None else end
     channels = [start.values.shape[1] for start in starts]
     counts = torch.tensor([layer.counts[first:end] for layer in members], dtype=torch.float64, device="cpu")

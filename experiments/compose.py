@@ -104,15 +104,12 @@ def _check_name(configs: list[Config], words: list[str]) -> None:
 
 def _check_files(overrides: list[Override], composer: _Composer) -> None:
     """UserError where swept files, such as those of suite, sweep something themselves: it would be left out."""
-    keys = {o.get_key_element() for o in overrides}
-    sweeps = [whole.hydra.sweeper.params or {} for whole, _ in composer.bases.values()]
-    sweeps = [{key: str(values) for key, values in params.items() if key not in keys} for params in sweeps]
-    left_out = sorted({key for params in sweeps for key in params if any(params != other for other in sweeps)})
-    if left_out:
-        swept = " ".join(_word(o) for o in overrides if o.get_key_element() in {*_FILES} - {*_ONE_FOR_A_SWEEP})
+    swept_keys = {key for whole, _ in composer.bases.values() for key in whole.hydra.sweeper.params or {}}
+    if left_out := sorted(swept_keys - {o.get_key_element() for o in overrides}):
+        files = " ".join(_word(o) for o in overrides if o.get_key_element() in _FILES and o.is_sweep_override())
         raise UserError(
-            f"{swept}: these files sweep {', '.join(left_out)} themselves, which would be left out; run one after the "
-            f"other, or say what is swept: {left_out[0]}=..."
+            f"{files}: each of these files sweeps {', '.join(left_out)} itself, which would be left out; run one file "
+            f"after the other, or give the values: {' '.join(f'{key}=...' for key in left_out)}"
         )
 
 

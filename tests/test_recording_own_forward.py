@@ -215,6 +215,22 @@ def test_a_global_hook_sees_the_layers_own() -> None:
     assert seen == [0.1, 0.1] and len(trace.layers[""]) == 2
 
 
+class Wrapped(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_false_alarm_after_one_call_in_channels_last(seed: int) -> None:
+    """The moments are computed a second time, in another order of summation."""
+    layer, generator = Wrapped(8), torch.Generator().manual_seed(seed)
+    x = torch.randn(16, 8, 32, 32, generator=generator) + 100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with record(layer), torch.no_grad():
+            layer(x.contiguous(memory_format=torch.channels_last))
+
+
 class Uncorrected(nn.BatchNorm2d):
     """Averages variances with ddof 0, as Keras and flax do."""
 

@@ -175,9 +175,11 @@ def test_a_teacher_that_is_averaged_after_each_update() -> None:
         assert_equal_statistics(replay(trace, EMA(0.1))[step], expected)
 
 
-def test_small_writes_in_a_layer_that_rests() -> None:
-    """Nothing has been rounded in it; they were taken for the rounding of as many updates as its momentum remembers."""
-    student = with_momentum(plain(), 0.001)
+@pytest.mark.parametrize("momentum", [0.001, None])
+def test_small_writes_in_a_layer_that_has_not_been_called(momentum: float | None) -> None:
+    """Nothing has been rounded in it, whatever its momentum and the batches that it has seen before."""
+    student = with_momentum(plain(), momentum)
+    student[1].num_batches_tracked.fill_(10_000)
     teacher = copy.deepcopy(student)
     model, held = nn.ModuleDict({"student": student, "teacher": teacher}), []
     model.train(), teacher.eval()
@@ -229,6 +231,46 @@ def test_a_trace_is_read_while_the_model_is_lent(convert: Callable[[nn.Module], 
     assert_equal_statistics(inside, expected)
     assert_equal_statistics(replay(MomentTrace.load(tmp_path / "trace.safetensors"), estimator)[3], expected)
     assert not any(layer.restarts for layer in trace.layers.values()) and trace.last_step == 6
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_is_put_back_without_its_averages_is_a_beginning(looks: bool) -> None:
+    """As from a plain dictionary, which has no metadata: the layers have forgotten their batches."""
+    model, batches = SelfTuned.convert(without_dropout(plain())), images(4, 4, 4)
+    with record(model) as trace:
+        train(model, batches)
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        WRITERS["load_state_dict"](model)
+        if looks:
+            replay(trace, EMA(0.1))
+        model.load_state_dict(own)
+        train(model, batches)
+    assert_equal_statistics(replay(trace, Predictive())[6], running_statistics(model))
+
+
+def test_a_trace_that_begins_in_a_block_of_using_is_of_what_runs_there() -> None:
+    model, batches = plain(), images(4)
+    with using(model, population_statistics(model, batches)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of `using`, for what is written in the block
+        with record(model) as trace:
+            train(model.train(), batches)
+            model[1].running_mean.fill_(3.0)
+            assert (replay(trace, EMA(0.1))[1]["1"].mean == 3).all()
+
+
+def test_a_part_that_was_truncated_says_nothing_of_its_end() -> None:
+    model, batches = plain(), images(4, 4)
+    with record(model) as earlier:
+        train(model, batches[:1])
+        state = copy.deepcopy(model.state_dict())
+        train(model, batches[1:])
+    earlier.truncate(1)
+    model.load_state_dict(state)
+    with record(model, step=1) as later:
+        train(model, batches)
+    joined = MomentTrace.join([earlier, later])
+    assert not any(layer.restarts for layer in joined.layers.values())
+    assert_equal_statistics(replay(joined, EMA(0.1))[3], running_statistics(model))
 
 
 @pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])

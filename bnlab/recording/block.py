@@ -51,7 +51,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     Where something writes a layer's running buffers (`load_state_dict`, `reset_running_stats`, `write_to`), replays
     begin again from what has been written: from the step at which it is seen, before the next step's forward or at the
-    end of an update.
+    end of an update. What has been put back before the next call counts as not written.
 
     Args:
         step: the step at which the model is when recording begins.

@@ -75,7 +75,7 @@ class Recorder:
         self._called = False
         self._loan: Loan | None = None
         self._ended = False
-        self._loans = count_loans_of(layer)  # blocks around this one: what it records is what they run
+        self._blocks_around = count_loans_of(layer)  # that had borrowed the layer before this one began
         weight = layer.weight
         self._trained = trained if weight is None or not weight.requires_grad else weight
         self._trained_version: int | None = None
@@ -262,21 +262,23 @@ class Recorder:
             self._end_interrupted_call()
         self._ended = True
         own = self._buffers["running_mean"]
+        given_back = self._has_average() and own is self._given and own is not self._averaged
+        self.exchanged = given_back and not self.watch.is_left_by_calls(self._get_averages()[1])
         self.take_up_writes()
-        begins_again = any(start.entries == len(self._entries) for start in self._entries.restarts)
-        self.exchanged = begins_again and own is self._given and own is not self._averaged
+        self.exchanged &= any(start.entries == len(self._entries) for start in self._entries.restarts)
         if not self._has_average():
             return
         own_average = self._get_averages()[1]
-        self.overwritten = self.watch.is_overwritten(own_average)
+        self.overwritten = self.watch.is_overwritten(own_average)  # which brings self-tuned buffers up to date
         self._entries.end = torch.stack(own_average[:2]).detach()
 
     def take_up_writes(self) -> None:
         """Begin again where something has written the buffers since the last look."""
         if self._loan is not None and not self._is_called(self._loan):
             self._end_interrupted_call()
-        # While it is borrowed it has other buffers, as those of `using`, which are no write of the model's own.
-        if self._loan is not None or count_loans_of(self.layer) > self._loans or not self._has_average():
+        # A borrowed layer may have other buffers, such as those of `using`; they are not the model's own.
+        is_borrowed = count_loans_of(self.layer) > self._blocks_around
+        if self._loan is not None or is_borrowed or not self._has_average():
             return
         _, own = self._get_averages()
         will_refuse = self.layer.training and not self._ended and not self._has_precision_of_start(own)

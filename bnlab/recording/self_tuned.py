@@ -65,6 +65,11 @@ class _BankWatch(Watch):
         self._upkeep.catch_up(self._buffers)
         super().take_up(own, step)
 
+    def _fit(self, values: Tensor, updates: int) -> bool:
+        # Of values that came back without their averages, as from a plain dictionary, the layer has begun again.
+        begun = self._upkeep.beginnings != self._beginnings and not self._upkeep.collector.count_batches()
+        return not (begun and self._entries.calls_since_start) and super()._fit(values, updates)
+
     def is_overwritten(self, own: Average) -> bool:
         # A checkpoint may bring averages of other batches with it; so may the block's own beginning, which is no write.
         self._upkeep.catch_up(self._buffers)

@@ -91,21 +91,23 @@ class Watch:
         if batches is self._batches and 0 < updates - self._updates <= writes and not is_one_load:
             self.unrecorded += updates - self._updates
         values = torch.stack(own[:2]).detach()
-        if not self._goes_on(values, updates):
-            entries.drop_restart(step)
-            if not self._goes_on(values, updates):
-                entries.restart(values, updates, step)
+        if not (self._fit(values, updates) or (entries.drop_restart(step) and self._fit(values, updates))):
+            entries.restart(values, updates, step)
         entries.truncated, self._updates = False, updates
         self.look(own)
 
-    def _goes_on(self, values: Tensor, updates: int) -> bool:
+    def _fit(self, values: Tensor, updates: int) -> bool:
         """Whether the recorded calls have left these values, and so many updates."""
         batches = self._buffers.get("num_batches_tracked")
         return updates == (0 if batches is None else self._entries.updates_now) and self._holds(values)
 
+    def is_left_by_calls(self, own: Average) -> bool:
+        """Whether the buffers hold the average of what was recorded, to rounding."""
+        return self._holds(torch.stack(own[:2]).detach())
+
     def is_overwritten(self, own: Average) -> bool:
         """Whether the buffers hold something else than the average of what was recorded, as far as that is known."""
-        return not self.momentum_varied and not self._holds(torch.stack(own[:2]))
+        return not self.momentum_varied and not self.is_left_by_calls(own)
 
     def _holds(self, values: Tensor) -> bool:
         """Whether these are the layer's own average of what is recorded, to rounding."""
@@ -113,10 +115,11 @@ class Watch:
         if momentum is None and self._buffers.get("num_batches_tracked") is None:
             momentum = 0.0
         mean, var = average = entries.average(momentum)
-        # Each update rounds, and is forgotten after 1/momentum others; each sum has a few roundings.
-        memory = float(entries.updates_now + 1)
-        if momentum is not None:
-            memory = min(1 / momentum, entries.calls_since_start + 1) if momentum else 1
+        # A layer that has not been called since holds exactly what was written. Otherwise each update rounds, and is
+        # forgotten after 1/momentum others; each sum has a few roundings.
+        memory = 1.0
+        if entries.calls_since_start:
+            memory = entries.updates_now + 1 if momentum is None else 1 / momentum if momentum else 1
         tolerance = 8 * torch.finfo(values.dtype).eps * memory
         scale = torch.stack((mean.abs() + var.abs().sqrt(), var.abs()))
         values = values.cpu().double()

@@ -179,14 +179,16 @@ def test_what_an_experiment_sweeps_is_not_left_out(conf: Path) -> None:
 
 def test_what_swept_files_sweep_is_not_left_out(conf: Path) -> None:
     words = ["suite=base,large"]
-    with pytest.raises(ValueError, match="suite=base,large: these files sweep batch_size, seed themselves"):
-        plan_jobs(words, multirun=True)
-    with pytest.raises(ValueError, match="these files sweep batch_size themselves"):
+    message = "^suite=base,large: each of these files sweeps batch_size, seed itself, .*: batch_size=... seed=...$"
+    for more in ([], ["model=cnn"]):
+        with pytest.raises(ValueError, match=message):
+            plan_jobs([*more, *words], multirun=True)
+    with pytest.raises(ValueError, match="each of these files sweeps batch_size itself"):
         plan_jobs([*words, "seed=0,1"], multirun=True)
     assert len(plan_jobs([*words, "seed=0,1", "batch_size=64"], multirun=True).configs) == 4
     assert len(plan_jobs(["experiment=quickstart", *words], multirun=True).configs) == 30
     (conf / "experiment/own.yaml").write_text(SWEPT + "    params:\n      suite: base,large\nname: own\n")
-    with pytest.raises(ValueError, match="suite=base,large: these files sweep batch_size, seed themselves"):
+    with pytest.raises(ValueError, match=message):
         plan_jobs(["experiment=own"], multirun=False)
 
 
