@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -271,6 +271,24 @@ def test_a_part_that_was_truncated_says_nothing_of_its_end() -> None:
     joined = MomentTrace.join([earlier, later])
     assert not any(layer.restarts for layer in joined.layers.values())
     assert_equal_statistics(replay(joined, EMA(0.1))[3], running_statistics(model))
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+def test_hooks_that_something_takes_away(convert: Callable[[nn.Module], nn.Module]) -> None:
+    """The end of an evaluation in a generator that began before the block: nothing was recorded after it."""
+
+    def evaluate() -> Iterator[None]:
+        with using(model, running_statistics(model)):
+            yield
+
+    model = convert(plain())
+    with pytest.warns(UserWarning, match="taken the hooks of '1', '4' away"):
+        evaluation = evaluate()
+        next(evaluation)
+        with record(model) as trace:
+            assert next(evaluation, None) is None
+            train(model.train(), images(4, 4))
+    assert trace.last_step == 0
 
 
 @pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])

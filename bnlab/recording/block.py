@@ -67,12 +67,12 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
-            `layer.forward`), has written its buffers in a way that leaves no trace, has put another layer into the
-            model, or has taken one out of it for some of the training; layers have averaged into other running buffers
-            (of `functional_call`) than they have at the end; the weights have changed within a step or,
-            where updates are counted, within some of the steps; a layer had momentum 0 or None (as
-            `update_bn` sets it) in some of its calls, which are entries all the same; or layers average variances
-            with ddof 0, which some estimators take for unbiased.
+            `layer.forward`), has written its buffers in a way that leaves no trace, has taken its hooks away, has put
+            another layer into the model, or has taken one out of it for some of the training; layers have averaged into
+            other running buffers (of `functional_call`) than they have at the end; the weights have changed within a
+            step or, where updates are counted, within some of the steps; a layer had momentum 0 or None (as `update_bn`
+            sets it) in some of its calls, which are entries all the same; or layers average variances with ddof 0,
+            which some estimators take for unbiased.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
             in the block.
     """
@@ -176,6 +176,13 @@ class Recording:
                 f"record: {join_names(missed)} were trained on {most} batch{'es' * (most > 1)} past their hooks, which "
                 "are not in the trace; code that was compiled before the block, or a direct call of layer.forward does "
                 "that",
+                stacklevel=4,
+            )
+        if unhooked := [recorder.name for recorder in self.recorders if recorder.unhooked]:
+            warnings.warn(
+                f"record: something has taken the hooks of {join_names(unhooked)} away in the block, and what was "
+                "trained after that is not in the trace; a block of bnlab.using that began before this one and ended "
+                "inside of it (in a generator, say) does that, or one that this one ended in",
                 stacklevel=4,
             )
         overwritten = [r.name for r in self.recorders if r.overwritten and not r.watch.unrecorded]

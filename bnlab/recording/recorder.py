@@ -60,6 +60,7 @@ class Recorder:
         watch: notices what else writes the layer's own buffers.
         overwritten: whether, after the block, the buffers hold something else than the average of what was recorded.
         exchanged: whether, after the block, the layer has the buffers of before again, but has averaged into others.
+        unhooked: whether, at the end of the block, something had taken the hooks away.
         left_out: entries that the layer's own average has left out: its momentum was 0.
         cumulative: entries with a momentum of None.
         is_biased: whether it averages variances with ddof 0.
@@ -69,6 +70,7 @@ class Recorder:
         self, name: str, layer: BatchNorm, trace: MomentTrace, counter: StepCounter, trained: Tensor | None
     ) -> None:
         self.name, self.layer, self.overwritten, self.exchanged = name, layer, False, False
+        self.unhooked = False
         self.left_out, self.cumulative, self.is_biased = 0, 0, False
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
@@ -261,6 +263,7 @@ class Recorder:
         if self._called:
             self._end_interrupted_call()
         self._ended = True
+        self.unhooked = self._hooks[0] not in self.layer._forward_pre_hooks
         own = self._buffers["running_mean"]
         given_back = self._has_average() and own is self._given and own is not self._averaged
         self.exchanged = given_back and not self.watch.is_left_by_calls(self._get_averages()[1])
