@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 import threading
@@ -49,6 +50,8 @@ def _is_of_library(code: Any) -> bool:
 
 def _as_lock(value: Any) -> Lock | None:
     if isinstance(value, _LOCK):
+        return Lock(value, value.locked)
+    if isinstance(value, (asyncio.Lock, asyncio.Semaphore)):  # each forward may have an event loop of its own
         return Lock(value, value.locked)
     if isinstance(value, threading.Semaphore):
         return Lock(value, lambda: value._value == 0)

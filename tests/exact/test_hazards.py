@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import multiprocessing
@@ -105,6 +106,18 @@ def test_a_lock_around_the_forward(where: str) -> None:
         population_statistics(model, batches)
     layerwise = population_statistics(model, batches, strategy="layerwise")
     assert_same(layerwise, population_statistics(_unlocked(model), batches))
+
+
+def test_a_lock_of_an_event_loop() -> None:
+    """Each forward has a loop of its own, in which nobody would ever release what another one holds."""
+
+    async def call(model: nn.Module, x: Tensor) -> Tensor:
+        async with lock:
+            return model(x)  # type: ignore[no-any-return]
+
+    lock = asyncio.Lock()
+    with pytest.raises(ValueError, match="holds a lock"):
+        population_statistics(plain(), images(4, 3), forward=lambda model, x: asyncio.run(call(model, x)))
 
 
 def _unlocked(model: Locking) -> nn.Module:
