@@ -96,6 +96,8 @@ _BY_VALUE: list[_Pair] = [
     *_pair("_is_multithreading_enabled", "_set_multithreading_enabled"),
     *_pair("_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants"),
     *_pair("_get_graph_executor_optimize", "_set_graph_executor_optimize"),
+    *_pair("_get_warnAlways", "_set_warnAlways"),
+    (torch.__future__.get_swap_module_params_on_conversion, torch.__future__.set_swap_module_params_on_conversion),
     *_pair("_get_torch_function_state", "_set_torch_function_state"),
     (_read_matmul_precision, _write_matmul_precision),
     *_precision("cuda", "conv"),

@@ -51,6 +51,7 @@ def look() -> tuple[Flags, list[object]]:
     own += [torch._C._is_fwd_grad_enabled(), torch._C._is_torch_function_enabled()]
     own += [torch.sparse.check_sparse_tensor_invariants.is_enabled()]
     own += [torch.backends.opt_einsum.enabled, torch.utils.deterministic.fill_uninitialized_memory]  # type: ignore[attr-defined]
+    own += [torch.is_warn_always_enabled(), torch.__future__.get_swap_module_params_on_conversion()]
     own += [logging.root.manager.disable, sys.getrecursionlimit(), id(sys.stdout), id(sys.stderr)]
     return read_flags(), own
 
@@ -79,6 +80,12 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
     "logging.disable": lambda: setting(lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL),
     "recursion": lambda: setting(sys.getrecursionlimit, sys.setrecursionlimit, 5000),
     "multithreading": lambda: torch.autograd.set_multithreading_enabled(False),
+    "warn_always": lambda: setting(torch.is_warn_always_enabled, torch.set_warn_always, True),
+    "swap_module_params": lambda: setting(
+        torch.__future__.get_swap_module_params_on_conversion,
+        torch.__future__.set_swap_module_params_on_conversion,
+        True,
+    ),
     "torch functions": torch._C.DisableTorchFunctionSubclass,
     "forward derivatives": lambda: torch.autograd.forward_ad._set_fwd_grad_enabled(False),
 }
