@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bnlab.borrowing import borrowed, evaluating, set_buffers_aside
 from bnlab.interrupts import end_interrupted_calls
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, match_names
+from bnlab.loans import check_not_lent
 from bnlab.moments import Moments
 from bnlab.storage import load_tensors, save_tensors
 
@@ -92,10 +93,11 @@ class Statistics(Mapping[str, Moments]):
 
         Raises:
             ValueError: a layer is missing in the model, has other channels, a value is not finite or beyond the type of
-                the buffer, a variance is negative, or a buffer shares memory with one that gets other values; nothing
-                is written then.
+                the buffer, a variance is negative, a buffer shares memory with one that gets other values, or another
+                thread has borrowed a layer; nothing is written then.
         """
         layers = self._matching(model, "write_to")
+        check_not_lent(layers.values())
         _check_writable(layers)
         self._check_memory(layers)
         self._copy_into(layers)
@@ -212,9 +214,10 @@ def running_statistics(model: nn.Module) -> Statistics:
 
     Raises:
         TypeError: not a module.
-        ValueError: it has no batch-norm layer with running statistics.
+        ValueError: it has no batch-norm layer with running statistics, or another thread has borrowed one.
     """
     layers = batch_norm_layers(model, caller="running_statistics")
+    check_not_lent(layers.values())
     end_interrupted_calls(layers.values())
     moments = {}
     for name, layer in layers.items():

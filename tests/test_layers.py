@@ -307,7 +307,13 @@ def test_another_thread_has_to_wait() -> None:
 
     with unchanged(model):
         with using(model, expected), borrowed(model):  # in one thread they nest
-            for call in (measure, lambda: measure(nn.Sequential(model[:2])), lambda: record(model).__enter__()):
+            for call in (
+                measure,
+                lambda: measure(nn.Sequential(model[:2])),
+                lambda: record(model).__enter__(),
+                lambda: running_statistics(model),
+                lambda: expected.write_to(model),
+            ):
                 error = in_another_thread(call)
                 assert type(error) is ValueError and "in use by a measurement or by bnlab.using in ano" in str(error)
             assert in_another_thread(lambda: measure(plain())) is None
