@@ -696,3 +696,18 @@ def test_an_estimator_that_writes_into_the_stream(method: str, tensor: str) -> N
     writing = type("Writing", (EMA,), {method: write})
     with pytest.raises(ValueError, match=r"ema: it writes into the stream, .*\.clone\(\)"):
         fold([writing(0.5), EMA()], replace(STREAM), [1, 3])
+
+
+@pytest.mark.parametrize("tensor", ["start", "batches", "counts"])
+def test_an_estimator_that_writes_into_the_stream_through_numpy(tensor: str) -> None:
+    """Which torch does not count."""
+    stream = replace(STREAM, **{tensor: getattr(STREAM, tensor).clone()})
+
+    def clip(self: Estimator, given: Stream) -> Tensor:
+        values = getattr(given, tensor).numpy()
+        np.clip(values, None, values.max() - 0.1, out=values)
+        return EMA.gains(self, given)
+
+    writing = type("Clipping", (EMA,), {"gains": clip})
+    with pytest.raises(ValueError, match=r"ema: it writes into the stream, .*\.clone\(\)"):
+        fold([writing(0.5), EMA()], stream, [1, 3])
