@@ -19,11 +19,12 @@ from bnlab.batches import Forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
+from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
-from bnlab.trace import LayerTrace, MomentTrace, replay_bank
+from bnlab.trace import MomentTrace, replay_bank
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,184 +10,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bnlab.arguments import check_number
 from bnlab.estimators import Estimator, Stream, fold
+from bnlab.layer_trace import LayerTrace, Start
 from bnlab.statistics import Layout, Statistics
 from bnlab.storage import load_tensors, save_tensors
 
 _FORMAT, _WITH_RESTARTS = "bnlab.MomentTrace/1", "bnlab.MomentTrace/3"
 _WITHOUT_STEPS = "bnlab.MomentTrace/2"  # its restarts are at the step of the call before them
 _CHUNK = 256  # entries of one layer that are allocated at a time
-_FORGOTTEN = 1e-16  # a weight so small that calls before are left out
 _CLEARED = 16  # of them that are cleared at a time: each operation counts where a step takes a millisecond
 NOT_TAKEN = -1.0  # the variance of an entry before the layer has written it
 SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; what comes after lies in files of a temporary folder
-
-
-class Start(NamedTuple):
-    """What a layer's running buffers held at some moment of the recording.
-
-    Attributes:
-        entries: how many calls had been recorded.
-        values: [2, C], the running mean and variance.
-        updates: `num_batches_tracked`, 0 for a layer without.
-        step: the step after which they held it; the layer's last call may be earlier.
-    """
-
-    entries: int
-    values: Tensor
-    updates: int
-    step: int
-
-
-class LayerTrace:
-    """The recorded calls of one layer.
-
-    Attributes:
-        start: [2, C], its running mean and variance at `first_step`.
-        updates: `num_batches_tracked` at `first_step`.
-        eps: the layer's own.
-        steps: for each call its step.
-        counts: for each call its values per channel.
-        restarts: what was written into the buffers from outside (`load_state_dict`, `reset_running_stats`), in order;
-            replays begin again there.
-        first_step: the step at which recording began.
-        end: [2, C], the running mean and variance when the block ended; None where that is not known: inside of it, in
-            copies and files that were made there, in files of earlier versions, and after `truncate`.
-    """
-
-    def __init__(
-        self,
-        start: Tensor,
-        updates: int,
-        eps: float,
-        steps: Sequence[int] = (),
-        counts: Sequence[int] = (),
-        chunks: Sequence[Tensor] = (),
-        restarts: Sequence[Start] = (),
-        first_step: int = 0,
-        end: Tensor | None = None,
-    ) -> None:
-        self.start, self.updates, self.eps, self.first_step, self.end = start, updates, eps, first_step, end
-        self.steps, self.counts, self.restarts = list(steps), list(counts), list(restarts)
-        self.chunks = list(chunks)  # the entries that are complete, on the CPU
-        self.stored = len(self.steps)  # how many those are
-        self.current: Tensor | None = None  # [_CHUNK, 2, C] on the layer's device, the entries after them
-        self.begin, self.slots = 0, list[tuple[Tensor, ...]]()  # places in it for the next entries, from which one on
-        self.truncated = False  # since the last call: the buffers may be those of any time
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    @property
-    def moments(self) -> Tensor:
-        """[calls, 2, C]: batch mean and unbiased batch variance, as the layer computed them (usually float32).
-
-        The variance has ddof 0 where that is what the forward of the layer's own class averages.
-        """
-        return self.moments_between(0, len(self))
-
-    def moments_between(self, first: int, end: int) -> Tensor:
-        """[end − first, 2, C]: `moments` of these calls."""
-        parts, begin = [self.start.new_empty(0, *self.start.shape).cpu()], 0
-        current = [] if self.current is None else [self.current[: len(self) - self.stored]]
-        for chunk in (*self.chunks, *current):
-            parts.append(chunk[max(first - begin, 0) : max(end - begin, 0)].cpu())
-            begin += len(chunk)
-        return torch.cat(parts)
-
-    @property
-    def starts(self) -> list[Start]:
-        """The start, and the restarts after it."""
-        return [Start(0, self.start, self.updates, self.first_step), *self.restarts]
-
-    @property
-    def last_start(self) -> Start:
-        """What replays of the latest steps begin from."""
-        return self.restarts[-1] if self.restarts else self.starts[0]
-
-    @property
-    def calls_since_start(self) -> int:
-        """How many calls have been recorded since then."""
-        return len(self) - self.last_start.entries
-
-    @property
-    def updates_now(self) -> int:
-        """What `num_batches_tracked` is after the calls recorded so far."""
-        return self.last_start.updates + self.calls_since_start
-
-    def restart(self, values: Tensor, updates: int, step: int) -> None:
-        """Let what comes after `step` begin from these running buffers."""
-        if not len(self) and step == self.first_step:
-            self.start, self.updates = values, updates
-            return
-        self.drop_restart(step)
-        self.restarts.append(Start(len(self), values.cpu(), updates, step))
-
-    def drop_restart(self, step: int) -> bool:
-        """Forget what was written after `step` and the last call, if there is such: something else has been since."""
-        last = self.last_start
-        is_there = bool(self.restarts) and (last.entries, last.step) == (len(self), step)
-        if is_there:
-            self.restarts.pop()
-        return is_there
-
-    def move_to(self, step: int) -> None:
-        """Let everything that was recorded belong to one step."""
-        self.steps = [step] * len(self)
-        self.restarts = [start._replace(step=step) for start in self.restarts]
-
-    def average(self, momentum: float | None) -> Tensor:
-        """float64 [2, C]: the layer's own running average after the calls recorded so far."""
-        begin, calls = self.last_start, self.calls_since_start
-        start = begin.values.cpu().double()
-        if not calls or momentum == 0:
-            return start
-        if momentum is None:
-            total = self.moments_between(begin.entries, len(self)).double().sum(0)
-            return (begin.updates * start + total) / (begin.updates + calls)
-        kept = 1.0 - momentum
-        newest = calls  # of a long trace as many as hold all of the weight
-        if 0 <= kept < 1:
-            newest = 1 if kept == 0 else min(calls, math.ceil(math.log(_FORGOTTEN) / math.log(kept)))
-        values = self.moments_between(len(self) - newest, len(self)).double()
-        ages = torch.arange(newest - 1, -1, -1, dtype=torch.float64, device="cpu")
-        recent = momentum * torch.einsum("t,tkc->kc", kept**ages, values)
-        return recent + kept**calls * start if newest == calls else recent
-
-    def truncate(self, step: int) -> None:
-        """Forget the calls and writes after `step`."""
-        length, restarts = bisect_right(self.steps, step), [start for start in self.restarts if start.step <= step]
-        if length < self.stored:
-            self.chunks, self.stored = [self.moments_between(0, length)], length
-        if length < len(self) or len(restarts) < len(self.restarts):
-            self.truncated, self.end = True, None
-        del self.steps[length:], self.counts[length:]
-        self.restarts = restarts
-        self.slots.clear()
-
-    def extend(self, later: LayerTrace, step: int) -> None:
-        """Append a later part of the same run, which begins at `step`."""
-        mean, var = later.start
-        is_new = not (mean.any() or (var - 1).any())
-        # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
-        counts_differ = later.updates != self.updates_now and (later.updates or is_new)
-        if counts_differ or (self.end is not None and not _are_equal(self.end, later.start)):
-            self.restart(later.start, later.updates, step)
-        self.restarts += [start._replace(entries=start.entries + len(self)) for start in later.restarts]
-        self.chunks.append(later.moments)
-        self.steps += later.steps
-        self.counts += later.counts
-        self.stored, self.end = len(self), later.end
-
-
-def _are_equal(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.isclose(a.cpu().double(), b.cpu().double(), rtol=0, atol=0, equal_nan=True).all())
 
 
 class Recording(Protocol):

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from bnlab.borrowing import count_writes
 from bnlab.estimators import Predictive, fold
+from bnlab.layer_trace import LayerTrace
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.recorder import Loan, Recorder
 from bnlab.recording.watch import Average, Watch
-from bnlab.trace import LayerTrace, make_stream
+from bnlab.trace import make_stream
 
 
 class SelfTunedRecorder(Recorder):

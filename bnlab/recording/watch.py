@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bnlab.borrowing import count_writes
+from bnlab.layer_trace import LayerTrace
 from bnlab.layers import BatchNorm
-from bnlab.trace import LayerTrace
 
 
 class Average(NamedTuple):
