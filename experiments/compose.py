@@ -259,6 +259,12 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise UserError(f"{word}: of Hydra's own settings only hydra/launcher and hydra.launcher.* can be changed")
         if key in _FILES and not override.is_sweep_override() and not isinstance(override.value(), str):
             raise UserError(f"{word}: {key} takes one name; choose from {', '.join(list_choices(key))}")
+        if (
+            key == "name"
+            and isinstance(override.value(), (int, float))
+            and word.partition("=")[2] != str(override.value())
+        ):
+            raise UserError(f"{word}: is the number {override.value()}; put a letter before it, or write 'name=\"…\"'")
         found[key] = override
     return list(found.values())
 

@@ -20,12 +20,17 @@ class JobError(UserError):
 
 def where_raised(error: BaseException) -> str:
     """`file:line: Type: message`, of the last line of the user's code; without one `Type: message`."""
+    own = list_own_lines(error)
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{_shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
+
+
+def list_own_lines(error: BaseException) -> list[tuple[Path, int | None]]:
+    """The lines of the user's code on the way to where an error was raised."""
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno))
-    own = [(Path(name), line) for name, line in frames if not name.startswith("<") and not _is_of_others(Path(name))]
-    message = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{_shorten(own[-1][0])}:{own[-1][1]}: {message}" if own else message
+    return [(Path(name), line) for name, line in frames if not name.startswith("<") and not _is_of_others(Path(name))]
 
 
 def _is_of_others(path: Path) -> bool:

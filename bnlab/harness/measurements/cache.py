@@ -5,6 +5,7 @@ results/runs/<hash>/seed_<k>/measurements/<table>/<digest>.parquet     what one 
 
 from __future__ import annotations
 
+import errno
 import json
 import traceback
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 from bnlab.files import digest, set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import find_measurement, find_scope, frozen
 from bnlab.harness.measurements.sources import Source, code_digest, source_digest
 
@@ -23,6 +24,7 @@ Failures = dict[str, tuple[str, str]]
 """What could not be measured: estimator or table → the reason in one line, and the traceback."""
 _SUBJECT = ("source", "estimator", "momentum", "statistics_split")
 _IMAGES = ("split", "shift")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what no estimator is to blame for
 
 
 def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> pd.DataFrame:
@@ -106,9 +108,11 @@ def _measure(
     """Measure together and keep; if that fails, each estimator by itself."""
     try:
         frame = find_measurement(name)(run, subjects, steps, **options)
-    except (UserError, OSError):
+    except UserError:
         raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise anything
+        if isinstance(error, OSError) and (error.errno in _DISK or not list_own_lines(error)):
+            raise
         estimators = list(dict.fromkeys(s.estimator if s else name for s in subjects))
         if len(estimators) == 1:
             failures[estimators[0]] = where_raised(error), traceback.format_exc()

@@ -55,6 +55,10 @@ def _find_used(name: str, source: str) -> Iterator[str]:
             base = resolve_name("." * node.level + (node.module or ""), package)
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            for given in [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]:
+                if isinstance(given, ast.Constant) and isinstance(given.value, str):
+                    yield resolve_name(given.value, package) if package else given.value
 
 
 def _read_source(name: str, cls: type) -> str:
@@ -62,7 +66,7 @@ def _read_source(name: str, cls: type) -> str:
     module = sys.modules.get(name)
     try:
         # Not yet imported where the import stands in a function.
-        return inspect.getsource(module) if module else Path(_spec_of(name, "origin")).read_text()
+        return (inspect.getsource(module) if module else Path(_spec_of(name, "origin")).read_text()).rstrip()
     except (OSError, TypeError, UnicodeDecodeError):
         pass
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -34,6 +36,8 @@ AVERAGING = {
     "stale": "its running averages with PyTorch's momentum",
     "averaged": "its buffers, averaged as the weights (use_buffers of torch's AveragedModel)",
 }
+_TRIAL = 8  # batches that running estimators are tried on
+_LONG_TRIAL = 256  # that show what they are
 _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it says otherwise
 
 
@@ -150,7 +154,10 @@ def _parse_rule(name: str) -> list[InferenceRule]:
 
 def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
     try:
-        cls, parameters = estimators.parse(name)
+        with warnings.catch_warnings():  # a module of the user's may silence ours
+            cls, parameters = estimators.parse(name)
+        with contextlib.suppress(UserError):  # the code as it is imported; whoever needs it says that there is none
+            digest_of_class(cls)
         _check_name(cls)
         one = cls(**parameters)
         found = [one]
@@ -210,11 +217,11 @@ def try_estimators(sources: Iterable[Source]) -> None:
     _check_labels(running)
     for estimator in dict.fromkeys(source.average for source in running):
         try:
-            _average_twice(estimator)
+            _average_twice(estimator, _TRIAL)
             _check_default_dtype()
         except (Exception, SystemExit) as error:  # a user's class may raise anything
             path = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
-            reason = f"{path} fails on a stream of 8 batches: {where_raised(error)}"
+            reason = f"{path} fails on a stream of {_TRIAL} batches: {where_raised(error)}"
             raise UserError(f"estimator={estimator.label}: {reason}") from error
 
 
@@ -231,17 +238,18 @@ def _check_labels(sources: Iterable[RunningAverage]) -> None:
 
 
 @cache
-def _average_twice(estimator: Estimator) -> Tensor:
-    """What the estimator makes of eight batches; ValueError if it writes into their stream, or varies."""
+def _average_twice(estimator: Estimator, length: int) -> Tensor:
+    """What the estimator makes of so many batches; ValueError if it writes into their stream, or varies."""
     generator = torch.Generator().manual_seed(0)
-    means, variances = torch.rand(2, 8, 3, generator=generator, dtype=torch.float64)
+    means, variances = torch.rand(2, length, 3, generator=generator, dtype=torch.float64)
     start = torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float64)
-    batches, counts = torch.stack((means, variances + 0.5), dim=1), torch.full((8, 3), 64.0, dtype=torch.float64)
+    batches, counts = torch.stack((means, variances + 0.5), dim=1), torch.full((length, 3), 64.0, dtype=torch.float64)
     values, results = (start, batches, counts), []
     for _ in range(2):
         start, batches, counts = copies = [value.clone() for value in values]
         eps = torch.full((3,), 1e-5, dtype=torch.float64)
-        results.append(fold([estimator], Stream(start, batches, counts, eps=eps, layers=(1, 2)), [1, 8]))
+        stream = Stream(start, batches, counts, eps=eps, layers=(1, 2))
+        results.append(fold([estimator], stream, range(1, length + 1)))
         if not all(map(torch.equal, copies, values)):
             raise ValueError("it writes into the stream, which other estimators average too; work on a copy, .clone()")
     if not torch.equal(*results):
@@ -257,20 +265,21 @@ def code_digest(source: Source) -> str:
 
 
 def source_digest(source: Source) -> str:
-    """Of the code of an estimator of the user's, and of what a running one makes of eight batches.
+    """Of the code of an estimator of the user's, and of what a running one makes of a few hundred batches.
 
-    The latter tells of what no code says, such as a file of gains. Empty for ours.
+    The latter tells of what no code says, such as a file of gains, as far as so many batches show it, or eight if its
+    gains are fewer. Empty for ours.
     """
     code = code_digest(source)
     if not isinstance(source, RunningAverage) or not code:
         return code
-    try:
-        # All momenta have one digest. Rounded, so that processors agree in it.
-        fixed = {f.name: 0.1 for f in fields(source.average) if f.name == "momentum"}
-        made = _average_twice(replace(source.average, **fixed)).float()
-    except (Exception, SystemExit):  # whoever measures with it says why
-        return code
-    return digest(code, made.numpy().tobytes(), digits=10)
+    for length in (_LONG_TRIAL, _TRIAL):
+        with contextlib.suppress(Exception, SystemExit):  # whoever measures with it says why
+            # All momenta have one digest. Rounded, so that processors agree in it.
+            fixed = {f.name: 0.1 for f in fields(source.average) if f.name == "momentum"}
+            made = _average_twice(replace(source.average, **fixed), length).float()
+            return digest(code, made.numpy().tobytes(), digits=10)
+    return code
 
 
 def _explain(name: str, error: BaseException) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
@@ -105,6 +106,8 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
     cut = " The lower half of a band is left out beside points whose interval reaches 0." * _reaches_zero(figure, frame)
     if _is_on_log_axis(figure) and (frame["mean"] <= 0).any():
         cut += " Means of 0 and less have no place on the axis and are not drawn."
+    if not np.isfinite(frame["mean"]).all():
+        cut += " Means that are missing or infinite are not drawn."
     return [getattr(figure.plot, "reading", Curves.reading).format(mean=mean) + cut, seeds]
 
 

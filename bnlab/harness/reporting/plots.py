@@ -78,7 +78,7 @@ class Curves:
             here = curves[curves[self.by] == value]
             drawn = here[~here["kind"].isin(["dashed", "star"])]
             draw_line(ax, drawn, self.x, colour, name_value(self.by, value), log=self.y.log)
-            dashed = here[here["kind"] == "dashed"].sort_values(self.x)
+            dashed = here[here["kind"] == "dashed"].sort_values(self.x, kind="stable")
             require_one_row(dashed, self.x, name_value(self.by, value))
             ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED)
             stars = here[here["kind"] == "star"]
@@ -202,7 +202,7 @@ class Histograms:
             ValueError: bins of an outline overlap or leave gaps.
         """
         for (name, momentum), rows in frame.groupby(["estimator", "momentum"], dropna=False, sort=False):
-            bins, label = rows.sort_values("left"), estimator_label(name, momentum)
+            bins, label = rows.sort_values("left", kind="stable"), estimator_label(name, momentum)
             if not np.allclose(bins["left"].iloc[1:], bins["right"].iloc[:-1]):
                 raise ValueError(f"Histograms: the bins of {label} overlap or leave gaps; select one series of bins")
             edges = [*bins["left"], bins["right"].iloc[-1]]

@@ -263,11 +263,13 @@ def draw_line(
         ValueError: there are several rows at one `x`.
     """
     require_one_row(frame, x, label)
-    ordered = frame.sort_values(x)
+    ordered = frame.sort_values(x, kind="stable")
     if len(ordered) == 1:  # a line would not be seen
         marker = style.get("marker") or "o"
         ax.errorbar(ordered[x], ordered["mean"], interval_lengths(ordered), fmt=marker, color=colour, label=label)
         return
+    if not np.isfinite(ordered["mean"]).all():  # between two that are missing, a point would not be seen
+        style = {"marker": "o", **style}
     ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=max(1, len(ordered) // 10), **style)
     if ordered["low"].notna().any():
         has_end = (ordered["low"] > 0) | (not log)
@@ -285,8 +287,10 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
     """Labels, scales and limits of both axes; a single positive value across has room on both sides."""
     if x.log and values.nunique() == 1:
         ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
-    scales = ["log" if axis.log else "linear" for axis in (x, y)]
-    ax.set(xscale=scales[0], xlabel=x.label, yscale=scales[1], ylabel=y.label)
+    ax.set(xlabel=x.label, ylabel=y.label)
+    for axis, set_scale in ((x, ax.set_xscale), (y, ax.set_yscale)):
+        if axis.log:  # to set a linear one again would take the words off an axis that has some
+            set_scale("log")
     crowded = x.ticks == "values" and (values.nunique() > _TICKS or not pd.api.types.is_numeric_dtype(values))
     if x.ticks and not crowded:
         wide = x.log and values.max() > _RANGE * values.min()  # room for the powers of ten only

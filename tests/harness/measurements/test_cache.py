@@ -6,6 +6,7 @@ import gc
 import importlib
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,8 @@ def function(): pass
         "import my_constants as c; CONSTANT = c.CONSTANT; del c",
         "def read():\n    from my_constants import CONSTANT\n    return CONSTANT",
         "import my_package",
+        "import importlib\ndef read():\n    return importlib.import_module('my_constants').CONSTANT",
+        "import importlib\ndef read():\n    return importlib.import_module(name='my_constants').CONSTANT",
     ],
 )
 def test_an_own_estimator_is_what_it_imports(imports: str, module: Callable[..., None]) -> None:
@@ -313,7 +316,7 @@ def test_an_own_estimator_is_what_it_reads(tmp_path: Path, module: Callable[...,
     found = set()
     for gain in ("0.5", "0.25"):
         (tmp_path / "gain.txt").write_text(gain)
-        module(f"float(open({str(tmp_path / 'gain.txt')!r}).read())")
+        module(f"float(open({str(tmp_path / 'gain.txt')!r}).read()) if len(stream) > 200 else 0.1")
         found.add(digest())
     assert len(found) == 2
     module(my_momenta="""
@@ -326,6 +329,15 @@ class Own(EMA):
     assert len({source_digest(s) for s in parse_sources(["my_momenta.Own"], [0.1, 0.2], "train")}) == 1
 
 
+def test_an_own_estimator_with_a_table_for_few_batches(module: Callable[..., None]) -> None:
+    found = set()
+    for gain in ("0.5", "0.25"):
+        module(f"([{gain}] * 100)[len(stream) - 1]")
+        try_estimators(parse_sources(["my_estimators.Half"], [0.1], "train"))
+        found.add(digest())
+    assert len(found) == 2
+
+
 def test_an_installed_estimator_is_its_whole_package(
     tmp_path: Path, module: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +345,9 @@ def test_an_installed_estimator_is_its_whole_package(
     package = tmp_path / "site-packages" / "my_installed"
     package.mkdir(parents=True)
     monkeypatch.syspath_prepend(str(package.parent))
-    code = MODULE.format(gain="0.5 + (len(stream) > 8) * late.GAIN", imports="from my_installed import late", name="i")
+    code = MODULE.format(
+        gain="0.5 + (len(stream) > 256) * late.GAIN", imports="from my_installed import late", name="i"
+    )
     (package / "__init__.py").write_text(code)
     found = set()
     for gain in ("0.5", "0.25"):
@@ -355,6 +369,35 @@ def test_an_own_estimator_that_disturbs_or_varies(body: str, reason: str, module
     module(gains)
     with pytest.raises(UserError, match=reason):
         try_estimators(parse_sources(["my_estimators.Half"], [0.1], "train"))
+
+
+def test_an_own_estimator_whose_file_is_missing_fails_alone(tmp_path: Path, module: Callable[..., None]) -> None:
+    """As one for another number of batches: it is no full disk, which would end the sweep."""
+    module("1.0 if len(stream) > 6 else float(open('no such file').read())")
+    settings = config(tmp_path, estimator=["ema", "my_estimators.Half"], seed=0)
+    prepare([settings])
+    with pytest.raises(UserError, match=r"half: .*my_estimators\.py:\d+: FileNotFoundError"):
+        execute(settings)
+    assert set(load("adhoc", tmp_path)["gaps"]["estimator"]) == {"ema"}
+
+
+def test_warnings_that_an_own_estimator_silences_are_told(module: Callable[..., None]) -> None:
+    module(my_silence="import warnings\nwarnings.filterwarnings('ignore')\nfrom my_estimators import Half as Own")
+    with pytest.warns(UserWarning, match="still"):
+        parse_sources(["my_silence.Own"], [0.1], "train")
+        warnings.warn("still", stacklevel=1)
+
+
+def test_an_own_estimators_code_is_that_of_its_import(tmp_path: Path, module: Callable[..., None]) -> None:
+    """Also where it is edited while a network trains."""
+    module("torch.where(stream.steps > 300, 0.9, 0.1).double()[0].item()")
+    (source,) = parse_sources(["my_estimators.Half"], [0.1], "train")
+    (own,) = tmp_path.rglob("my_estimators.py")
+    own.write_text(own.read_text().replace("0.9", "0.02"))
+    edited = source_digest(source)
+    own.write_text(own.read_text().replace("0.02", "0.9"))
+    own_code.digest_of_class.cache_clear()
+    assert edited == source_digest(source)
 
 
 def test_an_own_estimator_keeps_to_its_label(module: Callable[..., None]) -> None:

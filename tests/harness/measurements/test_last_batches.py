@@ -15,7 +15,8 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
-from bnlab.trace import LayerTrace, MomentTrace
+from bnlab.layer_trace import LayerTrace
+from bnlab.trace import MomentTrace
 
 STEP = 70
 

@@ -101,6 +101,25 @@ def test_means_that_a_logarithmic_axis_cannot_show_are_told() -> None:
         assert ("are not drawn" in " ".join(drawn.texts[-1].get_text().split())) == (is_log and not least)
 
 
+@pytest.mark.parametrize("missing", [np.nan, np.inf])
+def test_points_beside_missing_ones_are_seen_and_these_are_told(missing: float) -> None:
+    rows = pd.DataFrame({"panel": "all", "momentum": [0.1, 0.2, 0.3], "size": 4, "mean": [1.0, missing, 3.0], "n": 2})
+    figure = Figure("f", "t", "c", lambda _: rows.assign(low=np.nan, high=np.nan, log=False),
+                    Curves("momentum", "size", Axis("y")))  # fmt: skip
+    drawn = drawing.draw(figure, {})
+    assert "missing or infinite are not drawn" in " ".join(drawn.texts[-1].get_text().split())
+    assert "o" in {line.get_marker() for line in drawn.axes[0].get_lines()}
+
+
+def test_words_stand_on_the_axis() -> None:
+    rows = pd.DataFrame({"panel": "all", "schedule": ["constant", "onecycle", "step"] * 2, "size": [4] * 3 + [8] * 3,
+                         "mean": 1.0, "low": 0.5, "high": 1.5, "log": False, "n": 2})  # fmt: skip
+    figure = Figure("f", "t", "c", lambda _: rows, Curves("schedule", "size", Axis("y", log=True)))
+    (ax,) = drawing.draw(figure, {}).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["constant", "onecycle", "step"]
+    assert ax.get_yscale() == "log"
+
+
 def test_panels_agree_where_one_lacks_a_series() -> None:
     some = [("ema", 0.1), ("mine", np.nan), ("theirs", np.nan)]
     first, second = draw(pd.concat([frame(some[2:], "a"), frame([("ema", 0.01), *some], "b")]))

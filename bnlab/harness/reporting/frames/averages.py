@@ -18,6 +18,7 @@ NUMBERS = ("mean", "low", "high", "n")
 MEASURES = (*NUMBERS, "error", "log", "share")
 """The columns that `interval` adds; the numbers are what is shown of them."""
 _IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
+_PARTS = ("layer", "depth", "channel", "position")
 _SETTINGS = [c for c in TABLES["runs"].types if c not in ("run", "seed", *RESULTS)]
 
 
@@ -80,7 +81,8 @@ def interval(
             the mean of ratios is then the ratio of the means.
 
     Raises:
-        UserError: a column is missing, or a mean would be one over several settings, or of several images.
+        UserError: a column is missing, a mean would be one over several settings or of several images, or seeds lack
+            some of what others are averaged over.
         ValueError: several rows of one seed, which would count as so many seeds.
     """
     over = list_columns(average)
@@ -92,6 +94,7 @@ def interval(
     with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
         _check_seeds(values, [*by, "seed", *over])
         if over:
+            _check_settings(values, by, over)
             values = _average_groups(values, value, [*by, "seed"])
         share = frame[value].dtype == bool and not over  # a mean over layers is no longer true or false
         estimate = _estimate_share if share else _estimate
@@ -192,6 +195,27 @@ def check_mixed(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], 
                     f"({values}{'; ' * bool(where)}{where}): select one, tell them apart by it, or "
                     "sweep one under a name=... of its own"
                 )
+
+
+def _check_settings(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
+    """UserError if, among rows that agree in `by`, one seed would be averaged over fewer settings than another.
+
+    Parts of a network may be missing: what is asked may not have an answer in each layer.
+    """
+    settings = [column for column in over if column not in _PARTS]
+    if not settings:
+        return
+    parts = frame[[*by, "seed", *settings]].drop_duplicates().reset_index(drop=True)
+    first = parts.drop_duplicates([*by, *settings]).index
+    for key, seeds in _split(parts, "seed", by):
+        every, counts = seeds.index.isin(first).sum(), seeds.value_counts()
+        if (counts < every).any():
+            where = ", ".join(name_value(*pair) for pair in zip(by, key, strict=True))
+            raise UserError(
+                f"seed {counts.idxmin()} has {counts.min()} of {every} values of {', '.join(settings)}"
+                f"{' at ' * bool(where)}{where}, and its average would be one of other things than that of the others; "
+                "sweep what is missing, or select what all seeds have"
+            )
 
 
 def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:

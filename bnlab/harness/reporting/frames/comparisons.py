@@ -104,7 +104,8 @@ def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[s
     require_columns(points, [x, *by])
     require_columns(curves, [x, "mean", *by])
     placed = []
-    for key, curve in curves.dropna(subset=[x, "mean"]).sort_values(x).groupby(list(by), dropna=False, sort=False):
+    ordered = curves.dropna(subset=[x, "mean"]).sort_values(x, kind="stable")
+    for key, curve in ordered.groupby(list(by), dropna=False, sort=False):
         same = select(points, **{column: None if at != at else at for column, at in zip(by, key, strict=True)})
         here = same[same[x].between(curve[x].min(), curve[x].max())]
         placed.append(here.assign(mean=np.interp(np.log(here[x]), np.log(curve[x]), curve["mean"])))

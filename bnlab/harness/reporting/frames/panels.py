@@ -31,7 +31,7 @@ def select_shares(frame: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
 
 def add_setting_panels(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """The rows in order of the settings, with a panel for each combination of these and the steps of the training."""
-    ordered = frame.sort_values([*by, "step"])
+    ordered = frame.sort_values([*by, "step"], kind="stable")
     keys = [*dict.fromkeys([*by, "steps"])]
     names = []
     for kind in ordered[keys].drop_duplicates().to_dict("records"):

@@ -104,6 +104,17 @@ def test_truth_values_that_are_averaged_within_a_seed_are_numbers() -> None:
     assert (found["low"] < 0.8).all() and (found["high"] > 0.8).all()
 
 
+def test_seeds_that_lack_some_of_what_others_are_averaged_over() -> None:
+    records = [(seed, layer, momentum, 1.0) for seed in range(3) for layer in "ab" for momentum in (0.1, 0.5)]
+    frame = pd.DataFrame(records, columns=["seed", "layer", "momentum", "x"])
+    assert interval(frame, "x", [], average=("layer", "momentum"))["n"].item() == 3
+    lacking = frame.query("seed < 2 or momentum == 0.1")
+    with pytest.raises(UserError, match=r"seed 2 has 1 of 2 values of momentum, and its average would"):
+        interval(lacking, "x", [], average=("layer", "momentum"))
+    assert interval(lacking[lacking["momentum"] == 0.1], "x", [], average=("layer", "momentum"))["n"].item() == 3
+    assert list(interval(frame[:-1], "x", ["momentum"], average="layer")["n"]) == [3, 3]  # a layer may have no answer
+
+
 def test_a_seed_counts_once() -> None:
     """Rows of several layers are no more seeds: an average over layers comes first."""
     layers = pd.DataFrame(
@@ -133,7 +144,10 @@ def test_seeds_of_other_images_are_not_mixed(column: str) -> None:
             interval(frame, "x", by)
     assert list(interval(frame, "x", ["size", column])["n"]) == [2, 1]
     assert list(interval(frame[:2], "x", ["size"])["n"]) == [2]
-    assert list(interval(frame, "x", ["size"], average=column)["n"]) == [3]
+    with pytest.raises(UserError, match=rf"seed \d has 1 of 2 values of {column} at size 4"):
+        interval(frame, "x", ["size"], average=column)
+    both = frame.drop(columns=column).merge(pd.Series(["a", "b"], name=column), how="cross")
+    assert list(interval(both, "x", ["size"], average=column)["n"]) == [3]
 
 
 def test_seeds_of_other_settings_are_not_mixed() -> None:
@@ -145,7 +159,8 @@ def test_seeds_of_other_settings_are_not_mixed() -> None:
     ):
         interval(frame, "x", ["layer"])
     assert list(interval(frame, "x", ["batch_size"])["n"]) == [2, 2]
-    assert list(interval(frame, "x", ["layer"], average="batch_size")["n"]) == [4]
+    both = frame.assign(batch_size=80 - frame["batch_size"], steps=100 - frame["steps"])
+    assert list(interval(pd.concat([frame, both]), "x", ["layer"], average="batch_size")["n"]) == [4]
 
 
 def test_negative_values_have_no_geometric_mean() -> None:
