@@ -82,6 +82,11 @@ def _copy_object(leaf: Any) -> Any:
         return leaf
 
 
+def hold_batch(batch: Any) -> Any:
+    """The batch with its own tensors in containers of ours: a loader may fill its dictionary again."""
+    return map_leaves(lambda leaf: leaf, batch)
+
+
 def keep_batch(batch: Any) -> Any:
     """The batch with copies of its tensors and arrays where they are: a loader may use its memory again."""
 

@@ -83,7 +83,8 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module in modules:
         _pause(module)
-    with tensors.restored(unseen=True), _random_state_restored(), flags_restored(), _uncompiled():
+    own = _own_generators_restored(modules)
+    with tensors.restored(unseen=True), _random_state_restored(), own, flags_restored(), _uncompiled():
         try:
             yield
         finally:
@@ -133,6 +134,26 @@ def _random_state_restored() -> Iterator[None]:
             random.setstate(python)
             if numpy is not None and legacy is not None:
                 numpy.random.set_state(legacy)
+
+
+@contextlib.contextmanager
+def _own_generators_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Those that modules hold as attributes draw the same numbers after the block as before it."""
+    held = {id(value): value for module in modules for value in vars(module).values()}.values()
+    numpy: Any = sys.modules.get("numpy")
+    kept: list[tuple[Callable[[Any], object], Any]] = []  # how to put a state back, and the state
+    for one in held:
+        if type(one) is random.Random:
+            kept.append((one.setstate, one.getstate()))
+        elif isinstance(one, torch.Generator) or (numpy is not None and isinstance(one, numpy.random.RandomState)):
+            kept.append((one.set_state, one.get_state()))
+        elif numpy is not None and isinstance(one, numpy.random.Generator):
+            kept.append((functools.partial(setattr, one.bit_generator, "state"), one.bit_generator.state))
+    try:
+        yield
+    finally:
+        for restore, state in kept:
+            restore(state)
 
 
 def _copy_back(buffer: Tensor, value: Tensor) -> None:
@@ -205,7 +226,8 @@ class KeptTensors:
         finally:
             now = self._versions_now()
             for (tensor, memory, value), before, version in zip(self._kept, self._versions, now, strict=True):
-                replaced = tensor.layout == torch.strided and tensor.data_ptr() != memory.data_ptr()
+                moved = tensor.layout == torch.strided and tensor.data_ptr() != memory.data_ptr()
+                replaced = moved or tensor.shape != memory.shape  # resized in place, where it shares memory still
                 if replaced:
                     tensor.data = memory
                 if replaced or unseen or version != before or tensor.is_inference():  # whose writes nobody counts

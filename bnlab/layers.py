@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -18,6 +18,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once built, and subclasses (timm's)
 # They normalize the input that they are given, and do nothing else with buffers and momentum than to average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
+# What modules of other libraries, and people's own, call their running statistics.
+_STATISTICS = {
+    f"{kind}_{what}"
+    for kind in ("running", "moving", "mov", "ema", "pop", "population")
+    for what in ("mean", "mu", "avg", "var", "variance", "std", "sigma")
+}
 
 
 def check_module(model: nn.Module, caller: str) -> None:
@@ -62,12 +68,44 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
             else:
                 found[name] = module
     if not found:
+        for lookalike in find_lookalikes(model).values():
+            skipped[f"{lookalike.kind}, no subclass of torch's batch norm,"] += 1
         note = ", ".join(f"{n} {kind}" for kind, n in skipped.items())
         raise ValueError(
             f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
             + (f" ({note} skipped)" if note else "")
         )
     return found if layers is None else _select(found, layers, caller)
+
+
+class Lookalike(NamedTuple):
+    """A module that keeps running statistics and is no batch or instance norm of torch's: it can be named, no more.
+
+    Attributes:
+        kept: its statistics.
+        kind: its class.
+    """
+
+    kept: list[Tensor]
+    kind: str
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its class says that all is constant, as those of detection models do ("FrozenBatchNorm2d")."""
+        return "frozen" in self.kind.lower()
+
+
+def find_lookalikes(model: nn.Module) -> dict[str, Lookalike]:
+    """Those in a model, by name; what torch's layers keep and others hold too (a wrapper of one, say) is left out."""
+    norms = [module for module in model.modules() if isinstance(module, (BatchNorm, _InstanceNorm))]
+    known = {id(tensor) for norm in norms for tensor in norm._buffers.values()}
+    found = {}
+    for name, module in model.named_modules():
+        own = {**vars(module), **vars(module).get("_buffers", {}), **vars(module).get("_parameters", {})}
+        kept = [value for key, value in own.items() if key in _STATISTICS and isinstance(value, Tensor)]
+        if any(id(tensor) not in known for tensor in kept):
+            found[name or "(the model)"] = Lookalike(kept, type(module).__name__)
+    return found
 
 
 def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import nn
 
 # Modules that are lent now, by identity, and the thread that has them.
@@ -62,10 +63,28 @@ def is_lent(module: nn.Module) -> bool:
     return count_loans_of(module) > 0
 
 
+def refuse_other_threads(model: nn.Module) -> None:
+    """Let other threads not call a borrowed model, read or load its state: ValueError there until it is given back.
+
+    Parts of it they may call: the forward itself may have begun them.
+    """
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            module.register_state_dict_pre_hook(_refuse_other_thread)
+            module.register_load_state_dict_pre_hook(_refuse_other_thread)
+    for called in (model, getattr(model, "_orig_mod", model)):  # a compiled one, and what is inside of it
+        called.register_forward_pre_hook(_refuse_other_thread)
+
+
+def _refuse_other_thread(module: nn.Module, *_: object) -> None:
+    check_not_lent([module])
+
+
 def check_not_lent(modules: Iterable[nn.Module]) -> None:
     """ValueError if another thread has borrowed one of the modules."""
     thread, wanted = threading.get_ident(), set(map(id, modules))
     if any(other != thread and not wanted.isdisjoint(lent) for other, lent in list(_loans)):
         raise ValueError(
-            "the model is in use by a measurement or by bnlab.using in another thread; wait for it, or use a deep copy"
+            "the model is in use by a measurement or by bnlab.using in another thread; wait for it, or use a deep copy "
+            "that was made before (a forward that is measured has to run in the thread that measures)"
         )

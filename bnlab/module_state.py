@@ -219,8 +219,9 @@ class ModuleState:
 
 
 def list_forward_hooks(model: nn.Module) -> list[Any]:
-    """What is registered on the modules to run with their forward."""
-    return [hook for m in model.modules() for hook in [*m._forward_pre_hooks.values(), *m._forward_hooks.values()]]
+    """What others have registered on the modules to run with their forward."""
+    hooks = (hook for m in model.modules() for hook in [*m._forward_pre_hooks.values(), *m._forward_hooks.values()])
+    return [hook for hook in hooks if (getattr(hook, "__module__", None) or "").partition(".")[0] != "bnlab"]
 
 
 def _find_reached(functions: Iterable[Any]) -> list[Any]:

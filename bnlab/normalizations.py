@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab.borrowing import count_writes
@@ -31,14 +32,28 @@ def allowed_rounding(dtype: torch.dtype) -> float:
     return min(0.1, max(1e-5, 1e4 * torch.finfo(dtype).eps))
 
 
-class Normalizations(TorchDispatchMode):
-    """Calls `tell(input, running mean, running variance, weight, training)` at every batch normalization that runs."""
+_COPYING = {"aten::detach", "aten::clone", "aten::equal", "aten::copy_"}
 
-    def __init__(self, tell: Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, bool], None]) -> None:
+
+class Normalizations(TorchDispatchMode):
+    """Calls `tell(input, running mean, running variance, weight, training)` at every batch normalization that runs.
+
+    `look`, if it is given, is called with the arguments and the result of all other operations, and whether they copy.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(
+        self,
+        tell: Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, bool], None],
+        look: Callable[[Any, Any, bool], object] | None = None,
+    ) -> None:
         super().__init__()
-        self._tell = tell
+        self._tell, self._look = tell, look
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not isinstance(func, OpOverload):  # torch.cond or flex_attention, say, which run operations themselves
+            return func(*args, **(kwargs or {}))
         name = func._schema.name
         if "batch_norm" in name and "stats" not in name and "elemt" not in name and "backward" not in name:
             given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | (
@@ -47,4 +62,7 @@ class Normalizations(TorchDispatchMode):
             mean = given.get("running_mean")
             training = given.get("training", given.get("train", mean is None and "no_training" not in name))
             self._tell(given["input"], mean, given.get("running_var"), given.get("weight"), bool(training))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self._look is not None and "batch_norm" not in name:
+            self._look(args, result, name in _COPYING)
+        return result

@@ -79,6 +79,8 @@ class Statistics(Mapping[str, Moments]):
         if self.check is not None:
             parts += ["bypassed: " + ", ".join(self.check.bypassed)] if self.check.bypassed else []
             parts += ["depending on their batch: " + ", ".join(self.check.dependent)] if self.check.dependent else []
+            others = self.check.lookalikes
+            parts += ["not torch's batch norm: " + ", ".join(others)] if others else []
             if not self.check.held:
                 parts.append(f"check failed at {self.check.layer}")
             elif self.check.compared:

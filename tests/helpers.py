@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -64,6 +65,38 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
             if module.bias is not None:
                 module.bias.data.normal_(generator=generator)
     return model
+
+
+class OwnNorm(nn.Module):
+    """A batch norm that somebody has written, as d2l or inplace_abn have theirs."""
+
+    def __init__(self, channels: int, how: str = "by hand") -> None:
+        super().__init__()
+        self.how, self.momentum = how, 0.1
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_mean", torch.full((channels,), 0.3))
+        self.register_buffer("running_var", torch.full((channels,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "functional":
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, training=self.training)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+            self.running_mean = 0.9 * self.running_mean + 0.1 * mean.detach()
+        return (x - mean.view(1, -1, 1, 1)) / (var.view(1, -1, 1, 1) + 1e-5).sqrt() * self.weight.view(1, -1, 1, 1)
+
+
+class FrozenNorm(nn.Module):
+    """As detection models have it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.full((channels,), 0.3))
+        self.register_buffer("running_var", torch.full((channels,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var)
 
 
 def plain(channels: int = 3, width: int = 6) -> nn.Module:

@@ -1,9 +1,10 @@
 """Finding batch-norm layers, and lending a model."""
 
 import collections
+import copy
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_a_buffer_that_was_given_other_memory() -> None:
     with unchanged(model), borrowed(model):
         model[1].running_mean.data = torch.ones(6)
     assert model[1].running_mean.data_ptr() == memory
+
+
+@pytest.mark.parametrize("shape", [(4,), (2,), ()])
+def test_a_buffer_that_is_resized(shape: tuple[int, ...]) -> None:
+    """As fresh observers of quantization do when they see their first batch."""
+    model = plain()
+    model.register_buffer("scale", torch.arange(3.0))
+    with borrowed(model):
+        model.scale.resize_(shape).fill_(9.0)  # type: ignore[operator,union-attr]
+    assert model.scale.tolist() == [0.0, 1.0, 2.0]  # type: ignore[operator,union-attr]
 
 
 def test_what_is_compiled_runs_uncompiled() -> None:
@@ -317,4 +328,47 @@ def test_another_thread_has_to_wait() -> None:
                 error = in_another_thread(call)
                 assert type(error) is ValueError and "in use by a measurement or by bnlab.using in ano" in str(error)
             assert in_another_thread(lambda: measure(plain())) is None
+            assert in_another_thread(lambda: copy.deepcopy(model).state_dict()) is None
         assert in_another_thread(measure) is None
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        population_statistics,
+        partial(population_statistics, strategy="layerwise"),
+        partial(population_statistics, upstream="batch"),
+        record_frozen,
+        lambda model, batches: self_consistency(model, running_statistics(model), batches),
+    ],
+)
+def test_another_thread_does_not_get_borrowed_buffers(measure: Callable[..., object]) -> None:
+    model, (batch, _) = plain(), images(4, 4)
+    state, told = copy.deepcopy(model.state_dict()), list[object]()
+    calls = (lambda: model(batch), model.state_dict, model[:3].state_dict, lambda: model.load_state_dict(state))
+
+    def loader() -> Iterator[Tensor]:
+        yield batch
+        told.extend(map(in_another_thread, calls))
+
+    with unchanged(model):
+        measure(model, loader())
+    assert len(told) == len(calls)
+    for error in told:
+        assert type(error) is ValueError and "in use by a measurement or by bnlab.using in another" in str(error)
+    assert [in_another_thread(call) for call in calls] == [None] * len(calls)
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_a_part_that_another_thread_calls_meanwhile_is_named(options: Any) -> None:
+    """What it has called is no part of the statistics."""
+    model, (batch, _) = plain(), images(4, 4)
+
+    def loader() -> Iterator[Tensor]:
+        yield batch
+        assert in_another_thread(lambda: model[:3](100 * batch)) is None
+
+    with pytest.warns(RuntimeWarning, match=r"layer '1': called past its hooks \(.*in another thread\)"):
+        found = population_statistics(model, loader(), **options)
+    expected = population_statistics(model, [batch], **options)
+    assert torch.equal(found["1"].mean, expected["1"].mean) and found["1"].count == expected["1"].count

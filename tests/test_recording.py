@@ -26,7 +26,9 @@ from bnlab import (
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
 from bnlab.nn import SelfTuned
 from tests.helpers import (
+    FrozenNorm,
     Interrupted,
+    OwnNorm,
     assert_equal_statistics,
     checkpoint_but,
     images,
@@ -250,6 +252,37 @@ def test_a_cumulative_average_in_between_is_told() -> None:
     with warnings.catch_warnings(), record(model):  # no other momentum
         warnings.simplefilter("error")
         update_bn(batches, model)
+
+
+class LazyOwnNorm(nn.Module):
+    """Gets its size at the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.running_mean = x.mean((0, 2, 3)).detach()
+        return x - self.running_mean.view(1, -1, 1, 1)
+
+
+def test_an_own_batch_norm_that_gets_its_size_in_the_block() -> None:
+    model = nn.Sequential(LazyOwnNorm(), nn.BatchNorm2d(3), OwnNorm(3))
+    model[2].to("meta")
+    with pytest.warns(UserWarning, match="record: '0' keep running statistics"), record(model):
+        model[:2](torch.randn(8, 3, 6, 6))
+
+
+@pytest.mark.parametrize("how", ["functional", "by hand"])
+def test_own_batch_norms_that_are_trained_are_told(how: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4, how), nn.BatchNorm2d(4), FrozenNorm(4))
+    told = r"record: '1' keep running statistics and are no subclass of torch's batch norm; these have changed"
+    with pytest.warns(UserWarning, match=told), record(model):
+        model(torch.randn(8, 3, 6, 6))
+    with warnings.catch_warnings(), record(model):
+        warnings.simplefilter("error")
+        model[1].eval()
+        model(torch.randn(8, 3, 6, 6))
 
 
 @pytest.mark.parametrize("momentum", [0.3, None])

@@ -34,7 +34,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
         found[name] = found[name].merge(moments) if name in found else moments
 
     hooks = list_forward_hooks(job.model)
-    job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans())
+    job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans(), elsewhere=job.elsewhere)
     for layer in job.targets.values():
         set_buffers_aside(layer)
     if frozen := set_train_mode(job.targets):

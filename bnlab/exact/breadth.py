@@ -8,24 +8,25 @@ up and are run again from the input up to the next layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import Forward
+from bnlab.batches import Forward, hold_batch
 from bnlab.borrowing import set_buffers_aside
 from bnlab.exact.admission import Admission
 from bnlab.exact.budget import Budget
-from bnlab.exact.inspection import Check, Inspection, Sample, count_images, sample
+from bnlab.exact.checking import MOST_CHECKED, Checking
+from bnlab.exact.inspection import Check, count_images, sample
 from bnlab.exact.passage import Passage
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.turns import CALLER, Turns
-from bnlab.layers import BatchNorm, check_input, get_layer_input, get_running_buffers
+from bnlab.layers import BatchNorm, Lookalike, check_input, get_layer_input, get_running_buffers
 from bnlab.memory import tensor_bytes
 from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
 from bnlab.statistics import write_buffers
@@ -75,6 +76,7 @@ class Evaluation:
         ranks: Ranks,
         by_image: bool,
         channels_last: bool,
+        lookalikes: Mapping[str, Lookalike],
     ) -> None:
         self._model, self._targets, self._ranks, self._by_image = model, targets, ranks, by_image
         self.parts: dict[str, list[Partial]] = {}
@@ -83,10 +85,9 @@ class Evaluation:
         self._found: dict[str, Moments] = {}
         self._pinned: dict[str, Moments] = {}
         self._revisited: set[str] = set()
-        self._draws = False  # whether a forward has drawn random numbers when it was evaluated again
-        self._checked: list[Passage] = []  # those that are evaluated again at the end: two, where there are so many
         most = budget.limit // 10
         self._turns: Turns[Passage] = Turns(model, forward, device, channels_last=channels_last, most=most)
+        self._checking = Checking(model, targets, self._turns, lookalikes)
         self._memory = Admission(budget, self._turns, partial(self._read_part, alone=True))
         self._waits_at = [
             layer.register_forward_pre_hook(self._make_hook(name), with_kwargs=True) for name, layer in targets.items()
@@ -95,9 +96,9 @@ class Evaluation:
             set_buffers_aside(layer)
         self._turns.accept()
         # Twice the buffers, lent and aside; copies of the weights; of each layer, assumed and found moments in float64,
-        # and two samples of two parts each.
+        # and samples of two parts each.
         channels = [layer.num_features for layer in targets.values()]
-        self._overhead = 2 * tensor_bytes(list(model.buffers())) + 6 * _ROW * sum(channels)
+        self._overhead = 2 * tensor_bytes(list(model.buffers())) + 2 * (1 + MOST_CHECKED) * _ROW * sum(channels)
         self._overhead += tensor_bytes(list(model.parameters())) + self._turns.layouts.nbytes
         self._row = _ROW * max(channels)
 
@@ -155,17 +156,10 @@ class Evaluation:
         yield from list(self._passages)
         for batch in batches:
             self._turns.accept()  # what has changed while the batch was made is the caller's
-            self._passages.append(Passage(len(self._passages), batch))
-            self._choose_checked(self._passages[-1])
+            self._passages.append(Passage(len(self._passages), hold_batch(batch)))
+            self._checking.choose(self._passages[-1])
             yield self._passages[-1]
         self._turns.accept()
-
-    def _choose_checked(self, passage: Passage) -> None:
-        """Of all batches the first and the next one, or rather the first one of another size, are evaluated again."""
-        if len(self._checked) < 2:
-            self._checked.append(passage)
-        elif self._checked[1].size == self._checked[0].size != passage.size:
-            self._checked[1] = passage
 
     def _choose_next_layer(self, waiting: Sequence[Passage]) -> str | None:
         """Of the layers at which batches of any rank wait, one that no other such layer is known to come before."""
@@ -221,6 +215,11 @@ class Evaluation:
             if module is not self._targets[name]:
                 return  # a copy that the forward has made, hooks and all
             passage, x = self._turns.current, get_layer_input(args, kwargs)
+            if passage is not None:
+                self._turns.check_loans(name)
+            if not self._turns.is_here(passage):
+                self._checking.elsewhere[name] = None
+                return
             if isinstance(x, Tensor) and not x.numel():
                 return  # no images that go this way (to an expert, say)
             if passage is None:
@@ -228,9 +227,8 @@ class Evaluation:
                 self._memory.budget.profile_layer(name, x)
                 part = self._read_part(x, alone=False)  # taking the moments needs memory too, most about a shift
                 pool([part, read(x, pool([part]).mean)])
-            elif not self._turns.is_running(passage):
                 return
-            elif name in self._pinned:
+            if name in self._pinned:
                 self._observe(passage, name, x)
             elif self._waits(passage, name):
                 passage.layer, passage.input = name, x
@@ -260,7 +258,7 @@ class Evaluation:
         # Where memory is short, many rows of many batches would count.
         passage.alone = not keep or self._memory.budget.profiled
         passage.part = self._read_part(passage.input, passage.alone)
-        if passage in self._checked:
+        if passage in self._checking.chosen:
             exact = passage.alone or self._by_image
             passage.samples[name] = sample(passage.input, passage.part, exact, count_images(passage.batch))
         if self._by_image:
@@ -306,32 +304,10 @@ class Evaluation:
         return merged
 
     def check(self) -> Check | None:
-        """Evaluate images of two batches under the result, while no batch waits anywhere; None without batches."""
+        """Evaluate images of some batches under the result, while no batch waits anywhere; None without batches."""
         for hook in self._waits_at:
             hook.remove()
-        if not self._checked:
-            return None
-        check = reduce(Check.join, map(self._check_batch, self._checked))
-        # A forward that reads strides shows itself in the caller's layout, unless random numbers fill other places in
-        # it.
-        if check.held and self._turns.layouts.channels_last and not self._draws:
-            self._turns.keep_layouts()
-            again = self._check_batch(self._checked[0])
-            check = check if again.held else again
-        return check
-
-    def _check_batch(self, passage: Passage) -> Check:
-        for name in self._pinned:
-            calls = [part for layer, part in passage.observed if layer == name]
-            if calls:
-                passage.samples[name] = Sample(None, Partial.of(pool(calls)), exact=True)
-
-        def evaluate(batch: Any) -> None:
-            self._turns.accept()
-            self._draws |= self._turns.run_alone(passage.index, batch)
-
-        inspection = Inspection(self._model, self._targets, self._found, evaluate)
-        return replace(inspection.check(passage.batch, passage.samples), batch=passage.index)
+        return self._checking.check(self._passages, self._found, self._pinned)
 
     def account(self, cost: Cost) -> None:
         """Write down what has been done so far."""

@@ -16,7 +16,7 @@ from bnlab.batches import Forward, call, map_leaves
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
 from bnlab.layers import batch_norm_layers, get_running_buffers, unwrap_parallel
-from bnlab.loans import count_loans
+from bnlab.loans import count_loans, refuse_other_threads
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, compare_moments
 from bnlab.statistics import Statistics, using
@@ -93,6 +93,7 @@ def self_consistency(
     check_forward(forward, CALLER)
     device = find_device(model, device, CALLER)
     with using(model, statistics):
+        refuse_other_threads(unwrap_parallel(model))
         double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, device, channels_last)
         twin = _Evaluation(double, list(statistics), forward or call, device, False) if double is not None else None
@@ -151,7 +152,7 @@ class _Evaluation:
         self._now: dict[str, Moments] = {}
         self._layers = batch_norm_layers(model, names, caller=CALLER)
         self._given = {name: torch.stack(get_running_buffers(layer)) for name, layer in self._layers.items()}
-        watch_inputs(self._layers, self._look, CALLER, loans=count_loans())
+        watch_inputs(self._layers, self._look, CALLER, loans=count_loans(), elsewhere={})
         self._state = ModuleState(model, hooks)
 
     def take(self, batch: Any) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnlab.batches import list_leaves, map_leaves
 from bnlab.exact.watch import FUNCTIONAL, Watch
-from bnlab.layers import BatchNorm, join_names
+from bnlab.layers import BatchNorm, Lookalike, join_names
 from bnlab.moments import Moments, Partial, compare_moments, pool, read
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What an ordinary evaluation of images of one or two batches under a result has shown.
+    """What an ordinary evaluation of images of a few batches under a result has shown.
 
     Attributes:
         images: how many were evaluated.
@@ -48,6 +48,7 @@ class Check:
         compared: how many layers' inputs were compared with the measurement, over all batches evaluated; 0 with
             upstream="batch", where an evaluation gives others.
         replaced: layers that the forward lets normalize with other statistics than those that were measured.
+        lookalikes: modules that keep running statistics and are no batch norm of torch's: they are not measured.
     """
 
     images: int
@@ -60,6 +61,7 @@ class Check:
     batch: int = 0
     compared: int = 0
     replaced: tuple[str, ...] = ()
+    lookalikes: tuple[str, ...] = ()
 
     @property
     def held(self) -> bool:
@@ -69,26 +71,39 @@ class Check:
     def join(self, other: Check) -> Check:
         """One check of the batches of both."""
         first = other if self.held else self
+        names = ("bypassed", "dependent", "transformed", "replaced", "lookalikes")
         return Check(
-            self.images + other.images,
-            max(self.mean, other.mean),
-            max(self.var, other.var),
-            first.layer,
-            tuple(dict.fromkeys(self.bypassed + other.bypassed)),
-            tuple(dict.fromkeys(self.dependent + other.dependent)),
-            tuple(dict.fromkeys(self.transformed + other.transformed)),
-            first.batch,
-            self.compared + other.compared,
-            tuple(dict.fromkeys(self.replaced + other.replaced)),
+            images=self.images + other.images,
+            mean=max(self.mean, other.mean),
+            var=max(self.var, other.var),
+            layer=first.layer,
+            batch=first.batch,
+            compared=self.compared + other.compared,
+            **{name: tuple(dict.fromkeys(getattr(self, name) + getattr(other, name))) for name in names},
         )
+
+    def name_bypassed(self, names: Iterable[str]) -> Check:
+        """This one with further layers that hooks have not seen."""
+        return replace(self, bypassed=tuple(dict.fromkeys([*self.bypassed, *names])))
 
     def warnings(self) -> list[str]:
         """A sentence for each thing that somebody has to know."""
         sentences = []
-        if self.bypassed:
+        if bypassed := [name for name in self.bypassed if name != FUNCTIONAL]:
             sentences.append(
-                f"{_describe(self.bypassed)}: called past its hooks (by .forward(), a functional batch norm or in "
-                "another thread), so not measured; it normalizes with the statistics that the model has"
+                f"{_describe(bypassed)}: called past its hooks (by .forward(), a functional batch norm, arithmetic "
+                "with its buffers, or in another thread), so not measured there; it normalizes with the statistics "
+                "that the model has"
+            )
+        if FUNCTIONAL in self.bypassed:
+            sentences.append(
+                f"a {FUNCTIONAL} outside of all layers, or a layer that is no part of the model: not measured; it "
+                "normalizes with the statistics that it is given, and what comes after it depends on them"
+            )
+        if self.lookalikes:
+            sentences.append(
+                f"{_describe(self.lookalikes)}: keeps running statistics and is no subclass of torch's batch norm, so "
+                "not measured; it normalizes with the statistics that it has, and what comes after it depends on them"
             )
         if self.dependent:
             sentences.append(
@@ -111,13 +126,14 @@ class Check:
             sentences.append(
                 f"layer {self.layer!r}: {which}, evaluated again under the result, differs from here on, over all "
                 f"layers by up to {self.mean:.2g} σ in the mean and {self.var:.2g} of the variance; either batches "
-                "share state that cannot be watched (strategy='layerwise' does without), or the forward reads strides "
+                "share state that cannot be watched, as a generator of random numbers (strategy='layerwise' does "
+                "without what takes turns), or the forward reads strides "
                 "(channels_last=False), or a layer's input depends on its own statistics"
             )
         return sentences
 
 
-def _describe(names: tuple[str, ...]) -> str:
+def _describe(names: Sequence[str]) -> str:
     layers = [name for name in names if name != FUNCTIONAL]
     parts = [f"layer{'s' if len(layers) > 1 else ''} {join_names(layers)}"] if layers else []
     return " and ".join([*parts, *([f"a {FUNCTIONAL} outside of all layers"] if FUNCTIONAL in names else [])])
@@ -140,6 +156,17 @@ def _read_in_own_precision(x: Tensor) -> Moments:
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
     return Moments(x.numel() // x.shape[1], mean.cpu().double(), var.cpu().double())
+
+
+def _read_sample(name: str, x: Tensor) -> Moments:
+    return _read_in_own_precision(x)
+
+
+def _take_first(batch: Any) -> Any:
+    """A batch of some of its images."""
+    images = count_images(batch)
+    rows = _count_sampled(images)
+    return map_leaves(lambda x: x[:rows] if _has_images(x, images) else x, batch)
 
 
 def _has_images(leaf: Any, images: int) -> bool:
@@ -165,6 +192,7 @@ class Inspection:
     targets: Mapping[str, BatchNorm]
     measured: Mapping[str, Moments]
     evaluate: Callable[[Any], object]
+    lookalikes: Mapping[str, Lookalike]
 
     def check(self, batch: Any, samples: Mapping[str, Sample]) -> Check:
         """Evaluate the first images of a batch, or all of it where that does not do, and compare.
@@ -173,13 +201,10 @@ class Inspection:
             batch: one that was measured.
             samples: what it was at each layer in the measurement; empty: nothing is compared.
         """
-        images = count_images(batch)
         if all(kept.first is not None for kept in samples.values()):
             with contextlib.suppress(Exception):  # a forward that wants whole batches, say
-                rows = _count_sampled(images)
-                part = map_leaves(lambda x: x[:rows] if _has_images(x, images) else x, batch)
                 first = {name: kept.first for name, kept in samples.items() if kept.first is not None}
-                check = self._compare(part, first, lambda name, x: _read_in_own_precision(x))
+                check = self.compare(_take_first(batch), first)
                 if check.held:
                     return check
 
@@ -187,15 +212,39 @@ class Inspection:
             exact = name not in samples or samples[name].exact
             return Moments.of(x) if exact else pool([read(x)])
 
-        return self._compare(batch, {name: pool([kept.whole]) for name, kept in samples.items()}, read_again)
+        before = {name: pool([kept.whole]) for name, kept in samples.items()}
+        return self._compare(batch, before, read_again, self.measured if before else {})
+
+    def look_for_bypasses(self, batch: Any) -> Check:
+        """Evaluate all of a batch without comparing what layers see: how they are called, and with what."""
+        return self._compare(batch, {}, _read_sample, self.measured)
+
+    def look(self, batch: Any) -> tuple[Any, dict[str, Moments]]:
+        """The first images of a batch, or all of it where that does not do, and what layers see in their evaluation."""
+        with contextlib.suppress(Exception):
+            return _take_first(batch), self._see(_take_first(batch))
+        return batch, self._see(batch)
+
+    def _see(self, batch: Any) -> dict[str, Moments]:
+        with Watch(self.model, self.targets, self.lookalikes, _read_sample, {}) as watch:
+            self.evaluate(batch)
+        return watch.seen
+
+    def compare(self, images: Any, seen: Mapping[str, Moments]) -> Check:
+        """Evaluate images, and compare with what layers have `seen` of them."""
+        return self._compare(images, seen, _read_sample, self.measured if seen else {})
 
     def _compare(
-        self, batch: Any, before: Mapping[str, Moments], read_moments: Callable[[str, Tensor], Moments]
+        self,
+        batch: Any,
+        before: Mapping[str, Moments],
+        read_moments: Callable[[str, Tensor], Moments],
+        result: Mapping[str, Moments],
     ) -> Check:
-        with Watch(self.model, self.targets, read_moments, self.measured if before else {}) as watch:
+        with Watch(self.model, self.targets, self.lookalikes, read_moments, result) as watch:
             self.evaluate(batch)
         bypassed = dict.fromkeys([*watch.bypassed, *(name for name in watch.seen if name not in self.measured)])
-        if watch.foreign and not self.measured.keys() >= set(self.targets):  # a copy of a layer's buffers, say
+        if watch.foreign:
             bypassed[FUNCTIONAL] = None
         mean, var, worst, compared = 0.0, 0.0, None, 0
         for name, was in before.items():
@@ -217,4 +266,5 @@ class Inspection:
             tuple(watch.transformed),
             compared=compared,
             replaced=tuple(watch.replaced),
+            lookalikes=tuple(name for name in watch.lookalikes_used if not self.lookalikes[name].frozen),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from bnlab.exact.budget import Budget
 from bnlab.exact.inspection import Check, count_images
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import count_rows, standard_error
-from bnlab.layers import BatchNorm
+from bnlab.layers import BatchNorm, Lookalike
 from bnlab.moments import Moments, Partial
 from bnlab.statistics import Statistics
 
@@ -34,11 +34,13 @@ class Job:
     weights: KeptTensors
     by_image: bool
     channels_last: bool
+    lookalikes: Mapping[str, Lookalike]
     bar: Any = None
     cost: Cost = field(default_factory=Cost)
     parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`
     hooks: list[Any] = field(default_factory=list)  # of the measurement, on the layers
     crowded: list[str] = field(default_factory=list)  # where `by_image`: layers with more rows than there are images
+    elsewhere: dict[str, None] = field(default_factory=dict)  # layers that other threads have called
     check: Check | None = None
 
     def make_statistics(self, found: dict[str, Moments], source: Source) -> Statistics:

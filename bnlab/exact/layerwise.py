@@ -47,7 +47,7 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
 
     hooks, samples = list_forward_hooks(job.model), dict[str, Sample]()
     # Each forward borrows the model itself.
-    job.hooks += watch_inputs(job.targets, stop, CALLER, loans=count_loans() + 1)
+    job.hooks += watch_inputs(job.targets, stop, CALLER, loans=count_loans() + 1, elsewhere=job.elsewhere)
     for layer in job.targets.values():
         set_buffers_aside(layer)
     batches = list(map(keep_batch, source))
@@ -94,8 +94,12 @@ def check_first_batch(
     """Evaluate the first batch once more, without the measurement's hooks."""
     for hook in job.hooks:
         hook.remove()
-    inspection = Inspection(job.model, job.targets, found, lambda images: _forward_once(job, images, 0, random, state))
-    job.check = inspection.check(batch, samples)
+
+    def evaluate(images: Any) -> None:
+        _forward_once(job, images, 0, random, state)
+
+    check = Inspection(job.model, job.targets, found, evaluate, job.lookalikes).check(batch, samples)
+    job.check = check.name_bypassed(job.elsewhere)
 
 
 def _forward_once(job: Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import functools
+import gc
 import sys
 import threading
 import types
+import weakref
+from collections import ChainMap, UserDict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from bnlab.containers import CONTAINERS, copy_entries
+from bnlab.containers import CONTAINERS, copy_entries, get_attributes
 
 _LOCK = type(threading.Lock())
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "numpy"}  # whose code is not searched for locks
+# What libraries have for others to put things into.
+_HOLDERS = (
+    threading.Condition,
+    threading.local,
+    types.SimpleNamespace,
+    argparse.Namespace,
+    UserDict,
+    ChainMap,
+    weakref.WeakKeyDictionary,
+    weakref.WeakValueDictionary,
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+)
+_LARGE = 1000  # entries; a container of more is data, in which nobody keeps locks
 _LEVELS = 10  # of what holds and names what, down to a lock
 
 
@@ -26,22 +45,44 @@ class Lock(NamedTuple):
     is_taken: Callable[[], bool]
 
 
-def find_free_locks(model: nn.Module, functions: Iterable[Any]) -> list[Lock]:
-    """The locks and semaphores (not re-entrant ones) that can be had, as far as the model's code reaches them.
+class Locks:
+    """The locks and semaphores (not re-entrant ones) that can be had, as far as a model's code reaches them.
 
     Followed are attributes of modules and of objects, what `functions` and methods of modules hold and name, and what
-    is held and named there.
+    is held and named there. Those that somebody holds already do not count.
     """
-    modules = [m for m in model.modules() if not _is_of_library(type(m))]
-    classes = {cls for m in modules for cls in type(m).__mro__ if cls not in nn.Module.__mro__}
-    level = [*functions, *(value for holder in (*modules, *classes) for value in vars(holder).values())]
-    locks, seen = list[Lock](), dict[int, Any]()
-    for _ in range(_LEVELS):
-        fresh = {id(value): value for value in level if id(value) not in seen}
-        seen |= fresh  # holds them, so that no identity is given to another
-        locks += [lock for lock in map(_as_lock, fresh.values()) if lock is not None]
-        level = [inner for value in fresh.values() for inner in _list_reached(value)]
-    return [lock for lock in locks if not lock.is_taken()]
+
+    def __init__(self, model: nn.Module, functions: Iterable[Any]) -> None:
+        self._parts = set(map(id, model.modules()))
+        modules = [module for module in model.modules() if not _is_of_library(type(module))]
+        classes = {cls for module in modules for cls in type(module).__mro__ if cls not in nn.Module.__mro__}
+        held = [value for module in modules for value in vars(module).values()]
+        self._shared = [*functions, *(value for cls in classes for value in vars(cls).values())]
+        self._shared += [value for value in held if not isinstance(value, CONTAINERS) and get_attributes(value) is None]
+        locks = self._find([*self._shared, *held])
+        self._known = {id(lock.lock): lock for lock in locks}
+        self._free = [lock for lock in locks if not lock.is_taken()]
+
+    def look_again(self) -> None:
+        """Find those that a forward has made; but for those of which each batch has its own (see `ModuleState`)."""
+        new = [lock for lock in self._find(self._shared) if id(lock.lock) not in self._known]
+        self._known |= {id(lock.lock): lock for lock in new}
+        self._free += new
+
+    def are_held(self) -> bool:
+        """Whether the next one who wants one of them would have to wait."""
+        return any(lock.is_taken() for lock in self._free)
+
+    def _find(self, values: Iterable[Any]) -> list[Lock]:
+        level = list(values)
+        locks, seen = list[Lock](), dict[int, Any]()
+        for _ in range(_LEVELS):
+            # What the model's own modules hold is asked for above, or belongs to each batch.
+            fresh = {id(value): value for value in level if id(value) not in seen and id(value) not in self._parts}
+            seen |= fresh  # holds them, so that no identity is given to another
+            locks += [lock for lock in map(_as_lock, fresh.values()) if lock is not None]
+            level = [inner for value in fresh.values() for inner in _list_reached(value)]
+        return locks
 
 
 def _is_of_library(code: Any) -> bool:
@@ -67,6 +108,8 @@ def _list_reached(value: Any) -> list[Any]:
         return [] if _is_of_library(value) else _list_used(value)
     if isinstance(value, (staticmethod, classmethod, types.MethodType)):
         return [value.__func__, getattr(value, "__self__", None)]
+    if isinstance(value, functools._lru_cache_wrapper):  # with what it keeps
+        return gc.get_referents(value)
     if isinstance(value, property):
         return [value.fget]
     if isinstance(value, functools.partial):
@@ -74,10 +117,14 @@ def _list_reached(value: Any) -> list[Any]:
     if isinstance(value, type):
         return [] if _is_of_library(value) else list(vars(value).values())
     if isinstance(value, CONTAINERS):
+        if not isinstance(value, types.CellType) and len(value) > _LARGE:
+            return []
         return list(value.values() if isinstance(value, dict) else copy_entries(value))
-    if _is_of_library(type(value)) and not isinstance(value, threading.Condition):
+    if isinstance(value, (Tensor, types.ModuleType, threading.Thread)):  # a thread holds a lock as long as it lives
         return []
-    if isinstance(value, (nn.Module, Tensor, types.ModuleType)):
+    if isinstance(value, types.MappingProxyType):
+        return list(value.values())
+    if _is_of_library(type(value)) and not isinstance(value, _HOLDERS):
         return []
     return [type(value), *getattr(value, "__dict__", {}).values(), *_list_slots(value)]
 
@@ -97,8 +144,10 @@ def _list_used(function: types.FunctionType) -> list[Any]:
         names.update(code.co_names)
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     named = [function.__globals__[name] for name in names if name in function.__globals__]
-    # Of a module that it names, the members that it may mean.
+    named += [sys.modules[name] for name in names if name in sys.modules]  # which it may import itself
+    # Of a module that it names, the members that it may mean, and of one inside of it.
     members = [vars(m).get(name) for m in named if isinstance(m, types.ModuleType) for name in names]
+    members += [vars(m).get(name) for m in members if isinstance(m, types.ModuleType) for name in names]
     closure = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     return [*named, *members, *closure, *defaults, *vars(function).values()]

@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
+from torch.utils._pytree import tree_map_only
 
 from bnlab.flags import Flags, read_flags, write_flags
 
@@ -84,6 +91,45 @@ def _exchange(
         pop()
     for mode in wanted:
         push(mode)
+
+
+class Draws(TorchDispatchMode):
+    """Tells whether the block draws random numbers, and can let them fill a tensor in the order of its dimensions.
+
+    Args:
+        in_order: they do, whatever the layout in memory.
+
+    Attributes:
+        seen: whether any were drawn.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, *, in_order: bool) -> None:
+        super().__init__()
+        self._in_order, self.seen = in_order, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not isinstance(func, OpOverload) or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        self.seen = True
+        if not self._in_order:
+            return func(*args, **(kwargs or {}))
+        pairs: list[tuple[Tensor, Tensor]] = []  # those that are given, and as they are handed over
+
+        def order(given: Tensor) -> Tensor:
+            pairs.append((given, given.contiguous()))
+            return pairs[-1][1]
+
+        def lay_out(drawn: Tensor) -> Tensor:
+            for given, ordered in pairs:
+                if drawn is ordered:  # it was written in place
+                    return given if given is ordered else given.copy_(ordered)
+            like = next((given for given, _ in pairs if given.shape == drawn.shape), drawn)
+            return torch.empty_like(like, dtype=drawn.dtype).copy_(drawn)
+
+        ordered_args, ordered_kwargs = tree_map_only(Tensor, order, (args, kwargs or {}))
+        return tree_map_only(Tensor, lay_out, func(*ordered_args, **ordered_kwargs))
 
 
 class RandomStream:

@@ -25,7 +25,15 @@ from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import worst_error
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    find_lookalikes,
+    get_running_buffers,
+    join_names,
+    unwrap_parallel,
+)
+from bnlab.loans import refuse_other_threads
 from bnlab.memory import memory_limit
 from bnlab.moments import Moments
 from bnlab.statistics import Statistics
@@ -60,16 +68,19 @@ def population_statistics(
     On the CPU images [N, C, H, W] and the weights of convolutions are handed over with the channels innermost, which is
     faster; noise is then drawn in that order. A forward that raises is run again in their own layout.
 
-    At the end some images of the first batch, and breadth-first of another one (the first of another size, or the
-    second), are evaluated in the ordinary way under the result. A RuntimeWarning names layers that hooks do not see,
-    layers that normalize with their batch's statistics all the same, with other ones than were measured, or something
-    else than their input, and the first layer at which this evaluation gives something else; `.check` keeps them.
+    At the end some images of the first batch are evaluated in the ordinary way under the result; breadth-first also of
+    the second one, of others with other shapes, and batches that have come to other layers. A RuntimeWarning names
+    layers that hooks do not see, modules that keep running statistics and are no batch norm of torch's (frozen ones
+    excepted), layers that normalize with their batch's statistics all the same, with other ones than were measured, or
+    something else than their input, and the first layer at which this evaluation gives something else; `.check` keeps
+    them.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
-    mixed up (class attributes, objects behind globals, arrays written in place; random numbers that are not torch's),
-    and what a forward changes there for a while may stay so: `self_consistency` shows the first, strategy="layerwise"
-    does without. A forward that holds what the next one waits for
+    mixed up (class attributes, objects behind globals, arrays written in place; random numbers that are not torch's):
+    `self_consistency` shows it. What a forward changes there temporarily (by `mock.patch`, the working directory,
+    environment variables, levels of loggers) may stay changed. strategy="layerwise" does without both, if the forward
+    puts back in `finally` what it changes: it is cut off at layers. A forward that holds what the next one waits for
     never ends: threads' locks that the code names are refused, but nobody sees a queue that serves as a pool, the lock
     of a file, or a lock behind a computed name; strategy="layerwise" does without those too.
 
@@ -132,8 +143,10 @@ def population_statistics(
             KeptTensors(model.parameters()),
             by_image=auto or standard_errors,
             channels_last=channels_last,
+            lookalikes=find_lookalikes(model),
         )
         with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
+            refuse_other_threads(job.model)
             model.eval()
             found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)
         statistics = job.make_statistics(found, counted)
@@ -198,6 +211,7 @@ def _measure_breadth_first(job: Job, source: Source) -> dict[str, Moments]:
         ranks=job.ranks,
         by_image=job.by_image,
         channels_last=job.channels_last,
+        lookalikes=job.lookalikes,
     )
     found = measure(evaluation, source, job.bar.update, job.cost)
     job.parts, job.check = evaluation.parts, evaluation.check()

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch.autograd import forward_ad
 from bnlab.batches import Forward, list_leaves
 from bnlab.borrowing import count_writes
 from bnlab.exact.layouts import Layouts
-from bnlab.exact.locks import find_free_locks
+from bnlab.exact.locks import Locks
 from bnlab.exact.modes import Modes, ModeSwitch, RandomStream
 from bnlab.flags import are_same, read_flags
 from bnlab.loans import check_loans, count_loans
@@ -38,12 +39,14 @@ class Turn:
         index: number of the batch; its random stream depends on it.
         batch: as the caller has given it.
         size: of the batch, in bytes.
+        shapes: of its tensors and arrays.
         run: the suspended forward; None before, after, and where it was given up.
         channels_last: whether the forward runs on a copy of the batch with the channels innermost.
     """
 
     def __init__(self, index: int, batch: Any) -> None:
         self.index, self.batch, self.size = index, batch, tensor_bytes(batch)
+        self.shapes = [tuple(leaf.shape) for leaf in list_leaves(batch) if isinstance(leaf, (Tensor, np.ndarray))]
         self.run: greenlet | None = None
         self.channels_last = False
         self.modes: Modes | None = None
@@ -87,7 +90,7 @@ class Turns(Generic[AnyTurn]):
         own = list_held_tensors(model)
         self.layouts = Layouts(model, device, channels_last=channels_last, most=most)
         self._held = [*own, *list_held_tensors(model)]  # a forward may know the own weights still
-        self._locks = find_free_locks(model, [forward, *hooks])
+        self._locks = Locks(model, [forward, *hooks])
         self._loans = count_loans()
         self._state = ModuleState(model, hooks)
         self._random = RandomStream(device)
@@ -145,26 +148,31 @@ class Turns(Generic[AnyTurn]):
             )
         self._reads_flags = True
 
-    def is_running(self, turn: AnyTurn) -> bool:
-        """Whether this code is in that forward itself, and in no greenlet or thread that it has begun."""
-        return getcurrent() is turn.run
+    def is_here(self, turn: AnyTurn | None) -> bool:
+        """Whether this code is in that forward itself or, without one, the caller's, and in no other thread's."""
+        return getcurrent() is (self._hub if turn is None else turn.run)
+
+    def check_loans(self, name: str) -> None:
+        """Called inside a forward, at layer `name`: ValueError if it has borrowed a model."""
+        check_loans(self._loans, name, CALLER)
 
     def suspend(self, name: str) -> None:
         """Called inside a forward, at layer `name`: give the turn back. ValueError where others could not go on."""
-        check_loans(self._loans, name, CALLER)
-        reason = None
+        reason, is_first = None, name not in self._suspended_at  # what is slow is asked once for each layer
+        if is_first:
+            self._locks.look_again()
         if torch._C._functorch.maybe_current_level() is not None:
             reason = "inside of a torch.func transform such as vmap"
         elif forward_ad._current_level >= 0:
             reason = "inside of forward_ad.dual_level, of which there is one at a time"
-        elif name not in self._suspended_at and _is_forked():
+        elif is_first and _is_forked():
             reason = "by torch.jit.fork, which cannot be suspended"
-        elif any(lock.is_taken() for lock in self._locks):
+        elif self._locks.are_held():
             reason = "while the forward holds a lock, which the next batch would wait for without end"
         if reason is not None:
             self._is_refused = True
             raise ValueError(f"{CALLER}: layer {name!r} is called {reason}; use strategy='layerwise'")
-        self._suspended_at.add(name)  # the stack is searched once for each layer
+        self._suspended_at.add(name)
         self._hub.switch()
 
     def give_up(self, turn: AnyTurn) -> None:
@@ -214,19 +222,14 @@ class Turns(Generic[AnyTurn]):
 
     # -- beside them -------------------------------------------------------------------------------------------------
 
-    def run_alone(self, index: int, batch: Any) -> bool:
-        """A forward from beginning to end, with the random stream of batch `index`; modules are as before it.
-
-        Returns whether it has drawn random numbers.
-        """
-        begin = self._random.begin(index)
+    def run_alone(self, index: int, batch: Any) -> None:
+        """A forward from beginning to end, with the random stream of batch `index`; modules are as before it."""
         with self.callers_random_stream():
-            self._random.apply(begin)
+            self._random.apply(self._random.begin(index))
             try:
                 self._run(self.layouts.copy(batch))
             finally:
                 self._state.take()
-            return not all(map(torch.equal, begin, self._random.capture()))
 
     def rehearse(self, turn: AnyTurn) -> bool:
         """`run_alone` of its batch; False as for `advance`."""

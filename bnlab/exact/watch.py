@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from bnlab.layers import BatchNorm, get_layer_input, strip_transforms
+from bnlab.layers import BatchNorm, Lookalike, get_layer_input, strip_transforms
 from bnlab.moments import Moments
 from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
 
@@ -41,16 +42,19 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     Attributes:
         model: what is evaluated.
         targets: the layers that are measured, by name.
+        lookalikes: of the model, by name.
         read_moments: gives the moments of a layer's input, from its name and the input [N, C, ...].
         result: what the layers are to normalize with, as far as it is known.
         seen: of each target that was called, the moments of its input over all calls.
         bypassed, dependent, transformed, replaced: names of layers, as in `Check`.
-        foreign: whether there was a normalization with running statistics that no layer is known to have.
+        lookalikes_used: names of those with whose statistics something was computed.
+        foreign: whether there was a normalization with running statistics that no module is known to have.
         tolerance: the largest `allowed_rounding` so far.
     """
 
     model: nn.Module
     targets: Mapping[str, BatchNorm]
+    lookalikes: Mapping[str, Lookalike]
     read_moments: Callable[[str, Tensor], Moments]
     result: Mapping[str, Moments]
     seen: dict[str, Moments] = field(default_factory=dict)
@@ -58,6 +62,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     dependent: dict[str, None] = field(default_factory=dict)
     transformed: dict[str, None] = field(default_factory=dict)
     replaced: dict[str, None] = field(default_factory=dict)
+    lookalikes_used: dict[str, None] = field(default_factory=dict)
     foreign: bool = False
     tolerance: float = 0.0
 
@@ -65,11 +70,18 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         self._stack = contextlib.ExitStack()
         self._open: list[_Call] = []
         self._owners: dict[int, str] = {}
+        self._copies = list[Tensor]()  # of buffers
+        self._of_lookalikes = {_point_to(t): name for name, other in self.lookalikes.items() for t in other.kept}
         self._layers = {id(module) for module in self.model.modules() if isinstance(module, BatchNorm)}
         known = {id(layer): name for name, layer in self.targets.items()}  # of the model that wraps this one, if any
+        self._called = set[str]()
+        self._buffers: dict[int, str] = {}
+        self._used = dict[str, None]()  # layers with whose buffers something outside of them has computed
         for own_name, module in self.model.named_modules():
             if isinstance(module, BatchNorm):
                 name = known.get(id(module), own_name)
+                if module.running_mean is not None and module.running_var is not None:
+                    self._buffers |= {module.running_mean.data_ptr(): name, module.running_var.data_ptr(): name}
                 for tensor in (module.running_mean, module.weight):
                     if tensor is not None:
                         self._owners[tensor.data_ptr()] = name
@@ -77,17 +89,23 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 after = module.register_forward_hook(self._leave, always_call=True)
                 self._stack.callback(before.remove)
                 self._stack.callback(after.remove)
-        self._stack.enter_context(Normalizations(self._look_at_normalization))
+        self._stack.enter_context(Normalizations(self._look_at_normalization, self._look_at_other))
         return self
+
+    def __deepcopy__(self, memo: object) -> Watch:
+        return self  # in the hooks of a copy of a layer
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
+        # Folded into weights by hand, say; a layer that is called, too, may be looked at for another reason.
+        self.bypassed |= {name: None for name in self._used if name not in self._called}
 
     def _enter(self, name: str) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if id(module) not in self._layers:
                 return
             call = _Call(name)
+            self._called.add(name)
             self._open.append(call)
             given = get_layer_input(args, kwargs)
             x = strip_transforms(given)
@@ -106,11 +124,26 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if call.moments and call.normalized and not agree(call.moments, call.normalized, self.tolerance):
             self.transformed.setdefault(call.name)
 
+    def _look_at_other(self, args: Any, result: Any, copies: bool) -> None:
+        pointers = [_point_to(leaf) for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
+        used = {self._buffers[pointer]: None for pointer in pointers if pointer in self._buffers}
+        if copies and isinstance(result, Tensor):
+            self._copies += [result] * bool(used)  # so that no other tensor comes to lie there
+            self._buffers |= {_point_to(result): name for name in used}
+        elif not copies:
+            self._used |= used if not self._open else {}
+            self.lookalikes_used |= {name: None for p in pointers if (name := self._of_lookalikes.get(p)) is not None}
+
     def _look_at_normalization(
         self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool
     ) -> None:
         owners = (self._owners.get(tensor.data_ptr()) for tensor in (mean, weight) if tensor is not None)
         call = self._open[-1] if self._open else None
+        lookalike = None if call is not None or mean is None else self._of_lookalikes.get(mean.data_ptr())
+        if lookalike is not None:
+            self.lookalikes_used.setdefault(lookalike)
+            if not training:
+                return
         name = next(filter(None, owners), None) if call is None else call.name
         if name is not None and not self._open:
             self.bypassed.setdefault(name)
@@ -124,6 +157,13 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if call is not None and call.input is not None and x.numel() and identify(x) != call.input:
             moments = self.read_moments(call.name, x)
             call.normalized = call.normalized.merge(moments) if call.normalized else moments
+
+
+def _point_to(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # sparse, or a wrapper
+        return 0
 
 
 def _hold(expected: Moments, mean: Tensor, var: Tensor) -> bool:

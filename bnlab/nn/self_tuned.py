@@ -16,6 +16,7 @@ from bnlab.layers import (
     BatchNorm,
     batch_norm_layers,
     check_module,
+    find_lookalikes,
     get_layer_input,
     is_tracing,
     join_names,
@@ -108,7 +109,6 @@ class SelfTuned(BatchNorm):
                 have momentum None or 1, so that `update_bn` or `update_bn_stats`, which set it, cannot be told from
                 training: they would get a chosen average there too.
         """
-        left = []
         plain = {
             name: layer
             for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items()
@@ -116,6 +116,7 @@ class SelfTuned(BatchNorm):
         }
         _check_at_rest(plain, "SelfTuned.convert")
         _check_own_buffers(plain)
+        left = [name for name, lookalike in find_lookalikes(model).items() if not lookalike.frozen]
         for name, layer in plain.items():
             kind = _KINDS.get(type(layer))
             if kind is None or "forward" in vars(layer):

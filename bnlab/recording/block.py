@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from bnlab.arguments import check_number
-from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, is_compiled, join_names
+from bnlab.layer_trace import LayerTrace
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    find_lookalikes,
+    get_running_buffers,
+    is_compiled,
+    join_names,
+)
 from bnlab.loans import check_not_lent, is_lent
 from bnlab.nn.self_tuned import SelfTuned
+from bnlab.recording.look import hold_the_same
 from bnlab.recording.membership import Membership
 from bnlab.recording.recorder import Recorder, make_hook
 from bnlab.recording.self_tuned import SelfTunedRecorder
 from bnlab.recording.steps import StepCounter, is_within_another_step
-from bnlab.trace import LayerTrace, MomentTrace
+from bnlab.trace import MomentTrace
 
 
 @contextlib.contextmanager
@@ -72,8 +81,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             another layer into the model, or has taken one out of it for some of the training; layers have averaged into
             other running buffers (of `functional_call`) than they have at the end; the weights have changed within a
             step or, where updates are counted, within some of the steps; a layer had momentum 0 or None (as `update_bn`
-            sets it) in some of its calls, which are entries all the same; or layers average variances with ddof 0,
-            which some estimators take for unbiased.
+            sets it) in some of its calls, which are entries all the same; layers average variances with ddof 0,
+            which some estimators take for unbiased; or modules that are no batch norm of torch's, and are not
+            recorded, have averaged running statistics of their own.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
             in the block.
     """
@@ -102,6 +112,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     recording.warn_of_biased_variances()
     recording.membership.warn_of_new_layers()
     recording.membership.warn_of_missed_layers()
+    recording.warn_of_lookalikes()
 
 
 class Recording:
@@ -125,6 +136,7 @@ class Recording:
         self._counts_optimizer = False
         trained = next((p for p in model.parameters() if p.requires_grad), None)
         self.membership = Membership(self.trace, model, layers)
+        self._model, self._statistics_before = model, _copy_statistics(model)
         self.recorders = [
             _choose_recorder(layer)(name, layer, self.trace, self.steps, trained) for name, layer in layers.items()
         ]
@@ -175,8 +187,8 @@ class Recording:
             most = max(missed.values())
             warnings.warn(
                 f"record: {join_names(missed)} were trained on {most} batch{'es' * (most > 1)} past their hooks, which "
-                "are not in the trace; code that was compiled before the block, or a direct call of layer.forward does "
-                "that",
+                "are not in the trace; code that was compiled before the block does that, also of another model of the "
+                "class (torch._dynamo.reset() forgets it), or a direct call of layer.forward",
                 stacklevel=4,
             )
         if unhooked := [recorder.name for recorder in self.recorders if recorder.unhooked]:
@@ -227,6 +239,16 @@ class Recording:
                     stacklevel=4,
                 )
 
+    def warn_of_lookalikes(self) -> None:
+        """Say which modules that are no batch norm of torch's have had their running statistics written."""
+        now, before = _copy_statistics(self._model), self._statistics_before
+        if changed := [name for name, own in now.items() if not _hold_the_same(own, before.get(name, []))]:
+            warnings.warn(
+                f"record: {join_names(changed)} keep running statistics and are no subclass of torch's batch norm; "
+                "these have changed in the block, which is not in the trace",
+                stacklevel=4,
+            )
+
     def warn_of_biased_variances(self) -> None:
         """Say which layers' entries have other variances than estimators that pool or correct them take them for."""
         if biased := [recorder.name for recorder in self.recorders if recorder.is_biased]:
@@ -241,6 +263,19 @@ class Recording:
 def _choose_recorder(layer: BatchNorm) -> type[Recorder]:
     # A layer that is lent runs torch's forward, and keeps nothing itself.
     return SelfTunedRecorder if isinstance(layer, SelfTuned) and not is_lent(layer) else Recorder
+
+
+def _copy_statistics(model: nn.Module) -> dict[str, list[Tensor]]:
+    """Those of its lookalikes."""
+    lookalikes = find_lookalikes(model).items()
+    return {name: [t.detach().to("cpu", copy=True) for t in kept if not t.is_meta] for name, (kept, _) in lookalikes}
+
+
+def _hold_the_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether they do, as far as tensors of another type can be compared."""
+    if [tensor.shape for tensor in some] != [tensor.shape for tensor in others]:
+        return False
+    return all(a.dtype != b.dtype or hold_the_same(a, b) for a, b in zip(some, others, strict=True))
 
 
 def _begin_trace(layer: BatchNorm, step: int) -> LayerTrace:

@@ -13,6 +13,7 @@ from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrowing import KeptTensors, borrowed, keep_state, set_buffers_aside
 from bnlab.layers import batch_norm_layers, join_names, set_train_mode
+from bnlab.loans import refuse_other_threads
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.recording.block import record
 from bnlab.trace import MomentTrace
@@ -44,6 +45,7 @@ def record_frozen(
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
     with borrowed(model), torch.no_grad():
+        refuse_other_threads(model)
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
         state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), keep_state(model)

@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import multiprocessing
+import random
 import threading
+import types
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bnlab import Moments, population_statistics, running_statistics, self_consistency, using
+import tests.exact.locks
+from bnlab import (
+    Moments,
+    population_statistics,
+    record_frozen,
+    running_statistics,
+    self_consistency,
+    using,
+)
 from bnlab.loans import lent_to_this_thread
 from tests import references
 from tests.exact.test_population import assert_same
@@ -64,6 +77,24 @@ def locked() -> Iterator[None]:
         yield
 
 
+MADE: dict[int, Any] = {}
+
+
+@functools.lru_cache
+def make_lock(key: int) -> Any:
+    return threading.Lock()
+
+
+class LazyPool:
+    """An object that is no plain one, and makes a lock when it is asked for it."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.made.setdefault(name, threading.Lock())
+
+
 class Locking(nn.Module):
     """Holds a lock while it computes."""
 
@@ -74,6 +105,9 @@ class Locking(nn.Module):
         if where == "attribute":
             self.lock = threading.Lock()
         self.object: Any = {"slots": Slotted(threading.Lock()), "iterable": Pool()}.get(where)
+        self.pool = LazyPool()
+        if where == "namespace":
+            self.settings = types.SimpleNamespace(lock=threading.Lock())
 
     def __deepcopy__(self, memo: object) -> Locking:
         raise TypeError("a lock cannot be copied")
@@ -92,11 +126,26 @@ class Locking(nn.Module):
         if self.object is not None:
             return self.object.lock
         known = {"global": LOCK, "semaphore": SEMAPHORE, "processes": BETWEEN_PROCESSES, "object": SERVER.lock}
+        if self.where == "made by the forward":
+            return MADE.setdefault(id(self), threading.Lock())
+        if self.where == "made in an object":
+            return self.pool["it"]
+        if self.where == "namespace":
+            return self.settings.lock
+        if self.where == "imported":
+            from tests.exact.locks import GPU
+
+            return GPU
+        if self.where == "module of a module":
+            return tests.exact.locks.GPU
+        if self.where == "made and cached":
+            return make_lock(id(self))
         return locked() if self.where == "function" else known[self.where]
 
 
 PLACES = ["attribute", "container", "global", "semaphore", "processes", "object", "method of an object", "function"]
-PLACES += ["slots", "iterable"]
+PLACES += ["slots", "iterable", "made by the forward", "made in an object"]
+PLACES += ["made and cached", "namespace", "imported", "module of a module"]
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -106,6 +155,49 @@ def test_a_lock_around_the_forward(where: str) -> None:
         population_statistics(model, batches)
     layerwise = population_statistics(model, batches, strategy="layerwise")
     assert_same(layerwise, population_statistics(_unlocked(model), batches))
+
+
+def test_a_lock_of_a_module_around_the_model() -> None:
+    owner = Locking("attribute")
+    with pytest.raises(ValueError, match="while the forward holds a lock"):
+        population_statistics(owner.inner, images(4, 3), forward=lambda _, x: owner(x))
+
+
+class Monitor(threading.Thread):
+    """Holds a lock as long as it lives."""
+
+    running: Any = None
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        self.stop.wait()
+
+
+class Monitored(nn.Module):
+    """Its forward begins a thread, which goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if Monitor.running is None:
+            Monitor.running = Monitor()
+            Monitor.running.start()
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_a_thread_that_the_forward_begins_is_no_hindrance() -> None:
+    model, batches = Monitored(), images(4, 3)
+    try:
+        found = population_statistics(model, batches)
+    finally:
+        Monitor.running.stop.set()
+        Monitor.running.join()
+    assert found.check.held and list(found) == ["inner.1", "inner.4"]
 
 
 def test_a_lock_of_an_event_loop() -> None:
@@ -180,6 +272,128 @@ def test_a_forward_that_reads_strides() -> None:
     assert_same(found, population_statistics(model, batches, strategy="layerwise"))
     with pytest.warns(RuntimeWarning, match=r"or the forward reads strides \(channels_last=False\)"):
         assert not population_statistics(model, batches).check.held
+
+
+class ReadsSomeStrides(ReadsStrides):
+    """Reads them for upright images only, or draws random numbers beside."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.noise:
+            return super().forward(x + self.noise * torch.randn_like(x))
+        return super().forward(x) if x.size(2) > x.size(3) else super().forward(x.contiguous())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_forward_that_reads_strides_of_some_batches_or_beside_noise(noise: float) -> None:
+    model = ReadsSomeStrides(noise)
+    batches = [torch.randn(2, 3, 8, 10) + i for i in range(3)] + [torch.randn(2, 3, 10, 8)]
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"or the forward reads strides \(channels_last=False\)"):
+        assert not population_statistics(model, batches).check.held
+    assert population_statistics(model, batches, channels_last=False).check.held
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in all the ways that fill tensors; or so that the stream does not show it."""
+
+    def __init__(self, forked: bool) -> None:
+        super().__init__()
+        self.inner, self.forked = plain()[:6], forked
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.forked:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return self.inner(x + torch.randn_like(x))
+        x = nn.functional.dropout(x + torch.randn_like(x), training=True) * torch.bernoulli(torch.full_like(x, 0.5))
+        return self.inner(x + torch.empty_like(x).normal_() + torch.randint_like(x, 3) + torch.rand(x.shape))
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_noise_itself_is_no_reason_to_warn(forked: bool) -> None:
+    with warnings.catch_warnings(), unchanged(model := Noisy(forked)):
+        warnings.simplefilter("error")
+        found = population_statistics(model, images(40, 40))
+    assert found.check.held and found.check.compared == 2 * len(found)
+
+
+class Conditional(nn.Module):
+    """Has an operation that runs others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = plain()[:6], nn.BatchNorm2d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return self.last(torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)))  # type: ignore[no-any-return]
+
+
+def test_operations_that_run_others() -> None:
+    model, batches = Conditional(), images(4, 3)
+    assert_same(population_statistics(model, batches), population_statistics(model, batches, strategy="layerwise"))
+
+
+class OwnGenerators(nn.Module):
+    """Draws from generators that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()
+        self.torch, self.numpy, self.python = torch.Generator(), np.random.default_rng(0), random.Random(0)
+        self.legacy = np.random.RandomState(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.rand(x.shape, generator=self.torch) + self.numpy.random() + self.python.random()
+        noise += self.legacy.random()
+        return self.inner(x + noise)  # type: ignore[no-any-return]
+
+    def draw(self) -> list[float]:
+        return [
+            torch.rand(1, generator=self.torch).item(),
+            self.numpy.random(),
+            self.python.random(),
+            self.legacy.random(),
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:population_statistics")  # batches share them
+@pytest.mark.parametrize(
+    "measure",
+    [
+        population_statistics,
+        functools.partial(population_statistics, strategy="layerwise"),
+        functools.partial(population_statistics, upstream="batch"),
+        record_frozen,
+    ],
+)
+def test_generators_of_random_numbers_that_modules_hold(measure: Callable[..., object]) -> None:
+    model = OwnGenerators()
+    measure(model, images(4, 3))
+    assert model.draw() == OwnGenerators().draw()
+
+
+def test_a_loader_that_fills_its_dictionary_again() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = plain()
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.inner(batch["x"]) + self.inner(batch["x"].flip(-1))
+
+    def refill() -> Iterator[dict[str, Tensor]]:
+        batch: dict[str, Tensor] = {}
+        for x in images(4, 3, 2):
+            batch["x"] = x
+            yield batch
+
+    model = Twice()
+    expected = population_statistics(model, [{"x": x} for x in images(4, 3, 2)])
+    assert_same(population_statistics(model, refill()), expected)
 
 
 class Surrounded(nn.Module):
@@ -282,7 +496,8 @@ def test_self_consistency_leaves_out_copies_of_the_model() -> None:
         model(x)
         copy.deepcopy(model)(x + 3)
 
-    found = population_statistics(model, batches, forward=forward)
+    with pytest.warns(RuntimeWarning, match="outside of all layers"):
+        found = population_statistics(model, batches, forward=forward)
     assert max(self_consistency(model, found, batches, forward=forward)) < 1e-5
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab import Statistics, population_statistics, running_statistics, self_consistency
-from tests.helpers import images, plain, randomized, residual, unchanged
+from tests.helpers import FrozenNorm, OwnNorm, images, plain, randomized, residual, unchanged
 
 STRATEGIES = ("breadth", "layerwise")
 
@@ -83,8 +83,6 @@ class Bypassing(nn.Module):
 @pytest.mark.parametrize("how", ["forward", "functional", "thread"])
 @pytest.mark.parametrize("upstream", ["population", "batch"])
 def test_layers_that_are_called_past_their_hooks(how: str, upstream: str) -> None:
-    if (how, upstream) == ("thread", "batch"):
-        pytest.skip("one pass with hooks, which run in the other thread too")
     found, told = measured(Bypassing(how), images(4, 3), upstream=upstream)
     assert list(found) == ["a", "c"] and found.unseen == ("b",)
     assert "layer 'b': called past its hooks" in told
@@ -94,10 +92,32 @@ def test_layers_that_are_called_past_their_hooks(how: str, upstream: str) -> Non
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_functional_batch_norm_on_copies_of_buffers(strategy: str) -> None:
     found, told = measured(Bypassing("copies"), images(4, 3), strategy=strategy)
-    assert "a functional batch norm outside of all layers: called past its hooks" in told
+    assert (
+        "a functional batch norm outside of all layers, or a layer that is no part of the model: not measured" in told
+    )
     assert found.unseen == ("b",) and found.check.bypassed == ("functional batch norm",)
-    # It may be meant so where every layer is reached.
-    assert measured(Bypassing("copies"), images(4, 3), strategy=strategy, layers=["a", "c"])[1] == ""
+    # What comes after it depends on it, also where every layer that was asked for is reached.
+    assert "a functional batch norm" in measured(Bypassing("copies"), images(4, 3), strategy=strategy, layers=["a"])[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+@pytest.mark.parametrize("how", ["functional", "by hand"])
+def test_batch_norms_that_are_no_subclass_of_torchs(how: str, options: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4, how), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    found, told = measured(model, images(4, 3), **options)
+    assert "layer '1': keeps running statistics and is no subclass of torch's batch norm, so not measured" in told
+    assert "outside of all layers" not in told
+    assert found.check.lookalikes == ("1",) and found.check.bypassed == () and list(found) == ["3"]
+    assert "not torch's batch norm: 1" in repr(found)
+    with pytest.raises(ValueError, match=r"\(1 OwnNorm, no subclass of torch's batch norm, skipped\)"):
+        population_statistics(model[:3], images(4, 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_frozen_batch_norms_are_constant(options: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenNorm(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    found, told = measured(model, images(4, 3), **options)
+    assert told == "" and found.check.lookalikes == ()
 
 
 class Dependent(nn.Module):
@@ -192,6 +212,129 @@ class LastPastHooks(Bypassing):
 def test_a_layer_that_some_batches_call_past_its_hooks() -> None:
     found, told = measured(LastPastHooks(""), images(4, 4, 4, 2))
     assert "layer 'b': called past its hooks" in told and found.check.bypassed == ("b",)
+
+
+class OnePastHooks(Bypassing):
+    """A layer is called past its hooks for bright batches only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.c((self.b.forward(y) if x.max() > 100 else self.b(y)).relu())
+
+
+def test_a_batch_like_the_others_that_goes_past_a_layers_hooks() -> None:
+    batches = images(4, 4, 4, 4)
+    batches[2][-1, 0, 0, 0] = 1000.0  # not among the images that are evaluated first
+    found, told = measured(OnePastHooks(""), batches)
+    assert "layer 'b': called past its hooks" in told and found.check.bypassed == ("b",)
+
+
+class Folding(nn.Module):
+    """Folds a batch norm into a convolution when it is evaluated, as RepVGG does."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.copies = copies
+        self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.auxiliary, self.critic = nn.BatchNorm2d(4), OwnNorm(4)  # which nobody calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.last(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        assert self.bn.running_mean is not None and self.bn.running_var is not None
+        mean, var = self.bn.running_mean, self.bn.running_var
+        if self.copies:
+            mean, var = mean.detach().clone(), var.detach().clone()
+        scale = self.bn.weight / (var + self.bn.eps).sqrt()
+        weight, bias = self.conv.weight * scale.view(-1, 1, 1, 1), self.bn.bias - mean * scale
+        return self.last(F.conv2d(x, weight, bias))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_layers_that_are_folded_into_weights(strategy: str, copies: bool) -> None:
+    found, told = measured(Folding(copies), images(4, 3), strategy=strategy)
+    assert "layer 'bn': called past its hooks" in told and found.check.bypassed == ("bn",)
+    assert found.unseen == ("bn", "auxiliary") and found.check.lookalikes == ()
+
+
+class SharedPastHooks(Bypassing):
+    """So is one of two calls of a shared layer; strides are read, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x * (1 + x.stride(1) / 64)))
+        return self.c(self.b.forward(y) if x.max() > 100 else self.b(y))
+
+
+def test_a_call_of_a_shared_layer_past_its_hooks_beside_other_things() -> None:
+    batches = images(4, 4, 4, 4)
+    batches[2][-1, 0, 0, 0] = 1e5
+    found, told = measured(SharedPastHooks(""), batches)
+    assert "layer 'b': called past its hooks" in told and "the forward reads strides" in told
+    assert found.check.bypassed == ("b",) and not found.check.held
+
+
+class OnlyOthersExchanged(nn.Module):
+    """One batch, like the others, is normalized with other statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.skipped = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.max() < 20:
+            return self.bn(self.skipped(x))
+        other = {"running_mean": torch.ones(3), "running_var": torch.ones(3)}
+        return torch.func.functional_call(self.bn, other, (x,))  # type: ignore[no-any-return]
+
+
+def test_a_batch_on_another_path_that_is_normalized_with_other_statistics() -> None:
+    batches = images(40, 40, 40, 40)
+    batches[2][-1, 0, 0, 0] = 1e4
+    found, told = measured(OnlyOthersExchanged(), batches)
+    assert "layer 'bn': normalizes with other statistics than were measured" in told
+    assert found.check.replaced == ("bn",)
+
+
+@pytest.mark.parametrize("kind", [torch.from_numpy, lambda array: array])
+def test_other_shapes_of_tensors_and_arrays_are_checked(kind: Any) -> None:
+    batches = [kind(batch.numpy()) for batch in images(4, 3, 2, 4)]
+    batches[3] += 3
+    found, told = measured(SmallBatchesOnly(), batches, forward=lambda model, x: model(torch.as_tensor(x)))
+    assert "layer 'b': batch 2 (from 0), evaluated again under the result" in told and found.check.batch == 2
+
+
+class Wrapping(nn.Module):
+    """Holds what its batch norm keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+        self.running_mean, self.running_var = self.bn.running_mean, self.bn.running_var
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_what_is_no_lookalike(options: Any) -> None:
+    found, told = measured(nn.Sequential(Wrapping(), nn.Conv2d(3, 3, 3)), images(4, 3), **options)
+    assert told == "" and found.check.lookalikes == ()
+
+
+def test_lookalikes_have_the_names_of_the_model_that_is_passed() -> None:
+    model = nn.DataParallel(nn.Sequential(OwnNorm(3), nn.BatchNorm2d(3)))
+    found, _ = measured(model, images(4, 3))
+    assert found.check.lookalikes == ("module.0",) and list(found) == ["module.1"]
+
+
+def test_nothing_is_said_of_a_compiled_part() -> None:
+    """What torch itself changes while one is called is its own business."""
+    model = nn.Sequential(torch.compile(plain()[:6], backend="eager"), nn.Conv2d(12, 3, 3), nn.BatchNorm2d(3))
+    assert measured(model, images(4, 3, 2))[1] == ""
+    assert not torch._dynamo.eval_frame._in_optimized_module  # type: ignore[attr-defined]
 
 
 class Doubling(nn.BatchNorm2d):

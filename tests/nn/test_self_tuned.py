@@ -36,7 +36,7 @@ from bnlab.inference import TestBatch, applied
 from bnlab.nn import SelfTuned, momenta
 from bnlab.nn.upkeep import Upkeep
 from bnlab.trace import MomentTrace
-from tests.helpers import checkpoint_but, plain, run_two_ranks, same_traces, with_momentum
+from tests.helpers import FrozenNorm, OwnNorm, checkpoint_but, plain, run_two_ranks, same_traces, with_momentum
 
 BN = ("1", "4")
 FLOAT32 = 1e-6  # a few roundings, of buffers and of sums
@@ -924,8 +924,8 @@ class Own(nn.BatchNorm2d):
 
 
 def test_what_cannot_be_converted_is_named() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), Own(3))
-    with pytest.warns(UserWarning, match="'1' are not of torch's own classes, or have their own forward"):
+    model = nn.Sequential(nn.BatchNorm2d(3), Own(3), OwnNorm(3), FrozenNorm(3))
+    with pytest.warns(UserWarning, match="'2', '1' are not of torch's own classes, or have their own forward"):
         SelfTuned.convert(model)
     assert isinstance(model[0], SelfTuned) and type(model[1]) is Own
     with pytest.raises(ValueError, match="no BatchNorm layer with running statistics"):
