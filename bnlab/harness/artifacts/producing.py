@@ -126,8 +126,8 @@ class Recorder:
             path.unlink()
         self._log = pd.DataFrame()
         if progress.step:
-            frame = schema.read_frame(run.folder / "log.parquet")
-            self._log = frame[frame["step"] <= progress.step]
+            log = run.read_log()
+            self._log = log[log["step"] <= progress.step]
         self._rows: list[tuple[int, float, float]] = []
         self._record(progress)
 
@@ -157,7 +157,8 @@ class Recorder:
             trace.truncate(step)
         if trace is not None and trace.last_step > trace.first_step:
             name = f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors"
-            trace.save(folder / "trace" / name, self._run.about())
+            losses = {row[0]: row[1] for row in self._rows}
+            trace.save(folder / "trace" / name, self._run.about(loss=losses[trace.last_step]))
         rows = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
         self._log, self._rows = pd.concat([self._log, rows], ignore_index=True), []
         schema.write_frame(folder / "log.parquet", self._log)
@@ -176,7 +177,7 @@ def _list_savers(run: Run) -> list[Callback]:
     """They write checkpoints, and states at each quarter of the training; the last is the state at its end."""
     quarters = [run.steps * part // _KEPT_STATES for part in range(1, _KEPT_STATES)]
     return [
-        _call_at(run.wanted, lambda progress: run.save_checkpoint(progress.step, progress.measured.state_dict())),
+        _call_at(run.wanted, lambda done: run.save_checkpoint(done.step, done.measured.state_dict(), done.loss)),
         _call_at(quarters, lambda progress: states.save_state(run, progress, run.state(progress.step), seconds=0.0)),
     ]
 

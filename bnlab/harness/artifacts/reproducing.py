@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bnlab.files import set_aside
-from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
 from bnlab.harness.artifacts.averaging import build_averager
@@ -40,9 +39,10 @@ def make_checkpoints(run: Run, missing: list[int]) -> None:
 def _make_from(run: Run, start: Path | None, steps: list[int]) -> None:
     """Make the checkpoints of these steps from a state, and note the environment in which they were made."""
     written: list[int] = []
+    losses = run.losses
 
     def write(step: int, tensors: dict[str, Tensor]) -> None:
-        run.save_checkpoint(step, tensors)
+        run.save_checkpoint(step, tensors, losses.get(step))  # step 0 has none
         written.append(step)
 
     try:
@@ -108,7 +108,7 @@ class _CheckpointKeeper:
         self._kept: list[int] = []
         self._keep = keep
         self._run, self._missing, self._environments = run, missing, run.environments
-        self._log = schema.read_frame(run.folder / "log.parquet").set_index("step")["loss"]
+        self._losses = run.losses
         self._held: tuple[int, dict[str, Tensor]] | None = None
 
     def hold(self, progress: Progress) -> None:
@@ -121,7 +121,7 @@ class _CheckpointKeeper:
 
     def compare(self, progress: Progress) -> None:
         """Keep what is held if the loss is that of the log."""
-        before = self._log[progress.step]
+        before = self._losses[progress.step]
         if progress.loss != before:
             self._refuse(progress.step, f"the loss of step {progress.step} was {before}, now it is {progress.loss}")
         self._keep_held()

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from filelock import FileLock
@@ -141,17 +142,45 @@ class Run:
         model.load_state_dict(self.load_checkpoint(step))
         return model
 
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the weights and buffers of `Progress.measured` after `step` updates."""
-        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, self.about(step))
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], loss: float | None) -> None:
+        """Write the weights and buffers of `Progress.measured` after `step` updates, the last one with this loss."""
+        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, self.about(step, loss))
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """What `save_checkpoint` wrote; ValueError if the file is damaged, or a copy of another one."""
-        return load_tensors(self.checkpoint(step), _CHECKPOINT, about=self.about(step))[0]
+        """What `save_checkpoint` wrote; ValueError if the file is damaged, another one's or another training's."""
+        about = self.about(step, self.losses.get(step))
+        return load_tensors(self.checkpoint(step), _CHECKPOINT, about=about)[0]
 
-    def about(self, step: int | None = None) -> dict[str, str]:
-        """What a file of this run has noted, by which a copy in another place is recognized: the run, and its step."""
-        return {"run": self.id} | ({} if step is None else {"step": str(step)})
+    def about(self, step: int | None = None, loss: float | None = None) -> dict[str, str]:
+        """What a file of this run has noted, by which a copy in another place is recognized.
+
+        Args:
+            step: the file is of the network after so many updates.
+            loss: of the last of them. It tells the file from that of another training, as of another machine.
+        """
+        noted = {"step": None if step is None else str(step), "loss": None if loss is None else repr(loss)}
+        return {"run": self.id} | {key: value for key, value in noted.items() if value is not None}
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """The loss of each update that the log has; ValueError if it is damaged."""
+        with contextlib.suppress(FileNotFoundError):
+            log = self.read_log()
+            return dict(zip(log["step"].tolist(), log["loss"].tolist(), strict=True))
+        return {}
+
+    def read_log(self) -> pd.DataFrame:
+        """The columns step, loss and accuracy, a row for each update.
+
+        Raises:
+            FileNotFoundError: there is none yet.
+            ValueError: it is damaged; OtherVersion: it has other columns.
+        """
+        path = self.folder / "log.parquet"
+        log = schema.read_frame(path)
+        if list(log) != ["step", "loss", "accuracy"]:
+            raise OtherVersion(f"{path}: has the columns {', '.join(log.columns)}; expected step, loss, accuracy")
+        return log
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
@@ -174,7 +203,7 @@ class Run:
     def trace_parts(self, until: int) -> list[Path]:
         """The files of the trace up to a step, in order."""
         found = sorted(self.folder.glob("trace/[0-9]*-[0-9]*.safetensors"))
-        return [path for path in found if int(path.stem.partition("-")[2]) <= until]
+        return [path for path in found if _last_step(path) <= until]
 
     @property
     def has_trace(self) -> bool:
@@ -189,8 +218,10 @@ class Run:
         return self.read_trace(self.steps)
 
     def read_trace(self, step: int) -> MomentTrace:
-        """The batch moments up to a step; ValueError if files are damaged, missing or another run's."""
-        return MomentTrace.join([MomentTrace.load(path, self.about()) for path in self.trace_parts(step)])
+        """The batch moments up to a step; ValueError if files are damaged, missing or another training's."""
+        losses = self.losses
+        parts = {path: losses.get(_last_step(path)) for path in self.trace_parts(step)}
+        return MomentTrace.join([MomentTrace.load(path, self.about(loss=loss)) for path, loss in parts.items()])
 
     @property
     def status(self) -> dict[str, Any] | None:
@@ -251,8 +282,7 @@ class Run:
     @cached_property
     def training(self) -> str:
         """A digest of the losses of all updates, which tells this network from one trained in its place."""
-        losses = schema.read_frame(self.folder / "log.parquet")["loss"]
-        return digest(losses.to_numpy().tobytes(), digits=10)
+        return digest(self.read_log()["loss"].to_numpy().tobytes(), digits=10)
 
     def check_settings(self) -> None:
         """Compare what the network in this folder was trained with; nothing is read of its weights.
@@ -309,10 +339,7 @@ class Run:
         if step == 0:
             return
         _ = self.environment
-        path = self.folder / "log.parquet"
-        log = schema.read_frame(path)
-        if list(log) != ["step", "loss", "accuracy"]:
-            raise OtherVersion(f"{path}: has the columns {', '.join(log.columns)}; expected step, loss, accuracy")
+        path, log = self.folder / "log.parquet", self.read_log()
         if list(log["step"][:step]) != list(range(1, step + 1)):
             raise ValueError(f"{path}: does not have a row for each of {step} steps")
         if log["loss"][step - 1] != loss:
@@ -326,6 +353,11 @@ class Run:
         for wanted in self.wanted:
             if self.checkpoint(wanted).exists():
                 self.load_checkpoint(wanted)
+
+
+def _last_step(part: Path) -> int:
+    """The step at which a file of the trace ends."""
+    return int(part.stem.partition("-")[2])
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

@@ -48,15 +48,19 @@ def restore_state(run: Run, progress: Progress, path: Path) -> float:
 
 
 def load_state(run: Run, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_state` wrote; ValueError if it is damaged, or a copy of another one."""
-    _, is_of_step, step = path.stem.partition("step_")
-    return load_tensors(path, _STATE, about=run.about(int(step) if is_of_step else None))
+    """What `save_state` wrote; ValueError if it is damaged, another one's or another training's."""
+    _, is_of_step, name = path.stem.partition("step_")
+    tensors, metadata = load_tensors(path, _STATE, about=run.about(int(name) if is_of_step else None))
+    expected = repr(run.losses.get(int(metadata["step"]), float(metadata["loss"])))
+    if metadata["loss"] != expected:
+        raise ValueError(f"{path}: is of loss {metadata['loss']}, expected {expected}")
+    return tensors, metadata
 
 
 def save_state(run: Run, progress: Progress, path: Path, seconds: float) -> None:
     """Write the state of a training that has taken so many seconds."""
-    metadata = {"loss": repr(progress.loss), "seconds": repr(seconds)}
-    save_tensors(path, _collect_tensors(progress), _STATE, metadata, run.about(progress.step))
+    about = run.about(progress.step, progress.loss)
+    save_tensors(path, _collect_tensors(progress), _STATE, {"seconds": repr(seconds)}, about)
 
 
 def _collect_tensors(progress: Progress) -> dict[str, Tensor]:

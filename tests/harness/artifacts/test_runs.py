@@ -369,7 +369,7 @@ def test_prepare_forgets_old_failures(tmp_path: Path) -> None:
 
 
 OF_ANOTHER = {
-    "log.parquet": r"log.parquet: is another run's, with a loss of .* at step 6, not",
+    "log.parquet": r"log.parquet: is another run's, with a loss of .* at step 6, not|state.safetensors: is of loss",
     "trace/0000000-*": "0000000-0000003.safetensors: is of run .*/seed_1, expected .*/seed_0",
     "trace/0000003-*": "0000003-0000006.safetensors: is of run .*/seed_1, expected .*/seed_0",
     "status.json": "status.json: is of run .*/seed_1, expected .*/seed_0",
@@ -390,6 +390,44 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in (0, 1):
             execute(config(results, seed=seed))
     return results
+
+
+OF_ANOTHER_TRAINING = {
+    "checkpoints/step_0000003.safetensors": "step_0000003.safetensors: is of loss",
+    "checkpoints/step_0000006.safetensors": "step_0000006.safetensors: is of loss",
+    "trace/0000003-*": "0000003-0000006.safetensors: is of loss",
+    "states/step_0000003.safetensors": "step_0000003.safetensors: is of loss",
+    "state.safetensors": "state.safetensors: is of loss",
+}
+
+
+@pytest.mark.parametrize("file", list(OF_ANOTHER_TRAINING))
+def test_a_file_of_another_training_is_noticed(
+    file: str, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the results of two machines are put into one folder: the run has one name on both."""
+
+    def start_elsewhere(run: Run) -> Progress:
+        progress = start_training(run)
+        list(progress.model.parameters())[-1].data[0].add_(1e-3)  # more than another processor's rounding
+        return progress
+
+    start_training = states.start_training
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(states, "start_training", start_elsewhere)
+        elsewhere.setattr(producing.Recorder, "save_when_due", save_at_step_3)
+        execute(config(tmp_path / "elsewhere"))
+    results = tmp_path / "results"
+    shutil.copytree(pair, results)
+    run, other = Run(config(results)), Run(config(tmp_path / "elsewhere"))
+    (path,) = run.folder.glob(file)
+    shutil.copy(other.folder / path.relative_to(run.folder), path)
+    shutil.rmtree(run.folder / "measurements")
+    if file.startswith("state"):  # it is read where the final checkpoint, or one before it, is missing
+        run.checkpoint(3 if "states" in file else 6).unlink()
+    attempt(config(results))
+    assert re.search(OF_ANOTHER_TRAINING[file], capsys.readouterr().err)
+    assert not list_failures(config(results))
 
 
 def save_at_step_3(recorder: producing.Recorder, progress: Progress) -> None:
