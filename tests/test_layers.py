@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import pickle
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -345,7 +346,8 @@ def test_another_thread_has_to_wait() -> None:
 def test_another_thread_does_not_get_borrowed_buffers(measure: Callable[..., object]) -> None:
     model, (batch, _) = plain(), images(4, 4)
     state, told = copy.deepcopy(model.state_dict()), list[object]()
-    calls = (lambda: model(batch), model.state_dict, model[:3].state_dict, lambda: model.load_state_dict(state))
+    reading = (lambda: model(batch), model.state_dict, model[:3].state_dict, lambda: model.load_state_dict(state))
+    calls = (*reading, lambda: copy.deepcopy([model]), lambda: pickle.dumps(model[:3]))
 
     def loader() -> Iterator[Tensor]:
         yield batch

@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bnlab.harness.reporting.experiment import Figure, NoRows, Tables, count_layers
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves
-from bnlab.harness.reporting.style import one_figure, write_out_decades
+from bnlab.harness.reporting.style import Axis, one_figure, write_out_decades
 
 _IN_A_ROW = 4
 
@@ -101,24 +101,26 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
     low, high = int(counts.min()), int(counts.max())
     seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}\u00a0{'seed' if high == 1 else 'seeds'}."
     if "log" not in frame:
-        return [seeds]
+        return [*_tell_undrawn(figure, frame), seeds]
     mean = "geometric mean" if frame["log"].dropna().all() else "mean"
-    cut = " The lower half of a band is left out beside points whose interval reaches 0." * _reaches_zero(figure, frame)
-    if _is_on_log_axis(figure) and (frame["mean"] <= 0).any():
-        cut += " Means of 0 and less have no place on the axis and are not drawn."
-    if not np.isfinite(frame["mean"]).all():
-        cut += " Means that are missing or infinite are not drawn."
-    return [getattr(figure.plot, "reading", Curves.reading).format(mean=mean) + cut, seeds]
+    reading = getattr(figure.plot, "reading", Curves.reading).format(mean=mean)
+    return [reading, *_tell_undrawn(figure, frame), seeds]
 
 
-def _is_on_log_axis(figure: Figure) -> bool:
-    """Whether means are drawn upwards on a logarithmic axis."""
-    return isinstance(figure.plot, Curves | EstimatorCurves) and figure.plot.y.log
-
-
-def _reaches_zero(figure: Figure, frame: pd.DataFrame) -> bool:
-    """Whether a band on a logarithmic axis has no lower half, see `style.draw_line`."""
-    return _is_on_log_axis(figure) and bool((frame["low"] <= 0).any())
+def _tell_undrawn(figure: Figure, frame: pd.DataFrame) -> list[str]:
+    """A sentence for each reason why something of the frame is not to be seen."""
+    axes: dict[str, Axis] = getattr(figure.plot, "axes", {})
+    numbers = [column for column in axes if pd.api.types.is_numeric_dtype(frame[column])]
+    told = []
+    has_bands = isinstance(figure.plot, Curves | EstimatorCurves) and axes["mean"].log
+    if has_bands and (frame["low"] <= 0).any():  # see `style.draw_line`
+        told.append("The lower half of a band is left out beside points whose interval reaches 0.")
+    if any(axes[column].log and (frame[column] <= 0).any() for column in numbers):
+        told.append("Values of 0 and less have no place on a logarithmic axis and are not drawn.")
+    levels = getattr(figure.plot, "x", None)  # the column across, where a row of `Curves` without it is a level
+    if not all(np.isfinite(frame[column]).all() for column in numbers if column != levels):
+        told.append("Values that are missing or infinite are not drawn.")
+    return told
 
 
 def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:

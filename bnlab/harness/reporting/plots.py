@@ -66,6 +66,11 @@ class Curves:
         if self.by == "estimator":
             raise ValueError(f"Curves: a line for each estimator is EstimatorCurves(y, x={self.x!r})")
 
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The columns that are drawn along an axis."""
+        return {self.x: axis_of(self.x), "mean": self.y}
+
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `by`, mean, low, high.
 
@@ -116,6 +121,11 @@ class EstimatorCurves:
     zero: str = ""
     x: str = "epoch"
 
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The columns that are drawn along an axis."""
+        return {self.x: axis_of(self.x), "mean": self.y}
+
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns estimator, momentum, `x`, mean, low, high.
 
@@ -152,6 +162,11 @@ class Points:
     by: str
     equal: tuple[float, float] | None = None
     factor: float = 1
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The columns that are drawn along an axis."""
+        return dict([self.x, self.y])
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `y` and `by`; momentum where that is the estimator.
@@ -195,6 +210,11 @@ class Histograms:
     x: Axis
     y: Axis
 
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The columns that are drawn along an axis."""
+        return {"left": self.x, "mean": self.y}
+
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns estimator, momentum, left, right (of a bin), mean, low, high.
 
@@ -233,6 +253,11 @@ class Stacked:
     y: Axis
     total: str = "sum"
     bars: bool = False
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The columns that are drawn along an axis."""
+        return {self.x: axis_of(self.x), "mean": self.y}
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, term, mean.
@@ -322,6 +347,11 @@ class Forest:
     by: str
     x: Axis
     mark: tuple[float, str] | None = None
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The columns that are drawn along an axis."""
+        return {"mean": self.x}
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `by`, mean, low, high.

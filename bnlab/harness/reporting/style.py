@@ -260,8 +260,10 @@ def draw_line(
     On a logarithmic axis, which is to be said, the lower half of an interval that reaches 0 is left out: it has no end.
 
     Raises:
-        ValueError: there are several rows at one `x`.
+        ValueError: there are several rows at one `x`, or one without it, which would not be drawn.
     """
+    if frame[x].isna().any():
+        raise ValueError(f"{label}: a row has no {x}; select those that have one")
     require_one_row(frame, x, label)
     ordered = frame.sort_values(x, kind="stable")
     if len(ordered) == 1:  # a line would not be seen

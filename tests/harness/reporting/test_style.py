@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Points
+from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, Points
 from bnlab.harness.reporting.style import Axis
 
 OURS = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
@@ -99,6 +101,29 @@ def test_means_that_a_logarithmic_axis_cannot_show_are_told() -> None:
         figure = Figure("f", "t", "c", lambda _, rows=rows: rows, EstimatorCurves(Axis("y", log=is_log)))
         drawn = drawing.draw(figure, {})
         assert ("are not drawn" in " ".join(drawn.texts[-1].get_text().split())) == (is_log and not least)
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        Points(("size", Axis("x")), ("mean", Axis("y", log=True)), "estimator"),
+        Points(("mean", Axis("x", log=True)), ("size", Axis("y")), "estimator"),
+        Forest("size", Axis("x", log=True)),
+        Curves("momentum", "size", Axis("y")),
+    ],
+)
+def test_points_that_a_logarithmic_axis_cannot_show_are_told(plot: Callable[..., Axes]) -> None:
+    for least in (0.0, 0.1):
+        values = {"mean": [1.0, least], "momentum": [1.0, least], "size": [1, 2]}
+        rows = frame([("ema", 0.1)]).assign(**values, low=np.nan, high=np.nan, log=False)
+        drawn = drawing.draw(Figure("f", "t", "c", lambda _, rows=rows: rows, plot), {})
+        assert ("are not drawn" in " ".join(drawn.texts[-1].get_text().split())) == (not least)
+
+
+def test_a_point_of_a_line_without_a_place_across_is_refused() -> None:
+    rows = frame([("ema", 0.1)]).assign(epoch=[1.0, np.nan], log=False)
+    with pytest.raises(ValueError, match="a row has no epoch; select those that have one"):
+        drawing.draw(Figure("f", "t", "c", lambda _: rows, EstimatorCurves(Axis("y"))), {})
 
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf])
