@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from bnlab.containers import copy_entries, differs, refill
+from bnlab.containers import CONTAINERS, copy_entries, differs, get_attributes, refill
 from bnlab.flags import flags_restored
 from bnlab.interrupts import end_interrupted_calls
 from bnlab.layers import BatchNorm
@@ -138,8 +138,10 @@ def _random_state_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_generators_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Those that modules hold as attributes draw the same numbers after the block as before it."""
-    held = {id(value): value for module in modules for value in vars(module).values()}.values()
+    """Those that modules hold, or plain objects and containers of theirs, draw the same numbers after as before."""
+    values = [value for module in modules for value in vars(module).values()]
+    values += [inner for value in values for inner in _list_inner(value)]
+    held = {id(value): value for value in values}.values()
     numpy: Any = sys.modules.get("numpy")
     kept: list[tuple[Callable[[Any], object], Any]] = []  # how to put a state back, and the state
     for one in held:
@@ -154,6 +156,14 @@ def _own_generators_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for restore, state in kept:
             restore(state)
+
+
+def _list_inner(value: Any) -> Iterable[Any]:
+    """The entries of a container, the attributes of a plain object."""
+    if isinstance(value, CONTAINERS):
+        entries = copy_entries(value)
+        return entries.values() if isinstance(entries, dict) else entries  # type: ignore[no-any-return]
+    return (get_attributes(value) or {}).values()
 
 
 def _copy_back(buffer: Tensor, value: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import copy
@@ -344,11 +345,12 @@ class OwnGenerators(nn.Module):
         super().__init__()
         self.inner = plain()
         self.torch, self.numpy, self.python = torch.Generator(), np.random.default_rng(0), random.Random(0)
-        self.legacy = np.random.RandomState(0)
+        self.legacy = [np.random.RandomState(0)]
+        self.noise = argparse.Namespace(generator=torch.Generator())
 
     def forward(self, x: Tensor) -> Tensor:
         noise = torch.rand(x.shape, generator=self.torch) + self.numpy.random() + self.python.random()
-        noise += self.legacy.random()
+        noise += self.legacy[0].random() + torch.rand(1, generator=self.noise.generator)
         return self.inner(x + noise)  # type: ignore[no-any-return]
 
     def draw(self) -> list[float]:
@@ -356,7 +358,8 @@ class OwnGenerators(nn.Module):
             torch.rand(1, generator=self.torch).item(),
             self.numpy.random(),
             self.python.random(),
-            self.legacy.random(),
+            self.legacy[0].random(),
+            torch.rand(1, generator=self.noise.generator).item(),
         ]
 
 
