@@ -262,6 +262,7 @@ def _parse(overrides: list[str]) -> list[Override]:
         if (
             key == "name"
             and isinstance(override.value(), (int, float))
+            and not isinstance(override.value(), bool)
             and word.partition("=")[2] != str(override.value())
         ):
             raise UserError(f"{word}: is the number {override.value()}; put a letter before it, or write 'name=\"…\"'")

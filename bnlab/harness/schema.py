@@ -163,8 +163,8 @@ class Origin(NamedTuple):
     """
 
     type: pa.DataType
-    group: tuple[str, ...]  # columns in which rows agree; `data` are the settings of their networks' images, `family`
-    # the estimator without its parameters
+    group: tuple[str, ...]  # columns in which rows agree; `image_settings` are those of their networks, `family` is the
+    # estimator without its parameters
     before: Any  # what rows had before the column was written; None: not known, counts with any value
 
 
@@ -172,16 +172,17 @@ ORIGIN = {
     "version": Origin(_INT, (), 2),  # `measurements.frozen.VERSION`
     "source": Origin(_TEXT, ("estimator",), ""),  # digest of an own estimator's code, and of what it makes of batches
     "code": Origin(_TEXT, ("family",), None),  # digest of an own estimator's code, whatever its parameters
-    "test_images": Origin(_TEXT, ("data", "split", "shift"), None),  # digest of the images that are predicted
+    "test_images": Origin(_TEXT, ("image_settings", "split", "shift"), None),  # digest of the images that are predicted
     "training": Origin(_TEXT, ("run",), None),  # `Run.training`: a network that is trained again may become another
 }
 
 
 def origin_columns(name: str) -> dict[str, Origin]:
     """Those of `ORIGIN` that parts of the table have."""
-    known = {*TABLES[name].types, "data"}  # which the table `runs` says of each
+    known = {*TABLES[name].types, "image_settings"}  # which the table `runs` says of each
     known |= {"family"} if "estimator" in known else set()
-    return {column: o for column, o in ORIGIN.items() if {"step", *o.group} <= known}
+    measured = "step" in known  # a run is no measurement, but of a training as well
+    return {column: o for column, o in ORIGIN.items() if {*o.group} <= known and (measured or column == "training")}
 
 
 def part_schema(name: str) -> pa.Schema:

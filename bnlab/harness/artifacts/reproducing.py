@@ -69,6 +69,7 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
 
 def _find_nearest_state(run: Run, step: int) -> Path | None:
     """The file of the last state that is not after a step; damaged ones are set aside. None: training begins at 0."""
+    _ = run.losses  # what is wrong with the log is no damage of a state
     last = run.folder / "state.safetensors"
     ends_there = step == run.steps and last.exists()
     for path in ([last] if ends_there else []) + run.states(step)[::-1]:

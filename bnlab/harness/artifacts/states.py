@@ -53,7 +53,7 @@ def load_state(run: Run, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]
     tensors, metadata = load_tensors(path, _STATE, about=run.about(int(name) if is_of_step else None))
     expected = repr(run.losses.get(int(metadata["step"]), float(metadata["loss"])))
     if metadata["loss"] != expected:
-        raise ValueError(f"{path}: is of loss {metadata['loss']}, expected {expected}")
+        raise ValueError(f"{path}: is of loss {metadata['loss']}, the log of the training has {expected}")
     return tensors, metadata
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import sys
 import textwrap
@@ -56,9 +57,11 @@ def _find_used(name: str, source: str) -> Iterator[str]:
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            for given in [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]:
-                if isinstance(given, ast.Constant) and isinstance(given.value, str):
-                    yield resolve_name(given.value, package) if package else given.value
+            given = dict(zip(("name", "package"), node.args, strict=False)) | {k.arg: k.value for k in node.keywords}
+            words = {key: value.value for key, value in given.items() if isinstance(value, ast.Constant)}
+            if isinstance(word := words.get("name"), str):
+                with contextlib.suppress(ImportError):  # whoever calls it gets to hear that there is none
+                    yield resolve_name(word, str(words.get("package", package)))
 
 
 def _read_source(name: str, cls: type) -> str:

@@ -33,6 +33,9 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         UserError: there are more series than can be told apart.
     """
     frame = figure.score(tables)
+    numbers = frame.select_dtypes("number")
+    nullable = [column for column in numbers if pd.api.types.is_extension_array_dtype(numbers[column])]
+    frame = frame.astype(dict.fromkeys(nullable, float))  # of which matplotlib would draw nothing
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
         raise NoRows(f"figure {figure.name}: the tables have no row for it")
@@ -110,17 +113,25 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
 def _tell_undrawn(figure: Figure, frame: pd.DataFrame) -> list[str]:
     """A sentence for each reason why something of the frame is not to be seen."""
     axes: dict[str, Axis] = getattr(figure.plot, "axes", {})
-    numbers = [column for column in axes if pd.api.types.is_numeric_dtype(frame[column])]
+    values = {column: _read_numbers(frame[column]) for column in axes}
     told = []
     has_bands = isinstance(figure.plot, Curves | EstimatorCurves) and axes["mean"].log
     if has_bands and (frame["low"] <= 0).any():  # see `style.draw_line`
         told.append("The lower half of a band is left out beside points whose interval reaches 0.")
-    if any(axes[column].log and (frame[column] <= 0).any() for column in numbers):
+    if any(axes[column].log and (values[column] <= 0).any() for column in axes):
         told.append("Values of 0 and less have no place on a logarithmic axis and are not drawn.")
-    levels = getattr(figure.plot, "x", None)  # the column across, where a row of `Curves` without it is a level
-    if not all(np.isfinite(frame[column]).all() for column in numbers if column != levels):
+    if isinstance(figure.plot, Curves):  # a row without `x` is a level
+        values[figure.plot.x] = np.nan_to_num(values[figure.plot.x], nan=1.0, posinf=np.inf)
+    if not all(np.isfinite(column).all() for column in values.values()):
         told.append("Values that are missing or infinite are not drawn.")
     return told
+
+
+def _read_numbers(values: pd.Series) -> np.ndarray:
+    """A column as numbers, NaN where it has no value; of words, which have a place anyhow, 1."""
+    if pd.api.types.is_numeric_dtype(values):
+        return values.to_numpy(float, na_value=np.nan)
+    return np.where(values.isna(), np.nan, 1.0)
 
 
 def save(drawn: Drawn, folder: Path, name: str) -> list[Path]:

@@ -37,8 +37,20 @@ _DASHED: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
 _STAR: dict[str, Any] = {"marker": "*", "linestyle": "none"}
 
 
+class _Across:
+    """A kind of panel with means upwards, and a column across."""
+
+    x: str
+    y: Axis
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The columns that are drawn along an axis."""
+        return {self.x: axis_of(self.x), "mean": self.y}
+
+
 @dataclass(frozen=True)
-class Curves:
+class Curves(_Across):
     """Means with their intervals against a setting, a line for each value of another.
 
     Rows are told apart by the column `kind`, where there is one: "dashed" are lines without an interval, "star" single
@@ -65,11 +77,6 @@ class Curves:
         """ValueError for lines of estimators, which have colours of their own in all figures."""
         if self.by == "estimator":
             raise ValueError(f"Curves: a line for each estimator is EstimatorCurves(y, x={self.x!r})")
-
-    @property
-    def axes(self) -> dict[str, Axis]:
-        """The columns that are drawn along an axis."""
-        return {self.x: axis_of(self.x), "mean": self.y}
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `by`, mean, low, high.
@@ -104,7 +111,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class EstimatorCurves:
+class EstimatorCurves(_Across):
     """Means with their intervals, a line for each estimator and momentum.
 
     Rows that have "batch" in the column `kind`, where there is one, are grey points: single batches' values, which the
@@ -120,11 +127,6 @@ class EstimatorCurves:
     y: Axis
     zero: str = ""
     x: str = "epoch"
-
-    @property
-    def axes(self) -> dict[str, Axis]:
-        """The columns that are drawn along an axis."""
-        return {self.x: axis_of(self.x), "mean": self.y}
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns estimator, momentum, `x`, mean, low, high.
@@ -175,7 +177,8 @@ class Points:
             ValueError: a row has no `by`.
         """
         for here, style in self._series(frame):
-            ax.plot(here[self.x[0]], here[self.y[0]], linestyle="none", **style)
+            seen = here.dropna(subset=[self.x[0], self.y[0]])  # among words, matplotlib takes no missing one
+            ax.plot(seen[self.x[0]], seen[self.y[0]], linestyle="none", **style)
         if self.equal:
             ends = np.array(self.equal)
             ax.plot(ends, ends, color="black", linewidth=1)
@@ -238,7 +241,7 @@ class Histograms:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class Stacked(_Across):
     """Areas or bars of terms upon each other, positive ones above 0 and negative ones below, and their sum as a line.
 
     Attributes:
@@ -253,11 +256,6 @@ class Stacked:
     y: Axis
     total: str = "sum"
     bars: bool = False
-
-    @property
-    def axes(self) -> dict[str, Axis]:
-        """The columns that are drawn along an axis."""
-        return {self.x: axis_of(self.x), "mean": self.y}
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, term, mean.

@@ -136,7 +136,7 @@ def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str,
     """
     group = [*ORIGIN[column].group, "all"]  # the last is the same in all rows: a group may have no other column
     added = {name: [data.get(run, run) for run in frame["run"]] for name, frame in frames.items()}
-    frames = {name: frame.assign(all=0, data=added[name]) for name, frame in frames.items()}
+    frames = {name: frame.assign(all=0, image_settings=added[name]) for name, frame in frames.items()}
     if "family" in group:
         family = {name: [label.partition("(")[0] for label in frame["estimator"]] for name, frame in frames.items()}
         frames = {name: frame.assign(family=family[name]) for name, frame in frames.items()}
@@ -147,7 +147,8 @@ def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str,
     kept = {}
     for name, frame in frames.items():
         is_newest = frame[column].to_numpy() == newest.reindex(pd.MultiIndex.from_frame(frame[group])).to_numpy()
-        kept[name] = frame[frame[column].isna() | is_newest].drop(columns=["all", "data", "family"], errors="ignore")
+        helpers = ["all", "image_settings", "family"]
+        kept[name] = frame[frame[column].isna() | is_newest].drop(columns=helpers, errors="ignore")
     return kept
 
 

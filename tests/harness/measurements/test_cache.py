@@ -311,6 +311,13 @@ def test_an_own_estimator_is_what_it_imports(imports: str, module: Callable[...,
     assert len(found) == 2
 
 
+def test_an_import_that_fails_when_it_is_called_is_no_reason_to_refuse_the_estimator(
+    module: Callable[..., None],
+) -> None:
+    module(imports="import importlib\ndef read():\n    importlib.import_module('..beyond')")
+    assert digest()
+
+
 def test_an_own_estimator_is_what_it_reads(tmp_path: Path, module: Callable[..., None]) -> None:
     """From a file, which no code says; the same for all momenta."""
     found = set()

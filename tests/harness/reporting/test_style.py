@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, Points
+from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, Points, Stacked
 from bnlab.harness.reporting.style import Axis
 
 OURS = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
@@ -118,6 +119,33 @@ def test_points_that_a_logarithmic_axis_cannot_show_are_told(plot: Callable[...,
         rows = frame([("ema", 0.1)]).assign(**values, low=np.nan, high=np.nan, log=False)
         drawn = drawing.draw(Figure("f", "t", "c", lambda _, rows=rows: rows, plot), {})
         assert ("are not drawn" in " ".join(drawn.texts[-1].get_text().split())) == (not least)
+
+
+def test_words_stand_on_an_axis_that_is_logarithmic_for_numbers() -> None:
+    rows = pd.DataFrame({"panel": "all", "batch_size": ["4", "16", "64"], "kind of": "a", "mean": 1.0, "low": np.nan,
+                         "high": np.nan, "log": False, "n": 2})  # fmt: skip
+    (ax,) = drawing.draw(Figure("f", "t", "c", lambda _: rows, Curves("batch_size", "kind of", Axis("y"))), {}).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["4", "16", "64"] and ax.get_xscale() != "log"
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, None])
+def test_rows_without_a_place_across_are_told(missing: Any) -> None:
+    rows = pd.DataFrame({"panel": "all", "position": [1.0, 2.0, missing], "term": "a", "mean": [1.0, 2.0, 3.0],
+                         "word": ["x", "y", missing], "log": False, "n": 2})  # fmt: skip
+    plots = [Stacked("position", Axis("y"))]
+    if missing is None:
+        plots = [Points(("word", Axis("x")), ("mean", Axis("y")), "term")]
+    for plot in plots:
+        drawn = drawing.draw(Figure("f", "t", "c", lambda _: rows, plot), {})
+        assert "missing or infinite are not drawn" in " ".join(drawn.texts[-1].get_text().split())
+
+
+def test_numbers_that_may_be_missing_in_pandas_way_are_drawn() -> None:
+    rows = pd.DataFrame({"panel": "all", "momentum": [0.1, 0.2, 0.3], "size": 4, "low": np.nan, "high": np.nan,
+                         "mean": pd.array([1.0, None, 3.0], dtype="Float64"), "log": False, "n": 2})  # fmt: skip
+    drawn = drawing.draw(Figure("f", "t", "c", lambda _: rows, Curves("momentum", "size", Axis("y"))), {})
+    assert np.nanmax(drawn.axes[0].get_lines()[0].get_ydata()) == 3
+    assert "missing or infinite are not drawn" in " ".join(drawn.texts[-1].get_text().split())
 
 
 def test_a_point_of_a_line_without_a_place_across_is_refused() -> None:

@@ -132,8 +132,22 @@ def test_rows_on_earlier_test_images_leave_the_table_for_all_networks_on_this_da
     for age, (run, data) in enumerate(networks.items()):
         write_evaluation(tmp_path, age, 0.1, run=run, test_images="new" if age == 0 else "old")
         settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "settings": json.dumps({"data": data})}
-        tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings]))
+        tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings | {"training": None}]))
     assert tables.assemble(tmp_path)["evaluations"]["run"].tolist() == ["a/seed_0", "c/seed_0"]
+
+
+def test_the_row_of_a_network_that_was_trained_elsewhere_leaves_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where another machine's parts are copied over: what was measured last is of this one's training."""
+    settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": "a/seed_0", "settings": "{}", "training": "theirs"}
+    tables.write_part(tmp_path, "runs", "a/seed_0", "", pd.DataFrame([settings]))
+    (path,) = (tmp_path / "parts" / "runs").iterdir()
+    make_older(path, "runs", age=10)
+    write(tmp_path, "new", rows([0.1], 1.0, training="ours"), age=5)
+    found = tables.assemble(tmp_path)
+    assert found["runs"].empty and len(found["gaps"]) == 1
+    assert "another training (1 of runs)" in " ".join(capsys.readouterr().err.split())
 
 
 def write_evaluation(

@@ -94,7 +94,7 @@ def interval(
     with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0 has mean 0 and no interval
         _check_seeds(values, [*by, "seed", *over])
         if over:
-            _check_settings(values, by, over)
+            _check_settings(values.dropna(subset=[value]), by, over)
             values = _average_groups(values, value, [*by, "seed"])
         share = frame[value].dtype == bool and not over  # a mean over layers is no longer true or false
         estimate = _estimate_share if share else _estimate

@@ -109,8 +109,10 @@ def test_seeds_that_lack_some_of_what_others_are_averaged_over() -> None:
     frame = pd.DataFrame(records, columns=["seed", "layer", "momentum", "x"])
     assert interval(frame, "x", [], average=("layer", "momentum"))["n"].item() == 3
     lacking = frame.query("seed < 2 or momentum == 0.1")
-    with pytest.raises(UserError, match=r"seed 2 has 1 of 2 values of momentum, and its average would"):
-        interval(lacking, "x", [], average=("layer", "momentum"))
+    without_value = frame.assign(x=frame["x"].where((frame["seed"] < 2) | (frame["momentum"] == 0.1)))
+    for rows in (lacking, without_value):
+        with pytest.raises(UserError, match=r"seed 2 has 1 of 2 values of momentum, and its average would"):
+            interval(rows, "x", [], average=("layer", "momentum"))
     assert interval(lacking[lacking["momentum"] == 0.1], "x", [], average=("layer", "momentum"))["n"].item() == 3
     assert list(interval(frame[:-1], "x", ["momentum"], average="layer")["n"]) == [3, 3]  # a layer may have no answer
 
