@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
 
     def copy_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            return copy_tensor(leaf)
+            return _with_attributes(copy_tensor(leaf), leaf)
         return np.copy(leaf) if isinstance(leaf, np.ndarray) else _copy_object(leaf)
 
     return map_leaves(copy_leaf, batch)
@@ -82,17 +82,40 @@ def _copy_object(leaf: Any) -> Any:
         return leaf
 
 
+def _with_attributes(copied: Tensor, tensor: Tensor) -> Tensor:
+    """A copy with what somebody has put on the tensor."""
+    vars(copied).update(vars(tensor))
+    return copied
+
+
 def hold_batch(batch: Any) -> Any:
-    """The batch with its own tensors in containers of ours: a loader may fill its dictionary again."""
-    return map_leaves(lambda leaf: leaf, batch)
+    """The batch with its own tensors in containers of ours: a loader may fill its dictionary again.
+
+    Raises:
+        ValueError: a part of it is an iterator, which the first forward would use up.
+    """
+    return map_leaves(_refuse_iterator, batch)
+
+
+def _refuse_iterator(leaf: Any) -> Any:
+    if isinstance(leaf, Iterator):
+        raise ValueError(
+            f"a batch is, or holds, a {type(leaf).__name__}, which the first of several forwards would use up; "
+            "make it a list"
+        )
+    return leaf
 
 
 def keep_batch(batch: Any) -> Any:
-    """The batch with copies of its tensors and arrays where they are: a loader may use its memory again."""
+    """The batch with copies of its tensors and arrays where they are: a loader may use its memory again.
+
+    Raises:
+        ValueError: as `hold_batch`.
+    """
 
     def keep(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            return leaf.clone()
-        return np.copy(leaf) if isinstance(leaf, np.ndarray) else leaf
+            return _with_attributes(leaf.clone(), leaf)
+        return np.copy(leaf) if isinstance(leaf, np.ndarray) else _refuse_iterator(leaf)
 
     return map_leaves(keep, batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from bnlab.containers import CONTAINERS, copy_entries, differs, get_attributes, refill
+from bnlab.containers import copy_entries, differs, list_inner, refill
 from bnlab.flags import flags_restored
 from bnlab.interrupts import end_interrupted_calls
 from bnlab.layers import BatchNorm
 from bnlab.loans import lent_to_this_thread
+from bnlab.randomness import list_generators, restored
 
 _CONTAINERS: tuple[type[Any], ...] = (dict, list, set)
 
@@ -29,9 +29,9 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
     Modes, momentum, hooks, parameters' and buffers' identity, which parameters want gradients, buffers' values, every
     attribute of every module (lists, sets and dictionaries by their entries), and the random state of torch, numpy and
-    Python. Parameter values and gradients are not copied: do not train a borrowed model. What is compiled runs
-    uncompiled inside the block, because hooks that come later do not reach a compiled graph. Flags of torch and Python
-    that hold for the whole process are put back too.
+    Python and of generators that modules hold (see `find_generators`). Parameter values and gradients are not copied:
+    do not train a borrowed model. What is compiled runs uncompiled inside the block, because hooks that come later do
+    not reach a compiled graph. Flags of torch and Python that hold for the whole process are put back too.
 
     Raises:
         ValueError: a part of the model is lent to another thread, or a recorded layer is being called.
@@ -83,8 +83,7 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module in modules:
         _pause(module)
-    own = _own_generators_restored(modules)
-    with tensors.restored(unseen=True), _random_state_restored(), own, flags_restored(), _uncompiled():
+    with tensors.restored(unseen=True), _random_state_restored(modules), flags_restored(), _uncompiled():
         try:
             yield
         finally:
@@ -122,55 +121,23 @@ def _uncompiled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_state_restored() -> Iterator[None]:
-    python = random.getstate()
-    numpy = sys.modules.get("numpy")
-    legacy = numpy.random.get_state() if numpy is not None else None
+def _random_state_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Of torch, Python and numpy, and of generators that modules hold."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            if numpy is not None and legacy is not None:
-                numpy.random.set_state(legacy)
-
-
-@contextlib.contextmanager
-def _own_generators_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Those that modules hold, or plain objects and containers of theirs, draw the same numbers after as before."""
-    values = [value for module in modules for value in vars(module).values()]
-    values += [inner for value in values for inner in _list_inner(value)]
-    held = {id(value): value for value in values}.values()
-    numpy: Any = sys.modules.get("numpy")
-    kept: list[tuple[Callable[[Any], object], Any]] = []  # how to put a state back, and the state
-    for one in held:
-        if type(one) is random.Random:
-            kept.append((one.setstate, one.getstate()))
-        elif isinstance(one, torch.Generator) or (numpy is not None and isinstance(one, numpy.random.RandomState)):
-            kept.append((one.set_state, one.get_state()))
-        elif numpy is not None and isinstance(one, numpy.random.Generator):
-            kept.append((functools.partial(setattr, one.bit_generator, "state"), one.bit_generator.state))
-    try:
+    with torch.random.fork_rng(devices=devices), restored(list_generators(modules)):
         yield
-    finally:
-        for restore, state in kept:
-            restore(state)
-
-
-def _list_inner(value: Any) -> Iterable[Any]:
-    """The entries of a container, the attributes of a plain object."""
-    if isinstance(value, CONTAINERS):
-        entries = copy_entries(value)
-        return entries.values() if isinstance(entries, dict) else entries  # type: ignore[no-any-return]
-    return (get_attributes(value) or {}).values()
 
 
 def _copy_back(buffer: Tensor, value: Tensor) -> None:
     """Only where they differ: writing would break a backward pass that is still to come."""
-    if not torch.equal(buffer, value):
+    if not _is_plain(buffer) or not torch.equal(buffer, value):
         with torch.inference_mode(buffer.is_inference()), torch.no_grad():
             buffer.copy_(value)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its memory and values can be compared: it is not sparse, nested or on the meta device."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
 
 
 def set_buffers_aside(layer: BatchNorm) -> None:
@@ -236,19 +203,24 @@ class KeptTensors:
         finally:
             now = self._versions_now()
             for (tensor, memory, value), before, version in zip(self._kept, self._versions, now, strict=True):
-                moved = tensor.layout == torch.strided and tensor.data_ptr() != memory.data_ptr()
-                replaced = moved or tensor.shape != memory.shape  # resized in place, where it shares memory still
+                plain = _is_plain(tensor)
+                # Other memory, or resized in place, where it shares memory still.
+                replaced = plain and (tensor.data_ptr() != memory.data_ptr() or tensor.shape != memory.shape)
                 if replaced:
                     tensor.data = memory
-                if replaced or unseen or version != before or tensor.is_inference():  # whose writes nobody counts
+                written = version != before or tensor.is_inference()  # whose writes nobody counts
+                if replaced or written or (unseen and plain):
                     _copy_back(tensor, value)
             self._versions = self._versions_now()
 
 
 def list_state_tensors(model: nn.Module) -> list[Tensor]:
-    """Its buffers, and the tensors that its modules hold as attributes."""
-    plain = (v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor))
-    return [*model.buffers(), *plain]
+    """Its buffers, and the tensors that its modules hold as attributes, also in containers; no parameters."""
+    held = [value for m in model.modules() for key, value in vars(m).items() if key != "_parameters"]
+    held += [entry for value in held for entry in list_inner(value)]
+    kinds = {kind for kind in set(map(type, held)) if issubclass(kind, Tensor) and not issubclass(kind, nn.Parameter)}
+    found = {id(value): value for value in held if type(value) in kinds}
+    return [*({id(buffer): buffer for buffer in model.buffers()} | found).values()]
 
 
 def keep_state(model: nn.Module) -> KeptTensors:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
+_MOST = 1000
 
 
 def copy_entries(container: Any) -> Any:
@@ -24,6 +25,16 @@ def copy_entries(container: Any) -> Any:
         return [container.cell_contents]
     except ValueError:
         return []
+
+
+def list_inner(value: Any) -> list[Any]:
+    """The entries of a container (of 1,000 at most; one of more is data), the attributes of a plain object."""
+    if not issubclass(type(value), CONTAINERS):
+        return [*(get_attributes(value) or {}).values()]
+    if not isinstance(value, types.CellType) and len(value) > _MOST:
+        return []
+    entries = copy_entries(value)
+    return [*(entries.values() if isinstance(entries, dict) else entries)]
 
 
 def differs(container: Any, entries: Any) -> bool:
@@ -55,10 +66,17 @@ def refill(container: Any, entries: Any) -> None:
 
 
 def get_attributes(value: Any) -> dict[str, Any] | None:
-    """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile."""
-    if isinstance(value, (nn.Module, Tensor, types.ModuleType)) or type(value).__module__.startswith("torch."):
+    """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile.
+
+    Nor of one that does not let itself be asked, such as a weak reference to what is gone.
+    """
+    kind = type(value)
+    if issubclass(kind, (nn.Module, Tensor, types.ModuleType)) or str(kind.__module__).startswith("torch."):
         return None
-    if callable(value) or hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__"):
+    if callable(value) or hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
         return None
-    attributes = getattr(value, "__dict__", None)
-    return attributes if isinstance(attributes, dict) else None
+    try:
+        attributes = getattr(value, "__dict__", None)
+    except Exception:
+        return None
+    return attributes if issubclass(type(attributes), dict) else None

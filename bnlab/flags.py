@@ -178,10 +178,12 @@ def write_flags(wanted: Flags, now: Flags) -> None:
 @contextlib.contextmanager
 def flags_restored() -> Iterator[None]:
     """Put back what the block leaves changed, also after an exception; but for where output goes (a log, say)."""
-    before = read_flags()
+    before, filters = read_flags(), list(warnings.filters)
     try:
         yield
     finally:
         now = read_flags()
         before.objects[-len(_STREAMS) :] = now.objects[-len(_STREAMS) :]
         write_flags(before, now)
+        if warnings.filters != filters:  # others in the same list
+            _write_filters(filters)

@@ -19,11 +19,8 @@ BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once b
 # They normalize the input that they are given, and do nothing else with buffers and momentum than to average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 # What modules of other libraries, and people's own, call their running statistics.
-_STATISTICS = {
-    f"{kind}_{what}"
-    for kind in ("running", "moving", "mov", "ema", "pop", "population")
-    for what in ("mean", "mu", "avg", "var", "variance", "std", "sigma")
-}
+_AVERAGED = {"running", "moving", "mov", "ema", "pop", "population", "stored", "avg", "average", "global"}
+_MOMENTS = {"mean", "mu", "avg", "var", "variance", "std", "sigma"}
 
 
 def check_module(model: nn.Module, caller: str) -> None:
@@ -92,20 +89,32 @@ class Lookalike(NamedTuple):
     @property
     def frozen(self) -> bool:
         """Whether its class says that all is constant, as those of detection models do ("FrozenBatchNorm2d")."""
-        return "frozen" in self.kind.lower()
+        return "frozen" in self.kind.lower() and "unfrozen" not in self.kind.lower()
 
 
 def find_lookalikes(model: nn.Module) -> dict[str, Lookalike]:
-    """Those in a model, by name; what torch's layers keep and others hold too (a wrapper of one, say) is left out."""
+    """Those in a model, by name; single numbers, as of a meter, are no statistics of channels.
+
+    What torch's layers keep and others hold too (a wrapper of one, say) is left out.
+    """
     norms = [module for module in model.modules() if isinstance(module, (BatchNorm, _InstanceNorm))]
     known = {id(tensor) for norm in norms for tensor in norm._buffers.values()}
     found = {}
     for name, module in model.named_modules():
+        if isinstance(module, (BatchNorm, _InstanceNorm)):
+            continue
         own = {**vars(module), **vars(module).get("_buffers", {}), **vars(module).get("_parameters", {})}
-        kept = [value for key, value in own.items() if key in _STATISTICS and isinstance(value, Tensor)]
-        if any(id(tensor) not in known for tensor in kept):
+        tensors = {key: value for key, value in own.items() if isinstance(value, Tensor) and value.dim()}
+        kept = [tensor for key, tensor in tensors.items() if _is_averaged(key)]
+        if not all(id(tensor) in known for tensor in kept):
             found[name or "(the model)"] = Lookalike(kept, type(module).__name__)
     return found
+
+
+def _is_averaged(key: str) -> bool:
+    """Whether an attribute's name has a word for a mean or a variance, and another that says that it is averaged."""
+    words = key.lower().split("_")
+    return any(word in _MOMENTS and _AVERAGED & {*words[:i], *words[i + 1 :]} for i, word in enumerate(words))
 
 
 def _cannot_be_watched(module: torch.jit.ScriptModule) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -66,26 +64,21 @@ def is_lent(module: nn.Module) -> bool:
 
 
 def refuse_other_threads(model: nn.Module) -> None:
-    """Refuse other threads to call or copy a borrowed model, read or load its state: ValueError there until the end.
+    """Let other threads not call a borrowed model, read or load its state: ValueError there until it is given back.
 
-    Parts of it they may call: the forward itself may have begun them.
+    Parts of it they may call: the forward itself may have begun them. Deep copies nobody can refuse them.
     """
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_state_dict_pre_hook(_refuse_other_thread)
             module.register_load_state_dict_pre_hook(_refuse_other_thread)
-            vars(module)["__reduce_ex__"] = functools.partial(_reduce, module)  # what copies and pickles ask for
-    for called in (model, getattr(model, "_orig_mod", model)):  # a compiled one, and what is inside of it
+    compiled = vars(model).get("_modules", {}).get("_orig_mod")  # what is inside of a compiled one
+    for called in (model, *([compiled] if isinstance(compiled, nn.Module) else [])):
         called.register_forward_pre_hook(_refuse_other_thread)
 
 
 def _refuse_other_thread(module: nn.Module, *_: object) -> None:
     check_not_lent([module])
-
-
-def _reduce(module: nn.Module, protocol: SupportsIndex) -> Any:
-    check_not_lent([module])
-    return type(module).__reduce_ex__(module, protocol)
 
 
 def check_not_lent(modules: Iterable[nn.Module]) -> None:

@@ -112,10 +112,9 @@ class Overrides(NamedTuple):
 class ModuleState:
     """What a forward changes on the modules of a borrowed model; every batch begins with the originals, keeps its own.
 
-    Watches parameters, buffers, submodules, hooks, the mode and new attributes of all modules; of those that are not
-    torch's own all attributes and the entries of their dictionaries, lists, sets and plain objects (also of those
-    inside of them); and what `hooks` reach in the same way through closures, arguments and names. Of other attributes
-    torch's own modules keep nothing but the tensors that someone else has put there.
+    Watches parameters, buffers, submodules, hooks, the mode and all attributes of all modules; of those that are not
+    torch's own also the entries of their dictionaries, lists, sets and plain objects (and of those inside of them); and
+    what `hooks` reach in the same way through closures, arguments and names.
     """
 
     def __init__(self, model: nn.Module, hooks: Iterable[Any] = ()) -> None:
@@ -137,13 +136,13 @@ class ModuleState:
         identities = set(map(id, own))
         present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
         self._known = {(id(d), key) for d, key in present}
-        others = [(d, key) for d, key in present if isinstance(d[key], Tensor) or id(d) in identities]
-        self._owners, self._names = [d for d, _ in others], [key for _, key in others]
-        self._objects, self._absent = [d[key] for d, key in others], [_ABSENT] * len(others)
+        self._owners, self._names = [d for d, _ in present], [key for _, key in present]
+        self._objects, self._absent = [d[key] for d, key in present], [_ABSENT] * len(present)
         self._modes = [d.get("training") for d in self._dicts]
-        self._keys = [*others, *((d, "training") for d in self._dicts if "training" in d)]
+        self._keys = [*present, *((d, "training") for d in self._dicts if "training" in d)]
         self._values = [d[key] for d, key in self._keys]
-        self._containers = _find_containers([*self._values, *_find_reached(self._hooks)])
+        held = [d[key] for d, key in present if id(d) in identities]
+        self._containers = _find_containers([*held, *_find_reached(self._hooks)])
         self._entries = [copy_entries(c) for c in self._containers]
         watched = (value for d in self._dicts for value in d.values() if isinstance(value, Watched))
         self._members = {id(members): dict(members) for members in watched}
@@ -257,7 +256,7 @@ def _find_containers(values: Iterable[Any]) -> list[Any]:
     for _ in range(_DEPTH):
         inner: list[Any] = []
         for value in level:
-            container = value if isinstance(value, CONTAINERS) else get_attributes(value)
+            container = value if issubclass(type(value), CONTAINERS) else get_attributes(value)
             if container is not None and id(container) not in found:
                 found[id(container)] = container
                 inner.extend(container.values() if isinstance(container, dict) else copy_entries(container))

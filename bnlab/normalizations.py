@@ -32,7 +32,7 @@ def allowed_rounding(dtype: torch.dtype) -> float:
     return min(0.1, max(1e-5, 1e4 * torch.finfo(dtype).eps))
 
 
-_COPYING = {"aten::detach", "aten::clone", "aten::equal", "aten::copy_"}
+_COPYING = {"aten::detach", "aten::clone", "aten::equal", "aten::copy_", "aten::_to_copy", "aten::abs"}  # or nearly
 
 
 class Normalizations(TorchDispatchMode):

@@ -17,7 +17,8 @@ PACKAGE = Path(bnlab.__file__).parent
 LEVEL = {
     "arguments": -1,
     "batches": -1,
-    "containers": -1,
+    "containers": -2,
+    "randomness": -1,
     "files": -1,
     "flags": -1,
     "interrupts": -1,

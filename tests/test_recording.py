@@ -254,6 +254,22 @@ def test_a_cumulative_average_in_between_is_told() -> None:
         update_bn(batches, model)
 
 
+def test_a_layer_that_is_trained_by_hand_is_told() -> None:
+    """As fused operations do it: it counts its batches, and nothing is called that could be recorded."""
+    model = plain()
+
+    def step(x: Tensor) -> None:
+        layer, seen = model[1], model[0](x)
+        layer.running_mean.mul_(0.9).add_(0.1 * seen.mean((0, 2, 3)).detach())
+        layer.running_var.mul_(0.9).add_(0.1 * seen.var((0, 2, 3)).detach())
+        layer.num_batches_tracked.add_(1)
+
+    with pytest.warns(UserWarning, match="record: .*'1'"), record(model) as trace:
+        for x in images(4, 4, 4):
+            step(x)
+            trace.step()
+
+
 class LazyOwnNorm(nn.Module):
     """Gets its size at the first batch."""
 

@@ -16,13 +16,20 @@ from bnlab.layers import join_names, set_train_mode
 from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, read
+from bnlab.randomness import list_generators
 
 
 def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
     found: dict[str, Moments] = {}
+    is_forward = False  # not the caller's batches, which may be made with the model
 
     def look(name: str, x: Tensor) -> None:
+        if not is_forward:
+            raise ValueError(
+                f"{CALLER}: layer {name!r} is called while the next batch is made, where it has the statistics of its "
+                "batch; make all batches before, as a list, or use upstream='population'"
+            )
         if x.numel() == x.shape[1]:
             raise ValueError(
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
@@ -42,15 +49,19 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
             "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
         )
-    random, state, kept = RandomStream(job.device), ModuleState(job.model, hooks), keep_state(job.model)
+    random, state = RandomStream(job.device, list_generators(job.model.modules())), ModuleState(job.model, hooks)
+    kept = keep_state(job.model)
 
     def work() -> None:
+        nonlocal is_forward
         for index, batch in enumerate(source):
             state.accept()
             own = random.capture()  # the caller's batches draw from the caller's stream
             random.apply(random.begin(index))
-            with torch.no_grad(), job.weights.restored(), kept.restored(unseen=True), state.undone():
+            with torch.no_grad(), job.weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
+                is_forward = True
                 job.forward(job.model, copy_batch(batch, job.device))
+            is_forward = False
             random.apply(own)
 
     job.ranks.together(work)

@@ -8,7 +8,7 @@ up and are run again from the input up to the next layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -26,7 +26,8 @@ from bnlab.exact.inspection import Check, count_images, sample
 from bnlab.exact.passage import Passage
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.turns import CALLER, Turns
-from bnlab.layers import BatchNorm, Lookalike, check_input, get_layer_input, get_running_buffers
+from bnlab.exact.watch import OtherStatistics
+from bnlab.layers import BatchNorm, check_input, get_layer_input, get_running_buffers
 from bnlab.memory import tensor_bytes
 from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
 from bnlab.statistics import write_buffers
@@ -76,7 +77,7 @@ class Evaluation:
         ranks: Ranks,
         by_image: bool,
         channels_last: bool,
-        lookalikes: Mapping[str, Lookalike],
+        others: OtherStatistics,
     ) -> None:
         self._model, self._targets, self._ranks, self._by_image = model, targets, ranks, by_image
         self.parts: dict[str, list[Partial]] = {}
@@ -87,7 +88,7 @@ class Evaluation:
         self._revisited: set[str] = set()
         most = budget.limit // 10
         self._turns: Turns[Passage] = Turns(model, forward, device, channels_last=channels_last, most=most)
-        self._checking = Checking(model, targets, self._turns, lookalikes)
+        self._checking = Checking(model, targets, self._turns, others)
         self._memory = Admission(budget, self._turns, partial(self._read_part, alone=True))
         self._waits_at = [
             layer.register_forward_pre_hook(self._make_hook(name), with_kwargs=True) for name, layer in targets.items()

@@ -14,7 +14,8 @@ from bnlab.exact.inspection import Check, Inspection, Sample
 from bnlab.exact.modes import Draws
 from bnlab.exact.passage import Passage
 from bnlab.exact.turns import Turns
-from bnlab.layers import BatchNorm, Lookalike
+from bnlab.exact.watch import OtherStatistics
+from bnlab.layers import BatchNorm
 from bnlab.moments import Moments, Partial, pool
 
 MOST_CHECKED = 4  # batches that keep samples
@@ -27,7 +28,7 @@ class Checking:
     Args:
         model, targets: as in `Evaluation`.
         turns: of the batches; none waits anywhere when `check` is called.
-        lookalikes: as in `Inspection`.
+        others: as in `Inspection`.
 
     Attributes:
         elsewhere: layers that were called in another thread, or a greenlet that a forward has begun.
@@ -39,11 +40,12 @@ class Checking:
         model: nn.Module,
         targets: Mapping[str, BatchNorm],
         turns: Turns[Passage],
-        lookalikes: Mapping[str, Lookalike],
+        others: OtherStatistics,
     ) -> None:
-        self._model, self._targets, self._turns, self._lookalikes = model, targets, turns, lookalikes
+        self._model, self._targets, self._turns, self._others = model, targets, turns, others
         self._found: Mapping[str, Moments] = {}
         self._draws = False  # whether a forward has drawn random numbers
+        self._hides_draws = False  # whether one has in an operation that does not say so
         self.elsewhere: dict[str, None] = {}
         self.chosen: list[Passage] = []
 
@@ -71,7 +73,7 @@ class Checking:
                     passage.samples[name] = Sample(None, Partial.of(pool(calls)), exact=True)
         others = [self._inspect(p).look_for_bypasses(p.batch) for p in self._list_other_paths(passages)]
         check = reduce(Check.join, [*others, *map(self._check_batch, self.chosen)])
-        if check.held and self._turns.layouts.channels_last:
+        if check.held and self._turns.layouts.channels_last and not self._hides_draws:
             again = self._check_layouts()
             check = check if again.held else check.join(again)
         return check.name_bypassed(self.elsewhere)
@@ -106,10 +108,11 @@ class Checking:
         def evaluate(batch: Any) -> None:
             self._turns.accept()
             with Draws(in_order=False) as draws:
-                self._turns.run_alone(passage.index, batch)
+                has_drawn = self._turns.run_alone(passage.index, batch)
             self._draws |= draws.seen
+            self._hides_draws |= has_drawn and not draws.seen
 
-        return Inspection(self._model, self._targets, self._found, evaluate, self._lookalikes)
+        return Inspection(self._model, self._targets, self._found, evaluate, self._others)
 
 
 def _list_layers(passage: Passage) -> frozenset[tuple[str, int]]:

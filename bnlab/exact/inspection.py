@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.batches import list_leaves, map_leaves
-from bnlab.exact.watch import FUNCTIONAL, Watch
-from bnlab.layers import BatchNorm, Lookalike, join_names
+from bnlab.exact.watch import FUNCTIONAL, OtherStatistics, Watch
+from bnlab.layers import BatchNorm, join_names
 from bnlab.moments import Moments, Partial, compare_moments, pool, read
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
@@ -49,6 +49,9 @@ class Check:
             upstream="batch", where an evaluation gives others.
         replaced: layers that the forward lets normalize with other statistics than those that were measured.
         lookalikes: modules that keep running statistics and are no batch norm of torch's: they are not measured.
+        unknown: layers whose own forward computes by hand, and gives something else than their input, normalized with
+            the statistics that were measured.
+        tied: layers whose running buffers another part of the model holds, too, and computes with.
     """
 
     images: int
@@ -62,6 +65,8 @@ class Check:
     compared: int = 0
     replaced: tuple[str, ...] = ()
     lookalikes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @property
     def held(self) -> bool:
@@ -71,7 +76,7 @@ class Check:
     def join(self, other: Check) -> Check:
         """One check of the batches of both."""
         first = other if self.held else self
-        names = ("bypassed", "dependent", "transformed", "replaced", "lookalikes")
+        names = ("bypassed", "dependent", "transformed", "replaced", "lookalikes", "unknown", "tied")
         return Check(
             images=self.images + other.images,
             mean=max(self.mean, other.mean),
@@ -121,13 +126,23 @@ class Check:
                 "after it was not measured under them; the forward gives it other running buffers (by "
                 "torch.func.functional_call or load_state_dict), or its own forward makes others of them"
             )
+        if self.unknown:
+            sentences.append(
+                f"{_describe(self.unknown)}: computes by hand, and its output is not its input, normalized with the "
+                "statistics that were measured; what it normalizes, and with what, cannot be seen"
+            )
+        if self.tied:
+            sentences.append(
+                f"{_describe(self.tied)}: another part of the model holds its running buffers too, and computes with "
+                "them as they were before; what comes after was measured so, and changes once the result is written"
+            )
         if self.layer is not None:
             which = "the first batch" if self.batch == 0 else f"batch {self.batch} (from 0)"
             sentences.append(
                 f"layer {self.layer!r}: {which}, evaluated again under the result, differs from here on, over all "
                 f"layers by up to {self.mean:.2g} σ in the mean and {self.var:.2g} of the variance; either batches "
-                "share state that cannot be watched, as a generator of random numbers (strategy='layerwise' does "
-                "without what takes turns), or the forward reads strides "
+                "share state that cannot be watched, such as numpy's generator of random numbers (with "
+                "strategy='layerwise' they do not take turns), or the forward reads strides "
                 "(channels_last=False), or a layer's input depends on its own statistics"
             )
         return sentences
@@ -186,13 +201,14 @@ class Inspection:
         targets: the layers that were to be measured, by name.
         measured: the result; its σ is the yardstick.
         evaluate: the forward of a batch, in the same conditions as in the measurement, or as the caller would run it.
+        others: as in `Watch`.
     """
 
     model: nn.Module
     targets: Mapping[str, BatchNorm]
     measured: Mapping[str, Moments]
     evaluate: Callable[[Any], object]
-    lookalikes: Mapping[str, Lookalike]
+    others: OtherStatistics
 
     def check(self, batch: Any, samples: Mapping[str, Sample]) -> Check:
         """Evaluate the first images of a batch, or all of it where that does not do, and compare.
@@ -226,7 +242,7 @@ class Inspection:
         return batch, self._see(batch)
 
     def _see(self, batch: Any) -> dict[str, Moments]:
-        with Watch(self.model, self.targets, self.lookalikes, _read_sample, {}) as watch:
+        with Watch(self.model, self.targets, self.others, _read_sample, {}) as watch:
             self.evaluate(batch)
         return watch.seen
 
@@ -241,7 +257,7 @@ class Inspection:
         read_moments: Callable[[str, Tensor], Moments],
         result: Mapping[str, Moments],
     ) -> Check:
-        with Watch(self.model, self.targets, self.lookalikes, read_moments, result) as watch:
+        with Watch(self.model, self.targets, self.others, read_moments, result) as watch:
             self.evaluate(batch)
         bypassed = dict.fromkeys([*watch.bypassed, *(name for name in watch.seen if name not in self.measured)])
         if watch.foreign:
@@ -266,5 +282,7 @@ class Inspection:
             tuple(watch.transformed),
             compared=compared,
             replaced=tuple(watch.replaced),
-            lookalikes=tuple(name for name in watch.lookalikes_used if not self.lookalikes[name].frozen),
+            unknown=tuple(watch.unknown),
+            tied=tuple(watch.tied),
+            lookalikes=tuple(name for name in watch.lookalikes_used if not self.others.lookalikes[name].frozen),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from bnlab.exact.budget import Budget
 from bnlab.exact.inspection import Check, count_images
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import count_rows, standard_error
-from bnlab.layers import BatchNorm, Lookalike
+from bnlab.exact.watch import OtherStatistics
+from bnlab.layers import BatchNorm
 from bnlab.moments import Moments, Partial
 from bnlab.statistics import Statistics
 
@@ -34,7 +35,7 @@ class Job:
     weights: KeptTensors
     by_image: bool
     channels_last: bool
-    lookalikes: Mapping[str, Lookalike]
+    others: OtherStatistics
     bar: Any = None
     cost: Cost = field(default_factory=Cost)
     parts: dict[str, list[Partial]] = field(default_factory=dict)  # where `by_image`

@@ -19,6 +19,7 @@ from bnlab.exact.modes import RandomStream
 from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, Partial
+from bnlab.randomness import list_generators
 from bnlab.statistics import write_buffers
 
 
@@ -45,14 +46,14 @@ def measure_layerwise(job: Job, source: Source) -> dict[str, Moments]:
             arrived.setdefault(name, []).append(Moments.of(x))
             raise _Reached
 
+    batches = list(map(keep_batch, source))  # first, as they may be made with the model
     hooks, samples = list_forward_hooks(job.model), dict[str, Sample]()
     # Each forward borrows the model itself.
     job.hooks += watch_inputs(job.targets, stop, CALLER, loans=count_loans() + 1, elsewhere=job.elsewhere)
     for layer in job.targets.values():
         set_buffers_aside(layer)
-    batches = list(map(keep_batch, source))
     job.cost.batches = len(batches)
-    random, state = RandomStream(job.device), ModuleState(job.model, hooks)
+    random, state = RandomStream(job.device, list_generators(job.model.modules())), ModuleState(job.model, hooks)
     while True:
         arrived.clear()
         job.cost.forwards += len(batches)
@@ -98,12 +99,12 @@ def check_first_batch(
     def evaluate(images: Any) -> None:
         _forward_once(job, images, 0, random, state)
 
-    check = Inspection(job.model, job.targets, found, evaluate, job.lookalikes).check(batch, samples)
+    check = Inspection(job.model, job.targets, found, evaluate, job.others).check(batch, samples)
     job.check = check.name_bypassed(job.elsewhere)
 
 
 def _forward_once(job: Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:
     """One forward that leaves nothing behind, with the batch's own random stream."""
-    with borrowed(job.model), torch.no_grad(), job.weights.restored(), state.undone():
+    with borrowed(job.model), torch.no_grad(), job.weights.restored(unseen=True), state.undone():
         random.apply(random.begin(index))
         job.forward(job.model, copy_batch(batch, job.device))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import gc
 import sys
 import threading
+import time
 import types
 import weakref
 from collections import ChainMap, UserDict
@@ -29,12 +31,15 @@ _HOLDERS = (
     UserDict,
     ChainMap,
     weakref.WeakKeyDictionary,
-    weakref.WeakValueDictionary,
     nn.Sequential,
     nn.ModuleList,
     nn.ModuleDict,
 )
-_LARGE = 1000  # entries; a container of more is data, in which nobody keeps locks
+_LARGE = 1000  # entries; a container of more is data: locks among them are found, not what is inside of them
+_LONG = 100  # entries; a container of more is not searched again unless their number has changed
+_MOST = 100_000  # things that are searched at once; more are data
+_MOMENT, _MOMENTS = 0.005, 20  # in seconds: how long, and how often, another thread is waited for
+_PLAIN = {bool, bytes, complex, float, int, str, type(None)}
 _LEVELS = 10  # of what holds and names what, down to a lock
 
 
@@ -54,6 +59,7 @@ class Locks:
 
     def __init__(self, model: nn.Module, functions: Iterable[Any]) -> None:
         self._parts = set(map(id, model.modules()))
+        self._searched: dict[int, tuple[Any, int]] = {}  # long containers, and how many entries they had
         modules = [module for module in model.modules() if not _is_of_library(type(module))]
         classes = {cls for module in modules for cls in type(module).__mro__ if cls not in nn.Module.__mro__}
         held = [value for module in modules for value in vars(module).values()]
@@ -70,33 +76,62 @@ class Locks:
         self._free += new
 
     def are_held(self) -> bool:
-        """Whether the next one who wants one of them would have to wait."""
-        return any(lock.is_taken() for lock in self._free)
+        """Whether the next one who wants one of them would have to wait for ever."""
+        return any(map(_stays_taken, self._free))
 
     def _find(self, values: Iterable[Any]) -> list[Lock]:
         level = list(values)
         locks, seen = list[Lock](), dict[int, Any]()
         for _ in range(_LEVELS):
             # What the model's own modules hold is asked for above, or belongs to each batch.
-            fresh = {id(value): value for value in level if id(value) not in seen and id(value) not in self._parts}
+            others = (value for value in level if type(value) not in _PLAIN and id(value) not in self._parts)
+            fresh = {id(value): value for value in others if id(value) not in seen}
             seen |= fresh  # holds them, so that no identity is given to another
-            locks += [lock for lock in map(_as_lock, fresh.values()) if lock is not None]
-            level = [inner for value in fresh.values() for inner in _list_reached(value)]
+            level = []
+            for value in fresh.values():
+                with contextlib.suppress(Exception):  # one that does not let itself be asked
+                    locks += [lock] if (lock := _as_lock(value)) is not None else []
+                    level += _list_reached(value) if self._is_to_be_searched(value) and len(fresh) <= _MOST else []
         return locks
+
+    def _is_to_be_searched(self, value: Any) -> bool:
+        """Whether it is no long container that was searched before."""
+        if not isinstance(value, CONTAINERS) or isinstance(value, types.CellType) or len(value) <= _LONG:
+            return True
+        _, before = self._searched.get(id(value), (None, -1))
+        self._searched[id(value)] = value, len(value)
+        return before != len(value)
+
+
+def _stays_taken(lock: Lock) -> bool:
+    """Whether it is taken, and not by another thread for a moment."""
+    for _ in range(_MOMENTS if threading.active_count() > 1 else 1):
+        if not lock.is_taken():
+            return False
+        time.sleep(_MOMENT)
+    return True
 
 
 def _is_of_library(code: Any) -> bool:
     return (getattr(code, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
+def _is_lock(kind: type) -> bool:
+    return issubclass(kind, (_LOCK, threading.Semaphore, asyncio.Lock, asyncio.Semaphore)) or (
+        kind.__module__ == "multiprocessing.synchronize"
+    )
+
+
 def _as_lock(value: Any) -> Lock | None:
+    if not _is_lock(type(value)):
+        return None
     if isinstance(value, _LOCK):
         return Lock(value, value.locked)
     if isinstance(value, (asyncio.Lock, asyncio.Semaphore)):  # each forward may have an event loop of its own
         return Lock(value, value.locked)
     if isinstance(value, threading.Semaphore):
         return Lock(value, lambda: value._value == 0)
-    if type(value).__module__ == "multiprocessing.synchronize" and hasattr(value, "_semlock"):
+    if hasattr(value, "_semlock"):
         # A process may take its recursive lock again.
         return None if value._semlock.kind == 0 else Lock(value, value._semlock._is_zero)
     return None
@@ -117,12 +152,12 @@ def _list_reached(value: Any) -> list[Any]:
     if isinstance(value, type):
         return [] if _is_of_library(value) else list(vars(value).values())
     if isinstance(value, CONTAINERS):
-        if not isinstance(value, types.CellType) and len(value) > _LARGE:
-            return []
-        return list(value.values() if isinstance(value, dict) else copy_entries(value))
+        entries = value.values() if isinstance(value, dict) else copy_entries(value)
+        kinds = {kind for kind in set(map(type, entries)) if len(entries) <= _LARGE or _is_lock(kind)}
+        return [entry for entry in entries if type(entry) in kinds] if kinds else []
     if isinstance(value, (Tensor, types.ModuleType, threading.Thread)):  # a thread holds a lock as long as it lives
         return []
-    if isinstance(value, types.MappingProxyType):
+    if isinstance(value, (types.MappingProxyType, weakref.WeakValueDictionary)):
         return list(value.values())
     if _is_of_library(type(value)) and not isinstance(value, _HOLDERS):
         return []
@@ -145,9 +180,12 @@ def _list_used(function: types.FunctionType) -> list[Any]:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     named = [function.__globals__[name] for name in names if name in function.__globals__]
     named += [sys.modules[name] for name in names if name in sys.modules]  # which it may import itself
-    # Of a module that it names, the members that it may mean, and of one inside of it.
-    members = [vars(m).get(name) for m in named if isinstance(m, types.ModuleType) for name in names]
-    members += [vars(m).get(name) for m in members if isinstance(m, types.ModuleType) for name in names]
+    # Of a module that it names, the members that it may mean, and of those inside of it.
+    members, level = list[Any](), named
+    while level := [vars(m)[name] for m in level if isinstance(m, types.ModuleType) for name in names & {*vars(m)}]:
+        members += level
+        if len(members) > _LARGE:  # modules may name each other
+            break
     closure = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     return [*named, *members, *closure, *defaults, *vars(function).values()]

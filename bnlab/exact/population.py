@@ -25,10 +25,10 @@ from bnlab.exact.job import Job, KeptBatches, Source
 from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import worst_error
+from bnlab.exact.watch import OtherStatistics
 from bnlab.layers import (
     BatchNorm,
     batch_norm_layers,
-    find_lookalikes,
     get_running_buffers,
     join_names,
     unwrap_parallel,
@@ -69,20 +69,22 @@ def population_statistics(
     faster; noise is then drawn in that order. A forward that raises is run again in their own layout.
 
     At the end some images of the first batch are evaluated in the ordinary way under the result; breadth-first also of
-    the second one, of others with other shapes, and batches that have come to other layers. A RuntimeWarning names
-    layers that hooks do not see, modules that keep running statistics and are no batch norm of torch's (frozen ones
-    excepted), layers that normalize with their batch's statistics all the same, with other ones than were measured, or
-    something else than their input, and the first layer at which this evaluation gives something else; `.check` keeps
-    them.
+    the second one, of two others with other shapes, and of up to eight that have come to other layers. A RuntimeWarning
+    names layers that hooks do not see, modules that keep running statistics and are no batch norm of torch's (by the
+    names of their tensors: running_mean, ema_var, ...; frozen ones excepted), layers that normalize with their batch's
+    statistics all the same, with other ones than were measured, or something else than their input, layers whose
+    statistics something else in the model uses too, and the first layer at which this evaluation gives something else;
+    `.check` keeps them.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
-    mixed up (class attributes, objects behind globals, arrays written in place; random numbers that are not torch's):
-    `self_consistency` shows it. What a forward changes there temporarily (by `mock.patch`, the working directory,
-    environment variables, levels of loggers) may stay changed. strategy="layerwise" does without both, if the forward
-    puts back in `finally` what it changes: it is cut off at layers. A forward that holds what the next one waits for
-    never ends: threads' locks that the code names are refused, but nobody sees a queue that serves as a pool, the lock
-    of a file, or a lock behind a computed name; strategy="layerwise" does without those too.
+    mixed up (class attributes, objects behind globals, arrays written in place; random numbers of numpy and Python,
+    unless a module holds their generator): `self_consistency` shows it. What a forward changes there temporarily (by
+    `mock.patch`, the working directory, environment variables, levels of loggers) may stay changed.
+    strategy="layerwise" does without both, if the forward puts back in `finally` what it changes: it is cut off at
+    layers. A forward that holds what the next one waits for never ends: threads' locks that the code names are refused,
+    but nobody sees a queue that serves as a pool, the lock of a file, or a lock behind a computed name;
+    strategy="layerwise" does without those too.
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
@@ -118,7 +120,9 @@ def population_statistics(
 
     Raises:
         TypeError: an argument of a wrong kind.
-        ValueError: one out of its range; no batches; no batch-norm layer (reached); a layer with fewer than two values,
+        ValueError: one out of its range; no batches, or one that is an iterator; with upstream="batch", a call of the
+            model where the next batch is made; the model itself called in another thread, also by its own forward; no
+            batch-norm layer (reached); a layer with fewer than two values,
             other channels, or values that are not finite; statistics of shared layers that do not settle; one batch
             that does not fit `memory`; another rank's failure. The model is as before in every case, also when its own
             forward raises.
@@ -143,7 +147,7 @@ def population_statistics(
             KeptTensors(model.parameters()),
             by_image=auto or standard_errors,
             channels_last=channels_last,
-            lookalikes=find_lookalikes(model),
+            others=OtherStatistics.find(model, targets),
         )
         with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
             refuse_other_threads(job.model)
@@ -211,7 +215,7 @@ def _measure_breadth_first(job: Job, source: Source) -> dict[str, Moments]:
         ranks=job.ranks,
         by_image=job.by_image,
         channels_last=job.channels_last,
-        lookalikes=job.lookalikes,
+        others=job.others,
     )
     found = measure(evaluation, source, job.bar.update, job.cost)
     job.parts, job.check = evaluation.parts, evaluation.check()

@@ -28,6 +28,7 @@ from bnlab.flags import are_same, read_flags
 from bnlab.loans import check_loans, count_loans
 from bnlab.memory import tensor_bytes
 from bnlab.module_state import ModuleState, Overrides, list_forward_hooks, list_held_tensors
+from bnlab.randomness import find_generators
 
 CALLER = "population_statistics"
 
@@ -37,21 +38,21 @@ class Turn:
 
     Attributes:
         index: number of the batch; its random stream depends on it.
-        batch: as the caller has given it.
+        batch: the caller's tensors, in containers of ours (see `hold_batch`).
         size: of the batch, in bytes.
-        shapes: of its tensors and arrays.
+        shapes: of its tensors and arrays, a list for each.
         run: the suspended forward; None before, after, and where it was given up.
         channels_last: whether the forward runs on a copy of the batch with the channels innermost.
     """
 
     def __init__(self, index: int, batch: Any) -> None:
         self.index, self.batch, self.size = index, batch, tensor_bytes(batch)
-        self.shapes = [tuple(leaf.shape) for leaf in list_leaves(batch) if isinstance(leaf, (Tensor, np.ndarray))]
+        self.shapes = [_list_shapes(leaf) for leaf in list_leaves(batch) if isinstance(leaf, (Tensor, np.ndarray))]
         self.run: greenlet | None = None
         self.channels_last = False
         self.modes: Modes | None = None
         self.overrides: Overrides | None = None
-        self.random: list[Tensor] = []
+        self.random: list[Any] = []
         self._versions = _list_versions(batch)
 
     def check_unchanged(self) -> None:
@@ -60,6 +61,12 @@ class Turn:
             raise ValueError(
                 f"{CALLER}: batch {self.index} was changed after it was read; let batches yield new tensors"
             )
+
+
+def _list_shapes(leaf: Any) -> list[tuple[int, ...]]:
+    """The shape of a tensor or an array; of a nested one those of its parts."""
+    parts = leaf.unbind() if isinstance(leaf, Tensor) and leaf.is_nested else [leaf]
+    return [tuple(part.shape) for part in parts]
 
 
 def _list_versions(batch: Any) -> list[int]:
@@ -93,7 +100,7 @@ class Turns(Generic[AnyTurn]):
         self._locks = Locks(model, [forward, *hooks])
         self._loans = count_loans()
         self._state = ModuleState(model, hooks)
-        self._random = RandomStream(device)
+        self._random = RandomStream(device, find_generators(model.modules()))
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
         self._suspended_at = set[str]()  # layers
@@ -222,12 +229,18 @@ class Turns(Generic[AnyTurn]):
 
     # -- beside them -------------------------------------------------------------------------------------------------
 
-    def run_alone(self, index: int, batch: Any) -> None:
-        """A forward from beginning to end, with the random stream of batch `index`; modules are as before it."""
+    def run_alone(self, index: int, batch: Any) -> bool:
+        """A forward from beginning to end, with the random stream of batch `index`; modules are as before it.
+
+        Returns whether it has drawn from that stream.
+        """
         with self.callers_random_stream():
-            self._random.apply(self._random.begin(index))
+            begun = self._random.begin(index)
+            self._random.apply(begun)
             try:
                 self._run(self.layouts.copy(batch))
+                both = zip(begun, self._random.capture(), strict=True)
+                return any(isinstance(was, Tensor) and not torch.equal(was, now) for was, now in both)
             finally:
                 self._state.take()
 

@@ -5,17 +5,36 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.layers import BatchNorm, Lookalike, get_layer_input, strip_transforms
+from bnlab.layers import BatchNorm, Lookalike, find_lookalikes, get_layer_input, strip_transforms
 from bnlab.moments import Moments
 from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
 
 FUNCTIONAL = "functional batch norm"  # the name of one that belongs to no layer
+
+
+class OtherStatistics(NamedTuple):
+    """Running statistics of a model that the layers which are measured do not normalize with meanwhile.
+
+    Attributes:
+        originals: the layers' own, which were set aside, by layer.
+        lookalikes: of modules that are no batch norm of torch's, by name.
+    """
+
+    originals: dict[str, list[Tensor]]
+    lookalikes: dict[str, Lookalike]
+
+    @classmethod
+    def find(cls, model: nn.Module, targets: Mapping[str, BatchNorm]) -> OtherStatistics:
+        """Those of a model whose layers `targets` still have their own."""
+        buffers = {name: [layer.running_mean, layer.running_var] for name, layer in targets.items()}
+        originals = {name: [tensor for tensor in own if tensor is not None] for name, own in buffers.items()}
+        return cls(originals, find_lookalikes(model))
 
 
 @dataclass
@@ -24,12 +43,14 @@ class _Call:
 
     Attributes:
         name: of the layer.
+        computed: whether torch has computed a batch normalization in it.
         input: which tensor it was given, as `identify` says; None where it is not measured.
         moments: of its input.
         normalized: moments of what it normalizes, where that is another tensor.
     """
 
     name: str
+    computed: bool = False
     input: tuple[Any, ...] | None = None
     moments: Moments | None = None
     normalized: Moments | None = None
@@ -42,11 +63,11 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     Attributes:
         model: what is evaluated.
         targets: the layers that are measured, by name.
-        lookalikes: of the model, by name.
+        others: statistics that measured layers do not normalize with.
         read_moments: gives the moments of a layer's input, from its name and the input [N, C, ...].
         result: what the layers are to normalize with, as far as it is known.
         seen: of each target that was called, the moments of its input over all calls.
-        bypassed, dependent, transformed, replaced: names of layers, as in `Check`.
+        bypassed, dependent, transformed, replaced, unknown, tied: names of layers, as in `Check`.
         lookalikes_used: names of those with whose statistics something was computed.
         foreign: whether there was a normalization with running statistics that no module is known to have.
         tolerance: the largest `allowed_rounding` so far.
@@ -54,7 +75,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
 
     model: nn.Module
     targets: Mapping[str, BatchNorm]
-    lookalikes: Mapping[str, Lookalike]
+    others: OtherStatistics
     read_moments: Callable[[str, Tensor], Moments]
     result: Mapping[str, Moments]
     seen: dict[str, Moments] = field(default_factory=dict)
@@ -62,6 +83,8 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     dependent: dict[str, None] = field(default_factory=dict)
     transformed: dict[str, None] = field(default_factory=dict)
     replaced: dict[str, None] = field(default_factory=dict)
+    unknown: dict[str, None] = field(default_factory=dict)
+    tied: dict[str, None] = field(default_factory=dict)
     lookalikes_used: dict[str, None] = field(default_factory=dict)
     foreign: bool = False
     tolerance: float = 0.0
@@ -70,8 +93,10 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         self._stack = contextlib.ExitStack()
         self._open: list[_Call] = []
         self._owners: dict[int, str] = {}
-        self._copies = list[Tensor]()  # of buffers
-        self._of_lookalikes = {_point_to(t): name for name, other in self.lookalikes.items() for t in other.kept}
+        self._copies = list[Tensor]()  # of statistics
+        lookalikes = self.others.lookalikes.items()
+        self._of_lookalikes = {_point_to(t): name for name, other in lookalikes for t in other.kept}
+        self._originals = {_point_to(t): name for name, tensors in self.others.originals.items() for t in tensors}
         self._layers = {id(module) for module in self.model.modules() if isinstance(module, BatchNorm)}
         known = {id(layer): name for name, layer in self.targets.items()}  # of the model that wraps this one, if any
         self._called = set[str]()
@@ -89,6 +114,8 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 after = module.register_forward_hook(self._leave, always_call=True)
                 self._stack.callback(before.remove)
                 self._stack.callback(after.remove)
+        for pointer in self._buffers:  # of a layer that is not measured
+            self._originals.pop(pointer, None)
         self._stack.enter_context(Normalizations(self._look_at_normalization, self._look_at_other))
         return self
 
@@ -123,20 +150,45 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         call = self._open.pop() if self._open else _Call("")  # another hook may have raised before ours
         if call.moments and call.normalized and not agree(call.moments, call.normalized, self.tolerance):
             self.transformed.setdefault(call.name)
+        if not call.computed and call.input is not None and call.moments and isinstance(module, BatchNorm):
+            self._look_at_output(call.name, call.moments, module, output)
+
+    def _look_at_output(self, name: str, given: Moments, layer: BatchNorm, output: Any) -> None:
+        """Of a layer that computes by hand: it is known what it normalizes, and with what, if its output shows it."""
+        shape = output.shape if isinstance(output, Tensor) else ()
+        if layer.running_mean is None or layer.running_var is None or shape[1:2] != given.mean.shape:
+            return
+        mean, var = layer.running_mean.detach().cpu().double(), layer.running_var.detach().cpu().double()
+        scale = (var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight.detach().cpu().double())
+        bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().double()
+        expected = Moments(given.count, (given.mean - mean) * scale + bias, given.var * scale.square())
+        tolerance = max(self.tolerance, allowed_rounding(output.dtype))
+        if not output.numel() or not agree(expected, self.read_moments(name, output.detach()), tolerance):
+            self.unknown.setdefault(name)
 
     def _look_at_other(self, args: Any, result: Any, copies: bool) -> None:
-        pointers = [_point_to(leaf) for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
-        used = {self._buffers[pointer]: None for pointer in pointers if pointer in self._buffers}
-        if copies and isinstance(result, Tensor):
-            self._copies += [result] * bool(used)  # so that no other tensor comes to lie there
-            self._buffers |= {_point_to(result): name for name in used}
-        elif not copies:
-            self._used |= used if not self._open else {}
-            self.lookalikes_used |= {name: None for p in pointers if (name := self._of_lookalikes.get(p)) is not None}
+        tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
+        pointers = [_point_to(tensor) for tensor in tensors]
+        if isinstance(result, Tensor) and (_is_single(result) > _is_single(*tensors) or not result.is_floating_point()):
+            return  # for a log, or to see whether it is finite
+        every = ((self._buffers, self._used), (self._originals, self.tied), (self._of_lookalikes, self.lookalikes_used))
+        for owners, used in every:
+            names = {owners[pointer]: None for pointer in pointers if pointer in owners}
+            if not names:
+                continue
+            if not copies:
+                used.update(names if not self._open else {})
+            elif isinstance(result, Tensor):
+                self._copies.append(result)  # so that no other tensor comes to lie there
+                owners |= {_point_to(result): name for name in names}
 
     def _look_at_normalization(
         self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool
     ) -> None:
+        if self._open:
+            self._open[-1].computed = True
+        if mean is not None and (tied := self._originals.get(mean.data_ptr())) is not None:
+            self.tied.setdefault(tied)
         owners = (self._owners.get(tensor.data_ptr()) for tensor in (mean, weight) if tensor is not None)
         call = self._open[-1] if self._open else None
         lookalike = None if call is not None or mean is None else self._of_lookalikes.get(mean.data_ptr())
@@ -148,7 +200,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if name is not None and not self._open:
             self.bypassed.setdefault(name)
         # One row: an instance norm, which torch computes as the batch norm of one image.
-        self.foreign |= name is None and mean is not None and len(x) > 1
+        self.foreign |= name is None and mean is not None and len(x) > 1 and not training
         if training and len(x) > 1:
             self.dependent.setdefault(name or FUNCTIONAL)
         expected = None if call is None else self.result.get(call.name)
@@ -157,6 +209,11 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if call is not None and call.input is not None and x.numel() and identify(x) != call.input:
             moments = self.read_moments(call.name, x)
             call.normalized = call.normalized.merge(moments) if call.normalized else moments
+
+
+def _is_single(*values: Any) -> bool:
+    """Whether all tensors have one value."""
+    return all(isinstance(value, Tensor) and value.numel() == 1 for value in values)
 
 
 def _point_to(tensor: Tensor) -> int:

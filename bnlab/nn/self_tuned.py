@@ -93,7 +93,8 @@ class SelfTuned(BatchNorm):
         Args:
             model: changed in place; weights, buffers and hooks stay the same objects. Convert it before torch.compile
                 and DistributedDataParallel, and after `convert_sync_batchnorm`, which makes plain layers of these.
-                What looks for torch's exact classes, as `fuse_modules`, needs `revert` first.
+                What looks for torch's exact classes, as `fuse_modules`, needs `revert` first; so does what copies the
+                `__dict__` of modules, as learn2learn's `clone_module`: such a copy would run the original.
 
         Returns:
             The model.

@@ -34,7 +34,8 @@ def record_frozen(
         training: all else runs as in training too, dropout and the like.
 
     Raises:
-        as `record`; ValueError if there are no batches, or no layer goes into train mode.
+        as `record`; ValueError if there are no batches, no layer goes into train mode, or the model is called where
+            the next batch is made.
 
     Warns:
         RuntimeWarning: layers cannot be put into train mode, because their class overrides `train`: they normalize
@@ -57,11 +58,18 @@ def record_frozen(
                     f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
                     "no layer has batch statistics; pass a model with layers that take train mode"
                 )
+            recorded = 0  # calls
             for batch in batches:
+                if sum(map(len, trace.layers.values())) != recorded:
+                    raise ValueError(
+                        "record_frozen: the model is called while the next batch is made, where it has batch "
+                        "statistics; make all batches before, as a list"
+                    )
                 state.accept()
-                with weights.restored(), kept.restored(unseen=True), state.undone():
+                with weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
                     (forward or call)(model, copy_batch(batch, device))
                 trace.step()
+                recorded = sum(map(len, trace.layers.values()))
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
     if frozen:

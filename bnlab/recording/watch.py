@@ -85,9 +85,9 @@ class Watch:
         batches, entries = self._buffers.get("num_batches_tracked"), self._entries
         updates = 0 if batches is None else int(batches)
         # Counting adds 1 at a time, loading writes any number at once. A call writes the mean without a trace; compiled
-        # code writes both twice.
+        # code writes both twice, and arithmetic (mul_, add_) the mean more than once.
         writes = count_writes(batches) - self._batches_version
-        is_one_load = writes == 1 and count_writes(self._mean) != self._mean_version
+        is_one_load = writes == 1 == count_writes(self._mean) - self._mean_version
         if batches is self._batches and 0 < updates - self._updates <= writes and not is_one_load:
             self.unrecorded += updates - self._updates
         values = torch.stack(own[:2]).detach()

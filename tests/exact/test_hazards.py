@@ -12,6 +12,8 @@ import random
 import threading
 import types
 import warnings
+import weakref
+from collections import ChainMap, UserDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +36,10 @@ from bnlab import (
 from bnlab.loans import lent_to_this_thread
 from tests import references
 from tests.exact.test_population import assert_same
-from tests.helpers import assert_moments, images, plain, randomized, residual, unchanged
+from tests.helpers import OwnNorm, assert_moments, images, plain, randomized, residual, unchanged
 
+LAYERWISE = functools.partial(population_statistics, strategy="layerwise")
+MEASURES = [population_statistics, LAYERWISE, functools.partial(population_statistics, upstream="batch"), record_frozen]
 LOCK = threading.Lock()
 SEMAPHORE = threading.Semaphore(2)
 BETWEEN_PROCESSES = multiprocessing.get_context("spawn").Lock()
@@ -86,6 +90,41 @@ def make_lock(key: int) -> Any:
     return threading.Lock()
 
 
+def imported_lock() -> Any:
+    from tests.exact.locks import GPU
+
+    return GPU
+
+
+def named_lock() -> Any:
+    return tests.exact.locks.GPU
+
+
+class Held:
+    """Holds a lock, and can be referred to weakly."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+KEPT = Held()
+LOCAL, USER, CHAIN = threading.local(), UserDict({"it": threading.Lock()}), ChainMap({"it": threading.Lock()})
+LOCAL.it = threading.Lock()
+WEAK_VALUES, PROXY = weakref.WeakValueDictionary({"it": KEPT}), types.MappingProxyType({"it": threading.Lock()})
+STRIPES = {stripe: threading.Lock() for stripe in range(2000)}
+SEQUENCE = nn.Sequential()
+SEQUENCE.lock = threading.Lock()
+HOLDERS: dict[str, Callable[[], Any]] = {
+    "local": lambda: LOCAL.it,
+    "user dictionary": lambda: USER["it"],
+    "chain of dictionaries": lambda: CHAIN["it"],
+    "weak values": lambda: WEAK_VALUES["it"].lock,
+    "proxy": lambda: PROXY["it"],
+    "many": lambda: STRIPES[1234],
+    "sequence": lambda: SEQUENCE.lock,
+}
+
+
 class LazyPool:
     """An object that is no plain one, and makes a lock when it is asked for it."""
 
@@ -134,11 +173,11 @@ class Locking(nn.Module):
         if self.where == "namespace":
             return self.settings.lock
         if self.where == "imported":
-            from tests.exact.locks import GPU
-
-            return GPU
+            return imported_lock()
         if self.where == "module of a module":
-            return tests.exact.locks.GPU
+            return named_lock()
+        if self.where in HOLDERS:
+            return HOLDERS[self.where]()
         if self.where == "made and cached":
             return make_lock(id(self))
         return locked() if self.where == "function" else known[self.where]
@@ -146,7 +185,7 @@ class Locking(nn.Module):
 
 PLACES = ["attribute", "container", "global", "semaphore", "processes", "object", "method of an object", "function"]
 PLACES += ["slots", "iterable", "made by the forward", "made in an object"]
-PLACES += ["made and cached", "namespace", "imported", "module of a module"]
+PLACES += ["made and cached", "namespace", "imported", "module of a module", *HOLDERS]
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -363,20 +402,232 @@ class OwnGenerators(nn.Module):
         ]
 
 
-@pytest.mark.filterwarnings("ignore:population_statistics")  # batches share them
-@pytest.mark.parametrize(
-    "measure",
-    [
-        population_statistics,
-        functools.partial(population_statistics, strategy="layerwise"),
-        functools.partial(population_statistics, upstream="batch"),
-        record_frozen,
-    ],
-)
+@pytest.mark.parametrize("measure", MEASURES)
 def test_generators_of_random_numbers_that_modules_hold(measure: Callable[..., object]) -> None:
     model = OwnGenerators()
     measure(model, images(4, 3))
     assert model.draw() == OwnGenerators().draw()
+
+
+class NoisyBatches(nn.Module):
+    """Adds noise of σ = 3 to each batch, from one generator or another."""
+
+    def __init__(self, draw: Callable[[], float] | str) -> None:
+        super().__init__()
+        self.draw = draw
+        self.generator, self.numpy = torch.Generator(), np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        draws = {"torch": lambda: torch.randn(1, generator=self.generator), "numpy": self.numpy.normal}
+        noise = draws[self.draw]() if isinstance(self.draw, str) else self.draw()
+        return x + 3 * noise
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+@pytest.mark.parametrize("draw", ["torch", "numpy", np.random.normal, functools.partial(random.gauss, 0, 1)])
+def test_each_batch_draws_its_own_numbers(draw: Any, options: Any) -> None:
+    """Between batches as between those of an evaluation: the variance is that of the noise beside the data's."""
+    model = nn.Sequential(NoisyBatches(draw), nn.BatchNorm2d(2))
+    batches = list(torch.randn(200, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0)))
+    with warnings.catch_warnings():
+        if callable(draw) and not options:
+            warnings.simplefilter("ignore")  # batches that take turns share numpy's and Python's
+        found = population_statistics(model, batches, **options)["1"]
+    # 200 draws of σ = 3: their variance has a standard error of 9 · sqrt(2 / 199) = 0.9, and 1 is the data's.
+    assert ((found.var - 10).abs() < 5 * 0.9).all()
+
+
+class Refilling(nn.Module):
+    """Keeps counters and a queue in containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.usage = plain(), [torch.zeros(()), torch.zeros(2)]
+        self.queue = {"features": torch.zeros(4, 3)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.usage[0] += len(x)
+        self.queue["features"][0] = x[0, :, 0, 0]
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_tensors_in_containers_come_back(measure: Callable[..., object]) -> None:
+    model = Refilling()
+    measure(model, images(4, 3))
+    assert model.usage[0] == 0 and not model.queue["features"].any()
+
+
+class Graph(nn.Module):
+    """Has a sparse adjacency, and counts."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        adjacency = torch.eye(4).to_sparse() if layout == "coo" else torch.eye(4).to_sparse_csr()
+        self.register_buffer("adjacency", adjacency)
+        self.register_buffer("calls", torch.zeros(()))
+        self.inner = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.inner(self.adjacency @ x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_buffers(layout: str, measure: Callable[..., Any]) -> None:
+    model, batches = Graph(layout), [torch.randn(4, 3), torch.randn(4, 3)]
+    measure(model, batches)
+    assert model.calls == 0
+    found = population_statistics(model, batches)
+    assert_moments(found["inner"], references.moments(torch.cat(batches)))
+
+
+class Zoom(nn.Module):
+    """Writes attributes of torch's own modules, from its batch, and uses them after a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.second = nn.BatchNorm2d(3), nn.Upsample(scale_factor=1), nn.BatchNorm2d(3)
+
+    def forward(self, batch: tuple[Tensor, int]) -> Tensor:
+        x, self.up.scale_factor = batch
+        return self.second(self.up(self.first(x)))  # type: ignore[no-any-return]
+
+
+def test_attributes_of_torchs_modules_are_each_batchs_own() -> None:
+    batches = list(zip(images(*[4] * 6), (1, 1, 4, 4, 1, 2), strict=True))
+    options: dict[str, Any] = {"forward": lambda model, batch: model(batch)}
+    found = population_statistics(Zoom(), batches, **options)
+    assert found["second"].count == 4 * 64 * (1 + 1 + 16 + 16 + 1 + 4)
+    assert_same(found, population_statistics(Zoom(), batches, strategy="layerwise", **options))
+
+
+def test_what_is_put_on_a_batchs_tensors() -> None:
+    (batch,) = images(8)
+    batch.gain = 3.0
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    for strategy in ("breadth", "layerwise"):
+        found = population_statistics(model, [batch], strategy=strategy, forward=lambda m, x: m(x * x.gain))
+        assert_moments(found["0"], references.moments(3 * batch))
+
+
+@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
+def test_a_batch_that_can_be_read_once(strategy: str) -> None:
+    with pytest.raises(ValueError, match=r"a batch is, or holds, a list_iterator, which the first.*make it a list"):
+        population_statistics(
+            plain(), [iter(images(4)), iter(images(3))], strategy=strategy, forward=lambda m, x: m(torch.cat([*x]))
+        )
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_batches_that_are_made_with_the_model(measure: Callable[..., Any]) -> None:
+    """It has its own statistics there, or is refused."""
+    model, batches = plain().eval(), images(4, 3)
+
+    def pick() -> Iterator[Tensor]:
+        for batch in batches:
+            model(batch)
+            yield batch
+
+    if measure in (population_statistics, LAYERWISE):
+        assert_same(measure(model, pick()), measure(model, batches))
+    else:
+        with pytest.raises(ValueError, match="called while the next batch is made, where it has"):
+            measure(model, pick())
+
+
+def test_weights_that_are_written_without_a_trace_are_put_back_for_each_batch() -> None:
+    """In ways that go by one batch at a time."""
+
+    def noisy(model: nn.Module, x: Tensor) -> None:
+        for parameter in model.parameters():
+            parameter.data.mul_(1.5)
+        model(x)
+
+    model, batches = plain(), images(4, 4, 4)
+    last = record_frozen(model, batches, forward=noisy).layers["4"].moments[-1]
+    alone = record_frozen(model, batches[-1:], forward=noisy).layers["4"].moments[-1]
+    assert torch.equal(last, alone)
+
+
+def test_objects_that_do_not_let_themselves_be_asked() -> None:
+    class Strange:
+        __module__ = None  # type: ignore[assignment]
+
+    model = plain()
+    model.held = [weakref.proxy(Held()), Strange()]
+    with using(model, running_statistics(model)):
+        pass
+    assert population_statistics(model, images(4, 3)).check.held
+
+
+def test_filters_of_warnings_that_a_forward_sets() -> None:
+    """They neither silence what is said of the model, nor stay."""
+
+    class Silencing(OwnNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            warnings.simplefilter("ignore")
+            return super().forward(x)
+
+    model = nn.Sequential(Silencing(3), nn.BatchNorm2d(3))
+    before = list(warnings.filters)
+    with pytest.warns(RuntimeWarning, match="no subclass of torch's batch norm"):
+        population_statistics(model, images(4, 3))
+    assert warnings.filters == before
+
+
+def test_nested_batches() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of nested tensors
+        batches = [torch.nested.nested_tensor([torch.randn(n, 3) for n in sizes]) for sizes in ((4, 2), (3, 5))]
+        found = population_statistics(
+            nn.Sequential(nn.BatchNorm1d(3)), batches, forward=lambda model, x: model(torch.cat(x.unbind()))
+        )
+    assert_moments(found["0"], references.moments(torch.cat([part for x in batches for part in x.unbind()])))
+
+
+def test_noise_that_an_operation_does_not_tell_of() -> None:
+    library = torch.library.Library("bnlab_tests", "FRAGMENT")
+    library.define("noise(Tensor x) -> Tensor")
+    library.impl("noise", lambda x: x + torch.empty_strided(x.shape, x.stride()).normal_(), "CPU")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        population_statistics(plain(), images(40, 40), forward=lambda model, x: model(torch.ops.bnlab_tests.noise(x)))
+
+
+class Guarded(nn.Module):
+    """Takes a lock for a moment, as another thread does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.lock = plain(), threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            pass
+        return self.inner(x)  # type: ignore[no-any-return]
+
+    def __deepcopy__(self, memo: object) -> Guarded:
+        raise TypeError("a lock cannot be copied")
+
+
+def test_a_lock_that_another_thread_takes_for_a_moment() -> None:
+    model, end = Guarded(), threading.Event()
+
+    def flush() -> None:
+        while not end.is_set():
+            with model.lock:
+                end.wait(0.002)
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    try:
+        population_statistics(model, images(4, 3, 2, 4, 5))
+    finally:
+        end.set()
+        thread.join()
 
 
 def test_a_loader_that_fills_its_dictionary_again() -> None:

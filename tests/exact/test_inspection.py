@@ -324,6 +324,145 @@ def test_what_is_no_lookalike(options: Any) -> None:
     assert told == "" and found.check.lookalikes == ()
 
 
+class Undoing(nn.Module):
+    """Normalizes, and undoes it with the same statistics under a name of its own."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.bn, self.after = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.bn.running_mean.fill_(5.0)
+        if where == "buffer":
+            self.register_buffer("shift", self.bn.running_mean)
+        self.held = [self.bn.running_mean] if where == "list" else []
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.held[0] if self.held else self.shift
+        return self.after(self.bn(x) + shift.clone().view(1, -1, 1, 1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("where", ["buffer", "list"])
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_running_buffers_that_another_part_of_the_model_uses(options: Any, where: str) -> None:
+    found, told = measured(Undoing(where), images(4, 3), **options)
+    assert found.check.tied == ("bn",)
+    assert "layer 'bn': another part of the model holds its running buffers too, and computes with them" in told
+
+
+class Masked(nn.BatchNorm1d):
+    """Normalizes the rows that are not 0, by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x.abs().sum(1) > 0
+        out = torch.zeros_like(x)
+        mean, var = (x[kept].mean(0), x[kept].var(0)) if self.training else (self.running_mean, self.running_var)
+        out[kept] = (x[kept] - mean) / (var + self.eps).sqrt() * self.weight + self.bias
+        return out
+
+
+class Logarithmic(nn.BatchNorm1d):
+    """Uses statistics of its own, by hand."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("running_log_std", torch.full((channels,), 1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean) * (-self.running_log_std).exp()  # type: ignore[no-any-return,operator]
+
+
+class OfTheBatch(nn.BatchNorm1d):
+    """Uses those of its batch, always, by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0)) / (x.var(0) + self.eps).sqrt()  # type: ignore[no-any-return]
+
+
+class ByHand(nn.BatchNorm1d):
+    """Does what torch does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight / (self.running_var + self.eps).sqrt()  # type: ignore[operator]
+        return (x - self.running_mean) * scale + self.bias  # type: ignore[no-any-return,operator]
+
+
+@pytest.mark.parametrize("kind", [Masked, Logarithmic, OfTheBatch, ByHand])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_layers_that_compute_by_hand(kind: type[nn.BatchNorm1d], strategy: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(40, 3, generator=generator) + 2 for _ in range(3)]
+    for batch in batches:
+        batch[::3] = 0
+    model = nn.Sequential(nn.BatchNorm1d(3), kind(3), nn.BatchNorm1d(3))
+    model[0].weight.data.copy_(torch.tensor([0.0, 1.0, 3.0]))  # as branches begin that add nothing at first
+    forward = lambda model, x: model[2](model[1](model[0](x) * (x != 0)))  # noqa: E731
+    found, told = measured(model, batches, strategy=strategy, forward=forward)
+    assert found.check.unknown == (("1",) if kind is not ByHand else ())
+    assert ("layer '1': computes by hand, and its output is not its input, normalized" in told) == (kind is not ByHand)
+
+
+class Named(nn.Module):
+    """A batch norm by hand whose statistics have other names."""
+
+    def __init__(self, mean: str, var: str, clones: bool) -> None:
+        super().__init__()
+        self.names, self.clones = (mean, var), clones
+        for name in self.names:
+            self.register_buffer(name, torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = (getattr(self, name).view(1, -1, 1, 1) for name in self.names)
+        return (x - (mean.clone() if self.clones else mean)) / (var + 1e-5).sqrt()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("clones", [True, False])
+@pytest.mark.parametrize(
+    "names", [("stored_mean", "stored_var"), ("avg_mean", "avg_var"), ("x_running_mean", "running_var_x"),
+              ("mean_ema", "std_ema"), ("moving_average_mean", "moving_average_var")]
+)  # fmt: skip
+def test_names_of_running_statistics(names: tuple[str, str], clones: bool) -> None:
+    found, _ = measured(nn.Sequential(Named(*names, clones), nn.BatchNorm2d(3)), images(4, 3))
+    assert found.check.lookalikes == ("0",)
+
+
+class Harmless(nn.Module):
+    """Uses statistics in ways that change nothing of what comes out."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.bn, self.auxiliary = how, nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.frozen = FrozenNorm(3)
+        self.register_buffer("ema_mean", torch.zeros(()))
+        self.register_buffer("pixel_mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "log":
+            self.log = [layer.running_var.mean().item() for layer in (self.bn, self.auxiliary)]
+        if self.how == "is finite":
+            self.log = [bool(buffer.isfinite().all()) for buffer in self.buffers()]
+        if self.how == "meter":
+            self.ema_mean = 0.9 * self.ema_mean + 0.1 * x.mean()
+        if self.how == "constants":
+            x = x - self.pixel_mean.view(1, -1, 1, 1)
+        if self.how == "frozen in another type":
+            mean, var = (buffer.to(torch.bfloat16).float() for buffer in self.frozen.buffers())
+            x = F.batch_norm(x, mean, var)
+        return self.bn(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["log", "is finite", "meter", "constants", "frozen in another type"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_statistics_that_are_used_without_harm(how: str, strategy: str) -> None:
+    found, told = measured(Harmless(how), images(4, 3), strategy=strategy)
+    assert told == "" and found.check.held and found.unseen == ("auxiliary",)
+
+
+def test_what_is_said_of_a_functional_batch_norm_of_the_batch() -> None:
+    """It has no statistics that it is given."""
+    forward = lambda model, x: model(F.batch_norm(x, torch.zeros(3), torch.ones(3), training=True))  # noqa: E731
+    _, told = measured(nn.Sequential(nn.BatchNorm2d(3)), images(4, 3), forward=forward)
+    assert "normalizes with the statistics of its batch" in told and "that it is given" not in told
+
+
 def test_lookalikes_have_the_names_of_the_model_that_is_passed() -> None:
     model = nn.DataParallel(nn.Sequential(OwnNorm(3), nn.BatchNorm2d(3)))
     found, _ = measured(model, images(4, 3))
