@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bnlab.layers import BatchNorm, Lookalike, find_lookalikes, get_layer_input, strip_transforms
-from bnlab.moments import Moments
+from bnlab.moments import Moments, compare_moments
 from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
 
 FUNCTIONAL = "functional batch norm"  # the name of one that belongs to no layer
@@ -156,14 +156,15 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
     def _look_at_output(self, name: str, given: Moments, layer: BatchNorm, output: Any) -> None:
         """Of a layer that computes by hand: it is known what it normalizes, and with what, if its output shows it."""
         shape = output.shape if isinstance(output, Tensor) else ()
-        if layer.running_mean is None or layer.running_var is None or shape[1:2] != given.mean.shape:
+        if layer.running_mean is None or layer.running_var is None or shape[1:2] != given.mean.shape or 0 in shape:
             return
         mean, var = layer.running_mean.detach().cpu().double(), layer.running_var.detach().cpu().double()
         scale = (var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight.detach().cpu().double())
         bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().double()
         expected = Moments(given.count, (given.mean - mean) * scale + bias, given.var * scale.square())
-        tolerance = max(self.tolerance, allowed_rounding(output.dtype))
-        if not output.numel() or not agree(expected, self.read_moments(name, output.detach()), tolerance):
+        # Relative to the mean square: a channel may be constant, but for rounding.
+        off = compare_moments(expected, self.read_moments(name, output.detach()), expected.var + expected.mean.square())
+        if max(off) > max(self.tolerance, allowed_rounding(output.dtype)):
             self.unknown.setdefault(name)
 
     def _look_at_other(self, args: Any, result: Any, copies: bool) -> None:

@@ -394,7 +394,8 @@ def test_layers_that_compute_by_hand(kind: type[nn.BatchNorm1d], strategy: str) 
         batch[::3] = 0
     model = nn.Sequential(nn.BatchNorm1d(3), kind(3), nn.BatchNorm1d(3))
     model[0].weight.data.copy_(torch.tensor([0.0, 1.0, 3.0]))  # as branches begin that add nothing at first
-    forward = lambda model, x: model[2](model[1](model[0](x) * (x != 0)))  # noqa: E731
+    model[0].bias.data.copy_(torch.tensor([0.7, 0.0, 0.1]))
+    forward = lambda model, x: model[2](model[1](model[0](x) * (x.abs().sum(1, True) > 0)))  # noqa: E731
     found, told = measured(model, batches, strategy=strategy, forward=forward)
     assert found.check.unknown == (("1",) if kind is not ByHand else ())
     assert ("layer '1': computes by hand, and its output is not its input, normalized" in told) == (kind is not ByHand)
