@@ -83,8 +83,9 @@ def _copy_object(leaf: Any) -> Any:
 
 
 def _with_attributes(copied: Tensor, tensor: Tensor) -> Tensor:
-    """A copy with what somebody has put on the tensor."""
-    vars(copied).update(vars(tensor))
+    """A copy with what somebody has put on the tensor; what a subclass is made of it has of its own."""
+    for key, value in vars(tensor).items():
+        vars(copied).setdefault(key, value)
     return copied
 
 
@@ -98,7 +99,7 @@ def hold_batch(batch: Any) -> Any:
 
 
 def _refuse_iterator(leaf: Any) -> Any:
-    if isinstance(leaf, Iterator):
+    if isinstance(leaf, Iterator) and type(leaf).__module__ in ("builtins", "itertools"):  # others may begin anew
         raise ValueError(
             f"a batch is, or holds, a {type(leaf).__name__}, which the first of several forwards would use up; "
             "make it a list"

@@ -237,7 +237,7 @@ def _capture(module: nn.Module) -> _State:
     """Every attribute, and the entries of those that are containers (plain: a subclass may forbid copying)."""
     attributes = dict(module.__dict__)
     # Most are empty (hooks), and copies would keep the garbage collector busy.
-    entries = {key: copy_entries(v) if v else () for key, v in attributes.items() if isinstance(v, _CONTAINERS)}
+    entries = {key: copy_entries(v) if v else () for key, v in attributes.items() if issubclass(type(v), _CONTAINERS)}
     return attributes, entries, module.training
 
 

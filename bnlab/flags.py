@@ -185,5 +185,6 @@ def flags_restored() -> Iterator[None]:
         now = read_flags()
         before.objects[-len(_STREAMS) :] = now.objects[-len(_STREAMS) :]
         write_flags(before, now)
-        if warnings.filters != filters:  # others in the same list
-            _write_filters(filters)
+        if warnings.filters != filters:  # others in the same list, also by a module that was imported meanwhile
+            warnings.filters[:] = filters  # type: ignore[index]
+            _write_filters(warnings.filters)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once b
 # They normalize the input that they are given, and do nothing else with buffers and momentum than to average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 # What modules of other libraries, and people's own, call their running statistics.
-_AVERAGED = {"running", "moving", "mov", "ema", "pop", "population", "stored", "avg", "average", "global"}
+_AVERAGED = {"running", "moving", "mov", "ema", "pop", "population", "stored", "avg", "average"}
 _MOMENTS = {"mean", "mu", "avg", "var", "variance", "std", "sigma"}
 
 
@@ -104,7 +104,7 @@ def find_lookalikes(model: nn.Module) -> dict[str, Lookalike]:
         if isinstance(module, (BatchNorm, _InstanceNorm)):
             continue
         own = {**vars(module), **vars(module).get("_buffers", {}), **vars(module).get("_parameters", {})}
-        tensors = {key: value for key, value in own.items() if isinstance(value, Tensor) and value.dim()}
+        tensors = {key: value for key, value in own.items() if issubclass(type(value), Tensor) and value.dim()}
         kept = [tensor for key, tensor in tensors.items() if _is_averaged(key)]
         if not all(id(tensor) in known for tensor in kept):
             found[name or "(the model)"] = Lookalike(kept, type(module).__name__)

@@ -43,7 +43,7 @@ def list_held_tensors(model: nn.Module) -> list[HeldTensor]:
     for prefix, module in model.named_modules():
         own = {key: value for key, value in vars(module).items() if key not in _BASE_ATTRIBUTES}
         for key, value in {**own, **module._buffers, **module._parameters}.items():
-            if isinstance(value, Tensor) and not value.is_inference():
+            if issubclass(type(value), Tensor) and not value.is_inference():
                 found.append(HeldTensor(f"{prefix}.{key}".lstrip("."), value, value._version, value.detach()))
     return found
 
@@ -144,7 +144,7 @@ class ModuleState:
         held = [d[key] for d, key in present if id(d) in identities]
         self._containers = _find_containers([*held, *_find_reached(self._hooks)])
         self._entries = [copy_entries(c) for c in self._containers]
-        watched = (value for d in self._dicts for value in d.values() if isinstance(value, Watched))
+        watched = (value for d in self._dicts for value in d.values() if type(value) is Watched)
         self._members = {id(members): dict(members) for members in watched}
         self._registered = list(map(dict, self._registrations))
         self._handles = RemovableHandle.next_id

@@ -30,7 +30,7 @@ class Generator(NamedTuple):
 
 
 def find_generators(modules: Iterable[nn.Module]) -> list[Generator]:
-    """Those that modules hold as attributes, also in plain objects and in containers (see `list_inner`)."""
+    """Those that modules hold as attributes, or as entries or attributes of these (see `list_inner`), no deeper."""
     values = [value for module in modules for value in vars(module).values()]
     values += [inner for value in values for inner in list_inner(value)]
     found = map(_as_generator, {id(value): value for value in values}.values())
@@ -38,12 +38,19 @@ def find_generators(modules: Iterable[nn.Module]) -> list[Generator]:
 
 
 def list_generators(modules: Iterable[nn.Module]) -> list[Generator]:
-    """Python's, numpy's where somebody has imported it, and those of `find_generators`; not torch's."""
-    found = [Generator(random.getstate, random.setstate, lambda seed: random.Random(seed).getstate())]
+    """Those of `find_generators`, then Python's, and numpy's where somebody has imported it; not torch's."""
+    found = find_generators(modules)
+    found.append(Generator(random.getstate, random.setstate, lambda seed: random.Random(seed).getstate()))
     if numpy := _get_numpy():
-        state = partial(numpy.random.get_state, legacy=False)
-        found.append(Generator(state, numpy.random.set_state, lambda seed: _as_seeded(numpy.random.RandomState(seed))))
-    return [*found, *find_generators(modules)]
+        bits = type(numpy.random.get_bit_generator())
+        found.append(
+            Generator(
+                partial(numpy.random.get_state, legacy=False),
+                numpy.random.set_state,
+                lambda seed: _as_seeded(numpy.random.RandomState(bits(seed))),
+            )
+        )
+    return found
 
 
 @contextlib.contextmanager
@@ -58,24 +65,26 @@ def restored(generators: Iterable[Generator]) -> Iterator[None]:
 
 
 def _as_generator(value: Any) -> Generator | None:
-    numpy, kind = _get_numpy(), type(value)
-    if issubclass(kind, torch.Generator):
+    numpy, kind = _get_numpy(), type(value)  # not subclasses, which may keep other states
+    if kind is torch.Generator:
         return Generator(
             value.get_state, value.set_state, lambda seed: torch.Generator(value.device).manual_seed(seed).get_state()
         )
-    if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):  # which has no state
+    if kind is random.Random:
         return Generator(value.getstate, value.setstate, lambda seed: random.Random(seed).getstate())
-    if numpy and issubclass(kind, numpy.random.RandomState):
+    if not kind.__module__ or not str(kind.__module__).startswith("numpy.random") or not numpy:
+        return None
+    if kind is numpy.random.RandomState:
         bits = type(value._bit_generator)
         return Generator(
             partial(value.get_state, legacy=False),
             value.set_state,
             lambda seed: _as_seeded(numpy.random.RandomState(bits(seed))),
         )
-    if numpy and issubclass(kind, (numpy.random.Generator, numpy.random.BitGenerator)):
-        bits = value.bit_generator if issubclass(kind, numpy.random.Generator) else value
-        return Generator(lambda: bits.state, partial(setattr, bits, "state"), lambda seed: type(bits)(seed).state)
-    return None
+    held = value.bit_generator if kind is numpy.random.Generator else value
+    if not isinstance(held, numpy.random.BitGenerator) or not type(held).__module__.startswith("numpy.random"):
+        return None
+    return Generator(lambda: held.state, partial(setattr, held, "state"), lambda seed: type(held)(seed).state)
 
 
 def _as_seeded(state: Any) -> Any:

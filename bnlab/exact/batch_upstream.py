@@ -25,6 +25,8 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     is_forward = False  # not the caller's batches, which may be made with the model
 
     def look(name: str, x: Tensor) -> None:
+        if not is_forward and not job.targets[name].training:
+            return
         if not is_forward:
             raise ValueError(
                 f"{CALLER}: layer {name!r} is called while the next batch is made, where it has the statistics of its "

@@ -129,7 +129,8 @@ class Check:
         if self.unknown:
             sentences.append(
                 f"{_describe(self.unknown)}: computes by hand, and its output is not its input, normalized with the "
-                "statistics that were measured; what it normalizes, and with what, cannot be seen"
+                "statistics that were measured; what it normalizes, and with what, cannot be seen (an activation in "
+                "the layer looks the same, and does no harm)"
             )
         if self.tied:
             sentences.append(

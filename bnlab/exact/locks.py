@@ -64,7 +64,8 @@ class Locks:
         classes = {cls for module in modules for cls in type(module).__mro__ if cls not in nn.Module.__mro__}
         held = [value for module in modules for value in vars(module).values()]
         self._shared = [*functions, *(value for cls in classes for value in vars(cls).values())]
-        self._shared += [value for value in held if not isinstance(value, CONTAINERS) and get_attributes(value) is None]
+        alone = [value for value in held if not issubclass(type(value), CONTAINERS)]
+        self._shared += [value for value in alone if get_attributes(value) is None]
         locks = self._find([*self._shared, *held])
         self._known = {id(lock.lock): lock for lock in locks}
         self._free = [lock for lock in locks if not lock.is_taken()]

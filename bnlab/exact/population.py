@@ -120,12 +120,12 @@ def population_statistics(
 
     Raises:
         TypeError: an argument of a wrong kind.
-        ValueError: one out of its range; no batches, or one that is an iterator; with upstream="batch", a call of the
-            model where the next batch is made; the model itself called in another thread, also by its own forward; no
-            batch-norm layer (reached); a layer with fewer than two values,
-            other channels, or values that are not finite; statistics of shared layers that do not settle; one batch
-            that does not fit `memory`; another rank's failure. The model is as before in every case, also when its own
-            forward raises.
+        ValueError: one out of its range; no batches; one that can be read only once, where it is needed more often;
+            with upstream="batch", a call of the model where the next batch is made; the model itself called in another
+            thread, also by its own forward; no batch-norm layer (reached); a layer with fewer than two values, other
+            channels, or values that are not finite; statistics of shared layers that do not settle; one batch that does
+            not fit `memory`; another rank's failure. The model is as before in every case, also when its own forward
+            raises.
     """
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)

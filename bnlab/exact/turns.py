@@ -198,9 +198,9 @@ class Turns(Generic[AnyTurn]):
         """A new forward of the batch, on a copy of its input (a forward may write into it)."""
         turn.check_unchanged()
         self.begun += 1
+        turn.random, turn.modes, turn.overrides = self._random.begin(turn.index), None, None
         turn.run = greenlet(self._run)
         turn.run.gr_context = contextvars.copy_context()
-        turn.random, turn.modes, turn.overrides = self._random.begin(turn.index), None, None
         turn.channels_last = self.layouts.channels_last
         return self.layouts.copy(turn.batch)
 
@@ -232,7 +232,7 @@ class Turns(Generic[AnyTurn]):
     def run_alone(self, index: int, batch: Any) -> bool:
         """A forward from beginning to end, with the random stream of batch `index`; modules are as before it.
 
-        Returns whether it has drawn from that stream.
+        Returns whether it has drawn from it, as far as torch's generators tell.
         """
         with self.callers_random_stream():
             begun = self._random.begin(index)

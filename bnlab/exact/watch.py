@@ -162,8 +162,9 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         scale = (var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight.detach().cpu().double())
         bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().double()
         expected = Moments(given.count, (given.mean - mean) * scale + bias, given.var * scale.square())
-        # Relative to the mean square: a channel may be constant, but for rounding.
-        off = compare_moments(expected, self.read_moments(name, output.detach()), expected.var + expected.mean.square())
+        # Relative to the mean squares of what is added up: a channel may be constant, but for rounding.
+        squares = expected.var + expected.mean.square() + (given.mean * scale).square()
+        off = compare_moments(expected, self.read_moments(name, output.detach()), squares)
         if max(off) > max(self.tolerance, allowed_rounding(output.dtype)):
             self.unknown.setdefault(name)
 

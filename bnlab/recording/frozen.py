@@ -60,16 +60,13 @@ def record_frozen(
                 )
             recorded = 0  # calls
             for batch in batches:
-                if sum(map(len, trace.layers.values())) != recorded:
-                    raise ValueError(
-                        "record_frozen: the model is called while the next batch is made, where it has batch "
-                        "statistics; make all batches before, as a list"
-                    )
+                _check_recorded(trace, recorded)
                 state.accept()
                 with weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
                     (forward or call)(model, copy_batch(batch, device))
                 trace.step()
-                recorded = sum(map(len, trace.layers.values()))
+                recorded = _count_calls(trace)
+            _check_recorded(trace, recorded)
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
     if frozen:
@@ -87,3 +84,16 @@ def record_frozen(
             )
         entries.updates = 0  # an average of this pass alone: what the buffers had seen before is not its start
     return trace
+
+
+def _count_calls(trace: MomentTrace) -> int:
+    return sum(map(len, trace.layers.values()))
+
+
+def _check_recorded(trace: MomentTrace, calls: int) -> None:
+    """ValueError if there are others than those of the forwards."""
+    if _count_calls(trace) != calls:
+        raise ValueError(
+            "record_frozen: the model is called while the next batch is made, where it has batch statistics; make all "
+            "batches before, as a list"
+        )

@@ -557,7 +557,9 @@ def test_objects_that_do_not_let_themselves_be_asked() -> None:
         __module__ = None  # type: ignore[assignment]
 
     model = plain()
-    model.held = [weakref.proxy(Held()), Strange()]
+    held = Held()
+    model.held, model.gone = [weakref.proxy(held), Strange()], weakref.proxy(held)
+    del held
     with using(model, running_statistics(model)):
         pass
     assert population_statistics(model, images(4, 3)).check.held
@@ -823,3 +825,79 @@ def test_blocks_that_end_in_another_order_than_they_began() -> None:
     second.__exit__(None, None, None)
     with using(plain(), running_statistics(plain())), using(plain(), running_statistics(plain())):
         pass
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_batches_that_are_made_with_the_model_in_evaluation(measure: Callable[..., Any]) -> None:
+    model, batches = plain().eval(), images(4, 3)
+
+    def pick() -> Iterator[Tensor]:
+        for batch in batches:
+            modes = [(module, module.training) for module in model.modules()]
+            model.eval()(batch)
+            for module, mode in modes:
+                module.training = mode
+            yield batch
+
+    if measure is not record_frozen:  # which records evaluations as well
+        assert_same(measure(model, pick()), measure(model, batches))
+
+
+def test_a_call_after_the_last_batch() -> None:
+    model, batches = plain(), images(4, 3)
+
+    def pick() -> Iterator[Tensor]:
+        yield from batches
+        model(batches[0])
+
+    with pytest.raises(ValueError, match="called while the next batch is made"):
+        record_frozen(model, pick())
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_jagged_batches_are_copied(measure: Callable[..., Any]) -> None:
+    """A nested tensor keeps its values in an attribute."""
+
+    def forward(model: nn.Module, x: Tensor) -> None:
+        x.values().add_(1)
+        model(x.values())
+
+    batch = torch.nested.nested_tensor([torch.randn(4, 3), torch.randn(2, 3)], layout=torch.jagged)
+    before = batch.values().clone()
+    measure(nn.Sequential(nn.BatchNorm1d(3)), [batch], forward=forward)
+    assert torch.equal(batch.values(), before)
+
+
+def test_a_batch_with_an_open_file(tmp_path: Any) -> None:
+    (tmp_path / "notes").write_text("of the batch")
+    model, (batch,) = plain(), images(4)
+    with (tmp_path / "notes").open() as file:
+        assert_same(population_statistics(model, [(batch, file)]), population_statistics(model, [batch]))
+
+
+class OwnRandom(random.Random):
+    def getstate(self) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_generators_of_other_kinds(measure: Callable[..., Any]) -> None:
+    model, bits = plain(), np.random.get_bit_generator()
+    model.held = [
+        OwnRandom(),
+        random.SystemRandom(),
+        np.random.SeedSequence(0),
+        np.random.RandomState(np.random.PCG64()),
+    ]
+    np.random.set_bit_generator(np.random.PCG64(0))
+    try:
+        measure(model, images(4, 3))
+    finally:
+        np.random.set_bit_generator(bits)
+
+
+def test_both_ways_draw_the_same_numbers() -> None:
+    batches = images(4, 3)
+    for draw in ("torch", "numpy"):
+        model = nn.Sequential(NoisyBatches(draw), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        assert_same(population_statistics(model, batches), LAYERWISE(model, batches))

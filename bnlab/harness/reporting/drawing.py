@@ -121,7 +121,8 @@ def _tell_undrawn(figure: Figure, frame: pd.DataFrame) -> list[str]:
     if any(axes[column].log and (values[column] <= 0).any() for column in axes):
         told.append("Values of 0 and less have no place on a logarithmic axis and are not drawn.")
     if isinstance(figure.plot, Curves):  # a row without `x` is a level
-        values[figure.plot.x] = np.nan_to_num(values[figure.plot.x], nan=1.0, posinf=np.inf)
+        across = values[figure.plot.x]
+        values[figure.plot.x] = np.where(np.isnan(across), 1.0, across)
     if not all(np.isfinite(column).all() for column in values.values()):
         told.append("Values that are missing or infinite are not drawn.")
     return told

@@ -287,12 +287,12 @@ def axis_of(column: str) -> Axis:
 
 def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
     """Labels, scales and limits of both axes; a single positive value across has room on both sides."""
-    is_log = {x: x.log and pd.api.types.is_numeric_dtype(values), y: y.log}  # words have places of their own
-    if is_log[x] and values.nunique() == 1:
+    is_log = x.log and pd.api.types.is_numeric_dtype(values)  # words have places of their own
+    if is_log and values.nunique() == 1:
         ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
     ax.set(xlabel=x.label, ylabel=y.label)
-    for axis, set_scale in ((x, ax.set_xscale), (y, ax.set_yscale)):
-        if is_log[axis]:  # to set a linear one again would take the words off an axis that has some
+    for wanted, set_scale in ((is_log, ax.set_xscale), (y.log, ax.set_yscale)):
+        if wanted:  # to set a linear one again would take the words off an axis that has some
             set_scale("log")
     crowded = x.ticks == "values" and (values.nunique() > _TICKS or not pd.api.types.is_numeric_dtype(values))
     if x.ticks and not crowded:
