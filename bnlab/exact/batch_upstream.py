@@ -32,6 +32,11 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
                 f"{CALLER}: layer {name!r} is called while the next batch is made, where it has the statistics of its "
                 "batch; make all batches before, as a list, or use upstream='population'"
             )
+        if not job.targets[name].training:
+            raise ValueError(
+                f"{CALLER}: the forward puts layer {name!r} into eval mode, where it normalizes with its running "
+                "statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
+            )
         if x.numel() == x.shape[1]:
             raise ValueError(
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "

@@ -206,8 +206,10 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if training and len(x) > 1:
             self.dependent.setdefault(name or FUNCTIONAL)
         expected = None if call is None else self.result.get(call.name)
-        if not (expected is None or training or mean is None or var is None or _hold(expected, mean, var)):
-            self.replaced.setdefault(str(name))
+        if not (expected is None or training or mean is None or var is None):
+            own = self.targets[str(name)].running_mean if str(name) in self.targets else None
+            if not _hold(expected, mean, var, mean.dtype if own is None else own.dtype):
+                self.replaced.setdefault(str(name))
         if call is not None and call.input is not None and x.numel() and identify(x) != call.input:
             moments = self.read_moments(call.name, x)
             call.normalized = call.normalized.merge(moments) if call.normalized else moments
@@ -225,12 +227,12 @@ def _point_to(tensor: Tensor) -> int:
         return 0
 
 
-def _hold(expected: Moments, mean: Tensor, var: Tensor) -> bool:
-    """Whether these are the expected ones, to rounding; `vmap` gives them several times."""
+def _hold(expected: Moments, mean: Tensor, var: Tensor, kept_as: torch.dtype) -> bool:
+    """Whether these are the expected ones, to rounding, also where they are kept; `vmap` gives them several times."""
     for own, given in ((expected.mean, mean), (expected.var, var)):
         if given.numel() % len(own):
             return False
-        rounding = torch.finfo(given.dtype)
+        rounding = max(torch.finfo(given.dtype), torch.finfo(kept_as), key=lambda info: info.eps)
         rows = given.detach().cpu().double().view(-1, len(own))
         if not torch.isclose(rows, own, rtol=4 * rounding.eps, atol=rounding.tiny).all():
             return False

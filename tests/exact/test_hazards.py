@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 import tests.exact.locks
 from bnlab import (
@@ -901,3 +902,40 @@ def test_both_ways_draw_the_same_numbers() -> None:
     for draw in ("torch", "numpy"):
         model = nn.Sequential(NoisyBatches(draw), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
         assert_same(population_statistics(model, batches), LAYERWISE(model, batches))
+
+
+class Probe(nn.Module):
+    """Evaluates its backbone, whatever its own mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.backbone.eval()
+        return self.head(self.backbone(x))  # type: ignore[no-any-return]
+
+
+def test_a_forward_that_evaluates_a_part_of_its_model() -> None:
+    """That part has no batch statistics to measure."""
+    model, batches = Probe(), images(4, 3)
+    with pytest.raises(ValueError, match="the forward puts layer 'backbone' into eval mode"):
+        population_statistics(model, batches, upstream="batch")
+    assert list(population_statistics(model, batches, upstream="batch", layers=["head"])) == ["head"]
+    with pytest.warns(RuntimeWarning, match="record_frozen: 'backbone' cannot be put into train mode.*or its forward"):
+        trace = record_frozen(model, batches)
+    assert list(trace.layers) == ["head"] and len(trace.layers["head"]) == 2
+
+
+class InFloat32(nn.BatchNorm2d):
+    """Normalizes in float32 what is kept in another type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean.float(), self.running_var.float()  # type: ignore[union-attr]
+        return F.batch_norm(x.float(), mean, var, eps=self.eps).to(x.dtype)
+
+
+def test_statistics_that_are_widened_are_those_that_were_measured() -> None:
+    model = nn.Sequential(InFloat32(3), nn.BatchNorm2d(3)).bfloat16()
+    check = population_statistics(model, [x.bfloat16() for x in images(4, 3)]).check
+    assert check.held and check.replaced == ()
