@@ -170,7 +170,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
 
     def _look_at_other(self, args: Any, result: Any, copies: bool) -> None:
         tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
-        pointers = [_point_to(tensor) for tensor in tensors]
+        pointers = [pointer for tensor in tensors if (pointer := _point_to(tensor))]
         if isinstance(result, Tensor) and (_is_single(result) > _is_single(*tensors) or not result.is_floating_point()):
             return  # for a log, or to see whether it is finite
         every = ((self._buffers, self._used), (self._originals, self.tied), (self._of_lookalikes, self.lookalikes_used))
@@ -221,6 +221,7 @@ def _is_single(*values: Any) -> bool:
 
 
 def _point_to(tensor: Tensor) -> int:
+    """Where its memory begins; 0 where it has none."""
     try:
         return tensor.data_ptr()
     except RuntimeError:  # sparse, or a wrapper
