@@ -23,6 +23,11 @@ _AVERAGED = {"running", "moving", "mov", "ema", "pop", "population", "stored", "
 _MOMENTS = {"mean", "mu", "avg", "var", "variance", "std", "sigma"}
 
 
+def has_own_forward(layer: BatchNorm) -> bool:
+    """Whether code that is not torch's computes its output."""
+    return type(layer).forward not in TORCH_FORWARDS or "forward" in vars(layer)
+
+
 def check_module(model: nn.Module, caller: str) -> None:
     """TypeError unless it is a module; `caller` is the public call on whose behalf this is."""
     if not isinstance(model, nn.Module):

@@ -33,6 +33,7 @@ LEVEL = {
     "statistics": 1,
     "estimators": 1,
     "module_state": 1,
+    "running_use": 1,
     "normalizations": 1,
     "trace": 2,
     "inference": 2,

@@ -17,6 +17,7 @@ from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, read
 from bnlab.randomness import list_generators
+from bnlab.running_use import RunningUse
 
 
 def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
@@ -31,11 +32,6 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             raise ValueError(
                 f"{CALLER}: layer {name!r} is called while the next batch is made, where it has the statistics of its "
                 "batch; make all batches before, as a list, or use upstream='population'"
-            )
-        if not job.targets[name].training:
-            raise ValueError(
-                f"{CALLER}: the forward puts layer {name!r} into eval mode, where it normalizes with its running "
-                "statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
             )
         if x.numel() == x.shape[1]:
             raise ValueError(
@@ -57,7 +53,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
         )
     random, state = RandomStream(job.device, list_generators(job.model.modules())), ModuleState(job.model, hooks)
-    kept = keep_state(job.model)
+    kept, use = keep_state(job.model), RunningUse(job.targets)
 
     def work() -> None:
         nonlocal is_forward
@@ -65,11 +61,18 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             state.accept()
             own = random.capture()  # the caller's batches draw from the caller's stream
             random.apply(random.begin(index))
-            with torch.no_grad(), job.weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
+            with torch.no_grad(), use.watched(), job.weights.restored(unseen=True), kept.restored(unseen=True):
                 is_forward = True
-                job.forward(job.model, copy_batch(batch, job.device))
+                with state.undone():
+                    job.forward(job.model, copy_batch(batch, job.device))
             is_forward = False
             random.apply(own)
+            if use.found:
+                raise ValueError(
+                    f"{CALLER}: {join_names(use.found)} normalizes with its running statistics, not its batch's: the "
+                    "forward puts it into eval mode, or its own forward takes them; leave it out with layers=[...], or "
+                    "use upstream='population'"
+                )
 
     job.ranks.together(work)
     job.cost.batches = job.cost.forwards = source.count

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from torch import nn
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrowing import KeptTensors, borrowed, keep_state, set_buffers_aside
-from bnlab.layers import BatchNorm, batch_norm_layers, join_names, set_train_mode
+from bnlab.layers import batch_norm_layers, join_names, set_train_mode
 from bnlab.loans import refuse_other_threads
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.recording.block import record
+from bnlab.running_use import RunningUse
 from bnlab.trace import MomentTrace
 
 
@@ -39,8 +39,8 @@ def record_frozen(
             the next batch is made.
 
     Warns:
-        RuntimeWarning: layers cannot be put into train mode, because their class overrides `train`, or the forward puts
-            them into eval mode: they normalize with their running statistics as ever, and the trace leaves them out.
+        RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,
+            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
@@ -50,8 +50,8 @@ def record_frozen(
         refuse_other_threads(model)
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
-        evaluated = _note_evaluations(layers)
         state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), keep_state(model)
+        use = RunningUse(layers)
         with record(model) as trace, weights.restored(unseen=True):
             model.train(training)
             frozen = set_train_mode(layers)
@@ -64,19 +64,19 @@ def record_frozen(
             for batch in batches:
                 _check_recorded(trace, recorded)
                 state.accept()
-                with weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
+                with use.watched(), weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
                     (forward or call)(model, copy_batch(batch, device))
                 trace.step()
                 recorded = _count_calls(trace)
             _check_recorded(trace, recorded)
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
-    if left_out := [*dict.fromkeys([*frozen, *evaluated])]:
+    if left_out := [*dict.fromkeys([*frozen, *use.found])]:
         trace.layers = {name: entries for name, entries in trace.layers.items() if name not in left_out}
         warnings.warn(
-            f"record_frozen: {join_names(left_out)} cannot be put into train mode (train is overridden), or its "
-            "forward puts it into eval mode, and normalizes with its running statistics as ever; it is left out of the "
-            "trace",
+            f"record_frozen: {join_names(left_out)} normalizes with its running statistics as ever, and is left out of "
+            "the trace: it cannot be put into train mode (train is overridden), the forward puts it into eval mode, or "
+            "its own forward takes them",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -87,19 +87,6 @@ def record_frozen(
             )
         entries.updates = 0  # an average of this pass alone: what the buffers had seen before is not its start
     return trace
-
-
-def _note_evaluations(layers: Mapping[str, BatchNorm]) -> dict[str, None]:
-    """The names of layers that are called in eval mode from now on; the hooks go with the loan of the model."""
-    found: dict[str, None] = {}
-
-    def note(name: str, layer: nn.Module, args: object) -> None:
-        if not layer.training:
-            found[name] = None
-
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(partial(note, name))
-    return found
 
 
 def _count_calls(trace: MomentTrace) -> int:

@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from bnlab.borrowing import count_writes, is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_layer_input, is_symbolic, is_tracing, past_modes
+from bnlab.layers import BatchNorm, get_layer_input, has_own_forward, is_symbolic, is_tracing, past_modes
 from bnlab.loans import count_loans_of
 from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
@@ -82,7 +82,6 @@ class Recorder:
         self._trained = trained if weight is None or not weight.requires_grad else weight
         self._trained_version: int | None = None
         self._look: Look | None = None
-        self._has_own_forward = type(layer).forward not in TORCH_FORWARDS
         self._hooks: tuple[int, int]  # keys of those before and after the call
         self.watch = self._make_watch()
         self._given = self._averaged = self._buffers["running_mean"]  # when the block began; in the last call
@@ -148,7 +147,7 @@ class Recorder:
     def _is_seen_by_others(self) -> bool:
         """Whether code that is not torch's can look at the layer between our hooks."""
         layer = self.layer
-        if self._has_own_forward or "forward" in self._attributes or torch_module._global_forward_hooks:
+        if has_own_forward(layer) or torch_module._global_forward_hooks:
             return True
         before, after = layer._forward_pre_hooks, layer._forward_hooks
         first, last = self._hooks

@@ -919,12 +919,76 @@ class Probe(nn.Module):
 def test_a_forward_that_evaluates_a_part_of_its_model() -> None:
     """That part has no batch statistics to measure."""
     model, batches = Probe(), images(4, 3)
-    with pytest.raises(ValueError, match="the forward puts layer 'backbone' into eval mode"):
+    with pytest.raises(ValueError, match=r"'backbone' normalizes with its running statistics.*into eval mode"):
         population_statistics(model, batches, upstream="batch")
     assert list(population_statistics(model, batches, upstream="batch", layers=["head"])) == ["head"]
-    with pytest.warns(RuntimeWarning, match="record_frozen: 'backbone' cannot be put into train mode.*or its forward"):
+    with pytest.warns(
+        RuntimeWarning, match="record_frozen: 'backbone' normalizes with its running stat.*into eval mode"
+    ):
         trace = record_frozen(model, batches)
     assert list(trace.layers) == ["head"] and len(trace.layers["head"]) == 2
+
+
+class Mixed(nn.BatchNorm2d):
+    """Normalizes with statistics halfway between its batch's and its running ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = (x.mean([0, 2, 3]) + self.running_mean) / 2
+        var = (x.var([0, 2, 3]) + self.running_var) / 2
+        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps).relu()
+
+
+class OfTheBatch(nn.BatchNorm2d):
+    """Normalizes with its batch's by hand, adds noise of its own and writes over its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= x.mean([0, 2, 3], keepdim=True)
+        x /= (x.var([0, 2, 3], keepdim=True, correction=0) + self.eps).sqrt()
+        return x + 0.1 * torch.randn_like(x)
+
+
+class EvaluatedWithout(nn.BatchNorm2d):
+    """In train mode, but normalizes as in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+@pytest.mark.parametrize("kind", [Mixed, EvaluatedWithout])
+def test_layers_that_take_their_running_statistics_in_train_mode(kind: type[nn.BatchNorm2d]) -> None:
+    """What comes after them is not under their batch's statistics."""
+    model, batches = nn.Sequential(kind(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), images(4, 3)
+    with unchanged(model), pytest.raises(ValueError, match=r"'0' normalizes with its running.*its own forward takes"):
+        population_statistics(model, batches, upstream="batch")
+    with unchanged(model), pytest.warns(RuntimeWarning, match="record_frozen: '0' .*its own forward takes them"):
+        assert list(record_frozen(model, batches).layers) == ["2"]
+
+
+def test_layers_that_compute_with_their_batch_by_hand() -> None:
+    model, batches = nn.Sequential(OfTheBatch(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), images(4, 3)
+    given = [x.clone() for x in batches]
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record_frozen(model, batches)
+    assert all(map(torch.equal, given, batches))
+
+
+def test_a_loader_may_evaluate_the_model_between_batches() -> None:
+    """Which is no forward that is measured."""
+    model, batches = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)), images(4, 3)
+
+    def load() -> Iterator[Tensor]:
+        for x in batches:
+            modes = [module.training for module in model]
+            model.eval()(x)
+            for module, mode in zip(model, modes, strict=True):
+                module.train(mode)
+            yield x
+
+    assert_same(
+        population_statistics(model, load(), upstream="batch"), population_statistics(model, batches, upstream="batch")
+    )
+    assert list(record_frozen(model, load()).layers) == ["0", "1"]
 
 
 class InFloat32(nn.BatchNorm2d):
