@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bnlab.harness.reporting.experiment import Figure, NoRows, Tables, count_layers
-from bnlab.harness.reporting.plots import Curves, EstimatorCurves
+from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap
 from bnlab.harness.reporting.style import Axis, one_figure, write_out_decades
 
 _IN_A_ROW = 4
@@ -39,6 +39,10 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
         raise NoRows(f"figure {figure.name}: the tables have no row for it")
+    if not _have_places(figure, frame).any():
+        raise NoRows(
+            f"figure {figure.name}: nothing can be drawn: all values are missing, infinite, or 0 on a logarithmic axis"
+        )
     rows, columns = _choose_grid(len(panels))
     share_x = getattr(figure.plot, "share_x", False)
     drawn, grid = plt.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
@@ -113,19 +117,46 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
 def _tell_undrawn(figure: Figure, frame: pd.DataFrame) -> list[str]:
     """A sentence for each reason why something of the frame is not to be seen."""
     axes: dict[str, Axis] = getattr(figure.plot, "axes", {})
-    values = {column: _read_numbers(frame[column]) for column in axes}
+    values = _read_places(figure, frame)
     told = []
+    if isinstance(figure.plot, Forest) and axes["mean"].log and (frame["low"] <= 0).any():
+        told.append("Intervals that reach 0 go on beyond the axis.")
     has_bands = isinstance(figure.plot, Curves | EstimatorCurves) and axes["mean"].log
     if has_bands and (frame["low"] <= 0).any():  # see `style.draw_line`
         told.append("The lower half of a band is left out beside points whose interval reaches 0.")
+    is_map = isinstance(figure.plot, HeatMap)
     if any(axes[column].log and (values[column] <= 0).any() for column in axes):
-        told.append("Values of 0 and less have no place on a logarithmic axis and are not drawn.")
-    if isinstance(figure.plot, Curves):  # a row without `x` is a level
-        across = values[figure.plot.x]
-        values[figure.plot.x] = np.where(np.isnan(across), 1.0, across)
+        place = "have the lowest colour" if is_map else "have no place on a logarithmic axis and are not drawn"
+        told.append(f"Values of 0 and less {place}.")
+    if any(_lie_beyond(values[column], axes[column]) for column in axes):
+        told.append(
+            f"Values beyond the ends of {'the scale have the colours of these' if is_map else 'an axis are not seen'}."
+        )
     if not all(np.isfinite(column).all() for column in values.values()):
         told.append("Values that are missing or infinite are not drawn.")
     return told
+
+
+def _have_places(figure: Figure, frame: pd.DataFrame) -> np.ndarray:
+    """[rows]: whether each of a row's values along an axis can be drawn there."""
+    axes, places = getattr(figure.plot, "axes", {}), _read_places(figure, frame)
+    can = [np.isfinite(values) & ((values > 0) | (not axes[column].log)) for column, values in places.items()]
+    return np.all(can, axis=0) if can else np.ones(len(frame), bool)
+
+
+def _read_places(figure: Figure, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The columns that are drawn along an axis, as numbers."""
+    values = {column: _read_numbers(frame[column]) for column in getattr(figure.plot, "axes", {})}
+    if isinstance(figure.plot, Curves):  # a row without `x` is a level
+        across = values[figure.plot.x]
+        values[figure.plot.x] = np.where(np.isnan(across), 1.0, across)
+    return values
+
+
+def _lie_beyond(values: np.ndarray, axis: Axis) -> bool:
+    """Whether some are outside of the limits that an axis has been given."""
+    low, high = axis.limits or (-np.inf, np.inf)
+    return bool(((values < low) | (values > high))[np.isfinite(values)].any())
 
 
 def _read_numbers(values: pd.Series) -> np.ndarray:

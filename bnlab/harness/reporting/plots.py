@@ -299,6 +299,11 @@ class HeatMap:
     y: str
     colour: Axis
 
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """The column that has a colour."""
+        return {"mean": self.colour}
+
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `y`, mean.
 

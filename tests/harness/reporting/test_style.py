@@ -16,8 +16,8 @@ from bnlab import estimators, inference
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from bnlab.harness.reporting import drawing, style
-from bnlab.harness.reporting.experiment import Figure
-from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, Points, Stacked
+from bnlab.harness.reporting.experiment import Figure, NoRows
+from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap, Points, Stacked
 from bnlab.harness.reporting.style import Axis
 
 OURS = [name for name, cls in estimators.list_estimators().items() if cls.__module__.startswith("bnlab.")]
@@ -119,6 +119,50 @@ def test_points_that_a_logarithmic_axis_cannot_show_are_told(plot: Callable[...,
         rows = frame([("ema", 0.1)]).assign(**values, low=np.nan, high=np.nan, log=False)
         drawn = drawing.draw(Figure("f", "t", "c", lambda _, rows=rows: rows, plot), {})
         assert ("are not drawn" in " ".join(drawn.texts[-1].get_text().split())) == (not least)
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        Forest("size", Axis("x", log=True)),
+        HeatMap("momentum", "size", Axis("colour", log=True)),
+        Curves("momentum", "size", Axis("y", log=True)),
+        EstimatorCurves(Axis("y", log=True), x="momentum"),
+        Points(("momentum", Axis("x")), ("mean", Axis("y", log=True)), "size"),
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_figure_of_values_without_a_place_is_refused(plot: Callable[..., Axes], value: float) -> None:
+    rows = frame([("ema", 0.1)]).assign(
+        mean=value, momentum=[0.1, 0.2], size=[1, 2], low=np.nan, high=np.nan, log=False
+    )
+    with pytest.raises(NoRows, match="figure f: nothing can be drawn"):
+        drawing.draw(Figure("f", "t", "c", lambda _: rows, plot), {})
+
+
+def caption(plot: Callable[..., Axes], means: list[float], low: float = np.nan) -> str:
+    """Of a figure of two rows."""
+    rows = frame([("ema", 0.1)]).assign(mean=means, momentum=[0.1, 0.2], size=[1, 2], low=low, high=3.0, log=False)
+    drawn = drawing.draw(Figure("f", "t", "c", lambda _: rows, plot), {})
+    return " ".join(drawn.texts[-1].get_text().split())
+
+
+def test_what_a_map_and_an_interval_cannot_show_is_told() -> None:
+    map_of = HeatMap("momentum", "size", Axis("colour", log=True))
+    assert "Values of 0 and less have the lowest colour." in caption(map_of, [1.0, 0.0])
+    assert "missing or infinite are not drawn" in caption(map_of, [1.0, np.inf])
+    assert caption(map_of, [1.0, 2.0]) == "c Colours: mean over seeds. n = 1 seed."
+    forest = Forest("size", Axis("x", log=True))
+    assert "Intervals that reach 0 go on beyond the axis." in caption(forest, [1.0, 2.0], low=-1.0)
+    assert caption(forest, [1.0, 2.0], low=0.5) == "c Points: mean over seeds, bars: 95% intervals. n = 1 seed."
+
+
+def test_values_beyond_the_limits_of_an_axis_are_told() -> None:
+    for limits, beyond in (((0.0, 1.5), True), ((0.0, 2.0), False)):
+        axis = Axis("y", limits)
+        assert ("Values beyond the ends of an axis" in caption(Curves("momentum", "size", axis), [1.0, 2.0])) == beyond
+        told = "Values beyond the ends of the scale have the colours of these."
+        assert (told in caption(HeatMap("momentum", "size", axis), [1.0, 2.0])) == beyond
 
 
 def test_words_stand_on_an_axis_that_is_logarithmic_for_numbers() -> None:
