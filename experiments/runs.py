@@ -53,7 +53,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _list(results: str) -> None:
-    from bnlab.harness.artifacts.runs import list_runs
+    from bnlab.harness.artifacts.folders import list_runs
 
     folders = list_runs(results)
     if not folders:
@@ -115,7 +115,7 @@ def _megabytes(folder: Path) -> float:
 
 def _find(results: str, run: str) -> Path:
     """The folder of the one network whose name begins so."""
-    from bnlab.harness.artifacts.runs import list_runs
+    from bnlab.harness.artifacts.folders import list_runs
     from bnlab.harness.errors import UserError
 
     folders = list_runs(results)
@@ -131,7 +131,7 @@ def _find(results: str, run: str) -> Path:
 def _remove(results: str, runs: list[str]) -> None:
     from filelock import Timeout
 
-    from bnlab.harness.artifacts.runs import lock_of
+    from bnlab.harness.artifacts.folders import lock_of
     from bnlab.harness.errors import UserError
 
     folders = list(dict.fromkeys(_find(results, run) for run in runs))
@@ -197,7 +197,7 @@ def _id(folder: Path) -> str:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder; None if the file is damaged."""
-    from bnlab.harness.artifacts.runs import read_config
+    from bnlab.harness.artifacts.folders import read_config
 
     try:
         return read_config(folder)
@@ -206,7 +206,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    from bnlab.harness.artifacts.runs import read_environment
+    from bnlab.harness.artifacts.folders import read_environment
 
     try:
         return read_environment(folder)
@@ -218,7 +218,7 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 def _status(folder: Path) -> dict[str, Any]:
     from bnlab.files import OtherVersion
-    from bnlab.harness.artifacts.runs import read_status
+    from bnlab.harness.artifacts.folders import read_status
 
     try:
         return read_status(folder) or {"status": "unfinished"}

@@ -55,6 +55,7 @@ ARTIFACTS = (
     "models",
     "training",
     "settings",
+    "folders",
     "runs",
     "freezing",
     "averaging",

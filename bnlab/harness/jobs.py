@@ -17,9 +17,10 @@ import torch
 
 from bnlab.files import digest
 from bnlab.harness.artifacts import data, norms
+from bnlab.harness.artifacts.folders import describe_environment, write_text
 from bnlab.harness.artifacts.freezing import check_momenta
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
-from bnlab.harness.artifacts.runs import Run, describe_environment, write_text
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised

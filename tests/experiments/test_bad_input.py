@@ -13,7 +13,8 @@ import pytest
 from bnlab import estimators, inference
 from bnlab.harness import jobs
 from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.runs import Run, lock_of
+from bnlab.harness.artifacts.folders import lock_of
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from experiments import launch, runs

@@ -15,9 +15,10 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
 from bnlab.harness.artifacts.averaging import build_averager
+from bnlab.harness.artifacts.folders import read_config
 from bnlab.harness.artifacts.freezing import build_freezer, check_momenta
 from bnlab.harness.artifacts.reproducing import make_checkpoints
-from bnlab.harness.artifacts.runs import Run, read_config
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress, train
 from bnlab.harness.errors import UserError, where_raised
 

@@ -16,8 +16,9 @@ from bnlab.files import set_aside
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
 from bnlab.harness.artifacts.averaging import build_averager
+from bnlab.harness.artifacts.folders import describe_environment
 from bnlab.harness.artifacts.freezing import build_freezer
-from bnlab.harness.artifacts.runs import Run, describe_environment
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import describe_differences
 from bnlab.harness.artifacts.training import Diverged, Progress, train
 from bnlab.harness.errors import JobError

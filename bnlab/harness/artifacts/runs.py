@@ -13,26 +13,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bnlab.files import OtherVersion, digest, write_whole
+from bnlab.files import OtherVersion, digest
 from bnlab.harness import schema
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
+from bnlab.harness.artifacts.folders import (
+    describe_environment,
+    lock_of,
+    read_config,
+    read_environment,
+    read_status,
+    write_config,
+    write_environment,
+    write_status,
+)
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import (
@@ -50,9 +55,7 @@ from bnlab.harness.errors import JobError
 from bnlab.storage import load_tensors, save_tensors
 from bnlab.trace import MomentTrace
 
-_FORMAT = 1
 _CHECKPOINT = "bnlab.checkpoint/1"
-_PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
 class Run:
@@ -240,32 +243,22 @@ class Run:
         return False
 
     def write_status(self, status: str, step: int, seconds: float, loss: float) -> None:
-        found = {
-            "format": _FORMAT,
-            "run": self.id,
-            "status": status,
-            "step": step,
-            "train_seconds": seconds,
-            "final_loss": loss,
-        }
-        write_text(
-            self.folder / "status.json",
-            json.dumps({**found, "sha256": _digest_of(found)}, indent=1),
-        )
+        found = {"run": self.id, "status": status, "step": step, "train_seconds": seconds, "final_loss": loss}
+        write_status(self.folder, found)
 
     def write_config(self) -> None:
-        write_text(self.folder / "config.yaml", yaml.safe_dump(asdict(self.config), sort_keys=False))
+        write_config(self.folder, asdict(self.config))
 
     def write_environment(self) -> None:
         """The environment in which training begins, with a digest of the images that it begins on."""
-        described = {**self.about(), **describe_environment(self.device), "training_images": self.dataset.train.digest}
-        write_text(self.folder / "environment.json", json.dumps(described, indent=1))
+        images = {"training_images": self.dataset.train.digest}
+        write_environment(self.folder, {**self.about(), **describe_environment(self.device), **images})
 
     def add_environment(self, **about: Any) -> None:
         """Note today's environment as one in which training went on."""
         described = self.environment
         described["later"] = [*described.get("later", []), {**about, **describe_environment(self.device)}]
-        write_text(self.folder / "environment.json", json.dumps(described, indent=1))
+        write_environment(self.folder, described)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -360,95 +353,5 @@ def _last_step(part: Path) -> int:
     return int(part.stem.partition("-")[2])
 
 
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """`Run.status` of the run in a folder."""
-    path = folder / "status.json"
-    if not path.exists():
-        return None
-    found = _read_json(path)
-    if found.get("format") != _FORMAT:
-        raise OtherVersion(f"{path}: expected format {_FORMAT}, found {found.get('format')}")
-    if found.pop("sha256", None) != _digest_of(found):
-        raise ValueError(f"{path}: damaged, its contents do not match their checksum")
-    _require_own(path, found)
-    return found
-
-
-def _require_own(path: Path, found: dict[str, Any]) -> None:
-    """ValueError if a file in a run's folder says that it is of another run; earlier ones do not say."""
-    expected = f"{path.parent.parent.name}/{path.parent.name}"
-    if found.get("run", expected) != expected:
-        raise ValueError(f"{path}: is of run {found['run']}, expected {expected}")
-
-
-def read_environment(folder: Path) -> dict[str, Any]:
-    """`Run.environment` of the run in a folder."""
-    path = folder / "environment.json"
-    found = _read_json(path)
-    for key, kind in (("versions", dict), ("device", str), ("threads", int)):
-        if not isinstance(found.get(key), kind):
-            raise ValueError(f"{path}: damaged (found no {key})")
-    if not isinstance(found.get("later", []), list):
-        raise ValueError(f"{path}: damaged (later is no list)")
-    _require_own(path, found)
-    return found
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder; ValueError if it is damaged, FileNotFoundError if it is missing."""
-    path = folder / "config.yaml"
-    try:
-        found = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict) or not {"batch_size", "epochs", "steps"} <= found.keys():
-        raise ValueError(f"{path}: damaged (found a {type(found).__name__} without settings)")
-    for key in ("data", "model", "optimizer"):
-        if not isinstance(found.get(key), dict) or "name" not in found[key]:
-            raise ValueError(f"{path}: damaged (found no name of the {key})")
-    if f"seed_{found.get('seed')}" != folder.name:
-        raise ValueError(f"{path}: is of seed {found.get('seed')}, expected that of {folder.name}")
-    return found
-
-
 def _refuse_version(error: OtherVersion) -> JobError:
     return JobError(f"{error}; it is left as it is: use the version that wrote it, or another folder (results=)")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (ValueError, IsADirectoryError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: damaged (found a {type(found).__name__})")
-    return found
-
-
-def _digest_of(found: dict[str, Any]) -> str:
-    return digest(json.dumps(found, sort_keys=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda beside: beside.write_text(text))
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and threads, without anything that names the machine."""
-    return {
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def lock_of(folder: Path) -> FileLock:
-    """The lock of the run in a folder, which need not exist."""
-    return FileLock(folder.with_name(f"{folder.name}.lock"))
-
-
-def list_runs(results: str | Path) -> list[Path]:
-    """The folders of all networks in a folder of results, finished or not."""
-    return sorted(p.parent for p in Path(results).glob("runs/*/seed_*/config.yaml") if ".damaged-" not in p.parent.name)

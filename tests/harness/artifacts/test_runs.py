@@ -18,8 +18,9 @@ from safetensors import safe_open
 
 from bnlab.harness import load, schema
 from bnlab.harness.artifacts import producing, runs, states
+from bnlab.harness.artifacts.folders import list_runs, read_config
 from bnlab.harness.artifacts.producing import ensure_trained
-from bnlab.harness.artifacts.runs import Run, list_runs, read_config
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.errors import JobError, UserError
