@@ -121,11 +121,12 @@ def population_statistics(
     Raises:
         TypeError: an argument of a wrong kind.
         ValueError: one out of its range; no batches; one that can be read only once, where it is needed more often;
-            with upstream="batch", a call of the model where the next batch is made; the model itself called in another
-            thread, also by its own forward; no batch-norm layer (reached); a layer with fewer than two values, other
-            channels, or values that are not finite; statistics of shared layers that do not settle; one batch that does
-            not fit `memory`; another rank's failure. The model is as before in every case, also when its own forward
-            raises.
+            with upstream="batch", a call of the model where the next batch is made, or a layer that takes its running
+            statistics; the model itself called in another thread, also by its own forward (of a deep copy that another
+            thread makes meanwhile nobody knows: it has statistics that the model is lent); no batch-norm layer
+            (reached); a layer with fewer than two values, other channels, or values that are not finite; statistics of
+            shared layers that do not settle; one batch that does not fit `memory`; another rank's failure. The model is
+            as before in every case, also when its own forward raises.
     """
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
