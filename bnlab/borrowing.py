@@ -83,7 +83,7 @@ def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for module in modules:
         _pause(module)
-    with tensors.restored(unseen=True), _random_state_restored(modules), flags_restored(), _uncompiled():
+    with tensors.restored(unseen=True), _random_state_restored(modules), flags_restored(), _uncompiled(modules):
         try:
             yield
         finally:
@@ -110,14 +110,19 @@ def _pause(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _uncompiled() -> Iterator[None]:
+def _uncompiled(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Functions under `torch.compile` run as they were written."""
     # Importing it takes seconds; where nobody has, nothing is compiled.
     if "torch._dynamo" not in sys.modules:
         yield
         return
+    notes, key = vars(sys.modules["torch._dynamo.eval_frame"]), "_in_optimized_module"  # while one is called
+    kept = {key: notes[key]} if key in notes and any("_orig_mod" in module._modules for module in modules) else {}
     with torch.compiler.set_stance("force_eager"):
-        yield
+        try:
+            yield
+        finally:
+            notes.update(kept)
 
 
 @contextlib.contextmanager
@@ -130,7 +135,7 @@ def _random_state_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _copy_back(buffer: Tensor, value: Tensor) -> None:
     """Only where they differ: writing would break a backward pass that is still to come."""
-    if not _is_plain(buffer) or not torch.equal(buffer, value):
+    if not _is_plain(buffer) or not hold_the_same(buffer, value):
         with torch.inference_mode(buffer.is_inference()), torch.no_grad():
             buffer.copy_(value)
 
@@ -138,6 +143,13 @@ def _copy_back(buffer: Tensor, value: Tensor) -> None:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether its memory and values can be compared: it is not sparse, nested or on the meta device."""
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+
+
+def hold_the_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two plain tensors of one shape and type have the same values, NaN where the other has NaN."""
+    if torch.equal(a, b):
+        return True
+    return (a.is_floating_point() or a.is_complex()) and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def set_buffers_aside(layer: BatchNorm) -> None:

@@ -73,16 +73,6 @@ _MATMUL = [*_precision("cuda", "matmul"), *_precision("mkldnn", "matmul")]
 _EINSUM: dict[str, Any] = torch.backends.opt_einsum.m.__dict__  # type: ignore[attr-defined]  # what its `flags` set
 
 
-def _is_in_compiled_module() -> bool | None:
-    """What a module under torch.compile notes while it is called; None where nothing is compiled."""
-    return getattr(sys.modules.get("torch._dynamo.eval_frame"), "_in_optimized_module", None)
-
-
-def _write_in_compiled_module(value: bool | None) -> None:
-    if value is not None:
-        vars(sys.modules["torch._dynamo.eval_frame"])["_in_optimized_module"] = value
-
-
 _BY_VALUE: list[_Pair] = [
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_num_threads, torch.set_num_threads),
@@ -121,7 +111,6 @@ _BY_VALUE: list[_Pair] = [
     (_C._autograd._saved_tensors_hooks_get_disabled_error_message, _write_saved_tensors_hooks),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (lambda: logging.root.manager.disable, logging.disable),
-    (_is_in_compiled_module, _write_in_compiled_module),
 ]
 
 

@@ -20,7 +20,7 @@ BatchNorm = _BatchNorm  # BatchNorm1d/2d/3d, SyncBatchNorm, the lazy ones once b
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 # What modules of other libraries, and people's own, call their running statistics.
 _AVERAGED = {"running", "moving", "mov", "ema", "pop", "population", "stored", "avg", "average"}
-_MOMENTS = {"mean", "mu", "avg", "var", "variance", "std", "sigma"}
+_MOMENTS = {"mean", "mu", "var", "variance", "std", "sigma"}
 
 
 def has_own_forward(layer: BatchNorm) -> bool:

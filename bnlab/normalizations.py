@@ -32,13 +32,14 @@ def allowed_rounding(dtype: torch.dtype) -> float:
     return min(0.1, max(1e-5, 1e4 * torch.finfo(dtype).eps))
 
 
-_COPYING = {"aten::detach", "aten::clone", "aten::equal", "aten::copy_", "aten::_to_copy", "aten::abs"}  # or nearly
+_COPYING = {"aten::copy_", "aten::_foreach_copy_"}  # one tensor into another
 
 
 class Normalizations(TorchDispatchMode):
     """Calls `tell(input, running mean, running variance, weight, training)` at every batch normalization that runs.
 
-    `look`, if it is given, is called with the arguments and the result of all other operations, and whether they copy.
+    `look`, if it is given, is called with the arguments and the result of all other operations, and whether these copy
+    one tensor into another.
     """
 
     supports_higher_order_operators = True

@@ -31,26 +31,25 @@ class Generator(NamedTuple):
 
 def find_generators(modules: Iterable[nn.Module]) -> list[Generator]:
     """Those that modules hold as attributes, or as entries or attributes of these (see `list_inner`), no deeper."""
-    values = [value for module in modules for value in vars(module).values()]
-    values += [inner for value in values for inner in list_inner(value)]
-    found = map(_as_generator, {id(value): value for value in values}.values())
-    return [generator for generator in found if generator is not None]
+    return _list_known(_list_held(modules))
 
 
 def list_generators(modules: Iterable[nn.Module]) -> list[Generator]:
-    """Those of `find_generators`, then Python's, and numpy's where somebody has imported it; not torch's."""
-    found = find_generators(modules)
-    found.append(Generator(random.getstate, random.setstate, lambda seed: random.Random(seed).getstate()))
-    if numpy := _get_numpy():
-        bits = type(numpy.random.get_bit_generator())
-        found.append(
-            Generator(
-                partial(numpy.random.get_state, legacy=False),
-                numpy.random.set_state,
-                lambda seed: _as_seeded(numpy.random.RandomState(bits(seed))),
-            )
-        )
-    return found
+    """Those of `find_generators`, and Python's, and numpy's where somebody has imported it; not torch's."""
+    numpy = _get_numpy()
+    own = [random.getstate, *([numpy.random.get_state] if numpy else [])]  # methods of these two
+    return _list_known([*_list_held(modules), *(method.__self__ for method in own)])
+
+
+def _list_held(modules: Iterable[nn.Module]) -> list[Any]:
+    values = [value for module in modules for value in vars(module).values()]
+    return values + [inner for value in values for inner in list_inner(value)]
+
+
+def _list_known(values: Iterable[Any]) -> list[Generator]:
+    """Those of `values` that are generators, each once."""
+    found = map(_as_generator, {id(value): value for value in values}.values())
+    return [generator for generator in found if generator is not None]
 
 
 @contextlib.contextmanager
@@ -79,7 +78,7 @@ def _as_generator(value: Any) -> Generator | None:
         return Generator(
             partial(value.get_state, legacy=False),
             value.set_state,
-            lambda seed: _as_seeded(numpy.random.RandomState(bits(seed))),
+            lambda seed: _read_state(numpy.random.RandomState(bits(seed))),
         )
     held = value.bit_generator if kind is numpy.random.Generator else value
     if not isinstance(held, numpy.random.BitGenerator) or not type(held).__module__.startswith("numpy.random"):
@@ -87,8 +86,8 @@ def _as_generator(value: Any) -> Generator | None:
     return Generator(lambda: held.state, partial(setattr, held, "state"), lambda seed: type(held)(seed).state)
 
 
-def _as_seeded(state: Any) -> Any:
-    return state.get_state(legacy=False)
+def _read_state(generator: Any) -> Any:
+    return generator.get_state(legacy=False)
 
 
 def _get_numpy() -> Any:

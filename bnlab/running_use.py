@@ -12,31 +12,38 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bnlab.borrowing import borrowed, set_buffers_aside
-from bnlab.layers import BatchNorm, get_layer_input, get_running_buffers, has_own_forward, replace_input
+from bnlab.layers import BatchNorm, get_layer_input, get_running_buffers, has_own_forward, join_names, replace_input
 
-_MOVES = (0.0, 3.0, -3.0)  # of the running mean, in its σ: a layer may clip how far it follows
+_MOVES = (0.0, 0.0, 3.0, -3.0)  # of the running mean, in its σ: a layer may clip how far it follows
 
 
 class RunningUse:
     """Tells which layers take their running statistics in forwards in which they are to be in train mode.
 
-    They are called in eval mode, or have a forward of their own, whose output changes with their running buffers: that
-    is tried at their first call. One that cannot be run again is taken for one that does not.
+    They are called in eval mode, or have a forward of their own, whose output changes with their running buffers: for
+    that it is run four times more at their first call. One that cannot be run again, or gives another output under the
+    same buffers, is taken for one that does not.
 
     Args:
-        layers: by name.
+        layers: by name, in train mode.
+        caller: the public call on whose behalf this is, for messages.
 
     Attributes:
         found: their names.
     """
 
-    def __init__(self, layers: Mapping[str, BatchNorm]) -> None:
-        self._layers, self._tried = layers, set[str]()
+    def __init__(self, layers: Mapping[str, BatchNorm], caller: str) -> None:
+        self._layers, self._caller, self._tried = layers, caller, set[str]()
         self.found: dict[str, None] = {}
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Look at the calls in the block."""
+        """Look at the calls in the block; ValueError if a layer is in eval mode before it."""
+        if evaluated := [name for name, layer in self._layers.items() if not layer.training]:
+            raise ValueError(
+                f"{self._caller}: {join_names(evaluated)} are in eval mode after the next batch was made; make all "
+                "batches before, as a list, or let what makes them give back train mode"
+            )
         with contextlib.ExitStack() as undo:
             for name, layer in self._layers.items():
                 # Before other hooks, which may begin the call of a recorded layer.
@@ -58,11 +65,15 @@ class RunningUse:
 
 def _takes_running(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the output for this input changes with the running buffers."""
-    outputs = [_run_with_moved_buffers(layer, args, kwargs, move) for move in _MOVES]
-    return any(
-        first.shape != other.shape or not torch.allclose(first, other, rtol=1e-3, atol=1e-3, equal_nan=True)
-        for moved in outputs[1:]
-        for first, other in zip(outputs[0], moved, strict=True)
+    first, again, *moved = (_run_with_moved_buffers(layer, args, kwargs, move) for move in _MOVES)
+    return _agree(first, again) and not all(_agree(first, other) for other in moved)
+
+
+def _agree(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether two outputs are the same to rounding."""
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
+        for a, b in zip(one, other, strict=True)
     )
 
 

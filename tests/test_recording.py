@@ -285,14 +285,14 @@ class LazyOwnNorm(nn.Module):
 def test_an_own_batch_norm_that_gets_its_size_in_the_block() -> None:
     model = nn.Sequential(LazyOwnNorm(), nn.BatchNorm2d(3), OwnNorm(3))
     model[2].to("meta")
-    with pytest.warns(UserWarning, match="record: '0' keep running statistics"), record(model):
+    with pytest.warns(UserWarning, match="record: running statistics of '0', no subclass"), record(model):
         model[:2](torch.randn(8, 3, 6, 6))
 
 
 @pytest.mark.parametrize("how", ["functional", "by hand"])
 def test_own_batch_norms_that_are_trained_are_told(how: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4, how), nn.BatchNorm2d(4), FrozenNorm(4))
-    told = r"record: '1' keep running statistics and are no subclass of torch's batch norm; these have changed"
+    told = r"record: running statistics of '1', no subclass of torch's batch norm, have changed"
     with pytest.warns(UserWarning, match=told), record(model):
         model(torch.randn(8, 3, 6, 6))
     with warnings.catch_warnings(), record(model):

@@ -53,7 +53,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
         )
     random, state = RandomStream(job.device, list_generators(job.model.modules())), ModuleState(job.model, hooks)
-    kept, use = keep_state(job.model), RunningUse(job.targets)
+    use = RunningUse(job.targets, CALLER)
 
     def work() -> None:
         nonlocal is_forward
@@ -61,6 +61,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             state.accept()
             own = random.capture()  # the caller's batches draw from the caller's stream
             random.apply(random.begin(index))
+            kept = keep_state(job.model)  # as the caller's batches, which may write into it, have left it
             with torch.no_grad(), use.watched(), job.weights.restored(unseen=True), kept.restored(unseen=True):
                 is_forward = True
                 with state.undone():
@@ -69,9 +70,9 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             random.apply(own)
             if use.found:
                 raise ValueError(
-                    f"{CALLER}: {join_names(use.found)} normalizes with its running statistics, not its batch's: the "
-                    "forward puts it into eval mode, or its own forward takes them; leave it out with layers=[...], or "
-                    "use upstream='population'"
+                    f"{CALLER}: the running statistics of {join_names(use.found)} are used, not the batch's: the "
+                    "forward changes to eval mode, or a forward of the layer's own takes them; leave it out with "
+                    "layers=[...], or use upstream='population'"
                 )
 
     job.ranks.together(work)

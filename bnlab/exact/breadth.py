@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import Forward, hold_batch
+from bnlab.batches import Forward
 from bnlab.borrowing import set_buffers_aside
 from bnlab.exact.admission import Admission
 from bnlab.exact.budget import Budget
@@ -157,7 +157,7 @@ class Evaluation:
         yield from list(self._passages)
         for batch in batches:
             self._turns.accept()  # what has changed while the batch was made is the caller's
-            self._passages.append(Passage(len(self._passages), hold_batch(batch)))
+            self._passages.append(Passage(len(self._passages), batch))
             self._checking.choose(self._passages[-1])
             yield self._passages[-1]
         self._turns.accept()

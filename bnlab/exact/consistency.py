@@ -15,7 +15,7 @@ from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, map_leaves
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
-from bnlab.layers import batch_norm_layers, get_running_buffers, unwrap_parallel
+from bnlab.layers import batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
 from bnlab.loans import count_loans, refuse_other_threads
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, compare_moments
@@ -85,7 +85,7 @@ def self_consistency(
         where the network does not run in float64.
 
     Raises:
-        as `using`; ValueError if the data reaches none of the layers, or is not finite there.
+        as `using`; ValueError if the data reaches none of the layers, or is not finite there; another thread calls one.
     """
     if not isinstance(statistics, Statistics):
         raise TypeError(f"{CALLER}: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
@@ -101,6 +101,11 @@ def self_consistency(
             own.take(batch)
             if twin is not None and not twin.try_take(map_leaves(_widen, batch)):
                 twin = None
+    if own.elsewhere:
+        raise ValueError(
+            f"{CALLER}: the forward calls {join_names(own.elsewhere)} in another thread, where nobody looks; pass one "
+            "that runs all layers in this thread"
+        )
     if not own.seen:
         raise ValueError(f"{CALLER}: the data reached none of the layers; pass at least one batch")
     for name, moments in own.seen.items():
@@ -149,10 +154,11 @@ class _Evaluation:
         self._layouts = Layouts(model, device, channels_last=channels_last, most=sys.maxsize)
         hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
+        self.elsewhere: dict[str, None] = {}  # layers that other threads have called
         self._now: dict[str, Moments] = {}
         self._layers = batch_norm_layers(model, names, caller=CALLER)
         self._given = {name: torch.stack(get_running_buffers(layer)) for name, layer in self._layers.items()}
-        watch_inputs(self._layers, self._look, CALLER, loans=count_loans(), elsewhere={})
+        watch_inputs(self._layers, self._look, CALLER, loans=count_loans(), elsewhere=self.elsewhere)
         self._state = ModuleState(model, hooks)
 
     def take(self, batch: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.batches import Forward, keep_batch, list_leaves
+from bnlab.batches import Forward, hold_batch, keep_batch, list_leaves
 from bnlab.borrowing import KeptTensors
 from bnlab.exact.breadth import CALLER, Cost
 from bnlab.exact.budget import Budget
@@ -83,7 +83,7 @@ class KeptBatches:
 
 
 class Source:
-    """The caller's batches, counted."""
+    """The caller's batches, counted, in containers of ours; ValueError of one that can be read only once."""
 
     def __init__(self, batches: Iterable[Any], max_images: int | None) -> None:
         self._batches, self._limit = batches, max_images
@@ -92,7 +92,7 @@ class Source:
         self.exhausted = False
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._batches:
+        for batch in map(hold_batch, self._batches):
             images = count_images(batch)
             if not images:
                 raise ValueError(f"{CALLER}: batch {self.count} has no images; leave empty batches out")

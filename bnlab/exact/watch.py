@@ -93,7 +93,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         self._stack = contextlib.ExitStack()
         self._open: list[_Call] = []
         self._owners: dict[int, str] = {}
-        self._copies = list[Tensor]()  # of statistics
+        self._known = list[Tensor]()  # held, so that no other tensor comes to lie where they do
         lookalikes = self.others.lookalikes.items()
         self._of_lookalikes = {_point_to(t): name for name, other in lookalikes for t in other.kept}
         self._originals = {_point_to(t): name for name, tensors in self.others.originals.items() for t in tensors}
@@ -110,6 +110,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 for tensor in (module.running_mean, module.weight):
                     if tensor is not None:
                         self._owners[tensor.data_ptr()] = name
+                        self._known.append(tensor)
                 before = module.register_forward_pre_hook(self._enter(name), with_kwargs=True)
                 after = module.register_forward_hook(self._leave, always_call=True)
                 self._stack.callback(before.remove)
@@ -158,6 +159,9 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         shape = output.shape if isinstance(output, Tensor) else ()
         if layer.running_mean is None or layer.running_var is None or shape[1:2] != given.mean.shape or 0 in shape:
             return
+        if not output.is_floating_point():  # spikes, say
+            self.unknown.setdefault(name)
+            return
         mean, var = layer.running_mean.detach().cpu().double(), layer.running_var.detach().cpu().double()
         scale = (var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight.detach().cpu().double())
         bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().double()
@@ -170,19 +174,20 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
 
     def _look_at_other(self, args: Any, result: Any, copies: bool) -> None:
         tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
-        pointers = [pointer for tensor in tensors if (pointer := _point_to(tensor))]
-        if isinstance(result, Tensor) and (_is_single(result) > _is_single(*tensors) or not result.is_floating_point()):
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if _is_single(*results) > _is_single(*tensors) or not any(map(torch.is_floating_point, results)):
             return  # for a log, or to see whether it is finite
+        pointers = {id(tensor): _point_to(tensor) for tensor in tensors}
         every = ((self._buffers, self._used), (self._originals, self.tied), (self._of_lookalikes, self.lookalikes_used))
         for owners, used in every:
-            names = {owners[pointer]: None for pointer in pointers if pointer in owners}
-            if not names:
-                continue
-            if not copies:
+            names = {owners[pointer]: None for pointer in pointers.values() if pointer and pointer in owners}
+            # With single numbers alone they give other statistics, which nothing has used yet.
+            meets = any(not _is_single(t) and pointers[id(t)] not in owners for t in tensors)
+            if names and meets and not copies:
                 used.update(names if not self._open else {})
-            elif isinstance(result, Tensor):
-                self._copies.append(result)  # so that no other tensor comes to lie there
-                owners |= {_point_to(result): name for name in names}
+            elif names:
+                self._known += results
+                owners |= {pointer: name for name in names for pointer in map(_point_to, results) if pointer}
 
     def _look_at_normalization(
         self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from bnlab.arguments import check_number
+from bnlab.borrowing import hold_the_same
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import (
     BatchNorm,
@@ -23,7 +24,6 @@ from bnlab.layers import (
 )
 from bnlab.loans import check_not_lent, is_lent
 from bnlab.nn.self_tuned import SelfTuned
-from bnlab.recording.look import hold_the_same
 from bnlab.recording.membership import Membership
 from bnlab.recording.recorder import Recorder, make_hook
 from bnlab.recording.self_tuned import SelfTunedRecorder
@@ -244,8 +244,8 @@ class Recording:
         now, before = _copy_statistics(self._model), self._statistics_before
         if changed := [name for name, own in now.items() if not _hold_the_same(own, before.get(name, []))]:
             warnings.warn(
-                f"record: {join_names(changed)} keep running statistics and are no subclass of torch's batch norm; "
-                "these have changed in the block, which is not in the trace",
+                f"record: running statistics of {join_names(changed)}, no subclass of torch's batch norm, have changed "
+                "in the block, which is not in the trace",
                 stacklevel=4,
             )
 

@@ -50,11 +50,11 @@ def record_frozen(
         refuse_other_threads(model)
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
-        state, weights, kept = ModuleState(model, hooks), KeptTensors(model.parameters()), keep_state(model)
-        use = RunningUse(layers)
+        state, weights = ModuleState(model, hooks), KeptTensors(model.parameters())
         with record(model) as trace, weights.restored(unseen=True):
             model.train(training)
             frozen = set_train_mode(layers)
+            use = RunningUse({name: layer for name, layer in layers.items() if name not in frozen}, "record_frozen")
             if len(frozen) == len(layers):
                 raise ValueError(
                     f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
@@ -64,6 +64,7 @@ def record_frozen(
             for batch in batches:
                 _check_recorded(trace, recorded)
                 state.accept()
+                kept = keep_state(model)  # as the caller's batches, which may write into it, have left it
                 with use.watched(), weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
                     (forward or call)(model, copy_batch(batch, device))
                 trace.step()
@@ -72,11 +73,16 @@ def record_frozen(
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
     if left_out := [*dict.fromkeys([*frozen, *use.found])]:
+        told = (
+            f"record_frozen: the running statistics of {join_names(left_out)} are used as ever: these layers cannot be "
+            "put into train mode (train is overridden), the forward changes to eval mode, or a forward of their own "
+            "takes them"
+        )
+        if len(left_out) == len(layers):
+            raise ValueError(f"{told}; pass a model with layers that have batch statistics")
         trace.layers = {name: entries for name, entries in trace.layers.items() if name not in left_out}
         warnings.warn(
-            f"record_frozen: {join_names(left_out)} normalizes with its running statistics as ever, and is left out of "
-            "the trace: it cannot be put into train mode (train is overridden), the forward puts it into eval mode, or "
-            "its own forward takes them",
+            f"{told}; the trace leaves them out",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -25,11 +25,6 @@ class Look(NamedTuple):
     thread: int
 
 
-def hold_the_same(a: Tensor, b: Tensor) -> bool:
-    """Whether all values are equal, NaN to NaN."""
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
 @torch.no_grad()
 def find_averaged_moments(
     x: object, before: Tensor, after: Tensor, momenta: Iterable[float]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from bnlab.borrowing import count_writes, is_paused_while_borrowed, pause_while_borrowed
+from bnlab.borrowing import count_writes, hold_the_same, is_paused_while_borrowed, pause_while_borrowed
 from bnlab.interrupts import interrupts_ended_by
 from bnlab.layers import BatchNorm, get_layer_input, has_own_forward, is_symbolic, is_tracing, past_modes
 from bnlab.loans import count_loans_of
-from bnlab.recording.look import Look, find_averaged_moments, hold_the_same
+from bnlab.recording.look import Look, find_averaged_moments
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch
 from bnlab.trace import NOT_TAKEN, MomentTrace

@@ -514,11 +514,11 @@ def test_what_is_put_on_a_batchs_tensors() -> None:
         assert_moments(found["0"], references.moments(3 * batch))
 
 
-@pytest.mark.parametrize("strategy", ["breadth", "layerwise"])
-def test_a_batch_that_can_be_read_once(strategy: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"strategy": "layerwise"}, {"upstream": "batch"}])
+def test_a_batch_that_can_be_read_once(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"a batch is, or holds, a list_iterator, which the first.*make it a list"):
         population_statistics(
-            plain(), [iter(images(4)), iter(images(3))], strategy=strategy, forward=lambda m, x: m(torch.cat([*x]))
+            plain(), [iter(images(4)), iter(images(3))], forward=lambda m, x: m(torch.cat([*x])), **options
         )
 
 
@@ -919,12 +919,10 @@ class Probe(nn.Module):
 def test_a_forward_that_evaluates_a_part_of_its_model() -> None:
     """That part has no batch statistics to measure."""
     model, batches = Probe(), images(4, 3)
-    with pytest.raises(ValueError, match=r"'backbone' normalizes with its running statistics.*into eval mode"):
+    with pytest.raises(ValueError, match=r"running statistics of 'backbone' are used.*changes to eval mode"):
         population_statistics(model, batches, upstream="batch")
     assert list(population_statistics(model, batches, upstream="batch", layers=["head"])) == ["head"]
-    with pytest.warns(
-        RuntimeWarning, match="record_frozen: 'backbone' normalizes with its running stat.*into eval mode"
-    ):
+    with pytest.warns(RuntimeWarning, match="record_frozen: .* of 'backbone' are used.*changes to eval mode"):
         trace = record_frozen(model, batches)
     assert list(trace.layers) == ["head"] and len(trace.layers["head"]) == 2
 
@@ -958,9 +956,9 @@ class EvaluatedWithout(nn.BatchNorm2d):
 def test_layers_that_take_their_running_statistics_in_train_mode(kind: type[nn.BatchNorm2d]) -> None:
     """What comes after them is not under their batch's statistics."""
     model, batches = nn.Sequential(kind(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), images(4, 3)
-    with unchanged(model), pytest.raises(ValueError, match=r"'0' normalizes with its running.*its own forward takes"):
+    with unchanged(model), pytest.raises(ValueError, match=r"running statistics of '0' are used.*own takes"):
         population_statistics(model, batches, upstream="batch")
-    with unchanged(model), pytest.warns(RuntimeWarning, match="record_frozen: '0' .*its own forward takes them"):
+    with unchanged(model), pytest.warns(RuntimeWarning, match="record_frozen: .* of '0' are .*own takes them"):
         assert list(record_frozen(model, batches).layers) == ["2"]
 
 
@@ -989,6 +987,96 @@ def test_a_loader_may_evaluate_the_model_between_batches() -> None:
         population_statistics(model, load(), upstream="batch"), population_statistics(model, batches, upstream="batch")
     )
     assert list(record_frozen(model, load()).layers) == ["0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["held", "attribute"])
+def test_what_a_loader_writes_into_the_model_between_batches(kind: str) -> None:
+    """It is what the next batch begins with, as where nothing is measured."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held, self.attribute, self.bn = [torch.ones(1)], torch.ones(1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(x * self.held[0] * self.attribute)  # type: ignore[no-any-return]
+
+    model, batches = Scaled(), images(4, 3)
+    scaled = [x * (2 + i) for i, x in enumerate(batches)]
+
+    def load() -> Iterator[Tensor]:
+        written = model.held[0] if kind == "held" else model.attribute
+        for x in batches:
+            written += 1
+            yield x
+
+    plain_model = nn.Sequential(nn.BatchNorm2d(3))
+    expected = population_statistics(plain_model, scaled, upstream="batch")["0"]
+    assert_moments(population_statistics(model, load(), upstream="batch")["bn"], expected)
+    model.held[0].fill_(1), model.attribute.fill_(1)
+    recorded, wanted = record_frozen(model, load()).layers["bn"], record_frozen(plain_model, scaled).layers["0"]
+    assert torch.equal(recorded.moments, wanted.moments)
+
+
+def test_a_loader_that_leaves_the_model_in_eval_mode_is_told() -> None:
+    model, batches = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)), images(4, 3)
+
+    def load() -> Iterator[Tensor]:
+        for x in batches:
+            model.eval()(x)
+            yield x
+
+    with unchanged(model), pytest.raises(ValueError, match="'0', '1' are in eval mode after the next batch was made"):
+        population_statistics(model, load(), upstream="batch")
+    with unchanged(model), pytest.raises(ValueError, match="record_frozen: '0', '1' are in eval mode"):
+        record_frozen(model, load())
+
+
+def test_a_forward_that_evaluates_all_of_its_model() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match="record_frozen: the running statistics of '0' are used as ever"):
+        record_frozen(model, images(4, 3), forward=lambda model, x: model.eval()(x))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_values_that_are_no_numbers_leave_a_backward_pass_to_come(measure: Callable[..., Any]) -> None:
+    """NaN is not equal to itself, and was taken for a value that a forward has changed."""
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    model.register_buffer("sentinel", torch.full((3, 1, 1), float("nan")))
+    model.register_parameter("scale", nn.Parameter(torch.full((3, 1, 1), float("nan"))))
+    loss = (images(4)[0] * model.scale * model.sentinel).sum() + model(images(4)[0]).sum()
+    measure(model, images(4, 3))
+    loss.backward()
+
+
+def test_self_consistency_of_a_forward_that_begins_a_thread() -> None:
+    """A layer of which nothing is known is not taken for one that agrees."""
+
+    def forward(model: nn.Module, x: Tensor) -> None:
+        thread = threading.Thread(target=model[1], args=[model[0](x)])
+        thread.start()
+        thread.join()
+
+    model, batches = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)), images(4, 3)
+    found = population_statistics(model, batches)
+    with pytest.raises(ValueError, match="the forward calls '1' in another thread, where nobody looks"):
+        self_consistency(model, found, batches, forward=forward)
+
+
+class OfAGlobalGenerator(nn.BatchNorm2d):
+    """A forward of its own that gives something else each time, and takes no running statistics."""
+
+    generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.rand(1, generator=self.generator)
+
+
+def test_layers_that_give_something_else_each_time_are_not_blamed() -> None:
+    model = nn.Sequential(OfAGlobalGenerator(3), nn.BatchNorm2d(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(record_frozen(model, images(4, 3)).layers) == ["0", "1"]
 
 
 class InFloat32(nn.BatchNorm2d):

@@ -434,8 +434,15 @@ class Harmless(nn.Module):
         self.frozen = FrozenNorm(3)
         self.register_buffer("ema_mean", torch.zeros(()))
         self.register_buffer("pixel_mean", torch.zeros(3))
+        self.held = [self.bn.running_mean, self.bn.running_var]
+        self.running_avg_loss = torch.zeros(2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.how == "statistics of statistics":
+            self.log = [torch.cat(self.held), torch.cat(self.held).pow(2), *torch._foreach_norm(self.held)]
+            self.log += [self.auxiliary.running_var.sort().values, self.auxiliary.running_var.histc(3)]
+        if self.how == "meter of several":
+            self.running_avg_loss = 0.9 * self.running_avg_loss + 0.1 * x.mean()
         if self.how == "log":
             self.log = [layer.running_var.mean().item() for layer in (self.bn, self.auxiliary)]
         if self.how == "is finite":
@@ -450,7 +457,18 @@ class Harmless(nn.Module):
         return self.bn(x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("how", ["log", "is finite", "meter", "constants", "frozen in another type"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "log",
+        "statistics of statistics",
+        "is finite",
+        "meter",
+        "meter of several",
+        "constants",
+        "frozen in another type",
+    ],
+)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_statistics_that_are_used_without_harm(how: str, strategy: str) -> None:
     found, told = measured(Harmless(how), images(4, 3), strategy=strategy)
@@ -475,6 +493,23 @@ def test_nothing_is_said_of_a_compiled_part() -> None:
     model = nn.Sequential(torch.compile(plain()[:6], backend="eager"), nn.Conv2d(12, 3, 3), nn.BatchNorm2d(3))
     assert measured(model, images(4, 3, 2))[1] == ""
     assert not torch._dynamo.eval_frame._in_optimized_module  # type: ignore[attr-defined]
+
+
+class Spiking(nn.BatchNorm2d):
+    """Computes by hand, and gives out truth values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x > self.running_mean.view(1, -1, 1, 1)
+
+
+def test_layers_that_give_out_no_numbers() -> None:
+    found, told = measured(nn.Sequential(Spiking(3), Float(), nn.BatchNorm2d(3)), images(4, 3))
+    assert found.check.unknown == ("0",) and "computes by hand" in told
+
+
+class Float(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
 
 
 class Doubling(nn.BatchNorm2d):
@@ -549,8 +584,8 @@ def test_layers_that_normalize_with_other_statistics_than_were_measured(how: str
     if how != "mixed":
         with pytest.raises(ValueError, match=r"the forward gives layer .* other running buffers"):
             self_consistency(model, found, images(4, 3), forward=forward)
-    # Where nothing is measured under them, and where they are the model's own, nothing is said.
-    assert "other statistics" not in measured(model, images(4, 3), forward=forward, upstream="batch")[1]
+        # Where nothing is measured under them, and where they are the model's own, nothing is said.
+        assert "other statistics" not in measured(model, images(4, 3), forward=forward, upstream="batch")[1]
     assert measured(nn.Sequential(nn.BatchNorm2d(3), InBfloat16(3)), images(4, 3))[0].check.replaced == ()
 
 

@@ -344,7 +344,7 @@ class Run:
             if (trace.first_step, trace.last_step) != (0, step):
                 raise ValueError(f"{self.folder / 'trace'}: has {trace}, expected steps 0 to {step}")
         for wanted in self.wanted:
-            if self.checkpoint(wanted).exists():
+            if wanted <= step and self.checkpoint(wanted).exists():
                 self.load_checkpoint(wanted)
 
 

@@ -270,9 +270,12 @@ def draw_line(
         marker = style.get("marker") or "o"
         ax.errorbar(ordered[x], ordered["mean"], interval_lengths(ordered), fmt=marker, color=colour, label=label)
         return
-    if not np.isfinite(ordered["mean"]).all():  # between two that are missing, a point would not be seen
-        style = {"marker": "o", **style}
-    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=max(1, len(ordered) // 10), **style)
+    seen = np.isfinite(ordered["mean"].to_numpy())
+    alone = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)  # no line goes there
+    every = np.arange(len(ordered)) % max(1, len(ordered) // 10) == 0 if style.get("marker") else alone
+    if alone.any():
+        style = {**style, "marker": style.get("marker") or "o"}
+    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=list(every | alone), **style)
     if ordered["low"].notna().any():
         has_end = (ordered["low"] > 0) | (not log)
         halves = [("low", "high", None)] if has_end.all() else [("mean", "high", None), ("low", "mean", has_end)]

@@ -208,6 +208,16 @@ def test_points_beside_missing_ones_are_seen_and_these_are_told(missing: float) 
     assert "o" in {line.get_marker() for line in drawn.axes[0].get_lines()}
 
 
+def test_points_between_missing_ones_are_seen_on_long_lines() -> None:
+    """Where only some points of a line have a mark, those that no line goes to have one too."""
+    alone, means = [3, 5, 17, 30], np.full(40, np.nan)
+    means[alone] = 1.0
+    rows = frame([("ema", 0.1)] * 20).assign(epoch=np.arange(1.0, 41.0), mean=means, low=np.nan, high=np.nan, log=False)
+    (line,) = draw(rows)[0].get_lines()
+    assert line.get_marker() not in ("", "None", None)
+    assert {i for i, marked in enumerate(line.get_markevery()) if marked} >= {*alone}
+
+
 def test_words_stand_on_the_axis() -> None:
     rows = pd.DataFrame({"panel": "all", "schedule": ["constant", "onecycle", "step"] * 2, "size": [4] * 3 + [8] * 3,
                          "mean": 1.0, "low": 0.5, "high": 1.5, "log": False, "n": 2})  # fmt: skip
