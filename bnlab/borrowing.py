@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from bnlab.containers import copy_entries, differs, list_inner, refill
 from bnlab.flags import flags_restored
@@ -40,6 +41,21 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     end_interrupted_calls(modules)
     with lent_to_this_thread(modules), _borrowed(model, modules):
         yield model
+
+
+@contextlib.contextmanager
+def gradients_set_aside(model: nn.Module) -> Iterator[None]:
+    """Parameters have no gradients in the block, to which a backward pass would add, and those of before after it."""
+    kept = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.is_leaf]
+    for parameter, gradient in kept:
+        if gradient is not None:
+            parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
 
 
 @contextlib.contextmanager
@@ -230,6 +246,9 @@ def list_state_tensors(model: nn.Module) -> list[Tensor]:
     """Its buffers, and the tensors that its modules hold as attributes, also in containers; no parameters."""
     held = [value for m in model.modules() for key, value in vars(m).items() if key != "_parameters"]
     held += [entry for value in held for entry in list_inner(value)]
+    held += [
+        entry for o in held if issubclass(type(o), Optimizer) for state in o.state.values() for entry in state.values()
+    ]
     kinds = {kind for kind in set(map(type, held)) if issubclass(kind, Tensor) and not issubclass(kind, nn.Parameter)}
     found = {id(value): value for value in held if type(value) in kinds}
     return [*({id(buffer): buffer for buffer in model.buffers()} | found).values()]

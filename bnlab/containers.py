@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import types
 from collections import deque
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, Sampler
 
 CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
 _MOST = 1000
+_FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+_NO_OBJECTS = (nn.Module, Tensor, types.ModuleType, Dataset, Sampler, *_FUNCTIONS)
 
 
 def copy_entries(container: Any) -> Any:
@@ -66,14 +71,12 @@ def refill(container: Any, entries: Any) -> None:
 
 
 def get_attributes(value: Any) -> dict[str, Any] | None:
-    """Of a plain object; not of a module, of what can be called, or of a data set, which the caller reads meanwhile.
+    """Of a plain object, or an optimizer; not of a module, a function, or a data set, which the caller reads meanwhile.
 
     Nor of one that does not let itself be asked, such as a weak reference to what is gone.
     """
     kind = type(value)
-    if issubclass(kind, (nn.Module, Tensor, types.ModuleType)) or str(kind.__module__).startswith("torch."):
-        return None
-    if callable(value) or hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+    if issubclass(kind, _NO_OBJECTS) or (str(kind.__module__).startswith("torch.") and not issubclass(kind, Optimizer)):
         return None
     try:
         attributes = getattr(value, "__dict__", None)

@@ -142,7 +142,8 @@ class ModuleState:
         self._keys = [*present, *((d, "training") for d in self._dicts if "training" in d)]
         self._values = [d[key] for d, key in self._keys]
         held = [d[key] for d, key in present if id(d) in identities]
-        self._containers = _find_containers([*held, *_find_reached(self._hooks)])
+        called = [value for value in held if callable(value)]
+        self._containers = _find_containers([*held, *_find_reached([*self._hooks, *called])], but=self._dicts)
         self._entries = [copy_entries(c) for c in self._containers]
         watched = (value for d in self._dicts for value in d.values() if type(value) is Watched)
         self._members = {id(members): dict(members) for members in watched}
@@ -229,29 +230,34 @@ def _find_reached(functions: Iterable[Any]) -> list[Any]:
     queue, seen = list(functions), set[int]()
     while queue:
         function = queue.pop()
-        if id(function) in seen or isinstance(function, (nn.Module, type)):
+        if id(function) in seen or issubclass(type(function), (nn.Module, type)):
             continue
         seen.add(id(function))
-        if isinstance(function, functools.partial):
+        kind = type(function)
+        if issubclass(kind, functools.partial):
             held = [function.func, *function.args, *function.keywords.values()]
-        elif isinstance(function, types.MethodType):
+        elif issubclass(kind, types.MethodType):
             held = [function.__func__, getattr(function.__self__, "__dict__", None)]
-        elif isinstance(function, types.FunctionType):
+        elif issubclass(kind, types.FunctionType):
             found += function.__closure__ or ()
             named = (function.__globals__.get(name) for name in function.__code__.co_names)
             inside = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
             held = [*inside, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), vars(function)]
             held += [value for value in named if isinstance(value, (dict, list, set, deque))]
         else:
-            held = [getattr(function, "__dict__", None)]
+            held = [get_attributes(function)]
         found += [value for value in held if not isinstance(value, nn.Module)]
         queue += [value for value in held if callable(value)]
     return found
 
 
-def _find_containers(values: Iterable[Any]) -> list[Any]:
-    """Dictionaries, lists, sets, deques and attributes of plain objects in `values`, one inside the other."""
-    found: dict[int, Any] = {}
+def _find_containers(values: Iterable[Any], but: Iterable[Any]) -> list[Any]:
+    """Dictionaries, lists, sets, deques and attributes of plain objects in `values`, one inside the other.
+
+    Args:
+        but: dictionaries that are left out: a hook that is a method of a module holds its attributes.
+    """
+    found: dict[int, Any] = {id(container): () for container in but}
     level = list(values)
     for _ in range(_DEPTH):
         inner: list[Any] = []

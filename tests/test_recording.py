@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import threading
 import warnings
@@ -887,6 +888,36 @@ def test_frozen_records_count_batches_whatever_forward_calls() -> None:
     model = Container()
     trace = record_frozen(model, images(4, 4), forward=lambda m, x: (m.encoder(x), m.head(m.encoder(x))))
     assert steps(trace) == [[1, 1, 2, 2], [1, 2]] and trace.last_step == 2
+
+
+def evaluate_averaged(model: nn.Module, x: Tensor, how: str) -> None:
+    """A forward with averaged weights and buffers."""
+    averaged = {key: value + 1 for key, value in model.state_dict().items()}
+    if how == "functional":
+        torch.func.functional_call(model, averaged, (x,))
+    if how == "loaded":
+        model.load_state_dict(averaged)
+        model(x)
+    if how == "swapped":
+        own = {key: value.clone() for key, value in model.state_dict().items()}
+        model.load_state_dict(averaged)
+        model(x)
+        model.load_state_dict(own)
+    if how == "reset":
+        model[1].reset_running_stats()
+        model(x)
+
+
+@pytest.mark.parametrize("how", ["functional", "loaded", "swapped", "reset"])
+def test_frozen_records_average_their_entries_whatever_a_forward_writes(how: str) -> None:
+    """Each batch begins with the model as it is: what a forward gives its buffers is no restart."""
+    model = randomized(plain())
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trace = record_frozen(model, images(4, 3, 5), forward=functools.partial(evaluate_averaged, how=how))
+    for name, entries in trace.layers.items():
+        torch.testing.assert_close(replay(trace, Cumulative())[3][name].mean, entries.moments.double().mean(0)[0])
+        torch.testing.assert_close(replay(trace, EMA(1.0))[2][name].mean, entries.moments.double()[1, 0])
 
 
 def test_two_threads_at_once_are_refused() -> None:

@@ -360,7 +360,10 @@ def test_loading_what_has_one_batch_more_is_no_batch_past_the_hooks() -> None:
 
 @pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
 @pytest.mark.parametrize("loads", [False, True])
-def test_buffers_that_the_training_has_given(convert: Callable[[nn.Module], nn.Module], loads: bool) -> None:
+@pytest.mark.parametrize("counts", ["forwards", "updates"])
+def test_buffers_that_the_training_has_given(
+    convert: Callable[[nn.Module], nn.Module], loads: bool, counts: str
+) -> None:
     """At the end the model has its own again, into which nothing was averaged; unless they are loaded."""
     model = convert(plain())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -369,6 +372,8 @@ def test_buffers_that_the_training_has_given(convert: Callable[[nn.Module], nn.M
         warnings.simplefilter("error" if loads else "always")
         for batch in images(4, 4, 4):
             functional_call(model, (dict(model.named_parameters()), buffers), (batch,))
+            if counts == "updates":
+                trace.step()
         if loads:
             model.load_state_dict(buffers, strict=False)
     own = running_statistics(model)

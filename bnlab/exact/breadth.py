@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.batches import Forward
-from bnlab.borrowing import set_buffers_aside
+from bnlab.borrowing import count_writes, set_buffers_aside
 from bnlab.exact.admission import Admission
 from bnlab.exact.budget import Budget
 from bnlab.exact.checking import MOST_CHECKED, Checking
@@ -179,6 +179,11 @@ class Evaluation:
 
     def _finish(self, name: str, passages: Sequence[Passage]) -> None:
         """Pool the moments of all batches on all ranks, and let the layer normalize with them."""
+        if any(not passage.alone and count_writes(passage.input) != passage.writes for passage in passages):
+            raise ValueError(
+                f"{CALLER}: the input of layer {name!r} is written while its batch waits there; forwards that share "
+                "memory for what they compute cannot take turns; use strategy='layerwise'"
+            )
         parts = [passage.part for passage in passages if passage.part is not None]
         if self._by_image:
             self.parts[name] = parts
@@ -258,6 +263,7 @@ class Evaluation:
         keep = self._memory.admit(passage, name)
         # Where memory is short, many rows of many batches would count.
         passage.alone = not keep or self._memory.budget.profiled
+        passage.writes = count_writes(passage.input)
         passage.part = self._read_part(passage.input, passage.alone)
         if passage in self._checking.chosen:
             exact = passage.alone or self._by_image

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, map_leaves
+from bnlab.borrowing import gradients_set_aside
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
 from bnlab.layers import batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
@@ -92,7 +93,7 @@ def self_consistency(
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
     device = find_device(model, device, CALLER)
-    with using(model, statistics):
+    with using(model, statistics), gradients_set_aside(model):
         refuse_other_threads(unwrap_parallel(model))
         double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, device, channels_last)

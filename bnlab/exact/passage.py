@@ -18,6 +18,7 @@ class Passage(Turn):
     Attributes:
         layer: where it waits; None before the first layer and after the end.
         input: of that layer, while the forward is suspended there.
+        writes: into the input, when the batch came there.
         part: the moments of that input.
         alone: the part has been taken as if the input were not there any more.
         held: bytes that it holds while it waits.
@@ -36,6 +37,7 @@ class Passage(Turn):
         """Before a pass over all layers."""
         self.layer: str | None = None
         self.input: Any = None
+        self.writes = 0
         self.part: Partial | None = None
         self.alone = False
         self.held = 0

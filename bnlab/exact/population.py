@@ -16,7 +16,7 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call
-from bnlab.borrowing import KeptTensors, borrowed
+from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside
 from bnlab.exact.batch_upstream import measure_batch_upstream
 from bnlab.exact.breadth import CALLER, Evaluation
 from bnlab.exact.budget import Budget
@@ -150,7 +150,12 @@ def population_statistics(
             channels_last=channels_last,
             others=OtherStatistics.find(model, targets),
         )
-        with borrowed(model), job.weights.restored(unseen=True), _bar(len(targets), progress) as job.bar:
+        with (
+            borrowed(model),
+            gradients_set_aside(model),
+            job.weights.restored(unseen=True),
+            _bar(len(targets), progress) as job.bar,
+        ):
             refuse_other_threads(job.model)
             model.eval()
             found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)

@@ -11,11 +11,11 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch
-from bnlab.borrowing import KeptTensors, borrowed, keep_state, set_buffers_aside
+from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, keep_state, set_buffers_aside
 from bnlab.layers import batch_norm_layers, join_names, set_train_mode
 from bnlab.loans import refuse_other_threads
 from bnlab.module_state import ModuleState, list_forward_hooks
-from bnlab.recording.block import record
+from bnlab.recording.block import Recording, record
 from bnlab.running_use import RunningUse
 from bnlab.trace import MomentTrace
 
@@ -46,7 +46,7 @@ def record_frozen(
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
-    with borrowed(model), torch.no_grad():
+    with borrowed(model), gradients_set_aside(model), torch.no_grad():
         refuse_other_threads(model)
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
@@ -61,6 +61,7 @@ def record_frozen(
                     "no layer has batch statistics; pass a model with layers that take train mode"
                 )
             recorded = 0  # calls
+            starts = {name: entries.start for name, entries in trace.layers.items()}
             for batch in batches:
                 _check_recorded(trace, recorded)
                 state.accept()
@@ -70,6 +71,9 @@ def record_frozen(
                 trace.step()
                 recorded = _count_calls(trace)
             _check_recorded(trace, recorded)
+            assert isinstance(trace.recording, Recording)
+            for recorder in trace.recording.recorders:
+                recorder.exchanged = False  # which buffers a forward gives its layers is all the same to this average
     if trace.last_step == trace.first_step:
         raise ValueError("record_frozen: batches is empty; pass at least one batch")
     if left_out := [*dict.fromkeys([*frozen, *use.found])]:
@@ -91,7 +95,8 @@ def record_frozen(
             raise ValueError(
                 f"record_frozen: the input of layer {name!r} has NaN or infinite values; look at data and weights"
             )
-        entries.updates = 0  # an average of this pass alone: what the buffers had seen before is not its start
+        # An average of this pass alone: what the buffers had seen before is not its start, nor what a forward writes.
+        entries.start, entries.updates, entries.restarts = starts[name], 0, []
     return trace
 
 

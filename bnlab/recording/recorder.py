@@ -264,9 +264,8 @@ class Recorder:
         self._ended = True
         self.unhooked = self._hooks[0] not in self.layer._forward_pre_hooks
         own = self._buffers["running_mean"]
-        given_back = self._has_average() and own is self._given and own is not self._averaged
-        self.exchanged = given_back and not self.watch.is_left_by_calls(self._get_averages()[1])
         self.take_up_writes()
+        self.exchanged &= own is not self._averaged
         self.exchanged &= any(start.entries == len(self._entries) for start in self._entries.restarts)
         if not self._has_average():
             return
@@ -285,6 +284,10 @@ class Recorder:
         _, own = self._get_averages()
         will_refuse = self.layer.training and not self._ended and not self._has_precision_of_start(own)
         if self.watch.is_written(own) and not will_refuse:
+            if self.exchanged:  # it is to be compared with what the calls have left, not with what came after them
+                self._entries.drop_restart(self._trace.last_step)
+            given_back = own.mean is self._given and own.mean is not self._averaged
+            self.exchanged = given_back and not self.watch.is_left_by_calls(own)
             self._take_up(own)
 
     def _end_interrupted_call(self) -> None:

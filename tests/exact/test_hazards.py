@@ -127,7 +127,7 @@ HOLDERS: dict[str, Callable[[], Any]] = {
 
 
 class LazyPool:
-    """An object that is no plain one, and makes a lock when it is asked for it."""
+    """An object that makes a lock when it is asked for it."""
 
     def __init__(self) -> None:
         self.made: dict[str, Any] = {}
@@ -185,7 +185,7 @@ class Locking(nn.Module):
 
 
 PLACES = ["attribute", "container", "global", "semaphore", "processes", "object", "method of an object", "function"]
-PLACES += ["slots", "iterable", "made by the forward", "made in an object"]
+PLACES += ["slots", "iterable", "made by the forward"]
 PLACES += ["made and cached", "namespace", "imported", "module of a module", *HOLDERS]
 
 
@@ -196,6 +196,13 @@ def test_a_lock_around_the_forward(where: str) -> None:
         population_statistics(model, batches)
     layerwise = population_statistics(model, batches, strategy="layerwise")
     assert_same(layerwise, population_statistics(_unlocked(model), batches))
+
+
+def test_a_lock_that_each_forward_makes_for_itself() -> None:
+    """What an object of the model holds each batch has for itself, and so its lock."""
+    model, batches = Locking("made in an object"), images(4, 3, 2)
+    assert_same(population_statistics(model, batches), population_statistics(_unlocked(model), batches))
+    assert model.pool.made == {}
 
 
 def test_a_lock_of_a_module_around_the_model() -> None:
@@ -987,6 +994,131 @@ def test_a_loader_may_evaluate_the_model_between_batches() -> None:
         population_statistics(model, load(), upstream="batch"), population_statistics(model, batches, upstream="batch")
     )
     assert list(record_frozen(model, load()).layers) == ["0", "1"]
+
+
+class Remembering(nn.Module):
+    """Adds what it has seen in forwards before, as its `memory` holds it, to its input."""
+
+    def __init__(self, memory: str) -> None:
+        super().__init__()
+        self.kind, self.seen, self.bn = memory, torch.zeros(1), nn.BatchNorm2d(3)
+        self.convolution = nn.Conv2d(3, 3, 1)
+        self.memory: Any = {"bank": Bank, "callable": Summer}.get(memory, nn.Identity)()
+        self.optimizer = torch.optim.SGD(self.convolution.parameters(), 0.1, momentum=0.9)
+        if memory == "method":
+            self.convolution.register_forward_hook(self.remember)
+
+    def remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.seen = self.seen + output.mean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "bank":
+            self.memory.push(x.mean())
+            x = x + sum(self.memory[i] for i in range(len(self.memory)))
+        if self.kind == "callable":
+            x = x + self.memory(x)
+        if self.kind == "optimizer":
+            with torch.enable_grad():
+                self.optimizer.zero_grad()
+                self.convolution(x).square().mean().backward()
+                self.optimizer.step()
+        return self.bn(self.convolution(x)) * self.seen  # type: ignore[no-any-return]
+
+
+class Bank:
+    def __init__(self) -> None:
+        self.items = list[Tensor]()
+
+    def push(self, x: Tensor) -> None:
+        self.items = [*self.items, x]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self.items[place]
+
+
+class Summer:
+    def __init__(self) -> None:
+        self.total = torch.zeros(())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.total = self.total + x.mean()
+        return self.total
+
+
+@pytest.mark.parametrize("memory", ["bank", "callable", "method", "optimizer"])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_objects_that_a_model_keeps(memory: str, measure: Callable[..., Any]) -> None:
+    """Each batch begins with them as they are, and so they are afterwards."""
+    batches = [x + i for i, x in enumerate(images(4, 3))]
+    model = nn.Sequential(Remembering(memory), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    if memory == "optimizer" and measure is population_statistics:
+        with pytest.raises(ValueError, match=r"the forward writes into '0\.convolution\.weight' in place"):
+            measure(model, batches)
+        return
+    found = measure(model, batches)
+    alone = [measure(model, [batch]) for batch in batches]
+    if measure is record_frozen:
+        moments = torch.cat([trace.layers["0.bn"].moments for trace in alone])
+        assert torch.equal(found.layers["0.bn"].moments, moments)
+    else:
+        assert_moments(found["0.bn"], functools.reduce(Moments.merge, (one["0.bn"] for one in alone)))
+    kept = model[0]
+    assert not kept.optimizer.state and kept.seen == 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert memory != "bank" or not kept.memory.items
+    assert memory != "callable" or kept.memory.total == 0
+
+
+def test_the_memory_of_an_optimizer_that_has_stepped() -> None:
+    """It is written in place."""
+    model = Remembering("optimizer")
+    model(images(4)[0])
+    before = [entry.clone() for state in model.optimizer.state.values() for entry in state.values()]
+    population_statistics(model, images(4, 3), upstream="batch")
+    record_frozen(model, images(4, 3))
+    after = [entry for state in model.optimizer.state.values() for entry in state.values()]
+    assert before and all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_gradients_of_before_are_those_of_after(measure: Callable[..., Any]) -> None:
+    """A forward may have a backward pass of its own, as for adversarial images."""
+
+    def attack(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            attacked = x.clone().requires_grad_()
+            model(attacked).square().sum().backward()
+        return model(x + 0.01 * attacked.grad)  # type: ignore[no-any-return, union-attr]
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model(images(4)[0]).sum().backward()
+    model[0].bias.grad = None
+    before = {name: p.grad if p.grad is None else (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
+    if measure is not LAYERWISE:  # which is called once there
+        measure(model, images(4, 3), forward=attack)
+    else:
+        with pytest.raises(ValueError, match="several times"):
+            measure(model, images(4, 3), forward=attack)
+    for name, parameter in model.named_parameters():
+        kept = before[name]
+        assert parameter.grad is None if kept is None else parameter.grad is kept[0] and torch.equal(*kept)
+
+
+def test_forwards_that_share_the_memory_of_their_inputs() -> None:
+    """As for CUDA graphs: a batch that waits would be read again as the last one."""
+    static = torch.empty(4, 3, 8, 8)
+    batches = [10 * i + x for i, x in enumerate(images(4, 4))]
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        return model(static.copy_(x))  # type: ignore[no-any-return]
+
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match="the input of layer '0' is written while its batch waits there"):
+        population_statistics(model, batches, forward=forward)
+    assert_moments(LAYERWISE(model, batches, forward=forward)["0"], references.moments(torch.cat(batches)))
 
 
 @pytest.mark.parametrize("kind", ["held", "attribute"])
