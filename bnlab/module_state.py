@@ -112,9 +112,9 @@ class Overrides(NamedTuple):
 class ModuleState:
     """What a forward changes on the modules of a borrowed model; every batch begins with the originals, keeps its own.
 
-    Watches parameters, buffers, submodules, hooks, the mode and all attributes of all modules; of those that are not
-    torch's own also the entries of their dictionaries, lists, sets and plain objects (and of those inside of them); and
-    what `hooks` reach in the same way through closures, arguments and names.
+    Watches parameters, buffers, submodules, hooks, the mode and all attributes of all modules, the entries of their
+    dictionaries, lists, sets and plain objects (and of those inside of them), and what `hooks`, and functions among the
+    attributes, reach in the same way through closures, arguments and names.
     """
 
     def __init__(self, model: nn.Module, hooks: Iterable[Any] = ()) -> None:
@@ -132,8 +132,6 @@ class ModuleState:
         """Take what there is for the originals."""
         self._dicts = [vars(module) for module in self._model.modules()]
         self._sizes = [len(d) for d in self._dicts]
-        own = [vars(m) for m in self._model.modules() if not type(m).__module__.startswith("torch.nn.modules")]
-        identities = set(map(id, own))
         present = [(d, key) for d in self._dicts for key in d if key not in _BASE_ATTRIBUTES]
         self._known = {(id(d), key) for d, key in present}
         self._owners, self._names = [d for d, _ in present], [key for _, key in present]
@@ -141,9 +139,9 @@ class ModuleState:
         self._modes = [d.get("training") for d in self._dicts]
         self._keys = [*present, *((d, "training") for d in self._dicts if "training" in d)]
         self._values = [d[key] for d, key in self._keys]
-        held = [d[key] for d, key in present if id(d) in identities]
-        called = [value for value in held if callable(value)]
-        self._containers = _find_containers([*held, *_find_reached([*self._hooks, *called])], but=self._dicts)
+        called = [value for value in self._objects if callable(value)]
+        reached = _find_reached([*self._hooks, *called])
+        self._containers = _find_containers([*self._objects, *reached], but=self._dicts)
         self._entries = [copy_entries(c) for c in self._containers]
         watched = (value for d in self._dicts for value in d.values() if type(value) is Watched)
         self._members = {id(members): dict(members) for members in watched}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,6 +23,26 @@ def identify(x: Tensor) -> tuple[Any, ...]:
 def agree(one: Moments, other: Moments, tolerance: float) -> bool:
     """Whether two inputs of a layer have the same moments, relative to the first one's variance."""
     return one.mean.shape == other.mean.shape and max(compare_moments(one, other)) <= tolerance
+
+
+LEAK = (
+    "the first batch, run twice, gives something else the second time from here on: a forward leaves something behind "
+    "that cannot be watched (arrays written in place, objects with slots or behind globals, files), with which the "
+    "next one begins"
+)
+
+
+def find_difference(calls: Sequence[tuple[str, Moments]], others: Sequence[tuple[str, Moments]]) -> str | None:
+    """The first layer of which two forwards of one batch give other moments; None where they agree, to rounding.
+
+    Args:
+        calls: name and moments of each call of a layer, in order.
+        others: the same of another forward.
+    """
+    for (name, moments), (other, again) in zip_longest(calls, others, fillvalue=("", Moments.empty(1))):
+        if name != other or not agree(moments, again, allowed_rounding(torch.float32)):
+            return name or other
+    return None
 
 
 def allowed_rounding(dtype: torch.dtype) -> float:

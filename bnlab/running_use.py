@@ -29,30 +29,31 @@ class RunningUse:
         caller: the public call on whose behalf this is, for messages.
 
     Attributes:
+        layers: those.
         found: their names.
     """
 
     def __init__(self, layers: Mapping[str, BatchNorm], caller: str) -> None:
-        self._layers, self._caller, self._tried = layers, caller, set[str]()
+        self.layers, self._caller, self._tried = layers, caller, set[str]()
         self.found: dict[str, None] = {}
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Look at the calls in the block; ValueError if a layer is in eval mode before it."""
-        if evaluated := [name for name, layer in self._layers.items() if not layer.training]:
+        if evaluated := [name for name, layer in self.layers.items() if not layer.training]:
             raise ValueError(
                 f"{self._caller}: {join_names(evaluated)} are in eval mode after the next batch was made; make all "
                 "batches before, as a list, or let what makes them give back train mode"
             )
         with contextlib.ExitStack() as undo:
-            for name, layer in self._layers.items():
+            for name, layer in self.layers.items():
                 # Before other hooks, which may begin the call of a recorded layer.
                 hook = layer.register_forward_pre_hook(partial(self._note, name), prepend=True, with_kwargs=True)
                 undo.callback(hook.remove)
             yield
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        layer = self._layers[name]
+        layer = self.layers[name]
         if module is not layer:  # a copy of it, which has the hooks too
             return
         if not layer.training:

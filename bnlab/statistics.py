@@ -82,7 +82,7 @@ class Statistics(Mapping[str, Moments]):
             others = self.check.lookalikes
             parts += ["not torch's batch norm: " + ", ".join(others)] if others else []
             if not self.check.held:
-                parts.append(f"check failed at {self.check.layer}")
+                parts.append(f"check failed at {self.check.leaking or self.check.layer}")
             elif self.check.compared:
                 parts.append("check held")
         return f"Statistics({'; '.join(parts)})"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,14 +18,30 @@ from bnlab.exact.modes import RandomStream
 from bnlab.layers import join_names, set_train_mode
 from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
-from bnlab.moments import Moments, read
+from bnlab.moments import Moments, Partial, read
+from bnlab.normalizations import find_difference
 from bnlab.randomness import list_generators
 from bnlab.running_use import RunningUse
+
+
+class _Seen(NamedTuple):
+    """A call of a layer.
+
+    Attributes:
+        name: of the layer.
+        moments: of its input.
+        images: the same by image, where that is wanted.
+    """
+
+    name: str
+    moments: Moments
+    images: Partial | None
 
 
 def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
     found: dict[str, Moments] = {}
+    calls: list[_Seen] = []  # of the forward that runs
     is_forward = False  # not the caller's batches, which may be made with the model
 
     def look(name: str, x: Tensor) -> None:
@@ -39,9 +58,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
                 "with; use larger batches or upstream='population'"
             )
         moments = Moments.of(x)
-        if job.by_image:
-            job.parts.setdefault(name, []).append(read(x, moments.mean, by_image=True))
-        found[name] = found[name].merge(moments) if name in found else moments
+        calls.append(_Seen(name, moments, read(x, moments.mean, by_image=True) if job.by_image else None))
 
     hooks = list_forward_hooks(job.model)
     job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans(), elsewhere=job.elsewhere)
@@ -55,25 +72,41 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     random, state = RandomStream(job.device, list_generators(job.model.modules())), ModuleState(job.model, hooks)
     use = RunningUse(job.targets, CALLER)
 
-    def work() -> None:
+    def run(index: int, batch: Any) -> list[_Seen]:
+        """What the layers are given in the forward of a batch."""
         nonlocal is_forward
+        calls.clear()
+        state.accept()
+        own = random.capture()  # the caller's batches draw from the caller's stream
+        random.apply(random.begin(index))
+        kept = keep_state(job.model)  # as the caller's batches, which may write into it, have left it
+        with torch.no_grad(), use.watched(), job.weights.restored(unseen=True), kept.restored(unseen=True):
+            is_forward = True
+            with state.undone():
+                job.forward(job.model, copy_batch(batch, job.device))
+        is_forward = False
+        random.apply(own)
+        if use.found:
+            raise ValueError(
+                f"{CALLER}: the running statistics of {join_names(use.found)} are used, not the batch's: the forward "
+                "changes to eval mode, or a forward of the layer's own takes them; leave it out with layers=[...], or "
+                "use upstream='population'"
+            )
+        return list(calls)
+
+    again: list[_Seen] = []  # what the layers are given of the first batch, before all others and in its turn
+    first: list[_Seen] = []
+
+    def work() -> None:
         for index, batch in enumerate(source):
-            state.accept()
-            own = random.capture()  # the caller's batches draw from the caller's stream
-            random.apply(random.begin(index))
-            kept = keep_state(job.model)  # as the caller's batches, which may write into it, have left it
-            with torch.no_grad(), use.watched(), job.weights.restored(unseen=True), kept.restored(unseen=True):
-                is_forward = True
-                with state.undone():
-                    job.forward(job.model, copy_batch(batch, job.device))
-            is_forward = False
-            random.apply(own)
-            if use.found:
-                raise ValueError(
-                    f"{CALLER}: the running statistics of {join_names(use.found)} are used, not the batch's: the "
-                    "forward changes to eval mode, or a forward of the layer's own takes them; leave it out with "
-                    "layers=[...], or use upstream='population'"
-                )
+            if index == 0:
+                again.extend(run(index, batch))
+            seen = run(index, batch)
+            first.extend([] if index else seen)
+            for name, moments, images in seen:
+                found[name] = found[name].merge(moments) if name in found else moments
+                if images is not None:
+                    job.parts.setdefault(name, []).append(images)
 
     job.ranks.together(work)
     job.cost.batches = job.cost.forwards = source.count
@@ -82,6 +115,10 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
         for layer in job.targets.values():
             layer.eval()
         check_first_batch(job, found, {}, source.first, random, state)
+        assert job.check is not None
+        job.check = replace(
+            job.check, leaking=find_difference([call[:2] for call in again], [call[:2] for call in first])
+        )
     return merged
 
 

@@ -14,6 +14,7 @@ from bnlab.batches import list_leaves, map_leaves
 from bnlab.exact.watch import FUNCTIONAL, OtherStatistics, Watch
 from bnlab.layers import BatchNorm, join_names
 from bnlab.moments import Moments, Partial, compare_moments, pool, read
+from bnlab.normalizations import LEAK
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
 
@@ -52,6 +53,8 @@ class Check:
         unknown: layers whose own forward computes by hand, and gives something else than their input, normalized with
             the statistics that were measured.
         tied: layers whose running buffers another part of the model holds, too, and computes with.
+        leaking: with upstream="batch", the first layer that is given something else of the first batch when that is run
+            again: something of a forward stays behind.
     """
 
     images: int
@@ -67,11 +70,12 @@ class Check:
     lookalikes: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
+    leaking: str | None = None
 
     @property
     def held(self) -> bool:
         """Whether the evaluation has given what was measured, as far as that was `compared`."""
-        return self.layer is None
+        return self.layer is None and self.leaking is None
 
     def join(self, other: Check) -> Check:
         """One check of the batches of both."""
@@ -82,6 +86,7 @@ class Check:
             mean=max(self.mean, other.mean),
             var=max(self.var, other.var),
             layer=first.layer,
+            leaking=first.leaking,
             batch=first.batch,
             compared=self.compared + other.compared,
             **{name: tuple(dict.fromkeys(getattr(self, name) + getattr(other, name))) for name in names},
@@ -137,6 +142,8 @@ class Check:
                 f"{_describe(self.tied)}: another part of the model holds its running buffers too, and computes with "
                 "them as they were before; what comes after was measured so, and changes once the result is written"
             )
+        if self.leaking is not None:
+            sentences.append(f"layer {self.leaking!r}: {LEAK}")
         if self.layer is not None:
             which = "the first batch" if self.batch == 0 else f"batch {self.batch} (from 0)"
             sentences.append(

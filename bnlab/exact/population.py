@@ -73,8 +73,8 @@ def population_statistics(
     names layers that hooks do not see, modules that keep running statistics and are no batch norm of torch's (by the
     names of their tensors: running_mean, ema_var, ...; frozen ones excepted), layers that normalize with their batch's
     statistics all the same, with other ones than were measured, or something else than their input, layers whose
-    statistics something else in the model uses too, and the first layer at which this evaluation gives something else;
-    `.check` keeps them.
+    statistics something else in the model uses too, and the first layer at which this evaluation gives something else
+    (with upstream="batch", the first batch when it is run again); `.check` keeps them.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, keep_state, set_buffers_aside
-from bnlab.layers import batch_norm_layers, join_names, set_train_mode
+from bnlab.layers import (
+    BatchNorm,
+    batch_norm_layers,
+    get_layer_input,
+    join_names,
+    set_train_mode,
+    strip_transforms,
+)
 from bnlab.loans import refuse_other_threads
 from bnlab.module_state import ModuleState, list_forward_hooks
+from bnlab.moments import Moments
+from bnlab.normalizations import LEAK, find_difference
 from bnlab.recording.block import Recording, record
 from bnlab.running_use import RunningUse
 from bnlab.trace import MomentTrace
@@ -40,56 +51,47 @@ def record_frozen(
 
     Warns:
         RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,
-            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out.
+            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or the first
+            batch, which is run twice, gives something else the second time: something of a forward stays behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
+    again, first = list[_Call](), list[_Call]()  # of the first batch: before it is recorded, and then
     with borrowed(model), gradients_set_aside(model), torch.no_grad():
         refuse_other_threads(model)
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
         state, weights = ModuleState(model, hooks), KeptTensors(model.parameters())
+        use = _enter_train_mode(model, layers, training)
+
+        def run(batch: Any) -> None:
+            state.accept()
+            kept = keep_state(model)  # as the caller's batches, which may write into it, have left it
+            with use.watched(), weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
+                (forward or call)(model, copy_batch(batch, device))
+
+        read = _read(batches, layers)
+        batch = next(read)
+        with borrowed(model), _noted(layers, again):
+            run(batch)
         with record(model) as trace, weights.restored(unseen=True):
-            model.train(training)
-            frozen = set_train_mode(layers)
-            use = RunningUse({name: layer for name, layer in layers.items() if name not in frozen}, "record_frozen")
-            if len(frozen) == len(layers):
-                raise ValueError(
-                    f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
-                    "no layer has batch statistics; pass a model with layers that take train mode"
-                )
-            recorded = 0  # calls
             starts = {name: entries.start for name, entries in trace.layers.items()}
-            for batch in batches:
-                _check_recorded(trace, recorded)
-                state.accept()
-                kept = keep_state(model)  # as the caller's batches, which may write into it, have left it
-                with use.watched(), weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
-                    (forward or call)(model, copy_batch(batch, device))
+            with _noted(layers, first):
+                run(batch)
+            trace.step()
+            for batch in read:
+                run(batch)
                 trace.step()
-                recorded = _count_calls(trace)
-            _check_recorded(trace, recorded)
             assert isinstance(trace.recording, Recording)
             for recorder in trace.recording.recorders:
                 recorder.exchanged = False  # which buffers a forward gives its layers is all the same to this average
-    if trace.last_step == trace.first_step:
-        raise ValueError("record_frozen: batches is empty; pass at least one batch")
-    if left_out := [*dict.fromkeys([*frozen, *use.found])]:
-        told = (
-            f"record_frozen: the running statistics of {join_names(left_out)} are used as ever: these layers cannot be "
-            "put into train mode (train is overridden), the forward changes to eval mode, or a forward of their own "
-            "takes them"
-        )
-        if len(left_out) == len(layers):
-            raise ValueError(f"{told}; pass a model with layers that have batch statistics")
-        trace.layers = {name: entries for name, entries in trace.layers.items() if name not in left_out}
-        warnings.warn(
-            f"{told}; the trace leaves them out",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    told = _leave_out(trace, [name for name in layers if name in use.found or name not in use.layers])
+    if leaking := find_difference(again, first):
+        told.append(f"layer {leaking!r}: {LEAK}")
+    for sentence in told:
+        warnings.warn(f"record_frozen: {sentence}", RuntimeWarning, stacklevel=2)
     for name, entries in trace.layers.items():
         if not entries.moments.isfinite().all():
             raise ValueError(
@@ -100,14 +102,67 @@ def record_frozen(
     return trace
 
 
-def _count_calls(trace: MomentTrace) -> int:
-    return sum(map(len, trace.layers.values()))
-
-
-def _check_recorded(trace: MomentTrace, calls: int) -> None:
-    """ValueError if there are others than those of the forwards."""
-    if _count_calls(trace) != calls:
+def _enter_train_mode(model: nn.Module, layers: Mapping[str, BatchNorm], training: bool) -> RunningUse:
+    """Put the layers into train mode; ValueError if none goes."""
+    model.train(training)
+    frozen = set_train_mode(layers)
+    if len(frozen) == len(layers):
         raise ValueError(
-            "record_frozen: the model is called while the next batch is made, where it has batch statistics; make all "
-            "batches before, as a list"
+            f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
+            "no layer has batch statistics; pass a model with layers that take train mode"
         )
+    return RunningUse({name: layer for name, layer in layers.items() if name not in frozen}, "record_frozen")
+
+
+def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
+    """Take layers out of the trace. Returns the sentence that says so; ValueError if none is left."""
+    if not names:
+        return []
+    told = (
+        f"the running statistics of {join_names(names)} are used as ever: these layers cannot be put into train mode "
+        "(train is overridden), the forward changes to eval mode, or a forward of their own takes them"
+    )
+    if len(names) == len(trace.layers):
+        raise ValueError(f"record_frozen: {told}; pass a model with layers that have batch statistics")
+    trace.layers = {name: entries for name, entries in trace.layers.items() if name not in names}
+    return [f"{told}; the trace leaves them out"]
+
+
+_Call = tuple[str, Moments]
+_END = object()
+
+
+@contextlib.contextmanager
+def _noted(layers: Mapping[str, BatchNorm], calls: list[_Call]) -> Iterator[None]:
+    """Note what layers in train mode are given in the block."""
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = strip_transforms(get_layer_input(args, kwargs))
+        if module is layers[name] and module.training and isinstance(x, Tensor) and x.numel():
+            calls.append((name, Moments.of(x)))
+
+    with contextlib.ExitStack() as undo:
+        for name, layer in layers.items():
+            # Before other hooks, which may change what is noted.
+            hook = layer.register_forward_pre_hook(partial(note, name), prepend=True, with_kwargs=True)
+            undo.callback(hook.remove)
+        yield
+
+
+def _read(batches: Iterable[Any], layers: Mapping[str, BatchNorm]) -> Iterator[Any]:
+    """The batches; ValueError if there are none, or if a layer is called in train mode to make one."""
+    iterator, calls, is_first = iter(batches), list[_Call](), True
+    while True:
+        with _noted(layers, calls):
+            batch = next(iterator, _END)
+        if calls:
+            raise ValueError(
+                "record_frozen: the model is called while the next batch is made, where it has batch statistics; make "
+                "all batches before, as a list"
+            )
+        if batch is _END and is_first:
+            raise ValueError("record_frozen: batches is empty; pass at least one batch")
+        if batch is _END:
+            return
+        is_first = False
+        yield batch

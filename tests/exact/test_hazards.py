@@ -1206,9 +1206,58 @@ class OfAGlobalGenerator(nn.BatchNorm2d):
 
 def test_layers_that_give_something_else_each_time_are_not_blamed() -> None:
     model = nn.Sequential(OfAGlobalGenerator(3), nn.BatchNorm2d(3))
+    with pytest.warns(RuntimeWarning, match="layer '1': the first batch, run twice, gives something else"):
+        assert list(record_frozen(model, images(4, 3)).layers) == ["0", "1"]
+
+
+@dataclass(slots=True)
+class Counter:
+    count: int = 0
+
+
+class Counting(nn.Module):
+    """Adds to its input how many forwards there have been, as it is counted where `place` says."""
+
+    everywhere = np.zeros(1)
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place, self.counter, self.identity = place, Counter(), nn.Identity()
+        self.identity.held = [0]  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.place == "slots":
+            self.counter.count += 1
+        if self.place == "class":
+            self.everywhere += 1
+        if self.place == "torch's own module":
+            self.identity.held[0] += 1  # type: ignore[index, operator]
+        return x + self.counter.count + float(self.everywhere[0]) + self.identity.held[0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("place", ["slots", "class", "torch's own module"])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_what_a_forward_leaves_behind_is_told_or_put_back(place: str, measure: Callable[..., Any]) -> None:
+    model = nn.Sequential(Counting(place), nn.BatchNorm2d(3))
+    if place == "torch's own module":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            measure(model, images(4, 3, 5))
+        assert model[0].identity.held == [0]
+    else:
+        with pytest.warns(RuntimeWarning, match="layer '1': the first batch, (run twice|evaluated again)"):
+            measure(model, images(4, 3, 5))
+
+
+def test_a_method_of_a_module_that_hooks_call() -> None:
+    """What it sets on its module is the batch's own, also where the batch waits."""
+    model = nn.Sequential(Remembering("method"), nn.BatchNorm2d(3))
+    batches = [x + i for i, x in enumerate(images(4, 3))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert list(record_frozen(model, images(4, 3)).layers) == ["0", "1"]
+        found = population_statistics(model, batches)
+    assert_same(found, LAYERWISE(model, batches))
+    assert found.cost.forwards == len(batches)
 
 
 class InFloat32(nn.BatchNorm2d):
