@@ -32,7 +32,10 @@ def main() -> int:
     )
     keep_freed_memory()
     try:
-        arguments = parser.parse_args([_as_option(word) for word in sys.argv[1:]])
+        words = [_as_option(word) for word in sys.argv[1:]]
+        if sum(word.startswith("--max-images") for word in words) > 1:
+            raise ValueError("max_images is given twice")
+        arguments = parser.parse_args(words)
         print(_measure_gap(arguments.model, arguments.batches, arguments.max_images))
         return 0
     except Exception as error:  # the caller's model and batches may raise anything
@@ -88,7 +91,10 @@ def _call_by_name(name: str) -> Any:
         raise TypeError(f"{name} is a {type(make).__name__}; name a function without arguments")
     with contextlib.suppress(ValueError):  # some of C have no signature
         _check_arguments(name, inspect.signature(make))
-    return make()
+    try:
+        return make()
+    except SystemExit as error:
+        raise ValueError(f"{name}: ends the program ({error.code})") from error
 
 
 def _check_arguments(name: str, signature: inspect.Signature) -> None:

@@ -32,6 +32,7 @@ from experiments.explain import (
     explain_unknown,
     first_line,
     list_choices,
+    list_required,
     list_settings,
 )
 
@@ -86,6 +87,7 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
             )
         jobs = [list(job) for job in itertools.product(*map(_values, [*own, *given]))]
         configs = [_build_config(composer.compose(job), job) for job in jobs]
+        _check_required([*own, *given])
         _check_files([*own, *given], composer)
         _check_variations(jobs, given)
         _tell_of_unread(given, own, configs)
@@ -102,9 +104,18 @@ def _check_name(configs: list[Config], words: list[str]) -> None:
             raise UserError(explain_name(words, config.name))
 
 
+def _check_required(overrides: list[Override]) -> None:
+    """UserError where the experiment's file wants something to be given that is not: Hydra would take the default."""
+    keys = {o.get_key_element(): o.value() for o in overrides}
+    file = f"experiment/{keys['experiment']}.yaml" if "experiment" in keys else None
+    for key in list_required(file) if file else ():
+        if key not in keys:
+            raise UserError(f"conf/{file}: {key} is ???, and has to be given: write {key}=…")
+
+
 def _check_files(overrides: list[Override], composer: _Composer) -> None:
     """UserError where swept files, such as those of suite, sweep something themselves: it would be left out."""
-    swept_keys = {key for whole, _ in composer.bases.values() for key in whole.hydra.sweeper.params or {}}
+    swept_keys = {key for whole, _ in composer.bases.values() for key in _own_params(whole)}
     if left_out := sorted(swept_keys - {o.get_key_element() for o in overrides}):
         files = " ".join(_word(o) for o in overrides if o.get_key_element() in _FILES and o.is_sweep_override())
         raise UserError(
@@ -208,7 +219,7 @@ def _composer() -> Iterator[_Composer]:
 def _own_sweep(hydra: DictConfig, given: list[Override]) -> list[Override]:
     """What the experiment sweeps by itself, unless the command line says otherwise."""
     keys = {o.get_key_element() for o in given}
-    words = [f"{key}={value}" for key, value in (hydra.hydra.sweeper.params or {}).items() if key not in keys]
+    words = [f"{key}={value}" for key, value in _own_params(hydra).items() if key not in keys]
     known = {*field_names(Config), *CHOICES}
     try:
         own = _parse(words)
@@ -219,6 +230,12 @@ def _own_sweep(hydra: DictConfig, given: list[Override]) -> list[Override]:
     except UserError as error:
         raise UserError(f"{experiment_file(map(_word, given))}: {error}") from error
     return own
+
+
+def _own_params(hydra: DictConfig) -> Any:
+    """What files sweep, by key."""
+    sweeper = hydra.hydra.sweeper
+    return {} if sweeper is None else sweeper.params or {}
 
 
 def _values(override: Override) -> list[Override]:
@@ -259,13 +276,10 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise UserError(f"{word}: of Hydra's own settings only hydra/launcher and hydra.launcher.* can be changed")
         if key in _FILES and not override.is_sweep_override() and not isinstance(override.value(), str):
             raise UserError(f"{word}: {key} takes one name; choose from {', '.join(list_choices(key))}")
-        if (
-            key == "name"
-            and isinstance(override.value(), (int, float))
-            and not isinstance(override.value(), bool)
-            and word.partition("=")[2] != str(override.value())
-        ):
-            raise UserError(f"{word}: is the number {override.value()}; put a letter before it, or write 'name=\"…\"'")
+        if key in ("name", "results", "data.root") and not override.is_sweep_override():
+            value = override.value()
+            if isinstance(value, (int, float)) and word.partition("=")[2] != str(value):
+                raise UserError(f"{word}: is read as {value}; put a letter before it, or write '{key}=\"…\"'")
         found[key] = override
     return list(found.values())
 

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -45,9 +46,18 @@ def experiment_file(words: Iterable[str]) -> str:
 @cache  # each job of a sweep asks
 def list_settings(file: str) -> set[str]:
     """The settings that a file of conf/ has values of, dotted, and the groups of which it chooses a file."""
-    content = yaml.safe_load((CONF / file).read_text()) or {}
+    content = _read(file)
     chosen = [key for item in content.pop("defaults", []) if isinstance(item, dict) for key in item]
     return {*flatten(content), *(key.removeprefix("override /") for key in chosen)}
+
+
+def list_required(file: str) -> list[str]:
+    """The settings of which a file of conf/ says that they have to be given: '???', as Hydra writes it."""
+    return [key for key, value in flatten(_read(file)).items() if value == "???"]
+
+
+def _read(file: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / file).read_text()) or {}
 
 
 def explain_syntax(word: str) -> str:
@@ -96,9 +106,10 @@ def _explain_missing(files: Sequence[str], group: str, name: str) -> str:
 def explain_name(words: Sequence[str], name: str) -> str:
     """The name of the results is another than the experiment's; the file that sets it."""
     path = experiment_file(words)
-    own = yaml.safe_load((CONF.parent / path).read_text())
-    if path.startswith("conf/experiment/") and own.get("name") == name:
-        return f"{path}: name: {name}; write name: {Path(path).stem}"
+    own = yaml.safe_load((CONF.parent / path).read_text()) or {}
+    if path.startswith("conf/experiment/") and own.get("name") != Path(path).stem:
+        found = f"name: {own['name']}" if "name" in own else "has no name"
+        return f"{path}: {found}; write name: {Path(path).stem}"
     chosen = [word for word in words if word.partition("=")[0] in CHOICES and not word.startswith("experiment=")]
     return (
         f"{' '.join(chosen)}: sets name: {name}, where results lie, which an experiment's file and name= do; only "

@@ -117,6 +117,7 @@ def test_help_and_version(folder: Path) -> None:
         (("nonsense",), "invalid choice: 'nonsense'"),
         (("gap", "mine:model"), "required: batches"),
         (("gap", "mine:model", "mine:batches", "max_images=x"), "invalid int value: 'x'"),
+        (("gap", "mine:model", "mine:batches", "max_images=8", "--max-images=16"), "max_images is given twice"),
         (("gap", "mine:model", "mine:batches", "--most", "3"), "unrecognized arguments: --most 3"),
     ],
 )

@@ -51,8 +51,8 @@ def record_frozen(
 
     Warns:
         RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,
-            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or the first
-            batch, which is run twice, gives something else the second time: something of a forward stays behind.
+            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or the
+            first batch, which is run twice, gives something else the second time: something of a forward stays behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")

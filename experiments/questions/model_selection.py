@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import lowest, rows, score, select
+from bnlab.harness.reporting.frames import check_coverage, lowest, rows, score, select
 from bnlab.harness.reporting.plots import EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 
@@ -28,6 +28,7 @@ def find_picks(tables: Tables) -> pd.DataFrame:
     exact statistics pick, both under exact statistics; and `same`, whether these are one checkpoint.
     """
     val, test = (rows(tables, "evaluations", split=split) for split in ("val", "test"))
+    check_coverage(val, ["run"], ["estimator", "momentum"], ["step"])
     exact = select(val, estimator="exact")
     last = exact[exact["step"] == exact.groupby("run")["step"].transform("max")].assign(estimator="last")
     errors = pd.concat([val, last]).assign(error=lambda f: 1 - f["accuracy"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, average, interval, lowest, rows, score
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, average, check_coverage, interval, lowest, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
 
 SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
@@ -23,6 +23,7 @@ def find_plain(tables: Tables) -> pd.DataFrame:
 def score_ends(tables: Tables) -> pd.DataFrame:
     """How many times the smallest gap between the ends of the sweep are those at its ends."""
     gaps = average(rows(tables, "gaps", SHARES, estimator="ema"), "mean_gap", (*NETWORK, "momentum"), geometric=True)
+    check_coverage(gaps, ["panel", "batch_size"], ["seed"], ["momentum"])
     ends = gaps["momentum"].isin(ENDS)
     best = lowest(gaps[~ends], "mean_gap", NETWORK).set_index([*NETWORK])["mean_gap"].rename("best")
     times = gaps[ends].join(best, on=[*NETWORK], how="inner")

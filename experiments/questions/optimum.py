@@ -11,6 +11,7 @@ from bnlab import theory
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import (
     DEFAULT_MOMENTUM,
+    check_coverage,
     interval,
     lowest,
     on_curves,
@@ -49,6 +50,7 @@ def score_gap(tables: Tables) -> pd.DataFrame:
 def score_optimum(tables: Tables) -> pd.DataFrame:
     """Predicted (of 401 momenta) and measured best momentum of each layer, panel, batch size and seed."""
     predicted, measured = predict(tables, np.geomspace(1e-4, 1, 401)), rows(tables, "gaps", SHARES, estimator="ema")
+    check_coverage(measured, [], NETWORK, ["momentum"])
     best = [lowest(gaps, "mean_gap", LAYER) for gaps in (predicted, measured)]
     momenta = [frame.set_index([*LAYER])["momentum"] for frame in best]
     return pd.concat(momenta, axis=1, join="inner", keys=["predicted", "measured"]).reset_index()

@@ -181,8 +181,10 @@ CASES = {
     # folders
     "sweep name=../x": "name='../x'",
     "sweep name=": "name=''",
-    "sweep name=1.50": "name=1.50: is the number 1.5; put a letter before it",
-    "sweep name=2024_11_22": "name=2024_11_22: is the number 20241122",
+    "sweep name=1.50": "name=1.50: is read as 1.5; put a letter before it",
+    "sweep name=2024_11_22": "name=2024_11_22: is read as 20241122",
+    "sweep results=2024_11_22": "results=2024_11_22: is read as 20241122; put a letter before it",
+    "sweep results=true": "results=true: is read as True",
     "sweep name=runs": "not runs",
     "sweep name=???": "name",
     "sweep name=${nope}": "nope",

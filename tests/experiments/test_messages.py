@@ -38,6 +38,10 @@ FILES = {
     "swept values": (SWEPT + "    params:\n      seed: 0,\n", "seed=0,: cannot be read"),
     "sweeper": (SWEPT + "    parms: 3\n", ".*'hydra.sweeper.parms'"),
     "mode": (HEADER + "hydra:\n  mode: OFTEN\n", "hydra.mode: .*'OFTEN'"),
+    "nothing": (HEADER, "has no name; write name: mine"),
+    "no name": (HEADER + "seed: 1\n", "has no name; write name: mine"),
+    "to be given": (HEADER + "name: mine\nbatch_size: ???\n", r"batch_size is \?\?\?, and has to be given"),
+    "empty sweeper": (HEADER + "hydra: {sweeper: }\n", "has no name; write name: mine"),
 }
 
 

@@ -272,10 +272,11 @@ def draw_line(
         return
     seen = np.isfinite(ordered["mean"].to_numpy())
     alone = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)  # no line goes there
-    every = np.arange(len(ordered)) % max(1, len(ordered) // 10) == 0 if style.get("marker") else alone
+    every: int | list[bool] = max(1, len(ordered) // 10)
     if alone.any():
-        style = {**style, "marker": style.get("marker") or "o"}
-    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=list(every | alone), **style)
+        marked = (np.arange(len(ordered)) % every == 0) & bool(style.get("marker"))
+        style, every = {**style, "marker": style.get("marker") or "o"}, list(marked | alone)
+    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=every, **style)
     if ordered["low"].notna().any():
         has_end = (ordered["low"] > 0) | (not log)
         halves = [("low", "high", None)] if has_end.all() else [("mean", "high", None), ("low", "mean", has_end)]

@@ -42,4 +42,13 @@ def test_the_choice_without_replacement_is_over_that_with_it() -> None:
     tables = plant(values={"chosen": lambda row: 0.1 if row["order"] == "shuffled" else 0.4}, **COMMON)
     found = find_chosen(tables)
     np.testing.assert_allclose(found["chosen"], 0.25)
-    assert len(found) == 8  # two batch sizes, four seeds
+    assert found.groupby(["batch_size", "seed"]).ngroups == 8  # two batch sizes, four seeds
+
+
+def test_a_step_that_one_order_lacks_is_left_out_of_both() -> None:
+    """The same orders differ by nothing, whatever was measured of one of them only."""
+    tables = plant(values={"chosen": lambda row: float(row["step"])}, **COMMON)
+    choices = tables["choices"].merge(tables["runs"][["run", "order"]])
+    lacking = choices[(choices["order"] == "shuffled") | (choices["step"] > choices["step"].min())]
+    found = find_chosen({**tables, "choices": lacking.drop(columns="order")})
+    assert len(found) and (found["chosen"] == 1).all()

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames.coverage import check_coverage
 from bnlab.harness.reporting.frames.networks import RESULTS
 from bnlab.harness.reporting.frames.selection import name_value, require_columns
 from bnlab.harness.schema import TABLES
@@ -49,8 +50,10 @@ def best_on_average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.Da
         by: what has a momentum of its own, such as "batch_size"; null keys are kept.
 
     Raises:
-        UserError: a column is missing.
+        UserError: a column is missing, or some seeds lack a momentum that others have.
     """
+    if "seed" in frame:
+        check_coverage(frame, by, ["seed"], ["momentum"])
     means = average(frame, value, (*by, "momentum"))
     best = means.loc[means.groupby([*by], dropna=False)[value].idxmax(), [*by, "momentum"]]
     return frame.merge(best, on=[*by, "momentum"])
@@ -198,24 +201,18 @@ def check_mixed(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], 
 
 
 def _check_settings(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
-    """UserError if, among rows that agree in `by`, one seed would be averaged over fewer settings than another.
+    """UserError if one average would be over fewer settings than another that stands beside it.
 
-    Parts of a network may be missing: what is asked may not have an answer in each layer.
+    So are those of seeds that agree in `by`, and those of a network's estimators. Parts of a network may be missing:
+    what is asked may not have an answer in each layer.
     """
     settings = [column for column in over if column not in _PARTS]
     if not settings:
         return
-    parts = frame[[*by, "seed", *settings]].drop_duplicates().reset_index(drop=True)
-    first = parts.drop_duplicates([*by, *settings]).index
-    for key, seeds in _split(parts, "seed", by):
-        every, counts = seeds.index.isin(first).sum(), seeds.value_counts()
-        if (counts < every).any():
-            where = ", ".join(name_value(*pair) for pair in zip(by, key, strict=True))
-            raise UserError(
-                f"seed {counts.idxmin()} has {counts.min()} of {every} values of {', '.join(settings)}"
-                f"{' at ' * bool(where)}{where}, and its average would be one of other things than that of the others; "
-                "sweep what is missing, or select what all seeds have"
-            )
+    check_coverage(frame, by, ["seed"], settings)
+    kinds = [column for column in ("estimator", "momentum") if column in by]
+    if kinds and "run" in frame:
+        check_coverage(frame, ["run", *(key for key in by if key not in kinds)], kinds, settings)
 
 
 def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:

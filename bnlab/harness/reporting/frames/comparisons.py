@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import Note
+from bnlab.harness.reporting.frames.coverage import check_coverage
 from bnlab.harness.reporting.frames.selection import check_estimators, lowest, name_value, require_columns, select
 
 SAME_NETWORK = ("run",)
@@ -86,9 +87,12 @@ def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.Dat
         estimator: the one of which the best momentum is the reference; rows for which it has none are left out.
 
     Raises:
-        UserError: there is no such column.
+        UserError: there is no such column, or networks or steps have other momenta than others: the best of fewer is
+            farther.
     """
-    best = lowest(select(frame, estimator=estimator), value, _list_keys(frame))
+    candidates = select(frame, estimator=estimator)
+    check_coverage(candidates, [], [key for key in ("run", "step") if key in frame], ["momentum"])
+    best = lowest(candidates, value, _list_keys(frame))
     return paired(pd.concat([frame, best.assign(estimator="best")]), value, against="best", ratio=True)
 
 

@@ -111,10 +111,35 @@ def test_seeds_that_lack_some_of_what_others_are_averaged_over() -> None:
     lacking = frame.query("seed < 2 or momentum == 0.1")
     without_value = frame.assign(x=frame["x"].where((frame["seed"] < 2) | (frame["momentum"] == 0.1)))
     for rows in (lacking, without_value):
-        with pytest.raises(UserError, match=r"seed 2 has 1 of 2 values of momentum, and its average would"):
+        with pytest.raises(UserError, match="seed 2 has 1 of 2 values of momentum, and what is made of them would"):
             interval(rows, "x", [], average=("layer", "momentum"))
     assert interval(lacking[lacking["momentum"] == 0.1], "x", [], average=("layer", "momentum"))["n"].item() == 3
     assert list(interval(frame[:-1], "x", ["momentum"], average="layer")["n"]) == [3, 3]  # a layer may have no answer
+
+
+def test_lines_that_are_averaged_over_other_steps_are_refused() -> None:
+    """One that is measured at the last step only has no early gaps, which are larger."""
+    records = [
+        (f"run_{seed}", seed, estimator, 0.1 if estimator == "ema" else None, epoch, 1 / epoch)
+        for seed in range(3)
+        for estimator in ("ema", "kalman")
+        for epoch in (1.0, 2.0, 4.0)
+    ]
+    frame = pd.DataFrame(records, columns=["run", "seed", "estimator", "momentum", "epoch", "gap"])
+    by = ("estimator", "momentum")
+    assert interval(frame, "gap", by, average="epoch")["mean"].nunique() == 1
+    late = frame[(frame["estimator"] == "ema") | (frame["epoch"] == 4)]
+    with pytest.raises(UserError, match="estimator kalman has 1 of 3 values of epoch at run run_0"):
+        interval(late, "gap", by, average="epoch")
+    assert list(interval(late, "gap", (*by, "epoch"))["n"]) == [3] * 4
+
+
+def test_the_best_momentum_is_chosen_among_those_that_all_seeds_have() -> None:
+    records = [(16, seed, momentum, momentum) for seed in range(3) for momentum in (0.1, 0.5)]
+    frame = pd.DataFrame(records, columns=["batch_size", "seed", "momentum", "accuracy"])
+    assert set(best_on_average(frame, "accuracy", ["batch_size"])["momentum"]) == {0.5}
+    with pytest.raises(UserError, match="seed 2 has 1 of 2 values of momentum at batch size 16"):
+        best_on_average(frame[:-1], "accuracy", ["batch_size"])
 
 
 def test_a_seed_counts_once() -> None:

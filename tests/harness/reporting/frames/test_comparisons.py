@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import on_curves, paired
+from bnlab.harness.reporting.frames import on_curves, over_best, paired, select
 
 
 def test_paired_by_network_step_and_layer() -> None:
@@ -63,6 +63,21 @@ def test_the_reference_is_of_the_training_split() -> None:
         ["ema", "train", 7.0],
     ]
     assert paired(frame.iloc[[0, 2]], "gap")["gap"].tolist() == [4.0]  # the only one that there is
+
+
+def test_the_best_in_hindsight_is_of_the_same_momenta() -> None:
+    """Of a network that has fewer it would be farther, and others would look nearer to it."""
+    records = [
+        (f"run_{seed}", step, estimator, momentum, gap)
+        for seed in range(3)
+        for step in (10, 20)
+        for estimator, momentum, gap in (("ema", 0.1, 2.0), ("ema", 0.5, 1.0), ("predictive", None, 3.0))
+    ]
+    frame = pd.DataFrame(records, columns=["run", "step", "estimator", "momentum", "gap"])
+    assert set(select(over_best(frame, "gap"), estimator="predictive")["gap"]) == {3.0}
+    lacking = frame[(frame["run"] != "run_2") | (frame["momentum"] != 0.5) | (frame["step"] != 10)]
+    with pytest.raises(UserError, match="run run_2, step 10 has 1 of 2 values of momentum, and what is made of them"):
+        over_best(lacking, "gap")
 
 
 def test_points_on_curves() -> None:

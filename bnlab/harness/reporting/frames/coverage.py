@@ -1,0 +1,43 @@
+"""Whether what is compared, or averaged side by side, is of the same things: momenta, steps, batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames.selection import name_value
+
+
+def check_coverage(frame: pd.DataFrame, groups: Sequence[str], members: Sequence[str], what: Sequence[str]) -> None:
+    """UserError if, among rows that agree in `groups`, one has less of something than the others have.
+
+    Args:
+        frame: any rows.
+        groups: columns in which those agree that have to have the same; none: all have to.
+        members: columns that tell these apart, such as "seed"; null is a value.
+        what: columns of which each has to have the same combinations of values, such as "momentum".
+    """
+    parts = frame[[*groups, *members, *what]].drop_duplicates()
+    every = parts.drop_duplicates([*groups, *what])
+    if groups:
+        found = _count(parts, [*groups, *members]).merge(_count(every, groups), on=[*groups], suffixes=("", "_of"))
+    else:
+        found = _count(parts, members).assign(count_of=len(every))
+    lacking = found[found["count"] < found["count_of"]]
+    if lacking.empty:
+        return
+    one = lacking.iloc[0]
+    who = ", ".join(name_value(key, one[key]) for key in members if pd.notna(one[key]))
+    where = ", ".join(name_value(key, one[key]) for key in groups)
+    raise UserError(
+        f"{who} has {one['count']} of {one['count_of']} values of {', '.join(what)}{' at ' * bool(where)}{where}, and "
+        "what is made of them would be of other things than that of the others; sweep what is missing, or select what "
+        "all have"
+    )
+
+
+def _count(parts: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The keys and how many rows agree in them."""
+    return parts.groupby([*keys], dropna=False, sort=False).size().rename("count").reset_index()
