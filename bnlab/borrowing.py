@@ -46,7 +46,9 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 @contextlib.contextmanager
 def gradients_set_aside(model: nn.Module) -> Iterator[None]:
     """Parameters have no gradients in the block, to which a backward pass would add, and those of before after it."""
-    kept = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.is_leaf]
+    leaves = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.is_leaf]
+    # One that `.data = ...` has made unlike its parameter could not be given back.
+    kept = [(p, g) for p, g in leaves if g is None or (g.shape, g.dtype, g.device) == (p.shape, p.dtype, p.device)]
     for parameter, gradient in kept:
         if gradient is not None:
             parameter.grad = None
@@ -223,6 +225,24 @@ class KeptTensors:
     def _versions_now(self) -> list[int]:
         return [count_writes(tensor) for tensor, *_ in self._kept]
 
+    def take_up(self) -> bool:
+        """Take what has been written since for what is to be put back; whether anything has."""
+        kept = [
+            entry if self._is_kept(entry) else (entry[0], entry[0].detach(), entry[0].detach().clone())
+            for entry in self._kept
+        ]
+        written = any(now is not entry for now, entry in zip(kept, self._kept, strict=True))
+        self._kept, self._versions = kept, self._versions_now()
+        return written
+
+    @staticmethod
+    def _is_kept(entry: tuple[Tensor, Tensor, Tensor]) -> bool:
+        tensor, memory, value = entry
+        same = tensor.shape == value.shape and tensor.dtype == value.dtype and _is_plain(tensor) == _is_plain(value)
+        if not same or not _is_plain(tensor):
+            return False
+        return tensor.data_ptr() == memory.data_ptr() and hold_the_same(tensor, value)
+
     @contextlib.contextmanager
     def restored(self, *, unseen: bool = False) -> Iterator[None]:
         """Put back what the block has written, also if it ends half-way; `unseen`: also what left no trace."""
@@ -246,9 +266,9 @@ def list_state_tensors(model: nn.Module) -> list[Tensor]:
     """Its buffers, and the tensors that its modules hold as attributes, also in containers; no parameters."""
     held = [value for m in model.modules() for key, value in vars(m).items() if key != "_parameters"]
     held += [entry for value in held for entry in list_inner(value)]
-    held += [
-        entry for o in held if issubclass(type(o), Optimizer) for state in o.state.values() for entry in state.values()
-    ]
+    optimizers = [value for value in held if issubclass(type(value), Optimizer)]
+    states = [state for optimizer in optimizers for state in getattr(optimizer, "state", {}).values()]
+    held += [entry for state in states if isinstance(state, dict) for entry in state.values()]
     kinds = {kind for kind in set(map(type, held)) if issubclass(kind, Tensor) and not issubclass(kind, nn.Parameter)}
     found = {id(value): value for value in held if type(value) in kinds}
     return [*({id(buffer): buffer for buffer in model.buffers()} | found).values()]

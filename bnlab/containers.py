@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
 _MOST = 1000
+_VERY_MANY = 10_000
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _NO_OBJECTS = (nn.Module, Tensor, types.ModuleType, Dataset, Sampler, *_FUNCTIONS)
 
@@ -43,11 +44,11 @@ def list_inner(value: Any) -> list[Any]:
 
 
 def differs(container: Any, entries: Any) -> bool:
-    """Whether a container has other entries, by identity, or in another order."""
+    """Whether a container has other entries, by identity, or in another order; of one with very many their number."""
     if isinstance(container, types.CellType):
         container = copy_entries(container)
-    if len(container) != len(entries):
-        return True
+    if len(container) != len(entries) or len(entries) > _VERY_MANY:
+        return len(container) != len(entries)
     if isinstance(container, dict):
         return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))
     if isinstance(container, (list, deque)):
@@ -71,12 +72,16 @@ def refill(container: Any, entries: Any) -> None:
 
 
 def get_attributes(value: Any) -> dict[str, Any] | None:
-    """Of a plain object, or an optimizer; not of a module, a function, or a data set, which the caller reads meanwhile.
+    """Of a plain object, or an optimizer; not of a module or a function.
 
-    Nor of one that does not let itself be asked, such as a weak reference to what is gone.
+    Nor of a data set or what else can be read from end to end: the caller does that meanwhile, threads may fill it, and
+    files that it reads would not go back. Nor of one that does not let itself be asked, such as a weak reference to
+    what is gone.
     """
     kind = type(value)
     if issubclass(kind, _NO_OBJECTS) or (str(kind.__module__).startswith("torch.") and not issubclass(kind, Optimizer)):
+        return None
+    if hasattr(kind, "__iter__") or hasattr(kind, "__next__"):
         return None
     try:
         attributes = getattr(value, "__dict__", None)

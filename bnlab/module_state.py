@@ -166,10 +166,12 @@ class ModuleState:
             filled += [(members, entries) for members, entries in hooks if differs(members, entries)]
         return not same or bool(filled) or list(map(len, self._dicts)) != self._sizes, filled
 
-    def accept(self) -> None:
-        """Take what differs from the originals now into them."""
-        if self._find_changes()[0]:
+    def accept(self) -> bool:
+        """Take what differs from the originals now into them; whether anything does."""
+        differs, _ = self._find_changes()
+        if differs:
             self._look()
+        return differs
 
     def take(self) -> Overrides | None:
         """What differs from the originals now (None: nothing), after which the originals are put back."""

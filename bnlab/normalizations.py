@@ -26,9 +26,9 @@ def agree(one: Moments, other: Moments, tolerance: float) -> bool:
 
 
 LEAK = (
-    "the first batch, run twice, gives something else the second time from here on: a forward leaves something behind "
-    "that cannot be watched (arrays written in place, objects with slots or behind globals, files), with which the "
-    "next one begins"
+    "the first batch, run again after the others, gives something else from here on: a forward leaves something behind "
+    "that cannot be watched (arrays written in place, objects with slots or behind globals, files), or draws from a "
+    "generator of random numbers that no module holds; what it keeps belongs into buffers or attributes of the model"
 )
 
 
@@ -39,9 +39,10 @@ def find_difference(calls: Sequence[tuple[str, Moments]], others: Sequence[tuple
         calls: name and moments of each call of a layer, in order.
         others: the same of another forward.
     """
-    for (name, moments), (other, again) in zip_longest(calls, others, fillvalue=("", Moments.empty(1))):
-        if name != other or not agree(moments, again, allowed_rounding(torch.float32)):
-            return name or other
+    for name in dict.fromkeys(name for name, _ in [*calls, *others]):  # threads may change the order of layers
+        pairs = zip_longest(*([moments for own, moments in some if own == name] for some in (calls, others)))
+        if not all(a is not None and b is not None and agree(a, b, allowed_rounding(torch.float32)) for a, b in pairs):
+            return name
     return None
 
 
@@ -86,5 +87,11 @@ class Normalizations(TorchDispatchMode):
             self._tell(given["input"], mean, given.get("running_var"), given.get("weight"), bool(training))
         result = func(*args, **(kwargs or {}))
         if self._look is not None and "batch_norm" not in name:
-            self._look(args, result, name in _COPYING)
+            self._look(args, result if func._schema.returns else _list_written(func, args), name in _COPYING)
         return result
+
+
+def _list_written(func: OpOverload, args: Any) -> list[Any]:
+    """The arguments that an operation writes into."""
+    specifications = zip(func._schema.arguments, args, strict=False)
+    return [given for spec, given in specifications if spec.alias_info is not None and spec.alias_info.is_write]

@@ -92,3 +92,34 @@ def _read_state(generator: Any) -> Any:
 
 def _get_numpy() -> Any:
     return sys.modules.get("numpy")
+
+
+class RandomStream:
+    """The random state of the CPU, of one CUDA device and of other generators.
+
+    Each batch has a stream of its own, whatever runs between.
+    """
+
+    def __init__(self, device: torch.device, generators: Iterable[Generator]) -> None:
+        self._devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
+        self._seed = torch.initial_seed()
+        self._others = list(generators)
+
+    def begin(self, index: int) -> list[Any]:
+        """The state with which batch `index` begins."""
+        seed = (self._seed + index) % 2**63
+        own = [torch.Generator(device).manual_seed(seed).get_state() for device in self._devices]
+        # Of several generators each has another seed: two that are seeded alike give the same numbers.
+        seeds = [random.Random(f"{seed} {number}").getrandbits(32) for number in range(len(self._others))]
+        return [*own, *(other.seeded(seed) for other, seed in zip(self._others, seeds, strict=True))]
+
+    def capture(self) -> list[Any]:
+        own = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices[1:])]
+        return [*own, *(other.read() for other in self._others)]
+
+    def apply(self, state: list[Any]) -> None:
+        torch.set_rng_state(state[0])
+        for device, own in zip(self._devices[1:], state[1:], strict=False):
+            torch.cuda.set_rng_state(own, device)
+        for other, own in zip(self._others, state[len(self._devices) :], strict=True):
+            other.write(own)

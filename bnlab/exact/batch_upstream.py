@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab.batches import copy_batch
-from bnlab.borrowing import keep_state, set_buffers_aside
+from bnlab.batches import copy_batch, keep_batch
+from bnlab.borrowing import set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.job import Job, Source
 from bnlab.exact.layerwise import check_first_batch
-from bnlab.exact.modes import RandomStream
+from bnlab.fresh import FreshForwards
 from bnlab.layers import join_names, set_train_mode
 from bnlab.loans import count_loans
-from bnlab.module_state import ModuleState, list_forward_hooks
+from bnlab.module_state import list_forward_hooks
 from bnlab.moments import Moments, Partial, read
 from bnlab.normalizations import find_difference
-from bnlab.randomness import list_generators
+from bnlab.randomness import RandomStream, list_generators
 from bnlab.running_use import RunningUse
 
 
@@ -42,16 +42,15 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     """One pass in which every measured layer normalizes with its batch's statistics; moments are pooled."""
     found: dict[str, Moments] = {}
     calls: list[_Seen] = []  # of the forward that runs
-    is_forward = False  # not the caller's batches, which may be made with the model
 
     def look(name: str, x: Tensor) -> None:
-        if not is_forward and not job.targets[name].training:
-            return
-        if not is_forward:
+        if use.between:
             raise ValueError(
                 f"{CALLER}: layer {name!r} is called while the next batch is made, where it has the statistics of its "
                 "batch; make all batches before, as a list, or use upstream='population'"
             )
+        if not use.is_forward:
+            return
         if x.numel() == x.shape[1]:
             raise ValueError(
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
@@ -69,22 +68,18 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
             "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
         )
-    random, state = RandomStream(job.device, list_generators(job.model.modules())), ModuleState(job.model, hooks)
     use = RunningUse(job.targets, CALLER)
+    forwards = FreshForwards(job.model, hooks, job.weights)
+    random = RandomStream(job.device, list_generators(job.model.modules()))
+    first: list[tuple[Any, list[_Seen]]] = []  # the first batch, and what the layers were given
 
     def run(index: int, batch: Any) -> list[_Seen]:
         """What the layers are given in the forward of a batch."""
-        nonlocal is_forward
         calls.clear()
-        state.accept()
         own = random.capture()  # the caller's batches draw from the caller's stream
-        random.apply(random.begin(index))
-        kept = keep_state(job.model)  # as the caller's batches, which may write into it, have left it
-        with torch.no_grad(), use.watched(), job.weights.restored(unseen=True), kept.restored(unseen=True):
-            is_forward = True
-            with state.undone():
-                job.forward(job.model, copy_batch(batch, job.device))
-        is_forward = False
+        with torch.no_grad(), forwards.one(), use.watched():
+            random.apply(random.begin(index))
+            job.forward(job.model, copy_batch(batch, job.device))
         random.apply(own)
         if use.found:
             raise ValueError(
@@ -94,15 +89,10 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             )
         return list(calls)
 
-    again: list[_Seen] = []  # what the layers are given of the first batch, before all others and in its turn
-    first: list[_Seen] = []
-
     def work() -> None:
         for index, batch in enumerate(source):
-            if index == 0:
-                again.extend(run(index, batch))
             seen = run(index, batch)
-            first.extend([] if index else seen)
+            first.extend([] if first else [(keep_batch(batch), seen)])
             for name, moments, images in seen:
                 found[name] = found[name].merge(moments) if name in found else moments
                 if images is not None:
@@ -111,14 +101,16 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     job.ranks.together(work)
     job.cost.batches = job.cost.forwards = source.count
     merged = _merge_ranks(job, found)
-    if source.count and found:
+    if first and found:
+        ((batch, seen),) = first
+        again = run(0, batch)
         for layer in job.targets.values():
             layer.eval()
-        check_first_batch(job, found, {}, source.first, random, state)
+        check_first_batch(job, found, {}, batch, random, forwards.state)
         assert job.check is not None
-        job.check = replace(
-            job.check, leaking=find_difference([call[:2] for call in again], [call[:2] for call in first])
-        )
+        # A model that has been changed between batches gives something else with good reason.
+        leaking = find_difference([call[:2] for call in seen], [call[:2] for call in again])
+        job.check = replace(job.check, leaking=None if forwards.changed else leaking)
     return merged
 
 

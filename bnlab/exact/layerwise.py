@@ -15,11 +15,10 @@ from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.inspection import Inspection, Sample
 from bnlab.exact.job import Job, Source
-from bnlab.exact.modes import RandomStream
 from bnlab.loans import count_loans
 from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments, Partial
-from bnlab.randomness import list_generators
+from bnlab.randomness import RandomStream, list_generators
 from bnlab.statistics import write_buffers
 
 

@@ -23,12 +23,12 @@ from bnlab.batches import Forward, list_leaves
 from bnlab.borrowing import count_writes
 from bnlab.exact.layouts import Layouts
 from bnlab.exact.locks import Locks
-from bnlab.exact.modes import Modes, ModeSwitch, RandomStream
+from bnlab.exact.modes import Modes, ModeSwitch
 from bnlab.flags import are_same, read_flags
 from bnlab.loans import check_loans, count_loans
 from bnlab.memory import tensor_bytes
 from bnlab.module_state import ModuleState, Overrides, list_forward_hooks, list_held_tensors
-from bnlab.randomness import find_generators
+from bnlab.randomness import RandomStream, find_generators
 
 CALLER = "population_statistics"
 

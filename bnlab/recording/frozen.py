@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
-from bnlab.batches import Forward, call, copy_batch
-from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, keep_state, set_buffers_aside
+from bnlab.batches import Forward, call, copy_batch, keep_batch
+from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, set_buffers_aside
+from bnlab.fresh import FreshForwards
 from bnlab.layers import (
     BatchNorm,
     batch_norm_layers,
-    get_layer_input,
     join_names,
     set_train_mode,
-    strip_transforms,
 )
 from bnlab.loans import refuse_other_threads
-from bnlab.module_state import ModuleState, list_forward_hooks
-from bnlab.moments import Moments
+from bnlab.module_state import list_forward_hooks
 from bnlab.normalizations import LEAK, find_difference
+from bnlab.randomness import RandomStream, list_generators
 from bnlab.recording.block import Recording, record
-from bnlab.running_use import RunningUse
+from bnlab.running_use import Call, RunningUse
 from bnlab.trace import MomentTrace
 
 
@@ -52,43 +49,44 @@ def record_frozen(
     Warns:
         RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,
             the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or the
-            first batch, which is run twice, gives something else the second time: something of a forward stays behind.
+            first batch, which is run again after the others, gives something else then: something of a forward stays
+            behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
-    again, first = list[_Call](), list[_Call]()  # of the first batch: before it is recorded, and then
+    first, again = list[Call](), list[Call]()  # of the first batch: when it is recorded, and after all others
     with borrowed(model), gradients_set_aside(model), torch.no_grad():
         refuse_other_threads(model)
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
-        state, weights = ModuleState(model, hooks), KeptTensors(model.parameters())
         use = _enter_train_mode(model, layers, training)
-
-        def run(batch: Any) -> None:
-            state.accept()
-            kept = keep_state(model)  # as the caller's batches, which may write into it, have left it
-            with use.watched(), weights.restored(unseen=True), kept.restored(unseen=True), state.undone():
-                (forward or call)(model, copy_batch(batch, device))
-
-        read = _read(batches, layers)
-        batch = next(read)
-        with borrowed(model), _noted(layers, again):
-            run(batch)
-        with record(model) as trace, weights.restored(unseen=True):
+        forwards = FreshForwards(model, hooks, KeptTensors(model.parameters()))
+        with record(model) as trace:
             starts = {name: entries.start for name, entries in trace.layers.items()}
-            with _noted(layers, first):
-                run(batch)
-            trace.step()
-            for batch in read:
-                run(batch)
+            random, kept = RandomStream(device, list_generators(model.modules())), list[Any]()
+            for batch in _read(batches, use):
+                is_first = trace.last_step == trace.first_step
+                if is_first:
+                    begin, kept = random.capture(), _keep(batch)
+                with forwards.one(), use.watched(first if is_first else None):
+                    (forward or call)(model, copy_batch(batch, device))
                 trace.step()
             assert isinstance(trace.recording, Recording)
             for recorder in trace.recording.recorders:
                 recorder.exchanged = False  # which buffers a forward gives its layers is all the same to this average
+        # A model that has been changed between batches gives something else with good reason.
+        can_repeat = bool(kept) and not forwards.changed
+        if can_repeat:
+            random.apply(begin)
+            try:
+                with forwards.one(), use.watched(again):
+                    (forward or call)(model, copy_batch(kept[0], device))
+            except Exception:  # whatever a forward raises that cannot be repeated
+                can_repeat = False
     told = _leave_out(trace, [name for name in layers if name in use.found or name not in use.layers])
-    if leaking := find_difference(again, first):
+    if can_repeat and (leaking := find_difference(first, again)):
         told.append(f"layer {leaking!r}: {LEAK}")
     for sentence in told:
         warnings.warn(f"record_frozen: {sentence}", RuntimeWarning, stacklevel=2)
@@ -128,41 +126,29 @@ def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
     return [f"{told}; the trace leaves them out"]
 
 
-_Call = tuple[str, Moments]
-_END = object()
-
-
-@contextlib.contextmanager
-def _noted(layers: Mapping[str, BatchNorm], calls: list[_Call]) -> Iterator[None]:
-    """Note what layers in train mode are given in the block."""
-
-    def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = strip_transforms(get_layer_input(args, kwargs))
-        if module is layers[name] and module.training and isinstance(x, Tensor) and x.numel():
-            calls.append((name, Moments.of(x)))
-
-    with contextlib.ExitStack() as undo:
-        for name, layer in layers.items():
-            # Before other hooks, which may change what is noted.
-            hook = layer.register_forward_pre_hook(partial(note, name), prepend=True, with_kwargs=True)
-            undo.callback(hook.remove)
-        yield
-
-
-def _read(batches: Iterable[Any], layers: Mapping[str, BatchNorm]) -> Iterator[Any]:
+def _read(batches: Iterable[Any], use: RunningUse) -> Iterator[Any]:
     """The batches; ValueError if there are none, or if a layer is called in train mode to make one."""
-    iterator, calls, is_first = iter(batches), list[_Call](), True
-    while True:
-        with _noted(layers, calls):
-            batch = next(iterator, _END)
-        if calls:
+
+    def check() -> None:
+        if use.between:
             raise ValueError(
                 "record_frozen: the model is called while the next batch is made, where it has batch statistics; make "
                 "all batches before, as a list"
             )
-        if batch is _END and is_first:
-            raise ValueError("record_frozen: batches is empty; pass at least one batch")
-        if batch is _END:
-            return
-        is_first = False
+
+    is_empty = True
+    for batch in batches:
+        check()
+        is_empty = False
         yield batch
+    check()
+    if is_empty:
+        raise ValueError("record_frozen: batches is empty; pass at least one batch")
+
+
+def _keep(batch: Any) -> list[Any]:
+    """A copy of a batch, if it can be read more than once."""
+    try:
+        return [keep_batch(batch)]
+    except ValueError:
+        return []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import copy
 import functools
 import multiprocessing
+import queue
 import random
 import threading
 import types
@@ -1206,7 +1208,7 @@ class OfAGlobalGenerator(nn.BatchNorm2d):
 
 def test_layers_that_give_something_else_each_time_are_not_blamed() -> None:
     model = nn.Sequential(OfAGlobalGenerator(3), nn.BatchNorm2d(3))
-    with pytest.warns(RuntimeWarning, match="layer '1': the first batch, run twice, gives something else"):
+    with pytest.warns(RuntimeWarning, match="layer '1': the first batch, run again after the others, gives something"):
         assert list(record_frozen(model, images(4, 3)).layers) == ["0", "1"]
 
 
@@ -1245,8 +1247,101 @@ def test_what_a_forward_leaves_behind_is_told_or_put_back(place: str, measure: C
             measure(model, images(4, 3, 5))
         assert model[0].identity.held == [0]
     else:
-        with pytest.warns(RuntimeWarning, match="layer '1': the first batch, (run twice|evaluated again)"):
+        with pytest.warns(RuntimeWarning, match="layer '1': the first batch, (run|evaluated) again"):
             measure(model, images(4, 3, 5))
+
+
+class Filled:
+    """A loader of one's own: a thread fills its queue while the model is measured."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.waiting: collections.deque[Tensor | None] = collections.deque()
+        self.queue: queue.Queue[Tensor | None] = queue.Queue(maxsize=2)
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        def fill() -> None:
+            for batch in [*self.batches, None]:
+                self.queue.put(batch)
+                self.waiting.append(batch)
+
+        thread = threading.Thread(target=fill)
+        thread.start()
+        while (batch := self.queue.get(timeout=60)) is not None:
+            yield batch
+        thread.join()
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_loader_that_the_model_holds(measure: Callable[..., Any]) -> None:
+    """What a thread does with it meanwhile is not the forward's, and is not put back."""
+    model, batches = nn.Sequential(nn.BatchNorm2d(3)), images(4, 3, 5, 4, 3, 5)
+    model.loader = Filled(batches)
+    found = measure(model, model.loader)
+    assert len(model.loader.waiting) == 7
+    if measure is record_frozen:
+        assert found.last_step == 6
+    else:
+        assert_moments(found["0"], references.moments(torch.cat(batches)))
+
+
+def test_batches_that_a_frozen_record_reads_once() -> None:
+    """They are recorded first, and not run again."""
+    model, batches = nn.Sequential(nn.BatchNorm2d(3)), images(4, 3, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parts = record_frozen(model, [iter(x.split(2)) for x in batches], forward=lambda m, b: [m(x) for x in b])
+        images_left = iter(batches)
+        drawn = record_frozen(model, range(3), forward=lambda m, _: m(next(images_left)))
+    assert len(parts.layers["0"]) == 2 + 2 + 3
+    assert torch.equal(drawn.layers["0"].moments, record_frozen(model, batches).layers["0"].moments)
+
+
+def test_gradients_that_are_unlike_their_parameters_stay() -> None:
+    """As after pruning, which gives a parameter other memory: such a gradient cannot be set."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model(images(4)[0]).sum().backward()
+    kept = [parameter.grad for parameter in model.parameters()]
+    model[0].weight.data = model[0].weight.data[:2]
+    model[0].bias.data = model[0].bias.data[:2]
+    model[1].weight.data = model[1].weight.data[:, :2]
+    population_statistics(model, images(4, 3))
+    assert all(parameter.grad is gradient for parameter, gradient in zip(model.parameters(), kept, strict=True))
+
+
+def test_optimizers_with_other_states() -> None:
+    model = Remembering("none")
+    model.optimizer.state["step"] = 3  # type: ignore[index]
+    assert population_statistics(model, images(4, 3)).check.held and model.optimizer.state["step"] == 3
+
+
+class Tiny(nn.BatchNorm2d):
+    """Takes its running statistics, and scales what comes out by next to nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e-6 * F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+
+
+class WarmedUp(nn.BatchNorm2d):
+    """Counts its calls in an object, and adds something from the third on."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.calls = types.SimpleNamespace(count=[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.count[0] += 1
+        return super().forward(x) + (self.calls.count[0] > 2)
+
+
+def test_trials_of_layers_are_as_large_as_what_comes_out_and_leave_nothing_behind() -> None:
+    with pytest.warns(RuntimeWarning, match="running statistics of '0' are used"):
+        assert list(record_frozen(nn.Sequential(Tiny(3), nn.BatchNorm2d(3)), images(4, 3)).layers) == ["1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = nn.Sequential(WarmedUp(3), nn.BatchNorm2d(3))
+        record_frozen(model, images(4, 3))
+    assert model[0].calls.count == [0]
 
 
 def test_a_method_of_a_module_that_hooks_call() -> None:

@@ -495,6 +495,24 @@ def test_nothing_is_said_of_a_compiled_part() -> None:
     assert not torch._dynamo.eval_frame._in_optimized_module  # type: ignore[attr-defined]
 
 
+class ScaledInPlace(nn.Module):
+    """Multiplies its input by another layer's statistics, in an operation that gives nothing back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.inner = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = [torch.ones(3), torch.ones(3)]
+        torch._foreach_mul_(scales, [self.bn.running_mean, self.bn.running_var])
+        return self.inner(x * scales[1].view(1, -1, 1, 1))  # type: ignore[no-any-return]
+
+
+def test_statistics_that_are_used_in_place() -> None:
+    found, told = measured(ScaledInPlace(), images(4, 3))
+    assert found.check.bypassed == ("bn",) and "called past its hooks" in told
+
+
 class Spiking(nn.BatchNorm2d):
     """Computes by hand, and gives out truth values."""
 
