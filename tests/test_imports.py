@@ -33,7 +33,7 @@ LEVEL = {
     "statistics": 1,
     "estimators": 1,
     "module_state": 1,
-    "running_use": 2,
+    "layer_calls": 2,
     "fresh": 2,
     "normalizations": 1,
     "trace": 2,

@@ -15,13 +15,13 @@ from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.job import Job, Source
 from bnlab.exact.layerwise import check_first_batch
 from bnlab.fresh import FreshForwards
+from bnlab.layer_calls import LayerCalls
 from bnlab.layers import join_names, set_train_mode
 from bnlab.loans import count_loans
 from bnlab.module_state import list_forward_hooks
 from bnlab.moments import Moments, Partial, read
 from bnlab.normalizations import find_difference
 from bnlab.randomness import RandomStream, list_generators
-from bnlab.running_use import RunningUse
 
 
 class _Seen(NamedTuple):
@@ -61,14 +61,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
 
     hooks = list_forward_hooks(job.model)
     job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans(), elsewhere=job.elsewhere)
-    for layer in job.targets.values():
-        set_buffers_aside(layer)
-    if frozen := set_train_mode(job.targets):
-        raise ValueError(
-            f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
-            "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
-        )
-    use = RunningUse(job.targets, CALLER)
+    use = _enter_train_mode(job)
     forwards = FreshForwards(job.model, hooks, job.weights)
     random = RandomStream(job.device, list_generators(job.model.modules()))
     first: list[tuple[Any, list[_Seen]]] = []  # the first batch, and what the layers were given
@@ -81,12 +74,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
             random.apply(random.begin(index))
             job.forward(job.model, copy_batch(batch, job.device))
         random.apply(own)
-        if use.found:
-            raise ValueError(
-                f"{CALLER}: the running statistics of {join_names(use.found)} are used, not the batch's: the forward "
-                "changes to eval mode, or a forward of the layer's own takes them; leave it out with layers=[...], or "
-                "use upstream='population'"
-            )
+        _check_use(use)
         return list(calls)
 
     def work() -> None:
@@ -112,6 +100,27 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
         leaking = find_difference([call[:2] for call in seen], [call[:2] for call in again])
         job.check = replace(job.check, leaking=None if forwards.changed else leaking)
     return merged
+
+
+def _enter_train_mode(job: Job) -> LayerCalls:
+    """Put the measured layers into train mode, with buffers of their own; ValueError if one does not go."""
+    for layer in job.targets.values():
+        set_buffers_aside(layer)
+    if frozen := set_train_mode(job.targets):
+        raise ValueError(
+            f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
+            "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
+        )
+    return LayerCalls(job.targets, CALLER)
+
+
+def _check_use(use: LayerCalls) -> None:
+    if use.running:
+        raise ValueError(
+            f"{CALLER}: the running statistics of {join_names(use.running)} are used, not the batch's: the forward "
+            "changes to eval mode, or a forward of the layer's own takes them; leave it out with layers=[...], or use "
+            "upstream='population'"
+        )
 
 
 def _merge_ranks(job: Job, found: dict[str, Moments]) -> dict[str, Moments]:

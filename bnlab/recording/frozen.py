@@ -13,6 +13,7 @@ from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch, keep_batch
 from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, set_buffers_aside
 from bnlab.fresh import FreshForwards
+from bnlab.layer_calls import Call, LayerCalls
 from bnlab.layers import (
     BatchNorm,
     batch_norm_layers,
@@ -24,7 +25,6 @@ from bnlab.module_state import list_forward_hooks
 from bnlab.normalizations import LEAK, find_difference
 from bnlab.randomness import RandomStream, list_generators
 from bnlab.recording.block import Recording, record
-from bnlab.running_use import Call, RunningUse
 from bnlab.trace import MomentTrace
 
 
@@ -85,7 +85,7 @@ def record_frozen(
                     (forward or call)(model, copy_batch(kept[0], device))
             except Exception:  # whatever a forward raises that cannot be repeated
                 can_repeat = False
-    told = _leave_out(trace, [name for name in layers if name in use.found or name not in use.layers])
+    told = _leave_out(trace, [name for name in layers if name in use.running or name not in use.layers])
     if can_repeat and (leaking := find_difference(first, again)):
         told.append(f"layer {leaking!r}: {LEAK}")
     for sentence in told:
@@ -100,7 +100,7 @@ def record_frozen(
     return trace
 
 
-def _enter_train_mode(model: nn.Module, layers: Mapping[str, BatchNorm], training: bool) -> RunningUse:
+def _enter_train_mode(model: nn.Module, layers: Mapping[str, BatchNorm], training: bool) -> LayerCalls:
     """Put the layers into train mode; ValueError if none goes."""
     model.train(training)
     frozen = set_train_mode(layers)
@@ -109,7 +109,7 @@ def _enter_train_mode(model: nn.Module, layers: Mapping[str, BatchNorm], trainin
             f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
             "no layer has batch statistics; pass a model with layers that take train mode"
         )
-    return RunningUse({name: layer for name, layer in layers.items() if name not in frozen}, "record_frozen")
+    return LayerCalls({name: layer for name, layer in layers.items() if name not in frozen}, "record_frozen")
 
 
 def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
@@ -126,7 +126,7 @@ def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
     return [f"{told}; the trace leaves them out"]
 
 
-def _read(batches: Iterable[Any], use: RunningUse) -> Iterator[Any]:
+def _read(batches: Iterable[Any], use: LayerCalls) -> Iterator[Any]:
     """The batches; ValueError if there are none, or if a layer is called in train mode to make one."""
 
     def check() -> None:

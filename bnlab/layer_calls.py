@@ -29,7 +29,7 @@ Call = tuple[str, Moments]
 _MOVES = (0.0, 0.0, 3.0, -3.0)  # of the running mean, in its σ: a layer may clip how far it follows
 
 
-class RunningUse:
+class LayerCalls:
     """Tells how layers of a borrowed model are called in forwards, and between them, while they are in train mode.
 
     Some take their running statistics all the same. They are called in eval mode, or have a forward of their own, whose
@@ -42,14 +42,14 @@ class RunningUse:
 
     Attributes:
         layers: those.
-        found: names of those that take their running statistics.
+        running: names of those that take their running statistics.
         between: names of those that were called in train mode outside of forwards.
         is_forward: whether one runs now.
     """
 
     def __init__(self, layers: Mapping[str, BatchNorm], caller: str) -> None:
         self.layers, self._caller, self._tried = layers, caller, set[str]()
-        self.found: dict[str, None] = {}
+        self.running: dict[str, None] = {}
         self.between: dict[str, None] = {}
         self.is_forward = False
         self._noted: list[Call] | None = None
@@ -83,11 +83,11 @@ class RunningUse:
             self.between.update({name: None} if layer.training else {})
             return
         if not layer.training:
-            self.found[name] = None
+            self.running[name] = None
         elif name not in self._tried and has_own_forward(layer):
             self._tried.add(name)
             with contextlib.suppress(Exception):
-                self.found.update({name: None} if _takes_running(layer, args, kwargs) else {})
+                self.running.update({name: None} if _takes_running(layer, args, kwargs) else {})
         x = strip_transforms(get_layer_input(args, kwargs)) if self._noted is not None else None
         if self._noted is not None and isinstance(x, Tensor) and x.numel():
             self._noted.append((name, Moments.of(x)))
