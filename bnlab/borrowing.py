@@ -227,21 +227,18 @@ class KeptTensors:
 
     def take_up(self) -> bool:
         """Take what has been written since for what is to be put back; whether anything has."""
-        kept = [
-            entry if self._is_kept(entry) else (entry[0], entry[0].detach(), entry[0].detach().clone())
-            for entry in self._kept
-        ]
-        written = any(now is not entry for now, entry in zip(kept, self._kept, strict=True))
-        self._kept, self._versions = kept, self._versions_now()
+        written = False
+        for place, ((tensor, memory, value), version) in enumerate(zip(self._kept, self._versions, strict=True)):
+            same = (tensor.shape, tensor.dtype, tensor.layout) == (value.shape, value.dtype, value.layout)
+            if same and _is_plain(tensor):
+                same = tensor.data_ptr() == memory.data_ptr() and hold_the_same(tensor, value)
+            elif same:
+                same = count_writes(tensor) == version
+            if not same:
+                self._kept[place] = tensor, tensor.detach(), tensor.detach().clone()
+                written = True
+        self._versions = self._versions_now()
         return written
-
-    @staticmethod
-    def _is_kept(entry: tuple[Tensor, Tensor, Tensor]) -> bool:
-        tensor, memory, value = entry
-        same = tensor.shape == value.shape and tensor.dtype == value.dtype and _is_plain(tensor) == _is_plain(value)
-        if not same or not _is_plain(tensor):
-            return False
-        return tensor.data_ptr() == memory.data_ptr() and hold_the_same(tensor, value)
 
     @contextlib.contextmanager
     def restored(self, *, unseen: bool = False) -> Iterator[None]:
