@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -51,7 +52,7 @@ class LayerCalls:
         self.layers, self._caller, self._tried = layers, caller, set[str]()
         self.running: dict[str, None] = {}
         self.between: dict[str, None] = {}
-        self.is_forward = False
+        self.is_forward, self._thread = False, threading.get_ident()
         self._noted: list[Call] | None = None
         for name, layer in layers.items():
             # Before other hooks, which may begin the call of a recorded layer.
@@ -80,7 +81,9 @@ class LayerCalls:
         if module is not layer:  # a copy of it, which has the hooks too
             return
         if not self.is_forward:
-            self.between.update({name: None} if layer.training else {})
+            # Other threads may call at any time, and are named elsewhere.
+            if layer.training and threading.get_ident() == self._thread:
+                self.between[name] = None
             return
         if not layer.training:
             self.running[name] = None

@@ -183,7 +183,9 @@ def _list_used(function: types.FunctionType) -> list[Any]:
     named += [sys.modules[name] for name in names if name in sys.modules]  # which it may import itself
     # Of a module that it names, the members that it may mean, and of those inside of it.
     members, level = list[Any](), named
-    while level := [vars(m)[name] for m in level if isinstance(m, types.ModuleType) for name in names & {*vars(m)}]:
+    while level := [
+        vars(m)[name] for m in level if isinstance(m, types.ModuleType) for name in names if name in vars(m)
+    ]:
         members += level
         if len(members) > _LARGE:  # modules may name each other
             break
