@@ -9,13 +9,16 @@ from collections import deque
 from typing import Any
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
 
 CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
 _MOST = 1000
 _VERY_MANY = 10_000
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+_OF_TRAINING = (Optimizer, LRScheduler, GradScaler)
 _NO_OBJECTS = (nn.Module, Tensor, types.ModuleType, Dataset, Sampler, *_FUNCTIONS)
 
 
@@ -72,14 +75,15 @@ def refill(container: Any, entries: Any) -> None:
 
 
 def get_attributes(value: Any) -> dict[str, Any] | None:
-    """Of a plain object, or an optimizer; not of a module or a function.
+    """Of a plain object, or an optimizer and what goes with it; not of a module or a function.
 
     Nor of a data set or what else can be read from end to end: the caller does that meanwhile, threads may fill it, and
     files that it reads would not go back. Nor of one that does not let itself be asked, such as a weak reference to
     what is gone.
     """
     kind = type(value)
-    if issubclass(kind, _NO_OBJECTS) or (str(kind.__module__).startswith("torch.") and not issubclass(kind, Optimizer)):
+    is_of_torch = str(kind.__module__).startswith("torch.") and not issubclass(kind, _OF_TRAINING)
+    if is_of_torch or issubclass(kind, _NO_OBJECTS):
         return None
     if hasattr(kind, "__iter__") or hasattr(kind, "__next__"):
         return None

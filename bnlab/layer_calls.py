@@ -34,8 +34,9 @@ class LayerCalls:
     """Tells how layers of a borrowed model are called in forwards, and between them, while they are in train mode.
 
     Some take their running statistics all the same. They are called in eval mode, or have a forward of their own, whose
-    output changes with their running buffers: for that it is run four times more at their first call. One that cannot
-    be run again, or gives another output under the same buffers, is taken for one that does not.
+    output changes with their running buffers: for that it is run four times more at their first call, and where they
+    are called with another shape, or with other plain values among arguments and attributes. One that cannot be run
+    again, gives another output under the same buffers, or decides at random, is taken for one that does not.
 
     Args:
         layers: by name, in train mode. Their hooks go with the loan of the model.
@@ -49,7 +50,7 @@ class LayerCalls:
     """
 
     def __init__(self, layers: Mapping[str, BatchNorm], caller: str) -> None:
-        self.layers, self._caller, self._tried = layers, caller, set[str]()
+        self.layers, self._caller, self._tried = layers, caller, set[Any]()
         self.running: dict[str, None] = {}
         self.between: dict[str, None] = {}
         self.is_forward, self._thread = False, threading.get_ident()
@@ -87,13 +88,20 @@ class LayerCalls:
             return
         if not layer.training:
             self.running[name] = None
-        elif name not in self._tried and has_own_forward(layer):
-            self._tried.add(name)
+        elif has_own_forward(layer) and (situation := (name, *_describe(layer, args, kwargs))) not in self._tried:
+            self._tried.add(situation)
             with contextlib.suppress(Exception):
                 self.running.update({name: None} if _takes_running(layer, args, kwargs) else {})
         x = strip_transforms(get_layer_input(args, kwargs)) if self._noted is not None else None
         if self._noted is not None and isinstance(x, Tensor) and x.numel():
             self._noted.append((name, Moments.of(x)))
+
+
+def _describe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What a forward may decide by: shapes, and plain values among its arguments and the layer's attributes."""
+    given = [*args, *kwargs.items(), *vars(layer).items()]
+    plain = [value for value in tree_leaves(given) if isinstance(value, (str, int, float, bool, type(None)))]
+    return (*(tuple(leaf.shape) for leaf in tree_leaves([args, kwargs]) if isinstance(leaf, Tensor)), *plain)
 
 
 def _takes_running(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -256,7 +256,13 @@ def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
 
 
 def set_train_mode(layers: Mapping[str, BatchNorm]) -> list[str]:
-    """Put layers into train mode. Returns the names of those that do not go: their class overrides `train`."""
+    """Put layers into train mode, and no module inside of them, such as dropout.
+
+    Returns the names of those that do not go: their class overrides `train`.
+    """
     for layer in layers.values():
+        inside = [(module, module.training) for module in layer.modules() if module is not layer]
         layer.train()
+        for module, mode in inside:
+            module.training = mode
     return [name for name, layer in layers.items() if not layer.training]

@@ -27,8 +27,9 @@ def agree(one: Moments, other: Moments, tolerance: float) -> bool:
 
 LEAK = (
     "the first batch, run again after the others, gives something else from here on: a forward leaves something behind "
-    "that cannot be watched (arrays written in place, objects with slots or behind globals, files), or draws from a "
-    "generator of random numbers that no module holds; what it keeps belongs into buffers or attributes of the model"
+    "that cannot be watched (arrays or its batch written in place, objects with slots or behind globals, files), reads "
+    "running statistics, or draws from a generator of random numbers that no module holds; what it keeps belongs into "
+    "buffers or attributes of the model"
 )
 
 

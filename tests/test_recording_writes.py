@@ -382,6 +382,27 @@ def test_buffers_that_the_training_has_given(
     assert torch.allclose(own["1"].mean.float(), buffers["1.running_mean"]) == loads
 
 
+@pytest.mark.parametrize("counts", ["forwards", "updates"])
+@pytest.mark.parametrize("values", ["other", "equal", "eval"])
+def test_a_teacher_with_buffers_of_its_own(values: str, counts: str) -> None:
+    """Its calls come between those of the model, and what replays give at the end of a step may be its."""
+    model = plain()
+    buffers = {name: buffer.clone() + (values != "equal") for name, buffer in model.named_buffers()}
+    is_told = values == "other"
+    told = pytest.warns(UserWarning, match="'1', '4' were called with other") if is_told else warnings.catch_warnings()
+    with told, record(model) as trace:
+        warnings.simplefilter("always" if is_told else "error")
+        for batch in images(4, 4, 4):
+            model.train(values != "eval")
+            if values == "equal":
+                buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            functional_call(model, (dict(model.named_parameters()), buffers), (batch,))
+            model.train()(batch)
+            if counts == "updates":
+                trace.step()
+    assert_equal_statistics(replay(trace, EMA(0.1))[trace.last_step], running_statistics(model))
+
+
 @pytest.mark.parametrize("momentum", [0.001, 0.1, 1.0, 0.0, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_no_false_alarm(momentum: float | None, dtype: torch.dtype) -> None:

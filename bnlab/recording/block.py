@@ -79,11 +79,11 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
             `layer.forward`), has written its buffers in a way that leaves no trace, has taken its hooks away, has put
             another layer into the model, or has taken one out of it for some of the training; layers have averaged into
-            other running buffers (of `functional_call`) than they have at the end; the weights have changed within a
-            step or, where updates are counted, within some of the steps; a layer had momentum 0 or None (as `update_bn`
-            sets it) in some of its calls, which are entries all the same; layers average variances with ddof 0,
-            which some estimators take for unbiased; or modules that are no batch norm of torch's, and are not
-            recorded, have averaged running statistics of their own.
+            other running buffers (of `functional_call`) than they have at the end, or in between; the weights have
+            changed within a step or, where updates are counted, within some of the steps; a layer had momentum 0 or
+            None (as `update_bn` sets it) in some of its calls, which are entries all the same; layers average variances
+            with ddof 0, which some estimators take for unbiased; or modules that are no batch norm of torch's, and are
+            not recorded, have averaged running statistics of their own.
             Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
             in the block.
     """
@@ -211,6 +211,13 @@ class Recording:
 
     def warn_of_exchanged_buffers(self) -> None:
         """Say which layers have averaged into buffers that are not the model's."""
+        if alternating := [recorder.name for recorder in self.recorders if recorder.alternates]:
+            warnings.warn(
+                f"record: {join_names(alternating)} were called with other running buffers (a teacher's, by "
+                "torch.func.functional_call?) and then with the model's own again; all calls are in the trace, and "
+                "replays may give the others at the end of a step: call the other model in eval mode, or a deep copy",
+                stacklevel=4,
+            )
         exchanged = [recorder.name for recorder in self.recorders if recorder.exchanged]
         if exchanged:
             warnings.warn(

@@ -75,7 +75,9 @@ def record_frozen(
                 trace.step()
             assert isinstance(trace.recording, Recording)
             for recorder in trace.recording.recorders:
-                recorder.exchanged = False  # which buffers a forward gives its layers is all the same to this average
+                recorder.exchanged = recorder.alternates = (
+                    False  # which buffers a forward gives its layers is all the same to this average
+                )
         # A model that has been changed between batches gives something else with good reason.
         can_repeat = bool(kept) and not forwards.changed
         if can_repeat:

@@ -60,6 +60,7 @@ class Recorder:
         watch: notices what else writes the layer's own buffers.
         overwritten: whether, after the block, the buffers hold something else than the average of what was recorded.
         exchanged: whether, after the block, the layer has the buffers of before again, but has averaged into others.
+        alternates: whether the layer has had other buffers, with other values, and then its own again.
         unhooked: whether, at the end of the block, something had taken the hooks away.
         left_out: entries that the layer's own average has left out: its momentum was 0.
         cumulative: entries with a momentum of None.
@@ -71,6 +72,7 @@ class Recorder:
     ) -> None:
         self.name, self.layer, self.overwritten, self.exchanged = name, layer, False, False
         self.unhooked = False
+        self.alternates = self._is_exchanged = False
         self.left_out, self.cumulative, self.is_biased = 0, 0, False
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
@@ -122,6 +124,8 @@ class Recorder:
         if self.watch.is_written(own):
             self._check_precision(own)
             self._take_up(own)
+        if self._is_exchanged and own.mean is self._given:
+            self._is_exchanged, self.alternates = False, True
         self._called, self._averaged = True, own.mean
         if self._is_seen_by_others():
             self._counter.enter_layer(layer)
@@ -164,7 +168,14 @@ class Recorder:
                 f"record: layer {self.name!r} has {now} channels now, had {channels}; prune or widen the model between "
                 "two blocks"
             )
+        before = self._find_start()
         self.watch.take_up(own, self._trace.last_step)
+        if own.mean is not self._given and self._find_start() is not before:
+            self._is_exchanged = True  # the layer has others, as a teacher's, for a call
+
+    def _find_start(self) -> object:
+        """What replays of the latest steps begin from."""
+        return self._entries.restarts[-1] if self._entries.restarts else self._entries.start
 
     def _has_precision_of_start(self, own: Average) -> bool:
         kept = self._entries.start

@@ -971,6 +971,61 @@ def test_layers_that_take_their_running_statistics_in_train_mode(kind: type[nn.B
         assert list(record_frozen(model, batches).layers) == ["2"]
 
 
+class Cautious(nn.BatchNorm2d):
+    """Takes its running statistics where a batch is small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = len(x) < 4
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, not small, 0.1, self.eps)
+
+
+class Switched(nn.BatchNorm2d):
+    """Takes its running statistics where its model says so."""
+
+    flag = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, not self.flag, 0.1, self.eps)
+
+
+@pytest.mark.parametrize("kind", [Cautious, Switched])
+def test_layers_that_take_their_running_statistics_sometimes(kind: type[nn.BatchNorm2d]) -> None:
+    model = nn.Sequential(kind(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        model[0].flag = len(x) < 4
+        return model(x)  # type: ignore[no-any-return]
+
+    with pytest.raises(ValueError, match="running statistics of '0' are used"):
+        population_statistics(model, images(4, 4, 3), upstream="batch", forward=forward)
+    with pytest.warns(RuntimeWarning, match="running statistics of '0' are used"):
+        assert list(record_frozen(model, images(4, 4, 3), forward=forward).layers) == ["2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(record_frozen(model, images(4, 4), forward=forward).layers) == ["0", "2"]
+
+
+class Dropping(nn.BatchNorm2d):
+    """Has dropout inside, as timm's layers may."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(super().forward(x))  # type: ignore[no-any-return]
+
+
+def test_dropout_inside_of_a_layer_is_off() -> None:
+    layers = [nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)]
+    dropping, usual = nn.Sequential(Dropping(3), *layers), nn.Sequential(nn.BatchNorm2d(3), *layers)
+    batches = images(4, 3)
+    assert_same(*(population_statistics(model, batches, upstream="batch") for model in (dropping, usual)))
+    found, expected = (record_frozen(model, batches).layers["2"].moments for model in (dropping, usual))
+    assert torch.equal(found, expected)
+    assert not torch.equal(record_frozen(dropping, batches, training=True).layers["2"].moments, expected)
+
+
 def test_layers_that_compute_with_their_batch_by_hand() -> None:
     model, batches = nn.Sequential(OfTheBatch(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), images(4, 3)
     given = [x.clone() for x in batches]
