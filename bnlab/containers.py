@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
 _MOST = 1000
-_VERY_MANY = 10_000
+VERY_MANY = 10_000
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _OF_TRAINING = (Optimizer, LRScheduler, GradScaler)
 _NO_OBJECTS = (nn.Module, Tensor, types.ModuleType, Dataset, Sampler, *_FUNCTIONS)
@@ -50,7 +50,7 @@ def differs(container: Any, entries: Any) -> bool:
     """Whether a container has other entries, by identity, or in another order; of one with very many their number."""
     if isinstance(container, types.CellType):
         container = copy_entries(container)
-    if len(container) != len(entries) or len(entries) > _VERY_MANY:
+    if len(container) != len(entries) or len(entries) > VERY_MANY:
         return len(container) != len(entries)
     if isinstance(container, dict):
         return list(container) != list(entries) or not all(map(operator.is_, container.values(), entries.values()))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils.hooks import RemovableHandle
 
-from bnlab.containers import CONTAINERS, copy_entries, differs, get_attributes, refill
+from bnlab.containers import CONTAINERS, VERY_MANY, copy_entries, differs, get_attributes, refill
 
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {"training"}
 
@@ -265,6 +265,7 @@ def _find_containers(values: Iterable[Any], but: Iterable[Any]) -> list[Any]:
             container = value if issubclass(type(value), CONTAINERS) else get_attributes(value)
             if container is not None and id(container) not in found:
                 found[id(container)] = container
-                inner.extend(container.values() if isinstance(container, dict) else copy_entries(container))
+                if isinstance(container, types.CellType) or len(container) <= VERY_MANY:  # more are data
+                    inner.extend(container.values() if isinstance(container, dict) else copy_entries(container))
         level = inner
     return [container for container in found.values() if not isinstance(container, tuple)]
