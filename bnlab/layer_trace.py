@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-_FORGOTTEN = 1e-16  # a weight so small that calls before are left out
 
 
 class Start(NamedTuple):
@@ -126,23 +123,14 @@ class LayerTrace:
         self.steps = [step] * len(self)
         self.restarts = [start._replace(step=step) for start in self.restarts]
 
-    def average(self, momentum: float | None) -> Tensor:
-        """float64 [2, C]: the layer's own running average after the calls recorded so far."""
-        begin, calls = self.last_start, self.calls_since_start
-        start = begin.values.cpu().double()
-        if not calls or momentum == 0:
-            return start
-        if momentum is None:
-            total = self.moments_between(begin.entries, len(self)).double().sum(0)
-            return (begin.updates * start + total) / (begin.updates + calls)
-        kept = 1.0 - momentum
-        newest = calls  # of a long trace as many as hold all of the weight
-        if 0 <= kept < 1:
-            newest = 1 if kept == 0 else min(calls, math.ceil(math.log(_FORGOTTEN) / math.log(kept)))
-        values = self.moments_between(len(self) - newest, len(self)).double()
-        ages = torch.arange(newest - 1, -1, -1, dtype=torch.float64, device="cpu")
-        recent = momentum * torch.einsum("t,tkc->kc", kept**ages, values)
-        return recent + kept**calls * start if newest == calls else recent
+    def average(self, momenta: Sequence[float]) -> Tensor:
+        """float64 [2, C]: a running average after the calls recorded so far, each of which had a momentum."""
+        begin = self.last_start
+        values = self.moments_between(begin.entries, len(self)).double()
+        average = begin.values.cpu().double()
+        for momentum, entry in zip(momenta[begin.entries : len(self)], values, strict=True):
+            average.lerp_(entry, momentum)
+        return average
 
     def truncate(self, step: int) -> None:
         """Forget the calls and writes after `step`."""
@@ -157,17 +145,25 @@ class LayerTrace:
 
     def extend(self, later: LayerTrace, step: int) -> None:
         """Append a later part of the same run, which begins at `step`."""
-        mean, var = later.start
-        is_new = not (mean.any() or (var - 1).any())
-        # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
-        counts_differ = later.updates != self.updates_now and (later.updates or is_new)
-        if counts_differ or (self.end is not None and not _are_equal(self.end, later.start)):
+        if not self._goes_on_in(later):
             self.restart(later.start, later.updates, step)
         self.restarts += [start._replace(entries=start.entries + len(self)) for start in later.restarts]
         self.chunks.append(later.moments)
         self.steps += later.steps
         self.counts += later.counts
         self.stored, self.end = len(self), later.end
+
+    def _goes_on_in(self, later: LayerTrace) -> bool:
+        """Whether a later part begins with what this one has left."""
+        if self.end is not None and not _are_equal(self.end, later.start):
+            return False
+        mean, var = later.start
+        is_new = not (mean.any() or (var - 1).any())
+        # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
+        counts_differ = later.updates != self.updates_now and (later.updates or is_new)
+        # A layer also counts batches that leave no entry, empty ones for instance.
+        is_known = self.end is not None and self.calls_since_start
+        return bool(is_known or not counts_differ)
 
 
 def _are_equal(a: Tensor, b: Tensor) -> bool:

@@ -202,9 +202,9 @@ class MomentTrace:
     def join(parts: Sequence[MomentTrace]) -> MomentTrace:
         """One trace of consecutive parts of a run (each begins at the step where the one before ended).
 
-        Where the running buffers or `num_batches_tracked` do not go on from the part before, replays of that layer
-        begin again. After a part that was saved or copied inside of its block, or truncated, or written by an earlier
-        version, only `num_batches_tracked` is compared.
+        Where the running buffers do not go on from the part before (or `num_batches_tracked`, unless it has counted
+        batches that have no entry), replays of that layer begin again. After a part that was saved or copied inside of
+        its block, or truncated, or written by an earlier version, only `num_batches_tracked` is compared.
 
         Raises:
             TypeError: a part is no trace.

@@ -21,6 +21,7 @@ from bnlab import (
 )
 from bnlab.estimators import EMA, Cumulative, Predictive
 from bnlab.nn import SelfTuned
+from bnlab.trace import replay_bank
 from tests.helpers import (
     assert_equal_statistics,
     images,
@@ -326,6 +327,75 @@ def test_layers_may_lose_their_running_buffers(convert: Callable[[nn.Module], nn
     assert trace.layers["4"].steps == list(range(1, 3 + comes_back)) and not trace.layers["1"].restarts
 
 
+def _change_momentum(model: nn.Module, step: int) -> None:
+    if not isinstance(model[1], SelfTuned):  # which chooses its own
+        with_momentum(model, 0.5 if step < 10 else 0.9)
+
+
+def _kill_a_channel(model: nn.Module, step: int) -> None:
+    """Its variance is exactly 0 from now on, and the average of it tends to 0."""
+    _change_momentum(model, 10)
+    with torch.no_grad():
+        for key in ("weight", "bias"):
+            model[0].get_parameter(key)[0] = 0.0
+
+
+def _count_an_empty_batch(model: nn.Module, step: int) -> None:
+    """It is counted, but has no entry."""
+    model[1](torch.empty(0, 6, 8, 8))
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+@pytest.mark.parametrize("disturb", [_change_momentum, _kill_a_channel, _count_an_empty_batch])
+def test_what_is_put_back_was_not_written(
+    disturb: Callable[[nn.Module, int], None], convert: Callable[[nn.Module], nn.Module]
+) -> None:
+    """As averaged weights with their buffers are, for an evaluation in every fifth step."""
+    traces = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for swaps in (False, True):
+            torch.manual_seed(0)
+            model = convert(plain())
+            with record(model, optimizer=(optimizer := torch.optim.SGD(model.parameters(), lr=0.0))) as trace:
+                for step, batch in enumerate(images(*[4] * 60)):
+                    disturb(model, step)
+                    model(batch)
+                    optimizer.step()
+                    if swaps and step % 5 == 4:
+                        own = copy.deepcopy(model.state_dict())
+                        WRITERS["load_state_dict"](model)
+                        model.eval()(batch)
+                        model.train().load_state_dict(own)
+            traces.append(trace)
+    assert not any(layer.restarts for trace in traces for layer in trace.layers.values())
+    for estimator in (EMA(0.003), Cumulative()):
+        kept, disturbed = (replay_bank(trace, [estimator], [60]) for trace in traces)
+        assert torch.equal(disturbed, kept)
+
+
+def test_blocks_are_joined_where_a_batch_was_counted_without_an_entry() -> None:
+    model, parts = plain(), []
+    for step in range(2):
+        with record(model, step=step) as trace:
+            train(model, images(4))
+            _count_an_empty_batch(model, 0)
+        parts.append(trace)
+    joined = MomentTrace.join(parts)
+    assert len(joined.layers["1"]) == 2 and not joined.layers["1"].restarts
+
+
+def test_writing_without_a_trace_is_found_where_the_momentum_changes() -> None:
+    model = plain()
+    with (
+        pytest.warns(UserWarning, match="the running buffers of '1' are not the average of what was recorded"),
+        record(model),
+    ):
+        train(model, images(4))
+        train(with_momentum(model, 0.5), images(4))
+        model[1].running_var.data.fill_(7.0)
+
+
 def test_writing_without_a_trace_is_found_at_the_end() -> None:
     model = plain()
     with (
@@ -388,7 +458,7 @@ def test_a_teacher_with_buffers_of_its_own(values: str, counts: str) -> None:
     """Its calls come between those of the model, and what replays give at the end of a step may be its."""
     model = plain()
     buffers = {name: buffer.clone() + (values != "equal") for name, buffer in model.named_buffers()}
-    is_told = values == "other"
+    is_told = values != "eval"
     told = pytest.warns(UserWarning, match="'1', '4' were called with other") if is_told else warnings.catch_warnings()
     with told, record(model) as trace:
         warnings.simplefilter("always" if is_told else "error")

@@ -28,7 +28,8 @@ class Loan(NamedTuple):
         slot: places [C] for the mean and the variance of an entry.
         values: of the input, per channel.
         step: that of the call.
-        taken: the running average that it had before.
+        taken: the running average that it had before, its own or, in a block inside of another, that one's loan.
+        own: the running average that is its own.
         thread: the caller's.
     """
 
@@ -36,6 +37,7 @@ class Loan(NamedTuple):
     values: int
     step: int
     taken: Average
+    own: Average
     thread: int
 
 
@@ -72,7 +74,7 @@ class Recorder:
     ) -> None:
         self.name, self.layer, self.overwritten, self.exchanged = name, layer, False, False
         self.unhooked = False
-        self.alternates = self._is_exchanged = False
+        self.alternates = False
         self.left_out, self.cumulative, self.is_biased = 0, 0, False
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
@@ -124,8 +126,8 @@ class Recorder:
         if self.watch.is_written(own):
             self._check_precision(own)
             self._take_up(own)
-        if self._is_exchanged and own.mean is self._given:
-            self._is_exchanged, self.alternates = False, True
+        if own.mean is self._given and self._averaged is not self._given and self._begins_again():
+            self.alternates = True  # the call before had others, as a teacher's
         self._called, self._averaged = True, own.mean
         if self._is_seen_by_others():
             self._counter.enter_layer(layer)
@@ -142,9 +144,7 @@ class Recorder:
         """Let the layer have a cleared slot and momentum 1 for a call with `count` values per channel."""
         slot = self._trace.slot(self._entries)
         _own_averages[id(slot[0])] = own
-        self._loan = Loan(slot, count, self._counter.find_step(), held, threading.get_ident())
-        if own.momentum != self.watch.momentum:
-            self.watch.momentum_varied = True
+        self._loan = Loan(slot, count, self._counter.find_step(), held, own, threading.get_ident())
         self._buffers["running_mean"], self._buffers["running_var"] = slot
         self._attributes["momentum"] = 1.0
 
@@ -168,14 +168,11 @@ class Recorder:
                 f"record: layer {self.name!r} has {now} channels now, had {channels}; prune or widen the model between "
                 "two blocks"
             )
-        before = self._find_start()
         self.watch.take_up(own, self._trace.last_step)
-        if own.mean is not self._given and self._find_start() is not before:
-            self._is_exchanged = True  # the layer has others, as a teacher's, for a call
 
-    def _find_start(self) -> object:
-        """What replays of the latest steps begin from."""
-        return self._entries.restarts[-1] if self._entries.restarts else self._entries.start
+    def _begins_again(self) -> bool:
+        """Whether the buffers have been written since the last call."""
+        return any(start.entries == len(self._entries) for start in self._entries.restarts[-1:])
 
     def _has_precision_of_start(self, own: Average) -> bool:
         kept = self._entries.start
@@ -216,11 +213,13 @@ class Recorder:
                 f"record: the running buffers or the momentum of layer {self.name!r} were replaced within a call; do "
                 "that between two calls"
             )
-        mean, var, momentum = loan.taken
-        self._append(loan.values, loan.step, momentum)
-        if momentum is None:
-            momentum = self._cumulative_momentum()
-        torch._foreach_lerp_(self.watch.share_values(mean, var), loan.slot, momentum)
+        taken, own = loan.taken, loan.own
+        self._append(loan.values, loan.step, own.momentum)
+        if taken is own:
+            self.watch.update(own, loan.slot, self._weigh(own.momentum))
+        else:
+            self.watch.expect(loan.slot, self._weigh(own.momentum))
+            torch._foreach_copy_(taken[:2], loan.slot)
 
     def _compare(self, look: Look, updates: int, x: object, output: object) -> None:
         """Make an entry of the moments of `x` if they are what the call has averaged; none if it has left the average.
@@ -232,16 +231,17 @@ class Recorder:
         empty = isinstance(x, Tensor) and x.numel() == 0
         if (empty or not updates or output is None) and hold_the_same(values, look.values):
             return
-        momenta = [self._cumulative_momentum() if m is None else m for m in (held.momentum, look.momentum)]
+        momenta = [self._weigh(momentum) for momentum in (held.momentum, look.momentum)]
         averaged = None if updates > 1 else find_averaged_moments(x, look.values, values, momenta)
         if averaged is None:
             self.watch.take_up(own, self._trace.last_step)
             if output is not None:
                 self._refuse(updates)
             return
-        self.watch.look(own)  # own code writes in a way that leaves a trace
-        if held.momentum != self.watch.momentum:
-            self.watch.momentum_varied = True
+        if held is own:
+            self.watch.follow(own, momenta[0])
+        else:
+            self.watch.expect(held[:2], self._weigh(own.momentum))
         moments, ddof = averaged
         self.is_biased |= ddof == 0
         for place, value in zip(self._trace.slot(self._entries), moments, strict=True):
@@ -263,8 +263,10 @@ class Recorder:
                 "which only the last could be recorded"
             )
 
-    def _cumulative_momentum(self) -> float:
-        """The weight of the batch that was counted last in the average of all batches."""
+    def _weigh(self, momentum: float | None) -> float:
+        """The weight of the batch that was counted last; None: in the average of all batches."""
+        if momentum is not None:
+            return momentum
         batches = self.layer.num_batches_tracked
         return 0.0 if batches is None else 1.0 / max(float(batches), 1.0)
 
@@ -277,7 +279,7 @@ class Recorder:
         own = self._buffers["running_mean"]
         self.take_up_writes()
         self.exchanged &= own is not self._averaged
-        self.exchanged &= any(start.entries == len(self._entries) for start in self._entries.restarts)
+        self.exchanged &= self._begins_again()
         if not self._has_average():
             return
         own_average = self._get_averages()[1]
@@ -296,7 +298,7 @@ class Recorder:
         will_refuse = self.layer.training and not self._ended and not self._has_precision_of_start(own)
         if self.watch.is_written(own) and not will_refuse:
             if self.exchanged:  # it is to be compared with what the calls have left, not with what came after them
-                self._entries.drop_restart(self._trace.last_step)
+                self.watch.drop_restart(self._trace.last_step)
             given_back = own.mean is self._given and own.mean is not self._averaged
             self.exchanged = given_back and not self.watch.is_left_by_calls(own)
             self._take_up(own)

@@ -29,7 +29,7 @@ class SelfTunedRecorder(Recorder):
 
     def _lend(self, count: int, held: Average, own: Average) -> None:
         slot = self._trace.slot(self._entries)
-        self._loan = Loan(slot, count, self._counter.find_step(), held, threading.get_ident())
+        self._loan = Loan(slot, count, self._counter.find_step(), held, own, threading.get_ident())
 
     def _take_entry(self, loan: Loan, updates: int, output: object) -> None:
         self._loan = None

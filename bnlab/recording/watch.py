@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnlab.borrowing import count_writes
+from bnlab.borrowing import count_writes, hold_the_same
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import BatchNorm
 
@@ -21,7 +22,7 @@ class Average(NamedTuple):
 
 
 class Watch:
-    """Tells what else than recorded calls has written a layer's own buffers.
+    """Tells what else than recorded calls has written a layer's own buffers, by a copy that only these write.
 
     Args:
         layer: whose buffers they are.
@@ -29,15 +30,16 @@ class Watch:
         own: its running average now.
 
     Attributes:
-        momentum: the layer's when the block began.
-        momentum_varied: whether it has had another one since.
         unrecorded: batches by which something else has trained the layer.
     """
 
     def __init__(self, layer: BatchNorm, entries: LayerTrace, own: Average) -> None:
-        self.momentum, self.momentum_varied, self.unrecorded = layer.momentum, False, 0
+        self.unrecorded = 0
         self._buffers, self._entries = layer._buffers, entries
         self._updates = entries.updates
+        self._momenta: list[float] = []  # of the recorded calls
+        self._keep(torch.stack(own[:2]).detach())
+        self._before = self._left, self._updates  # before the latest restart
         self.look(own)
 
     def look(self, own: Average) -> None:
@@ -47,7 +49,30 @@ class Watch:
         self._batches_version = count_writes(self._batches)
         self._shared = own.mean.data, own.var.data
 
-    def share_values(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def _keep(self, values: Tensor) -> None:
+        """Take [2, C] for what the calls have left."""
+        with torch.inference_mode(False):
+            self._left = values.clone()
+        self._left_values = self._left.unbind()
+
+    def update(self, own: Average, moments: Sequence[Tensor], momentum: float) -> None:
+        """Average a call's moments into the layer's own buffers, and into what is expected of them."""
+        averages = [*self._share_values(own.mean, own.var), *self._left_values]
+        torch._foreach_lerp_(averages, [*moments, *moments], momentum)
+        self._momenta.append(momentum)
+
+    def expect(self, moments: Sequence[Tensor], momentum: float) -> None:
+        """What a block around this one will average into the buffers after a call."""
+        torch._foreach_lerp_(self._left_values, tuple(moments), momentum)
+        self._momenta.append(momentum)
+
+    def follow(self, own: Average, momentum: float) -> None:
+        """Take the buffers as a call has left them, which has averaged its moments itself."""
+        self.look(own)
+        self._keep(torch.stack(own[:2]).detach())
+        self._momenta.append(momentum)
+
+    def _share_values(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The same memory with versions of its own: writing there does not break a backward pass still to come.
 
         Torch itself updates running buffers so.
@@ -91,37 +116,47 @@ class Watch:
         if batches is self._batches and 0 < updates - self._updates <= writes and not is_one_load:
             self.unrecorded += updates - self._updates
         values = torch.stack(own[:2]).detach()
-        if not (self._fit(values, updates) or (entries.drop_restart(step) and self._fit(values, updates))):
+        if not (self._fit(values, updates) or (self.drop_restart(step) and self._fit(values, updates))):
+            self._before = self._left, self._updates
             entries.restart(values, updates, step)
+        if entries.truncated:
+            del self._momenta[len(entries) :]
         entries.truncated, self._updates = False, updates
+        self._keep(values)
         self.look(own)
+
+    def drop_restart(self, step: int) -> bool:
+        """Forget what was written since the last call, if there is such; what that call had left is expected again."""
+        if not self._entries.drop_restart(step):
+            return False
+        self._updates = self._before[1]
+        self._keep(self._before[0])
+        return True
 
     def _fit(self, values: Tensor, updates: int) -> bool:
         """Whether the recorded calls have left these values, and so many updates."""
-        batches = self._buffers.get("num_batches_tracked")
-        return updates == (0 if batches is None else self._entries.updates_now) and self._holds(values)
+        entries = self._entries
+        # A layer also counts batches that leave no entry, empty ones for instance: after `truncate` not known how many.
+        fits = updates == (entries.updates_now if entries.truncated else self._updates)
+        return (fits or (entries.truncated and entries.calls_since_start > 0)) and self._holds(values)
 
     def is_left_by_calls(self, own: Average) -> bool:
-        """Whether the buffers hold the average of what was recorded, to rounding."""
+        """Whether the buffers hold the average of what was recorded."""
         return self._holds(torch.stack(own[:2]).detach())
 
     def is_overwritten(self, own: Average) -> bool:
         """Whether the buffers hold something else than the average of what was recorded, as far as that is known."""
-        return not self.momentum_varied and not self.is_left_by_calls(own)
+        return not self.is_left_by_calls(own)
 
     def _holds(self, values: Tensor) -> bool:
-        """Whether these are the layer's own average of what is recorded, to rounding."""
-        entries, momentum = self._entries, self.momentum
-        if momentum is None and self._buffers.get("num_batches_tracked") is None:
-            momentum = 0.0
-        mean, var = average = entries.average(momentum)
-        # A layer that has not been called since holds exactly what was written. Otherwise each update rounds, and is
-        # forgotten after 1/momentum others; each sum has a few roundings.
-        memory = 1.0
-        if entries.calls_since_start:
-            memory = entries.updates_now + 1 if momentum is None else 1 / momentum if momentum else 1
-        tolerance = 8 * torch.finfo(values.dtype).eps * memory
-        scale = torch.stack((mean.abs() + var.abs().sqrt(), var.abs()))
+        """Whether these are the layer's own average of what is recorded."""
+        entries = self._entries
+        if not entries.truncated:
+            return hold_the_same(values, self._left)
+        # What the calls up to some step have left is not kept, but computed: the layer's own have rounded at each.
+        mean, var = average = entries.average(self._momenta)
+        rounding = torch.finfo(values.dtype).eps * 8 * (entries.calls_since_start + 1)
+        scale = torch.stack((mean.abs() + var.abs().sqrt(), var.abs())) + torch.finfo(values.dtype).tiny
         values = values.cpu().double()
-        close = (values - average).abs() <= tolerance * scale
-        return bool((close | (values == average) | (values.isnan() & average.isnan())).all())
+        close = (values - average).abs() <= rounding * scale
+        return bool((close | (values.isnan() & average.isnan())).all())
