@@ -97,21 +97,26 @@ def _get_numpy() -> Any:
 class RandomStream:
     """The random state of the CPU, of one CUDA device and of other generators.
 
-    Each batch has a stream of its own, whatever runs between.
+    Each batch has a stream of its own, whatever runs between: no other one, of a batch, a process or the caller, whose
+    data may have been drawn from it, has the same numbers.
+
+    Args:
+        device: where the model runs.
+        generators: others than torch's.
+        rank: of this process among those that measure together.
     """
 
-    def __init__(self, device: torch.device, generators: Iterable[Generator]) -> None:
+    def __init__(self, device: torch.device, generators: Iterable[Generator], rank: int = 0) -> None:
         self._devices = [torch.device("cpu"), *([device] if device.type == "cuda" else [])]
-        self._seed = torch.initial_seed()
+        self._seed = f"bnlab {torch.initial_seed()} {rank}"
         self._others = list(generators)
 
     def begin(self, index: int) -> list[Any]:
         """The state with which batch `index` begins."""
-        seed = (self._seed + index) % 2**63
-        own = [torch.Generator(device).manual_seed(seed).get_state() for device in self._devices]
-        # Of several generators each has another seed: two that are seeded alike give the same numbers.
-        seeds = [random.Random(f"{seed} {number}").getrandbits(32) for number in range(len(self._others))]
-        return [*own, *(other.seeded(seed) for other, seed in zip(self._others, seeds, strict=True))]
+        # Seeds that only a hash connects: with a neighbour's, or the caller's own, the numbers would be the same.
+        seeds = random.Random(f"{self._seed} {index}")
+        own = [torch.Generator(device).manual_seed(seeds.getrandbits(63)).get_state() for device in self._devices]
+        return [*own, *(other.seeded(seeds.getrandbits(32)) for other in self._others)]
 
     def capture(self) -> list[Any]:
         own = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices[1:])]

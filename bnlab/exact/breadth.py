@@ -87,7 +87,9 @@ class Evaluation:
         self._pinned: dict[str, Moments] = {}
         self._revisited: set[str] = set()
         most = budget.limit // 10
-        self._turns: Turns[Passage] = Turns(model, forward, device, channels_last=channels_last, most=most)
+        self._turns: Turns[Passage] = Turns(
+            model, forward, device, rank=ranks.own, channels_last=channels_last, most=most
+        )
         self._checking = Checking(model, targets, self._turns, others)
         self._memory = Admission(budget, self._turns, partial(self._read_part, alone=True))
         self._waits_at = [

@@ -14,6 +14,10 @@ class Ranks:
     """All ranks of `group` (None: this process alone) take the same decisions from the same data.
 
     Every method is collective: each rank calls it, also one without a batch of its own.
+
+    Attributes:
+        size: how many there are.
+        own: which of them this process is.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -21,6 +25,7 @@ class Ranks:
             raise TypeError(f"population_statistics: group is a {type(group).__name__}; pass a process group")
         self._group = group
         self.size = 1 if group is None else dist.get_world_size(group)
+        self.own = 0 if group is None else dist.get_rank(group)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks."""

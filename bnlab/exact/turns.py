@@ -86,9 +86,9 @@ class Turns(Generic[AnyTurn]):
     """
 
     def __init__(
-        self, model: nn.Module, forward: Forward, device: torch.device, *, channels_last: bool, most: int
+        self, model: nn.Module, forward: Forward, device: torch.device, *, rank: int, channels_last: bool, most: int
     ) -> None:
-        """`channels_last` and `most`: as for `Layouts`."""
+        """`rank`: as for `RandomStream`, `channels_last` and `most`: as for `Layouts`."""
         self._model, self._forward = model, forward
         self.current: AnyTurn | None = None
         self.begun = 0
@@ -100,7 +100,7 @@ class Turns(Generic[AnyTurn]):
         self._locks = Locks(model, [forward, *hooks])
         self._loans = count_loans()
         self._state = ModuleState(model, hooks)
-        self._random = RandomStream(device, find_generators(model.modules()))
+        self._random = RandomStream(device, find_generators(model.modules()), rank)
         self._switch = ModeSwitch(["cpu", device.type])
         self._own_modes = self._switch.capture()
         self._suspended_at = set[str]()  # layers
