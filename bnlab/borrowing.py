@@ -61,15 +61,15 @@ def gradients_set_aside(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone."""
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """A mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone."""
     own = [m for m in model.modules() if (type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval)]
-    changes = _enter_eval_mode(model, dict.fromkeys(p for m in own for p in m.parameters() if not p.is_meta))
+    changes = _enter_mode(model, training, dict.fromkeys(p for m in own for p in m.parameters() if not p.is_meta))
     try:
         yield
     finally:
-        if any(module.training for module in own):
-            model.eval()  # what the block has made of it is no part of what it has trained
+        if any(module.training != training for module in own):
+            _set_mode(model, training)  # what the block has made of it is no part of what it has trained
         # All of them before one is written, as two may share memory.
         trained = [_take_over(parameter.detach(), given, value) for parameter, _, value, given in changes]
         for (parameter, memory, *_), values in zip(changes, trained, strict=True):
@@ -82,17 +82,25 @@ def _take_over(now: Tensor, given: Tensor, value: Tensor) -> Tensor:
     return torch.where((now == given) | given.isnan(), value, value + (now - given))
 
 
-def _enter_eval_mode(
-    model: nn.Module, parameters: Iterable[nn.Parameter]
+def _enter_mode(
+    model: nn.Module, training: bool, parameters: Iterable[nn.Parameter]
 ) -> list[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
     """Those of `parameters` that this changes: each with its memory and values before, and the values it is given."""
     before = [(p, p.detach(), p.detach().clone()) for p in parameters]
-    model.eval()
+    _set_mode(model, training)
     return [
         (parameter, memory, value, parameter.detach().clone())
         for parameter, memory, value in before
         if parameter.data_ptr() != memory.data_ptr() or not torch.equal(parameter, value)
     ]
+
+
+def _set_mode(model: nn.Module, training: bool) -> None:
+    """By its own `train` or `eval`, of which it may override one alone."""
+    if training:
+        model.train()
+    else:
+        model.eval()
 
 
 @contextlib.contextmanager
@@ -239,6 +247,10 @@ class KeptTensors:
                 written = True
         self._versions = self._versions_now()
         return written
+
+    def take_up_counted(self) -> bool:
+        """The same, but for writes that leave no trace: all values need not be compared."""
+        return self._versions_now() != self._versions and self.take_up()
 
     @contextlib.contextmanager
     def restored(self, *, unseen: bool = False) -> Iterator[None]:

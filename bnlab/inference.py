@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
 from bnlab.arguments import check_count, check_number
-from bnlab.borrowing import borrowed, evaluating, replace_forward
+from bnlab.borrowing import borrowed, in_mode, replace_forward
 from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
 from bnlab.layers import (
     TORCH_FORWARDS,
@@ -223,7 +223,7 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     layers = batch_norm_layers(model, caller="inference.applied")
     if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
         raise ValueError("inference.applied: DataParallel runs copies of the layers; pass the module inside of it")
-    with borrowed(model), evaluating(model):
+    with borrowed(model), in_mode(model, training=False):
         bypasses = _Bypasses(layers)
         for name, layer in layers.items():
             replace_forward(layer, functools.partial(_call_by_rule, rule, name, bypasses))

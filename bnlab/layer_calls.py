@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_leaves
 
 from bnlab.borrowing import borrowed, set_buffers_aside
@@ -18,7 +18,6 @@ from bnlab.layers import (
     get_layer_input,
     get_running_buffers,
     has_own_forward,
-    join_names,
     replace_input,
     strip_transforms,
 )
@@ -27,20 +26,19 @@ from bnlab.moments import Moments
 
 Call = tuple[str, Moments]
 """A layer's name, and the moments of what it was given."""
-_MOVES = (0.0, 0.0, 3.0, -3.0)  # of the running mean, in its σ: a layer may clip how far it follows
 
 
 class LayerCalls:
     """Tells how layers of a borrowed model are called in forwards, and between them, while they are in train mode.
 
     Some take their running statistics all the same. They are called in eval mode, or have a forward of their own, whose
-    output changes with their running buffers: for that it is run four times more at their first call, and where they
-    are called with another shape, or with other plain values among arguments and attributes. One that cannot be run
-    again, gives another output under the same buffers, or decides at random, is taken for one that does not.
+    output changes with their running buffers: for that it is run four times more at their first call, and at calls
+    with sizes, numbers, flags or words of another kind (see `_describe`). One that cannot be run again, gives another
+    output under the same buffers, or decides at random, is taken for one that does not. Among several processes only
+    first calls are tried, which all have at once: a forward may wait for the others'.
 
     Args:
         layers: by name, in train mode. Their hooks go with the loan of the model.
-        caller: the public call on whose behalf this is, for messages.
 
     Attributes:
         layers: those.
@@ -49,28 +47,19 @@ class LayerCalls:
         is_forward: whether one runs now.
     """
 
-    def __init__(self, layers: Mapping[str, BatchNorm], caller: str) -> None:
-        self.layers, self._caller, self._tried = layers, caller, set[Any]()
+    def __init__(self, layers: Mapping[str, BatchNorm]) -> None:
+        self.layers, self._tried, self._is_trial = layers, set[Any](), False
         self.running: dict[str, None] = {}
         self.between: dict[str, None] = {}
         self.is_forward, self._thread = False, threading.get_ident()
         self._noted: list[Call] | None = None
         for name, layer in layers.items():
-            # Before other hooks, which may begin the call of a recorded layer.
-            layer.register_forward_pre_hook(partial(self._look, name), prepend=True, with_kwargs=True)
+            # After the owner's hooks, which may make the input, and before those that begin the call of a recorded one.
+            layer.register_forward_pre_hook(partial(self._look, name), with_kwargs=True)
 
     @contextlib.contextmanager
     def watched(self, calls: list[Call] | None = None) -> Iterator[None]:
-        """The block is a forward; ValueError if a layer is in eval mode before it.
-
-        Args:
-            calls: gets all of them, in order.
-        """
-        if evaluated := [name for name, layer in self.layers.items() if not layer.training]:
-            raise ValueError(
-                f"{self._caller}: {join_names(evaluated)} are in eval mode after the next batch was made; make all "
-                "batches before, as a list, or let what makes them give back train mode"
-            )
+        """The block is a forward; `calls` gets all of its calls, in order."""
         self.is_forward, self._noted = True, calls
         try:
             yield
@@ -79,7 +68,7 @@ class LayerCalls:
 
     def _look(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer = self.layers[name]
-        if module is not layer:  # a copy of it, which has the hooks too
+        if module is not layer or self._is_trial:  # a copy of it has the hooks too
             return
         if not self.is_forward:
             # Other threads may call at any time, and are named elsewhere.
@@ -88,39 +77,75 @@ class LayerCalls:
             return
         if not layer.training:
             self.running[name] = None
-        elif has_own_forward(layer) and (situation := (name, *_describe(layer, args, kwargs))) not in self._tried:
-            self._tried.add(situation)
-            with contextlib.suppress(Exception):
-                self.running.update({name: None} if _takes_running(layer, args, kwargs) else {})
+        elif has_own_forward(layer) and name not in self.running:
+            self._try(name, args, kwargs)
         x = strip_transforms(get_layer_input(args, kwargs)) if self._noted is not None else None
         if self._noted is not None and isinstance(x, Tensor) and x.numel():
             self._noted.append((name, Moments.of(x)))
 
+    def _try(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Find out whether the layer takes its running statistics, if it was not called in this way before."""
+        layer = self.layers[name]
+        situation = (name,) if _are_several_processes() else (name, *_describe(layer, args, kwargs))
+        if situation in self._tried:
+            return
+        self._tried.add(situation)
+        self._is_trial = True
+        try:
+            if _takes_running(layer, args, kwargs):
+                self.running[name] = None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever a forward raises that cannot be run again
+            pass
+        finally:
+            self._is_trial = False
+
+
+def _are_several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
 
 def _describe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """What a forward may decide by: shapes, and plain values among its arguments and the layer's attributes."""
-    given = [*args, *kwargs.items(), *vars(layer).items()]
-    plain = [value for value in tree_leaves(given) if isinstance(value, (str, int, float, bool, type(None)))]
-    return (*(tuple(leaf.shape) for leaf in tree_leaves([args, kwargs]) if isinstance(leaf, Tensor)), *plain)
+    """What a forward may decide by: sizes, and plain values among its arguments and the layer's attributes.
+
+    Sizes and integers count up to a factor of two, floats as 0 or not: times or lengths may differ from call to call.
+    """
+    given = tree_leaves([args, kwargs])
+    sizes = [tuple(map(int.bit_length, leaf.shape)) for leaf in given if isinstance(leaf, Tensor)]
+    plain = [value for value in [*given, *vars(layer).values()] if isinstance(value, (str, int, float, type(None)))]
+    return *sizes, *(_round(value) for value in plain)
+
+
+def _round(value: str | float | None) -> Any:
+    if isinstance(value, float):
+        return value != 0
+    return value.bit_length() if isinstance(value, int) else value
 
 
 def _takes_running(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the output for this input changes with the running buffers."""
-    first, again, *moved = (_run_with_moved_buffers(layer, args, kwargs, move) for move in _MOVES)
-    return _agree(first, again) and not all(_agree(first, other) for other in moved)
+    run = partial(_run_with_moved_buffers, layer, args, kwargs)
+    first = run(0.0)
+    # Up and down: a layer may clip how far it follows.
+    return _agree(first, run(0.0)) and not all(_agree(first, run(move)) for move in (3.0, -3.0))
 
 
 def _agree(one: list[Tensor], other: list[Tensor]) -> bool:
-    """Whether two outputs are the same to rounding."""
-    return all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.std().nan_to_num()), equal_nan=True)
-        for a, b in zip(one, other, strict=True)
-    )
+    """Whether two outputs are the same, to a thousandth of their deviation; `other` is used up: outputs are large."""
+    for a, b in zip(one, other, strict=True):
+        if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
+            return False
+        allowed = 1e-3 * float(a.std().nan_to_num()) * a.numel() ** 0.5
+        if float(torch.linalg.vector_norm(b.sub_(a).nan_to_num_(), dtype=torch.float64)) > allowed:
+            return False
+    return True
 
 
 def _run_with_moved_buffers(
     layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], move: float
 ) -> list[Tensor]:
+    """What comes out where the running mean is moved by so many of its σ."""
     with borrowed(layer):
         set_buffers_aside(layer)
         mean, var = get_running_buffers(layer)
@@ -130,4 +155,5 @@ def _run_with_moved_buffers(
         given = replace_input(args, kwargs, get_layer_input(args, kwargs).clone())
         with ModuleState(layer).undone():
             output = layer.forward(*given[0], **given[1])
-    return [leaf.detach().double().clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    tensors = (leaf.detach() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return [tensor.clone() for tensor in tensors if tensor.is_floating_point()]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.borrowing import borrowed, evaluating, set_buffers_aside
+from bnlab.borrowing import borrowed, in_mode, set_buffers_aside
 from bnlab.interrupts import end_interrupted_calls
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, match_names
 from bnlab.loans import check_not_lent
@@ -244,7 +244,7 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     if not isinstance(statistics, Statistics):
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
     layers = statistics._matching(model, "using")
-    with borrowed(model), evaluating(model):
+    with borrowed(model), in_mode(model, training=False):
         for layer in layers.values():
             set_buffers_aside(layer)
         statistics._copy_into(layers)

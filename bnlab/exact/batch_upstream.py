@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab.batches import copy_batch, keep_batch
-from bnlab.borrowing import set_buffers_aside
+from bnlab.borrowing import KeptTensors, set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.job import Job, Source
@@ -64,14 +64,15 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans(), elsewhere=job.elsewhere)
     use = _enter_train_mode(job)
     forwards = FreshForwards(job.model, hooks, job.weights)
-    random = RandomStream(job.device, list_generators(job.model.modules()))
+    averages = KeptTensors(buffer for layer in job.targets.values() for buffer in layer.buffers(recurse=False))
+    random = RandomStream(job.device, list_generators(job.model.modules()), job.ranks.own)
     first: list[tuple[Any, list[_Seen]]] = []  # the first batch, and what the layers were given
 
     def run(index: int, batch: Any) -> list[_Seen]:
         """What the layers are given in the forward of a batch."""
         calls.clear()
         own = random.capture()  # the caller's batches draw from the caller's stream
-        with torch.no_grad(), forwards.one(), use.watched():
+        with torch.no_grad(), forwards.one(), averages.restored(unseen=True), use.watched():
             random.apply(random.begin(index))
             job.forward(job.model, copy_batch(batch, job.device))
         random.apply(own)
@@ -114,7 +115,7 @@ def _enter_train_mode(job: Job) -> LayerCalls:
             f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
             "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
         )
-    return LayerCalls(job.targets, CALLER)
+    return LayerCalls(job.targets)
 
 
 def _check_use(use: LayerCalls) -> None:

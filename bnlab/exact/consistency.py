@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, map_leaves
-from bnlab.borrowing import gradients_set_aside
+from bnlab.borrowing import KeptTensors
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
+from bnlab.fresh import FreshForwards
 from bnlab.layers import batch_norm_layers, get_running_buffers, join_names, unwrap_parallel
 from bnlab.loans import count_loans, refuse_other_threads
-from bnlab.module_state import ModuleState, list_forward_hooks
+from bnlab.module_state import list_forward_hooks
 from bnlab.moments import Moments, compare_moments
 from bnlab.statistics import Statistics, using
 
@@ -66,7 +67,7 @@ def self_consistency(
 ) -> tuple[float, float] | pd.DataFrame:
     """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
 
-    An ordinary hooked evaluation, batch after batch. With the breadth-first code it shares how an input is read and how
+    An ordinary hooked evaluation, batch after batch, each with the model as it is now. With the breadth-first code it shares how an input is read and how
     modules are put back, and the memory layout, and so the rounding; no forward is suspended.
 
     Args:
@@ -93,7 +94,7 @@ def self_consistency(
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
     device = find_device(model, device, CALLER)
-    with using(model, statistics), gradients_set_aside(model):
+    with using(model, statistics):
         refuse_other_threads(unwrap_parallel(model))
         double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, device, channels_last)
@@ -153,25 +154,24 @@ class _Evaluation:
     ) -> None:
         self._model, self._forward = model, forward
         self._layouts = Layouts(model, device, channels_last=channels_last, most=sys.maxsize)
-        hooks = list_forward_hooks(model)
+        self._hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self.elsewhere: dict[str, None] = {}  # layers that other threads have called
         self._now: dict[str, Moments] = {}
         self._layers = batch_norm_layers(model, names, caller=CALLER)
         self._given = {name: torch.stack(get_running_buffers(layer)) for name, layer in self._layers.items()}
         watch_inputs(self._layers, self._look, CALLER, loans=count_loans(), elsewhere=self.elsewhere)
-        self._state = ModuleState(model, hooks)
+        self._forwards = FreshForwards(model, self._hooks, KeptTensors(model.parameters()))
 
     def take(self, batch: Any) -> None:
         """Evaluate one batch and merge what it gives."""
-        self._state.accept()
         try:
             self._evaluate(batch)
         except Exception:
             if not self._layouts.channels_last:
                 raise
             self._layouts.restore()
-            self._state.accept()
+            self._forwards = FreshForwards(self._model, self._hooks, KeptTensors(self._model.parameters()))
             self._evaluate(batch)
         for name, moments in self._now.items():
             self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments
@@ -186,7 +186,7 @@ class _Evaluation:
 
     def _evaluate(self, batch: Any) -> None:
         self._now = {}
-        with torch.no_grad(), self._state.undone():
+        with torch.no_grad(), self._forwards.one():
             self._forward(unwrap_parallel(self._model), self._layouts.copy(batch))
 
     def _look(self, name: str, x: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnlab.batches import copy_batch, keep_batch
-from bnlab.borrowing import borrowed, set_buffers_aside
+from bnlab.borrowing import borrowed, gradients_set_aside, set_buffers_aside
 from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.inspection import Inspection, Sample
@@ -104,6 +104,12 @@ def check_first_batch(
 
 def _forward_once(job: Job, batch: Any, index: int, random: RandomStream, state: ModuleState) -> None:
     """One forward that leaves nothing behind, with the batch's own random stream."""
-    with borrowed(job.model), torch.no_grad(), job.weights.restored(unseen=True), state.undone():
+    with (
+        borrowed(job.model),
+        gradients_set_aside(job.model),
+        torch.no_grad(),
+        job.weights.restored(unseen=True),
+        state.undone(),
+    ):
         random.apply(random.begin(index))
         job.forward(job.model, copy_batch(batch, job.device))

@@ -16,7 +16,7 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call
-from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside
+from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, in_mode
 from bnlab.exact.batch_upstream import measure_batch_upstream
 from bnlab.exact.breadth import CALLER, Evaluation
 from bnlab.exact.budget import Budget
@@ -76,10 +76,13 @@ def population_statistics(
     statistics something else in the model uses too, and the first layer at which this evaluation gives something else
     (with upstream="batch", the first batch when it is run again); `.check` keeps them.
 
+    Each batch draws random numbers of its own, which torch's seed, the rank and the batch's place decide, and which the
+    caller's data do not have.
+
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
     mixed up (class attributes, objects behind globals or with slots, those that can be iterated over, arrays written in
-    place, entries that are exchanged among more than 10,000; random numbers of numpy and Python, unless a module holds
+    place, weights written through `.data`, entries that are exchanged among more than 10,000; random numbers of numpy and Python, unless a module holds
     their generator): `.check` and `self_consistency` show it. What a forward changes there temporarily (by
     `mock.patch`, the working directory, environment variables, levels of loggers) may stay changed.
     strategy="layerwise" does without both, if the forward puts back in `finally` what it changes: it is cut off at
@@ -138,28 +141,29 @@ def population_statistics(
     source = KeptBatches(batches) if auto else batches
     images = _FIRST_IMAGES if auto else max_images
     while True:
-        counted = Source(source, images)  # type: ignore[arg-type]
-        job = Job(
-            unwrap_parallel(model),
-            targets,
-            forward or call,
-            device,
-            Ranks(group),
-            Budget(limit, exact=memory is not None),
-            KeptTensors(model.parameters()),
-            by_image=auto or standard_errors,
-            channels_last=channels_last,
-            others=OtherStatistics.find(model, targets),
-        )
+        counted, ranks = Source(source, images), Ranks(group)  # type: ignore[arg-type]
         with (
             borrowed(model),
             gradients_set_aside(model),
-            job.weights.restored(unseen=True),
-            _bar(len(targets), progress) as job.bar,
+            in_mode(model, training=False),
+            _bar(len(targets), progress) as bar,
         ):
-            refuse_other_threads(job.model)
-            model.eval()
-            found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)
+            refuse_other_threads(unwrap_parallel(model))
+            job = Job(
+                unwrap_parallel(model),
+                targets,
+                forward or call,
+                device,
+                ranks,
+                Budget(limit, exact=memory is not None),
+                KeptTensors(model.parameters()),
+                by_image=auto or standard_errors,
+                channels_last=channels_last,
+                others=OtherStatistics.find(model, targets),
+                bar=bar,
+            )
+            with job.weights.restored(unseen=True):
+                found = {"population": _STRATEGIES[strategy], "batch": measure_batch_upstream}[upstream](job, counted)
         statistics = job.make_statistics(found, counted)
         exhausted = all(job.ranks.gather(counted.exhausted))
         if not auto or exhausted or worst_error(statistics) <= (tolerance or 0.0):
@@ -224,7 +228,8 @@ def _measure_breadth_first(job: Job, source: Source) -> dict[str, Moments]:
         channels_last=job.channels_last,
         others=job.others,
     )
-    found = measure(evaluation, source, job.bar.update, job.cost)
+    with job.weights.restored(unseen=True):  # the check is to begin with the model's own
+        found = measure(evaluation, source, job.bar.update, job.cost)
     job.parts, job.check = evaluation.parts, evaluation.check()
     return found
 

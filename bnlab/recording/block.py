@@ -84,8 +84,6 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             None (as `update_bn` sets it) in some of its calls, which are entries all the same; layers average variances
             with ddof 0, which some estimators take for unbiased; or modules that are no batch norm of torch's, and are
             not recorded, have averaged running statistics of their own.
-            Of a write that leaves no trace, as through `.data`, nothing is said where the layer's momentum has changed
-            in the block.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
@@ -179,6 +177,11 @@ class Recording:
     def take_up_writes(self) -> None:
         for recorder in self.recorders:
             recorder.take_up_writes()
+
+    def disregard_exchanges(self) -> None:
+        """Say nothing of other running buffers that layers have had: the entries are the same."""
+        for recorder in self.recorders:
+            recorder.exchanged = recorder.alternates = False
 
     def warn_of_the_unrecorded(self) -> None:
         """Say which layers were trained or written past their recorders."""

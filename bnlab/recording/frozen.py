@@ -11,7 +11,7 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch, keep_batch
-from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, set_buffers_aside
+from bnlab.borrowing import KeptTensors, borrowed, in_mode, set_buffers_aside
 from bnlab.fresh import FreshForwards
 from bnlab.layer_calls import Call, LayerCalls
 from bnlab.layers import (
@@ -57,13 +57,15 @@ def record_frozen(
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
     first, again = list[Call](), list[Call]()  # of the first batch: when it is recorded, and after all others
-    with borrowed(model), gradients_set_aside(model), torch.no_grad():
+    with borrowed(model), in_mode(model, training=training), torch.no_grad():
         refuse_other_threads(model)
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
-        use = _enter_train_mode(model, layers, training)
+        use = _enter_train_mode(layers)
         forwards = FreshForwards(model, hooks, KeptTensors(model.parameters()))
         with record(model) as trace:
+            assert isinstance(trace.recording, Recording)
+            trace.recording.steps.count_updates_only()  # each forward is a step, whatever it does to the weights
             starts = {name: entries.start for name, entries in trace.layers.items()}
             random, kept = RandomStream(device, list_generators(model.modules())), list[Any]()
             for batch in _read(batches, use):
@@ -73,11 +75,7 @@ def record_frozen(
                 with forwards.one(), use.watched(first if is_first else None):
                     (forward or call)(model, copy_batch(batch, device))
                 trace.step()
-            assert isinstance(trace.recording, Recording)
-            for recorder in trace.recording.recorders:
-                recorder.exchanged = recorder.alternates = (
-                    False  # which buffers a forward gives its layers is all the same to this average
-                )
+            trace.recording.disregard_exchanges()
         # A model that has been changed between batches gives something else with good reason.
         can_repeat = bool(kept) and not forwards.changed
         if can_repeat:
@@ -102,16 +100,15 @@ def record_frozen(
     return trace
 
 
-def _enter_train_mode(model: nn.Module, layers: Mapping[str, BatchNorm], training: bool) -> LayerCalls:
+def _enter_train_mode(layers: Mapping[str, BatchNorm]) -> LayerCalls:
     """Put the layers into train mode; ValueError if none goes."""
-    model.train(training)
     frozen = set_train_mode(layers)
     if len(frozen) == len(layers):
         raise ValueError(
             f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
             "no layer has batch statistics; pass a model with layers that take train mode"
         )
-    return LayerCalls({name: layer for name, layer in layers.items() if name not in frozen}, "record_frozen")
+    return LayerCalls({name: layer for name, layer in layers.items() if name not in frozen})
 
 
 def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:

@@ -1,0 +1,289 @@
+"""Each forward begins with the model as its owner has left it, and with numbers of its own."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import layer_calls, population_statistics, record_frozen, self_consistency
+from bnlab.randomness import RandomStream
+from tests.exact.test_hazards import LAYERWISE
+from tests.helpers import images, plain, unchanged
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def measure_batch_upstream(model: nn.Module, batches: Any) -> Any:
+    return population_statistics(model, batches, upstream="batch")
+
+
+def list_moments(measured: Any) -> list[Tensor]:
+    """Of all layers, of statistics or of a trace."""
+    if hasattr(measured, "layers"):
+        return [layer.moments for layer in measured.layers.values()]
+    return [torch.stack((moments.mean, moments.var)) for moments in measured.values()]
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("measure", [population_statistics, LAYERWISE, measure_batch_upstream])
+def test_noise_of_a_forward_is_not_that_of_its_batch(measure: Callable[..., Any]) -> None:
+    """Of latents that were drawn right after seeding, as those of all batches or each from a seed of its own."""
+    model, n = nn.Sequential(Noisy(), nn.BatchNorm1d(1)), 4096
+    torch.manual_seed(3)
+    together = list(torch.randn(4, n, 1))
+    apart = [torch.randn(n, 1, generator=torch.Generator().manual_seed(3 + index)) for index in range(4)]
+    for batches in (together[:1], together, apart):
+        torch.manual_seed(3)
+        var = measure(model, batches)["1"].var.item()
+        rows = n * len(batches)
+        assert abs(var / 2 - 1) < 6 * (2 / rows) ** 0.5  # the standard error of a variance; the same numbers give 2
+
+
+def test_streams_are_of_one_batch_of_one_process() -> None:
+    torch.manual_seed(3)
+    streams = [RandomStream(torch.device("cpu"), (), rank) for rank in range(3)]
+    states = [torch.get_rng_state(), *(stream.begin(index)[0] for stream in streams for index in range(3))]
+    assert len({state.numpy().tobytes() for state in states}) == 10
+
+
+class Adapter(nn.Linear):
+    """Adds to its weight in eval mode, and takes it away in train mode."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.extra, self.merged = nn.Parameter(torch.randn(width, width)), False
+
+    def train(self, mode: bool = True) -> Adapter:
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.extra if mode else self.extra
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight if self.merged else self.weight + self.extra, self.bias)
+
+
+def _record_training(model: nn.Module, batches: Any) -> Any:
+    return record_frozen(model, batches, training=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_adapters_that_are_merged_in_eval_mode(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), Adapter(4), nn.BatchNorm1d(4)).double().train(training)
+    batches = [torch.randn(8, 4).double() * (1 + i) for i in range(3)]
+    merged = nn.Linear(4, 4).double()
+    merged.load_state_dict({key: copy.deepcopy(model).eval()[1].state_dict()[key] for key in ("weight", "bias")})
+    plainly = nn.Sequential(model[0], merged, model[2])
+    for measure in (population_statistics, LAYERWISE, measure_batch_upstream, record_frozen, _record_training):
+        wanted = list_moments(measure(plainly, batches))
+        with unchanged(model):
+            found = list_moments(measure(model, batches))
+        assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
+class Teaching(nn.Module):
+    """Runs with averaged weights first, which it copies into its own and takes out again without a trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.averaged = [torch.randn_like(p) for p in self.linear.parameters()]
+
+    def _swap(self, values: list[Tensor]) -> list[Tensor]:
+        own = [p.detach().clone() for p in self.linear.parameters()]
+        for p, value in zip(self.linear.parameters(), values, strict=True):
+            p.data.copy_(value)
+        return own
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self._swap(self.averaged)
+        first = self.bn(self.linear(x))
+        self._swap(own)
+        return first + self.bn(self.linear(x))
+
+
+@pytest.mark.filterwarnings("default")
+def test_weights_that_are_exchanged_without_a_trace_are_told() -> None:
+    torch.manual_seed(0)
+    model, batches = Teaching(), [torch.randn(8, 3) for _ in range(3)]
+    with unchanged(model), pytest.warns(RuntimeWarning, match="layer 'bn': the first batch, evaluated again"):
+        population_statistics(model, batches)
+
+
+class Momentum(nn.Module):
+    """Has an encoder that follows another one at each forward, and counts these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.following = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.bn = nn.BatchNorm1d(3)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        for p, q in zip(self.own.parameters(), self.following.parameters(), strict=True):
+            q.data.mul_(0.9).add_(0.1 * p.data)
+        return self.bn(self.following(x) * self.steps)
+
+
+def test_self_consistency_begins_anew_with_each_batch() -> None:
+    torch.manual_seed(0)
+    model, batches = Momentum().double(), [torch.randn(8, 3).double() for _ in range(3)]
+    found = LAYERWISE(model, batches)
+    with unchanged(model):
+        for _ in range(2):
+            assert max(self_consistency(model, found, batches)) < 1e-14
+
+
+class Inverse(nn.Module):
+    """Reads the running buffers of a layer that it has called, as a flow's inverse does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y * self.first.running_var.sqrt() + self.first.running_mean)
+
+
+def test_running_buffers_that_are_read_after_the_call() -> None:
+    model, (x, *others) = Inverse(), [torch.randn(8, 3) * (1 + i) for i in range(3)]
+    alone, twice = (list_moments(measure_batch_upstream(model, [x] * n)) for n in (1, 2))
+    assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(alone, twice, strict=True))
+    assert measure_batch_upstream(model, [x, *others]).check.leaking is None
+
+
+@pytest.mark.parametrize("measure", [measure_batch_upstream, record_frozen])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_loader_may_leave_the_model_in_another_mode(measure: Callable[..., Any], leaves: bool) -> None:
+    """As one that labels its images with the model does, and then gives back train mode."""
+    model, batches = plain(), images(4, 3)
+    model.insert(1, nn.Dropout(0.5))
+
+    def load() -> Iterator[Tensor]:
+        for x in batches:
+            model.eval()(x)
+            model.train(leaves)
+            yield x
+
+    wanted = list_moments(measure(model, batches))
+    with unchanged(model):
+        found = list_moments(measure(model, load()))
+    assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("measure", [measure_batch_upstream, record_frozen])
+def test_a_loader_may_change_the_weights(measure: Callable[..., Any]) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.randn(8, 3)
+
+    def load() -> Iterator[Tensor]:
+        for _ in range(3):
+            yield x
+            with torch.no_grad():
+                model[0].weight.mul_(2.0)
+
+    scaled = [copy.deepcopy(model) for _ in range(3)]
+    for i, other in enumerate(scaled):
+        other[0].weight.data.mul_(2.0**i)
+    wanted = torch.stack([other[0](x).var(0) for other in scaled])
+    found = measure(model, load())
+    if measure is record_frozen:
+        assert torch.allclose(found.layers["1"].moments[:, 1], wanted, rtol=1e-5)
+    else:
+        whole = torch.cat([other[0](x) for other in scaled]).var(0, correction=0)
+        assert torch.allclose(found["1"].var.float(), whole, rtol=1e-5)
+
+
+def test_a_forward_may_train_its_model() -> None:
+    """As adaptation at test time does: there is nothing to be told of steps, each forward is one."""
+
+    class Adapting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                loss = super().forward(x).softmax(1).square().mean()
+                optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+                loss.backward()
+                optimizer.step()
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, batches = Adapting(nn.Linear(3, 3), nn.BatchNorm1d(3)), [torch.randn(8, 3) for _ in range(3)]
+    with unchanged(model):
+        trace = record_frozen(model, batches)
+    assert trace.layers["1"].steps == [1, 1, 2, 2, 3, 3]
+
+
+class Named(nn.BatchNorm1d):
+    """Takes its running statistics, has a forward of its own, and many attributes."""
+
+    def forward(self, x: Tensor, sigma: float = 0.0, time: int = 0) -> Tensor:
+        return (x - self.running_mean) / (self.running_var + self.eps).sqrt()  # type: ignore[operator]
+
+
+def count_trials(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    trials: list[Any] = []
+    own = layer_calls._takes_running
+    monkeypatch.setattr(layer_calls, "_takes_running", lambda *args: trials.append(args) or own(*args))
+    return trials
+
+
+def test_layers_are_tried_anew_for_other_sizes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Conditional(nn.BatchNorm1d):
+        def forward(self, x: Tensor, sigma: float, time: int) -> Tensor:
+            return super().forward(x) * sigma
+
+    class Diffusion(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = Conditional(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(x, float(len(x)) / 100, len(x))
+
+    trials = count_trials(monkeypatch)
+    batches = [torch.randn(n, 3) for n in range(16, 32)]
+    measure_batch_upstream(Diffusion(), batches)
+    assert len(trials) == 1
+    measure_batch_upstream(Diffusion(), [*batches, torch.randn(32, 3)])
+    assert len(trials) == 3
+    monkeypatch.setattr(layer_calls, "_are_several_processes", lambda: True)
+    measure_batch_upstream(Diffusion(), [*batches, torch.randn(32, 3)])
+    assert len(trials) == 4
+
+
+def test_a_layer_whose_input_a_hook_prepares_is_tried_with_it() -> None:
+    class Wrap(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"x": x}
+
+    model = nn.Sequential(Wrap(), Named(3), nn.BatchNorm1d(3))
+    model[1].register_forward_pre_hook(lambda module, args: (args[0]["x"],))
+    with pytest.raises(ValueError, match="the running statistics of '1' are used"):
+        measure_batch_upstream(model, [torch.randn(8, 3)])
+
+
+def test_a_trial_that_runs_out_of_memory_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*args: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(layer_calls, "_run_with_moved_buffers", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        measure_batch_upstream(nn.Sequential(Named(3), nn.BatchNorm1d(3)), [torch.randn(8, 3)])
