@@ -67,8 +67,9 @@ def self_consistency(
 ) -> tuple[float, float] | pd.DataFrame:
     """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
 
-    An ordinary hooked evaluation, batch after batch, each with the model as it is now. With the breadth-first code it shares how an input is read and how
-    modules are put back, and the memory layout, and so the rounding; no forward is suspended.
+    An ordinary hooked evaluation, batch after batch, each with the model as it is now. With the breadth-first code it
+    shares how an input is read and how modules are put back, and the memory layout, and so the rounding; no forward is
+    suspended.
 
     Args:
         model: the one that the statistics are of; it comes back as it was.

@@ -82,12 +82,12 @@ def population_statistics(
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
     mixed up (class attributes, objects behind globals or with slots, those that can be iterated over, arrays written in
-    place, weights written through `.data`, entries that are exchanged among more than 10,000; random numbers of numpy and Python, unless a module holds
-    their generator): `.check` and `self_consistency` show it. What a forward changes there temporarily (by
-    `mock.patch`, the working directory, environment variables, levels of loggers) may stay changed.
-    strategy="layerwise" does without both, if the forward puts back in `finally` what it changes: it is cut off at
-    layers. A forward that holds what the next one waits for never ends: threads' locks that the code names are refused,
-    but nobody sees a queue that serves as a pool, the lock of a file, or a lock behind a computed name;
+    place, weights written through `.data`, entries that are exchanged among more than 10,000; random numbers of numpy
+    and Python, unless a module holds their generator): `.check` and `self_consistency` show it. What a forward changes
+    there temporarily (by `mock.patch`, the working directory, environment variables, levels of loggers) may stay
+    changed. strategy="layerwise" does without both, if the forward puts back in `finally` what it changes: it is cut
+    off at layers. A forward that holds what the next one waits for never ends: threads' locks that the code names are
+    refused, but nobody sees a queue that serves as a pool, the lock of a file, or a lock behind a computed name;
     strategy="layerwise" does without those too.
 
     Args:
