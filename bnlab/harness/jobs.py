@@ -28,7 +28,7 @@ from bnlab.harness.measurements import find_norms
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.sources import find_sources, try_estimators
 from bnlab.harness.reporting import tables
-from bnlab.harness.schema import EARLIER_NAMES
+from bnlab.harness.schema import EARLIER_NAMES, TABLES
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
@@ -66,11 +66,20 @@ def _require_same_test_images(planned: list[Config]) -> None:
     for run in map(Run, planned):
         other = first.setdefault(run.id, run)
         roots = other.config.data.root, run.config.data.root
-        if roots[0] != roots[1] and other.dataset.test.digest != run.dataset.test.digest:
+        measured = {*as_list(other.config.measurements), *as_list(run.config.measurements)}
+        silent = [name for name in measured if TABLES[name].predicts]  # on which images
+        if (roots[0] == roots[1] and not silent) or other.dataset.test.digest == run.dataset.test.digest:
+            continue
+        if roots[0] != roots[1]:
             raise UserError(
                 f"data.root={roots[1]}: has the training images of {roots[0]} with other test images, and the tables "
                 "have one row for both; sweep each under its own name=..."
             )
+        raise UserError(
+            f"data.test_fonts={run.config.data.test_fonts}: are other test images than those of "
+            f"{other.config.data.test_fonts}, and the table {silent[0]} has one row for both; sweep each under its own "
+            "name=..."
+        )
 
 
 def _require_writable(results: Path) -> None:

@@ -22,11 +22,14 @@ class Table:
         key: the columns in which no two rows agree; `momentum` is null where it has no meaning.
         types: of all columns, in order.
         later: columns that files of earlier versions lack: null there.
+        predicts: whether all rows are of predictions of the network's test images; columns `split` and `shift` say so
+            of each row, where there are others.
     """
 
     key: tuple[str, ...]
     types: dict[str, pa.DataType]
     later: tuple[str, ...] = ()
+    predicts: bool = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -115,6 +118,7 @@ TABLES = {
             "run": _TEXT, "step": _INT, "layer": _TEXT, "moment": _TEXT, "dose": _REAL, "epoch": _REAL, "depth": _INT,
             "accuracy": _REAL, "accuracy_lost": _REAL, "disagreement": _REAL, "logit_gap": _REAL,
         },
+        predicts=True,
     ),
     "counterexamples": Table(
         (*_STATISTICS, "case", "size"),
@@ -181,6 +185,7 @@ def origin_columns(name: str) -> dict[str, Origin]:
     """Those of `ORIGIN` that parts of the table have."""
     known = {*TABLES[name].types, "image_settings"}  # which the table `runs` says of each
     known |= {"family"} if "estimator" in known else set()
+    known |= {"split", "shift"} if TABLES[name].predicts else set()
     measured = "step" in known  # a run is no measurement, but of a training as well
     return {column: o for column, o in ORIGIN.items() if {*o.group} <= known and (measured or column == "training")}
 

@@ -86,11 +86,11 @@ def _read_kept(run: Run, name: str) -> pd.DataFrame:
     frame = pd.concat(frames, ignore_index=True)
     # Earlier files do not say, and are of the only network that this folder has had.
     frame["training"] = frame["training"].fillna(run.training)
-    expected = {"run": run.id, **_origin(run, frame)}
+    expected = {"run": run.id, **_origin(run, name, frame)}
     return frame[np.logical_and.reduce([frame[column] == value for column, value in expected.items()])]
 
 
-def _origin(run: Run, frame: pd.DataFrame) -> dict[str, Any]:
+def _origin(run: Run, name: str, frame: pd.DataFrame) -> dict[str, Any]:
     """The values of `schema.ORIGIN` that are the same for all estimators: one for all rows, or one for each.
 
     Images that are not predicted now have none.
@@ -99,6 +99,8 @@ def _origin(run: Run, frame: pd.DataFrame) -> dict[str, Any]:
     if "split" in frame:
         digests = {images: run.digest_of(*images) for images in run.predictions}
         found["test_images"] = [digests.get(images) for images in zip(frame["split"], frame["shift"], strict=True)]
+    elif schema.TABLES[name].predicts:
+        found["test_images"] = run.dataset.test.digest
     return found
 
 
@@ -120,7 +122,7 @@ def _measure(
         groups = ([s for s in subjects if s and s.estimator == estimator] for estimator in estimators)
         return [frame for group in groups for frame in _measure(run, name, [*group], steps, failures, options)]
     sources = {s.estimator: s for s in subjects if s}
-    origin = _origin(run, frame)
+    origin = _origin(run, name, frame)
     frame = frame.assign(**origin)
     if sources:
         frame["source"] = frame["estimator"].map({key: source_digest(s) for key, s in sources.items()})

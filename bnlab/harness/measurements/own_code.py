@@ -6,6 +6,7 @@ import ast
 import contextlib
 import inspect
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,9 @@ from typing import Any
 
 from bnlab.files import digest
 from bnlab.harness.errors import UserError
+
+
+_PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
 
 
 @cache  # what runs is the code as it was when it was imported
@@ -83,16 +87,26 @@ def _top_of(module: str) -> str:
 
 
 def _is_library(module: str) -> bool:
-    """Ours or Python's."""
-    return _top_of(module) == "bnlab" or _top_of(module) in sys.stdlib_module_names
+    """Ours or Python's; a file of the user's may have the name of one of Python's modules."""
+    top = _top_of(module)
+    if top not in sys.stdlib_module_names:
+        return top == "bnlab"
+    file = _find_file(module)
+    return file is None or file.resolve().is_relative_to(_PYTHON)
+
+
+def _find_file(module: str) -> Path | None:
+    """Where a module's code lies; None if it is in no file, or there is no such module."""
+    file = getattr(sys.modules[module], "__file__", None) if module in sys.modules else _spec_of(module, "origin")
+    return None if file in (None, "built-in", "frozen") else Path(file)
 
 
 def _is_others(module: str, packages: set[str]) -> bool:
     """Of a library, or of an installed package that is none of these."""
     if _is_library(module):
         return True
-    file = getattr(sys.modules[module], "__file__", None) if module in sys.modules else _spec_of(module, "origin")
-    is_installed = file is not None and bool({"site-packages", "dist-packages"} & {*Path(file).parts})
+    file = _find_file(module)
+    is_installed = file is not None and bool({"site-packages", "dist-packages"} & {*file.parts})
     return file is None or (is_installed and _top_of(module) not in packages)
 
 

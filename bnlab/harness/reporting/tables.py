@@ -135,8 +135,11 @@ def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str,
         data: of each run; one that is still to get its row of `runs` is a group by itself.
     """
     group = [*ORIGIN[column].group, "all"]  # the last is the same in all rows: a group may have no other column
+    columns = {name: list(frame) for name, frame in frames.items()}
     added = {name: [data.get(run, run) for run in frame["run"]] for name, frame in frames.items()}
     frames = {name: frame.assign(all=0, image_settings=added[name]) for name, frame in frames.items()}
+    if "split" in group:  # a table of the test images alone does not say so
+        frames = {n: f if "split" in f else f.assign(split="test", shift="") for n, f in frames.items()}
     if "family" in group:
         family = {name: [label.partition("(")[0] for label in frame["estimator"]] for name, frame in frames.items()}
         frames = {name: frame.assign(family=family[name]) for name, frame in frames.items()}
@@ -147,8 +150,7 @@ def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str,
     kept = {}
     for name, frame in frames.items():
         is_newest = frame[column].to_numpy() == newest.reindex(pd.MultiIndex.from_frame(frame[group])).to_numpy()
-        helpers = ["all", "image_settings", "family"]
-        kept[name] = frame[frame[column].isna() | is_newest].drop(columns=helpers, errors="ignore")
+        kept[name] = frame.loc[frame[column].isna() | is_newest, columns[name]]
     return kept
 
 

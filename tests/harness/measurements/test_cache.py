@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import shutil
@@ -260,6 +261,21 @@ def test_other_test_images_are_measured_again(tmp_path: Path, calls: list[Any]) 
     assert rows["none", "exact"] != rows["fonts:stix_cm", "exact"]
 
 
+def test_doses_are_of_the_test_images(tmp_path: Path, calls: list[Any]) -> None:
+    glyphs = config(tmp_path, steps=2, evaluate_at="final", measurements=["doses"], batch_size=16)
+    glyphs.data = DataConfig("glyphs", str(tmp_path), images=100, classes=10, fonts="dejavu", test_fonts="dejavu")
+    other = copy.deepcopy(glyphs)
+    other.name, other.data.test_fonts = "other", "stix_cm"
+    found = []
+    for job in (glyphs, other, glyphs):
+        execute(job)
+        found.append(load(job.name, tmp_path)["doses"].set_index(["layer", "moment", "dose"])["logit_gap"])
+    assert len(calls) == 2 and found[0].equals(found[2]) and not found[0].equals(found[1])
+    other.name = glyphs.name
+    with pytest.raises(UserError, match=r"data.test_fonts=stix_cm: are other test images than those of dejavu, and th"):
+        prepare([glyphs, other])
+
+
 # Estimators of the user's own
 
 
@@ -309,6 +325,21 @@ def test_an_own_estimator_is_what_it_imports(imports: str, module: Callable[...,
         own_code.digest_of_class.cache_clear()
         found.add(digest())
     assert len(found) == 2
+
+
+def test_a_module_of_the_users_may_have_the_name_of_one_of_pythons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Callable[..., None]
+) -> None:
+    found = set()
+    for constant in ("0.5", "0.25"):
+        monkeypatch.delitem(sys.modules, "sched", raising=False)
+        module(imports="from sched import CONSTANT", sched=f"CONSTANT = {constant}")
+        found.add(digest())
+    assert len(found) == 2
+    module(imports="import statistics")
+    without = digest()
+    (tmp_path / "sched.py").unlink()
+    assert digest() == without
 
 
 def test_an_import_that_fails_when_it_is_called_is_no_reason_to_refuse_the_estimator(

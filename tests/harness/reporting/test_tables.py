@@ -125,6 +125,17 @@ def test_rows_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
     assert tables.assemble(tmp_path)["evaluations"]["momentum"].tolist() == [0.1, 0.3, 0.4, 0.5]
 
 
+def test_doses_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
+    for seed, images in [(2, "old"), (0, "new"), (1, "new")]:
+        run = f"a/seed_{seed}"
+        row = dict.fromkeys(schema.part_schema("doses").names) | {"run": run, "step": 1, "layer": "all", "dose": 0.1}
+        row |= {"moment": "mean", "test_images": images}
+        tables.write_part(tmp_path, "doses", run, "", pd.DataFrame([row]))
+        settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "settings": json.dumps({"data": {}})}
+        tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings | {"training": None}]))
+    assert tables.assemble(tmp_path)["doses"]["run"].tolist() == ["a/seed_0", "a/seed_1"]
+
+
 def test_rows_on_earlier_test_images_leave_the_table_for_all_networks_on_this_data(tmp_path: Path) -> None:
     """A mean over seeds would be of accuracies on different images."""
     folder = {"name": "image_folder", "files": "x"}
