@@ -197,8 +197,11 @@ class Run:
         return self._files_of_steps("checkpoints", until)
 
     def _files_of_steps(self, kind: str, until: int) -> list[Path]:
-        found = sorted(self.folder.glob(f"{kind}/step_*.safetensors"))
-        return [path for path in found if int(path.stem.removeprefix("step_")) <= until]
+        found = {
+            path: path.stem.removeprefix("step_") for path in sorted(self.folder.glob(f"{kind}/step_*.safetensors"))
+        }
+        # A copy that a synchronized drive has made beside it has another name.
+        return [path for path, step in found.items() if step.isdecimal() and int(step) <= until]
 
     def state(self, step: int) -> Path:
         return self.folder / "states" / f"step_{step:07d}.safetensors"

@@ -18,7 +18,6 @@ from typing import Any
 from bnlab.files import digest
 from bnlab.harness.errors import UserError
 
-
 _PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
 
 

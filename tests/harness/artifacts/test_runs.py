@@ -461,3 +461,12 @@ def test_a_file_of_another_run_is_noticed(
     for name in ("gaps", "evaluations", "log"):
         mine, theirs = (found[name][found[name]["run"] == run.id].reset_index(drop=True) for found in tables)
         assert_frame_equal(mine, theirs)
+
+
+def test_copies_that_a_synchronized_drive_has_made_are_left_alone(tmp_path: Path) -> None:
+    run = Run(config(tmp_path))
+    for kind in ("states", "checkpoints"):
+        (run.folder / kind).mkdir(parents=True)
+        for step in ("0000001", "0000001 (1)", "0000001-conflict", "0000009"):
+            (run.folder / kind / f"step_{step}.safetensors").touch()
+    assert [path.stem for path in (*run.states(5), *run.checkpoints(5))] == ["step_0000001"] * 2

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames.coverage import check_coverage
+from bnlab.harness.reporting.frames.coverage import check_coverage, check_shares
 from bnlab.harness.reporting.frames.networks import RESULTS
 from bnlab.harness.reporting.frames.selection import name_value, require_columns
 from bnlab.harness.schema import TABLES
@@ -20,6 +20,8 @@ MEASURES = (*NUMBERS, "error", "log", "share")
 """The columns that `interval` adds; the numbers are what is shown of them."""
 _IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
 _PARTS = ("layer", "depth", "channel", "position")
+_TIMES = ("step", "epoch")
+_PLACES = ("run", "seed", "step", "layer", "split", "shift")
 _SETTINGS = [c for c in TABLES["runs"].types if c not in ("run", "seed", *RESULTS)]
 
 
@@ -50,10 +52,13 @@ def best_on_average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.Da
         by: what has a momentum of its own, such as "batch_size"; null keys are kept.
 
     Raises:
-        UserError: a column is missing, or some seeds lack a momentum that others have.
+        UserError: a column is missing, or some seeds lack a momentum that others have, or some momenta a step, layer
+            or the like.
     """
+    require_columns(frame, [value, "momentum", *by])
     if "seed" in frame:
         check_coverage(frame, by, ["seed"], ["momentum"])
+    check_coverage(frame, by, ["momentum"], [c for c in _PLACES if c in frame and c not in by])
     means = average(frame, value, (*by, "momentum"))
     best = means.loc[means.groupby([*by], dropna=False)[value].idxmax(), [*by, "momentum"]]
     return frame.merge(best, on=[*by, "momentum"])
@@ -117,7 +122,7 @@ def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -
         by: what seeds have in common, such as "panel", "batch_size", "layer".
 
     Raises:
-        UserError: a column is missing, or some rows have no other seed.
+        UserError: a column is missing, or some rows have no other seed, or seeds lack steps or layers of others.
     """
     require_columns(frame, ["seed", *values, *by])
     seeds = frame.groupby(list(by), dropna=False, sort=False)["seed"].agg(["nunique", "first"])
@@ -128,6 +133,8 @@ def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -
             f"the prediction is made from other seeds, and {where} has only seed {lonely['first'].iloc[0]}; "
             "sweep several, such as seed=0,1"
         )
+    if kept := [c for c in ("step", "layer", "estimator", "momentum") if c in frame and c not in by]:
+        check_coverage(frame, by, ["seed"], kept)
     pairs = frame[[*by, "seed"]].drop_duplicates().merge(frame, on=list(by), suffixes=("", "_other"))
     others = pairs[pairs["seed"] != pairs["seed_other"]]
     return others.groupby([*by, "seed"], dropna=False, sort=False)[list(values)].mean().reset_index()
@@ -203,16 +210,25 @@ def check_mixed(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], 
 def _check_settings(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
     """UserError if one average would be over fewer settings than another that stands beside it.
 
-    So are those of seeds that agree in `by`, and those of a network's estimators. Parts of a network may be missing:
-    what is asked may not have an answer in each layer.
+    So are those of seeds that agree in `by`, those of a network's estimators, and those of other networks, whose steps
+    count as shares of the training. Parts of a network may be missing: what is asked may not have an answer in each
+    layer.
     """
     settings = [column for column in over if column not in _PARTS]
     if not settings:
         return
     check_coverage(frame, by, ["seed"], settings)
     kinds = [column for column in ("estimator", "momentum") if column in by]
-    if kinds and "run" in frame:
-        check_coverage(frame, ["run", *(key for key in by if key not in kinds)], kinds, settings)
+    network = "run" if "run" in frame else "seed"
+    if kinds:
+        check_coverage(frame, [network, *(key for key in by if key not in kinds)], kinds, settings)
+    if not (beside := [column for column in by if column not in ("panel", *kinds)]):
+        return
+    same = [column for column in by if column not in beside]
+    if others := [column for column in settings if column not in _TIMES]:
+        check_coverage(frame, same, beside, others)
+    if {"step", "steps"} <= {*frame} and {*_TIMES} & {*settings}:
+        check_shares(frame, same, beside)
 
 
 def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:

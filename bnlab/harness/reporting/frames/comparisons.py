@@ -89,10 +89,13 @@ def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.Dat
     Raises:
         UserError: there is no such column, or networks or steps have other momenta than others: the best of fewer is
             farther.
+        ValueError: one momentum has several rows for a network and step.
     """
-    candidates = select(frame, estimator=estimator)
+    candidates, keys = select(frame, estimator=estimator), _list_keys(frame)
+    if candidates.duplicated([*keys, "momentum"]).any():
+        raise ValueError(f"over_best: {estimator!r} has several rows for a momentum, network and step; select one")
     check_coverage(candidates, [], [key for key in ("run", "step") if key in frame], ["momentum"])
-    best = lowest(candidates, value, _list_keys(frame))
+    best = lowest(candidates, value, keys)
     return paired(pd.concat([frame, best.assign(estimator="best")]), value, against="best", ratio=True)
 
 
@@ -104,11 +107,17 @@ def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[s
         curves: rows with `by`, `x` and `mean`, such as those of `interval`.
         x: the column across.
         by: what the curves are told apart by, null too; points without a curve, or beyond its ends, are left out.
+
+    Raises:
+        UserError: a column is missing.
+        ValueError: a curve has several rows at one `x`.
     """
     require_columns(points, [x, *by])
     require_columns(curves, [x, "mean", *by])
     placed = []
     ordered = curves.dropna(subset=[x, "mean"]).sort_values(x, kind="stable")
+    if ordered.duplicated([*by, x]).any():
+        raise ValueError(f"on_curves: a curve has several rows at one {x}; tell curves apart by what they differ in")
     for key, curve in ordered.groupby(list(by), dropna=False, sort=False):
         same = select(points, **{column: None if at != at else at for column, at in zip(by, key, strict=True)})
         here = same[same[x].between(curve[x].min(), curve[x].max())]

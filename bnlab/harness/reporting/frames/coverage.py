@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -26,15 +27,40 @@ def check_coverage(frame: pd.DataFrame, groups: Sequence[str], members: Sequence
     else:
         found = _count(parts, members).assign(count_of=len(every))
     lacking = found[found["count"] < found["count_of"]]
-    if lacking.empty:
-        return
-    one = lacking.iloc[0]
+    if len(lacking):
+        one = _first(lacking)
+        _refuse(one, groups, members, f"{one['count']} of {one['count_of']} values of {', '.join(what)}")
+
+
+def check_shares(frame: pd.DataFrame, groups: Sequence[str], members: Sequence[str]) -> None:
+    """UserError if, among rows that agree in `groups`, one has no step near a share of the training that another has.
+
+    Args:
+        frame: rows with `step`, and `steps` of the whole training.
+        groups, members: as in `check_coverage`.
+    """
+    keys = [*groups, *members]
+    shares = frame.assign(share=frame["step"] / frame["steps"])[[*keys, "share", "steps"]].drop_duplicates()
+    for _, beside in shares.groupby([*groups], dropna=False, sort=False) if groups else [((), shares)]:
+        wanted = beside["share"].unique()
+        for _, own in beside.groupby([*members], dropna=False, sort=False):
+            distance = abs(wanted[:, None] - own["share"].to_numpy()).min(axis=1)
+            far = wanted[distance > max(0.02, 0.5 / own["steps"].min()) + 1e-9]  # as near as a panel's step is
+            if len(far):
+                _refuse(_first(own), groups, members, f"no step near {100 * far.min():.3g}% of training")
+
+
+def _first(frame: pd.DataFrame) -> dict[Hashable, Any]:
+    """The first row; a whole number stays one beside others."""
+    return frame.head(1).to_dict("records")[0]
+
+
+def _refuse(one: dict[Hashable, Any], groups: Sequence[str], members: Sequence[str], what: str) -> NoReturn:
     who = ", ".join(name_value(key, one[key]) for key in members if pd.notna(one[key]))
     where = ", ".join(name_value(key, one[key]) for key in groups)
     raise UserError(
-        f"{who} has {one['count']} of {one['count_of']} values of {', '.join(what)}{' at ' * bool(where)}{where}, and "
-        "what is made of them would be of other things than that of the others; sweep what is missing, or select what "
-        "all have"
+        f"{who} has {what}{' at ' * bool(where)}{where}, and what is made of them would be of other things than that "
+        "of the others; sweep what is missing, or select what all have"
     )
 
 

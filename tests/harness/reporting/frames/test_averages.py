@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,6 +134,42 @@ def test_lines_that_are_averaged_over_other_steps_are_refused() -> None:
     with pytest.raises(UserError, match="estimator kalman has 1 of 3 values of epoch at run run_0"):
         interval(late, "gap", by, average="epoch")
     assert list(interval(late, "gap", (*by, "epoch"))["n"]) == [3] * 4
+
+
+def test_networks_that_are_averaged_over_other_steps_or_momenta_are_refused() -> None:
+    """The steps of a training of 100 updates are as near as can be to those of 43."""
+    keys = [
+        (size, seed, share, m) for size in (8, 64) for seed in (0, 1) for share in (0.1, 0.5, 1) for m in (0.1, 0.5)
+    ]
+    frame = pd.DataFrame(keys, columns=["batch_size", "seed", "share", "momentum"]).assign(gap=1.0)
+    frame["steps"] = frame["batch_size"].map({8: 100, 64: 43})
+    frame["step"] = (frame["share"] * frame["steps"]).round().astype(int)
+    over = ["step", "momentum"]
+    assert len(interval(frame, "gap", ["batch_size"], average=over)) == 2
+    late = frame[(frame["batch_size"] == 8) | (frame["share"] > 0.1)]
+    for kept in (late, late.assign(epoch=late["share"])):
+        with pytest.raises(UserError, match="batch size 64 has no step near 10% of training, and what is made of them"):
+            interval(kept, "gap", ["batch_size"], average=["epoch" if "epoch" in kept else "step", "momentum"])
+    with pytest.raises(UserError, match="batch size 64 has 1 of 2 values of momentum, and what is made of them"):
+        interval(frame[(frame["batch_size"] == 8) | (frame["momentum"] > 0.1)], "gap", ["batch_size"], average=over)
+    with pytest.raises(UserError, match=r"momentum 0\.1 has 2 of 3 values of step at seed 0"):
+        lines = frame[(frame["batch_size"] == 8) & ((frame["share"] > 0.1) | (frame["momentum"] > 0.1))]
+        interval(lines, "gap", ["momentum"], average="step")
+
+
+def test_the_best_momentum_is_chosen_from_the_same_steps_and_layers() -> None:
+    keys = itertools.product("p", (0, 1), (5, 9), "ab", (0.1, 0.5))
+    frame = pd.DataFrame(keys, columns=["panel", "seed", "step", "layer", "momentum"]).assign(x=1.0)
+    assert len(best_on_average(frame, "x", ["panel"])) == 8
+    for lacks in (frame["step"] == 5, frame["layer"] == "b"):
+        with pytest.raises(UserError, match=r"momentum 0\.5 has 4 of 8 values of seed, step, layer at panel p"):
+            best_on_average(frame[~lacks | (frame["momentum"] < 0.5)], "x", ["panel"])
+
+
+def test_predictions_are_made_from_the_same_steps_of_other_seeds() -> None:
+    frame = pd.DataFrame({"seed": [0, 0, 1], "step": [5, 9, 9], "panel": "p", "x": 1.0})
+    with pytest.raises(UserError, match="seed 1 has 1 of 2 values of step at panel p"):
+        other_seeds(frame, ["x"], ["panel"])
 
 
 def test_the_best_momentum_is_chosen_among_those_that_all_seeds_have() -> None:

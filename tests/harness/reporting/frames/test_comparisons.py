@@ -80,6 +80,19 @@ def test_the_best_in_hindsight_is_of_the_same_momenta() -> None:
         over_best(lacking, "gap")
 
 
+def test_the_best_in_hindsight_is_of_one_kind_of_rows() -> None:
+    """The smallest of two kinds is no momentum's."""
+    frame = pd.DataFrame({"run": "r", "step": 1, "estimator": "ema", "momentum": [0.1, 0.1], "gap": [1.0, 10.0]})
+    with pytest.raises(ValueError, match="over_best: 'ema' has several rows for a momentum, network and step"):
+        over_best(frame.assign(statistic=["mean", "var"]), "gap")
+
+
+def test_a_curve_has_one_row_at_each_place() -> None:
+    curves = pd.DataFrame({"panel": "p", "layer": ["a", "b"], "x": 1.0, "mean": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="on_curves: a curve has several rows at one x"):
+        on_curves(curves, curves, "x", ["panel"])
+
+
 def test_points_on_curves() -> None:
     curves = pd.DataFrame(
         {"size": [4, 4, 4, 8, 8], "momentum": [1.0, 0.01, np.nan, 0.1, 0.2], "mean": [3.0, 1.0, 9, 5, 7]}
