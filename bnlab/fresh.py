@@ -1,15 +1,19 @@
-"""Forwards that each begin with a borrowed model as its owner has left it, and leave nothing behind."""
+"""Forwards that each begin with a borrowed model as its owner has left it, and leave nothing behind; whether they have."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import nn
 
 from bnlab.borrowing import KeptTensors, gradients_set_aside, keep_state
 from bnlab.module_state import ModuleState
+from bnlab.moments import Moments
+from bnlab.normalizations import agree, allowed_rounding
 
 
 class FreshForwards:
@@ -51,3 +55,25 @@ class FreshForwards:
             self.state.undone(),
         ):
             yield
+
+
+LEAK = (
+    "the first batch, run again after the others, gives something else from here on: a forward leaves something behind "
+    "that cannot be watched (arrays or its batch written in place, objects with slots or behind globals, files), reads "
+    "running statistics, or draws from a generator of random numbers that no module holds; what it keeps belongs into "
+    "buffers or attributes of the model"
+)
+
+
+def find_difference(calls: Sequence[tuple[str, Moments]], others: Sequence[tuple[str, Moments]]) -> str | None:
+    """The first layer of which two forwards of one batch give other moments; None where they agree, to rounding.
+
+    Args:
+        calls: name and moments of each call of a layer, in order.
+        others: the same of another forward.
+    """
+    for name in dict.fromkeys(name for name, _ in [*calls, *others]):  # threads may change the order of layers
+        pairs = zip_longest(*([moments for own, moments in some if own == name] for some in (calls, others)))
+        if not all(a is not None and b is not None and agree(a, b, allowed_rounding(torch.float32)) for a, b in pairs):
+            return name
+    return None

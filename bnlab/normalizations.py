@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,28 +22,6 @@ def identify(x: Tensor) -> tuple[Any, ...]:
 def agree(one: Moments, other: Moments, tolerance: float) -> bool:
     """Whether two inputs of a layer have the same moments, relative to the first one's variance."""
     return one.mean.shape == other.mean.shape and max(compare_moments(one, other)) <= tolerance
-
-
-LEAK = (
-    "the first batch, run again after the others, gives something else from here on: a forward leaves something behind "
-    "that cannot be watched (arrays or its batch written in place, objects with slots or behind globals, files), reads "
-    "running statistics, or draws from a generator of random numbers that no module holds; what it keeps belongs into "
-    "buffers or attributes of the model"
-)
-
-
-def find_difference(calls: Sequence[tuple[str, Moments]], others: Sequence[tuple[str, Moments]]) -> str | None:
-    """The first layer of which two forwards of one batch give other moments; None where they agree, to rounding.
-
-    Args:
-        calls: name and moments of each call of a layer, in order.
-        others: the same of another forward.
-    """
-    for name in dict.fromkeys(name for name, _ in [*calls, *others]):  # threads may change the order of layers
-        pairs = zip_longest(*([moments for own, moments in some if own == name] for some in (calls, others)))
-        if not all(a is not None and b is not None and agree(a, b, allowed_rounding(torch.float32)) for a, b in pairs):
-            return name
-    return None
 
 
 def allowed_rounding(dtype: torch.dtype) -> float:

@@ -15,13 +15,12 @@ from bnlab.exact.breadth import CALLER, check_moments
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.job import Job, Source
 from bnlab.exact.layerwise import check_first_batch
-from bnlab.fresh import FreshForwards
+from bnlab.fresh import FreshForwards, find_difference
 from bnlab.layer_calls import LayerCalls
 from bnlab.layers import join_names, set_train_mode
 from bnlab.loans import count_loans
 from bnlab.module_state import list_forward_hooks
 from bnlab.moments import Moments, Partial, read
-from bnlab.normalizations import find_difference
 from bnlab.randomness import RandomStream, list_generators
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bnlab.batches import list_leaves, map_leaves
 from bnlab.exact.watch import FUNCTIONAL, OtherStatistics, Watch
+from bnlab.fresh import LEAK
 from bnlab.layers import BatchNorm, join_names
 from bnlab.moments import Moments, Partial, compare_moments, pool, read
-from bnlab.normalizations import LEAK
 
 _SHARE = 16  # of a batch's images one in so many is evaluated again, and two at least
 

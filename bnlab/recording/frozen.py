@@ -12,7 +12,7 @@ from torch import nn
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch, keep_batch
 from bnlab.borrowing import KeptTensors, borrowed, in_mode, set_buffers_aside
-from bnlab.fresh import FreshForwards
+from bnlab.fresh import LEAK, FreshForwards, find_difference
 from bnlab.layer_calls import Call, LayerCalls
 from bnlab.layers import (
     BatchNorm,
@@ -22,7 +22,6 @@ from bnlab.layers import (
 )
 from bnlab.loans import refuse_other_threads
 from bnlab.module_state import list_forward_hooks
-from bnlab.normalizations import LEAK, find_difference
 from bnlab.randomness import RandomStream, list_generators
 from bnlab.recording.block import Recording, record
 from bnlab.trace import MomentTrace
