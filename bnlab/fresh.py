@@ -1,4 +1,4 @@
-"""Forwards that each begin with a borrowed model as its owner has left it, and leave nothing behind; whether they have."""
+"""Forwards that each begin with a borrowed model as its owner has left it, and whether they leave something behind."""
 
 from __future__ import annotations
 
