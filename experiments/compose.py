@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -276,6 +277,9 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise UserError(f"{word}: of Hydra's own settings only hydra/launcher and hydra.launcher.* can be changed")
         if key in _FILES and not override.is_sweep_override() and not isinstance(override.value(), str):
             raise UserError(f"{word}: {key} takes one name; choose from {', '.join(list_choices(key))}")
+        if key in _FILES and re.search(r"/|\.ya?ml\b", word.partition("=")[2]):
+            known = ", ".join(list_choices(key))
+            raise UserError(f"{word}: {key} takes a file's name without folder and .yaml; choose from {known}")
         if key in ("name", "results", "data.root") and not override.is_sweep_override():
             value = override.value()
             if isinstance(value, (int, float)) and word.partition("=")[2] != str(value):

@@ -179,6 +179,9 @@ CASES = {
     "sweep model=torchvision model.name=vgg11_bn": "cannot take 1×8×8 images",
     "sweep data=mnist data.root=nowhere": "nowhere/MNIST/raw/train-images-idx3-ubyte is missing.*data.download=true",
     # folders
+    "sweep experiment=conf/experiment/quickstart.yaml": "a file's name without folder and .yaml; choose",
+    "sweep experiment=quickstart.yaml": "experiment=quickstart.yaml: experiment takes a file's name",
+    "sweep -m data=digits,conf/data/glyphs": "data takes a file's name without folder",
     "sweep name=../x": "name='../x'",
     "sweep name=": "name=''",
     "sweep name=1.50": "name=1.50: is read as 1.5; put a letter before it",
