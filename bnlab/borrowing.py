@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -182,6 +182,25 @@ def set_buffers_aside(layer: BatchNorm) -> None:
     """Give a layer of a borrowed model copies of its buffers, to be written into."""
     for key, own in layer._buffers.items():
         layer._buffers[key] = None if own is None else own.clone()
+
+
+def read_with_own_buffers(
+    batches: Iterable[Any], own: Sequence[tuple[nn.Module, Mapping[str, Tensor | None]]]
+) -> Iterator[Any]:
+    """The batches; who makes one, with the model perhaps, sees the layers of a borrowed model with these buffers."""
+    iterator = iter(batches)
+    while True:
+        lent = [dict(layer._buffers) for layer, _ in own]
+        for layer, buffers in own:
+            layer._buffers.update(buffers)
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            for (layer, _), buffers in zip(own, lent, strict=True):
+                layer._buffers.update(buffers)
+        yield batch
 
 
 def pause_while_borrowed(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ class FreshForwards:
         weights: its parameters.
 
     Attributes:
-        changed: whether something has been changed between forwards, but for before the first.
+        changed: whether something has been changed between two forwards.
     """
 
     def __init__(self, model: nn.Module, hooks: Iterable[Any], weights: KeptTensors) -> None:
@@ -46,7 +46,8 @@ class FreshForwards:
         is_first, accepted = self._kept is None, self.state.accept()
         if accepted or self._kept is None:
             self._kept = keep_state(self._model)
-        written = self._weights.take_up_counted()
+        # Who changes attributes (as a merged adapter's, with the mode) may have written weights without a trace.
+        written = self._weights.take_up() if accepted else self._weights.take_up_counted()
         self.changed |= (self._kept.take_up() or accepted or written) and not is_first
         with (
             gradients_set_aside(self._model),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from functools import partial
 from typing import Any
 
@@ -26,13 +26,15 @@ from bnlab.moments import Moments
 
 Call = tuple[str, Moments]
 """A layer's name, and the moments of what it was given."""
+_FEW = 16
+_BASE_ATTRIBUTES = frozenset(nn.Module().__dict__)
 
 
 class LayerCalls:
     """Tells how layers of a borrowed model are called in forwards, and between them, while they are in train mode.
 
     Some take their running statistics all the same. They are called in eval mode, or have a forward of their own, whose
-    output changes with their running buffers: for that it is run four times more at their first call, and at calls
+    output changes with their running buffers: for that it is run four times more at the first call, and at calls
     with sizes, numbers, flags or words of another kind (see `_describe`). One that cannot be run again, gives another
     output under the same buffers, or decides at random, is taken for one that does not. Among several processes only
     first calls are tried, which all have at once: a forward may wait for the others'.
@@ -109,26 +111,30 @@ def _are_several_processes() -> bool:
 def _describe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """What a forward may decide by: sizes, and plain values among its arguments and the layer's attributes.
 
-    Sizes and integers count up to a factor of two, floats as 0 or not: times or lengths may differ from call to call.
+    Sizes, and integers from 16 on, count up to a factor of two, floats as 0, 1 or another: times or lengths may differ
+    from call to call. Containers among attributes count if they are short.
     """
     given = tree_leaves([args, kwargs])
     sizes = [tuple(map(int.bit_length, leaf.shape)) for leaf in given if isinstance(leaf, Tensor)]
-    plain = [value for value in [*given, *vars(layer).values()] if isinstance(value, (str, int, float, type(None)))]
+    own = [value for key, value in vars(layer).items() if key not in _BASE_ATTRIBUTES]
+    held = tree_leaves([value for value in own if not isinstance(value, Sized) or len(value) < _FEW])
+    plain = [value for value in [*given, *held] if isinstance(value, (str, int, float, type(None)))]
     return *sizes, *(_round(value) for value in plain)
 
 
 def _round(value: str | float | None) -> Any:
     if isinstance(value, float):
-        return value != 0
-    return value.bit_length() if isinstance(value, int) else value
+        return value if value in (0.0, 1.0) else "another"
+    return ("about", value.bit_length()) if isinstance(value, int) and abs(value) >= _FEW else value
 
 
 def _takes_running(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the output for this input changes with the running buffers."""
     run = partial(_run_with_moved_buffers, layer, args, kwargs)
     first = run(0.0)
-    # Up and down: a layer may clip how far it follows.
-    return _agree(first, run(0.0)) and not all(_agree(first, run(move)) for move in (3.0, -3.0))
+    # Up and down: a layer may clip how far it follows. All of them, as those of other processes do.
+    again, *moved = [_agree(first, run(move)) for move in (0.0, 3.0, -3.0)]
+    return again and not all(moved)
 
 
 def _agree(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -136,7 +142,7 @@ def _agree(one: list[Tensor], other: list[Tensor]) -> bool:
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
             return False
-        allowed = 1e-3 * float(a.std().nan_to_num()) * a.numel() ** 0.5
+        allowed = 1e-3 * float(a.std(correction=0).nan_to_num()) * a.numel() ** 0.5 if a.numel() else 0.0
         if float(torch.linalg.vector_norm(b.sub_(a).nan_to_num_(), dtype=torch.float64)) > allowed:
             return False
     return True

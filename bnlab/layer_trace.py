@@ -162,7 +162,7 @@ class LayerTrace:
         # No updates: the buffers were reset, or the layer has no `num_batches_tracked` and goes on.
         counts_differ = later.updates != self.updates_now and (later.updates or is_new)
         # A layer also counts batches that leave no entry, empty ones for instance.
-        is_known = self.end is not None and self.calls_since_start
+        is_known = self.end is not None and self.calls_since_start and later.updates > self.updates_now
         return bool(is_known or not counts_differ)
 
 

@@ -374,6 +374,37 @@ def test_what_is_put_back_was_not_written(
         assert torch.equal(disturbed, kept)
 
 
+@pytest.mark.parametrize("look", [lambda trace: replay(trace, EMA(0.1)), copy.deepcopy, lambda trace: None])
+@pytest.mark.parametrize("convert", [lambda model: model, SelfTuned.convert])
+def test_a_trace_may_be_looked_at_between_truncating_and_loading(
+    convert: Callable[[nn.Module], nn.Module], look: Callable[[MomentTrace], object]
+) -> None:
+    """As early stopping does, which saves the trace before it takes the best weights."""
+    model, batches = convert(plain()), images(4, 4, 4, 4)
+    with record(model) as trace:
+        train(model, batches[:2])
+        best = copy.deepcopy(model.state_dict())
+        train(model, batches[2:])
+        trace.truncate(2)
+        look(trace)
+        model.load_state_dict(best)
+        wanted = running_statistics(model)
+    assert not any(layer.restarts for layer in trace.layers.values())
+    own = Predictive() if isinstance(model[1], SelfTuned) else EMA(0.1)
+    assert_equal_statistics(replay(trace, own)[2], wanted)
+
+
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.double, nn.Module.bfloat16])
+def test_a_model_may_be_converted_at_the_end_of_the_block(convert: Callable[[nn.Module], object]) -> None:
+    model = plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with record(model) as trace:
+            train(model, images(4, 4))
+            convert(model.eval())
+    assert not any(layer.restarts for layer in trace.layers.values())
+
+
 def test_blocks_are_joined_where_a_batch_was_counted_without_an_entry() -> None:
     model, parts = plain(), []
     for step in range(2):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, map_leaves
-from bnlab.borrowing import KeptTensors
+from bnlab.borrowing import KeptTensors, gradients_set_aside, read_with_own_buffers
 from bnlab.exact.inputs import watch_inputs
 from bnlab.exact.layouts import Layouts
 from bnlab.fresh import FreshForwards
@@ -67,9 +67,9 @@ def self_consistency(
 ) -> tuple[float, float] | pd.DataFrame:
     """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
 
-    An ordinary hooked evaluation, batch after batch, each with the model as it is now. With the breadth-first code it
-    shares how an input is read and how modules are put back, and the memory layout, and so the rounding; no forward is
-    suspended.
+    An ordinary hooked evaluation, batch after batch, each with the model as it is now. No
+    forward is suspended; inputs are read, and modules put back, by the same code as breadth-first, and in the same
+    memory layout, so that the rounding is the same.
 
     Args:
         model: the one that the statistics are of; it comes back as it was.
@@ -95,12 +95,13 @@ def self_consistency(
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
     device = find_device(model, device, CALLER)
-    with using(model, statistics):
+    buffers = [(layer, dict(layer._buffers)) for layer in batch_norm_layers(model, caller=CALLER).values()]
+    with using(model, statistics), gradients_set_aside(model):
         refuse_other_threads(unwrap_parallel(model))
         double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, device, channels_last)
         twin = _Evaluation(double, list(statistics), forward or call, device, False) if double is not None else None
-        for batch in batches:
+        for batch in read_with_own_buffers(batches, buffers):
             own.take(batch)
             if twin is not None and not twin.try_take(map_leaves(_widen, batch)):
                 twin = None
@@ -158,7 +159,7 @@ class _Evaluation:
         self._hooks = list_forward_hooks(model)
         self.seen: dict[str, Moments] = {}
         self.elsewhere: dict[str, None] = {}  # layers that other threads have called
-        self._now: dict[str, Moments] = {}
+        self._now: dict[str, Moments] | None = None  # of the forward that runs
         self._layers = batch_norm_layers(model, names, caller=CALLER)
         self._given = {name: torch.stack(get_running_buffers(layer)) for name, layer in self._layers.items()}
         watch_inputs(self._layers, self._look, CALLER, loans=count_loans(), elsewhere=self.elsewhere)
@@ -174,8 +175,9 @@ class _Evaluation:
             self._layouts.restore()
             self._forwards = FreshForwards(self._model, self._hooks, KeptTensors(self._model.parameters()))
             self._evaluate(batch)
-        for name, moments in self._now.items():
+        for name, moments in (self._now or {}).items():
             self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments
+        self._now = None
 
     def try_take(self, batch: Any) -> bool:
         """`take`, or False and nothing more where the network does not run so."""
@@ -192,6 +194,8 @@ class _Evaluation:
 
     def _look(self, name: str, x: Tensor) -> None:
         layer = self._layers[name]
+        if self._now is None:  # whoever makes the next batch calls it
+            return
         if not layer.training and not all(map(torch.equal, get_running_buffers(layer), self._given[name])):
             raise ValueError(
                 f"{CALLER}: the forward gives layer {name!r} other running buffers (torch.func.functional_call, "

@@ -76,8 +76,8 @@ def population_statistics(
     statistics something else in the model uses too, and the first layer at which this evaluation gives something else
     (with upstream="batch", the first batch when it is run again); `.check` keeps them.
 
-    Each batch draws random numbers of its own, which torch's seed, the rank and the batch's place decide, and which the
-    caller's data do not have.
+    Each batch draws random numbers of its own, by torch's seed, the rank and its place among the batches; data that
+    were drawn from the same seed have others.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is

@@ -11,7 +11,14 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch, keep_batch
-from bnlab.borrowing import KeptTensors, borrowed, in_mode, set_buffers_aside
+from bnlab.borrowing import (
+    KeptTensors,
+    borrowed,
+    gradients_set_aside,
+    in_mode,
+    read_with_own_buffers,
+    set_buffers_aside,
+)
 from bnlab.fresh import LEAK, FreshForwards, find_difference
 from bnlab.layer_calls import Call, LayerCalls
 from bnlab.layers import (
@@ -56,8 +63,9 @@ def record_frozen(
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
     first, again = list[Call](), list[Call]()  # of the first batch: when it is recorded, and after all others
-    with borrowed(model), in_mode(model, training=training), torch.no_grad():
+    with borrowed(model), gradients_set_aside(model), in_mode(model, training=training), torch.no_grad():
         refuse_other_threads(model)
+        own = [(layer, dict(layer._buffers)) for layer in layers.values()]
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
         use = _enter_train_mode(layers)
@@ -67,7 +75,7 @@ def record_frozen(
             trace.recording.steps.count_updates_only()  # each forward is a step, whatever it does to the weights
             starts = {name: entries.start for name, entries in trace.layers.items()}
             random, kept = RandomStream(device, list_generators(model.modules())), list[Any]()
-            for batch in _read(batches, use):
+            for batch in _read(read_with_own_buffers(batches, own), use):
                 is_first = trace.last_step == trace.first_step
                 if is_first:
                     begin, kept = random.capture(), _keep(batch)

@@ -49,11 +49,11 @@ class Watch:
         self._batches_version = count_writes(self._batches)
         self._shared = own.mean.data, own.var.data
 
-    def _keep(self, values: Tensor) -> None:
-        """Take [2, C] for what the calls have left."""
+    def _keep(self, values: Tensor | None) -> None:
+        """Take [2, C] for what the calls have left; None: what they have left after `truncate` is to be computed."""
         with torch.inference_mode(False):
-            self._left = values.clone()
-        self._left_values = self._left.unbind()
+            self._left = None if values is None else values.clone()
+        self._left_values = () if self._left is None else self._left.unbind()
 
     def update(self, own: Average, moments: Sequence[Tensor], momentum: float) -> None:
         """Average a call's moments into the layer's own buffers, and into what is expected of them."""
@@ -116,12 +116,14 @@ class Watch:
         if batches is self._batches and 0 < updates - self._updates <= writes and not is_one_load:
             self.unrecorded += updates - self._updates
         values = torch.stack(own[:2]).detach()
+        if entries.truncated:
+            del self._momenta[len(entries) :]
+            entries.truncated = False
+            self._keep(None)
         if not (self._fit(values, updates) or (self.drop_restart(step) and self._fit(values, updates))):
             self._before = self._left, self._updates
             entries.restart(values, updates, step)
-        if entries.truncated:
-            del self._momenta[len(entries) :]
-        entries.truncated, self._updates = False, updates
+        self._updates = updates
         self._keep(values)
         self.look(own)
 
@@ -137,22 +139,23 @@ class Watch:
         """Whether the recorded calls have left these values, and so many updates."""
         entries = self._entries
         # A layer also counts batches that leave no entry, empty ones for instance: after `truncate` not known how many.
-        fits = updates == (entries.updates_now if entries.truncated else self._updates)
-        return (fits or (entries.truncated and entries.calls_since_start > 0)) and self._holds(values)
+        if self._left is None and entries.calls_since_start:
+            return self._holds(values)
+        return updates == (entries.updates_now if self._left is None else self._updates) and self._holds(values)
 
     def is_left_by_calls(self, own: Average) -> bool:
         """Whether the buffers hold the average of what was recorded."""
         return self._holds(torch.stack(own[:2]).detach())
 
     def is_overwritten(self, own: Average) -> bool:
-        """Whether the buffers hold something else than the average of what was recorded, as far as that is known."""
+        """Whether the buffers hold something else than the average of what was recorded."""
         return not self.is_left_by_calls(own)
 
     def _holds(self, values: Tensor) -> bool:
         """Whether these are the layer's own average of what is recorded."""
         entries = self._entries
-        if not entries.truncated:
-            return hold_the_same(values, self._left)
+        if self._left is not None:
+            return hold_the_same(values, self._left.to(values))  # the model may have been moved, or rounded
         # What the calls up to some step have left is not kept, but computed: the layer's own have rounded at each.
         mean, var = average = entries.average(self._momenta)
         rounding = torch.finfo(values.dtype).eps * 8 * (entries.calls_since_start + 1)

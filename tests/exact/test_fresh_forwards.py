@@ -119,6 +119,24 @@ class Teaching(nn.Module):
         return first + self.bn(self.linear(x))
 
 
+@pytest.mark.parametrize("measure", [record_frozen, _record_training])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_adapters_of_a_model_that_a_loader_has_put_into_another_mode(measure: Callable[..., Any], leaves: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), Adapter(4), nn.BatchNorm1d(4)).double()
+    batches = [torch.randn(8, 4).double() * (1 + i) for i in range(3)]
+
+    def load() -> Iterator[Tensor]:
+        for x in batches:
+            model.eval()(x)
+            model.train(leaves)
+            yield x
+
+    wanted = list_moments(measure(model, batches))
+    found = list_moments(measure(model, load()))
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.filterwarnings("default")
 def test_weights_that_are_exchanged_without_a_trace_are_told() -> None:
     torch.manual_seed(0)
@@ -188,6 +206,24 @@ def test_a_loader_may_leave_the_model_in_another_mode(measure: Callable[..., Any
     with unchanged(model):
         found = list_moments(measure(model, load()))
     assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.parametrize("measure", [measure_batch_upstream, record_frozen])
+def test_a_loader_evaluates_the_model_with_its_own_averages(measure: Callable[..., Any]) -> None:
+    """As one that takes images by how the model predicts them, itself or a copy."""
+    model, batches = plain().double(), [x.double() for x in images(4, 3, 5)]
+
+    def load(model: nn.Module = model) -> Iterator[Tensor]:
+        for x in batches:
+            copied = copy.deepcopy(model).eval()
+            yield x + model.eval()(x).mean() + copied(x).mean()
+
+    kept = list(load(copy.deepcopy(model)))
+    wanted, statistics = list_moments(measure(model, kept)), population_statistics(model, kept)
+    with unchanged(model):
+        found = list_moments(measure(model, load()))
+        assert max(self_consistency(model, statistics, load())) < 1e-12
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("measure", [measure_batch_upstream, record_frozen])
@@ -267,6 +303,51 @@ def test_layers_are_tried_anew_for_other_sizes_only(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(layer_calls, "_are_several_processes", lambda: True)
     measure_batch_upstream(Diffusion(), [*batches, torch.randn(32, 3)])
     assert len(trials) == 4
+
+
+class Choosing(nn.BatchNorm1d):
+    """Takes its running statistics in one of its domains, or as a container of its own says."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.options = {"takes": False}
+
+    def forward(self, x: Tensor, domain: int) -> Tensor:
+        takes = domain == 3 or self.options["takes"]
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, training=not takes)
+
+
+@pytest.mark.parametrize("switches", [False, True])
+def test_layers_are_tried_anew_for_each_domain_and_option(switches: bool) -> None:
+    class Domains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.last = Choosing(), nn.BatchNorm1d(3)
+
+        def forward(self, batch: tuple[Tensor, int]) -> Tensor:
+            x, domain = batch
+            self.bn.options["takes"] = switches and domain == 2
+            return self.last(self.bn(x, min(domain, 2) if switches else domain))
+
+    batches = [(torch.randn(8, 3), domain) for domain in (1, 2, 3)]
+    with pytest.raises(ValueError, match="the running statistics of 'bn' are used"):
+        population_statistics(Domains(), batches, upstream="batch", forward=lambda model, batch: model(batch))
+
+
+def test_gradients_that_a_loader_takes_are_put_back() -> None:
+    """As adversarial images are made."""
+    model, batches = plain(), images(4, 3)
+    statistics = population_statistics(model, batches)
+
+    def load() -> Iterator[Tensor]:
+        for x in batches:
+            with torch.enable_grad():
+                model.eval()(x).square().sum().backward()
+            yield x
+
+    for measure in (lambda: self_consistency(model, statistics, load()), lambda: record_frozen(model, load())):
+        measure()
+        assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_layer_whose_input_a_hook_prepares_is_tried_with_it() -> None:

@@ -21,7 +21,7 @@ MEASURES = (*NUMBERS, "error", "log", "share")
 _IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
 _PARTS = ("layer", "depth", "channel", "position")
 _TIMES = ("step", "epoch")
-_PLACES = ("run", "seed", "step", "layer", "split", "shift")
+_PLACES = ("seed", "step", "layer", "split", "shift")
 _SETTINGS = [c for c in TABLES["runs"].types if c not in ("run", "seed", *RESULTS)]
 
 
@@ -210,9 +210,9 @@ def check_mixed(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], 
 def _check_settings(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str]) -> None:
     """UserError if one average would be over fewer settings than another that stands beside it.
 
-    So are those of seeds that agree in `by`, those of a network's estimators, and those of other networks, whose steps
-    count as shares of the training. Parts of a network may be missing: what is asked may not have an answer in each
-    layer.
+    Averages of seeds that agree in `by` stand side by side, those of a network's estimators, and those of other
+    networks, whose steps are compared as shares of the training. Parts of a network, such as a layer, may be missing:
+    what is asked may not have an answer in each.
     """
     settings = [column for column in over if column not in _PARTS]
     if not settings:

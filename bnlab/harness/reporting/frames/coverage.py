@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import UserError
@@ -35,17 +36,23 @@ def check_coverage(frame: pd.DataFrame, groups: Sequence[str], members: Sequence
 def check_shares(frame: pd.DataFrame, groups: Sequence[str], members: Sequence[str]) -> None:
     """UserError if, among rows that agree in `groups`, one has no step near a share of the training that another has.
 
+    Near is the same step, a factor of 1.5, or 5% of training; steps that are spaced by logarithms lie so where
+    trainings are of other lengths. Of short trainings, whose steps are farther apart, near is within a step of each.
+
     Args:
         frame: rows with `step`, and `steps` of the whole training.
         groups, members: as in `check_coverage`.
     """
-    keys = [*groups, *members]
-    shares = frame.assign(share=frame["step"] / frame["steps"])[[*keys, "share", "steps"]].drop_duplicates()
-    for _, beside in shares.groupby([*groups], dropna=False, sort=False) if groups else [((), shares)]:
-        wanted = beside["share"].unique()
+    columns = dict.fromkeys([*groups, *members, "step", "steps"])
+    measured = frame[[*columns]].drop_duplicates()
+    for _, beside in measured.groupby([*groups], dropna=False, sort=False) if groups else [((), measured)]:
+        at, of = (beside[key].to_numpy()[:, None] for key in ("step", "steps"))
         for _, own in beside.groupby([*members], dropna=False, sort=False):
-            distance = abs(wanted[:, None] - own["share"].to_numpy()).min(axis=1)
-            far = wanted[distance > max(0.02, 0.5 / own["steps"].min()) + 1e-9]  # as near as a panel's step is
+            step, steps = (own[key].to_numpy() for key in ("step", "steps"))
+            wanted, share = at / of, step / steps
+            near = (at == step) | (wanted <= 1.5 * share) & (share <= 1.5 * wanted)
+            near |= abs(wanted - share) <= np.maximum(0.05, 1 / steps + 1 / of) + 1e-9
+            far = wanted[~near.any(axis=1)]
             if len(far):
                 _refuse(_first(own), groups, members, f"no step near {100 * far.min():.3g}% of training")
 

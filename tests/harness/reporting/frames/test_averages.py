@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from bnlab.harness.artifacts.settings import list_steps
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import average, best_on_average, interval, other_seeds
 from bnlab.harness.reporting.frames.averages import MEASURES
@@ -155,6 +156,20 @@ def test_networks_that_are_averaged_over_other_steps_or_momenta_are_refused() ->
     with pytest.raises(UserError, match=r"momentum 0\.1 has 2 of 3 values of step at seed 0"):
         lines = frame[(frame["batch_size"] == 8) & ((frame["share"] > 0.1) | (frame["momentum"] > 0.1))]
         interval(lines, "gap", ["momentum"], average="step")
+
+
+@pytest.mark.parametrize("lengths", [(1000, 20), (300, 7), (41, 7)])
+def test_steps_that_are_spaced_alike_are_of_the_same_shares(lengths: tuple[int, ...]) -> None:
+    """By logarithms, or at shares that are rounded to whole steps, one at least."""
+    for at in ("log", [0.03, 0.1, 0.35, 1.0], [1, 5, 7, 1.0]):
+        keys = [(steps, seed, step) for steps in lengths for seed in (0, 1) for step in list_steps(at, steps)]
+        frame = pd.DataFrame(keys, columns=["steps", "seed", "step"]).assign(gap=1.0)
+        assert len(interval(frame, "gap", ["steps"], average="step")) == 2
+
+
+def test_the_best_momentum_of_networks_that_have_one_each() -> None:
+    frame = pd.DataFrame({"run": list("abcd"), "seed": [0, 1] * 2, "momentum": [0.1, 0.1, 0.5, 0.5], "panel": "p"})
+    assert set(best_on_average(frame.assign(x=[1, 2, 1, 1]), "x", ["panel"])["momentum"]) == {0.1}
 
 
 def test_the_best_momentum_is_chosen_from_the_same_steps_and_layers() -> None:
