@@ -35,6 +35,14 @@ def list_moments(measured: Any) -> list[Tensor]:
     return [torch.stack((moments.mean, moments.var)) for moments in measured.values()]
 
 
+def label(model: nn.Module, batches: Any, leaves: bool) -> Iterator[Tensor]:
+    """The batches, for each of which the model is evaluated, and then put into another mode."""
+    for x in batches:
+        model.eval()(x)
+        model.train(leaves)
+        yield x
+
+
 class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.randn_like(x)
@@ -126,14 +134,8 @@ def test_adapters_of_a_model_that_a_loader_has_put_into_another_mode(measure: Ca
     model = nn.Sequential(nn.BatchNorm1d(4), Adapter(4), nn.BatchNorm1d(4)).double()
     batches = [torch.randn(8, 4).double() * (1 + i) for i in range(3)]
 
-    def load() -> Iterator[Tensor]:
-        for x in batches:
-            model.eval()(x)
-            model.train(leaves)
-            yield x
-
     wanted = list_moments(measure(model, batches))
-    found = list_moments(measure(model, load()))
+    found = list_moments(measure(model, label(model, batches, leaves)))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
@@ -196,15 +198,9 @@ def test_a_loader_may_leave_the_model_in_another_mode(measure: Callable[..., Any
     model, batches = plain(), images(4, 3)
     model.insert(1, nn.Dropout(0.5))
 
-    def load() -> Iterator[Tensor]:
-        for x in batches:
-            model.eval()(x)
-            model.train(leaves)
-            yield x
-
     wanted = list_moments(measure(model, batches))
     with unchanged(model):
-        found = list_moments(measure(model, load()))
+        found = list_moments(measure(model, label(model, batches, leaves)))
     assert all(map(torch.equal, found, wanted))
 
 
