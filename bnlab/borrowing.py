@@ -63,7 +63,7 @@ def gradients_set_aside(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """A mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone."""
-    own = [m for m in model.modules() if (type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval)]
+    own = _list_with_own_modes(model)
     changes = _enter_mode(model, training, dict.fromkeys(p for m in own for p in m.parameters() if not p.is_meta))
     try:
         yield
@@ -75,6 +75,16 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         for (parameter, memory, *_), values in zip(changes, trained, strict=True):
             parameter.data = memory
             parameter.data.copy_(values)  # without a trace: a backward pass may be still to come
+
+
+def _list_with_own_modes(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if (type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval)]
+
+
+def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:
+    """Weights that a module's own `train` or `eval` may write, also when a loader calls it."""
+    modules = _list_with_own_modes(model)
+    return KeptTensors(dict.fromkeys(p for m in modules for p in m.parameters() if not p.is_meta))
 
 
 def _take_over(now: Tensor, given: Tensor, value: Tensor) -> Tensor:
@@ -188,12 +198,13 @@ def read_with_own_buffers(
     batches: Iterable[Any], own: Sequence[tuple[nn.Module, Mapping[str, Tensor | None]]]
 ) -> Iterator[Any]:
     """The batches; who makes one, with the model perhaps, sees the layers of a borrowed model with these buffers."""
-    iterator = iter(batches)
+    iterator: Iterator[Any] | None = None
     while True:
         lent = [dict(layer._buffers) for layer, _ in own]
         for layer, buffers in own:
             layer._buffers.update(buffers)
         try:
+            iterator = iter(batches) if iterator is None else iterator
             batch = next(iterator)
         except StopIteration:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sized
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -118,8 +119,17 @@ def _describe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     sizes = [tuple(map(int.bit_length, leaf.shape)) for leaf in given if isinstance(leaf, Tensor)]
     own = [value for key, value in vars(layer).items() if key not in _BASE_ATTRIBUTES]
     held = tree_leaves([value for value in own if not isinstance(value, Sized) or len(value) < _FEW])
-    plain = [value for value in [*given, *held] if isinstance(value, (str, int, float, type(None)))]
+    plain = [value for value in map(_unwrap, [*given, *held]) if isinstance(value, (str, int, float, type(None)))]
     return *sizes, *(_round(value) for value in plain)
+
+
+def _unwrap(value: Any) -> Any:
+    """The number in an array or tensor of one, such as a domain; the name of an enumeration's member."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 and not value.is_floating_point() else value
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
 
 
 def _round(value: str | float | None) -> Any:

@@ -62,7 +62,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     hooks = list_forward_hooks(job.model)
     job.hooks += watch_inputs(job.targets, look, CALLER, loans=count_loans(), elsewhere=job.elsewhere)
     use = _enter_train_mode(job)
-    forwards = FreshForwards(job.model, hooks, job.weights)
+    forwards = FreshForwards(job.model, hooks, KeptTensors(job.model.parameters()))
     averages = KeptTensors(buffer for layer in job.targets.values() for buffer in layer.buffers(recurse=False))
     random = RandomStream(job.device, list_generators(job.model.modules()), job.ranks.own)
     first: list[tuple[Any, list[_Seen]]] = []  # the first batch, and what the layers were given
@@ -70,6 +70,7 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
     def run(index: int, batch: Any) -> list[_Seen]:
         """What the layers are given in the forward of a batch."""
         calls.clear()
+        averages.take_up()  # what who makes a batch writes stays
         own = random.capture()  # the caller's batches draw from the caller's stream
         with torch.no_grad(), forwards.one(), averages.restored(unseen=True), use.watched():
             random.apply(random.begin(index))

@@ -16,7 +16,7 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call
-from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, in_mode
+from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, in_mode, keep_weights_of_own_modes
 from bnlab.exact.batch_upstream import measure_batch_upstream
 from bnlab.exact.breadth import CALLER, Evaluation
 from bnlab.exact.budget import Budget
@@ -145,6 +145,7 @@ def population_statistics(
         with (
             borrowed(model),
             gradients_set_aside(model),
+            keep_weights_of_own_modes(model).restored(unseen=True),
             in_mode(model, training=False),
             _bar(len(targets), progress) as bar,
         ):

@@ -63,7 +63,13 @@ def record_frozen(
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
     first, again = list[Call](), list[Call]()  # of the first batch: when it is recorded, and after all others
-    with borrowed(model), gradients_set_aside(model), in_mode(model, training=training), torch.no_grad():
+    with (
+        borrowed(model),
+        gradients_set_aside(model),
+        KeptTensors(model.parameters()).restored(unseen=True),
+        in_mode(model, training=training),
+        torch.no_grad(),
+    ):
         refuse_other_threads(model)
         own = [(layer, dict(layer._buffers)) for layer in layers.values()]
         for layer in layers.values():

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ class Teaching(nn.Module):
         return first + self.bn(self.linear(x))
 
 
-@pytest.mark.parametrize("measure", [record_frozen, _record_training])
+@pytest.mark.parametrize("measure", [record_frozen, _record_training, measure_batch_upstream])
 @pytest.mark.parametrize("leaves", [True, False])
 def test_adapters_of_a_model_that_a_loader_has_put_into_another_mode(measure: Callable[..., Any], leaves: bool) -> None:
     torch.manual_seed(0)
@@ -135,7 +136,8 @@ def test_adapters_of_a_model_that_a_loader_has_put_into_another_mode(measure: Ca
     batches = [torch.randn(8, 4).double() * (1 + i) for i in range(3)]
 
     wanted = list_moments(measure(model, batches))
-    found = list_moments(measure(model, label(model, batches, leaves)))
+    with unchanged(model):
+        found = list_moments(measure(model, label(model, batches, leaves)))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
@@ -313,8 +315,36 @@ class Choosing(nn.BatchNorm1d):
         return nn.functional.batch_norm(x, self.running_mean, self.running_var, training=not takes)
 
 
+def test_a_loader_may_label_all_images_when_it_begins() -> None:
+    model, batches = plain().double(), [x.double() for x in images(4, 3, 5)]
+
+    class Labelling:
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter([x + model.eval()(x).mean() for x in batches])
+
+    statistics = population_statistics(model, list(Labelling()))
+    assert max(self_consistency(model, statistics, Labelling())) < 1e-12
+
+
+def test_averages_that_a_loader_writes_stay() -> None:
+    model, x = nn.Sequential(nn.BatchNorm1d(3)).eval(), torch.randn(8, 3)
+    seen: list[Tensor] = []
+
+    def load() -> Iterator[Tensor]:
+        for _ in range(3):
+            seen.append(model.eval()(x))
+            yield x
+            if len(seen) == 1:
+                model.load_state_dict({key: value + 1 for key, value in model.state_dict().items()})
+
+    with unchanged(model):
+        measure_batch_upstream(model, load())
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("wrap", [int, torch.tensor, np.int64])
 @pytest.mark.parametrize("switches", [False, True])
-def test_layers_are_tried_anew_for_each_domain_and_option(switches: bool) -> None:
+def test_layers_are_tried_anew_for_each_domain_and_option(switches: bool, wrap: Callable[[int], Any]) -> None:
     class Domains(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -323,9 +353,9 @@ def test_layers_are_tried_anew_for_each_domain_and_option(switches: bool) -> Non
         def forward(self, batch: tuple[Tensor, int]) -> Tensor:
             x, domain = batch
             self.bn.options["takes"] = switches and domain == 2
-            return self.last(self.bn(x, min(domain, 2) if switches else domain))
+            return self.last(self.bn(x, min(domain, wrap(2)) if switches else domain))
 
-    batches = [(torch.randn(8, 3), domain) for domain in (1, 2, 3)]
+    batches = [(torch.randn(8, 3), wrap(domain)) for domain in (1, 2, 3)]
     with pytest.raises(ValueError, match="the running statistics of 'bn' are used"):
         population_statistics(Domains(), batches, upstream="batch", forward=lambda model, batch: model(batch))
 

@@ -907,9 +907,9 @@ def test_generators_of_other_kinds(measure: Callable[..., Any]) -> None:
 
 
 def test_both_ways_draw_the_same_numbers() -> None:
-    batches = images(4, 3)
+    batches = [x.double() for x in images(4, 3)]
     for draw in ("torch", "numpy"):
-        model = nn.Sequential(NoisyBatches(draw), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        model = nn.Sequential(NoisyBatches(draw), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).double()
         assert_same(population_statistics(model, batches), LAYERWISE(model, batches))
 
 
