@@ -21,7 +21,7 @@ MEASURES = (*NUMBERS, "error", "log", "share")
 _IMAGES = ("statistics_split", "split", "shift")  # columns that say which images a row is of
 _PARTS = ("layer", "depth", "channel", "position")
 _TIMES = ("step", "epoch")
-_PLACES = ("seed", "step", "layer", "split", "shift")
+_PLACES = ("seed", "batch_size", "step", "layer", "split", "shift")
 _SETTINGS = [c for c in TABLES["runs"].types if c not in ("run", "seed", *RESULTS)]
 
 
@@ -219,9 +219,8 @@ def _check_settings(frame: pd.DataFrame, by: Sequence[str], over: Sequence[str])
         return
     check_coverage(frame, by, ["seed"], settings)
     kinds = [column for column in ("estimator", "momentum") if column in by]
-    network = "run" if "run" in frame else "seed"
     if kinds:
-        check_coverage(frame, [network, *(key for key in by if key not in kinds)], kinds, settings)
+        check_coverage(frame, ["seed", *(key for key in by if key not in kinds)], kinds, settings)
     if not (beside := [column for column in by if column not in ("panel", *kinds)]):
         return
     same = [column for column in by if column not in beside]

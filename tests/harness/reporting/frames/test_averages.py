@@ -132,7 +132,7 @@ def test_lines_that_are_averaged_over_other_steps_are_refused() -> None:
     by = ("estimator", "momentum")
     assert interval(frame, "gap", by, average="epoch")["mean"].nunique() == 1
     late = frame[(frame["estimator"] == "ema") | (frame["epoch"] == 4)]
-    with pytest.raises(UserError, match="estimator kalman has 1 of 3 values of epoch at run run_0"):
+    with pytest.raises(UserError, match="estimator kalman has 1 of 3 values of epoch at seed 0"):
         interval(late, "gap", by, average="epoch")
     assert list(interval(late, "gap", (*by, "epoch"))["n"]) == [3] * 4
 
@@ -165,6 +165,15 @@ def test_steps_that_are_spaced_alike_are_of_the_same_shares(lengths: tuple[int, 
         keys = [(steps, seed, step) for steps in lengths for seed in (0, 1) for step in list_steps(at, steps)]
         frame = pd.DataFrame(keys, columns=["steps", "seed", "step"]).assign(gap=1.0)
         assert len(interval(frame, "gap", ["steps"], average="step")) == 2
+
+
+def test_momenta_of_one_batch_size_alone_stand_beside_no_others() -> None:
+    keys = [(size, seed, m) for size in (16, 128) for seed in (0, 1) for m in (0.1, 0.9) if size > 16 or m < 0.5]
+    frame = pd.DataFrame(keys, columns=["batch_size", "seed", "momentum"]).assign(x=1.0, panel="p")
+    with pytest.raises(UserError, match=r"momentum 0\.9 has 2 of 4 values of seed, batch_size at panel p"):
+        best_on_average(frame, "x", ["panel"])
+    with pytest.raises(UserError, match=r"momentum 0\.9 has 1 of 2 values of batch_size at seed 0"):
+        interval(frame, "x", ["momentum"], average="batch_size")
 
 
 def test_the_best_momentum_of_networks_that_have_one_each() -> None:
