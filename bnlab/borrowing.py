@@ -64,7 +64,7 @@ def gradients_set_aside(model: nn.Module) -> Iterator[None]:
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """A mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone."""
     own = _list_with_own_modes(model)
-    changes = _enter_mode(model, training, dict.fromkeys(p for m in own for p in m.parameters() if not p.is_meta))
+    changes = _enter_mode(model, training, _list_weights(own))
     try:
         yield
     finally:
@@ -83,8 +83,11 @@ def _list_with_own_modes(model: nn.Module) -> list[nn.Module]:
 
 def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:
     """Weights that a module's own `train` or `eval` may write, also when a loader calls it."""
-    modules = _list_with_own_modes(model)
-    return KeptTensors(dict.fromkeys(p for m in modules for p in m.parameters() if not p.is_meta))
+    return KeptTensors(_list_weights(_list_with_own_modes(model)))
+
+
+def _list_weights(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for module in modules for p in module.parameters() if not p.is_meta))
 
 
 def _take_over(now: Tensor, given: Tensor, value: Tensor) -> Tensor:
