@@ -7,6 +7,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import (
     find_parameter,
+    find_test_images,
     interval,
     name_panels,
     paired,
@@ -31,7 +32,7 @@ GAINS = above(0.0, "points", "no gain at all is the other answer")
 def find_predictions(tables: Tables) -> pd.DataFrame:
     """Rows of all shifts, in order, with the columns `images`, in a test batch, and `prior`, its pseudo-samples."""
     frame = put_in_order(rows(tables, "evaluations", by=(), shift=SHIFTS), "shift", SHIFTS)
-    images = find_parameter(frame, "n", "test_batch").fillna(find_parameter(frame, "batch"))
+    images = find_test_images(frame)
     prior = find_parameter(frame, "n", "pseudo_samples").fillna(0).astype(int)
     return frame.assign(images=images, prior=prior)
 

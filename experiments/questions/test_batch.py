@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import find_parameter, interval, paired, rows, score, select
+from bnlab.harness.reporting.frames import find_parameter, find_test_images, interval, paired, rows, score, select
 from bnlab.harness.reporting.plots import AGAINST_EXACT, EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, SIX_IMAGES
@@ -26,7 +26,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     gains = paired(rows(tables, "evaluations", split=("test", "val")), "accuracy")
     return gains.assign(
         estimator=gains["estimator"].str.extract(r"^(\w+)", expand=False),
-        images=find_parameter(gains, "n", "test_batch").fillna(find_parameter(gains, "batch")),
+        images=find_test_images(gains),
         weight=find_parameter(gains, "weight"),
     )
 
