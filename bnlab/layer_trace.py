@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_FORGOTTEN = 1e-16  # a weight so small that it is lost in rounding
+
 
 class Start(NamedTuple):
     """What a layer's running buffers held at some moment of the recording.
@@ -123,14 +125,22 @@ class LayerTrace:
         self.steps = [step] * len(self)
         self.restarts = [start._replace(step=step) for start in self.restarts]
 
-    def average(self, momenta: Sequence[float]) -> Tensor:
-        """float64 [2, C]: a running average after the calls recorded so far, each of which had a momentum."""
-        begin = self.last_start
-        values = self.moments_between(begin.entries, len(self)).double()
-        average = begin.values.cpu().double()
-        for momentum, entry in zip(momenta[begin.entries : len(self)], values, strict=True):
-            average.lerp_(entry, momentum)
-        return average
+    def average(self, momenta: Sequence[float]) -> tuple[Tensor, float]:
+        """float64 [2, C]: a running average after the calls since the last start; and the memory of it.
+
+        Args:
+            momenta: of these calls, in order.
+
+        Returns:
+            The average, and by how many calls' roundings it may be off: each call leaves 1 − momentum of those before.
+        """
+        shares = 1 - torch.tensor(momenta, dtype=torch.float64, device="cpu")
+        left = torch.cat((shares, shares.new_ones(1))).flip(0).cumprod(0).flip(0)  # of what was there before each call
+        first = int((left.abs() < _FORGOTTEN).cumprod(0).sum())  # of a long trace only calls of which something is left
+        entries = self.moments_between(self.last_start.entries + first, len(self)).double()
+        weights = left[first + 1 :] - left[first:-1]
+        average = torch.einsum("t,tkc->kc", weights, entries) + left[0] * self.last_start.values.cpu().double()
+        return average, float(left[1:].abs().sum())
 
     def truncate(self, step: int) -> None:
         """Forget the calls and writes after `step`."""

@@ -34,6 +34,19 @@ from tests.helpers import (
 )
 
 
+class _Activated(nn.BatchNorm2d):
+    """With an activation inside."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).tanh().clone()
+
+
+def own_forward() -> nn.Module:
+    model = plain()
+    model[1] = _Activated(6)
+    return model
+
+
 def saved(model: nn.Module) -> Callable[[nn.Module], None]:
     state = copy.deepcopy(model.state_dict())
     return lambda m: m.load_state_dict(state) and None
@@ -425,6 +438,81 @@ def test_writing_without_a_trace_is_found_where_the_momentum_changes() -> None:
         train(model, images(4))
         train(with_momentum(model, 0.5), images(4))
         model[1].running_var.data.fill_(7.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("calls", [3, 40])
+def test_truncating_leaves_what_is_recorded_as_it_was(dtype: torch.dtype, calls: int) -> None:
+    model, other, batch = plain().to(dtype), plain().to(dtype), [images(4)[0].to(dtype)]
+    with record(model) as trace:
+        for _ in range(calls):
+            train(model, batch)
+        state = copy.deepcopy(model.state_dict())
+        train(model, batch)
+        model.load_state_dict(state)
+        trace.truncate(calls)
+        train(model, batch)
+    with record(other) as expected:
+        for _ in range(calls + 1):
+            train(other, batch)
+    ours, theirs = trace.layers["1"], expected.layers["1"]
+    assert not ours.restarts
+    torch.testing.assert_close(ours.start, theirs.start, rtol=0, atol=0)
+    assert len(ours) == calls + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("calls", [3, 200])
+def test_truncating_without_loading_begins_again_with_what_the_buffers_hold(dtype: torch.dtype, calls: int) -> None:
+    model, batch = plain().to(dtype), [images(4)[0].to(dtype)]
+    with record(model) as trace:
+        for _ in range(calls):
+            train(model, batch)
+        trace.truncate(calls - 1)
+        held = torch.stack((model[1].running_mean, model[1].running_var)).clone()
+        train(model, batch)
+    ((entries, values, updates, step),) = trace.layers["1"].restarts
+    assert (entries, updates, step) == (calls - 1, calls, calls - 1)
+    torch.testing.assert_close(values, held, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("write", ["traced", "forgotten"])
+@pytest.mark.parametrize("make", [plain, own_forward])
+def test_writing_without_a_trace_is_found_although_it_does_not_last(make: Callable[[], nn.Module], write: str) -> None:
+    model = make()
+    state = copy.deepcopy(model.state_dict())
+    with (
+        pytest.warns(UserWarning, match="the running buffers of '1' are not the average of what was recorded"),
+        record(model),
+    ):
+        train(model, images(4))
+        model[1].running_var.data.fill_(7.0)
+        train(model, images(4))
+        if write == "traced":
+            model.load_state_dict(state)
+        for _ in range(400):
+            train(model, images(4))
+
+
+def test_counted_batches_without_entries_weigh_in_the_average_of_all() -> None:
+    model = with_momentum(plain(), None)
+    with (
+        pytest.warns(UserWarning, match="'1', with momentum None, have counted batches that are no entries"),
+        record(model),
+    ):
+        _count_an_empty_batch(model, 0)
+        train(model, images(4))
+
+
+def test_a_write_is_seen_by_all_layers_that_no_module_surrounds() -> None:
+    layers = nn.ModuleDict({"a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3)})
+    with record(layers) as trace:
+        for step in range(3):
+            if step == 2:
+                layers.load_state_dict(nn.ModuleDict({"a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3)}).state_dict())
+            layers["b"](layers["a"](images(4)[0]))
+            trace.step()
+    assert [entries.restarts[0].step for entries in trace.layers.values()] == [2, 2]
 
 
 def test_writing_without_a_trace_is_found_at_the_end() -> None:

@@ -81,7 +81,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             another layer into the model, or has taken one out of it for some of the training; layers have averaged into
             other running buffers (of `functional_call`) than they have at the end, or in between; the weights have
             changed within a step or, where updates are counted, within some of the steps; a layer had momentum 0 or
-            None (as `update_bn` sets it) in some of its calls, which are entries all the same; layers average variances
+            None (as `update_bn` sets it) in some of its calls, which are entries all the same, or None and has counted
+            batches that are no entries; layers average variances
             with ddof 0, which some estimators take for unbiased; or modules that are no batch norm of torch's, and are
             not recorded, have averaged running statistics of their own.
     """
@@ -248,6 +249,13 @@ class Recording:
                     f"one in others; all are in the trace, and replays {consequence}",
                     stacklevel=4,
                 )
+        if miscounted := [recorder.name for recorder in self.recorders if recorder.miscounted]:
+            warnings.warn(
+                f"record: {join_names(miscounted)}, with momentum None, have counted batches that are no entries "
+                "(empty ones?) and weigh all others by that count; replays average entries alike: they give something "
+                "else than the layers hold",
+                stacklevel=4,
+            )
 
     def warn_of_lookalikes(self) -> None:
         """Say which modules that are no batch norm of torch's have had their running statistics written."""

@@ -66,6 +66,7 @@ class Recorder:
         unhooked: whether, at the end of the block, something had taken the hooks away.
         left_out: entries that the layer's own average has left out: its momentum was 0.
         cumulative: entries with a momentum of None.
+        miscounted: whether such an entry was weighed by a count of other batches than entries, empty ones for instance.
         is_biased: whether it averages variances with ddof 0.
     """
 
@@ -75,7 +76,7 @@ class Recorder:
         self.name, self.layer, self.overwritten, self.exchanged = name, layer, False, False
         self.unhooked = False
         self.alternates = False
-        self.left_out, self.cumulative, self.is_biased = 0, 0, False
+        self.left_out, self.cumulative, self.miscounted, self.is_biased = 0, 0, False, False
         self._trace, self._entries, self._counter = trace, trace.layers[name], counter
         self._buffers, self._attributes = layer._buffers, vars(layer)  # nn.Module's own way to set them is slow
         self._called = False
@@ -123,13 +124,16 @@ class Recorder:
                 f"record: layer {self.name!r} is traced or exported in train mode; do that before the block or after it"
             )
         held, own = self._get_averages()
+        is_seen = self._is_seen_by_others()
         if self.watch.is_written(own):
             self._check_precision(own)
             self._take_up(own)
+        elif is_seen or self.watch.is_due():
+            self.watch.compare(own)
         if own.mean is self._given and self._averaged is not self._given and self._begins_again():
             self.alternates = True  # the call before had others, as a teacher's
         self._called, self._averaged = True, own.mean
-        if self._is_seen_by_others():
+        if is_seen:
             self._counter.enter_layer(layer)
             self._look = Look(
                 torch.stack(held[:2]).detach(), held.momentum, self._counter.find_step(), threading.get_ident()
@@ -354,6 +358,8 @@ class Recorder:
         entries.counts.append(count)
         self.left_out += momentum == 0
         self.cumulative += momentum is None
+        if momentum is None and self._buffers.get("num_batches_tracked") is not None:
+            self.miscounted |= self.watch.updates != entries.updates_now
 
 
 def _keys_after(key: int, keys: Iterable[int]) -> Iterator[int]:

@@ -39,7 +39,7 @@ class SelfTunedRecorder(Recorder):
         self._check_updates(updates)
         for place, value in zip(loan.slot, moments, strict=True):
             place.copy_(value)
-        self._append(loan.values, loan.step, None)
+        self._append(loan.values, loan.step, 1.0)  # a momentum as any other: it has none
 
 
 class _BankWatch(Watch):
@@ -52,6 +52,16 @@ class _BankWatch(Watch):
     def look(self, own: Average) -> None:
         super().look(own)
         self._beginnings = self._upkeep.beginnings
+
+    def _keep(self, values: Tensor | None) -> None:
+        # What the calls have left is computed.
+        self._left, self._left_values = None, ()
+
+    def _go_back(self) -> None:
+        self.updates = self._entries.updates_now
+
+    def is_due(self) -> bool:
+        return False
 
     def is_written(self, own: Average) -> bool:
         # The layer itself writes its buffers whenever somebody looks.

@@ -34,6 +34,7 @@ class StepCounter:
         recorded = set(map(id, layers))
         self._trace, self._take_up_writes = trace, take_up_writes
         self._ended: int | None = None  # the last step that an update has ended; None: forwards are counted
+        self._looked: int | None = None  # after which of them layers that no module surrounds have looked for writes
         self._warned = False
         self._changed: dict[int, str] = {}  # by step, the first layer whose weights changed before the step had ended
         self._inside: dict[int, list[nn.Module]] = {}  # of a module or layer, the recorded layers in it
@@ -163,6 +164,9 @@ class StepCounter:
         if self._outermost is not None and self._is_interrupted(id(layer)):
             self._outermost = None
         if self._outermost is None and self._is_trained(layer):
+            if self._ended != self._looked:  # as all layers would for all others
+                self._looked = self._ended
+                self._look_for_writes()
             self._count(layer)
 
     def _count(self, module: nn.Module) -> None:

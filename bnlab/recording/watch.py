@@ -21,6 +21,16 @@ class Average(NamedTuple):
     momentum: float | None
 
 
+class _Call(NamedTuple):
+    """A recorded call: the momentum of its entry, and `num_batches_tracked` after it."""
+
+    momentum: float
+    updates: int
+
+
+_OFTEN = 16  # calls
+
+
 class Watch:
     """Tells what else than recorded calls has written a layer's own buffers, by a copy that only these write.
 
@@ -30,16 +40,17 @@ class Watch:
         own: its running average now.
 
     Attributes:
+        updates: `num_batches_tracked`, when it was last looked at; 0 for a layer without.
         unrecorded: batches by which something else has trained the layer.
     """
 
     def __init__(self, layer: BatchNorm, entries: LayerTrace, own: Average) -> None:
-        self.unrecorded = 0
+        self.unrecorded, self._was_overwritten = 0, False
         self._buffers, self._entries = layer._buffers, entries
-        self._updates = entries.updates
-        self._momenta: list[float] = []  # of the recorded calls
+        self.updates = entries.updates
+        self._calls: list[_Call] = []  # that were recorded
         self._keep(torch.stack(own[:2]).detach())
-        self._before = self._left, self._updates  # before the latest restart
+        self._before: tuple[Tensor | None, int] | None = None  # what was left before the latest restart, if it is known
         self.look(own)
 
     def look(self, own: Average) -> None:
@@ -50,7 +61,7 @@ class Watch:
         self._shared = own.mean.data, own.var.data
 
     def _keep(self, values: Tensor | None) -> None:
-        """Take [2, C] for what the calls have left; None: what they have left after `truncate` is to be computed."""
+        """Take [2, C] for what the calls have left; None: that is to be computed."""
         with torch.inference_mode(False):
             self._left = None if values is None else values.clone()
         self._left_values = () if self._left is None else self._left.unbind()
@@ -59,18 +70,18 @@ class Watch:
         """Average a call's moments into the layer's own buffers, and into what is expected of them."""
         averages = [*self._share_values(own.mean, own.var), *self._left_values]
         torch._foreach_lerp_(averages, [*moments, *moments], momentum)
-        self._momenta.append(momentum)
+        self._calls.append(_Call(momentum, self.updates))
 
     def expect(self, moments: Sequence[Tensor], momentum: float) -> None:
         """What a block around this one will average into the buffers after a call."""
         torch._foreach_lerp_(self._left_values, tuple(moments), momentum)
-        self._momenta.append(momentum)
+        self._calls.append(_Call(momentum, self.updates))
 
     def follow(self, own: Average, momentum: float) -> None:
         """Take the buffers as a call has left them, which has averaged its moments itself."""
         self.look(own)
         self._keep(torch.stack(own[:2]).detach())
-        self._momenta.append(momentum)
+        self._calls.append(_Call(momentum, self.updates))
 
     def _share_values(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The same memory with versions of its own: writing there does not break a backward pass still to come.
@@ -97,13 +108,25 @@ class Watch:
 
     def count_updates(self) -> int:
         """How often the layer has counted a batch since the last look, as is right in a call."""
-        before, batches, version = self._updates, self._batches, count_writes(self._batches)
+        before, batches, version = self.updates, self._batches, count_writes(self._batches)
         writes = version - self._batches_version
         if batches is not None and writes:
             # Usually one write adds one; reading the value waits for an accelerator. Compiled code writes twice.
-            self._updates = before + 1 if writes == 1 else int(batches)
+            self.updates = before + 1 if writes == 1 else int(batches)
         self._batches_version = version
-        return self._updates - before
+        return self.updates - before
+
+    def is_due(self) -> bool:
+        """Whether the buffers are to be compared before a call: each time, an accelerator would have to be waited for.
+
+        What a write has left there is forgotten in about 16/momentum calls, until float32 does not show it any more.
+        """
+        calls = len(self._calls)
+        return calls < _OFTEN or calls % _OFTEN == 0
+
+    def compare(self, own: Average) -> None:
+        """Notice what has written the buffers since the last call and left no trace."""
+        self._was_overwritten |= not self.is_left_by_calls(own)
 
     def take_up(self, own: Average, step: int) -> None:
         """Begin again after `step` if the buffers are not what the recorded calls have left."""
@@ -113,17 +136,17 @@ class Watch:
         # code writes both twice, and arithmetic (mul_, add_) the mean more than once.
         writes = count_writes(batches) - self._batches_version
         is_one_load = writes == 1 == count_writes(self._mean) - self._mean_version
-        if batches is self._batches and 0 < updates - self._updates <= writes and not is_one_load:
-            self.unrecorded += updates - self._updates
+        if batches is self._batches and 0 < updates - self.updates <= writes and not is_one_load:
+            self.unrecorded += updates - self.updates
         values = torch.stack(own[:2]).detach()
         if entries.truncated:
-            del self._momenta[len(entries) :]
-            entries.truncated = False
-            self._keep(None)
+            del self._calls[len(entries) :]
+            entries.truncated, self._before = False, None
+            self._go_back()
         if not (self._fit(values, updates) or (self.drop_restart(step) and self._fit(values, updates))):
-            self._before = self._left, self._updates
+            self._before = self._left, self.updates
             entries.restart(values, updates, step)
-        self._updates = updates
+        self.updates = updates
         self._keep(values)
         self.look(own)
 
@@ -131,34 +154,42 @@ class Watch:
         """Forget what was written since the last call, if there is such; what that call had left is expected again."""
         if not self._entries.drop_restart(step):
             return False
-        self._updates = self._before[1]
-        self._keep(self._before[0])
+        if self._before is None:
+            self._go_back()
+        else:
+            self._keep(self._before[0])
+            self.updates = self._before[1]
         return True
+
+    def _go_back(self) -> None:
+        """Expect what the calls have left that are recorded still."""
+        self._keep(None)
+        calls = self._calls_since_start()
+        self.updates = calls[-1].updates if calls else self._entries.last_start.updates
+
+    def _calls_since_start(self) -> list[_Call]:
+        return self._calls[self._entries.last_start.entries :]
 
     def _fit(self, values: Tensor, updates: int) -> bool:
         """Whether the recorded calls have left these values, and so many updates."""
-        entries = self._entries
-        # A layer also counts batches that leave no entry, empty ones for instance: after `truncate` not known how many.
-        if self._left is None and entries.calls_since_start:
-            return self._holds(values)
-        return updates == (entries.updates_now if self._left is None else self._updates) and self._holds(values)
+        return updates == self.updates and self._holds(values)
 
     def is_left_by_calls(self, own: Average) -> bool:
         """Whether the buffers hold the average of what was recorded."""
         return self._holds(torch.stack(own[:2]).detach())
 
     def is_overwritten(self, own: Average) -> bool:
-        """Whether the buffers hold something else than the average of what was recorded."""
-        return not self.is_left_by_calls(own)
+        """Whether the buffers hold something else than the average of what was recorded, or have held it before."""
+        return self._was_overwritten or not self.is_left_by_calls(own)
 
     def _holds(self, values: Tensor) -> bool:
         """Whether these are the layer's own average of what is recorded."""
-        entries = self._entries
         if self._left is not None:
             return hold_the_same(values, self._left.to(values))  # the model may have been moved, or rounded
         # What the calls up to some step have left is not kept, but computed: the layer's own have rounded at each.
-        mean, var = average = entries.average(self._momenta)
-        rounding = torch.finfo(values.dtype).eps * 8 * (entries.calls_since_start + 1)
+        average, memory = self._entries.average([call.momentum for call in self._calls_since_start()])
+        mean, var = average
+        rounding = 8 * torch.finfo(values.dtype).eps * (memory + 1)
         scale = torch.stack((mean.abs() + var.abs().sqrt(), var.abs())) + torch.finfo(values.dtype).tiny
         values = values.cpu().double()
         close = (values - average).abs() <= rounding * scale
