@@ -78,7 +78,12 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def _list_with_own_modes(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if (type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval)]
+    return [module for module in model.modules() if _has_own_modes(module)]
+
+
+def _has_own_modes(module: nn.Module) -> bool:
+    is_usual = (type(module).train, type(module).eval) == (nn.Module.train, nn.Module.eval)
+    return not is_usual or not vars(module).keys().isdisjoint(("train", "eval"))
 
 
 def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:
@@ -87,7 +92,7 @@ def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:
 
 
 def _list_weights(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return list(dict.fromkeys(p for module in modules for p in module.parameters() if not p.is_meta))
+    return list(dict.fromkeys(p for module in modules for p in module.parameters() if not is_lazy(p) and _is_plain(p)))
 
 
 def _take_over(now: Tensor, given: Tensor, value: Tensor) -> Tensor:
@@ -106,6 +111,17 @@ def _enter_mode(
         for parameter, memory, value in before
         if parameter.data_ptr() != memory.data_ptr() or not torch.equal(parameter, value)
     ]
+
+
+def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Each module its mode, by its own `train` or `eval` where it may do more than to set it."""
+    changed = [(module, mode) for module, mode in modes if module.training != mode]
+    for module, mode in changed:
+        if _has_own_modes(module) and module.training != mode:  # one around it may have set it
+            _set_mode(module, mode)
+    for module, mode in modes:
+        if module.training != mode:
+            module.training = mode
 
 
 def _set_mode(model: nn.Module, training: bool) -> None:
@@ -270,9 +286,10 @@ class KeptTensors:
         """Take what has been written since for what is to be put back; whether anything has."""
         written = False
         for place, ((tensor, memory, value), version) in enumerate(zip(self._kept, self._versions, strict=True)):
-            same = (tensor.shape, tensor.dtype, tensor.layout) == (value.shape, value.dtype, value.layout)
+            same = (tensor.dtype, tensor.layout) == (value.dtype, value.layout)
             if same and _is_plain(tensor):
-                same = tensor.data_ptr() == memory.data_ptr() and hold_the_same(tensor, value)
+                same = tensor.shape == value.shape and tensor.data_ptr() == memory.data_ptr()
+                same = same and hold_the_same(tensor, value)
             elif same:
                 same = count_writes(tensor) == version
             if not same:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.borrowing import KeptTensors, gradients_set_aside, keep_state
+from bnlab.borrowing import KeptTensors, give_modes, gradients_set_aside, keep_state
 from bnlab.module_state import ModuleState
 from bnlab.moments import Moments
 from bnlab.normalizations import agree, allowed_rounding
@@ -40,9 +40,7 @@ class FreshForwards:
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
         """The block is a forward."""
-        for module, mode in self._modes:
-            if module.training != mode:
-                module.training = mode
+        give_modes(self._modes)
         is_first, accepted = self._kept is None, self.state.accept()
         if accepted or self._kept is None:
             self._kept = keep_state(self._model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sized
+from collections import deque
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.borrowing import borrowed, set_buffers_aside
+from bnlab.borrowing import borrowed, hold_the_same, set_buffers_aside
 from bnlab.layers import (
     BatchNorm,
     get_layer_input,
@@ -24,21 +25,25 @@ from bnlab.layers import (
 )
 from bnlab.module_state import ModuleState
 from bnlab.moments import Moments
+from bnlab.normalizations import find_averaged_moments
 
 Call = tuple[str, Moments]
 """A layer's name, and the moments of what it was given."""
 _FEW = 16
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__)
+_AVERAGED = ("running_mean", "running_var", "num_batches_tracked")
+_CONTAINERS = (str, bytes, list, tuple, set, dict, deque)
 
 
 class LayerCalls:
     """Tells how layers of a borrowed model are called in forwards, and between them, while they are in train mode.
 
     Some take their running statistics all the same. They are called in eval mode, or have a forward of their own, whose
-    output changes with their running buffers: for that it is run four times more at the first call, and at calls
-    with sizes, numbers, flags or words of another kind (see `_describe`). One that cannot be run again, gives another
-    output under the same buffers, or decides at random, is taken for one that does not. Among several processes only
-    first calls are tried, which all have at once: a forward may wait for the others'.
+    output changes with their running buffers: for that it is run five times more at the first call, at calls with
+    sizes, numbers, flags or words of another kind (see `_describe`), and at the first that leaves the buffers alone, or
+    writes them, where others have not. One that cannot be run again, or gives another output under the same buffers, is
+    taken for one that does not, but for a call that leaves alone what others write. Among several processes only first
+    calls are tried, which all have at once: a forward may wait for the others'.
 
     Args:
         layers: by name, in train mode. Their hooks go with the loan of the model.
@@ -46,6 +51,7 @@ class LayerCalls:
     Attributes:
         layers: those.
         running: names of those that take their running statistics.
+        others: names of those whose own forward averages other moments than those of their input.
         between: names of those that were called in train mode outside of forwards.
         is_forward: whether one runs now.
     """
@@ -53,12 +59,17 @@ class LayerCalls:
     def __init__(self, layers: Mapping[str, BatchNorm]) -> None:
         self.layers, self._tried, self._is_trial = layers, set[Any](), False
         self.running: dict[str, None] = {}
+        self.others: dict[str, None] = {}
+        self._before: dict[str, Tensor] = {}  # of layers with a forward of their own: running buffers before a call
+        self._written: dict[str, bool] = {}  # whether the first call has written them
         self.between: dict[str, None] = {}
         self.is_forward, self._thread = False, threading.get_ident()
         self._noted: list[Call] | None = None
         for name, layer in layers.items():
             # After the owner's hooks, which may make the input, and before those that begin the call of a recorded one.
             layer.register_forward_pre_hook(partial(self._look, name), with_kwargs=True)
+            if has_own_forward(layer) and not _are_several_processes():
+                layer.register_forward_hook(partial(self._look_back, name), with_kwargs=True)
 
     @contextlib.contextmanager
     def watched(self, calls: list[Call] | None = None) -> Iterator[None]:
@@ -81,28 +92,46 @@ class LayerCalls:
         if not layer.training:
             self.running[name] = None
         elif has_own_forward(layer) and name not in self.running:
-            self._try(name, args, kwargs)
+            self._before[name] = torch.stack(get_running_buffers(layer)).detach()
+            situation = () if _are_several_processes() else _describe(layer, args, kwargs)
+            if (name, *situation) not in self._tried:
+                self._tried.add((name, *situation))
+                self._try(name, args, kwargs)
         x = strip_transforms(get_layer_input(args, kwargs)) if self._noted is not None else None
         if self._noted is not None and isinstance(x, Tensor) and x.numel():
             self._noted.append((name, Moments.of(x)))
 
-    def _try(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find out whether the layer takes its running statistics, if it was not called in this way before."""
-        layer = self.layers[name]
-        situation = (name,) if _are_several_processes() else (name, *_describe(layer, args, kwargs))
-        if situation in self._tried:
+    def _look_back(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        layer, before = self.layers[name], self._before.pop(name, None)
+        x = get_layer_input(args, kwargs)
+        if module is not layer or self._is_trial or before is None or (isinstance(x, Tensor) and not x.numel()):
             return
-        self._tried.add(situation)
+        written = not hold_the_same(before, torch.stack(get_running_buffers(layer)).detach())
+        if written != self._written.setdefault(name, written) and (name, written) not in self._tried:
+            self._tried.add((name, written))
+            self._try(name, args, kwargs, otherwise=not written)
+
+    def _try(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, otherwise: bool = False) -> None:
+        """Find out whether the layer takes its running statistics; `otherwise`: where that cannot be said."""
+        layer = self.layers[name]
+        found, averages_others = None, False
         self._is_trial = True
         try:
-            if _takes_running(layer, args, kwargs):
-                self.running[name] = None
+            found = _takes_running(layer, args, kwargs)
+            # Several processes may average the moments of what all of them have.
+            averages_others = not _are_several_processes() and _averages_others(layer, args, kwargs)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a forward raises that cannot be run again
             pass
         finally:
             self._is_trial = False
+        if otherwise if found is None else found:
+            self.running[name] = None
+        elif averages_others:
+            self.others[name] = None
 
 
 def _are_several_processes() -> bool:
@@ -113,12 +142,13 @@ def _describe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """What a forward may decide by: sizes, and plain values among its arguments and the layer's attributes.
 
     Sizes, and integers from 16 on, count up to a factor of two, floats as 0, 1 or another: times or lengths may differ
-    from call to call. Containers among attributes count if they are short.
+    from call to call. Containers and words among attributes count if they are short, buffers that are one number do.
     """
     given = tree_leaves([args, kwargs])
     sizes = [tuple(map(int.bit_length, leaf.shape)) for leaf in given if isinstance(leaf, Tensor)]
     own = [value for key, value in vars(layer).items() if key not in _BASE_ATTRIBUTES]
-    held = tree_leaves([value for value in own if not isinstance(value, Sized) or len(value) < _FEW])
+    own += [value for key, value in layer._buffers.items() if key not in _AVERAGED]
+    held = tree_leaves([value for value in own if not isinstance(value, _CONTAINERS) or len(value) < _FEW])
     plain = [value for value in map(_unwrap, [*given, *held]) if isinstance(value, (str, int, float, type(None)))]
     return *sizes, *(_round(value) for value in plain)
 
@@ -138,13 +168,34 @@ def _round(value: str | float | None) -> Any:
     return ("about", value.bit_length()) if isinstance(value, int) and abs(value) >= _FEW else value
 
 
-def _takes_running(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the output for this input changes with the running buffers."""
+def _takes_running(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+    """Whether the output for this input changes with the running buffers; None if it changes without them."""
     run = partial(_run_with_moved_buffers, layer, args, kwargs)
     first = run(0.0)
     # Up and down: a layer may clip how far it follows. All of them, as those of other processes do.
     again, *moved = [_agree(first, run(move)) for move in (0.0, 3.0, -3.0)]
-    return again and not all(moved)
+    return not all(moved) if again else None
+
+
+def _averages_others(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call averages other moments than those of its input: of a half, say, or of what noise makes of it.
+
+    It may average them by another momentum than its own. One that averages none, or several in turn (those of parts
+    that make up its input, as ghost batch norm), is not known to do that.
+    """
+    with _with_spare_buffers(layer):
+        layer.momentum = 1.0
+        before = torch.stack(get_running_buffers(layer)).detach()
+        if (batches := layer.num_batches_tracked) is not None:
+            batches.zero_()
+        _run(layer, args, kwargs)
+        after = torch.stack(get_running_buffers(layer)).detach()
+    if (batches is not None and batches > 1) or hold_the_same(before, after):
+        return False
+    x = get_layer_input(args, kwargs)
+    whole, moved = Moments.of(x).mean.to(before) - before[0], after[0] - before[0]
+    momentum = float(whole @ moved / whole.square().sum())  # that fits the mean best
+    return find_averaged_moments(x, before, after, [1.0, momentum]) is None
 
 
 def _agree(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -162,14 +213,29 @@ def _run_with_moved_buffers(
     layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], move: float
 ) -> list[Tensor]:
     """What comes out where the running mean is moved by so many of its σ."""
-    with borrowed(layer):
-        set_buffers_aside(layer)
+    with _with_spare_buffers(layer):
         mean, var = get_running_buffers(layer)
         mean.add_(move * (var + layer.eps).sqrt())
         var.mul_(2.0**move)
-        # A forward may write into its input.
-        given = replace_input(args, kwargs, get_layer_input(args, kwargs).clone())
-        with ModuleState(layer).undone():
-            output = layer.forward(*given[0], **given[1])
+        output = _run(layer, args, kwargs)
     tensors = (leaf.detach() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
     return [tensor.clone() for tensor in tensors if tensor.is_floating_point()]
+
+
+@contextlib.contextmanager
+def _with_spare_buffers(layer: BatchNorm) -> Iterator[None]:
+    """Trials in the block leave nothing behind."""
+    with borrowed(layer):
+        set_buffers_aside(layer)
+        for inner in layer.modules():
+            if inner is not layer and isinstance(inner, BatchNorm):  # whose calls are not to be measured, nor refused
+                inner._forward_pre_hooks.clear()
+                inner._forward_hooks.clear()
+        with ModuleState(layer).undone():
+            yield
+
+
+def _run(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # A forward may write into its input.
+    given = replace_input(args, kwargs, get_layer_input(args, kwargs).clone())
+    return layer.forward(*given[0], **given[1])

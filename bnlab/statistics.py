@@ -232,8 +232,9 @@ def running_statistics(model: nn.Module) -> Statistics:
 def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     """Evaluate under `statistics`: the model is in eval mode with them inside the block, then as it was before.
 
-    The model's own buffers are set aside, not overwritten, so that nothing can be lost. What forwards in the block keep
-    in deques, arrays or objects of other kinds stays there.
+    The model's own buffers are set aside, not overwritten, so that nothing can be lost. What was traced or exported
+    from the model before holds these, and knows nothing of the block. What forwards in the block keep in deques, arrays
+    or objects of other kinds stays there.
 
     Raises:
         TypeError, ValueError: as `Statistics.write_to`, before anything is changed.

@@ -102,7 +102,8 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
         assert job.check is not None
         # A model that has been changed between batches gives something else with good reason.
         leaking = find_difference([call[:2] for call in seen], [call[:2] for call in again])
-        job.check = replace(job.check, leaking=None if forwards.changed else leaking)
+        transformed = tuple(dict.fromkeys([*job.check.transformed, *use.others]))
+        job.check = replace(job.check, transformed=transformed, leaking=None if forwards.changed else leaking)
     return merged
 
 

@@ -67,9 +67,9 @@ def self_consistency(
 ) -> tuple[float, float] | pd.DataFrame:
     """How far `statistics` are from what the layers see when `model` is evaluated under them: exact ones are not.
 
-    An ordinary hooked evaluation, batch after batch, each with the model as it is now. No
-    forward is suspended; inputs are read, and modules put back, by the same code as breadth-first, and in the same
-    memory layout, so that the rounding is the same.
+    An ordinary hooked evaluation, batch after batch, each with the model as it is now (but for weights that somebody
+    writes through `.data` between two batches). No forward is suspended; inputs are read, and modules put back, by the
+    same code as breadth-first, and in the same memory layout, so that the rounding is the same.
 
     Args:
         model: the one that the statistics are of; it comes back as it was.

@@ -44,7 +44,8 @@ class Check:
         layer: the first layer where a difference is more than rounding; None where the result holds.
         bypassed: layers that are called in a way that hooks do not see: they are not measured.
         dependent: layers that normalize with the statistics of their batch even in evaluation.
-        transformed: layers whose own forward normalizes something else than their input, which is what is measured.
+        transformed: layers whose own forward normalizes something else than their input, which is what is measured, or
+            in train mode with upstream="batch" takes the statistics of something else.
         batch: the number of the batch in which `layer` differs, from 0; otherwise of the last one evaluated.
         compared: how many layers' inputs were compared with the measurement, over all batches evaluated; 0 with
             upstream="batch", where an evaluation gives others.
@@ -122,8 +123,9 @@ class Check:
             )
         if self.transformed:
             sentences.append(
-                f"{_describe(self.transformed)}: normalizes something else than its input, which is what was measured; "
-                "move what its own forward, or a hook that comes later, does to the input into a module before it"
+                f"{_describe(self.transformed)}: normalizes something else than its input (a part of it, say), which "
+                "is what was measured; move what its own forward, or a hook that comes later, does to the input into a "
+                "module before it"
             )
         if self.replaced:
             sentences.append(

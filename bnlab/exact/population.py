@@ -125,7 +125,7 @@ def population_statistics(
     Raises:
         TypeError: an argument of a wrong kind.
         ValueError: one out of its range; no batches; one that can be read only once, where it is needed more often;
-            with upstream="batch", a call of the model where the next batch is made, or a layer that takes its running
+            with upstream="batch", a call in train mode where the next batch is made, or a layer that takes its running
             statistics; the model itself called in another thread, also by its own forward (of a deep copy that another
             thread makes meanwhile nobody knows: it has statistics that the model is lent); no batch-norm layer
             (reached); a layer with fewer than two values, other channels, or values that are not finite; statistics of

@@ -49,8 +49,8 @@ def record_frozen(
         training: all else runs as in training too, dropout and the like.
 
     Raises:
-        as `record`; ValueError if there are no batches, no layer goes into train mode, or the model is called where
-            the next batch is made.
+        as `record`; ValueError if there are no batches, no layer goes into train mode, or a layer is called in
+            train mode where the next batch is made.
 
     Warns:
         RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,

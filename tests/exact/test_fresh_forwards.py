@@ -128,11 +128,28 @@ class Teaching(nn.Module):
         return first + self.bn(self.linear(x))
 
 
+class Averaged(nn.Linear):
+    """Is evaluated with other weights, which it exchanges with its mode."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.other, self.exchanged = nn.Parameter(torch.randn(width, width)), False
+
+    def train(self, mode: bool = True) -> Averaged:
+        if mode == self.exchanged:
+            self.weight.data, self.other.data = self.other.data, self.weight.data
+            self.exchanged = not mode
+        return super().train(mode)
+
+
 @pytest.mark.parametrize("measure", [record_frozen, _record_training, measure_batch_upstream])
 @pytest.mark.parametrize("leaves", [True, False])
-def test_adapters_of_a_model_that_a_loader_has_put_into_another_mode(measure: Callable[..., Any], leaves: bool) -> None:
+@pytest.mark.parametrize("make", [Adapter, Averaged])
+def test_weights_of_modes_that_a_loader_has_changed(
+    measure: Callable[..., Any], leaves: bool, make: Callable[[int], nn.Module]
+) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm1d(4), Adapter(4), nn.BatchNorm1d(4)).double()
+    model = nn.Sequential(nn.BatchNorm1d(4), make(4), nn.BatchNorm1d(4)).double()
     batches = [torch.randn(8, 4).double() * (1 + i) for i in range(3)]
 
     wanted = list_moments(measure(model, batches))
@@ -358,6 +375,63 @@ def test_layers_are_tried_anew_for_each_domain_and_option(switches: bool, wrap: 
     batches = [(torch.randn(8, 3), wrap(domain)) for domain in (1, 2, 3)]
     with pytest.raises(ValueError, match="the running statistics of 'bn' are used"):
         population_statistics(Domains(), batches, upstream="batch", forward=lambda model, batch: model(batch))
+
+
+class Halving(nn.BatchNorm1d):
+    """Normalizes each half of its batch by itself, the second one by another layer's average."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.second = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        first, second = x.chunk(2)
+        return torch.cat((super().forward(first), self.second(second)))
+
+
+@pytest.mark.filterwarnings("default")
+def test_layers_that_average_a_part_of_their_input_are_told() -> None:
+    model = nn.Sequential(Halving(3), nn.BatchNorm1d(3))
+    batches = [torch.cat((torch.randn(8, 3), torch.randn(8, 3) + 1)) for _ in range(2)]
+    with unchanged(model), pytest.warns(RuntimeWarning, match="layer '0': normalizes something else than its input"):
+        assert measure_batch_upstream(model, batches).check.transformed == ("0",)
+
+
+class Deciding(nn.BatchNorm1d):
+    """Takes its running statistics where something says so that cannot be seen from outside."""
+
+    def __init__(self, decide: Callable[[Tensor], bool]) -> None:
+        super().__init__(3)
+        self.decide = decide
+
+    def forward(self, x: Tensor) -> Tensor:
+        takes = self.training and self.decide(x)
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, training=self.training and not takes)
+
+
+@pytest.mark.parametrize("decide", [lambda x: len(x) < 50, lambda x: x[0, 0] < 0, lambda x: torch.rand(()) < 0.5])
+def test_layers_that_take_running_statistics_now_and_then(decide: Callable[[Tensor], bool]) -> None:
+    model = nn.Sequential(Deciding(decide), nn.BatchNorm1d(3))
+    batches = [torch.randn(60, 3).abs(), *(-torch.randn(40, 3).abs() for _ in range(9))]
+    with pytest.raises(ValueError, match="the running statistics of '0' are used"):
+        measure_batch_upstream(model, batches)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), np.array(1.0), torch.zeros(0, 3)])
+@pytest.mark.parametrize("measure", [record_frozen, measure_batch_upstream])
+def test_attributes_of_layers_without_a_length(measure: Callable[..., Any], value: Any) -> None:
+    model = nn.Sequential(Deciding(lambda x: False))
+    model[0].limit = value
+    assert measure(model, [torch.randn(8, 3)])
+
+
+@pytest.mark.parametrize("measure", [population_statistics, LAYERWISE, measure_batch_upstream, record_frozen])
+def test_weights_in_other_layouts(measure: Callable[..., Any]) -> None:
+    model = nn.Sequential(Adapter(4), nn.BatchNorm1d(4))
+    model[0].register_parameter("graph", nn.Parameter(torch.eye(4).to_sparse(), requires_grad=False))
+    assert measure(model, [torch.randn(8, 4)])
 
 
 def test_gradients_that_a_loader_takes_are_put_back() -> None:
