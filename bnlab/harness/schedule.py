@@ -1,6 +1,11 @@
 """The learning rate over the training, as a share of its peak."""
 
-SCHEDULES = ("onecycle", "step", "constant")
+SCHEDULES = {
+    "onecycle": "The learning rate rises for a fifth of training and falls to 0 at the end.",
+    "step": "The learning rate falls to a tenth after half of training, and again after three quarters.",
+    "constant": "The learning rate is constant.",
+}
+"""Each in a sentence."""
 
 
 def lr_factor(schedule: str, step: int, steps: int) -> float:

@@ -41,7 +41,7 @@ EXPERIMENT = Experiment(
                "Gap of the mean over that of predictive momentum in the same layer of the same network at the same "
                "step, geometric mean over layers; below 1 the variant is nearer. Best five and softmax average several "
                "momenta; the short memory scores the last 2% of the past, the followed one the last 1, 3, 10 or 30%, "
-               "whichever has chosen best. The learning rate rises for a fifth of training and falls to 0 at the end.",
+               "whichever has chosen best. {schedule}",
                score(find_ratios, "mean_gap", ("panel", "estimator", "momentum", "epoch"), average="layer",
                      geometric=True),
                EstimatorCurves(Axis("gap / that of predictive momentum", log=True))),

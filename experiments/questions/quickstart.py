@@ -10,7 +10,6 @@ SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
 EACH = ("panel", "batch_size")
 CURVES, OVER_TIME = (*EACH, "momentum"), ("panel", "estimator", "momentum", "epoch")
 MARK = (DEFAULT_MOMENTUM, "PyTorch's default")
-STEPS = "The learning rate rises for a fifth of training and falls to 0 at the end."
 MARGIN = ("points", "less than a point would decide between no two networks of this size")
 
 EXPERIMENT = Experiment(
@@ -23,14 +22,14 @@ EXPERIMENT = Experiment(
         Figure("gap", "How far the running mean is from the population mean",
                "Root-mean-square distance over channels, in standard deviations of the layer's input, geometric mean "
                "over layers; lower is better. Small momenta average many batches: little noise, but they lag behind "
-               "the weights and keep their start of 0 for long. " + STEPS,
+               "the weights and keep their start of 0 for long. {schedule}",
                score("gaps", "mean_gap", CURVES, SHARES, average="layer", geometric=True, estimator="ema"),
                Curves("momentum", "batch_size", GAP, mark=MARK)),
         Figure("estimators", "Other averages of the same batches",
                "Distance of the estimated mean from the exact population mean, in standard deviations, geometric "
                "mean over layers but the first, over training; where an average has a momentum it is PyTorch's 0.1; "
                "Kalman and predictive momentum choose theirs. Precise BN is measured again on the training set, all "
-               "others come from the recorded batches; in the first layer precise and exact are the same. " + STEPS,
+               "others come from the recorded batches; in the first layer precise and exact are the same. {schedule}",
                score("gaps", "mean_gap", OVER_TIME, average="layer", geometric=True, depth=OtherThan(1),
                      estimator=OtherThan("exact"), momentum=(DEFAULT_MOMENTUM, None)),
                EstimatorCurves(GAP)),

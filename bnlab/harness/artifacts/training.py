@@ -38,7 +38,7 @@ _LARGEST = 1e19  # its square, which a batch variance would have after an update
 
 def check(config: OptimizerConfig) -> None:
     """Raise UserError for a name or value out of range."""
-    for key, allowed in (("name", ("sgd", "adamw")), ("lr_scaling", tuple(_SCALING)), ("schedule", SCHEDULES)):
+    for key, allowed in (("name", ("sgd", "adamw")), ("lr_scaling", tuple(_SCALING)), ("schedule", tuple(SCHEDULES))):
         if getattr(config, key) not in allowed:
             raise UserError(f"optimizer.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
     for key, low, high in (("lr", 0.0, _LARGEST), ("momentum", 0.0, 1.0), ("weight_decay", 0.0, _LARGEST)):

@@ -74,12 +74,14 @@ class Answer:
         frame: verdicts with their numbers, see `experiment.answers`.
         data: the names of the networks' data.
         networks: what was measured, and what was not varied.
+        images: which images are predicted, where these are not the usual ones; empty otherwise.
     """
 
     experiment: Experiment
     frame: pd.DataFrame
     data: str
     networks: str
+    images: str = ""
 
     def list_sentences(self, number: str | None = None) -> list[str]:
         """A sentence for each claim that bears on a question or hypothesis; without a number, for all."""
@@ -116,7 +118,7 @@ def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
     if short := describe_unfinished(runs):
         warnings.warn(f"{experiment.name}: {short}", Note, stacklevel=2)
     data = _list_values(runs["data"]) if "data" in runs else ""
-    return Answer(experiment, frame, data, describe_networks(runs) + describe_images(tables))
+    return Answer(experiment, frame, data, describe_networks(runs), describe_images(tables))
 
 
 def summarize(claim: Claim, rows: pd.DataFrame) -> str:
@@ -231,7 +233,7 @@ def describe_networks(runs: pd.DataFrame) -> str:
 def describe_images(tables: Tables) -> str:
     """Which images are predicted, where all are others than those of the test split as they are; empty otherwise."""
     found = _describe_unusual(tables.get("evaluations", pd.DataFrame()), _IMAGES)
-    return f" Predictions are of other images: {', '.join(found)}." if found else ""
+    return f"Predictions are of other images: {', '.join(found)}." if found else ""
 
 
 def _describe_unusual(frame: pd.DataFrame, usual: Mapping[str, Any]) -> list[str]:

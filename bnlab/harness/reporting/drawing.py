@@ -14,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from bnlab.harness.reporting.answer import describe_images
 from bnlab.harness.reporting.experiment import Figure, NoRows, Tables, count_layers
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap
 from bnlab.harness.reporting.style import Axis, one_figure, write_out_decades
+from bnlab.harness.schedule import SCHEDULES
 
 _IN_A_ROW = 4
 
@@ -32,7 +34,8 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         NoRows: there is nothing to draw.
         UserError: there are more series than can be told apart.
     """
-    frame = figure.score(tables)
+    read = _Read(tables)
+    frame = figure.score(read)
     numbers = frame.select_dtypes("number")
     nullable = [column for column in numbers if pd.api.types.is_extension_array_dtype(numbers[column])]
     frame = frame.astype(dict.fromkeys(nullable, float))  # of which matplotlib would draw nothing
@@ -60,9 +63,31 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         ax.set_ylabel("")
     for ax in grid.flat[len(panels) :]:
         ax.set_axis_off()
-    caption = " ".join([figure.caption, *_explain_lines(figure, frame)])
+    caption = " ".join([*_describe(figure, tables, read.names), *_explain_lines(figure, frame)])
     _add_text(drawn, figure.title, caption, rows, 3.5 * columns + 0.6)
     return drawn
+
+
+class _Read(dict[str, pd.DataFrame]):
+    """Tables that note which of them are read."""
+
+    def __init__(self, tables: Tables) -> None:
+        super().__init__(tables)
+        self._tables, self.names = tables, set[str]()
+
+    def __getitem__(self, table: str) -> pd.DataFrame:
+        self.names.add(table)
+        return self._tables[table]
+
+
+def _describe(figure: Figure, tables: Tables, read: set[str]) -> list[str]:
+    """The caption, and which images are predicted, if predictions were read and these are not the usual ones."""
+    caption = figure.caption
+    if "{schedule}" in caption:
+        schedules = tables["runs"]["optimizer.schedule"].unique()
+        caption = caption.replace("{schedule}", SCHEDULES[schedules[0]] if len(schedules) == 1 else "").rstrip()
+    images = describe_images(tables) if "evaluations" in read else ""
+    return [caption, images] if images else [caption]
 
 
 def _choose_grid(panels: int) -> tuple[int, int]:

@@ -85,7 +85,8 @@ class Figure:
     Attributes:
         name: of its files.
         title: what is drawn.
-        caption: how to read it; a sentence on lines, bands and n is added.
+        caption: how to read it; sentences on lines, bands and n, and on images that are not the usual ones, are added,
+            and for {schedule} one on the learning rate where all networks have the same schedule.
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
         plot: draws the rows of one panel, see `plots`.
     """

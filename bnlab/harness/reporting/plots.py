@@ -20,6 +20,7 @@ from bnlab.harness.reporting.style import (
     draw_line,
     estimator_label,
     estimator_style,
+    find_alone,
     interval_lengths,
     require_one_row,
     set_axes,
@@ -92,7 +93,8 @@ class Curves(_Across):
             draw_line(ax, drawn, self.x, colour, name_value(self.by, value), log=self.y.log)
             dashed = here[here["kind"] == "dashed"].sort_values(self.x, kind="stable")
             require_one_row(dashed, self.x, name_value(self.by, value))
-            ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED)
+            marks: dict[str, Any] = {"marker": "_", "markersize": 14, "markevery": list(find_alone(dashed["mean"]))}
+            ax.plot(dashed[self.x], dashed["mean"], color=colour, **_DASHED, **marks)
             stars = here[here["kind"] == "star"]
             ax.plot(stars[self.x], stars["mean"], color=colour, markersize=11, markeredgecolor="white", **_STAR)
             for level in levels[levels[self.by] == value]["mean"]:
@@ -266,16 +268,17 @@ class Stacked(_Across):
         terms = frame.pivot(index=self.x, columns="term", values="mean")[list(dict.fromkeys(frame["term"]))]
         if terms.isna().any(axis=None):
             raise ValueError(f"Stacked: not every term has a value at each {self.x}")
+        is_bars = self.bars or len(terms) == 1  # an area would not be seen
         for heights, labelled in ((terms.clip(lower=0), True), (terms.clip(upper=0), False)):
             tops = heights.cumsum(axis=1)
             for term, colour in choose_colours(list(terms)).items():
                 area: dict[str, Any] = {"color": colour, "alpha": 0.8, "linewidth": 0}
                 area["label"] = str(term) if labelled else None
-                if self.bars:
+                if is_bars:
                     ax.bar(terms.index, heights[term], bottom=tops[term] - heights[term], **area)
                 else:
                     ax.fill_between(terms.index, tops[term] - heights[term], tops[term], **area)
-        ax.plot(terms.index, terms.sum(axis=1), "D" if self.bars else "-", color="black", linewidth=1.3, markersize=4,
+        ax.plot(terms.index, terms.sum(axis=1), "D" if is_bars else "-", color="black", linewidth=1.3, markersize=4,
                 label=self.total)  # fmt: skip
         set_axes(ax, axis_of(self.x), self.y, frame[self.x])
         if self.bars:

@@ -224,7 +224,7 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     ('mean of the last 20 batches', 'precise BN (2,048 images)')
     """
     base, _, rest = str(name).partition("(")
-    parameters = dict(re.findall(r"(\w+)=([^,]*)", rest.removesuffix(")")))
+    parameters = dict(re.findall(r"(\w+)=(\([^()]*\)|[^,]*)", rest.removesuffix(")")))
     words, unsaid = NAMES.get(base, base), _UNSAID.get(base, {})
     for key in [key for key in parameters if f"{{{key}}}" in words]:
         words = words.replace(f"{{{key}}}", parameters.pop(key))
@@ -257,7 +257,8 @@ def draw_line(
 ) -> None:
     """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`.
 
-    On a logarithmic axis, which is to be said, the lower half of an interval that reaches 0 is left out: it has no end.
+    On a logarithmic axis, which is to be said, the lower half of an interval that reaches 0 is left out: it has no end;
+    a mean of 0 interrupts the line.
 
     Raises:
         ValueError: there are several rows at one `x`, or one without it, which would not be drawn.
@@ -270,8 +271,9 @@ def draw_line(
         marker = style.get("marker") or "o"
         ax.errorbar(ordered[x], ordered["mean"], interval_lengths(ordered), fmt=marker, color=colour, label=label)
         return
-    seen = np.isfinite(ordered["mean"].to_numpy())
-    alone = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)  # no line goes there
+    if log:
+        ordered = ordered.assign(mean=ordered["mean"].where(ordered["mean"] > 0))
+    alone = find_alone(ordered["mean"])
     every: int | list[bool] = max(1, len(ordered) // 10)
     if alone.any():
         marked = (np.arange(len(ordered)) % every == 0) & bool(style.get("marker"))
@@ -282,6 +284,12 @@ def draw_line(
         halves = [("low", "high", None)] if has_end.all() else [("mean", "high", None), ("low", "mean", has_end)]
         for low, high, where in halves:
             ax.fill_between(ordered[x], ordered[low], ordered[high], where, color=colour, alpha=0.15, linewidth=0)
+
+
+def find_alone(values: pd.Series) -> np.ndarray:
+    """[rows]: whether a value stands between others that are missing, so that no line goes there."""
+    seen = np.isfinite(values.to_numpy())
+    return seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)
 
 
 def axis_of(column: str) -> Axis:

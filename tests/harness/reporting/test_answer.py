@@ -142,5 +142,5 @@ def test_what_all_networks_share_is_said_where_it_is_unusual() -> None:
 )
 def test_other_images_are_said_where_all_predictions_are_of_them(split: list[str], shift: list[str], said: str) -> None:
     rows = pd.DataFrame(itertools.product(split, shift), columns=["split", "shift"])
-    assert describe_images({"evaluations": rows}) == (said and f" Predictions are of other images: {said}.")
+    assert describe_images({"evaluations": rows}) == (said and f"Predictions are of other images: {said}.")
     assert describe_images({}) == ""

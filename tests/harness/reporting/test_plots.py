@@ -135,6 +135,19 @@ def test_stacked_areas() -> None:
     assert len({tuple(area.get_facecolor()[0]) for area in ax.collections}) == 3
 
 
+def test_a_single_stack_is_a_bar() -> None:
+    ax = panel(Stacked("epoch", Axis("y"), "all of it"), terms().query("epoch == 1"))
+    assert any(bar.get_height() for bar in ax.patches) and ax.get_lines()[0].get_marker() == "D"
+
+
+def test_dashed_values_that_no_line_joins_are_seen() -> None:
+    rows = pd.DataFrame({"epoch": [1.0, 2.0, 3.0], "size": 4, "mean": [1.0, np.nan, 2.0], "kind": "dashed"})
+    for frame, marked in ((rows, [True, False, True]), (rows.head(1), [True]), (rows.dropna(), [False, False])):
+        ax = panel(Curves("epoch", "size", Axis("y")), frame.assign(low=np.nan, high=np.nan))
+        (line,) = (line for line in ax.get_lines() if line.get_marker() == "_")
+        assert line.get_markevery() == marked
+
+
 def test_stacked_bars() -> None:
     """The same heights as those of areas, with nothing between them."""
     ax = panel(Stacked("epoch", Axis("y"), "all of it", bars=True), terms())

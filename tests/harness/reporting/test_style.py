@@ -16,7 +16,7 @@ from bnlab import estimators, inference
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from bnlab.harness.reporting import drawing, style
-from bnlab.harness.reporting.experiment import Figure, NoRows
+from bnlab.harness.reporting.experiment import Figure, NoRows, Tables
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap, Points, Stacked
 from bnlab.harness.reporting.style import Axis
 
@@ -78,6 +78,7 @@ def test_settings_of_an_estimator() -> None:
         ("polynomial(alpha=0.7)", "average, new batch weighs 1/t^0.7"),
         ("delagged", "EMA, lag subtracted"),
         ("mine(a=1,b=x)", "mine (a=1, b=x)"),
+        ("mine(a=(0.5, 0.1),b=x)", "mine (a=(0.5, 0.1), b=x)"),
     ],
 )
 def test_parameters_in_words(name: str, words: str) -> None:
@@ -218,6 +219,32 @@ def test_points_between_missing_ones_are_seen_on_long_lines() -> None:
     assert {i for i, marked in enumerate(line.get_markevery()) if marked} >= {*alone}
 
 
+def test_a_line_is_interrupted_where_a_logarithmic_axis_has_no_place() -> None:
+    _, ax = plt.subplots()
+    rows = frame([("ema", 0.1)] * 2).assign(epoch=[1.0, 2.0, 3.0, 4.0], mean=[1.0, 0.0, 2.0, 2.0], low=0.0, high=3.0)
+    style.draw_line(ax, rows, "epoch", "#000000", log=True)
+    (line,) = ax.get_lines()
+    assert np.isnan(line.get_ydata()).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("schedules", "said"), [(["constant"], " The learning rate is constant."), (["step", "constant"], "")]
+)
+@pytest.mark.parametrize(("split", "images"), [("val", " Predictions are of other images: split val."), ("test", "")])
+def test_captions_say_what_the_networks_have_in_common(
+    schedules: list[str], said: str, split: str, images: str
+) -> None:
+    rows = frame([("ema", 0.1)]).assign(log=False)
+    evaluations = pd.DataFrame({"split": [split], "shift": ["none"]})
+    tables = {"runs": pd.DataFrame({"optimizer.schedule": schedules}), "evaluations": evaluations}
+
+    def read(tables: Tables) -> pd.DataFrame:
+        return rows.iloc[: 10 * len(tables["evaluations"])]
+
+    caption = drawing.draw(Figure("f", "t", "How to read it. {schedule}", read, EstimatorCurves(Axis("y"))), tables)
+    assert " ".join(caption.texts[-1].get_text().split()).startswith(f"How to read it.{said}{images} Lines:")
+
+
 def test_words_stand_on_the_axis() -> None:
     rows = pd.DataFrame({"panel": "all", "schedule": ["constant", "onecycle", "step"] * 2, "size": [4] * 3 + [8] * 3,
                          "mean": 1.0, "low": 0.5, "high": 1.5, "log": False, "n": 2})  # fmt: skip
@@ -294,7 +321,7 @@ def test_curves_draw_all_rows_by_their_kind() -> None:
     assert ax.get_legend_handles_labels()[1] == names and ax.get_xscale() == "log" and ax.get_yscale() == "linear"
     _, ax = plt.subplots()
     Curves("momentum", "batch_size", Axis("", log=True))(curves(kind="dashed"), ax=ax)
-    assert [v for v in values(ax, "--") if len(v) == 1] == [[4.0], [32.0]] and ax.get_yscale() == "log"
+    assert values(ax, "--", "_") == [[4.0], [32.0]] and ax.get_yscale() == "log"
 
 
 def test_points() -> None:
