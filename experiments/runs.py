@@ -73,7 +73,8 @@ def _list(results: str) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
-    print(f"{len(folders)} networks, {sum(sizes):,.1f} MB; settings in which all agree are left out (see show)")
+    count = f"{len(folders)} network{'s' * (len(folders) > 1)}"
+    print(f"{count}, {sum(sizes):,.1f} MB; settings in which all agree are left out (see show)")
     unfinished = sum(status["status"] == "unfinished" for status in statuses)
     if unfinished:
         print(f"{unfinished} unfinished: the command that began them continues them")
