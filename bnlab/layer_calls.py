@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_leaves
 
+from bnlab.batches import copy_batch
 from bnlab.borrowing import borrowed, hold_the_same, set_buffers_aside
 from bnlab.layers import (
     BatchNorm,
     get_layer_input,
     get_running_buffers,
     has_own_forward,
-    replace_input,
     strip_transforms,
 )
 from bnlab.module_state import ModuleState
 from bnlab.moments import Moments
-from bnlab.normalizations import find_averaged_moments
 
 Call = tuple[str, Moments]
 """A layer's name, and the moments of what it was given."""
 _FEW = 16
+_SLOW = 2.0**-13
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__)
 _AVERAGED = ("running_mean", "running_var", "num_batches_tracked")
 _CONTAINERS = (str, bytes, list, tuple, set, dict, deque)
@@ -51,7 +51,8 @@ class LayerCalls:
     Attributes:
         layers: those.
         running: names of those that take their running statistics.
-        others: names of those whose own forward averages other moments than those of their input.
+        others: names of those whose own forward averages another mean than that of their input.
+        reached: names of those that some values have come to in a forward.
         between: names of those that were called in train mode outside of forwards.
         is_forward: whether one runs now.
     """
@@ -59,8 +60,11 @@ class LayerCalls:
     def __init__(self, layers: Mapping[str, BatchNorm]) -> None:
         self.layers, self._tried, self._is_trial = layers, set[Any](), False
         self.running: dict[str, None] = {}
+        self.reached: dict[str, None] = {}
         self.others: dict[str, None] = {}
-        self._before: dict[str, Tensor] = {}  # of layers with a forward of their own: running buffers before a call
+        self._before: dict[
+            str, list[Tensor]
+        ] = {}  # of layers with a forward of their own: running buffers before a call
         self._written: dict[str, bool] = {}  # whether the first call has written them
         self.between: dict[str, None] = {}
         self.is_forward, self._thread = False, threading.get_ident()
@@ -92,14 +96,16 @@ class LayerCalls:
         if not layer.training:
             self.running[name] = None
         elif has_own_forward(layer) and name not in self.running:
-            self._before[name] = torch.stack(get_running_buffers(layer)).detach()
+            self._before[name] = _copy_buffers(layer)
             situation = () if _are_several_processes() else _describe(layer, args, kwargs)
             if (name, *situation) not in self._tried:
                 self._tried.add((name, *situation))
                 self._try(name, args, kwargs)
-        x = strip_transforms(get_layer_input(args, kwargs)) if self._noted is not None else None
-        if self._noted is not None and isinstance(x, Tensor) and x.numel():
-            self._noted.append((name, Moments.of(x)))
+        x = strip_transforms(get_layer_input(args, kwargs))
+        if isinstance(x, Tensor) and x.numel():
+            self.reached[name] = None
+            if self._noted is not None:
+                self._noted.append((name, Moments.of(x)))
 
     def _look_back(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
@@ -108,7 +114,7 @@ class LayerCalls:
         x = get_layer_input(args, kwargs)
         if module is not layer or self._is_trial or before is None or (isinstance(x, Tensor) and not x.numel()):
             return
-        written = not hold_the_same(before, torch.stack(get_running_buffers(layer)).detach())
+        written = not all(map(hold_the_same, before, get_running_buffers(layer)))
         if written != self._written.setdefault(name, written) and (name, written) not in self._tried:
             self._tried.add((name, written))
             self._try(name, args, kwargs, otherwise=not written)
@@ -178,24 +184,27 @@ def _takes_running(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _averages_others(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call averages other moments than those of its input: of a half, say, or of what noise makes of it.
+    """Whether a call averages another mean than that of its input: of a half, say, or of what noise makes of it.
 
-    It may average them by another momentum than its own. One that averages none, or several in turn (those of parts
-    that make up its input, as ghost batch norm), is not known to do that.
+    It may average it by another momentum than its own, or in turn those of parts that make up its input, as ghost batch
+    norm. One that averages none is not known to do that.
     """
     with _with_spare_buffers(layer):
-        layer.momentum = 1.0
-        before = torch.stack(get_running_buffers(layer)).detach()
+        layer.momentum = _SLOW  # so that of several the first counts as much as the last
+        running_mean, _ = get_running_buffers(layer)
+        running_mean.zero_()
         if (batches := layer.num_batches_tracked) is not None:
             batches.zero_()
         _run(layer, args, kwargs)
-        after = torch.stack(get_running_buffers(layer)).detach()
-    if (batches is not None and batches > 1) or hold_the_same(before, after):
-        return False
+        found = get_running_buffers(layer)[0].double().cpu()
     x = get_layer_input(args, kwargs)
-    whole, moved = Moments.of(x).mean.to(before) - before[0], after[0] - before[0]
-    momentum = float(whole @ moved / whole.square().sum())  # that fits the mean best
-    return find_averaged_moments(x, before, after, [1.0, momentum]) is None
+    moments = Moments.of(x)
+    momentum = float(found @ moments.mean / moments.mean.square().sum())  # all in all, as it fits best
+    if not momentum > 0 or (batches is not None and batches > 1):  # parts need not be equal
+        return False
+    rounding = 8 * torch.finfo(x.dtype).eps + 8 * _SLOW
+    allowed = rounding * (moments.mean.abs() + moments.var.sqrt())
+    return bool(((found / momentum - moments.mean).abs() > allowed).any())
 
 
 def _agree(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -228,7 +237,7 @@ def _with_spare_buffers(layer: BatchNorm) -> Iterator[None]:
     with borrowed(layer):
         set_buffers_aside(layer)
         for inner in layer.modules():
-            if inner is not layer and isinstance(inner, BatchNorm):  # whose calls are not to be measured, nor refused
+            if inner is not layer:  # whose calls are not to be measured, nor kept by the owner's hooks
                 inner._forward_pre_hooks.clear()
                 inner._forward_hooks.clear()
         with ModuleState(layer).undone():
@@ -236,6 +245,12 @@ def _with_spare_buffers(layer: BatchNorm) -> Iterator[None]:
 
 
 def _run(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    # A forward may write into its input.
-    given = replace_input(args, kwargs, get_layer_input(args, kwargs).clone())
-    return layer.forward(*given[0], **given[1])
+    if any(isinstance(leaf, Iterator) for leaf in tree_leaves([args, kwargs])):
+        raise ValueError("what comes next would be lost for the call itself")
+    # A forward may write into its input, and keep something in containers that it is given.
+    own_args, own_kwargs = copy_batch((args, kwargs), get_layer_input(args, kwargs).device)
+    return layer.forward(*own_args, **own_kwargs)
+
+
+def _copy_buffers(layer: BatchNorm) -> list[Tensor]:
+    return [buffer.detach().clone() for buffer in get_running_buffers(layer)]

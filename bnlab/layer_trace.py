@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_FORGOTTEN = 1e-16  # a weight so small that it is lost in rounding
+_FORGOTTEN = 1e-300  # a weight so small that nothing is left, also beside a channel that has been dead for long
 
 
 class Start(NamedTuple):
@@ -136,7 +136,7 @@ class LayerTrace:
         """
         shares = 1 - torch.tensor(momenta, dtype=torch.float64, device="cpu")
         left = torch.cat((shares, shares.new_ones(1))).flip(0).cumprod(0).flip(0)  # of what was there before each call
-        first = int((left.abs() < _FORGOTTEN).cumprod(0).sum())  # of a long trace only calls of which something is left
+        first = int((left[1:].abs() < _FORGOTTEN).cumprod(0).sum())  # of a long trace what something is left of
         entries = self.moments_between(self.last_start.entries + first, len(self)).double()
         weights = left[first + 1 :] - left[first:-1]
         average = torch.einsum("t,tkc->kc", weights, entries) + left[0] * self.last_start.values.cpu().double()

@@ -67,7 +67,7 @@ ARTIFACTS = (
     "__init__",
 )
 NN = ("collector", "upkeep", "self_tuned", "readers", "__init__")
-RECORDING = ("watch", "membership", "steps", "recorder", "self_tuned", "block", "frozen", "__init__")
+RECORDING = ("look", "watch", "membership", "steps", "recorder", "self_tuned", "block", "frozen", "__init__")
 FRAMES = ("selection", "coverage", "panels", "networks", "comparisons", "averages", "scores", "__init__")
 EXACT = (
     "ranks",

@@ -1,6 +1,7 @@
 """Recording layers whose buffers, or which themselves, are replaced inside of the block."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -442,8 +443,10 @@ def test_writing_without_a_trace_is_found_where_the_momentum_changes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("calls", [3, 40])
-def test_truncating_leaves_what_is_recorded_as_it_was(dtype: torch.dtype, calls: int) -> None:
-    model, other, batch = plain().to(dtype), plain().to(dtype), [images(4)[0].to(dtype)]
+@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
+def test_truncating_leaves_what_is_recorded_as_it_was(dtype: torch.dtype, calls: int, momentum: float | None) -> None:
+    model, other = (with_momentum(plain().to(dtype), momentum) for _ in range(2))
+    batch = [images(4)[0].to(dtype)]
     with record(model) as trace:
         for _ in range(calls):
             train(model, batch)
@@ -474,6 +477,58 @@ def test_truncating_without_loading_begins_again_with_what_the_buffers_hold(dtyp
     ((entries, values, updates, step),) = trace.layers["1"].restarts
     assert (entries, updates, step) == (calls - 1, calls, calls - 1)
     torch.testing.assert_close(values, held, rtol=0, atol=0)
+
+
+def test_truncating_where_a_channel_has_died() -> None:
+    """Of a variance that has decayed for long nothing is too small to count."""
+    layer, x = nn.Sequential(nn.BatchNorm1d(2, momentum=0.5)), torch.randn(8, 2)
+    with record(layer) as trace:
+        for call in range(160):
+            layer(x if call < 20 else x * torch.tensor([1.0, 0.0]))
+            if call == 149:
+                state = copy.deepcopy(layer.state_dict())
+        layer.load_state_dict(state)
+        trace.truncate(150)
+        layer(x)
+    assert not trace.layers["0"].restarts
+
+
+def test_truncating_what_inference_mode_has_trained() -> None:
+    with torch.inference_mode():
+        model = plain()
+        with record(model) as trace:
+            for _ in range(3):
+                model(images(4)[0])
+            state = copy.deepcopy(model.state_dict())
+            model(images(4)[0])
+            model.load_state_dict(state)
+            trace.truncate(3)
+            model(images(4)[0])
+    assert not trace.layers["1"].restarts
+
+
+class _Whitening(nn.BatchNorm1d):
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.running_var = torch.eye(3)
+
+
+class _Scheduled(nn.BatchNorm1d):
+    """Keeps its momentum in checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        del self.momentum
+        self.register_buffer("momentum", torch.tensor(0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "found"), [(_Whitening, "running variance of (3, 3)"), (_Scheduled, "momentum of layer '0' is a buffer")]
+)
+def test_layers_that_cannot_be_recorded_are_refused(make: Callable[[], nn.Module], found: str) -> None:
+    model = nn.Sequential(make())
+    with pytest.raises(ValueError, match=re.escape(found)), record(model):
+        pass
 
 
 @pytest.mark.parametrize("write", ["traced", "forgotten"])

@@ -61,7 +61,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     Where something writes a layer's running buffers (`load_state_dict`, `reset_running_stats`, `write_to`), replays
     begin again from what has been written: from the step at which it is seen, before the next step's forward or at the
-    end of an update. What has been put back before the next call counts as not written.
+    end of an update. What has been put back before the next call counts as not written; after `trace.truncate` that
+    takes `num_batches_tracked` too.
 
     Args:
         step: the step at which the model is when recording begins.
@@ -69,11 +70,12 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
 
     Raises:
         TypeError: not a module, `step` is no integer, or `optimizer` no torch optimizer.
-        ValueError: no batch-norm layer with running statistics, a model that has been compiled or that another thread
-            is measuring, an optimizer without hooks, or a negative step; inside of the block, a layer that takes its
-            statistics several times in a call, averages something else than its input's moments (those of a part of it,
-            say) or not by its momentum, whose buffers are written or replaced within a call, that is called by two
-            threads at once, or is traced or exported in train mode.
+        ValueError: no batch-norm layer with running statistics, one that has no mean and variance for each channel or
+            no momentum as a plain attribute, a model that has been compiled or that another thread is measuring, an
+            optimizer without hooks, or a negative step; inside of the block, a layer that takes its statistics several
+            times in a call, averages something else than its input's moments (those of a part of it, say) or not by its
+            momentum, whose buffers are written or replaced within a call, that is called by two threads at once, or is
+            traced or exported in train mode.
 
     Warns:
         UserWarning: something has trained a layer past its hooks (code that was compiled before the block, a direct
@@ -87,6 +89,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             not recorded, have averaged running statistics of their own.
     """
     layers = batch_norm_layers(model, caller="record")
+    for name, layer in layers.items():
+        _check_recordable(name, layer)
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"record: optimizer is a {type(optimizer).__name__}; pass a torch.optim.Optimizer, or None")
@@ -276,6 +280,21 @@ class Recording:
                 "up to 1/n for batches of n values per channel",
                 stacklevel=4,
             )
+
+
+def _check_recordable(name: str, layer: BatchNorm) -> None:
+    """ValueError unless it averages a mean and a variance for each channel, by a momentum that is its own attribute."""
+    shapes = [tuple(buffer.shape) for buffer in get_running_buffers(layer)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"record: layer {name!r} has a running mean of shape {shapes[0]} and a running variance of {shapes[1]}; "
+            "only layers with a mean and a variance for each channel can be recorded"
+        )
+    if "momentum" not in vars(layer):
+        raise ValueError(
+            f"record: the momentum of layer {name!r} is a buffer or a property, which cannot be set for a call; make "
+            "it a plain attribute"
+        )
 
 
 def _choose_recorder(layer: BatchNorm) -> type[Recorder]:

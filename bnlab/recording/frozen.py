@@ -54,9 +54,9 @@ def record_frozen(
 
     Warns:
         RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,
-            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or the
-            first batch, which is run again after the others, gives something else then: something of a forward stays
-            behind.
+            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or they
+            average nothing in training. Or the first batch, which is run again after the others, gives something else
+            then: something of a forward stays behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
@@ -99,6 +99,8 @@ def record_frozen(
             except Exception:  # whatever a forward raises that cannot be repeated
                 can_repeat = False
     told = _leave_out(trace, [name for name in layers if name in use.running or name not in use.layers])
+    if idle := [name for name, entries in trace.layers.items() if name in use.reached and not len(entries)]:
+        told.append(f"{join_names(idle)} average nothing in training: the trace has no entries of theirs")
     if can_repeat and (leaking := find_difference(first, again)):
         told.append(f"layer {leaking!r}: {LEAK}")
     for sentence in told:

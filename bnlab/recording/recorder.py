@@ -15,26 +15,10 @@ from bnlab.borrowing import count_writes, hold_the_same, is_paused_while_borrowe
 from bnlab.interrupts import interrupts_ended_by
 from bnlab.layers import BatchNorm, get_layer_input, has_own_forward, is_symbolic, is_tracing, past_modes
 from bnlab.loans import count_loans_of
-from bnlab.normalizations import find_averaged_moments
+from bnlab.recording.look import Look, find_averaged_moments
 from bnlab.recording.steps import StepCounter, is_alive, is_being_called
 from bnlab.recording.watch import Average, Watch
 from bnlab.trace import NOT_TAKEN, MomentTrace
-
-
-class Look(NamedTuple):
-    """What a layer had when a call of it began, in a thread.
-
-    Attributes:
-        values: [2, C], a copy of its running mean and variance.
-        momentum: its own.
-        step: that of the call.
-        thread: the caller's.
-    """
-
-    values: Tensor
-    momentum: float | None
-    step: int
-    thread: int
 
 
 class Loan(NamedTuple):

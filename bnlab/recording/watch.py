@@ -110,8 +110,9 @@ class Watch:
         """How often the layer has counted a batch since the last look, as is right in a call."""
         before, batches, version = self.updates, self._batches, count_writes(self._batches)
         writes = version - self._batches_version
-        if batches is not None and writes:
-            # Usually one write adds one; reading the value waits for an accelerator. Compiled code writes twice.
+        if batches is not None and (writes or version < 0):
+            # Usually one write adds one; reading the value waits for an accelerator. Compiled code writes twice, and of
+            # inference tensors nobody counts writes.
             self.updates = before + 1 if writes == 1 else int(batches)
         self._batches_version = version
         return self.updates - before

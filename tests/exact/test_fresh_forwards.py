@@ -419,6 +419,89 @@ def test_layers_that_take_running_statistics_now_and_then(decide: Callable[[Tens
         measure_batch_upstream(model, batches)
 
 
+class Tapping(nn.BatchNorm1d):
+    """Keeps its output in a list that it is given, and adds it to another argument."""
+
+    def forward(self, x: Tensor, taps: list[Tensor], total: Tensor) -> Tensor:
+        y = self.activation(super().forward(x))
+        taps.append(y)
+        total.add_(y)
+        return y
+
+
+class Tapped(nn.Module):
+    """Two layers whose outputs' mean goes to a third; a hook inside of them keeps these too."""
+
+    def __init__(self, *, taps: bool) -> None:
+        super().__init__()
+        self.taps, self.seen = taps, list[Tensor]()
+        self.layers = nn.ModuleList((Tapping if taps else nn.BatchNorm1d)(3) for _ in range(2))
+        self.last = nn.BatchNorm1d(9)
+        for layer in self.layers if taps else ():
+            layer.activation = nn.Tanh()
+            layer.activation.register_forward_hook(lambda module, args, output: SEEN.append(output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN.clear()
+        taps, total = list[Tensor](), torch.zeros_like(x)
+        for layer in self.layers:
+            if self.taps:
+                x = layer(x, taps, total)
+            else:
+                x = layer(x).tanh()
+                SEEN.append(x)
+                taps.append(x)
+                total = total + x
+        return self.last(torch.cat((torch.stack(taps).mean(0), total, torch.stack(SEEN).std(0)), 1))
+
+
+SEEN: list[Tensor] = []
+
+
+@pytest.mark.parametrize("measure", [measure_batch_upstream, record_frozen])
+def test_trials_leave_arguments_and_inner_hooks_alone(measure: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(8, 3) + 1 for _ in range(3)]
+    wanted, found = (list_moments(measure(Tapped(taps=taps), batches)) for taps in (False, True))
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
+class Forgetting(nn.BatchNorm1d):
+    """Averages nothing while it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, None, None, training=True)
+
+
+@pytest.mark.filterwarnings("default")
+def test_layers_that_are_called_and_average_nothing_are_told() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), Forgetting(3))
+    with pytest.warns(RuntimeWarning, match="record_frozen: '1' average nothing"):
+        trace = record_frozen(model, [torch.randn(8, 3)])
+    assert [len(entries) for entries in trace.layers.values()] == [1, 0]
+
+
+class ByHand(nn.BatchNorm1d):
+    """Averages moments in the precision of its input, with a floor below the variance, and part after part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        for part in x.chunk(2):
+            var, mean = torch.var_mean(part, 0)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(var.clamp(min=1e-4).to(self.running_var), self.momentum)
+        var, mean = torch.var_mean(x, 0)
+        return (x - mean) / (var + self.eps).sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_average_all_of_their_input_by_hand_are_not_told(dtype: torch.dtype) -> None:
+    model = nn.Sequential(ByHand(3))
+    batch = torch.randn(64, 3) * torch.tensor([1.0, 0.0, 1.0]) + torch.tensor([0.0, 0.7, 300.0])
+    assert measure_batch_upstream(model, [batch.to(dtype)]).check.transformed == ()
+
+
 @pytest.mark.parametrize("value", [torch.tensor(1.0), np.array(1.0), torch.zeros(0, 3)])
 @pytest.mark.parametrize("measure", [record_frozen, measure_batch_upstream])
 def test_attributes_of_layers_without_a_length(measure: Callable[..., Any], value: Any) -> None:
