@@ -84,7 +84,8 @@ def test_lines_are_aligned_and_numbers_have_the_digits_of_their_interval() -> No
                           "mean": [-1e-16, 33.444, np.nan, 2.0], "low": [-0.49, np.nan, np.nan, 2.0],
                           "high": [0.49, np.nan, np.nan, 2.0], "n": [5, 1, 0, 3],
                           "verdict": ["fails", "one seed", "not measured", "holds"]})  # fmt: skip
-    assert answers.describe(Answer(experiment, found, "", "")) == [
+    assert answers.describe(Answer(experiment, found, "", "", "Predictions are of other images: split val.")) == [
+        "  Predictions are of other images: split val.",
         "  It is large. (points: above 1)",
         "    a        0.00 [-0.49, 0.49]                 n=5  fails",
         "    longer   33.4                               n=1  one seed",
