@@ -83,7 +83,7 @@ def _list_with_own_modes(model: nn.Module) -> list[nn.Module]:
 
 def _has_own_modes(module: nn.Module) -> bool:
     is_usual = (type(module).train, type(module).eval) == (nn.Module.train, nn.Module.eval)
-    return not is_usual or not vars(module).keys().isdisjoint(("train", "eval"))
+    return not is_usual or any(callable(vars(module).get(key)) for key in ("train", "eval"))
 
 
 def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_leaves
 
-from bnlab.batches import copy_batch
+from bnlab.batches import map_leaves
 from bnlab.borrowing import borrowed, hold_the_same, set_buffers_aside
 from bnlab.layers import (
     BatchNorm,
@@ -29,7 +30,6 @@ from bnlab.moments import Moments
 Call = tuple[str, Moments]
 """A layer's name, and the moments of what it was given."""
 _FEW = 16
-_SLOW = 2.0**-13
 _BASE_ATTRIBUTES = frozenset(nn.Module().__dict__)
 _AVERAGED = ("running_mean", "running_var", "num_batches_tracked")
 _CONTAINERS = (str, bytes, list, tuple, set, dict, deque)
@@ -86,8 +86,10 @@ class LayerCalls:
 
     def _look(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer = self.layers[name]
-        if module is not layer or self._is_trial:  # a copy of it has the hooks too
+        if module is not layer:  # a copy of it has the hooks too
             return
+        if self._is_trial:
+            raise ValueError("a trial of another layer would count as a call of this one")
         if not self.is_forward:
             # Other threads may call at any time, and are named elsewhere.
             if layer.training and threading.get_ident() == self._thread:
@@ -96,7 +98,7 @@ class LayerCalls:
         if not layer.training:
             self.running[name] = None
         elif has_own_forward(layer) and name not in self.running:
-            self._before[name] = _copy_buffers(layer)
+            self._before[name] = [buffer.detach().clone() for buffer in _list_averages(layer)]
             situation = () if _are_several_processes() else _describe(layer, args, kwargs)
             if (name, *situation) not in self._tried:
                 self._tried.add((name, *situation))
@@ -110,11 +112,12 @@ class LayerCalls:
     def _look_back(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:
-        layer, before = self.layers[name], self._before.pop(name, None)
+        layer = self.layers[name]
         x = get_layer_input(args, kwargs)
-        if module is not layer or self._is_trial or before is None or (isinstance(x, Tensor) and not x.numel()):
+        if module is not layer or name not in self._before or (isinstance(x, Tensor) and not x.numel()):
             return
-        written = not all(map(hold_the_same, before, get_running_buffers(layer)))
+        before, after = self._before.pop(name), _list_averages(layer)
+        written = len(before) != len(after) or not all(map(hold_the_same, before, after))
         if written != self._written.setdefault(name, written) and (name, written) not in self._tried:
             self._tried.add((name, written))
             self._try(name, args, kwargs, otherwise=not written)
@@ -151,7 +154,9 @@ def _describe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     from call to call. Containers and words among attributes count if they are short, buffers that are one number do.
     """
     given = tree_leaves([args, kwargs])
-    sizes = [tuple(map(int.bit_length, leaf.shape)) for leaf in given if isinstance(leaf, Tensor)]
+    sizes = [
+        tuple(map(int.bit_length, leaf.shape)) for leaf in given if isinstance(leaf, Tensor) and not leaf.is_nested
+    ]
     own = [value for key, value in vars(layer).items() if key not in _BASE_ATTRIBUTES]
     own += [value for key, value in layer._buffers.items() if key not in _AVERAGED]
     held = tree_leaves([value for value in own if not isinstance(value, _CONTAINERS) or len(value) < _FEW])
@@ -187,24 +192,33 @@ def _averages_others(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, 
     """Whether a call averages another mean than that of its input: of a half, say, or of what noise makes of it.
 
     It may average it by another momentum than its own, or in turn those of parts that make up its input, as ghost batch
-    norm. One that averages none is not known to do that.
+    norm: how much of it is found by where the running mean began. One that averages none is not known to do that.
     """
-    with _with_spare_buffers(layer):
-        layer.momentum = _SLOW  # so that of several the first counts as much as the last
-        running_mean, _ = get_running_buffers(layer)
-        running_mean.zero_()
-        if (batches := layer.num_batches_tracked) is not None:
-            batches.zero_()
-        _run(layer, args, kwargs)
-        found = get_running_buffers(layer)[0].double().cpu()
     x = get_layer_input(args, kwargs)
-    moments = Moments.of(x)
-    momentum = float(found @ moments.mean / moments.mean.square().sum())  # all in all, as it fits best
-    if not momentum > 0 or (batches is not None and batches > 1):  # parts need not be equal
+    # Roundings of `eps` weigh eps/momentum in what is found, and of n parts in turn the first n·momentum less.
+    eps = max(torch.finfo(kind).eps for kind in (torch.float32, x.dtype, get_running_buffers(layer)[0].dtype))
+    momentum = eps**0.5
+    (found, counted), (other, _) = (_average_slowly(layer, args, kwargs, momentum, begin) for begin in (0.0, 1.0))
+    weight = 1 - float((other - found).median())
+    if weight < momentum / 2 or counted > 1:  # counted parts need not be equal
         return False
-    rounding = 8 * torch.finfo(x.dtype).eps + 8 * _SLOW
-    allowed = rounding * (moments.mean.abs() + moments.var.sqrt())
-    return bool(((found / momentum - moments.mean).abs() > allowed).any())
+    moments = Moments.of(x)
+    allowed = 8 * momentum * (moments.mean.abs() + moments.var.sqrt())
+    return bool(((found / weight - moments.mean).abs() > allowed).any())
+
+
+def _average_slowly(
+    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], momentum: float, begin: float
+) -> tuple[Tensor, int]:
+    """float64 [C], what a call makes of a running mean that begins so; and how many batches it counts."""
+    with _with_spare_buffers(layer):
+        layer.momentum = momentum
+        get_running_buffers(layer)[0].fill_(begin)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.zero_()
+        _run(layer, args, kwargs)
+        counted = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
+        return get_running_buffers(layer)[0].double().cpu().flatten(), counted
 
 
 def _agree(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -248,9 +262,20 @@ def _run(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     if any(isinstance(leaf, Iterator) for leaf in tree_leaves([args, kwargs])):
         raise ValueError("what comes next would be lost for the call itself")
     # A forward may write into its input, and keep something in containers that it is given.
-    own_args, own_kwargs = copy_batch((args, kwargs), get_layer_input(args, kwargs).device)
+    own_args, own_kwargs = map_leaves(_copy_given, (args, kwargs))
     return layer.forward(*own_args, **own_kwargs)
 
 
-def _copy_buffers(layer: BatchNorm) -> list[Tensor]:
-    return [buffer.detach().clone() for buffer in get_running_buffers(layer)]
+def _copy_given(leaf: Any) -> Any:
+    """A copy of a tensor or object that a layer is given; modules are what they are."""
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    try:
+        return leaf if isinstance(leaf, nn.Module) else copy.deepcopy(leaf)
+    except Exception:
+        return leaf
+
+
+def _list_averages(layer: BatchNorm) -> list[Tensor]:
+    """Those of the running mean and variance that it has: a layer may do without for a call."""
+    return [buffer for buffer in (layer.running_mean, layer.running_var) if buffer is not None]

@@ -523,7 +523,8 @@ class _Scheduled(nn.BatchNorm1d):
 
 
 @pytest.mark.parametrize(
-    ("make", "found"), [(_Whitening, "running variance of (3, 3)"), (_Scheduled, "momentum of layer '0' is a buffer")]
+    ("make", "found"),
+    [(_Whitening, "running variance of (3, 3)"), (_Scheduled, "momentum of layer '0' is a buffer, a property")],
 )
 def test_layers_that_cannot_be_recorded_are_refused(make: Callable[[], nn.Module], found: str) -> None:
     model = nn.Sequential(make())

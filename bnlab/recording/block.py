@@ -292,8 +292,8 @@ def _check_recordable(name: str, layer: BatchNorm) -> None:
         )
     if "momentum" not in vars(layer):
         raise ValueError(
-            f"record: the momentum of layer {name!r} is a buffer or a property, which cannot be set for a call; make "
-            "it a plain attribute"
+            f"record: the momentum of layer {name!r} is a buffer, a property or one of its class, which cannot be set "
+            "for a call; make it a plain attribute of the layer"
         )
 
 

@@ -230,6 +230,8 @@ class Recorder:
 
         Anything else is refused, but for a call that raised: replays begin again after it.
         """
+        if not self._has_average():
+            self._refuse(updates)
         held, own = self._get_averages()
         values = torch.stack(held[:2]).detach()
         empty = isinstance(x, Tensor) and x.numel() == 0

@@ -392,11 +392,40 @@ class Halving(nn.BatchNorm1d):
 
 
 @pytest.mark.filterwarnings("default")
-def test_layers_that_average_a_part_of_their_input_are_told() -> None:
-    model = nn.Sequential(Halving(3), nn.BatchNorm1d(3))
-    batches = [torch.cat((torch.randn(8, 3), torch.randn(8, 3) + 1)) for _ in range(2)]
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("scale", "offsets"), [(1.0, (0.0, 1.0)), (0.5, (1.0, 0.5)), (1.0, (0.5, -1.5)), (0.0, (1.0, 0.0))]
+)
+def test_layers_that_average_a_part_of_their_input_are_told(
+    channels: int, scale: float, offsets: tuple[float, float]
+) -> None:
+    """Parts with other means, also multiples of the others', of the other sign, or nothing but padding."""
+    model = nn.Sequential(Halving(channels), nn.BatchNorm1d(channels))
+    first, second = offsets
+    batches = [torch.randn(8, channels) for _ in range(2)]
+    batches = [torch.cat((x + first, scale * x + second)) for x in batches]
     with unchanged(model), pytest.warns(RuntimeWarning, match="layer '0': normalizes something else than its input"):
         assert measure_batch_upstream(model, batches).check.transformed == ("0",)
+
+
+class Borrowing(nn.BatchNorm1d):
+    """Calls a layer that is no part of it, and averages nothing itself."""
+
+    def __init__(self, other: nn.BatchNorm1d) -> None:
+        super().__init__(3)
+        self.others = (other,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(self.others[0](x), None, None, training=True)
+
+
+@pytest.mark.filterwarnings("default")
+def test_trials_do_not_count_as_calls_of_other_layers() -> None:
+    other = nn.BatchNorm1d(3)
+    model = nn.Sequential(Borrowing(other), other)
+    batches = [torch.randn(8, 3) for _ in range(2)]
+    with pytest.warns(RuntimeWarning, match="'0' average nothing"):
+        assert len(record_frozen(model, batches).layers["1"]) == 4
 
 
 class Deciding(nn.BatchNorm1d):

@@ -84,8 +84,9 @@ def _describe(figure: Figure, tables: Tables, read: set[str]) -> list[str]:
     """The caption, and which images are predicted, if predictions were read and these are not the usual ones."""
     caption = figure.caption
     if "{schedule}" in caption:
-        schedules = tables["runs"]["optimizer.schedule"].unique()
-        caption = caption.replace("{schedule}", SCHEDULES[schedules[0]] if len(schedules) == 1 else "").rstrip()
+        schedules = tables.get("runs", pd.DataFrame()).get("optimizer.schedule", pd.Series(dtype=str)).unique()
+        said = SCHEDULES.get(schedules[0], "") if len(schedules) == 1 else ""
+        caption = caption.replace("{schedule}", said).replace("  ", " ").strip()
     images = describe_images(tables) if "evaluations" in read else ""
     return [caption, images] if images else [caption]
 

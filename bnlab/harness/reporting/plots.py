@@ -269,13 +269,14 @@ class Stacked(_Across):
         if terms.isna().any(axis=None):
             raise ValueError(f"Stacked: not every term has a value at each {self.x}")
         is_bars = self.bars or len(terms) == 1  # an area would not be seen
+        width = 0.8 if self.bars or not isinstance(terms.index[0], float) else 0.3 * terms.index[0]
         for heights, labelled in ((terms.clip(lower=0), True), (terms.clip(upper=0), False)):
             tops = heights.cumsum(axis=1)
             for term, colour in choose_colours(list(terms)).items():
                 area: dict[str, Any] = {"color": colour, "alpha": 0.8, "linewidth": 0}
                 area["label"] = str(term) if labelled else None
                 if is_bars:
-                    ax.bar(terms.index, heights[term], bottom=tops[term] - heights[term], **area)
+                    ax.bar(terms.index, heights[term], width, bottom=tops[term] - heights[term], **area)
                 else:
                     ax.fill_between(terms.index, tops[term] - heights[term], tops[term], **area)
         ax.plot(terms.index, terms.sum(axis=1), "D" if is_bars else "-", color="black", linewidth=1.3, markersize=4,
