@@ -532,9 +532,9 @@ def test_layers_that_cannot_be_recorded_are_refused(make: Callable[[], nn.Module
         pass
 
 
-@pytest.mark.parametrize("write", ["traced", "forgotten"])
+@pytest.mark.parametrize("write", ["traced", "forgotten", "lasting"])
 @pytest.mark.parametrize("make", [plain, own_forward])
-def test_writing_without_a_trace_is_found_although_it_does_not_last(make: Callable[[], nn.Module], write: str) -> None:
+def test_writing_without_a_trace_is_found_although_it_may_not_last(make: Callable[[], nn.Module], write: str) -> None:
     model = make()
     state = copy.deepcopy(model.state_dict())
     with (
@@ -546,7 +546,7 @@ def test_writing_without_a_trace_is_found_although_it_does_not_last(make: Callab
         train(model, images(4))
         if write == "traced":
             model.load_state_dict(state)
-        for _ in range(400):
+        for _ in range(0 if write == "lasting" else 400):
             train(model, images(4))
 
 
@@ -571,15 +571,8 @@ def test_a_write_is_seen_by_all_layers_that_no_module_surrounds() -> None:
     assert [entries.restarts[0].step for entries in trace.layers.values()] == [2, 2]
 
 
-def test_writing_without_a_trace_is_found_at_the_end() -> None:
+def test_another_momentum_is_no_write_without_a_trace() -> None:
     model = plain()
-    with (
-        pytest.warns(UserWarning, match="the running buffers of '1' are not the average of what was recorded"),
-        record(model),
-    ):
-        train(model, images(4))
-        model[1].running_var.data.fill_(7.0)
-        train(model, images(4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for later in ([], images(4)):

@@ -209,9 +209,9 @@ class Recording:
         overwritten = [r.name for r in self.recorders if r.overwritten and not r.watch.unrecorded]
         if overwritten:
             warnings.warn(
-                f"record: the running buffers of {join_names(overwritten)} are not the average of what was recorded: "
-                "something has written them, through .data or by a functional batch norm say, or "
-                "DistributedDataParallel has (unless forward_sync_buffers=False, in earlier torch "
+                f"record: the running buffers of {join_names(overwritten)} are not the average of what was recorded, "
+                "or were not at some time: something has written them, through .data or by a functional batch norm, "
+                "say, or DistributedDataParallel has (unless forward_sync_buffers=False, in earlier torch "
                 "broadcast_buffers=False), or load_state_dict has brought self-tuned layers back to an earlier batch "
                 "(call trace.truncate after it); what is replayed is not what they hold",
                 stacklevel=4,
