@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _FORGOTTEN = 1e-300  # a weight so small that nothing is left, also beside a channel that has been dead for long
+_BLOCK = 1024  # calls: long traces of wide layers are large
 
 
 class Start(NamedTuple):
@@ -137,9 +138,12 @@ class LayerTrace:
         shares = 1 - torch.tensor(momenta, dtype=torch.float64, device="cpu")
         left = torch.cat((shares, shares.new_ones(1))).flip(0).cumprod(0).flip(0)  # of what was there before each call
         first = int((left[1:].abs() < _FORGOTTEN).cumprod(0).sum())  # of a long trace what something is left of
-        entries = self.moments_between(self.last_start.entries + first, len(self)).double()
-        weights = left[first + 1 :] - left[first:-1]
-        average = torch.einsum("t,tkc->kc", weights, entries) + left[0] * self.last_start.values.cpu().double()
+        weights = left[1:] - left[:-1]
+        average = left[0] * self.last_start.values.cpu().double()
+        for begin in range(first, len(weights), _BLOCK):
+            some = weights[begin : begin + _BLOCK]
+            entry = self.last_start.entries + begin
+            average += torch.einsum("t,tkc->kc", some, self.moments_between(entry, entry + len(some)).double())
         return average, float(left[1:].abs().sum())
 
     def truncate(self, step: int) -> None:

@@ -19,6 +19,7 @@ from bnlab import (
 )
 from bnlab import trace as trace_module
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, LastBatch
+from bnlab.layer_trace import LayerTrace
 from bnlab.storage import load_tensors, save_tensors
 from bnlab.trace import replay_bank
 from tests.helpers import (
@@ -204,3 +205,18 @@ def test_a_copy_of_a_trace_is_not_being_recorded(how: Callable[[MomentTrace], Mo
     with pytest.raises(ValueError, match="nothing is recorded now"):
         so_far.step()
     assert same_traces(how(trace), trace)
+
+
+@pytest.mark.parametrize("momentum", [0.0005, 0.3])
+def test_the_average_of_a_long_trace(momentum: float) -> None:
+    """As a loop over its calls has it, to float64 rounding at each: of few large ones, or one after the other."""
+    generator = torch.Generator().manual_seed(0)
+    moments = torch.randn(3000, 2, 3, generator=generator)
+    start = torch.randn(2, 3, generator=generator)
+    entries = LayerTrace(start, 0, 1e-5, steps=range(3000), counts=[8] * 3000, chunks=[moments[:700], moments[700:]])
+    expected = start.double()
+    for moment in moments.double():
+        expected = (1 - momentum) * expected + momentum * moment
+    average, memory = entries.average([momentum] * 3000)
+    torch.testing.assert_close(average, expected, rtol=0, atol=3000 * 4 * torch.finfo(torch.float64).eps)
+    assert memory == pytest.approx((1 - (1 - momentum) ** 3000) / momentum)
