@@ -269,7 +269,7 @@ class Stacked(_Across):
         if terms.isna().any(axis=None):
             raise ValueError(f"Stacked: not every term has a value at each {self.x}")
         is_bars = self.bars or len(terms) == 1  # an area would not be seen
-        width = 0.8 if self.bars or not isinstance(terms.index[0], float) else 0.3 * terms.index[0]
+        width = 0.3 * terms.index[0] if axis_of(self.x).log and not self.bars else 0.8
         for heights, labelled in ((terms.clip(lower=0), True), (terms.clip(upper=0), False)):
             tops = heights.cumsum(axis=1)
             for term, colour in choose_colours(list(terms)).items():

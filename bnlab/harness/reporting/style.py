@@ -300,7 +300,7 @@ def axis_of(column: str) -> Axis:
 def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
     """Labels, scales and limits of both axes; a single positive value across has room on both sides."""
     is_log = x.log and pd.api.types.is_numeric_dtype(values)  # words have places of their own
-    if is_log and values.nunique() == 1:
+    if is_log and values.nunique() == 1 and values.iloc[0] > 0:
         ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
     ax.set(xlabel=x.label, ylabel=y.label)
     for wanted, set_scale in ((is_log, ax.set_xscale), (y.log, ax.set_yscale)):

@@ -140,6 +140,14 @@ def test_a_single_stack_is_a_bar() -> None:
     assert any(bar.get_height() for bar in ax.patches) and ax.get_lines()[0].get_marker() == "D"
 
 
+@pytest.mark.parametrize(("x", "value"), [("batch_size", 128), ("images", 2000), ("lr", 0.01), ("share", 0.0)])
+def test_a_single_stack_is_wide_on_each_axis(x: str, value: float) -> None:
+    """Of a picture 6 inches wide an eighth of an inch and more."""
+    ax = panel(Stacked(x, Axis("y")), terms().query("epoch == 1").rename(columns={"epoch": x}).assign(**{x: value}))
+    spans = [ax.transAxes.inverted().transform(bar.get_window_extent())[:, 0] for bar in ax.patches]
+    assert all(right - left > 0.02 for left, right in spans)
+
+
 def test_dashed_values_that_no_line_joins_are_seen() -> None:
     rows = pd.DataFrame({"epoch": [1.0, 2.0, 3.0], "size": 4, "mean": [1.0, np.nan, 2.0], "kind": "dashed"})
     for frame, marked in ((rows, [True, False, True]), (rows.head(1), [True]), (rows.dropna(), [False, False])):
