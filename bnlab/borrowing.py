@@ -125,9 +125,9 @@ def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
 
 
 def _set_mode(model: nn.Module, training: bool) -> None:
-    """By its own `train` or `eval`, of which it may override one alone."""
-    if training:
-        model.train()
+    """By its own `train` or `eval`, of which it may override one alone; a flag of its own may be named `eval`."""
+    if training or not callable(model.eval):
+        model.train(training)
     else:
         model.eval()
 

@@ -24,7 +24,7 @@ from bnlab.layers import (
     has_own_forward,
     strip_transforms,
 )
-from bnlab.module_state import ModuleState
+from bnlab.module_state import ModuleState, list_forward_hooks
 from bnlab.moments import Moments
 
 Call = tuple[str, Moments]
@@ -39,7 +39,7 @@ class LayerCalls:
     """Tells how layers of a borrowed model are called in forwards, and between them, while they are in train mode.
 
     Some take their running statistics all the same. They are called in eval mode, or have a forward of their own, whose
-    output changes with their running buffers: for that it is run five times more at the first call, at calls with
+    output changes with their running buffers: for that it is run six times more at the first call, at calls with
     sizes, numbers, flags or words of another kind (see `_describe`), and at the first that leaves the buffers alone, or
     writes them, where others have not. One that cannot be run again, or gives another output under the same buffers, is
     taken for one that does not, but for a call that leaves alone what others write. Among several processes only first
@@ -51,7 +51,8 @@ class LayerCalls:
     Attributes:
         layers: those.
         running: names of those that take their running statistics.
-        others: names of those whose own forward averages another mean than that of their input.
+        others: names of those whose own forward averages another mean than that of their input, or that of some calls
+            alone.
         reached: names of those that some values have come to in a forward.
         between: names of those that were called in train mode outside of forwards.
         is_forward: whether one runs now.
@@ -121,6 +122,8 @@ class LayerCalls:
         if written != self._written.setdefault(name, written) and (name, written) not in self._tried:
             self._tried.add((name, written))
             self._try(name, args, kwargs, otherwise=not written)
+            if name not in self.running:
+                self.others[name] = None
 
     def _try(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, otherwise: bool = False) -> None:
         """Find out whether the layer takes its running statistics; `otherwise`: where that cannot be said."""
@@ -196,14 +199,14 @@ def _averages_others(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, 
     """
     x = get_layer_input(args, kwargs)
     # Roundings of `eps` weigh eps/momentum in what is found, and of n parts in turn the first n·momentum less.
-    eps = max(torch.finfo(kind).eps for kind in (torch.float32, x.dtype, get_running_buffers(layer)[0].dtype))
-    momentum = eps**0.5
+    eps = max(torch.finfo(kind).eps for kind in (torch.float32, get_running_buffers(layer)[0].dtype))
+    momentum, rounding = eps**0.5, torch.finfo(x.dtype).eps  # of a mean that is given the input's type
     (found, counted), (other, _) = (_average_slowly(layer, args, kwargs, momentum, begin) for begin in (0.0, 1.0))
     weight = 1 - float((other - found).median())
     if weight < momentum / 2 or counted > 1:  # counted parts need not be equal
         return False
     moments = Moments.of(x)
-    allowed = 8 * momentum * (moments.mean.abs() + moments.var.sqrt())
+    allowed = (8 * momentum + 4 * rounding) * (moments.mean.abs() + moments.var.sqrt())
     return bool(((found / weight - moments.mean).abs() > allowed).any())
 
 
@@ -248,13 +251,14 @@ def _run_with_moved_buffers(
 @contextlib.contextmanager
 def _with_spare_buffers(layer: BatchNorm) -> Iterator[None]:
     """Trials in the block leave nothing behind."""
+    hooks = list_forward_hooks(layer)
     with borrowed(layer):
         set_buffers_aside(layer)
         for inner in layer.modules():
-            if inner is not layer:  # whose calls are not to be measured, nor kept by the owner's hooks
+            if inner is not layer and isinstance(inner, BatchNorm):  # whose calls are not to be measured
                 inner._forward_pre_hooks.clear()
                 inner._forward_hooks.clear()
-        with ModuleState(layer).undone():
+        with ModuleState(layer, hooks).undone():
             yield
 
 

@@ -210,9 +210,13 @@ def past_modes() -> contextlib.AbstractContextManager[object]:
 
 
 def get_running_buffers(layer: BatchNorm) -> tuple[Tensor, Tensor]:
-    """The running mean and variance of a layer that `batch_norm_layers` has found."""
+    """The running mean and variance of a layer that `batch_norm_layers` has found; ValueError if one is missing."""
     mean, var = layer.running_mean, layer.running_var
-    assert mean is not None and var is not None
+    if mean is None or var is None:
+        raise ValueError(
+            f"a {type(layer).__name__} of the model keeps a running mean and no running variance (mean-only batch "
+            "norm?), or has none just now; only layers that keep both can be measured or recorded"
+        )
     return mean, var
 
 

@@ -108,6 +108,22 @@ def test_a_model_without_batch_norm(call: Callable[[Any, Any], object]) -> None:
         call(model, images(4))
 
 
+@pytest.mark.parametrize("call", [population_statistics, record_frozen, _under_statistics])
+def test_a_layer_that_keeps_a_mean_alone(call: Callable[[Any, Any], object]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model[1].running_var = None
+    with pytest.raises(ValueError, match="a BatchNorm2d of the model keeps a running mean and no running variance"):
+        call(model, images(4))
+
+
+@pytest.mark.parametrize("call", [population_statistics, record_frozen, _consistency])
+def test_a_flag_that_is_named_as_a_method(call: Callable[[Any, Any], object]) -> None:
+    model = plain()
+    model.eval = True  # type: ignore[assignment]
+    with unchanged(model):
+        call(model, images(4, 4))
+
+
 @measuring
 def test_no_batches(call: Callable[[Any, Any], object]) -> None:
     model = residual().train()

@@ -49,14 +49,14 @@ def record_frozen(
         training: all else runs as in training too, dropout and the like.
 
     Raises:
-        as `record`; ValueError if there are no batches, no layer goes into train mode, or a layer is called in
-            train mode where the next batch is made.
+        as `record`; ValueError if there are no batches, no layer goes into train mode or averages anything, or a layer
+            is called in train mode where the next batch is made.
 
     Warns:
         RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,
             the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or they
-            average nothing in training. Or the first batch, which is run again after the others, gives something else
-            then: something of a forward stays behind.
+            average nothing in a pass without gradients. Or the first batch, which is run again after the others, gives
+            something else then: something of a forward stays behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
@@ -100,7 +100,12 @@ def record_frozen(
                 can_repeat = False
     told = _leave_out(trace, [name for name in layers if name in use.running or name not in use.layers])
     if idle := [name for name, entries in trace.layers.items() if name in use.reached and not len(entries)]:
-        told.append(f"{join_names(idle)} average nothing in training: the trace has no entries of theirs")
+        told.append(
+            f"{join_names(idle)} averaged nothing, though called in train mode (without gradients, as all of "
+            "this pass): the trace has no entries of theirs"
+        )
+        if not any(map(len, trace.layers.values())):
+            raise ValueError(f"record_frozen: {told[-1]}, nor of other layers; record the training itself")
     if can_repeat and (leaking := find_difference(first, again)):
         told.append(f"layer {leaking!r}: {LEAK}")
     for sentence in told:

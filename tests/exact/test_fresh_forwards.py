@@ -408,6 +408,68 @@ def test_layers_that_average_a_part_of_their_input_are_told(
         assert measure_batch_upstream(model, batches).check.transformed == ("0",)
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parts_are_told_under_autocast_too(dtype: torch.dtype) -> None:
+    """Running buffers are float32 there, and lose nothing."""
+    model, x = nn.Sequential(nn.Linear(3, 3), Halving(3)), torch.randn(8, 3)
+    nn.init.eye_(model[0].weight)
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            return model(batch)
+
+    with pytest.warns(RuntimeWarning, match="layer '1': normalizes something else than its input"):
+        population_statistics(model, [torch.cat((x, x + 0.8))], upstream="batch", forward=forward)
+
+
+class Diverting(nn.BatchNorm1d):
+    """Gives adversarial images to another layer, as AdvProp does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.other, self.diverts = nn.BatchNorm1d(width), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(x) if self.diverts else super().forward(x)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_layers_that_average_some_of_their_calls_are_told(order: tuple[bool, bool]) -> None:
+    def forward(model: nn.Sequential, batch: Tensor) -> None:
+        for diverts in order:
+            model[0].diverts = diverts
+            model(batch + diverts)
+
+    model, batches = nn.Sequential(Diverting(3)), [torch.randn(8, 3) for _ in range(2)]
+    with pytest.warns(RuntimeWarning, match="layer '0': normalizes something else than its input"):
+        found = population_statistics(model, batches, upstream="batch", forward=forward)
+    assert found.check.transformed == ("0",)
+    trace = record_frozen(model, batches, forward=forward)  # which tells its calls from each other
+    assert torch.allclose(trace.layers["0"].moments[:, 0], torch.stack([x.mean(0) for x in batches]), atol=1e-6)
+
+
+class Scaling(nn.BatchNorm1d):
+    """Takes its running statistics, and a scale whose weight a hook makes in front of each call."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.scale = nn.Linear(3, 3)
+        self.scale.original = self.scale._parameters.pop("weight")
+        self.scale.register_forward_pre_hook(lambda scale, _: setattr(scale, "weight", 2 * scale.original))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.batch_norm(x, self.running_mean, self.running_var)
+        return y * self.scale(x)
+
+
+@pytest.mark.parametrize("measure", [measure_batch_upstream, record_frozen])
+def test_trials_run_hooks_that_make_weights(measure: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="running statistics of '0' are used"):
+        measure(nn.Sequential(Scaling()), [torch.randn(8, 3)])
+
+
 class Borrowing(nn.BatchNorm1d):
     """Calls a layer that is no part of it, and averages nothing itself."""
 
@@ -424,7 +486,7 @@ def test_trials_do_not_count_as_calls_of_other_layers() -> None:
     other = nn.BatchNorm1d(3)
     model = nn.Sequential(Borrowing(other), other)
     batches = [torch.randn(8, 3) for _ in range(2)]
-    with pytest.warns(RuntimeWarning, match="'0' average nothing"):
+    with pytest.warns(RuntimeWarning, match="'0' averaged nothing"):
         assert len(record_frozen(model, batches).layers["1"]) == 4
 
 
@@ -504,10 +566,12 @@ class Forgetting(nn.BatchNorm1d):
 
 @pytest.mark.filterwarnings("default")
 def test_layers_that_are_called_and_average_nothing_are_told() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(3), Forgetting(3))
-    with pytest.warns(RuntimeWarning, match="record_frozen: '1' average nothing"):
-        trace = record_frozen(model, [torch.randn(8, 3)])
+    model, batches = nn.Sequential(nn.BatchNorm1d(3), Forgetting(3)), [torch.randn(8, 3)]
+    with pytest.warns(RuntimeWarning, match="record_frozen: '1' averaged nothing"):
+        trace = record_frozen(model, batches)
     assert [len(entries) for entries in trace.layers.values()] == [1, 0]
+    with unchanged(model), pytest.raises(ValueError, match="nor of other layers; record the training itself"):
+        record_frozen(model[1:], batches)
 
 
 class ByHand(nn.BatchNorm1d):

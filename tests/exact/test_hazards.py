@@ -1033,7 +1033,8 @@ def test_layers_that_compute_with_their_batch_by_hand() -> None:
         record_frozen(model, batches)
     assert all(map(torch.equal, given, batches))
     assert [str(w.message).partition(":")[2] for w in told] == [
-        " '0' average nothing in training: the trace has no entries of theirs"
+        " '0' averaged nothing, though called in train mode (without gradients, as all of this pass): the trace has no "
+        "entries of theirs"
     ]
 
 
