@@ -113,6 +113,14 @@ def _enter_mode(
     ]
 
 
+def find_left_in_eval(model: nn.Module, layers: Mapping[str, BatchNorm]) -> list[str]:
+    """Names of layers that stay in eval mode where the model is put into train mode: of a frozen part, say."""
+    if not _list_with_own_modes(model):
+        return []
+    with borrowed(model), in_mode(model, training=True):
+        return [name for name, layer in layers.items() if not layer.training]
+
+
 def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
     """Each module its mode, by its own `train` or `eval` where it may do more than to set it."""
     changed = [(module, mode) for module, mode in modes if module.training != mode]

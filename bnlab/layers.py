@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -259,14 +259,10 @@ def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
         raise ValueError(f"{caller}: a batch of no images reached layer {name!r}; leave empty batches out")
 
 
-def set_train_mode(layers: Mapping[str, BatchNorm]) -> list[str]:
-    """Put layers into train mode, and no module inside of them, such as dropout.
-
-    Returns the names of those that do not go: their class overrides `train`.
-    """
-    for layer in layers.values():
+def set_train_mode(layers: Iterable[BatchNorm]) -> None:
+    """Put layers into train mode, and no module inside of them, such as dropout."""
+    for layer in layers:
         inside = [(module, module.training) for module in layer.modules() if module is not layer]
         layer.train()
         for module, mode in inside:
             module.training = mode
-    return [name for name, layer in layers.items() if not layer.training]

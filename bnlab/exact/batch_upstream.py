@@ -108,14 +108,10 @@ def measure_batch_upstream(job: Job, source: Source) -> dict[str, Moments]:
 
 
 def _enter_train_mode(job: Job) -> LayerCalls:
-    """Put the measured layers into train mode, with buffers of their own; ValueError if one does not go."""
+    """Put the measured layers into train mode, with buffers of their own."""
     for layer in job.targets.values():
         set_buffers_aside(layer)
-    if frozen := set_train_mode(job.targets):
-        raise ValueError(
-            f"{CALLER}: {join_names(frozen)} cannot be put into train mode (train is overridden) and so normalizes "
-            "with its running statistics, not its batch's; leave it out with layers=[...], or use upstream='population'"
-        )
+    set_train_mode(job.targets.values())
     return LayerCalls(job.targets)
 
 

@@ -21,6 +21,7 @@ from bnlab.layers import batch_norm_layers, get_running_buffers, join_names, unw
 from bnlab.loans import count_loans, refuse_other_threads
 from bnlab.module_state import list_forward_hooks
 from bnlab.moments import Moments, compare_moments
+from bnlab.randomness import RandomStream, list_generators
 from bnlab.statistics import Statistics, using
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def self_consistency(
 
     An ordinary hooked evaluation, batch after batch, each with the model as it is now (but for weights that somebody
     writes through `.data` between two batches). No forward is suspended; inputs are read, and modules put back, by the
-    same code as breadth-first, and in the same memory layout, so that the rounding is the same.
+    same code as breadth-first, and in the same memory layout, so that the rounding is the same. Each batch draws the
+    random numbers that it has drawn in the measurement, if torch's seed is that of then, and the batches' order.
 
     Args:
         model: the one that the statistics are of; it comes back as it was.
@@ -156,7 +158,8 @@ class _Evaluation:
     ) -> None:
         self._model, self._forward = model, forward
         self._layouts = Layouts(model, device, channels_last=channels_last, most=sys.maxsize)
-        self._hooks = list_forward_hooks(model)
+        self._hooks, self._taken = list_forward_hooks(model), 0
+        self._random = RandomStream(device, list_generators(model.modules()))
         self.seen: dict[str, Moments] = {}
         self.elsewhere: dict[str, None] = {}  # layers that other threads have called
         self._now: dict[str, Moments] | None = None  # of the forward that runs
@@ -175,6 +178,7 @@ class _Evaluation:
             self._layouts.restore()
             self._forwards = FreshForwards(self._model, self._hooks, KeptTensors(self._model.parameters()))
             self._evaluate(batch)
+        self._taken += 1
         for name, moments in (self._now or {}).items():
             self.seen[name] = self.seen[name].merge(moments) if name in self.seen else moments
         self._now = None
@@ -189,8 +193,13 @@ class _Evaluation:
 
     def _evaluate(self, batch: Any) -> None:
         self._now = {}
-        with torch.no_grad(), self._forwards.one():
-            self._forward(unwrap_parallel(self._model), self._layouts.copy(batch))
+        own = self._random.capture()
+        try:
+            with torch.no_grad(), self._forwards.one():
+                self._random.apply(self._random.begin(self._taken))
+                self._forward(unwrap_parallel(self._model), self._layouts.copy(batch))
+        finally:
+            self._random.apply(own)  # the caller's batches draw from the caller's stream
 
     def _look(self, name: str, x: Tensor) -> None:
         layer = self._layers[name]

@@ -16,7 +16,14 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call
-from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, in_mode, keep_weights_of_own_modes
+from bnlab.borrowing import (
+    KeptTensors,
+    borrowed,
+    find_left_in_eval,
+    gradients_set_aside,
+    in_mode,
+    keep_weights_of_own_modes,
+)
 from bnlab.exact.batch_upstream import measure_batch_upstream
 from bnlab.exact.breadth import CALLER, Evaluation
 from bnlab.exact.budget import Budget
@@ -135,6 +142,8 @@ def population_statistics(
     _check_arguments(batches, upstream, strategy, forward, max_images, tolerance)
     targets = batch_norm_layers(model, layers, caller=CALLER)
     _check_buffers(targets)
+    if upstream == "batch":
+        _check_modes(model, targets)
     device = find_device(model, device, CALLER)
     limit = memory_limit(memory, device)
     auto = max_images == "auto"
@@ -215,6 +224,15 @@ def _check_buffers(targets: dict[str, BatchNorm]) -> None:
                 f"{CALLER}: layer {name!r} keeps statistics of {kept} channels and normalizes {layer.num_features} "
                 "(one for each part of a batch?), which have no one population; leave it out with layers=[...]"
             )
+
+
+def _check_modes(model: nn.Module, targets: dict[str, BatchNorm]) -> None:
+    if frozen := find_left_in_eval(model, targets):
+        raise ValueError(
+            f"{CALLER}: {join_names(frozen)} stays in eval mode where the model is put into train mode (train is "
+            "overridden), and so normalizes with its running statistics, not its batch's; leave it out with "
+            "layers=[...], or use upstream='population'"
+        )
 
 
 def _measure_breadth_first(job: Job, source: Source) -> dict[str, Moments]:

@@ -196,7 +196,8 @@ class Recording:
             warnings.warn(
                 f"record: {join_names(missed)} were trained on {most} batch{'es' * (most > 1)} past their hooks, which "
                 "are not in the trace; code that was compiled before the block does that, also of another model of the "
-                "class (torch._dynamo.reset() forgets it), or a direct call of layer.forward",
+                "class (torch._dynamo.reset() forgets it), or a direct call of layer.forward; arithmetic that averages "
+                "another model into buffers and counter (a teacher's, say) looks the same: replays begin again there",
                 stacklevel=4,
             )
         if unhooked := [recorder.name for recorder in self.recorders if recorder.unhooked]:

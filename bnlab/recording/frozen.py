@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from bnlab.batches import Forward, call, copy_batch, keep_batch
 from bnlab.borrowing import (
     KeptTensors,
     borrowed,
+    find_left_in_eval,
     gradients_set_aside,
     in_mode,
     read_with_own_buffers,
@@ -22,7 +23,6 @@ from bnlab.borrowing import (
 from bnlab.fresh import LEAK, FreshForwards, find_difference
 from bnlab.layer_calls import Call, LayerCalls
 from bnlab.layers import (
-    BatchNorm,
     batch_norm_layers,
     join_names,
     set_train_mode,
@@ -53,28 +53,34 @@ def record_frozen(
             is called in train mode where the next batch is made.
 
     Warns:
-        RuntimeWarning: layers normalize with their running statistics as ever, because their class overrides `train`,
-            the forward puts them into eval mode, or their own forward takes them: the trace leaves them out. Or they
-            average nothing in a pass without gradients. Or the first batch, which is run again after the others, gives
-            something else then: something of a forward stays behind.
+        RuntimeWarning: layers normalize with their running statistics as ever, because their class or the model
+            overrides `train`, the forward puts them into eval mode, or their own forward takes them: the trace leaves
+            them out. Or they average nothing in a pass without gradients. Or the first batch, which is run again after
+            the others, gives something else then: something of a forward stays behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
     check_forward(forward, "record_frozen")
     device = find_device(model, None, "record_frozen")
+    left = find_left_in_eval(model, layers)
+    if len(left) == len(layers):
+        raise ValueError(
+            f"record_frozen: {join_names(left)} stay in eval mode where the model is put into train mode (train is "
+            "overridden), so that no layer has batch statistics; pass a model with layers that take train mode"
+        )
     first, again = list[Call](), list[Call]()  # of the first batch: when it is recorded, and after all others
     with (
         borrowed(model),
         gradients_set_aside(model),
         KeptTensors(model.parameters()).restored(unseen=True),
         in_mode(model, training=training),
-        torch.no_grad(),
     ):
         refuse_other_threads(model)
         own = [(layer, dict(layer._buffers)) for layer in layers.values()]
         for layer in layers.values():
             set_buffers_aside(layer)  # a backward pass that is still to come may have saved the model's own
-        use = _enter_train_mode(layers)
+        use = LayerCalls({name: layer for name, layer in layers.items() if name not in left})
+        set_train_mode(use.layers.values())
         forwards = FreshForwards(model, hooks, KeptTensors(model.parameters()))
         with record(model) as trace:
             assert isinstance(trace.recording, Recording)
@@ -85,7 +91,7 @@ def record_frozen(
                 is_first = trace.last_step == trace.first_step
                 if is_first:
                     begin, kept = random.capture(), _keep(batch)
-                with forwards.one(), use.watched(first if is_first else None):
+                with torch.no_grad(), forwards.one(), use.watched(first if is_first else None):
                     (forward or call)(model, copy_batch(batch, device))
                 trace.step()
             trace.recording.disregard_exchanges()
@@ -94,7 +100,7 @@ def record_frozen(
         if can_repeat:
             random.apply(begin)
             try:
-                with forwards.one(), use.watched(again):
+                with torch.no_grad(), forwards.one(), use.watched(again):
                     (forward or call)(model, copy_batch(kept[0], device))
             except Exception:  # whatever a forward raises that cannot be repeated
                 can_repeat = False
@@ -120,24 +126,14 @@ def record_frozen(
     return trace
 
 
-def _enter_train_mode(layers: Mapping[str, BatchNorm]) -> LayerCalls:
-    """Put the layers into train mode; ValueError if none goes."""
-    frozen = set_train_mode(layers)
-    if len(frozen) == len(layers):
-        raise ValueError(
-            f"record_frozen: {join_names(frozen)} cannot be put into train mode (train is overridden), so that "
-            "no layer has batch statistics; pass a model with layers that take train mode"
-        )
-    return LayerCalls({name: layer for name, layer in layers.items() if name not in frozen})
-
-
 def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
     """Take layers out of the trace. Returns the sentence that says so; ValueError if none is left."""
     if not names:
         return []
     told = (
-        f"the running statistics of {join_names(names)} are used as ever: these layers cannot be put into train mode "
-        "(train is overridden), the forward changes to eval mode, or a forward of their own takes them"
+        f"the running statistics of {join_names(names)} are used as ever: these layers stay in eval mode where the "
+        "model is put into train mode (train is overridden), the forward changes to eval mode, or their own forward "
+        "takes them"
     )
     if len(names) == len(trace.layers):
         raise ValueError(f"record_frozen: {told}; pass a model with layers that have batch statistics")

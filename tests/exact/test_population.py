@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from bnlab import Moments, Statistics, population_statistics, record_frozen, running_statistics, using
+from bnlab import Moments, Statistics, population_statistics, record_frozen, running_statistics, self_consistency, using
 from bnlab.exact.layouts import set_weights_channels_last
 from bnlab.layers import batch_norm_layers
 from tests import references
@@ -313,9 +313,13 @@ def test_noise_is_the_same_for_any_schedule() -> None:
     torch.manual_seed(1)
     found = twins(model, batches)
     assert_same(population_statistics(model, batches), found, tolerance=0)
+    state = torch.get_rng_state()
+    assert max(self_consistency(model, found, batches)) < 1e-6  # each batch draws what it has drawn
+    assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     other = population_statistics(model, batches)
     assert not torch.equal(other["1"].mean, found["1"].mean)
+    assert max(self_consistency(model, found, batches)) > 1e-3
 
 
 class NeedsLayout(nn.Module):
@@ -1032,9 +1036,33 @@ class Frozen(nn.BatchNorm2d):
         return super().train(False)
 
 
+class FrozenStem(nn.Sequential):
+    """Keeps its first layer in eval mode, as models of detection and segmentation do."""
+
+    def train(self, mode: bool = True) -> "FrozenStem":
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+def test_layers_that_a_model_leaves_in_eval_mode_have_no_batch_statistics() -> None:
+    layers, batches = [nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)], images(4, 3)
+    model = randomized(FrozenStem(*layers)).eval()
+    with unchanged(model), pytest.raises(ValueError, match="'0' stays in eval mode where the model is put into train"):
+        population_statistics(model, batches, upstream="batch")
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"record_frozen: .* of '0' are .* leaves them out"):
+        trace = record_frozen(model, batches)
+    found = population_statistics(model, batches, upstream="batch", layers=["2"])
+    with torch.no_grad():
+        seen = [model[:2](x) for x in batches]
+    assert list(trace.layers) == ["2"]
+    torch.testing.assert_close(trace.layers["2"].moments[:, 0], torch.stack([x.mean((0, 2, 3)) for x in seen]))
+    assert_moments(found["2"], references.merge(seen))
+
+
 def test_layers_that_stay_in_eval_mode_have_no_batch_statistics() -> None:
     model, batches = randomized(nn.Sequential(Frozen(3), nn.ReLU(), nn.BatchNorm2d(3))).eval(), images(4, 3)
-    with unchanged(model), pytest.raises(ValueError, match=r"'0' cannot be put into train mode.*layers=\[\.\.\.\]"):
+    with unchanged(model), pytest.raises(ValueError, match=r"'0' stays in eval mode where.*layers=\[\.\.\.\]"):
         population_statistics(model, batches, upstream="batch")
     with unchanged(model):
         found = population_statistics(model, batches, upstream="batch", layers=["2"])
@@ -1048,5 +1076,5 @@ def test_layers_that_stay_in_eval_mode_have_no_batch_statistics() -> None:
     means = torch.stack([x.mean((0, 2, 3)) for x in inputs])
     torch.testing.assert_close(trace.layers["2"].moments[:, 0], means, rtol=1e-5, atol=1e-6)
     alone = nn.Sequential(Frozen(3))
-    with unchanged(alone), pytest.raises(ValueError, match=r"record_frozen: '0' cannot .* no layer has batch"):
+    with unchanged(alone), pytest.raises(ValueError, match=r"record_frozen: '0' stay in eval .* no layer has batch"):
         record_frozen(alone, batches)
