@@ -17,8 +17,8 @@ LINE = ("panel", "line", "depth")
 EACH = ("panel", "network")
 HALF = ("run", "seed", *EACH, "estimator", "half")
 READ = (
-    "In standard deviations of the layer, at one step of networks that are trained in batches of 16. Where every "
-    "second norm is a group norm, the batch norms that remain keep their numbers."
+    "In standard deviations of the layer, at one step of networks that are trained in batches of {batch_size}. Where "
+    "every second norm is a group norm, the batch norms that remain keep their numbers."
 )
 
 

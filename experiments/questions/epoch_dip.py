@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("course", "The noise of the running average in the course of an epoch",
                "Weights as at the end of training, 24 epochs in orders of their own: mean square error of the average "
-               "with PyTorch's momentum, over the variance that independent batches would give, by the number of "
+               "with momentum {momentum}, over the variance that independent batches would give, by the number of "
                "batches since the epoch began. Dashed: theory for batches without replacement. Kept: the images that "
                "fill no batch are a small last one, with the weight of any other; dropped: they are left out.",
                score_course,

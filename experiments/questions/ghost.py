@@ -50,8 +50,8 @@ EXPERIMENT = Experiment(
     columns={"evaluations": ("accuracy",)},
     figures=(
         Figure("accuracy", "Accuracy by the number of images that are normalized together",
-               "Test accuracy at the end of training in batches of 256, which are normalized in parts. Test batches "
-               "have as many images as the parts.",
+               "Test accuracy at the end of training in batches of {batch_size}, which are normalized in parts. Test "
+               "batches have as many images as the parts.",
                score(find_accuracies, "accuracy", ("panel", "estimator", "momentum", SIZE), scale=100),
                EstimatorCurves(Axis("test accuracy (%)"), x=SIZE)),
     ),

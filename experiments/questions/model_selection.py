@@ -59,9 +59,8 @@ EXPERIMENT = Experiment(
     columns={"evaluations": ("accuracy",)},
     figures=(
         Figure("validation", "What early stopping sees",
-               "Accuracy on the validation split over training at a constant learning rate, the same weights under "
-               "different statistics. A checkpoint is one of the few measured steps; of each network the highest one "
-               "is picked.",
+               "Accuracy on the validation split over training, the same weights under different statistics. A "
+               "checkpoint is one of the few measured steps; of each network the highest one is picked. {schedule}",
                score("evaluations", "accuracy", BY, scale=100, split="val"),
                EstimatorCurves(Axis("validation accuracy (%)", (0, 102)))),
         Figure("cost", "Test accuracy lost by picking a checkpoint under other statistics",

@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
                "Mini-batches: mean accuracy of the latest 2,000 images that were trained on, each before its update. "
                "The others are evaluated with the weights of that step, on as many training images as there are test "
                "images and on the validation split, under exact statistics of the training split and under the EMA "
-               "with momentum 0.1.",
+               "with momentum {momentum}.",
                score(find_curves, "accuracy", ("panel", "of", "epoch"), scale=100),
                Curves("epoch", "of", Axis("accuracy (%)", (0, 102)))),
     ),

@@ -46,7 +46,7 @@ EXPERIMENT = Experiment(
         Figure("gap", "The variance's distance from the exact one",
                "Root mean square over channels of the logarithm of the ratio, geometric mean over layers but the "
                "first, where precise and exact are the same: bias and, for the running ones, the noise of their last "
-               "ten or so batches.",
+               "batches.",
                score("gaps", "var_gap", EVERY, SHARES, average="layer", geometric=True, estimator=OtherThan("exact"),
                      depth=OtherThan(1)),
                EstimatorCurves(VARIANCE_GAP, x="batch_size")),

@@ -59,6 +59,8 @@ _USUAL = {
     "data.flip": False,
 }
 _IMAGES = {"split": "test", "shift": "none"}  # of predictions, likewise
+_ON_FROZEN_WEIGHTS = ("exact", "precise", "update_bn", "swa")
+_POPULATIONS = {"val": "the validation split", "train_augmented": "augmented training images"}
 _NO_ROW = "no row for it"
 _GROUPS = 3  # the most groups of undecided conditions that are named
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
@@ -231,9 +233,25 @@ def describe_networks(runs: pd.DataFrame) -> str:
 
 
 def describe_images(tables: Tables) -> str:
-    """Which images are predicted, where all are others than those of the test split as they are; empty otherwise."""
+    """Which images are predicted, where all are others than those of the test split as they are; empty otherwise.
+
+    And of which images the population's statistics are, where all of them are of others than those of training.
+    """
     found = _describe_unusual(tables.get("evaluations", pd.DataFrame()), _IMAGES)
-    return f"Predictions are of other images: {', '.join(found)}." if found else ""
+    told = [f"Predictions are of other images: {', '.join(found)}."] if found else []
+    splits = {split for table in tables for split in _list_populations(tables[table])}
+    if splits and not splits & {"train", "none"}:
+        words = " and ".join(_POPULATIONS.get(split, split) for split in sorted(splits))
+        told.append(f"Exact statistics, and others that are measured on frozen weights, are of {words}.")
+    return " ".join(told)
+
+
+def _list_populations(frame: pd.DataFrame) -> list[str]:
+    """The splits of which the rows' exact and precise statistics are."""
+    if not {"estimator", "statistics_split"} <= {*frame}:
+        return []
+    kinds = frame["estimator"].astype(str).str.replace(r"\(.*", "", regex=True)
+    return list(frame[kinds.isin(_ON_FROZEN_WEIGHTS)]["statistics_split"].dropna().unique())
 
 
 def _describe_unusual(frame: pd.DataFrame, usual: Mapping[str, Any]) -> list[str]:

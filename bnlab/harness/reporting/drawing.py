@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bnlab.harness.reporting.answer import describe_images
-from bnlab.harness.reporting.experiment import Figure, NoRows, Tables, count_layers
+from bnlab.harness.reporting.experiment import Figure, NoRows, Tables, count_layers, sort_layers
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap
 from bnlab.harness.reporting.style import Axis, one_figure, write_out_decades
 from bnlab.harness.schedule import SCHEDULES
@@ -49,8 +50,10 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     rows, columns = _choose_grid(len(panels))
     share_x = getattr(figure.plot, "share_x", False)
     drawn, grid = plt.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
-    frame = count_layers(frame, tables)
+    frame = count_layers(sort_layers(frame), tables)
     with one_figure():
+        if begin := getattr(figure.plot, "begin", None):  # what all panels have one order of
+            begin(frame, list(grid.flat[: len(panels)]))
         for ax, panel in zip(grid.flat, panels, strict=False):
             figure.plot(frame[frame["panel"] == panel], ax=ax)
             ax.set_title(str(panel))
@@ -81,14 +84,29 @@ class _Read(dict[str, pd.DataFrame]):
 
 
 def _describe(figure: Figure, tables: Tables, read: set[str]) -> list[str]:
-    """The caption, and which images are predicted, if predictions were read and these are not the usual ones."""
+    """The caption, and of which images what was read is, if these are not the usual ones."""
+    schedules = _list_found(tables, ["runs"], "optimizer.schedule")
+    filled = {
+        "schedule": SCHEDULES.get(schedules[0], "") if len(schedules) == 1 else "",
+        "batch_size": _join(_list_found(tables, ["runs"], "batch_size")),
+        "momentum": _join(_list_found(tables, read, "momentum")),
+    }
     caption = figure.caption
-    if "{schedule}" in caption:
-        schedules = tables.get("runs", pd.DataFrame()).get("optimizer.schedule", pd.Series(dtype=str)).unique()
-        said = SCHEDULES.get(schedules[0], "") if len(schedules) == 1 else ""
-        caption = caption.replace("{schedule}", said).replace("  ", " ").strip()
-    images = describe_images(tables) if "evaluations" in read else ""
+    for name, said in filled.items():
+        caption = caption.replace(f"{{{name}}}", said).replace("  ", " ").strip()
+    images = describe_images({name: tables[name] for name in read})
     return [caption, images] if images else [caption]
+
+
+def _list_found(tables: Tables, names: Iterable[str], column: str) -> list[Any]:
+    """The values of a column in some of the tables."""
+    cells = [tables[name][column].dropna() for name in names if column in tables.get(name, ())]
+    return sorted(pd.concat(cells).unique()) if cells else []
+
+
+def _join(values: Sequence[float]) -> str:
+    *first, last = [f"{value:g}" for value in values] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _choose_grid(panels: int) -> tuple[int, int]:
@@ -136,8 +154,19 @@ def _explain_lines(figure: Figure, frame: pd.DataFrame) -> list[str]:
     if "log" not in frame:
         return [*_tell_undrawn(figure, frame), seeds]
     mean = "geometric mean" if frame["log"].dropna().all() else "mean"
-    reading = getattr(figure.plot, "reading", Curves.reading).format(mean=mean)
-    return [reading, *_tell_undrawn(figure, frame), seeds]
+    reading = getattr(figure.plot, "reading", Curves.reading)
+    if _are_points(figure, frame):
+        reading = Forest.reading
+    if "low" in frame and frame["low"].isna().all():  # of one seed each, say
+        reading = f"{reading.partition(',')[0].removesuffix('.')}."
+    return [reading.format(mean=mean), *_tell_undrawn(figure, frame), seeds]
+
+
+def _are_points(figure: Figure, frame: pd.DataFrame) -> bool:
+    """Whether lines have one place across in each panel, so that none is drawn, see `style.draw_line`."""
+    if not isinstance(figure.plot, Curves | EstimatorCurves):
+        return False
+    return bool((frame.groupby("panel")[figure.plot.x].nunique() <= 1).all())
 
 
 def _tell_undrawn(figure: Figure, frame: pd.DataFrame) -> list[str]:
@@ -145,9 +174,10 @@ def _tell_undrawn(figure: Figure, frame: pd.DataFrame) -> list[str]:
     axes: dict[str, Axis] = getattr(figure.plot, "axes", {})
     values = _read_places(figure, frame)
     told = []
-    if isinstance(figure.plot, Forest) and axes["mean"].log and (frame["low"] <= 0).any():
+    has_bars = isinstance(figure.plot, Forest) or _are_points(figure, frame)
+    if has_bars and axes["mean"].log and (frame["low"] <= 0).any():
         told.append("Intervals that reach 0 go on beyond the axis.")
-    has_bands = isinstance(figure.plot, Curves | EstimatorCurves) and axes["mean"].log
+    has_bands = isinstance(figure.plot, Curves | EstimatorCurves) and not has_bars and axes["mean"].log
     if has_bands and (frame["low"] <= 0).any():  # see `style.draw_line`
         told.append("The lower half of a band is left out beside points whose interval reaches 0.")
     is_map = isinstance(figure.plot, HeatMap)

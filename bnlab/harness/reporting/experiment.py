@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ class Figure:
         name: of its files.
         title: what is drawn.
         caption: how to read it; sentences on lines, bands and n, and on images that are not the usual ones, are added,
-            and for {schedule} one on the learning rate where all networks have the same schedule.
+            and for {schedule} one on the learning rate where all networks have the same schedule. {batch_size} and
+            {momentum} are those of the networks, and of the rows that are read.
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
         plot: draws the rows of one panel, see `plots`.
     """
@@ -252,10 +254,25 @@ def count_layers(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
     return frame.assign(layer=[places.get(str(name), name) for name in frame["layer"]])
 
 
+def sort_layers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in order of their layers, if they have some: `13` after `4`, other words than numbers as found."""
+    return frame.sort_values("layer", key=_count_layers, kind="stable") if "layer" in frame else frame
+
+
+def _count_layers(column: pd.Series) -> pd.Series:
+    """Of the column of layers their places, in place of their names; any other as it is."""
+    if column.name != "layer":
+        return column
+    parts = {name: re.split(r"(\d+)", str(name)) for name in column.unique()}  # words, and numbers between them
+    places = {part: place for place, part in enumerate(dict.fromkeys(chain(*parts.values())))}
+    ordered = sorted(parts, key=lambda name: [int(p) if p.isdecimal() else places[p] for p in parts[name]])
+    return column.map({name: place for place, name in enumerate(ordered)})
+
+
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Panels in order of appearance, within them the other conditions in theirs."""
     others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
-    ordered = frame.sort_values(others, kind="stable") if others else frame
+    ordered = frame.sort_values(others, key=_count_layers, kind="stable") if others else frame
     places = {panel: place for place, panel in enumerate(dict.fromkeys(frame.get("panel", ())))}
     return ordered.sort_values("panel", key=lambda panels: panels.map(places), kind="stable") if places else ordered
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -49,6 +49,12 @@ class _Across:
         """The columns that are drawn along an axis."""
         return {self.x: axis_of(self.x), "mean": self.y}
 
+    def begin(self, frame: pd.DataFrame, axes: Sequence[Axes]) -> None:
+        """Words have one order across in all panels, also where the first has not all of them."""
+        if not pd.api.types.is_numeric_dtype(frame[self.x]):
+            for ax in axes:
+                ax.xaxis.update_units(list(dict.fromkeys(frame[self.x].dropna())))
+
 
 @dataclass(frozen=True)
 class Curves(_Across):
@@ -83,10 +89,14 @@ class Curves(_Across):
         """Draw the frame's rows: columns `x`, `by`, mean, low, high.
 
         Raises:
-            ValueError: a row has no `by`, or a line several rows at one `x`.
+            ValueError: a row has no `by`, or a line several rows at one `x` or several levels.
         """
         frame = frame if "kind" in frame else frame.assign(kind="")
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
+        if (doubled := levels[self.by].duplicated()).any():
+            raise ValueError(
+                f"{name_value(self.by, levels[self.by][doubled].iloc[0])} has several levels; average or select them"
+            )
         for value, colour in choose_colours(_list_series(frame, self.by)).items():
             here = curves[curves[self.by] == value]
             drawn = here[~here["kind"].isin(["dashed", "star"])]
@@ -266,10 +276,12 @@ class Stacked(_Across):
             ValueError: a term is missing at some `x`, or is there twice.
         """
         terms = frame.pivot(index=self.x, columns="term", values="mean")[list(dict.fromkeys(frame["term"]))]
+        terms = terms.loc[_list_values(frame[self.x])]
         if terms.isna().any(axis=None):
             raise ValueError(f"Stacked: not every term has a value at each {self.x}")
         is_bars = self.bars or len(terms) == 1  # an area would not be seen
-        width = 0.3 * terms.index[0] if axis_of(self.x).log and not self.bars else 0.8
+        is_log = axis_of(self.x).log and pd.api.types.is_numeric_dtype(frame[self.x])
+        width = 0.3 * terms.index if is_log else 0.8
         for heights, labelled in ((terms.clip(lower=0), True), (terms.clip(upper=0), False)):
             tops = heights.cumsum(axis=1)
             for term, colour in choose_colours(list(terms)).items():
@@ -308,21 +320,24 @@ class HeatMap:
         """The column that has a colour."""
         return {"mean": self.colour}
 
+    def begin(self, frame: pd.DataFrame, axes: Sequence[Axes]) -> None:
+        """The rows of all panels, also where the first has not all of them."""
+        choose_rows(axes[0], list(dict.fromkeys(frame[self.y])))
+
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `y`, mean.
 
         Raises:
             ValueError: a field has several rows.
         """
-        field = frame.pivot(index=self.y, columns=self.x, values="mean")
+        field = frame.pivot(index=self.y, columns=self.x, values="mean")[_list_values(frame[self.x])]
         rows = choose_rows(ax, list(dict.fromkeys(frame[self.y])))
         grid = np.full((max(rows.values()) + 1, field.shape[1]), np.nan)
         grid[[rows[name] for name in field.index]] = field.to_numpy()
         ax.set_facecolor("#dddddd")
         ax.grid(False)
         ax.pcolormesh(np.arange(grid.shape[1] + 1) - 0.5, np.arange(len(grid) + 1) - 0.5, np.ma.masked_invalid(grid))
-        labels = [_write_value(value) for value in field.columns]
-        ax.set_xticks(range(field.shape[1]), labels, rotation=90)
+        ax.set_xticks(range(field.shape[1]), _write_values(field.columns), rotation=90)
         ax.set(xlabel=axis_of(self.x).label, ylabel=axis_of(self.y).label)
         return ax
 
@@ -360,6 +375,10 @@ class Forest:
         """The columns that are drawn along an axis."""
         return {"mean": self.x}
 
+    def begin(self, frame: pd.DataFrame, axes: Sequence[Axes]) -> None:
+        """The rows of all panels, also where the first has not all of them."""
+        choose_rows(axes[0], list(dict.fromkeys(frame[self.by])))
+
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `by`, mean, low, high.
 
@@ -387,8 +406,26 @@ def _list_series(frame: pd.DataFrame, by: str) -> list[Any]:
     return sorted(frame[by].unique())
 
 
-def _write_value(value: Any) -> str:
-    """A number in two digits if it is no whole one."""
-    if isinstance(value, str):
-        return value
-    return f"{value:g}" if float(value).is_integer() else f"{value:.2g}"
+def _list_values(column: pd.Series) -> list[Any]:
+    """Its values in order; names of layers have been put into theirs."""
+    values = column.dropna().drop_duplicates()
+    return list(values if column.name == "layer" else values.sort_values())
+
+
+def _write_values(values: Iterable[Any]) -> list[str]:
+    """Numbers in as few digits as tell them apart, but two and those before the point; words as they are."""
+    known = list(values)
+    texts: list[str] = []
+    for digits in range(2, 18):
+        texts = [value if isinstance(value, str) else _write_number(float(value), digits) for value in known]
+        if len({*texts}) == len(known):
+            break
+    return texts
+
+
+def _write_number(value: float, digits: int) -> str:
+    """
+    >>> _write_number(112.5, 2), _write_number(0.25, 2), _write_number(40.0, 2), _write_number(0.00012, 2)
+    ('112', '0.25', '40', '0.00012')
+    """
+    return f"{value:.0f}" if value.is_integer() or abs(value) >= 10**digits else f"{value:.{digits}g}"

@@ -140,10 +140,13 @@ def test_a_single_stack_is_a_bar() -> None:
     assert any(bar.get_height() for bar in ax.patches) and ax.get_lines()[0].get_marker() == "D"
 
 
+@pytest.mark.parametrize("bars", [False, True])
 @pytest.mark.parametrize(("x", "value"), [("batch_size", 128), ("images", 2000), ("lr", 0.01), ("share", 0.0)])
-def test_a_single_stack_is_wide_on_each_axis(x: str, value: float) -> None:
+def test_a_single_stack_is_wide_on_each_axis(x: str, value: float, bars: bool) -> None:
     """Of a picture 6 inches wide an eighth of an inch and more."""
-    ax = panel(Stacked(x, Axis("y")), terms().query("epoch == 1").rename(columns={"epoch": x}).assign(**{x: value}))
+    ax = panel(
+        Stacked(x, Axis("y"), bars=bars), terms().query("epoch == 1").rename(columns={"epoch": x}).assign(**{x: value})
+    )
     spans = [ax.transAxes.inverted().transform(bar.get_window_extent())[:, 0] for bar in ax.patches]
     assert all(right - left > 0.02 for left, right in spans)
 
@@ -210,6 +213,30 @@ def test_layers_with_numbers_are_counted_from_the_input() -> None:
     assert ax.get_ylabel() == "layer, counted from the input"
     several = tables | {"runs": pd.DataFrame({"model.depth": [3, 4]})}
     assert count_layers(numbers, several).equals(numbers) and count_layers(fields(), tables).equals(fields())
+
+
+@pytest.mark.parametrize("plot", [HeatMap("epoch", "layer", Axis("y")), HeatMap("layer", "epoch", Axis("y")),
+                                  Curves("layer", "epoch", Axis("y")), Stacked("layer", Axis("y"), bars=True),
+                                  Forest("layer", Axis("y"))])  # fmt: skip
+def test_layers_come_in_order_of_their_numbers(plot: Any) -> None:
+    """Tables have them as words, and the first panel, or its first line, need not have all of them."""
+    names, order = ["1", "13", "3.bn1", "3.bn2", "4"], ["1", "3.bn1", "3.bn2", "4", "13"]
+    rows = with_interval({"layer": names, "mean": [1.0, 13.0, 3.0, 3.5, 4.0], "epoch": 1.0, "term": "bias"})
+    first, second = draw(
+        pd.concat([rows[rows["layer"] != "3.bn1"].assign(panel="a"), rows.assign(panel="b")]), plot
+    ).axes[:2]
+    axis = first.yaxis if plot.__class__ is Forest or getattr(plot, "y", "") == "layer" else second.xaxis
+    assert [label.get_text() for label in axis.get_ticklabels()] == order
+    if isinstance(plot, Curves):
+        assert first.get_lines()[0].get_xdata(orig=False).tolist() == [0, 2, 3, 4]
+        assert second.get_lines()[0].get_ydata().tolist() == [1, 3, 3.5, 4, 13]
+
+
+def test_columns_of_a_map_can_be_told_apart() -> None:
+    epochs = [0.25, 1.0, 12.25, 12.4, 112.5, 1000.0]
+    rows = with_interval({"layer": "1", "mean": 1.0, "epoch": epochs} | {"mean": np.arange(6.0)})
+    ax = draw(rows, HeatMap("epoch", "layer", Axis("gap"))).axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.25", "1", "12.2", "12.4", "112", "1000"]
 
 
 def test_colours_around_zero() -> None:

@@ -245,6 +245,43 @@ def test_captions_say_what_the_networks_have_in_common(
     assert " ".join(caption.texts[-1].get_text().split()).startswith(f"How to read it.{said}{images} Lines:")
 
 
+def test_captions_say_batch_size_momentum_and_whose_statistics_they_are() -> None:
+    tables = {
+        "runs": pd.DataFrame({"batch_size": [16, 4, 16]}),
+        "gaps": frame([("ema", 0.1), ("ema", 0.01), ("exact", np.nan)]).assign(statistics_split="train", log=False),
+    }
+    tables["gaps"].loc[4:, "statistics_split"] = "val"
+    figure = Figure("f", "t", "Of {batch_size}, {momentum}.", lambda tables: tables["gaps"], EstimatorCurves(Axis("y")))
+    told = " ".join(drawing.draw(figure, tables).texts[-1].get_text().split())
+    measured = "Exact statistics, and others that are measured on frozen weights, are of the validation split."
+    assert told.startswith(f"Of 4 and 16, 0.01 and 0.1. {measured} Lines:")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "missing", "said"),
+    [
+        ([1.0, 2.0], [], "Lines: mean over seeds, bands: 95% intervals. The lower half of a band is left out beside "
+                         "points whose interval reaches 0."),
+        ([1.0, 2.0], ["low", "high"], "Lines: mean over seeds."),
+        ([1.0], [], "Points: mean over seeds, bars: 95% intervals. Intervals that reach 0 go on beyond the axis."),
+        ([1.0], ["low", "high"], "Points: mean over seeds."),
+    ],
+)  # fmt: skip
+def test_captions_say_what_is_drawn_of_few_places_and_seeds(epochs: list[float], missing: list[str], said: str) -> None:
+    rows = frame([("ema", 0.1)]).query("epoch in @epochs").assign(log=False, low=0.0)
+    rows[missing] = np.nan
+    figure = Figure("f", "t", "c.", lambda _: rows, EstimatorCurves(Axis("y", log=True)))
+    told = " ".join(drawing.draw(figure, {}).texts[-1].get_text().split())
+    assert told.replace("\u00a0", " ") == f"c. {said} n = 1 seed."
+
+
+def test_a_line_has_one_level() -> None:
+    rows = frame([("ema", 0.1), ("exact", np.nan)]).assign(size=4)
+    rows.loc[2:, "epoch"] = np.nan
+    with pytest.raises(ValueError, match="size 4 has several levels"):
+        Curves("epoch", "size", Axis("y"))(rows, ax=plt.figure().add_subplot())
+
+
 def test_words_stand_on_the_axis() -> None:
     rows = pd.DataFrame({"panel": "all", "schedule": ["constant", "onecycle", "step"] * 2, "size": [4] * 3 + [8] * 3,
                          "mean": 1.0, "low": 0.5, "high": 1.5, "log": False, "n": 2})  # fmt: skip

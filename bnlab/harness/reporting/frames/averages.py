@@ -91,10 +91,13 @@ def interval(
     Raises:
         UserError: a column is missing, a mean would be one over several settings or of several images, or seeds lack
             some of what others are averaged over.
-        ValueError: several rows of one seed, which would count as so many seeds.
+        ValueError: several rows of one seed, which would count as so many seeds; truth values with a scale.
     """
     over = list_columns(average)
     require_columns(frame, [value, "seed", *by, *over])
+    share = frame[value].dtype == bool and not over  # a mean over layers is no longer true or false
+    if share and scale != 1:
+        raise ValueError(f"interval: {value} is true or false, and its mean a share; leave scale at 1")
     settings = () if {*_SETTINGS} & {*over} else _SETTINGS  # others follow from one that is averaged over
     check_mixed(frame, by, (*_IMAGES, *settings), over)
     numbers = scale * frame[value]
@@ -104,7 +107,6 @@ def interval(
         if over:
             _check_settings(values.dropna(subset=[value]), by, over)
             values = _average_groups(values, value, [*by, "seed"])
-        share = frame[value].dtype == bool and not over  # a mean over layers is no longer true or false
         estimate = _estimate_share if share else _estimate
         estimates = [(*key, *estimate(group.to_numpy(float))) for key, group in _split(values, value, by)]
     found = pd.DataFrame(estimates, columns=[*by, "mean", "low", "high", "n", "error"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -55,7 +56,16 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     require_columns(frame, columns)
     numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
     ordered = frame.sort_values(numbers, kind="stable") if numbers else frame
-    return ordered.assign(panel=[name.format_map(row) for row in ordered[columns].to_dict("records")])
+    rows: list[dict[Any, Any]] = ordered[columns].to_dict("records")
+    return ordered.assign(panel=[_Columns().vformat(name, (), row) for row in rows])
+
+
+class _Columns(string.Formatter):
+    """Takes what stands in braces for a column, as `optimizer.lr`, and not for an attribute."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+        """The value of a column, and its name."""
+        return kwargs[field_name], field_name
 
 
 def overlay(**frames: pd.DataFrame) -> pd.DataFrame:

@@ -97,6 +97,8 @@ def test_the_interval_of_a_share_is_exact() -> None:
     assert most["mean"] == 0.8 and 0 < most["low"] < 0.8 < most["high"] < 1 and every["share"] and most["share"]
     assert 1 - most["high"] ** 5 == pytest.approx(0.025)  # of 4 or fewer
     assert interval(frame[:1], "all", [])["low"].isna().all()
+    with pytest.raises(ValueError, match="interval: most is true or false, and its mean a share; leave scale at 1"):
+        interval(frame, "most", [], scale=100)
 
 
 def test_truth_values_that_are_averaged_within_a_seed_are_numbers() -> None:

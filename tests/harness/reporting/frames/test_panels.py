@@ -20,6 +20,8 @@ def test_panels_are_named_and_in_the_order_of_their_numbers() -> None:
     assert found["panel"].tolist() == [f"batch size {n}, last {last}" for n in (4, 256) for last in ("kept", "dropped")]
     assert name_panels(frame, "last {last}")["panel"].tolist() == ["last " + last for last in frame["last"]]
     assert name_panels(frame[:0], "batch size {batch_size}").empty
+    dotted = frame.assign(**{"optimizer.lr": 0.25})
+    assert set(name_panels(dotted, "rate {optimizer.lr:.1f}")["panel"]) == {"rate 0.2"}
     with pytest.raises(UserError, match="no column 'lats'; did you mean 'last'"):
         name_panels(frame, "last {lats}")
 
