@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -115,10 +116,17 @@ def _enter_mode(
 
 def find_left_in_eval(model: nn.Module, layers: Mapping[str, BatchNorm]) -> list[str]:
     """Names of layers that stay in eval mode where the model is put into train mode: of a frozen part, say."""
-    if not _list_with_own_modes(model):
+    if not _list_with_own_modes(model) or not _is_mode_setter(model.train):
         return []
-    with borrowed(model), in_mode(model, training=True):
+    with borrowed(model), contextlib.suppress(Exception), in_mode(model, training=True):
         return [name for name, layer in layers.items() if not layer.training]
+    return []  # a model for inference alone may refuse
+
+
+def _is_mode_setter(train: Callable[..., object]) -> bool:
+    """Whether a method named `train` sets the mode; some people's own trains the model."""
+    parameters = inspect.signature(train).parameters.values()
+    return not parameters or any(p.name == "mode" or p.kind == p.VAR_POSITIONAL for p in parameters)
 
 
 def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
@@ -134,10 +142,12 @@ def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
 
 def _set_mode(model: nn.Module, training: bool) -> None:
     """By its own `train` or `eval`, of which it may override one alone; a flag of its own may be named `eval`."""
-    if training or not callable(model.eval):
-        model.train(training)
-    else:
+    if training:
+        model.train()
+    elif callable(model.eval):
         model.eval()
+    else:
+        model.train(False)
 
 
 @contextlib.contextmanager

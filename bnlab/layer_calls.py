@@ -206,7 +206,7 @@ def _averages_others(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, 
     if weight < momentum / 2 or counted > 1:  # counted parts need not be equal
         return False
     moments = Moments.of(x)
-    allowed = (8 * momentum + 4 * rounding) * (moments.mean.abs() + moments.var.sqrt())
+    allowed = 8 * momentum * (moments.mean.abs() + moments.var.sqrt()) + 2 * rounding * moments.mean.abs()
     return bool(((found / weight - moments.mean).abs() > allowed).any())
 
 

@@ -71,7 +71,8 @@ def self_consistency(
     An ordinary hooked evaluation, batch after batch, each with the model as it is now (but for weights that somebody
     writes through `.data` between two batches). No forward is suspended; inputs are read, and modules put back, by the
     same code as breadth-first, and in the same memory layout, so that the rounding is the same. Each batch draws the
-    random numbers that it has drawn in the measurement, if torch's seed is that of then, and the batches' order.
+    random numbers that it has drawn in the measurement, if torch's seed, the batches' order and the memory layout are
+    those of then (strategy="layerwise" and upstream="batch" have channels_last=False).
 
     Args:
         model: the one that the statistics are of; it comes back as it was.
@@ -102,7 +103,11 @@ def self_consistency(
         refuse_other_threads(unwrap_parallel(model))
         double = _copy_in_float64(model) if by_layer else None
         own = _Evaluation(model, list(statistics), forward or call, device, channels_last)
-        twin = _Evaluation(double, list(statistics), forward or call, device, False) if double is not None else None
+        twin = (
+            _Evaluation(double, list(statistics), forward or call, device, channels_last)
+            if double is not None
+            else None
+        )
         for batch in read_with_own_buffers(batches, buffers):
             own.take(batch)
             if twin is not None and not twin.try_take(map_leaves(_widen, batch)):

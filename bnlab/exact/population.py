@@ -229,8 +229,8 @@ def _check_buffers(targets: dict[str, BatchNorm]) -> None:
 def _check_modes(model: nn.Module, targets: dict[str, BatchNorm]) -> None:
     if frozen := find_left_in_eval(model, targets):
         raise ValueError(
-            f"{CALLER}: {join_names(frozen)} stays in eval mode where the model is put into train mode (train is "
-            "overridden), and so normalizes with its running statistics, not its batch's; leave it out with "
+            f"{CALLER}: {join_names(frozen)} left in eval mode where the model is put into train mode (train is "
+            "overridden), and so normalized with running statistics, not the batch's; leave such layers out with "
             "layers=[...], or use upstream='population'"
         )
 

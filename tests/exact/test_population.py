@@ -1048,7 +1048,7 @@ class FrozenStem(nn.Sequential):
 def test_layers_that_a_model_leaves_in_eval_mode_have_no_batch_statistics() -> None:
     layers, batches = [nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)], images(4, 3)
     model = randomized(FrozenStem(*layers)).eval()
-    with unchanged(model), pytest.raises(ValueError, match="'0' stays in eval mode where the model is put into train"):
+    with unchanged(model), pytest.raises(ValueError, match="'0' left in eval mode where the model is put into train"):
         population_statistics(model, batches, upstream="batch")
     with unchanged(model), pytest.warns(RuntimeWarning, match=r"record_frozen: .* of '0' are .* leaves them out"):
         trace = record_frozen(model, batches)
@@ -1060,9 +1060,34 @@ def test_layers_that_a_model_leaves_in_eval_mode_have_no_batch_statistics() -> N
     assert_moments(found["2"], references.merge(seen))
 
 
+class Fitting(nn.Sequential):
+    """Trains itself by a method of the usual name."""
+
+    def train(self, epochs: int = 10) -> "Fitting":  # type: ignore[override]
+        raise AssertionError("nobody has asked for it")
+
+
+class Plain(nn.Sequential):
+    """Has one way to be trained, and `eval`."""
+
+    def train(self) -> "Plain":  # type: ignore[override]
+        return super().train(True)  # type: ignore[return-value]
+
+    def eval(self) -> "Plain":
+        return super().train(False)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", [Fitting, Plain])
+def test_models_with_a_train_of_their_own(kind: type[nn.Sequential]) -> None:
+    model, batches = kind(nn.BatchNorm2d(3)), images(4, 3)
+    model.eval = lambda: nn.Sequential.train(model, False)  # type: ignore[method-assign]
+    assert len(record_frozen(model, batches).layers["0"]) == 2
+    assert_moments(population_statistics(model, batches, upstream="batch")["0"], references.merge(batches))
+
+
 def test_layers_that_stay_in_eval_mode_have_no_batch_statistics() -> None:
     model, batches = randomized(nn.Sequential(Frozen(3), nn.ReLU(), nn.BatchNorm2d(3))).eval(), images(4, 3)
-    with unchanged(model), pytest.raises(ValueError, match=r"'0' stays in eval mode where.*layers=\[\.\.\.\]"):
+    with unchanged(model), pytest.raises(ValueError, match=r"'0' left in eval mode where.*layers=\[\.\.\.\]"):
         population_statistics(model, batches, upstream="batch")
     with unchanged(model):
         found = population_statistics(model, batches, upstream="batch", layers=["2"])

@@ -50,7 +50,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
     rows, columns = _choose_grid(len(panels))
     share_x = getattr(figure.plot, "share_x", False)
     drawn, grid = plt.subplots(rows, columns, sharex=share_x, sharey=True, squeeze=False)
-    frame = count_layers(sort_layers(frame), tables)
+    frame = count_layers(frame, tables)
     with one_figure():
         if begin := getattr(figure.plot, "begin", None):  # what all panels have one order of
             begin(frame, list(grid.flat[: len(panels)]))
@@ -72,7 +72,7 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
 
 
 class _Read(dict[str, pd.DataFrame]):
-    """Tables that note which of them are read."""
+    """Tables in order of their layers, which note which of them are read."""
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
@@ -80,7 +80,7 @@ class _Read(dict[str, pd.DataFrame]):
 
     def __getitem__(self, table: str) -> pd.DataFrame:
         self.names.add(table)
-        return self._tables[table]
+        return sort_layers(self._tables[table])
 
 
 def _describe(figure: Figure, tables: Tables, read: set[str]) -> list[str]:
@@ -101,11 +101,11 @@ def _describe(figure: Figure, tables: Tables, read: set[str]) -> list[str]:
 def _list_found(tables: Tables, names: Iterable[str], column: str) -> list[Any]:
     """The values of a column in some of the tables."""
     cells = [tables[name][column].dropna() for name in names if column in tables.get(name, ())]
-    return sorted(pd.concat(cells).unique()) if cells else []
+    return sorted(pd.concat(cells).unique(), key=lambda value: (isinstance(value, str), value)) if cells else []
 
 
-def _join(values: Sequence[float]) -> str:
-    *first, last = [f"{value:g}" for value in values] or [""]
+def _join(values: Sequence[Any]) -> str:
+    *first, last = [value if isinstance(value, str) else f"{value:.12g}" for value in values] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 
@@ -188,6 +188,9 @@ def _tell_undrawn(figure: Figure, frame: pd.DataFrame) -> list[str]:
         told.append(
             f"Values beyond the ends of {'the scale have the colours of these' if is_map else 'an axis are not seen'}."
         )
+    ends = [_read_numbers(frame[end]) for end in ("low", "high") if end in frame]
+    if "mean" in axes and not is_map and any(_lie_beyond(end, axes["mean"]) for end in ends):
+        told.append("Intervals that reach beyond the ends of an axis are cut off there.")
     if not all(np.isfinite(column).all() for column in values.values()):
         told.append("Values that are missing or infinite are not drawn.")
     return told

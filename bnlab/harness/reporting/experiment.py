@@ -241,15 +241,17 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
 
 
 def count_layers(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
-    """The rows, with layers that have but a number in their sequence counted from the input, among those of the tables.
+    """The rows, with layers that have but a number in their sequence counted from the input, if all in the tables do.
 
-    Other names stay, and numbers too where networks differ in what they are made of.
+    Names stay where some are words, or where networks differ in what they are made of.
     """
     models = [column for column in tables.get("runs", ()) if str(column).startswith("model")]
     if "layer" not in frame or any(tables["runs"][column].nunique() > 1 for column in models):
         return frame
     known = {str(name) for table in [*tables] if "layer" in tables[table] for name in tables[table]["layer"].unique()}
-    ordered = sorted((name for name in known if name.isdecimal()), key=int)
+    if not all(map(str.isdecimal, known)):
+        return frame
+    ordered = sorted(known, key=int)
     places = {name: str(place) for place, name in enumerate(ordered, start=1)}
     return frame.assign(layer=[places.get(str(name), name) for name in frame["layer"]])
 

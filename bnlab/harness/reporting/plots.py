@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -93,7 +95,7 @@ class Curves(_Across):
         """
         frame = frame if "kind" in frame else frame.assign(kind="")
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
-        if (doubled := levels[self.by].duplicated()).any():
+        if (doubled := levels.duplicated([self.by, "kind"])).any():
             raise ValueError(
                 f"{name_value(self.by, levels[self.by][doubled].iloc[0])} has several levels; average or select them"
             )
@@ -408,8 +410,8 @@ def _list_series(frame: pd.DataFrame, by: str) -> list[Any]:
 
 def _list_values(column: pd.Series) -> list[Any]:
     """Its values in order; names of layers have been put into theirs."""
-    values = column.dropna().drop_duplicates()
-    return list(values if column.name == "layer" else values.sort_values())
+    values = column.drop_duplicates()
+    return list(values if column.name == "layer" or values.map(type).nunique() > 1 else values.sort_values())
 
 
 def _write_values(values: Iterable[Any]) -> list[str]:
@@ -417,7 +419,7 @@ def _write_values(values: Iterable[Any]) -> list[str]:
     known = list(values)
     texts: list[str] = []
     for digits in range(2, 18):
-        texts = [value if isinstance(value, str) else _write_number(float(value), digits) for value in known]
+        texts = [_write_number(float(value), digits) if isinstance(value, Real) else str(value) for value in known]
         if len({*texts}) == len(known):
             break
     return texts
@@ -428,4 +430,6 @@ def _write_number(value: float, digits: int) -> str:
     >>> _write_number(112.5, 2), _write_number(0.25, 2), _write_number(40.0, 2), _write_number(0.00012, 2)
     ('112', '0.25', '40', '0.00012')
     """
+    if math.isnan(value):
+        return "none"
     return f"{value:.0f}" if value.is_integer() or abs(value) >= 10**digits else f"{value:.{digits}g}"

@@ -222,9 +222,10 @@ def test_layers_come_in_order_of_their_numbers(plot: Any) -> None:
     """Tables have them as words, and the first panel, or its first line, need not have all of them."""
     names, order = ["1", "13", "3.bn1", "3.bn2", "4"], ["1", "3.bn1", "3.bn2", "4", "13"]
     rows = with_interval({"layer": names, "mean": [1.0, 13.0, 3.0, 3.5, 4.0], "epoch": 1.0, "term": "bias"})
-    first, second = draw(
-        pd.concat([rows[rows["layer"] != "3.bn1"].assign(panel="a"), rows.assign(panel="b")]), plot
-    ).axes[:2]
+    gaps = pd.concat([rows[rows["layer"] != "3.bn1"].assign(panel="a"), rows.assign(panel="b")])
+    drawn = drawing.draw(Figure("f", "t", "c.", lambda tables: tables["gaps"], plot), {"gaps": gaps})
+    drawn.canvas.draw()
+    first, second = drawn.axes[:2]
     axis = first.yaxis if plot.__class__ is Forest or getattr(plot, "y", "") == "layer" else second.xaxis
     assert [label.get_text() for label in axis.get_ticklabels()] == order
     if isinstance(plot, Curves):
@@ -232,11 +233,17 @@ def test_layers_come_in_order_of_their_numbers(plot: Any) -> None:
         assert second.get_lines()[0].get_ydata().tolist() == [1, 3, 3.5, 4, 13]
 
 
+def test_an_order_of_layers_that_a_score_has_made_stays() -> None:
+    rows = with_interval({"layer": ["4", "1"], "mean": [4.0, 1.0]})
+    (ax,) = draw(rows, Forest("layer", Axis("y"))).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["4", "1"]
+
+
 def test_columns_of_a_map_can_be_told_apart() -> None:
-    epochs = [0.25, 1.0, 12.25, 12.4, 112.5, 1000.0]
-    rows = with_interval({"layer": "1", "mean": 1.0, "epoch": epochs} | {"mean": np.arange(6.0)})
+    epochs = [0.25, 1.0, 12.25, 12.4, 112.5, 1000.0, np.nan]
+    rows = with_interval({"layer": "1", "epoch": epochs, "mean": np.arange(7.0)})
     ax = draw(rows, HeatMap("epoch", "layer", Axis("gap"))).axes[0]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.25", "1", "12.2", "12.4", "112", "1000"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.25", "1", "12.2", "12.4", "112", "1000", "none"]
 
 
 def test_colours_around_zero() -> None:

@@ -162,6 +162,9 @@ def test_values_beyond_the_limits_of_an_axis_are_told() -> None:
     for limits, beyond in (((0.0, 1.5), True), ((0.0, 2.0), False)):
         axis = Axis("y", limits)
         assert ("Values beyond the ends of an axis" in caption(Curves("momentum", "size", axis), [1.0, 2.0])) == beyond
+        assert "Intervals that reach beyond the ends of an axis are cut off" in caption(
+            Forest("size", axis), [1.0, 2.0]
+        )
         told = "Values beyond the ends of the scale have the colours of these."
         assert (told in caption(HeatMap("momentum", "size", axis), [1.0, 2.0])) == beyond
 

@@ -6,6 +6,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.frames.selection import name_value, require_columns
@@ -56,8 +57,11 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     require_columns(frame, columns)
     numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
     ordered = frame.sort_values(numbers, kind="stable") if numbers else frame
-    rows: list[dict[Any, Any]] = ordered[columns].to_dict("records")
-    return ordered.assign(panel=[_Columns().vformat(name, (), row) for row in rows])
+    if not columns:
+        return ordered.assign(panel=name)
+    rows: list[dict[Any, Any]] = ordered[columns].drop_duplicates().to_dict("records")
+    names = np.array([_Columns().vformat(name, (), row) for row in rows], dtype=object)
+    return ordered.assign(panel=names[ordered.groupby(columns, dropna=False, sort=False).ngroup()])
 
 
 class _Columns(string.Formatter):
