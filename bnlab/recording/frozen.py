@@ -132,8 +132,8 @@ def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
         return []
     told = (
         f"the running statistics of {join_names(names)} are used as ever: these layers stay in eval mode where the "
-        "model is put into train mode (train is overridden), the forward changes to eval mode, or their own forward "
-        "takes them"
+        "model is put into train mode (train is overridden), the forward changes to eval mode, or a forward of "
+        "their own takes them"
     )
     if len(names) == len(trace.layers):
         raise ValueError(f"record_frozen: {told}; pass a model with layers that have batch statistics")

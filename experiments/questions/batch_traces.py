@@ -21,11 +21,11 @@ EACH = ("panel", "batch_size")
 
 
 def score_channels(statistic: str) -> Score:
-    """A statistic of the two channels in the second layer of the first seed's networks; last batches as points."""
+    """A statistic of two channels in the second layer, of the first seed at each batch size; last batches as points."""
 
     def scored(tables: Tables) -> pd.DataFrame:
         frame = rows(tables, "traces")
-        frame = select(frame, depth=2, seed=frame["seed"].min())
+        frame = select(frame[frame["seed"] == frame.groupby("batch_size")["seed"].transform("min")], depth=2)
         panel = "batch size " + frame["batch_size"].astype(str) + ", channel " + frame["channel"].astype(str)
         kind = np.where(frame["estimator"] == "last_batch", "batch", "average")
         missing = dict.fromkeys(("low", "high"), np.nan)

@@ -25,7 +25,7 @@ AVERAGES = ("ema", "cumulative", "cumulative_weighted", "window(k=20,pooled=Fals
 HUGE = 100.0  # standard deviations
 FAR = ("jump_1", "jump_10", "rare", "single")
 EMA: dict[str, Any] = {"estimator": "ema", "momentum": DEFAULT_MOMENTUM}
-STREAM = "The last 200 batches of each training in random order"
+STREAM = "The last 200 batches of each training (all, where there are fewer) in random order"
 TRUTH = "distance of the average's mean from the true one, in standard deviations, root mean square over channels"
 
 

@@ -39,14 +39,14 @@ EXPERIMENT = Experiment(
     source="torch.nn.BatchNorm starts at mean 0 and variance 1; haiku divides the start out (zero_debias).",
     columns={"gaps": ("layer", "mean_gap"), "evaluations": ("accuracy",)},
     figures=(
-        Figure("gap", "The gap at the end of trainings of 10 to 1,000 steps",
+        Figure("gap", "The gap at the end of short and long trainings",
                "Distance of the mean from the exact population mean, in standard deviations, geometric mean over "
                "layers; each number of steps is a training of its own, with its own schedule. " + DECAYED,
                score("gaps", "mean_gap", KEYS, SHARES, average="layer", geometric=True, estimator=OtherThan("exact")),
                EstimatorCurves(GAP, x="steps")),
-        Figure("cost", "Accuracy lost at the end of trainings of 10 to 1,000 steps",
-               "Test accuracy of the same network under exact statistics minus that under the average. Networks of "
-               "10 steps are near chance, one of 36 classes: little can be lost.",
+        Figure("cost", "Accuracy lost at the end of short and long trainings",
+               "Test accuracy of the same network under exact statistics minus that under the average. Where "
+               "networks are near chance little can be lost.",
                score("evaluations", "accuracy", KEYS, SHARES, against="exact", scale=-100),
                EstimatorCurves(LOST, zero="exact population", x="steps")),
     ),

@@ -58,7 +58,8 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("test_batch", "Statistics of the test batch, alone and mixed",
                "Difference in test accuracy to the same network under exact statistics of the training split, against "
-               "the number of images in a test batch. Pseudo-samples: the exact statistics count as 16 further images. "
+               "the number of images in a test batch. Pseudo-samples: the exact statistics count as further "
+               "images, 16 unless the sweep has others. "
                + TRAINED,
                score(find_gains, "accuracy", (*BY, "images"), scale=100, split="test",
                      estimator=("test_batch", "pseudo_samples")),
