@@ -32,23 +32,23 @@ def draw_all(place: Place) -> None:
 
     matplotlib.use("Agg")
     from bnlab.harness.reporting import drawing, style
-    from bnlab.harness.reporting.answer import READING, compose_answer
+    from bnlab.harness.reporting.answer import READING
     from bnlab.harness.reporting.experiment import NoRows, declared
     from experiments.questions import find_experiment
 
     question, tables = find_experiment(place.experiment), place.load()
     with place.explain_errors("columns"):
         available = declared(question, tables)
-    drawn = {}
+    drawn, changes = {}, place.describe_changes(tables)
     with style.paper():
         for figure in question.figures:
             with place.explain_errors(f"figure {figure.name}"):
                 try:
-                    drawn[figure.name] = drawing.draw(figure, available)
+                    drawn[figure.name] = drawing.draw(figure, available, changes)
                 except NoRows as error:  # as where it is of other estimators than were swept
                     print(f"{error}; it is left out", file=sys.stderr)
         with place.explain_errors("the claims"):
-            lines = describe(compose_answer(question, tables))
+            lines = describe(place.compose_answer(question, tables))
         for name, image in drawn.items():
             print(f"{drawing.save(image, place.figures, name)[0]}  (and .pdf)")
     print("\n".join(["", question.question, *lines]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bnlab.harness.reporting.answer import Answer
+    from bnlab.harness.reporting.experiment import Experiment
 
 RESULTS, REFERENCE = Path("results"), Path("results/reference")
 
@@ -91,16 +92,29 @@ class Place(NamedTuple):
 
         return {path.stem: pd.read_parquet(path) for path in sorted(self.folder.glob("*.parquet"))}
 
+    def describe_changes(self, tables: Mapping[str, pd.DataFrame]) -> str:
+        """In which settings these tables differ from the reference ones, in a sentence; empty if in none."""
+        from experiments.changes import describe_changes
+
+        own = Place(self.experiment, self.experiment, None)
+        return describe_changes(tables, own.load()) if own.is_there and not self.is_reference else ""
+
     def answer(self) -> Answer:
         """What the tables say; UserError with the line of the experiment's code that failed."""
-        from bnlab.harness.reporting.answer import compose_answer
         from experiments.questions import find_experiment
 
         question, tables = find_experiment(self.experiment), self.load()
         if self.results is not None:
             question = replace(question, command=question.command or self.command)
         with self.explain_errors(f"answers of {self.experiment}"):
-            return compose_answer(question, tables)
+            return self.compose_answer(question, tables)
+
+    def compose_answer(self, question: Experiment, tables: Mapping[str, pd.DataFrame]) -> Answer:
+        """What these tables say, and in which settings they differ from the reference ones."""
+        from bnlab.harness.reporting.answer import compose_answer
+
+        answer = compose_answer(question, tables)
+        return replace(answer, images=" ".join(filter(None, (answer.images, self.describe_changes(tables)))))
 
     def explain_errors(self, what: str) -> AbstractContextManager[None]:
         """In the block, errors of the experiment's code become UserErrors that name the tables and the line."""

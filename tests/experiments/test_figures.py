@@ -9,11 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bnlab.harness import load
-from bnlab.harness.reporting.answer import compose_answer
 from experiments.answers import describe
 from experiments.compose import plan_jobs, register
 from experiments.explain import CONF, list_choices
+from experiments.places import Place
 from experiments.questions import find_experiment
 from tests.experiments.commands import run, trained
 
@@ -78,7 +77,7 @@ def test_sweep_then_figures(name: str, tmp_path: Path) -> None:
             path = tmp_path / name / "figures" / f"{figure.name}.{suffix}"
             assert path.stat().st_size > 5000
         assert str(tmp_path / name / "figures" / f"{figure.name}.png") in done.stdout
-    lines = describe(compose_answer(question, load(name, tmp_path)))
+    lines = describe(Place(name, name, str(tmp_path)).answer())
     assert "\n".join([question.question, *lines]) in done.stdout
     done = run("answers", f"results={tmp_path}")
     assert done.stdout.startswith("\n".join([f"{name}: {question.question}", *lines, ""]))

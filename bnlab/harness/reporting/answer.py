@@ -76,7 +76,8 @@ class Answer:
         frame: verdicts with their numbers, see `experiment.answers`.
         data: the names of the networks' data.
         networks: what was measured, and what was not varied.
-        images: which images are predicted, where these are not the usual ones; empty otherwise.
+        images: which images are predicted, where these are not the usual ones, and in which settings the tables differ
+            from the question's own; empty otherwise.
     """
 
     experiment: Experiment

@@ -24,12 +24,13 @@ from bnlab.harness.schedule import SCHEDULES
 _IN_A_ROW = 4
 
 
-def draw(figure: Figure, tables: Tables) -> Drawn:
+def draw(figure: Figure, tables: Tables, changes: str = "") -> Drawn:
     """All panels, in order of appearance, with one legend below and the caption under it.
 
     Args:
         figure: what to draw.
         tables: those that its score reads, see `experiment.declared`.
+        changes: a last sentence, on settings for which the caption was not written.
 
     Raises:
         NoRows: there is nothing to draw.
@@ -66,7 +67,8 @@ def draw(figure: Figure, tables: Tables) -> Drawn:
         ax.set_ylabel("")
     for ax in grid.flat[len(panels) :]:
         ax.set_axis_off()
-    caption = " ".join([*_describe(figure, tables, read.names), *_explain_lines(figure, frame)])
+    told = [*_describe(figure, tables, read.names), *_explain_lines(figure, frame), changes]
+    caption = " ".join(filter(None, told))
     _add_text(drawn, figure.title, caption, rows, 3.5 * columns + 0.6)
     return drawn
 

@@ -1,0 +1,46 @@
+"""Results of other settings than an experiment was written for say so."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from experiments.changes import describe_changes
+from experiments.places import Place
+from experiments.questions import list_questions
+
+
+def tables(momenta: list[float | None], **settings: object) -> dict[str, pd.DataFrame]:
+    runs = pd.DataFrame({"run": "a/seed_0", "seed": [0, 1], "steps": 40, "batch_size": 16, "data": "glyphs",
+                         "data.name": "glyphs", "optimizer.lr": 0.1, "model.depth": 3.0, **settings})  # fmt: skip
+    return {"runs": runs, "gaps": pd.DataFrame({"momentum": momenta})}
+
+
+@pytest.mark.parametrize(
+    ("momenta", "settings", "said"),
+    [
+        ([0.01, 0.1, None], {}, ""),
+        ([0.01, 0.1], {"seed": [7, 8], "steps": 4, "model.depth": float("nan"), "new": 1}, ""),
+        ([0.01, 0.1], {"data": "digits", "data.name": "digits"}, "data digits"),
+        ([0.01, 0.1], {"batch_size": [16, 8], "optimizer.lr": 0.25}, "batch size 8, learning rate 0.25"),
+        ([0.1], {}, "1 momentum fewer"),
+        ([0.5], {"model.depth": 20.0}, "model.depth 20, momentum 0.5, 2 momenta fewer"),
+        ([0.1, 0.2], {"data.images": 10, "epochs": 1}, "momentum 0.2, 1 momentum fewer"),
+        ([1, 2, 3, 4], {}, "momentum 1, momentum 2, momentum 3, momentum 4, 2 momenta fewer"),
+        ([1, 2, 3, 4, 5, 6], {}, "momentum 1, momentum 2, momentum 3, momentum 4, momentum 5, 2 more"),
+    ],
+)  # fmt: skip
+def test_what_differs_from_the_reference_is_named(
+    momenta: list[float | None], settings: dict[str, object], said: str
+) -> None:
+    told = describe_changes(tables(momenta, **settings), tables([0.01, 0.1]))
+    assert told.partition(". What captions")[0] == (said and f"Other than in this question's own sweep: {said}")
+    assert describe_changes(tables(momenta, **settings), {}) == ""
+
+
+def test_reference_results_differ_in_nothing() -> None:
+    for name in list_questions():
+        place = Place(name, name, None)
+        if place.is_there:
+            known = place.load()
+            assert place.describe_changes(known) == "" and describe_changes(known, known) == ""
