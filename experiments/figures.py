@@ -7,7 +7,7 @@ import textwrap
 
 from experiments.answers import describe
 from experiments.command import run_command
-from experiments.places import Place
+from experiments.places import Place, tell_changes
 
 USAGE = """usage: python -m experiments.figures experiment=NAME [name=NAME] [results=FOLDER]
 
@@ -32,7 +32,7 @@ def draw_all(place: Place) -> None:
 
     matplotlib.use("Agg")
     from bnlab.harness.reporting import drawing, style
-    from bnlab.harness.reporting.answer import READING
+    from bnlab.harness.reporting.answer import READING, compose_answer
     from bnlab.harness.reporting.experiment import NoRows, declared
     from experiments.questions import find_experiment
 
@@ -48,10 +48,10 @@ def draw_all(place: Place) -> None:
                 except NoRows as error:  # as where it is of other estimators than were swept
                     print(f"{error}; it is left out", file=sys.stderr)
         with place.explain_errors("the claims"):
-            lines = describe(place.compose_answer(question, tables))
+            answer = compose_answer(question, tables)
         for name, image in drawn.items():
             print(f"{drawing.save(image, place.figures, name)[0]}  (and .pdf)")
-    print("\n".join(["", question.question, *lines]))
+    print("\n".join(["", question.question, *describe(tell_changes(answer, changes))]))
     print(textwrap.fill(READING, 110))
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bnlab.harness.reporting.answer import Answer
-    from bnlab.harness.reporting.experiment import Experiment
 
 RESULTS, REFERENCE = Path("results"), Path("results/reference")
 
@@ -101,26 +100,26 @@ class Place(NamedTuple):
 
     def answer(self) -> Answer:
         """What the tables say; UserError with the line of the experiment's code that failed."""
+        from bnlab.harness.reporting.answer import compose_answer
         from experiments.questions import find_experiment
 
         question, tables = find_experiment(self.experiment), self.load()
         if self.results is not None:
             question = replace(question, command=question.command or self.command)
         with self.explain_errors(f"answers of {self.experiment}"):
-            return self.compose_answer(question, tables)
-
-    def compose_answer(self, question: Experiment, tables: Mapping[str, pd.DataFrame]) -> Answer:
-        """What these tables say, and in which settings they differ from the reference ones."""
-        from bnlab.harness.reporting.answer import compose_answer
-
-        answer = compose_answer(question, tables)
-        return replace(answer, images=" ".join(filter(None, (answer.images, self.describe_changes(tables)))))
+            answer = compose_answer(question, tables)
+        return tell_changes(answer, self.describe_changes(tables))
 
     def explain_errors(self, what: str) -> AbstractContextManager[None]:
         """In the block, errors of the experiment's code become UserErrors that name the tables and the line."""
         from experiments.questions import own_code
 
         return own_code(what, self.folder, self.command)
+
+
+def tell_changes(answer: Answer, changes: str) -> Answer:
+    """The answer, with a sentence on settings in which its tables differ from the reference ones."""
+    return replace(answer, images=" ".join(filter(None, (answer.images, changes))))
 
 
 def names_experiment(words: list[str]) -> bool:
