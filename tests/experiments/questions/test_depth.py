@@ -14,7 +14,7 @@ COMMON: dict[str, Any] = {
     "estimators": [EMA, ("precise", None), ("exact", None)],
     "sizes": (16,),
     "shares": (0.1, 1.0),
-    "settings": {"model.name": ("resnet", "cnn"), "norm.every_second": ("none", "group")},
+    "settings": {"model.name": ("resnet", "cnn"), "model.depth": (20,), "norm.every_second": ("none", "group")},
 }
 
 
