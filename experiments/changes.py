@@ -22,10 +22,8 @@ def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.Da
 
     Args:
         tables: the results.
-        own: the reference tables of the experiment; empty for one without.
+        own: the reference tables of the experiment.
     """
-    if not own:
-        return ""
     found = [*_list_settings(tables["runs"], own["runs"]), *_list_momenta(tables, own)]
     if not found:
         return ""

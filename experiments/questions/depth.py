@@ -9,7 +9,7 @@ from bnlab.harness.reporting.frames import average, name_panels, paired, rows, s
 from bnlab.harness.reporting.plots import GAP, Curves
 
 SHARES = (0.1, 1.0)  # of the training
-BY = ("model.name", "norm.every_second")
+BY = ("model.name", "model.depth", "norm.every_second")
 NORMS = {"none": "batch norm everywhere", "group": "every second a group norm"}
 EVERYWHERE, MIXED = NORMS.values()
 LINE = ("panel", "line", "depth")
@@ -30,8 +30,9 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
     known = ["model.name", "layer", "depth"]
     places = frame.loc[frame["norm.every_second"].eq("none"), known].drop_duplicates()
     placed = frame.drop(columns="depth").merge(places, on=known[:2])
-    layers = placed["run"].map(tables["runs"].set_index("run")["model.depth"]).astype(int).astype(str)
-    network = ("ResNet-" + layers).where(placed["model.name"] == "resnet", "plain net")
+    network = ("ResNet-" + placed["model.depth"].astype(int).astype(str)).where(
+        placed["model.name"] == "resnet", "plain net"
+    )
     return placed.assign(network=network, norms=placed["norm.every_second"].replace(NORMS)).query("depth > 1")
 
 
