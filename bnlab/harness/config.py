@@ -16,10 +16,10 @@ from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, total_steps
 from bnlab.harness.errors import Note, UserError
-from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, find_sources
 
 POPULATIONS = ("train", "train_augmented", "val")
-SPLITS = ("test", "val", "train")
+SPLITS = {"test": "test", "val": "validation", "train": "training"}  # with their names in messages
 
 _MOST_STEPS = 10**7  # file names hold seven digits
 
@@ -36,12 +36,12 @@ def check(config: Config) -> None:
         if getattr(config, key) not in allowed:
             raise UserError(f"{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
     _check_numbers(config, images)
-    _check_statistics(config, images)
     names = as_list(config.measurements)
     for key, known in (("population", POPULATIONS), ("measurements", measurements.NAMES), ("evaluate_on", SPLITS)):
         chosen = as_list(getattr(config, key))
         if not chosen or any(name not in known for name in chosen):
             raise UserError(f"{key}={getattr(config, key)}: choose from {', '.join(known)}")
+    _check_statistics(config, images)
     shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
     norms = [norm for name in names for norm in measurements.find_norms(name)]
     if config.norm.name not in norms:
@@ -103,12 +103,25 @@ def _check_statistics(config: Config, images: int) -> None:
     for source in find_sources(config):
         if own and isinstance(source, RunningAverage):
             _check_average(source, own, config.norm.name)
+        if isinstance(source, InferenceRule):
+            _check_rule(source, config)
         if not isinstance(source, FrozenWeights) or source.images is None:
             continue
-        is_val = source.split == "val"
-        split, most = ("validation", data.images_used(config.data) - images) if is_val else ("training", images)
+        split = "val" if source.split == "val" else "train"
+        most = images if split == "train" else data.images_used(config.data) - images
         if source.images > most:
-            raise UserError(f"estimator={source.estimator}: the {split} split has {most:,} images")
+            raise UserError(f"estimator={source.estimator}: the {SPLITS[split]} split has {most:,} images")
+
+
+def _check_rule(source: InferenceRule, config: Config) -> None:
+    """UserError for a test batch of more images than are predicted: there is none."""
+    for split in as_list(config.evaluate_on):
+        most = data.predicted_images(config.data, split)
+        if source.images > most:
+            raise UserError(
+                f"estimator={source.estimator}: only {most:,} images of the {SPLITS[split]} split are predicted; take "
+                "fewer at once"
+            )
 
 
 def _find_own_average(config: Config) -> EMA | None:

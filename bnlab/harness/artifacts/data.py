@@ -163,6 +163,15 @@ def images_used(config: DataConfig) -> int:
     return _available(config) if config.images is None else config.images
 
 
+def predicted_images(config: DataConfig, split: str) -> int:
+    """As many as `Dataset.images_of(split)` has, without reading them; `check` has approved the settings."""
+    images = images_used(config)
+    if split == "val":
+        return _val_images(images)
+    test = _available_for_test(config)
+    return min(images - _val_images(images), test) if split == "train" else test
+
+
 def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Dataset:
     """The data set, standardized by its training split; read once per process.
 
@@ -227,6 +236,15 @@ def _available(config: DataConfig) -> int:
     if not config.download:
         _require_files(config, source)
     return source.train
+
+
+def _available_for_test(config: DataConfig) -> int:
+    """Test images; of glyphs a quarter as many as there are others, 5,000 at most."""
+    if config.name == "glyphs":
+        return min(_GLYPHS_TEST, images_used(config) // 4)
+    if config.name == "image_folder":
+        return len(_image_folder(config, "test"))
+    return _DIGITS_TEST if config.name == "digits" else SOURCES[config.name].test
 
 
 def _val_images(images: int) -> int:
@@ -295,10 +313,8 @@ def _read_digits(config: DataConfig) -> tuple[Pixels, Pixels, int]:
 
 
 def _read_glyphs(config: DataConfig) -> tuple[Pixels, Pixels, int]:
-    """Test images: a quarter as many, 5,000 at most."""
     folder = Path(config.root) / "glyphs"
-    images = _GLYPHS if config.images is None else config.images
-    test_images = min(_GLYPHS_TEST, images // 4)
+    images, test_images = images_used(config), _available_for_test(config)
     train = stored_glyphs(folder, images, config.classes, config.difficulty, config.fonts, seed=0)
     test = stored_glyphs(folder, test_images, config.classes, config.difficulty, config.test_fonts, seed=1)
     return train, test, config.classes

@@ -63,7 +63,7 @@ def evaluations(
     frame["split"] = split
     frame["shift"] = shift
     frame["images"] = len(images.labels)
-    frame["stat_images"] = [stat_images(run, sources[s], steps[k], len(images.labels)) for k, s in index.T]
+    frame["stat_images"] = [stat_images(run, sources[s], steps[k]) for k, s in index.T]
     if run.has_trace:
         rows = _score_sources(run, sources, steps, images)
     else:
@@ -130,8 +130,8 @@ def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
     return disagreement, ((found - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
-def stat_images(run: Run, source: Source, step: int, predicted: int) -> int:
-    """Images that the statistics are of, where so many are predicted.
+def stat_images(run: Run, source: Source, step: int) -> int:
+    """Images that the statistics are of.
 
     A running estimator's, and those of averaged buffers, are all that the network was shown, whatever is forgotten;
     where batch norm is frozen, until then.
@@ -139,7 +139,7 @@ def stat_images(run: Run, source: Source, step: int, predicted: int) -> int:
     if source == NO_STATISTICS:
         return 0
     if isinstance(source, InferenceRule):
-        return min(source.images, predicted)
+        return source.images
     if isinstance(source, FrozenWeights) and source.statistic != "averaged":
         size = len(population_split(run, source).labels)
         return min(source.images or size, size)

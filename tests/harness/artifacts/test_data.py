@@ -16,7 +16,7 @@ from scipy.io import savemat
 from torch import Tensor
 
 from bnlab.harness.artifacts import data, glyphs
-from bnlab.harness.artifacts.data import DataConfig, augment, check, load_dataset
+from bnlab.harness.artifacts.data import DataConfig, augment, check, load_dataset, predicted_images
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
 
@@ -115,6 +115,11 @@ def rows(dataset: data.Dataset) -> list[set[bytes]]:
     ]
 
 
+def assert_predicted_images_are_known(config: DataConfig, dataset: data.Dataset) -> None:
+    for split in ("test", "val", "train"):
+        assert predicted_images(config, split) == len(dataset.images_of(split).labels)
+
+
 def assert_standardized(dataset: data.Dataset) -> None:
     """(x - m)/s rounds three times in float32, each by less than 2⁻²⁴ (|x| + |m|)/s."""
     images = dataset.train.images.double()
@@ -135,6 +140,7 @@ def test_torchvision_data_are_read_split_and_standardized(stored: DataConfig) ->
     assert dataset.test.images.shape == (TEST, channels, source.size, source.size)
     assert dataset.test.labels.dtype == torch.int64
     assert dataset.classes == source.classes
+    assert_predicted_images_are_known(stored, dataset)
     assert dataset.test.images.is_contiguous(memory_format=torch.channels_last)
     assert_standardized(dataset)
     # The test split is in the order of the file: its pixels and labels must come back.
@@ -238,6 +244,7 @@ def test_digits_splits_are_disjoint_fixed_and_standardized() -> None:
 def test_fewer_images_leave_the_test_split_alone() -> None:
     few = load_dataset(DataConfig(images=100))
     assert (len(few.train.labels), len(few.val.labels)) == (90, 10)
+    assert_predicted_images_are_known(DataConfig(images=100), few)
     assert rows(few)[2] == rows(load_dataset(DataConfig()))[2]
 
 
@@ -268,6 +275,7 @@ def test_glyph_splits_are_disjoint_and_standardized(tmp_path: Path) -> None:
     dataset = load_dataset(config)
     assert check(config) == len(dataset.train.labels) == 180
     assert (len(dataset.val.labels), len(dataset.test.labels), dataset.classes) == (20, 50, 36)
+    assert_predicted_images_are_known(config, dataset)
     train, val, test = rows(dataset)
     assert not (train & val or train & test or val & test)
     assert_standardized(dataset)
@@ -325,6 +333,7 @@ def test_image_folder(tmp_path: Path) -> None:
     dataset = load_dataset(config)
     assert check(config) == len(dataset.train.labels) == 18
     assert dataset.test.images.shape == (6, 3, 16, 16) and dataset.classes == 2
+    assert_predicted_images_are_known(config, dataset)
     labels = dataset.test.labels
     assert sorted(labels) == [0, 0, 0, 1, 1, 1] != labels.tolist()  # test batches have both
     brightness = dataset.test.images.mean(dim=(1, 2, 3))
