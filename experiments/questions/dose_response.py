@@ -11,7 +11,7 @@ from bnlab.harness.reporting.style import Axis
 
 SHARES = (1.0,)  # of the training, at which doses are measured; correlations are over all measured steps
 EACH = ("batch_size", "moment")
-POINT, NETWORK = ("run", "step", "estimator", "momentum"), ("run", "panel", "batch_size", "seed")
+POINT, NETWORK = ("run", "step", "estimator", "momentum", "statistics_split"), ("run", "panel", "batch_size", "seed")
 METRICS = ("mean_gap", "var_gap", "kl", "tid_mean", "tid_std")
 SHOWN = (*METRICS, "logit_gap")
 LOST = Axis("accuracy lost (points)")

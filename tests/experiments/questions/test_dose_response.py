@@ -62,3 +62,14 @@ def test_correlations_of_ranks() -> None:
     by_metric = found.groupby("metric")["correlation"].unique().explode().to_dict()
     expected = {"mean_gap": 1, "kl": 1, "tid_mean": 1, "var_gap": 0, "logit_gap": 0, "tid_std": -1}
     assert by_metric == pytest.approx(expected)
+
+
+def test_exact_statistics_of_two_splits_are_two_points() -> None:
+    """Of the validation split they cost most and have the largest gap; of the training split least."""
+    bank = [*BANK, ("exact", None, "val")]
+    cost: Value = lambda row: 1.0 if row["statistics_split"] == "val" else row["momentum"] or 0.0  # noqa: E731
+    tables = plant(bank, cost, lambda row: 0.9 - cost(row) / 10, values={"mean_gap": cost}, shares=(1.0,))
+    found = correlate(tables)
+    assert found.loc[found["metric"] == "mean_gap", "correlation"].tolist() == pytest.approx(
+        [1.0] * found["run"].nunique()
+    )
