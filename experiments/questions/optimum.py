@@ -26,7 +26,6 @@ from bnlab.harness.reporting.plots import GAP, Curves, Points
 from bnlab.harness.reporting.style import Axis
 
 SHARES = (0.2, 0.55, 1.0)  # of the training
-ENDS = (0.001, 1.0)  # of the sweep
 CURVE, POINT, NETWORK = ("panel", "batch_size"), ("panel", "batch_size", "momentum"), ("panel", "batch_size", "seed")
 LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 LAYER, NOISE = (*NETWORK, "layer"), ("mean_drift", "mean_noise", "mean_level")
@@ -75,8 +74,8 @@ def compare_choices(tables: Tables) -> pd.DataFrame:
     gaps = find_times(tables)
     chosen = select(gaps, estimator="predictive").rename(columns={"mean_gap": "forecast"})[[*LAYER, "forecast"]]
     optima = score_optimum(tables).rename(columns={"predicted": "momentum"})
-    optima["momentum"] = optima["momentum"].clip(*ENDS)
     curves = select(gaps, estimator="ema").rename(columns={"mean_gap": "mean"})
+    optima["momentum"] = optima["momentum"].clip(curves["momentum"].min(), curves["momentum"].max())
     theirs = on_curves(optima, curves, "momentum", LAYER).rename(columns={"mean": "theory"})
     both = theirs.merge(chosen, on=[*LAYER])
     return both.assign(times=both["theory"] / both["forecast"])
@@ -107,8 +106,9 @@ EXPERIMENT = Experiment(
                       ("measured", Axis("momentum with the smallest gap", log=True)), "batch_size", (1e-3, 1.0), 1.5)),
         Figure("choices", "Theory's momentum against predictive momentum, layer by layer",
                "Each point is a layer of a network. Both axes are multiples of the smallest gap of any fixed momentum: "
-               "across at theory's momentum, which is predicted from other seeds; up for predictive momentum, which "
-               "has forecast the latest batches of this network best. Below the line predictive momentum is nearer.",
+               "across at theory's momentum, predicted from other seeds, or the nearest one of the sweep where it "
+               "lies beyond all of these; up for predictive momentum, which has forecast the latest batches of this "
+               "network best. Below the line predictive momentum is nearer.",
                compare_choices,
                Points(("theory", Axis("gap at theory's momentum / smallest gap", log=True)),
                       ("forecast", Axis("gap of predictive momentum / smallest gap", log=True)),

@@ -8,7 +8,7 @@ import pytest
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.experiment import answers
-from experiments.questions.optimum import EXPERIMENT
+from experiments.questions.optimum import EXPERIMENT, compare_choices, score_optimum
 from tests.experiments.planted import Effect, Value, decide, plant, sign, swing
 
 GRID = [("ema", 0.9 * 1.3**-k) for k in range(12)]
@@ -37,6 +37,15 @@ EFFECTS = {
     "forecast_beats_theory": CHOICE,
     "forecast_is_as_good_as_hindsight": CHOICE,
 }
+
+
+def test_a_theory_beyond_the_momenta_of_a_sweep_is_taken_at_their_end() -> None:
+    """It puts the best momentum at 0.62: between those of the grid, above all of its smaller ones."""
+    for grid in (GRID, GRID[4:]):
+        tables = plant([*grid, ("predictive", None)], choose(1))
+        found = compare_choices(tables)
+        assert len(found) == len(score_optimum(tables)) == 3 * 2 * 4 * 3, "each layer of each network"
+    assert found["theory"].tolist() == pytest.approx([1.0] * len(found)), "the best of those that there are"
 
 
 def test_a_prediction_from_other_seeds_needs_them() -> None:
