@@ -23,6 +23,8 @@ from bnlab.loans import lent_to_this_thread
 from bnlab.randomness import list_generators, restored
 
 _CONTAINERS: tuple[type[Any], ...] = (dict, list, set)
+_MODES = ("mode", "training", "is_training", "is_train", "train_mode", "training_mode")  # arguments of own `train`s
+_FLAGS = ("m", "b", "on", "flag", "enable", "enabled", "status", "train")  # the same, which may mean something else too
 
 
 @contextlib.contextmanager
@@ -63,8 +65,12 @@ def gradients_set_aside(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """A mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone."""
-    own = _list_with_own_modes(model)
+    """A mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone.
+
+    What these do elsewhere (to the graph that runs, to averages in an object of another kind) they undo themselves:
+    they are called again with the mode of before.
+    """
+    own, modes = _list_with_own_modes(model), [(module, module.training) for module in model.modules()]
     changes = _enter_mode(model, training, _list_weights(own))
     try:
         yield
@@ -73,6 +79,9 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             _set_mode(model, training)  # what the block has made of it is no part of what it has trained
         # All of them before one is written, as two may share memory.
         trained = [_take_over(parameter.detach(), given, value) for parameter, _, value, given in changes]
+        if own:
+            with KeptTensors(_list_weights(own)).restored(unseen=True), contextlib.suppress(Exception):
+                give_modes(modes)  # a model for inference alone may refuse
         for (parameter, memory, *_), values in zip(changes, trained, strict=True):
             parameter.data = memory
             parameter.data.copy_(values)  # without a trace: a backward pass may be still to come
@@ -84,7 +93,8 @@ def _list_with_own_modes(model: nn.Module) -> list[nn.Module]:
 
 def _has_own_modes(module: nn.Module) -> bool:
     is_usual = (type(module).train, type(module).eval) == (nn.Module.train, nn.Module.eval)
-    return not is_usual or any(callable(vars(module).get(key)) for key in ("train", "eval"))
+    is_usual = is_usual and not any(callable(vars(module).get(key)) for key in ("train", "eval"))
+    return not is_usual and _is_mode_setter(module.train)
 
 
 def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:
@@ -106,7 +116,9 @@ def _enter_mode(
 ) -> list[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
     """Those of `parameters` that this changes: each with its memory and values before, and the values it is given."""
     before = [(p, p.detach(), p.detach().clone()) for p in parameters]
-    _set_mode(model, training)
+    # A second `eval` may lose what the first has put aside; a second `train` comes with every epoch.
+    if training or any(module.training for module in model.modules()):
+        _set_mode(model, training)
     return [
         (parameter, memory, value, parameter.detach().clone())
         for parameter, memory, value in before
@@ -123,17 +135,28 @@ def find_left_in_eval(model: nn.Module, layers: Mapping[str, BatchNorm]) -> list
     return []  # a model for inference alone may refuse
 
 
-def _is_mode_setter(train: Callable[..., object]) -> bool:
-    """Whether a method named `train` sets the mode; some people's own trains the model."""
-    parameters = inspect.signature(train).parameters.values()
-    return not parameters or any(p.name == "mode" or p.kind == p.VAR_POSITIONAL for p in parameters)
+def _is_mode_setter(train: Any) -> bool:
+    """Whether a method named `train` sets the mode, as `eval` asks it to; some people's own trains the model.
+
+    By what its first argument is called or may be, and where that does not tell by whether it calls torch's `train`.
+    """
+    if not callable(train):  # a flag of that name
+        return False
+    parameters = list(inspect.signature(train).parameters.values())
+    if not parameters or any(p.name in _MODES or p.kind == p.VAR_POSITIONAL for p in parameters):
+        return True
+    first, *others = parameters
+    code = getattr(inspect.unwrap(train), "__code__", None)
+    calls_torch = code is not None and "train" in code.co_names and {"super", "Module"} & {*code.co_names}
+    is_flag = isinstance(first.default, bool) or first.annotation in (bool, "bool") or first.name in _FLAGS
+    return bool(calls_torch) and is_flag and all(p.default is not p.empty for p in others)
 
 
 def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
     """Each module its mode, by its own `train` or `eval` where it may do more than to set it."""
-    changed = [(module, mode) for module, mode in modes if module.training != mode]
-    for module, mode in changed:
-        if _has_own_modes(module) and module.training != mode:  # one around it may have set it
+    modes = list(modes)
+    for module, mode in modes:
+        if module.training != mode and _has_own_modes(module):  # as it is now: one around it may have set it
             _set_mode(module, mode)
     for module, mode in modes:
         if module.training != mode:
@@ -142,12 +165,12 @@ def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
 
 def _set_mode(model: nn.Module, training: bool) -> None:
     """By its own `train` or `eval`, of which it may override one alone; a flag of its own may be named `eval`."""
-    if training:
-        model.train()
-    elif callable(model.eval):
+    if not training and callable(model.eval):
         model.eval()
+    elif any(p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in inspect.signature(model.train).parameters.values()):
+        model.train(training)  # whatever the argument is called
     else:
-        model.train(False)
+        model.train()
 
 
 @contextlib.contextmanager

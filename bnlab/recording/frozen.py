@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -105,13 +105,7 @@ def record_frozen(
             except Exception:  # whatever a forward raises that cannot be repeated
                 can_repeat = False
     told = _leave_out(trace, [name for name in layers if name in use.running or name not in use.layers])
-    if idle := [name for name, entries in trace.layers.items() if name in use.reached and not len(entries)]:
-        told.append(
-            f"{join_names(idle)} averaged nothing, though called in train mode (without gradients, as all of "
-            "this pass): the trace has no entries of theirs"
-        )
-        if not any(map(len, trace.layers.values())):
-            raise ValueError(f"record_frozen: {told[-1]}, nor of other layers; record the training itself")
+    told += _describe_empty(trace, use.reached)
     if can_repeat and (leaking := find_difference(first, again)):
         told.append(f"layer {leaking!r}: {LEAK}")
     for sentence in told:
@@ -139,6 +133,27 @@ def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
         raise ValueError(f"record_frozen: {told}; pass a model with layers that have batch statistics")
     trace.layers = {name: entries for name, entries in trace.layers.items() if name not in names}
     return [f"{told}; the trace leaves them out"]
+
+
+def _describe_empty(trace: MomentTrace, reached: Collection[str]) -> list[str]:
+    """Sentences on layers without entries; ValueError if no layer has one."""
+    empty, told = [name for name, entries in trace.layers.items() if not len(entries)], list[str]()
+    if idle := [name for name in empty if name in reached]:
+        told.append(
+            f"{join_names(idle)} averaged nothing, though called in train mode (without gradients, as all of "
+            "this pass): the trace has no entries of theirs"
+        )
+    if missed := [name for name in empty if name not in reached]:
+        told.append(
+            f"no forward has called {join_names(missed)} with any values (a branch that is not taken, a copy in their "
+            "place, or code that computes with their buffers): the trace has no entries of theirs"
+        )
+    if told and len(empty) == len(trace.layers):
+        raise ValueError(
+            f"record_frozen: {told[-1]}, nor of other layers; let the forward call layers of the model, or record the "
+            "training itself"
+        )
+    return told
 
 
 def _read(batches: Iterable[Any], use: LayerCalls) -> Iterator[Any]:

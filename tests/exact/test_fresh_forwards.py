@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import layer_calls, population_statistics, record_frozen, self_consistency
+from bnlab import layer_calls, population_statistics, record_frozen, running_statistics, self_consistency, using
+from bnlab.harness.artifacts.vision import torchvision
 from bnlab.randomness import RandomStream
 from tests.exact.test_hazards import LAYERWISE
 from tests.helpers import images, plain, unchanged
@@ -156,6 +159,96 @@ def test_weights_of_modes_that_a_loader_has_changed(
     with unchanged(model):
         found = list_moments(measure(model, label(model, batches, leaves)))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
+class AveragedElsewhere(nn.Sequential):
+    """Is evaluated with averaged weights; an object of another kind holds those of training meanwhile."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.average = SimpleNamespace(weights=[torch.rand_like(p) for p in self.parameters()], kept=[])
+
+    def train(self, mode: bool = True) -> AveragedElsewhere:
+        held = self.average
+        if mode and held.kept:
+            self._write(held.kept)
+            held.kept = []
+        elif not mode:
+            held.kept = [p.detach().clone() for p in self.parameters()]  # lost where it is called twice
+            self._write(held.weights)
+        return super().train(mode)
+
+    def _write(self, values: list[Tensor]) -> None:
+        for p, value in zip(self.parameters(), values, strict=True):
+            p.data.copy_(value)
+
+
+def _use(model: nn.Module, batches: Any) -> None:
+    with using(model, running_statistics(model)):
+        model(batches[0])
+
+
+def _look_for_consistency(model: nn.Module, batches: Any) -> None:
+    self_consistency(model, running_statistics(model), batches)
+
+
+MEASURES = [
+    population_statistics, LAYERWISE, measure_batch_upstream, record_frozen, _record_training, _use,
+    _look_for_consistency,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_keep_weights_elsewhere(measure: Callable[..., Any], training: bool) -> None:
+    torch.manual_seed(0)
+    model = AveragedElsewhere(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    own, batches = [p.detach().clone() for p in model.parameters()], [torch.randn(8, 4) for _ in range(3)]
+    model.train(training)
+    with unchanged(model):
+        measure(model, batches)
+    assert bool(model.average.kept) != training
+    model.train()
+    assert all(map(torch.equal, model.parameters(), own))
+
+
+class Dropping(nn.Module):
+    """Has dropout that is no module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(nn.functional.dropout(self.linear(x), 0.5, training=self.training))
+
+
+def extract(model: nn.Module) -> Any:
+    """What torchvision makes of it: it has a graph for each mode, and exchanges the forward of its class with these."""
+    torchvision()  # first, since parts of it may be missing
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return create_feature_extractor(model, {"bn": "bn"})
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_exchange_the_graph(measure: Callable[..., Any], training: bool) -> None:
+    torch.manual_seed(0)
+    model = extract(Dropping()).train(training)
+    batches = [torch.randn(8, 4) for _ in range(3)]
+    measure(model, batches)
+    assert model.training == training
+    first, second = (model(batches[0])["bn"] for _ in range(2))
+    assert torch.equal(first, second) != training, "it drops in train mode alone"
+
+
+def test_an_exchanged_graph_is_measured_as_the_plain_model_is() -> None:
+    plain, batches = Dropping(), [torch.randn(8, 4) for _ in range(3)]
+    for training, measure in itertools.product((True, False), (measure_batch_upstream, record_frozen)):
+        model = extract(copy.deepcopy(plain)).train(training)
+        found, wanted = (list_moments(measure(each, batches)) for each in (model, plain))
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.filterwarnings("default")
@@ -570,7 +663,7 @@ def test_layers_that_are_called_and_average_nothing_are_told() -> None:
     with pytest.warns(RuntimeWarning, match="record_frozen: '1' averaged nothing"):
         trace = record_frozen(model, batches)
     assert [len(entries) for entries in trace.layers.values()] == [1, 0]
-    with unchanged(model), pytest.raises(ValueError, match="nor of other layers; record the training itself"):
+    with unchanged(model), pytest.raises(ValueError, match="nor of other layers; let the forward call"):
         record_frozen(model[1:], batches)
 
 
@@ -643,3 +736,31 @@ def test_a_trial_that_runs_out_of_memory_is_no_answer(monkeypatch: pytest.Monkey
     monkeypatch.setattr(layer_calls, "_run_with_moved_buffers", run_out)
     with pytest.raises(torch.OutOfMemoryError):
         measure_batch_upstream(nn.Sequential(Named(3), nn.BatchNorm1d(3)), [torch.randn(8, 3)])
+
+
+class WithHead(nn.Module):
+    """Calls its head in train mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.head = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(x)
+        return x + self.head(x) if self.training else x
+
+
+@pytest.mark.filterwarnings("default")
+def test_layers_that_no_forward_calls_are_told() -> None:
+    model, batches = WithHead(), [torch.randn(8, 4) for _ in range(3)]
+    with (
+        unchanged(model),
+        pytest.warns(RuntimeWarning, match="record_frozen: no forward has called 'head' with any val"),
+    ):
+        assert [len(entries) for entries in record_frozen(model, batches).layers.values()] == [3, 0]
+    assert [len(entries) for entries in record_frozen(model, batches, training=True).layers.values()] == [3, 3]
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=r"no forward has called 'bn', 'head' .* let the forward call"),
+    ):
+        record_frozen(model, batches, forward=lambda model, x: copy.deepcopy(model)(x))

@@ -1060,10 +1060,58 @@ def test_layers_that_a_model_leaves_in_eval_mode_have_no_batch_statistics() -> N
     assert_moments(found["2"], references.merge(seen))
 
 
+class FrozenByFlag(nn.Sequential):
+    """The same with another name for the argument."""
+
+    def train(self, is_train: bool = True) -> "FrozenByFlag":  # type: ignore[override]
+        super().train(is_train)
+        self[0].eval()
+        return self
+
+
+class FrozenWithoutDefault(nn.Sequential):
+    """The same with an argument that has to be given."""
+
+    def train(self, training) -> "FrozenWithoutDefault":  # type: ignore[no-untyped-def, override]
+        nn.Module.train(self, training)
+        self[0].eval()
+        return self
+
+
+def leave_alone(model: nn.Module, mode: bool = True) -> nn.Module:
+    """What people put in the place of a frozen model's `train`, without binding it."""
+    return model
+
+
+@pytest.mark.parametrize("kind", [FrozenByFlag, FrozenWithoutDefault])
+def test_a_train_with_an_argument_of_another_name(kind: type[nn.Sequential]) -> None:
+    model = kind(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+    with unchanged(model), pytest.raises(ValueError, match="'0' left in eval mode where the model is put into train"):
+        population_statistics(model, images(4, 3), upstream="batch")
+    for training in (False, True):
+        with unchanged(model), pytest.warns(RuntimeWarning, match=r"record_frozen: .* of '0' are .* leaves them out"):
+            assert list(record_frozen(model, images(4, 3), training=training).layers) == ["2"]
+
+
+def test_a_model_whose_train_has_been_taken_away_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    model.train = leave_alone  # type: ignore[assignment]
+    with unchanged(model), pytest.raises(ValueError, match="'0' left in eval mode where the model is put into train"):
+        population_statistics(model, images(4, 3), upstream="batch")
+
+
 class Fitting(nn.Sequential):
     """Trains itself by a method of the usual name."""
 
     def train(self, epochs: int = 10) -> "Fitting":  # type: ignore[override]
+        raise AssertionError("nobody has asked for it")
+
+
+class FittingInTrainMode(nn.Sequential):
+    """The same, on data, in torch's train mode."""
+
+    def train(self, data: list[torch.Tensor], verbose: bool = True) -> None:  # type: ignore[override]
+        super().train()
         raise AssertionError("nobody has asked for it")
 
 
@@ -1077,7 +1125,7 @@ class Plain(nn.Sequential):
         return super().train(False)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("kind", [Fitting, Plain])
+@pytest.mark.parametrize("kind", [Fitting, FittingInTrainMode, Plain])
 def test_models_with_a_train_of_their_own(kind: type[nn.Sequential]) -> None:
     model, batches = kind(nn.BatchNorm2d(3)), images(4, 3)
     model.eval = lambda: nn.Sequential.train(model, False)  # type: ignore[method-assign]
