@@ -50,7 +50,7 @@ def describe(answer: Answer) -> list[str]:
     """An experiment's verdicts in aligned lines, under the sentence of each claim."""
     rows = [row for _, conditions in answer.claims for row in conditions]
     widths = [max((len(row[key]) for row in rows), default=0) for key in ("condition", "number")]
-    lines = [f"  {answer.images}"] if answer.images else []
+    lines = [f"  {told}" for told in (answer.images, answer.changes) if told]
     for claim, conditions in answer.claims:
         lines.append(f"  {claim.text} ({claim.rule.unit}: {claim.rule})")
         for row in conditions:

@@ -66,8 +66,8 @@ SHORT = {
     "batch, large only where they are few; in a convolutional network each pixel counts as a value. It makes the "
     "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes accuracy by "
     "{unbiasing.correction_costs_nothing: holds}.",
-    "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: undecided} on average over "
-    "five networks; whether it costs anything is undecided at every batch size, and so is whether it gains early at "
+    "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: undecided} on average; "
+    "whether it costs anything is undecided at every batch size, and so is whether it gains early at "
     "batch 256{if momentum.mistake_gains_early: undecided}.",
     "Q5": "The plain average keeps batches of weights that have moved since: at the end of training it is "
     "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it costs "
@@ -144,7 +144,7 @@ SHORT = {
     "dose_response.small_errors_are_harmless: batch size 16, variances: undecided}. An error of 1.6 standard "
     "deviations in the means of one layer alone costs {dose_response.first_layer_costs_more: holds} more in the first "
     "layer than in the last.",
-    "Q17": "Five networks at a batch size are too few to say. At a constant learning rate the EMA shows a validation "
+    "Q17": "There are too few networks to say. At a constant learning rate the EMA shows a validation "
     "accuracy that is {model_selection.ema_shows_less: holds} lower over training; but whether it picks the same "
     "checkpoint in most networks is undecided{if model_selection.ema_picks_the_same: undecided}, and so is whether its "
     "pick is as good, to half a point: it costs {model_selection.ema_picks_as_well: undecided}, at batch 256 and 16.",

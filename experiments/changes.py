@@ -2,60 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
+from bnlab.harness.reporting.answer import join_values
 from bnlab.harness.reporting.frames import RESULTS, name_value
+from bnlab.harness.schema import EARLIER_NAMES
 
-# What follows from other settings, or is there under their own, dotted name too.
-_DERIVED = {"run", "seed", "steps", "lr_effective", "norm_batch_size", *RESULTS}
-_TWINS = {"data", "model", "norm", "optimizer", "lr", "lr_scaling", "sgd_momentum", "weight_decay", "schedule"}
-_MOST = 5  # that are named
+# What follows from other settings, or is there under its dotted name too.
+_DERIVED = {"run", "seed", "steps", "lr_effective", "norm_batch_size", *EARLIER_NAMES.values(), *RESULTS}
+_MEASURED = ("momentum", "estimator", "shift")
+_MOST = 4  # values of a setting that are named
 
 
 def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.DataFrame]) -> str:
-    """A sentence on settings and momenta that the experiment's own tables do not have; empty if there are none.
+    """What an experiment's own tables do not have, and what they have that is missing, in words; empty if nothing.
 
-    Momenta that are missing count too: the best one of fewer is another.
+    Settings of the networks, momenta, estimators and shifts of the images. Estimators that come on top change no word.
 
     Args:
         tables: the results.
         own: the reference tables of the experiment.
     """
-    found = [*_list_settings(tables["runs"], own["runs"]), *_list_momenta(tables, own)]
-    if not found:
-        return ""
-    named = ", ".join([*found[:_MOST], *([f"{len(found) - _MOST} more"] if len(found) > _MOST else [])])
-    return (
-        f"Other than in this question's own sweep: {named}. What captions and claims take for given is of that sweep."
-    )
+    new, missing = list[str](), list[str]()
+    for column, ours, theirs in _pair_values(tables, own):
+        if not (ours and theirs):  # it means nothing to one of them, or is younger
+            continue
+        if column != "estimator":
+            new += _name(column, [value for value in ours if value not in theirs])
+        if {*ours} & {*theirs}:  # otherwise the new ones say it
+            missing += _name(column, [value for value in theirs if value not in ours])
+    told = [f"Other than in this question's own sweep: {', '.join(new)}."] if new else []
+    told += [f"Missing, of this question's own sweep: {', '.join(missing)}."] if missing else []
+    return " ".join([*told, "What captions and claims take for given is of that sweep."]) if told else ""
 
 
-def _list_settings(runs: pd.DataFrame, own: pd.DataFrame) -> list[str]:
-    columns = [str(column) for column in runs if column in own and column not in _DERIVED | _TWINS]
-    found = []
-    for column in sorted(columns, key=lambda column: not column.endswith(".name")):
-        known = {*own[column].dropna()}
-        found += [_name(column, value) for value in _list_values(runs[column]) if value not in known]
-    return found
+def _pair_values(
+    tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.DataFrame]
+) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Columns with their values in the results and in the reference tables."""
+    runs, known = tables["runs"], own["runs"]
+    settings = [str(column) for column in runs if column in known and column not in _DERIVED]
+    for column in sorted(settings, key=lambda column: not column.endswith(".name")):
+        yield column, _list_values([runs], column), _list_values([known], column)
+    both = [table for table in own if table in tables]
+    for column in _MEASURED:
+        yield (
+            column,
+            _list_values([tables[table] for table in both], column),
+            _list_values([own[table] for table in both], column),
+        )
 
 
-def _list_momenta(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Those of all tables that both have."""
-    ours, theirs = (
-        {value for table in own if table in tables for value in _list_values(side[table].get("momentum", pd.Series()))}
-        for side in (tables, own)
-    )
-    missing = len(theirs - ours)
-    fewer = [f"{missing} moment{'a' if missing > 1 else 'um'} fewer"] if missing else []
-    return [*(_name("momentum", value) for value in sorted(ours - theirs)), *fewer]
+def _list_values(frames: list[pd.DataFrame], column: str) -> list[Any]:
+    cells = [frame[column].dropna() for frame in frames if column in frame]
+    return sorted(pd.concat(cells).unique(), key=lambda value: (isinstance(value, str), value)) if cells else []
 
 
-def _list_values(column: pd.Series) -> list[Any]:
-    return list(column.dropna().drop_duplicates())
-
-
-def _name(column: str, value: Any) -> str:
-    return name_value(column.removesuffix(".name"), f"{value:g}" if isinstance(value, float) else value)
+def _name(column: str, values: list[Any]) -> list[str]:
+    """The column with the values in one phrase; nothing without any."""
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    more = [f"{len(texts) - _MOST} more"] if len(texts) > _MOST else []
+    return [name_value(column.removesuffix(".name"), join_values([*texts[:_MOST], *more]))] if texts else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -22,7 +23,7 @@ def run_command(command: Callable[[list[str]], int], usage: str = "", options: t
         options: words with a dash that it knows.
     """
     words = sys.argv[1:]
-    warnings.showwarning = _note  # type: ignore[assignment]
+    warnings.showwarning = partial(_note, set())  # type: ignore[assignment]
     try:
         if usage and {"-h", "--help"} & {*words}:
             print(usage)
@@ -48,7 +49,10 @@ def run_command(command: Callable[[list[str]], int], usage: str = "", options: t
         return 2
 
 
-def _note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-    """A `Note` in a line of its own; other warnings as Python has them."""
+def _note(told: set[str], message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """A `Note` in a line of its own, once, whichever figures and claims it is of; other warnings as Python has them."""
     ours = category.__name__ == "Note"
-    print(f"note: {message}" if ours else warnings.formatwarning(message, category, filename, lineno), file=sys.stderr)
+    text = f"note: {message}" if ours else warnings.formatwarning(message, category, filename, lineno)
+    if text not in told:
+        print(text, file=sys.stderr)
+    told.add(text)

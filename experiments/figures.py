@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 
 from experiments.answers import describe
 from experiments.command import run_command
-from experiments.places import Place, tell_changes
+from experiments.places import Place
 
 USAGE = """usage: python -m experiments.figures experiment=NAME [name=NAME] [results=FOLDER]
 
@@ -51,7 +52,7 @@ def draw_all(place: Place) -> None:
             answer = compose_answer(question, tables)
         for name, image in drawn.items():
             print(f"{drawing.save(image, place.figures, name)[0]}  (and .pdf)")
-    print("\n".join(["", question.question, *describe(tell_changes(answer, changes))]))
+    print("\n".join(["", question.question, *describe(replace(answer, changes=changes))]))
     print(textwrap.fill(READING, 110))
 
 

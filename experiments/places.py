@@ -108,18 +108,13 @@ class Place(NamedTuple):
             question = replace(question, command=question.command or self.command)
         with self.explain_errors(f"answers of {self.experiment}"):
             answer = compose_answer(question, tables)
-        return tell_changes(answer, self.describe_changes(tables))
+        return replace(answer, changes=self.describe_changes(tables))
 
     def explain_errors(self, what: str) -> AbstractContextManager[None]:
         """In the block, errors of the experiment's code become UserErrors that name the tables and the line."""
         from experiments.questions import own_code
 
         return own_code(what, self.folder, self.command)
-
-
-def tell_changes(answer: Answer, changes: str) -> Answer:
-    """The answer, with a sentence on settings in which its tables differ from the reference ones."""
-    return replace(answer, images=" ".join(filter(None, (answer.images, changes))))
 
 
 def names_experiment(words: list[str]) -> bool:

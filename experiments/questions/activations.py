@@ -35,11 +35,12 @@ def score_misplaced(share: float, *sizes: int) -> Score:
     def scored(tables: Tables) -> pd.DataFrame:
         key = ["run", "step", "panel", "layer", "left"]
         frame = shares(tables)
-        exact = select(frame, estimator="exact")[[*key, "share"]]
+        exact = select(frame, estimator="exact")[[*key, "statistics_split", "share"]]
         ema = select(frame, estimator="ema", panel=share_name(share), batch_size=sizes)
         both = ema.merge(exact, on=key, suffixes=("", "_exact"))
         misplaced = both.assign(misplaced=(both["share"] - both["share_exact"]).abs() / 2)
-        each = misplaced.groupby([*EACH, "seed", "layer"], sort=False)["misplaced"].sum().reset_index()
+        histogram = [*EACH, "seed", "layer", "momentum", "statistics_split_exact"]
+        each = misplaced.groupby(histogram, sort=False, dropna=False)["misplaced"].sum(min_count=1).reset_index()
         return interval(each, "misplaced", EACH, average="layer")
 
     return scored

@@ -39,7 +39,7 @@ def find_ends(tables: Tables) -> pd.DataFrame:
 def correlate(tables: Tables) -> pd.DataFrame:
     """Of each network and metric, averaged over layers: Spearman's correlation with the accuracy that is lost.
 
-    Over all estimators, momenta and steps; 0 where one of the two does not vary.
+    Over all estimators, momenta and steps, of which there are more than two; 0 where one of the two does not vary.
     """
     gaps = rows(tables, "gaps").groupby([*POINT], dropna=False)[[*METRICS]].mean().reset_index()
     lost = paired(rows(tables, "evaluations"), "accuracy")
@@ -47,6 +47,7 @@ def correlate(tables: Tables) -> pd.DataFrame:
     found = [
         (*key, metric, correlation)
         for key, network in both.groupby([*NETWORK], sort=False)
+        if len(network) > 2
         for metric, correlation in network[["lost", *SHOWN]].corr(method="spearman")["lost"].fillna(0)[1:].items()
     ]
     return pd.DataFrame(found, columns=[*NETWORK, "metric", "correlation"])

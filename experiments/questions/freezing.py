@@ -38,7 +38,7 @@ EXPERIMENT = Experiment(
     figures=(
         Figure("accuracy", "Accuracy with batch norm frozen for the last fifth of training",
                "Test accuracy under the statistics that each network holds: its running averages, or those that it was "
-               "frozen with after four fifths of training. It is measured after 75, 90 and 100%; where one line hides "
+               "frozen with after four fifths of training. Lines join the few steps that are measured; where one hides "
                "another they agree.",
                score(find_accuracies, "accuracy", ("panel", "line", "epoch"), scale=100),
                Curves("epoch", "line", Axis("test accuracy (%)"))),

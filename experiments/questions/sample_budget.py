@@ -25,8 +25,8 @@ class RootMeanSquares(Curves):
 
 
 def add_images(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of samples, with how many images they have."""
-    images = find_parameter(frame, "images")
+    """The rows of exact statistics of samples, with how many images they have."""
+    images = find_parameter(frame, "images", "exact")
     return frame.assign(images=images)[images.notna()].astype({"images": int})
 
 

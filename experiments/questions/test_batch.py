@@ -7,11 +7,22 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import find_parameter, find_test_images, interval, paired, rows, score, select
+from bnlab.harness.reporting.frames import (
+    find_parameter,
+    find_test_images,
+    interval,
+    name_panels,
+    paired,
+    rows,
+    score,
+    select,
+)
 from bnlab.harness.reporting.plots import AGAINST_EXACT, EstimatorCurves, Forest
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, SIX_IMAGES
 
+SHARES = (1.0,)  # of the training
+PRIOR = 16  # pseudo-samples
 BY, EACH = ("panel", "estimator", "momentum"), ("batch_size",)
 TRAINED = "At the end of training, a panel for each batch size of the training."
 SPLITS = {"val": "validation images", "test": "test images"}
@@ -21,19 +32,21 @@ NOTHING = ("points gained", "no gain at all is the other answer")
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy of all statistics minus that under exact ones of the training split, by network and predicted split.
 
-    `estimator` is a rule's name alone; its parameters are the columns `images`, in a test batch, and `weight`.
+    `estimator` is a rule's name alone; its parameters are the columns `images`, in a test batch, `prior`, its
+    pseudo-samples, and `weight`.
     """
-    gains = paired(rows(tables, "evaluations", split=("test", "val")), "accuracy")
-    return gains.assign(
+    gains = paired(rows(tables, "evaluations", SHARES, split=("test", "val")), "accuracy")
+    return name_panels(gains, "batch size {batch_size} ({steps} steps)").assign(
         estimator=gains["estimator"].str.extract(r"^(\w+)", expand=False),
         images=find_test_images(gains),
+        prior=find_parameter(gains, "n", "pseudo_samples"),
         weight=find_parameter(gains, "weight"),
     )
 
 
 def find_mixed(tables: Tables) -> pd.DataFrame:
-    """The gains in test accuracy with 2 and 8 test images, alone and mixed."""
-    gains = select(find_gains(tables), split="test", images=(2, 8)).astype({"images": int})
+    """The gains in test accuracy with 2 and 8 test images, alone and mixed with `PRIOR` pseudo-samples."""
+    gains = select(find_gains(tables), split="test", images=(2, 8), prior=(None, PRIOR)).astype({"images": int})
     return gains.assign(panel=gains["images"])
 
 

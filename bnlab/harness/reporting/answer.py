@@ -76,8 +76,8 @@ class Answer:
         frame: verdicts with their numbers, see `experiment.answers`.
         data: the names of the networks' data.
         networks: what was measured, and what was not varied.
-        images: which images are predicted, where these are not the usual ones, and in which settings the tables differ
-            from the question's own; empty otherwise.
+        images: which images are predicted, where these are not the usual ones; empty otherwise.
+        changes: in which settings the tables differ from those that claims were written for; empty if in none.
     """
 
     experiment: Experiment
@@ -85,6 +85,7 @@ class Answer:
     data: str
     networks: str
     images: str = ""
+    changes: str = ""
 
     def list_sentences(self, number: str | None = None) -> list[str]:
         """A sentence for each claim that bears on a question or hypothesis; without a number, for all."""

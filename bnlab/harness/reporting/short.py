@@ -1,4 +1,4 @@
-"""Short answers: sentences that quote cells of the answers' tables, and are left out where a verdict is another."""
+"""Short answers: sentences that quote cells of the answers' tables, and are left out where they would not be true."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _QUOTE = re.compile(r"\{(if )?(\w+)\.(\w+):(?: ([^{}]+?):)? ([\w ]+)\}")
 
 
 def fill_sentence(text: str, answers: Sequence[Answer]) -> str:
-    """The sentence with what it quotes; empty where a quoted cell is missing or has another verdict.
+    """The sentence with what it quotes; empty where a quoted cell is missing, or another than it was written for.
 
-    A quote is `{experiment.claim: condition: verdict}`, the verdict that the sentence was written for. A condition is
+    A quote is `{experiment.claim: condition: verdict}`, the verdict that the sentence was written for; it was written
+    for the settings of the reference tables, too. A condition is
     named by some of its words, separated by commas, as in `batch size 4, at the end of training`; `|` stands between
     several conditions; without one all of the claim are meant. Their means are quoted, a range where they differ, with
     their unit; `{if experiment.claim: verdict}` asks for the verdict alone.
@@ -26,7 +27,7 @@ def fill_sentence(text: str, answers: Sequence[Answer]) -> str:
     """
     if "{" in _QUOTE.sub("", text):
         raise ValueError(f"no quote like {{experiment.claim: condition: verdict}}: {_QUOTE.sub('', text)}")
-    known = {answer.experiment.name: answer for answer in answers}
+    known = {answer.experiment.name: answer for answer in answers if not answer.changes}
     quotes = [_quote(known.get(match[2]), *match.group(3, 4, 5)) for match in _QUOTE.finditer(text)]
     if "" in quotes:
         return ""

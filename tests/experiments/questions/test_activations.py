@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.experiments.planted import EMA, Effect, Value, sign
+import math
+
+import pytest
+
+from tests.experiments.planted import EMA, Effect, Setting, Value, plant, score_claim, sign
 
 
 def misplaced(share: float) -> dict[str, Value]:
@@ -22,3 +26,25 @@ def effect(holds: float, fails: float, share: float) -> Effect:
 
 
 EFFECTS = {"other_early": effect(0.2, 0.01, 0.03), "same_late": effect(0.01, 0.2, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("ema", 0.01), r"momentum 0\.01, 0\.1|momentum 0\.1, 0\.01"),
+        (("exact", None, "val"), "several rows of one seed"),
+    ],
+)
+def test_shares_of_several_averages_are_not_added_up(more: Setting, told: str) -> None:
+    tables = plant([EMA, ("exact", None), more], values=misplaced(0.1), sizes=(256,), shares=(1.0,))
+    with pytest.raises(ValueError, match=told):
+        score_claim("activations", "same_late", tables)
+
+
+def test_a_network_without_shares_does_not_count() -> None:
+    tables = plant([EMA, ("exact", None)], values=misplaced(0.1), sizes=(256,), shares=(1.0,))
+    frame = tables["histograms"]
+    frame.loc[(frame["run"] == frame["run"].iloc[0]) & (frame["estimator"] == "ema"), "share"] = math.nan
+    (found,) = score_claim("activations", "same_late", tables).to_dict("records")
+    assert found["n"] == 3
+    assert found["mean"] == pytest.approx(0.102), "of seeds 1, 2 and 3"

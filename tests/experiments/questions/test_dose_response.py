@@ -73,3 +73,7 @@ def test_exact_statistics_of_two_splits_are_two_points() -> None:
     assert found.loc[found["metric"] == "mean_gap", "correlation"].tolist() == pytest.approx(
         [1.0] * found["run"].nunique()
     )
+
+
+def test_two_points_have_no_correlation_that_tells_anything() -> None:
+    assert correlate(plant([*BANK[:2], ("exact", None)], accuracy=worse, shares=(1.0,))).empty

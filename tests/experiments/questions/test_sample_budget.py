@@ -7,8 +7,9 @@ from typing import Any
 from bnlab.harness.reporting import drawing
 from bnlab.harness.reporting.experiment import declared
 from bnlab.harness.reporting.frames import rows
-from experiments.questions.sample_budget import EXPERIMENT
-from tests.experiments.planted import Effect, Value, accuracy_lost, lose, reference, sign
+from experiments.questions.sample_budget import EXPERIMENT, losses
+from experiments.questions.sample_budget import errors as find_errors
+from tests.experiments.planted import Effect, Value, accuracy_lost, lose, plant, reference, sign
 
 ALL = 9000
 
@@ -54,3 +55,10 @@ def test_the_figure_says_which_mean_it_draws() -> None:
     tables = declared(EXPERIMENT, reference("sample_budget"))
     (text,) = (t.get_text() for t in drawing.draw(EXPERIMENT.figures[0], tables).texts if "Lines:" in t.get_text())
     assert "Lines: root mean squares over seeds" in text.replace("\n", " ")
+
+
+def test_samples_are_of_exact_statistics() -> None:
+    """Precise BN of so many images is something else."""
+    tables = plant([("exact", None), ("exact(images=32)", None), ("precise(images=512)", None)], values=VALUES)
+    for found in (find_errors(tables), losses(tables)):
+        assert set(found["estimator"]) == {"exact(images=32)"}

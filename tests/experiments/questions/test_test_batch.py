@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bnlab.harness.errors import Note
 from experiments.questions.test_batch import score_splits
 from tests.experiments.planted import Effect, Setting, alternate, plant, score_claim
 
@@ -60,3 +61,12 @@ def test_scores() -> None:
     assert score_claim("test_batch", "pseudo_samples_gain", tables).set_index("images")[
         "mean"
     ].to_dict() == pytest.approx({2: 19, 8: 1})
+
+
+def test_claims_are_of_sixteen_pseudo_samples_at_the_end_of_training() -> None:
+    few = [(f"pseudo_samples(n=4.0,between=False,batch={n})", None, "test") for n in (2, 8)]
+    tables = plant([*RULES[:5], *few], accuracy=accuracy, splits=("test", "val"), shares=(1.0,), sizes=(16,))
+    assert score_claim("test_batch", "pseudo_samples_gain", tables).empty
+    with pytest.warns(Note, match="evaluations has no rows at the end of training"):
+        early = plant(RULES, accuracy=accuracy, splits=("test", "val"), shares=(0.5,), sizes=(16,))
+        assert score_splits(early).empty

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -36,6 +38,13 @@ def answer(unit: str = "points", verdict: str = "holds") -> Answer:
 )
 def test_a_quote_wants_its_condition_and_verdict(text: str, filled: str) -> None:
     assert fill_sentence(text, [answer()]) == filled
+
+
+def test_a_sentence_is_not_for_other_settings() -> None:
+    """Than those of the tables that it was written for."""
+    text, found = "{e.large: batch size 16: holds}", answer()
+    assert fill_sentence(text, [found])
+    assert fill_sentence(text, [replace(found, changes="Other than in its own sweep: data digits.")]) == ""
 
 
 def test_several_means_are_a_range_and_shares_in_percent() -> None:

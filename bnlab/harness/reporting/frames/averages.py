@@ -12,7 +12,7 @@ from scipy import stats
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames.coverage import check_coverage, check_shares
 from bnlab.harness.reporting.frames.networks import RESULTS
-from bnlab.harness.reporting.frames.selection import name_value, require_columns
+from bnlab.harness.reporting.frames.selection import describe_difference, name_value, require_columns
 from bnlab.harness.schema import TABLES
 
 NUMBERS = ("mean", "low", "high", "n")
@@ -238,5 +238,6 @@ def _check_seeds(frame: pd.DataFrame, keys: list[str]) -> None:
     if doubled.any():
         first = ", ".join(name_value(key, frame.loc[doubled, key].iloc[0]) for key in keys)
         raise ValueError(
-            f"interval: several rows of one seed ({first}); select one, or average over layers and the like"
+            f"interval: several rows of one seed ({first}){describe_difference(frame, keys)}; select or sweep "
+            "one, or average over layers and the like"
         )

@@ -11,7 +11,14 @@ import pandas as pd
 
 from bnlab.harness.errors import Note
 from bnlab.harness.reporting.frames.coverage import check_coverage
-from bnlab.harness.reporting.frames.selection import check_estimators, lowest, name_value, require_columns, select
+from bnlab.harness.reporting.frames.selection import (
+    check_estimators,
+    describe_difference,
+    lowest,
+    name_value,
+    require_columns,
+    select,
+)
 
 SAME_NETWORK = ("run",)
 _PLACES = ("step", "panel", "layer", "channel", "split", "shift", "estimator", "momentum")
@@ -61,7 +68,10 @@ def paired(
     known = frame[is_reference]
     reference = pd.Series(known[value].to_numpy(), pd.MultiIndex.from_frame(known[keys]))
     if not reference.index.is_unique:
-        raise ValueError(f"paired: {against!r} has several rows for a network and step; select one, as one momentum")
+        raise ValueError(
+            f"paired: {against!r} has several rows for a network and step{describe_difference(known, keys)}; select or "
+            "sweep one"
+        )
     others = frame[~is_reference]
     index = pd.MultiIndex.from_frame(others[keys])
     expected = reference.reindex(index).to_numpy()

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.errors import UserError
+from bnlab.harness.schema import TABLES
 
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
 
@@ -24,6 +25,8 @@ _WORDS = {
     "averaging": "weights averaged by",
     "freeze_with": "frozen with",
 }
+# What rows of a table are told apart by, beside their networks; not the settings of these.
+_TELLING = {key for table in TABLES.values() for key in table.key if key != "run"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,15 @@ def name_value(key: str, value: Any) -> str:
     if key == "line":
         return str(value)
     return f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
+
+
+def describe_difference(frame: pd.DataFrame, by: Sequence[str]) -> str:
+    """What tells the first rows apart that agree in `by`, as `: momentum 0.01, 0.1`; empty where no column does."""
+    agreeing = frame[frame.duplicated([*by], keep=False)]
+    first = agreeing.groupby([*by], dropna=False, sort=False).ngroup() == 0
+    values = {column: sorted(agreeing[column][first].dropna().unique()) for column in agreeing if column in _TELLING}
+    words = [name_value(column, ", ".join(map(str, of[:3]))) for column, of in values.items() if len(of) > 1]
+    return f": {'; '.join(words)}" if words else ""
 
 
 def _list_values(value: Any) -> tuple[Any, ...]:

@@ -211,7 +211,7 @@ def test_a_seed_counts_once() -> None:
     layers = pd.DataFrame(
         {"seed": [0, 0, 1, 1], "momentum": np.nan, "layer": ["a", "b"] * 2, "x": [1.0, 2.0, 3.0, 4.0]}
     )
-    with pytest.raises(ValueError, match=r"several rows of one seed \(momentum nan, seed 0\); select one, or average"):
+    with pytest.raises(ValueError, match=r"rows of one seed \(momentum nan, seed 0\): layer a, b; select or sweep one"):
         interval(layers, "x", ["momentum"])
     found = interval(layers, "x", ["momentum"], average="layer")
     assert found[["mean", "n"]].to_numpy().tolist() == [[2.5, 2]]

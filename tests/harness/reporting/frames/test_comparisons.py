@@ -23,7 +23,7 @@ def test_paired_by_network_step_and_layer() -> None:
     without = frame[(frame["estimator"] == "ema") | (frame["layer"] == "x")]
     assert set(paired(without, "gap")["layer"]) == {"x"}  # where there is a reference
     assert paired(frame, "gap", against="swa").empty
-    with pytest.raises(ValueError, match="'ema' has several rows for a network and step; select one"):
+    with pytest.raises(ValueError, match=r"'ema' has several rows for a network and step: momentum 0\.1, 0\.2; sel"):
         paired(frame, "gap", against="ema")
     assert len(paired(frame[frame["momentum"] != 0.2], "gap", against="ema")) == 8
     with pytest.raises(UserError, match="no column 'accuracy'"):
