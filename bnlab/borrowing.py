@@ -68,7 +68,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """A mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone.
 
     What these do elsewhere (to the graph that runs, to averages in an object of another kind) they undo themselves:
-    they are called again with the mode of before.
+    they are called again with the mode of before. Only then weights are put back, of which these may be copies.
     """
     own, modes = _list_with_own_modes(model), [(module, module.training) for module in model.modules()]
     changes = _enter_mode(model, training, _list_weights(own))
@@ -92,9 +92,12 @@ def _list_with_own_modes(model: nn.Module) -> list[nn.Module]:
 
 
 def _has_own_modes(module: nn.Module) -> bool:
-    is_usual = (type(module).train, type(module).eval) == (nn.Module.train, nn.Module.eval)
-    is_usual = is_usual and not any(callable(vars(module).get(key)) for key in ("train", "eval"))
-    return not is_usual and _is_mode_setter(module.train)
+    return _has_own(module, "train") or _has_own(module, "eval")
+
+
+def _has_own(module: nn.Module, name: str) -> bool:
+    """Whether it overrides this method of torch's, by its class or itself; a flag of that name is none."""
+    return getattr(type(module), name) != getattr(nn.Module, name) or callable(vars(module).get(name))
 
 
 def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:
@@ -136,7 +139,7 @@ def find_left_in_eval(model: nn.Module, layers: Mapping[str, BatchNorm]) -> list
 
 
 def _is_mode_setter(train: Any) -> bool:
-    """Whether a method named `train` sets the mode, as `eval` asks it to; some people's own trains the model.
+    """Whether a model's `train` sets the mode, as torch's does; some people's own trains the model.
 
     By what its first argument is called or may be, and where that does not tell by whether it calls torch's `train`.
     """
@@ -152,25 +155,31 @@ def _is_mode_setter(train: Any) -> bool:
     return bool(calls_torch) and is_flag and all(p.default is not p.empty for p in others)
 
 
-def give_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
-    """Each module its mode, by its own `train` or `eval` where it may do more than to set it."""
-    modes = list(modes)
-    for module, mode in modes:
+def give_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """A model, which comes first, and its parts their modes, by their own `train` or `eval` where there are any."""
+    for place, (module, mode) in enumerate(modes):
         if module.training != mode and _has_own_modes(module):  # as it is now: one around it may have set it
-            _set_mode(module, mode)
+            _set_mode(module, mode, is_part=place > 0)
     for module, mode in modes:
         if module.training != mode:
             module.training = mode
 
 
-def _set_mode(model: nn.Module, training: bool) -> None:
-    """By its own `train` or `eval`, of which it may override one alone; a flag of its own may be named `eval`."""
-    if not training and callable(model.eval):
-        model.eval()
-    elif any(p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in inspect.signature(model.train).parameters.values()):
-        model.train(training)  # whatever the argument is called
+def _set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> None:
+    """By its own `train` or `eval`, of which it may override one alone; by torch's where its `train` is another thing.
+
+    `is_part`: of a model; torch calls a part's `train` with the mode, whatever it does.
+    """
+    if not training and _has_own(module, "eval"):
+        module.eval()
+    elif not (is_part or _is_mode_setter(module.train)):
+        nn.Module.train(module, training)
+    elif any(
+        p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in inspect.signature(module.train).parameters.values()
+    ):
+        module.train(training)  # whatever the argument is called
     else:
-        model.train()
+        module.train()
 
 
 @contextlib.contextmanager

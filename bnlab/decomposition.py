@@ -82,7 +82,7 @@ def decompose(
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
         terms. Layers that no batch reaches (an auxiliary head, say) are left out: `frame.attrs["unseen"]` lists them.
         noise and lag are NaN in a layer that was in eval mode for the whole window, or has been since its buffers were
-        written.
+        written; all terms but the start in one that training leaves in eval mode by itself, see `record_frozen`.
 
     Raises:
         TypeError, ValueError: as `population_statistics`; no trace, an empty one or another model's; or `batches` is
@@ -105,9 +105,13 @@ def decompose(
     def expected(network: nn.Module, stream: Iterable[Any], training: bool) -> tuple[Tensor, Tensor]:
         """M and Q of a network: [2, channels] each, NaN where no data came. Each pass draws the same random numbers."""
         frozen = record_frozen(network, stream, forward=forward, training=training)
-        calls = by_channel(torch.tensor([len(layer) for layer in frozen.layers.values()]), layout.channels)
-        m, q = replay_bank(frozen, [Cumulative(), PooledCumulative()], [frozen.last_step])[:, 0]
-        return m.where(calls > 0, math.nan), q.where(calls > 0, math.nan)
+        calls = torch.tensor([len(frozen.layers.get(name, ())) for name in layout.names])
+        seen = by_channel(calls > 0, layout.channels)
+        kept = by_channel(torch.tensor([name in frozen.layers for name in layout.names]), layout.channels)
+        both = torch.full((2, *e.shape), math.nan, dtype=e.dtype)
+        both[..., kept] = replay_bank(frozen, [Cumulative(), PooledCumulative()], [frozen.last_step])[:, 0]
+        m, q = both.where(seen, math.nan)
+        return m, q
 
     lagged = torch.zeros_like(e)
     past = _copy(model)

@@ -263,6 +263,6 @@ def set_train_mode(layers: Iterable[BatchNorm]) -> None:
     """Put layers into train mode, and no module inside of them, such as dropout."""
     for layer in layers:
         inside = [(module, module.training) for module in layer.modules() if module is not layer]
-        layer.train()
+        layer.train(True)  # as torch calls it, whatever stands in its place
         for module, mode in inside:
             module.training = mode

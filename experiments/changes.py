@@ -20,7 +20,8 @@ _MOST = 4  # values of a setting that are named
 def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.DataFrame]) -> str:
     """What an experiment's own tables do not have, and what they have that is missing, in words; empty if nothing.
 
-    Settings of the networks, momenta, estimators and shifts of the images. Estimators that come on top change no word.
+    Settings of the networks, momenta, estimators and shifts of the images. Estimators that come on top are not told: no
+    word is about them.
 
     Args:
         tables: the results.
@@ -30,9 +31,10 @@ def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.Da
     for column, ours, theirs in _pair_values(tables, own):
         if not (ours and theirs):  # it means nothing to one of them, or is younger
             continue
-        if column != "estimator":
+        both = {*ours} & {*theirs}
+        if column != "estimator" or not both:
             new += _name(column, [value for value in ours if value not in theirs])
-        if {*ours} & {*theirs}:  # otherwise the new ones say it
+        if both:  # otherwise the new ones say it
             missing += _name(column, [value for value in theirs if value not in ours])
     told = [f"Other than in this question's own sweep: {', '.join(new)}."] if new else []
     told += [f"Missing, of this question's own sweep: {', '.join(missing)}."] if missing else []
@@ -57,8 +59,11 @@ def _pair_values(
 
 
 def _list_values(frames: list[pd.DataFrame], column: str) -> list[Any]:
+    """In order, without those that a computer's rounding tells apart."""
     cells = [frame[column].dropna() for frame in frames if column in frame]
-    return sorted(pd.concat(cells).unique(), key=lambda value: (isinstance(value, str), value)) if cells else []
+    values = pd.concat(cells).unique() if cells else []
+    rounded = {float(f"{value:.9g}") if isinstance(value, float) else value for value in values}
+    return sorted(rounded, key=lambda value: (isinstance(value, str), value))
 
 
 def _name(column: str, values: list[Any]) -> list[str]:

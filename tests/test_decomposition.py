@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnlab import decompose, estimators, gap, population_statistics, record, record_frozen, replay, running_statistics
 from bnlab.decomposition import TERMS, window
 from tests import references
-from tests.helpers import images, plain, unchanged
+from tests.helpers import images, plain, train, unchanged
 
 
 def trained(steps: int, lr: float) -> tuple[nn.Module, object, dict[int, dict[str, Tensor]], list[Tensor]]:
@@ -151,6 +151,32 @@ def test_layers_that_no_batch_reaches_are_left_out() -> None:
     table = decompose(model, trace, lambda step: weights, batches, momentum=0.5)
     assert table.attrs["unseen"] == ["auxiliary.1"] and list(table["layer"].unique()) == ["body.1", "body.4"]
     assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+
+
+class FrozenStem(nn.Sequential):
+    """Keeps its first layer in eval mode."""
+
+    def train(self, mode: bool = True) -> FrozenStem:
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+def test_a_layer_that_the_model_leaves_in_eval_mode_has_a_gap_and_no_terms() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(8, 3) + i for i in range(2)]
+    model = FrozenStem(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3)).train()
+    kept = [copy.deepcopy(model.state_dict())]
+    with record(model) as trace:
+        for batch in batches * 3:
+            train(model, [batch])
+            kept.append(copy.deepcopy(model.state_dict()))
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"record_frozen: .* of '0' are used as ever"):
+        table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9)
+    frozen, behind = (table[table["layer"] == name] for name in ("0", "2"))
+    assert (frozen["gap"] != 0).all() and (frozen["start"] == 0).all() and frozen[[*TERMS[1:]]].isna().all(axis=None)
+    assert behind[[*TERMS]].notna().all(axis=None)
+    assert (behind[[*TERMS]].sum(axis=1) - behind["gap"]).abs().max() < 1e-12
 
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:

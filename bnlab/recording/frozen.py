@@ -145,8 +145,8 @@ def _describe_empty(trace: MomentTrace, reached: Collection[str]) -> list[str]:
         )
     if missed := [name for name in empty if name not in reached]:
         told.append(
-            f"no forward has called {join_names(missed)} with any values (a branch that is not taken, a copy in their "
-            "place, or code that computes with their buffers): the trace has no entries of theirs"
+            f"no values have come to {join_names(missed)} (on a branch that is not taken, or a copy or other code "
+            "stands in for them): the trace has no entries of theirs"
         )
     if told and len(empty) == len(trace.layers):
         raise ValueError(

@@ -36,10 +36,10 @@ def score_misplaced(share: float, *sizes: int) -> Score:
         key = ["run", "step", "panel", "layer", "left"]
         frame = shares(tables)
         exact = select(frame, estimator="exact")[[*key, "statistics_split", "share"]]
-        ema = select(frame, estimator="ema", panel=share_name(share), batch_size=sizes)
+        ema = select(frame, estimator="ema", panel=share_name(share), batch_size=sizes).drop(columns="statistics_split")
         both = ema.merge(exact, on=key, suffixes=("", "_exact"))
         misplaced = both.assign(misplaced=(both["share"] - both["share_exact"]).abs() / 2)
-        histogram = [*EACH, "seed", "layer", "momentum", "statistics_split_exact"]
+        histogram = [*EACH, "seed", "layer", "momentum", "statistics_split"]
         each = misplaced.groupby(histogram, sort=False, dropna=False)["misplaced"].sum(min_count=1).reset_index()
         return interval(each, "misplaced", EACH, average="layer")
 

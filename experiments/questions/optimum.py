@@ -75,7 +75,9 @@ def compare_choices(tables: Tables) -> pd.DataFrame:
     chosen = select(gaps, estimator="predictive").rename(columns={"mean_gap": "forecast"})[[*LAYER, "forecast"]]
     optima = score_optimum(tables).rename(columns={"predicted": "momentum"})
     curves = select(gaps, estimator="ema").rename(columns={"mean_gap": "mean"})
-    optima["momentum"] = optima["momentum"].clip(curves["momentum"].min(), curves["momentum"].max())
+    ends = curves.dropna(subset="mean").groupby([*LAYER])["momentum"].agg(["min", "max"])
+    reach = optima[[*LAYER]].join(ends, on=[*LAYER])
+    optima["momentum"] = optima["momentum"].clip(reach["min"], reach["max"])
     theirs = on_curves(optima, curves, "momentum", LAYER).rename(columns={"mean": "theory"})
     both = theirs.merge(chosen, on=[*LAYER])
     return both.assign(times=both["theory"] / both["forecast"])

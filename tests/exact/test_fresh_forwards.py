@@ -91,14 +91,23 @@ class Adapter(nn.Linear):
         return nn.functional.linear(x, self.weight if self.merged else self.weight + self.extra, self.bias)
 
 
+class AdapterByState(Adapter):
+    """The same with another name for the argument of `train`, which has to be given."""
+
+    def train(self, state) -> AdapterByState:  # type: ignore[no-untyped-def, override]
+        super().train(state)
+        return self
+
+
 def _record_training(model: nn.Module, batches: Any) -> Any:
     return record_frozen(model, batches, training=True)
 
 
+@pytest.mark.parametrize("kind", [Adapter, AdapterByState])
 @pytest.mark.parametrize("training", [True, False])
-def test_adapters_that_are_merged_in_eval_mode(training: bool) -> None:
+def test_adapters_that_are_merged_in_eval_mode(training: bool, kind: type[Adapter]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm1d(4), Adapter(4), nn.BatchNorm1d(4)).double().train(training)
+    model = nn.Sequential(nn.BatchNorm1d(4), kind(4), nn.BatchNorm1d(4)).double().train(training)
     batches = [torch.randn(8, 4).double() * (1 + i) for i in range(3)]
     merged = nn.Linear(4, 4).double()
     merged.load_state_dict({key: copy.deepcopy(model).eval()[1].state_dict()[key] for key in ("weight", "bias")})
@@ -755,12 +764,12 @@ def test_layers_that_no_forward_calls_are_told() -> None:
     model, batches = WithHead(), [torch.randn(8, 4) for _ in range(3)]
     with (
         unchanged(model),
-        pytest.warns(RuntimeWarning, match="record_frozen: no forward has called 'head' with any val"),
+        pytest.warns(RuntimeWarning, match="record_frozen: no values have come to 'head' "),
     ):
         assert [len(entries) for entries in record_frozen(model, batches).layers.values()] == [3, 0]
     assert [len(entries) for entries in record_frozen(model, batches, training=True).layers.values()] == [3, 3]
     with (
         unchanged(model),
-        pytest.raises(ValueError, match=r"no forward has called 'bn', 'head' .* let the forward call"),
+        pytest.raises(ValueError, match=r"no values have come to 'bn', 'head' .* let the forward call"),
     ):
         record_frozen(model, batches, forward=lambda model, x: copy.deepcopy(model)(x))

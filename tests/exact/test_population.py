@@ -1078,6 +1078,17 @@ class FrozenWithoutDefault(nn.Sequential):
         return self
 
 
+@pytest.mark.parametrize("leave", [lambda _: None, lambda mode=True: None, lambda *args: None])
+def test_a_layer_whose_train_has_been_taken_away(leave: Callable[..., object]) -> None:
+    """As torch calls it: with the mode, whatever its argument is called."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).eval()
+    model[0].train = leave  # type: ignore[assignment]
+    with unchanged(model), pytest.raises(ValueError, match="'0' left in eval mode where the model is put into train"):
+        population_statistics(model, images(4, 3), upstream="batch")
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"record_frozen: .* of '0' are .* leaves them out"):
+        assert list(record_frozen(model, images(4, 3)).layers) == ["1"]
+
+
 def leave_alone(model: nn.Module, mode: bool = True) -> nn.Module:
     """What people put in the place of a frozen model's `train`, without binding it."""
     return model

@@ -32,7 +32,7 @@ EFFECTS = {"other_early": effect(0.2, 0.01, 0.03), "same_late": effect(0.01, 0.2
     ("more", "told"),
     [
         (("ema", 0.01), r"momentum 0\.01, 0\.1|momentum 0\.1, 0\.01"),
-        (("exact", None, "val"), "several rows of one seed"),
+        (("exact", None, "val"), r"mix rows of several values of statistics_split"),
     ],
 )
 def test_shares_of_several_averages_are_not_added_up(more: Setting, told: str) -> None:

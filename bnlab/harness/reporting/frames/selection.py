@@ -154,9 +154,17 @@ def describe_difference(frame: pd.DataFrame, by: Sequence[str]) -> str:
     """What tells the first rows apart that agree in `by`, as `: momentum 0.01, 0.1`; empty where no column does."""
     agreeing = frame[frame.duplicated([*by], keep=False)]
     first = agreeing.groupby([*by], dropna=False, sort=False).ngroup() == 0
-    values = {column: sorted(agreeing[column][first].dropna().unique()) for column in agreeing if column in _TELLING}
-    words = [name_value(column, ", ".join(map(str, of[:3]))) for column, of in values.items() if len(of) > 1]
+    values = {column: agreeing[column][first].dropna().unique() for column in agreeing if column in _TELLING}
+    words = [name_value(column, _list_some(of)) for column, of in values.items() if len(of) > 1]
     return f": {'; '.join(words)}" if words else ""
+
+
+def _list_some(values: Iterable[Any]) -> str:
+    """In order, the first three."""
+    texts = [
+        f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(values, key=lambda v: (isinstance(v, str), v))
+    ]
+    return ", ".join(texts[:3]) + " and more" * (len(texts) > 3)
 
 
 def _list_values(value: Any) -> tuple[Any, ...]:
