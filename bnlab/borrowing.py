@@ -72,6 +72,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """
     own, modes = _list_with_own_modes(model), [(module, module.training) for module in model.modules()]
     changes = _enter_mode(model, training, _list_weights(own))
+    flagless = [] if training else _list_flagless(own, dict(modes))
     try:
         yield
     finally:
@@ -81,6 +82,8 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         trained = [_take_over(parameter.detach(), given, value) for parameter, _, value, given in changes]
         if own:
             with KeptTensors(_list_weights(own)).restored(unseen=True), contextlib.suppress(Exception):
+                for module in flagless:
+                    _set_mode(module, True, is_part=module is not model)
                 give_modes(modes)  # a model for inference alone may refuse
         for (parameter, memory, *_), values in zip(changes, trained, strict=True):
             parameter.data = memory
@@ -98,6 +101,11 @@ def _has_own_modes(module: nn.Module) -> bool:
 def _has_own(module: nn.Module, name: str) -> bool:
     """Whether it overrides this method of torch's, by its class or itself; a flag of that name is none."""
     return getattr(type(module), name) != getattr(nn.Module, name) or callable(vars(module).get(name))
+
+
+def _list_flagless(modules: Iterable[nn.Module], before: Mapping[nn.Module, bool]) -> list[nn.Module]:
+    """Those that `eval` has left in train mode, but not all of their parts: it passes the mode on, and keeps none."""
+    return [m for m in modules if m.training and any(before[part] and not part.training for part in m.modules())]
 
 
 def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:

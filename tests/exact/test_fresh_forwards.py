@@ -192,6 +192,18 @@ class AveragedElsewhere(nn.Sequential):
             p.data.copy_(value)
 
 
+class PassesModeOn(AveragedElsewhere):
+    """The same in a wrapper that leaves its own flag alone."""
+
+    def train(self, mode: bool = True) -> PassesModeOn:
+        for part in self:
+            part.train(mode)
+        if bool(self.average.kept) == mode:
+            AveragedElsewhere.train(self, mode)
+        self.training = True
+        return self
+
+
 def _use(model: nn.Module, batches: Any) -> None:
     with using(model, running_statistics(model)):
         model(batches[0])
@@ -238,6 +250,18 @@ def extract(model: nn.Module) -> Any:
     from torchvision.models.feature_extraction import create_feature_extractor
 
     return create_feature_extractor(model, {"bn": "bn"})
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_modes_that_a_wrapper_passes_on(measure: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model, batches = PassesModeOn(nn.Linear(4, 4), nn.BatchNorm1d(4)), [torch.randn(8, 4) for _ in range(3)]
+    own = [p.detach().clone() for p in model.parameters()]
+    with unchanged(model):
+        measure(model, batches)
+    assert not model.average.kept
+    model.train()
+    assert all(map(torch.equal, model.parameters(), own))
 
 
 @pytest.mark.parametrize("measure", MEASURES)
