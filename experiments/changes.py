@@ -13,7 +13,7 @@ from bnlab.harness.schema import EARLIER_NAMES
 
 # What follows from other settings, or is there under its dotted name too.
 _DERIVED = {"run", "seed", "steps", "lr_effective", "norm_batch_size", *EARLIER_NAMES.values(), *RESULTS}
-_MEASURED = ("momentum", "estimator", "shift")
+_MEASURED = ("momentum", "estimator", "statistics_split", "shift")
 _MOST = 4  # values of a setting that are named
 
 

@@ -244,7 +244,10 @@ def describe_images(tables: Tables) -> str:
     splits = {split for table in tables for split in _list_populations(tables[table])}
     if splits and not splits & {"train", "none"}:
         words = " and ".join(_POPULATIONS.get(split, split) for split in sorted(splits))
-        told.append(f"Exact statistics, and others that are measured on frozen weights, are of {words}.")
+        told.append(
+            f"Estimators that are measured on frozen weights, exact ones too, are of {words}; what gaps are measured "
+            "from is of the training split."
+        )
     return " ".join(told)
 
 
