@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.borrowing import KeptTensors, give_modes, gradients_set_aside, keep_state
+from bnlab.borrowing import KeptTensors, gradients_set_aside, keep_state
 from bnlab.module_state import ModuleState
 from bnlab.moments import Moments
 from bnlab.normalizations import agree, allowed_rounding
+from bnlab.own_modes import give_modes
 
 
 class FreshForwards:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
 from bnlab.arguments import check_count, check_number
-from bnlab.borrowing import borrowed, in_mode, replace_forward
+from bnlab.borrowing import borrowed, replace_forward
 from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
 from bnlab.layers import (
     TORCH_FORWARDS,
@@ -35,6 +35,7 @@ from bnlab.layers import (
 from bnlab.loans import count_loans
 from bnlab.moments import Moments
 from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
+from bnlab.own_modes import in_mode
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,7 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call
-from bnlab.borrowing import (
-    KeptTensors,
-    borrowed,
-    find_left_in_eval,
-    gradients_set_aside,
-    in_mode,
-    keep_weights_of_own_modes,
-)
+from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside
 from bnlab.exact.batch_upstream import measure_batch_upstream
 from bnlab.exact.breadth import CALLER, Evaluation
 from bnlab.exact.budget import Budget
@@ -43,6 +36,7 @@ from bnlab.layers import (
 from bnlab.loans import refuse_other_threads
 from bnlab.memory import memory_limit
 from bnlab.moments import Moments
+from bnlab.own_modes import find_left_in_eval, in_mode, keep_weights_of_own_modes
 from bnlab.statistics import Statistics
 
 _FIRST_IMAGES = 256  # that max_images="auto" begins with
