@@ -15,7 +15,8 @@ from bnlab.borrowing import KeptTensors, borrowed, is_plain
 from bnlab.layers import BatchNorm
 
 _MODES = ("mode", "training", "is_training", "is_train", "train_mode", "training_mode")  # arguments of own `train`s
-_FLAGS = ("m", "b", "on", "flag", "enable", "enabled", "status", "train")  # the same, which may mean something else too
+# The same, which may mean something else too.
+_FLAGS = ("m", "b", "on", "flag", "enable", "enabled", "state", "status", "train")
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """
     own, modes = _list_with_own_modes(model), [(module, module.training) for module in model.modules()]
     changes = _enter_mode(model, training, _list_weights(own))
-    flagless = [] if training else _list_flagless(own, dict(modes))
+    flagless = _list_flagless(own, dict(modes), training)
     try:
         yield
     finally:
@@ -38,7 +39,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
         if own:
             with KeptTensors(_list_weights(own)).restored(unseen=True), contextlib.suppress(Exception):
                 for module in flagless:
-                    _set_mode(module, True, is_part=module is not model)
+                    _set_mode(module, not training, is_part=module is not model)
                 give_modes(modes)  # a model for inference alone may refuse
         for (parameter, memory, *_), values in zip(changes, trained, strict=True):
             parameter.data = memory
@@ -58,9 +59,15 @@ def _has_own(module: nn.Module, name: str) -> bool:
     return getattr(type(module), name) != getattr(nn.Module, name) or callable(vars(module).get(name))
 
 
-def _list_flagless(modules: Iterable[nn.Module], before: Mapping[nn.Module, bool]) -> list[nn.Module]:
-    """Those that `eval` has left in train mode, but not all of their parts: it passes the mode on, and keeps none."""
-    return [m for m in modules if m.training and any(before[part] and not part.training for part in m.modules())]
+def _list_flagless(modules: Iterable[nn.Module], before: Mapping[nn.Module, bool], training: bool) -> list[nn.Module]:
+    """Those that are in train mode as ever, other than parts that have been put into a mode: they only pass it on."""
+    found = list[nn.Module]()
+    for module in modules:
+        modes = [(before[part], part.training) for part in module.modules() if part is not module and part in before]
+        were_off = not any(old for old, _ in modes)  # else it has parts that somebody has frozen
+        if before[module] and module.training and any(old != new for old, new in modes) and (were_off or not training):
+            found.append(module)
+    return found
 
 
 def keep_weights_of_own_modes(model: nn.Module) -> KeptTensors:
@@ -104,18 +111,24 @@ def find_left_in_eval(model: nn.Module, layers: Mapping[str, BatchNorm]) -> list
 def _is_mode_setter(train: Any) -> bool:
     """Whether a model's `train` sets the mode, as torch's does; some people's own trains the model.
 
-    By what its first argument is called or may be, and where that does not tell by whether it calls torch's `train`.
+    By what its first argument is called or may be, and where that does not tell by what its code names: torch's `train`
+    (any part's or the flag, where it takes no argument), and no backward pass.
     """
     if not callable(train):  # a flag of that name
         return False
     parameters = list(inspect.signature(train).parameters.values())
-    if not parameters or any(p.name in _MODES or p.kind == p.VAR_POSITIONAL for p in parameters):
+    if any(p.name in _MODES or p.kind == p.VAR_POSITIONAL for p in parameters):
         return True
+    names = {*getattr(getattr(inspect.unwrap(train), "__code__", None), "co_names", ())}
+    if "backward" in names:
+        return False
+    if not parameters:
+        return bool({"train", "training"} & names)
     first, *others = parameters
-    code = getattr(inspect.unwrap(train), "__code__", None)
-    calls_torch = code is not None and "train" in code.co_names and {"super", "Module"} & {*code.co_names}
+    bases = {base.__name__ for base in type(getattr(train, "__self__", None)).__mro__}
     is_flag = isinstance(first.default, bool) or first.annotation in (bool, "bool") or first.name in _FLAGS
-    return bool(calls_torch) and is_flag and all(p.default is not p.empty for p in others)
+    calls_torch = "train" in names and not names.isdisjoint({"super", "Module"} | bases)
+    return calls_torch and is_flag and all(p.default is not p.empty for p in others)
 
 
 def give_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:

@@ -253,13 +253,15 @@ def extract(model: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_modes_that_a_wrapper_passes_on(measure: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_a_wrapper_passes_on(measure: Callable[..., Any], training: bool) -> None:
     torch.manual_seed(0)
     model, batches = PassesModeOn(nn.Linear(4, 4), nn.BatchNorm1d(4)), [torch.randn(8, 4) for _ in range(3)]
     own = [p.detach().clone() for p in model.parameters()]
+    model.train(training)
     with unchanged(model):
         measure(model, batches)
-    assert not model.average.kept
+    assert bool(model.average.kept) != training
     model.train()
     assert all(map(torch.equal, model.parameters(), own))
 

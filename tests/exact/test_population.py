@@ -1078,6 +1078,15 @@ class FrozenWithoutDefault(nn.Sequential):
         return self
 
 
+class FrozenByState(nn.Sequential):
+    """The same by the method of its class, which it names."""
+
+    def train(self, state) -> "FrozenByState":  # type: ignore[no-untyped-def, override]
+        nn.Sequential.train(self, state)
+        self[0].eval()
+        return self
+
+
 @pytest.mark.parametrize("leave", [lambda _: None, lambda mode=True: None, lambda *args: None])
 def test_a_layer_whose_train_has_been_taken_away(leave: Callable[..., object]) -> None:
     """As torch calls it: with the mode, whatever its argument is called."""
@@ -1094,7 +1103,7 @@ def leave_alone(model: nn.Module, mode: bool = True) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", [FrozenByFlag, FrozenWithoutDefault])
+@pytest.mark.parametrize("kind", [FrozenByFlag, FrozenWithoutDefault, FrozenByState])
 def test_a_train_with_an_argument_of_another_name(kind: type[nn.Sequential]) -> None:
     model = kind(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
     with unchanged(model), pytest.raises(ValueError, match="'0' left in eval mode where the model is put into train"):
@@ -1114,8 +1123,8 @@ def test_a_model_whose_train_has_been_taken_away_stays_as_it_is() -> None:
 class Fitting(nn.Sequential):
     """Trains itself by a method of the usual name."""
 
-    def train(self, epochs: int = 10) -> "Fitting":  # type: ignore[override]
-        raise AssertionError("nobody has asked for it")
+    def train(self, epochs: int = 10) -> None:  # type: ignore[override]
+        pytest.fail("nobody has asked for it")
 
 
 class FittingInTrainMode(nn.Sequential):
@@ -1123,7 +1132,18 @@ class FittingInTrainMode(nn.Sequential):
 
     def train(self, data: list[torch.Tensor], verbose: bool = True) -> None:  # type: ignore[override]
         super().train()
-        raise AssertionError("nobody has asked for it")
+        pytest.fail("nobody has asked for it")
+
+
+class FittingAlone(nn.Sequential):
+    """Has its own data and takes no argument."""
+
+    data = torch.randn(4, 3, 2, 2)
+
+    def train(self) -> None:  # type: ignore[override]
+        super().train()
+        self(self.data).square().mean().backward()
+        pytest.fail("nobody has asked for it")
 
 
 class Plain(nn.Sequential):
@@ -1136,7 +1156,7 @@ class Plain(nn.Sequential):
         return super().train(False)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("kind", [Fitting, FittingInTrainMode, Plain])
+@pytest.mark.parametrize("kind", [Fitting, FittingInTrainMode, FittingAlone, Plain])
 def test_models_with_a_train_of_their_own(kind: type[nn.Sequential]) -> None:
     model, batches = kind(nn.BatchNorm2d(3)), images(4, 3)
     model.eval = lambda: nn.Sequential.train(model, False)  # type: ignore[method-assign]
