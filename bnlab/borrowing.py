@@ -62,19 +62,34 @@ def gradients_set_aside(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _borrowed(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
-    states, tensors = [_capture(module) for module in modules], KeptTensors(list_state_tensors(model))
+    tensors = KeptTensors(list_state_tensors(model))
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for module in modules:
-        _pause(module)
-    with tensors.restored(unseen=True), _random_state_restored(modules), flags_restored(), _uncompiled(modules):
+    with (
+        tensors.restored(unseen=True),
+        _random_state_restored(modules),
+        flags_restored(),
+        _uncompiled(modules),
+        attributes_restored(modules),
+    ):
+        for module in modules:
+            _pause(module)
         try:
             yield
         finally:
-            for module, state in zip(modules, states, strict=True):
-                _restore(module, state)
             for parameter, wants_gradient in gradients:
                 if parameter.requires_grad != wants_gradient:
                     parameter.requires_grad_(wants_gradient)
+
+
+@contextlib.contextmanager
+def attributes_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Every attribute of these modules, and the entries of those that are containers, are put back after the block."""
+    states = [(module, _capture(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, state in states:
+            _restore(module, state)
 
 
 def _pause(module: nn.Module) -> None:
@@ -116,7 +131,7 @@ def _random_state_restored(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _copy_back(buffer: Tensor, value: Tensor) -> None:
+def copy_back(buffer: Tensor, value: Tensor) -> None:
     """Only where they differ: writing would break a backward pass that is still to come."""
     if not is_plain(buffer) or not hold_the_same(buffer, value):
         with torch.inference_mode(buffer.is_inference()), torch.no_grad():
@@ -245,7 +260,7 @@ class KeptTensors:
                     tensor.data = memory
                 written = version != before or tensor.is_inference()  # whose writes nobody counts
                 if replaced or written or (unseen and plain):
-                    _copy_back(tensor, value)
+                    copy_back(tensor, value)
             self._versions = self._versions_now()
 
 

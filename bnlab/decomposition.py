@@ -22,6 +22,7 @@ from bnlab.exact.population import population_statistics
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
+from bnlab.own_modes import end_evaluation, list_shared_modes
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
 from bnlab.trace import MomentTrace, replay_bank
@@ -115,6 +116,7 @@ def decompose(
 
     lagged = torch.zeros_like(e)
     past = _copy(model)
+    end_evaluation(past)  # past weights are those of training
     ages = min(window(momentum), last - trace.last_start)
     shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
     _warn_of_the_uncovered(trace, last, ages, momentum)
@@ -139,6 +141,11 @@ def decompose(
 
 
 def _copy(model: nn.Module) -> nn.Module:
+    if shared := list_shared_modes(model):
+        raise ValueError(
+            f"decompose: train or eval of {join_names(shared)} has been replaced by a function around a module, and a "
+            "copy of the model, into which past weights go, would share it; override it in the class"
+        )
     try:
         return copy.deepcopy(model)
     except Exception as error:  # whatever a module's own copying raises

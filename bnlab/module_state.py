@@ -7,7 +7,7 @@ import functools
 import operator
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -41,8 +41,7 @@ def list_held_tensors(model: nn.Module) -> list[HeldTensor]:
     """Parameters, buffers and tensor attributes of all modules."""
     found = []
     for prefix, module in model.named_modules():
-        own = {key: value for key, value in vars(module).items() if key not in _BASE_ATTRIBUTES}
-        for key, value in {**own, **module._buffers, **module._parameters}.items():
+        for key, value in {**list_attributes(module), **module._buffers, **module._parameters}.items():
             if issubclass(type(value), Tensor) and not value.is_inference():
                 found.append(HeldTensor(f"{prefix}.{key}".lstrip("."), value, value._version, value.detach()))
     return found
@@ -139,9 +138,7 @@ class ModuleState:
         self._modes = [d.get("training") for d in self._dicts]
         self._keys = [*present, *((d, "training") for d in self._dicts if "training" in d)]
         self._values = [d[key] for d, key in self._keys]
-        called = [value for value in self._objects if callable(value)]
-        reached = _find_reached([*self._hooks, *called])
-        self._containers = _find_containers([*self._objects, *reached], but=self._dicts)
+        self._containers = find_containers(self._objects, self._hooks, but=self._dicts)
         self._entries = [copy_entries(c) for c in self._containers]
         watched = (value for d in self._dicts for value in d.values() if type(value) is Watched)
         self._members = {id(members): dict(members) for members in watched}
@@ -224,6 +221,23 @@ def list_forward_hooks(model: nn.Module) -> list[Any]:
     return [hook for hook in hooks if (getattr(hook, "__module__", None) or "").partition(".")[0] != "bnlab"]
 
 
+def find_containers(values: Sequence[Any], hooks: Iterable[Any], but: Iterable[Any]) -> list[Any]:
+    """Dictionaries, lists, sets, deques, cells of closures and attributes of plain objects, one inside the other.
+
+    Args:
+        values: attributes of modules, in which they are.
+        hooks: functions; what these, and those among `values`, reach is looked at too.
+        but: dictionaries that are left out: a hook that is a method of a module holds its attributes.
+    """
+    reached = _find_reached([*hooks, *(value for value in values if callable(value))])
+    return _list_containers([*values, *reached], but)
+
+
+def list_attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes but those of every module."""
+    return {key: value for key, value in vars(module).items() if key not in _BASE_ATTRIBUTES}
+
+
 def _find_reached(functions: Iterable[Any]) -> list[Any]:
     """What functions, methods, partial functions and callable objects hold beside their arguments, call or name."""
     found: list[Any] = []
@@ -251,12 +265,7 @@ def _find_reached(functions: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _find_containers(values: Iterable[Any], but: Iterable[Any]) -> list[Any]:
-    """Dictionaries, lists, sets, deques and attributes of plain objects in `values`, one inside the other.
-
-    Args:
-        but: dictionaries that are left out: a hook that is a method of a module holds its attributes.
-    """
+def _list_containers(values: Iterable[Any], but: Iterable[Any]) -> list[Any]:
     found: dict[int, Any] = {id(container): () for container in but}
     level = list(values)
     for _ in range(_DEPTH):

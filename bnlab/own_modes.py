@@ -5,14 +5,25 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bnlab.borrowing import KeptTensors, borrowed, is_plain
+from bnlab.borrowing import (
+    KeptTensors,
+    attributes_restored,
+    borrowed,
+    copy_back,
+    hold_the_same,
+    is_plain,
+    list_state_tensors,
+)
+from bnlab.containers import copy_entries, differs, refill
 from bnlab.layers import BatchNorm
+from bnlab.module_state import find_containers, list_attributes
 
 _MODES = ("mode", "training", "is_training", "is_train", "train_mode", "training_mode")  # arguments of own `train`s
 # The same, which may mean something else too.
@@ -21,29 +32,161 @@ _FLAGS = ("m", "b", "on", "flag", "enable", "enabled", "state", "status", "train
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """A mode for a borrowed model; what its own `train` or `eval` does to weights (merged adapters) is undone.
+    """A mode for a borrowed model, by its own `train` or `eval`, and what these do is undone.
 
-    What these do elsewhere (to the graph that runs, to averages in an object of another kind) they undo themselves:
-    they are called again with the mode of before. Only then weights are put back, of which these may be copies.
+    They may change what nobody can look into (the graph of a class, objects with slots), so they are called again with
+    the mode of before, when all that the block has lent is back. What they have changed elsewhere then is put back,
+    weights that the block has trained but for what it has added to them.
     """
-    own, modes = _list_with_own_modes(model), [(module, module.training) for module in model.modules()]
-    changes = _enter_mode(model, training, _list_weights(own))
-    flagless = _list_flagless(own, dict(modes), training)
-    try:
+    own = _list_with_own_modes(model)
+    if not own:
+        _set_mode(model, training)
         yield
+        return
+    modes, flagless = [(module, module.training) for module in model.modules()], list[nn.Module]()
+    weights, held = _Weights(_list_weights(own)), _Held(model)
+    try:
+        # A second `eval` may lose what the first has put aside; a second `train` comes with every epoch.
+        if training or any(module.training for module in model.modules()):
+            with held.watched():
+                _set_mode(model, training)
+        flagless = _list_flagless(own, dict(modes), training)
+        weights.begin()
+        with attributes_restored([*model.modules()]), KeptTensors(list_state_tensors(model)).restored(unseen=True):
+            try:
+                yield
+            finally:
+                # What the block has made of the mode is no part of what it has trained.
+                if any(module.training != training for module in own if not isinstance(module, BatchNorm)):
+                    with held.watched():
+                        _set_mode(model, training)
+                weights.end()
     finally:
-        if any(module.training != training for module in own):
-            _set_mode(model, training)  # what the block has made of it is no part of what it has trained
+        # A model for inference alone may refuse.
+        with held.watched(), contextlib.suppress(Exception):
+            for module in flagless:
+                _set_mode(module, not training, is_part=module is not model)
+            give_modes(modes)
+        weights.put_back()
+        held.put_back()  # gradients too, which have to be as their weights are
+
+
+class _Weights:
+    """Weights that a mode may exchange: what training adds to them in a block is kept.
+
+    Args:
+        parameters: as they are now.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._before = [(p, p.detach(), p.detach().clone()) for p in parameters]
+        self._given = [value for *_, value in self._before]
+        self._after = self._given
+
+    def begin(self) -> None:
+        """The block gets them as they are now."""
+        self._given = self._look(self._given)
+
+    def end(self) -> None:
+        """It leaves them as they are now."""
+        self._after = self._look(self._given)
+
+    def _look(self, known: Sequence[Tensor]) -> list[Tensor]:
+        now = [parameter.detach() for parameter, *_ in self._before]
+        return [old if _is_same(old, new) else new.clone() for old, new in zip(known, now, strict=True)]
+
+    def put_back(self) -> None:
+        """With what the block has added, in their own memory."""
         # All of them before one is written, as two may share memory.
-        trained = [_take_over(parameter.detach(), given, value) for parameter, _, value, given in changes]
-        if own:
-            with KeptTensors(_list_weights(own)).restored(unseen=True), contextlib.suppress(Exception):
-                for module in flagless:
-                    _set_mode(module, not training, is_part=module is not model)
-                give_modes(modes)  # a model for inference alone may refuse
-        for (parameter, memory, *_), values in zip(changes, trained, strict=True):
-            parameter.data = memory
-            parameter.data.copy_(values)  # without a trace: a backward pass may be still to come
+        pairs = zip(self._before, self._given, self._after, strict=True)
+        values = [_take_over(value, given, after) for (*_, value), given, after in pairs]
+        for (parameter, memory, _), value in zip(self._before, values, strict=True):
+            _give_memory(parameter, memory)
+            if not _is_same(parameter, value):
+                parameter.data.copy_(value)  # without a trace: a backward pass may be still to come
+
+
+def _take_over(value: Tensor, given: Tensor, after: Tensor) -> Tensor:
+    """`value`, changed as `given` has been changed to `after`."""
+    if after is given or after.shape != value.shape:
+        return value
+    if given is value:
+        return after
+    return torch.where((after == given) | given.isnan(), value, value + (after - given))
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and hold_the_same(a, b)
+
+
+class _Held:
+    """What modules hold, one inside the other, and what `train` and `eval` change of it, to be put back.
+
+    Entries of containers, attributes of plain objects and of other modules, closures, optimizers, and values of tensors
+    there; gradients. Not the modules' own attributes and buffers, which come back when a model has been borrowed.
+
+    Args:
+        model: as it is now.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules, weights = [*model.modules()], {id(p): p for p in model.parameters()}
+        self._gradients = [(p, p.grad) for p in weights.values() if p.is_leaf]
+        values = [value for module in modules for value in list_attributes(module).values()]
+        self._containers = find_containers(values, (), but=map(vars, modules))
+        inner = [*values, *(entry for container in self._containers for entry in _list_entries(container))]
+        others = {part for value in inner if _is_module(value) for part in value.modules()} - {*modules}
+        dicts = [held for part in others for held in (vars(part), part._parameters, part._buffers)]
+        self._containers += [held for held in dicts if isinstance(held, dict)]  # scripted modules have others
+        inner += [t for part in others for t in (*part.parameters(False), *part.buffers(False))]
+        inner += [gradient for _, gradient in self._gradients]
+        tensors = {id(value): value for value in inner if issubclass(type(value), Tensor) and id(value) not in weights}
+        self._tensors = [t for t in tensors.values() if not is_lazy(t) and is_plain(t)]
+        self._entries, self._memory = [*map(copy_entries, self._containers)], [t.detach() for t in self._tensors]
+        self._values = [memory.clone() for memory in self._memory]
+        self._changed = set[int]()  # ids of containers, tensors, and parameters whose gradient it is
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """The block sets the mode."""
+        entries, values = [*map(copy_entries, self._containers)], [t.detach().clone() for t in self._tensors]
+        gradients = [parameter.grad for parameter, _ in self._gradients]
+        try:
+            yield
+        finally:
+            for container, before in zip(self._containers, entries, strict=True):
+                self._changed |= {id(container)} if differs(container, before) else set()
+            for tensor, value in zip(self._tensors, values, strict=True):
+                self._changed |= set() if _is_same(tensor, value) else {id(tensor)}
+            for (parameter, _), gradient in zip(self._gradients, gradients, strict=True):
+                self._changed |= set() if parameter.grad is gradient else {id(parameter)}
+
+    def put_back(self) -> None:
+        """What setting the mode has changed; what else has been changed meanwhile stays."""
+        for container, entries in zip(self._containers, self._entries, strict=True):
+            if id(container) in self._changed:
+                refill(container, entries)
+        for tensor, memory, value in zip(self._tensors, self._memory, self._values, strict=True):
+            if id(tensor) in self._changed:
+                _give_memory(tensor, memory)
+                copy_back(tensor, value)
+        for parameter, gradient in self._gradients:
+            if id(parameter) in self._changed:
+                parameter.grad = gradient
+
+
+def _give_memory(tensor: Tensor, memory: Tensor) -> None:
+    if tensor.data_ptr() != memory.data_ptr() or tensor.shape != memory.shape:
+        tensor.data = memory
+
+
+def _is_module(value: Any) -> bool:
+    return issubclass(type(value), nn.Module)  # not isinstance, which some objects answer themselves
+
+
+def _list_entries(container: Any) -> list[Any]:
+    entries = copy_entries(container)
+    return [*(entries.values() if isinstance(entries, dict) else entries)]
 
 
 def _list_with_own_modes(model: nn.Module) -> list[nn.Module]:
@@ -79,33 +222,31 @@ def _list_weights(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(dict.fromkeys(p for module in modules for p in module.parameters() if not is_lazy(p) and is_plain(p)))
 
 
-def _take_over(now: Tensor, given: Tensor, value: Tensor) -> Tensor:
-    """`value`, changed as `given` has been changed to `now`."""
-    return torch.where((now == given) | given.isnan(), value, value + (now - given))
-
-
-def _enter_mode(
-    model: nn.Module, training: bool, parameters: Iterable[nn.Parameter]
-) -> list[tuple[nn.Parameter, Tensor, Tensor, Tensor]]:
-    """Those of `parameters` that this changes: each with its memory and values before, and the values it is given."""
-    before = [(p, p.detach(), p.detach().clone()) for p in parameters]
-    # A second `eval` may lose what the first has put aside; a second `train` comes with every epoch.
-    if training or any(module.training for module in model.modules()):
-        _set_mode(model, training)
-    return [
-        (parameter, memory, value, parameter.detach().clone())
-        for parameter, memory, value in before
-        if parameter.data_ptr() != memory.data_ptr() or not torch.equal(parameter, value)
-    ]
-
-
 def find_left_in_eval(model: nn.Module, layers: Mapping[str, BatchNorm]) -> list[str]:
     """Names of layers that stay in eval mode where the model is put into train mode: of a frozen part, say."""
-    if not _list_with_own_modes(model) or not _is_mode_setter(model.train):
+    if not _list_with_own_modes(model):
         return []
     with borrowed(model), contextlib.suppress(Exception), in_mode(model, training=True):
         return [name for name, layer in layers.items() if not layer.training]
     return []  # a model for inference alone may refuse
+
+
+def end_evaluation(model: nn.Module) -> None:
+    """Put a model whose own `eval` has made it ready for inference into train mode: its weights are training's then."""
+    if not model.training and _list_with_own_modes(model):
+        with contextlib.suppress(Exception):  # a model for inference alone may refuse
+            _set_mode(model, True)
+
+
+def list_shared_modes(model: nn.Module) -> list[str]:
+    """Names of modules whose `train` or `eval` is a function around a module, which a copy of the model would share."""
+    held = [(name, vars(module).get(key)) for name, module in model.named_modules() for key in ("train", "eval")]
+    return [name or "the model" for name, value in held if isinstance(value, FunctionType) and _names_module(value)]
+
+
+def _names_module(function: FunctionType) -> bool:
+    inside = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
+    return any(map(_is_module, [*inside, *map(function.__globals__.get, function.__code__.co_names)]))
 
 
 def _is_mode_setter(train: Any) -> bool:
@@ -117,7 +258,7 @@ def _is_mode_setter(train: Any) -> bool:
     if not callable(train):  # a flag of that name
         return False
     parameters = list(inspect.signature(train).parameters.values())
-    if any(p.name in _MODES or p.kind == p.VAR_POSITIONAL for p in parameters):
+    if any(p.kind == p.VAR_POSITIONAL or _is_mode(p) for p in parameters):
         return True
     names = {*getattr(getattr(inspect.unwrap(train), "__code__", None), "co_names", ())}
     if "backward" in names:
@@ -131,6 +272,11 @@ def _is_mode_setter(train: Any) -> bool:
     return calls_torch and is_flag and all(p.default is not p.empty for p in others)
 
 
+def _is_mode(parameter: inspect.Parameter) -> bool:
+    """Whether it is named so, and no word for a way of training."""
+    return parameter.name in _MODES and (parameter.default is parameter.empty or isinstance(parameter.default, bool))
+
+
 def give_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
     """A model, which comes first, and its parts their modes, by their own `train` or `eval` where there are any."""
     for place, (module, mode) in enumerate(modes):
@@ -142,17 +288,22 @@ def give_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 def _set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> None:
-    """By its own `train` or `eval`, of which it may override one alone; by torch's where its `train` is another thing.
+    """By its own `train` or `eval`, of which it may override one alone; by torch's where these are other things.
 
     `is_part`: of a model; torch calls a part's `train` with the mode, whatever it does.
     """
-    if not training and _has_own(module, "eval"):
+    if not training and _has_own(module, "eval") and not _takes_arguments(module.eval):  # else it is an evaluation
         module.eval()
     elif not (is_part or _is_mode_setter(module.train)):
         nn.Module.train(module, training)
-    elif any(
-        p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in inspect.signature(module.train).parameters.values()
-    ):
+    elif _takes_arguments(module.train, any_number=True):
         module.train(training)  # whatever the argument is called
     else:
         module.train()
+
+
+def _takes_arguments(function: Any, *, any_number: bool = False) -> bool:
+    """Whether it has arguments that may be given without a name; `any_number`: `*args` is one."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    return any(k not in by_name and (any_number or k != inspect.Parameter.VAR_POSITIONAL) for k in kinds)

@@ -123,6 +123,16 @@ class Statistics(Mapping[str, Moments]):
         for name, layer in layers.items():
             write_buffers(layer, self[name])
 
+    def _lend_to(self, model: nn.Module) -> dict[str, BatchNorm]:
+        """Let the layers of a borrowed model that are there now have copies of their buffers with these values."""
+        norms = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
+        found = {name: layer for name, layer in norms.items() if layer.running_mean is not None}
+        layers = {name: found[own] for name, own in match_names(self, found).items()}
+        for layer in layers.values():
+            set_buffers_aside(layer)
+        self._copy_into(layers)
+        return layers
+
     def _matching(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         """For each name here the layer of `model`, after all that could be wrong has been checked."""
         found = batch_norm_layers(model, caller=caller)
@@ -234,8 +244,9 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     """Evaluate under `statistics`: the model is in eval mode with them inside the block, then as it was before.
 
     The model's own buffers are set aside, not overwritten, so that nothing can be lost. What was traced or exported
-    from the model before holds these, and knows nothing of the block. What forwards in the block keep in deques, arrays
-    or objects of other kinds stays there.
+    from the model before holds these, and knows nothing of the block; so does what its own `eval` has computed from
+    them, if it is in eval mode already. What forwards in the block keep in deques, arrays or objects of other kinds
+    stays there.
 
     Raises:
         TypeError, ValueError: as `Statistics.write_to`, before anything is changed.
@@ -246,14 +257,14 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     """
     if not isinstance(statistics, Statistics):
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
-    layers = statistics._matching(model, "using")
-    with borrowed(model), in_mode(model, training=False):
-        for layer in layers.values():
-            set_buffers_aside(layer)
-        statistics._copy_into(layers)
-        lent = {name: torch.stack(get_running_buffers(layer)) for name, layer in layers.items()}
-        yield model
-        written = [name for name, layer in layers.items() if not _holds(layer, lent[name])]
+    statistics._matching(model, "using")
+    with borrowed(model):
+        statistics._lend_to(model)  # which may compute something under them when it is put into eval mode
+        with in_mode(model, training=False):
+            layers = statistics._lend_to(model)  # of which some may be others then
+            lent = {name: torch.stack(get_running_buffers(layer)) for name, layer in layers.items()}
+            yield model
+            written = [name for name, layer in layers.items() if not _holds(layer, lent[name])]
     if written:
         warnings.warn(
             f"using: something has written the running buffers of {join_names(written)} in the block (a forward in "

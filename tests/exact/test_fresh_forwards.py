@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import layer_calls, population_statistics, record_frozen, running_statistics, self_consistency, using
-from bnlab.harness.artifacts.vision import torchvision
+from bnlab import layer_calls, population_statistics, record_frozen, self_consistency
 from bnlab.randomness import RandomStream
 from tests.exact.test_hazards import LAYERWISE
 from tests.helpers import images, plain, unchanged
@@ -99,7 +96,7 @@ class AdapterByState(Adapter):
         return self
 
 
-def _record_training(model: nn.Module, batches: Any) -> Any:
+def record_training(model: nn.Module, batches: Any) -> Any:
     return record_frozen(model, batches, training=True)
 
 
@@ -112,7 +109,7 @@ def test_adapters_that_are_merged_in_eval_mode(training: bool, kind: type[Adapte
     merged = nn.Linear(4, 4).double()
     merged.load_state_dict({key: copy.deepcopy(model).eval()[1].state_dict()[key] for key in ("weight", "bias")})
     plainly = nn.Sequential(model[0], merged, model[2])
-    for measure in (population_statistics, LAYERWISE, measure_batch_upstream, record_frozen, _record_training):
+    for measure in (population_statistics, LAYERWISE, measure_batch_upstream, record_frozen, record_training):
         wanted = list_moments(measure(plainly, batches))
         with unchanged(model):
             found = list_moments(measure(model, batches))
@@ -154,7 +151,7 @@ class Averaged(nn.Linear):
         return super().train(mode)
 
 
-@pytest.mark.parametrize("measure", [record_frozen, _record_training, measure_batch_upstream])
+@pytest.mark.parametrize("measure", [record_frozen, record_training, measure_batch_upstream])
 @pytest.mark.parametrize("leaves", [True, False])
 @pytest.mark.parametrize("make", [Adapter, Averaged])
 def test_weights_of_modes_that_a_loader_has_changed(
@@ -168,122 +165,6 @@ def test_weights_of_modes_that_a_loader_has_changed(
     with unchanged(model):
         found = list_moments(measure(model, label(model, batches, leaves)))
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(found, wanted, strict=True))
-
-
-class AveragedElsewhere(nn.Sequential):
-    """Is evaluated with averaged weights; an object of another kind holds those of training meanwhile."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__(*modules)
-        self.average = SimpleNamespace(weights=[torch.rand_like(p) for p in self.parameters()], kept=[])
-
-    def train(self, mode: bool = True) -> AveragedElsewhere:
-        held = self.average
-        if mode and held.kept:
-            self._write(held.kept)
-            held.kept = []
-        elif not mode:
-            held.kept = [p.detach().clone() for p in self.parameters()]  # lost where it is called twice
-            self._write(held.weights)
-        return super().train(mode)
-
-    def _write(self, values: list[Tensor]) -> None:
-        for p, value in zip(self.parameters(), values, strict=True):
-            p.data.copy_(value)
-
-
-class PassesModeOn(AveragedElsewhere):
-    """The same in a wrapper that leaves its own flag alone."""
-
-    def train(self, mode: bool = True) -> PassesModeOn:
-        for part in self:
-            part.train(mode)
-        if bool(self.average.kept) == mode:
-            AveragedElsewhere.train(self, mode)
-        self.training = True
-        return self
-
-
-def _use(model: nn.Module, batches: Any) -> None:
-    with using(model, running_statistics(model)):
-        model(batches[0])
-
-
-def _look_for_consistency(model: nn.Module, batches: Any) -> None:
-    self_consistency(model, running_statistics(model), batches)
-
-
-MEASURES = [
-    population_statistics, LAYERWISE, measure_batch_upstream, record_frozen, _record_training, _use,
-    _look_for_consistency,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("training", [True, False])
-def test_modes_that_keep_weights_elsewhere(measure: Callable[..., Any], training: bool) -> None:
-    torch.manual_seed(0)
-    model = AveragedElsewhere(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    own, batches = [p.detach().clone() for p in model.parameters()], [torch.randn(8, 4) for _ in range(3)]
-    model.train(training)
-    with unchanged(model):
-        measure(model, batches)
-    assert bool(model.average.kept) != training
-    model.train()
-    assert all(map(torch.equal, model.parameters(), own))
-
-
-class Dropping(nn.Module):
-    """Has dropout that is no module of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.bn = nn.Linear(4, 4), nn.BatchNorm1d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(nn.functional.dropout(self.linear(x), 0.5, training=self.training))
-
-
-def extract(model: nn.Module) -> Any:
-    """What torchvision makes of it: it has a graph for each mode, and exchanges the forward of its class with these."""
-    torchvision()  # first, since parts of it may be missing
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    return create_feature_extractor(model, {"bn": "bn"})
-
-
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("training", [True, False])
-def test_modes_that_a_wrapper_passes_on(measure: Callable[..., Any], training: bool) -> None:
-    torch.manual_seed(0)
-    model, batches = PassesModeOn(nn.Linear(4, 4), nn.BatchNorm1d(4)), [torch.randn(8, 4) for _ in range(3)]
-    own = [p.detach().clone() for p in model.parameters()]
-    model.train(training)
-    with unchanged(model):
-        measure(model, batches)
-    assert bool(model.average.kept) != training
-    model.train()
-    assert all(map(torch.equal, model.parameters(), own))
-
-
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("training", [True, False])
-def test_modes_that_exchange_the_graph(measure: Callable[..., Any], training: bool) -> None:
-    torch.manual_seed(0)
-    model = extract(Dropping()).train(training)
-    batches = [torch.randn(8, 4) for _ in range(3)]
-    measure(model, batches)
-    assert model.training == training
-    first, second = (model(batches[0])["bn"] for _ in range(2))
-    assert torch.equal(first, second) != training, "it drops in train mode alone"
-
-
-def test_an_exchanged_graph_is_measured_as_the_plain_model_is() -> None:
-    plain, batches = Dropping(), [torch.randn(8, 4) for _ in range(3)]
-    for training, measure in itertools.product((True, False), (measure_batch_upstream, record_frozen)):
-        model = extract(copy.deepcopy(plain)).train(training)
-        found, wanted = (list_moments(measure(each, batches)) for each in (model, plain))
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.filterwarnings("default")

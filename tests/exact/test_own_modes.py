@@ -1,0 +1,389 @@
+"""A model's own `train` and `eval`: they are used, and all that they do is undone."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab import (
+    decompose,
+    population_statistics,
+    record,
+    record_frozen,
+    running_statistics,
+    self_consistency,
+    using,
+)  # fmt: skip
+from bnlab import (
+    nn as tuned,
+)
+from bnlab.harness.artifacts.vision import torchvision
+from bnlab.inference import TestBatch, applied
+from tests.exact.test_fresh_forwards import Adapter, list_moments, measure_batch_upstream, record_training
+from tests.exact.test_hazards import LAYERWISE
+from tests.helpers import train, unchanged
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def make_batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 4, generator=generator) for _ in range(3)]
+
+
+class AveragedElsewhere(nn.Sequential):
+    """Is evaluated with averaged weights; an object of another kind holds those of training meanwhile."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.average = SimpleNamespace(weights=[torch.rand_like(p) for p in self.parameters()], kept=[])
+
+    def train(self, mode: bool = True) -> AveragedElsewhere:
+        held = self.average
+        if mode and held.kept:
+            self._write(held.kept)
+            held.kept = []
+        elif not mode:
+            held.kept = [p.detach().clone() for p in self.parameters()]  # lost where it is called twice
+            self._write(held.weights)
+        return super().train(mode)
+
+    def _write(self, values: list[Tensor]) -> None:
+        for p, value in zip(self.parameters(), values, strict=True):
+            p.data.copy_(value)
+
+
+class PassesModeOn(AveragedElsewhere):
+    """The same in a wrapper that leaves its own flag alone."""
+
+    def train(self, mode: bool = True) -> PassesModeOn:
+        for part in self:
+            part.train(mode)
+        if bool(self.average.kept) == mode:
+            AveragedElsewhere.train(self, mode)
+        self.training = True
+        return self
+
+
+def _use(model: nn.Module, batches: Any) -> None:
+    with using(model, running_statistics(model)):
+        model(batches[0])
+
+
+def _look_for_consistency(model: nn.Module, batches: Any) -> None:
+    self_consistency(model, running_statistics(model), batches)
+
+
+MEASURES = [
+    population_statistics, LAYERWISE, measure_batch_upstream, record_frozen, record_training, _use,
+    _look_for_consistency,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [AveragedElsewhere, PassesModeOn])
+def test_modes_that_keep_weights_elsewhere(
+    measure: Callable[..., Any], training: bool, kind: type[AveragedElsewhere]
+) -> None:
+    torch.manual_seed(0)
+    model = kind(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    own, batches = [p.detach().clone() for p in model.parameters()], [torch.randn(8, 4) for _ in range(3)]
+    model.train(training)
+    with unchanged(model):
+        measure(model, batches)
+    assert bool(model.average.kept) != training
+    model.train()
+    assert all(map(torch.equal, model.parameters(), own))
+
+
+class Dropping(nn.Module):
+    """Has dropout that is no module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(nn.functional.dropout(self.linear(x), 0.5, training=self.training))
+
+
+def extract(model: nn.Module) -> Any:
+    """What torchvision makes of it: it has a graph for each mode, and exchanges the forward of its class with these."""
+    torchvision()  # first, since parts of it may be missing
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return create_feature_extractor(model, {"bn": "bn"})
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_exchange_the_graph(measure: Callable[..., Any], training: bool) -> None:
+    torch.manual_seed(0)
+    model = extract(Dropping()).train(training)
+    batches = [torch.randn(8, 4) for _ in range(3)]
+    measure(model, batches)
+    assert model.training == training
+    first, second = (model(batches[0])["bn"] for _ in range(2))
+    assert torch.equal(first, second) != training, "it drops in train mode alone"
+
+
+def test_an_exchanged_graph_is_measured_as_the_plain_model_is() -> None:
+    plain, batches = Dropping(), [torch.randn(8, 4) for _ in range(3)]
+    for training, measure in itertools.product((True, False), (measure_batch_upstream, record_frozen)):
+        model = extract(copy.deepcopy(plain)).train(training)
+        found, wanted = (list_moments(measure(each, batches)) for each in (model, plain))
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, wanted, strict=True))
+
+
+class KeptByState(nn.Sequential):
+    """Is evaluated with averages of its whole state, which an object holds, as it does that of training meanwhile."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.average = SimpleNamespace(state=copy.deepcopy(self.state_dict()), kept={})
+
+    def train(self, mode: bool = True) -> KeptByState:
+        held = self.average
+        if mode and held.kept:
+            self.load_state_dict(held.kept)
+            held.kept = {}
+        elif not mode and not held.kept:
+            held.kept = copy.deepcopy(self.state_dict())
+            self.load_state_dict(held.state)
+        return super().train(mode)
+
+
+class KeptByParameter(KeptByState):
+    """The same by parameter, as they are."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        nn.Sequential.__init__(self, *modules)
+        self.average = SimpleNamespace(state={p: p.detach() + 0.1 for p in self.parameters()}, kept={})
+
+    def load_state_dict(self, state: Any) -> None:  # type: ignore[override]
+        for p in self.parameters():
+            p.data.copy_(state[p])
+
+    def state_dict(self) -> Any:  # type: ignore[override]
+        return Entries((p, p.detach().clone()) for p in self.parameters())
+
+
+class Entries(dict[Any, Any]):
+    def __deepcopy__(self, memo: Any) -> Entries:
+        return self
+
+
+class Counting(nn.Sequential):
+    """Does something with each `train`: an epoch begins, a rate falls, meters and gradients are emptied."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.epoch, self.meters = SimpleNamespace(count=0, anchors=[torch.zeros(4)]), deque([1.0])
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def train(self, mode: bool = True) -> Counting:
+        if mode and hasattr(self, "optimizer"):
+            self.epoch.count += 1
+            self.epoch.anchors[0] += 1
+            self.optimizer.param_groups[0]["lr"] *= 0.5
+            self.meters.clear()
+            for p in self.parameters():
+                p.grad = None
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [KeptByState, KeptByParameter])
+def test_modes_that_keep_a_state(measure: Callable[..., Any], training: bool, kind: type[nn.Sequential]) -> None:
+    """None of what the model was lent has come into it."""
+    torch.manual_seed(0)
+    model, batches = (
+        kind(nn.Conv2d(4, 4, 2), nn.BatchNorm2d(4)),
+        [x[..., None, None].expand(-1, -1, 3, 3) for x in make_batches()],
+    )
+    train(model, batches)
+    own = [t.clone() for t in (*model.parameters(), *model.buffers())]
+    model.train(training)
+    with unchanged(model):
+        measure(model, batches)
+    assert bool(model.average.kept) != training
+    model.eval().train()
+    assert all(map(torch.equal, (*model.parameters(), *model.buffers()), own))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_do_something_each_time(measure: Callable[..., Any], training: bool) -> None:
+    model = Counting(nn.Linear(4, 4), nn.BatchNorm1d(4)).train(training)
+    model.epoch.count, model.meters, model.optimizer.param_groups[0]["lr"] = 3, deque([1.0, 2.0]), 0.7
+    model(make_batches()[0]).sum().backward()
+    gradients, anchor = [p.grad for p in model.parameters()], model.epoch.anchors[0].clone()
+    values = [g.clone() for g in gradients if g is not None]
+    with unchanged(model):
+        measure(model, make_batches())
+    assert model.epoch.count == 3
+    assert torch.equal(model.epoch.anchors[0], anchor)
+    assert model.meters == deque([1.0, 2.0])
+    assert model.optimizer.param_groups[0]["lr"] == 0.7
+    assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
+    assert all(map(torch.equal, [g for g in gradients if g is not None], values))
+
+
+def test_what_a_block_keeps_in_objects_stays() -> None:
+    model = Counting(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model.seen = SimpleNamespace(outputs=[])
+    with using(model, running_statistics(model)):
+        model.seen.outputs.append(model(make_batches()[0]))
+    assert len(model.seen.outputs) == 1
+
+
+class FrozenPart(nn.Sequential):
+    def train(self, mode: bool = True) -> FrozenPart:
+        super().train(mode)
+        for module in self:
+            module.eval()
+        return self
+
+
+class Learner(nn.Sequential):
+    """Has a frozen part, and trains itself by a method of the usual name."""
+
+    def train(self, epochs: int = 10, mode: str = "offline") -> None:  # type: ignore[override]
+        pytest.fail("nobody has asked for it")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_frozen_part_of_a_model_that_trains_itself() -> None:
+    model = Learner(FrozenPart(nn.BatchNorm1d(4)), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[0].eval()
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match=r"'0\.0' left in eval mode where the model"),
+    ):
+        measure_batch_upstream(model, make_batches())
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"record_frozen: .* of '0\.0' are .* leaves them out"):
+        assert list(record_frozen(model, make_batches()).layers) == ["2"]
+
+
+class Deployed(nn.Sequential):
+    """Can be evaluated alone, but has changed parts already where it says so."""
+
+    def train(self, mode: bool = True) -> Deployed:
+        super().train(mode)
+        if mode:
+            raise RuntimeError("for inference alone")
+        return self
+
+
+class Unready(nn.Sequential):
+    def eval(self) -> Unready:
+        super().eval()
+        raise RuntimeError("not calibrated")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [Deployed, Unready])
+def test_modes_that_are_refused_half_way(kind: type[nn.Sequential], training: bool) -> None:
+    torch.manual_seed(0)
+    for measure in MEASURES:
+        model = kind(Adapter(4), nn.BatchNorm1d(4))
+        nn.Sequential.train(model, training)
+        plainly = nn.Sequential(copy.deepcopy(model[0]), copy.deepcopy(model[1])).train(training)
+        with unchanged(model):
+            try:
+                found = measure(model, make_batches())
+            except RuntimeError:
+                continue
+        if found is not None:
+            pairs = zip(list_moments(found), list_moments(measure(plainly, make_batches())), strict=True)
+            assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
+
+
+class Evaluating(nn.Sequential):
+    """Has dropout, and evaluates itself by a method of the usual name."""
+
+    def eval(self, data: list[Tensor] | None = None) -> float:  # type: ignore[override]
+        return 0.0
+
+
+@pytest.mark.parametrize("measure", [population_statistics, LAYERWISE, measure_batch_upstream, record_frozen])
+def test_an_evaluation_of_the_name_of_the_mode(measure: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model = Evaluating(nn.Dropout(0.5), nn.BatchNorm1d(4))
+    pairs = zip(*(list_moments(measure(m, make_batches())) for m in (model, nn.Sequential(*model))), strict=True)
+    assert all(map(torch.equal, *zip(*pairs, strict=True)))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_self_tuned_layers_have_no_modes_of_their_own(measure: Callable[..., Any]) -> None:
+    """That these are in train mode is no reason to put the model into eval mode twice."""
+    torch.manual_seed(0)
+    model = tuned.SelfTuned.convert(AveragedElsewhere(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    own = [p.detach().clone() for p in model.parameters()]
+    measure(model.eval(), make_batches())
+    assert all(map(torch.equal, model.train().parameters(), own))
+
+
+class Folding(nn.Sequential):
+    """Computes what it is evaluated with from its running statistics when it is put into eval mode."""
+
+    def train(self, mode: bool = True) -> Folding:
+        self.scale = None if mode else (self[0].running_var + self[0].eps).rsqrt()
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](x) if self.scale is None else (x - self[0].running_mean) * self.scale
+
+
+def test_what_eval_computes_is_of_the_statistics_that_are_lent() -> None:
+    model, batches = Folding(nn.BatchNorm1d(4)), make_batches()
+    statistics = population_statistics(nn.Sequential(nn.BatchNorm1d(4)), [3 * x + 1 for x in batches])
+    written = copy.deepcopy(model)
+    statistics.write_to(written)
+    with unchanged(model), using(model, statistics):
+        assert torch.equal(model(batches[0]), written.eval()(batches[0]))
+
+
+def test_weights_of_training_are_decomposed_whatever_the_mode() -> None:
+    torch.manual_seed(0)
+    model, batches, weights = nn.Sequential(Adapter(4), nn.BatchNorm1d(4)), make_batches() * 8, {}
+    with record(model) as trace:
+        for step, x in enumerate(batches):
+            weights[step] = copy.deepcopy(model.state_dict())
+            train(model, [x])
+    tables = [
+        decompose(m, trace, weights.__getitem__, batches[:3], momentum=0.9)
+        for m in (model, copy.deepcopy(model).eval())
+    ]
+    assert torch.allclose(*(torch.tensor(table.iloc[:, 4:].to_numpy()) for table in tables), atol=1e-5)
+
+
+def test_a_train_around_the_original_cannot_be_decomposed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model.train = lambda mode=True: nn.Module.train(model, mode)  # type: ignore[method-assign]
+    with record(model) as trace:
+        train(model, make_batches())
+    with unchanged(model), pytest.raises(ValueError, match="decompose: train or eval of 'the model' has been replaced"):
+        decompose(model, trace, lambda step: model.state_dict(), make_batches(), momentum=0.9)
+
+
+def test_rules_go_with_own_modes() -> None:
+    model = KeptByState(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with unchanged(model), applied(model, TestBatch()):
+        model(make_batches()[0])
