@@ -167,8 +167,8 @@ class Origin(NamedTuple):
     """
 
     type: pa.DataType
-    group: tuple[str, ...]  # columns in which rows agree; `image_settings` are those of their networks, `family` is the
-    # estimator without its parameters
+    group: tuple[str, ...]  # columns in which rows agree; `image_settings` are those of their networks, `test_settings`
+    # those of them that make the test images, `family` is the estimator without its parameters
     before: Any  # what rows had before the column was written; None: not known, counts with any value
 
 
@@ -177,13 +177,14 @@ ORIGIN = {
     "source": Origin(_TEXT, ("estimator",), ""),  # digest of an own estimator's code, and of what it makes of batches
     "code": Origin(_TEXT, ("family",), None),  # digest of an own estimator's code, whatever its parameters
     "test_images": Origin(_TEXT, ("image_settings", "split", "shift"), None),  # digest of the images that are predicted
+    "test_set": Origin(_TEXT, ("test_settings", "split"), None),  # digest of a folder's test images, under any shift
     "training": Origin(_TEXT, ("run",), None),  # `Run.training`: a network that is trained again may become another
 }
 
 
 def origin_columns(name: str) -> dict[str, Origin]:
     """Those of `ORIGIN` that parts of the table have."""
-    known = {*TABLES[name].types, "image_settings"}  # which the table `runs` says of each
+    known = {*TABLES[name].types, "image_settings", "test_settings"}  # which the table `runs` says of each
     known |= {"family"} if "estimator" in known else set()
     known |= {"split", "shift"} if TABLES[name].predicts else set()
     measured = "step" in known  # a run is no measurement, but of a training as well
@@ -228,12 +229,14 @@ def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """Read a parquet file; ValueError if it is damaged, FileNotFoundError if it is missing."""
+    """Read a parquet file; ValueError if it is damaged, OSError if it is missing or cannot be read."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file")
+    with path.open("rb"):  # a file that cannot be read is not damaged
+        pass
     try:
         with path.open("rb") as file:
             return pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
-    except FileNotFoundError:
-        raise
     except (pa.ArrowException, OSError, MemoryError) as error:
         raise ValueError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0]})") from error
 

@@ -84,9 +84,10 @@ def _read_kept(run: Run, name: str) -> pd.DataFrame:
         except ValueError as error:
             set_aside(path, error, "measured again")
     frame = pd.concat(frames, ignore_index=True)
-    # Earlier files do not say, and are of the only network that this folder has had.
-    frame["training"] = frame["training"].fillna(run.training)
     expected = {"run": run.id, **_origin(run, name, frame)}
+    # Earlier files do not say: they are of the only network that this folder has had, and of images that are looked at.
+    for column in [column for column in ("training", "test_set") if column in expected]:
+        frame[column] = frame[column].where(frame[column].notna(), expected[column])
     return frame[np.logical_and.reduce([frame[column] == value for column, value in expected.items()])]
 
 
@@ -99,9 +100,15 @@ def _origin(run: Run, name: str, frame: pd.DataFrame) -> dict[str, Any]:
     if "split" in frame:
         digests = {images: run.digest_of(*images) for images in run.predictions}
         found["test_images"] = [digests.get(images) for images in zip(frame["split"], frame["shift"], strict=True)]
+        found["test_set"] = [_digest_test_folder(run) if split == "test" else "" for split in frame["split"]]
     elif schema.TABLES[name].predicts:
-        found["test_images"] = run.dataset.test.digest
+        found |= {"test_images": run.dataset.test.digest, "test_set": _digest_test_folder(run)}
     return found
+
+
+def _digest_test_folder(run: Run) -> str:
+    """Of other data the settings say all: test fonts may differ from row to row, and files are compared with sums."""
+    return run.dataset.test.digest if run.config.data.name == "image_folder" else ""
 
 
 def _measure(

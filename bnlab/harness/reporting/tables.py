@@ -58,7 +58,7 @@ def assemble(folder: Path) -> dict[str, pd.DataFrame]:
     """
     frames = parts = {name: _read_parts(folder, name) for name in TABLES}
     _tell_of_clocks(folder, max((frame["written"].max() for frame in frames.values() if len(frame)), default=0))
-    data = _find_data(frames["runs"])
+    data = _find_image_settings(frames["runs"])
     for column in ORIGIN:
         frames = frames | _drop_outdated(column, {n: f for n, f in frames.items() if column in origin_columns(n)}, data)
     found = {name: _keep_newest(name, frame) for name, frame in frames.items()}
@@ -119,32 +119,39 @@ def _read_own_rows(name: str, path: Path) -> pd.DataFrame:
     return frame
 
 
-def _find_data(runs: pd.DataFrame) -> dict[str, str]:
-    """By run, the settings of its images, which networks of all seeds and batch sizes share."""
-    found = {}
+def _find_image_settings(runs: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """By run, the settings of its images, which networks of all seeds and batch sizes share, and of its test images."""
+    found: dict[str, dict[str, str]] = {"image_settings": {}, "test_settings": {}}
     for run, text in zip(runs["run"], runs["settings"], strict=True):  # the newest is last
         settings = json.loads(text).get("data", {})
-        found[run] = json.dumps({key: settings[key] for key in settings if key not in ("shift", "flip")})
+        kept = {key: value for key, value in settings.items() if key not in ("shift", "flip")}
+        found["image_settings"][run] = json.dumps(kept)
+        if kept.get("name") == "image_folder":  # all of its test images are taken, however many of the others
+            kept.pop("images", None)
+        found["test_settings"][run] = json.dumps(kept)
     return found
 
 
-def _drop_outdated(column: str, frames: dict[str, pd.DataFrame], data: dict[str, str]) -> dict[str, pd.DataFrame]:
+def _drop_outdated(
+    column: str, frames: dict[str, pd.DataFrame], data: dict[str, dict[str, str]]
+) -> dict[str, pd.DataFrame]:
     """Tables without the rows that differ from the newest of their group, in any table, in what measured them.
 
     Args:
-        data: of each run; one that is still to get its row of `runs` is a group by itself.
+        data: see `_find_image_settings`; a run that is still to get its row of `runs` is a group by itself.
     """
     group = [*ORIGIN[column].group, "all"]  # the last is the same in all rows: a group may have no other column
     columns = {name: list(frame) for name, frame in frames.items()}
-    added = {name: [data.get(run, run) for run in frame["run"]] for name, frame in frames.items()}
-    frames = {name: frame.assign(all=0, image_settings=added[name]) for name, frame in frames.items()}
+    for key, known in data.items():
+        frames = {n: f.assign(**{key: [known.get(run, run) for run in f["run"]]}) for n, f in frames.items()}
+    frames = {name: frame.assign(all=0) for name, frame in frames.items()}
     if "split" in group:  # a table of the test images alone does not say so
         frames = {n: f if "split" in f else f.assign(split="test", shift="") for n, f in frames.items()}
     if "family" in group:
         family = {name: [label.partition("(")[0] for label in frame["estimator"]] for name, frame in frames.items()}
         frames = {name: frame.assign(family=family[name]) for name, frame in frames.items()}
-    known = [frame[[*group, column, "written"]].dropna(subset=column) for frame in frames.values()]
-    last = pd.concat([frame.drop_duplicates([*group, column], keep="last") for frame in known])
+    noted = [frame[[*group, column, "written"]].dropna(subset=column) for frame in frames.values()]
+    last = pd.concat([frame.drop_duplicates([*group, column], keep="last") for frame in noted])
     last = last.sort_values("written", kind="stable").drop_duplicates(group, keep="last")
     newest = last.set_index(group)[column]
     kept = {}

@@ -147,6 +147,23 @@ def test_rows_on_earlier_test_images_leave_the_table_for_all_networks_on_this_da
     assert tables.assemble(tmp_path)["evaluations"]["run"].tolist() == ["a/seed_0", "c/seed_0"]
 
 
+def test_rows_on_an_earlier_test_folder_leave_the_table_under_any_shift(tmp_path: Path) -> None:
+    """And whatever the number of training images, which is no matter of the test images."""
+    networks = {"a/seed_0": {"images": 30}, "b/seed_0": {"images": 50}, "c/seed_0": {"image_size": 16}}
+    for age, (run, data) in enumerate(networks.items()):
+        where = {"split": "test", "shift": "none" if age == 0 else "noise:1"}
+        write_evaluation(
+            tmp_path, age, 0.1, run=run, **where, test_images=str(age), test_set="new" if age == 0 else "old"
+        )
+        write_evaluation(tmp_path, age + 10, 0.2, run=run, split="val", test_images="same", test_set="")
+        settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "training": None}
+        settings["settings"] = json.dumps({"data": {"name": "image_folder", **data}})
+        tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings]))
+    found = tables.assemble(tmp_path)["evaluations"]
+    assert found["run"][found["split"] == "test"].tolist() == ["a/seed_0", "c/seed_0"]
+    assert found["run"][found["split"] == "val"].tolist() == [*networks]
+
+
 def test_the_row_of_a_network_that_was_trained_elsewhere_leaves_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +183,9 @@ def write_evaluation(
 ) -> None:
     common = {"statistics_split": "train", "epoch": 1.0, "images": 9, "stat_images": 9}
     scores = dict.fromkeys(("loss", "accuracy", "ece", "disagreement", "logit_gap"), 0.5)
-    frame = rows([momentum], 1.0, **{"split": split, "shift": shift, **origin}).assign(**common, **scores)
+    frame = rows([momentum], 1.0, **{"split": split, "shift": shift, "test_set": None, **origin}).assign(
+        **common, **scores
+    )
     run = str(frame["run"][0])
     tables.write_part(folder, "evaluations", run, str(age), frame)
     name = f"{tables.begin_file_name(run)}{digest(str(age), digits=10)}.parquet"
