@@ -55,7 +55,7 @@ def load_tensors(
         about: what the file must say of itself, unless it does not have the key, as earlier files.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file; OSError: it cannot be read.
         ValueError: it is damaged, of another kind or about another thing.
         OtherVersion: it is of this kind, in the format of another version.
     """
@@ -63,6 +63,8 @@ def load_tensors(
         raise FileNotFoundError(f"no such file: {path}")
     if Path(path).is_dir():
         raise ValueError(f"{path}: is a folder, expected a file")
+    with Path(path).open("rb"):  # a file that cannot be read is not damaged
+        pass
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

@@ -1,5 +1,7 @@
 """Networks by name: a small conv net, CIFAR ResNets, an MLP, and torchvision's classifiers."""
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,3 +235,11 @@ def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
 
 _OWN = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
 _READ = {"cnn": ("depth", "width", "pool_every"), "resnet": ("depth", "width"), "mlp": ("depth", "width")}
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load what a file has of a network; RuntimeError if it is another one's."""
+    state = OrderedDict(tensors)
+    # Versions of the modules' formats, which files do not keep: a network that is made here has the newest.
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)

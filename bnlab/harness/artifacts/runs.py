@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -38,7 +39,7 @@ from bnlab.harness.artifacts.folders import (
     write_environment,
     write_status,
 )
-from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.models import build_model, load_weights
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import (
     Config,
@@ -56,6 +57,7 @@ from bnlab.storage import load_tensors, save_tensors
 from bnlab.trace import MomentTrace
 
 _CHECKPOINT = "bnlab.checkpoint/1"
+_PART = re.compile(r"\d+-\d+")  # first and last step of a file of the trace
 
 
 class Run:
@@ -142,7 +144,7 @@ class Run:
     def model_at(self, step: int) -> nn.Module:
         """The network after `step` updates, with `averaging` the averaged one; ValueError if the file is damaged."""
         model = self.new_model()
-        model.load_state_dict(self.load_checkpoint(step))
+        load_weights(model, self.load_checkpoint(step))
         return model
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], loss: float | None) -> None:
@@ -208,8 +210,8 @@ class Run:
 
     def trace_parts(self, until: int) -> list[Path]:
         """The files of the trace up to a step, in order."""
-        found = sorted(self.folder.glob("trace/[0-9]*-[0-9]*.safetensors"))
-        return [path for path in found if _last_step(path) <= until]
+        found = [path for path in sorted(self.folder.glob("trace/*.safetensors")) if _PART.fullmatch(path.stem)]
+        return [path for path in found if _last_step(path) <= until]  # others are copies, as of a synchronized drive
 
     @property
     def has_trace(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnlab.harness.artifacts.averaging import begin_average
 from bnlab.harness.artifacts.freezing import keep_frozen
+from bnlab.harness.artifacts.models import load_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress, build_optimizer
 from bnlab.recording.block import record
@@ -35,10 +36,10 @@ def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextMa
 def restore_state(run: Run, progress: Progress, path: Path) -> float:
     """Put the training where a state file has it; returns the seconds that it had taken."""
     tensors, metadata = load_state(run, path)
-    progress.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
+    load_weights(progress.model, {k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
     _load_optimizer(progress.optimizer, tensors)
     if progress.average is not None:
-        progress.average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average/")})
+        load_weights(progress.average, {k[8:]: v for k, v in tensors.items() if k.startswith("average/")})
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/device" in tensors:
         torch.cuda.set_rng_state(tensors["rng/device"], run.device)

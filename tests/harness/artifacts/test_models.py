@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.models import ModelConfig, build_model, check
+from bnlab.harness.artifacts.models import ModelConfig, build_model, check, load_weights
 from bnlab.harness.artifacts.norms import NormConfig
 from bnlab.harness.errors import UserError
 
@@ -156,3 +156,10 @@ def test_a_residual_block_without_a_norm_begins_as_its_shortcut() -> None:
 def test_a_norm_that_the_network_cannot_have_is_refused() -> None:
     with pytest.raises(UserError, match=r"^norm\.name=none: resnet18 has normalization of its own"):
         check(ModelConfig("resnet18"), NormConfig("none"))
+
+
+def test_weights_of_a_file_are_of_the_newest_format() -> None:
+    """A file has tensors alone; some of torchvision's networks ask for the version of their format."""
+    model, other = (build(ModelConfig("mnasnet0_5"), channels=3, image_size=32, seed=seed) for seed in (0, 1))
+    load_weights(other, dict(model.state_dict()))
+    assert all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))

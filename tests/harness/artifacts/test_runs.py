@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -470,3 +471,30 @@ def test_copies_that_a_synchronized_drive_has_made_are_left_alone(tmp_path: Path
         for step in ("0000001", "0000001 (1)", "0000001-conflict", "0000009"):
             (run.folder / kind / f"step_{step}.safetensors").touch()
     assert [path.stem for path in (*run.states(5), *run.checkpoints(5))] == ["step_0000001"] * 2
+    (run.folder / "trace").mkdir()
+    for steps in ("0000000-0000004", "0000000-0000004 (1)", "0000000-0000004.sync-conflict-2", "0000004-0000009"):
+        (run.folder / "trace" / f"{steps}.safetensors").touch()
+    assert [path.stem for path in run.trace_parts(5)] == ["0000000-0000004"]
+
+
+@pytest.mark.parametrize("part", ["log.parquet", "trace", "checkpoints"])
+def test_files_that_cannot_be_read_are_not_damaged(
+    part: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of others, say, who may read them; the network stays where it is."""
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    run, opened = Run(config(results)), Path.open
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> object:
+        if part in self.parts and self.suffix in (".parquet", ".safetensors"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *args, **kwargs)  # type: ignore[call-overload]
+
+    before = files(results)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        execute(config(results, estimator=["ema", "exact", "precise"]))
+    monkeypatch.undo()
+    assert run.folder.is_dir() and not [path for path in files(results) if ".damaged-" in str(path)]
+    assert {*before} <= {*files(results)}
