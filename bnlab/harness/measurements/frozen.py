@@ -105,6 +105,7 @@ def batch_moments(run: Run, step: int) -> MomentTrace:
     model = run.model_at(step)
     enough = min(_TID_BATCHES, max(2, _TID_IMAGES // run.config.batch_size))
     with borrowed(model), torch.no_grad(), record(model) as trace:
+        torch.manual_seed(seed_by(f"{run.id} {step}").initial_seed())  # of dropout: all estimators get the same batches
         model.train()
         for number, (images, _) in enumerate(run.batches.from_step(step)):
             if number == enough:

@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.evaluations import stat_images
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
+from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, parse_sources
 from bnlab.inference import TestBatch, applied
 from bnlab.statistics import using
@@ -159,3 +159,19 @@ def test_batches_of_a_split() -> None:
 
 def test_paths_do_not_leak(run: Run, tmp_path: Path) -> None:
     assert str(tmp_path.parent) not in (run.folder / "environment.json").read_text()
+
+
+def test_batches_of_a_network_that_draws_are_the_same_for_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimators that are added later are compared with the same batches, whatever has been drawn before."""
+    make = run.new_model
+    monkeypatch.setattr(run, "new_model", lambda: torch.nn.Sequential(torch.nn.Dropout(0.5), make()))
+    monkeypatch.setattr(run, "load_checkpoint", lambda step: {f"1.{k}": v for k, v in make().state_dict().items()})
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(batch_moments(run, 1))
+        assert torch.initial_seed() == seed
+    for first, second in zip(*(trace.layers.values() for trace in found), strict=True):
+        assert torch.equal(first.moments, second.moments)
+    other = batch_moments(run, 2).layers.values()
+    assert not all(map(torch.equal, (a.moments for a in found[0].layers.values()), (b.moments for b in other)))
