@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.answer import join_values
+from bnlab.harness.reporting.answer import USUAL, join_values
 from bnlab.harness.reporting.frames import RESULTS, name_value
 from bnlab.harness.schema import EARLIER_NAMES
 
@@ -20,8 +20,8 @@ _MOST = 4  # values of a setting that are named
 def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.DataFrame]) -> str:
     """What an experiment's own tables do not have, and what they have that is missing, in words; empty if nothing.
 
-    Settings of the networks, momenta, estimators and shifts of the images. Estimators that come on top are not told: no
-    word is about them.
+    Settings of the networks, momenta, estimators and shifts of the images. Of a setting that is younger than the
+    experiment's own tables these have the usual value.
 
     Args:
         tables: the results.
@@ -31,10 +31,8 @@ def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.Da
     for column, ours, theirs in _pair_values(tables, own):
         if not (ours and theirs):  # it means nothing to one of them, or is younger
             continue
-        both = {*ours} & {*theirs}
-        if column != "estimator" or not both:
-            new += _name(column, [value for value in ours if value not in theirs])
-        if both:  # otherwise the new ones say it
+        new += _name(column, [value for value in ours if value not in theirs])
+        if {*ours} & {*theirs}:  # otherwise the new ones say it
             missing += _name(column, [value for value in theirs if value not in ours])
     told = [f"Other than in this question's own sweep: {', '.join(new)}."] if new else []
     told += [f"Missing, of this question's own sweep: {', '.join(missing)}."] if missing else []
@@ -46,9 +44,10 @@ def _pair_values(
 ) -> Iterator[tuple[str, list[Any], list[Any]]]:
     """Columns with their values in the results and in the reference tables."""
     runs, known = tables["runs"], own["runs"]
-    settings = [str(column) for column in runs if column in known and column not in _DERIVED]
+    settings = [str(column) for column in runs if column not in _DERIVED]
     for column in sorted(settings, key=lambda column: not column.endswith(".name")):
-        yield column, _list_values([runs], column), _list_values([known], column)
+        usual = [USUAL[column]] if column in USUAL and column not in known else []
+        yield column, _list_values([runs], column), _list_values([known], column) or usual
     both = [table for table in own if table in tables]
     for column in _MEASURED:
         yield (

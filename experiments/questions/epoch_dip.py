@@ -25,6 +25,8 @@ def errors(tables: Tables) -> pd.DataFrame:
     The prediction knows the spread of the batches' means, and nothing of the EMA.
     """
     frame = rows(tables, "within_epoch", SHARES, estimator="ema_debiased")
+    # Where batches share out all images evenly, no small one is left that could be kept.
+    frame = frame[frame["last_batch"].eq("dropped") | frame["last_share"].lt(1)]
     known = frame[[*KNOWN]].to_numpy(float).T
     predicted, independent = theory.epoch_noise(*known), theory.ema_noise(known[0], known[3])
     return frame.assign(measured=frame["noise"] / independent, predicted=predicted / independent,

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
-from bnlab.harness.reporting.frames import find_test_images, rows, score
+from bnlab.harness.reporting.frames import find_parameter, rows, score
 from bnlab.harness.reporting.plots import EstimatorCurves
 from bnlab.harness.reporting.style import Axis
 from experiments.margins import A_POINT, AS_ACCURATE
@@ -22,7 +22,7 @@ EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies at the end of training; of test batches those with as many images as are normalized together."""
     frame = rows(tables, "evaluations", SHARES, (SIZE,))
-    images = find_test_images(frame)
+    images = find_parameter(frame, "n", "test_batch")
     named = frame.assign(estimator=frame["estimator"].where(images.isna(), "test_batch"))
     return named[images.isna() | images.eq(frame[SIZE])]
 

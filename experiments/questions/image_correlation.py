@@ -28,8 +28,9 @@ def ratios(tables: Tables) -> pd.DataFrame:
     images = rows(tables, "precision", SHARES)[["run", "step", "layer", "images", "values", "mean_error"]]
     both = measured.merge(images, on=["run", "step", "layer"])
     # Of an epoch's batches, which share out all images, the means vary less than with replacement.
-    spread = both["mean_error"] ** 2 * (1 / both["batch_size"] - 1 / both["images"])
-    count = both["batch_size"] * both["values"] / both["images"]
+    size = both["norm_batch_size"]  # of the parts of a batch, where it is normalized in parts
+    spread = both["mean_error"] ** 2 * (1 / size - 1 / both["images"])
+    count = size * both["values"] / both["images"]
     predicted = 1 + running_variance_bias(1 / spread.to_numpy(float), count.to_numpy(float))
     return both.assign(predicted=predicted, factor=both["var_ratio"] / predicted)
 

@@ -7,7 +7,6 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import (
     find_parameter,
-    find_test_images,
     interval,
     name_panels,
     paired,
@@ -33,7 +32,7 @@ GAINS = above(0.0, "points", "no gain at all is the other answer")
 def find_predictions(tables: Tables) -> pd.DataFrame:
     """Rows of all shifts, in order, with the columns `images`, in a test batch, and `prior`, its pseudo-samples."""
     frame = put_in_order(rows(tables, "evaluations", SHARES, by=(), shift=SHIFTS), "shift", SHIFTS)
-    images = find_test_images(frame)
+    images = find_parameter(frame, "n", "test_batch").fillna(find_parameter(frame, "batch", "pseudo_samples"))
     prior = find_parameter(frame, "n", "pseudo_samples").fillna(0).astype(int)
     return frame.assign(images=images, prior=prior)
 
@@ -50,7 +49,8 @@ def score_accuracy(tables: Tables) -> pd.DataFrame:
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy under statistics of the test batch minus that under exact ones of the training split, same images."""
-    return name_panels(paired(find_predictions(tables), "accuracy"), "{images:.0f} test images, {prior} pseudo-samples")
+    gains = paired(find_predictions(tables), "accuracy").dropna(subset="images")
+    return name_panels(gains, "{images:.0f} test images, {prior} pseudo-samples")
 
 
 def find_strengths(tables: Tables) -> pd.DataFrame:

@@ -46,7 +46,9 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 def find_mixed(tables: Tables) -> pd.DataFrame:
     """The gains in test accuracy with 2 and 8 test images, alone and mixed with `PRIOR` pseudo-samples."""
-    gains = select(find_gains(tables), split="test", images=(2, 8), prior=(None, PRIOR)).astype({"images": int})
+    rules = ("test_batch", "pseudo_samples")
+    gains = select(find_gains(tables), estimator=rules, split="test", images=(2, 8), prior=(None, PRIOR))
+    gains = gains.astype({"images": int})
     return gains.assign(panel=gains["images"])
 
 

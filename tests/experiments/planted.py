@@ -134,6 +134,8 @@ def plant(
     named = [key for key, chosen in varied.items() if key in ("batch_size", "seed") or len(chosen) > 1]
     runs = [{"epochs": 2.0} | dict(zip(varied, chosen, strict=True))
             for chosen in itertools.product(*varied.values())]  # fmt: skip
+    # A batch is normalized in one, unless `settings` say otherwise.
+    runs = [{"norm_batch_size": run["batch_size"], **run} for run in runs]
     runs = [{"run": "/".join(str(run[key]) for key in named), **run} for run in runs]
     distances = {column: (values or {}).get(column, gap) for column in GAPS}
     gaps, evaluations = [], []

@@ -23,6 +23,8 @@ def tables(momenta: list[float | None], **settings: object) -> dict[str, pd.Data
         ([0.01, 0.1], {"seed": [7, 8], "steps": 4, "model.depth": float("nan"), "new": 1}, ""),
         ([0.01, 0.1], {"data": "digits", "data.name": "digits"}, "data digits"),
         ([0.01, 0.1], {"batch_size": [16, 8], "optimizer.lr": 0.25}, "batch size 8, learning rate 0.25"),
+        ([0.01, 0.1], {"order": "shuffled", "freeze_at": 1.0}, ""),
+        ([0.01, 0.1], {"order": "sorted", "freeze_at": 0.2}, "order sorted, freeze at 0.2"),
         ([0.5], {"model.depth": 20.0}, "model.depth 20, momentum 0.5"),
         ([0.01, 0.1, 1, 2, 3, 4], {}, "momentum 1, 2, 3 and 4"),
         ([0.01, 0.1, 1, 2, 3, 4, 5, 6], {}, "momentum 1, 2, 3, 4 and 2 more"),
@@ -36,14 +38,15 @@ def test_what_differs_from_the_reference_is_named(
 
 
 def test_what_is_missing_of_the_reference_is_named() -> None:
-    """Where something of it is there; estimators on top change nothing."""
+    """Where something of it is there."""
     own = tables([0.01, 0.1, 0.2], batch_size=[16, 8])
     own["gaps"]["estimator"] = ["ema", "exact", "kalman"]
     results = tables([0.1, 0.5], batch_size=8)
     results["gaps"]["estimator"] = ["exact", "mine"]
     assert describe_changes(results, own) == (
-        "Other than in this question's own sweep: momentum 0.5. Missing, of this question's own sweep: batch size 16, "
-        "momentum 0.01 and 0.2, estimator ema and kalman. What captions and claims take for given is of that sweep."
+        "Other than in this question's own sweep: momentum 0.5, estimator mine. Missing, of this question's own sweep: "
+        "batch size 16, momentum 0.01 and 0.2, estimator ema and kalman. What captions and claims take for given is of "
+        "that sweep."
     )
     own["gaps"] = own["gaps"].drop(columns="estimator")  # of an older version
     assert "estimator" not in describe_changes(results, own)

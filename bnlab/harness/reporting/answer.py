@@ -46,7 +46,7 @@ _SHARED = {
     "schedule": "{} schedule",
 }
 # Settings that are named where all networks share another value than this one.
-_USUAL = {
+USUAL = {
     "norm": "batch",
     "norm.batch_size": 32,
     "norm.every_second": "none",
@@ -226,7 +226,7 @@ def describe_networks(runs: pd.DataFrame) -> str:
         for column, words in _SHARED.items()
         if column in runs and runs[column].nunique(dropna=False) == 1 and pd.notna(runs[column].iloc[0])
     ]
-    shared += _describe_unusual(runs, _USUAL)
+    shared += _describe_unusual(runs, USUAL)
     seeds = runs["seed"].nunique()
     count = f"{len(runs)} network{'s' if len(runs) > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
     unfinished = f" Note: {short}." if (short := describe_unfinished(runs)) else ""

@@ -61,3 +61,8 @@ def test_scores_of_what_theory_predicts() -> None:
     }
     for claim, (mean, margin) in expected.items():
         np.testing.assert_allclose(score_claim("epoch_dip", claim, tables)["mean"], mean, atol=margin)
+
+
+def test_equal_batches_leave_none_that_could_be_kept() -> None:
+    values: dict[str, Value] = {"noise": predict, "spread": lambda row: SPREAD, "last_share": lambda row: 1.0}
+    assert score_claim("epoch_dip", "small_batch_undoes_it", plant(**ONE, values=values)).empty

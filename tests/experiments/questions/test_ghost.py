@@ -42,3 +42,9 @@ def test_test_batches_are_as_large_as_the_parts() -> None:
     batches = found[found["estimator"] == "test_batch"]
     names = [len(f"test_batch(n={size})") / 100 for size in batches[SIZE]]
     assert batches["accuracy"].to_list() == names
+
+
+def test_other_rules_are_no_test_batches() -> None:
+    rules: list[Setting] = [("eval_norm(batch=32)", None, "test"), ("pseudo_samples(n=16.0,batch=32)", None, "test")]
+    found = find_accuracies(plant(**{**COMMON, "estimators": [EMA, EXACT, *rules]}))
+    assert "test_batch" not in set(found["estimator"])

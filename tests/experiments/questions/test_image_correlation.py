@@ -36,6 +36,13 @@ def test_the_prediction() -> None:
     assert len(found) and found.to_list() == pytest.approx([(1 - 1 / 4 + 1 / 9000) * 64 / 63] * len(found))
 
 
+def test_the_prediction_for_batches_that_are_normalized_in_parts() -> None:
+    """Of 4 images each, however many are trained on together."""
+    tables = plant([("update_bn", None)], sizes=(4, 64), values=IMAGES, settings={"norm_batch_size": (4,)})
+    found = ratios(declared(EXPERIMENT, tables))["predicted"]
+    assert len(found) and found.nunique() == 1
+
+
 def test_a_prediction_of_1_would_hold_as_well() -> None:
     """As the reason of the claim's margin says."""
     (claim,) = (claim for claim in EXPERIMENT.claims if claim.id == "correlation_predicts_it")

@@ -81,3 +81,10 @@ def test_a_corruption_of_middle_strength_is_drawn_and_no_strong_one() -> None:
     assert list(dict.fromkeys(find_gains(tables)["shift"])) == ["none", "noise:1", "noise:2", "noise:3"]
     (found,) = score_claim("shift", "stronger_gains_more", tables).to_dict("records")
     assert found["mean"] == pytest.approx(2), "half of three times as much, less half of it"
+
+
+def test_other_rules_are_no_test_batches() -> None:
+    others: list[Setting] = [(f"{rule}(batch={n})", None, "test") for rule in ("eval_norm", "own") for n in (4, 64)]
+    found, alone = (plant([*RULES, *more], accuracy=accuracy, **NETWORKS) for more in (others, []))
+    assert score_accuracy(found).equals(score_accuracy(alone))
+    assert find_gains(found)["estimator"].unique().tolist() == find_gains(alone)["estimator"].unique().tolist()

@@ -63,6 +63,12 @@ def test_scores() -> None:
     ].to_dict() == pytest.approx({2: 19, 8: 1})
 
 
+def test_other_rules_are_not_mixed() -> None:
+    others: list[Setting] = [(f"eval_norm(batch={n})", None, "test") for n in (2, 8)]
+    tables = plant([("exact", None), *others], accuracy=accuracy, splits=("test", "val"), shares=(1.0,), sizes=(16,))
+    assert score_claim("test_batch", "pseudo_samples_gain", tables).empty
+
+
 def test_claims_are_of_sixteen_pseudo_samples_at_the_end_of_training() -> None:
     few = [(f"pseudo_samples(n=4.0,between=False,batch={n})", None, "test") for n in (2, 8)]
     tables = plant([*RULES[:5], *few], accuracy=accuracy, splits=("test", "val"), shares=(1.0,), sizes=(16,))
