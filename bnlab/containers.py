@@ -19,6 +19,7 @@ _MOST = 1000
 VERY_MANY = 10_000
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _OF_TRAINING = (Optimizer, LRScheduler, GradScaler)
+_OF_THREADS = ("asyncio", "concurrent", "multiprocessing", "queue", "threading")
 _NO_OBJECTS = (nn.Module, Tensor, types.ModuleType, Dataset, Sampler, *_FUNCTIONS)
 
 
@@ -78,14 +79,16 @@ def get_attributes(value: Any) -> dict[str, Any] | None:
     """Of a plain object, or an optimizer and what goes with it; not of a module or a function.
 
     Nor of a data set or what else can be read from end to end: the caller does that meanwhile, threads may fill it, and
-    files that it reads would not go back. Nor of one that does not let itself be asked, such as a weak reference to
-    what is gone.
+    files that it reads would not go back. Nor of a thread, a queue, or what else threads wait at. Nor of one that does
+    not let itself be asked, such as a weak reference to what is gone.
     """
     kind = type(value)
     is_of_torch = str(kind.__module__).startswith("torch.") and not issubclass(kind, _OF_TRAINING)
     if is_of_torch or issubclass(kind, _NO_OBJECTS):
         return None
     if hasattr(kind, "__iter__") or hasattr(kind, "__next__"):
+        return None
+    if any(str(base.__module__).partition(".")[0] in _OF_THREADS for base in kind.__mro__):
         return None
     try:
         attributes = getattr(value, "__dict__", None)

@@ -225,6 +225,7 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
         raise ValueError("inference.applied: DataParallel runs copies of the layers; pass the module inside of it")
     with borrowed(model), in_mode(model, training=False):
+        layers = batch_norm_layers(model, caller="inference.applied")  # its own `eval` may exchange them
         bypasses = _Bypasses(layers)
         for name, layer in layers.items():
             replace_forward(layer, functools.partial(_call_by_rule, rule, name, bypasses))

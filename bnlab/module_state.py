@@ -221,16 +221,19 @@ def list_forward_hooks(model: nn.Module) -> list[Any]:
     return [hook for hook in hooks if (getattr(hook, "__module__", None) or "").partition(".")[0] != "bnlab"]
 
 
-def find_containers(values: Sequence[Any], hooks: Iterable[Any], but: Iterable[Any]) -> list[Any]:
+def find_containers(
+    values: Sequence[Any], hooks: Iterable[Any], but: Iterable[Any], most: int = VERY_MANY
+) -> list[Any]:
     """Dictionaries, lists, sets, deques, cells of closures and attributes of plain objects, one inside the other.
 
     Args:
         values: attributes of modules, in which they are.
         hooks: functions; what these, and those among `values`, reach is looked at too.
         but: dictionaries that are left out: a hook that is a method of a module holds its attributes.
+        most: what holds more entries holds data, which are not looked into.
     """
     reached = _find_reached([*hooks, *(value for value in values if callable(value))])
-    return _list_containers([*values, *reached], but)
+    return _list_containers([*values, *reached], but, most)
 
 
 def list_attributes(module: nn.Module) -> dict[str, Any]:
@@ -265,7 +268,7 @@ def _find_reached(functions: Iterable[Any]) -> list[Any]:
     return found
 
 
-def _list_containers(values: Iterable[Any], but: Iterable[Any]) -> list[Any]:
+def _list_containers(values: Iterable[Any], but: Iterable[Any], most: int) -> list[Any]:
     found: dict[int, Any] = {id(container): () for container in but}
     level = list(values)
     for _ in range(_DEPTH):
@@ -274,7 +277,7 @@ def _list_containers(values: Iterable[Any], but: Iterable[Any]) -> list[Any]:
             container = value if issubclass(type(value), CONTAINERS) else get_attributes(value)
             if container is not None and id(container) not in found:
                 found[id(container)] = container
-                if isinstance(container, types.CellType) or len(container) <= VERY_MANY:  # more are data
+                if isinstance(container, types.CellType) or len(container) <= most:
                     inner.extend(container.values() if isinstance(container, dict) else copy_entries(container))
         level = inner
     return [container for container in found.values() if not isinstance(container, tuple)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import FunctionType
-from typing import Any
+from types import CellType, FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,17 @@ _MODES = ("mode", "training", "is_training", "is_train", "train_mode", "training
 # The same, which may mean something else too.
 _FLAGS = ("m", "b", "on", "flag", "enable", "enabled", "state", "status", "train")
 
+_MOST = 1000  # entries of a container that may be the mode's; more are data
+_ABSENT = object()
+
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """A mode for a borrowed model, by its own `train` or `eval`, and what these do is undone.
 
     They may change what nobody can look into (the graph of a class, objects with slots), so they are called again with
-    the mode of before, when all that the block has lent is back. What they have changed elsewhere then is put back,
-    weights that the block has trained but for what it has added to them.
+    the mode of before, when all that the block has lent is back. What they have changed elsewhere then is put back.
+    What the block has added to weights, or has made of an entry or attribute that a module holds, stays.
     """
     own = _list_with_own_modes(model)
     if not own:
@@ -48,22 +51,25 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     try:
         # A second `eval` may lose what the first has put aside; a second `train` comes with every epoch.
         if training or any(module.training for module in model.modules()):
-            with held.watched():
-                _set_mode(model, training)
+            _set_mode(model, training)
+        held.look()
         flagless = _list_flagless(own, dict(modes), training)
         weights.begin()
-        with attributes_restored([*model.modules()]), KeptTensors(list_state_tensors(model)).restored(unseen=True):
+        with (
+            held.looked_at_afterwards(),
+            attributes_restored([*model.modules()]),
+            KeptTensors(list_state_tensors(model)).restored(unseen=True),
+        ):
             try:
                 yield
             finally:
                 # What the block has made of the mode is no part of what it has trained.
                 if any(module.training != training for module in own if not isinstance(module, BatchNorm)):
-                    with held.watched():
-                        _set_mode(model, training)
+                    _set_mode(model, training)
                 weights.end()
     finally:
         # A model for inference alone may refuse.
-        with held.watched(), contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
             for module in flagless:
                 _set_mode(module, not training, is_part=module is not model)
             give_modes(modes)
@@ -120,59 +126,104 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 
 class _Held:
-    """What modules hold, one inside the other, and what `train` and `eval` change of it, to be put back.
+    """What modules hold, one inside the other, to be put back where `train` or `eval` has changed it.
 
-    Entries of containers, attributes of plain objects and of other modules, closures, optimizers, and values of tensors
-    there; gradients. Not the modules' own attributes and buffers, which come back when a model has been borrowed.
+    Entries of containers (with more than 1,000 they are data), attributes of plain objects and of other modules,
+    closures, optimizers, and values of tensors there; gradients. Not the modules' own attributes and buffers, which
+    come back when a model has been borrowed, nor what shares memory with weights.
 
     Args:
         model: as it is now.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        modules, weights = [*model.modules()], {id(p): p for p in model.parameters()}
-        self._gradients = [(p, p.grad) for p in weights.values() if p.is_leaf]
+        modules, self._parameters = [*model.modules()], [p for p in model.parameters() if p.is_leaf]
         values = [value for module in modules for value in list_attributes(module).values()]
-        self._containers = find_containers(values, (), but=map(vars, modules))
+        found = find_containers(values, (), but=map(vars, modules), most=_MOST)
+        self._containers = [held for held in found if _is_cell(held) or len(held) <= _MOST]
         inner = [*values, *(entry for container in self._containers for entry in _list_entries(container))]
         others = {part for value in inner if _is_module(value) for part in value.modules()} - {*modules}
         dicts = [held for part in others for held in (vars(part), part._parameters, part._buffers)]
         self._containers += [held for held in dicts if isinstance(held, dict)]  # scripted modules have others
         inner += [t for part in others for t in (*part.parameters(False), *part.buffers(False))]
-        inner += [gradient for _, gradient in self._gradients]
-        tensors = {id(value): value for value in inner if issubclass(type(value), Tensor) and id(value) not in weights}
-        self._tensors = [t for t in tensors.values() if not is_lazy(t) and is_plain(t)]
-        self._entries, self._memory = [*map(copy_entries, self._containers)], [t.detach() for t in self._tensors]
-        self._values = [memory.clone() for memory in self._memory]
-        self._changed = set[int]()  # ids of containers, tensors, and parameters whose gradient it is
+        inner += [parameter.grad for parameter in self._parameters]
+        tensors = {id(value): value for value in inner if issubclass(type(value), Tensor)}
+        plain = [t for t in tensors.values() if not is_lazy(t) and is_plain(t)]
+        weights = {_find_memory(p) for p in model.parameters() if not is_lazy(p) and is_plain(p)}
+        self._tensors = [t for t in plain if _find_memory(t) not in weights]
+        self._memory = [t.detach() for t in self._tensors]
+        self._looks = list[_Look]()
+        self.look()
+
+    def look(self) -> None:
+        """As it is now: before the mode is set, then before the block, then after it, with nothing lent."""
+        entries, gradients = [*map(copy_entries, self._containers)], [p.grad for p in self._parameters]
+        known = self._looks[-1].values if self._looks else [None] * len(self._tensors)
+        pairs = zip(known, (t.detach() for t in self._tensors), strict=True)
+        values = [old if old is not None and _is_same(old, new) else new.clone() for old, new in pairs]
+        self._looks.append(_Look(entries, values, gradients))
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """The block sets the mode."""
-        entries, values = [*map(copy_entries, self._containers)], [t.detach().clone() for t in self._tensors]
-        gradients = [parameter.grad for parameter, _ in self._gradients]
+    def looked_at_afterwards(self) -> Iterator[None]:
         try:
             yield
         finally:
-            for container, before in zip(self._containers, entries, strict=True):
-                self._changed |= {id(container)} if differs(container, before) else set()
-            for tensor, value in zip(self._tensors, values, strict=True):
-                self._changed |= set() if _is_same(tensor, value) else {id(tensor)}
-            for (parameter, _), gradient in zip(self._gradients, gradients, strict=True):
-                self._changed |= set() if parameter.grad is gradient else {id(parameter)}
+            self.look()
 
     def put_back(self) -> None:
-        """What setting the mode has changed; what else has been changed meanwhile stays."""
-        for container, entries in zip(self._containers, self._entries, strict=True):
-            if id(container) in self._changed:
-                refill(container, entries)
-        for tensor, memory, value in zip(self._tensors, self._memory, self._values, strict=True):
-            if id(tensor) in self._changed:
+        """What setting the mode has changed, before the block or after it: as it was, or as the block has left it."""
+        before, given, left = (*self._looks, *(3 - len(self._looks)) * [self._looks[-1]])
+        for held, *entries in zip(self._containers, before.entries, given.entries, left.entries, strict=True):
+            _put_back_entries(held, *entries)
+        for tensor, memory, *values in zip(
+            self._tensors, self._memory, before.values, given.values, left.values, strict=True
+        ):
+            value = values[0] if values[1] is values[2] else values[2]
+            changed = values[0] is not values[1] or not _is_same(tensor.detach(), values[2])
+            if changed and not _is_same(tensor.detach(), values[0]) and value.shape == memory.shape:
                 _give_memory(tensor, memory)
                 copy_back(tensor, value)
-        for parameter, gradient in self._gradients:
-            if id(parameter) in self._changed:
+        for parameter, *gradients in zip(
+            self._parameters, before.gradients, given.gradients, left.gradients, strict=True
+        ):
+            gradient = gradients[0] if gradients[1] is gradients[2] else gradients[2]
+            changed = gradients[0] is not gradients[1] or parameter.grad is not gradients[2]
+            changed = changed and parameter.grad is not gradients[0]
+            if changed and (gradient is None or gradient.dtype == parameter.dtype):
                 parameter.grad = gradient
+
+
+class _Look(NamedTuple):
+    """Entries of containers, values of tensors (the same objects as in the look before, if they are) and gradients."""
+
+    entries: list[Any]
+    values: list[Tensor]
+    gradients: list[Tensor | None]
+
+
+def _put_back_entries(container: Any, before: Any, given: Any, left: Any) -> None:
+    """Each where the mode has changed it for good: as it was, or as the block has left it if it has changed it too."""
+    if not isinstance(container, dict):
+        if differs(container, before) and (differs(given, before) or differs(container, left)):
+            refill(container, left if differs(left, given) else before)
+        return
+    for key in [*{**before, **given, **left, **container}]:
+        was, had, has, now = (entries.get(key, _ABSENT) for entries in (before, given, left, container))
+        if now is was or (was is had and has is now):
+            continue
+        wanted = was if had is has else has
+        if wanted is _ABSENT:
+            container.pop(key, None)
+        else:
+            container[key] = wanted
+
+
+def _is_cell(value: Any) -> bool:
+    return isinstance(value, CellType)
+
+
+def _find_memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _give_memory(tensor: Tensor, memory: Tensor) -> None:
@@ -292,18 +343,20 @@ def _set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> No
 
     `is_part`: of a model; torch calls a part's `train` with the mode, whatever it does.
     """
-    if not training and _has_own(module, "eval") and not _takes_arguments(module.eval):  # else it is an evaluation
+    if not training and _has_own(module, "eval") and _sets_eval_mode(module.eval):
         module.eval()
     elif not (is_part or _is_mode_setter(module.train)):
         nn.Module.train(module, training)
-    elif _takes_arguments(module.train, any_number=True):
+    elif any(
+        p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in inspect.signature(module.train).parameters.values()
+    ):
         module.train(training)  # whatever the argument is called
     else:
         module.train()
 
 
-def _takes_arguments(function: Any, *, any_number: bool = False) -> bool:
-    """Whether it has arguments that may be given without a name; `any_number`: `*args` is one."""
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
-    return any(k not in by_name and (any_number or k != inspect.Parameter.VAR_POSITIONAL) for k in kinds)
+def _sets_eval_mode(method: Any) -> bool:
+    """Whether a model's `eval` takes nothing, or flags alone; some people's own evaluates the model on data."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(method).parameters.values()
+    return all(isinstance(parameter.default, bool) for parameter in parameters if parameter.kind in kinds)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,15 +123,22 @@ class Statistics(Mapping[str, Moments]):
         for name, layer in layers.items():
             write_buffers(layer, self[name])
 
-    def _lend_to(self, model: nn.Module) -> dict[str, BatchNorm]:
-        """Let the layers of a borrowed model that are there now have copies of their buffers with these values."""
-        norms = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
-        found = {name: layer for name, layer in norms.items() if layer.running_mean is not None}
-        layers = {name: found[own] for name, own in match_names(self, found).items()}
+    def _lend_to(self, layers: dict[str, BatchNorm]) -> None:
+        """Let layers of a borrowed model have copies of their buffers with these values."""
+        if idle := [name for name, layer in layers.items() if layer.running_mean is None]:
+            raise ValueError(
+                f"using: {join_names(idle)} have no running statistics in eval mode (eval is overridden), and are not "
+                "evaluated under any"
+            )
         for layer in layers.values():
             set_buffers_aside(layer)
         self._copy_into(layers)
-        return layers
+
+    def _find_new(self, model: nn.Module, known: Collection[nn.Module]) -> dict[str, BatchNorm]:
+        """The layers of these names that its own `eval` has put in the place of others."""
+        norms = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
+        new = {name: layer for name, layer in norms.items() if layer not in known}
+        return {name: new[own] for name, own in match_names(self, new).items()}
 
     def _matching(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         """For each name here the layer of `model`, after all that could be wrong has been checked."""
@@ -257,11 +264,12 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     """
     if not isinstance(statistics, Statistics):
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
-    statistics._matching(model, "using")
+    layers, known = statistics._matching(model, "using"), {*model.modules()}
     with borrowed(model):
-        statistics._lend_to(model)  # which may compute something under them when it is put into eval mode
+        statistics._lend_to(layers)  # its own `eval` may compute something under them
         with in_mode(model, training=False):
-            layers = statistics._lend_to(model)  # of which some may be others then
+            layers |= statistics._find_new(model, known)
+            statistics._lend_to(layers)
             lent = {name: torch.stack(get_running_buffers(layer)) for name, layer in layers.items()}
             yield model
             written = [name for name, layer in layers.items() if not _holds(layer, lent[name])]

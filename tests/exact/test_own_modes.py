@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import queue
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -245,12 +246,68 @@ def test_modes_that_do_something_each_time(measure: Callable[..., Any], training
     assert all(map(torch.equal, [g for g in gradients if g is not None], values))
 
 
+class Logging(nn.Sequential):
+    """Notes its mode where others collect, empties meters, and has the weights' memory in an object too."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.log = SimpleNamespace(phase="train", seen=0, outputs=[], events=[])
+        self.held = SimpleNamespace(weights=[p.data for p in self.parameters()])
+
+    def train(self, mode: bool = True) -> Logging:
+        if hasattr(self, "log"):
+            self.log.phase = "train" if mode else "eval"
+            self.log.events.append(mode)
+            if not mode:
+                self.log.seen = 0
+            for weight in self.held.weights:
+                weight *= 0.5 if mode else 2
+        return super().train(mode)
+
+
 def test_what_a_block_keeps_in_objects_stays() -> None:
-    model = Counting(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    model.seen = SimpleNamespace(outputs=[])
+    """Beside what the mode has changed there, which is put back."""
+    model = Logging(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model.log.seen = 7
+    own = [p.detach().clone() for p in model.parameters()]
     with using(model, running_statistics(model)):
-        model.seen.outputs.append(model(make_batches()[0]))
-    assert len(model.seen.outputs) == 1
+        assert (model.log.phase, model.log.seen, model.log.events) == ("eval", 0, [False])
+        model.log.outputs.append(model(make_batches()[0]))
+        model.log.seen += 8
+        for p in model.parameters():
+            p.data.add_(1)
+    assert (model.log.phase, model.log.seen, len(model.log.outputs), model.log.events) == ("train", 8, 1, [])
+    assert all(torch.allclose(p, old + 1) for p, old in zip(model.parameters(), own, strict=True))
+    with using(model, running_statistics(model)):
+        pass
+    assert model.log.seen == 8
+
+
+def test_large_containers_are_data() -> None:
+    """Which others may fill meanwhile."""
+    model = Logging(nn.BatchNorm1d(4))
+    model.replay = SimpleNamespace(entries=deque({"state": torch.zeros(1)} for _ in range(1001)), pending=deque([0]))
+    with using(model, running_statistics(model)):
+        model.replay.entries.append({})
+        model.replay.pending.append(1)
+    assert len(model.replay.entries) == 1002 and list(model.replay.pending) == [0, 1]
+
+
+class Telling(nn.Sequential):
+    """Tells another thread its mode."""
+
+    def train(self, mode: bool = True) -> Telling:
+        if hasattr(self, "told"):
+            self.told.put(mode)
+        return super().train(mode)
+
+
+def test_what_threads_wait_at_is_left_alone() -> None:
+    model = Telling(nn.BatchNorm1d(4))
+    model.told = queue.Queue()
+    with using(model, running_statistics(model)):
+        pass
+    assert [model.told.get(timeout=1) for _ in range(2)] == [False, True]
 
 
 class FrozenPart(nn.Sequential):
@@ -358,6 +415,92 @@ def test_what_eval_computes_is_of_the_statistics_that_are_lent() -> None:
     statistics.write_to(written)
     with unchanged(model), using(model, statistics):
         assert torch.equal(model(batches[0]), written.eval()(batches[0]))
+
+
+class WithFlags(KeptByState):
+    def eval(self, averaged: bool = True) -> WithFlags:
+        return self.train(not averaged)  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> WithFlags:
+        return super().train(mode)  # type: ignore[return-value]
+
+
+def test_an_eval_with_flags_is_the_mode() -> None:
+    model = WithFlags(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    train(model, make_batches())
+    evaluated = copy.deepcopy(model).eval()
+    statistics = running_statistics(evaluated)
+    with unchanged(model), using(model, statistics):
+        assert torch.equal(model(make_batches()[0]), evaluated(make_batches()[0]))
+
+
+class TwoDomains(nn.Module):
+    """Normalizes with one of two layers, of which one has a further name in each mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = nn.BatchNorm1d(4)
+        self.source, self.target = self.now, nn.BatchNorm1d(4)
+
+    def train(self, mode: bool = True) -> TwoDomains:
+        self.now = self.source if mode else self.target
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.now(x)
+
+
+def test_statistics_are_lent_to_the_layers_they_are_of() -> None:
+    """Not to those that bear their names in eval mode."""
+    model = TwoDomains()
+    model.source.running_mean.fill_(3.0)
+    evaluated, statistics = copy.deepcopy(model).eval(), running_statistics(model)
+    with unchanged(model), using(model, statistics):
+        assert torch.equal(model(make_batches()[0]), evaluated(make_batches()[0]))
+
+
+class Exchanging(nn.Module):
+    """Is evaluated with a layer that is no part of it otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.others = nn.BatchNorm1d(4), [nn.BatchNorm1d(4).eval()]
+
+    def train(self, mode: bool = True) -> Exchanging:
+        if mode != self.training:
+            self.bn, self.others[0] = self.others[0], self.bn
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x)
+
+
+def test_layers_that_eval_puts_in_the_place_of_others() -> None:
+    model, batches = Exchanging(), make_batches()
+    statistics = population_statistics(nn.Sequential(nn.BatchNorm1d(4)), [3 * x for x in batches])
+    statistics = type(statistics)({"bn": statistics["0"]}, {"bn": 1e-5})
+    under, rule = (copy.deepcopy(model).eval() for _ in range(2))
+    statistics.write_to(under)
+    with unchanged(model), using(model, statistics):
+        assert torch.equal(model(batches[0]), under(batches[0]))
+    with unchanged(model), applied(model, TestBatch()):
+        assert torch.allclose(model(batches[0]), rule.bn.train()(batches[0]), atol=1e-6)
+
+
+class Adapting(nn.Sequential):
+    """Takes batch statistics in eval mode."""
+
+    def eval(self) -> Adapting:
+        super().eval()
+        self[0].running_mean = self[0].running_var = None
+        return self
+
+
+def test_statistics_that_eval_would_not_use_are_refused() -> None:
+    model = Adapting(nn.BatchNorm1d(4))
+    told = pytest.raises(ValueError, match="using: '0' have no running statistics in eval mode")
+    with unchanged(model), told, using(model, running_statistics(model)):
+        pytest.fail("nothing would be evaluated under them")
 
 
 def test_weights_of_training_are_decomposed_whatever_the_mode() -> None:
