@@ -19,10 +19,11 @@ from bnlab.batches import Forward
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
+from bnlab.in_mode import end_evaluation
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
-from bnlab.own_modes import end_evaluation, list_shared_modes
+from bnlab.own_modes import list_shared_modes
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
 from bnlab.trace import MomentTrace, replay_bank

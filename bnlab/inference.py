@@ -22,6 +22,7 @@ from torch.autograd.forward_ad import unpack_dual
 from bnlab.arguments import check_count, check_number
 from bnlab.borrowing import borrowed, replace_forward
 from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
+from bnlab.in_mode import in_mode
 from bnlab.layers import (
     TORCH_FORWARDS,
     BatchNorm,
@@ -35,7 +36,6 @@ from bnlab.layers import (
 from bnlab.loans import count_loans
 from bnlab.moments import Moments
 from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
-from bnlab.own_modes import in_mode
 
 
 @dataclass(frozen=True)

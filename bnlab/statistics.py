@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.borrowing import borrowed, set_buffers_aside
+from bnlab.in_mode import in_mode
 from bnlab.interrupts import end_interrupted_calls
 from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, match_names
 from bnlab.loans import check_not_lent
 from bnlab.moments import Moments
-from bnlab.own_modes import in_mode
 from bnlab.storage import load_tensors, save_tensors
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from bnlab.exact.layerwise import measure_layerwise
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import worst_error
 from bnlab.exact.watch import OtherStatistics
+from bnlab.in_mode import find_left_in_eval, in_mode, keep_weights_of_own_modes
 from bnlab.layers import (
     BatchNorm,
     batch_norm_layers,
@@ -36,7 +37,6 @@ from bnlab.layers import (
 from bnlab.loans import refuse_other_threads
 from bnlab.memory import memory_limit
 from bnlab.moments import Moments
-from bnlab.own_modes import find_left_in_eval, in_mode, keep_weights_of_own_modes
 from bnlab.statistics import Statistics
 
 _FIRST_IMAGES = 256  # that max_images="auto" begins with

@@ -13,6 +13,7 @@ from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch, keep_batch
 from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, read_with_own_buffers, set_buffers_aside
 from bnlab.fresh import LEAK, FreshForwards, find_difference
+from bnlab.in_mode import find_left_in_eval, in_mode
 from bnlab.layer_calls import Call, LayerCalls
 from bnlab.layers import (
     batch_norm_layers,
@@ -21,7 +22,6 @@ from bnlab.layers import (
 )
 from bnlab.loans import refuse_other_threads
 from bnlab.module_state import list_forward_hooks
-from bnlab.own_modes import find_left_in_eval, in_mode
 from bnlab.randomness import RandomStream, list_generators
 from bnlab.recording.block import Recording, record
 from bnlab.trace import MomentTrace
