@@ -87,10 +87,10 @@ class _Weights:
 
     def begin(self) -> None:
         """The block gets them as they are now."""
-        self._given = self._look(self._given)
+        self._given = self._after = self._look(self._given)
 
     def end(self) -> None:
-        """It leaves them as they are now."""
+        """It leaves them as they are now; without this call as it got them."""
         self._after = self._look(self._given)
 
     def _look(self, known: Sequence[Tensor]) -> list[Tensor]:
@@ -143,7 +143,7 @@ class _Held:
         self._containers += [held for held in dicts if isinstance(held, dict)]  # scripted modules have others
         inner += [t for part in others for t in (*part.parameters(False), *part.buffers(False))]
         inner += [parameter.grad for parameter in self._parameters]
-        tensors = {id(value): value for value in inner if issubclass(type(value), Tensor)}
+        tensors = {id(value): value for value in inner if type(value) in (Tensor, nn.Parameter)}
         plain = [t for t in tensors.values() if not is_lazy(t) and is_plain(t)]
         weights = {_find_memory(p) for p in model.parameters() if not is_lazy(p) and is_plain(p)}
         self._tensors = [t for t in plain if _find_memory(t) not in weights]
@@ -219,7 +219,10 @@ def _is_cell(value: Any) -> bool:
 
 
 def _find_memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # it is around others and has none
+        return id(tensor)
 
 
 def _give_memory(tensor: Tensor, memory: Tensor) -> None:

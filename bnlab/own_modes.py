@@ -44,8 +44,8 @@ def _names_module(function: FunctionType) -> bool:
 def _is_mode_setter(train: Any) -> bool:
     """Whether a model's `train` sets the mode, as torch's does; some people's own trains the model.
 
-    By what its first argument is called or may be, and where that does not tell by what its code names: torch's `train`
-    (any part's or the flag, where it takes no argument), and no backward pass.
+    By what its first argument is called or may be, and where that does not tell by what its code names: torch's
+    `train`, and no backward pass.
     """
     if not callable(train):  # a flag of that name
         return False
@@ -56,7 +56,7 @@ def _is_mode_setter(train: Any) -> bool:
     if "backward" in names:
         return False
     if not parameters:
-        return bool({"train", "training"} & names)
+        return True
     first, *others = parameters
     bases = {base.__name__ for base in type(getattr(train, "__self__", None)).__mro__}
     is_flag = isinstance(first.default, bool) or first.annotation in (bool, "bool") or first.name in _FLAGS
@@ -66,7 +66,7 @@ def _is_mode_setter(train: Any) -> bool:
 
 def _is_mode(parameter: inspect.Parameter) -> bool:
     """Whether it is named so, and no word for a way of training."""
-    return parameter.name in _MODES and (parameter.default is parameter.empty or isinstance(parameter.default, bool))
+    return parameter.name in _MODES and not isinstance(parameter.default, str)
 
 
 def give_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
@@ -84,9 +84,14 @@ def set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> Non
 
     `is_part`: of a model; torch calls a part's `train` with the mode, whatever it does.
     """
-    if not training and _has_own(module, "eval") and _sets_eval_mode(module.eval):
+    if not training and _has_own(module, "eval") and not _requires_arguments(module.eval):
+        _, *parts = module.modules()
+        before = [part.training for part in parts]
         module.eval()
-    elif not (is_part or _is_mode_setter(module.train)):
+        after = [part.training for part in parts]
+        if not module.training or before != after or (parts and not any(after)):
+            return  # else it has evaluated the model
+    if not (is_part or _is_mode_setter(module.train)):
         nn.Module.train(module, training)
     elif any(
         p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in inspect.signature(module.train).parameters.values()
@@ -96,8 +101,7 @@ def set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> Non
         module.train()
 
 
-def _sets_eval_mode(method: Any) -> bool:
-    """Whether a model's `eval` takes nothing, or flags alone; some people's own evaluates the model on data."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+def _requires_arguments(method: Any) -> bool:
+    """Whether it cannot be called as torch's `eval`: some people's own evaluates the model on data."""
     parameters = inspect.signature(method).parameters.values()
-    return all(isinstance(parameter.default, bool) for parameter in parameters if parameter.kind in kinds)
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

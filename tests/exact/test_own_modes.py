@@ -372,6 +372,52 @@ def test_modes_that_are_refused_half_way(kind: type[nn.Sequential], training: bo
             assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
 
 
+class Doubling(nn.Sequential):
+    """Doubles its weights in eval mode, into which it can be put once."""
+
+    left = 1
+
+    def train(self, mode: bool = True) -> Doubling:
+        if not mode and not self.left:
+            raise RuntimeError("interrupted")
+        if mode != self.training:
+            self.left -= not mode
+            for p in self.parameters():
+                p.data *= 0.5 if mode else 2
+        return super().train(mode)
+
+
+def test_weights_come_back_where_the_mode_cannot_be_set_again() -> None:
+    model = Doubling(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with unchanged(model), pytest.raises(RuntimeError, match="interrupted"), using(model, running_statistics(model)):
+        model.train()
+
+
+class Around(Tensor):
+    """A tensor around another one, as of parallel or quantized weights: it has no memory."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls: type[Around], inner: Tensor) -> Around:
+        made = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = torch.utils._pytree.tree_map_only(Around, lambda t: t.inner, args)
+        return function(*plain, **(kwargs or {}))
+
+
+def test_tensors_without_memory() -> None:
+    model, batches = KeptByState(nn.BatchNorm1d(4)), make_batches()
+    model.tables = [Around(torch.ones(4))]
+    for measure in MEASURES:
+        measure(model, batches)
+    assert torch.equal(model.tables[0].inner, torch.ones(4))
+
+
 class Evaluating(nn.Sequential):
     """Has dropout, and evaluates itself by a method of the usual name."""
 
@@ -379,10 +425,16 @@ class Evaluating(nn.Sequential):
         return 0.0
 
 
+class EvaluatingOnData(nn.Sequential):
+    def eval(self, data: list[Tensor]) -> float:  # type: ignore[override]
+        pytest.fail("nobody has asked for it")
+
+
 @pytest.mark.parametrize("measure", [population_statistics, LAYERWISE, measure_batch_upstream, record_frozen])
-def test_an_evaluation_of_the_name_of_the_mode(measure: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("kind", [Evaluating, EvaluatingOnData])
+def test_an_evaluation_of_the_name_of_the_mode(measure: Callable[..., Any], kind: type[nn.Sequential]) -> None:
     torch.manual_seed(0)
-    model = Evaluating(nn.Dropout(0.5), nn.BatchNorm1d(4))
+    model = kind(nn.Dropout(0.5), nn.BatchNorm1d(4))
     pairs = zip(*(list_moments(measure(m, make_batches())) for m in (model, nn.Sequential(*model))), strict=True)
     assert all(map(torch.equal, *zip(*pairs, strict=True)))
 
@@ -418,15 +470,30 @@ def test_what_eval_computes_is_of_the_statistics_that_are_lent() -> None:
 
 
 class WithFlags(KeptByState):
-    def eval(self, averaged: bool = True) -> WithFlags:
-        return self.train(not averaged)  # type: ignore[return-value]
+    def eval(self, averaged: bool = True, device: str | None = None) -> WithFlags:
+        return self.train(not averaged)
 
-    def train(self, mode: bool = True) -> WithFlags:
-        return super().train(mode)  # type: ignore[return-value]
+    def train(self, mode: bool | None = None) -> WithFlags:
+        self._switch(mode is not False)
+        return self
+
+    def _switch(self, mode: bool) -> None:
+        KeptByState.train(self, mode)
 
 
-def test_an_eval_with_flags_is_the_mode() -> None:
-    model = WithFlags(nn.Linear(4, 4), nn.BatchNorm1d(4))
+class Phases(WithFlags):
+    def train(self) -> Phases:  # type: ignore[override]
+        self._switch(True)
+        return self
+
+    def eval(self) -> Phases:  # type: ignore[override]
+        self._switch(False)
+        return self
+
+
+@pytest.mark.parametrize("kind", [WithFlags, Phases])
+def test_an_eval_with_flags_is_the_mode(kind: type[nn.Sequential]) -> None:
+    model = kind(nn.Linear(4, 4), nn.BatchNorm1d(4))
     train(model, make_batches())
     evaluated = copy.deepcopy(model).eval()
     statistics = running_statistics(evaluated)
