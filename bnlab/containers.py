@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
 
 CONTAINERS = (dict, list, set, deque, tuple, types.CellType)
-_MOST = 1000
+MOST = 1000  # entries of a container; of one with more they are data
 VERY_MANY = 10_000
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _OF_TRAINING = (Optimizer, LRScheduler, GradScaler)
@@ -41,7 +41,7 @@ def list_inner(value: Any) -> list[Any]:
     """The entries of a container (of 1,000 at most; one of more is data), the attributes of a plain object."""
     if not issubclass(type(value), CONTAINERS):
         return [*(get_attributes(value) or {}).values()]
-    if not isinstance(value, types.CellType) and len(value) > _MOST:
+    if not isinstance(value, types.CellType) and len(value) > MOST:
         return []
     entries = copy_entries(value)
     return [*(entries.values() if isinstance(entries, dict) else entries)]

@@ -20,12 +20,11 @@ from bnlab.borrowing import (
     is_plain,
     list_state_tensors,
 )
-from bnlab.containers import copy_entries, differs, refill
+from bnlab.containers import MOST, copy_entries, differs, list_inner, refill
 from bnlab.layers import BatchNorm
 from bnlab.module_state import find_containers, list_attributes
 from bnlab.own_modes import give_modes, list_with_own_modes, set_mode
 
-_MOST = 1000  # entries of a container that may be the mode's; more are data
 _ABSENT = object()
 
 
@@ -135,9 +134,9 @@ class _Held:
     def __init__(self, model: nn.Module) -> None:
         modules, self._parameters = [*model.modules()], [p for p in model.parameters() if p.is_leaf]
         values = [value for module in modules for value in list_attributes(module).values()]
-        found = find_containers(values, (), but=map(vars, modules), most=_MOST)
-        self._containers = [held for held in found if _is_cell(held) or len(held) <= _MOST]
-        inner = [*values, *(entry for container in self._containers for entry in _list_entries(container))]
+        found = find_containers(values, (), but=map(vars, modules), most=MOST)
+        self._containers = [held for held in found if isinstance(held, CellType) or len(held) <= MOST]
+        inner = [*values, *(entry for container in self._containers for entry in list_inner(container))]
         others = {part for value in inner if _is_module(value) for part in value.modules()} - {*modules}
         dicts = [held for part in others for held in (vars(part), part._parameters, part._buffers)]
         self._containers += [held for held in dicts if isinstance(held, dict)]  # scripted modules have others
@@ -214,10 +213,6 @@ def _put_back_entries(container: Any, before: Any, given: Any, left: Any) -> Non
             container[key] = wanted
 
 
-def _is_cell(value: Any) -> bool:
-    return isinstance(value, CellType)
-
-
 def _find_memory(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
@@ -232,11 +227,6 @@ def _give_memory(tensor: Tensor, memory: Tensor) -> None:
 
 def _is_module(value: Any) -> bool:
     return issubclass(type(value), nn.Module)  # not isinstance, which some objects answer themselves
-
-
-def _list_entries(container: Any) -> list[Any]:
-    entries = copy_entries(container)
-    return [*(entries.values() if isinstance(entries, dict) else entries)]
 
 
 def _list_flagless(modules: Iterable[nn.Module], before: Mapping[nn.Module, bool], training: bool) -> list[nn.Module]:

@@ -232,13 +232,11 @@ def read_frame(path: Path) -> pd.DataFrame:
     """Read a parquet file; ValueError if it is damaged, OSError if it is missing or cannot be read."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a file")
-    with path.open("rb"):  # a file that cannot be read is not damaged
-        pass
-    try:
-        with path.open("rb") as file:
+    with path.open("rb") as file:  # outside of what follows: a file that cannot be read is not damaged
+        try:
             return pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
-    except (pa.ArrowException, OSError, MemoryError) as error:
-        raise ValueError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0]})") from error
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise ValueError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0]})") from error
 
 
 def read_part(name: str, path: Path) -> pd.DataFrame:
