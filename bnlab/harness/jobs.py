@@ -107,10 +107,12 @@ def attempt(config: Config) -> Path | None:
         execute(config)
     except JobError as error:
         return _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
-    except (UserError, OSError):
-        raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise either
-        return _record_failure(config, where_raised(error), traceback.format_exc())
+        is_gone = isinstance(error, FileNotFoundError) and not Run(config).folder.exists()
+        if isinstance(error, (UserError, OSError)) and not is_gone:
+            raise
+        reason = "was removed while it was measured; sweep again to train it anew" if is_gone else where_raised(error)
+        return _record_failure(config, reason, traceback.format_exc())
     return None
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
 from bnlab.harness.reporting.frames import (
     find_parameter,
-    find_test_images,
     interval,
     name_panels,
     paired,
@@ -38,7 +37,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     gains = paired(rows(tables, "evaluations", SHARES, split=("test", "val")), "accuracy")
     return name_panels(gains, "batch size {batch_size} ({steps} steps)").assign(
         estimator=gains["estimator"].str.extract(r"^(\w+)", expand=False),
-        images=find_test_images(gains),
+        images=find_parameter(gains, "n", "test_batch").fillna(find_parameter(gains, "batch")),  # of all other rules
         prior=find_parameter(gains, "n", "pseudo_samples"),
         weight=find_parameter(gains, "weight"),
     )

@@ -25,7 +25,7 @@ from bnlab.harness.measurements.frozen import (
     trace_of,
 )
 from bnlab.harness.measurements.gaps import flat_statistics, key_columns
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_exact
 from bnlab.inference import applied
 from bnlab.statistics import using
 
@@ -44,13 +44,13 @@ class Prediction(NamedTuple):
 
 
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """These sources and always `exact`; the steps of `accuracy_at`.
+    """These sources and always `exact`, of each population; the steps of `accuracy_at`.
 
     Without statistics of the batch the network itself.
     """
     if not run.has_trace:
         return {NO_STATISTICS: run.predicted}
-    return dict.fromkeys([EXACT, *sources], run.predicted)
+    return dict.fromkeys([*find_exact(run.config), *sources], run.predicted)
 
 
 def evaluations(

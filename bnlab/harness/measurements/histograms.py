@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.evaluations import apply_rule
-from bnlab.harness.measurements.frozen import EXACT, in_batches, trace_of
+from bnlab.harness.measurements.frozen import in_batches, trace_of
 from bnlab.harness.measurements.gaps import flat_statistics, key_columns
-from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.sources import Source, find_exact
 from bnlab.layers import batch_norm_layers
 from bnlab.statistics import using
 
@@ -25,8 +25,8 @@ _EDGES = torch.linspace(-4, 4, 33, dtype=torch.float64)
 
 
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """These sources and always `exact`, at all steps of `evaluate_at`."""
-    return dict.fromkeys([EXACT, *sources], run.wanted)
+    """These sources and always `exact`, of each population, at all steps of `evaluate_at`."""
+    return dict.fromkeys([*find_exact(run.config), *sources], run.wanted)
 
 
 def histograms(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:

@@ -88,6 +88,11 @@ def find_sources(config: Config) -> list[Source]:
     return parse_sources(as_list(config.estimator), as_list(config.momentum), *as_list(config.population))
 
 
+def find_exact(config: Config) -> list[Source]:
+    """Exact statistics of every population, which what is predicted is compared with."""
+    return parse_sources(["exact"], [], *as_list(config.population))
+
+
 def parse_sources(names: list[str], momenta: list[float], *populations: str) -> list[Source]:
     """Every estimator with every momentum or population that means something to it, each once.
 
@@ -174,7 +179,8 @@ def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
 def _check_name(cls: type[Estimator]) -> None:
     """ValueError if rows of another estimator have the name."""
     path = f"{cls.__module__}.{cls.__qualname__}"
-    if cls.name in (*FROZEN, *AVERAGING, *inference.list_rules()) or not re.fullmatch(r"[^\W\d][\w.-]*", cls.name):
+    taken = {"none", *FROZEN, *AVERAGING, *inference.list_rules()}  # none: networks without statistics of the batch
+    if cls.name in taken or not re.fullmatch(r"[^\W\d][\w.-]*", cls.name):
         raise ValueError(f"the name {cls.name!r} of {path} is taken or not a word; give the class another")
     if estimators.list_estimators().get(cls.name) is not cls:
         raise ValueError(f"{path} has no name of its own but {cls.name!r} of its base; give it one")

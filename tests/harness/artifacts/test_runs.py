@@ -17,7 +17,7 @@ import torch
 from pandas.testing import assert_frame_equal
 from safetensors import safe_open
 
-from bnlab.harness import load, schema
+from bnlab.harness import jobs, load, schema
 from bnlab.harness.artifacts import producing, runs, states
 from bnlab.harness.artifacts.folders import list_runs, read_config
 from bnlab.harness.artifacts.producing import ensure_trained
@@ -26,6 +26,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, list_failures, prepare
+from bnlab.harness.measurements.cache import complete_rows
 from bnlab.harness.measurements.frozen import EXACT, population
 from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.storage import save_tensors
@@ -317,6 +318,24 @@ def test_a_missing_file_of_a_finished_run(whole: Path, tmp_path: Path, capsys: p
         attempt(config(results))
         assert "set aside as seed_0.damaged-1" in capsys.readouterr().err
         assert [path.name for path in list_runs(results)] == ["seed_0"]
+
+
+def test_a_network_that_is_removed_while_it_is_measured_fails_alone(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `runs rm` removes it: the other jobs of a sweep go on, and the next sweep trains it again."""
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    changed = config(results, estimator=["ema", "exact", "precise"])
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "complete_rows", lambda run, *_: (shutil.rmtree(run.folder), complete_rows(run, *_))[1])
+        failed = attempt(changed)
+    assert failed is not None and "was removed while it was measured" in failed.read_text()
+    assert str(failed) in capsys.readouterr().err
+    prepare([changed])
+    assert attempt(changed) is None
+    execute(config(tmp_path / "fresh", estimator=["ema", "exact", "precise"]))
+    assert_frame_equal(load("adhoc", results)["gaps"], load("adhoc", tmp_path / "fresh")["gaps"])
 
 
 def test_what_a_run_consists_of(whole: Path) -> None:

@@ -534,7 +534,9 @@ def test_a_changed_own_estimator(tmp_path: Path, module: Callable[..., None], ca
     assert set(after.loc["half", "step"]) == {6} and not set(after.loc["half", "mean_gap"]) & set(before["half"])
 
 
-@pytest.mark.parametrize("name", [*FROZEN, *AVERAGING, *inference.list_rules(), "ema", "pre cise", "exact(images=9)"])
+@pytest.mark.parametrize(
+    "name", ["none", *FROZEN, *AVERAGING, *inference.list_rules(), "ema", "pre cise", "exact(images=9)"]
+)
 def test_an_own_estimator_cannot_take_a_name(name: str, module: Callable[..., None]) -> None:
     module(name=name)
     with pytest.raises(UserError, match=r"my_estimators.Half.*give (it|the class) another"):

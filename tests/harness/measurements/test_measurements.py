@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.evaluations import stat_images
 from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics, in_batches
-from bnlab.harness.measurements.sources import InferenceRule, Source, parse_sources
+from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
 from bnlab.inference import TestBatch, applied
 from bnlab.statistics import using
 from tests.references import float64_copy
@@ -92,6 +93,18 @@ def test_predictions_of_a_split(split: str, run: Run) -> None:
     assert (found["split"], found["shift"], found["images"]) == (split, "none", {"val": 143}.get(split, 359))
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["evaluations", "histograms"])
+def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(name: str, run: Run) -> None:
+    """And of no other, which a score would take for the same."""
+    for population in ("val", ["train_augmented", "val"]):
+        config = replace(run.config, population=population)
+        for chosen in (["ema"], ["precise", "ema"], ["exact"]):
+            found = rows(name, Run(config), find_sources(replace(config, estimator=chosen)))
+            splits = found[found["estimator"].isin(["exact", "precise"])].groupby("estimator")["statistics_split"]
+            expected = {estimator: {*np.atleast_1d(population)} for estimator in {"exact", *chosen} - {"ema"}}
+            assert splits.agg(set).to_dict() == expected
 
 
 def test_predictions_under_a_shift(run: Run) -> None:

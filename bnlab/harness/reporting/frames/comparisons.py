@@ -63,8 +63,9 @@ def paired(
         check_estimators(frame["estimator"], against)
     keys = _list_keys(frame, along, matching)
     is_reference = frame[along] == against
-    if along == "estimator" and "statistics_split" in frame and frame["statistics_split"][is_reference].nunique() > 1:
-        is_reference &= frame["statistics_split"] == "train"
+    if along == "estimator" and "statistics_split" in frame:
+        of_training = is_reference & frame["statistics_split"].eq("train")
+        is_reference = of_training if of_training.any() else is_reference
     known = frame[is_reference]
     reference = pd.Series(known[value].to_numpy(), pd.MultiIndex.from_frame(known[keys]))
     if not reference.index.is_unique:

@@ -104,21 +104,6 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
     return numbers.astype(float)
 
 
-def find_test_images(frame: pd.DataFrame) -> pd.Series:
-    """Images in the test batch from which each row's estimator takes its statistics.
-
-    Args:
-        frame: any rows with an estimator.
-
-    Returns:
-        A number for each row: `n` of `test_batch`, and `batch` of all other rules; NaN where the name tells none.
-
-    Raises:
-        UserError: the column `estimator` is missing, or the number is none.
-    """
-    return find_parameter(frame, "n", "test_batch").fillna(find_parameter(frame, "batch"))
-
-
 def check_estimators(estimators: pd.Series, wanted: Any) -> None:
     """UserError for `kalman` where rows are of `kalman(per=layer)`: nothing would be found, without a word."""
     present = set(estimators.unique())

@@ -63,6 +63,9 @@ def test_the_reference_is_of_the_training_split() -> None:
         ["ema", "train", 7.0],
     ]
     assert paired(frame.iloc[[0, 2]], "gap")["gap"].tolist() == [4.0]  # the only one that there is
+    others = frame.replace({"statistics_split": {"train": "train_augmented"}})
+    with pytest.raises(ValueError, match=r"'exact' has several rows .*statistics split train_augmented, val"):
+        paired(others, "gap")
 
 
 def test_the_best_in_hindsight_is_of_the_same_momenta() -> None:

@@ -10,7 +10,6 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import (
     OtherThan,
     find_parameter,
-    find_test_images,
     lowest,
     paired,
     put_in_order,
@@ -81,7 +80,6 @@ def test_parameters_in_the_names_of_estimators() -> None:
         ("weight", "", [none, none, none, none, none, 0.01]),
     ):
         np.testing.assert_array_equal(find_parameter(frame, name, of), expected)
-    np.testing.assert_array_equal(find_test_images(frame), [none, 4, 2, none, none, none])
     with pytest.raises(UserError, match="no column 'estimator'"):
         find_parameter(frame.rename(columns={"estimator": "name"}), "n")
     with pytest.raises(UserError, match=r"the parameter pooled of window\(k=20,pooled=False\) is no number"):
