@@ -52,6 +52,8 @@ LEVEL = {
 ARTIFACTS = (
     "vision",
     "glyphs",
+    "published",
+    "image_folder",
     "data",
     "shifts",
     "norms",

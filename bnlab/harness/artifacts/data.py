@@ -1,6 +1,5 @@
 """Data sets by name: read whole, split once and for all, standardized, on the device."""
 
-import os
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.files import digest
+from bnlab.harness.artifacts import image_folder
 from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, stored_glyphs
-from bnlab.harness.artifacts.vision import torchvision
+from bnlab.harness.artifacts.published import PUBLISHED, read_published, require_files
 from bnlab.harness.errors import UserError
 
 Pixels = tuple[Tensor, Tensor]
@@ -69,52 +68,6 @@ class Dataset:
         return Split(self.train.images[:count], self.train.labels[:count], f"{self.train.digest}-{count}")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set that torchvision reads."""
-
-    reader: str  # class in torchvision.datasets
-    url: str
-    archives: tuple[str, ...]  # file names at `url`
-    folder: str  # where torchvision looks for the archives, below root
-    files: tuple[str, ...]  # what is read, below root
-    train: int  # images
-    test: int
-    size: int  # pixels
-    classes: int = 10
-
-
-_IDX = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-
-def _idx_source(reader: str, url: str) -> Source:
-    folder = f"{reader}/raw"
-    files = tuple(f"{folder}/{name}" for name in _IDX)
-    return Source(reader, url, tuple(f"{name}.gz" for name in _IDX), folder, files, 60_000, 10_000, 28)
-
-
-def _cifar_source(classes: int, folder: str, files: tuple[str, ...]) -> Source:
-    archive = f"cifar-{classes}-python.tar.gz"
-    files = tuple(f"{folder}/{name}" for name in files)
-    url = "https://www.cs.toronto.edu/~kriz/"
-    return Source(f"CIFAR{classes}", url, (archive,), ".", files, 50_000, 10_000, 32, classes)
-
-
-_SVHN = ("train_32x32.mat", "test_32x32.mat")
-_CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-SOURCES = {
-    "mnist": _idx_source("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
-    "fashion_mnist": _idx_source("FashionMNIST", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"),
-    "cifar10": _cifar_source(10, "cifar-10-batches-py", _CIFAR10),
-    "cifar100": _cifar_source(100, "cifar-100-python", ("train", "test", "meta")),
-    "svhn": Source("SVHN", "http://ufldl.stanford.edu/housenumbers/", _SVHN, ".", _SVHN, 73_257, 26_032, 32),
-}
-
 # What the training images of a data set depend on besides its name, number and augmentation.
 _READ = {"glyphs": ("classes", "difficulty", "fonts"), "image_folder": ("image_size",)}
 _FLIPPABLE = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
@@ -154,7 +107,7 @@ def training_settings(config: DataConfig) -> dict[str, Any]:
     """
     found = {key: getattr(config, key) for key in ("name", "images", "shift", "flip", *_READ.get(config.name, ()))}
     if config.name == "image_folder":
-        found["files"] = _digest_of_files(config, "train")
+        found["files"] = image_folder.digest_of_files(Path(config.root), "train")
     return found
 
 
@@ -178,7 +131,11 @@ def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Data
     Raises UserError as `check` does, and for files that are corrupt.
     """
     check(config)
-    files = [_digest_of_files(config, part) for part in ("train", "test") if config.name == "image_folder"]
+    files = [
+        image_folder.digest_of_files(Path(config.root), part)
+        for part in ("train", "test")
+        if config.name == "image_folder"
+    ]
     return _load(astuple(replace(config, shift=0, flip=False)), torch.device(device), tuple(files))
 
 
@@ -219,8 +176,8 @@ def _check_choices(config: DataConfig) -> None:
 
 
 def _image_size(config: DataConfig) -> int:
-    if config.name in SOURCES:
-        return SOURCES[config.name].size
+    if config.name in PUBLISHED:
+        return PUBLISHED[config.name].size
     return {"digits": 8, "glyphs": 32, "image_folder": config.image_size}[config.name]
 
 
@@ -231,11 +188,10 @@ def _available(config: DataConfig) -> int:
     if config.name == "glyphs":
         return _GLYPHS
     if config.name == "image_folder":
-        return len(_image_folder(config, "train"))
-    source = SOURCES[config.name]
+        return len(image_folder.open_part(Path(config.root), "train"))
     if not config.download:
-        _require_files(config, source)
-    return source.train
+        require_files(config.name, Path(config.root))
+    return PUBLISHED[config.name].train
 
 
 def _available_for_test(config: DataConfig) -> int:
@@ -243,8 +199,8 @@ def _available_for_test(config: DataConfig) -> int:
     if config.name == "glyphs":
         return min(_GLYPHS_TEST, images_used(config) // 4)
     if config.name == "image_folder":
-        return len(_image_folder(config, "test"))
-    return _DIGITS_TEST if config.name == "digits" else SOURCES[config.name].test
+        return len(image_folder.open_part(Path(config.root), "test"))
+    return _DIGITS_TEST if config.name == "digits" else PUBLISHED[config.name].test
 
 
 def _val_images(images: int) -> int:
@@ -320,137 +276,24 @@ def _read_glyphs(config: DataConfig) -> tuple[Pixels, Pixels, int]:
     return train, test, config.classes
 
 
-def _read_source(config: DataConfig) -> tuple[Pixels, Pixels, int]:
-    source = SOURCES[config.name]
-    reader = getattr(torchvision().datasets, source.reader)
-    if config.download and not all((Path(config.root) / name).is_file() for name in source.files):
-        _download(config, source, reader)
-    _require_files(config, source)
-    train, test = (_read_part(config, source, reader, part) for part in ("train", "test"))
-    return train, test, source.classes
-
-
-def _part_argument(source: Source, part: str) -> dict[str, str | bool]:
-    return {"split": part} if source.reader == "SVHN" else {"train": part == "train"}
-
-
-def _download(config: DataConfig, source: Source, reader: Any) -> None:
-    root = Path(config.root)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{config.name}.lock"):  # two processes would write into the same file
-            for part in ("train", "test"):
-                reader(config.root, download=True, **_part_argument(source, part))
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{config.name}: download failed ({reason}); {_advice(config, source)}") from error
-
-
-def _read_part(config: DataConfig, source: Source, reader: Any, part: str) -> Pixels:
-    # CIFAR's files are pickles: torchvision opens them only after their MD5 sums have been verified.
-    try:
-        data = reader(config.root, download=False, **_part_argument(source, part))
-        images = torch.as_tensor(data.data)
-        labels = torch.as_tensor(data.labels if source.reader == "SVHN" else data.targets).long()
-    except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        suspects = _suspects(Path(config.root), source, reader, part)
-        raise UserError(f"{config.name}: corrupt: {suspects}; delete and {_advice(config, source)}") from error
-    expected = getattr(source, part)
-    if len(images) != expected or len(labels) != expected:
-        found = f"{len(images):,} {part} images and {len(labels):,} labels instead of {expected:,}"
-        raise UserError(f"{config.name}: {found} in {config.root}; delete them and {_advice(config, source)}")
-    if images.ndim == 3:
-        images = images.unsqueeze(1)
-    elif source.reader.startswith("CIFAR"):
-        images = images.permute(0, 3, 1, 2)
-    return images, labels
-
-
-def _suspects(root: Path, source: Source, reader: Any, part: str) -> str:
-    """Files that torchvision's MD5 sums reject; MNIST's unpacked files have none: both files of the part."""
-    if source.reader == "SVHN":
-        sums = {name: md5 for _, name, md5 in reader.split_list.values()}
-    elif source.reader.startswith("CIFAR"):
-        sums = dict([*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])])
-    else:
-        prefix = "train" if part == "train" else "t10k"
-        return " or ".join(str(root / name) for name in source.files if Path(name).name.startswith(prefix))
-    intact = torchvision().datasets.utils.check_integrity
-    return ", ".join(str(root / name) for name in source.files if not intact(root / name, sums[Path(name).name]))
-
-
-def _require_files(config: DataConfig, source: Source) -> None:
-    for name in source.files:
-        path = Path(config.root) / name
-        if not path.is_file():
-            raise UserError(f"{config.name}: {path} is missing; {_advice(config, source)}")
-
-
-def _advice(config: DataConfig, source: Source) -> str:
-    folder = Path(config.root) / source.folder
-    archives = ", ".join(source.archives)
-    return f"set data.download=true (without a network, first put {archives} from {source.url} into {folder})"
-
-
-def _image_folder(config: DataConfig, part: str) -> Any:
-    """The torchvision ImageFolder of a part; raises UserError if there is none."""
-    folder = Path(config.root) / "image_folder" / part
-    try:
-        return torchvision().datasets.ImageFolder(str(folder))
-    except OSError as error:  # there is none, it is a file, or it cannot be read
-        raise UserError(f"image_folder: {error}; put images into {folder}/<class>/") from error
-
-
-def _digest_of_files(config: DataConfig, part: str) -> str:
-    """Of the names and contents of all images in a part; contents are read once while the files stay as they are."""
-    paths = [path for path, _ in _image_folder(config, part).samples]
-    states = tuple((s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, paths))
-    return _digest_of_contents(Path(config.root) / "image_folder" / part, tuple(paths), states)
-
-
-@lru_cache(maxsize=8)
-def _digest_of_contents(folder: Path, paths: tuple[str, ...], states: tuple[object, ...]) -> str:
-    parts: list[bytes] = []
-    for path in paths:
-        parts.append(os.fsencode(Path(path).relative_to(folder).as_posix()))
-        parts.append(bytes.fromhex(digest(Path(path).read_bytes())))
-    return digest(*parts, digits=16)
+def _read_published(config: DataConfig) -> tuple[Pixels, Pixels, int]:
+    train, test = read_published(config.name, Path(config.root), download=config.download)
+    return train, test, PUBLISHED[config.name].classes
 
 
 def _read_image_folder(config: DataConfig) -> tuple[Pixels, Pixels, int]:
-    train, test = _image_folder(config, "train"), _image_folder(config, "test")
+    train, test = (image_folder.open_part(Path(config.root), part) for part in ("train", "test"))
     if train.classes != test.classes:
         differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
         raise UserError(f"image_folder: train and test need the same classes; only one of them has {differing}")
-    images, labels = _read_images(test, config.image_size)
+    images, labels = image_folder.read_images(test, config.image_size)
     order = _permutation(len(labels))  # a folder has class after class, of which a test batch would have one
-    return _read_images(train, config.image_size), (images[order], labels[order]), len(train.classes)
-
-
-def _read_images(folder: Any, size: int) -> Pixels:
-    to_tensor = torchvision().transforms.functional.pil_to_tensor
-    images = torch.empty(len(folder), 3, size, size, dtype=torch.uint8)
-    for index, (path, _) in enumerate(folder.samples):
-        try:
-            images[index] = to_tensor(folder.loader(path).resize((size, size)))
-        except (OSError, SyntaxError, ValueError) as error:  # PIL's answers to broken files
-            raise UserError(f"image_folder: {path} is corrupt ({error}); replace or delete it") from error
-        _require_bytes(path)
-    return images, torch.tensor(folder.targets)
-
-
-def _require_bytes(path: str) -> None:
-    """UserError for an image of 16 or more bits a value: all above 255 would be white."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise UserError(f"image_folder: {path} has values of more than 8 bits ({image.mode}); store it with 8")
+    return image_folder.read_images(train, config.image_size), (images[order], labels[order]), len(train.classes)
 
 
 _READERS: dict[str, Callable[[DataConfig], tuple[Pixels, Pixels, int]]] = {
     "digits": _read_digits,
     "glyphs": _read_glyphs,
-    **dict.fromkeys(SOURCES, _read_source),
+    **dict.fromkeys(PUBLISHED, _read_published),
     "image_folder": _read_image_folder,
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bnlab.harness.artifacts import data, glyphs
 from bnlab.harness.artifacts.data import DataConfig, augment, check, load_dataset, predicted_images
+from bnlab.harness.artifacts.published import PUBLISHED
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
 
@@ -45,7 +46,7 @@ def digest(path: Path) -> str:
 def write_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
     """The two idx files of each part, as http://yann.lecun.com/exdb/mnist describes them."""
     for prefix, n, seed in (("train", TRAIN, 1), ("t10k", TEST, 2)):
-        files = [root / file for file in data.SOURCES[name].files if f"/{prefix}" in file]
+        files = [root / file for file in PUBLISHED[name].files if f"/{prefix}" in file]
         files[0].parent.mkdir(parents=True, exist_ok=True)
         header = np.array([0x803, n, 28, 28], dtype=">i4").tobytes()
         files[0].write_bytes(header + pixels(n, 28, 28, seed=seed).tobytes())
@@ -54,9 +55,9 @@ def write_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist"
 
 def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Pickled batches like CIFAR's, and a reader that knows their MD5 sums."""
-    folder = root / Path(data.SOURCES[name].files[0]).parent
+    folder = root / Path(PUBLISHED[name].files[0]).parent
     folder.mkdir(parents=True)
-    real = getattr(torchvision().datasets, data.SOURCES[name].reader)
+    real = getattr(torchvision().datasets, PUBLISHED[name].reader)
     key = "labels" if name == "cifar10" else "fine_labels"
 
     def write(files: list[list[str]], n: int) -> list[list[str]]:
@@ -98,7 +99,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     """A small copy of each of torchvision's data sets, with files of the real kind in the real places."""
     name = request.param
     WRITERS[name](tmp_path, monkeypatch, name)
-    monkeypatch.setitem(data.SOURCES, name, replace(data.SOURCES[name], train=TRAIN, test=TEST))
+    monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], train=TRAIN, test=TEST))
     return DataConfig(name, str(tmp_path))
 
 
@@ -133,7 +134,7 @@ def assert_standardized(dataset: data.Dataset) -> None:
 
 def test_torchvision_data_are_read_split_and_standardized(stored: DataConfig) -> None:
     dataset = load_dataset(stored)
-    source = data.SOURCES[stored.name]
+    source = PUBLISHED[stored.name]
     channels = 1 if "mnist" in stored.name else 3
     assert check(stored) == len(dataset.train.images) == len(dataset.train.labels) == 36
     assert dataset.val.images.shape == (4, channels, source.size, source.size)
@@ -156,19 +157,19 @@ def test_torchvision_data_are_read_split_and_standardized(stored: DataConfig) ->
 
 
 def test_a_missing_file_is_named_with_its_place_and_how_to_get_it(stored: DataConfig) -> None:
-    file = Path(stored.root) / data.SOURCES[stored.name].files[-1]
+    file = Path(stored.root) / PUBLISHED[stored.name].files[-1]
     file.unlink()
     for call in (check, load_dataset):
         with pytest.raises(UserError) as error:
             call(stored)
         assert f"{stored.name}: {file} is missing; set data.download=true" in str(error.value)
-        assert data.SOURCES[stored.name].archives[0] in str(error.value)
-        assert data.SOURCES[stored.name].url in str(error.value)
+        assert PUBLISHED[stored.name].archives[0] in str(error.value)
+        assert PUBLISHED[stored.name].url in str(error.value)
     assert check(replace(stored, download=True)) == 36
 
 
 def test_a_corrupt_file_is_named_and_not_opened(stored: DataConfig) -> None:
-    file = Path(stored.root) / data.SOURCES[stored.name].files[0]
+    file = Path(stored.root) / PUBLISHED[stored.name].files[0]
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError) as error:
         load_dataset(stored)
@@ -197,7 +198,7 @@ def test_a_data_set_cut_short_is_corrupt(tmp_path: Path, monkeypatch: pytest.Mon
 def test_archives_put_beside_are_unpacked_without_a_network(
     stored: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, root = data.SOURCES[stored.name], Path(stored.root)
+    source, root = PUBLISHED[stored.name], Path(stored.root)
     reader = getattr(torchvision().datasets, source.reader)
     expected = load_dataset(stored).test.images
     data._load.cache_clear()
