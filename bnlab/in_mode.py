@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CellType
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ def _take_over(value: Tensor, given: Tensor, after: Tensor) -> Tensor:
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and hold_the_same(a, b)
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and hold_the_same(a, b))
 
 
 class _Held:
@@ -170,21 +171,17 @@ class _Held:
         before, given, left = (*self._looks, *(3 - len(self._looks)) * [self._looks[-1]])
         for held, *entries in zip(self._containers, before.entries, given.entries, left.entries, strict=True):
             _put_back_entries(held, *entries)
-        for tensor, memory, *values in zip(
-            self._tensors, self._memory, before.values, given.values, left.values, strict=True
-        ):
-            value = values[0] if values[1] is values[2] else values[2]
-            changed = values[0] is not values[1] or not _is_same(tensor.detach(), values[2])
-            if changed and not _is_same(tensor.detach(), values[0]) and value.shape == memory.shape:
+        values = zip(before.values, given.values, left.values, strict=True)
+        for tensor, memory, looks in zip(self._tensors, self._memory, values, strict=True):
+            now = tensor.detach()
+            value = _choose(*looks, now, is_same=_is_same)
+            if value is not now and value.shape == memory.shape:
                 _give_memory(tensor, memory)
                 copy_back(tensor, value)
-        for parameter, *gradients in zip(
-            self._parameters, before.gradients, given.gradients, left.gradients, strict=True
-        ):
-            gradient = gradients[0] if gradients[1] is gradients[2] else gradients[2]
-            changed = gradients[0] is not gradients[1] or parameter.grad is not gradients[2]
-            changed = changed and parameter.grad is not gradients[0]
-            if changed and (gradient is None or gradient.dtype == parameter.dtype):
+        gradients = zip(before.gradients, given.gradients, left.gradients, strict=True)
+        for parameter, seen in zip(self._parameters, gradients, strict=True):
+            gradient = _choose(*seen, parameter.grad)
+            if gradient is not parameter.grad and (gradient is None or gradient.dtype == parameter.dtype):
                 parameter.grad = gradient
 
 
@@ -196,17 +193,26 @@ class _Look(NamedTuple):
     gradients: list[Tensor | None]
 
 
+def _choose(before: Any, given: Any, left: Any, now: Any, *, is_same: Callable[[Any, Any], bool] = operator.is_) -> Any:
+    """Where the mode has changed it for good: as it was, or as the block has left it if it has changed it too."""
+    if is_same(now, before) or (is_same(before, given) and is_same(left, now)):
+        return now
+    return before if is_same(given, left) else left
+
+
 def _put_back_entries(container: Any, before: Any, given: Any, left: Any) -> None:
-    """Each where the mode has changed it for good: as it was, or as the block has left it if it has changed it too."""
     if not isinstance(container, dict):
-        if differs(container, before) and (differs(given, before) or differs(container, left)):
-            refill(container, left if differs(left, given) else before)
+        now = copy_entries(container)
+        wanted = _choose(before, given, left, now, is_same=lambda a, b: not differs(a, b))
+        if wanted is not now:
+            refill(container, wanted)
         return
     for key in [*{**before, **given, **left, **container}]:
-        was, had, has, now = (entries.get(key, _ABSENT) for entries in (before, given, left, container))
-        if now is was or (was is had and has is now):
+        now = container.get(key, _ABSENT)
+        was, had, has = (entries.get(key, _ABSENT) for entries in (before, given, left))
+        wanted = _choose(was, had, has, now)
+        if wanted is now:
             continue
-        wanted = was if had is has else has
         if wanted is _ABSENT:
             container.pop(key, None)
         else:
