@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
+from torch.utils._pytree import tree_leaves
 
 from bnlab.arguments import check_count, check_number
 from bnlab.borrowing import borrowed, replace_forward
@@ -30,12 +31,13 @@ from bnlab.layers import (
     check_input,
     get_layer_input,
     get_running_buffers,
+    join_names,
     replace_input,
     strip_transforms,
 )
 from bnlab.loans import count_loans
 from bnlab.moments import Moments
-from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
+from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify, point_to
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Warns:
         RuntimeWarning: a layer's own forward normalizes without torch's batch norm, so that nobody sees whether it
-            normalizes its input.
+            normalizes its input; or, at the end, something has computed with the buffers of a layer that was not
+            called, as where a forward folds it into weights.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
@@ -229,20 +232,25 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         bypasses = _Bypasses(layers)
         for name, layer in layers.items():
             replace_forward(layer, functools.partial(_call_by_rule, rule, name, bypasses))
-        with Normalizations(bypasses.look):
+        with Normalizations(bypasses.look, bypasses.look_at_other):
             yield model
+        bypasses.tell()
 
 
 class _Bypasses:
-    """Refuses what normalizes with a layer's buffers without calling the layer: it would not go by the rule."""
+    """Refuses or tells what normalizes with a layer's buffers without calling the layer: it does not go by the rule."""
 
     def __init__(self, layers: Mapping[str, BatchNorm]) -> None:
         self._layers, self._loans = layers, count_loans()
         self._calls = 0  # of layers, that have not ended
+        self._called, self._used = set[str](), dict[str, None]()
+        self._buffers = {name: get_running_buffers(layer) for name, layer in layers.items()}
+        self._owners = {point_to(tensor): name for name, buffers in self._buffers.items() for tensor in buffers}
 
     @contextlib.contextmanager
-    def allowed(self) -> Iterator[None]:
+    def allowed(self, name: str) -> Iterator[None]:
         """Within a layer's own call."""
+        self._called.add(name)
         self._calls += 1
         try:
             yield
@@ -259,6 +267,25 @@ class _Bypasses:
                     f"inference.applied: a functional batch norm goes by the buffers of layer {name!r}, not by the "
                     "rule; call the layer itself"
                 )
+
+    def look_at_other(self, args: Any, result: Any, copies: bool) -> None:
+        """Called at every other operation."""
+        if self._calls or copies or count_loans() > self._loans:
+            return
+        tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
+        places = {place for tensor in tensors if (place := point_to(tensor))}
+        if len(places) > 1 and any(map(torch.is_floating_point, filter(torch.is_tensor, tree_leaves(result)))):
+            self._used |= {self._owners[place]: None for place in places if place in self._owners}
+
+    def tell(self) -> None:
+        """Warn of layers that something has computed with and nothing has called: folded into weights, say."""
+        if names := [name for name in self._used if name not in self._called]:
+            warnings.warn(
+                f"inference.applied: {join_names(names)}: no forward has called it, and something has computed with "
+                "its running buffers, which does not go by the rule; call the layer itself",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 def _call_by_rule(
@@ -287,7 +314,7 @@ def _call_by_rule(
     args, kwargs = replace_input(args, kwargs, x)
     try:
         layer._buffers["running_mean"], layer._buffers["running_var"] = lent
-        with bypasses.allowed():
+        with bypasses.allowed(name):
             if getattr(own, "func", None) in TORCH_FORWARDS:
                 return own(*args, **kwargs)
             run = _OwnForward(layer, x)

@@ -19,6 +19,14 @@ def identify(x: Tensor) -> tuple[Any, ...]:
     return x.data_ptr(), x.shape, x.stride(), x.dtype, count_writes(x)
 
 
+def point_to(tensor: Tensor) -> int:
+    """Where its memory begins; 0 where it has none."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # sparse, or a wrapper
+        return 0
+
+
 def agree(one: Moments, other: Moments, tolerance: float) -> bool:
     """Whether two inputs of a layer have the same moments, relative to the first one's variance."""
     return one.mean.shape == other.mean.shape and max(compare_moments(one, other)) <= tolerance

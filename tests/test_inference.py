@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from bnlab import gap, inference, population_statistics
 from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, applied
@@ -367,6 +368,38 @@ def test_layers_with_a_forward_of_their_own(context: Any, recwarn: pytest.Warnin
         context(),
     ):
         torch.testing.assert_close(layer(x.clone()), expected)
+
+
+class FoldedByHand(nn.Module):
+    """In evaluation as mmcv's `efficient_conv_bn_eval`: a batch norm folded into weights anew in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.last(self.norm(self.linear(x)))
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        bias = self.norm.bias + (self.linear.bias - self.norm.running_mean) * scale
+        return self.last(F.linear(x, self.linear.weight * scale[:, None], bias))
+
+
+def test_layers_that_a_forward_folds_anew_are_told(recwarn: pytest.WarningsRecorder) -> None:
+    """They keep to their running statistics: the prediction was that of plain evaluation, and nothing was said."""
+    model, x = FoldedByHand(), torch.randn(8, 3)
+    told = pytest.warns(RuntimeWarning, match=r"'norm': no forward has called it.* does not go by the rule")
+    with told as caught, applied(model, TestBatch()):
+        model(x)
+    assert caught[0].filename == __file__ and "'last'" not in str(caught[0].message)
+    recwarn.clear()
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with applied(model, TestBatch()):
+        copied = copy.deepcopy(model)
+        copied(x)
+        assert (model[1].running_mean + copied[1].running_mean).isfinite().all()  # to look at them is no use
+        model(x)
+    assert not recwarn
 
 
 def test_copies_of_layers_on_several_devices_are_refused() -> None:

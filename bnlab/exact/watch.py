@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnlab.layers import BatchNorm, Lookalike, find_lookalikes, get_layer_input, strip_transforms
 from bnlab.moments import Moments, compare_moments
-from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify
+from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify, point_to
 
 FUNCTIONAL = "functional batch norm"  # the name of one that belongs to no layer
 
@@ -95,8 +95,8 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         self._owners: dict[int, str] = {}
         self._known = list[Tensor]()  # held, so that no other tensor comes to lie where they do
         lookalikes = self.others.lookalikes.items()
-        self._of_lookalikes = {_point_to(t): name for name, other in lookalikes for t in other.kept}
-        self._originals = {_point_to(t): name for name, tensors in self.others.originals.items() for t in tensors}
+        self._of_lookalikes = {point_to(t): name for name, other in lookalikes for t in other.kept}
+        self._originals = {point_to(t): name for name, tensors in self.others.originals.items() for t in tensors}
         self._layers = {id(module) for module in self.model.modules() if isinstance(module, BatchNorm)}
         known = {id(layer): name for name, layer in self.targets.items()}  # of the model that wraps this one, if any
         self._called = set[str]()
@@ -177,7 +177,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if _is_single(*results) > _is_single(*tensors) or not any(map(torch.is_floating_point, results)):
             return  # for a log, or to see whether it is finite
-        pointers = {id(tensor): _point_to(tensor) for tensor in tensors}
+        pointers = {id(tensor): point_to(tensor) for tensor in tensors}
         every = ((self._buffers, self._used), (self._originals, self.tied), (self._of_lookalikes, self.lookalikes_used))
         for owners, used in every:
             names = {owners[pointer]: None for pointer in pointers.values() if pointer and pointer in owners}
@@ -187,7 +187,7 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 used.update(names if not self._open else {})
             elif names:
                 self._known += results
-                owners |= {pointer: name for name in names for pointer in map(_point_to, results) if pointer}
+                owners |= {pointer: name for name in names for pointer in map(point_to, results) if pointer}
 
     def _look_at_normalization(
         self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool
@@ -223,14 +223,6 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
 def _is_single(*values: Any) -> bool:
     """Whether all tensors have one value."""
     return all(isinstance(value, Tensor) and value.numel() == 1 for value in values)
-
-
-def _point_to(tensor: Tensor) -> int:
-    """Where its memory begins; 0 where it has none."""
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # sparse, or a wrapper
-        return 0
 
 
 def _hold(expected: Moments, mean: Tensor, var: Tensor, kept_as: torch.dtype) -> bool:

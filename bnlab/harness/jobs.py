@@ -172,9 +172,10 @@ def _write_row(run: Run) -> None:
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
         row = _build_row(run, (run.status if run.finished else None) or _UNTRAINED)
-        row["training"] = None
+        row["training"] = row["training_set"] = None
         with contextlib.suppress(FileNotFoundError, ValueError):  # not trained, or not readable, as the job has said
             row["training"] = run.training if run.finished else None
+            row["training_set"] = run.environment.get("training_images")
         if list_failures(run.config):
             row["status"] = "failed"
         tables.write_part(Path(run.config.results) / run.config.name, "runs", run.id, "", row)

@@ -177,7 +177,8 @@ ORIGIN = {
     "source": Origin(_TEXT, ("estimator",), ""),  # digest of an own estimator's code, and of what it makes of batches
     "code": Origin(_TEXT, ("family",), None),  # digest of an own estimator's code, whatever its parameters
     "test_images": Origin(_TEXT, ("image_settings", "split", "shift"), None),  # digest of the images that are predicted
-    "test_set": Origin(_TEXT, ("test_settings", "split"), None),  # digest of a folder's test images, under any shift
+    "test_set": Origin(_TEXT, ("test_settings", "split"), None),  # digest of the files of test images, under any shift
+    "training_set": Origin(_TEXT, ("image_settings",), None),  # digest of the images that the network was trained on
     "training": Origin(_TEXT, ("run",), None),  # `Run.training`: a network that is trained again may become another
 }
 
@@ -188,7 +189,8 @@ def origin_columns(name: str) -> dict[str, Origin]:
     known |= {"family"} if "estimator" in known else set()
     known |= {"split", "shift"} if TABLES[name].predicts else set()
     measured = "step" in known  # a run is no measurement, but of a training as well
-    return {column: o for column, o in ORIGIN.items() if {*o.group} <= known and (measured or column == "training")}
+    wanted = ORIGIN if measured else ("training", "training_set")
+    return {column: o for column, o in ORIGIN.items() if {*o.group} <= known and column in wanted}
 
 
 def part_schema(name: str) -> pa.Schema:

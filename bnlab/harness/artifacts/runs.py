@@ -305,8 +305,7 @@ class Run:
 
     def check_images(self) -> None:
         """JobError if the network in this folder was trained on other images than those that there are now."""
-        trained_on = self.environment.get("training_images", self.dataset.train.digest)
-        if trained_on != self.dataset.train.digest:
+        if self.environment.get("training_images") not in (None, self.dataset.train.digest):
             raise JobError(
                 f"{self.folder}: was trained on other images than {self.config.data.name} has now in data.root="
                 f"{self.config.data.root}; set data.root to those, or use another folder (results=)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import traceback
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import pandas as pd
 
 from bnlab.files import digest, set_aside
 from bnlab.harness import schema
+from bnlab.harness.artifacts import image_folder
+from bnlab.harness.artifacts.published import PUBLISHED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import find_measurement, find_scope, frozen
@@ -86,7 +89,7 @@ def _read_kept(run: Run, name: str) -> pd.DataFrame:
     frame = pd.concat(frames, ignore_index=True)
     expected = {"run": run.id, **_origin(run, name, frame)}
     # Earlier files do not say: they are of the only network that this folder has had, and of images that are looked at.
-    for column in [column for column in ("training", "test_set") if column in expected]:
+    for column in [column for column in expected if column in ("training", "training_set", "test_set")]:
         frame[column] = frame[column].where(frame[column].notna(), expected[column])
     return frame[np.logical_and.reduce([frame[column] == value for column, value in expected.items()])]
 
@@ -96,19 +99,22 @@ def _origin(run: Run, name: str, frame: pd.DataFrame) -> dict[str, Any]:
 
     Images that are not predicted now have none.
     """
-    found: dict[str, Any] = {"version": frozen.VERSION, "training": run.training}
+    found = {"version": frozen.VERSION, "training": run.training, "training_set": run.dataset.train.digest}
     if "split" in frame:
         digests = {images: run.digest_of(*images) for images in run.predictions}
         found["test_images"] = [digests.get(images) for images in zip(frame["split"], frame["shift"], strict=True)]
-        found["test_set"] = [_digest_test_folder(run) if split == "test" else "" for split in frame["split"]]
+        found["test_set"] = [_digest_test_files(run) if split == "test" else "" for split in frame["split"]]
     elif schema.TABLES[name].predicts:
-        found |= {"test_images": run.dataset.test.digest, "test_set": _digest_test_folder(run)}
+        found |= {"test_images": run.dataset.test.digest, "test_set": _digest_test_files(run)}
     return found
 
 
-def _digest_test_folder(run: Run) -> str:
-    """Of other data the settings say all: test fonts may differ from row to row, and files are compared with sums."""
-    return run.dataset.test.digest if run.config.data.name == "image_folder" else ""
+def _digest_test_files(run: Run) -> str:
+    """Whatever is made of them; empty for data that are made from fixed seeds, of which the settings say all."""
+    data = run.config.data
+    if data.name == "image_folder":
+        return image_folder.digest_of_files(Path(data.root), "test")
+    return run.dataset.test.digest if data.name in PUBLISHED else ""
 
 
 def _measure(

@@ -26,7 +26,7 @@ _TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images the distance t
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 _AVERAGES = {"update_bn": Cumulative(), "swa": WeightedCumulative()}
 
-VERSION = 3  # of all that is measured: what was cached under another one counts as missing
+VERSION = 4  # of all that is measured: what was cached under another one counts as missing
 EXACT = FrozenWeights("exact", None, "train")  # the reference of every gap
 
 

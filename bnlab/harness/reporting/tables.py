@@ -72,8 +72,8 @@ def _tell_of_outdated(folder: Path, left: dict[str, int]) -> None:
     if left:
         rows = ", ".join(f"{count:,} of {name}" for name, count in left.items())
         print(
-            f"{folder}/parts: left out are rows that were measured with earlier code, other test images or another "
-            f"training ({rows})\n  run their sweeps again, or delete parts and run those that are wanted: what is "
+            f"{folder}/parts: left out are rows that were measured with earlier code, other images or another training "
+            f"({rows})\n  run their sweeps again, or delete parts and run those that are wanted: what is "
             "trained and measured is kept",
             file=sys.stderr,
         )
@@ -126,8 +126,8 @@ def _find_image_settings(runs: pd.DataFrame) -> dict[str, dict[str, str]]:
         settings = json.loads(text).get("data", {})
         kept = {key: value for key, value in settings.items() if key not in ("shift", "flip")}
         found["image_settings"][run] = json.dumps(kept)
-        if kept.get("name") == "image_folder":  # all of its test images are taken, however many of the others
-            kept.pop("images", None)
+        if kept.get("name") != "glyphs":  # all test images are taken, however many of the others, and at any size
+            kept = {key: value for key, value in kept.items() if key not in ("images", "image_size")}
         found["test_settings"][run] = json.dumps(kept)
     return found
 

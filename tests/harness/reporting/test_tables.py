@@ -27,6 +27,7 @@ def rows(momenta: list[float], value: float, run: str = "a/seed_0", **origin: ob
         "source": "",
         "code": None,
         "training": "a",
+        "training_set": None,
         "run": run,
         "step": 1,
         "estimator": "ema",
@@ -87,7 +88,7 @@ def test_rows_that_leave_the_table_are_told(tmp_path: Path, capsys: pytest.Captu
     write(tmp_path, "old", rows([0.1, 0.2], 1.0), age=10)
     write(tmp_path, "new", rows([0.2], 2.0, version=3), age=5)
     tables.assemble(tmp_path)
-    assert "measured with earlier code, other test images or another training (1 of gaps)" in capsys.readouterr().err
+    assert "measured with earlier code, other images or another training (1 of gaps)" in capsys.readouterr().err
     write(tmp_path, "again", rows([0.1], 2.0, version=3), age=4)
     assert tables.assemble(tmp_path)["gaps"]["momentum"].tolist() == [0.1, 0.2] and not capsys.readouterr().err
 
@@ -132,7 +133,9 @@ def test_doses_on_earlier_test_images_leave_the_table(tmp_path: Path) -> None:
         row |= {"moment": "mean", "test_images": images}
         tables.write_part(tmp_path, "doses", run, "", pd.DataFrame([row]))
         settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "settings": json.dumps({"data": {}})}
-        tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings | {"training": None}]))
+        tables.write_part(
+            tmp_path, "runs", run, "", pd.DataFrame([settings | {"training": None, "training_set": None}])
+        )
     assert tables.assemble(tmp_path)["doses"]["run"].tolist() == ["a/seed_0", "a/seed_1"]
 
 
@@ -143,12 +146,14 @@ def test_rows_on_earlier_test_images_leave_the_table_for_all_networks_on_this_da
     for age, (run, data) in enumerate(networks.items()):
         write_evaluation(tmp_path, age, 0.1, run=run, test_images="new" if age == 0 else "old")
         settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "settings": json.dumps({"data": data})}
-        tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings | {"training": None}]))
+        tables.write_part(
+            tmp_path, "runs", run, "", pd.DataFrame([settings | {"training": None, "training_set": None}])
+        )
     assert tables.assemble(tmp_path)["evaluations"]["run"].tolist() == ["a/seed_0", "c/seed_0"]
 
 
 def test_rows_on_an_earlier_test_folder_leave_the_table_under_any_shift(tmp_path: Path) -> None:
-    """And whatever the number of training images, which is no matter of the test images."""
+    """And whatever the number of training images and the size, which are no matter of the files."""
     networks = {"a/seed_0": {"images": 30}, "b/seed_0": {"images": 50}, "c/seed_0": {"image_size": 16}}
     for age, (run, data) in enumerate(networks.items()):
         where = {"split": "test", "shift": "none" if age == 0 else "noise:1"}
@@ -156,20 +161,38 @@ def test_rows_on_an_earlier_test_folder_leave_the_table_under_any_shift(tmp_path
             tmp_path, age, 0.1, run=run, **where, test_images=str(age), test_set="new" if age == 0 else "old"
         )
         write_evaluation(tmp_path, age + 10, 0.2, run=run, split="val", test_images="same", test_set="")
-        settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "training": None}
+        settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "training": None, "training_set": None}
         settings["settings"] = json.dumps({"data": {"name": "image_folder", **data}})
         tables.write_part(tmp_path, "runs", run, "", pd.DataFrame([settings]))
     found = tables.assemble(tmp_path)["evaluations"]
-    assert found["run"][found["split"] == "test"].tolist() == ["a/seed_0", "c/seed_0"]
+    assert found["run"][found["split"] == "test"].tolist() == ["a/seed_0"]
     assert found["run"][found["split"] == "val"].tolist() == [*networks]
+
+
+def test_networks_that_were_trained_on_earlier_images_leave_all_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mean over seeds would be of networks that have learned from other labels; of earlier ones nothing is known."""
+    networks = {"a/seed_3": None, "c/seed_0": "other", "b/seed_2": "old", "a/seed_1": "old", "a/seed_0": "new"}
+    for number, (run, images) in enumerate(networks.items()):  # the newest is last
+        write(tmp_path, run, rows([0.1], 1.0, run=run, training_set=images), age=-number)
+        data = {"name": "mnist", "images": 50 if run == "c/seed_0" else 60, "shift": number}
+        settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": run, "settings": json.dumps({"data": data})}
+        row = pd.DataFrame([settings | {"training": "a", "training_set": images}])
+        tables.write_part(tmp_path, "runs", run, "", row)
+    found = tables.assemble(tmp_path)
+    for name in ("runs", "gaps"):
+        assert found[name]["run"].tolist() == ["a/seed_0", "a/seed_3", "c/seed_0"]
+    assert "other images or another training (2 of runs, 2 of gaps)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_row_of_a_network_that_was_trained_elsewhere_leaves_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As where another machine's parts are copied over: what was measured last is of this one's training."""
-    settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": "a/seed_0", "settings": "{}", "training": "theirs"}
-    tables.write_part(tmp_path, "runs", "a/seed_0", "", pd.DataFrame([settings]))
+    settings = dict.fromkeys(schema.TABLES["runs"].types) | {"run": "a/seed_0", "settings": "{}"}
+    row = pd.DataFrame([settings | {"training": "theirs", "training_set": None}])
+    tables.write_part(tmp_path, "runs", "a/seed_0", "", row)
     (path,) = (tmp_path / "parts" / "runs").iterdir()
     make_older(path, "runs", age=10)
     write(tmp_path, "new", rows([0.1], 1.0, training="ours"), age=5)
