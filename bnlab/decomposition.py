@@ -7,6 +7,7 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_count, check_forward
 from bnlab.batches import Forward
+from bnlab.containers import copy_entries
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
@@ -23,7 +25,6 @@ from bnlab.in_mode import end_evaluation
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
-from bnlab.own_modes import list_shared_modes
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
 from bnlab.trace import MomentTrace, replay_bank
@@ -142,10 +143,10 @@ def decompose(
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    if shared := list_shared_modes(model):
+    if shared := _list_shared(model):
         raise ValueError(
-            f"decompose: train or eval of {join_names(shared)} has been replaced by a function around a module, and a "
-            "copy of the model, into which past weights go, would share it; override it in the class"
+            f"decompose: {join_names(shared)} has been replaced by a function around a part of the model, and a copy "
+            "of the model, into which past weights go, would share it; override it in the class"
         )
     try:
         return copy.deepcopy(model)
@@ -154,6 +155,26 @@ def _copy(model: nn.Module) -> nn.Module:
             f"decompose: the model cannot be copied ({str(error).splitlines()[0]}), and past weights go into a copy; "
             "torch.nn.utils.weight_norm, for one, has a successor in torch.nn.utils.parametrizations"
         ) from error
+
+
+def _list_shared(model: nn.Module) -> list[str]:
+    """Attributes of modules that are functions around a part of the model, such as the `forward` that it had before."""
+    parts = {*model.modules()}
+    held = [(name, key, value) for name, module in model.named_modules() for key, value in vars(module).items()]
+    return [".".join(filter(None, (name, key))) for name, key, value in held if _names_part(value, parts, set())]
+
+
+def _names_part(value: Any, parts: set[nn.Module], known: set[FunctionType]) -> bool:
+    """Whether a function has a part, a method of one, or such a function in its closure or among its globals."""
+    if not isinstance(value, FunctionType) or value in known:
+        return False
+    known.add(value)
+    inside = [content for cell in value.__closure__ or () for content in copy_entries(cell)]
+    named = [*inside, *map(value.__globals__.get, value.__code__.co_names)]
+    owners = [getattr(held, "__self__", held) for held in named]
+    return any(isinstance(owner, nn.Module) and owner in parts for owner in owners) or any(
+        _names_part(held, parts, known) for held in inside
+    )
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:

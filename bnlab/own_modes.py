@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from types import FunctionType
 from typing import Any
 
 from torch import nn
-
-from bnlab.containers import copy_entries
 
 _MODES = ("mode", "training", "is_training", "is_train", "train_mode", "training_mode")  # arguments of own `train`s
 # The same, which may mean something else too.
@@ -27,18 +24,6 @@ def _has_own_modes(module: nn.Module) -> bool:
 def _has_own(module: nn.Module, name: str) -> bool:
     """Whether it overrides this method of torch's, by its class or itself; a flag of that name is none."""
     return getattr(type(module), name) != getattr(nn.Module, name) or callable(vars(module).get(name))
-
-
-def list_shared_modes(model: nn.Module) -> list[str]:
-    """Names of modules whose `train` or `eval` is a function around a module, which a copy of the model would share."""
-    held = [(name, vars(module).get(key)) for name, module in model.named_modules() for key in ("train", "eval")]
-    return [name or "the model" for name, value in held if isinstance(value, FunctionType) and _names_module(value)]
-
-
-def _names_module(function: FunctionType) -> bool:
-    inside = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
-    named = map(function.__globals__.get, function.__code__.co_names)
-    return any(isinstance(value, nn.Module) for value in (*inside, *named))
 
 
 def _is_mode_setter(train: Any) -> bool:
@@ -85,12 +70,13 @@ def set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> Non
     `is_part`: of a model; torch calls a part's `train` with the mode, whatever it does.
     """
     if not training and _has_own(module, "eval") and not _requires_arguments(module.eval):
-        _, *parts = module.modules()
-        before = [part.training for part in parts]
-        module.eval()
-        after = [part.training for part in parts]
-        if not module.training or before != after or (parts and not any(after)):
-            return  # else it has evaluated the model
+        was_partly = not all(part.training for part in module.modules())
+        if _sets_mode(module):
+            return
+        if was_partly:  # as it may leave it: what it puts into eval mode shows from train mode
+            set_mode(module, True, is_part=is_part)
+            if _sets_mode(module):
+                return
     if not (is_part or _is_mode_setter(module.train)):
         nn.Module.train(module, training)
     elif any(
@@ -99,6 +85,15 @@ def set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> Non
         module.train(training)  # whatever the argument is called
     else:
         module.train()
+
+
+def _sets_mode(module: nn.Module) -> bool:
+    """Call its own `eval`; whether that has put anything into eval mode, or has evaluated the model."""
+    _, *parts = module.modules()
+    before = [part.training for part in parts]
+    module.eval()
+    after = [part.training for part in parts]
+    return not module.training or before != after or (bool(parts) and not any(after))
 
 
 def _requires_arguments(method: Any) -> bool:

@@ -297,6 +297,8 @@ def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -
         return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, kwargs)  # type: ignore[no-any-return]
     if layer.training and layer.track_running_stats:
         return _run_in_training(layer, own, args, kwargs)
+    if layer.training:
+        _leave_out(layer)
     return own(*args, **kwargs)
 
 
@@ -305,6 +307,11 @@ def _write_buffers(attributes: dict[str, Any]) -> None:
     if _has_averages(attributes):
         with past_modes():
             attributes["upkeep"].catch_up(attributes["_buffers"])
+
+
+@torch.compiler.disable
+def _leave_out(layer: SelfTuned) -> None:
+    layer.upkeep.leaves_out(is_off=True)
 
 
 @torch.compiler.disable
@@ -330,9 +337,9 @@ def _run_in_training(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kw
         upkeep.begin(buffers)
         return output
     upkeep.warn_of_shared_memory(buffers)
-    # A forward within a backward pass repeats an earlier one: activation checkpointing. With momentum 0 torch's own
-    # averages leave a batch out: it is set for a while, as for the second forward of sharpness-aware minimization.
-    is_left_out = torch._C._current_graph_task_id() != -1 or attributes["momentum"] == 0
+    # With momentum 0 torch's own averages leave a batch out: it is set for a while, as for the second forward of
+    # sharpness-aware minimization.
+    is_left_out = upkeep.leaves_out(is_off=attributes["momentum"] == 0)
     with past_modes(), LOOKING:
         upkeep.begin_where_written(buffers, certainly=not upkeep.is_behind)
         place = upkeep.collector.make_scratch() if is_left_out else upkeep.collector.make_place()

@@ -439,6 +439,30 @@ def test_an_evaluation_of_the_name_of_the_mode(measure: Callable[..., Any], kind
     assert all(map(torch.equal, *zip(*pairs, strict=True)))
 
 
+class OnlyNorms(nn.Sequential):
+    """Is evaluated with dropout, and says nothing of its own mode."""
+
+    def eval(self) -> OnlyNorms:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                nn.Module.eval(module)
+        return self
+
+
+@pytest.mark.parametrize("measure", [population_statistics, LAYERWISE, measure_batch_upstream])
+def test_an_eval_that_leaves_parts_in_train_mode_is_the_same_from_both_modes(measure: Callable[..., Any]) -> None:
+    """From eval mode it changes nothing, and was taken for an evaluation of the model."""
+    torch.manual_seed(0)
+    model, found = OnlyNorms(nn.Dropout(0.5), nn.BatchNorm1d(4)), []
+    starts = [model, copy.deepcopy(model).eval(), nn.Sequential(*copy.deepcopy(model)).eval()]
+    for start in starts:
+        torch.manual_seed(1)
+        with unchanged(start):
+            found.append([*list_moments(measure(start, make_batches()))])
+    assert starts[0][1].training and not starts[1][1].training
+    assert all(map(torch.equal, found[0], found[1])) and not all(map(torch.equal, found[0], found[2]))
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_self_tuned_layers_have_no_modes_of_their_own(measure: Callable[..., Any]) -> None:
     """That these are in train mode is no reason to put the model into eval mode twice."""
@@ -584,12 +608,29 @@ def test_weights_of_training_are_decomposed_whatever_the_mode() -> None:
     assert torch.allclose(*(torch.tensor(table.iloc[:, 4:].to_numpy()) for table in tables), atol=1e-5)
 
 
-def test_a_train_around_the_original_cannot_be_decomposed() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+def set_train(model: nn.Sequential) -> None:
     model.train = lambda mode=True: nn.Module.train(model, mode)  # type: ignore[method-assign]
+
+
+def set_autocast(model: nn.Sequential) -> None:
+    model.forward = torch.autocast("cpu", enabled=False)(model.forward)  # type: ignore[method-assign]
+
+
+def set_padding(model: nn.Sequential) -> None:
+    own = model[0].forward
+    model[0].forward = lambda x: own(x.roll(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [(set_train, "train"), (set_autocast, "forward"), (set_padding, "0.forward")]
+)
+def test_functions_around_the_original_cannot_be_decomposed(change: Callable[[nn.Sequential], None], name: str) -> None:
+    """Its copy called them on the model itself, which it trained on, and past weights did not reach the layers."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    change(model)
     with record(model) as trace:
         train(model, make_batches())
-    with unchanged(model), pytest.raises(ValueError, match="decompose: train or eval of 'the model' has been replaced"):
+    with unchanged(model), pytest.raises(ValueError, match=f"decompose: '{name}' has been replaced by a function"):
         decompose(model, trace, lambda step: model.state_dict(), make_batches(), momentum=0.9)
 
 

@@ -468,6 +468,18 @@ def test_what_checkpointing_repeats_is_no_new_batch(reentrant: bool) -> None:
     assert_replayed(model, trace)
 
 
+@pytest.mark.parametrize(("flag", "off"), [("track_running_stats", False), ("momentum", 0.0)])
+def test_a_first_forward_that_is_left_out_is_taken_when_it_is_repeated(flag: str, off: Any) -> None:
+    """As fairscale's checkpoints have it, whose batches were all left out, and nothing was said."""
+    _, trace = record_twin(70)
+    model, on = network(), {"track_running_stats": True, "momentum": 0.1}[flag]
+    for layer in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        layer.register_forward_pre_hook(lambda layer, _: setattr(layer, flag, on if torch.is_grad_enabled() else off))
+        layer.register_forward_hook(lambda layer, *_: setattr(layer, flag, on))
+    train(model, 70, call=lambda x: checkpoint(model, x.requires_grad_(True), use_reentrant=True))  # type: ignore[no-any-return]
+    assert_replayed(model, trace)
+
+
 @pytest.mark.parametrize("kept", ["mm", "batch_norm"])
 def test_selective_checkpointing_sees_the_models_operations_only(kept: str) -> None:
     _, trace = record_twin(70)
