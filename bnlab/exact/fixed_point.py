@@ -82,7 +82,7 @@ class _History:
     _WINDOW, _FARTHEST, _WORSE = 6, 5.0, 4.0
 
     def __init__(self, first: Iterable[Moments]) -> None:
-        self._scale = torch.cat([moments.var.sqrt().clamp(min=_TINY) for moments in first])
+        self._scale = torch.cat([torch.where(moments.var > _TINY, moments.var.sqrt(), 1.0) for moments in first])
         self._assumed: list[Tensor] = []
         self._changes: list[Tensor] = []
         self._best: tuple[float, Tensor, Tensor] | None = None  # the size of its change, x, change
@@ -100,7 +100,7 @@ class _History:
         mean, log_var = self._step(x, g - x).view(2, -1)
         sizes = [len(assumed[name].mean) for name in names]
         parts = zip(names, (mean * self._scale).split(sizes), log_var.exp().split(sizes), strict=True)
-        return {name: Moments(seen[name].count, mean, var) for name, mean, var in parts}
+        return {name: _keep_dead(seen[name], mean, var) for name, mean, var in parts}
 
     def _step(self, x: Tensor, change: Tensor) -> Tensor:
         assert self._best is not None
@@ -122,6 +122,12 @@ class _History:
     def _flatten(self, moments: list[Moments]) -> Tensor:
         mean = torch.cat([m.mean for m in moments]) / self._scale
         return torch.cat((mean, torch.cat([m.var for m in moments]).clamp(min=_TINY).log()))
+
+
+def _keep_dead(seen: Moments, mean: Tensor, var: Tensor) -> Moments:
+    """What to assume of a layer: of a channel without variance, which has no logarithm, what was seen."""
+    alive = seen.var > _TINY
+    return Moments(seen.count, torch.where(alive, mean, seen.mean), torch.where(alive, var, seen.var))
 
 
 def distance(assumed: Moments, seen: Moments) -> float:

@@ -302,6 +302,33 @@ def test_twelve_shared_layers_settle(build: type[nn.Module], passes: int) -> Non
         assert_moments(short[name], found[name], mean=4e-6, var=4e-6)
 
 
+@pytest.mark.parametrize("constant", [0.0, 7.3])
+def test_a_shared_layer_with_a_channel_that_is_the_same_everywhere_settles(constant: float) -> None:
+    """A mask of a time series, say, or a pruned channel: its logarithm of the variance held for a difference."""
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.linear = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = x.new_zeros(len(x), 3)
+            for part in x.unbind(1):
+                state = self.linear(self.bn(torch.cat((part, state), 1))).tanh()
+            return state
+
+    torch.manual_seed(0)
+    model = randomized(Cell())
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn(8, 4, 3, generator=generator) for _ in range(3)]
+    for batch in batches:
+        batch[..., 1] = constant
+    found = population_statistics(model, batches)
+    assert float(found["bn"].var[1]) == 0 and float(found["bn"].mean[1]) == pytest.approx(constant, rel=1e-6)
+    assert found.cost.passes > 8  # the steps were extrapolated
+    assert max(self_consistency(model, found, batches)) <= 1e-6 + FLOAT32
+
+
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_nan_in_a_layer_that_is_called_twice(call: int) -> None:
     class Twice(nn.Module):
