@@ -14,7 +14,7 @@ NORMS = {"none": "batch norm everywhere", "group": "every second a group norm"}
 EVERYWHERE, MIXED = NORMS.values()
 LINE = ("panel", "line", "depth")
 EACH = ("panel", "network")
-HALF = ("run", "seed", *EACH, "estimator", "half")
+HALF = ("run", "seed", *EACH, "estimator", "momentum", "statistics_split", "half")
 READ = (
     "In standard deviations of the layer, at one step of networks that are trained in batches of {batch_size}. Where "
     "every second norm is a group norm, the batch norms that remain keep their numbers."

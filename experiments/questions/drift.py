@@ -36,10 +36,11 @@ def speeds(tables: Tables, shares: tuple[float, ...] = (), **layers: Any) -> pd.
 def moves(tables: Tables, shares: tuple[float, ...] = ()) -> pd.DataFrame:
     """How far exact means have moved since the measured step before, an epoch, in the layer's standard deviations."""
     exact = rows(tables, "traces", shares, estimator="exact", **LATER).sort_values(["batch_size", "step"])
-    before = exact.groupby(["run", "layer", "channel"])[["epoch", "mean"]].shift()
+    before = exact.groupby(["run", "statistics_split", "layer", "channel"])[["epoch", "mean"]].shift()
     speed = (exact["mean"] - before["mean"]) / (exact["epoch"] - before["epoch"])
     squares = exact.assign(move=speed**2 / exact["var"])
-    each = average(squares.dropna(subset="move"), "move", (*NETWORK, "panel", "step", "epoch", "layer", "depth"))
+    kept = (*NETWORK, "statistics_split", "panel", "step", "epoch", "layer", "depth")
+    each = average(squares.dropna(subset="move"), "move", kept)
     return each.assign(move=each["move"] ** 0.5)
 
 

@@ -89,8 +89,12 @@ def find_sources(config: Config) -> list[Source]:
 
 
 def find_exact(config: Config) -> list[Source]:
-    """Exact statistics of every population, which what is predicted is compared with."""
-    return parse_sources(["exact"], [], *as_list(config.population))
+    """Exact statistics of every population, which what is predicted is compared with.
+
+    Of the training split too where there are rules at inference time, which start from those.
+    """
+    has_rules = any(isinstance(source, InferenceRule) for source in find_sources(config))
+    return parse_sources(["exact"], [], *["train"] * has_rules, *as_list(config.population))
 
 
 def parse_sources(names: list[str], momenta: list[float], *populations: str) -> list[Source]:

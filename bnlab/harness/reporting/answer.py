@@ -245,8 +245,8 @@ def describe_images(tables: Tables) -> str:
     if splits and not splits & {"train", "none"}:
         words = " and ".join(_POPULATIONS.get(split, split) for split in sorted(splits))
         told.append(
-            f"Estimators that are measured on frozen weights, exact ones too, are of {words}; what gaps are measured "
-            "from is of the training split."
+            f"Where estimators are measured on frozen weights, exact ones too, they are of {words}; what gaps and "
+            "doses are measured from, and what networks are frozen with, is of the training split."
         )
     return " ".join(told)
 

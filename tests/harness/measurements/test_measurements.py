@@ -105,6 +105,9 @@ def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(n
             splits = found[found["estimator"].isin(["exact", "precise"])].groupby("estimator")["statistics_split"]
             expected = {estimator: {*np.atleast_1d(population)} for estimator in {"exact", *chosen} - {"ema"}}
             assert splits.agg(set).to_dict() == expected
+    config = replace(run.config, population="val", estimator=["ema", "test_batch(n=50)"])  # which starts from training
+    found = rows(name, Run(config), find_sources(config)).query("estimator == 'exact'")
+    assert set(found["statistics_split"]) == {"train", "val"}
 
 
 def test_predictions_under_a_shift(run: Run) -> None:

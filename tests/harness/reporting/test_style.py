@@ -257,8 +257,8 @@ def test_captions_say_batch_size_momentum_and_whose_statistics_they_are() -> Non
     figure = Figure("f", "t", "Of {batch_size}, {momentum}.", lambda tables: tables["gaps"], EstimatorCurves(Axis("y")))
     told = " ".join(drawing.draw(figure, tables).texts[-1].get_text().split())
     measured = (
-        "Estimators that are measured on frozen weights, exact ones too, are of the validation split; what gaps are "
-        "measured from is of the training split."
+        "Where estimators are measured on frozen weights, exact ones too, they are of the validation split; what gaps "
+        "and doses are measured from, and what networks are frozen with, is of the training split."
     )
     assert told.startswith(f"Of 4 and 16, 0.01 and 0.1. {measured} Lines:")
 

@@ -36,8 +36,9 @@ def rows(
         wanted: for columns of the table or settings, see `select`; `split` and `shift` where several were predicted.
 
     Raises:
-        UserError: a column is missing, the table has several splits or shifts of which none is wanted, or networks
-            agree in `by` and seed, or differ in other settings, which an average over seeds would mix.
+        UserError: a column is missing, the table has several splits or shifts of which none is wanted, an estimator's
+            statistics are of other images in some networks than in others, or networks agree in `by` and seed, or
+            differ in other settings, which an average over seeds would mix.
     """
     frame, runs = tables[table], tables["runs"]
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
@@ -49,8 +50,10 @@ def rows(
             _check_images(table, joined, column, setting)
     _check_networks(runs[runs["run"].isin(joined["run"].unique())], by)
     if not shares:
+        _check_populations(table, joined)
         return add_setting_panels(joined, by)
     found = select_shares(joined, shares)
+    _check_populations(table, found)
     for share in shares:
         if len(joined) and not (found["panel"] == share_name(share)).any():
             warnings.warn(
@@ -70,6 +73,23 @@ def _check_images(table: str, frame: pd.DataFrame, column: str, setting: str) ->
             f"{table} has rows of several {column}s ({', '.join(found)}), and the score selects none: give it {column}="
             f"{found[0]!r}, or sweep one {column} ({setting}=) under a name=... of its own"
         )
+
+
+def _check_populations(table: str, frame: pd.DataFrame) -> None:
+    """UserError if an estimator's statistics are of other images in some networks or steps than in others."""
+    measured = ["estimator", "run", "step"]
+    if not {*measured, "statistics_split"} <= {*frame}:
+        return
+    rows = frame[[*measured, "statistics_split"]].drop_duplicates().sort_values("statistics_split")
+    splits = rows.groupby(measured)["statistics_split"].agg(" and ".join).reset_index()
+    for estimator, found in splits.groupby("estimator"):
+        if found["statistics_split"].nunique() > 1:
+            each = found.drop_duplicates("statistics_split").itertuples()
+            where = "; ".join(f"{row.statistics_split} in {row.run} at step {row.step}" for row in each)
+            raise UserError(
+                f"{table} has rows of {estimator} that are of other populations in some networks or steps than in "
+                f"others ({where}): sweep all with one population=..., or each under a name=... of its own"
+            )
 
 
 def _check_networks(runs: pd.DataFrame, by: Sequence[str]) -> None:
