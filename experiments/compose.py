@@ -98,7 +98,10 @@ def plan_jobs(words: list[str], multirun: bool) -> Sweep:
 
 
 def _check_name(configs: list[Config], words: list[str]) -> None:
-    """UserError where a file would let results lie under another name than the experiment's."""
+    """UserError where results would lie under several names, or by a file under another than the experiment's."""
+    if names := sorted({config.name for config in configs} - {configs[0].name}):
+        word = next((word for word in words if word.startswith("name=")), "name")
+        raise UserError(f"{word}: a sweep has one name, and this has {configs[0].name}, {', '.join(names)}")
     expected = [word.partition("=")[2] for word in words if word.startswith("experiment=")] or [Config().name]
     for config in configs:
         if config.name != expected[0] and not any(word.startswith("name=") for word in words):

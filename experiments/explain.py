@@ -131,6 +131,8 @@ def _explain_value(file: str, reason: str, key: str) -> str:
     path = f"conf/{file}.yaml"
     if not key and reason.startswith("Merge error"):
         return _explain_group(file)
+    if key in _OF_ALL_GROUPS and (CONF / f"{file}.yaml").read_text().startswith("# @package _global_"):
+        return _explain_group(file)
     if not key or key in _OF_ALL_GROUPS:
         return f"{path}: must begin with the line '# @package _global_'; settings follow as key: value"
     if reason.startswith("Key "):
@@ -143,6 +145,13 @@ def _explain_group(file: str) -> str:
     path = CONF / f"{file}.yaml"
     content = yaml.safe_load(path.read_text())
     named = {key: value for key, value in content.items() if key in CHOICES and isinstance(value, str)}
+    if "experiment" in named:
+        return f"conf/{file}.yaml: experiment: one experiment cannot choose another; what two share is a file of suite"
+    if "variation" in named:
+        word = f"variation={named['variation']}"
+        return (
+            f"conf/{file}.yaml: variation: is chosen on the command line ({word}) or swept, below hydra.sweeper.params"
+        )
     if not named:
         return f"conf/{file}.yaml: a value stands where a group of settings is, or the other way round"
     chosen = ", ".join(f"override /{key}: {value}" for key, value in named.items())

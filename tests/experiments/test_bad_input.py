@@ -197,6 +197,7 @@ CASES = {
     "sweep name=${nope}": "nope",
     # what a sweep cannot sweep
     "sweep -m name=a,b": "one name",
+    "sweep -m model.width=4,5 name=w${model.width}": "a sweep has one name, and this has w4, w5",
     "sweep -m experiment=quickstart,momentum": "one experiment",
     "sweep -m seed=range(0,0)": "at least one",
     "sweep momentum=range(1,3)": "several values are swept with -m$",
