@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dis
 import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,10 +159,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _list_shared(model: nn.Module) -> list[str]:
-    """Attributes of modules that are functions around a part of the model, such as the `forward` that it had before."""
+    """Methods of modules in whose place a function around a part of the model was put, such as its own old method."""
     parts = {*model.modules()}
-    held = [(name, key, value) for name, module in model.named_modules() for key, value in vars(module).items()]
-    return [".".join(filter(None, (name, key))) for name, key, value in held if _names_part(value, parts, set())]
+    held = [(name, module, key) for name, module in model.named_modules() for key in vars(module)]
+    replaced = [
+        (name, key, vars(module)[key]) for name, module, key in held if callable(getattr(type(module), key, None))
+    ]
+    return [".".join(filter(None, (name, key))) for name, key, value in replaced if _names_part(value, parts, set())]
 
 
 def _names_part(value: Any, parts: set[nn.Module], known: set[FunctionType]) -> bool:
@@ -170,10 +174,12 @@ def _names_part(value: Any, parts: set[nn.Module], known: set[FunctionType]) -> 
         return False
     known.add(value)
     inside = [content for cell in value.__closure__ or () for content in copy_entries(cell)]
-    named = [*inside, *map(value.__globals__.get, value.__code__.co_names)]
-    owners = [getattr(held, "__self__", held) for held in named]
-    return any(isinstance(owner, nn.Module) and owner in parts for owner in owners) or any(
-        _names_part(held, parts, known) for held in inside
+    names = {step.argval for step in dis.get_instructions(value) if step.opname == "LOAD_GLOBAL"}
+    held = [*inside, *map(value.__globals__.get, names)]
+    owners = [each.__self__ if isinstance(each, MethodType) else each for each in held]
+    # Not isinstance, which proxies answer themselves.
+    return any(issubclass(type(owner), nn.Module) and owner in parts for owner in owners) or any(
+        _names_part(each, parts, known) for each in inside
     )
 
 

@@ -232,7 +232,7 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         bypasses = _Bypasses(layers)
         for name, layer in layers.items():
             replace_forward(layer, functools.partial(_call_by_rule, rule, name, bypasses))
-        with Normalizations(bypasses.look, bypasses.look_at_other):
+        with bypasses.watched(model), Normalizations(bypasses.look, bypasses.look_at_other):
             yield model
         bypasses.tell()
 
@@ -242,10 +242,26 @@ class _Bypasses:
 
     def __init__(self, layers: Mapping[str, BatchNorm]) -> None:
         self._layers, self._loans = layers, count_loans()
-        self._calls = 0  # of layers, that have not ended
+        self._calls = self._forwards = 0  # of layers, and of modules around others, that have not ended
         self._called, self._used = set[str](), dict[str, None]()
         self._buffers = {name: get_running_buffers(layer) for name, layer in layers.items()}
         self._owners = {point_to(tensor): name for name, buffers in self._buffers.items() for tensor in buffers}
+
+    @contextlib.contextmanager
+    def watched(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block it is known whether a forward of the model, or of a part that has parts, is running."""
+        with contextlib.ExitStack() as hooks:
+            for module in model.modules():
+                if any(True for _ in module.children()) and not isinstance(module, torch.jit.ScriptModule):
+                    hooks.callback(module.register_forward_pre_hook(self._enter, prepend=True).remove)
+                    hooks.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+            yield
+
+    def _enter(self, *_: object) -> None:  # methods, which copies of the model can have
+        self._forwards += 1
+
+    def _leave(self, *_: object) -> None:
+        self._forwards -= 1
 
     @contextlib.contextmanager
     def allowed(self, name: str) -> Iterator[None]:
@@ -270,7 +286,7 @@ class _Bypasses:
 
     def look_at_other(self, args: Any, result: Any, copies: bool) -> None:
         """Called at every other operation."""
-        if self._calls or copies or count_loans() > self._loans:
+        if self._calls or copies or not self._forwards or count_loans() > self._loans:
             return
         tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
         places = {place for tensor in tensors if (place := point_to(tensor))}

@@ -71,12 +71,13 @@ def set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> Non
     """
     if not training and _has_own(module, "eval") and not _requires_arguments(module.eval):
         was_partly = not all(part.training for part in module.modules())
-        if _sets_mode(module):
-            return
-        if was_partly:  # as it may leave it: what it puts into eval mode shows from train mode
+        changes, returned = _call_eval(module)
+        # One that gives the module, as torch's, may itself have left it so: from train mode it shows what it changes.
+        if not changes and was_partly and returned is module:
             set_mode(module, True, is_part=is_part)
-            if _sets_mode(module):
-                return
+            changes, _ = _call_eval(module)
+        if changes:
+            return
     if not (is_part or _is_mode_setter(module.train)):
         nn.Module.train(module, training)
     elif any(
@@ -87,13 +88,13 @@ def set_mode(module: nn.Module, training: bool, *, is_part: bool = False) -> Non
         module.train()
 
 
-def _sets_mode(module: nn.Module) -> bool:
-    """Call its own `eval`; whether that has put anything into eval mode, or has evaluated the model."""
+def _call_eval(module: nn.Module) -> tuple[bool, Any]:
+    """Whether its own `eval` has put anything into eval mode, or has evaluated the model; and what it has returned."""
     _, *parts = module.modules()
     before = [part.training for part in parts]
-    module.eval()
+    returned: Any = module.eval()
     after = [part.training for part in parts]
-    return not module.training or before != after or (bool(parts) and not any(after))
+    return not module.training or before != after or (bool(parts) and not any(after)), returned
 
 
 def _requires_arguments(method: Any) -> bool:

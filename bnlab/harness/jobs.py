@@ -108,7 +108,8 @@ def attempt(config: Config) -> Path | None:
     except JobError as error:
         return _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (Exception, SystemExit) as error:  # a user's estimator may raise either
-        is_gone = isinstance(error, FileNotFoundError) and not Run(config).folder.exists()
+        folder = Run(config).folder
+        is_gone = isinstance(error, FileNotFoundError) and str(folder) in str(error) and not folder.exists()
         if isinstance(error, (UserError, OSError)) and not is_gone:
             raise
         reason = "was removed while it was measured; sweep again to train it anew" if is_gone else where_raised(error)
@@ -139,7 +140,7 @@ def execute(config: Config) -> None:
     folder = Path(config.results) / config.name
     sources = find_sources(config)
     described = [[s.estimator, s.momentum, s.split] for s in sources]
-    identity = json.dumps([described, run.wanted, config.accuracy_at, run.predictions])
+    identity = json.dumps([described, as_list(config.population), run.wanted, config.accuracy_at, run.predictions])
     failed: Failures = {}
     for name in _choose_measurements(run):
         rows = complete_rows(run, name, sources, failed)

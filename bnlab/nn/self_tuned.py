@@ -297,8 +297,6 @@ def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -
         return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, kwargs)  # type: ignore[no-any-return]
     if layer.training and layer.track_running_stats:
         return _run_in_training(layer, own, args, kwargs)
-    if layer.training:
-        _leave_out(layer)
     return own(*args, **kwargs)
 
 
@@ -307,11 +305,6 @@ def _write_buffers(attributes: dict[str, Any]) -> None:
     if _has_averages(attributes):
         with past_modes():
             attributes["upkeep"].catch_up(attributes["_buffers"])
-
-
-@torch.compiler.disable
-def _leave_out(layer: SelfTuned) -> None:
-    layer.upkeep.leaves_out(is_off=True)
 
 
 @torch.compiler.disable

@@ -52,7 +52,7 @@ class Upkeep:
         self.collector = Collector(start, _count_updates(buffers), eps)
         self._momentum, self._has_warned, self._is_shared = momentum, False, False
         self.is_behind, self.beginnings = False, 0
-        self._has_left_out = False  # the last forward that was no repetition
+        self._takes_first = False  # whether any forward outside of a backward pass has been taken
         self._cut_short = 0  # how often in a row the averages have begun again before they could choose
         self.last: tuple[Tensor, Tensor] | None = None
         self.look(buffers)
@@ -80,12 +80,12 @@ class Upkeep:
         """Whether the averages leave this forward out: it is off by its flags, or repeats one that they have taken.
 
         A forward within a backward pass repeats an earlier one: activation checkpointing. Some of it (fairscale's)
-        turns the averages off in the first one, for the second to be taken.
+        turns the averages off in every first one, for the second to be taken.
         """
-        if torch._C._current_graph_task_id() == -1:
-            self._has_left_out = is_off
-            return is_off
-        return is_off or not self._has_left_out
+        if torch._C._current_graph_task_id() != -1:
+            return is_off or self._takes_first
+        self._takes_first |= not is_off
+        return is_off
 
     def warn_of_shared_memory(self, buffers: _Buffers) -> None:
         """Say once that other processes can read and write the buffers: their batches are not seen here."""

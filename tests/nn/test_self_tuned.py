@@ -480,6 +480,20 @@ def test_a_first_forward_that_is_left_out_is_taken_when_it_is_repeated(flag: str
     assert_replayed(model, trace)
 
 
+def test_a_forward_that_is_left_out_stays_so_when_it_is_repeated_with_its_momentum() -> None:
+    """As sharpness-aware minimization has it whose backward pass comes after its flags are put back."""
+    model, expected = network(), network()
+    for seed in range(3):
+        for each in (model, expected):
+            train(each, 30, seed)
+        out = checkpoint(with_momentum(model, 0.0), torch.randn(8, 3, 8, 8) + 5, use_reentrant=False)
+        with_momentum(model, 0.1)
+        out.sum().backward()
+        model.zero_grad()
+    for name in BN:
+        assert torch.equal(model.get_buffer(f"{name}.running_mean"), expected.get_buffer(f"{name}.running_mean"))
+
+
 @pytest.mark.parametrize("kept", ["mm", "batch_norm"])
 def test_selective_checkpointing_sees_the_models_operations_only(kept: str) -> None:
     _, trace = record_twin(70)

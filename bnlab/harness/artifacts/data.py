@@ -58,6 +58,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     largest: int  # value that a stored pixel can have; the smallest is 0
+    test_files: str = ""  # digest of the files of all test images; empty where these are made from fixed seeds
 
     def images_of(self, split: str) -> Split:
         """What is predicted of a split, test, val or train; of train as many images as test has, if there are."""
@@ -229,15 +230,17 @@ def _load(settings: tuple[object, ...], device: torch.device, files: tuple[str, 
         pixels = images.to(device).contiguous(memory_format=torch.channels_last).float()
         return Split(pixels.sub_(centre).div_(scale), labels.to(device), _digest_of_images(images, labels))
 
+    tested = split(*test)
     return Dataset(
         config.name,
         split(images[train], labels[train]),
         split(images[val], labels[val]),
-        split(*test),
+        tested,
         classes,
         tuple(mean),
         tuple(std),
         16 if config.name == "digits" else 255,
+        files[-1] if files else tested.digest if config.name in PUBLISHED else "",
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import traceback
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ import pandas as pd
 
 from bnlab.files import digest, set_aside
 from bnlab.harness import schema
-from bnlab.harness.artifacts import image_folder
-from bnlab.harness.artifacts.published import PUBLISHED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import find_measurement, find_scope, frozen
@@ -103,18 +100,10 @@ def _origin(run: Run, name: str, frame: pd.DataFrame) -> dict[str, Any]:
     if "split" in frame:
         digests = {images: run.digest_of(*images) for images in run.predictions}
         found["test_images"] = [digests.get(images) for images in zip(frame["split"], frame["shift"], strict=True)]
-        found["test_set"] = [_digest_test_files(run) if split == "test" else "" for split in frame["split"]]
+        found["test_set"] = [run.dataset.test_files if split == "test" else "" for split in frame["split"]]
     elif schema.TABLES[name].predicts:
-        found |= {"test_images": run.dataset.test.digest, "test_set": _digest_test_files(run)}
+        found |= {"test_images": run.dataset.test.digest, "test_set": run.dataset.test_files}
     return found
-
-
-def _digest_test_files(run: Run) -> str:
-    """Whatever is made of them; empty for data that are made from fixed seeds, of which the settings say all."""
-    data = run.config.data
-    if data.name == "image_folder":
-        return image_folder.digest_of_files(Path(data.root), "test")
-    return run.dataset.test.digest if data.name in PUBLISHED else ""
 
 
 def _measure(

@@ -534,6 +534,14 @@ def test_a_changed_own_estimator(tmp_path: Path, module: Callable[..., None], ca
     assert set(after.loc["half", "step"]) == {6} and not set(after.loc["half", "mean_gap"]) & set(before["half"])
 
 
+def test_exact_statistics_that_nobody_named_are_there_of_each_population_that_was_swept(tmp_path: Path) -> None:
+    """A second sweep wrote over the first one's part, of which the estimators are the same."""
+    for population in ("train", "val"):
+        execute(config(tmp_path, estimator=["ema"], population=population))
+    rows = load("adhoc", tmp_path)["evaluations"].query("estimator == 'exact'")
+    assert set(rows["statistics_split"]) == {"train", "val"}
+
+
 @pytest.mark.parametrize(
     "name", ["none", *FROZEN, *AVERAGING, *inference.list_rules(), "ema", "pre cise", "exact(images=9)"]
 )

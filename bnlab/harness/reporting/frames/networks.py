@@ -76,19 +76,23 @@ def _check_images(table: str, frame: pd.DataFrame, column: str, setting: str) ->
 
 
 def _check_populations(table: str, frame: pd.DataFrame) -> None:
-    """UserError if an estimator's statistics are of other images in some networks or steps than in others."""
+    """UserError if an estimator's statistics are of other images in some networks or steps than in others.
+
+    Unless all have those of the training split, which comparisons take.
+    """
     measured = ["estimator", "run", "step"]
     if not {*measured, "statistics_split"} <= {*frame}:
         return
     rows = frame[[*measured, "statistics_split"]].drop_duplicates().sort_values("statistics_split")
     splits = rows.groupby(measured)["statistics_split"].agg(" and ".join).reset_index()
     for estimator, found in splits.groupby("estimator"):
-        if found["statistics_split"].nunique() > 1:
+        if found["statistics_split"].nunique() > 1 and not found["statistics_split"].str.contains(r"\btrain\b").all():
             each = found.drop_duplicates("statistics_split").itertuples()
             where = "; ".join(f"{row.statistics_split} in {row.run} at step {row.step}" for row in each)
             raise UserError(
                 f"{table} has rows of {estimator} that are of other populations in some networks or steps than in "
-                f"others ({where}): sweep all with one population=..., or each under a name=... of its own"
+                f"others ({where}): sweep all with the same population=... and estimators, or each under a name=... of "
+                "its own"
             )
 
 

@@ -53,7 +53,7 @@ def test_estimators_of_one_population_in_some_networks_and_of_another_in_others_
     everywhere = pd.concat([own.assign(statistics_split=split) for split in ("train", "val")])
     for shares in ((), (1.0,)):
         with pytest.raises(
-            UserError, match=r"rows of exact .*\(val in a at step 200; train in b at step 11\): sweep all"
+            UserError, match=r"rows of exact .*\(val in a at step 200; train in b at step 11\): sweep all with the same"
         ):
             rows(tables(own), "gaps", shares)
         assert len(rows(tables(everywhere), "gaps", shares)) == 8
