@@ -244,6 +244,7 @@ class _Bypasses:
         self._layers, self._loans = layers, count_loans()
         self._calls = self._forwards = 0  # of layers, and of modules around others, that have not ended
         self._called, self._used = set[str](), dict[str, None]()
+        # Held, so that no other tensor comes to lie where they do.
         self._buffers = {name: get_running_buffers(layer) for name, layer in layers.items()}
         self._owners = {point_to(tensor): name for name, buffers in self._buffers.items() for tensor in buffers}
 

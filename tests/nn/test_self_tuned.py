@@ -482,16 +482,14 @@ def test_a_first_forward_that_is_left_out_is_taken_when_it_is_repeated(flag: str
 
 def test_a_forward_that_is_left_out_stays_so_when_it_is_repeated_with_its_momentum() -> None:
     """As sharpness-aware minimization has it whose backward pass comes after its flags are put back."""
-    model, expected = network(), network()
-    for seed in range(3):
-        for each in (model, expected):
-            train(each, 30, seed)
-        out = checkpoint(with_momentum(model, 0.0), torch.randn(8, 3, 8, 8) + 5, use_reentrant=False)
+
+    def repeat(model: nn.Module, x: Tensor) -> None:
+        out = checkpoint(with_momentum(model, 0.0), x, use_reentrant=False)
         with_momentum(model, 0.1)
         out.sum().backward()
         model.zero_grad()
-    for name in BN:
-        assert torch.equal(model.get_buffer(f"{name}.running_mean"), expected.get_buffer(f"{name}.running_mean"))
+
+    assert_left_out(repeat)
 
 
 @pytest.mark.parametrize("kept", ["mm", "batch_norm"])
@@ -504,14 +502,23 @@ def test_selective_checkpointing_sees_the_models_operations_only(kept: str) -> N
 
 def test_a_batch_with_momentum_0_is_left_out() -> None:
     """As sharpness-aware minimization has it, for its second forward."""
+
+    def call(model: nn.Module, x: Tensor) -> None:
+        with record(with_momentum(model, 0.0)) as trace:
+            model(x)
+        assert not any(layer.steps for layer in trace.layers.values())
+        with_momentum(model, 0.1)
+
+    assert_left_out(call)
+
+
+def assert_left_out(call: Callable[[nn.Module, Tensor], None]) -> None:
+    """Train, and in between call the model on other images: its averages are those of training alone."""
     model, expected = network(), network()
     for seed in range(3):
         for each in (model, expected):
             train(each, 30, seed)
-        with record(with_momentum(model, 0.0)) as trace:
-            model(torch.randn(8, 3, 8, 8) + 5)
-        assert not any(layer.steps for layer in trace.layers.values())
-        with_momentum(model, 0.1)
+        call(model, torch.randn(8, 3, 8, 8) + 5)
     for name in BN:
         assert torch.equal(model.get_buffer(f"{name}.running_mean"), expected.get_buffer(f"{name}.running_mean"))
 
