@@ -151,6 +151,6 @@ class _CheckpointKeeper:
             "no recorded version or setting has changed"
         ]
         raise JobError(
-            f"{self._run.id}: cannot be trained again as it was: {reason} ({'; '.join(changed)}). The checkpoints that "
-            "are there stay: measure at these (evaluate_at=), or train in another folder (results=)"
+            f"cannot be trained again as it was: {reason} ({'; '.join(changed)}). The checkpoints that are "
+            "there stay: measure at these (evaluate_at=), or train in another folder (results=)"
         )
