@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from bnlab.files import digest
 from bnlab.harness.artifacts import data, norms
@@ -163,9 +165,13 @@ def _choose_measurements(run: Run) -> list[str]:
 
 
 def prepare_process(config: Config) -> None:
-    """Set torch's threads, explicitly, because an earlier job of this process may have set others; and malloc."""
+    """Set torch's threads, explicitly, because an earlier job of this process may have set others; malloc; tqdm's lock.
+
+    tqdm's own is one for several processes. Where this one is killed it is left behind, and Python warns of it.
+    """
     torch.set_num_threads(config.threads or _ALL_THREADS)
     keep_freed_memory()
+    tqdm.set_lock(threading.RLock())
 
 
 def _write_row(run: Run) -> None:

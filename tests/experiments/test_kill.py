@@ -152,21 +152,25 @@ def test_workers_whose_sweep_is_killed_before_their_first_job_end(tmp_path: Path
     process.communicate(timeout=60)  # its output is open as long as a worker lives
 
 
-def test_interrupted(tmp_path: Path) -> None:
-    words = ("batch_size=256", "epochs=150", "evaluate_at=final", f"results={tmp_path}")  # long enough
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_interrupted(launcher: str, tmp_path: Path) -> None:
+    """Nothing else is said. Python warned of a lock of tqdm's for each worker that was ended."""
+    settings = ("batch_size=256", "epochs=60", "evaluate_at=final", "seed=0,1")  # long enough
+    words = ("-m", *settings, f"hydra/launcher={launcher}", f"results={tmp_path}")
     # What runs in the background of a script ignores SIGINT, and so would its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start("sweep", *words)
     signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
-    process.stdout.readline()
+    while "epoch 1/" not in process.stdout.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip() == "stopped; the same command continues"
     assert not list(tmp_path.rglob(".*.part"))
     run("sweep", *words)
-    assert list(load("adhoc", tmp_path)["runs"]["status"]) == ["finished"]
+    assert list(load("adhoc", tmp_path)["runs"]["status"]) == ["finished"] * 2
 
 
 def test_a_later_checkpoint_changes_nothing_else(whole: Run, tmp_path: Path) -> None:
