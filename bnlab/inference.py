@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
-from torch.utils._pytree import tree_leaves
 
 from bnlab.arguments import check_count, check_number
 from bnlab.borrowing import borrowed, replace_forward
@@ -37,7 +36,7 @@ from bnlab.layers import (
 )
 from bnlab.loans import count_loans
 from bnlab.moments import Moments
-from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify, point_to
+from bnlab.normalizations import Computation, Followed, Normalizations, agree, allowed_rounding, identify
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
-    and written, but are put back at the end, other than weights (so load a state dict before the block). In a layer
+    and written, but are put back at the end, other than weights (so load a state dict before the block); a copy of the
+    model that is made in the block keeps the rule. In a layer
     whose class has a forward of its own torch's batch norm has to get the layer's input, which is checked at each
     call. What forwards in the block keep in deques, arrays or objects of other kinds stays there.
 
@@ -219,8 +219,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
     Warns:
         RuntimeWarning: a layer's own forward normalizes without torch's batch norm, so that nobody sees whether it
-            normalizes its input; or, at the end, something has computed with the buffers of a layer that was not
-            called, as where a forward folds it into weights.
+            normalizes its input; or, at the end, a forward has computed with the buffers of a layer that was not
+            called, as where it folds it into weights. Outside of forwards, in other methods, nobody looks.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
@@ -244,9 +244,7 @@ class _Bypasses:
         self._layers, self._loans = layers, count_loans()
         self._calls = self._forwards = 0  # of layers, and of modules around others, that have not ended
         self._called, self._used = set[str](), dict[str, None]()
-        # Held, so that no other tensor comes to lie where they do.
-        self._buffers = {name: get_running_buffers(layer) for name, layer in layers.items()}
-        self._owners = {point_to(tensor): name for name, buffers in self._buffers.items() for tensor in buffers}
+        self._followed = self._follow()
 
     @contextlib.contextmanager
     def watched(self, model: nn.Module) -> Iterator[None]:
@@ -259,7 +257,12 @@ class _Bypasses:
             yield
 
     def _enter(self, *_: object) -> None:  # methods, which copies of the model can have
+        if not self._forwards:  # otherwise what is followed would grow with each batch
+            self._followed = self._follow()
         self._forwards += 1
+
+    def _follow(self) -> Followed:
+        return Followed({name: get_running_buffers(layer) for name, layer in self._layers.items()})
 
     def _leave(self, *_: object) -> None:
         self._forwards -= 1
@@ -278,21 +281,18 @@ class _Bypasses:
         """Called at every batch normalization."""
         if self._calls or mean is None or count_loans() > self._loans:  # as in a measurement within the block
             return
-        for name, layer in self._layers.items():
-            if get_running_buffers(layer)[0].data_ptr() == mean.data_ptr():
-                raise ValueError(
-                    f"inference.applied: a functional batch norm goes by the buffers of layer {name!r}, not by the "
-                    "rule; call the layer itself"
-                )
+        if (name := self._followed.find_owner(mean)) is not None:
+            raise ValueError(
+                f"inference.applied: a functional batch norm goes by the buffers of layer {name!r}, not by the rule; "
+                "call the layer itself"
+            )
 
     def look_at_other(self, args: Any, result: Any, copies: bool) -> None:
         """Called at every other operation."""
-        if self._calls or copies or not self._forwards or count_loans() > self._loans:
+        if self._calls or not self._forwards or count_loans() > self._loans:
             return
-        tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
-        places = {place for tensor in tensors if (place := point_to(tensor))}
-        if len(places) > 1 and any(map(torch.is_floating_point, filter(torch.is_tensor, tree_leaves(result)))):
-            self._used |= {self._owners[place]: None for place in places if place in self._owners}
+        if (computation := Computation.read(args, result)) is not None:
+            self._used |= self._followed.look(computation, copies)
 
     def tell(self) -> None:
         """Warn of layers that something has computed with and nothing has called: folded into weights, say."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bnlab.borrowing import count_writes
 from bnlab.moments import Moments, compare_moments
@@ -75,6 +76,59 @@ class Normalizations(TorchDispatchMode):
         if self._look is not None and "batch_norm" not in name:
             self._look(args, result if func._schema.returns else _list_written(func, args), name in _COPYING)
         return result
+
+
+class Computation(NamedTuple):
+    """What an operation has computed with, each tensor with where its memory begins, and what it has given."""
+
+    given: list[tuple[Tensor, int]]
+    results: list[Tensor]
+
+    @classmethod
+    def read(cls, args: Any, result: Any) -> Computation | None:
+        """None of one whose result nothing is normalized with: a number for a log, say, or whether all is finite."""
+        tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if _is_single(*results) > _is_single(*tensors) or not any(map(torch.is_floating_point, results)):
+            return None
+        return cls([(tensor, point_to(tensor)) for tensor in tensors], results)
+
+
+class Followed:
+    """Statistics, and what operations make of them without other values, such as copies in another type.
+
+    Args:
+        tensors: by the name of what they are of.
+    """
+
+    def __init__(self, tensors: Mapping[str, Iterable[Tensor]]) -> None:
+        self._held = [tensor for kept in tensors.values() for tensor in kept]  # no other may come to lie where they do
+        self._owners = {point_to(tensor): name for name, kept in tensors.items() for tensor in kept}
+        self._owners.pop(0, None)
+
+    def find_owner(self, tensor: Tensor | None) -> str | None:
+        """The name of what a tensor is of."""
+        return None if tensor is None else self._owners.get(point_to(tensor))
+
+    def look(self, computation: Computation, copies: bool) -> dict[str, None]:
+        """Names of those that meet other values in an operation; otherwise its results are followed too.
+
+        With single numbers alone they give other statistics, which nothing has used yet.
+        """
+        names = {self._owners[place]: None for _, place in computation.given if place in self._owners}
+        if not names:
+            return names
+        if not copies and any(not _is_single(t) and place not in self._owners for t, place in computation.given):
+            return names
+        self._held += computation.results
+        places = [place for place in map(point_to, computation.results) if place]
+        self._owners |= {place: name for name in names for place in places}
+        return {}
+
+
+def _is_single(*values: Any) -> bool:
+    """Whether all tensors have one value."""
+    return all(isinstance(value, Tensor) and value.numel() == 1 for value in values)
 
 
 def _list_written(func: OpOverload, args: Any) -> list[Any]:

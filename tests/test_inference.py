@@ -325,9 +325,18 @@ class Functional(nn.Module):
         return nn.functional.batch_norm(x, self.second.running_mean, self.second.running_var)
 
 
+class InDouble(Functional):
+    """With what it makes of the buffers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.second.running_mean.double(), self.second.running_var.clone().double() + 1e-3
+        return nn.functional.batch_norm(self.first(x).double(), mean, var).float()
+
+
 @each
-def test_a_functional_batch_norm_is_refused(rule: Rule) -> None:
-    model = Functional()
+@pytest.mark.parametrize("kind", [Functional, InDouble])
+def test_a_functional_batch_norm_is_refused(rule: Rule, kind: type[Functional]) -> None:
+    model = kind()
     message = "a functional batch norm goes by the buffers of layer 'second', not by the rule; call the layer itself"
     with unchanged(model), pytest.raises(ValueError, match=message), applied(model, rule):
         model(torch.randn(8, 3, 5))
@@ -371,6 +380,17 @@ def test_layers_with_a_forward_of_their_own(context: Any, recwarn: pytest.Warnin
         torch.testing.assert_close(layer(x.clone()), expected)
 
 
+class Scaled(nn.Module):
+    """Computes with the deviation of a layer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x / (self.norm.running_var + self.norm.eps).sqrt())
+
+
 class FoldedByHand(nn.Module):
     """In evaluation as mmcv's `efficient_conv_bn_eval`: a batch norm folded into weights anew in every forward."""
 
@@ -386,9 +406,12 @@ class FoldedByHand(nn.Module):
         return self.last(F.linear(x, self.linear.weight * scale[:, None], bias))
 
 
-def test_layers_that_a_forward_folds_anew_are_told(recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.parametrize("kind", [FoldedByHand, Scaled])
+def test_layers_that_a_forward_folds_anew_are_told(
+    kind: Callable[[], nn.Module], recwarn: pytest.WarningsRecorder
+) -> None:
     """They keep to their running statistics: the prediction was that of plain evaluation, and nothing was said."""
-    model, x = FoldedByHand(), torch.randn(8, 3)
+    model, x = kind(), torch.randn(8, 3)
     told = pytest.warns(RuntimeWarning, match=r"'norm': no forward has called it.* does not go by the rule")
     with told as caught, applied(model, TestBatch()):
         model(x)

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from bnlab.layers import BatchNorm, Lookalike, find_lookalikes, get_layer_input, strip_transforms
 from bnlab.moments import Moments, compare_moments
-from bnlab.normalizations import Normalizations, agree, allowed_rounding, identify, point_to
+from bnlab.normalizations import Computation, Followed, Normalizations, agree, allowed_rounding, identify
 
 FUNCTIONAL = "functional batch norm"  # the name of one that belongs to no layer
 
@@ -94,19 +93,16 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         self._open: list[_Call] = []
         self._owners: dict[int, str] = {}
         self._known = list[Tensor]()  # held, so that no other tensor comes to lie where they do
-        lookalikes = self.others.lookalikes.items()
-        self._of_lookalikes = {point_to(t): name for name, other in lookalikes for t in other.kept}
-        self._originals = {point_to(t): name for name, tensors in self.others.originals.items() for t in tensors}
         self._layers = {id(module) for module in self.model.modules() if isinstance(module, BatchNorm)}
         known = {id(layer): name for name, layer in self.targets.items()}  # of the model that wraps this one, if any
         self._called = set[str]()
-        self._buffers: dict[int, str] = {}
+        buffers = dict[str, list[Tensor]]()
         self._used = dict[str, None]()  # layers with whose buffers something outside of them has computed
         for own_name, module in self.model.named_modules():
             if isinstance(module, BatchNorm):
                 name = known.get(id(module), own_name)
                 if module.running_mean is not None and module.running_var is not None:
-                    self._buffers |= {module.running_mean.data_ptr(): name, module.running_var.data_ptr(): name}
+                    buffers[name] = [module.running_mean, module.running_var]
                 for tensor in (module.running_mean, module.weight):
                     if tensor is not None:
                         self._owners[tensor.data_ptr()] = name
@@ -115,8 +111,13 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
                 after = module.register_forward_hook(self._leave, always_call=True)
                 self._stack.callback(before.remove)
                 self._stack.callback(after.remove)
-        for pointer in self._buffers:  # of a layer that is not measured
-            self._originals.pop(pointer, None)
+        self._buffers = Followed(buffers)
+        others = {  # not those of a layer that is not measured
+            name: [tensor for tensor in kept if self._buffers.find_owner(tensor) is None]
+            for name, kept in self.others.originals.items()
+        }
+        self._originals = Followed(others)
+        self._of_lookalikes = Followed({name: other.kept for name, other in self.others.lookalikes.items()})
         self._stack.enter_context(Normalizations(self._look_at_normalization, self._look_at_other))
         return self
 
@@ -173,32 +174,24 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
             self.unknown.setdefault(name)
 
     def _look_at_other(self, args: Any, result: Any, copies: bool) -> None:
-        tensors = [leaf for leaf in tree_leaves(args) if type(leaf) in (Tensor, nn.Parameter)]
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if _is_single(*results) > _is_single(*tensors) or not any(map(torch.is_floating_point, results)):
-            return  # for a log, or to see whether it is finite
-        pointers = {id(tensor): point_to(tensor) for tensor in tensors}
+        computation = Computation.read(args, result)
+        if computation is None:
+            return
         every = ((self._buffers, self._used), (self._originals, self.tied), (self._of_lookalikes, self.lookalikes_used))
-        for owners, used in every:
-            names = {owners[pointer]: None for pointer in pointers.values() if pointer and pointer in owners}
-            # With single numbers alone they give other statistics, which nothing has used yet.
-            meets = any(not _is_single(t) and pointers[id(t)] not in owners for t in tensors)
-            if names and meets and not copies:
-                used.update(names if not self._open else {})
-            elif names:
-                self._known += results
-                owners |= {pointer: name for name in names for pointer in map(point_to, results) if pointer}
+        for followed, used in every:
+            met = followed.look(computation, copies)
+            used.update(met if not self._open else {})
 
     def _look_at_normalization(
         self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool
     ) -> None:
         if self._open:
             self._open[-1].computed = True
-        if mean is not None and (tied := self._originals.get(mean.data_ptr())) is not None:
+        if (tied := self._originals.find_owner(mean)) is not None:
             self.tied.setdefault(tied)
         owners = (self._owners.get(tensor.data_ptr()) for tensor in (mean, weight) if tensor is not None)
         call = self._open[-1] if self._open else None
-        lookalike = None if call is not None or mean is None else self._of_lookalikes.get(mean.data_ptr())
+        lookalike = self._of_lookalikes.find_owner(mean) if call is None else None
         if lookalike is not None:
             self.lookalikes_used.setdefault(lookalike)
             if not training:
@@ -218,11 +211,6 @@ class Watch(contextlib.AbstractContextManager["Watch"]):
         if call is not None and call.input is not None and x.numel() and identify(x) != call.input:
             moments = self.read_moments(call.name, x)
             call.normalized = call.normalized.merge(moments) if call.normalized else moments
-
-
-def _is_single(*values: Any) -> bool:
-    """Whether all tensors have one value."""
-    return all(isinstance(value, Tensor) and value.numel() == 1 for value in values)
 
 
 def _hold(expected: Moments, mean: Tensor, var: Tensor, kept_as: torch.dtype) -> bool:
