@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch, keep_batch
@@ -15,13 +16,10 @@ from bnlab.borrowing import KeptTensors, borrowed, gradients_set_aside, read_wit
 from bnlab.fresh import LEAK, FreshForwards, find_difference
 from bnlab.in_mode import find_left_in_eval, in_mode
 from bnlab.layer_calls import Call, LayerCalls
-from bnlab.layers import (
-    batch_norm_layers,
-    join_names,
-    set_train_mode,
-)
+from bnlab.layers import Lookalike, batch_norm_layers, find_lookalikes, join_names, set_train_mode
 from bnlab.loans import refuse_other_threads
 from bnlab.module_state import list_forward_hooks
+from bnlab.normalizations import Computation, Followed, Normalizations
 from bnlab.randomness import RandomStream, list_generators
 from bnlab.recording.block import Recording, record
 from bnlab.trace import MomentTrace
@@ -48,7 +46,8 @@ def record_frozen(
     Warns:
         RuntimeWarning: layers normalize with their running statistics as ever, because their class or the model
             overrides `train`, the forward puts them into eval mode, or their own forward takes them: the trace leaves
-            them out. Or they average nothing in a pass without gradients. Or the first batch, which is run again after
+            them out. Or they average nothing in a pass without gradients. Or a module that is no batch norm of torch's
+            normalizes with running statistics of its own, as in inference. Or the first batch, which is run again after
             the others, gives something else then: something of a forward stays behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
@@ -75,6 +74,7 @@ def record_frozen(
         use = LayerCalls({name: layer for name, layer in layers.items() if name not in left})
         set_train_mode(use.layers.values())
         forwards = FreshForwards(model, hooks, KeptTensors(model.parameters()))
+        lookalikes = _LookalikesInEval({} if training else find_lookalikes(model))
         with record(model) as trace:
             assert isinstance(trace.recording, Recording)
             trace.recording.steps.count_updates_only()  # each forward is a step, whatever it does to the weights
@@ -84,7 +84,8 @@ def record_frozen(
                 is_first = trace.last_step == trace.first_step
                 if is_first:
                     begin, kept = random.capture(), _keep(batch)
-                with torch.no_grad(), forwards.one(), use.watched(first if is_first else None):
+                calls = use.watched(first if is_first else None)
+                with torch.no_grad(), forwards.one(), calls, lookalikes.watched():
                     (forward or call)(model, copy_batch(batch, device))
                 trace.step()
             trace.recording.disregard_exchanges()
@@ -99,6 +100,12 @@ def record_frozen(
                 can_repeat = False
     told = _leave_out(trace, [name for name in layers if name in use.running or name not in use.layers])
     told += _describe_empty(trace, use.reached)
+    if lookalikes.used:
+        told.append(
+            f"{join_names(lookalikes.used)}: keeps running statistics and is no subclass of torch's batch norm, so it "
+            "normalizes with these, and what comes after it is measured under them; with training=True it is in train "
+            "mode, as dropout is"
+        )
     if can_repeat and (leaking := find_difference(first, again)):
         told.append(f"layer {leaking!r}: {LEAK}")
     for sentence in told:
@@ -111,6 +118,37 @@ def record_frozen(
         # An average of this pass alone: what the buffers had seen before is not its start, nor what a forward writes.
         entries.start, entries.updates, entries.restarts = starts[name], 0, []
     return trace
+
+
+class _LookalikesInEval:
+    """Tells which of a model's lookalikes compute with the running statistics that they keep.
+
+    Attributes:
+        used: their names.
+    """
+
+    def __init__(self, lookalikes: Mapping[str, Lookalike]) -> None:
+        self._kept = {name: other.kept for name, other in lookalikes.items() if not other.frozen}
+        self.used: dict[str, None] = {}
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """The block is a forward."""
+        if not self._kept:
+            yield
+            return
+        followed = Followed(self._kept)
+
+        def look(_: Tensor, mean: Tensor | None, *__: object) -> None:
+            if (name := followed.find_owner(mean)) is not None:
+                self.used[name] = None
+
+        def look_at_other(args: Any, result: Any, copies: bool) -> None:
+            if (computation := Computation.read(args, result)) is not None:
+                self.used |= followed.look(computation, copies)
+
+        with Normalizations(look, look_at_other):
+            yield
 
 
 def _leave_out(trace: MomentTrace, names: Sequence[str]) -> list[str]:
