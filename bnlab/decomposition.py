@@ -7,7 +7,7 @@ import dis
 import math
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bnlab.arguments import check_batches, check_count, check_forward
-from bnlab.batches import Forward
+from bnlab.batches import Forward, call
+from bnlab.borrowing import borrowed
 from bnlab.containers import copy_entries
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
@@ -26,6 +28,7 @@ from bnlab.in_mode import end_evaluation
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
+from bnlab.normalizations import Followed, Normalizations
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
 from bnlab.trace import MomentTrace, replay_bank
@@ -106,9 +109,11 @@ def decompose(
     e, d = replay_bank(trace, [EMA(momentum), DebiasedEMA(momentum)], [last])[:, 0]
     trained_on = batches if augmented is None else augmented
 
-    def expected(network: nn.Module, stream: Iterable[Any], training: bool) -> tuple[Tensor, Tensor]:
+    def expected(
+        network: nn.Module, stream: Iterable[Any], training: bool, run: Forward | None = forward
+    ) -> tuple[Tensor, Tensor]:
         """M and Q of a network: [2, channels] each, NaN where no data came. Each pass draws the same random numbers."""
-        frozen = record_frozen(network, stream, forward=forward, training=training)
+        frozen = record_frozen(network, stream, forward=run, training=training)
         calls = torch.tensor([len(frozen.layers.get(name, ())) for name in layout.names])
         seen = by_channel(calls > 0, layout.channels)
         kept = by_channel(torch.tensor([name in frozen.layers for name in layout.names]), layout.channels)
@@ -123,10 +128,13 @@ def decompose(
     ages = min(window(momentum), last - trace.last_start)
     shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
     _warn_of_the_uncovered(trace, last, ages, momentum)
+    run: Forward | None = _refuse_parts_of(model, forward)
     for age in shares[0]:
         _load(past, weights(last - 1 - age), last - 1 - age)
         weight = by_channel(torch.tensor([share[age] for share in shares], dtype=e.dtype), layout.channels)
-        lagged += weight * expected(past, trained_on, training=True)[0]
+        with borrowed(model):  # what is refused may have written into its buffers
+            lagged += weight * expected(past, trained_on, training=True, run=run)[0]
+        run = forward  # other weights compute with the same parts
     m, _ = expected(model, trained_on, training=True)
     clean, q = expected(model, batches, training=False)
     exact = population_statistics(model, batches, forward=forward)
@@ -156,6 +164,29 @@ def _copy(model: nn.Module) -> nn.Module:
             f"decompose: the model cannot be copied ({str(error).splitlines()[0]}), and past weights go into a copy; "
             "torch.nn.utils.weight_norm, for one, has a successor in torch.nn.utils.parametrizations"
         ) from error
+
+
+def _refuse_parts_of(model: nn.Module, forward: Forward | None) -> Forward:
+    """`forward` for copies of the model; it raises ValueError where one computes with a tensor of the model itself."""
+    held = Followed({name: [tensor] for name, tensor in [*model.named_parameters(), *model.named_buffers()]})
+
+    def refuse(*tensors: object) -> None:
+        named = [name for tensor in tensors if isinstance(tensor, Tensor) if (name := held.find_owner(tensor))]
+        if named:
+            raise ValueError(
+                f"decompose: forwards of a copy of the model, into which past weights go, compute with {named[0]!r} of "
+                "the model itself (in a hook, or a function that was put in place of a method); let it find its parts "
+                "by the module that it is called with, or make it a method of a class"
+            )
+
+    def look(args: Any, result: object, copies: bool) -> None:
+        refuse(*tree_leaves(args))
+
+    def run(network: nn.Module, batch: Any) -> Any:
+        with Normalizations(refuse, look):
+            return (forward or call)(network, batch)
+
+    return run
 
 
 def _list_shared(model: nn.Module) -> list[str]:
@@ -262,5 +293,5 @@ def _check(
         raise TypeError(f"decompose: weights is a {type(weights).__name__}; pass a function of the step")
     for name, stream in streams.items():
         check_batches(stream, "decompose", name)
-        if iter(stream) is stream:
+        if isinstance(stream, Iterator) and iter(stream) is stream:  # to begin a loader would draw a number
             raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")

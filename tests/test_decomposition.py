@@ -7,11 +7,12 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import decompose, estimators, gap, population_statistics, record, record_frozen, replay, running_statistics
 from bnlab.decomposition import TERMS, window
 from tests import references
-from tests.helpers import images, plain, train, unchanged
+from tests.helpers import FrozenNorm, OwnNorm, images, plain, train, unchanged
 
 
 def trained(steps: int, lr: float) -> tuple[nn.Module, object, dict[int, dict[str, Tensor]], list[Tensor]]:
@@ -251,6 +252,29 @@ def test_frozen_estimators_are_those_of_the_tools() -> None:
     pooled = replay(frozen, estimators.PooledCumulative(), [3])[3]
     precise = population_statistics(model, batches, upstream="batch")
     assert gap(precise, pooled)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+
+
+@pytest.mark.parametrize("how", ["functional", "by hand"])
+def test_frozen_layers_behind_another_batch_norm_are_told(how: str) -> None:
+    """It normalizes as in inference, and nothing was said. Frozen ones, and meters that nothing uses, are no matter."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), OwnNorm(4, how), FrozenNorm(4), nn.BatchNorm2d(4))
+    model[0].register_buffer("running_mean", torch.zeros(4))
+    batches = images(8, 8)
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"record_frozen: '1': keeps running statistics") as told:
+        record_frozen(model, batches)
+    assert len(told) == 1
+    frozen = record_frozen(model, batches, training=True)
+    torch.optim.swa_utils.update_bn(batches, other := copy.deepcopy(model))
+    ours = replay(frozen, estimators.Cumulative(), [2])[2]
+    assert gap(running_statistics(other), ours)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+
+
+def test_a_loader_draws_no_number_of_the_callers() -> None:
+    model, trace, kept, batches = trained(3, lr=0.1)
+    loader = DataLoader(TensorDataset(torch.cat(batches)), batch_size=9)
+    before = torch.get_rng_state()
+    decompose(model, trace, kept.__getitem__, loader)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_bad_input() -> None:

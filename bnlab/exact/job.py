@@ -19,6 +19,7 @@ from bnlab.exact.standard_errors import count_rows, standard_error
 from bnlab.exact.watch import OtherStatistics
 from bnlab.layers import BatchNorm
 from bnlab.moments import Moments, Partial
+from bnlab.randomness import RandomStream
 from bnlab.statistics import Statistics
 
 
@@ -69,15 +70,28 @@ class Job:
 
 
 class KeptBatches:
-    """Batches that are read when they are asked for, once, and kept."""
+    """Batches that are read when they are asked for, once, and kept.
 
-    def __init__(self, batches: Iterable[Any]) -> None:
+    Args:
+        batches: what may draw random numbers.
+        random: these. Somebody may put their state back between two iterations: the second goes on drawing where the
+            first has ended.
+    """
+
+    def __init__(self, batches: Iterable[Any], random: RandomStream) -> None:
+        self._batches, self._random = batches, random
         self._read: list[Any] = []
-        self._rest = iter(batches)
+        self._rest: Iterator[Any] | None = None
+        self._drawn: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
         yield from self._read
+        if self._rest is None:
+            self._rest = iter(self._batches)
+        elif self._drawn:
+            self._random.apply(self._drawn)
         for batch in self._rest:
+            self._drawn = self._random.capture()
             self._read.append(keep_batch(batch))
             yield self._read[-1]
 

@@ -37,6 +37,7 @@ from bnlab.layers import (
 from bnlab.loans import refuse_other_threads
 from bnlab.memory import memory_limit
 from bnlab.moments import Moments
+from bnlab.randomness import RandomStream, list_generators
 from bnlab.statistics import Statistics
 
 _FIRST_IMAGES = 256  # that max_images="auto" begins with
@@ -78,7 +79,8 @@ def population_statistics(
     (with upstream="batch", the first batch when it is run again); `.check` keeps them.
 
     Each batch draws random numbers of its own, by torch's seed, the rank and its place among the batches; data that
-    were drawn from the same seed have others.
+    were drawn from the same seed have others. As the caller's random state is put back, a loader that draws from it
+    (that shuffles, say) gives the same batches when the model is measured again; with its own generator it goes on.
 
     Breadth-first, batches take turns. What modules keep in attributes and what hooks keep in containers (in closures,
     arguments, or global by name) each batch has for itself, and it is afterwards as it was before. State elsewhere is
@@ -141,7 +143,7 @@ def population_statistics(
     device = find_device(model, device, CALLER)
     limit = memory_limit(memory, device)
     auto = max_images == "auto"
-    source = KeptBatches(batches) if auto else batches
+    source = KeptBatches(batches, RandomStream(device, list_generators(model.modules()))) if auto else batches
     images = _FIRST_IMAGES if auto else max_images
     while True:
         counted, ranks = Source(source, images), Ranks(group)  # type: ignore[arg-type]

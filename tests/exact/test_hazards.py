@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import tests.exact.locks
 from bnlab import (
@@ -300,6 +301,39 @@ def test_auto_reads_no_more_than_it_needs() -> None:
 
     found = population_statistics(plain(), endless(), max_images="auto", tolerance=0.05)
     assert found.cost.images == 64 * len(read) >= 256
+
+
+def test_auto_goes_on_with_the_callers_random_numbers_and_gives_them_back() -> None:
+    """Each round drew those of the first again, so that half of the images were others' copies."""
+    read = []
+
+    def endless() -> Iterator[Tensor]:
+        while True:
+            read.append(torch.randn(64, 3, 4, 4) + random.random())
+            yield read[-1]
+
+    def expected() -> Iterator[Tensor]:
+        torch.manual_seed(0)
+        random.seed(0)
+        while True:
+            yield torch.randn(64, 3, 4, 4) + random.random()
+
+    model = plain()
+    torch.manual_seed(0)
+    random.seed(0)
+    before = torch.get_rng_state(), random.getstate()
+    population_statistics(model, endless(), max_images="auto", tolerance=0.02)
+    assert len(read) > 4 and torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    for mine, other in zip(read, expected(), strict=False):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 0.1}])
+def test_a_loader_draws_no_number_of_the_callers(options: Any) -> None:
+    model, loader = plain(), DataLoader(TensorDataset(torch.randn(64, 3, 4, 4)), batch_size=8, shuffle=True)
+    before = torch.get_rng_state()
+    population_statistics(model, loader, **options)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class ReadsStrides(nn.Module):

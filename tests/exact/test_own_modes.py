@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import queue
+import types
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -631,6 +633,39 @@ def test_functions_around_the_original_cannot_be_decomposed(change: Callable[[nn
     with record(model) as trace:
         train(model, make_batches())
     with unchanged(model), pytest.raises(ValueError, match=f"decompose: '{name}' has been replaced by a function"):
+        decompose(model, trace, lambda step: model.state_dict(), make_batches(), momentum=0.9)
+
+
+def add_hook(model: nn.Sequential) -> None:
+    model[2].register_forward_hook(lambda _, args, output: output + model[0](*args))
+
+
+def add_partial(model: nn.Sequential) -> None:
+    def scaled(x: Tensor, scale: float) -> Tensor:
+        return own(x) * scale
+
+    own = model[1].forward
+    model[1].forward = functools.partial(scaled, scale=2.0)
+
+
+def add_method(model: nn.Sequential) -> None:
+    own = model[2].forward
+    model[2].forward = types.MethodType(lambda _, x: own(x + 1), model[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(add_hook, "0.weight"), (add_partial, "1.num_batches_tracked"), (add_method, "2.weight")],
+)
+def test_parts_of_the_original_in_forwards_of_its_copies_are_refused(
+    change: Callable[[nn.Sequential], None], name: str
+) -> None:
+    """They had the last weights where past ones were meant, and the model's buffers were written."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    change(model)
+    with record(model) as trace:
+        train(model, make_batches())
+    with unchanged(model), pytest.raises(ValueError, match=f"compute with '{name}' of the model itself"):
         decompose(model, trace, lambda step: model.state_dict(), make_batches(), momentum=0.9)
 
 
