@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
     from bnlab.harness.reporting.answer import Answer
 
-RESULTS, REFERENCE = Path("results"), Path("results/reference")
+RESULTS = Path("results")
+REFERENCE = Path(os.path.relpath(Path(__file__).parents[1] / "results/reference"))  # as short as messages want it
 
 
 class Place(NamedTuple):

@@ -182,12 +182,14 @@ def _list_used(function: types.FunctionType) -> list[Any]:
     named = [function.__globals__[name] for name in names if name in function.__globals__]
     named += [sys.modules[name] for name in names if name in sys.modules]  # which it may import itself
     # Of a module that it names, the members that it may mean, and of those inside of it.
-    members, level = list[Any](), named
-    while level := [
-        vars(m)[name] for m in level if isinstance(m, types.ModuleType) for name in names if name in vars(m)
-    ]:
+    members, level, seen = list[Any](), named, set[int]()
+    while modules := {
+        id(value): vars(value) for value in level if isinstance(value, types.ModuleType) and id(value) not in seen
+    }:
+        seen |= modules.keys()  # they may name each other
+        level = [content[name] for content in modules.values() for name in names & content.keys()]
         members += level
-        if len(members) > _LARGE:  # modules may name each other
+        if len(members) > _LARGE:
             break
     closure = [content for cell in function.__closure__ or () for content in copy_entries(cell)]
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]

@@ -111,7 +111,9 @@ def attempt(config: Config) -> Path | None:
         return _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
     except (Exception, SystemExit) as error:  # a user's estimator may raise either
         folder = Run(config).folder
-        is_gone = isinstance(error, FileNotFoundError) and str(folder) in str(error) and not folder.exists()
+        # What was being written has made the folder again.
+        is_missing = isinstance(error, FileNotFoundError) and str(folder) in str(error)
+        is_gone = is_missing and not (folder / "config.yaml").exists()
         if isinstance(error, (UserError, OSError)) and not is_gone:
             raise
         reason = "was removed while it was measured; sweep again to train it anew" if is_gone else where_raised(error)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from experiments.changes import describe_changes
 from experiments.places import Place
 from experiments.questions import list_questions
+from tests.experiments.commands import ROOT
 
 
 def tables(momenta: list[float | None], **settings: object) -> dict[str, pd.DataFrame]:
@@ -61,3 +67,17 @@ def test_reference_results_differ_in_nothing() -> None:
         if place.is_there:
             known = place.load()
             assert place.describe_changes(known) == "" and describe_changes(known, known) == ""
+
+
+def test_the_reference_is_found_from_any_folder(tmp_path: Path) -> None:
+    """Elsewhere there was none to compare with, and nothing was said of other settings."""
+    code = "from experiments.places import Place; print(Place('quickstart', 'quickstart', None).is_there)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"

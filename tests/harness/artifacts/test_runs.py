@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -323,12 +324,21 @@ def test_a_missing_file_of_a_finished_run(whole: Path, tmp_path: Path, capsys: p
 def test_a_network_that_is_removed_while_it_is_measured_fails_alone(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `runs rm` removes it: the other jobs of a sweep go on, and the next sweep trains it again."""
+    """As `runs rm` removes it: the other jobs of a sweep go on, and the next sweep trains it again.
+
+    Something is measured meanwhile, which makes the folder again.
+    """
+
+    def remove(run: Run, *rest: Any) -> Any:
+        shutil.rmtree(run.folder)
+        (run.folder / "statistics").mkdir(parents=True)
+        return complete_rows(run, *rest)
+
     results = tmp_path / "results"
     shutil.copytree(whole, results)
     changed = config(results, estimator=["ema", "exact", "precise"])
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "complete_rows", lambda run, *_: (shutil.rmtree(run.folder), complete_rows(run, *_))[1])
+        patch.setattr(jobs, "complete_rows", remove)
         failed = attempt(changed)
     assert failed is not None and "was removed while it was measured" in failed.read_text()
     assert str(failed) in capsys.readouterr().err
