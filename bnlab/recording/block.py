@@ -43,8 +43,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     recorded, nor what runs while the model is borrowed (by `population_statistics`, say); a call that raises before the
     layer has taken its statistics leaves no entry. Meanwhile the model's `state_dict()` can be saved, the module itself
     cannot (hooks are not pickled), nor, also later, a deep copy that was made meanwhile; and its precision must stay.
-    `torch.compile` belongs inside of the block, where each recorded layer interrupts the graph. Checkpointed parts that
-    are compiled then average each batch twice, as they do where nothing is compiled.
+    `torch.compile` belongs inside of the block, where each recorded layer interrupts the graph (`fullgraph=True` allows
+    no such thing). Checkpointed parts that are compiled then average each batch twice, as they do where nothing is
+    compiled.
 
     A subclass with a `forward` of its own is recorded if what it averages by its momentum are the moments of its input,
     or nothing; so is a layer with hooks that came later than the block, which may change its input and its momentum.
