@@ -50,8 +50,8 @@ class SelfTuned(BatchNorm):
 
     Every forward in train mode is a batch of its own: each part of an accumulated batch, each of two forwards of a step
     (a GAN's real and fake images: the forecasts alternate, and averages of both win). The repeated forward of
-    activation checkpointing is none, but in a layer whose first forward keeps no statistics (fairscale's checkpoints
-    switch them off there); nor is one while `layer.momentum` is 0. While it is set to None, as
+    activation checkpointing is none, but in a layer that takes no first forward (fairscale's checkpoints turn it off
+    there); nor is one while `layer.momentum` is 0. While it is set to None, as
     `torch.optim.swa_utils.update_bn` does, or to 1, as fvcore's `update_bn_stats`, the buffers are torch's own: the
     average of all batches, or the last one. Another momentum has no effect, and a UserWarning says so. A batch with a
     NaN or infinite value in some channel is left out in that layer. A layer in eval mode stays as it is. With several
@@ -298,14 +298,7 @@ def _run(layer: SelfTuned, own: Callable[..., Tensor], args: Any, kwargs: Any) -
         return tracer.create_proxy("call_module", tracer.path_of_module(layer), args, kwargs)  # type: ignore[no-any-return]
     if layer.training and layer.track_running_stats:
         return _run_in_training(layer, own, args, kwargs)
-    if layer.training:
-        _note_untracked(layer)
     return own(*args, **kwargs)
-
-
-@torch.compiler.disable
-def _note_untracked(layer: SelfTuned) -> None:
-    layer.upkeep.note_untracked()
 
 
 @torch.compiler.disable

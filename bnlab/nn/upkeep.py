@@ -31,11 +31,6 @@ class _Seen(NamedTuple):
     values: Tensor
 
 
-def _repeats() -> bool:
-    """Whether a forward that runs now is within a backward pass."""
-    return torch._C._current_graph_task_id() != -1
-
-
 class Upkeep:
     """What a self-tuned layer keeps beside its buffers.
 
@@ -57,7 +52,7 @@ class Upkeep:
         self.collector = Collector(start, _count_updates(buffers), eps)
         self._momentum, self._has_warned, self._is_shared = momentum, False, False
         self.is_behind, self.beginnings = False, 0
-        self._takes_first = False  # whether a forward outside of a backward pass has been taken since an untracked one
+        self._takes_first = False  # whether any forward outside of a backward pass has been taken
         self._cut_short = 0  # how often in a row the averages have begun again before they could choose
         self.last: tuple[Tensor, Tensor] | None = None
         self.look(buffers)
@@ -87,14 +82,10 @@ class Upkeep:
         A forward within a backward pass repeats an earlier one: activation checkpointing. Some of it (fairscale's)
         turns the averages off in every first one, for the second to be taken.
         """
-        if _repeats():
+        if torch._C._current_graph_task_id() != -1:
             return is_off or self._takes_first
         self._takes_first |= not is_off
         return is_off
-
-    def note_untracked(self) -> None:
-        """A forward in train mode keeps no statistics: its repetition is the first that can be taken."""
-        self._takes_first &= _repeats()
 
     def warn_of_shared_memory(self, buffers: _Buffers) -> None:
         """Say once that other processes can read and write the buffers: their batches are not seen here."""

@@ -472,32 +472,12 @@ def test_what_checkpointing_repeats_is_no_new_batch(reentrant: bool) -> None:
 def test_a_first_forward_that_is_left_out_is_taken_when_it_is_repeated(flag: str, off: Any) -> None:
     """As fairscale's checkpoints have it, whose batches were all left out, and nothing was said."""
     _, trace = record_twin(70)
-    model = network()
-    leave_out_first(model, flag, off)
+    model, on = network(), {"track_running_stats": True, "momentum": 0.1}[flag]
+    for layer in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        layer.register_forward_pre_hook(lambda layer, _: setattr(layer, flag, on if torch.is_grad_enabled() else off))
+        layer.register_forward_hook(lambda layer, *_: setattr(layer, flag, on))
     train(model, 70, call=lambda x: checkpoint(model, x.requires_grad_(True), use_reentrant=True))  # type: ignore[no-any-return]
     assert_replayed(model, trace)
-
-
-def test_repetitions_are_taken_after_an_ordinary_forward() -> None:
-    """As of a model that was asked for its output's shape before it was wrapped."""
-    model, expected = network(), network()
-    x = torch.randn(8, 3, 8, 8)
-    model(x), expected(x)
-    leave_out_first(model, "track_running_stats", False)
-    train(model, 70, call=lambda x: checkpoint(model, x.requires_grad_(True), use_reentrant=True))  # type: ignore[no-any-return]
-    train(expected, 70)
-    for name in BN:
-        assert torch.equal(model.get_buffer(f"{name}.running_mean"), expected.get_buffer(f"{name}.running_mean"))
-
-
-def leave_out_first(model: nn.Module, flag: str, off: Any) -> None:
-    """As fairscale's checkpoints do, whose first forwards are without gradients."""
-    for layer in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-        on = getattr(layer, flag)
-        layer.register_forward_pre_hook(
-            lambda layer, _, on=on: setattr(layer, flag, on if torch.is_grad_enabled() else off)
-        )
-        layer.register_forward_hook(lambda layer, *_, on=on: setattr(layer, flag, on))
 
 
 def test_a_forward_that_is_left_out_stays_so_when_it_is_repeated_with_its_momentum() -> None:
