@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from bnlab.arguments import check_batches, check_count, check_forward
 from bnlab.batches import Forward, call
@@ -28,7 +27,7 @@ from bnlab.in_mode import end_evaluation
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
-from bnlab.normalizations import Followed, Normalizations
+from bnlab.normalizations import Computation, Followed, Normalizations
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
 from bnlab.trace import MomentTrace, replay_bank
@@ -170,20 +169,23 @@ def _refuse_parts_of(model: nn.Module, forward: Forward | None) -> Forward:
     """`forward` for copies of the model; it raises ValueError where one computes with a tensor of the model itself."""
     held = Followed({name: [tensor] for name, tensor in [*model.named_parameters(), *model.named_buffers()]})
 
-    def refuse(*tensors: object) -> None:
-        named = [name for tensor in tensors if isinstance(tensor, Tensor) if (name := held.find_owner(tensor))]
-        if named:
+    def refuse(*names: str | None) -> None:
+        if named := [name for name in names if name is not None]:
             raise ValueError(
                 f"decompose: forwards of a copy of the model, into which past weights go, compute with {named[0]!r} of "
                 "the model itself (in a hook, or a function that was put in place of a method); let it find its parts "
                 "by the module that it is called with, or make it a method of a class"
             )
 
-    def look(args: Any, result: object, copies: bool) -> None:
-        refuse(*tree_leaves(args))
+    def look(_: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool) -> None:
+        refuse(*map(held.find_owner, (mean, var, weight)))
+
+    def look_at_other(args: Any, result: Any, copies: bool) -> None:
+        if (computation := Computation.read(args, result)) is not None:
+            refuse(*held.look(computation, copies))
 
     def run(network: nn.Module, batch: Any) -> Any:
-        with Normalizations(refuse, look):
+        with Normalizations(look, look_at_other):
             return (forward or call)(network, batch)
 
     return run

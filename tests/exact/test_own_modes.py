@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from torch import Tensor, nn
 
 from bnlab import (
@@ -655,7 +656,7 @@ def add_method(model: nn.Sequential) -> None:
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [(add_hook, "0.weight"), (add_partial, "1.num_batches_tracked"), (add_method, "2.weight")],
+    [(add_hook, "0.bias"), (add_partial, "1.running_mean"), (add_method, "2.bias")],
 )
 def test_parts_of_the_original_in_forwards_of_its_copies_are_refused(
     change: Callable[[nn.Sequential], None], name: str
@@ -667,6 +668,41 @@ def test_parts_of_the_original_in_forwards_of_its_copies_are_refused(
         train(model, make_batches())
     with unchanged(model), pytest.raises(ValueError, match=f"compute with '{name}' of the model itself"):
         decompose(model, trace, lambda step: model.state_dict(), make_batches(), momentum=0.9)
+
+
+def log_norm(model: nn.Sequential) -> None:
+    norms: list[float] = []
+    model[2].register_forward_hook(lambda *_: norms.append(model[2].weight.norm().item()))
+
+
+def log_statistics(model: nn.Sequential) -> None:
+    kept: list[Tensor] = []
+    model[1].register_forward_pre_hook(lambda *_: kept.append(model[1].running_mean.detach().clone()))
+
+
+def check_finite(model: nn.Sequential) -> None:
+    def check(*_: object) -> None:
+        assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+    model.register_forward_hook(check)
+
+
+@pytest.mark.parametrize("log", [log_norm, log_statistics, check_finite])
+def test_hooks_that_look_at_the_original_change_nothing(log: Callable[[nn.Sequential], None]) -> None:
+    """What they read goes into no forward; they were refused."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    logged = copy.deepcopy(plain)
+    log(logged)
+    tables = []
+    for model in (plain, logged):
+        weights = {}
+        with record(model) as trace:
+            for step, x in enumerate(batches := make_batches() * 2):
+                weights[step] = copy.deepcopy(model.state_dict())
+                train(model, [x])
+        tables.append(decompose(model, trace, weights.__getitem__, batches, momentum=0.9))
+    assert_frame_equal(*tables)
 
 
 def test_rules_go_with_own_modes() -> None:
