@@ -114,7 +114,7 @@ class Check:
         if self.lookalikes:
             sentences.append(
                 f"{_describe(self.lookalikes)}: keeps running statistics and is no subclass of torch's batch norm, so "
-                "not measured; it normalizes with the statistics that it has, and what comes after it depends on them"
+                "not measured; if it normalizes with these, what comes after it depends on them"
             )
         if self.dependent:
             sentences.append(

@@ -47,8 +47,8 @@ def record_frozen(
         RuntimeWarning: layers normalize with their running statistics as ever, because their class or the model
             overrides `train`, the forward puts them into eval mode, or their own forward takes them: the trace leaves
             them out. Or they average nothing in a pass without gradients. Or a module that is no batch norm of torch's
-            normalizes with running statistics of its own, as in inference. Or the first batch, which is run again after
-            the others, gives something else then: something of a forward stays behind.
+            may normalize with running statistics of its own, as in inference. Or the first batch, which is run again
+            after the others, gives something else then: something of a forward stays behind.
     """
     layers, hooks = batch_norm_layers(model, caller="record_frozen"), list_forward_hooks(model)
     check_batches(batches, "record_frozen")
@@ -102,9 +102,9 @@ def record_frozen(
     told += _describe_empty(trace, use.reached)
     if lookalikes.used:
         told.append(
-            f"{join_names(lookalikes.used)}: keeps running statistics and is no subclass of torch's batch norm, so it "
-            "normalizes with these, and what comes after it is measured under them; with training=True it is in train "
-            "mode, as dropout is"
+            f"{join_names(lookalikes.used)}: keeps running statistics and is no subclass of torch's batch norm; if it "
+            "normalizes with these, what comes after it is measured under them, as in inference; with training=True it "
+            "is in train mode, as dropout is"
         )
     if can_repeat and (leaking := find_difference(first, again)):
         told.append(f"layer {leaking!r}: {LEAK}")
