@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-import dis
+import contextlib
 import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd import _unsafe_preserve_version_counter
 
 from bnlab.arguments import check_batches, check_count, check_forward
-from bnlab.batches import Forward, call
-from bnlab.borrowing import borrowed
-from bnlab.containers import copy_entries
+from bnlab.batches import Forward
+from bnlab.borrowing import KeptTensors, borrowed, copy_back, set_buffers_aside
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
-from bnlab.in_mode import end_evaluation
+from bnlab.in_mode import in_mode
 from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
-from bnlab.normalizations import Computation, Followed, Normalizations
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Statistics
 from bnlab.trace import MomentTrace, replay_bank
@@ -96,6 +93,7 @@ def decompose(
 
     Warns:
         RuntimeWarning: those last steps hold less than 99% of the EMA's weight in layers that are not called in each.
+            Or `weights` gives the model's own tensors.
     """
     import pandas as pd
 
@@ -108,11 +106,9 @@ def decompose(
     e, d = replay_bank(trace, [EMA(momentum), DebiasedEMA(momentum)], [last])[:, 0]
     trained_on = batches if augmented is None else augmented
 
-    def expected(
-        network: nn.Module, stream: Iterable[Any], training: bool, run: Forward | None = forward
-    ) -> tuple[Tensor, Tensor]:
-        """M and Q of a network: [2, channels] each, NaN where no data came. Each pass draws the same random numbers."""
-        frozen = record_frozen(network, stream, forward=run, training=training)
+    def expected(stream: Iterable[Any], training: bool) -> tuple[Tensor, Tensor]:
+        """M and Q of the weights of now: [2, channels], NaN where no data came. Each pass draws the same numbers."""
+        frozen = record_frozen(model, stream, forward=forward, training=training)
         calls = torch.tensor([len(frozen.layers.get(name, ())) for name in layout.names])
         seen = by_channel(calls > 0, layout.channels)
         kept = by_channel(torch.tensor([name in frozen.layers for name in layout.names]), layout.channels)
@@ -122,20 +118,18 @@ def decompose(
         return m, q
 
     lagged = torch.zeros_like(e)
-    past = _copy(model)
-    end_evaluation(past)  # past weights are those of training
     ages = min(window(momentum), last - trace.last_start)
     shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
     _warn_of_the_uncovered(trace, last, ages, momentum)
-    run: Forward | None = _refuse_parts_of(model, forward)
     for age in shares[0]:
-        _load(past, weights(last - 1 - age), last - 1 - age)
         weight = by_channel(torch.tensor([share[age] for share in shares], dtype=e.dtype), layout.channels)
-        with borrowed(model):  # what is refused may have written into its buffers
-            lagged += weight * expected(past, trained_on, training=True, run=run)[0]
-        run = forward  # other weights compute with the same parts
-    m, _ = expected(model, trained_on, training=True)
-    clean, q = expected(model, batches, training=False)
+        past = weights(last - 1 - age)
+        with _with_weights(model, past, last - 1 - age):
+            lagged += weight * expected(trained_on, training=True)[0]
+        if age == 0:
+            _warn_of_present_weights(model, past)
+    m, _ = expected(trained_on, training=True)
+    clean, q = expected(batches, training=False)
     exact = population_statistics(model, batches, forward=forward)
     nothing = {name: Moments.empty(n) for name, n in zip(layout.names, layout.channels, strict=True)}
     p = layout.flatten(Statistics({**nothing, **exact}, dict(zip(layout.names, layout.eps, strict=True))))
@@ -150,78 +144,57 @@ def decompose(
     return table
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    if shared := _list_shared(model):
-        raise ValueError(
-            f"decompose: {join_names(shared)} has been replaced by a function around a part of the model, and a copy "
-            "of the model, into which past weights go, would share it; override it in the class"
-        )
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a module's own copying raises
-        raise ValueError(
-            f"decompose: the model cannot be copied ({str(error).splitlines()[0]}), and past weights go into a copy; "
-            "torch.nn.utils.weight_norm, for one, has a successor in torch.nn.utils.parametrizations"
-        ) from error
-
-
-def _refuse_parts_of(model: nn.Module, forward: Forward | None) -> Forward:
-    """`forward` for copies of the model; it raises ValueError where one computes with a tensor of the model itself."""
-    held = Followed({name: [tensor] for name, tensor in [*model.named_parameters(), *model.named_buffers()]})
-
-    def refuse(*names: str | None) -> None:
-        if named := [name for name in names if name is not None]:
-            raise ValueError(
-                f"decompose: forwards of a copy of the model, into which past weights go, compute with {named[0]!r} of "
-                "the model itself (in a hook, or a function that was put in place of a method); let it find its parts "
-                "by the module that it is called with, or make it a method of a class"
-            )
-
-    def look(_: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, training: bool) -> None:
-        refuse(*map(held.find_owner, (mean, var, weight)))
-
-    def look_at_other(args: Any, result: Any, copies: bool) -> None:
-        if (computation := Computation.read(args, result)) is not None:
-            refuse(*held.look(computation, copies))
-
-    def run(network: nn.Module, batch: Any) -> Any:
-        with Normalizations(look, look_at_other):
-            return (forward or call)(network, batch)
-
-    return run
-
-
-def _list_shared(model: nn.Module) -> list[str]:
-    """Methods of modules in whose place a function around a part of the model was put, such as its own old method."""
-    parts = {*model.modules()}
-    held = [(name, module, key) for name, module in model.named_modules() for key in vars(module)]
-    replaced = [
-        (name, key, vars(module)[key]) for name, module, key in held if callable(getattr(type(module), key, None))
-    ]
-    return [".".join(filter(None, (name, key))) for name, key, value in replaced if _names_part(value, parts, set())]
-
-
-def _names_part(value: Any, parts: set[nn.Module], known: set[FunctionType]) -> bool:
-    """Whether a function has a part, a method of one, or such a function in its closure or among its globals."""
-    if not isinstance(value, FunctionType) or value in known:
-        return False
-    known.add(value)
-    inside = [content for cell in value.__closure__ or () for content in copy_entries(cell)]
-    names = {step.argval for step in dis.get_instructions(value) if step.opname == "LOAD_GLOBAL"}
-    held = [*inside, *map(value.__globals__.get, names)]
-    owners = [each.__self__ if isinstance(each, MethodType) else each for each in held]
-    # Not isinstance, which proxies answer themselves.
-    return any(issubclass(type(owner), nn.Module) and owner in parts for owner in owners) or any(
-        _names_part(each, parts, known) for each in inside
-    )
+@contextlib.contextmanager
+def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> Iterator[None]:
+    """The model has the weights and buffers of a past step in the block, which leaves no trace of them."""
+    with borrowed(model), in_mode(model, training=True):  # past weights are those of training
+        for layer in batch_norm_layers(model, caller="decompose").values():
+            set_buffers_aside(layer)
+        parameters = [*model.parameters()]
+        counted = tuple(parameter for parameter in parameters if not parameter.is_inference())
+        with _unsafe_preserve_version_counter(counted), KeptTensors(parameters).restored(unseen=True):
+            _load(model, weights, step)
+            yield
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:  # keys or shapes of another model
-        reason = " ".join(str(error).split())
-        raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})") from error
+    """Copy a state dict into the model's tensors; no code of its modules runs, which may note that something loads."""
+    own = _list_saved(model)
+    if not isinstance(weights, Mapping):
+        reason = f"type {type(weights).__name__}"
+    elif missing := [name for name in own if not isinstance(weights.get(name), Tensor)]:
+        reason = f"{join_names(missing)} missing"
+    elif unknown := [name for name in weights if name not in own and not name.endswith("_extra_state")]:
+        reason = f"which has no {join_names(unknown)}"
+    elif other := [name for name, tensor in own.items() if weights[name].shape != tensor.shape]:
+        reason = f"other shapes in {join_names(other)}"
+    else:
+        for name, tensor in own.items():
+            copy_back(tensor, weights[name].to(tensor))
+        return
+    raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})")
+
+
+def _list_saved(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that a state dict has, each under all its names."""
+    return {
+        ".".join(filter(None, (owner, key))): tensor
+        for owner, part in model.named_modules(remove_duplicate=False)
+        for key, tensor in (*part._parameters.items(), *part._buffers.items())
+        if tensor is not None and key not in part._non_persistent_buffers_set
+    }
+
+
+def _warn_of_present_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Say that what was kept of a past step are the model's own tensors, which training has written since."""
+    pairs = [(weights[name], parameter) for name, parameter in model.named_parameters() if name in weights]
+    if pairs and all(past.data_ptr() == own.data_ptr() for past, own in pairs):
+        warnings.warn(
+            "decompose: weights(step) gives the model's own tensors, so that past weights are those of now and there "
+            "is no lag; keep copies, such as copy.deepcopy(model.state_dict()) at each step",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:

@@ -262,10 +262,3 @@ def find_left_in_eval(model: nn.Module, layers: Mapping[str, BatchNorm]) -> list
     with borrowed(model), contextlib.suppress(Exception), in_mode(model, training=True):
         return [name for name, layer in layers.items() if not layer.training]
     return []  # a model for inference alone may refuse
-
-
-def end_evaluation(model: nn.Module) -> None:
-    """Put a model whose own `eval` has made it ready for inference into train mode: its weights are training's then."""
-    if not model.training and list_with_own_modes(model):
-        with contextlib.suppress(Exception):  # a model for inference alone may refuse
-            set_mode(model, True)

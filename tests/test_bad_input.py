@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from tests.helpers import images, plain, residual, unchanged
 
 def _decompose(model: nn.Module, batches: Any, **more: Any) -> None:
     traces = {Breaking: TRACE_OF_BREAKING, Remembering: TRACE_OF_REMEMBERING}
-    decompose(model, traces.get(type(model), TRACE), lambda step: model.state_dict(), batches, **more)
+    decompose(model, traces.get(type(model), TRACE), lambda step: copy.deepcopy(model.state_dict()), batches, **more)
 
 
 def _consistency(model: nn.Module, batches: Any, **more: Any) -> None:

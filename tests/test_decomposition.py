@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -180,21 +182,27 @@ def test_a_layer_that_the_model_leaves_in_eval_mode_has_a_gap_and_no_terms() -> 
     assert (behind[[*TERMS]].sum(axis=1) - behind["gap"]).abs().max() < 1e-12
 
 
-def test_a_model_that_cannot_be_copied_is_refused() -> None:
-    model, batches = plain(), images(8)
-    model.memory = model[0](batches[0])  # type: ignore[index]
-    model.train()
-    with record(model) as trace:
-        model(batches[0])
-    with pytest.raises(ValueError, match=r"the model cannot be copied \(Only Tensors created explicitly"):
-        decompose(model, trace, lambda step: model.state_dict(), batches)
-
-
-def test_weights_of_another_model_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: {"0.weight": torch.zeros(3)}, "'0.bias', '1.weight', .* and 9 more missing"),
+        (lambda state: 5, "type int"),
+        (lambda state: state | {"0.weight": torch.zeros(3)}, "other shapes in '0.weight'"),
+        (lambda state: state | {"other": torch.zeros(3)}, "which has no 'other'"),
+    ],
+)
+def test_weights_of_another_model_are_refused(change: Callable[[dict[str, Tensor]], Any], reason: str) -> None:
     model, trace, _, batches = trained(3, lr=0.01)
-    for weights in ({"0.weight": torch.zeros(3)}, 5):
-        with pytest.raises(ValueError, match=r"weights\(2\) is no state dict of the model \("):
-            decompose(model, trace, lambda step, weights=weights: weights, batches)
+    told = pytest.raises(ValueError, match=rf"weights\(2\) is no state dict of the model \({reason}\)")
+    with unchanged(model), told:
+        decompose(model, trace, lambda step: change({**model.state_dict()}), batches)
+
+
+def test_weights_that_were_not_copied_are_told() -> None:
+    """They were those of now, and the lag 0."""
+    model, trace, _, batches = trained(3, lr=0.01)
+    with unchanged(model), pytest.warns(RuntimeWarning, match=r"weights\(step\) gives the model's own tensors"):
+        decompose(model, trace, lambda step: model.state_dict(), batches, momentum=1.0)
 
 
 def test_augmentation_is_a_term_of_its_own() -> None:
@@ -216,7 +224,7 @@ def test_dropout_is_in_the_term_of_the_data() -> None:
     with record(model) as trace:
         for batch in batches:
             model(batch)
-    table = decompose(model, trace, lambda step: model.state_dict(), batches, momentum=0.1)
+    table = decompose(model, trace, lambda step: copy.deepcopy(model.state_dict()), batches, momentum=0.1)
     assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
     variance = table[table["statistic"] == "var"]
     # x is doubled or 0: E[x²] doubles, of which the variance grows by E[x²] = var + mean².
