@@ -73,7 +73,7 @@ def decompose(
         trace: of its training, at least up to that step.
         weights: step → state dict of the network after that many updates, for the last `window(momentum)` steps before
             the last one (fewer if the trace is shorter or begins again in it): one pass over `batches` for each that is
-            asked for.
+            asked for. Tensors are taken from it, no extra state (`set_extra_state`).
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
             gives the same each time.
         momentum: of the EMA.
@@ -160,19 +160,22 @@ def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) ->
 def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
     """Copy a state dict into the model's tensors; no code of its modules runs, which may note that something loads."""
     own = _list_saved(model)
+    if reason := _find_mismatch(own, weights):
+        raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})")
+    for name, tensor in own.items():
+        copy_back(tensor, weights[name].to(tensor))
+
+
+def _find_mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """In what weights differ from the tensors that a model has; empty if they fit."""
     if not isinstance(weights, Mapping):
-        reason = f"type {type(weights).__name__}"
-    elif missing := [name for name in own if not isinstance(weights.get(name), Tensor)]:
-        reason = f"{join_names(missing)} missing"
-    elif unknown := [name for name in weights if name not in own and not name.endswith("_extra_state")]:
-        reason = f"which has no {join_names(unknown)}"
-    elif other := [name for name, tensor in own.items() if weights[name].shape != tensor.shape]:
-        reason = f"other shapes in {join_names(other)}"
-    else:
-        for name, tensor in own.items():
-            copy_back(tensor, weights[name].to(tensor))
-        return
-    raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})")
+        return f"type {type(weights).__name__}"
+    if missing := [name for name in own if not isinstance(weights.get(name), Tensor)]:
+        return f"{join_names(missing)} missing"
+    if unknown := [name for name in weights if name not in own and not name.endswith("_extra_state")]:
+        return f"the model has no {join_names(unknown)}"
+    other = [name for name, tensor in own.items() if weights[name].shape != tensor.shape]
+    return f"other shapes in {join_names(other)}" if other else ""
 
 
 def _list_saved(model: nn.Module) -> dict[str, Tensor]:

@@ -206,9 +206,9 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     Every layer's own forward still runs, under the rule's statistics; where each example has its own, or gradients
     are taken, on an input that is normalized already. Between calls the buffers are the source's: they may be read
     and written, but are put back at the end, other than weights (so load a state dict before the block); a copy of the
-    model that is made in the block keeps the rule. In a layer
-    whose class has a forward of its own torch's batch norm has to get the layer's input, which is checked at each
-    call. What forwards in the block keep in deques, arrays or objects of other kinds stays there.
+    model that is made in the block keeps the rule. In a layer whose class has a forward of its own torch's batch norm
+    has to get the layer's input, which is checked at each call. What forwards in the block keep in deques, arrays or
+    objects of other kinds stays there.
 
     Raises:
         TypeError: `model` is not a module or `rule` not a `Rule`.

@@ -188,7 +188,7 @@ def test_a_layer_that_the_model_leaves_in_eval_mode_has_a_gap_and_no_terms() -> 
         (lambda state: {"0.weight": torch.zeros(3)}, "'0.bias', '1.weight', .* and 9 more missing"),
         (lambda state: 5, "type int"),
         (lambda state: state | {"0.weight": torch.zeros(3)}, "other shapes in '0.weight'"),
-        (lambda state: state | {"other": torch.zeros(3)}, "which has no 'other'"),
+        (lambda state: state | {"other": torch.zeros(3)}, "the model has no 'other'"),
     ],
 )
 def test_weights_of_another_model_are_refused(change: Callable[[dict[str, Tensor]], Any], reason: str) -> None:
