@@ -14,7 +14,7 @@ from bnlab.harness.schema import EARLIER_NAMES
 # What follows from other settings, or is there under its dotted name too.
 _DERIVED = {"run", "seed", "steps", "lr_effective", "norm_batch_size", *EARLIER_NAMES.values(), *RESULTS}
 _MEASURED = ("momentum", "estimator", "statistics_split", "shift")
-_MOST = 4  # values of a setting that are named
+_MOST = 4  # numbers of a setting that are named; names all are
 
 
 def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.DataFrame]) -> str:
@@ -36,7 +36,7 @@ def describe_changes(tables: Mapping[str, pd.DataFrame], own: Mapping[str, pd.Da
             missing += _name(column, [value for value in theirs if value not in ours])
     told = [f"Other than in this question's own sweep: {', '.join(new)}."] if new else []
     told += [f"Missing, of this question's own sweep: {', '.join(missing)}."] if missing else []
-    return " ".join([*told, "What captions and claims take for given is of that sweep."]) if told else ""
+    return " ".join([*told, "Captions and claims were written for that sweep."]) if told else ""
 
 
 def _pair_values(
@@ -68,5 +68,6 @@ def _list_values(frames: list[pd.DataFrame], column: str) -> list[Any]:
 def _name(column: str, values: list[Any]) -> list[str]:
     """The column with the values in one phrase; nothing without any."""
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    more = [f"{len(texts) - _MOST} more"] if len(texts) > _MOST else []
-    return [name_value(column.removesuffix(".name"), join_values([*texts[:_MOST], *more]))] if texts else []
+    if len(texts) > _MOST and not any(isinstance(value, str) for value in values):
+        texts = [*texts[:_MOST], f"{len(texts) - _MOST} more"]
+    return [name_value(column.removesuffix(".name"), join_values(texts))] if texts else []

@@ -40,19 +40,19 @@ def test_what_differs_from_the_reference_is_named(
     momenta: list[float | None], settings: dict[str, object], said: str
 ) -> None:
     told = describe_changes(tables(momenta, **settings), tables([0.01, 0.1]))
-    assert told.partition(". What captions")[0] == (said and f"Other than in this question's own sweep: {said}")
+    assert told.partition(". Captions")[0] == (said and f"Other than in this question's own sweep: {said}")
 
 
 def test_what_is_missing_of_the_reference_is_named() -> None:
     """Where something of it is there."""
-    own = tables([0.01, 0.1, 0.2], batch_size=[16, 8])
-    own["gaps"]["estimator"] = ["ema", "exact", "kalman"]
+    own = tables([0.01, 0.1, 0.2, 0.2, 0.2, 0.2], batch_size=[16, 8])
+    own["gaps"]["estimator"] = ["ema", "exact", "kalman", "a", "b", "c"]
     results = tables([0.1, 0.5], batch_size=8)
     results["gaps"]["estimator"] = ["exact", "mine"]
     assert describe_changes(results, own) == (
         "Other than in this question's own sweep: momentum 0.5, estimator mine. Missing, of this question's own sweep: "
-        "batch size 16, momentum 0.01 and 0.2, estimator ema and kalman. What captions and claims take for given is of "
-        "that sweep."
+        "batch size 16, momentum 0.01 and 0.2, estimator a, b, c, ema and kalman. Captions and claims were written "
+        "for that sweep."
     )
     own["gaps"] = own["gaps"].drop(columns="estimator")  # of an older version
     assert "estimator" not in describe_changes(results, own)
