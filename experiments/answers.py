@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from experiments.command import run_command
@@ -29,7 +30,7 @@ def _print_all(words: list[str]) -> int:
     for answer in answers:
         name, question = answer.experiment.name, answer.experiment.question
         print("\n".join([f"{name}: {question}", *describe(answer), ""]))
-    print(READING)
+    print(wrap(READING))
     if not words:
         write_answers(answers)
         print(f"\n{REFERENCE}/ANSWERS.md")
@@ -50,13 +51,18 @@ def describe(answer: Answer) -> list[str]:
     """An experiment's verdicts in aligned lines, under the sentence of each claim."""
     rows = [row for _, conditions in answer.claims for row in conditions]
     widths = [max((len(row[key]) for row in rows), default=0) for key in ("condition", "number")]
-    lines = [f"  {told}" for told in (answer.images, answer.changes) if told]
+    lines = [wrap(told, "  ") for told in (answer.images, answer.changes) if told]
     for claim, conditions in answer.claims:
         lines.append(f"  {claim.text} ({claim.rule.unit}: {claim.rule})")
         for row in conditions:
             condition, number = row["condition"].ljust(widths[0]), row["number"].ljust(widths[1])
             lines.append(f"    {condition}  {number}  n={row['n']}  {row['verdict']}")
     return lines
+
+
+def wrap(text: str, indent: str = "") -> str:
+    """In lines that a terminal shows whole."""
+    return textwrap.fill(text, 110, initial_indent=indent, subsequent_indent=indent)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from dataclasses import replace
 
-from experiments.answers import describe
+from experiments.answers import describe, wrap
 from experiments.command import run_command
 from experiments.places import Place
 
@@ -53,7 +52,7 @@ def draw_all(place: Place) -> None:
         for name, image in drawn.items():
             print(f"{drawing.save(image, place.figures, name)[0]}  (and .pdf)")
     print("\n".join(["", question.question, *describe(replace(answer, changes=changes))]))
-    print(textwrap.fill(READING, 110))
+    print(wrap(READING))
 
 
 if __name__ == "__main__":
