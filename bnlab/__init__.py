@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnlab import estimators, inference, nn, theory
+    from bnlab import estimators, inference, memory, nn, theory
     from bnlab.decomposition import decompose
     from bnlab.exact.consistency import self_consistency
     from bnlab.exact.population import population_statistics
@@ -28,6 +28,7 @@ __all__ = [
     "estimators",
     "gap",
     "inference",
+    "memory",
     "nn",
     "population_statistics",
     "record",

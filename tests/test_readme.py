@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,13 @@ def test_the_lines_on_self_tuned_layers_run() -> None:
     (lines,) = [block for block in BLOCKS if "SelfTuned" in block]
     exec(lines.replace("momenta(model)", "chosen = momenta(model)"), names)
     assert names["model"] is model and (names["chosen"]["batches"] == 3).all()
+
+
+def test_the_names_in_the_text_are_found() -> None:
+    """By a program that imports what they begin with alone; `bnlab.memory` was there after a measurement only."""
+    names = set(re.findall(r"`(?:help\()?(bnlab(?:\.\w+)+)", TEXT))
+    assert "bnlab.memory.keep_freed_memory" in names
+    subprocess.run([sys.executable, "-c", f"import bnlab; {'; '.join(sorted(names))}"], cwd=ROOT, check=True)
 
 
 def test_the_numbers_are_those_of_the_answers() -> None:
