@@ -117,3 +117,7 @@ def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
     if exact.unseen:
         lines.append(f"not reached by the data: {', '.join(exact.unseen)}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

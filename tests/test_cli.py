@@ -54,8 +54,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def bnlab(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from bnlab.cli import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True)
+    command = [sys.executable, "-m", "bnlab.cli", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def test_the_table(folder: Path) -> None:
