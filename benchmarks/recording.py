@@ -13,7 +13,7 @@ from bnlab import record
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.models import ModelConfig, build_model
 from bnlab.harness.artifacts.training import Batches, OptimizerConfig, Progress, Seeds, Split, build_optimizer, train
-from bnlab.trace import MomentTrace, replay_bank
+from bnlab.recording.trace import MomentTrace, replay_bank
 
 ROUNDS = 15
 

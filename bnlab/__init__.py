@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnlab import estimators, inference, memory, nn, theory
     from bnlab.decomposition import decompose
-    from bnlab.exact.consistency import self_consistency
     from bnlab.exact.population import population_statistics
     from bnlab.gaps import gap
     from bnlab.moments import Moments
     from bnlab.recording.block import record
     from bnlab.recording.frozen import record_frozen
+    from bnlab.recording.trace import MomentTrace, replay
     from bnlab.statistics import Statistics, running_statistics, using
-    from bnlab.trace import MomentTrace, replay
 
 __version__ = "0.1.0"
 
@@ -35,7 +34,6 @@ __all__ = [
     "record_frozen",
     "replay",
     "running_statistics",
-    "self_consistency",
     "theory",
     "using",
 ]
@@ -43,14 +41,13 @@ __all__ = [
 # No module has the name of something else that is public: importing it would put itself in that one's place.
 _MODULES = {
     "decompose": "decomposition",
-    "self_consistency": "exact.consistency",
     "population_statistics": "exact.population",
     "gap": "gaps",
     "Moments": "moments",
     **dict.fromkeys(("Statistics", "running_statistics", "using"), "statistics"),
     "record": "recording.block",
     "record_frozen": "recording.frozen",
-    **dict.fromkeys(("MomentTrace", "replay"), "trace"),
+    **dict.fromkeys(("MomentTrace", "replay"), "recording.trace"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Batches: what a forward makes of them, and copies that a loader cannot write into."""
+"""Batches: what a forward makes of them, and copies that a forward may write into."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -24,99 +23,61 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(batch[0])
 
 
-def map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
-    """torch's `tree_map`, also through dictionaries of other classes, as those that transformers' processors make."""
-    return tree_map(lambda leaf: _map_entries(function, leaf) if _is_dictionary(leaf) else function(leaf), batch)
-
-
-def _map_entries(function: Callable[[Any], Any], dictionary: Any) -> Any:
-    entries = {key: map_leaves(function, value) for key, value in dictionary.items()}
-    try:
-        mapped = copy.copy(dictionary)
-        if getattr(dictionary, "__dict__", None) is dictionary:  # its entries are its attributes; a copy's are not
-            mapped.__dict__ = mapped
-        mapped.update(entries)
+def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
+    """The batch with `function` applied to what its lists, tuples and dictionaries hold."""
+    if isinstance(batch, (dict, UserDict)):
+        mapped = copy.copy(batch)  # whatever its class is
+        mapped.update({key: map_batch(function, value) for key, value in batch.items()})
         return mapped
-    except Exception:  # one that cannot be copied or changed
-        return function(dictionary)
+    if isinstance(batch, (list, tuple)):
+        parts = [map_batch(function, part) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return function(batch)
 
 
-def list_leaves(batch: Any) -> list[Any]:
-    """torch's `tree_leaves`, through the same dictionaries."""
-    nested = [list_leaves(list(x.values())) if _is_dictionary(x) else [x] for x in tree_leaves(batch)]
-    return [leaf for leaves in nested for leaf in leaves]
-
-
-def _is_dictionary(leaf: Any) -> bool:
-    return isinstance(leaf, (dict, UserDict))
+def list_tensors(batch: Any) -> Iterator[Tensor]:
+    """The tensors that a batch holds."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (dict, UserDict)):
+        for part in batch.values():
+            yield from list_tensors(part)
+    elif isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from list_tensors(part)
 
 
 def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
     """The batch with copies of its tensors on `device`, and of its numpy arrays; of other objects shallow ones.
 
     Args:
+        batch: tensors, alone or in lists, tuples and dictionaries.
+        device: where the tensors are copied to.
         channels_last: images [N, C, H, W] are laid out with the channels innermost.
     """
 
-    def copy_tensor(tensor: Tensor) -> Tensor:
-        plain = tensor.layout == torch.strided and not tensor.is_nested
-        images = channels_last and plain and tensor.dim() == 4
-        layout = torch.channels_last if images else torch.preserve_format
-        return tensor.to(device, copy=True, memory_format=layout)
-
     def copy_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            return _with_attributes(copy_tensor(leaf), leaf)
-        return np.copy(leaf) if isinstance(leaf, np.ndarray) else _copy_object(leaf)
+            is_image = channels_last and leaf.dim() == 4 and leaf.layout == torch.strided
+            return leaf.to(device, copy=True, memory_format=torch.channels_last if is_image else torch.preserve_format)
+        return np.copy(leaf) if isinstance(leaf, np.ndarray) else copy.copy(leaf)
 
-    return map_leaves(copy_leaf, batch)
-
-
-def _copy_object(leaf: Any) -> Any:
-    """A shallow copy where there can be one: forwards set attributes of graphs, say."""
-    if isinstance(leaf, nn.Module):
-        return leaf
-    try:
-        return copy.copy(leaf)
-    except Exception:
-        return leaf
+    return map_batch(copy_leaf, batch)
 
 
-def _with_attributes(copied: Tensor, tensor: Tensor) -> Tensor:
-    """A copy with what somebody has put on the tensor; what a subclass is made of it has of its own."""
-    for key, value in vars(tensor).items():
-        vars(copied).setdefault(key, value)
-    return copied
+def count_images(batch: Any) -> int:
+    """The length of a batch's first tensor; 1 without any."""
+    return next((len(tensor) for tensor in list_tensors(batch) if tensor.dim()), 1)
 
 
-def hold_batch(batch: Any) -> Any:
-    """The batch with its own tensors in containers of ours: a loader may fill its dictionary again.
-
-    Raises:
-        ValueError: a part of it is an iterator, which the first forward would use up.
-    """
-    return map_leaves(_refuse_iterator, batch)
-
-
-def _refuse_iterator(leaf: Any) -> Any:
-    if isinstance(leaf, Iterator) and type(leaf).__module__ in ("builtins", "itertools"):  # others may begin anew
-        raise ValueError(
-            f"a batch is, or holds, a {type(leaf).__name__}, which the first of several forwards would use up; "
-            "make it a list"
-        )
-    return leaf
+def take_images(batch: Any, count: int) -> Any:
+    """The first images of a batch: of all its tensors of the first one's length, so many rows."""
+    images = count_images(batch)
+    return map_batch(
+        lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.shape[:1] == (images,) else leaf, batch
+    )
 
 
-def keep_batch(batch: Any) -> Any:
-    """The batch with copies of its tensors and arrays where they are: a loader may use its memory again.
-
-    Raises:
-        ValueError: as `hold_batch`.
-    """
-
-    def keep(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return _with_attributes(leaf.clone(), leaf)
-        return np.copy(leaf) if isinstance(leaf, np.ndarray) else _refuse_iterator(leaf)
-
-    return map_leaves(keep, batch)
+def count_bytes(batch: Any) -> int:
+    """Bytes of a batch's tensors."""
+    return sum(tensor.nbytes for tensor in list_tensors(batch))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import inspect
 import os
+import re
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
+
+from torch import nn
 
 import bnlab
 from bnlab.memory import keep_freed_memory
@@ -32,10 +34,8 @@ def main() -> int:
     )
     keep_freed_memory()
     try:
-        words = [_as_option(word) for word in sys.argv[1:]]
-        if sum(word.startswith("--max-images") for word in words) > 1:
-            raise ValueError("max_images is given twice")
-        arguments = parser.parse_args(words)
+        # `max_images=100` too, as Python and the commands of the harness have it.
+        arguments = parser.parse_args([re.sub("^max_images=", "--max-images=", word) for word in sys.argv[1:]])
         print(_measure_gap(arguments.model, arguments.batches, arguments.max_images))
         return 0
     except Exception as error:  # the caller's model and batches may raise anything
@@ -47,11 +47,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, where argparse prints its usage before it."""
         raise ValueError(f"{message}; {self.prog} --help says how to call it")
-
-
-def _as_option(word: str) -> str:
-    """`max_images=100`, as Python and the commands of the harness have it, as an option."""
-    return f"--max-images{word.removeprefix('max_images')}" if word.startswith("max_images=") else word
 
 
 def _measure_gap(model_name: str, batches_name: str, max_images: int | None) -> str:
@@ -87,33 +82,25 @@ def _call_by_name(name: str) -> Any:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name}: cannot be imported ({error})") from error
-    if not callable(make) or hasattr(make, "_forward_hooks"):  # a module is called with its input
+    if not callable(make) or isinstance(make, nn.Module):  # a module is called with its input
         raise TypeError(f"{name} is a {type(make).__name__}; name a function without arguments")
-    with contextlib.suppress(ValueError):  # some of C have no signature
-        _check_arguments(name, inspect.signature(make))
     try:
-        return make()
-    except SystemExit as error:
-        raise ValueError(f"{name}: ends the program ({error.code})") from error
-
-
-def _check_arguments(name: str, signature: inspect.Signature) -> None:
-    try:
-        signature.bind()
+        inspect.signature(make).bind()
     except TypeError as error:
         raise TypeError(f"{name} takes arguments ({error}); name a function without arguments") from error
+    return make()
 
 
 def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
     frame = bnlab.gap(exact, running)
     lines = [frame.to_string(index=False, float_format=lambda value: f"{value:.4f}")]
     count = next(iter(exact.values())).count
-    images = exact.cost.images
+    assert exact.cost is not None  # they were measured
     lines.append(
         "\nmean_gap: distance of the running mean in standard deviations; var_gap: |log ratio| of the variance; "
         "kl: both together, in nats"
     )
-    lines.append(f"exact statistics of {images:,} images, {count:,} values per channel in the first layer")
+    lines.append(f"exact statistics of {exact.cost.images:,} images, {count:,} values per channel in the first layer")
     if exact.unseen:
         lines.append(f"not reached by the data: {', '.join(exact.unseen)}")
     return "\n".join(lines)

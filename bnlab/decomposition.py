@@ -13,21 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd import _unsafe_preserve_version_counter
 
 from bnlab.arguments import check_batches, check_count, check_forward
 from bnlab.batches import Forward
-from bnlab.borrowing import KeptTensors, borrowed, copy_back, set_buffers_aside
+from bnlab.borrow import borrowed
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
-from bnlab.in_mode import in_mode
-from bnlab.layer_trace import LayerTrace
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
 from bnlab.recording.frozen import record_frozen
+from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
 from bnlab.statistics import Statistics
-from bnlab.trace import MomentTrace, replay_bank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +69,7 @@ def decompose(
         model: the network after the trace's last step. It comes back as it was.
         trace: of its training, at least up to that step.
         weights: step → state dict of the network after that many updates, for the last `window(momentum)` steps before
-            the last one (fewer if the trace is shorter or begins again in it): one pass over `batches` for each that is
-            asked for. Tensors are taken from it, no extra state (`set_extra_state`).
+            the last one (fewer if the trace is shorter): one pass over `batches` for each that is asked for.
         batches: the population, in batches as they were trained on; read several times, so a list or a loader that
             gives the same each time.
         momentum: of the EMA.
@@ -84,8 +80,7 @@ def decompose(
     Returns:
         columns layer, depth, channel, statistic ("mean" in the layer's units, "var" in their square), gap, and the
         terms. Layers that no batch reaches (an auxiliary head, say) are left out: `frame.attrs["unseen"]` lists them.
-        noise and lag are NaN in a layer that was in eval mode for the whole window, or has been since its buffers were
-        written; all terms but the start in one that training leaves in eval mode by itself, see `record_frozen`.
+        noise and lag are NaN in a layer that was in eval mode for the whole window.
 
     Raises:
         TypeError, ValueError: as `population_statistics`; no trace, an empty one or another model's; or `batches` is
@@ -98,9 +93,13 @@ def decompose(
     import pandas as pd
 
     check_count(every, f"decompose: every={every!r}; pass a number of steps, 1 or more")
-    _check(
-        model, trace, weights, {"batches": batches} | ({} if augmented is None else {"augmented": augmented}), forward
-    )
+    check_forward(forward, "decompose")
+    _check_trace(model, trace)
+    if not callable(weights):
+        raise TypeError(f"decompose: weights is a {type(weights).__name__}; pass a function of the step")
+    _check_stream(batches, "batches")
+    if augmented is not None:
+        _check_stream(augmented, "augmented")
     last = trace.last_step
     layout = trace.layout
     e, d = replay_bank(trace, [EMA(momentum), DebiasedEMA(momentum)], [last])[:, 0]
@@ -118,7 +117,7 @@ def decompose(
         return m, q
 
     lagged = torch.zeros_like(e)
-    ages = min(window(momentum), last - trace.last_start)
+    ages = min(window(momentum), last - trace.first_step)
     shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
     _warn_of_the_uncovered(trace, last, ages, momentum)
     for age in shares[0]:
@@ -126,8 +125,6 @@ def decompose(
         past = weights(last - 1 - age)
         with _with_weights(model, past, last - 1 - age):
             lagged += weight * expected(trained_on, training=True)[0]
-        if age == 0:
-            _warn_of_present_weights(model, past)
     m, _ = expected(trained_on, training=True)
     clean, q = expected(batches, training=False)
     exact = population_statistics(model, batches, forward=forward)
@@ -146,24 +143,20 @@ def decompose(
 
 @contextlib.contextmanager
 def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> Iterator[None]:
-    """The model has the weights and buffers of a past step in the block, which leaves no trace of them."""
-    with borrowed(model), in_mode(model, training=True):  # past weights are those of training
-        for layer in batch_norm_layers(model, caller="decompose").values():
-            set_buffers_aside(layer)
-        parameters = [*model.parameters()]
-        counted = tuple(parameter for parameter in parameters if not parameter.is_inference())
-        with _unsafe_preserve_version_counter(counted), KeptTensors(parameters).restored(unseen=True):
-            _load(model, weights, step)
-            yield
-
-
-def _load(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> None:
-    """Copy a state dict into the model's tensors; no code of its modules runs, which may note that something loads."""
-    own = _list_saved(model)
+    """The model has the weights and buffers of a past step in the block."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     if reason := _find_mismatch(own, weights):
         raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})")
-    for name, tensor in own.items():
-        copy_back(tensor, weights[name].to(tensor))
+    _warn_of_present_weights(own, weights)
+    values = {name: tensor.clone() for name, tensor in own.items()}
+    with borrowed(model):
+        try:
+            for name, tensor in own.items():
+                tensor.data.copy_(weights[name])  # .data: a backward pass still to come may have saved the tensor
+            yield
+        finally:
+            for name, tensor in own.items():
+                tensor.data.copy_(values[name])
 
 
 def _find_mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
@@ -178,31 +171,20 @@ def _find_mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> 
     return f"other shapes in {join_names(other)}" if other else ""
 
 
-def _list_saved(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers that a state dict has, each under all its names."""
-    return {
-        ".".join(filter(None, (owner, key))): tensor
-        for owner, part in model.named_modules(remove_duplicate=False)
-        for key, tensor in (*part._parameters.items(), *part._buffers.items())
-        if tensor is not None and key not in part._non_persistent_buffers_set
-    }
-
-
-def _warn_of_present_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _warn_of_present_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Say that what was kept of a past step are the model's own tensors, which training has written since."""
-    pairs = [(weights[name], parameter) for name, parameter in model.named_parameters() if name in weights]
-    if pairs and all(past.data_ptr() == own.data_ptr() for past, own in pairs):
+    if all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items()):
         warnings.warn(
             "decompose: weights(step) gives the model's own tensors, so that past weights are those of now and there "
             "is no lag; keep copies, such as copy.deepcopy(model.state_dict()) at each step",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
 def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:
     """[ages], how many batches the layer has taken in the step `last`, the one before it, and so on."""
-    newest = layer.steps[max(bisect_right(layer.steps, last - ages), layer.last_start.entries) :]
+    newest = layer.steps[bisect_right(layer.steps, last - ages) :]
     return np.bincount(last - np.array(newest, dtype=np.int64), minlength=ages)
 
 
@@ -210,15 +192,13 @@ def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: f
     """Say of which layers much of the average's weight is older than the steps `last` − `ages` + 1 to `last`."""
     covered, kept = {}, 1 - momentum
     for name, layer in trace.layers.items():
-        inside, calls = int(_count_calls(layer, last, ages).sum()), layer.calls_since_start
-        if inside:
-            covered[name] = (1 - kept**inside) / (1 - kept**calls)
+        if inside := int(_count_calls(layer, last, ages).sum()):
+            covered[name] = (1 - kept**inside) / (1 - kept ** len(layer))
     if short := {name: share for name, share in covered.items() if share < COVERED - 1e-9}:
         least = math.floor(1e4 * min(short.values())) / 1e4  # rounded it may be the share that is asked for
         warnings.warn(
-            f"decompose: the last {ages} steps hold {least} of the average's weight in {join_names(short)} (not in "
-            "each of them, or the buffers of a layer were written before them); there noise and lag are of these steps "
-            "only",
+            f"decompose: the last {ages} steps hold {least} of the average's weight in {join_names(short)}, which are "
+            "not called in each; there noise and lag are of these steps only",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -246,9 +226,7 @@ def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[i
     return dict(zip(measured, shared, strict=True))
 
 
-def _check(
-    model: nn.Module, trace: MomentTrace, weights: object, streams: Mapping[str, Iterable[Any]], forward: object
-) -> None:
+def _check_trace(model: nn.Module, trace: MomentTrace) -> None:
     layers = batch_norm_layers(model, caller="decompose")
     if not isinstance(trace, MomentTrace):
         raise TypeError(f"decompose: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
@@ -257,19 +235,16 @@ def _check(
         raise ValueError("decompose: the trace has other layers or channels than the model; pass that of its training")
     if trace.last_step == trace.first_step:
         raise ValueError("decompose: the trace is empty; train inside record(model)")
-    if trace.last_step == trace.last_start:
-        raise ValueError("decompose: the running buffers were written after the last step; no batch is in them")
     for name, layer in layers.items():
-        tracked, recorded_batches = layer.num_batches_tracked, trace.layers[name].updates_now
-        if tracked is not None and int(tracked) > recorded_batches:
+        tracked, end = layer.num_batches_tracked, trace.layers[name].updates + len(trace.layers[name])
+        if tracked is not None and int(tracked) > end:
             raise ValueError(
-                f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after "
-                f"{recorded_batches}; pass the model as it was then"
+                f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after {end}; pass the "
+                "model as it was then"
             )
-    check_forward(forward, "decompose")
-    if not callable(weights):
-        raise TypeError(f"decompose: weights is a {type(weights).__name__}; pass a function of the step")
-    for name, stream in streams.items():
-        check_batches(stream, "decompose", name)
-        if isinstance(stream, Iterator) and iter(stream) is stream:  # to begin a loader would draw a number
-            raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")
+
+
+def _check_stream(stream: Iterable[Any], name: str) -> None:
+    check_batches(stream, "decompose", name)
+    if isinstance(stream, Iterator):
+        raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")

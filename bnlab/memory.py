@@ -1,4 +1,4 @@
-"""How much memory there is, how much a limit means, and how much a block holds."""
+"""How much memory there is, what a limit means, and what forwards that wait and run hold against it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import ctypes
 import os
 import re
 import sys
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
-from bnlab.batches import list_leaves
+from bnlab.batches import list_tensors
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SHARE = 0.6  # of the free memory that is used when no limit is given
@@ -66,45 +66,99 @@ def _free(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def tensor_bytes(values: Any) -> int:
-    """Bytes of all tensors in a structure of lists, tuples and dictionaries."""
-    return sum(t.numel() * t.element_size() for t in list_leaves(values) if isinstance(t, Tensor))
+class LiveBytes(TorchFunctionMode):
+    """Inside the block, follows the tensors that torch's functions return until nothing holds them any more.
 
-
-def _list_dense(values: Any) -> list[Tensor]:
-    """The tensors in a structure that have one storage; sparse ones have none."""
-    return [t for t in tree_leaves(values) if isinstance(t, Tensor) and t.layout == torch.strided]
-
-
-class LiveBytes(TorchDispatchMode):
-    """Inside the block, follows the storages that operations make until nothing holds them any more.
+    Args:
+        known: tensors that do not count, such as a model's weights.
 
     Attributes:
         peak: the most bytes that were alive at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.peak = 0
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._tensors: dict[int, weakref.ref[Tensor]] = {}
 
     def follow(self, values: Any) -> None:
         """Count the tensors in `values` too, as long as they are alive."""
-        for tensor in _list_dense(values):
-            storage = tensor.untyped_storage()
-            self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._tensors |= {id(t): weakref.ref(t) for t in list_tensors(values) if t.layout == torch.strided}
         self.peak = max(self.peak, self.now())
 
     def now(self) -> int:
-        """Bytes that are alive."""
-        self._storages = {key: pair for key, pair in self._storages.items() if not pair[0].expired()}
-        return sum(size for _, size in self._storages.values())
+        """Bytes that are alive; views of one memory count once."""
+        alive = {key: tensor for key, ref in self._tensors.items() if (tensor := ref()) is not None}
+        self._tensors = {key: self._tensors[key] for key in alive}
+        storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in alive.values())}
+        return sum(size for address, size in storages.items() if address not in self._known)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in _list_dense((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        # A view or an operation in place makes nothing new; a parameter that is read is not the forward's.
-        new = [t for t in _list_dense(result) if t.untyped_storage()._cdata not in known]
-        if new:
-            self.follow(new)
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.follow(result)
         return result
+
+
+class Profile(NamedTuple):
+    """What one forward has held, per byte of its batch.
+
+    Attributes:
+        waiting: at each layer, the most that it holds there or at a later one.
+        running: at its peak.
+    """
+
+    waiting: Mapping[str, float]
+    running: float
+
+    @staticmethod
+    def of(calls: Sequence[tuple[str, int]], peak: int, size: int) -> Profile:
+        """Of the bytes that a forward of `size` bytes has held at each call of a layer, and at its peak."""
+        most, waiting = 0, dict[str, float]()
+        for name, held in reversed(calls):
+            most = max(most, held)
+            waiting[name] = max(waiting.get(name, 0.0), most / size)
+        return Profile(waiting, peak / size)
+
+
+class Budget:
+    """Which batches may wait at a layer, so that they and one that runs hold no more than the limit.
+
+    Args:
+        sizes: of the batches, in bytes.
+        profile: of a forward; None: no batch may wait.
+        limit: in bytes.
+
+    Attributes:
+        batches: how many there are.
+        peak: the most bytes that were needed at once, as far as the profile tells.
+    """
+
+    def __init__(self, sizes: Sequence[int], profile: Profile | None, limit: int) -> None:
+        self._sizes, self._limit, self.batches = sizes, limit, len(sizes)
+        self._waiting = None if profile is None else profile.waiting
+        self.peak = self._running = int(profile.running * max(sizes, default=0)) if profile else 0
+        self._held: dict[int, float] = {}
+        if self._running > limit:
+            raise ValueError(
+                f"population_statistics: one batch's forward needs {self._running:,} bytes, memory= allows {limit:,}; "
+                "pass smaller batches or raise memory="
+            )
+
+    def admit(self, index: int, layer: str) -> bool:
+        """Whether a batch may wait at a layer; then it counts until it is released."""
+        if self._waiting is None:
+            return False
+        per_byte = self._waiting.get(layer, max(self._waiting.values(), default=0.0))
+        needed = self._running + self._sizes[index] * per_byte + sum(self._held.values())
+        if needed > self._limit:
+            return False
+        self._held[index] = self._sizes[index] * per_byte
+        self.peak = max(self.peak, int(needed))
+        return True
+
+    def release(self, index: int) -> None:
+        """The batch goes on."""
+        del self._held[index]

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from bnlab import Moments, MomentTrace, Statistics
@@ -173,42 +172,17 @@ def assert_moments(found: Moments, expected: Any, *, mean: float = 1e-5, var: fl
     assert ((found.var - expected.var).abs() / expected.var).max() <= var
 
 
-class _Same:
-    """Equal to itself only; keeps the object alive, so that its identity is not given to another."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __repr__(self) -> str:
-        return f"<{type(self.value).__name__} at {id(self.value):#x}>"
-
-
-def _seen(value: object) -> object:
-    if isinstance(value, dict):
-        return _Same(value), [(key, _seen(v) if isinstance(v, (int, float)) else _Same(v)) for key, v in value.items()]
-    if isinstance(value, (list, set)):
-        return _Same(value), [_Same(v) for v in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else _Same(value)
-
-
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """All of a model and of its surroundings that a borrower could leave changed, by a name for each."""
-    state = {f"{name}:{key}": _seen(v) for name, m in model.named_modules() for key, v in vars(m).items()}
+    """All that a borrower promises to leave as it was, by a name for each."""
+    state: dict[str, Any] = {name: module.training for name, module in model.named_modules()}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        state[f"values of {name}"] = tensor.detach().flatten().contiguous().view(torch.uint8).numpy().tobytes()
-    state["torch's random state"] = torch.get_rng_state().numpy().tobytes(), torch.initial_seed()
-    state["numpy's random state"] = repr(np.random.get_state())
-    state["Python's random state"] = random.getstate()
-    state["modes"] = (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-        len(_get_current_function_mode_stack()),
-    )
+        values = tensor.detach().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+        state[f"tensor {name}"] = id(tensor), values, tensor.requires_grad, tensor.grad is None
+    for name, module in model.named_modules():
+        hooks = (value for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict))
+        state[f"hooks of {name}"] = [list(value) for value in hooks], "forward" in vars(module)
+    state["random"] = torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()
+    state["grad"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
     return state
 
 

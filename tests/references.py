@@ -9,7 +9,7 @@ Statistics are float64 tensors on the CPU with one entry per channel (axis 1). `
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -514,3 +514,22 @@ def control_gain(x: Tensor, share: Tensor, gain: Tensor, shift: Tensor) -> Tenso
         for c in range(x.shape[1]):
             out[n, c] = gain[c] * (x[n, c] - share[c] * x[n, c].sum() / x[n, c].numel()) + shift[c]
     return out
+
+
+def moments_of_inputs(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Any], forward: Callable[[nn.Module, Any], Any] | None
+) -> dict[str, Moments]:
+    """Of what layers are given in ordinary forwards, batch after batch, each with a copy of it."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: seen[name].append([*args, *kwargs.values()][0].clone()), with_kwargs=True
+        )
+        for name in names
+    ]
+    for batch in copy.deepcopy(list(batches)):
+        image = batch[0] if isinstance(batch, (list, tuple)) else batch
+        forward(model, batch) if forward else model(image)
+    for hook in hooks:
+        hook.remove()
+    return {name: merge(inputs) for name, inputs in seen.items()}

@@ -1,9 +1,8 @@
 """Running estimators: what can be made of the stream of batch moments while a network trains.
 
 Each is a fold `state ← state + gain·(x − state)` over the batches' values x; a class says which gains, and, where it
-averages something other than the mean and the unbiased variance, which values. A new estimator is a subclass of
-`Estimator` with `gains`; `list_estimators` has it by its `name` once its module is imported. A sweep imports it where
-it is written as `package.module.Class`.
+averages something other than mean and unbiased variance, which values. A new one is a subclass of `Estimator` with
+`gains`; `list_estimators` has it by its `name`, and a sweep imports it where it is written as `package.module.Class`.
 """
 
 from bnlab.estimators.adaptive import Kalman, Oracle
@@ -29,8 +28,6 @@ from bnlab.estimators.exponential import (
 from bnlab.estimators.names import list_estimators, parse
 from bnlab.estimators.predictive import Predictive
 
-known = list_estimators  # the public name
-
 __all__ = [
     "EMA",
     "AdaptiveGain",
@@ -53,7 +50,6 @@ __all__ = [
     "Window",
     "check_momentum",
     "fold",
-    "known",
     "list_estimators",
     "parse",
 ]

@@ -27,12 +27,11 @@ class Kalman(Estimator):
 
     The Kalman filter of a random walk plus noise: from K₁ = 1, in the long run the momentum `theory.optimal_momentum`.
     λ is 0 at first; from batch 16 on it is refitted each time the past has grown by half, by `theory.local_level` on
-    its last half (16 to 2,048 batches): for the mean, and for the logarithm of variance+eps (whose noise does not
-    depend on its level); averaged are the mean and the unbiased variance. `per="layer"`: the channels of a layer share
-    λ, which takes far fewer batches to find than `per="channel"`. No gain is less than 2/(t+1), an average with
-    weights that grow with t: the fit tells no drift from little drift over a short past. A warm start is not used.
-    Assumes independent noise; drift that is autocorrelated is followed as well as by the best momentum. Source: ours;
-    Muth 1960, Harvey 1989 (the model).
+    its last half (16 to 2,048 batches), for the mean and for log(variance+eps), whose noise does not depend on its
+    level; averaged are the mean and the unbiased variance. `per="layer"`: the channels of a layer share λ, which takes
+    far fewer batches to find than `per="channel"`. No gain is less than 2/(t+1): over a short past the fit tells no
+    drift from little drift. A warm start is not used. Assumes independent noise; drift that is autocorrelated is
+    followed as well as by the best momentum. Source: ours; Muth 1960, Harvey 1989 (the model).
 
     >>> after(Kalman(), 1, 2)
     [[1.0, 2.0], [2.3333, 6.0]]
@@ -86,8 +85,7 @@ class Kalman(Estimator):
 class Oracle(Kalman):
     """`kalman` with λ fitted once to the whole trace, hindsight that no estimator has under way: a bound, not a method.
 
-    Of the gains that are constant in the long run it is about the best for a steady drift; one that changes over the
-    run `kalman` may follow better. Assumptions and source as there.
+    About the best constant gain for a steady drift; one that changes over the run `kalman` may follow better.
 
     >>> after(Oracle(), 1, 2)
     [[1.0, 2.0], [2.3333, 6.0]]

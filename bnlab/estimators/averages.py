@@ -19,8 +19,7 @@ from bnlab.estimators.exponential import PooledEMA
 class Cumulative(Estimator):
     """The plain average of all batches, equally weighted: gain 1/t; torch's `momentum=None`.
 
-    t goes on from the number of batches that the buffers had seen before the record, as torch's does.
-    Unbiased as the EMA's is; no forgetting, so it lags by half the run while weights move. Source: torch's.
+    t goes on from the batches that the buffers had seen before, as torch's does. Lags by half the run. Source: torch.
 
     >>> after(Cumulative(), 1, 2)
     [[1.0, 2.0], [2.0, 5.0]]
@@ -68,9 +67,8 @@ class PooledCumulative(WeightedCumulative):
 class Window(Estimator):
     """The plain average of the last `k` batches; `pooled`: mean and variance (ddof 0) of all their values.
 
-    While there are fewer than k, all of them; a warm start fills in for the batches it was made of. The lag is
-    (k−1)/2 steps, the noise 1/k of a batch's (independent batches); bias as in `cumulative`, pooled as in
-    `cumulative_pooled`. Source: the simple moving average; for batch norm the last batches of precise BN.
+    While there are fewer than k, all of them; a warm start fills in for the batches it was made of. The lag is (k−1)/2
+    steps, the noise 1/k of a batch's (independent batches). Source: the simple moving average.
 
     >>> after(Window(k=1), 1, 2)
     [[1.0, 2.0], [3.0, 8.0]]
@@ -120,9 +118,8 @@ class Window(Estimator):
 class Polynomial(Estimator):
     """Gain t^(−alpha): from 0, the last batch, to 1, `cumulative`; t goes on from a warm start's.
 
-    In between it forgets, more slowly the longer it runs: its memory is some t^alpha batches. Assumes that the weights
-    slow down as training goes on; it lags where they do not. Mean and unbiased variance. Source: Robbins & Monro 1951
-    (gains); Ruppert 1988, Polyak & Juditsky 1992 (alpha between 1/2 and 1).
+    Its memory is some t^alpha batches: it suits weights that slow down, and lags where they do not. Mean and unbiased
+    variance. Source: Robbins & Monro 1951; Ruppert 1988, Polyak & Juditsky 1992 (alpha between 1/2 and 1).
 
     >>> after(Polynomial(alpha=1.0), 1, 2)
     [[1.0, 2.0], [2.0, 5.0]]
@@ -142,8 +139,7 @@ class Polynomial(Estimator):
 class FastThenSlow(Polynomial):
     """Gain max(m, t^(−alpha)): fast as long as the weights move fast, then the EMA.
 
-    Assumes that they move fast at first. Mean and unbiased variance; bias as the EMA's without its start. Source: ours
-    (the floor); Robbins & Monro 1951.
+    Mean and unbiased variance; bias as the EMA's without its start. Source: ours (the floor); Robbins & Monro 1951.
 
     >>> after(FastThenSlow(momentum=0.75, alpha=1.0), 1, 2)
     [[1.0, 2.0], [2.5, 6.5]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, pairwise
 
@@ -20,29 +20,16 @@ FEWEST, _SHARE = 4, 0.1  # batches that a score remembers: so many, or this shar
 
 @dataclass(frozen=True)
 class Bank:
-    """Averages with 50 momenta from 0.001 to 1, after a number of batches, and how well they have forecast the latest.
+    """Averages with 50 momenta from 0.001 to 1, and how well they have forecast the latest batches; all float64."""
 
-    Everything is float64, on one device.
-
-    Args:
-        count: batches so far.
-        warm: whether the averages began from a layer's buffers, as torch's own do; otherwise from the first batch.
-        averages: [3, momenta, C], of the batches' mean, unbiased variance and log(variance + eps).
-        scores: [momenta, 2·layers], discounted squared errors of the forecasts of means, then of logarithms.
-        chosen: [2, layers], index of the momentum for mean and variance.
-        unit: [C], the variance in whose units squared errors of the mean are.
-        eps: [C].
-        layers: how many of the channels belong to each layer, in order.
-    """
-
-    count: int
-    warm: bool
-    averages: Tensor
-    scores: Tensor
-    chosen: Tensor
-    unit: Tensor
-    eps: Tensor
-    layers: tuple[int, ...]
+    count: int  # batches so far
+    warm: bool  # whether the averages began from a layer's buffers, as torch's own do; else from the first batch
+    averages: Tensor  # [3, momenta, C], of the batches' mean, unbiased variance and log(variance + eps)
+    scores: Tensor  # [momenta, 2·layers], discounted squared errors of the forecasts of means, then of logarithms
+    chosen: Tensor  # [2, layers], index of the momentum for mean and variance
+    unit: Tensor  # [C], the variance in whose units squared errors of the mean are
+    eps: Tensor  # [C]
+    layers: tuple[int, ...]  # how many of the channels belong to each layer, in order
 
     @staticmethod
     def begin(start: Tensor, updates: int, eps: Tensor, layers: tuple[int, ...]) -> Bank:
@@ -92,23 +79,14 @@ class Bank:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive batches, and what is chosen after each of them.
+    """Consecutive batches, and what is chosen after each of them."""
 
-    Args:
-        bank: before them.
-        series: [3, n, C], their mean, unbiased variance and log(variance + eps).
-        unit: [C], the variance in whose units squared errors of the mean are.
-        gains: [n + 1, momenta], of the batch before them and of each of them.
-        scores: [n, momenta, 2·layers], after each of them.
-        choices: [n, 2, layers], index of the momentum.
-    """
-
-    bank: Bank
-    series: Tensor
-    unit: Tensor
-    gains: Tensor
-    scores: Tensor
-    choices: Tensor
+    bank: Bank  # before them
+    series: Tensor  # [3, n, C], their mean, unbiased variance and log(variance + eps)
+    unit: Tensor  # [C], the variance in whose units squared errors of the mean are
+    gains: Tensor  # [n + 1, momenta], of the batch before them and of each of them
+    scores: Tensor  # [n, momenta, 2·layers], after each of them
+    choices: Tensor  # [n, 2, layers], index of the momentum
 
     def __len__(self) -> int:
         return self.series.shape[1]
@@ -127,16 +105,8 @@ class Block:
     def end(self) -> Bank:
         """The bank after all of the batches."""
         bank, n = self.bank, len(self)
-        return Bank(
-            bank.count + n,
-            bank.warm,
-            self._average(n),
-            self.scores[-1],
-            self.choices[-1],
-            self.unit,
-            bank.eps,
-            bank.layers,
-        )
+        last, averages = replace(bank, count=bank.count + n, unit=self.unit), self._average(n)
+        return replace(last, averages=averages, scores=self.scores[-1], chosen=self.choices[-1])
 
     def _average(self, taken: int, momenta: Tensor | slice = slice(None)) -> Tensor:
         """[3, momenta, C], those of the bank after `taken` of the batches."""
@@ -167,8 +137,8 @@ def _errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[int, ..
     """Squared errors [n, momenta, 2·layers] of the forecasts of each batch, one from each average before it.
 
     With U the sum of the batches x before, weighted by (1−m)^age, the average is g·U and its squared error
-    g²·U·U − 2g·U·x + x·x. U·x and U·U follow from the products of the block's batches with one another and with the
-    bank before it: so the bank itself need not be made for each batch, which would take many times as long.
+    g²·U·U − 2g·U·x + x·x. U·x and U·U follow from products of the block's batches with one another and the bank
+    before it; to make the bank for each batch would take many times as long.
     """
     centre = bank[:, -1:]  # otherwise the products would be large and cancel
     x, averages = series - centre, bank - centre
@@ -211,10 +181,7 @@ def _discounts(first: int, last: int) -> Tensor:
 
 
 def _gains(first: int, last: int, warm: bool) -> Tensor:
-    """[last − first, momenta], for batches `first` to `last` − 1, counted from 1; 0 is as 1.
-
-    Where the averages begin from the first batch, they are those of debiased EMAs.
-    """
+    """[last − first, momenta], for batches `first` to `last` − 1, counted from 1 (0 as 1); cold: of debiased EMAs."""
     if warm:
         return MOMENTA.expand(last - first, -1)
     number = torch.arange(first, last, dtype=torch.float64, device="cpu").clamp(min=1)[:, None]

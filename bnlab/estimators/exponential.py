@@ -18,8 +18,7 @@ class EMA(Estimator):
     """`new = (1−m)·old + m·batch` of the mean and the unbiased variance; torch.nn.BatchNorm's running statistics.
 
     Starts from the trace's start (0 and 1 in a new model), whose weight after t batches is (1−m)^t. Unbiased for
-    independent values of a stationary stream only; leaves out the variance of the batch means.
-    Source: torch.nn.BatchNorm2d.
+    independent values of a stationary stream only; leaves out the variance of the batch means. Source: torch.
 
     >>> after(EMA(momentum=0.5), 0, 1, 2)
     [[0.0, 1.0], [0.5, 1.5], [1.75, 4.75]]
@@ -33,13 +32,14 @@ class EMA(Estimator):
 
     @classmethod
     def from_decay(cls, decay: float) -> EMA:
-        """The other convention (Keras, flax, the BN paper): `new = decay·old + (1−decay)·batch`.
+        """The other convention (Keras, flax): `new = decay·old + (1−decay)·batch`.
 
         >>> EMA.from_decay(0.75)
         EMA(momentum=0.25)
         """
-        message = f"decay={decay!r}: it is the weight of the old average and lies in [0, 1)"
-        check_number(decay, lambda d: 0 <= d < 1, message)
+        check_number(
+            decay, lambda d: 0 <= d < 1, f"decay={decay!r}: it is the weight of the old average and lies in [0, 1)"
+        )
         return cls(momentum=1.0 - decay)
 
     def gains(self, stream: Stream) -> Tensor:
@@ -66,9 +66,8 @@ class BiasedEMA(EMA):
 class DebiasedEMA(EMA):
     """The EMA with its start divided out: `(E_t − (1−m)^t·start) / (1 − (1−m)^t)`, mean and unbiased variance.
 
-    The same as gains m/(1−(1−m)^t): the first batch alone, then slowly the EMA. Before a batch it is the start.
-    Unbiased from the first batch on while the statistics stand still; where they move it lags as the EMA does.
-    Source: Kingma & Ba 2015 (the division); haiku's `zero_debias`.
+    The same as gains m/(1−(1−m)^t): the first batch alone, then slowly the EMA. Unbiased from the first batch on while
+    the statistics stand still; lags as the EMA does. Source: Kingma & Ba 2015 (the division); haiku's `zero_debias`.
 
     >>> after(DebiasedEMA(momentum=0.5), 1, 2)
     [[1.0, 2.0], [2.3333, 6.0]]
@@ -97,10 +96,7 @@ class PooledEMA(EMA):
     name: ClassVar[str] = "ema_pooled"
 
     def gains(self, stream: Stream) -> Tensor:
-        gains = torch.full((len(stream),), self.momentum, dtype=torch.float64, device="cpu")
-        if stream.updates == 0:
-            gains[:1] = 1.0
-        return gains
+        return torch.where((stream.steps == 1) & (stream.updates == 0), 1.0, super().gains(stream))
 
     def values(self, stream: Stream) -> Tensor:
         return stream.squares
@@ -116,7 +112,7 @@ class PooledEMA(EMA):
 class DeviationEMA(EMA):
     """The EMA of the mean and of sqrt(var_b+eps), var_b of ddof 0; the variance is its square less eps.
 
-    Low by 2(1−m)/(2−m) of the variance of the deviations, in the long run, on top of what the biased EMA leaves out.
+    Low by 2(1−m)/(2−m) of the variance of the deviations, in the long run, beside what the biased EMA leaves out.
     Source: Ioffe 2017 (Batch Renormalization, Algorithm 1).
 
     >>> after(DeviationEMA(momentum=0.5), 1, 2)
@@ -140,10 +136,9 @@ class DeviationEMA(EMA):
 class DelaggedEMA(DebiasedEMA):
     """`2·E − E(E)` of the mean, E²/E(E) of the unbiased variance (the same for its logarithm), E the debiased EMA.
 
-    Assumes a ramp of the mean, or a variance that falls or grows exponentially: in the long run it does not lag behind
-    the last record then. The noise is some 2.5 times the EMA's (m small), and the quotient E²/E(E) has a bias of the
-    order of the relative variance of E; in the variance itself the difference would turn negative where it decays.
-    Source: Mulloy 1994 (DEMA); Brown's double smoothing.
+    On a ramp of the mean, or a variance that falls or grows exponentially, it does not lag behind the last record in
+    the long run. The noise is some 2.5 times the EMA's (m small), and the quotient has a bias of the order of the
+    relative variance of E; a difference of variances would turn negative where they decay. Source: Mulloy 1994 (DEMA).
 
     >>> after(DelaggedEMA(momentum=0.5), 1, 2)
     [[1.0, 2.0], [2.7778, 7.7143]]
@@ -162,9 +157,8 @@ class DelaggedEMA(DebiasedEMA):
 class AdaptiveGain(DebiasedEMA):
     """Gain η_t = η_{t−1}/(η_{t−1} + (1−m)^kappa) from η₁ = 1: kappa=1 is `ema_debiased`, 0 a plain average.
 
-    That recursion is the debiased EMA of momentum 1−(1−m)^kappa, a memory 1/kappa times as long; assumption and bias
-    are the debiased EMA's. Mean and unbiased variance. Source: AdaB²N (2310.08855), whose code starts from η₁ = m^kappa
-    instead, so that kappa=1 is the plain EMA, and averages variances of ddof 0.
+    That recursion is the debiased EMA of momentum 1−(1−m)^kappa, a memory 1/kappa times as long; bias as there. Source:
+    AdaB²N (2310.08855), whose code starts from η₁ = m^kappa, so that kappa=1 is the plain EMA, and takes ddof 0.
 
     >>> after(AdaptiveGain(momentum=0.75, kappa=0.5), 1, 2)
     [[1.0, 2.0], [2.3333, 6.0]]

@@ -28,19 +28,17 @@ def find_named_subclasses(base: type[Any]) -> dict[str, type[Any]]:
     while queue:
         for cls in queue.pop().__subclasses__():
             queue.append(cls)
-            if "name" in vars(cls) and not inspect.isabstract(cls):
-                other = classes.setdefault(cls.name, cls)
-                if _path(other) != _path(cls):
-                    raise ValueError(f"{_path(cls)}: its name {cls.name!r} is that of {_path(other)}; give it another")
-                classes[cls.name] = cls  # defined again, in a notebook say
+            if "name" not in vars(cls) or inspect.isabstract(cls):
+                continue
+            other = classes.get(cls.name, cls)
+            if _path(other) != _path(cls):  # the same path: defined again, in a notebook say
+                raise ValueError(f"{_path(cls)}: its name {cls.name!r} is that of {_path(other)}; give it another")
+            classes[cls.name] = cls
     return classes
 
 
 def _path(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-_CALL = re.compile(r"(?P<name>[\w.]+)(?:\((?P<parameters>[^()]*)\))?")
 
 
 def parse(label: str) -> tuple[type[Estimator], dict[str, Any]]:
@@ -59,10 +57,10 @@ def parse(label: str) -> tuple[type[Estimator], dict[str, Any]]:
 
 def split_label(label: str) -> tuple[str, str]:
     """The name before the bracket and the text inside of it; ValueError if there are other things."""
-    match = _CALL.fullmatch(label)
+    match = re.fullmatch(r"([\w.]+)(?:\(([^()]*)\))?", label)
     if match is None:
         raise ValueError(f"estimator={label!r}: write a name such as ema, or name(parameter=value)")
-    return match["name"], match["parameters"] or ""
+    return match[1], match[2] or ""
 
 
 def read_parameters(label: str, name: str, text: str, cls: type[Any]) -> dict[str, Any]:
@@ -76,8 +74,6 @@ def read_parameters(label: str, name: str, text: str, cls: type[Any]) -> dict[st
         if key not in defaults:
             there = f"it has {', '.join(defaults)}" if defaults else "it has none"
             raise ValueError(f"estimator={label!r}: {name} has no parameter {key!r}; {there}")
-        if key in parameters:
-            raise ValueError(f"estimator={label!r}: {name}: {key} is given twice")
         parameters[key] = _parse_value(label, key, given, defaults[key])
     return parameters
 
@@ -88,27 +84,23 @@ def _parse_value(label: str, key: str, text: str, default: object) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    if isinstance(default, float) and type(value) is int:
+    kind = type(default)
+    if kind is float and type(value) is int:
         value = float(value)
-    if isinstance(default, (bool, int, float, str)) and type(value) is not type(default):
-        raise ValueError(
-            f"estimator={label!r}: {key}={text} is no {type(default).__name__}; its default is {default!r}"
-        )
+    if kind in (bool, int, float, str) and type(value) is not kind:
+        raise ValueError(f"estimator={label!r}: {key}={text} is no {kind.__name__}; its default is {default!r}")
     return value
 
 
 def _import_estimator(name: str) -> type[Estimator]:
     module, _, attribute = name.rpartition(".")
     if not module:
-        raise ValueError(
-            f"estimator={name!r}: unknown; known are {', '.join(sorted(list_estimators()))}, or package.module.Class"
-        )
+        known = ", ".join(sorted(list_estimators()))
+        raise ValueError(f"estimator={name!r}: unknown; known are {known}, or package.module.Class")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError) as error:
         raise ValueError(f"estimator={name!r}: cannot be imported ({error})") from error
-    if not (isinstance(cls, type) and issubclass(cls, Estimator)) or inspect.isabstract(cls):
-        raise ValueError(f"estimator={name!r}: is no subclass of bnlab.estimators.Estimator that has gains")
-    if not isinstance(getattr(cls, "name", None), str):
-        raise ValueError(f"estimator={name!r}: has no name; give the class one, e.g. name = {attribute.lower()!r}")
+    if not (isinstance(cls, type) and issubclass(cls, Estimator) and hasattr(cls, "name")) or inspect.isabstract(cls):
+        raise ValueError(f"estimator={name!r}: is no subclass of bnlab.estimators.Estimator that has gains and a name")
     return cls

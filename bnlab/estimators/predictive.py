@@ -20,28 +20,23 @@ class Predictive(Estimator):
     """Of 50 debiased EMAs, with momenta from 0.001 to 1, the one that has forecast the latest batches best.
 
     After k batches each average is a forecast of batch k+1, which is measured on the very weights that the average is
-    to describe. The noise of that batch does not depend on the forecast and adds the same to the squared error of every
-    momentum, so that the smallest error is that of the average nearest to the statistic of the current weights. After
-    each batch the momentum is chosen again, for each layer, for mean and variance apart:
+    to describe. The noise of that batch adds the same to the squared error of every momentum, so that the smallest
+    error is that of the average nearest to the statistic of the current weights. After each batch the momentum is
+    chosen again, for each layer, for mean and variance apart, by the squared errors of the mean in standard deviations
+    and of log(variance+eps), averaged over the layer's channels and over about the last tenth of the past: the discount
+    is 1 − 1/max(4, k/10). The first two batches say nothing about the momentum: the smallest is taken. (The deviation
+    is that of the average of the logarithms that was chosen after 1, 2, 4, …, 64 batches, then after each 64th.)
 
-    - the error is that of the mean, in standard deviations; for the variance that of log(variance+eps), averaged in the
-      same way, whose noise does not depend on its level. (The deviation is that of the average of these logarithms
-      that was chosen after 1, 2, 4, …, 64 batches, then after each 64th.)
-    - its square is averaged over the layer's channels, and over about the last tenth of the past: the discount is
-      1 − 1/max(4, k/10). The first two batches say nothing about the momentum: the smallest is taken.
-
-    What comes out are averages of the means and of the unbiased variances, without bias while the statistics stand
-    still. Where other batches came before (`updates`), the averages begin from the start instead of the first batch,
-    as torch's own do. A batch with a NaN or infinite value in some channel of a layer is left out in that layer.
+    What comes out are averages of the means and of the unbiased variances. Where other batches came before (`updates`),
+    they begin from the start instead of the first batch, as torch's own do. A batch with a NaN or infinite value in
+    some channel of a layer is left out in that layer.
 
     Assumes no model of the drift, but independent batches: drawn without replacement they favour slow averages a
     little. It comes near the statistic of batches that normalize with their own moments (upstream="batch"), which is
-    not the exact one. The choice jumps between momenta, and comes as late as its score remembers. Costs less than 64
-    EMAs that are read after every step, several times as much as 64 EMAs that are read once.
+    not the exact one. The choice jumps between momenta, and comes as late as its score remembers.
 
-    Source: discounted prequential selection (Dawid 1984) over a bank of exponentially weighted averages (optimal for a
-    random walk plus noise: Muth 1960); noise in what is forecast leaves the ranking as it is (Patton 2011). Ours is the
-    application to batch norm only.
+    Source: discounted prequential selection (Dawid 1984) over a bank of exponentially weighted averages (Muth 1960);
+    noise in what is forecast leaves the ranking as it is (Patton 2011). Ours is the application to batch norm only.
 
     >>> after(Predictive(), 0, 1, 2)
     [[0.0, 1.0], [1.0, 2.0], [2.0005, 5.0015]]
@@ -59,10 +54,7 @@ class Predictive(Estimator):
         return gains
 
     def momenta(self, stream: Stream) -> Tensor:
-        """[T, 2, layers], what has been chosen for mean and variance after each batch.
-
-        A batch that is left out changes nothing; before the first other one it is NaN.
-        """
+        """[T, 2, layers], what has been chosen for mean and variance after each batch; NaN before the first."""
         layers = len(stream.layers) or 1
         momenta = torch.full((len(stream), 2, layers), torch.nan, dtype=torch.float64, device="cpu")
         for part in _split(stream):
@@ -86,19 +78,12 @@ class Predictive(Estimator):
 
 @dataclass(frozen=True)
 class _Part:
-    """Layers of a stream that are chosen for together, and the batches that they take.
+    """Layers of a stream that are chosen for together, and the batches that they take."""
 
-    Args:
-        stream: of these layers and batches.
-        places: the layers' among all.
-        channels: the channels' among all.
-        rows: the batches' among all.
-    """
-
-    stream: Stream
-    places: slice
-    channels: slice
-    rows: Tensor
+    stream: Stream  # of these layers and batches
+    places: slice  # of the layers among all
+    channels: slice  # of the channels among all
+    rows: Tensor  # of the batches among all
 
     def blocks(self) -> Iterator[Block]:
         stream = self.stream

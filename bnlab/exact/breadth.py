@@ -1,356 +1,195 @@
-"""Breadth-first evaluation: the exact statistics of every layer in about one forward pass over the data.
+"""Breadth-first evaluation: every layer's exact statistics in about one forward pass over the data.
 
 All batches advance together from one batch-norm layer to the next, each forward in a greenlet of its own. At a layer
-every batch leaves its input's moments and waits; when the last one has arrived the layer's statistics are final and
-all go on with them. The price is every batch's live activations; batches that do not fit the memory limit give theirs
-up and are run again from the input up to the next layer.
+every batch leaves its input's moments and waits; when the last one has come the layer's statistics are final, and all
+go on with them. Batches for which there is no memory do not wait: they are run again from the input up to each layer,
+until there is. Where none may wait no forward is interrupted by another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from greenlet import greenlet
 from torch import Tensor, nn
 
-from bnlab.batches import Forward
-from bnlab.borrowing import count_writes, set_buffers_aside
-from bnlab.exact.admission import Admission
-from bnlab.exact.budget import Budget
-from bnlab.exact.checking import MOST_CHECKED, Checking
-from bnlab.exact.inspection import Check, count_images, sample
-from bnlab.exact.passage import Passage
-from bnlab.exact.ranks import Ranks
-from bnlab.exact.turns import CALLER, Turns
-from bnlab.exact.watch import OtherStatistics
-from bnlab.layers import BatchNorm, check_input, get_layer_input, get_running_buffers
-from bnlab.memory import tensor_bytes
-from bnlab.moments import GroupMoments, Moments, Partial, pool, pooled_moments, read
+from bnlab.exact.ranks import Interleaved, Ranks
+from bnlab.layers import BatchNorm, check_input, get_input, get_running_buffers
+from bnlab.memory import Budget
+from bnlab.moments import Moments, Partial, pool, pooled_moments, read
 from bnlab.statistics import write_buffers
 
-_ROW = 16  # bytes of a mean and a variance
+CALLER = "population_statistics"
+Layers = Mapping[str, BatchNorm]
+Run = Callable[[int], Any]  # the forward of the batch with this number
 
 
-@dataclass
-class Cost:
-    """What a measurement took.
+class Walk:
+    """All batches once through the network.
 
-    Attributes:
-        images: of this rank.
-        batches: of this rank.
-        forwards: how often a batch's forward was begun at its input; more than `batches` where memory was short, or
-            there were several passes.
-        input_bytes: of the batches, which are held.
-        peak_bytes: the most that activations needed at once, where a batch was profiled; else 0.
-        passes: over all layers; more than one only where layers are shared or reached late.
-        residual: how far assumed and measured statistics of those layers were apart in the last pass (σ, log variance).
-    """
-
-    images: int = 0
-    batches: int = 0
-    forwards: int = 0
-    input_bytes: int = 0
-    peak_bytes: int = 0
-    passes: int = 1
-    residual: float = 0.0
-
-
-class Evaluation:
-    """Takes a borrowed model in eval mode through all batches at once, and finishes one layer after the other.
+    Args:
+        layers: to measure, by name.
+        run: a batch's forward.
+        budget: which batches may wait.
+        given: statistics that layers have already, such as those that are called several times. Nobody waits there;
+            the moments of all calls are gathered.
+        noted: batches of which it is noted what the layers were given.
+        few: how many of their images are noted apart.
+        ranks: who measures together.
 
     Attributes:
-        parts: where `by_image`: of each layer, moments with a row for each image.
+        statistics: moments of each layer, in the order in which they were finished.
+        revisited: layers that were called once more after they had been finished.
+        forwards: how often a forward was begun.
+        notes: of each noted batch the calls in their order: layer, moments of all images and of the first few.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        targets: dict[str, BatchNorm],
-        forward: Forward,
-        device: torch.device,
-        *,
+        layers: Layers,
+        run: Run,
         budget: Budget,
+        given: Mapping[str, Moments],
+        noted: Collection[int],
+        few: int,
         ranks: Ranks,
-        by_image: bool,
-        channels_last: bool,
-        others: OtherStatistics,
     ) -> None:
-        self._model, self._targets, self._ranks, self._by_image = model, targets, ranks, by_image
-        self.parts: dict[str, list[Partial]] = {}
-        self._passages: list[Passage] = []  # one for each batch
-        self._most_calls = 1  # of a layer in one forward, in the passes so far
-        self._found: dict[str, Moments] = {}
-        self._pinned: dict[str, Moments] = {}
-        self._revisited: set[str] = set()
-        most = budget.limit // 10
-        self._turns: Turns[Passage] = Turns(
-            model, forward, device, rank=ranks.own, channels_last=channels_last, most=most
-        )
-        self._checking = Checking(model, targets, self._turns, others)
-        self._memory = Admission(budget, self._turns, partial(self._read_part, alone=True))
-        self._waits_at = [
-            layer.register_forward_pre_hook(self._make_hook(name), with_kwargs=True) for name, layer in targets.items()
-        ]
-        for layer in targets.values():
-            set_buffers_aside(layer)
-        self._turns.accept()
-        # Twice the buffers, lent and aside; copies of the weights; of each layer, assumed and found moments in float64,
-        # and samples of two parts each.
-        channels = [layer.num_features for layer in targets.values()]
-        self._overhead = 2 * tensor_bytes(list(model.buffers())) + 2 * (1 + MOST_CHECKED) * _ROW * sum(channels)
-        self._overhead += tensor_bytes(list(model.parameters())) + self._turns.layouts.nbytes
-        self._row = _ROW * max(channels)
+        self._layers, self._run, self._budget, self._given = layers, run, budget, given
+        self._few, self._ranks = few, ranks
+        self.statistics: dict[str, Moments] = {}
+        self.revisited, self.forwards = set[str](), 0
+        self.notes: dict[int, list[tuple[str, Moments, Moments]]] = {index: [] for index in noted}
+        self._gathered: dict[int, list[tuple[str, Partial]]] = {}  # of each batch, at layers with given statistics
+        self._waiting: dict[int, _Visit] = {}
+        self._left: dict[str, list[Partial]] = {}  # at each layer, by batches that have come to it and do not wait
+        self._ahead = list(range(budget.batches))  # batches that do not wait and have layers before them
+        self._stops: dict[int, set[str]] = {index: set() for index in self._ahead}  # layers at which a batch has been
+        self._due: dict[int, set[str]] = {}  # of them, those that its forward has yet to pass
+        self._current = 0  # the batch whose forward runs
+        self._settings = _read_settings()
 
-    # -- one pass over all layers ------------------------------------------------------------------------------------
+    def go(self, progress: Callable[[], object]) -> Walk:
+        """Take all batches through; `progress` is called whenever a layer is finished.
 
-    def run(
-        self,
-        pinned: dict[str, Moments],
-        advance: Callable[[], object],
-        batches: Iterable[Any] = (),
-        *,
-        each_call: bool = False,
-    ) -> tuple[dict[str, Moments], set[str]]:
-        """Take all batches so far, and `batches`, which are read now and kept, through the network.
-
-        Returns the moments of the layers in the order in which they were finished, and the layers with a call that is
-        not among them. `pinned` layers normalize with the moments that they are given; nobody waits at them, but what
-        they see is kept with each batch. `advance` is called after each layer. `each_call`: several forwards of each
-        batch, one for each call of a layer in it.
+        Raises ValueError if a layer cannot have statistics, `Interleaved` if it shows that forwards take turns.
         """
-        self._pinned, self._found, self._revisited, self.parts = pinned, dict(pinned), set(), {}
-        for layer, moments in pinned.items():
-            write_buffers(self._targets[layer], moments)
-        self._memory.budget.overhead = self._overhead
-        passages: list[Passage] = []
-        with ExitStack() as unwinding:
+        try:
+            with watched(self._layers, self._look):
+                for name, moments in self._given.items():
+                    write_buffers(self._layers[name], moments)
+                self._ranks.together(self._begin)
+                while finished := self._choose():
+                    self._finish(finished, self._ranks.together(partial(self._pool, finished)))
+                    write_buffers(self._layers[finished], self.statistics[finished])
+                    progress()
+                    self._ranks.together(partial(self._continue, finished))
+                for name in self._given:
+                    parts = [part for calls in self._gathered.values() for layer, part in calls if layer == name]
+                    if any(self._ranks.gather(bool(parts))):
+                        self._finish(name, pool(parts) if parts else None)
+        finally:
+            for visit in self._waiting.values():
+                visit.walker.throw()  # GreenletExit
+        return self
 
-            def begin() -> None:
-                for passage in self._split_by_call() if each_call else self._read_batches(batches):
-                    passage.reset()
-                    passages.append(passage)
-                    self._memory.budget.overhead += self._row  # where memory is short; else they do not matter
-                    unwinding.callback(self._memory.give_up, passage)
-                    with self._turns.callers_random_stream():
-                        self._advance(passage)
-
-            self._ranks.together(begin)
-            while (name := self._choose_next_layer([p for p in passages if p.layer is not None])) is not None:
-                here = [p for p in passages if p.layer == name]
-                self._finish(name, here)
-                advance()
-                # Those that wait go first: where the network narrows, they make room for the others.
-                order = sorted(here, key=lambda p: p.run is None)
-                self._ranks.together(partial(self._turns.take_turns, order, self._advance))
-        self._turns.check_written()
-        self._most_calls = max([self._most_calls, *(n for p in passages for n in p.calls_of.values())])
-        return self._found, set().union(*self._ranks.gather(self._revisited))
-
-    def _split_by_call(self) -> Iterator[Passage]:
-        for passage in self._passages:
-            calls = max(passage.calls_of.values(), default=1)
-            yield from (Passage(passage.index, passage.batch, call, calls) for call in range(1, calls + 1))
-
-    def _read_batches(self, batches: Iterable[Any]) -> Iterator[Passage]:
-        yield from list(self._passages)
-        for batch in batches:
-            self._turns.accept()  # what has changed while the batch was made is the caller's
-            self._passages.append(Passage(len(self._passages), batch))
-            self._checking.choose(self._passages[-1])
-            yield self._passages[-1]
-        self._turns.accept()
-
-    def _choose_next_layer(self, waiting: Sequence[Passage]) -> str | None:
-        """Of the layers at which batches of any rank wait, one that no other such layer is known to come before."""
-        earlier: dict[str, set[str]] = {str(passage.layer): set() for passage in waiting}
-        if len(earlier) > 1:
-            for passage in waiting:
-                for name in earlier.keys() & set(passage.visited):
-                    earlier[name] |= set(passage.visited[: passage.visited.index(name)])
-        gathered = self._ranks.gather(earlier)
-        names = set().union(*gathered)
-        candidates = [name for name in self._targets if name in names]
-        for name in candidates:
-            if all(names.isdisjoint(own.get(name, ())) for own in gathered):
-                return name
-        return candidates[0] if candidates else None
-
-    def _finish(self, name: str, passages: Sequence[Passage]) -> None:
-        """Pool the moments of all batches on all ranks, and let the layer normalize with them."""
-        if any(not passage.alone and count_writes(passage.input) != passage.writes for passage in passages):
-            raise ValueError(
-                f"{CALLER}: the input of layer {name!r} is written while its batch waits there; forwards that share "
-                "memory for what they compute cannot take turns; use strategy='layerwise'"
-            )
-        parts = [passage.part for passage in passages if passage.part is not None]
-        if self._by_image:
-            self.parts[name] = parts
-        local = Moments.empty(self._targets[name].num_features)
-        if all(passage.alone for passage in passages):  # memory is short: a few rows at a time, exact as they are
-            few = 1 if self._by_image else 4
-            local = reduce(Moments.merge, (pool(parts[i : i + few]) for i in range(0, len(parts), few)), local)
+    def _look(self, name: str, x: Tensor) -> None:
+        """What a forward does at a layer."""
+        index = self._current
+        if name in self._given:
+            self._gathered[index].append((name, self._measure(name, x, alone=True)))
+        elif name in self._due[index]:
+            self._due[index].remove(name)
+            if index in self.notes:
+                self._measure(name, x, alone=True)
+        elif name in self.statistics:
+            self.revisited.add(name)
         else:
-            local = pooled_moments(parts, lambda *about: [_read_again(passage, *about) for passage in passages])
-        self._found[name] = self._ranks.merge(local)
-        check_moments(name, self._found[name], self._targets[name])
-        write_buffers(self._targets[name], self._found[name])
+            greenlet.getcurrent().parent.switch(name, x)  # type: ignore[union-attr]
 
-    # -- one batch, from one layer to the next -----------------------------------------------------------------------
+    def _measure(self, name: str, x: Tensor, alone: bool) -> Partial:
+        """The moments of a layer's input: one read of it, or exact ones of what cannot be read again."""
+        check_input(name, self._layers[name], x, CALLER)
+        part = Partial.of(Moments.of(x)) if alone else read(x)
+        if self._current in self.notes:
+            self.notes[self._current].append((name, pool([part]), Moments.of(x[: self._few])))
+        return part
 
-    def _advance(self, passage: Passage) -> None:
-        """Let one batch run to the next layer or its end, from where it waits or, if it has no run, from its input."""
-        self._memory.release(passage)
-        passage.layer = passage.part = None
-        self._memory.make_room(passage)
-        if passage.run is None:
-            passage.begin_again()
-        while not self._turns.advance(passage):
-            passage.layer = None
-            passage.begin_again()
-            if self._memory.budget.profiled:
-                self._memory.profile(passage)
-        if passage.layer is not None:
-            self._arrive(passage, passage.layer)
+    # -- one layer after the other -----------------------------------------------------------------------------------
 
-    def _make_hook(self, name: str) -> Callable[..., None]:
-        """The pre-hook of a layer; the layer's own eval forward runs after it."""
+    def _begin(self) -> None:
+        """Run what does not wait from the input to the first layer that is not finished."""
+        ahead, self._ahead, self._left = self._ahead, [], {}
+        for index in ahead:
+            self._due[index], self._gathered[index] = set(self._stops[index]), []
+            self.notes.get(index, []).clear()
+            self.forwards += 1
+            self._advance(index, greenlet(self._run), index)
 
-        def wait(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if module is not self._targets[name]:
-                return  # a copy that the forward has made, hooks and all
-            passage, x = self._turns.current, get_layer_input(args, kwargs)
-            if passage is not None:
-                self._turns.check_loans(name)
-            if not self._turns.is_here(passage):
-                self._checking.elsewhere[name] = None
-                return
-            if isinstance(x, Tensor) and not x.numel():
-                return  # no images that go this way (to an expert, say)
-            if passage is None:
-                check_input(name, self._targets[name], x, CALLER)
-                self._memory.budget.profile_layer(name, x)
-                part = self._read_part(x, alone=False)  # taking the moments needs memory too, most about a shift
-                pool([part, read(x, pool([part]).mean)])
-                return
-            if name in self._pinned:
-                self._observe(passage, name, x)
-            elif self._waits(passage, name):
-                passage.layer, passage.input = name, x
-                self._turns.suspend(name)
+    def _continue(self, name: str) -> None:
+        """Let all that wait at a finished layer go on, and run again what does not wait."""
+        for index in [index for index, visit in self._waiting.items() if visit.name == name]:
+            self._budget.release(index)
+            self._advance(index, self._waiting.pop(index).walker)
+        self._begin()
 
-        return wait
+    def _advance(self, index: int, walker: greenlet, *args: int) -> None:
+        """On to the next layer that is not finished, where the batch waits if there is room."""
+        self._current = index
+        try:
+            place = walker.switch(*args)
+        except Exception as error:
+            if not self._waiting:  # it is alone, and what it raises its own
+                raise
+            raise Interleaved(f"a forward fails while others wait ({type(error).__name__}: {error})", index) from error
+        if walker.dead:
+            return
+        name, x = place
+        waits = self._budget.admit(index, name)
+        is_changed = waits and _read_settings() != self._settings
+        if is_changed or not waits:
+            walker.throw()  # GreenletExit
+        if is_changed:
+            raise Interleaved(f"its forward keeps a setting of torch's changed at layer {name!r}")
+        part = self._measure(name, x, alone=not waits)
+        self._stops[index].add(name)
+        if waits:
+            self._waiting[index] = _Visit(walker, name, x, part)
+        else:
+            self._left.setdefault(name, []).append(part)
+            self._ahead.append(index)
 
-    def _waits(self, passage: Passage, name: str) -> bool:
-        """Whether the batch has to wait at this call of a layer; if not, it goes on with what is loaded there."""
-        call = passage.calls_of[name] = passage.calls_of.get(name, 0) + 1
-        if passage.repeated < len(passage.visited):
-            _repeat(passage, name)
-            return False
-        if call == passage.call and name not in self._found:
-            return True
-        if call == passage.call or call > passage.calls:  # too late, or a call at which nobody waits
-            self._revisited.add(name)
-        passage.visited.append(name)
-        passage.repeated += 1
-        return False
+    def _choose(self) -> str | None:
+        """The layer that is finished next: at which a first batch is."""
+        own = next((visit.name for _, visit in sorted(self._waiting.items())), next(iter(self._left), None))
+        return next((name for name in self._ranks.gather(own) if name is not None), None)
 
-    def _arrive(self, passage: Passage, name: str) -> None:
-        check_input(name, self._targets[name], passage.input, CALLER)
-        passage.visited.append(name)
-        passage.repeated = len(passage.visited)
-        keep = self._memory.admit(passage, name)
-        # Where memory is short, many rows of many batches would count.
-        passage.alone = not keep or self._memory.budget.profiled
-        passage.writes = count_writes(passage.input)
-        passage.part = self._read_part(passage.input, passage.alone)
-        if passage in self._checking.chosen:
-            exact = passage.alone or self._by_image
-            passage.samples[name] = sample(passage.input, passage.part, exact, count_images(passage.batch))
-        if self._by_image:
-            self._memory.budget.overhead += passage.part.nbytes
-            self._memory.budget.check_alone(passage.size)
-        if not keep:
-            self._memory.give_up(passage)
+    def _pool(self, name: str) -> Moments | None:
+        """The moments of this rank's batches."""
+        visits = [visit for visit in self._waiting.values() if visit.name == name]
+        left = self._left.get(name, [])
 
-    def _observe(self, passage: Passage, name: str, x: Any) -> None:
-        check_input(name, self._targets[name], x, CALLER)
-        if passage.repeated_pinned == len(passage.observed):
-            passage.observed.append((name, self._read_part(x, alone=True)))
-            self._memory.budget.overhead += passage.observed[-1][1].nbytes
-        passage.repeated_pinned += 1
+        def read_again(shift: Tensor, channels: Tensor) -> list[Partial]:
+            return [*(read(v.x, shift, channels) for v in visits), *(part.of_channels(channels) for part in left)]
 
-    def _read_part(self, x: Tensor, alone: bool) -> Partial:
-        """Moments of one input; `alone`: it will not be there any more to be read again about a shift."""
-        if self._by_image:  # which are compared with one another: exact wherever the mean is
-            return read(x, Moments.of(x).mean, by_image=True)
-        return Partial.of(Moments.of(x)) if alone else read(x)
+        parts = [*(visit.part for visit in visits), *left]
+        return pooled_moments(parts, read_again) if parts else None
 
-    # -- after a pass ------------------------------------------------------------------------------------------------
-
-    @property
-    def most_calls(self) -> int:
-        """Calls of one layer in one forward, on any rank."""
-        return max(self._ranks.gather(self._most_calls))
-
-    @property
-    def runs_again(self) -> bool:
-        """Whether memory was short on any rank, so that forwards were begun more than once."""
-        return any(self._ranks.gather(self._turns.begun > len(self._passages)))
-
-    def pool_observed(self, name: str) -> Moments:
-        """What a pinned layer has seen in the last pass, over all its calls and all ranks; ValueError if not finite."""
-        calls = [[part for layer, part in passage.observed if layer == name] for passage in self._passages]
-        parts = [part for passage in calls for part in passage]
-        if self._by_image:
-            self.parts[name] = [part for passage in calls for part in _join_calls(passage)]
-        local = pool(parts) if parts else Moments.empty(self._targets[name].num_features)
-        merged = self._ranks.merge(local)
-        check_moments(name, merged, self._targets[name])
-        return merged
-
-    def check(self) -> Check | None:
-        """Evaluate images of some batches under the result, while no batch waits anywhere; None without batches."""
-        for hook in self._waits_at:
-            hook.remove()
-        return self._checking.check(self._passages, self._found, self._pinned)
-
-    def account(self, cost: Cost) -> None:
-        """Write down what has been done so far."""
-        cost.batches, cost.forwards = len(self._passages), self._turns.begun
-        cost.input_bytes = sum(passage.size for passage in self._passages)
+    def _finish(self, name: str, own: Moments | None) -> None:
+        self.statistics[name] = moments = self._ranks.merge(own)
+        check_moments(name, moments, self._layers[name])
 
 
-def _repeat(passage: Passage, name: str) -> None:
-    """A repeated run passes the layers that it has passed before, in the same order."""
-    if passage.visited[passage.repeated] != name:
-        raise ValueError(
-            f"{CALLER}: batch {passage.index} took another way through the network when it was run again; "
-            "raise memory= so that nothing has to be, or make the forward deterministic"
-        )
-    passage.repeated += 1
+class _Visit(NamedTuple):
+    """A batch that waits at a layer, with its input and this one's moments."""
 
-
-def _read_again(passage: Passage, shift: Tensor, channels: Tensor) -> Partial:
-    """Some channels of a waiting batch, read about a shift; what was taken alone is exact as it is."""
-    if passage.alone:
-        assert passage.part is not None
-        return passage.part.of_channels(channels)
-    return read(passage.input, shift, channels)
-
-
-def _join_calls(parts: list[Partial]) -> list[Partial]:
-    """Each image's values in all calls of a layer as one group: calls on the same images are not independent."""
-    groups = [group for part in parts for group in part.groups()]
-    if len({len(mean) for _, mean, _ in groups}) != 1:  # other images each time, or none
-        return parts
-    total = sum(count for count, _, _ in groups)
-    mean = reduce(torch.add, (own * (count / total) for count, own, _ in groups))
-    spread = ((var + (own - mean).square()) * (count / total) for count, own, var in groups)
-    return [Partial(parts[0].channels, [GroupMoments(total, mean.flatten(), reduce(torch.add, spread).flatten())])]
+    walker: greenlet
+    name: str
+    x: Tensor
+    part: Partial
 
 
 def check_moments(name: str, moments: Moments, layer: BatchNorm) -> None:
@@ -362,3 +201,25 @@ def check_moments(name: str, moments: Moments, layer: BatchNorm) -> None:
     dtype = get_running_buffers(layer)[1].dtype
     if moments.var.max() > torch.finfo(dtype).max:
         raise ValueError(f"{CALLER}: the variance of layer {name!r} is beyond {dtype}; scale the data, or use float64")
+
+
+@contextlib.contextmanager
+def watched(layers: Layers, look: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """In the block `look` is called with a layer's name and input before its forward."""
+
+    def hook(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        look(name, get_input(args, kwargs))
+
+    with contextlib.ExitStack() as undo:
+        for name, layer in layers.items():
+            undo.callback(layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True).remove)
+        yield
+
+
+def _read_settings() -> tuple[Any, ...]:
+    """What code may change for a while, and so must not be changed where it waits."""
+    return (
+        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
+        torch.are_deterministic_algorithms_enabled(), torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled,
+    )  # fmt: skip

@@ -10,50 +10,52 @@ import torch.distributed as dist
 from bnlab.moments import Moments
 
 
+class Interleaved(Exception):
+    """The forwards cannot take turns; says why, and which `batch` has failed, if one has."""
+
+    def __init__(self, reason: str, batch: int | None = None) -> None:
+        super().__init__(reason)
+        self.batch = batch
+
+
 class Ranks:
-    """All ranks of `group` (None: this process alone) take the same decisions from the same data.
-
-    Every method is collective: each rank calls it, also one without a batch of its own.
-
-    Attributes:
-        size: how many there are.
-        own: which of them this process is.
-    """
+    """All ranks of `group` (None: this process alone); each calls every method, also one without a batch of its own."""
 
     def __init__(self, group: Any = None) -> None:
         if group is not None and not isinstance(group, dist.ProcessGroup):
             raise TypeError(f"population_statistics: group is a {type(group).__name__}; pass a process group")
         self._group = group
-        self.size = 1 if group is None else dist.get_world_size(group)
-        self.own = 0 if group is None else dist.get_rank(group)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks."""
         if self._group is None:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
-        return found
+        values: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, value, group=self._group)
+        return values
 
-    def merge(self, moments: Moments) -> Moments:
-        """The moments of all ranks' data, the same to the last bit on each."""
-        first, *others = (Moments(*values) for values in self.gather((moments.count, moments.mean, moments.var)))
+    def merge(self, moments: Moments | None) -> Moments:
+        """The moments of all ranks' data, the same to the last bit on each; None where a rank has none."""
+        values = self.gather(None if moments is None else (moments.count, moments.mean, moments.var))
+        merged, *others = (Moments(*value) for value in values if value is not None)
         for other in others:
-            first = first.merge(other)
-        return first
+            merged = merged.merge(other)
+        return merged
 
-    def together(self, work: Callable[[], None]) -> None:
-        """Do this rank's share; what one rank raises ends the call on all of them."""
-        if self.size == 1:
+    def together(self, work: Callable[[], Any]) -> Any:
+        """The result of this rank's share of the work; what one rank raises ends the call on all of them."""
+        if self._group is None:
             return work()
         failure: Exception | None = None
         try:
-            work()
+            result = work()
         except Exception as error:
             failure = error
-        reasons = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
-        if failure is not None:
-            raise failure
-        for rank, reason in enumerate(reasons):
-            if reason is not None:
-                raise ValueError(f"population_statistics: rank {rank} failed with {reason}")
+        failures = self.gather(None if failure is None else (isinstance(failure, Interleaved), str(failure)))
+        # A mistake in the data comes first: nothing is measured again then.
+        for rank, other in sorted(enumerate(failures), key=lambda pair: pair[1] is None or pair[1][0]):
+            if other is not None and failure is not None and isinstance(failure, Interleaved) == other[0]:
+                raise failure
+            if other is not None:
+                raise (Interleaved if other[0] else ValueError)(f"rank {rank} failed: {other[1]}") from failure
+        return result

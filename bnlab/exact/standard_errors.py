@@ -7,37 +7,50 @@ import math
 import torch
 from torch import Tensor
 
-from bnlab.exact.ranks import Ranks
-from bnlab.moments import Moments, Partial
-from bnlab.statistics import Statistics
+from bnlab.borrow import measured
+from bnlab.exact.breadth import watched
+from bnlab.exact.measurement import Task
+from bnlab.moments import read
+from bnlab.statistics import Statistics, write_buffers
 
 
-def standard_error(moments: Moments, parts: list[Partial], ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """Of the mean and of the variance, from the spread of the images' means and second moments about the mean."""
-    square, images = torch.zeros(2, len(moments.mean), dtype=torch.float64, device="cpu"), 0
-    for part in parts:
-        for count, mean, var in part.groups():
+def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each layer's mean and variance, float64 [C]: from the spread of the images' means and second moments.
+
+    One pass of ordinary forwards under the statistics, which are taken as they are: upstream layers' errors are not in
+    it. An image is a row of a layer's input; rows of one image (crops, frames) are taken for independent.
+    """
+    layers = {name: task.layers[name] for name in statistics}
+    sums = {name: torch.zeros(2, len(m.mean), dtype=torch.float64) for name, m in statistics.items()}
+    images = dict.fromkeys(statistics, 0)
+
+    def take(name: str, x: Tensor) -> None:
+        moments = statistics[name]
+        for count, mean, var in read(x, moments.mean, by_image=True).groups():
             offset = mean - moments.mean
             spread = torch.stack((offset, var + offset.square() - moments.var))
             # Images weigh by their values; with equal ones this is Σ(·)²/N².
-            square += (spread * (count / moments.count)).square().sum(1)
-            images += len(mean)
-    gathered = ranks.gather((square, images))
-    total, count = sum(s for s, _ in gathered), sum(n for _, n in gathered)
-    errors = (total * count / (count - 1)).sqrt() if count > 1 else torch.full_like(square, torch.nan)
-    return errors[0], errors[1]
+            sums[name] += (spread * (count / moments.count)).square().sum(1)
+            images[name] += len(mean)
+
+    with measured(task.model):
+        for name, layer in layers.items():
+            write_buffers(layer, statistics[name])
+            layer.training = upstream == "batch"
+        with watched(layers, take):
+            task.ranks.together(task.run_all)
+    errors, gathered = {}, task.ranks.gather((sums, images))
+    for name in statistics:
+        total, count = sum(own[name] for own, _ in gathered), sum(own[name] for _, own in gathered)
+        of_mean, of_var = (total * count / (count - 1)).sqrt() if count > 1 else total * math.nan
+        errors[name] = of_mean, of_var
+    return errors
 
 
-def count_rows(parts: list[Partial]) -> int:
-    """How many groups there are, which are taken for independent of one another."""
-    return sum(block[1].numel() // part.channels for part in parts for block in part.blocks)
-
-
-def worst_error(statistics: Statistics) -> float:
+def find_worst_error(statistics: Statistics) -> float:
     """The largest relative standard error of a layer, root mean square over its channels; inf if not known."""
     errors = list[Tensor]()
     for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
-        # A dead channel has no error and no variance.
-        var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)
+        var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)  # a dead channel has no error
         errors += [of_mean / var.sqrt(), of_var / var]
     return max((float(e.square().mean().sqrt().nan_to_num(math.inf)) for e in errors), default=0.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from bnlab.estimators.bank import MOMENTA, Bank
-from bnlab.layers import check_module
-from bnlab.nn.self_tuned import SelfTuned
+from bnlab.nn.self_tuned import list_self_tuned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,19 +42,13 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     """
     import pandas as pd
 
-    check_module(model, "momenta")
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
-    if not layers:
-        raise ValueError(f"momenta: {type(model).__name__} has no self-tuned layer; use SelfTuned.convert(model)")
-    # Held or not first: a layer that finds its buffers written begins again.
-    banks = {name: (layer.holds_choice(), layer.upkeep.collector.advance()) for name, layer in layers.items()}
-    frames = [
-        _list_momenta(bank, place).assign(
-            layer=name, depth=depth, statistic=statistic, batches=bank.count if is_held else 0
-        )
-        for depth, (name, (is_held, bank)) in enumerate(banks.items(), start=1)
-        for place, statistic in enumerate(("mean", "var"))
-    ]
+    frames = []
+    for depth, (name, layer) in enumerate(list_self_tuned(model, "momenta").items(), start=1):
+        layer.settle()
+        bank = None if layer.averages is None else layer.averages.advance()
+        for place, statistic in enumerate(("mean", "var")):
+            frame = _list_momenta(bank, place).assign(layer=name, depth=depth, statistic=statistic)
+            frames.append(frame.assign(batches=bank.count if bank else 0))
     frame = pd.concat(frames, ignore_index=True)
     if not errors:
         frame = frame[frame["chosen"]].reset_index(drop=True)
@@ -64,10 +58,10 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     return frame[[*columns, "error", "chosen"] if errors else columns]
 
 
-def _list_momenta(bank: Bank, place: int) -> pd.DataFrame:
+def _list_momenta(bank: Bank | None, place: int) -> pd.DataFrame:
     """`momentum`, `error`, `chosen` of all momenta; `place`: 0 for the mean, 1 for the variance."""
     import pandas as pd
 
-    chosen = int(bank.chosen[place, 0])
-    frame = pd.DataFrame({"momentum": MOMENTA.numpy(), "error": bank.errors[:, place].cpu().numpy()})
+    chosen = int(bank.chosen[place, 0]) if bank else 0
+    frame = pd.DataFrame({"momentum": MOMENTA.numpy(), "error": bank.errors[:, place].cpu() if bank else math.nan})
     return frame.assign(chosen=frame.index == chosen)

@@ -22,8 +22,7 @@ _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 def build_freezer(run: Run) -> Callback:
     """At the step from which on batch norm is frozen, write its statistics and put it into eval mode.
 
-    A trace that is being recorded begins again from what is written: its replays give that from here on. The callback
-    raises Diverged if the exact statistics of the weights at that step are not finite.
+    Raises Diverged if the exact statistics of the weights at that step are not finite.
     """
 
     def freeze(progress: Progress) -> None:

@@ -86,18 +86,17 @@ def stored_glyphs(
     Several processes may ask at once. Raises UserError if the folder cannot be written.
     """
     settings = repr((_KIND, images, classes, difficulty, fonts, seed))
-    about = {"settings": settings}
     path = folder / f"{digest(settings, digits=16)}.safetensors"
     try:
         try:
-            tensors, _ = load_tensors(path, _KIND, about=about)
+            tensors, _ = load_tensors(path, _KIND)
             return tensors["pixels"], tensors["labels"]
         except FileNotFoundError:
             pass
         except ValueError as error:
             set_aside(path, error, "made again")
         pixels, labels = glyphs(images, classes, difficulty, fonts, seed)
-        save_tensors(path, {"pixels": pixels, "labels": labels}, _KIND, about)
+        save_tensors(path, {"pixels": pixels, "labels": labels}, _KIND, {"settings": settings})
     except OSError as error:
         raise UserError(f"glyphs: cannot use {folder} ({error}); choose another data.root") from error
     return pixels, labels

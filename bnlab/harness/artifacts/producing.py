@@ -139,6 +139,9 @@ class Recorder:
 
     def log(self, progress: Progress) -> None:
         self._rows.append((progress.step, progress.loss, progress.accuracy))
+        if progress.step == self._run.frozen_from:  # before statistics are written
+            self.save_record(progress.step)
+            self._record(progress)
 
     def save_when_due(self, progress: Progress) -> None:
         if time.monotonic() - self._saved >= STATE_SECONDS:
@@ -158,8 +161,7 @@ class Recorder:
             trace.truncate(step)
         if trace is not None and trace.last_step > trace.first_step:
             name = f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors"
-            losses = {row[0]: row[1] for row in self._rows}
-            trace.save(folder / "trace" / name, self._run.about(loss=losses[trace.last_step]))
+            trace.save(folder / "trace" / name)
         rows = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
         self._log, self._rows = pd.concat([self._log, rows], ignore_index=True), []
         schema.write_frame(folder / "log.parquet", self._log)

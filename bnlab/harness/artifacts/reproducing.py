@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -95,8 +96,9 @@ def _train_again(run: Run, start: Path | None, missing: list[int], keep: Keep) -
     callbacks = [keeper.compare, build_freezer(run), build_averager(run), keeper.hold, build_announcer(run, until)]
     try:
         keeper.hold(progress)
-        # Recording rounds the buffers' last bit as in the first training.
-        with states.record_moments(run, progress), contextlib.suppress(Diverged):
+        # Recording rounds the buffers' last bit as in the first training; it may be past the step of freezing.
+        with warnings.catch_warnings(), states.record_moments(run, progress), contextlib.suppress(Diverged):
+            warnings.simplefilter("ignore", UserWarning)
             train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
         keeper.close(progress)
     finally:

@@ -53,8 +53,8 @@ from bnlab.harness.artifacts.settings import (
 from bnlab.harness.artifacts.shifts import digest_of_shifted, list_predictions, shift_images
 from bnlab.harness.artifacts.training import Batches, Seeds
 from bnlab.harness.errors import JobError
+from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
-from bnlab.trace import MomentTrace
 
 _CHECKPOINT = "bnlab.checkpoint/1"
 _PART = re.compile(r"\d+-\d+")  # first and last step of a file of the trace
@@ -149,22 +149,11 @@ class Run:
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], loss: float | None) -> None:
         """Write the weights and buffers of `Progress.measured` after `step` updates, the last one with this loss."""
-        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, self.about(step, loss))
+        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {"step": str(step), "loss": repr(loss)})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """What `save_checkpoint` wrote; ValueError if the file is damaged, another one's or another training's."""
-        about = self.about(step, self.losses.get(step))
-        return load_tensors(self.checkpoint(step), _CHECKPOINT, about=about)[0]
-
-    def about(self, step: int | None = None, loss: float | None = None) -> dict[str, str]:
-        """What a file of this run has noted, by which a copy in another place is recognized.
-
-        Args:
-            step: the file is of the network after so many updates.
-            loss: of the last of them. It tells the file from that of another training, as of another machine.
-        """
-        noted = {"step": None if step is None else str(step), "loss": None if loss is None else repr(loss)}
-        return {"run": self.id} | {key: value for key, value in noted.items() if value is not None}
+        """What `save_checkpoint` wrote; ValueError if the file is damaged."""
+        return load_tensors(self.checkpoint(step), _CHECKPOINT)[0]
 
     @property
     def losses(self) -> dict[int, float]:
@@ -226,10 +215,11 @@ class Run:
         return self.read_trace(self.steps)
 
     def read_trace(self, step: int) -> MomentTrace:
-        """The batch moments up to a step; ValueError if files are damaged, missing or another training's."""
-        losses = self.losses
-        parts = {path: losses.get(_last_step(path)) for path in self.trace_parts(step)}
-        return MomentTrace.join([MomentTrace.load(path, self.about(loss=loss)) for path, loss in parts.items()])
+        """The batch moments up to a step; ValueError if files are damaged or missing."""
+        trace = MomentTrace.join([MomentTrace.load(path) for path in self.trace_parts(step)])
+        if trace.last_step == self.frozen_from:  # nothing is recorded after it
+            trace.last_step = step
+        return trace
 
     @property
     def status(self) -> dict[str, Any] | None:
@@ -257,7 +247,7 @@ class Run:
     def write_environment(self) -> None:
         """The environment in which training begins, with a digest of the images that it begins on."""
         images = {"training_images": self.dataset.train.digest}
-        write_environment(self.folder, {**self.about(), **describe_environment(self.device), **images})
+        write_environment(self.folder, {"run": self.id, **describe_environment(self.device), **images})
 
     def add_environment(self, **about: Any) -> None:
         """Note today's environment as one in which training went on."""

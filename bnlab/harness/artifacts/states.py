@@ -14,8 +14,8 @@ from bnlab.harness.artifacts.models import load_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress, build_optimizer
 from bnlab.recording.block import record
+from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
-from bnlab.trace import MomentTrace
 
 _STATE = "bnlab.state/1"
 
@@ -29,8 +29,10 @@ def start_training(run: Run) -> Progress:
 
 
 def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MomentTrace | None]:
-    """Record the batch moments from here on; nothing of a network without batch norm."""
-    return record(progress.model, step=progress.step) if run.has_trace else contextlib.nullcontext()
+    """Record the batch moments from here on; nothing of a network without batch norm, or where it is frozen."""
+    is_frozen = run.frozen_from is not None and progress.step >= run.frozen_from
+    records = run.has_trace and not is_frozen
+    return record(progress.model, step=progress.step) if records else contextlib.nullcontext()
 
 
 def restore_state(run: Run, progress: Progress, path: Path) -> float:
@@ -49,9 +51,8 @@ def restore_state(run: Run, progress: Progress, path: Path) -> float:
 
 
 def load_state(run: Run, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_state` wrote; ValueError if it is damaged, another one's or another training's."""
-    _, is_of_step, name = path.stem.partition("step_")
-    tensors, metadata = load_tensors(path, _STATE, about=run.about(int(name) if is_of_step else None))
+    """What `save_state` wrote; ValueError if it is damaged or another training's."""
+    tensors, metadata = load_tensors(path, _STATE)
     expected = repr(run.losses.get(int(metadata["step"]), float(metadata["loss"])))
     if metadata["loss"] != expected:
         raise ValueError(f"{path}: is of loss {metadata['loss']}, the log of the training has {expected}")
@@ -60,8 +61,8 @@ def load_state(run: Run, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]
 
 def save_state(run: Run, progress: Progress, path: Path, seconds: float) -> None:
     """Write the state of a training that has taken so many seconds."""
-    about = run.about(progress.step, progress.loss)
-    save_tensors(path, _collect_tensors(progress), _STATE, {"seconds": repr(seconds)}, about)
+    metadata = {"seconds": repr(seconds), "step": str(progress.step), "loss": repr(progress.loss)}
+    save_tensors(path, _collect_tensors(progress), _STATE, metadata)
 
 
 def _collect_tensors(progress: Progress) -> dict[str, Tensor]:

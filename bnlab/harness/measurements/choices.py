@@ -27,9 +27,9 @@ def choices(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
     rows = []
     trace = trace_of(run)
     depths = {name: depth for depth, name in enumerate(trace.layers, start=1)}
-    for names, start, _, stream in trace.streams():
+    for names, stream in trace.streams():
         momenta = Predictive().momenta(stream)
-        recorded = np.array(trace.layers[names[0]].steps[start.entries : start.entries + len(stream)])
+        recorded = np.array(trace.layers[names[0]].steps)
         for step in steps:
             position = int(np.searchsorted(recorded, step, side="right")) - 1
             if position < 0:

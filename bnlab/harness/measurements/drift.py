@@ -9,7 +9,7 @@ import torch
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.sources import Source
-from bnlab.layer_trace import LayerTrace
+from bnlab.recording.trace import LayerTrace
 from bnlab.theory import local_level
 
 NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import bnlab
-from bnlab.borrowing import borrowed
+from bnlab.borrow import borrowed
 from bnlab.estimators import Cumulative, WeightedCumulative
 from bnlab.files import digest, set_aside
 from bnlab.harness.artifacts.data import Split, augment
@@ -17,8 +17,8 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.recording.block import record
 from bnlab.recording.frozen import record_frozen
+from bnlab.recording.trace import MomentTrace, replay
 from bnlab.statistics import Statistics
-from bnlab.trace import MomentTrace, replay
 
 # A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
 IMAGES_AT_ONCE = 256
@@ -36,16 +36,15 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
         return bnlab.running_statistics(run.model_at(step))
     name = f"{source.statistic}-{source.split}-{source.images or 'all'}-{step:07d}-v{VERSION}.safetensors"
     path = run.folder / "statistics" / name
-    about = {**run.about(step), "training": run.training, "statistics": f"{source.estimator} {source.split}"}
     try:
-        return Statistics.load(path, about)
+        return Statistics.load(path)
     except FileNotFoundError:
         pass
     except ValueError as error:
         set_aside(path, error, "measured again")
     found = _measure(run, step, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    found.save(path, about)
+    found.save(path)
     return found
 
 

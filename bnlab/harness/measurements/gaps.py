@@ -7,13 +7,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+import bnlab
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics, trace_of
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
+from bnlab.recording.trace import replay_bank
 from bnlab.statistics import Layout
-from bnlab.trace import replay_bank
 
 NORMS = RECORDED
 
@@ -49,7 +50,8 @@ def gaps(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
 def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor:
     """Every source's statistics at every step: float64 [sources, steps, 2, all channels].
 
-    Those of a rule at inference time are what it starts from: exact.
+    Those of a rule at inference time are what it starts from: exact. Where exact statistics were frozen, all running
+    averages are these from then on.
     """
     trace = trace_of(run)
     layout = trace.layout
@@ -62,6 +64,10 @@ def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor
             frozen = source if isinstance(source, FrozenWeights) else EXACT
             for k, step in enumerate(steps):
                 found[i, k] = layout.flatten(frozen_statistics(run, step, frozen))
+    if run.config.freeze_with == "exact" and run.frozen_from is not None:
+        for k, step in enumerate(steps):
+            if step >= run.frozen_from:
+                found[[*running], k] = layout.flatten(bnlab.running_statistics(run.model_at(step)))
     return found
 
 

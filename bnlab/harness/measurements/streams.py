@@ -23,12 +23,12 @@ def stream_until(run: Run, step: int) -> Stream:
     """All layers' moments of the batches up to a step, channels in the order of the trace's layout.
 
     Raises:
-        ValueError: the layers were not called at the same steps, or replays begin again under way.
+        ValueError: the layers were not called at the same steps.
     """
     trace = trace_of(run)
-    streams = [stream for *_, stream in trace.streams()]
+    streams = [stream for _, stream in trace.streams()]
     if len(streams) != 1:
-        raise ValueError(f"{run.id}: its layers were not all called at the same steps, from one start on")
+        raise ValueError(f"{run.id}: its layers were not all called at the same steps")
     recorded = bisect_right(next(iter(trace.layers.values())).steps, step)
     return replace(streams[0], batches=streams[0].batches[:recorded], counts=streams[0].counts[:recorded])
 

@@ -59,7 +59,7 @@ def _record(run: Run, step: int) -> tuple[Layout, Stream]:
     first = -(-step // per_epoch) * per_epoch  # an epoch begins there
     drawn = islice(run.batches.from_step(first), (_BEFORE + EPOCHS) * per_epoch)
     trace = record_frozen(run.model_at(step), (images for images, _ in drawn))
-    ((_, _, _, stream),) = trace.streams()
+    ((_, stream),) = trace.streams()
     return trace.layout, stream
 
 

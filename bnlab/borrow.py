@@ -1,0 +1,74 @@
+"""Lend a model to a measurement and take it back as it was: parameters, buffers, modes and random state."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+_depth = 0  # blocks of `borrowed` that run now
+
+
+def count_loans() -> int:
+    """How many blocks of `borrowed` run now: what a model is called for in one is no training."""
+    return _depth
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
+
+    Parameters and buffers (the tensors, and the values of buffers), modes and the random state of torch, numpy and
+    Python are put back, also after an exception. What a forward writes elsewhere stays.
+    """
+    global _depth
+    modes = [(module, module.training) for module in model.modules()]
+    tensors = [
+        (module, name, tensor)
+        for module in model.modules()
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named(recurse=False, remove_duplicate=False)
+    ]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    _depth += 1
+    try:
+        with _random_state_kept(model):
+            model.train(training)
+            yield
+    finally:
+        _depth -= 1
+        for buffer, value in values:
+            buffer.data.copy_(value)  # .data: a backward pass still to come may have saved the buffer
+        for module, name, tensor in tensors:
+            if getattr(module, name, None) is not tensor:
+                setattr(module, name, tensor)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """The model is borrowed, its forwards take no gradients, and its layers' hooks run also where it is compiled."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(borrowed(model, training=training))
+        if "torch._dynamo" in sys.modules:  # nothing is compiled without, and importing it takes a second
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextlib.contextmanager
+def _random_state_kept(model: nn.Module) -> Iterator[None]:
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    own, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)
