@@ -14,26 +14,29 @@ import torch
 from benchmarks.timing import THREADS, Result
 from bnlab.memory import keep_freed_memory
 
-PARTS = ("start", "recording", "self_tuned", "sweep", "population", "shared", "moments", "replay", "scaling")
+PARTS = ("start", "recording", "self_tuned", "sweep", "population", "large", "shared", "moments", "replay", "scaling")
 _README = Path(__file__).with_name("README.md")
 
 
 def main() -> None:
-    torch.set_num_threads(THREADS)
     keep_freed_memory()
     for part in sys.argv[1:] or PARTS:
         module = importlib.import_module(f"benchmarks.{part}")
+        threads = getattr(module, "THREADS", THREADS)
+        torch.set_num_threads(threads)
         table = _table(module.results())
         print(table, flush=True)
         begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
         before, _, rest = _README.read_text().partition(begin)
-        _README.write_text(f"{before}{begin}\n{_machine(module.ROUNDS)}\n\n{table}\n{end}{rest.partition(end)[2]}")
+        _README.write_text(
+            f"{before}{begin}\n{_machine(module.ROUNDS, threads)}\n\n{table}\n{end}{rest.partition(end)[2]}"
+        )
 
 
-def _machine(rounds: int) -> str:
+def _machine(rounds: int, threads: int) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "fvcore", "greenlet"))
     return (
-        f"{os.cpu_count()} cores ({platform.machine()}), {THREADS} threads, Python {platform.python_version()}, "
+        f"{os.cpu_count()} cores ({platform.machine()}), threads: {threads}, Python {platform.python_version()}, "
         f"{packages}; medians of {rounds} rounds in alternation, nothing else running."
     )
 

@@ -15,27 +15,27 @@ from bnlab.harness.artifacts.models import ModelConfig, build_model
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.moments import compare_moments
 
-ROUNDS = 9
-_IMAGES = 1024
+ROUNDS, THREADS = 9, 1
+_IMAGES, _BATCH = 1000, 64
+_LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+_LIMITS = {"channels_last": 1.15, "contiguous": 0.85}
 
 
 def results() -> list[Result]:
     found = []
     for depth in (20, 56, 110):
-        for batch in (32, 64):
-            for layout in (torch.channels_last, torch.contiguous_format):
-                model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=0)
-                found += _compare(f"resnet-{depth}, 32×32, batch {batch}", model, 32, batch, layout)
-    for batch in (32, 64):
-        for layout in (torch.channels_last, torch.contiguous_format):
-            found += _compare(f"resnet-18, 64×64, batch {batch}", torchvision().models.resnet18(), 64, batch, layout)
+        model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=0)
+        for kind, limit in _LIMITS.items():
+            found += _compare(f"resnet-{depth}, 32×32, {kind}", model, 32, _LAYOUTS[kind], limit)
+    for kind, layout in _LAYOUTS.items():
+        found += _compare(f"resnet-18, 64×64, {kind}", torchvision().models.resnet18(), 64, layout, 1.05)
     return found
 
 
-def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.memory_format) -> list[Result]:
+def _compare(what: str, model: nn.Module, size: int, layout: torch.memory_format, limit: float) -> list[Result]:
     model = _warm_up(model, size).to(memory_format=layout)
     images = _images(size).contiguous(memory_format=layout)
-    batches = list(images.split(batch))
+    batches = list(images.split(_BATCH))
     peers = {"fvcore": copy.deepcopy(model), "torch": copy.deepcopy(model)}
     found: dict[str, Statistics] = {}
     sides: dict[str, Callable[[], object]] = {
@@ -45,20 +45,15 @@ def _compare(name: str, model: nn.Module, size: int, batch: int, layout: torch.m
         "forward": lambda: evaluate(model, batches),
     }
     median = alternate(sides, ROUNDS)
-    kind = "channels_last" if layout == torch.channels_last else "contiguous"
     reference = _float64(model, images)
     errors = {"exact": _error(reference, found["exact"])}
     errors |= {peer: _error(reference, running_statistics(peers[peer])) for peer in peers}
-    limit = 1.3 if kind == "channels_last" else 0.85
-    what = f"{name}, {kind}"
+    notes = {"exact": "error", "fvcore": "fvcore's", "torch": "torch's"}
+    told = {side: f"{word} {_show(errors[side])}" for side, word in notes.items()}
     return [
-        Result(what, "exact", median["exact"], "fvcore", median["fvcore"], limit, f"error {_show(errors['exact'])}"),
-        Result(
-            what, "exact", median["exact"], "update_bn", median["torch"], limit, f"fvcore's {_show(errors['fvcore'])}"
-        ),
-        Result(
-            what, "exact", median["exact"], "one forward", median["forward"], None, f"torch's {_show(errors['torch'])}"
-        ),
+        Result(what, "exact", median["exact"], "fvcore", median["fvcore"], limit, told["exact"]),
+        Result(what, "exact", median["exact"], "update_bn", median["torch"], None, told["torch"]),
+        Result(what, "exact", median["exact"], "one forward", median["forward"], None, told["fvcore"]),
     ]
 
 

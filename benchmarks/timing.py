@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-THREADS = 2
+THREADS = 2  # unless a part has its own
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         for named in (module.named_parameters, module.named_buffers)
         for name, tensor in named(recurse=False, remove_duplicate=False)
     ]
+    model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     _depth += 1
     try:
         with _random_state_kept(model):
-            model.train(training)
             yield
     finally:
         _depth -= 1

@@ -36,7 +36,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
     """
     if Path(path).is_dir():
         raise ValueError(f"{path}: is a folder, expected a file")
-    with open(path, "rb"):  # a file that is missing or cannot be read is not damaged
+    with Path(path).open("rb"):  # a file that is missing or cannot be read is not damaged
         pass
     try:
         with safe_open(path, framework="pt") as file:

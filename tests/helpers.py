@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from bnlab import Moments, MomentTrace, Statistics
 
@@ -211,16 +209,6 @@ def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list
     return outputs
 
 
-def checkpoint_but(kept: str, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`part(x)`; a backward pass repeats it, but for operations with `kept` in their name."""
-
-    def choose(context: object, operation: object, *args: object, **kwargs: object) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if kept in str(operation) else CheckpointPolicy.PREFER_RECOMPUTE
-
-    contexts = functools.partial(create_selective_checkpoint_contexts, choose)
-    return checkpoint(part, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]
-
-
 def with_momentum(model: nn.Module, momentum: float | None) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -249,7 +237,5 @@ def same_traces(a: MomentTrace, b: MomentTrace) -> bool:
         and x.updates == y.updates
         and torch.equal(x.start, y.start)
         and torch.equal(x.moments, y.moments)
-        and [r._replace(values=None) for r in x.restarts] == [r._replace(values=None) for r in y.restarts]
-        and all(torch.equal(r.values, q.values) for r, q in zip(x.restarts, y.restarts, strict=True))
         for x, y in zip(a.layers.values(), b.layers.values(), strict=True)
     )

@@ -15,8 +15,8 @@ from bnlab.estimators.bank import BLOCK, Bank
 class Averages:
     """A bank, and places for the moments of a layer's batches.
 
-    What a batch costs in training is that torch writes its moments into a place of their own, which it does with
-    momentum 1. The bank takes them when a block is full: after 1, 2, 4, …, 64, 128, 192, … batches.
+    Torch writes a batch's moments into a place of their own, which it does with momentum 1. The bank takes them when a
+    block is full: after 1, 2, 4, …, 64, 128, 192, … batches.
 
     Args:
         start: [2, C], the layer's running mean and variance.
@@ -37,6 +37,10 @@ class Averages:
         self.shown, self.is_behind = start.clone(), False
         self._recent = set[float]()  # of the batches of the block before
         self._keep(start[None][:0])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._keep(self._rows[: self._waiting])  # pickled places are no longer parts of the rows
 
     def _keep(self, rows: Tensor) -> None:
         """Let these moments [n, 2, C] be the only ones that wait for the bank."""
@@ -74,12 +78,10 @@ class Averages:
         """Those that wait, without values that are not finite, and forwards that checkpointing has repeated."""
         rows = self._rows[: self._waiting]
         rows = rows[rows.isfinite().flatten(1).all(1)]
-        seen, kept = set(self._recent), []
+        first: dict[float, int] = {}
         for number, key in enumerate(_list_keys(rows)):
-            if key not in seen:
-                seen.add(key)
-                kept.append(number)
-        return rows[kept]
+            first.setdefault(key, number)
+        return rows[[number for key, number in first.items() if key not in self._recent]]
 
     def advance(self) -> Bank:
         """The bank after all batches so far; this one stays where it is."""
@@ -89,10 +91,8 @@ class Averages:
     def settle(self) -> Tensor | None:
         """[2, C], what is given out after all batches so far; None before the first."""
         self.is_behind = False
-        rows = self._find_rows()
-        if len(rows):
-            return self.bank.forecast(rows.to(self.bank.eps)).state(len(rows))
-        return self.bank.state() if self.bank.count else None
+        bank = self.advance()
+        return bank.state() if bank.count else None
 
     def export(self) -> dict[str, Any]:
         """All that it holds, as tensors and numbers."""
@@ -100,12 +100,11 @@ class Averages:
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Take up what `export` gave, of a layer with as many channels."""
-        device = self.bank.eps.device
-        values = {key: saved[key] for key in vars(self.bank)}
-        moved: dict[str, Any] = {
-            key: v.to(device, copy=True) if isinstance(v, Tensor) else v for key, v in values.items()
-        }
-        self.bank = replace(self.bank, **moved)
+        values: dict[str, Any] = {key: saved[key] for key in vars(self.bank)}
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                values[key] = value.to(self.bank.eps.device, copy=True)
+        self.bank = replace(self.bank, **values)
         self._keep(saved["waiting"].to(self._rows))
 
 

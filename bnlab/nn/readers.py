@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     """The momentum that each self-tuned layer of `model` has chosen for its mean and for its variance.
 
-    Call it from time to time to see it change: it is chosen again after every batch.
-
     Args:
         errors: a row for each of the 50 momenta, with the error of its forecasts, instead of the chosen one alone.
 
@@ -26,15 +24,13 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
         A row for each layer and statistic, in the model's order:
 
         - layer, depth (from 1), statistic ("mean" or "var");
-        - batches: how many the averages are of, since they began; 0 where the buffers hold none of them: before the
-          first batch, and where something else has written the buffers since (`load_state_dict`, `update_bn`, averaged
-          weights);
+        - batches: how many the averages are of, since they began; 0 before the first one, and where something else has
+          written the buffers since (`load_state_dict`, `update_bn`, averaged weights);
         - momentum: the chosen one (before the third batch the smallest, before the first NaN); with `errors` all of
           them, and `chosen` says which;
         - memory: 1/momentum, about how many of the latest batches it averages; never more than `batches` in effect;
         - error (with `errors`): the mean square of the forecasts' errors over the last tenth of the batches, of the
-          mean in variances, of the variance as a logarithm; NaN before the third batch. The noise of single batches is
-          in all of them.
+          mean in variances, of the variance as a logarithm, noise of single batches included; NaN before the third.
 
     Raises:
         TypeError: not a module.

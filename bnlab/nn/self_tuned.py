@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
-from bnlab.layers import BatchNorm, batch_norm_layers, check_module, join_names
+from bnlab.layers import BatchNorm, batch_norm_layers, check_module, get_running_buffers, join_names
 from bnlab.nn.averages import Averages
 
 _KEY = "bnlab.nn.SelfTuned/2"  # in a state dict's metadata
@@ -19,28 +19,23 @@ _KEY = "bnlab.nn.SelfTuned/2"  # in a state dict's metadata
 class SelfTuned(BatchNorm):
     """Batch norm whose running mean and variance choose their own momentum. `SelfTuned.convert` makes these layers.
 
-    No fixed momentum is right for all of a training: as long as the weights move fast, averages must forget fast;
-    towards the end they should be of many batches. Each layer keeps averages with 50 momenta from 0.001 to 1. Each is a
-    forecast of the next batch's mean and variance, which come from the very weights that the average is to describe.
-    What has forecast the latest batches best (about the last tenth) is what the running mean holds, and for itself the
-    running variance. `bnlab.estimators.Predictive` has the formula, its sources and what it assumes.
+    While the weights move fast, averages must forget fast; towards the end they should be of many batches. Each layer
+    keeps averages with 50 momenta from 0.001 to 1, each a forecast of the next batch's mean and variance. What has
+    forecast the latest batches best (about the last tenth) is what the running mean holds, and for itself the running
+    variance. `bnlab.estimators.Predictive` has the formula, its sources and what it assumes.
 
     Training is as before, bit for bit. The buffers are brought up to date by `train()`, `eval()`, `state_dict()`, a
-    forward in eval mode and after each block of batches (at most 64). Their keys are torch's, so that plain models load
-    these checkpoints and these models plain ones. The averages travel in the state dict's metadata, as far as it is
-    saved (`torch.save` does, `safetensors` does not); without them, where the model has been moved to another device or
-    type, or where something else has written the buffers, they begin again from the buffers.
+    forward in eval mode and after each block of batches (at most 64). Checkpoints go from and to plain models. The
+    averages travel in the state dict's metadata, as far as it is saved (`torch.save` does, `safetensors` does not);
+    without them, on another device or type, or where something else has written the buffers, they begin from these.
 
-    Every forward in train mode is a batch of its own, but for repetitions by activation checkpointing, batches with
-    values that are not finite, and forwards while `layer.momentum` is 0. While it is None, as `update_bn` sets it, or
-    1, as fvcore's `update_bn_stats`, the buffers are torch's own. Each process chooses for itself, but for
-    SyncBatchNorm, which takes the moments of all; DistributedDataParallel evaluates under the first one's statistics.
-    `torch.compile` interrupts its graph at each layer in training. `nn.DataParallel` trains copies and loses batches.
+    Left out are repetitions by activation checkpointing, batches with values that are not finite, and forwards while
+    `layer.momentum` is 0. While it is None, as `update_bn` sets it, or 1, as fvcore's `update_bn_stats`, the buffers
+    are torch's own. Each process chooses for itself, but for SyncBatchNorm; DistributedDataParallel evaluates under the
+    first one's statistics, `nn.DataParallel` loses batches. `torch.compile` interrupts its graph at each layer.
 
     Measured over whole trainings (n = 5 networks each): a gap of 1.089 [1.032, 1.149] times that of the fixed momentum
     that is best for each layer and step in hindsight (ResNet-20, digits, batch 16; 1.262 [1.174, 1.355] on glyphs).
-    `results/reference/ANSWERS.md` has the rest.
-
     Memory: 1.7 kB a channel, and at most as much in a checkpoint: 46 MB for the 26,560 channels of ResNet-50.
     """
 
@@ -56,12 +51,10 @@ class SelfTuned(BatchNorm):
     def convert(model: nn.Module) -> nn.Module:
         """Let the batch-norm layers of `model` choose their momentum.
 
-        The buffers are what the averages begin from, if the model has been trained (`num_batches_tracked` > 0);
-        otherwise the first batch is.
+        The averages begin from the buffers if the model has been trained (`num_batches_tracked` > 0).
 
         Args:
-            model: changed in place, and returned. Convert it after `convert_sync_batchnorm`, and before
-                DistributedDataParallel and torch.compile.
+            model: changed in place and returned; after `convert_sync_batchnorm`, before DDP and torch.compile.
 
         Raises:
             TypeError: not a module.
@@ -72,22 +65,18 @@ class SelfTuned(BatchNorm):
         """
         left = []
         for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items():
-            if isinstance(layer, SelfTuned):
-                continue
-            if type(layer) not in _KINDS:
+            if type(layer) in _KINDS:
+                layer.__class__ = _KINDS[type(layer)]
+                vars(layer).update(averages=None, latest=None, loaded=None)
+                layer.register_state_dict_pre_hook(_settle_before_saving)
+                layer.register_state_dict_post_hook(_save_averages)
+                layer.register_load_state_dict_pre_hook(_take_saved)
+                layer.register_load_state_dict_post_hook(_load_averages)
+            elif not isinstance(layer, SelfTuned):
                 left.append(name)
-                continue
-            layer.__class__ = _KINDS[type(layer)]
-            vars(layer).update(averages=None, latest=None, loaded=None)
-            layer.register_state_dict_pre_hook(_settle_before_saving)
-            layer.register_state_dict_post_hook(_save_averages)
-            layer.register_load_state_dict_pre_hook(_take_saved)
-            layer.register_load_state_dict_post_hook(_load_averages)
         if left:
-            warnings.warn(
-                f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, and keep their momentum",
-                stacklevel=2,
-            )
+            text = f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, and keep their momentum"
+            warnings.warn(text, stacklevel=2)
         return model
 
     @staticmethod
@@ -103,7 +92,7 @@ class SelfTuned(BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if self.training and self.track_running_stats and input.dim() in self.dims and not count_loans():
             return _train(self, input)
-        if self.averages is not None and self.averages.is_behind and not count_loans():
+        if self.averages is not None and self.averages.is_behind:
             self.settle()
         return super().forward(input)  # type: ignore[safe-super]
 
@@ -125,14 +114,14 @@ class SelfTuned(BatchNorm):
     def settle(self) -> None:
         """Write into the buffers what is given out after all batches so far; begin again where others have written."""
         averages = self.averages
-        if averages is None or not averages.is_behind:
+        if averages is None or self.running_mean is None or count_loans():
             return
         now = _read(self)
         if not averages.fits(now) or not torch.equal(now, averages.shown):
             self.averages = None
-        elif (state := averages.settle()) is not None:
-            self.running_mean.data.copy_(state[0])  # type: ignore[union-attr]
-            self.running_var.data.copy_(state[1])  # type: ignore[union-attr]
+        elif averages.is_behind and (state := averages.settle()) is not None:
+            for buffer, value in zip(get_running_buffers(self), state, strict=True):
+                buffer.data.copy_(value)
             averages.shown = _read(self)
 
 
@@ -142,14 +131,12 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
     if layer.running_mean is None or layer.momentum is None or layer.momentum == 1:
         layer.averages = None
         return super(SelfTuned, layer).forward(input)
-    averages = layer.averages
-    if averages is None or not averages.fits(layer.running_mean):
+    if layer.averages is None or not layer.averages.fits(layer.running_mean):
         batches = layer.num_batches_tracked
-        averages = Averages(_read(layer), 1 if batches is None else int(batches), layer.eps)
-        layer.averages = averages
+        layer.averages = Averages(_read(layer), 1 if batches is None else int(batches), layer.eps)
+    averages, place = layer.averages, layer.averages.place
     if layer.momentum == 0:  # for a while, as in the second forward of sharpness-aware minimization
-        return layer.average(input, *map(torch.zeros_like, averages.place))
-    place = averages.place
+        return layer.average(input, *map(torch.zeros_like, place))
     output = layer.average(input, *place)
     if input.numel():
         layer.latest = place
@@ -160,7 +147,7 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
 
 def _read(layer: SelfTuned) -> Tensor:
     """[2, C], a copy of the buffers."""
-    return torch.stack((layer.running_mean, layer.running_var)).detach()  # type: ignore[arg-type]
+    return torch.stack(get_running_buffers(layer)).detach()
 
 
 class SelfTunedBatchNorm1d(SelfTuned, nn.BatchNorm1d):
@@ -226,7 +213,6 @@ def _take_saved(layer: nn.Module, state_dict: Any, prefix: str, metadata: dict[s
 def _load_averages(layer: nn.Module, keys: object) -> None:
     if isinstance(layer, SelfTuned):
         saved, layer.loaded, layer.averages = layer.loaded, None, None
-        now = _read(layer)
-        if saved is not None and torch.equal(saved["shown"].to(now), now):
+        if saved is not None and torch.equal(saved["shown"].to(now := _read(layer)), now):
             layer.averages = Averages(now, 0, layer.eps)
             layer.averages.load(saved)

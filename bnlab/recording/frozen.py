@@ -22,9 +22,8 @@ def record_frozen(
 ) -> MomentTrace:
     """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
-    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. Replaying running
-    estimators on this trace gives the estimators of frozen weights: `Cumulative` what torch's `update_bn` computes,
-    which leaves dropout on as `training=True` does.
+    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. A replay of `Cumulative`
+    is what torch's `update_bn` computes, which leaves dropout on as `training=True` does.
 
     Args:
         model: whose layers.
@@ -32,8 +31,7 @@ def record_frozen(
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
         training: all else runs as in training too, dropout and the like.
 
-    Raises:
-        as `record`; ValueError if there are no batches, or values that are not finite.
+    Raises TypeError, ValueError: as `record`; there are no batches, or values that are not finite.
     """
     layers = batch_norm_layers(model, caller=_CALLER)
     check_batches(batches, _CALLER)
@@ -50,8 +48,6 @@ def record_frozen(
         raise ValueError(f"{_CALLER}: batches is empty; pass at least one batch")
     for name, entries in trace.layers.items():
         if not entries.moments.isfinite().all():
-            raise ValueError(
-                f"{_CALLER}: the input of layer {name!r} has NaN or infinite values; look at data and weights"
-            )
+            raise ValueError(f"{_CALLER}: layer {name!r} was given NaN or infinite values; look at data and weights")
         entries.updates = 0  # an average of this pass alone
     return trace

@@ -42,12 +42,9 @@ class LayerTrace:
     """The recorded calls of one layer.
 
     Attributes:
-        start: [2, C], its running mean and variance when recording began.
-        end: the same when recording ended; None where that is not known.
-        updates: its `num_batches_tracked` when recording began, 0 for a layer without.
-        eps: its own.
-        steps: for each call its step.
-        counts: for each call the number of values per channel.
+        start, end: [2, C], its running mean and variance when recording began and ended; the end may be None.
+        updates, eps: its `num_batches_tracked` when recording began, 0 for a layer without; its eps.
+        steps, counts: for each call its step, and the number of values per channel.
         momenta: for each call its weight in the layer's own average; only of calls recorded in this process.
     """
 
@@ -55,16 +52,14 @@ class LayerTrace:
         self.start, self.updates, self.eps = start, updates, eps
         self.end: Tensor | None = None
         self._shelf = shelf or Shelf()
-        self.set_calls(start.new_empty(0, *start.shape), [], [])
+        self.set_calls(start.new_empty(0, *start.shape), [], [], [])
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def set_calls(
-        self, moments: Tensor, steps: Sequence[int], counts: Sequence[int], momenta: Sequence[float] = ()
-    ) -> None:
+    def set_calls(self, moments: Tensor, steps: list[int], counts: list[int], momenta: list[float]) -> None:
         """Let these be all calls so far."""
-        self.steps, self.counts, self.momenta = list(steps), list(counts), list(momenta)
+        self.steps, self.counts, self.momenta = steps, counts, momenta
         self._full, self._stored = [moments.cpu()], len(moments)
         self._open: Tensor | None = None  # [_CHUNK, 2, C] on the layer's device, the entries after the full chunks
         self._places: list[tuple[Tensor, Tensor]] = []  # its rows
@@ -75,14 +70,14 @@ class LayerTrace:
         rest = [] if self._open is None else [self._open[: len(self) - self._stored].cpu()]
         return torch.cat([*self._full, *rest])
 
-    def next_place(self) -> tuple[Tensor, Tensor]:
-        """Where torch writes the mean and the variance [C] of the next entry, which `add` makes of it."""
+    def next_place(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Where torch writes the mean and the variance [C] of the next entry, of a buffer's type and device."""
         at = len(self.steps) - self._stored
         if at == len(self._places):
             if self._open is not None:
                 self._full.append(self._shelf.keep(self._open))
             with torch.inference_mode(False):  # later steps may be outside of it
-                self._open = self.start.new_zeros(_CHUNK, *self.start.shape)
+                self._open = like.new_zeros(_CHUNK, *self.start.shape)
             self._open[:, 1] = NOT_WRITTEN
             rows = self._open.flatten(0, 1).unbind()
             self._places, self._stored, at = list(zip(rows[::2], rows[1::2], strict=True)), len(self.steps), 0
@@ -109,8 +104,7 @@ class MomentTrace:
 
     Attributes:
         layers: name → `LayerTrace`.
-        first_step: the step at which recording began.
-        last_step: how far it has come.
+        first_step, last_step: where recording began, and how far it has come.
         end_step: what `step` calls while the trace is recorded; None before and after.
     """
 
@@ -142,9 +136,9 @@ class MomentTrace:
             tensors |= {} if layer.end is None else {f"{name}/end": layer.end}
             for key in ("steps", "counts"):
                 tensors[f"{name}/{key}"] = torch.tensor(getattr(layer, key), dtype=torch.int64, device="cpu")
-        layers = [[name, layer.updates, layer.eps] for name, layer in self.layers.items()]
-        steps = [self.first_step, self.last_step]
-        save_tensors(path, tensors, _FORMAT, {"layers": json.dumps(layers), "steps": json.dumps(steps)})
+        layers = json.dumps([[name, layer.updates, layer.eps] for name, layer in self.layers.items()])
+        steps = json.dumps([self.first_step, self.last_step])
+        save_tensors(path, tensors, _FORMAT, {"layers": layers, "steps": steps})
 
     @staticmethod
     def load(path: str | Path) -> MomentTrace:
@@ -154,34 +148,28 @@ class MomentTrace:
         for name, updates, eps in json.loads(metadata["layers"]):
             layers[name] = LayerTrace(tensors[f"{name}/start"], updates, eps)
             steps, counts = (tensors[f"{name}/{key}"].tolist() for key in ("steps", "counts"))
-            layers[name].set_calls(tensors[f"{name}/moments"], steps, counts)
+            layers[name].set_calls(tensors[f"{name}/moments"], steps, counts, [])
             layers[name].end = tensors.get(f"{name}/end")
         return MomentTrace(layers, *json.loads(metadata["steps"]))
 
     @staticmethod
     def join(parts: Sequence[MomentTrace]) -> MomentTrace:
-        """One trace of consecutive parts of a run: each begins where the one before has left the steps and buffers.
-
-        Raises:
-            ValueError: no parts, a gap between them, other layers, or buffers that were written in between.
-        """
+        """One trace of consecutive parts of a run; ValueError at a gap, other layers, or buffers written in between."""
         if not parts:
             raise ValueError("MomentTrace.join: no parts; pass the traces of a run in order")
         for a, b in pairwise(parts):
             if a.last_step != b.first_step or a.layout != b.layout:
                 raise ValueError(f"MomentTrace.join: {b} does not continue {a}")
             for name, layer in a.layers.items():
-                if layer.end is not None and not _are_equal(layer.end, b.layers[name].start):
-                    raise ValueError(
-                        f"MomentTrace.join: the running buffers of layer {name!r} were written between {a} and {b}; "
-                        "replay each alone"
-                    )
+                start = b.layers[name].start.to(layer.start)
+                if layer.end is not None and not torch.allclose(layer.end.to(start), start, 0, 0, equal_nan=True):
+                    raise ValueError(f"MomentTrace.join: buffers of {name!r} were written between {a} and {b}")
         layers: dict[str, LayerTrace] = {}
         for name, first in parts[0].layers.items():
             own = [part.layers[name] for part in parts]
             layers[name] = LayerTrace(first.start, first.updates, first.eps)
             steps, counts = [s for x in own for s in x.steps], [c for x in own for c in x.counts]
-            layers[name].set_calls(torch.cat([x.moments for x in own]), steps, counts)
+            layers[name].set_calls(torch.cat([x.moments for x in own]), steps, counts, [])
             layers[name].end = own[-1].end
         return MomentTrace(layers, parts[0].first_step, parts[-1].last_step)
 
@@ -195,17 +183,15 @@ class MomentTrace:
             repeats = torch.tensor([layer.start.shape[1] for layer in members], device="cpu")
             counts = torch.tensor([layer.counts for layer in members], dtype=torch.float64, device="cpu")
             eps = torch.tensor([layer.eps for layer in members], dtype=torch.float64, device="cpu")
-            yield (
-                names,
-                Stream(
-                    start=torch.cat([layer.start for layer in members], dim=1).cpu().double(),
-                    batches=torch.cat([layer.moments for layer in members], dim=2).double(),
-                    counts=counts.T.repeat_interleave(repeats, dim=1),
-                    updates=members[0].updates,
-                    eps=eps.repeat_interleave(repeats),
-                    layers=tuple(repeats.tolist()),
-                ),
+            stream = Stream(
+                start=torch.cat([layer.start for layer in members], dim=1).cpu().double(),
+                batches=torch.cat([layer.moments for layer in members], dim=2).double(),
+                counts=counts.T.repeat_interleave(repeats, dim=1),
+                updates=members[0].updates,
+                eps=eps.repeat_interleave(repeats),
+                layers=tuple(repeats.tolist()),
             )
+            yield names, stream
 
     @property
     def layout(self) -> Layout:
@@ -214,24 +200,17 @@ class MomentTrace:
         return Layout(tuple(self.layers), tuple(x.start.shape[1] for x in layers), tuple(x.eps for x in layers))
 
 
-def _are_equal(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a.cpu().double(), b.cpu().double(), rtol=0, atol=0, equal_nan=True)
-
-
 def replay(trace: MomentTrace, estimator: Estimator, steps: Iterable[int] | None = None) -> dict[int, Statistics]:
     """What `estimator` would hold after each of `steps` of the recorded run, started from the trace's own start.
 
     Args:
-        trace: of `record`.
         estimator: such as EMA(momentum=0.1).
         steps: steps k (after k updates); None takes every step from the trace's first to its last.
 
-    Returns:
-        step → `Statistics`, whose counts are NaN and whose `var` is what a buffer would hold.
+    Returns: step → `Statistics`, whose counts are NaN and whose `var` is what a buffer would hold.
 
     Raises:
-        TypeError: not a trace or not an estimator.
-        ValueError: no steps, or one outside of the trace.
+        TypeError, ValueError: not a trace or not an estimator; no steps, or one outside of the trace.
     """
     if not isinstance(trace, MomentTrace):
         raise TypeError(f"replay: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
@@ -243,11 +222,7 @@ def replay(trace: MomentTrace, estimator: Estimator, steps: Iterable[int] | None
 
 
 def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequence[int]) -> Tensor:
-    """`replay` of many estimators at once, as one array.
-
-    Returns:
-        float64 [estimators, steps, 2, all channels], channels in the order of `trace.layout`.
-    """
+    """`replay` of many at once: float64 [estimators, steps, 2, all channels], channels as in `trace.layout`."""
     for estimator in estimators:
         if not isinstance(estimator, Estimator):
             raise TypeError(f"replay: {estimator!r} is no estimator; pass an instance such as EMA(momentum=0.1)")

@@ -22,6 +22,8 @@ from bnlab.harness.artifacts.training import Diverged
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute, prepare
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
+from bnlab.harness.measurements.gaps import flat_statistics
+from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.schedule import lr_factor
 from tests.experiments.test_kill import assert_same
 from tests.harness.kills import killed_at
@@ -96,8 +98,10 @@ def test_the_statistics_of_that_step_are_kept(whole: Run) -> None:
 
 def test_ema_is_what_the_network_holds(whole: Run) -> None:
     """At every step, frozen or not yet: the row `ema` is the network in eval mode."""
+    source = RunningAverage("ema", MOMENTUM, "none", bnlab.estimators.EMA(MOMENTUM))
     assert whole.trace is not None
-    replayed = bnlab.replay(whole.trace, bnlab.estimators.EMA(MOMENTUM), whole.wanted)
+    values = flat_statistics(whole, [source], whole.wanted)[0]
+    replayed = dict(zip(whole.wanted, map(whole.trace.layout.unflatten, values), strict=True))
     for step in whole.wanted:
         for name, held in bnlab.running_statistics(whole.model_at(step)).items():
             torch.testing.assert_close(replayed[step][name].mean, held.mean, rtol=1e-4, atol=1e-6)
@@ -122,10 +126,6 @@ def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, kills: tuple[i
             execute(run.config)
     execute(run.config)
     assert_same(run, whole)
-    assert run.trace is not None and whole.trace is not None
-    for name, layer in whole.trace.layers.items():
-        pairs = zip(run.trace.layers[name].restarts, layer.restarts, strict=True)
-        assert all(a.entries == b.entries and torch.equal(a.values, b.values) for a, b in pairs)
 
 
 def test_checkpoints_are_made_later(whole: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bnlab.harness.artifacts.norms import BatchRenorm, FrozenNorm, GainControl, 
 from bnlab.harness.artifacts.training import Batches, OptimizerConfig, Progress, Seeds, build_optimizer, train
 from bnlab.harness.errors import UserError
 from bnlab.recording.frozen import record_frozen
-from bnlab.trace import replay
+from bnlab.recording.trace import replay
 from tests import references as ref
 
 IMAGES, ROWS = (7, 4, 3, 5), (7, 4)

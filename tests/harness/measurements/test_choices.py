@@ -24,7 +24,7 @@ def test_the_average_of_the_chosen_momentum_is_what_is_given_out(tmp_path: Path)
     assert subject is None and steps == list(range(1, 41))
     found = find_measurement("choices")(run, [None], steps).set_index(["layer", "statistic", "step"])
     assert len(found) == 3 * 2 * 40
-    ((names, _, _, stream),) = run.trace.streams()  # type: ignore[union-attr]
+    ((names, stream),) = run.trace.streams()  # type: ignore[union-attr]
     for step in (3, 8, 40):
         given = fold([Predictive()], stream, [step])[0, 0].split(stream.layers, dim=1)
         for name, own in zip(names, given, strict=True):

@@ -20,7 +20,7 @@ from bnlab.harness.errors import JobError
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
 from bnlab.harness.measurements.sources import parse_sources
-from bnlab.trace import replay
+from bnlab.recording.trace import replay
 from tests.experiments.commands import files
 
 STEPS = 12

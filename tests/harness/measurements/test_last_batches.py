@@ -15,8 +15,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
-from bnlab.layer_trace import LayerTrace
-from bnlab.trace import MomentTrace
+from bnlab.recording.trace import LayerTrace, MomentTrace
 
 STEP = 70
 
@@ -53,7 +52,8 @@ def change(run: Run, last: int, shift: bool) -> MomentTrace:
                 moments[place, 0] += (exact.var + layer.eps).sqrt()
             else:
                 moments[place] = layer.moments[place - last]
-        layers[name] = LayerTrace(layer.start, layer.updates, layer.eps, layer.steps[:n], layer.counts[:n], [moments])
+        layers[name] = LayerTrace(layer.start, layer.updates, layer.eps)
+        layers[name].set_calls(moments, layer.steps[:n], layer.counts[:n], [])
     trace = MomentTrace(layers)
     trace.last_step = STEP
     return trace

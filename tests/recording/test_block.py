@@ -1,0 +1,311 @@
+"""Recording beside training: training stays as it is, and a replay with the layers' momentum is their buffers."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.checkpoint import checkpoint
+
+from bnlab import MomentTrace, population_statistics, record, record_frozen, replay, running_statistics, using
+from bnlab.estimators import EMA, Cumulative, LastBatch
+from bnlab.inference import TestBatch, applied
+from tests.exact.zoo import Net, OwnForward, conv, make_cases
+from tests.helpers import (
+    assert_equal_statistics,
+    images,
+    plain,
+    residual,
+    same_traces,
+    train,
+    unchanged,
+    with_momentum,
+    without_dropout,
+)
+
+DATA = images(6, 6, 6, 5, 2)
+ZOO = make_cases()
+
+
+def make_checkpointed(reentrant: bool, ends_with_norm: bool, kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4), *([] if ends_with_norm else [nn.ReLU(), nn.Conv2d(4, 4, 1)]))
+    return Net(lambda n, x: n.b(checkpoint(n.a, x.requires_grad_(), use_reentrant=reentrant)), a=body, b=conv(4, 3))
+
+
+def make_patched() -> nn.Module:
+    model = plain()
+    own = model[1].forward
+    model[1].forward = lambda input: own(input)  # type: ignore[method-assign]
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "channels last": lambda: plain().to(memory_format=torch.channels_last),
+    "checkpointed up to a norm": lambda: make_checkpointed(False, True),
+    "checkpointed up to an own forward": lambda: make_checkpointed(False, True, OwnForward),
+    "checkpointed, reentrant": lambda: make_checkpointed(True, False),
+    "momentum 0.5": lambda: with_momentum(residual(), 0.5),
+    "average of all": lambda: with_momentum(residual(), None),
+    "patched forward": make_patched,
+    "compiled": plain,
+    "compiled in part": residual,
+}
+OF_ZOO = "sequential, residual, partly frozen, features, sound, volumes, siamese, in a loop, by content, not affine, "
+OF_ZOO += "keywords, own forward, synchronized, data parallel, checkpointed, autocast, writes buffers"
+MOMENTA = {"momentum 0.5": 0.5, "average of all": None, "not affine": None}
+COMPILERS: dict[str, Callable[[Any], Any]] = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "compiled in part": lambda model: model[3].compile(backend="eager") or model,
+}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *OF_ZOO.split(", ")])
+def test_training_is_as_without_and_its_replay_is_the_buffers(name: str) -> None:
+    bare, recorded = (MODELS[name]() if name in MODELS else copy.deepcopy(ZOO[name].model) for _ in range(2))
+    batches, wrap = DATA if name in MODELS else ZOO[name].batches, COMPILERS.get(name, lambda model: model)
+    torch.manual_seed(0)
+    expected = train(wrap(bare), batches)
+    torch.manual_seed(0)
+    with no_warning(), record(recorded) as trace:
+        wrapped = wrap(recorded)
+        outputs = train(wrapped, batches)
+    assert all(map(torch.equal, outputs, expected)) and trace.last_step == len(batches)
+    for (key, value), other in zip(bare.state_dict().items(), recorded.state_dict().values(), strict=True):
+        assert torch.equal(value, other) or "running" in key, key
+        torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-6)
+    momentum = MOMENTA.get(name, 0.1)
+    last = replay(trace, Cumulative() if momentum is None else EMA(momentum))[trace.last_step]
+    assert_equal_statistics(last, running_statistics(bare), tolerance=1e-6)
+    lengths = {key: len(layer) for key, layer in trace.layers.items()}
+    train(wrapped, batches[:2])
+    assert lengths == {key: len(layer) for key, layer in trace.layers.items()}, "recorded after the block"
+
+
+@contextmanager
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="record")
+        yield
+
+
+def get_steps(trace: MomentTrace) -> list[list[int]]:
+    return [layer.steps for layer in trace.layers.values()]
+
+
+def test_accumulated_gradients_are_of_one_step() -> None:
+    model = plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with record(model, step=4) as trace:
+        for number, x in enumerate(images(4, 4, 4, 4)):
+            model(x).sum().backward()
+            model.eval()(x), model.train()
+            if number % 2:
+                optimizer.step()
+    assert get_steps(trace) == [[5, 5, 6, 6]] * 2
+    assert repr(trace) == "MomentTrace(2 layers, steps 4 to 6)"
+
+
+def test_two_networks_with_an_optimizer_each() -> None:
+    """As of a GAN: each trace counts the updates of its own network."""
+    generator, critic = plain(), without_dropout(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)))
+    first, second = (torch.optim.Adam(model.parameters()) for model in (generator, critic))
+    with no_warning(), record(generator) as of_generator, record(critic) as of_critic:
+        for x in images(4, 4, 4):
+            for _ in range(2):
+                critic(generator(x).detach()).sum().backward()
+                second.step()
+            critic(generator(x)).sum().backward()
+            first.step()
+    assert get_steps(of_generator) == [[1, 1, 1, 2, 2, 2, 3, 3, 3]] * 2
+    # What the generator's update needs of the critic comes before the critic's next update.
+    assert get_steps(of_critic) == [[1, 2, 3, 3, 4, 5, 5, 6, 7]]
+
+
+def test_only_a_given_optimizer_counts() -> None:
+    model = plain()
+    given, other = (torch.optim.SGD(model.parameters(), lr=0.01) for _ in range(2))
+    with record(model, optimizer=given) as trace:
+        for x in images(4, 4):
+            for optimizer in (other, given):
+                model(x).sum().backward()
+                optimizer.step()
+    assert get_steps(trace) == [[1, 1, 2, 2]] * 2
+    with pytest.warns(UserWarning, match="no update by an optimizer was seen"), record(model, optimizer=given):
+        train(model, images(4, 4))
+
+
+def test_forwards_count_until_there_is_an_update() -> None:
+    model, (x, *_) = plain(), DATA
+    with record(model) as trace:
+        model(x), model(x)
+    assert get_steps(trace) == [[1, 2]] * 2
+    with record(model) as trace:
+        model(x), model(x), trace.step(), model(x), model(x), trace.step()
+    assert get_steps(trace) == [[1, 1, 2, 2]] * 2
+    with pytest.raises(ValueError, match=r"MomentTrace.step: nothing is recorded now; call it inside"):
+        trace.step()
+
+
+def test_parts_that_are_called_alone() -> None:
+    model = nn.ModuleDict({"encoder": residual(), "head": nn.Linear(4, 2)})
+    with no_warning(), record(model) as trace:
+        train(model["encoder"], DATA)
+    assert all(steps == [1, 2, 3, 4, 5] for steps in get_steps(trace))
+    with pytest.warns(UserWarning, match=r"no update by an optimizer was seen.*call trace\.step"), record(model):
+        model["encoder"](DATA[0]), model["encoder"](DATA[1])
+
+
+OTHERS = running_statistics(residual(width=6))
+MEASUREMENTS: dict[str, Callable[[nn.Module], Any]] = {
+    "population": lambda model: population_statistics(model, images(4, 4)),
+    "frozen": lambda model: record_frozen(model, images(4, 4)),
+    "using": lambda model: call_within(using(model, OTHERS), model),
+    "applied": lambda model: call_within(applied(model, TestBatch()), model),
+}
+
+
+def call_within(block: AbstractContextManager[Any], model: nn.Module) -> None:
+    with block:
+        model(images(4)[0])
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_measurements_are_not_recorded_and_disturb_nothing(name: str) -> None:
+    model, alone = residual(), residual()
+    with record(alone) as expected:
+        train(alone, DATA)
+    with no_warning(), record(model) as trace:
+        train(model, DATA[:2])
+        with unchanged(model):
+            MEASUREMENTS[name](model)
+        train(model, DATA[2:])
+    assert same_traces(trace, expected)
+
+
+WRITES: dict[str, Callable[[nn.Module], Any]] = {
+    "load_state_dict": lambda model: model.load_state_dict(plain().state_dict()),
+    "write_to": lambda model: running_statistics(plain()).write_to(model),
+    "reset_running_stats": lambda model: [model[place].reset_running_stats() for place in (1, 4)],
+    "update_bn": lambda model: update_bn(images(4), model),
+    "past its forward": lambda model: [type(x).forward(x, torch.randn(4, x.num_features, 2, 2)) for x in model[1:5:3]],
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_buffers_that_something_else_writes_are_warned_of(name: str) -> None:
+    model = plain()
+    told = "running buffers of '1', '4' are not the average"
+    with pytest.warns(UserWarning, match=told) as said, record(model):
+        train(model, DATA[:3])
+        WRITES[name](model)
+        train(model, DATA[3:])
+    assert len(said) == 1 and said[0].filename == __file__
+
+
+def test_code_that_was_compiled_before_is_recorded_or_warned_of() -> None:
+    model, (x, *_) = plain(), DATA
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    with warnings.catch_warnings(record=True) as said, record(model) as trace:
+        warnings.simplefilter("always")
+        compiled(x), compiled(x)
+    assert bool(said) != (get_steps(trace) == [[1, 2]] * 2)
+
+
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("make", [plain, lambda: torch.nn.Sequential(OwnForward(3), plain())])
+def test_a_copy_made_inside_works_and_is_not_recorded(make: Callable[[], nn.Module], make_copy: Any) -> None:
+    model, twin = without_dropout(make()), without_dropout(make())
+    with no_warning(), record(model) as trace, record(model):
+        train(model, images(4)), train(twin, images(4))
+        clone = make_copy(model)
+        outputs, expected = train(clone, images(6, 3)), train(twin, images(6, 3))
+        with record(clone) as of_clone:
+            train(clone, images(5))
+    assert all(map(torch.equal, outputs, expected)) and trace.last_step == of_clone.last_step == 1
+    assert all(layer.counts[0] % 4 == 0 and len(layer) == 1 for layer in trace.layers.values())
+    train(twin, images(5))
+    assert_equal_statistics(running_statistics(clone), running_statistics(twin))
+
+
+def test_a_model_that_is_moved_to_another_type_before_its_training() -> None:
+    """As trainers do, to a device."""
+    with no_warning(), record(model := plain()) as trace:
+        train(model.double(), [x.double() for x in DATA])
+    assert trace.layers["1"].moments.dtype == torch.float64
+    assert_equal_statistics(replay(trace, EMA(0.1))[5], running_statistics(model), tolerance=1e-12)
+
+
+def test_gradients_of_several_forwards_together() -> None:
+    """Moments that a backward pass still to come has saved are not written again."""
+    models = plain(), plain()
+    with record(models[0]):
+        for model in map(without_dropout, models):
+            sum(model(x).square().mean() for x in DATA).backward()  # type: ignore[union-attr]
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(*(m.parameters() for m in models), strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_forwards_without_gradients_are_recorded(mode: Callable[[], AbstractContextManager[Any]]) -> None:
+    model = without_dropout(plain())
+    with no_warning(), record(model) as trace:
+        with mode():
+            model(DATA[0])
+        train(model, DATA[1:2])
+    assert len(trace.layers["1"]) == 2
+    assert_equal_statistics(replay(trace, EMA(0.1))[trace.last_step], running_statistics(model), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_batches_that_are_not_finite(bad: float) -> None:
+    """They spoil the layer's own average, and one entry of the trace."""
+    model = without_dropout(plain())
+    with no_warning(), record(model) as trace, torch.no_grad():
+        for x in (DATA[0], DATA[1] * bad, DATA[2]):
+            model(x)
+    assert [bool(entry.isfinite().all()) for entry in trace.layers["4"].moments] == [True, False, True]
+    assert replay(trace, LastBatch())[3]["4"].var.isfinite().all() and not model[1].running_mean.isfinite().any()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
+@pytest.mark.parametrize("shape", [(4, 2, 3, 3), (1, 3, 1, 1), (4, 2)])
+def test_input_that_a_layer_refuses_or_passes_over_has_no_entry(shape: Any, kind: type[nn.BatchNorm2d]) -> None:
+    model, bare = nn.Sequential(kind(3)), nn.Sequential(kind(3))
+    with no_warning(), record(model) as trace:
+        for each in (model, bare):
+            for x in DATA[:2]:
+                with pytest.raises((ValueError, RuntimeError)):
+                    each(torch.zeros(shape))
+                each(x[:0]), each(x)
+    assert trace.layers["0"].counts == [6 * 64] * 2
+    for mine, other in zip(model.buffers(), bare.buffers(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_exception_leaves_the_model_its_own_forward(error: type[BaseException]) -> None:
+    for model in (plain(), make_patched(), nn.BatchNorm2d(3)):
+        with unchanged(model), pytest.raises(error), record(model):
+            raise error
+
+
+def test_what_is_refused_and_how() -> None:
+    given: Any
+    for given, options, error, message in (
+        ("model", {}, TypeError, r"record: expected a torch\.nn\.Module, found str"),
+        (nn.Linear(2, 2), {}, ValueError, "record: no BatchNorm layer with running statistics in Linear"),
+        (plain(), {"step": -1}, ValueError, "record: step=-1; pass the number of updates so far"),
+        (plain(), {"step": 1.5}, TypeError, r"record: step=1\.5; pass"),
+        (plain(), {"optimizer": 0.1}, TypeError, "record: optimizer is a float; pass a torch.optim.Optimizer, or None"),
+    ):
+        with pytest.raises(error, match=message), record(given, **options):
+            pass

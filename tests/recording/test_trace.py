@@ -1,0 +1,131 @@
+"""Traces in memory and in files, cut and joined, and what replays of them are refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab import MomentTrace, record, replay, running_statistics
+from bnlab.estimators import EMA, DebiasedEMA, LastBatch
+from bnlab.recording import trace as trace_module
+from bnlab.recording.trace import replay_bank
+from tests.helpers import assert_equal_statistics, images, plain, same_traces, train, without_dropout
+
+DATA = images(*[4] * 11)
+
+
+@pytest.fixture
+def recorded() -> MomentTrace:
+    model = without_dropout(plain())
+    with record(model) as trace:
+        train(model, DATA)
+    return trace
+
+
+def test_replays_at_each_step(recorded: MomentTrace) -> None:
+    model = without_dropout(plain())
+    replayed = replay(recorded, EMA(0.1))
+    for step in range(12):
+        train(model, DATA[step - 1 : step] if step else [])
+        assert_equal_statistics(replayed[step], running_statistics(model), tolerance=1e-6)
+    assert list(replayed) == list(range(12)) and math.isnan(replayed[3]["1"].count)
+    bank = [EMA(0.1), LastBatch(), DebiasedEMA(0.3)]
+    values = replay_bank(recorded, bank, [0, 3, 11])
+    assert values.shape == (3, 3, 2, 18) and values.dtype == torch.float64
+    for estimator, found in zip(bank, values, strict=True):
+        some = replay(recorded, estimator, steps=[7, 3])
+        torch.testing.assert_close(found[1], recorded.layout.flatten(some[3]))
+        assert list(some) == [7, 3]
+
+
+@pytest.mark.parametrize("limit", [0, 500, 10**9])
+def test_long_traces_spill_to_disk(limit: int, recorded: MomentTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_module, "_CHUNK", 3)
+    monkeypatch.setattr(trace_module, "SPILL_BYTES", limit)
+    files, make = [], torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda *args, **options: files.append(args) or make(*args, **options))
+    model = without_dropout(plain())
+    with record(model) as spilled:
+        train(model, DATA)
+        assert same_traces(spilled, recorded)
+    assert same_traces(spilled, recorded) and same_traces(copy.deepcopy(spilled), recorded)
+    assert len(files) == {0: 6, 500: 4, 10**9: 0}[limit]
+
+
+@pytest.mark.parametrize("kept", [0, 2, 3, 7, 11])
+def test_a_training_that_goes_back_to_a_checkpoint(
+    kept: int, recorded: MomentTrace, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(trace_module, "_CHUNK", 3)
+    model = without_dropout(plain())
+    with record(model) as trace:
+        train(model, DATA[:kept])
+        state = copy.deepcopy(model.state_dict())
+        train(model, DATA[kept:])
+        trace.truncate(kept)
+        assert trace.last_step == kept and len(trace.layers["1"].moments) == kept
+        model.load_state_dict(state)
+        train(model, DATA[kept:])
+    assert same_traces(trace, recorded) and not recwarn
+
+
+def test_a_run_in_parts(recorded: MomentTrace, tmp_path: Path) -> None:
+    model, parts = without_dropout(plain()), []
+    for begin, end in ((0, 5), (5, 6), (6, 6), (6, 11)):
+        with record(model, step=begin) as part:
+            train(model, DATA[begin:end])
+        part.save(tmp_path / f"{begin}.safetensors")
+        parts.append(MomentTrace.load(tmp_path / f"{begin}.safetensors"))
+        assert same_traces(parts[-1], part)
+    joined = MomentTrace.join(parts)
+    joined.save(tmp_path / "joined.safetensors")
+    assert same_traces(joined, recorded) and same_traces(MomentTrace.load(tmp_path / "joined.safetensors"), recorded)
+
+
+def test_parts_that_do_not_join(recorded: MomentTrace) -> None:
+    with record(plain(width=5), step=11) as other:
+        pass
+    for parts in ([recorded, recorded], [recorded, other]):
+        with pytest.raises(ValueError, match=r"does not continue MomentTrace\(2 layers, steps 0 to 11\)"):
+            MomentTrace.join(parts)
+    with record(plain(), step=11) as new:
+        pass
+    with pytest.raises(ValueError, match=r"MomentTrace\.join: buffers of '1' were written between"):
+        MomentTrace.join([recorded, new])
+    with pytest.raises(ValueError, match=r"MomentTrace\.join: no parts"):
+        MomentTrace.join([])
+
+
+def test_files_that_are_no_traces(recorded: MomentTrace, tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"t\.safetensors"):
+        MomentTrace.load(path)
+    running_statistics(plain()).save(path)
+    with pytest.raises(ValueError, match=r"t\.safetensors: expected format 'bnlab.MomentTrace/1', found 'bnlab.Stat"):
+        MomentTrace.load(path)
+    recorded.save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-3], json.dumps({}).encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t\.safetensors: damaged"):
+            MomentTrace.load(path)
+
+
+def test_replays_that_are_refused(recorded: MomentTrace) -> None:
+    for steps in ([12], [-1], [0, 99]):
+        with pytest.raises(ValueError, match=r"replay: step -?\d+ is not one of the trace \(0 to 11\)"):
+            replay(recorded, EMA(), steps)
+    for arguments, error, message in (
+        ((recorded, EMA(), []), ValueError, "replay: steps is empty"),
+        ((recorded, EMA(), 3), TypeError, "replay: steps is a int; pass a list"),
+        ((recorded, EMA(), [1.5]), TypeError, r"replay: step 1\.5 is not one"),
+        ((recorded, EMA), TypeError, r"is no estimator; pass an instance such as EMA\(momentum=0.1\)"),
+        (({}, EMA()), TypeError, "replay: trace is a dict; pass a MomentTrace"),
+    ):
+        with pytest.raises(error, match=message):
+            replay(*arguments)  # type: ignore[arg-type]
