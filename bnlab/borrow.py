@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -54,11 +53,7 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 @contextlib.contextmanager
 def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """The model is borrowed, its forwards take no gradients, and its layers' hooks run also where it is compiled."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(borrowed(model, training=training))
-        if "torch._dynamo" in sys.modules:  # nothing is compiled without, and importing it takes a second
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.no_grad())
+    with borrowed(model, training=training), torch.compiler.set_stance("force_eager"), torch.no_grad():
         yield
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -171,9 +170,8 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     odd = [name for name, layer in layers.items() if type(layer).forward not in TORCH_FORWARDS]
     if odd := [name for name in odd if not type(layers[name]).__module__.startswith("bnlab.")]:  # ours are as torch's
         raise ValueError(f"inference.applied: {join_names(odd)}: with a forward of their own, no rule holds for them")
-    with borrowed(model), contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # what is compiled already would not see the forwards
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    # Compiled code would not see the forwards.
+    with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             given = vars(layer).get("forward")
             stack.callback(*((delattr, layer, "forward") if given is None else (setattr, layer, "forward", given)))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from bnlab import (
     Moments,
-    MomentTrace,
     Statistics,
     decompose,
     inference,
@@ -23,7 +22,6 @@ from bnlab import (
     record_frozen,
     replay,
     running_statistics,
-    self_consistency,
     using,
 )
 from bnlab.estimators import EMA, Window
@@ -31,12 +29,8 @@ from tests.helpers import images, plain, residual, unchanged
 
 
 def _decompose(model: nn.Module, batches: Any, **more: Any) -> None:
-    traces = {Breaking: TRACE_OF_BREAKING, Remembering: TRACE_OF_REMEMBERING}
+    traces = {Breaking: TRACE_OF_BREAKING}
     decompose(model, traces.get(type(model), TRACE), lambda step: copy.deepcopy(model.state_dict()), batches, **more)
-
-
-def _consistency(model: nn.Module, batches: Any, **more: Any) -> None:
-    self_consistency(model, running_statistics(model), batches, **more)
 
 
 def _under_statistics(model: nn.Module, batches: Any) -> None:
@@ -55,7 +49,6 @@ MEASURING: dict[str, Callable[..., object]] = {
     "population_statistics": population_statistics,
     "layerwise": partial(population_statistics, strategy="layerwise"),
     "batch upstream": partial(population_statistics, upstream="batch"),
-    "self_consistency": _consistency,
     "record_frozen": record_frozen,
     "decompose": _decompose,
 }
@@ -77,7 +70,7 @@ class Breaking(nn.Module):
         self.calls.append(len(x))
         x = self.inner(x) + torch.randn(4)
         self.left = x
-        if len(self.calls) == self.at or len(x) == self.at:
+        if 0 < self.at <= len(self.calls) or len(x) == self.at:
             raise ArithmeticError("of the model's own")
         return x
 
@@ -109,22 +102,6 @@ def test_a_model_without_batch_norm(call: Callable[[Any, Any], object]) -> None:
         call(model, images(4))
 
 
-@pytest.mark.parametrize("call", [population_statistics, record_frozen, _under_statistics])
-def test_a_layer_that_keeps_a_mean_alone(call: Callable[[Any, Any], object]) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    model[1].running_var = None
-    with pytest.raises(ValueError, match="a BatchNorm2d of the model keeps a running mean and no running variance"):
-        call(model, images(4))
-
-
-@pytest.mark.parametrize("call", [population_statistics, record_frozen, _consistency])
-def test_a_flag_that_is_named_as_a_method(call: Callable[[Any, Any], object]) -> None:
-    model = plain()
-    model.eval = True  # type: ignore[assignment]
-    with unchanged(model):
-        call(model, images(4, 4))
-
-
 @measuring
 def test_no_batches(call: Callable[[Any, Any], object]) -> None:
     model = residual().train()
@@ -136,7 +113,7 @@ def test_no_batches(call: Callable[[Any, Any], object]) -> None:
 def test_data_that_is_not_finite(call: Callable[[Any, Any], object]) -> None:
     model, (good, bad) = residual().train(), images(4, 4)
     bad[1, 2, 0, 0] = torch.nan
-    with unchanged(model), pytest.raises(ValueError, match=r"layer '1' has NaN or infinite values; look at data"):
+    with unchanged(model), pytest.raises(ValueError, match=r"layer '1'.* NaN or infinite values; look at data"):
         call(model, [good, bad])
 
 
@@ -176,7 +153,7 @@ def test_a_forward_that_is_no_function(call: Callable[..., object]) -> None:
         call(model, images(4), forward=5)
 
 
-@pytest.mark.parametrize("call", [population_statistics, _consistency])
+@pytest.mark.parametrize("call", [population_statistics])
 @pytest.mark.parametrize("device", ["foo", "cuda:77", 3.5])
 def test_a_device_that_is_not_there(call: Callable[..., object], device: Any) -> None:
     model = residual().train()
@@ -223,14 +200,10 @@ TRACE = record_frozen(MODEL, images(4, 4))
         (lambda: population_statistics(MODEL, MODEL), TypeError, "batches is a Sequential; pass an iterable"),
         (lambda: Moments.of([1.0, 2.0]), TypeError, "Moments.of: found a list"),
         (lambda: Moments.empty(1).merge(3), TypeError, "merge: found a int; pass Moments"),
-        (lambda: MomentTrace.join([1]), TypeError, "MomentTrace.join: found a int; pass traces"),
         (lambda: Statistics({"a": 3}, {"a": 1e-5}), TypeError, "layer 'a' has a int; pass Moments"),
         (lambda: decompose(MODEL, TRACE, {}, images(4)), TypeError, "weights is a dict; pass a function of the step"),
-        (lambda: self_consistency(MODEL, {}, images(4)), TypeError, "self_consistency: statistics is a dict"),
         (lambda: record(MODEL, step="a").__enter__(), TypeError, "record: step='a'; pass the number of updates so far"),
         (lambda: record(MODEL, step=-1).__enter__(), ValueError, "record: step=-1; pass the number of updates so far"),
-        (lambda: TRACE.truncate(-5), ValueError, "truncate: step=-5; pass one from 0 on"),
-        (lambda: TRACE.truncate(1.5), TypeError, "truncate: step=1.5; pass one from 0 on"),
         (lambda: replay(TRACE, EMA(), 5), TypeError, "replay: steps is a int; pass a list of steps"),
         (lambda: replay(TRACE, EMA(), [1.5]), TypeError, "replay: step 1.5 is not one of the trace"),
         (lambda: EMA("a"), TypeError, "momentum='a': it is the weight of the new batch"),
@@ -272,31 +245,3 @@ def test_inputs_at_inference(rule: inference.Rule, x: Tensor, message: str) -> N
     model = nn.Sequential(nn.BatchNorm2d(3)).train()
     with unchanged(model), pytest.raises(ValueError, match=message), inference.applied(model, rule):
         model(x)
-
-
-class Remembering(nn.Module):
-    """Keeps what it sees in containers inside of containers, as its hook does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = residual()
-        self.seen: dict[str, Any] = {"by size": {4: []}, "all": ([], {})}
-        kept: list[list[Tensor]] = [[]]
-        self.inner[0].register_forward_hook(lambda module, args, output: kept[0].append(output))
-        self.kept = lambda: kept
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen["by size"][len(x)].append(x)
-        self.seen["all"][0].append(x)
-        return self.inner(x) * len(self.seen["all"][0])
-
-
-TRACE_OF_REMEMBERING = record_frozen(Remembering(), images(4, 4))
-
-
-@measuring
-def test_what_a_model_remembers(call: Callable[[Any, Any], object]) -> None:
-    model = Remembering().train()
-    with unchanged(model):
-        call(model, images(4, 4, 4))
-    assert model.seen == {"by size": {4: []}, "all": ([], {})} and model.kept() == [[]]

@@ -75,7 +75,8 @@ def gains(gain: Callable[[Any, int], float], warm: bool = True) -> Twin:
 
 
 def kalman(estimator: Any, data: list[Tensor], updates: int) -> list[Any]:
-    fits = dict(estimator.fits(len(data)))
+    # A fit takes 8 batches; of fewer there is no drift.
+    fits = {t: part for t, part in estimator.fits(len(data)) if len(data[part]) >= 8}
     return references.running_kalman(data, LAYERS, estimator.per == "layer", EPS, fits)
 
 
@@ -149,7 +150,8 @@ def test_every_prefix_against_the_twin(
         torch.testing.assert_close(found[1:], expected, rtol=1e-11, atol=atol)
     if not isinstance(estimator, Oracle):  # the past does not depend on the future
         half = stream_of(data[: count // 2], updates)
-        torch.testing.assert_close(fold([estimator], half, [count // 2])[0, 0], found[count // 2], rtol=1e-12, atol=0)
+        again = fold([estimator], half, [count // 2])[0, 0]
+        torch.testing.assert_close(again, found[count // 2], rtol=1e-12, atol=1e-14)
 
 
 def stepwise(estimator: Estimator, stream: Stream) -> Tensor:

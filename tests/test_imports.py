@@ -14,40 +14,14 @@ import bnlab
 
 PACKAGE = Path(bnlab.__file__).parent
 # Imports go to a lower number only.
-LEVEL = {
-    "arguments": -2,
-    "batches": -2,
-    "containers": -3,
-    "randomness": -2,
-    "files": -2,
-    "flags": -2,
-    "interrupts": -2,
-    "layers": -2,
-    "loans": -2,
-    "borrowing": -1,
-    "own_modes": -1,
-    "module_state": -1,
-    "in_mode": 0,
-    "layer_trace": 0,
-    "moments": 0,
-    "theory": 0,
-    "storage": 0,
-    "memory": 0,
-    "statistics": 1,
-    "estimators": 1,
-    "layer_calls": 2,
-    "fresh": 2,
-    "normalizations": 1,
-    "trace": 2,
-    "inference": 2,
-    "nn": 2,
-    "gaps": 2,
-    "recording": 3,
-    "exact": 3,
-    "decomposition": 4,
-    "cli": 5,
-    "__init__": 6,
-}
+FLOORS = (
+    "arguments batches borrow files layers moments theory",
+    "memory storage estimators",
+    "statistics nn",
+    "gaps inference recording exact",
+    "decomposition cli",
+)  # ground floor first
+LEVEL = {name: number for number, floor in enumerate(FLOORS) for name in floor.split()} | {"__init__": len(FLOORS)}
 # Inside of a folder a module imports those before it only.
 ARTIFACTS = (
     "vision",
@@ -70,32 +44,10 @@ ARTIFACTS = (
     "producing",
     "__init__",
 )
-NN = ("collector", "upkeep", "self_tuned", "readers", "__init__")
-RECORDING = ("look", "watch", "membership", "steps", "recorder", "self_tuned", "block", "frozen", "__init__")
+NN = ("averages", "self_tuned", "readers", "__init__")
+RECORDING = ("trace", "block", "frozen", "__init__")
 FRAMES = ("selection", "coverage", "panels", "networks", "comparisons", "averages", "scores", "__init__")
-EXACT = (
-    "ranks",
-    "modes",
-    "budget",
-    "standard_errors",
-    "inputs",
-    "layouts",
-    "locks",
-    "watch",
-    "inspection",
-    "turns",
-    "passage",
-    "checking",
-    "admission",
-    "breadth",
-    "fixed_point",
-    "job",
-    "layerwise",
-    "batch_upstream",
-    "population",
-    "consistency",
-    "__init__",
-)
+EXACT = ("ranks", "breadth", "measurement", "standard_errors", "population", "__init__")
 
 
 def imports(path: Path) -> set[str]:
@@ -198,6 +150,14 @@ def test_questions_see_reporting_and_theory(path: Path) -> None:
         assert known or name == "bnlab" or name.partition(".")[0] in sys.stdlib_module_names, name
 
 
+def test_the_library_uses_one_private_name_of_torch() -> None:
+    """`_BatchNorm`, which all of torch's batch norms are."""
+    private = re.compile(r"torch\.(_\w+|[a-z_.]+\._\w+)|from torch[a-z_.]*\._|from torch[a-z_.]* import .*\b_[A-Za-z]")
+    lines = [line for path in PACKAGE.rglob("*.py") for line in path.read_text().splitlines() if private.search(line)]
+    used = [line for line in lines if not line.lstrip().startswith(("#", '"'))]
+    assert len(used) == 1 and "import _BatchNorm" in used[0], used
+
+
 def loaded_by(*modules: str) -> set[str]:
     """The packages that a process has loaded after it has imported these modules."""
     code = f"import sys, {', '.join(modules)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
@@ -206,7 +166,7 @@ def loaded_by(*modules: str) -> set[str]:
 
 def test_importing_the_library_imports_little() -> None:
     assert not {"torch", "pandas", "matplotlib"} & loaded_by("bnlab")
-    found = loaded_by("bnlab.exact", "bnlab.trace", "bnlab.cli")
+    found = loaded_by("bnlab.exact", "bnlab.recording", "bnlab.cli")
     assert "torch" in found
     assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & found
 

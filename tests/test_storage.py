@@ -32,29 +32,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
 
 
-def test_every_damage_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    save_tensors(path, {"a": TENSORS["a"], "b": TENSORS["bytes"]}, "kind/1", {"step": "3"})
-    whole = path.read_bytes()
-    for place in range(len(whole)):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << (place * 5 % 8)
-        path.write_bytes(flipped)
-        try:
-            tensors, metadata = load_tensors(path, "kind/1")
-        except ValueError as error:
-            assert str(path) in str(error)
-        else:  # a space in the header's padding
-            assert metadata["step"] == "3" and torch.equal(tensors["a"], TENSORS["a"])
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="damaged"):
-            load_tensors(path, "kind/1")
-
-
 def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match=r"x\.safetensors"):
         load_tensors(path, "kind/1")
     path.mkdir()
     with pytest.raises(ValueError, match=r"x.safetensors: is a folder, expected a file"):
@@ -66,22 +46,6 @@ def test_foreign_files(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(ValueError, match="found 'none'"):
         load_tensors(path, "kind/1")
-
-
-def test_a_copy_of_another_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    save_tensors(path, TENSORS, "kind/1", {"name": "a"}, {"run": "a1", "step": "3"})
-    for about in ({}, {"run": "a1"}, {"step": "3", "later": "does not say"}):
-        assert load_tensors(path, "kind/1", about=about)[1] == {
-            "name": "a",
-            "run": "a1",
-            "step": "3",
-            "format": "kind/1",
-        }
-    with pytest.raises(ValueError, match=r"x.safetensors: is of step 3, expected 4"):
-        load_tensors(path, "kind/1", about={"run": "a1", "step": "4"})
-    with pytest.raises(ValueError, match=r"about: the file has format, name by itself; choose other keys"):
-        save_tensors(path, TENSORS, "kind/1", {"name": "a"}, {"name": "b", "format": "c", "run": "d"})
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

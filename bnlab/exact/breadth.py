@@ -82,7 +82,7 @@ class Walk:
                 for name, moments in self._given.items():
                     write_buffers(self._layers[name], moments)
                 self._ranks.together(self._begin)
-                while finished := self._choose():
+                while (finished := self._choose()) is not None:
                     self._finish(finished, self._ranks.together(partial(self._pool, finished)))
                     write_buffers(self._layers[finished], self.statistics[finished])
                     progress()

@@ -106,7 +106,12 @@ def profile_forward(task: Task) -> Profile:
 
 def _profile(task: Task, batch: Any) -> Profile:
     live, calls = LiveBytes([*task.model.parameters(), *task.model.buffers()]), list[tuple[str, int]]()
-    with live, watched(task.layers, lambda name, _: calls.append((name, live.now()))):
+
+    def note(name: str, x: Tensor) -> None:
+        check_input(name, task.layers[name], x, CALLER)
+        calls.append((name, live.now()))
+
+    with live, watched(task.layers, note):
         task.evaluate(batch)
     return Profile.of(calls, live.peak, max(1, count_bytes(batch)))
 

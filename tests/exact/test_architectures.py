@@ -1,0 +1,92 @@
+"""Exact statistics of architectures as they come, against the layerwise twin and the full batch in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bnlab import Statistics, population_statistics
+from bnlab.harness.artifacts.vision import torchvision
+from tests import references
+from tests.helpers import images, unchanged
+
+slow = pytest.mark.slow
+# float32 against float64: every operation rounds by 2⁻²⁴, which up to 60 layers that divide by their σ amplify.
+FLOAT32 = 1e-4
+TWIN = 1e-9  # two orders of summing in float64
+NAMES = [
+    "resnet18",
+    "mobilenet_v3_small",
+    pytest.param("shufflenet_v2_x0_5", marks=slow),
+    pytest.param("densenet121", marks=slow),
+    pytest.param("efficientnet_b0", marks=slow),
+    pytest.param("googlenet", marks=slow),
+]
+
+
+def make_lively(model: nn.Module) -> nn.Module:
+    """`model` with batch norms away from their start, but so little that the deepest stays finite."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.7, 1.3),  # a weight that begins at 0 would take its block out
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.1, 0.1),
+                (module.running_var, 0.8, 1.2),
+            ):
+                tensor.data.uniform_(low, high, generator=generator)  # type: ignore[union-attr]
+    return model
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    make: Callable[..., nn.Module] = getattr(torchvision().models, name)
+    return make_lively(make(num_classes=10, **options))
+
+
+def find_difference(a: Statistics, b: Any) -> float:
+    """The largest of the means in σ and of the variances relative, with σ² = var + eps, by which a layer divides."""
+    assert list(a) == list(b)
+    worst = 0.0
+    for name, eps in a.eps.items():
+        scale = b[name].var + eps
+        mean, var = (a[name].mean - b[name].mean).abs() / scale.sqrt(), (a[name].var - b[name].var).abs() / scale
+        worst = max(worst, float(mean.max()), float(var.max()))
+    return worst
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_breadth_first_equals_its_twins(name: str) -> None:
+    model, batches = build(name), images(6, 6, 4, side=64)
+    with unchanged(model):
+        found = population_statistics(model, batches)
+    assert found.check is not None and found.check.held and not found.unseen
+    wide, small = copy.deepcopy(model).double(), [batch.double() for batch in batches]
+    twin = population_statistics(wide, small, strategy="layerwise")
+    assert find_difference(population_statistics(wide, small), twin) <= TWIN
+    assert find_difference(found, twin) <= FLOAT32
+    assert find_difference(twin, references.full_batch_population(wide, torch.cat(small))) <= TWIN
+
+
+def test_a_third_of_the_memory_gives_the_same() -> None:
+    model, batches = build("resnet18").double(), [x.double() for x in images(6, 6, 6, 6, 4, side=32)]
+    whole = population_statistics(model, batches)
+    assert whole.cost is not None
+    found = population_statistics(model, batches, memory=whole.cost.peak_bytes // 2)
+    assert find_difference(found, whole) <= TWIN
+    assert found.cost is not None and whole.cost.forwards < found.cost.forwards <= len(batches) * (len(found) + 1)
+
+
+def test_timm_overrides_the_forward_of_its_norms() -> None:
+    timm = pytest.importorskip("timm")
+    model, batches = make_lively(timm.create_model("regnety_002", num_classes=10)), images(4, 4, side=64)
+    found = population_statistics(model, batches)
+    wide, small = copy.deepcopy(model).double(), [batch.double() for batch in batches]
+    assert find_difference(found, population_statistics(wide, small, strategy="layerwise")) <= FLOAT32

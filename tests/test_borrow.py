@@ -1,0 +1,74 @@
+"""Lending a model: it comes back as it was, also after an exception."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bnlab.borrow import borrowed, count_loans, measured
+from tests.helpers import images, residual, unchanged
+
+
+def disturb(model: Any) -> None:
+    """What forwards of real models do to themselves."""
+    model.train()
+    model(images(4)[0])
+    torch.rand(3), np.random.rand(3), random.random()
+    model[1].running_mean = torch.full((6,), 7.0)
+    model[1].weight = nn.Parameter(torch.zeros(6))
+    model[1].num_batches_tracked.add_(5)
+    model[3].eval()
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_comes_back_as_it_was(error: type[BaseException] | None, training: bool) -> None:
+    model = residual().train()
+    model[3].eval()
+    kept = dict(model.named_parameters()), dict(model.named_buffers()), random.getstate()
+    with unchanged(model):
+        try:
+            with borrowed(model, training=training):
+                assert all(module.training == training for module in model.modules()) and count_loans() == 1
+                disturb(model)
+                if error:
+                    raise error
+        except (RuntimeError, KeyboardInterrupt):
+            assert error
+    now = dict(model.named_parameters()), dict(model.named_buffers()), random.getstate()
+    assert count_loans() == 0 and kept[2] == now[2]
+    for before, after in zip(kept[:2], now[:2], strict=True):
+        assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+
+
+def test_a_backward_pass_that_is_still_to_come_works() -> None:
+    model = residual().train()
+    loss = model(images(4)[0]).sum()
+    with borrowed(model):
+        disturb(model)
+    loss.backward()
+
+
+def test_loans_may_lie_inside_of_one_another() -> None:
+    model = residual()
+    with borrowed(model), borrowed(model, training=True):
+        assert count_loans() == 2 and model.training
+    assert count_loans() == 0 and model.training
+
+
+def test_what_is_compiled_shows_its_layers_to_a_measurement() -> None:
+    model, calls = residual().eval(), []
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(images(4)[0])
+    hook = model[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    with measured(model):
+        compiled(images(4)[0])
+        assert not torch.is_grad_enabled()
+    hook.remove()
+    assert calls == [1]

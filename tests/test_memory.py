@@ -1,0 +1,63 @@
+"""How much memory there is, and which batches may wait in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bnlab.memory import Budget, LiveBytes, Profile, keep_freed_memory, memory_limit
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [(5, 5), ("7", 7), ("2 kB", 2_000), ("1.5KiB", 1_536), ("4GiB", 4 << 30), (" 0.5 mib ", 1 << 19)],
+)
+def test_limits(memory: int | str, expected: int) -> None:
+    assert memory_limit(memory, CPU) == expected
+
+
+@pytest.mark.parametrize("memory", ["", "some", "4 GiBs", "-1", "1e3", "nan", "9" * 400, 0, -1, 1.5, True, "0.1B", []])
+def test_limits_that_are_refused(memory: Any) -> None:
+    with pytest.raises(ValueError, match="memory=.*; (pass bytes or a text|must be above 0)"):
+        memory_limit(memory, CPU)
+
+
+def test_the_default_is_a_share_of_what_is_free() -> None:
+    assert 1 << 20 < memory_limit(None, CPU) < 1 << 50
+    keep_freed_memory()
+
+
+def test_live_bytes_counts_what_is_alive_once() -> None:
+    weight = torch.ones(1000)
+    with LiveBytes([weight]) as live:
+        x = weight * 2
+        view = x.view(10, 100)[3:]
+        assert live.now() == 4000
+        y = x.exp()
+        assert live.now() == live.peak == 8000
+        del x
+        assert live.now() == 8000  # the view holds it
+        del view, y
+        assert live.now() == 0 and live.peak == 8000
+        weight.view(10, 100)
+        assert live.now() == 0
+
+
+def test_a_profile_has_the_most_that_is_held_from_a_layer_on() -> None:
+    profile = Profile.of([("a", 30), ("b", 10), ("c", 20), ("b", 5)], peak=40, size=10)
+    assert profile == ({"a": 3.0, "b": 2.0, "c": 2.0}, 4.0)
+
+
+def test_a_budget_admits_as_many_batches_as_fit_beside_one_that_runs() -> None:
+    budget = Budget([10, 10, 20], Profile({"a": 3.0, "b": 1.0}, 4.0), limit=160)  # one that runs: 4·20
+    assert budget.batches == 3 and budget.peak == 80
+    assert budget.admit(0, "a") and budget.admit(1, "a") and not budget.admit(2, "a")  # 30 + 30 + 60 > 80
+    budget.release(0)
+    assert budget.admit(2, "b") and budget.peak == 140  # 80 + 30 + 30 before, 80 + 30 + 20 now
+    assert not Budget([10], None, limit=1).admit(0, "a")
+    with pytest.raises(ValueError, match="one batch's forward needs 80 bytes, memory= allows 79; pass smaller batches"):
+        Budget([20], Profile({}, 4.0), limit=79)
