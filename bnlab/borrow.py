@@ -37,7 +37,7 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     _depth += 1
     try:
-        with _random_state_kept(model):
+        with keep_random_state(model):
             yield
     finally:
         _depth -= 1
@@ -58,7 +58,8 @@ def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_state_kept(model: nn.Module) -> Iterator[None]:
+def keep_random_state(model: nn.Module) -> Iterator[None]:
+    """What is drawn in the block from the generators of torch, numpy and Python is as if it had not been drawn."""
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     own, numpys = random.getstate(), np.random.get_state()
     try:

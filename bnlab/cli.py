@@ -62,7 +62,8 @@ def _measure_gap(model_name: str, batches_name: str, max_images: int | None) -> 
 
 def _describe(error: Exception) -> str:
     """Our own message as it is; of what the caller's code raised also the type, what we know of it, and the line."""
-    frames = traceback.extract_tb(error.__traceback__)
+    # LiveBytes stands between the caller's code and torch.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != "__torch_function__"]
     last = max(i for i, frame in enumerate(frames) if Path(__file__).parent in Path(frame.filename).parents)
     foreign = frames[last + 1 :]
     if not foreign:

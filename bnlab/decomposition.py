@@ -24,7 +24,7 @@ from bnlab.layers import batch_norm_layers, join_names
 from bnlab.moments import Moments
 from bnlab.recording.frozen import record_frozen
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
-from bnlab.statistics import Statistics
+from bnlab.statistics import Layout, Statistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,8 +90,6 @@ def decompose(
         RuntimeWarning: those last steps hold less than 99% of the EMA's weight in layers that are not called in each.
             Or `weights` gives the model's own tensors.
     """
-    import pandas as pd
-
     check_count(every, f"decompose: every={every!r}; pass a number of steps, 1 or more")
     check_forward(forward, "decompose")
     _check_trace(model, trace)
@@ -131,9 +129,16 @@ def decompose(
     nothing = {name: Moments.empty(n) for name, n in zip(layout.names, layout.channels, strict=True)}
     p = layout.flatten(Statistics({**nothing, **exact}, dict(zip(layout.names, layout.eps, strict=True))))
     terms = torch.stack((e - d, d - lagged, lagged - m, m - clean, clean - q, q - p))
+    return _make_table(exact, layout, e - p, terms)
+
+
+def _make_table(exact: Statistics, layout: Layout, gap: Tensor, terms: Tensor) -> pd.DataFrame:
+    """A row for each layer, channel and statistic, without layers that no data reached."""
+    import pandas as pd
+
     frames = []
     for row, statistic in enumerate(("mean", "var")):
-        frame = layout.channel_frame().drop(columns="channels").assign(statistic=statistic, gap=(e - p)[row].numpy())
+        frame = layout.channel_frame().drop(columns="channels").assign(statistic=statistic, gap=gap[row].numpy())
         frames.append(frame.assign(**dict(zip(TERMS, terms[:, row].numpy(), strict=True))))
     table = pd.concat(frames, ignore_index=True)
     table = table[table["layer"].isin(list(exact))].reset_index(drop=True)

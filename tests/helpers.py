@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bnlab import Moments, MomentTrace, Statistics
 
@@ -64,38 +63,6 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-class OwnNorm(nn.Module):
-    """A batch norm that somebody has written, as d2l or inplace_abn have theirs."""
-
-    def __init__(self, channels: int, how: str = "by hand") -> None:
-        super().__init__()
-        self.how, self.momentum = how, 0.1
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.register_buffer("running_mean", torch.full((channels,), 0.3))
-        self.register_buffer("running_var", torch.full((channels,), 2.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.how == "functional":
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, training=self.training)
-        mean, var = self.running_mean, self.running_var
-        if self.training:
-            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
-            self.running_mean = 0.9 * self.running_mean + 0.1 * mean.detach()
-        return (x - mean.view(1, -1, 1, 1)) / (var.view(1, -1, 1, 1) + 1e-5).sqrt() * self.weight.view(1, -1, 1, 1)
-
-
-class FrozenNorm(nn.Module):
-    """As detection models have it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("running_mean", torch.full((channels,), 0.3))
-        self.register_buffer("running_var", torch.full((channels,), 2.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var)
-
-
 def plain(channels: int = 3, width: int = 6) -> nn.Module:
     """Two convolutions with batch norm and a classifier; takes any image size."""
     return randomized(
@@ -141,17 +108,6 @@ def residual(width: int = 6) -> nn.Module:
             nn.Linear(3 * width, 4),
         )
     )
-
-
-class Interrupted(nn.BatchNorm1d):
-    """Ctrl-C while the layer computes, where it is armed."""
-
-    armed = False
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.armed:
-            raise KeyboardInterrupt
-        return super().forward(input)
 
 
 def images(*sizes: int, channels: int = 3, side: int = 8, seed: int = 1) -> list[Tensor]:

@@ -59,8 +59,7 @@ def test_on_straight_lines_between_some_of_the_weights() -> None:
 
     whole, part = (decompose(model, trace, weights, batches, momentum=0.3, every=every) for every in (1, 5))
     assert asked == [*range(29, 16, -1), 29, 24, 19, 17]
-    for table in (whole, part):
-        assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    assert all((table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12 for table in (whole, part))
     means = [t[(t["layer"] == "1") & (t["statistic"] == "mean")]["lag"].to_numpy() for t in (whole, part)]
     assert means[0] == pytest.approx(means[1], abs=1e-6) and abs(means[0]).max() > 1e-3
 

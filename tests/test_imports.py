@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,145 +14,99 @@ import pytest
 import bnlab
 
 PACKAGE = Path(bnlab.__file__).parent
-# Imports go to a lower number only.
+HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "questions"
+LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
+# Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
     "arguments batches borrow files layers moments theory",
     "memory storage estimators",
     "statistics nn",
     "gaps inference recording exact",
     "decomposition cli",
-)  # ground floor first
-LEVEL = {name: number for number, floor in enumerate(FLOORS) for name in floor.split()} | {"__init__": len(FLOORS)}
-# Inside of a folder a module imports those before it only.
-ARTIFACTS = (
-    "vision",
-    "glyphs",
-    "published",
-    "image_folder",
-    "data",
-    "shifts",
-    "norms",
-    "models",
-    "training",
-    "settings",
-    "folders",
-    "runs",
-    "freezing",
-    "averaging",
-    "states",
-    "announcing",
-    "reproducing",
-    "producing",
-    "__init__",
 )
-NN = ("averages", "self_tuned", "readers", "__init__")
-RECORDING = ("trace", "block", "frozen", "__init__")
-FRAMES = ("selection", "coverage", "panels", "networks", "comparisons", "averages", "scores", "__init__")
-EXACT = ("ranks", "breadth", "measurement", "standard_errors", "population", "__init__")
+# Of bnlab/harness/: data flows from one to the next.
+STAGES = (
+    "errors schema schedule",  # what all of them share: no torch
+    "artifacts",
+    "measurements",  # what needs a network
+    "reporting",  # what needs tables only: no torch
+    *("config", "jobs", "planning"),
+)
+# Inside of a folder a module imports those before it only.
+FOLDERS = {
+    "nn": "averages self_tuned readers",
+    "recording": "trace block frozen",
+    "exact": "ranks task breadth measurement standard_errors population",
+    "harness.artifacts": "vision glyphs published image_folder data shifts norms models training settings folders runs "
+    "freezing averaging states announcing reproducing producing",
+    "harness.reporting.frames": "selection coverage panels networks comparisons averages scores",
+}
+# What reports are made of: no torch, no Hydra, nothing that trains or measures.
+REPORTING = {
+    *("pandas", "numpy", "scipy", "matplotlib", "pyarrow", "filelock", "jinja2", "markupsafe", "bnlab.files"),
+    *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "reporting")),
+}
+SHARED = {f"experiments.{name}" for name in ("catalogue", "margins", "schedules", "by_norm")}  # by several questions
+PACKAGED = {
+    "PIL": "pillow",
+    "hydra": "hydra-core",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}  # where the names differ
+OURS = {"bnlab", "experiments", "benchmarks", "tests"}
 
 
-def imports(path: Path) -> set[str]:
+def number(floors: Iterable[str]) -> dict[str, int]:
+    return {name: height for height, names in enumerate(floors) for name in names.split()}
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names of all that a module imports, wherever it does so."""
-    found = set()
+    found = set[str]()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return found
+    return frozenset(found)
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted([*PACKAGE.glob("*.py"), *(path for name in LEVEL for path in PACKAGE.glob(f"{name}/*.py"))]),
-    ids=lambda path: "/".join(path.parts[-2:]),
-)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: "/".join(path.parts[-2:]))
 def test_imports_go_downwards(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert own in LEVEL, f"give {own} a number here and in the design"
+    in_library = path in LIBRARY
+    root, prefix, floors = (PACKAGE, "bnlab.", FLOORS) if in_library else (HARNESS, "bnlab.harness.", STAGES)
+    floor, own = number(floors), path.relative_to(root).parts[0].removesuffix(".py")
+    assert own in floor or own == "__init__", f"give {own} a floor here and in the design"
     for name in imports(path):
-        package, _, rest = name.partition(".")
-        assert package not in {"hydra", "omegaconf", "experiments", "matplotlib", "torchvision"}, name
-        if package == "bnlab" and rest:
-            module = rest.split(".")[0]
-            assert module != "harness", "the library does not know the harness"
-            assert own == module or LEVEL[own] > LEVEL.get(module, -1), f"{own} imports {module}"
+        assert name.partition(".")[0] not in {"hydra", "omegaconf", "experiments"}, "only the commands see Hydra"
+        if in_library:
+            assert name.partition(".")[0] not in {"matplotlib", "torchvision"}, name
+            assert not name.startswith("bnlab.harness"), "the library does not know the harness"
+        if name.startswith(prefix):
+            used = name.removeprefix(prefix).split(".")[0]
+            assert own in (used, "__init__") or floor[own] > floor.get(used, -1), f"{own} imports {used}"
 
 
-FOLDERS = {
-    "nn": NN,
-    "recording": RECORDING,
-    "exact": EXACT,
-    "harness.artifacts": ARTIFACTS,
-    "harness.reporting.frames": FRAMES,
-}
-
-
-@pytest.mark.parametrize(("folder", "name"), [(folder, name) for folder, names in FOLDERS.items() for name in names])
-def test_the_order_inside_of_a_folder(folder: str, name: str) -> None:
-    place, order = PACKAGE.joinpath(*folder.split(".")), FOLDERS[folder]
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_order_inside_of_a_folder(folder: str) -> None:
+    place, order = PACKAGE.joinpath(*folder.split(".")), [*FOLDERS[folder].split(), "__init__"]
     assert {path.stem for path in place.glob("*.py")} == set(order)
-    used = {module for module in order if f"bnlab.{folder}.{module}" in imports(place / f"{name}.py")}
-    assert used <= set(order[: order.index(name)])
+    for height, name in enumerate(order):
+        used = {module for module in order if f"bnlab.{folder}.{module}" in imports(place / f"{name}.py")}
+        assert used <= set(order[:height]), f"{name} imports {used}"
 
 
-# Of bnlab/harness/: data flows from one to the next, so that each imports those before it only.
-HARNESS = (
-    ("errors", "schema", "schedule"),  # what all of them share: no torch
-    ("artifacts",),  # data and networks, with the settings that name them
-    ("measurements",),  # what needs a network
-    ("reporting",),  # what needs tables only: no torch
-    ("config",),  # checks of what artifacts and measurements are told to make
-    ("jobs",),
-    ("planning",),
-)
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "harness").rglob("*.py")), ids=lambda p: "/".join(p.parts[-2:]))
-def test_data_flows_one_way_through_the_harness(path: Path) -> None:
-    place = {name: number for number, names in enumerate(HARNESS) for name in names}
-    own = path.relative_to(PACKAGE / "harness").parts[0].removesuffix(".py")
-    if own == "__init__":
-        return
-    assert own in place, f"say where {own} stands"
-    for name in imports(path):
-        used = (*name.split("."), "")[2] if name.startswith("bnlab.harness.") else own
-        assert used == own or place.get(used, -1) < place[own], f"{own} imports {used}"
-
-
-def test_hydra_is_seen_by_the_commands_only() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        assert not {"hydra", "omegaconf"} & {name.partition(".")[0] for name in imports(path)}, path
-
-
-# What reports are made of: no torch, no Hydra, nothing that trains or measures.
-REPORTING = {
-    *("pandas", "numpy", "scipy", "matplotlib", "pyarrow", "filelock", "jinja2", "markupsafe"),
-    *("bnlab.files", "bnlab.harness.errors", "bnlab.harness.schema", "bnlab.harness.schedule"),
-    "bnlab.harness.reporting",
-}
-SHARED = tuple(
-    f"experiments.{name}" for name in ("catalogue", "margins", "schedules", "by_norm")
-)  # by several questions
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "harness" / "reporting").rglob("*.py")), ids=lambda path: path.stem)
-def test_reporting_sees_tables_only(path: Path) -> None:
-    for name in imports(path):
-        known = any(f"{name}.".startswith(f"{package}.") for package in REPORTING)
-        assert known or name.partition(".")[0] in sys.stdlib_module_names, name
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "experiments/questions").glob("*.py")), ids=lambda p: p.stem)
-def test_questions_see_reporting_and_theory(path: Path) -> None:
-    for name in imports(path):
-        known = any(f"{name}.".startswith(f"{package}.") for package in (*REPORTING, "bnlab.theory", *SHARED))
-        assert known or name == "bnlab" or name.partition(".")[0] in sys.stdlib_module_names, name
+def test_reports_and_questions_see_tables_and_theory_only() -> None:
+    for folder, allowed in ((HARNESS / "reporting", REPORTING), (QUESTIONS, {*REPORTING, *SHARED, "bnlab.theory"})):
+        for path in folder.rglob("*.py"):
+            for name in imports(path) - ({"bnlab"} if folder == QUESTIONS else set()):
+                known = any(f"{name}.".startswith(f"{package}.") for package in allowed)
+                assert known or name.partition(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
 
 
 def test_the_library_uses_one_private_name_of_torch() -> None:
-    """`_BatchNorm`, which all of torch's batch norms are."""
     private = re.compile(r"torch\.(_\w+|[a-z_.]+\._\w+)|from torch[a-z_.]*\._|from torch[a-z_.]* import .*\b_[A-Za-z]")
     lines = [line for path in PACKAGE.rglob("*.py") for line in path.read_text().splitlines() if private.search(line)]
     used = [line for line in lines if not line.lstrip().startswith(("#", '"'))]
@@ -164,35 +119,22 @@ def loaded_by(*modules: str) -> set[str]:
     return {*subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()}
 
 
-def test_importing_the_library_imports_little() -> None:
+def test_nobody_waits_for_what_is_not_used() -> None:
     assert not {"torch", "pandas", "matplotlib"} & loaded_by("bnlab")
-    found = loaded_by("bnlab.exact", "bnlab.recording", "bnlab.cli")
+    found = loaded_by("bnlab.exact.population", "bnlab.recording.block", "bnlab.cli")
     assert "torch" in found
     assert not {"pandas", "hydra", "omegaconf", "matplotlib", "torchvision", "pyarrow", "sklearn"} & found
-
-
-def test_reports_and_questions_do_not_wait_for_torch() -> None:
-    folders = {"bnlab.harness.reporting": PACKAGE / "harness" / "reporting"}
-    folders["experiments.questions"] = PACKAGE.parent / "experiments" / "questions"
+    folders = {"bnlab.harness.reporting": HARNESS / "reporting", "experiments.questions": QUESTIONS}
     modules = [f"{package}.{path.stem}" for package, folder in folders.items() for path in folder.glob("*.py")]
     found = loaded_by(*(name.removesuffix(".__init__") for name in modules))
     assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
-
-
-def test_configurations_do_not_wait_for_tables() -> None:
-    """So that `sweep --help` answers soon."""
-    found = loaded_by("experiments.compose")
+    found = loaded_by("experiments.compose")  # so that `sweep --help` answers soon
     assert "hydra" in found and not {"pandas", "pyarrow", "matplotlib"} & found
-
-
-# Packages whose module is called otherwise.
-PACKAGED = {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-OURS = {"bnlab", "experiments", "benchmarks", "tests"}
 
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
+    base, extras = project["dependencies"], project["optional-dependencies"]
 
     def declared(*lists: list[str]) -> set[str]:
         return {re.split(r"[><=]", line)[0] for lines in lists for line in lines}
@@ -201,18 +143,13 @@ def test_what_is_imported_is_declared() -> None:
         modules = {name.partition(".")[0] for path in paths for name in imports(path)}
         return {PACKAGED.get(module, module) for module in modules - OURS - sys.stdlib_module_names}
 
-    library = [path for path in PACKAGE.rglob("*.py") if "harness" not in path.parts]
-    assert imported(library) == declared(project["dependencies"])
+    assert imported(LIBRARY) == declared(base)
     everything = [path for folder in OURS for path in (PACKAGE.parent / folder).rglob("*.py")]
-    assert imported(everything) <= declared(project["dependencies"], *extras.values())
-    harness = [*(PACKAGE / "harness").rglob("*.py"), *(PACKAGE.parent / "experiments").rglob("*.py")]
-    assert imported(harness) <= declared(project["dependencies"], extras["harness"])
+    assert imported(everything) <= declared(base, *extras.values())
+    harness = [*HARNESS.rglob("*.py"), *(PACKAGE.parent / "experiments").rglob("*.py")]
+    assert imported(harness) <= declared(base, extras["harness"])
 
 
-def test_one_module_computes_digests() -> None:
-    seeing = {path.stem for path in PACKAGE.rglob("*.py") if {"hashlib", "zlib"} & imports(path)}
-    assert seeing == {"files"}
-
-
-def test_public_names() -> None:
+def test_one_module_computes_digests_and_the_public_names_are_there() -> None:
+    assert {path.stem for path in PACKAGE.rglob("*.py") if {"hashlib", "zlib"} & imports(path)} == {"files"}
     assert all(hasattr(bnlab, name) for name in bnlab.__all__) and bnlab.__version__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -137,10 +138,7 @@ def test_the_source_alone_is_plain_evaluation(rule: Rule) -> None:
 
 def test_equal_rules() -> None:
     model, x = residual().eval(), images(5)[0]
-    for one, other in (
-        (EvalNorm(4), ExampleWeighing(0.25)),
-        (PseudoSamples(0.0, True), TestBatch()),
-    ):
+    for one, other in ((EvalNorm(4), ExampleWeighing(0.25)), (PseudoSamples(0.0, True), TestBatch())):
         with applied(model, one):
             found = model(x)
         with applied(model, other):
@@ -169,23 +167,9 @@ def test_eval_norm_is_a_training_batch_on_average() -> None:
 
 
 def test_labels() -> None:
-    assert [rule.label for rule in RULES[:2]] == ["test_batch", "pseudo_samples(n=16.0,between=False)"]
-    assert [rule.label for rule in RULES[4:]] == [
-        "example_weighing(weight=0.3)",
-        "example_weighing(weight=1.0)",
-        "eval_norm(batch_size=4)",
-    ]
-
-
-def test_statistics_written_inside_the_block_are_the_source() -> None:
-    x = images(4)[0]
-    layer, other = layer_for(x), layer_for(x)
-    other.running_mean += 1
-    with applied(other, EvalNorm(8)):
-        expected = other(x)
-    with applied(layer, EvalNorm(8)):
-        layer.running_mean += 1
-        assert torch.equal(layer(x), expected)
+    found = [rule.label for rule in (RULES[0], RULES[1], RULES[4], RULES[6])]
+    names = ["test_batch", "pseudo_samples(n=16.0,between=False)", "example_weighing(weight=0.3)"]
+    assert found == [*names, "eval_norm(batch_size=4)"]
 
 
 def test_what_is_refused() -> None:
@@ -195,12 +179,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"inference\.applied: no BatchNorm"), applied(nn.Linear(2, 2), TestBatch()):
         pass
     layer = nn.BatchNorm1d(3)
-    for n, rule in (
-        (1, TestBatch()),
-        (1, PseudoSamples(n=0)),
-        (4, ExampleWeighing(weight=1)),
-        (4, EvalNorm(batch_size=1)),
-    ):
+    for n, rule in ((1, TestBatch()), (1, PseudoSamples(n=0)), (4, ExampleWeighing(weight=1)), (4, EvalNorm(1))):
         with pytest.raises(ValueError, match="one value per channel has no variance"), applied(layer, rule):
             layer(torch.ones(n, 3))
     for wrong in (-1.0, float("nan")):
@@ -210,6 +189,33 @@ def test_what_is_refused() -> None:
             ExampleWeighing(wrong)
     with pytest.raises(ValueError, match="batch_size=0; it is 1 or more"):
         EvalNorm(0)
+
+
+class OwnForward(nn.BatchNorm1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.clamp(-1, 1))
+
+
+def test_layers_that_no_rule_holds_for() -> None:
+    model, x = nn.Sequential(nn.BatchNorm1d(3), OwnForward(3)), torch.randn(8, 3)
+    with unchanged(model):
+        with pytest.raises(ValueError, match="'1': with a forward of their own"), applied(model, TestBatch()):
+            pass
+        with pytest.raises(ValueError, match="'0' is in train mode"), applied(model[:1], TestBatch()):
+            model[:1].train()(x)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_that_are_made_inside_of_the_block_keep_the_rule(how: Callable[[nn.Module], nn.Module]) -> None:
+    """A worker that the model is sent to, say."""
+    model, (x,) = residual(), images(5)
+    with unchanged(model), torch.no_grad(), applied(model, PseudoSamples(n=2)):
+        expected, other = model(x), how(model)
+        torch.testing.assert_close(other(x), expected)
+        for layer in other.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()  # the copy's own
+        assert not torch.allclose(other(x), expected) and torch.equal(model(x), expected)
 
 
 @each

@@ -52,7 +52,7 @@ def test_the_numbers_are_those_of_the_answers() -> None:
     answers = (ROOT / "results" / "reference" / "ANSWERS.md").read_text()
     for text in (TEXT, SelfTuned.__doc__ or ""):
         said = NUMBER.findall(text)
-        assert len(said) >= 3 and [number for number in said if number not in answers] == []
+        assert len(said) >= 2 and [number for number in said if number not in answers] == []
 
 
 def test_the_accuracy_at_a_huge_batch_is_that_of_the_tables() -> None:

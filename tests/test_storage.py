@@ -13,7 +13,6 @@ from bnlab.storage import load_tensors, save_tensors
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).view(2, 3),
     "empty": torch.empty(0, 3),
-    "scalar": torch.tensor(3),
     "bytes": torch.tensor([1, 255], dtype=torch.uint8),
     "flags": torch.tensor([True, False]),
     "double": torch.tensor([1.5], dtype=torch.float64),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnlab.batches import Forward, copy_batch, count_bytes, count_images, list_tensors, take_images
+from bnlab.batches import count_bytes, count_images, list_tensors, take_images
 from bnlab.borrow import measured
-from bnlab.exact.breadth import CALLER, Layers, Walk, check_moments, watched
-from bnlab.exact.ranks import Interleaved, Ranks
+from bnlab.exact.breadth import Walk
+from bnlab.exact.ranks import Interleaved
+from bnlab.exact.task import CALLER, Task, check_moments, watched
 from bnlab.layers import check_input, join_names
 from bnlab.memory import Budget, LiveBytes, Profile
 from bnlab.moments import Moments, compare_moments
@@ -24,36 +22,6 @@ from bnlab.statistics import Check, Cost
 _FEW = 4  # images of a batch that stand for it where it is profiled and checked
 _SAME = 1e-4  # two evaluations of the same images: means differ by less of σ, variances of the variance
 _SETTLED = 1e-6  # the same, of a shared layer's statistics in two passes
-
-
-@dataclass
-class Task:
-    """What is measured, and how a batch is evaluated.
-
-    Attributes:
-        few: how many of a batch's images stand for it.
-        channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
-    """
-
-    model: nn.Module
-    layers: Layers
-    forward: Forward
-    device: torch.device
-    data: list[Any]
-    ranks: Ranks
-    few: int = sys.maxsize
-    channels_last: bool = False
-
-    def run(self, index: int) -> Any:
-        """The forward of the batch with this number."""
-        return self.evaluate(self.data[index])
-
-    def run_all(self) -> None:
-        for index in range(len(self.data)):
-            self.run(index)
-
-    def evaluate(self, batch: Any) -> Any:
-        return self.forward(self.model, copy_batch(batch, self.device, self.channels_last))
 
 
 def measure_exactly(
@@ -123,7 +91,7 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Callable[[], objec
     noted = [0, *others[:1]] if len(task.data) > 1 else []  # a batch alone is not interrupted
     given: dict[str, Moments] = {}
     for cost.passes in range(1, 2 * len(task.layers) + 10):
-        walk = Walk(task.layers, task.run, budget, given, noted, task.few, task.ranks).go(progress)
+        walk = Walk(task, budget, given, noted).go(progress)
         cost.forwards += walk.forwards
         again = set().union(given, *task.ranks.gather(walk.revisited))
         shared = {name: moments for name, moments in walk.statistics.items() if name in again}
@@ -143,7 +111,7 @@ def _check(task: Task, walk: Walk) -> Check | None:
 
     def work() -> list[Check]:
         checks = []
-        for index, calls in walk.notes.items():
+        for index, calls in walk.list_notes():
             expected = [[(name, few) for name, _, few in calls], [(name, moments) for name, moments, _ in calls]]
             batch = task.data[index]
             few = _compare(task, walk, take_images(batch, task.few), expected[0])

@@ -14,10 +14,11 @@ from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
 from bnlab.batches import Forward, call, count_images
-from bnlab.exact.breadth import CALLER
-from bnlab.exact.measurement import Task, measure_exactly, measure_under_batches
+from bnlab.borrow import keep_random_state
+from bnlab.exact.measurement import measure_exactly, measure_under_batches
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.standard_errors import find_worst_error, measure_errors
+from bnlab.exact.task import CALLER, Task
 from bnlab.layers import batch_norm_layers, join_names, unwrap_parallel, warn_of_lookalikes
 from bnlab.memory import memory_limit
 from bnlab.statistics import Statistics
@@ -78,20 +79,23 @@ def population_statistics(
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
+    warn_of_lookalikes(model, CALLER)
+    inner = unwrap_parallel(model)
     device = find_device(model, device, CALLER)
     limit, ranks = memory_limit(memory, device), Ranks(group)
-    warn_of_lookalikes(model, CALLER)
-    task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks)
-    is_auto, reader = max_images == "auto", iter(batches)
+    task = Task(inner, targets, forward or call, device, [], ranks)
+    is_auto = max_images == "auto"
     wanted = _FIRST_IMAGES if is_auto else max_images
-    while True:
-        exhausted = all(ranks.gather(_read_batches(reader, task.data, wanted)))  # type: ignore[arg-type]
-        statistics = _measure(task, upstream, strategy, limit, progress)
-        if standard_errors or is_auto:
-            statistics.standard_errors = measure_errors(task, statistics, upstream)
-        if not is_auto or exhausted or find_worst_error(statistics) <= (tolerance or 0.0):
-            return statistics
-        wanted = 2 * (wanted or 0)  # type: ignore[operator]
+    with keep_random_state(model):  # loaders draw their seeds
+        reader = iter(batches)
+        while True:
+            exhausted = all(ranks.gather(_read_batches(reader, task.data, wanted)))  # type: ignore[arg-type]
+            statistics = _measure(task, upstream, strategy, limit, progress)
+            if standard_errors or is_auto:
+                statistics.standard_errors = measure_errors(task, statistics, upstream)
+            if not is_auto or exhausted or find_worst_error(statistics) <= (tolerance or 0.0):
+                return statistics
+            wanted = 2 * (wanted or 0)  # type: ignore[operator]
 
 
 def _check_arguments(upstream: str, strategy: str, max_images: int | str | None, tolerance: float | None) -> None:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from bnlab.borrow import measured
-from bnlab.exact.breadth import watched
-from bnlab.exact.measurement import Task
+from bnlab.exact.task import Task, watched
 from bnlab.moments import read
 from bnlab.statistics import Statistics, write_buffers
 

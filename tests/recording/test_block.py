@@ -268,12 +268,12 @@ def test_forwards_without_gradients_are_recorded(mode: Callable[[], AbstractCont
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_batches_that_are_not_finite(bad: float) -> None:
     """They spoil the layer's own average, and one entry of the trace."""
-    model = without_dropout(plain())
+    model = nn.Sequential(nn.BatchNorm2d(3), without_dropout(plain()))
     with no_warning(), record(model) as trace, torch.no_grad():
-        for x in (DATA[0], DATA[1] * bad, DATA[2]):
+        for x in (DATA[0], torch.full_like(DATA[1], bad), DATA[2]):
             model(x)
-    assert [bool(entry.isfinite().all()) for entry in trace.layers["4"].moments] == [True, False, True]
-    assert replay(trace, LastBatch())[3]["4"].var.isfinite().all() and not model[1].running_mean.isfinite().any()
+    assert [bool(entry.isfinite().all()) for entry in trace.layers["1.4"].moments] == [True, False, True]
+    assert replay(trace, LastBatch())[3]["1.4"].var.isfinite().all() and not model[0].running_mean.isfinite().any()
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
