@@ -80,12 +80,10 @@ def population_statistics(
     check_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
     warn_of_lookalikes(model, CALLER)
-    inner = unwrap_parallel(model)
     device = find_device(model, device, CALLER)
     limit, ranks = memory_limit(memory, device), Ranks(group)
-    task = Task(inner, targets, forward or call, device, [], ranks)
-    is_auto = max_images == "auto"
-    wanted = _FIRST_IMAGES if is_auto else max_images
+    task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks)
+    wanted = _FIRST_IMAGES if (is_auto := max_images == "auto") else max_images
     with keep_random_state(model):  # loaders draw their seeds
         reader = iter(batches)
         while True:
@@ -99,10 +97,8 @@ def population_statistics(
 
 
 def _check_arguments(upstream: str, strategy: str, max_images: int | str | None, tolerance: float | None) -> None:
-    for key, value, allowed in (
-        ("upstream", upstream, ("population", "batch")),
-        ("strategy", strategy, ("breadth", "layerwise")),
-    ):
+    choices = ("upstream", upstream, "population", "batch"), ("strategy", strategy, "breadth", "layerwise")
+    for key, value, *allowed in choices:
         if value not in allowed:
             raise ValueError(f"{CALLER}: {key}={value!r}; choose {' or '.join(map(repr, allowed))}")
     if max_images is not None and max_images != "auto":
@@ -115,15 +111,14 @@ def _check_arguments(upstream: str, strategy: str, max_images: int | str | None,
 
 
 def _read_batches(reader: Iterator[Any], data: list[Any], wanted: int | None) -> bool:
-    """Read on until there are so many images; whether there are no more."""
+    """Read a batch, and on until there are so many images; whether there are no more."""
     images = sum(map(count_images, data))
-    while wanted is None or images < wanted:
-        try:
-            data.append(next(reader))
-        except StopIteration:
-            return True
-        images += count_images(data[-1])
-    return False
+    for batch in reader:
+        data.append(batch)
+        images += count_images(batch)
+        if wanted is not None and images >= wanted:
+            return False
+    return True
 
 
 def _measure(task: Task, upstream: str, strategy: str, limit: int, progress: bool | None) -> Statistics:

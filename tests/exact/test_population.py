@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bnlab import Statistics, population_statistics, running_statistics, using
 from bnlab.batches import map_batch
@@ -124,6 +125,13 @@ def test_some_layers_are_measured_under_the_buffers_of_others() -> None:
     found = population_statistics(model, data, layers=["4.bn2"])
     seen = references.moments_of_inputs(model.eval(), ["4.bn2"], data, None)
     assert list(found) == ["4.bn2"] and find_difference(found, seen) <= 1e-12
+
+
+def test_a_loader_draws_no_number_of_the_callers() -> None:
+    model, loader = plain(), DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)
+    for options in ({}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 1.0}):
+        with unchanged(model):
+            population_statistics(model, loader, **options)  # type: ignore[arg-type]
 
 
 def test_measuring_again_gives_the_same_to_the_bit() -> None:
