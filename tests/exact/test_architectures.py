@@ -75,7 +75,7 @@ def test_breadth_first_equals_its_twins(name: str) -> None:
     assert find_difference(twin, references.full_batch_population(wide, torch.cat(small))) <= TWIN
 
 
-def test_a_third_of_the_memory_gives_the_same() -> None:
+def test_half_of_the_memory_gives_the_same() -> None:
     model, batches = build("resnet18").double(), [x.double() for x in images(6, 6, 6, 6, 4, side=32)]
     whole = population_statistics(model, batches)
     assert whole.cost is not None

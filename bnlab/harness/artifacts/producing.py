@@ -180,7 +180,7 @@ def _list_savers(run: Run) -> list[Callback]:
     """They write checkpoints, and states at each quarter of the training; the last is the state at its end."""
     quarters = [run.steps * part // _KEPT_STATES for part in range(1, _KEPT_STATES)]
     return [
-        _call_at(run.wanted, lambda done: run.save_checkpoint(done.step, done.measured.state_dict(), done.loss)),
+        _call_at(run.wanted, lambda done: run.save_checkpoint(done.step, done.measured.state_dict())),
         _call_at(quarters, lambda progress: states.save_state(run, progress, run.state(progress.step), seconds=0.0)),
     ]
 

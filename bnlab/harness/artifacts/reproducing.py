@@ -41,10 +41,9 @@ def make_checkpoints(run: Run, missing: list[int]) -> None:
 def _make_from(run: Run, start: Path | None, steps: list[int]) -> None:
     """Make the checkpoints of these steps from a state, and note the environment in which they were made."""
     written: list[int] = []
-    losses = run.losses
 
     def write(step: int, tensors: dict[str, Tensor]) -> None:
-        run.save_checkpoint(step, tensors, losses.get(step))  # step 0 has none
+        run.save_checkpoint(step, tensors)
         written.append(step)
 
     try:

@@ -147,9 +147,9 @@ class Run:
         load_weights(model, self.load_checkpoint(step))
         return model
 
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], loss: float | None) -> None:
-        """Write the weights and buffers of `Progress.measured` after `step` updates, the last one with this loss."""
-        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {"step": str(step), "loss": repr(loss)})
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the weights and buffers of `Progress.measured` after `step` updates."""
+        save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
         """What `save_checkpoint` wrote; ValueError if the file is damaged."""

@@ -64,7 +64,7 @@ def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor
             frozen = source if isinstance(source, FrozenWeights) else EXACT
             for k, step in enumerate(steps):
                 found[i, k] = layout.flatten(frozen_statistics(run, step, frozen))
-    if run.config.freeze_with == "exact" and run.frozen_from is not None:
+    if running and run.config.freeze_with == "exact" and run.frozen_from is not None:
         for k, step in enumerate(steps):
             if step >= run.frozen_from:
                 found[[*running], k] = layout.flatten(bnlab.running_statistics(run.model_at(step)))
