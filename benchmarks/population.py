@@ -15,7 +15,7 @@ from bnlab.harness.artifacts.models import ModelConfig, build_model
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.moments import compare_moments
 
-ROUNDS, THREADS = 9, 1
+ROUNDS, THREADS = 5, 1
 _IMAGES, _BATCH = 1000, 64
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 _LIMITS = {"channels_last": 1.15, "contiguous": 0.85}
