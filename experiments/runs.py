@@ -1,26 +1,22 @@
-"""python -m experiments.runs list | show RUN | rm RUN... | clean: the networks that have been trained."""
+"""python -m experiments.runs list | show RUN | rm RUN...: the networks that have been trained."""
 
 from __future__ import annotations
 
-import contextlib
-import re
+import json
 import shutil
 import signal
 import sys
-import textwrap
-import time
-import uuid
 from pathlib import Path
 from typing import Any
 
+import yaml
+from filelock import FileLock, Timeout
+
 from experiments.command import run_command
 
-_WRITING = 60.0  # seconds that a file may be in the making: younger ones may be another process's
-_DAMAGED = "config.yaml is damaged: the command that trained it writes it again"
 USAGE = """usage: python -m experiments.runs list          every network: in what it differs, its state, its disk space
        python -m experiments.runs show RUN      one of them: settings, environment, files
        python -m experiments.runs rm RUN...     remove these networks; RUN is the beginning of a name
-       python -m experiments.runs clean         remove what was set aside as damaged, and leftovers of kills
        (results=FOLDER looks elsewhere than in results/)"""
 
 
@@ -31,202 +27,113 @@ def main() -> int:
 
 def _dispatch(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
-    from experiments.compose import find_results_folder
 
-    results = find_results_folder([word for word in words if "=" in word])
-    commands = [word for word in words if "=" not in word]
-    match commands:
+    folders = [word.removeprefix("results=") for word in words if word.startswith("results=")]
+    results = Path(folders[-1] if folders else "results")
+    match [word for word in words if not word.startswith("results=")]:
         case ["list"]:
             _list(results)
         case ["show", run]:
-            _show(results, run)
+            _show(_find(results, run))
         case ["rm", run, *more]:
-            _remove(results, [run, *more])
-        case ["clean"]:
-            _clean(results)
-        case ["show" | "rm" as command]:
-            raise UserError(f"{command}: which? python -m experiments.runs list shows them")
-        case _:
-            found = f"cannot read {' '.join(commands)};" if commands else "which command?"
-            raise UserError(f"{found} there are list, show, rm and clean, see --help")
+            _remove([_find(results, one) for one in (run, *more)])
+        case found:
+            raise UserError(f"cannot read {' '.join(found)!r}; there are list, show RUN and rm RUN..., see --help")
     return 0
 
 
-def _list(results: str) -> None:
-    from bnlab.harness.artifacts.folders import list_runs
-
-    folders = list_runs(results)
+def _list(results: Path) -> None:
+    folders = _list_folders(results)
     if not folders:
         print(f"no networks in {results}/runs; train some: python -m experiments.sweep experiment=quickstart")
         return
     settings = [_settings(folder) for folder in folders]
-    readable = [found for found in settings if found]
-    keys = list(dict.fromkeys(key for found in readable for key in found))
-    differing = [key for key in keys if len({str(found.get(key)) for found in readable}) > 1]
-    statuses, sizes = [_status(folder) for folder in folders], [_megabytes(folder) for folder in folders]
+    keys = dict.fromkeys(key for found in settings for key in found)
+    differing = [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
     rows = [("run", *differing, "status", "step", "seconds", "MB")]
-    for folder, found, status, size in zip(folders, settings, statuses, sizes, strict=True):
+    for folder, found in zip(folders, settings, strict=True):
+        status = _status(folder)
+        values = [str(found.get(key, "")) for key in differing]
         seconds = f"{status['train_seconds']:.0f}" if "train_seconds" in status else ""
-        values = ["" if found.get(key) is None else str(found[key]) for key in differing]
-        state = status["status"] if found else f"{status['status']}, {_DAMAGED}"
-        rows.append((_id(folder), *values, state, str(status.get("step", "")), seconds, f"{size:.1f}"))
+        rows.append(
+            (_id(folder), *values, status["status"], str(status.get("step", "")), seconds, f"{_size(folder):.1f}")
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
-    count = f"{len(folders)} network{'s' * (len(folders) > 1)}"
-    print(f"{count}, {sum(sizes):,.1f} MB; settings in which all agree are left out (see show)")
-    unfinished = sum(status["status"] == "unfinished" for status in statuses)
-    if unfinished:
-        print(f"{unfinished} unfinished: the command that began them continues them")
+    total = sum(map(_size, folders))
+    print(f"{len(folders)} networks, {total:,.1f} MB; settings in which all agree are left out (see show)")
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """What changes the training, by dotted names; the seed is in the name of the run."""
-    from bnlab.harness.artifacts.settings import Config
-
-    config, usual = _config(folder), Config()
-    if config is None:
-        return {}
-    found: dict[str, Any] = {}
-    for key in ("data", "model", "optimizer"):
-        found |= {f"{key}.{name}": value for name, value in config.get(key, {}).items()}
-    found |= {f"norm.{name}": value for name, value in _norm(config).items()}
-    # Of image folders the root tells which, and a digest which files it had; other data are the same in each.
-    if config["data"]["name"] == "image_folder":
-        found["training_images"] = _environment(folder).get("training_images")
-    for key in ("data.download", "data.test_fonts", *["data.root"] * (config["data"]["name"] != "image_folder")):
-        found.pop(key, None)
-    length = "epochs" if config["steps"] is None else "steps"  # instead of which the other is not read
-    freezing = () if config.get("freeze_at") is None else ("freeze_at", "freeze_with")
-    keys = ("batch_size", length, "order", "averaging", *freezing)
-    return found | {key: config.get(key, getattr(usual, key)) for key in keys}  # earlier networks do not say all
+def _show(folder: Path) -> None:
+    print(f"{_id(folder)}  {folder}")
+    for name in ("status.json", "environment.json", "config.yaml"):
+        if (folder / name).exists():
+            print(f"\n{name}\n{(folder / name).read_text().strip()}")
+    print("\nfiles")
+    for place in sorted(folder.iterdir()):
+        count = f" ({sum(path.is_file() for path in place.rglob('*'))})" if place.is_dir() else ""
+        print(f"{1e3 * _size(place):12,.1f} kB  {place.name}{count}")
 
 
-def _norm(config: dict[str, Any]) -> dict[str, Any]:
-    """What the norm reads; earlier networks do not say."""
-    from bnlab.harness.artifacts.norms import NormConfig, training_settings
-
-    known = {key: value for key, value in config.get("norm", {}).items() if key in vars(NormConfig())}
-    return training_settings(NormConfig(**known))
-
-
-def _megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-
-
-def _find(results: str, run: str) -> Path:
-    """The folder of the one network whose name begins so."""
-    from bnlab.harness.artifacts.folders import list_runs
+def _remove(folders: list[Path]) -> None:
     from bnlab.harness.errors import UserError
 
-    folders = list_runs(results)
-    is_whole = re.search(r"/seed_\d", run)  # seed 1 is not the beginning of seed 10
-    found = [folder for folder in folders if run and (_id(folder) == run if is_whole else _id(folder).startswith(run))]
+    for folder in folders:
+        try:
+            with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
+                size = _size(folder)
+                (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run
+                shutil.rmtree(folder)
+        except Timeout as error:
+            raise UserError(f"{_id(folder)}: is being trained; it was not removed") from error
+        print(f"removed {_id(folder)} ({size:.1f} MB); its rows stay in the tables until a sweep trains it again")
+
+
+def _find(results: Path, run: str) -> Path:
+    """The folder of the one network whose name begins so."""
+    from bnlab.harness.errors import UserError
+
+    folders = _list_folders(results)
+    found = [folder for folder in folders if _id(folder) == run] or [f for f in folders if _id(f).startswith(run)]
     if len(found) != 1:
-        more = ", …" if len(found) > 4 else ""
-        which = f"{len(found)} networks: {', '.join(map(_id, found[:4]))}{more}" if found else "no network"
+        which = f"{len(found)} networks, such as {_id(found[0])}" if found else "no network"
         raise UserError(f"{run}: names {which} in {results}/runs; python -m experiments.runs list shows them")
     return found[0]
 
 
-def _remove(results: str, runs: list[str]) -> None:
-    from filelock import Timeout
-
-    from bnlab.harness.artifacts.folders import lock_of
-    from bnlab.harness.errors import UserError
-
-    folders = list(dict.fromkeys(_find(results, run) for run in runs))
-    with contextlib.ExitStack() as locks:
-        for folder in folders:
-            try:
-                locks.enter_context(lock_of(folder).acquire(timeout=0))
-            except Timeout as error:
-                raise UserError(f"{_id(folder)}: is being trained; nothing was removed") from error
-        for folder in folders:
-            size = _megabytes(folder)
-            # In one step: what a kill leaves is no network any more, and `clean` removes it.
-            gone = folder.with_name(f".removed-{folder.name}-{uuid.uuid4().hex[:8]}")
-            folder.rename(gone)
-            shutil.rmtree(gone)
-            print(f"removed {_id(folder)} ({size:.1f} MB); its rows stay in the tables until a sweep trains it again")
+def _list_folders(results: Path) -> list[Path]:
+    """Of all networks, those too that were set aside as damaged."""
+    return sorted(path.parent for path in results.glob("runs/*/seed_*/config.yaml"))
 
 
-def _show(results: str, run: str) -> None:
-    import yaml
-
-    folder = _find(results, run)
-    print(_id(folder))
-    for key, value in {**_status(folder), "folder": folder, **_environment(folder)}.items():
-        print(f"  {key}: {_describe(value)}")
-    print("\nsettings of the job that began it")
-    config = _config(folder)
-    written = _DAMAGED if config is None else yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
-    print(textwrap.indent(written, "  "))
-    print("files")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    for place in sorted({path.relative_to(folder).parts[0] for path in files}):
-        sizes = [path.stat().st_size / 1e3 for path in files if path.relative_to(folder).parts[0] == place]
-        count = f"({len(sizes)})" if (folder / place).is_dir() else ""
-        print(f"{sum(sizes):10,.1f} kB  {place} {count}".rstrip())
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the network was trained with, by dotted names; the seed is in the name of the run."""
+    found: dict[str, Any] = {}
+    groups = ("data", "model", "norm", "optimizer")
+    known = ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with")
+    for key, value in (yaml.safe_load((folder / "config.yaml").read_text()) or {}).items():
+        if key in groups:
+            found |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key in known:
+            found[key] = value
+    return found
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, list):
-        return f"in {len(value)} other environments, see environment.json"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {version}" for name, version in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _status(folder: Path) -> dict[str, Any]:
+    path = folder / "status.json"
+    if ".damaged" in folder.name:
+        return {"status": "set aside"}
+    return json.loads(path.read_text()) if path.exists() else {"status": "unfinished"}  # type: ignore[no-any-return]
 
 
-def _clean(results: str) -> None:
-    folder = Path(results)
-    damaged = sorted([*folder.glob("runs/*/*.damaged-*"), *folder.glob("runs/*/.removed-*")])
-    # Only where the harness writes: `results` may be any folder.
-    own = [path for place in ("runs", "*/parts", "*/tables", "*/failures") for path in folder.glob(f"{place}/**/*")]
-    leftovers = [p for p in own if p.match(".*.part") and time.time() - p.stat().st_mtime > _WRITING]
-    unreadable = [p for p in own if p.match("*.damaged") and p.is_file()]
-    for path in damaged:
-        shutil.rmtree(path)
-    for path in (*leftovers, *unreadable):
-        path.unlink(missing_ok=True)
-    print(f"removed {len(damaged)} damaged networks and {len(leftovers) + len(unreadable)} leftover files in {results}")
+def _size(path: Path) -> float:
+    """MB of a file, or of all in a folder."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()) / 1e6
 
 
 def _id(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
-
-
-def _config(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder; None if the file is damaged."""
-    from bnlab.harness.artifacts.folders import read_config
-
-    try:
-        return read_config(folder)
-    except ValueError:
-        return None
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    from bnlab.harness.artifacts.folders import read_environment
-
-    try:
-        return read_environment(folder)
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        return {"environment.json": "damaged"}
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    from bnlab.files import OtherVersion
-    from bnlab.harness.artifacts.folders import read_status
-
-    try:
-        return read_status(folder) or {"status": "unfinished"}
-    except OtherVersion:
-        return {"status": "of another version"}
-    except ValueError:
-        return {"status": "damaged"}
 
 
 if __name__ == "__main__":

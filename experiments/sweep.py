@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -12,73 +13,68 @@ from experiments.command import run_command
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.settings import Config
-    from experiments.compose import Sweep
 
-_HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
+_HYDRA_ANSWERS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
 
 
 def main() -> int:
-    """Check everything, then run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, options=("-m", "--multirun", *_HYDRA_ONLY))
+    """Check everything, then let Hydra run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
+    return run_command(_sweep, options=("-m", "--multirun", "--config-dir", *_HYDRA_ANSWERS))
 
 
 def _sweep(words: list[str]) -> int:
-    if any(word.split("=")[0] in _HYDRA_ONLY for word in words):
-        _show()
+    from experiments.compose import plan_jobs
+    from experiments.launch import run_with_hydra
+
+    if any(word.partition("=")[0] in _HYDRA_ANSWERS for word in words):
+        run_with_hydra(words)
         return 0
-    return run_sweep(words)
+    multirun = bool({"-m", "--multirun"} & {*words})
+    sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
+    if sweep.configs[0].dry_run:
+        return _estimate(sweep.configs, sweep.launcher)
+    started = time.perf_counter()
+    if _is_something_missing(sweep.configs):
+        _run(sweep.configs, words, sweep.launcher)
+    return _finish(sweep.configs, words, time.perf_counter() - started)
 
 
-def run_sweep(words: list[str]) -> int:
-    """The jobs that the words stand for; 1 if one of them failed.
+def _estimate(configs: list[Config], launcher: str) -> int:
+    from bnlab.harness.planning import count_cores, gains_from_processes, plan
 
-    Raises:
-        UserError: as `plan_jobs` and `jobs.prepare`.
-    """
-    from bnlab.harness.planning import gains_from_processes
-    from experiments.compose import on_all_cores, plan_jobs
-
-    multirun = bool({"-m", "--multirun"} & set(words))
-    sweep = plan_jobs([word for word in words if not word.startswith("-")], multirun)
-    if not sweep.names_its_launcher and gains_from_processes(sweep.configs):
-        sweep = on_all_cores(sweep)
-    return _dry_run(sweep) if sweep.configs[0].dry_run else _run(sweep, words)
-
-
-def _show() -> None:
-    """Let Hydra answer --help, --cfg and the like."""
-    import hydra
-
-    from experiments.compose import register
-
-    register()
-    hydra.main(version_base="1.3", config_path="../conf", config_name="config")(lambda _: None)()
-
-
-def _dry_run(sweep: Sweep) -> int:
-    from bnlab.harness.planning import count_cores, plan
-
-    for line in plan(sweep.configs, count_cores() if sweep.launcher == "joblib" else 1):
+    is_parallel = launcher == "joblib" or (launcher == "basic" and gains_from_processes(configs))
+    for line in plan(configs, count_cores() if is_parallel else 1):
         print(line)
     return 0
 
 
-def _run(sweep: Sweep, words: list[str]) -> int:
-    from bnlab.harness.jobs import prepare
+def _is_something_missing(configs: list[Config]) -> bool:
+    from bnlab.harness.jobs import is_done
     from bnlab.harness.planning import outline
-    from experiments.launch import check_launcher, launch
 
-    check_launcher(sweep)
-    prepare(sweep.configs)
-    print(outline(sweep.configs), flush=True)
-    started = time.perf_counter()
-    failed = launch(sweep)
-    return _finish(sweep.configs, words, failed, time.perf_counter() - started)
+    print(outline(configs), flush=True)
+    return not all(map(is_done, configs))
 
 
-def _finish(planned: list[Config], words: list[str], failed: list[Path], seconds: float) -> int:
+def _run(configs: list[Config], words: list[str], launcher: str) -> None:
+    from bnlab.harness.jobs import prepare
+    from bnlab.harness.planning import gains_from_processes
+    from experiments.launch import run_with_hydra, show_progress
+
+    prepare(configs)
+    if launcher == "basic" and gains_from_processes(configs) and not any("hydra/launcher" in word for word in words):
+        words = [*words, "hydra/launcher=joblib"]
+        launcher = "joblib"
+    if launcher != "basic":
+        os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
+    with show_progress(configs):
+        run_with_hydra(words)
+
+
+def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     """Put the tables together and say what there is now."""
     from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.jobs import list_failures
     from bnlab.harness.reporting import tables
 
     first = planned[0]
@@ -91,7 +87,8 @@ def _finish(planned: list[Config], words: list[str], failed: list[Path], seconds
             print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
     for row in runs[runs["status"] == "diverged"].itertuples():
         print(f"{row.run} diverged: its rows end there")
-    for path in sorted(set(failed)):
+    failed = sorted({path for config in planned for path in list_failures(config)})
+    for path in failed:
         print(f"failed: {path}")
     print(_next(first, words))
     return 1 if failed else 0
@@ -100,7 +97,7 @@ def _finish(planned: list[Config], words: list[str], failed: list[Path], seconds
 def _next(config: Config, words: list[str]) -> str:
     folders = [word for word in words if word.startswith(("experiment=", "name=", "results="))]
     if any(word.startswith("experiment=") for word in folders):
-        return f"next: python -m experiments.figures {shlex.join(folders)}"
+        return f"next: python -m experiments.report {shlex.join(folders)}"
     elsewhere = "" if config.results == "results" else f', "{config.results}"'
     return f'next: bnlab.harness.load("{config.name}"{elsewhere})'
 

@@ -1,40 +1,96 @@
-"""Data sets by name: read whole, split once and for all, standardized, on the device."""
+"""Data sets: read whole, split once and for all, standardized, on the device."""
 
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from __future__ import annotations
+
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.files import digest
-from bnlab.harness.artifacts import image_folder
 from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, stored_glyphs
+from bnlab.harness.artifacts.own_data import Pixels, read_own
 from bnlab.harness.artifacts.published import PUBLISHED, read_published, require_files
+from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.errors import UserError
 
-Pixels = tuple[Tensor, Tensor]
-"""uint8 images [N, C, H, W] and int64 labels [N]."""
+READ_ONLY = ("root", "download", "test_fonts")
+"""Settings of the data that no network is trained with."""
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class DataConfig:
     """Which data; the split into training, validation and test images is the same for every run."""
 
-    name: str = "digits"  # digits, glyphs, mnist, fashion_mnist, cifar10, cifar100, svhn, image_folder
-    root: str = "data"  # where data sets are stored
-    download: bool = False
+    name: str = "???"
     images: int | None = None  # training and validation images to use; None: all (glyphs makes 20,000)
-    classes: int = 36  # glyphs: 10 digits, 36 with capitals, 62 with small letters
-    difficulty: str = "medium"  # glyphs: weak, medium, strong
-    fonts: str = "all"  # glyphs: dejavu, stix_cm, all; fonts of the training and validation images
-    test_fonts: str = "all"  # glyphs: fonts of the test images; others than `fonts` are a shift
-    image_size: int = 32  # image_folder: resize to this
     shift: int = 0  # augmentation: random shift by up to this many pixels
+
+    @property
+    def flips(self) -> bool:
+        """Whether training images are mirrored at random."""
+        return getattr(self, "flip", False)
+
+
+@dataclass(unsafe_hash=True)
+class Digits(DataConfig):
+    """1,797 images of 8×8 pixels that ship with scikit-learn: nothing to download."""
+
+    name: str = "digits"
+
+
+@dataclass(unsafe_hash=True)
+class Stored(DataConfig):
+    """A data set that lies in a folder."""
+
+    root: str = "data"  # where data sets are stored
+
+
+@dataclass(unsafe_hash=True)
+class Glyphs(Stored):
+    """Images of 32×32 pixels made on the spot."""
+
+    name: str = "glyphs"
+    classes: int = 36  # 10 digits, 36 with capitals, 62 with small letters
+    difficulty: str = "medium"  # weak, medium, strong
+    fonts: str = "all"  # dejavu, stix_cm, all; of the training and validation images
+    test_fonts: str = "all"  # of the test images; others than `fonts` are a shift
+
+
+@dataclass(unsafe_hash=True)
+class Published(Stored):
+    """A data set that torchvision downloads: mnist, svhn."""
+
+    download: bool = False
+
+
+@dataclass(unsafe_hash=True)
+class Flippable(Published):
+    """One whose classes stay the same in a mirror: cifar10, cifar100, fashion_mnist."""
+
     flip: bool = False  # augmentation: random horizontal flip
+
+
+@dataclass(unsafe_hash=True)
+class OwnData(Stored):
+    """The user's own: `name` is the import path of a function of `root` that gives the training and the test part.
+
+    Each part is a pair of uint8 images [N, C, H, W] and labels [N], or a torchvision data set with images of one size.
+    """
+
+    flip: bool = False  # augmentation: random horizontal flip
+
+
+CHOICES: dict[str, DataConfig] = {
+    "digits": Digits(),
+    "glyphs": Glyphs(),
+    **{name: Published(name=name) for name in ("mnist", "svhn")},
+    **{name: Flippable(name=name) for name in ("fashion_mnist", "cifar10", "cifar100")},
+}
+"""What `data=` chooses from, beside functions of the user's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +114,6 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     largest: int  # value that a stored pixel can have; the smallest is 0
-    test_files: str = ""  # digest of the files of all test images; empty where these are made from fixed seeds
 
     def images_of(self, split: str) -> Split:
         """What is predicted of a split, test, val or train; of train as many images as test has, if there are."""
@@ -69,56 +124,34 @@ class Dataset:
         return Split(self.train.images[:count], self.train.labels[:count], f"{self.train.digest}-{count}")
 
 
-# What the training images of a data set depend on besides its name, number and augmentation.
-_READ = {"glyphs": ("classes", "difficulty", "fonts"), "image_folder": ("image_size",)}
-_FLIPPABLE = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
 _DIGITS, _DIGITS_TEST = 1797, 1797 // 5
-_GLYPHS, _GLYPHS_TEST = 20_000, 5_000
-_MOST_GLYPHS = 10_000_000  # images: more is a mistake
-_LARGEST = 1024  # pixels across: more is a mistake
+_GLYPHS, _GLYPHS_TEST, _MOST_GLYPHS = 20_000, 5_000, 10_000_000  # more is a mistake
 
 
 def check(config: DataConfig) -> int:
-    """The number of training images, without reading or downloading them.
+    """The number of training images; only a data set of the user's own is read for it.
 
-    Raises UserError for an unknown name, a value out of range, or files that are neither there nor to be
-    downloaded.
+    Raises UserError for a value out of range, or files that are neither there nor to be downloaded.
     """
-    _check_choices(config)
-    if config.flip and config.name not in _FLIPPABLE:
-        raise UserError(f"data.flip=true: a mirror image in {config.name} may be of another class; use false")
-    size = _image_size(config)
-    if not 8 <= config.image_size <= _LARGEST:
-        raise UserError(f"data.image_size={config.image_size}: must be 8 to {_LARGEST:,}")
-    if not 0 <= config.shift <= size // 2:
-        raise UserError(f"data.shift={config.shift}: must be 0 to {size // 2}, half of the {size} pixels")
-    available, used = _available(config), images_used(config)
-    most, why = (_MOST_GLYPHS, "") if config.name == "glyphs" else (available, ", all that there are")
-    if not 10 <= used <= most:
-        allowed = f"10 to {most:,}{why}"
-        raise UserError(f"data.images={used}: must be {allowed}")
-    return used - _val_images(used)
-
-
-def training_settings(config: DataConfig) -> dict[str, Any]:
-    """The settings that the training images depend on; of an image folder also its files, by a digest.
-
-    All other data sets have one content each: it is made from fixed seeds or published. Should that differ all the
-    same, the digest of the training split does (`Split.digest`), which is stored with each network.
-    """
-    found = {key: getattr(config, key) for key in ("name", "images", "shift", "flip", *_READ.get(config.name, ()))}
-    if config.name == "image_folder":
-        found["files"] = image_folder.digest_of_files(Path(config.root), "train")
-    return found
+    if isinstance(config, Glyphs):
+        require_one_of("data.classes", config.classes, CLASSES)
+        require_one_of("data.difficulty", config.difficulty, DIFFICULTIES)
+        require_one_of("data.fonts", config.fonts, FONTS)
+        require_one_of("data.test_fonts", config.test_fonts, FONTS)
+    size, images = _image_size(config), images_used(config)
+    require_within("data.shift", config.shift, 0, size // 2, f"half of the {size} pixels")
+    most = _MOST_GLYPHS if isinstance(config, Glyphs) else _available(config)
+    require_within("data.images", images, 10, most)
+    return images - _val_images(images)
 
 
 def images_used(config: DataConfig) -> int:
-    """Training and validation images, which `check` need not have approved."""
+    """Training and validation images."""
     return _available(config) if config.images is None else config.images
 
 
 def predicted_images(config: DataConfig, split: str) -> int:
-    """As many as `Dataset.images_of(split)` has, without reading them; `check` has approved the settings."""
+    """As many as `Dataset.images_of(split)` has."""
     images = images_used(config)
     if split == "val":
         return _val_images(images)
@@ -132,12 +165,7 @@ def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Data
     Raises UserError as `check` does, and for files that are corrupt.
     """
     check(config)
-    files = [
-        image_folder.digest_of_files(Path(config.root), part)
-        for part in ("train", "test")
-        if config.name == "image_folder"
-    ]
-    return _load(astuple(replace(config, shift=0, flip=False)), torch.device(device), tuple(files))
+    return _load(config, torch.device(device))
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: bool) -> Tensor:
@@ -162,46 +190,30 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: boo
     return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _check_choices(config: DataConfig) -> None:
-    allowed: dict[str, tuple[str | int, ...]] = {
-        "name": tuple(_READERS),
-        "classes": tuple(CLASSES),
-        "difficulty": tuple(DIFFICULTIES),
-        "fonts": tuple(FONTS),
-        "test_fonts": tuple(FONTS),
-    }
-    for key, values in allowed.items():
-        value = getattr(config, key)
-        if value not in values:
-            raise UserError(f"data.{key}={value}: must be one of {', '.join(map(str, values))}")
-
-
 def _image_size(config: DataConfig) -> int:
-    if config.name in PUBLISHED:
-        return PUBLISHED[config.name].size
-    return {"digits": 8, "glyphs": 32, "image_folder": config.image_size}[config.name]
+    if isinstance(config, OwnData):
+        return read_own(config.name, config.root)[0][0].shape[-1]
+    return PUBLISHED[config.name].size if isinstance(config, Published) else 8 if isinstance(config, Digits) else 32
 
 
 def _available(config: DataConfig) -> int:
     """Training and validation images that there are (glyphs: that are made unless told otherwise)."""
-    if config.name == "digits":
-        return _DIGITS - _DIGITS_TEST
-    if config.name == "glyphs":
-        return _GLYPHS
-    if config.name == "image_folder":
-        return len(image_folder.open_part(Path(config.root), "train"))
-    if not config.download:
-        require_files(config.name, Path(config.root))
-    return PUBLISHED[config.name].train
+    if isinstance(config, OwnData):
+        return len(read_own(config.name, config.root)[0][1])
+    if isinstance(config, Published):
+        if not config.download:
+            require_files(config.name, Path(config.root))
+        return PUBLISHED[config.name].train
+    return _DIGITS - _DIGITS_TEST if isinstance(config, Digits) else _GLYPHS
 
 
 def _available_for_test(config: DataConfig) -> int:
     """Test images; of glyphs a quarter as many as there are others, 5,000 at most."""
-    if config.name == "glyphs":
-        return min(_GLYPHS_TEST, images_used(config) // 4)
-    if config.name == "image_folder":
-        return len(image_folder.open_part(Path(config.root), "test"))
-    return _DIGITS_TEST if config.name == "digits" else PUBLISHED[config.name].test
+    if isinstance(config, OwnData):
+        return len(read_own(config.name, config.root)[1][1])
+    if isinstance(config, Published):
+        return PUBLISHED[config.name].test
+    return _DIGITS_TEST if isinstance(config, Digits) else min(_GLYPHS_TEST, images_used(config) // 4)
 
 
 def _val_images(images: int) -> int:
@@ -214,10 +226,8 @@ def _permutation(n: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _load(settings: tuple[object, ...], device: torch.device, files: tuple[str, ...]) -> Dataset:
-    """`files`: digests, so that an image folder that has changed is read again."""
-    config = DataConfig(*settings)  # type: ignore[arg-type]
-    (images, labels), test, classes = _READERS[config.name](config)
+def _load(config: DataConfig, device: torch.device) -> Dataset:
+    (images, labels), test = _read(config)
     order = _permutation(len(images))[: config.images]
     val, train = order.tensor_split([_val_images(len(order))])
     mean, std = _pixel_moments(images[train])
@@ -230,18 +240,24 @@ def _load(settings: tuple[object, ...], device: torch.device, files: tuple[str, 
         pixels = images.to(device).contiguous(memory_format=torch.channels_last).float()
         return Split(pixels.sub_(centre).div_(scale), labels.to(device), _digest_of_images(images, labels))
 
-    tested = split(*test)
     return Dataset(
         config.name,
         split(images[train], labels[train]),
         split(images[val], labels[val]),
-        tested,
-        classes,
+        split(*test),
+        _count_classes(config, labels, test[1]),
         tuple(mean),
         tuple(std),
-        16 if config.name == "digits" else 255,
-        files[-1] if files else tested.digest if config.name in PUBLISHED else "",
+        16 if isinstance(config, Digits) else 255,
     )
+
+
+def _count_classes(config: DataConfig, *labels: Tensor) -> int:
+    if isinstance(config, OwnData):
+        return max(int(part.max()) for part in labels) + 1
+    if isinstance(config, Published):
+        return PUBLISHED[config.name].classes
+    return config.classes if isinstance(config, Glyphs) else 10
 
 
 def _digest_of_images(images: Tensor, labels: Tensor) -> str:
@@ -261,42 +277,27 @@ def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _read_digits(config: DataConfig) -> tuple[Pixels, Pixels, int]:
+def _read(config: DataConfig) -> tuple[Pixels, Pixels]:
+    """The training and the test part."""
+    if isinstance(config, OwnData):
+        return read_own(config.name, config.root)
+    if isinstance(config, Published):
+        return read_published(config.name, Path(config.root), download=config.download)
+    return _read_glyphs(config) if isinstance(config, Glyphs) else _read_digits()
+
+
+def _read_digits() -> tuple[Pixels, Pixels]:
     from sklearn.datasets import load_digits  # here: takes a second to import
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
     test, train = _permutation(_DIGITS).tensor_split([_DIGITS_TEST])
-    return (images[train], labels[train]), (images[test], labels[test]), 10
+    return (images[train], labels[train]), (images[test], labels[test])
 
 
-def _read_glyphs(config: DataConfig) -> tuple[Pixels, Pixels, int]:
+def _read_glyphs(config: Glyphs) -> tuple[Pixels, Pixels]:
     folder = Path(config.root) / "glyphs"
     images, test_images = images_used(config), _available_for_test(config)
     train = stored_glyphs(folder, images, config.classes, config.difficulty, config.fonts, seed=0)
-    test = stored_glyphs(folder, test_images, config.classes, config.difficulty, config.test_fonts, seed=1)
-    return train, test, config.classes
-
-
-def _read_published(config: DataConfig) -> tuple[Pixels, Pixels, int]:
-    train, test = read_published(config.name, Path(config.root), download=config.download)
-    return train, test, PUBLISHED[config.name].classes
-
-
-def _read_image_folder(config: DataConfig) -> tuple[Pixels, Pixels, int]:
-    train, test = (image_folder.open_part(Path(config.root), part) for part in ("train", "test"))
-    if train.classes != test.classes:
-        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise UserError(f"image_folder: train and test need the same classes; only one of them has {differing}")
-    images, labels = image_folder.read_images(test, config.image_size)
-    order = _permutation(len(labels))  # a folder has class after class, of which a test batch would have one
-    return image_folder.read_images(train, config.image_size), (images[order], labels[order]), len(train.classes)
-
-
-_READERS: dict[str, Callable[[DataConfig], tuple[Pixels, Pixels, int]]] = {
-    "digits": _read_digits,
-    "glyphs": _read_glyphs,
-    **dict.fromkeys(PUBLISHED, _read_published),
-    "image_folder": _read_image_folder,
-}
+    return train, stored_glyphs(folder, test_images, config.classes, config.difficulty, config.test_fonts, seed=1)

@@ -1,7 +1,8 @@
-"""Networks by name: a small conv net, CIFAR ResNets, an MLP, and torchvision's classifiers."""
+"""Networks: a small conv net, CIFAR ResNets, an MLP, torchvision's classifiers, and functions of the user's own."""
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,70 +11,115 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.harness.artifacts import norms
-from bnlab.harness.artifacts.norms import NormConfig, Norms
+from bnlab.harness.artifacts.norms import BatchStatistics, NormConfig, Norms
+from bnlab.harness.artifacts.own import import_object
 from bnlab.harness.artifacts.vision import torchvision
-from bnlab.harness.errors import UserError
-from bnlab.memory import memory_limit
+from bnlab.harness.checks import require_within
+from bnlab.harness.errors import UserError, where_raised
 
 _DEEPEST = 1000  # deeper ones only fail later, after minutes of building
-_COPIES = 4  # of all parameters that training holds: themselves, gradients, and an optimizer's two
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class ModelConfig:
-    """Which network; torchvision's names have their own depth and width and read `name` only."""
+    """Which network."""
 
-    name: str = "cnn"  # cnn, resnet, mlp, or a classifier of torchvision.models
-    depth: int = 3  # cnn: conv-BN-ReLU blocks; resnet: 6n+2 layers; mlp: hidden layers
-    width: int = 32  # channels of the first block; mlp: hidden units
-    pool_every: int = 1  # cnn: pool and double the width after so many blocks, while 4 pixels are left
+    name: str = "???"
+
+
+@dataclass(unsafe_hash=True)
+class Layered(ModelConfig):
+    """A network of ours, whose norm can be chosen."""
+
+    depth: int = 3
+    width: int = 32
+
+
+@dataclass(unsafe_hash=True)
+class Cnn(Layered):
+    """Blocks conv3×3-norm-ReLU."""
+
+    name: str = "cnn"
+    depth: int = 3  # blocks
+    width: int = 32  # channels of the first block
+    pool_every: int = 1  # pool and double the width after so many blocks, while 4 pixels are left
+
+
+@dataclass(unsafe_hash=True)
+class Resnet(Layered):
+    """A ResNet for small images (He et al. 2015, section 4.2)."""
+
+    name: str = "resnet"
+    depth: int = 20  # 6n+2 layers
+    width: int = 16  # channels of the first stage
+
+
+@dataclass(unsafe_hash=True)
+class Mlp(Layered):
+    """Hidden layers linear-norm-ReLU."""
+
+    name: str = "mlp"
+    depth: int = 2  # hidden layers
+    width: int = 256  # hidden units
+
+
+@dataclass(unsafe_hash=True)
+class Torchvision(ModelConfig):
+    """An untrained classifier of torchvision.models."""
+
+    name: str = "resnet18"
+
+
+@dataclass(unsafe_hash=True)
+class OwnModel(ModelConfig):
+    """The user's own: `name` is the import path of a function of channels, image_size, classes that gives a module."""
+
+
+CHOICES: dict[str, ModelConfig] = {
+    "cnn": Cnn(),
+    "plain": Cnn(depth=16, width=16, pool_every=6),
+    "resnet": Resnet(),
+    "mlp": Mlp(),
+    "torchvision": Torchvision(),
+}
+"""What `model=` chooses from, beside functions of the user's own."""
 
 
 def check(config: ModelConfig, norm: NormConfig) -> None:
     """Raise UserError for an unknown name, a value out of range or a norm that the network cannot have."""
     norms.check(norm)
-    if config.name not in _OWN:
-        own = ", ".join(_OWN)
+    if isinstance(config, Torchvision):
         if config.name not in torchvision().models.list_models(module=torchvision().models):
+            raise UserError(f"model.name={config.name}: unknown; use a torchvision classifier such as resnet18")
+    if isinstance(config, OwnModel):
+        import_object(config.name)
+    if not isinstance(config, Layered):
+        if norm != norms.Batch():
             raise UserError(
-                f"model.name={config.name}: unknown; use {own} or a torchvision classifier such as resnet18"
+                f"norm={norm.name}: {config.name} has normalization of its own; use model=cnn, resnet or mlp"
             )
-    for key in ("depth", "width", "pool_every"):
-        if getattr(config, key) < 1:
-            raise UserError(f"model.{key}={getattr(config, key)}: must be 1 or more")
-    if config.depth > _DEEPEST:
-        raise UserError(f"model.depth={config.depth}: must be {_DEEPEST:,} or less")
-    if config.name == "resnet" and (config.depth < 8 or config.depth % 6 != 2):
+        return
+    require_within("model.depth", config.depth, 1, _DEEPEST)
+    require_within("model.width", config.width, 1)
+    if isinstance(config, Cnn):
+        require_within("model.pool_every", config.pool_every, 1)
+    if isinstance(config, Resnet) and (config.depth < 8 or config.depth % 6 != 2):
         raise UserError(f"model.depth={config.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
     _check_norm(config, norm)
 
 
-def _check_norm(config: ModelConfig, norm: NormConfig) -> None:
-    if config.name not in _OWN:
-        for key, value, usual in (("name", norm.name, "batch"), ("every_second", norm.every_second, "none")):
-            if value != usual:
-                own = ", ".join(_OWN)
-                raise UserError(f"norm.{key}={value}: {config.name} has normalization of its own; use model.name={own}")
-        return
-    if config.name == "mlp" and norm.name in ("instance", "gain_control"):
-        raise UserError(f"norm.name={norm.name}: a unit of an mlp has one value, not a map; use model=cnn or resnet")
-    groups = {"layer": 1}.get(norm.name, norm.groups if "groups" in norms.training_settings(norm) else None)
-    if groups is None:
-        return
-    if config.width % groups:
+def _check_norm(config: Layered, norm: NormConfig) -> None:
+    if isinstance(config, Mlp) and norm.name in ("instance", "gain_control"):
+        raise UserError(f"norm={norm.name}: a unit of an mlp has one value, not a map; use model=cnn or resnet")
+    has_groups = norm.name == "group" or (isinstance(norm, BatchStatistics) and norm.every_second == "group")
+    groups = getattr(norm, "groups", 0) if has_groups else 1
+    if config.width % groups or (
+        isinstance(config, Mlp) and norm.name in ("group", "layer") and config.width == groups
+    ):
         raise UserError(
-            f"norm.groups={groups}: must divide the channels; the first block has model.width={config.width}"
+            f"norm.groups={groups}: must divide the channels, in an mlp into groups of two at least; the first block "
+            f"has model.width={config.width}"
         )
-    if config.name == "mlp" and config.width == groups:
-        raise UserError(
-            f"model.width={groups}: {groups} group{'s' * (groups > 1)} of one unit, which has no variance; take more "
-            f"units, or fewer groups (norm.name={norm.name})"
-        )
-
-
-def training_settings(config: ModelConfig) -> dict[str, Any]:
-    """The settings that this network reads."""
-    return {key: getattr(config, key) for key in ("name", *_READ.get(config.name, ()))}
 
 
 def build_model(
@@ -92,37 +138,22 @@ def build_model(
     `steps` are the updates of its training, for norms that change over it. Raises UserError as `check` does, and if the
     network cannot take images of this size.
     """
-    norm = norm or NormConfig()
+    norm = norm or norms.Batch()
     check(config, norm)
-    layers = Norms(norm, of_images=config.name != "mlp", steps=steps)
-    if config.name in _OWN:
-        _require_memory(config, layers, channels, image_size, classes)
+    layers = Norms(norm, of_images=not isinstance(config, Mlp), steps=steps)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        if config.name in _OWN:
-            model = _OWN[config.name](config, layers, channels, image_size, classes)
+        if isinstance(config, Layered):
+            model = _BUILDERS[config.name](config, layers, channels, image_size, classes)
+        elif isinstance(config, OwnModel):
+            model = _own_model(config.name, channels, image_size, classes)
         else:
             model = _torchvision_model(config.name, channels, classes)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
-        name = f"model.name={config.name}" + (f", norm.name={norm.name}" if norm.name != "batch" else "")
+        name = f"model={config.name}" + (f", norm={norm.name}" if norm.name != "batch" else "")
         _try_forward(model, name, (2, channels, image_size, image_size))
     return model
-
-
-def _require_memory(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> None:
-    with torch.device("meta"):
-        try:
-            model = _OWN[config.name](config, norm, channels, image_size, classes)
-            needed = _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
-        except (RuntimeError, TypeError, OverflowError):  # a size that overflows
-            needed = 2**63
-    free = memory_limit(None, torch.device("cpu"))
-    if needed > free:
-        raise UserError(
-            f"model.width={config.width}: training it needs {needed / 1e9:,.0f} GB of memory for its parameters "
-            f"(model.depth={config.depth}, images of {image_size} pixels), {free / 1e9:,.0f} GB can be used; take less"
-        )
 
 
 def _try_forward(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
@@ -139,7 +170,7 @@ def _try_forward(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
     model.train()
 
 
-def _cnn(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
+def _cnn(config: Any, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
     """Blocks conv3×3-norm-ReLU; after each pool the width doubles; the mean over pixels feeds a linear head."""
     layers: list[nn.Module] = []
     width = config.width
@@ -154,7 +185,7 @@ def _cnn(config: ModelConfig, norm: Norms, channels: int, image_size: int, class
     return _initialize(model, norm)
 
 
-def _mlp(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
+def _mlp(config: Layered, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     features = channels * image_size**2
     for number in range(1, config.depth + 1):
@@ -189,7 +220,7 @@ class _Residual(nn.Module):
         return F.relu(out.add_(x), inplace=True)
 
 
-def _resnet(config: ModelConfig, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
+def _resnet(config: Layered, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
     """ResNet of 6n+2 layers for small images (He et al. 2015, section 4.2): three stages of n blocks."""
     width = config.width
     layers: list[nn.Module] = [*_conv(norm, channels, width), nn.ReLU(inplace=True)]
@@ -233,13 +264,21 @@ def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
     return model
 
 
-_OWN = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
-_READ = {"cnn": ("depth", "width", "pool_every"), "resnet": ("depth", "width"), "mlp": ("depth", "width")}
+def _own_model(path: str, channels: int, image_size: int, classes: int) -> nn.Module:
+    try:
+        model = import_object(path)(channels, image_size, classes)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model={path}: {where_raised(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model={path}: has to give a torch.nn.Module, found a {type(model).__name__}")
+    return model
+
+
+_BUILDERS: dict[str, Callable[[Any, Norms, int, int, int], nn.Module]] = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load what a file has of a network; RuntimeError if it is another one's."""
-    state = OrderedDict(tensors)
-    # Versions of the modules' formats, which files do not keep: a network that is made here has the newest.
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(state)
+    model.load_state_dict(dict(tensors))

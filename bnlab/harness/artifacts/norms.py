@@ -4,68 +4,98 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.checks import require_one_of, require_weight, require_within
 from bnlab.layers import BatchNorm, get_running_buffers
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class NormConfig:
     """What normalizes activations after each convolution or linear layer but the last."""
 
-    name: str = "batch"  # batch, ghost, renorm, group, layer, instance, gain_control, frozen, none
-    batch_size: int = 32  # ghost: images that are normalized together
-    groups: int = 8  # group: groups of channels
-    momentum: float = 0.01  # renorm: weight of the new batch in the averages that it trains with
-    every_second: str = "none"  # none, group: in place of every second batch norm; resnet: of the second in each block
+    name: str = "???"
 
 
-NAMES = ("batch", "ghost", "renorm", "group", "layer", "instance", "gain_control", "frozen", "none")
+@dataclass(unsafe_hash=True)
+class BatchStatistics(NormConfig):
+    """A norm that trains with statistics of the batch, which are recorded."""
+
+    every_second: str = "none"  # none, group: in place of every second one; resnet: of the second in each block
+    groups: int = 8  # of channels, of the group norms that take its place
+
+
+@dataclass(unsafe_hash=True)
+class Batch(BatchStatistics):
+    """Batch norm, as torch has it."""
+
+    name: str = "batch"
+
+
+@dataclass(unsafe_hash=True)
+class Ghost(BatchStatistics):
+    """Batch norm on parts of the batch (Hoffer et al. 2017)."""
+
+    name: str = "ghost"
+    batch_size: int = 32  # images that are normalized together, or a few more
+
+
+@dataclass(unsafe_hash=True)
+class Renorm(BatchStatistics):
+    """Batch renormalization (Ioffe 2017)."""
+
+    name: str = "renorm"
+    momentum: float = 0.01  # weight of the new batch in the averages that it trains with
+
+
+@dataclass(unsafe_hash=True)
+class Group(NormConfig):
+    """Group norm (Wu & He 2018): each image by itself."""
+
+    name: str = "group"
+    groups: int = 8  # of channels
+
+
+CHOICES: dict[str, NormConfig] = {
+    "batch": Batch(),
+    "ghost": Ghost(),
+    "renorm": Renorm(),
+    "group": Group(),
+    **{name: NormConfig(name) for name in ("layer", "instance", "gain_control", "frozen", "none")},
+}
+"""What `norm=` chooses from.
+
+layer (Ba et al. 2016): all channels together. instance (Ulyanov et al. 2016): each channel of each image.
+gain_control (after Ruff 2017): see `GainControl`. frozen: batch norm in eval mode from the start, with averages of 0
+and 1. none: layers have biases, initial weights keep the variance (He et al. 2015), residual branches start at 0.
+"""
+NAMES = tuple(CHOICES)
 RECORDED = NAMES[:3]
 """Norms that train with statistics of the batch, which are recorded."""
-
 _UNSCALED = ("gain_control", "frozen", "none")
-_READ = {"ghost": ("batch_size",), "renorm": ("momentum",), "group": ("groups",)}
 
 
 def check(config: NormConfig) -> None:
-    """Raise UserError for a name or value out of range."""
-    for key, allowed in (("name", NAMES), ("every_second", ("none", "group"))):
-        if getattr(config, key) not in allowed:
-            raise UserError(f"norm.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
-    if config.batch_size < 2:
-        raise UserError(f"norm.batch_size={config.batch_size}: one image has no batch statistics; must be 2 or more")
-    if config.groups < 1:
-        raise UserError(f"norm.groups={config.groups}: must be 1 or more")
-    if not 0 < config.momentum <= 1:
-        raise UserError(
-            f"norm.momentum={config.momentum}: is the weight of the new batch; must be above 0 and at most 1"
-        )
-    if config.every_second != "none" and config.name not in RECORDED:
-        raise UserError(
-            f"norm.every_second={config.every_second}: stands in for a norm with batch statistics; use it with norm="
-            f"{', '.join(RECORDED)}"
-        )
-
-
-def training_settings(config: NormConfig) -> dict[str, Any]:
-    """The settings that this norm reads."""
-    keys = {"name", *_READ.get(config.name, ())}
-    keys |= {"every_second"} if config.name in RECORDED else set()
-    keys |= {"groups"} if config.every_second == "group" else set()
-    return {key: value for key, value in asdict(config).items() if key in keys}
+    """Raise UserError for a value out of range."""
+    if isinstance(config, BatchStatistics):
+        require_one_of("norm.every_second", config.every_second, ("none", "group"))
+    if isinstance(config, BatchStatistics | Group):
+        require_within("norm.groups", config.groups, 1)
+    if isinstance(config, Ghost):
+        require_within("norm.batch_size", config.batch_size, 2, reason="one image has no batch statistics")
+    if isinstance(config, Renorm):
+        require_weight("norm.momentum", config.momentum)
 
 
 def count_images(config: NormConfig, batch_size: int) -> int | None:
     """How many images of a batch are normalized together, as far as the batch can be divided so; None: each alone."""
-    if config.name not in RECORDED:
+    if not isinstance(config, BatchStatistics):
         return None
-    return config.batch_size if config.name == "ghost" else batch_size
+    return config.batch_size if isinstance(config, Ghost) else batch_size
 
 
 @dataclass(frozen=True)
@@ -78,7 +108,7 @@ class Norms:
         steps: updates in the training, which the limits of batch renormalization follow.
     """
 
-    config: NormConfig
+    config: Any
     of_images: bool
     steps: int
 
@@ -94,8 +124,8 @@ class Norms:
 
     def build(self, channels: int, number: int = 1) -> nn.Module:
         """That after a network's or a block's layer of this number, counted from 1."""
-        takes_place = number % 2 == 0 and self.config.every_second != "none"
-        return _BUILDERS[self.config.every_second if takes_place else self.config.name](self, channels)
+        takes_place = number % 2 == 0 and getattr(self.config, "every_second", "none") != "none"
+        return _BUILDERS["group" if takes_place else self.config.name](self, channels)
 
     def build_batch_norm(self, channels: int, momentum: float = 0.1) -> BatchNorm:
         return (nn.BatchNorm2d if self.of_images else nn.BatchNorm1d)(channels, momentum=momentum)

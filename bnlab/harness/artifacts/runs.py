@@ -87,7 +87,7 @@ class Run:
     def batches(self) -> Batches:
         data = self.config.data
         seeds = Seeds.of(self.config.seed)
-        return Batches(self.dataset.train, self.config.batch_size, seeds, data.shift, data.flip, self.config.order)
+        return Batches(self.dataset.train, self.config.batch_size, seeds, data.shift, data.flips, self.config.order)
 
     @property
     def steps(self) -> int:

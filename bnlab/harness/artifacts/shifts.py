@@ -5,7 +5,6 @@ A shift is `none`, a corruption with its strength, such as `noise:1`, or the fon
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.data import DataConfig, Dataset, Split, load_dataset
+from bnlab.harness.artifacts.data import DataConfig, Dataset, Glyphs, Split, load_dataset
 from bnlab.harness.artifacts.glyphs import FONTS
+from bnlab.harness.checks import require_one_of
 from bnlab.harness.errors import UserError
 
 Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
@@ -77,49 +77,18 @@ _VERSION = 1  # raise the number when the same shift gives other images
 
 def check(shifts: Sequence[Any], config: DataConfig, splits: Sequence[str]) -> None:
     """UserError unless the images of these splits have each of these shifts."""
+    known = ["none", *(f"{kind}:{s}" for kind, (_, amounts) in CORRUPTIONS.items() for s in range(1, len(amounts) + 1))]
+    if isinstance(config, Glyphs) and [*splits] == ["test"]:
+        known += [f"fonts:{name}" for name in FONTS if name != config.fonts]
     if not shifts:
         raise UserError("shifts=[]: give at least one, such as none")
     for shift in shifts:
-        kind, _, which = str(shift).partition(":")
-        if kind == "fonts":
-            _check_fonts(which, config, splits)
-        elif shift != "none" and (kind not in CORRUPTIONS or which not in _list_strengths(kind)):
-            raise UserError(f"shifts={shift}: {_explain(str(shift))}")
-    changes = [shift for shift in shifts if shift != "none"]
-    if changes and "test" in splits and _has_other_fonts(config):
-        raise UserError(
-            f"shifts={changes[0]}: the test images have other fonts already (data.fonts={config.fonts}, "
-            f"data.test_fonts={config.test_fonts}); set data.test_fonts={config.fonts}, and list fonts:"
-            f"{config.test_fonts} as a shift"
-        )
-
-
-def _check_fonts(fonts: str, config: DataConfig, splits: Sequence[str]) -> None:
-    others = [name for name in FONTS if name != config.fonts]
-    if config.name != "glyphs":
-        reason = f"data.name={config.name} has none; only glyphs do"
-    elif fonts not in others:
-        reason = f"those of training are data.fonts={config.fonts}; choose from {', '.join(others)}"
-    elif other_splits := [split for split in splits if split != "test"]:
-        reason = f"evaluate_on={other_splits[0]} has those of training; there are others of test only"
-    else:
-        return
-    raise UserError(f"shifts=fonts:{fonts}: {reason}")
-
-
-def _list_strengths(kind: str) -> list[str]:
-    return [str(strength) for strength, _ in enumerate(CORRUPTIONS[kind][1], start=1)]
-
-
-def _explain(shift: str) -> str:
-    """What to write instead of this."""
-    kind = next((kind for kind in CORRUPTIONS if shift.startswith(kind)), "")
-    if kind:
-        return f"write {kind} with a strength of {', '.join(_list_strengths(kind))}, such as {kind}:1"
-    close = difflib.get_close_matches(shift.partition(":")[0], ["none", *CORRUPTIONS, "fonts"], n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    fonts = ", ".join(f"fonts:{name}" for name in FONTS)
-    return f"unknown{hint}; there are none, {', '.join(CORRUPTIONS)} with a strength (noise:1), of glyphs {fonts}"
+        require_one_of("shifts", shift, known)
+        if shift != "none" and "test" in splits and _has_other_fonts(config):
+            raise UserError(
+                f"shifts={shift}: the test images have other fonts already (data.test_fonts); leave that out, and list "
+                "fonts as a shift"
+            )
 
 
 def list_predictions(config: DataConfig, splits: Sequence[str], shifts: Sequence[str]) -> list[tuple[str, str]]:
@@ -133,7 +102,7 @@ def list_predictions(config: DataConfig, splits: Sequence[str], shifts: Sequence
 
 
 def _has_other_fonts(config: DataConfig) -> bool:
-    return config.name == "glyphs" and config.test_fonts != config.fonts
+    return isinstance(config, Glyphs) and config.test_fonts != config.fonts
 
 
 def shift_images(dataset: Dataset, config: DataConfig, split: str, shift: str) -> Split:
@@ -155,7 +124,7 @@ def _is_corruption(shift: str) -> bool:
 def _change_fonts(dataset: Dataset, config: DataConfig, shift: str) -> Dataset:
     """The same data set with the test images of another font, if that is the shift."""
     kind, _, fonts = shift.partition(":")
-    if kind != "fonts" or fonts == config.test_fonts:
+    if kind != "fonts" or not isinstance(config, Glyphs) or fonts == config.test_fonts:
         return dataset
     return load_dataset(replace(config, test_fonts=fonts), dataset.test.images.device)
 

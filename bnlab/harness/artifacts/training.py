@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,47 +13,55 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Split, augment
-from bnlab.harness.errors import UserError
+from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.schedule import SCHEDULES, lr_factor
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class OptimizerConfig:
     """How weights are updated. The learning rate is stated for a batch of 128 and scaled to others."""
 
-    name: str = "sgd"  # sgd (Nesterov), adamw
+    name: str = "???"
     lr: float = 0.1  # at batch size 128
     lr_scaling: str = "sqrt"  # with the batch size: sqrt, linear, none
-    momentum: float = 0.9  # sgd only
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     schedule: str = "onecycle"  # onecycle (up for 20%, then down to 0), step (÷10 at 50% and 75%), constant
 
 
+@dataclass(unsafe_hash=True)
+class Sgd(OptimizerConfig):
+    """SGD with Nesterov momentum."""
+
+    name: str = "sgd"
+    momentum: float = 0.9
+
+
+@dataclass(unsafe_hash=True)
+class AdamW(OptimizerConfig):
+    """AdamW, whose learning rate is usually scaled with the square root of the batch size."""
+
+    name: str = "adamw"
+    lr: float = 0.003
+    weight_decay: float = 0.01
+
+
+CHOICES: dict[str, OptimizerConfig] = {"sgd": Sgd(), "adamw": AdamW()}
+"""What `optimizer=` chooses from."""
 _SCALING = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 _REFERENCE_BATCH = 128
 _LARGEST = 1e19  # its square, which a batch variance would have after an update of this size, is no float32
 
 
 def check(config: OptimizerConfig) -> None:
-    """Raise UserError for a name or value out of range."""
-    for key, allowed in (("name", ("sgd", "adamw")), ("lr_scaling", tuple(_SCALING)), ("schedule", tuple(SCHEDULES))):
-        if getattr(config, key) not in allowed:
-            raise UserError(f"optimizer.{key}={getattr(config, key)}: must be one of {', '.join(allowed)}")
-    for key, low, high in (("lr", 0.0, _LARGEST), ("momentum", 0.0, 1.0), ("weight_decay", 0.0, _LARGEST)):
-        value = getattr(config, key)
-        if not low <= value < high or (key == "lr" and value == 0):
-            raise UserError(
-                f"optimizer.{key}={value}: must be {'above' if key == 'lr' else 'at least'} 0 and below {high:g}"
-            )
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"optimizer.label_smoothing={config.label_smoothing}: must be at least 0 and below 1")
-
-
-def training_settings(config: OptimizerConfig) -> dict[str, Any]:
-    """The settings that this optimizer reads."""
-    ignored = () if config.name == "sgd" else ("momentum",)
-    return {key: value for key, value in asdict(config).items() if key not in ignored}
+    """Raise UserError for a value out of range."""
+    require_one_of("optimizer.lr_scaling", config.lr_scaling, _SCALING)
+    require_one_of("optimizer.schedule", config.schedule, SCHEDULES)
+    require_within("optimizer.lr", config.lr, 1e-9, _LARGEST)
+    require_within("optimizer.weight_decay", config.weight_decay, 0, _LARGEST)
+    require_within("optimizer.label_smoothing", config.label_smoothing, 0, 0.99)
+    if isinstance(config, Sgd):
+        require_within("optimizer.momentum", config.momentum, 0, 0.9999)
 
 
 class Diverged(Exception):
@@ -189,7 +196,7 @@ def peak_lr(config: OptimizerConfig, batch_size: int) -> float:
 def build_optimizer(config: OptimizerConfig, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW, at the learning rate for this batch size."""
     lr = peak_lr(config, batch_size)
-    if config.name == "adamw":
+    if not isinstance(config, Sgd):
         return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         model.parameters(),

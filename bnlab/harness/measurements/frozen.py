@@ -80,7 +80,7 @@ def population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> I
         chosen = torch.randperm(len(labels), generator=draw)[: source.images].to(labels.device)
         images, labels = images[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
     if source.split == "train_augmented":
-        images = augment(images, generator, shift=data.shift, flip=data.flip)
+        images = augment(images, generator, shift=data.shift, flip=data.flips)
     for index in in_batches(len(labels), batch_size):
         yield images[index], labels[index]
 
