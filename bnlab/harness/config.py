@@ -160,7 +160,7 @@ def _check_freezing(config: Config, steps: int) -> None:
         return
     if not 0 < config.freeze_at < 1 or freezing_step(config, steps) == steps:
         raise UserError(
-            f"freeze_at={config.freeze_at}: is a share of the training, {steps:,} steps; must be above 0, and leave some"
+            f"freeze_at={config.freeze_at}: is a share of the training, {steps:,} steps; take more than 0, leave some"
         )
     if config.norm.name != "batch":
         raise UserError(f"freeze_at={config.freeze_at}: norm={config.norm.name} cannot be frozen; use norm=batch")

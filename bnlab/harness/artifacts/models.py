@@ -14,7 +14,7 @@ from bnlab.harness.artifacts import norms
 from bnlab.harness.artifacts.norms import BatchStatistics, NormConfig, Norms
 from bnlab.harness.artifacts.own import import_object
 from bnlab.harness.artifacts.vision import torchvision
-from bnlab.harness.checks import require_within
+from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.errors import UserError, where_raised
 
 _DEEPEST = 1000  # deeper ones only fail later, after minutes of building
@@ -89,8 +89,8 @@ def check(config: ModelConfig, norm: NormConfig) -> None:
     """Raise UserError for an unknown name, a value out of range or a norm that the network cannot have."""
     norms.check(norm)
     if isinstance(config, Torchvision):
-        if config.name not in torchvision().models.list_models(module=torchvision().models):
-            raise UserError(f"model.name={config.name}: unknown; use a torchvision classifier such as resnet18")
+        known = torchvision().models.list_models(module=torchvision().models)
+        require_one_of("model.name", config.name, known)
     if isinstance(config, OwnModel):
         import_object(config.name)
     if not isinstance(config, Layered):
