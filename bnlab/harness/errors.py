@@ -14,6 +14,10 @@ class UserError(ValueError):
     """What was found and what to do, in one or two lines; shown without a traceback."""
 
 
+class NoRows(UserError):
+    """Nothing of what is asked for has been measured: it is to be swept."""
+
+
 class JobError(UserError):
     """What stops one job of a sweep and leaves the others alone."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,25 +17,18 @@ if TYPE_CHECKING:
 def find_experiment(name: str) -> Experiment:
     """The EXPERIMENT of `experiments/questions/<name>.py`; UserError if there is none or it cannot be imported."""
     from bnlab.harness.errors import UserError, where_raised
-    from bnlab.harness.reporting.experiment import Experiment
     from experiments.catalogue import FIGURES, HYPOTHESES, QUESTIONS
 
-    path, module = f"experiments/questions/{name}.py", f"experiments.questions.{name}"
+    path = f"experiments/questions/{name}.py"
     try:
-        found = getattr(importlib.import_module(module), "EXPERIMENT", None)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module:
-            raise UserError(
-                f"{path}: is missing; it has the figures and claims of the experiment, EXPERIMENT"
-            ) from error
-        raise UserError(f"{path}: cannot be imported, {where_raised(error)}") from error
-    if not isinstance(found, Experiment):
-        raise UserError(f"{path}: needs EXPERIMENT, a bnlab.harness.reporting.experiment.Experiment")
-    if found.name != name:
-        raise UserError(f"{path}: its EXPERIMENT has the name {found.name!r}; give it that of the module")
+        module = importlib.import_module(f"experiments.questions.{name}")
+        found = module.EXPERIMENT
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise UserError(f"{path}: has to define EXPERIMENT ({where_raised(error)})") from error
     if unknown := sorted({*found.answers} - {*QUESTIONS, *HYPOTHESES, *FIGURES}):
         raise UserError(f"{path}: answers {unknown[0]}, which experiments/catalogue.py does not have; leave it out")
-    return found
+    question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    return replace(found, name=name, question=question, source=" ".join(source.split()))
 
 
 def list_questions() -> list[str]:
@@ -44,8 +39,7 @@ def list_questions() -> list[str]:
 @contextlib.contextmanager
 def own_code(what: str, folder: Path, command: str) -> Iterator[None]:
     """Errors of an experiment's code as UserError, with the line that raised it; `command` makes the tables."""
-    from bnlab.harness.errors import UserError, where_raised
-    from bnlab.harness.reporting.experiment import NoRows
+    from bnlab.harness.errors import NoRows, UserError, where_raised
 
     try:
         yield

@@ -89,19 +89,22 @@ class Answer:
 
     def list_sentences(self, number: str | None = None) -> list[str]:
         """A sentence for each claim that bears on a question or hypothesis; without a number, for all."""
-        claims = self.experiment.claims
-        chosen = [claim for claim in claims if number is None or not claim.answers or number in claim.answers]
-        return [self._sentences[claim.id] for claim in chosen]
+        claims = self.experiment.claims.items()
+        return [
+            self._sentences[c] for c, claim in claims if number is None or not claim.answers or number in claim.answers
+        ]
 
     @cached_property
     def _sentences(self) -> dict[str, str]:
         """By the claims' ids."""
-        return {c.id: summarize(c, self.frame[self.frame["claim"] == c.id]) for c in self.experiment.claims}
+        return {
+            c: summarize(claim, self.frame[self.frame["claim"] == c]) for c, claim in self.experiment.claims.items()
+        }
 
     @property
     def command(self) -> str:
         """What makes the results again."""
-        return self.experiment.command or f"python -m experiments.results experiment={self.experiment.name}"
+        return self.experiment.command or f"python -m experiments.sweep experiment={self.experiment.name}"
 
     @property
     def claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
@@ -109,7 +112,8 @@ class Answer:
         rows = [
             {"number": format_number(*(row[key] for key in NUMBERS)), **row} for row in self.frame.to_dict("records")
         ]
-        return [(claim, [row for row in rows if row["claim"] == claim.id]) for claim in self.experiment.claims]
+        claims = self.experiment.claims.items()
+        return [(claim, [row for row in rows if row["claim"] == name]) for name, claim in claims]
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:

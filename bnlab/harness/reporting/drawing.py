@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.answer import describe_images
-from bnlab.harness.reporting.experiment import Figure, NoRows, Tables, count_layers, sort_layers
+from bnlab.harness.reporting.experiment import Figure, Tables, count_layers, sort_layers
 from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap
 from bnlab.harness.reporting.style import Axis, one_figure, write_out_decades
 from bnlab.harness.schedule import SCHEDULES
@@ -24,12 +25,13 @@ from bnlab.harness.schedule import SCHEDULES
 _IN_A_ROW = 4
 
 
-def draw(figure: Figure, tables: Tables, changes: str = "") -> Drawn:
+def draw(name: str, figure: Figure, tables: Tables, changes: str = "") -> Drawn:
     """All panels, in order of appearance, with one legend below and the caption under it.
 
     Args:
+        name: of the figure, for messages.
         figure: what to draw.
-        tables: those that its score reads, see `experiment.declared`.
+        tables: those of its experiment.
         changes: a last sentence, on settings for which the caption was not written.
 
     Raises:
@@ -43,10 +45,10 @@ def draw(figure: Figure, tables: Tables, changes: str = "") -> Drawn:
     frame = frame.astype(dict.fromkeys(nullable, float))  # of which matplotlib would draw nothing
     panels = list(dict.fromkeys(frame["panel"]))
     if not panels:
-        raise NoRows(f"figure {figure.name}: the tables have no row for it")
+        raise NoRows(f"figure {name}: the tables have no row for it")
     if not _have_places(figure, frame).any():
         raise NoRows(
-            f"figure {figure.name}: nothing can be drawn: all values are missing, infinite, or 0 on a logarithmic axis"
+            f"figure {name}: nothing can be drawn: all values are missing, infinite, or 0 on a logarithmic axis"
         )
     rows, columns = _choose_grid(len(panels))
     share_x = getattr(figure.plot, "share_x", False)

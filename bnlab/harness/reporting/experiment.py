@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames import MEASURES, NUMBERS, RESULTS, name_value
+from bnlab.harness.reporting.frames import MEASURES, NUMBERS, name_value
 from bnlab.harness.reporting.style import estimator_label
 
 Tables = Mapping[str, pd.DataFrame]
@@ -84,7 +84,6 @@ class Figure:
     """One figure of an experiment.
 
     Attributes:
-        name: of its files.
         title: what is drawn.
         caption: how to read it; sentences on lines, bands and n, and on images that are not the usual ones, are added,
             and for {schedule} one on the learning rate where all networks have the same schedule. {batch_size} and
@@ -93,7 +92,6 @@ class Figure:
         plot: draws the rows of one panel, see `plots`.
     """
 
-    name: str
     title: str
     caption: str
     score: Score
@@ -105,14 +103,12 @@ class Claim:
     """What is said to hold, with direction and margin, written down before the numbers are known.
 
     Attributes:
-        id: a short name.
         text: a sentence.
         score: tables to the rows of `frames.interval`; each row is a condition.
         rule: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
         answers: which of the experiment's questions and hypotheses it bears on; empty: all.
     """
 
-    id: str
     text: str
     score: Score
     rule: Rule
@@ -121,80 +117,25 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A question, what answers it, and what of the tables is read.
+    """A question and what answers it.
 
     Attributes:
-        name: of the module, of its file in conf/experiment and of its results.
-        question: a sentence.
         answers: numbers of the questions and hypotheses that it bears on.
-        source: where the question comes from.
-        columns: by table, the columns that scores read beside `COORDINATES`; of `runs`, results beside the settings.
-        figures: what is drawn.
-        claims: what is decided.
+        figures: what is drawn, by the names of the files.
+        claims: what is decided, by short names.
         command: what makes its results; empty: its sweep.
+        name: of its module, of its file in conf/experiment and of its results.
+        question, source: the first paragraph of its module's docstring, and the others: where the question comes from.
+            `experiments.questions.find_experiment` fills in these three.
     """
 
-    name: str
-    question: str
     answers: tuple[str, ...]
-    source: str
-    columns: dict[str, tuple[str, ...]]
-    figures: tuple[Figure, ...]
-    claims: tuple[Claim, ...]
+    figures: Mapping[str, Figure]
+    claims: Mapping[str, Claim]
     command: str = ""
-
-    def __post_init__(self) -> None:
-        """ValueError if two figures or claims have one name, a figure that of no file, or a claim other answers."""
-        for kind, names in (("figures", [f.name for f in self.figures]), ("claims", [c.id for c in self.claims])):
-            doubled = [name for name in names if names.count(name) > 1]
-            if doubled:
-                raise ValueError(f"{self.name}: two {kind} are called {doubled[0]!r}; give each its own name")
-        for figure in self.figures:
-            if not re.fullmatch(r"\w[\w.-]*", figure.name):
-                raise ValueError(f"{self.name}: a figure is called {figure.name!r}; files are: letters, digits, _ . -")
-        for claim in self.claims:
-            if other := sorted({*claim.answers} - {*self.answers}):
-                raise ValueError(
-                    f"{self.name}: claim {claim.id} answers {other[0]}, which the experiment does not list"
-                )
-
-
-class NoRows(UserError):
-    """Nothing of what an experiment needs has been measured: it is to be swept."""
-
-
-class _Declared(dict[str, pd.DataFrame]):
-    """Gives copies, so that what a score writes into a table does not reach the next one."""
-
-    def __getitem__(self, table: str) -> pd.DataFrame:
-        return super().__getitem__(table).copy()
-
-    def __missing__(self, table: str) -> pd.DataFrame:
-        raise UserError(f"table {table!r} is not declared in the experiment's columns")
-
-
-def declared(experiment: Experiment, tables: Tables) -> Tables:
-    """The tables with no other columns than the experiment declares; all settings in `runs`.
-
-    Raises:
-        UserError: there is no such table or column.
-        NoRows: a table has no rows.
-    """
-    runs = tables["runs"]
-    extra = experiment.columns.get("runs", ())
-    found = _Declared(runs=runs[[c for c in runs if c not in RESULTS or c in extra]])
-    for table, columns in experiment.columns.items():
-        if table not in (*tables, "log"):
-            raise UserError(f"there is no table {table!r}; choose from {', '.join(tables)}")
-        frame = tables[table]
-        missing = [column for column in columns if column not in frame]
-        if missing:
-            raise UserError(f"table {table} has no column {missing[0]!r}")
-        if frame.empty:
-            raise NoRows(f"the table {table} has no rows")
-        if table != "runs":
-            found[table] = frame[[c for c in frame if c in COORDINATES or c in columns]]
-    return found
+    name: str = ""
+    question: str = ""
+    source: str = ""
 
 
 def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
@@ -209,34 +150,32 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     Raises:
         UserError: tables or columns are missing, or a score does not come from `frames.interval`.
     """
-    available = declared(experiment, tables)
-    found = [(experiment.name, *row) for claim in experiment.claims for row in _decide(claim, available)]
+    claims = experiment.claims.items()
+    found = [(experiment.name, name, *row) for name, claim in claims for row in _decide(name, claim, tables)]
     return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *NUMBERS, "verdict"])
 
 
-def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
-    """Claim, condition, where, mean, low, high, n and verdict of each condition."""
+def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
+    """Condition, where, mean, low, high, n and verdict of each condition."""
     try:
         frame = claim.score(tables)
     except Exception as error:
-        error.add_note(f"claim {claim.id}")
+        error.add_note(f"claim {name}")
         raise
     missing = [column for column in MEASURES if column not in (*frame, "share")]
     if missing:
-        raise UserError(
-            f"claim {claim.id}: its score has no column {missing[0]!r}; return what frames.interval returns"
-        )
+        raise UserError(f"claim {name}: its score has no column {missing[0]!r}; return what frames.interval returns")
     if frame.empty:
-        return [(claim.id, "no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
+        return [("no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
     keys = [column for column in frame if column not in MEASURES]
     if keys and frame.duplicated(keys).any():
-        raise UserError(f"claim {claim.id}: its score has several rows of one condition; they differ in none of {keys}")
+        raise UserError(f"claim {name}: its score has several rows of one condition; they differ in none of {keys}")
     frame = count_layers(_in_order(frame), tables)
     rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
     found = []
     for row, verdict in rows:
         where = _list_coordinates(row)
-        found.append((claim.id, ", ".join(filter(None, where)), where, *(row[key] for key in NUMBERS), verdict))
+        found.append((", ".join(filter(None, where)), where, *(row[key] for key in NUMBERS), verdict))
     return found
 
 

@@ -81,11 +81,7 @@ class Curves(_Across):
     dashed: str = ""
     star: str = ""
     mark: tuple[float, str] | None = None
-
-    def __post_init__(self) -> None:
-        """ValueError for lines of estimators, which have colours of their own in all figures."""
-        if self.by == "estimator":
-            raise ValueError(f"Curves: a line for each estimator is EstimatorCurves(y, x={self.x!r})")
+    zero: str = ""
 
     def __call__(self, frame: pd.DataFrame, *, ax: Axes) -> Axes:
         """Draw the frame's rows: columns `x`, `by`, mean, low, high.
@@ -93,6 +89,8 @@ class Curves(_Across):
         Raises:
             ValueError: a row has no `by`, or a line several rows at one `x` or several levels.
         """
+        if self.by == "estimator":
+            return EstimatorCurves(self.y, self.zero, self.x)(frame, ax=ax)
         frame = frame if "kind" in frame else frame.assign(kind="")
         curves, levels = frame[frame[self.x].notna()], frame[frame[self.x].isna()]
         if (doubled := levels.duplicated([self.by, "kind"])).any():

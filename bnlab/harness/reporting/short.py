@@ -46,7 +46,7 @@ def _quote(answer: Answer | None, claim: str, condition: str | None, verdict: st
         cells = cells[[any(words <= {*where} for words in wanted) for where in cells["where"]]]
     if cells.empty or set(cells["verdict"]) != {verdict}:
         return ""
-    unit = next(one.rule.unit for one in answer.experiment.claims if one.id == claim)
+    unit = answer.experiment.claims[claim].rule.unit
     return quote_means(cells, unit)
 
 

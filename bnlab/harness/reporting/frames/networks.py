@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
-from bnlab.harness.errors import Note, UserError
+from bnlab.harness.errors import NoRows, Note, UserError
 from bnlab.harness.reporting.frames.panels import add_setting_panels, select_shares, share_name
 from bnlab.harness.reporting.frames.selection import name_value, require_columns, select
 
@@ -21,7 +21,7 @@ RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "ve
 def rows(
     tables: Mapping[str, pd.DataFrame],
     table: str,
-    shares: Sequence[float] = (),
+    at: float | Sequence[float] = (),
     by: Sequence[str] = ("batch_size",),
     **wanted: Any,
 ) -> pd.DataFrame:
@@ -30,17 +30,20 @@ def rows(
     Args:
         tables: the tables of an experiment, `runs` among them.
         table: the name of the table.
-        shares: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share,
-            if it is within 2% of the training or half a step. Without shares all steps, a panel for each of `by`.
+        at: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share, if it
+            is within 2% of the training or half a step. Without any all steps, a panel for each of `by`.
         by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
         wanted: for columns of the table or settings, see `select`; `split` and `shift` where several were predicted.
 
     Raises:
+        NoRows: the table has no rows.
         UserError: a column is missing, the table has several splits or shifts of which none is wanted, an estimator's
             statistics are of other images in some networks than in others, or networks agree in `by` and seed, or
             differ in other settings, which an average over seeds would mix.
     """
     frame, runs = tables[table], tables["runs"]
+    if frame.empty:
+        raise NoRows(f"the table {table} has no rows")
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
     own = {column: value for column, value in wanted.items() if column in frame}
     others = {column: value for column, value in wanted.items() if column not in frame}
@@ -49,6 +52,7 @@ def rows(
         if column in joined and column not in wanted:
             _check_images(table, joined, column, setting)
     _check_networks(runs[runs["run"].isin(joined["run"].unique())], by)
+    shares = [at] if isinstance(at, float) else list(at)
     if not shares:
         _check_populations(table, joined)
         return add_setting_panels(joined, by)

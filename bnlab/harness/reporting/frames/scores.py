@@ -20,8 +20,8 @@ def score(
     source: str | Rows,
     value: str,
     by: Sequence[str],
-    shares: Sequence[float] = (),
     *,
+    at: float | Sequence[float] = (),
     against: Any = None,
     along: str = "estimator",
     matching: Sequence[str] = SAME_NETWORK,
@@ -35,7 +35,8 @@ def score(
 
     Args:
         source: the name of a table, of which `rows` are taken, or a function of the tables that gives other rows.
-        shares: of a table, see `rows`; its networks may differ in the settings among `by`, or else in their batch size.
+        at: shares of the training, of a table, see `rows`; its networks may differ in the settings among `by`, or else
+            in their batch size.
         value, by, average, scale, geometric: see `interval`.
         against, along, matching, ratio: the reference, see `paired`; it need not be among the wanted.
         wanted: see `select`; with a reference, values of `along`, and of `momentum` where that is the estimator, choose
@@ -46,17 +47,17 @@ def score(
         another estimator, momentum or step of a table than the next: their mean would mix them.
 
     Raises:
-        ValueError: shares beside a function, which chooses its rows itself.
+        ValueError: `at` beside a function, which chooses its rows itself.
     """
-    if shares and not isinstance(source, str):
-        raise ValueError("score: shares are those of a table; a function chooses its rows itself")
+    if at and not isinstance(source, str):
+        raise ValueError("score: at= chooses rows of a table; a function chooses its rows itself")
     later = () if against is None else (along, "momentum") if along == "estimator" else (along,)
     compared = {key: wanted.pop(key) for key in later if key in wanted}
 
     def compute(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         if isinstance(source, str):
             settings = [key for key in by if key not in tables[source] and key != "panel"]
-            frame = rows(tables, source, shares, settings or ["batch_size"], **wanted)
+            frame = rows(tables, source, at, settings or ["batch_size"], **wanted)
         else:
             frame = select(source(tables), **wanted)
         if against is not None:
@@ -65,7 +66,7 @@ def score(
         # After it, as several rows of one seed have a message of their own; a function may choose by seed.
         if isinstance(source, str):
             over = list_columns(average)
-            steps = () if shares or "epoch" in (*by, *over) else ("step",)
+            steps = () if at or "epoch" in (*by, *over) else ("step",)
             check_mixed(frame, by, ("estimator", "momentum", *steps), over)
         return intervals
 
