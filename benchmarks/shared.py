@@ -19,7 +19,6 @@ def results() -> list[Result]:
         _compare("Siamese resnet-18, 32×32", Siamese(torchvision().models.resnet18()), 32),
         _compare("Siamese, 12 layers", Siamese(nn.Sequential(*[_block() for _ in range(12)])), 16),
         _compare("12 layers in 4 chunks each", Chunked(12, 4), 16),
-        _compare("one layer 12 times in a loop", Recurrent(12), 16),
     ]
 
 
@@ -61,17 +60,4 @@ class Chunked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = torch.cat([block(piece) for piece in x.chunk(self.pieces)])
-        return x
-
-
-class Recurrent(nn.Module):
-    """One block, again and again on what it has made itself."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.block, self.times = _block(), times
-
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(self.times):
-            x = self.block(x) + x / 2
         return x
