@@ -1,17 +1,37 @@
-"""Files that are there whole or not at all, what is done with damaged ones, and the digest of their contents."""
+"""Files that are there whole or not at all, what is done with unreadable ones, and the digest of their contents."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_UNREADABLE = (None, errno.ENOENT, errno.EISDIR)  # pyarrow raises OSError without a number where a file is damaged
 
-class OtherVersion(ValueError):
-    """A file that another version of bnlab wrote, in a format that this one does not read: foreign, not damaged."""
+
+class Unreadable(ValueError):
+    """A file that is missing, damaged or in the format of another version; what it held has to be made again."""
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Whatever fails in the block is the fault of this file: `Unreadable`, which names it.
+
+    A disk that fails and a file that may not be read are no fault of its contents: OSError.
+    """
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in _UNREADABLE:
+            raise
+        raise Unreadable(f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -28,17 +48,15 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def set_aside(path: Path, reason: object, then: str) -> None:
-    """Take a file out of the way that is damaged, or as `OtherVersion` of another version, and say so.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is there whole, or not at all."""
+    write_whole(path, lambda beside: beside.write_text(text))
 
-    Where its folder cannot be written, only say so.
-    """
-    kind = "other-version" if isinstance(reason, OtherVersion) else "damaged"
-    try:
-        path.replace(path.with_name(f"{path.name}.{kind}"))
-        print(f"{reason}\n  set aside; {then}", file=sys.stderr)
-    except OSError as error:
-        print(f"{reason}\n  left out, cannot be set aside ({error.strerror}); {then}", file=sys.stderr)
+
+def set_aside(path: Path, reason: object, then: str) -> None:
+    """Take an unreadable file out of the way, and say so."""
+    path.replace(path.with_name(f"{path.name}.damaged"))
+    print(f"{reason}\n  set aside; {then}", file=sys.stderr)
 
 
 def digest(*parts: str | bytes | memoryview, digits: int = 64) -> str:

@@ -1,5 +1,53 @@
-"""One torch thread in every test process: tensors are small, and threads without idle cores wait for each other."""
+"""One torch thread in every test process, and one small trained network for all tests that only read."""
 
 import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of the commands that tests start
+import pytest
+import torch
+from filelock import FileLock
+
+from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.models import ModelConfig
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+
+# Tensors are small, and threads without idle cores wait for each other; also of the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+def small_config(results: Path, **changes: object) -> Config:
+    """A small convolutional network on 360 digits, 40 updates in batches of 32."""
+    fixed = {
+        "data": DataConfig(images=400),
+        "model": ModelConfig(depth=2, width=8),
+        "batch_size": 32,
+        "steps": 40,
+        "evaluate_at": [1, 7, 20, 40],
+        "threads": 1,
+        "device": "cpu",
+        "results": str(results),
+    }
+    return Config(**{**fixed, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The network of `small_config`, finished; one training for all processes. Not to be changed: copy its results."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    run = Run(small_config(shared / "trained"))
+    with FileLock(shared / "trained.lock"):
+        ensure_trained(run)
+    return run
+
+
+@pytest.fixture
+def copied(trained: Run, tmp_path: Path) -> Config:
+    """The configuration of a copy of that network, in a results folder of its own."""
+    results = shutil.copytree(trained.config.results, tmp_path / "copied", ignore=shutil.ignore_patterns("*.lock"))
+    return replace(trained.config, results=str(results))

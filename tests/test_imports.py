@@ -37,8 +37,8 @@ FOLDERS = {
     "nn": "averages self_tuned readers",
     "recording": "trace block frozen",
     "exact": "ranks task breadth measurement standard_errors population",
-    "harness.artifacts": "vision glyphs published image_folder data shifts norms models training settings folders runs "
-    "freezing averaging states announcing reproducing producing",
+    "harness.artifacts": "own vision glyphs published image_folder data shifts norms models training settings folders runs "
+    "freezing averaging states announcing producing",
     "harness.reporting.frames": "selection coverage panels networks comparisons averages scores",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.

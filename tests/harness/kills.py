@@ -1,4 +1,4 @@
-"""Trainings that end in the middle."""
+"""Trainings that end in the middle, and runs that are compared bit for bit."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 import pytest
+import torch
+from pandas.testing import assert_frame_equal
 
 from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress
+from tests.helpers import same_traces
 
 
 @contextlib.contextmanager
@@ -25,3 +29,14 @@ def killed_at(step: int) -> Iterator[None]:
     saves = patch.object(producing, "STATE_SECONDS", 0.0)
     with saves, patch.object(producing.Recorder, "log", interrupt), pytest.raises(KeyboardInterrupt):
         yield
+
+
+def assert_same(found: Run, expected: Run) -> None:
+    """Weights and buffers, log and trace are bit for bit the same."""
+    assert found.status is not None and found.wanted == expected.wanted
+    for step in expected.wanted:
+        a, b = found.load_checkpoint(step), expected.load_checkpoint(step)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert_frame_equal(found.read_log(), expected.read_log())
+    assert (found.trace is None) == (expected.trace is None)
+    assert found.trace is None or expected.trace is None or same_traces(found.trace, expected.trace)

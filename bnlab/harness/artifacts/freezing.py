@@ -26,21 +26,18 @@ def build_freezer(run: Run) -> Callback:
     """
 
     def freeze(progress: Progress) -> None:
-        if progress.step == run.frozen_from:
-            _write_statistics(run, progress)
-            keep_frozen(run, progress)
+        if progress.step != run.frozen_from:
+            return
+        if run.config.freeze_with == "exact":
+            images = run.dataset.train.images
+            batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
+            try:
+                bnlab.population_statistics(progress.model, batches).write_to(progress.model)
+            except ValueError as error:  # of layers that have been trained up to here: inputs that are not finite
+                raise Diverged(str(error)) from error
+        keep_frozen(run, progress)
 
     return freeze
-
-
-def _write_statistics(run: Run, progress: Progress) -> None:
-    if run.config.freeze_with == "exact":
-        images = run.dataset.train.images
-        batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
-        try:
-            bnlab.population_statistics(progress.model, batches).write_to(progress.model)
-        except ValueError as error:  # of layers that have been trained up to here: inputs that are not finite
-            raise Diverged(str(error)) from error
 
 
 def keep_frozen(run: Run, progress: Progress) -> None:

@@ -1,100 +1,71 @@
-"""Making sure that a run's network is there: trained, continued after a kill, or read back, once for everybody."""
+"""Making sure that a run's network is there: trained, continued after a kill, or found, once for everybody."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 
 import pandas as pd
+import torch
+from torch import Tensor
 
-from bnlab.files import set_aside
 from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.announcing import build_announcer
 from bnlab.harness.artifacts.averaging import build_averager
-from bnlab.harness.artifacts.folders import read_config
+from bnlab.harness.artifacts.folders import describe_environment, read_environment, write_config, write_json
 from bnlab.harness.artifacts.freezing import build_freezer, check_momenta
-from bnlab.harness.artifacts.reproducing import make_checkpoints
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress, train
-from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.errors import JobError, UserError, where_raised
 
-_DAMAGE = (ValueError, KeyError, RuntimeError, FileNotFoundError)  # what reading a damaged or foreign state raises
 STATE_SECONDS = 5.0  # a kill costs at most so much training
-_KEPT_STATES = 4  # a checkpoint that is made later costs at most this part of the training
 
 
 def ensure_trained(run: Run) -> None:
-    """Train the run's network unless that has been done; after a kill go on from its state.
+    """Train the run's network unless that has been done; after a kill go on from its state. Other processes wait.
 
-    Checkpoints that this configuration wants and an earlier one did not are produced by training up to them again
-    from the nearest state. Damaged files are named, set aside and made again. One process at a time; others wait.
+    Where a checkpoint is missing that this configuration wants and an earlier one did not, the network is trained again
+    from the start, and those that are there are made again too.
 
     Raises:
-        JobError: the network that is there was trained with other settings, on other images or by another version, or
-            the checkpoints that are missing cannot be made as they were. What is there stays.
+        Unreadable: a file from which training was to go on.
     """
     with run.lock:
-        run.check_settings()
-        _ = run.dataset  # what is wrong with the data is no damage of the network
-        _restore_config(run)
-        try:
-            if run.status is not None:
-                run.check_files(run.status["step"], run.status["final_loss"])
-        except (ValueError, FileNotFoundError) as error:
-            run.set_aside(error)
-        if run.status is None:
+        while not (run.finished and {*run.wanted} <= {*run.list_checkpoints()}):
+            if run.finished:
+                for name in ("status.json", "state.safetensors"):
+                    (run.folder / name).unlink(missing_ok=True)
             _train(run)
-        run.check_images()
-        missing = [step for step in run.wanted if not run.checkpoint(step).exists()]
-        if missing:
-            make_checkpoints(run, missing)
-
-
-def _restore_config(run: Run) -> None:
-    """Replace a damaged `config.yaml`: the folder's name is the hash of what it says."""
-    try:
-        read_config(run.folder)
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        set_aside(run.folder / "config.yaml", error, "written again with this command's settings")
-        run.write_config()
 
 
 def _train(run: Run) -> None:
     progress, seconds, path = states.start_training(run), 0.0, run.folder / "state.safetensors"
-    try:
-        if path.exists():
-            seconds = states.restore_state(run, progress, path)
-        run.check_files(progress.step, progress.loss)
-    except _DAMAGE as error:
-        run.set_aside(error)
-        progress, seconds = states.start_training(run), 0.0
-    if progress.step:
-        run.check_images()
+    if path.exists():
+        seconds = states.restore_state(run, progress, path)
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
-        run.add_environment(step=progress.step)
     else:
-        run.write_config()
-        run.write_environment()
-    recorder = Recorder(run, progress, seconds)
-    savers = [*_list_savers(run), recorder.save_when_due]
-    callbacks = [recorder.log, build_freezer(run), build_averager(run), *savers, build_announcer(run, run.steps)]
+        write_config(run.folder, asdict(run.config))
+        write_json(run.folder / "environment.json", describe_environment(run.device))
+    recorder, announcer = Recorder(run, progress, seconds), build_announcer(run.id, progress.step, run.steps)
+    kept = {*run.wanted, *run.list_checkpoints()}
+    saver = _call_at(kept, lambda done: run.save_checkpoint(done.step, done.measured.state_dict()))
+    callbacks = [recorder.log, build_freezer(run), build_averager(run), saver, recorder.save_when_due, announcer]
+    status = "finished"
     try:
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
-        recorder.save(progress)
-        status = "finished"
     except Diverged as error:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
-        recorder.save_record(progress.step)
         status = "diverged"
     finally:
         recorder.close()
-    run.write_status(status, progress.step, recorder.seconds, progress.loss)
+    recorder.save_record(progress.step)
+    found = {"status": status, "step": progress.step, "train_seconds": recorder.seconds, "final_loss": progress.loss}
+    write_json(run.folder / "status.json", found)
+    path.unlink(missing_ok=True)
 
 
 def try_training(run: Run) -> None:
@@ -114,17 +85,45 @@ def try_training(run: Run) -> None:
         raise UserError(f"model.name={config.model.name}: cannot be trained, {where_raised(error)}") from error
 
 
+def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
+    """The weights and buffers after these updates of a finished training, which is done again; nothing is written.
+
+    Raises:
+        JobError: training does not give what it gave before.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    losses, environment = run.read_log().set_index("step")["loss"], read_environment(run.folder)
+    torch.set_num_threads(environment["threads"])  # on which the last bits of sums depend
+
+    def keep(progress: Progress) -> None:
+        found[progress.step] = {name: value.clone() for name, value in progress.measured.state_dict().items()}
+
+    def compare(progress: Progress) -> None:
+        if progress.loss != losses[progress.step]:
+            raise JobError(
+                f"cannot be trained again as it was: the loss of step {progress.step} was {losses[progress.step]}, now "
+                f"it is {progress.loss} (then {environment['versions']} on {environment['device']})"
+            )
+
+    # One update more shows that the last weights are those of the first training.
+    progress, until = states.start_training(run), min(max(steps) + 1, run.steps)
+    keeper, announcer = _call_at(steps, keep), build_announcer(f"{run.id} again", 0, until)
+    keeper(progress)
+    callbacks = [compare, build_freezer(run), build_averager(run), keeper, announcer]
+    # Recording rounds the buffers' last bit as in the first training.
+    with states.record_moments(run, progress):
+        train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
+    return found
+
+
 class Recorder:
     """Callbacks that keep a run's log and trace, and save them together with the state every few seconds."""
 
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
         self._run, self._before, self._started = run, seconds, time.perf_counter()
-        # What was written after the state is made again, all of it: the training may take another course from here.
-        kinds = ("trace/*", "*/step_*", "statistics/*")
-        written = {path for kind in kinds for path in run.folder.glob(f"{kind}.safetensors")}
-        before = {*run.trace_parts(progress.step), *run.states(progress.step), *run.checkpoints(progress.step)}
-        for path in written - before:
-            path.unlink()
+        for path, last in run.list_trace_parts().items():
+            if last > progress.step:  # written after the state
+                path.unlink()
         self._log = pd.DataFrame()
         if progress.step:
             log = run.read_log()
@@ -144,14 +143,11 @@ class Recorder:
             self._record(progress)
 
     def save_when_due(self, progress: Progress) -> None:
-        if time.monotonic() - self._saved >= STATE_SECONDS:
-            self.save(progress)
-            self._record(progress)
-
-    def save(self, progress: Progress) -> None:
         """Write the record since the last time, and then the state that makes it count."""
-        self.save_record(progress.step)
-        states.save_state(self._run, progress, self._run.folder / "state.safetensors", self.seconds)
+        if time.monotonic() - self._saved >= STATE_SECONDS:
+            self.save_record(progress.step)
+            states.save_state(progress, self._run.folder / "state.safetensors", self.seconds)
+            self._record(progress)
 
     def save_record(self, step: int) -> None:
         """Write the trace since the last time and the log, both up to `step`."""
@@ -160,8 +156,7 @@ class Recorder:
         if trace is not None:
             trace.truncate(step)
         if trace is not None and trace.last_step > trace.first_step:
-            name = f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors"
-            trace.save(folder / "trace" / name)
+            trace.save(folder / "trace" / f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors")
         rows = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
         self._log, self._rows = pd.concat([self._log, rows], ignore_index=True), []
         schema.write_frame(folder / "log.parquet", self._log)
@@ -174,15 +169,6 @@ class Recorder:
         self._saved = time.monotonic()
         self._open = contextlib.ExitStack()
         self._trace = self._open.enter_context(states.record_moments(self._run, progress))
-
-
-def _list_savers(run: Run) -> list[Callback]:
-    """They write checkpoints, and states at each quarter of the training; the last is the state at its end."""
-    quarters = [run.steps * part // _KEPT_STATES for part in range(1, _KEPT_STATES)]
-    return [
-        _call_at(run.wanted, lambda done: run.save_checkpoint(done.step, done.measured.state_dict())),
-        _call_at(quarters, lambda progress: states.save_state(run, progress, run.state(progress.step), seconds=0.0)),
-    ]
 
 
 def _call_at(steps: Iterable[int], callback: Callback) -> Callback:

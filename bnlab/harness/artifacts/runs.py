@@ -1,22 +1,19 @@
-"""A trained network on disk: where it lies, what it consists of, and how it comes to be.
+"""A trained network on disk: where it lies, what it consists of, and how its files are read.
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  states/step_<k>.safetensors  state.safetensors  status.json
+        checkpoints/step_<k>.safetensors  state.safetensors  status.json
 
-`state.safetensors` is the point from which a killed run goes on; whatever was written after it is written again.
-`states/` keeps the state at each quarter of the training, from which checkpoints for later experiments are made.
-`environment.json` has the environment in which training began and, as `later`, those in which it went on.
-`status.json` comes last and says that the run is finished (or diverged).
+`state.safetensors` is the point from which a killed training goes on; whatever was written after it is written again.
+`status.json` comes last and says that the training has finished (or diverged).
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
+import itertools
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,53 +23,32 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bnlab.files import OtherVersion, digest
+from bnlab.files import digest, reading
 from bnlab.harness import schema
+from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
-from bnlab.harness.artifacts.folders import (
-    describe_environment,
-    lock_of,
-    read_config,
-    read_environment,
-    read_status,
-    write_config,
-    write_environment,
-    write_status,
-)
+from bnlab.harness.artifacts.folders import lock_of, read_status
 from bnlab.harness.artifacts.models import build_model, load_weights
 from bnlab.harness.artifacts.norms import RECORDED
-from bnlab.harness.artifacts.settings import (
-    Config,
-    as_list,
-    changed_settings,
-    freezing_step,
-    list_steps,
-    network_hash,
-    total_steps,
-)
+from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, network_hash, total_steps
 from bnlab.harness.artifacts.shifts import digest_of_shifted, list_predictions, shift_images
 from bnlab.harness.artifacts.training import Batches, Seeds
-from bnlab.harness.errors import JobError
 from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
 
 _CHECKPOINT = "bnlab.checkpoint/1"
-_PART = re.compile(r"\d+-\d+")  # first and last step of a file of the trace
+_STEP = "[0-9]" * 7  # in names of files; copies that a synchronized drive makes have others
 
 
 class Run:
-    """One network: its configuration and its folder."""
+    """One network: its configuration and its folder. What reads a file raises `Unreadable` if that cannot be read."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.id = f"{network_hash(config)}/seed_{config.seed}"
         self.folder = Path(config.results) / "runs" / self.id
 
-    @property
-    def lock(self) -> FileLock:
-        """Held while the network is trained or its files are checked; shared by all processes of one machine."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return lock_of(self.folder)
+    # What the configuration says
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -85,14 +61,14 @@ class Run:
 
     @cached_property
     def batches(self) -> Batches:
-        data = self.config.data
-        seeds = Seeds.of(self.config.seed)
-        return Batches(self.dataset.train, self.config.batch_size, seeds, data.shift, data.flips, self.config.order)
+        settings, seeds = self.config.data, Seeds.of(self.config.seed)
+        size, order = self.config.batch_size, self.config.order
+        return Batches(self.dataset.train, size, seeds, settings.shift, settings.flips, order)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Updates that the whole training has."""
-        return total_steps(self.config, len(self.dataset.train.labels))
+        return total_steps(self.config, data.check(self.config.data))
 
     @property
     def frozen_from(self) -> int | None:
@@ -100,10 +76,16 @@ class Run:
         return freezing_step(self.config, self.steps)
 
     @property
+    def has_trace(self) -> bool:
+        """Whether the network trains with statistics of its batches, which are recorded."""
+        return self.config.norm.name in RECORDED
+
+    @property
     def wanted(self) -> list[int]:
         """The steps to be measured: those of `evaluate_at`; of a run that diverged, those before that."""
-        steps, status = list_steps(self.config.evaluate_at, self.steps), self.status or {"status": "unfinished"}
-        return [step for step in steps if status["status"] != "diverged" or step < status["step"]]
+        steps, status = list_steps(self.config.evaluate_at, self.steps), self.status
+        end = status["step"] if status and status["status"] == "diverged" else self.steps + 1
+        return [step for step in steps if step < end]
 
     @property
     def predicted(self) -> list[int]:
@@ -141,211 +123,81 @@ class Run:
         )
         return model.to(self.device)
 
-    def model_at(self, step: int) -> nn.Module:
-        """The network after `step` updates, with `averaging` the averaged one; ValueError if the file is damaged."""
-        model = self.new_model()
-        load_weights(model, self.load_checkpoint(step))
-        return model
+    # What its folder has
+
+    @property
+    def lock(self) -> FileLock:
+        """Held while the network is trained; shared by all processes of one machine."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return lock_of(self.folder)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has come to its end, or diverged."""
+        return (self.folder / "status.json").exists()
+
+    @property
+    def status(self) -> dict[str, Any] | None:
+        """See `folders.read_status`."""
+        return read_status(self.folder)
+
+    def read_log(self) -> pd.DataFrame:
+        """The columns step, loss and accuracy, a row for each update."""
+        path = self.folder / "log.parquet"
+        with reading(path):
+            return schema.read_frame(path)[["step", "loss", "accuracy"]]
+
+    @cached_property
+    def training(self) -> str:
+        """A digest of the losses of all updates, which tells this training from one with other numbers."""
+        return digest(self.read_log()["loss"].to_numpy().tobytes(), digits=10)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
+
+    def list_checkpoints(self) -> list[int]:
+        """The steps of which there are checkpoints."""
+        return [int(path.stem[-7:]) for path in sorted(self.folder.glob(f"checkpoints/step_{_STEP}.safetensors"))]
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the weights and buffers of `Progress.measured` after `step` updates."""
         save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """What `save_checkpoint` wrote; ValueError if the file is damaged."""
-        return load_tensors(self.checkpoint(step), _CHECKPOINT)[0]
+        """What `save_checkpoint` wrote."""
+        with reading(self.checkpoint(step)):
+            return load_tensors(self.checkpoint(step), _CHECKPOINT)[0]
 
-    @property
-    def losses(self) -> dict[int, float]:
-        """The loss of each update that the log has; ValueError if it is damaged."""
-        with contextlib.suppress(FileNotFoundError):
-            log = self.read_log()
-            return dict(zip(log["step"].tolist(), log["loss"].tolist(), strict=True))
-        return {}
+    def model_at(self, step: int) -> nn.Module:
+        """The network after `step` updates, with `averaging` the averaged one."""
+        model = self.new_model()
+        with reading(self.checkpoint(step)):
+            load_weights(model, self.load_checkpoint(step))
+        return model
 
-    def read_log(self) -> pd.DataFrame:
-        """The columns step, loss and accuracy, a row for each update.
-
-        Raises:
-            FileNotFoundError: there is none yet.
-            ValueError: it is damaged; OtherVersion: it has other columns.
-        """
-        path = self.folder / "log.parquet"
-        log = schema.read_frame(path)
-        if list(log) != ["step", "loss", "accuracy"]:
-            raise OtherVersion(f"{path}: has the columns {', '.join(log.columns)}; expected step, loss, accuracy")
-        return log
-
-    def checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
-
-    def states(self, until: int) -> list[Path]:
-        """The states that are kept up to a step, in order."""
-        return self._files_of_steps("states", until)
-
-    def checkpoints(self, until: int) -> list[Path]:
-        """The checkpoints up to a step, in order."""
-        return self._files_of_steps("checkpoints", until)
-
-    def _files_of_steps(self, kind: str, until: int) -> list[Path]:
-        found = {
-            path: path.stem.removeprefix("step_") for path in sorted(self.folder.glob(f"{kind}/step_*.safetensors"))
-        }
-        # A copy that a synchronized drive has made beside it has another name.
-        return [path for path, step in found.items() if step.isdecimal() and int(step) <= until]
-
-    def state(self, step: int) -> Path:
-        return self.folder / "states" / f"step_{step:07d}.safetensors"
-
-    def trace_parts(self, until: int) -> list[Path]:
-        """The files of the trace up to a step, in order."""
-        found = [path for path in sorted(self.folder.glob("trace/*.safetensors")) if _PART.fullmatch(path.stem)]
-        return [path for path in found if _last_step(path) <= until]  # others are copies, as of a synchronized drive
-
-    @property
-    def has_trace(self) -> bool:
-        """Whether the network trains with statistics of its batches, which are recorded."""
-        return self.config.norm.name in RECORDED
+    def list_trace_parts(self) -> dict[Path, int]:
+        """The files of the trace in order, each with the step at which it ends."""
+        found = sorted(self.folder.glob(f"trace/{_STEP}-{_STEP}.safetensors"))
+        return {path: int(path.stem[-7:]) for path in found}
 
     @cached_property
     def trace(self) -> MomentTrace | None:
-        """The batch moments of the whole run; None of a network without batch norm."""
+        """The batch moments of the whole training; None of a network without statistics of its batches."""
         if not self.has_trace:
             return None
-        return self.read_trace(self.steps)
-
-    def read_trace(self, step: int) -> MomentTrace:
-        """The batch moments up to a step; ValueError if files are damaged or missing."""
-        trace = MomentTrace.join([MomentTrace.load(path) for path in self.trace_parts(step)])
-        if trace.last_step == self.frozen_from:  # nothing is recorded after it
-            trace.last_step = step
+        last = self.status["step"] if self.status else self.steps
+        with reading(self.folder / "trace"):
+            trace = MomentTrace.join([MomentTrace.load(path) for path in self.list_trace_parts()])
+            if trace.last_step == self.frozen_from:  # nothing is recorded after it
+                trace.last_step = last
+            if (trace.first_step, trace.last_step) != (0, last):
+                raise ValueError(f"has {trace}, expected steps 0 to {last}")
         return trace
 
-    @property
-    def status(self) -> dict[str, Any] | None:
-        """What the finished run says of itself; None while it is not finished.
-
-        Raises:
-            ValueError: it is damaged; OtherVersion: another version wrote it.
-        """
-        return read_status(self.folder)
-
-    @property
-    def finished(self) -> bool:
-        """Training has come to its end (or diverged), and the status that says so is intact."""
-        with contextlib.suppress(ValueError):
-            return self.status is not None
-        return False
-
-    def write_status(self, status: str, step: int, seconds: float, loss: float) -> None:
-        found = {"run": self.id, "status": status, "step": step, "train_seconds": seconds, "final_loss": loss}
-        write_status(self.folder, found)
-
-    def write_config(self) -> None:
-        write_config(self.folder, asdict(self.config))
-
-    def write_environment(self) -> None:
-        """The environment in which training begins, with a digest of the images that it begins on."""
-        images = {"training_images": self.dataset.train.digest}
-        write_environment(self.folder, {"run": self.id, **describe_environment(self.device), **images})
-
-    def add_environment(self, **about: Any) -> None:
-        """Note today's environment as one in which training went on."""
-        described = self.environment
-        described["later"] = [*described.get("later", []), {**about, **describe_environment(self.device)}]
-        write_environment(self.folder, described)
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """What `environment.json` holds; ValueError if it is damaged, FileNotFoundError if it is missing."""
-        return read_environment(self.folder)
-
-    @property
-    def environments(self) -> list[dict[str, Any]]:
-        """Those in which the network was trained, in order, each with the `step` from which on."""
-        described = self.environment
-        later = described.pop("later", [])
-        return [{"step": 0, **described}, *(entry for entry in later if "step" in entry)]
-
-    @cached_property
-    def training(self) -> str:
-        """A digest of the losses of all updates, which tells this network from one trained in its place."""
-        return digest(self.read_log()["loss"].to_numpy().tobytes(), digits=10)
-
-    def check_settings(self) -> None:
-        """Compare what the network in this folder was trained with; nothing is read of its weights.
-
-        Raises:
-            JobError: a setting that it depends on was another, or another version wrote it.
-        """
-        changed: list[str] = []
-        with contextlib.suppress(FileNotFoundError, ValueError):  # there is none yet, or it is damaged
-            changed = changed_settings(self.config, read_config(self.folder))
-        if changed:
-            raise JobError(
-                f"{self.folder}: holds a network that was trained with other settings ({'; '.join(changed)}), because "
-                "defaults have changed since; use another folder (results=), or delete that one to train it again"
-            )
-        try:
-            _ = self.status
-        except OtherVersion as error:
-            raise _refuse_version(error) from error
-        except ValueError:  # damaged
-            pass
-
-    def check_images(self) -> None:
-        """JobError if the network in this folder was trained on other images than those that there are now."""
-        if self.environment.get("training_images") not in (None, self.dataset.train.digest):
-            raise JobError(
-                f"{self.folder}: was trained on other images than {self.config.data.name} has now in data.root="
-                f"{self.config.data.root}; set data.root to those, or use another folder (results=)"
-            )
-
-    def set_aside(self, reason: Exception) -> None:
-        """Move what is damaged out of the way, so that it is made again; say so.
-
-        Raises:
-            JobError: it is not damaged, another version wrote it.
-        """
-        if isinstance(reason, OtherVersion):
-            raise _refuse_version(reason) from reason
-        number = 1
-        while (aside := self.folder.with_name(f"{self.folder.name}.damaged-{number}")).exists():
-            number += 1
-        self.folder.rename(aside)
-        self.__dict__.pop("trace", None)
-        self.__dict__.pop("training", None)
-        print(f"{self.id}: {reason}\n  set aside as {aside.name}; the network is trained again", file=sys.stderr)
-
-    def check_files(self, step: int, loss: float) -> None:
-        """Read what was written up to `step`, whose update had this loss.
-
-        Raises:
-            ValueError, FileNotFoundError: names the first file that is damaged, missing or another run's.
-        """
-        if step == 0:
-            return
-        _ = self.environment
-        path, log = self.folder / "log.parquet", self.read_log()
-        if list(log["step"][:step]) != list(range(1, step + 1)):
-            raise ValueError(f"{path}: does not have a row for each of {step} steps")
-        if log["loss"][step - 1] != loss:
-            raise ValueError(
-                f"{path}: is another run's, with a loss of {log['loss'][step - 1]} at step {step}, not {loss}"
-            )
-        if self.has_trace:
-            trace = self.read_trace(step)
-            if (trace.first_step, trace.last_step) != (0, step):
-                raise ValueError(f"{self.folder / 'trace'}: has {trace}, expected steps 0 to {step}")
-        for wanted in self.wanted:
-            if wanted <= step and self.checkpoint(wanted).exists():
-                self.load_checkpoint(wanted)
-
-
-def _last_step(part: Path) -> int:
-    """The step at which a file of the trace ends."""
-    return int(part.stem.partition("-")[2])
-
-
-def _refuse_version(error: OtherVersion) -> JobError:
-    return JobError(f"{error}; it is left as it is: use the version that wrote it, or another folder (results=)")
+    def set_aside(self, reason: object) -> None:
+        """Move the folder out of the way, so that the network is trained again; say so."""
+        names = (self.folder.with_name(f"{self.folder.name}.damaged-{number}") for number in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        with self.lock, contextlib.suppress(FileNotFoundError):  # it may have been removed meanwhile
+            self.folder.rename(aside)
+        print(f"{reason}\n  {self.id}: set aside as {aside.name}; the network is trained again", file=sys.stderr)

@@ -120,15 +120,3 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
 def as_list(value: Any) -> list[Any]:
     """The values of a setting that takes one or a list."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def changed_settings(config, saved):
-    return []
-
-
-def describe_differences(a, b):
-    return []
-
-
-def training_settings(config):
-    return network(config)

@@ -1,4 +1,4 @@
-"""The state of a training: where it begins, and the files from which it goes on exactly."""
+"""The state of a training: where it begins, and the file from which it goes on exactly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bnlab.files import reading
 from bnlab.harness.artifacts.averaging import begin_average
 from bnlab.harness.artifacts.freezing import keep_frozen
 from bnlab.harness.artifacts.models import load_weights
@@ -35,38 +36,8 @@ def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextMa
     return record(progress.model, step=progress.step) if records else contextlib.nullcontext()
 
 
-def restore_state(run: Run, progress: Progress, path: Path) -> float:
-    """Put the training where a state file has it; returns the seconds that it had taken."""
-    tensors, metadata = load_state(run, path)
-    load_weights(progress.model, {k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
-    _load_optimizer(progress.optimizer, tensors)
-    if progress.average is not None:
-        load_weights(progress.average, {k[8:]: v for k, v in tensors.items() if k.startswith("average/")})
-    torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/device" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/device"], run.device)
-    progress.step, progress.loss = int(metadata["step"]), float(metadata["loss"])
-    keep_frozen(run, progress)
-    return float(metadata["seconds"])
-
-
-def load_state(run: Run, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_state` wrote; ValueError if it is damaged or another training's."""
-    tensors, metadata = load_tensors(path, _STATE)
-    expected = repr(run.losses.get(int(metadata["step"]), float(metadata["loss"])))
-    if metadata["loss"] != expected:
-        raise ValueError(f"{path}: is of loss {metadata['loss']}, the log of the training has {expected}")
-    return tensors, metadata
-
-
-def save_state(run: Run, progress: Progress, path: Path, seconds: float) -> None:
-    """Write the state of a training that has taken so many seconds."""
-    metadata = {"seconds": repr(seconds), "step": str(progress.step), "loss": repr(progress.loss)}
-    save_tensors(path, _collect_tensors(progress), _STATE, metadata)
-
-
-def _collect_tensors(progress: Progress) -> dict[str, Tensor]:
-    """Everything from which training goes on exactly: weights, buffers, their average, optimizer, random state."""
+def save_state(progress: Progress, path: Path, seconds: float) -> None:
+    """Write all from which a training goes on exactly, and the seconds that it has taken."""
     found = {f"model/{k}": v for k, v in progress.model.state_dict().items()}
     for index, values in progress.optimizer.state_dict()["state"].items():
         found |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
@@ -76,13 +47,33 @@ def _collect_tensors(progress: Progress) -> dict[str, Tensor]:
     device = next(progress.model.parameters()).device
     if device.type == "cuda":
         found["rng/device"] = torch.cuda.get_rng_state(device)
-    return found
+    metadata = {"seconds": repr(seconds), "step": str(progress.step), "loss": repr(progress.loss)}
+    save_tensors(path, found, _STATE, metadata)
+
+
+def restore_state(run: Run, progress: Progress, path: Path) -> float:
+    """Put the training where a state file has it; returns the seconds that it had taken. Unreadable if it cannot."""
+    with reading(path):
+        tensors, metadata = load_tensors(path, _STATE)
+        load_weights(progress.model, _select(tensors, "model/"))
+        _load_optimizer(progress.optimizer, _select(tensors, "optimizer/"))
+        if progress.average is not None:
+            load_weights(progress.average, _select(tensors, "average/"))
+        torch.set_rng_state(tensors["rng/cpu"])
+        if "rng/device" in tensors:
+            torch.cuda.set_rng_state(tensors["rng/device"], run.device)
+        progress.step, progress.loss = int(metadata["step"]), float(metadata["loss"])
+    keep_frozen(run, progress)
+    return float(metadata["seconds"])
+
+
+def _select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

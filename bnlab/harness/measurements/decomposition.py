@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from bnlab.decomposition import TERMS, decompose, window
-from bnlab.harness.artifacts.reproducing import past_weights
+from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
 from bnlab.harness.measurements.gaps import key_columns

@@ -11,7 +11,7 @@ from torch import Tensor
 import bnlab
 from bnlab.borrow import borrowed
 from bnlab.estimators import Cumulative, WeightedCumulative
-from bnlab.files import digest, set_aside
+from bnlab.files import digest, reading
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
@@ -34,14 +34,12 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
     """The source's statistics of the checkpoint at `step`, from the run's folder if they are there."""
     if source.statistic == "averaged":
         return bnlab.running_statistics(run.model_at(step))
-    name = f"{source.statistic}-{source.split}-{source.images or 'all'}-{step:07d}-v{VERSION}.safetensors"
-    path = run.folder / "statistics" / name
-    try:
-        return Statistics.load(path)
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        set_aside(path, error, "measured again")
+    of = f"{source.statistic}-{source.split}-{source.images or 'all'}"
+    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
+    path = run.folder / "statistics" / f"{of}-{step:07d}-{made_from}.safetensors"
+    if path.exists():
+        with reading(path):
+            return Statistics.load(path)
     found = _measure(run, step, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     found.save(path)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, Stream, WeightedCumulative, Window
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import find_measurement, find_scope
@@ -68,17 +67,16 @@ def test_batches_are_sorted_in_each_channel_with_their_variances() -> None:
     assert construct("shuffled", 1.0, stream, IMAGES)[0] is stream
 
 
-def test_counterexamples(tmp_path: Path) -> None:
+def test_counterexamples(trained: Run) -> None:
     """The EMA and the last batch, as they are written, on the batches of the network in their random order."""
-    run = Run(Config(batch_size=32, epochs=2, results=str(tmp_path), evaluate_at=[20, 70], threads=1))
-    ensure_trained(run)
+    run = trained
     sources = parse_sources(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
     chosen = find_scope("counterexamples")(run, sources)
-    assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [70], "last_batch": [70]}
-    found = find_measurement("counterexamples")(run, [*chosen], [70]).set_index(["estimator", "case", "size"])
-    assert set(found["batches"]) == {70} and not found.index.has_duplicates
-    stream = shuffle_last(run, stream_until(run, 70))
-    recorded = torch.cat([layer.moments[:70] for layer in run.trace.layers.values()], dim=2).double()  # type: ignore[union-attr]
+    assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [40], "last_batch": [40]}
+    found = find_measurement("counterexamples")(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
+    assert set(found["batches"]) == {40} and not found.index.has_duplicates
+    stream = shuffle_last(run, stream_until(run, 40))
+    recorded = torch.cat([layer.moments[:40] for layer in run.trace.layers.values()], dim=2).double()  # type: ignore[union-attr]
     torch.testing.assert_close(stream.batches.sort(0).values, recorded.sort(0).values)
     means, variances = stream.batches.numpy().swapaxes(0, 1)
     sigma = np.sqrt(variances.mean(0) + 1e-5)

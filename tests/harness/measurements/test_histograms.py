@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import find_measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
@@ -16,9 +12,8 @@ from bnlab.statistics import using
 from tests.references import batch_norms, float64_copy, inputs_of
 
 
-def test_histograms(tmp_path: Path) -> None:
-    run = Run(Config(batch_size=64, epochs=1, results=str(tmp_path), evaluate_at="final", threads=1))
-    ensure_trained(run)
+def test_histograms(trained: Run) -> None:
+    run = trained
     step, images = run.wanted[-1], run.dataset.train.images[:512]
     found = find_measurement("histograms")(run, parse_sources(["exact", "test_batch(n=32)"], [], "train"), [step])
     assert np.allclose(found.groupby(["estimator", "layer"])["share"].sum(), 1)

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from bnlab import replay
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
 
-STEP = 70
+STEP = 40
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    results = str(tmp_path_factory.mktemp("results"))
-    found = Run(Config(batch_size=32, epochs=2, results=results, evaluate_at=[1, 20, STEP], threads=1))
-    ensure_trained(found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def sources(run: Run) -> list[RunningAverage]:
+def sources(trained: Run) -> list[RunningAverage]:
     names = ["ema", "window(k=5)", "cumulative", "kalman", "predictive", "exact"]
-    chosen = find_scope("last_batches")(run, parse_sources(names, [0.1], "train"))
+    chosen = find_scope("last_batches")(trained, parse_sources(names, [0.1], "train"))
     assert list(chosen.values()) == [[STEP]] * 5, "running averages, at the final step"
     return [*chosen]
 
 
 @pytest.fixture(scope="module")
-def found(run: Run, sources: list[RunningAverage]) -> pd.DataFrame:
-    return find_measurement("last_batches")(run, sources, [STEP]).set_index(["estimator", "last", "layer"]).sort_index()
+def found(trained: Run, sources: list[RunningAverage]) -> pd.DataFrame:
+    rows = find_measurement("last_batches")(trained, sources, [STEP])
+    return rows.set_index(["estimator", "last", "layer"]).sort_index()
 
 
-def change(run: Run, last: int, shift: bool) -> MomentTrace:
+def change(trained: Run, last: int, shift: bool) -> MomentTrace:
     """The trace up to the step, with other moments in its last entries."""
     layers = {}
-    for name, layer in trace_of(run).layers.items():
-        n, exact = bisect_right(layer.steps, STEP), frozen_statistics(run, STEP, EXACT)[name]
+    for name, layer in trace_of(trained).layers.items():
+        n, exact = bisect_right(layer.steps, STEP), frozen_statistics(trained, STEP, EXACT)[name]
         moments = layer.moments[:n].double()
         for place in range(n - last, n):
             if shift:
@@ -61,11 +53,11 @@ def change(run: Run, last: int, shift: bool) -> MomentTrace:
 
 @pytest.mark.parametrize("last", [1, 4, 16])
 def test_every_average_on_a_trace_with_other_entries(
-    last: int, run: Run, sources: list[RunningAverage], found: pd.DataFrame
+    last: int, trained: Run, sources: list[RunningAverage], found: pd.DataFrame
 ) -> None:
-    exact, traces = frozen_statistics(run, STEP, EXACT), [change(run, last, shift) for shift in (True, False)]
+    exact, traces = frozen_statistics(trained, STEP, EXACT), [change(trained, last, shift) for shift in (True, False)]
     for source in sources:
-        plain = replay(trace_of(run), source.average, [STEP])[STEP]
+        plain = replay(trace_of(trained), source.average, [STEP])[STEP]
         shifted, moved = (replay(trace, source.average, [STEP])[STEP] for trace in traces)
         for name in exact:
             row, sigma = found.loc[(source.estimator, last, name)], (exact[name].var + exact.eps[name]).sqrt()
@@ -83,9 +75,11 @@ def test_weights_of_the_last_batches(found: pd.DataFrame) -> None:
             np.testing.assert_allclose(found.loc[(estimator, last), "followed"], weight(last), rtol=1e-9)
 
 
-def test_only_as_many_as_have_others_before_them(run: Run, sources: list[RunningAverage], found: pd.DataFrame) -> None:
-    assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 70 have not"
-    early = find_measurement("last_batches")(run, sources, [20])
-    assert set(early["last"]) == {1, 4} and set(early["depth"]) == {1, 2, 3}
-    first = Run(Config(batch_size=32, epochs=2, results=run.config.results, evaluate_at=[1]))
+def test_only_as_many_as_have_others_before_them(
+    trained: Run, sources: list[RunningAverage], found: pd.DataFrame
+) -> None:
+    assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 40 have not"
+    early = find_measurement("last_batches")(trained, sources, [20])
+    assert set(early["last"]) == {1, 4} and set(early["depth"]) == {1, 2}
+    first = Run(replace(trained.config, evaluate_at=[1]))
     assert not any(find_scope("last_batches")(first, sources).values()), "a single batch has none"

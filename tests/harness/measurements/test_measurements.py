@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,46 +12,38 @@ import torch
 
 from bnlab import gap, running_statistics
 from bnlab.estimators import list_estimators
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.evaluations import stat_images
-from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics, in_batches
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
 from bnlab.inference import TestBatch, applied
 from bnlab.statistics import using
 from tests.references import float64_copy
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    found = Run(Config(batch_size=64, epochs=1, results=str(tmp_path_factory.mktemp("results")), evaluate_at="final"))
-    ensure_trained(found)
+def rows(name: str, trained: Run, chosen: list[Source]) -> pd.DataFrame:
+    subjects = find_scope(name)(trained, chosen)
+    found: pd.DataFrame = find_measurement(name)(trained, [*subjects], trained.wanted[-1:])
     return found
 
 
-def rows(name: str, run: Run, chosen: list[Source]) -> pd.DataFrame:
-    subjects = find_scope(name)(run, chosen)
-    found: pd.DataFrame = find_measurement(name)(run, [*subjects], run.wanted)
-    return found
-
-
-def test_update_bn_is_torchs(run: Run) -> None:
-    step = run.wanted[-1]
-    model = run.model_at(step)
-    images = run.dataset.train.images
-    torch.optim.swa_utils.update_bn([images[s] for s in in_batches(len(images), 64)], model)
-    found = frozen_statistics(run, step, parse_sources(["update_bn"], [], "train")[0])
+def test_update_bn_is_torchs(trained: Run) -> None:
+    step = trained.wanted[-1]
+    model = trained.model_at(step)
+    images = trained.dataset.train.images
+    torch.optim.swa_utils.update_bn([images[s] for s in in_batches(len(images), 32)], model)
+    found = frozen_statistics(trained, step, parse_sources(["update_bn"], [], "train")[0])
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
     assert gap(running_statistics(model), found)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
 
 
-def test_swa_differs_by_the_weights_of_uneven_batches_only(run: Run) -> None:
-    step = run.wanted[-1]
+def test_swa_differs_by_the_weights_of_uneven_batches_only(trained: Run) -> None:
+    step = trained.wanted[-1]
     exact, precise, plain, weighted = (
-        frozen_statistics(run, step, s) for s in parse_sources(["exact", "precise", "update_bn", "swa"], [], "train")
+        frozen_statistics(trained, step, s)
+        for s in parse_sources(["exact", "precise", "update_bn", "swa"], [], "train")
     )
     # Weighted batch means are the mean of all values; its variance leaves out the variance of the batch means.
     for name in exact:
@@ -60,64 +51,66 @@ def test_swa_differs_by_the_weights_of_uneven_batches_only(run: Run) -> None:
         assert (plain[name].mean - precise[name].mean).abs().max() > 1e-6
 
 
-def test_the_ratio_of_variances_has_a_sign(run: Run) -> None:
+def test_the_ratio_of_variances_has_a_sign(trained: Run) -> None:
     """Averaged over channels, of variances with eps; that of each channel is in the signed logarithms."""
-    step, (source,) = run.wanted[-1], parse_sources(["swa"], [], "train")
-    exact, found = (frozen_statistics(run, step, s) for s in (EXACT, source))
+    step, (source,) = trained.wanted[-1], parse_sources(["swa"], [], "train")
+    exact, found = (frozen_statistics(trained, step, s) for s in (EXACT, source))
     channels = gap(exact, found, per_channel=True)
     expected = np.exp(channels["var_gap"]).groupby(channels["layer"], sort=False).mean()
-    np.testing.assert_allclose(rows("gaps", run, [source])["var_ratio"], expected)
+    np.testing.assert_allclose(rows("gaps", trained, [source])["var_ratio"], expected)
 
 
-def test_all_names_at_once(run: Run) -> None:
+def test_all_names_at_once(trained: Run) -> None:
     rules = ["test_batch(n=32)", "pseudo_samples(n=8,between=True,batch=16)", "example_weighing", "eval_norm"]
     names = [*list_estimators(), "exact", "precise", "update_bn", "swa", *rules]
     chosen = parse_sources([name for name in names if "." not in name], [0.1], "train")
-    table = rows("evaluations", run, chosen)
+    table = rows("evaluations", trained, chosen)
     assert len(table) == len(chosen) and table["accuracy"].between(0, 1).all()
-    measured = rows("gaps", run, chosen)
+    measured = rows("gaps", trained, chosen)
     assert set(measured["estimator"]) == {s.estimator for s in chosen if not isinstance(s, InferenceRule)}
     assert measured["mean_gap"].notna().all()
 
 
 @pytest.mark.parametrize("split", ["test", "val", "train"])
-def test_predictions_of_a_split(split: str, run: Run) -> None:
+def test_predictions_of_a_split(split: str, trained: Run) -> None:
     """Under exact statistics, against the network in float64; of the training split as many images as of test."""
-    step = run.wanted[-1]
-    found = find_measurement("evaluations")(run, [EXACT], [step], split).iloc[0]
-    images, labels = getattr(run.dataset, split).images, getattr(run.dataset, split).labels
+    step = trained.wanted[-1]
+    found = find_measurement("evaluations")(trained, [EXACT], [step], split).iloc[0]
+    images, labels = getattr(trained.dataset, split).images, getattr(trained.dataset, split).labels
     if split == "train":
-        images, labels = images[:359], labels[:359]
-    with using(run.model_at(step), frozen_statistics(run, step, EXACT)) as model, torch.no_grad():
+        images, labels = images[:359], labels[:359]  # as many as test has
+    with using(trained.model_at(step), frozen_statistics(trained, step, EXACT)) as model, torch.no_grad():
         logits = float64_copy(model).eval()(images.double())
-    assert (found["split"], found["shift"], found["images"]) == (split, "none", {"val": 143}.get(split, 359))
+    assert (found["split"], found["shift"], found["images"]) == (split, "none", {"val": 40}.get(split, 359))
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["evaluations", "histograms"])
-def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(name: str, run: Run) -> None:
+def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(name: str, trained: Run) -> None:
     """And of no other, which a score would take for the same."""
     for population in ("val", ["train_augmented", "val"]):
-        config = replace(run.config, population=population)
+        config = replace(trained.config, population=population)
         for chosen in (["ema"], ["precise", "ema"], ["exact"]):
             found = rows(name, Run(config), find_sources(replace(config, estimator=chosen)))
             splits = found[found["estimator"].isin(["exact", "precise"])].groupby("estimator")["statistics_split"]
             expected = {estimator: {*np.atleast_1d(population)} for estimator in {"exact", *chosen} - {"ema"}}
             assert splits.agg(set).to_dict() == expected
-    config = replace(run.config, population="val", estimator=["ema", "test_batch(n=50)"])  # which starts from training
+    config = replace(
+        trained.config, population="val", estimator=["ema", "test_batch(n=50)"]
+    )  # which starts from training
     found = rows(name, Run(config), find_sources(config)).query("estimator == 'exact'")
     assert set(found["statistics_split"]) == {"train", "val"}
 
 
-def test_predictions_under_a_shift(run: Run) -> None:
+def test_predictions_under_a_shift(trained: Run) -> None:
     """Exact statistics are of the training images as they are, those of a test batch of the shifted images."""
-    step, sources = run.wanted[-1], parse_sources(["exact", "test_batch(n=359)"], [], "train")
-    found = find_measurement("evaluations")(run, sources, [step], "test", "contrast:3").set_index("estimator")
-    assert set(found["shift"]) == {"contrast:3"} and list(found["stat_images"]) == [1295, 359]
-    images, labels = run.images_of("test", "contrast:3").images.double(), run.dataset.test.labels
-    model = run.model_at(step)
-    with using(model, frozen_statistics(run, step, EXACT)), torch.no_grad():
+    step, sources = trained.wanted[-1], parse_sources(["exact", "test_batch(n=359)"], [], "train")
+    found = find_measurement("evaluations")(trained, sources, [step], "test", "contrast:3").set_index("estimator")
+    assert set(found["shift"]) == {"contrast:3"} and list(found["stat_images"]) == [360, 359]
+    images, labels = trained.images_of("test", "contrast:3").images.double(), trained.dataset.test.labels
+    model = trained.model_at(step)
+    with using(model, frozen_statistics(trained, step, EXACT)), torch.no_grad():
         exact = float64_copy(model).eval()(images)
         batch = float64_copy(model).train()(images)  # no dropout in this network
     for name, logits in (("exact", exact), ("test_batch(n=359)", batch)):
@@ -127,12 +120,12 @@ def test_predictions_under_a_shift(run: Run) -> None:
     assert list(found["logit_gap"]) == pytest.approx([0, difference], rel=1e-3)
 
 
-def test_the_test_batch_as_an_estimator(run: Run) -> None:
+def test_the_test_batch_as_an_estimator(trained: Run) -> None:
     (source,) = parse_sources(["test_batch(n=50)"], [], "train")
     assert (source.estimator, source.split, source.momentum) == ("test_batch(n=50)", "test", None)
-    assert stat_images(run, source, 1) == 50
-    found = rows("evaluations", run, [source]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
-    model, test = run.model_at(run.wanted[-1]), run.dataset.test
+    assert stat_images(trained, source, 1) == 50
+    found = rows("evaluations", trained, [source]).set_index("estimator")["accuracy"]["test_batch(n=50)"]
+    model, test = trained.model_at(trained.wanted[-1]), trained.dataset.test
     hits = 0
     for index in in_batches(len(test.labels), 50):
         train_mode = copy.deepcopy(model).train()  # no dropout in this network: batch statistics are all that differs
@@ -140,13 +133,13 @@ def test_the_test_batch_as_an_estimator(run: Run) -> None:
     assert found == pytest.approx(hits / len(test.labels), abs=1.5 / len(test.labels))
 
 
-def test_a_rule_starts_from_exact_statistics(run: Run) -> None:
-    step = run.wanted[-1]
+def test_a_rule_starts_from_exact_statistics(trained: Run) -> None:
+    step = trained.wanted[-1]
     (source,) = parse_sources(["example_weighing(weight=0.0)"], [], "train")
-    table = rows("evaluations", run, [source]).set_index("estimator")
+    table = rows("evaluations", trained, [source]).set_index("estimator")
     assert table.loc[source.estimator, "logit_gap"] < 1e-5
-    model = run.model_at(step)
-    with using(model, frozen_statistics(run, step, EXACT)), applied(model, TestBatch()):
+    model = trained.model_at(step)
+    with using(model, frozen_statistics(trained, step, EXACT)), applied(model, TestBatch()):
         assert not model.training
 
 
@@ -165,29 +158,3 @@ def test_a_rule_starts_from_exact_statistics(run: Run) -> None:
 def test_bad_names(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_sources([name], [0.1], "train")
-
-
-def test_batches_of_a_split() -> None:
-    assert [(s.start, s.stop) for s in in_batches(9, 4)] == [(0, 4), (4, 9)]
-    assert [(s.start, s.stop) for s in in_batches(10, 4)] == [(0, 4), (4, 8), (8, 10)]
-    assert [(s.start, s.stop) for s in in_batches(1, 4)] == [(0, 1)]
-
-
-def test_paths_do_not_leak(run: Run, tmp_path: Path) -> None:
-    assert str(tmp_path.parent) not in (run.folder / "environment.json").read_text()
-
-
-def test_batches_of_a_network_that_draws_are_the_same_for_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Estimators that are added later are compared with the same batches, whatever has been drawn before."""
-    make = run.new_model
-    monkeypatch.setattr(run, "new_model", lambda: torch.nn.Sequential(torch.nn.Dropout(0.5), make()))
-    monkeypatch.setattr(run, "load_checkpoint", lambda step: {f"1.{k}": v for k, v in make().state_dict().items()})
-    found = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        found.append(batch_moments(run, 1))
-        assert torch.initial_seed() == seed
-    for first, second in zip(*(trace.layers.values() for trace in found), strict=True):
-        assert torch.equal(first.moments, second.moments)
-    other = batch_moments(run, 2).layers.values()
-    assert not all(map(torch.equal, (a.moments for a in found[0].layers.values()), (b.moments for b in other)))

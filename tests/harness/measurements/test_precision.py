@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import find_measurement, find_scope
@@ -19,12 +17,10 @@ from bnlab.statistics import using
 from tests.references import batch_norms, float64_copy, inputs_of, sampling_errors
 
 
-def test_errors_are_those_of_each_layers_input(tmp_path: Path) -> None:
+def test_errors_are_those_of_each_layers_input(trained: Run) -> None:
     """Times √N, in standard deviations and relative to the variance, root mean square over channels."""
-    data = DataConfig(images=300)
-    run = Run(Config(batch_size=64, epochs=1, results=str(tmp_path), evaluate_at="final", threads=1, data=data))
-    ensure_trained(run)
-    ((subject, (step,)),) = find_scope("precision")(run, []).items()
+    run = trained
+    ((subject, (*_, step)),) = find_scope("precision")(run, []).items()
     found = find_measurement("precision")(run, [subject], [step])
     images = run.dataset.train.images
     exact = frozen_statistics(run, step, EXACT)
