@@ -50,6 +50,7 @@ def register_own(group: str, path: str) -> None:
 
 def check(config: Config) -> None:
     """Raise UserError for whatever is out of range, before anything is trained or written."""
+    _check_names(config)
     images = data.check(config.data)
     models.check(config.model, config.norm)
     training.check(config.optimizer)
@@ -79,6 +80,18 @@ def check_folders(results: str, name: str) -> None:
         raise UserError("results=: must be a folder; results is the usual one")
     if not re.fullmatch(r"\w[\w.-]*", name) or name in ("runs", "reference"):
         raise UserError(f"name={name}: must be letters, digits, _ . - and not runs or reference")
+
+
+def _check_names(config: Config) -> None:
+    """UserError for a choice that has been given the name of another one."""
+    for group, choices in GROUPS.items():
+        chosen = getattr(config, group)
+        names = [choice.name for choice in choices.values() if type(choice) is type(chosen)]
+        if names and chosen.name not in names and not isinstance(chosen, models.Torchvision):
+            raise UserError(
+                f"{group}.name={chosen.name}: is not of {group}={names[0]}; choose by {group}=, a torchvision classifier "
+                "by model=torchvision model.name="
+            )
 
 
 def _check_numbers(config: Config, images: int) -> None:
