@@ -28,7 +28,7 @@ CASES = {
     # choices
     "data=digit": "data=digit: there is no data 'digit'; choose from cifar10, cifar100, digits",
     "experiment=nope": "experiment=nope: there is no experiment 'nope'; choose from ",
-    "model.name=resnet18": "model.name=resnet18: is not of model=cnn; choose by model=, a torchvision classifier by ",
+    "model.name=resnet18": "model.name=resnet18: is not of model=cnn; choose by model=, a torchvision classifier",
     "model=torchvision model.name=cnnn": "model.name=cnnn: unknown; use a torchvision classifier",
     "data.flip=true": "data.flip=true: this data has no flip; data=fashion_mnist, data=cifar10",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
