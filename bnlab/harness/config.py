@@ -16,7 +16,7 @@ from bnlab.harness.artifacts.averaging import AVERAGINGS
 from bnlab.harness.artifacts.data import DataConfig, OwnData
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
 from bnlab.harness.artifacts.models import ModelConfig, OwnModel
-from bnlab.harness.artifacts.norms import BatchStatistics, NormConfig, Renorm
+from bnlab.harness.artifacts.norms import BatchStatistics, Ghost, NormConfig, Renorm
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
 from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.checks import require_one_of, require_weight, require_within
@@ -50,6 +50,7 @@ def register_own(group: str, path: str) -> None:
 
 def check(config: Config) -> None:
     """Raise UserError for whatever is out of range, before anything is trained or written."""
+    _check_names(config)
     images = data.check(config.data)
     models.check(config.model, config.norm)
     training.check(config.optimizer)
@@ -81,11 +82,23 @@ def check_folders(results: str, name: str) -> None:
         raise UserError(f"name={name}: must be letters, digits, _ . - and not runs or reference")
 
 
+def _check_names(config: Config) -> None:
+    """UserError for a choice that has been given the name of another one."""
+    for group, choices in GROUPS.items():
+        chosen = getattr(config, group)
+        names = [choice.name for choice in choices.values() if type(choice) is type(chosen)]
+        if names and chosen.name not in names and not isinstance(chosen, models.Torchvision):
+            raise UserError(
+                f"{group}.name={chosen.name}: is not of {group}={names[0]}; choose by {group}=, a torchvision "
+                "classifier by model=torchvision model.name="
+            )
+
+
 def _check_numbers(config: Config, images: int) -> None:
     least = 2 if isinstance(config.norm, BatchStatistics) else 1
     reason = f"a batch norm needs two, and the training split has {images:,} images"
     require_within("batch_size", config.batch_size, least, images, reason)
-    if config.norm.name == "ghost":
+    if isinstance(config.norm, Ghost):
         require_within("norm.batch_size", config.norm.batch_size, 2, config.batch_size, "a part of the batch")
     bounds = {"epochs": (1, _MOST_STEPS), "steps": (1, _MOST_STEPS), "threads": (1, 1024), "seed": (0, 2**32 - 1)}
     for key, allowed in bounds.items():

@@ -1,11 +1,9 @@
 import importlib
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments import compose, explain
 from tests.experiments.commands import SWEEP, Call, Called, Done, run
 
 
@@ -13,14 +11,8 @@ from tests.experiments.commands import SWEEP, Call, Called, Done, run
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """The results folder of a small sweep, and what the command said. Not to be changed."""
     results = tmp_path_factory.mktemp("swept")
-    words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=ema,cumulative,exact", f"results={results}")
+    words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]", f"results={results}")
     return results, run("sweep", *words)
-
-
-@pytest.fixture
-def results(swept: tuple[Path, Done], tmp_path: Path) -> Path:
-    """A copy of the small sweep's results folder."""
-    return Path(shutil.copytree(swept[0], tmp_path / "results"))
 
 
 @pytest.fixture
@@ -34,13 +26,3 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Called(code, *capsys.readouterr())
 
     return called
-
-
-@pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ that the commands use."""
-    folder = tmp_path / "conf"
-    shutil.copytree(explain.CONF, folder)
-    monkeypatch.setattr(explain, "CONF", folder)
-    monkeypatch.setattr(compose, "CONF", folder)
-    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -50,7 +51,12 @@ class Config:
     csv: bool = False  # tables as CSV too
 
 
-GROUPS = {"data": data.CHOICES, "model": models.CHOICES, "norm": norms.CHOICES, "optimizer": training.CHOICES}
+GROUPS: dict[str, Mapping[str, Any]] = {
+    "data": data.CHOICES,
+    "model": models.CHOICES,
+    "norm": norms.CHOICES,
+    "optimizer": training.CHOICES,
+}
 """The groups of settings of which one is chosen by name, and what there is to choose from."""
 
 
