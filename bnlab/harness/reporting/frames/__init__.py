@@ -1,23 +1,36 @@
 """Frames that figures and claims are made of: rows of tables, comparisons, intervals over seeds. No drawing.
 
-`networks` has rows with their networks' settings, which `selection` and `panels` choose and name; `comparisons` and
-`averages` compute with them, where `coverage` finds that they are of the same things; `scores` puts these together.
+`selection` has rows with their networks' settings, chosen, ordered and named; `means` compares and averages them. Every
+function raises UserError where a column is missing. Else three mistakes are refused: networks that an average would mix
+(`rows`), several rows of one seed (`interval`), and pairs of which one side has other seeds (`paired`).
 """
 
-from bnlab.harness.reporting.frames.averages import MEASURES, NUMBERS, average, best_on_average, interval, other_seeds
-from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, paired
-from bnlab.harness.reporting.frames.coverage import check_coverage
-from bnlab.harness.reporting.frames.networks import RESULTS, rows
-from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
-from bnlab.harness.reporting.frames.scores import Rows, score
+from bnlab.harness.reporting.frames.means import (
+    MEASURES,
+    NUMBERS,
+    Rows,
+    average,
+    best_on_average,
+    interval,
+    on_curves,
+    other_seeds,
+    over_best,
+    paired,
+    score,
+)
 from bnlab.harness.reporting.frames.selection import (
     DEFAULT_MOMENTUM,
+    RESULTS,
     OtherThan,
     find_parameter,
     lowest,
+    name_panels,
     name_value,
+    overlay,
     put_in_order,
+    rows,
     select,
+    share_name,
 )
 
 __all__ = [
@@ -29,7 +42,6 @@ __all__ = [
     "Rows",
     "average",
     "best_on_average",
-    "check_coverage",
     "find_parameter",
     "interval",
     "lowest",
