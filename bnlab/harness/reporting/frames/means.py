@@ -10,15 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames.selection import (
-    list_differences,
-    lowest,
-    name_row,
-    name_value,
-    require_columns,
-    rows,
-    select,
-)
+from bnlab.harness.reporting.frames.selection import list_differences, lowest, name_row, require_columns, rows, select
 from bnlab.harness.schema import TABLES
 
 Rows = Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame]
@@ -53,13 +45,7 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
 
 
 def best_on_average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
-    """The rows with one momentum: for each combination of `by` that with the highest mean of `value`, as an accuracy.
-
-    Args:
-        frame: rows of one estimator.
-        value: the column of which the mean is taken, over all rows that agree in `by` and momentum; NaN is left out.
-        by: what has a momentum of its own, such as "batch_size"; null keys are kept.
-    """
+    """The rows, of one estimator, with the momentum of the highest mean of `value`: one for each combination of `by`."""
     means = average(frame, value, (*by, "momentum"))
     best = means.loc[means.groupby([*by], dropna=False)[value].idxmax(), [*by, "momentum"]]
     return frame.merge(best, on=[*by, "momentum"])
@@ -211,27 +197,6 @@ def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.Dat
     """
     best = lowest(select(frame, estimator=estimator), value, [key for key in ("run", *_PLACES) if key in frame])
     return paired(pd.concat([frame, best.assign(estimator="best")]), value, against="best", ratio=True)
-
-
-def on_curves(points: pd.DataFrame, curves: pd.DataFrame, x: str, by: Sequence[str]) -> pd.DataFrame:
-    """The points with the `mean` that their curve has there: on straight lines between neighbours, over the log of `x`.
-
-    Args:
-        points: rows with `by` and a positive `x`.
-        curves: rows with `by`, `x` and `mean`, one at each `x`, such as those of `interval`; NaN is left out.
-        x: the column across.
-        by: what the curves are told apart by, null too; points without a curve, or beyond its ends, are left out.
-    """
-    require_columns(points, [x, *by])
-    require_columns(curves, [x, "mean", *by])
-    placed = points.reset_index(drop=True).assign(mean=np.nan)
-    ordered = curves.dropna(subset=[x, "mean"]).sort_values(x, kind="stable")
-    for _, same in placed.groupby(list(by), dropna=False, sort=False):
-        curve = ordered.merge(same[list(by)].drop_duplicates(), on=list(by))
-        if len(curve):
-            at, ends = np.log(same[x]), {"left": np.nan, "right": np.nan}
-            placed.loc[same.index, "mean"] = np.interp(at, np.log(curve[x]), curve["mean"], **ends)
-    return placed.dropna(subset="mean")
 
 
 def score(

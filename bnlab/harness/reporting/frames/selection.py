@@ -78,7 +78,7 @@ def rows(
 def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     """UserError if an average over seeds would mix networks: several of one seed, or seeds that differ in a setting."""
     require_columns(runs, by)
-    settings = [column for column in runs if column not in ("run", "seed", *RESULTS)]
+    settings = [str(column) for column in runs if column not in ("run", "seed", *RESULTS)]
     for _, group in runs.groupby(list(by), dropna=False, sort=False) if by else [((), runs)]:
         differing, doubled = list_differences(group, settings), group["seed"].duplicated().any()
         if doubled or differing:
@@ -156,12 +156,7 @@ def overlay(**frames: pd.DataFrame) -> pd.DataFrame:
 
 
 def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows, sorted by the numbers in the name, with a column `panel` for each of its values.
-
-    Args:
-        frame: any rows.
-        name: of a panel, columns in braces, as in `batch size {batch_size}, last {last:g}`.
-    """
+    """The rows, sorted by the numbers in the name of the panels, such as `batch size {batch_size}, last {last:g}`."""
     columns = [column for column, _ in re.findall(r"\{([^{}:]+)(:[^{}]*)?\}", name)]
     require_columns(frame, columns)
     numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
