@@ -45,7 +45,7 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
 
 
 def best_on_average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
-    """The rows, of one estimator, with the momentum of the highest mean of `value`: one for each combination of `by`."""
+    """The rows of one estimator with the momentum that has the highest mean of `value`, one for each of `by`."""
     means = average(frame, value, (*by, "momentum"))
     best = means.loc[means.groupby([*by], dropna=False)[value].idxmax(), [*by, "momentum"]]
     return frame.merge(best, on=[*by, "momentum"])
@@ -179,9 +179,7 @@ def paired(
     _require_one_row(known, keys)
     alone = {*known["seed"]} ^ {*others["seed"]} if len(known) and len(others) else ()
     if alone:
-        raise UserError(
-            f"pairs need the same seeds with {name_value(along, against)} and without: sweep {min(alone)} too"
-        )
+        raise UserError(f"seed {min(alone)} has rows of {along} {against} only, or none; pairs need both: sweep it")
     compared = others.merge(known[[*keys, value]], on=keys, suffixes=("", " of the reference"))
     expected = compared.pop(f"{value} of the reference")
     return compared.assign(**{value: compared[value] / expected if ratio else compared[value] - expected})
