@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from scipy import stats
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import MEASURES, NUMBERS, name_value
+from bnlab.harness.reporting.plots import Plot
 from bnlab.harness.reporting.style import estimator_label
 
 Tables = Mapping[str, pd.DataFrame]
@@ -25,8 +25,6 @@ LEVEL = 0.05
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
 NOT_MEASURED = "not measured"
 """The verdict on a condition, or a claim, for which there is no row."""
-COORDINATES = ("run", "step", "epoch", "estimator", "momentum", "statistics_split", "split", "shift")
-"""Columns that tell rows apart; with the settings in `runs` they are there without being declared."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +83,16 @@ class Figure:
 
     Attributes:
         title: what is drawn.
-        caption: how to read it; sentences on lines, bands and n, and on images that are not the usual ones, are added,
-            and for {schedule} one on the learning rate where all networks have the same schedule. {batch_size} and
-            {momentum} are those of the networks, and of the rows that are read.
+        caption: how to read it; a sentence on means, intervals and n is added, for {schedule} one on the learning rate
+            where all networks have the same schedule, and for {batch_size} their batch sizes.
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
-        plot: draws the rows of one panel, see `plots`.
+        plot: what draws its panels.
     """
 
     title: str
     caption: str
     score: Score
-    plot: Callable[..., Axes]
+    plot: Plot
 
 
 @dataclass(frozen=True)
