@@ -61,9 +61,9 @@ def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
 def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     """How to read the figure, with a sentence on what is drawn of how many seeds."""
     runs = tables["runs"]
-    schedules = runs["optimizer.schedule"].unique() if "optimizer.schedule" in runs else ()
+    schedules = {*runs.get("optimizer.schedule", ())}
     filled = {
-        "{schedule}": SCHEDULES.get(schedules[0], "") if len(schedules) == 1 else "",
+        "{schedule}": SCHEDULES.get(schedules.pop(), "") if len(schedules) == 1 else "",
         "{batch_size}": ", ".join(map(str, sorted(runs["batch_size"].unique()))),
     }
     caption = figure.caption

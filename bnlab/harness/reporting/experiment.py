@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import MEASURES, NUMBERS, name_value
 from bnlab.harness.reporting.plots import Plot
 from bnlab.harness.reporting.style import estimator_label
@@ -143,9 +142,6 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*: there is no test; *not
     measured*: there is no row. `low` and `high` are the 95% interval of the condition alone, not adjusted. A claim for
     which there is no row has one without numbers.
-
-    Raises:
-        UserError: tables or columns are missing, or a score does not come from `frames.interval`.
     """
     claims = experiment.claims.items()
     found = [(experiment.name, name, *row) for name, claim in claims for row in _decide(name, claim, tables)]
@@ -159,14 +155,8 @@ def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     except Exception as error:
         error.add_note(f"claim {name}")
         raise
-    missing = [column for column in MEASURES if column not in (*frame, "share")]
-    if missing:
-        raise UserError(f"claim {name}: its score has no column {missing[0]!r}; return what frames.interval returns")
     if frame.empty:
         return [("no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
-    keys = [column for column in frame if column not in MEASURES]
-    if keys and frame.duplicated(keys).any():
-        raise UserError(f"claim {name}: its score has several rows of one condition; they differ in none of {keys}")
     frame = count_layers(_in_order(frame), tables)
     rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
     found = []
