@@ -1,7 +1,7 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
 # make test-all   the slow tests too
-# make results    every experiment again, for results/reference; hours. It says first how many
+# make results    every experiment again, for results/reference; hours. What is finished is kept
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
@@ -27,7 +27,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 
 demo: .venv/installed
 	$(PY) -m experiments.sweep experiment=quickstart
-	$(PY) -m experiments.figures experiment=quickstart
+	$(PY) -m experiments.report experiment=quickstart
 
 test: .venv/installed
 	$(PY) -m ruff check .
@@ -42,7 +42,10 @@ test-all: .venv/installed-zoo
 	$(PY) -m pytest -q -n 2 -m 'slow or not slow'
 
 results: .venv/installed
-	$(PY) -m experiments.results
+	for file in conf/experiment/*.yaml; do \
+		$(PY) -m experiments.sweep experiment=$$(basename $$file .yaml) results=results/reference hydra/launcher=joblib || exit 1; \
+	done
+	$(PY) -m experiments.report results=results/reference
 
 bench: .venv/installed-bench
 	$(PY) -m benchmarks

@@ -1,39 +1,138 @@
-"""python -m experiments.report: one page with every question that has results."""
+"""python -m experiments.report: figures and verdicts, of one experiment or of all that have results."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from experiments.command import run_command
-from experiments.places import RESULTS, answer_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bnlab.harness.reporting.answer import Answer
 
 USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [results=FOLDER]
 
-Write results/report.html: questions, answers, figures. Without words from the reference results."""
-PAGE = RESULTS / "report.html"
+Draw the figures of an experiment from its tables, and print the verdicts on its claims. Without an experiment: of all
+that have results, and write ANSWERS.md and report.html beside them. The committed ones: results=results/reference."""
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
 def main() -> int:
-    """Exit 2 for a user's mistake."""
-    return run_command(_write, USAGE)
+    """Figures, and verdicts in aligned lines; exit 2 for a user's mistake."""
+    return run_command(_report, USAGE)
 
 
-def _write(words: list[str]) -> int:
-    from bnlab.files import write_whole
-    from bnlab.harness.reporting.page import write_html
+def _report(words: list[str]) -> int:
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.reporting.answer import READING
+    from experiments.questions import list_questions
+
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    unknown = [word for word in words if word.partition("=")[0] not in ("experiment", "name", "results")]
+    if unknown or len(given) < len(words) or ("name" in given and "experiment" not in given):
+        raise UserError(f"{(unknown or words)[0]}: there are experiment=NAME, beside it name=NAME, and results=FOLDER")
+    results, answers = Path(given.get("results", "results")), []
+    if "experiment" in given:
+        _report_one(given["experiment"], given.get("name", given["experiment"]), results)
+    for name in () if "experiment" in given else list_questions():
+        if any((results / name / kind).is_dir() for kind in ("parts", "tables")):
+            try:
+                answers.append(_report_one(name, name, results))
+            except UserError as error:  # as of half a sweep
+                print(f"{name} is left out: {error}", file=sys.stderr)
+    if not answers and "experiment" not in given:
+        raise UserError(f"no results in {results}/; run: python -m experiments.sweep experiment=quickstart")
+    print(textwrap.fill(READING, 110))
+    if answers:
+        _write_pages(answers, results)
+    return 0
+
+
+def _report_one(experiment: str, name: str, results: Path) -> Answer:
+    """Draw every figure of an experiment, and print the verdicts on its claims."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from bnlab.harness.errors import NoRows
+    from bnlab.harness.reporting import drawing, style
+    from bnlab.harness.reporting.answer import compose_answer
+    from experiments.questions import find_experiment
+
+    question, tables = find_experiment(experiment), _load(name, results)
+    words = [f"experiment={experiment}", *[f"name={name}"] * (name != experiment)]
+    words += [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
+    command = question.command or shlex.join(["python", "-m", "experiments.sweep", *words])
+    answer = _call(f"claims of {experiment}", compose_answer, replace(question, command=command), tables)
+    with style.paper():
+        for key, figure in question.figures.items():
+            try:
+                drawn = _call(f"figure {key} of {experiment}", drawing.draw, key, figure, tables)
+            except NoRows as error:  # as where it is of other estimators than were swept
+                print(f"{error}; it is left out", file=sys.stderr)
+                continue
+            print(drawing.save(drawn, results / name / "figures", key, pdf=results.resolve() != REFERENCE))
+    print("\n".join(["", f"{experiment}: {question.question}", *_describe(answer), ""]))
+    return answer
+
+
+def _load(name: str, results: Path) -> Mapping[str, pd.DataFrame]:
+    """The tables of an experiment; reference ones come without the parts that they were made of."""
+    import pandas as pd
+
+    from bnlab.harness.reporting.tables import load
+
+    folder = results / name
+    if (folder / "tables").is_dir() and not (folder / "parts").is_dir():
+        return {path.stem: pd.read_parquet(path) for path in sorted((folder / "tables").glob("*.parquet"))}
+    return load(name, results)
+
+
+def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns; an error in a question's code becomes a UserError with its line."""
+    from bnlab.harness.errors import UserError, where_raised
+
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        below = error.__traceback__ and error.__traceback__.tb_next  # without the line above
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+        raise UserError(f"{what}{notes}: {where_raised(error.with_traceback(below))}") from error
+
+
+def _describe(answer: Answer) -> list[str]:
+    """An experiment's verdicts in aligned lines, under the sentence of each claim."""
+    rows = [row for _, conditions in answer.claims for row in conditions]
+    condition, number = (max((len(row[key]) for row in rows), default=0) for key in ("condition", "number"))
+    lines = []
+    for claim, conditions in answer.claims:
+        lines.append(f"  {claim.text} ({claim.rule.margin})")
+        for row in conditions:
+            lines.append(
+                f"    {row['condition']:{condition}}  {row['number']:{number}}  n={row['n']}  {row['verdict']}"
+            )
+    return lines
+
+
+def _write_pages(answers: list[Answer], results: Path) -> None:
+    """ANSWERS.md and report.html."""
+    from bnlab.harness.reporting.page import write_html, write_markdown
     from experiments.catalogue import CATALOGUE
 
-    answered = answer_all(words)
-    figures = {
-        (place.experiment, name): path
-        for place, answer in answered
-        for name, path in place.find_images(figure.name for figure in answer.experiment.figures).items()
-    }
-    page = write_html(CATALOGUE, [answer for _, answer in answered], figures)
-    write_whole(PAGE, lambda path: path.write_text(page, encoding="utf-8"))
-    count = "1 experiment" if len(answered) == 1 else f"{len(answered)} experiments"
-    print(f"{PAGE}  ({count}, {len(page) / 1e6:.1f} MB)")
-    return 0
+    names = [(answer.experiment.name, figure) for answer in answers for figure in answer.experiment.figures]
+    figures = {(name, figure): results / name / "figures" / f"{figure}.png" for name, figure in names}
+    pages = {"ANSWERS.md": write_markdown(CATALOGUE, answers), "report.html": write_html(CATALOGUE, answers, figures)}
+    for name, page in pages.items():
+        (results / name).write_text(page, encoding="utf-8")
+        print(results / name)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ EXPERIMENT = Experiment(
         "gap": Figure(
             "How far the running mean is from the population mean",
             "Root-mean-square distance over channels, in standard deviations of the layer's input, geometric mean "
-            "over layers; lower is better. Small momenta average many batches: little noise, but they lag behind the weights "
-            "and keep their start of 0 for long. {schedule}",
+            "over layers; lower is better. Small momenta average many batches: little noise, but they lag behind the "
+            "weights and keep their start of 0 for long. {schedule}",
             score("gaps", "mean_gap", CURVES, at=SHARES, average="layer", geometric=True, estimator="ema"),
             Curves("momentum", "batch_size", GAP, mark=MARK)),
         "estimators": Figure(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.errors import Note
 from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
 from bnlab.harness.reporting.frames import NUMBERS, RESULTS, name_value
 
@@ -22,16 +19,11 @@ WORDS = {
     "one seed": "Not tested, with one seed",
     "not measured": "Not measured",
 }
-Condition = tuple[str, ...]
-"""In words, one for each coordinate: `where` of `experiment.answers`."""
 READING = (
     "means over seeds [95% interval, of each line by itself]; verdicts by one-sided t tests (of shares of the networks "
-    "exact binomial ones) at 5%, with Holm's correction over the lines of a claim; fails: the opposite of what the "
-    "brackets say is significant. So a line can hold although its two-sided interval reaches a little past the margin, "
-    "and be undecided although it does not, where a claim has many lines. Where all networks of a line have the same "
-    "number, to the digits that are shown, there is no interval: these networks agree, which does not say that all "
-    "others would. Where several conditions are joined, the line gives the range of their means and the outer bounds "
-    "of their intervals"
+    "exact binomial ones) at 5%, with Holm's correction over the lines of a claim, so that a line may hold although "
+    "its interval reaches a little past the margin; fails: the opposite of what the brackets say is significant. Of "
+    "several conditions there is the range of the means, and the outer bounds of the intervals"
 )
 # Settings that are named where all networks share them, and how.
 _SHARED = {
@@ -46,7 +38,7 @@ _SHARED = {
     "schedule": "{} schedule",
 }
 # Settings that are named where all networks share another value than this one.
-USUAL = {
+_USUAL = {
     "norm": "batch",
     "norm.batch_size": 32,
     "norm.every_second": "none",
@@ -58,11 +50,8 @@ USUAL = {
     "data.shift": 0,
     "data.flip": False,
 }
-_IMAGES = {"split": "test", "shift": "none"}  # of predictions, likewise
-_ON_FROZEN_WEIGHTS = ("exact", "precise", "update_bn", "swa")
-_POPULATIONS = {"val": "the validation split", "train_augmented": "augmented training images"}
 _NO_ROW = "no row for it"
-_GROUPS = 3  # the most groups of undecided conditions that are named
+_NAMED = 3  # the most conditions of one verdict that are named
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
 _DERIVED = ("steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
 
@@ -76,30 +65,18 @@ class Answer:
         frame: verdicts with their numbers, see `experiment.answers`.
         data: the names of the networks' data.
         networks: what was measured, and what was not varied.
-        images: which images are predicted, where these are not the usual ones; empty otherwise.
-        changes: in which settings the tables differ from those that claims were written for; empty if in none.
     """
 
     experiment: Experiment
     frame: pd.DataFrame
     data: str
     networks: str
-    images: str = ""
-    changes: str = ""
 
-    def list_sentences(self, number: str | None = None) -> list[str]:
+    def list_sentences(self, number: str = "") -> list[str]:
         """A sentence for each claim that bears on a question or hypothesis; without a number, for all."""
         claims = self.experiment.claims.items()
-        return [
-            self._sentences[c] for c, claim in claims if number is None or not claim.answers or number in claim.answers
-        ]
-
-    @cached_property
-    def _sentences(self) -> dict[str, str]:
-        """By the claims' ids."""
-        return {
-            c: summarize(claim, self.frame[self.frame["claim"] == c]) for c, claim in self.experiment.claims.items()
-        }
+        chosen = [pair for pair in claims if not (number and pair[1].answers) or number in pair[1].answers]
+        return [summarize(claim, self.frame[self.frame["claim"] == name]) for name, claim in chosen]
 
     @property
     def command(self) -> str:
@@ -117,88 +94,32 @@ class Answer:
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
-    """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`.
-
-    Warns of networks that diverged, which means over seeds leave out, or that are not finished otherwise.
-    """
-    frame = answers(experiment, tables)
+    """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`."""
     runs = tables["runs"]
-    if short := describe_unfinished(runs):
-        warnings.warn(f"{experiment.name}: {short}", Note, stacklevel=2)
     data = _list_values(runs["data"]) if "data" in runs else ""
-    return Answer(experiment, frame, data, describe_networks(runs), describe_images(tables))
+    return Answer(experiment, answers(experiment, tables), data, describe_networks(runs))
 
 
 def summarize(claim: Claim, rows: pd.DataFrame) -> str:
     """The claim, and under which conditions it holds, fails (the opposite holds) or is undecided, with the numbers.
 
-    Undecided conditions are counted where it takes many words to name them.
+    Up to three conditions are named, by what tells them apart; more are counted.
     """
-    every, unit = list(rows["where"]), claim.rule.unit
+    every = list(rows["where"])
+    tells = [len({*values}) > 1 or len(every) == 1 for values in zip(*every, strict=True)]
     parts = []
     for verdict, word in WORDS.items():
         chosen = rows[rows["verdict"] == verdict]
-        groups = group_conditions(list(chosen["where"]))
-        described = [
-            ": ".join(filter(None, (describe_conditions(where, every), format_range(group, unit))))
-            for where, group in ((where, chosen[chosen["where"].isin(where)]) for where in groups)
-        ]
-        if verdict == "undecided" and len(groups) > _GROUPS:
-            described = [f"{len(chosen)} of {len(every)} conditions: {format_range(chosen, unit)}"]
+        groups = [chosen.iloc[[place]] for place in range(len(chosen))] if len(chosen) <= _NAMED else [chosen]
+        described = []
+        for group in groups:
+            words = ", ".join(word for word, told in zip(group["where"].iloc[0], tells, strict=True) if word and told)
+            if len(group) > 1:
+                words = f"{'all' if len(group) == len(rows) else f'{len(group)} of'} {len(rows)} conditions"
+            described.append(": ".join(filter(None, (words, format_range(group, claim.rule.unit)))))
         if described:
             parts.append(f"{word} — {'; '.join(described)}.")
     return f"{claim.text} ({claim.rule.margin}) {' '.join(parts)}"
-
-
-def group_conditions(conditions: list[Condition]) -> list[list[Condition]]:
-    """Few groups, each of which is all combinations of some values of each coordinate."""
-    if not conditions:
-        return []
-    values = [{*column} for column in zip(*conditions, strict=True)]
-    if len(conditions) == math.prod(map(len, values)):
-        return [conditions]
-    splits = []
-    for place in range(len(values)):
-        # Values of this coordinate that go with the same others stay together.
-        others: dict[str, set[Condition]] = {value: set() for value in values[place]}
-        for condition in conditions:
-            others[condition[place]].add(condition[:place] + condition[place + 1 :])
-        parts: dict[frozenset[Condition], list[Condition]] = {}
-        for condition in conditions:
-            parts.setdefault(frozenset(others[condition[place]]), []).append(condition)
-        if len(parts) > 1:
-            splits.append([group for part in parts.values() for group in group_conditions(part)])
-    return min(splits, key=len)
-
-
-def describe_conditions(group: list[Condition], every: list[Condition]) -> str:
-    """What the conditions of a group have that others have not; all values of a coordinate need no word."""
-    words = []
-    for values, possible in zip(zip(*group, strict=True), zip(*every, strict=True), strict=True):
-        if len({*possible}) == 1 or {*values} != {*possible}:
-            words.append(join_values([*dict.fromkeys(values)]))
-    everywhere = "both conditions" if len(every) == 2 else f"all {len(every)} conditions"
-    return ", ".join(filter(None, words)) or everywhere * (len(every) > 1)
-
-
-def join_values(values: list[str]) -> str:
-    """In one phrase, with the words that they begin and end with said once.
-
-    >>> join_values(["after 20% of training", "after 55% of training"]), join_values(["batch size 4", "batch size 16"])
-    ('after 20% and 55% of training', 'batch size 4 and 16')
-    """
-    split = [value.split() for value in values]
-    begin = _count_same(split)
-    end = _count_same([words[begin:][::-1] for words in split])
-    middle = [" ".join(words[begin : len(words) - end]) for words in split]
-    listed = " and ".join(filter(None, [", ".join(middle[:-1]), middle[-1]]))
-    return " ".join(filter(None, [*split[0][:begin], listed, *split[0][len(split[0]) - end :]]))
-
-
-def _count_same(lists: list[list[str]]) -> int:
-    """How many words all lists begin with, but for one that is left of each."""
-    shortest = min(map(len, lists)) - (len(lists) > 1)
-    return next((k for k in range(shortest) if len({words[k] for words in lists}) > 1), max(shortest, 0))
 
 
 def format_range(rows: pd.DataFrame, unit: str) -> str:
@@ -225,56 +146,17 @@ def describe_networks(runs: pd.DataFrame) -> str:
     own = [column for column in varied if "." not in column]
     nested = [column for column in varied if "." in column and not any(runs[column].equals(runs[o]) for o in own)]
     differ = [name_value(column, _list_values(runs[column])) for column in (*own, *nested)]
-    shared = [
-        words.format(runs[column].iloc[0])
-        for column, words in _SHARED.items()
-        if column in runs and runs[column].nunique(dropna=False) == 1 and pd.notna(runs[column].iloc[0])
+    values = {c: runs[c].iloc[0] for c in settings if c not in varied and pd.notna(runs[c].iloc[0])}
+    shared = [words.format(values[column]) for column, words in _SHARED.items() if column in values]
+    shared += [name_value(c, values[c]) for c, usual in _USUAL.items() if c in values and values[c] != usual]
+    seeds, statuses = runs["seed"].nunique(), runs.get("status", pd.Series(dtype=str))
+    unfinished = [
+        f"{(statuses == status).sum()} {status}" for status in ("diverged", "failed") if status in {*statuses}
     ]
-    shared += _describe_unusual(runs, USUAL)
-    seeds = runs["seed"].nunique()
-    count = f"{len(runs)} network{'s' if len(runs) > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}"
-    unfinished = f" Note: {short}." if (short := describe_unfinished(runs)) else ""
-    described = f"{count}: {', '.join([*differ, *shared])}.{unfinished}"
+    count = f"{len(runs)} network{'s' * (len(runs) > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+    note = f" Of these {' and '.join(unfinished)}: means are of the rows that there are." if unfinished else ""
+    described = f"{count}: {', '.join([*differ, *shared])}.{note}"
     return f"{described} What all of them share was not varied: it may change the answer."
-
-
-def describe_images(tables: Tables) -> str:
-    """Which images are predicted, where all are others than those of the test split as they are; empty otherwise.
-
-    And of which images the population's statistics are, where all of them are of others than those of training.
-    """
-    found = _describe_unusual(tables.get("evaluations", pd.DataFrame()), _IMAGES)
-    told = [f"Predictions are of other images: {', '.join(found)}."] if found else []
-    splits = {split for table in tables for split in _list_populations(tables[table])}
-    if splits and not splits & {"train", "none"}:
-        words = " and ".join(_POPULATIONS.get(split, split) for split in sorted(splits))
-        told.append(
-            f"Where estimators are measured on frozen weights, exact ones too, they are of {words}; what gaps and "
-            "doses are measured from, and what networks are frozen with, is of the training split."
-        )
-    return " ".join(told)
-
-
-def _list_populations(frame: pd.DataFrame) -> list[str]:
-    """The splits of which the rows' exact and precise statistics are."""
-    if not {"estimator", "statistics_split"} <= {*frame}:
-        return []
-    kinds = frame["estimator"].astype(str).str.replace(r"\(.*", "", regex=True)
-    return list(frame[kinds.isin(_ON_FROZEN_WEIGHTS)]["statistics_split"].dropna().unique())
-
-
-def _describe_unusual(frame: pd.DataFrame, usual: Mapping[str, Any]) -> list[str]:
-    """The columns in which all rows have one value, and not the usual one, with that value."""
-    shared = [column for column in usual if column in frame and frame[column].nunique(dropna=False) == 1]
-    values = {column: frame[column].iloc[0] for column in shared}
-    return [name_value(key, value) for key, value in values.items() if pd.notna(value) and value != usual[key]]
-
-
-def describe_unfinished(runs: pd.DataFrame) -> str:
-    """How many of the networks diverged or failed; empty if none did. Reference tables do not say."""
-    statuses = runs["status"] if "status" in runs else pd.Series(dtype=str)
-    counts = [f"{(statuses == status).sum()} {status}" for status in ("diverged", "failed") if status in set(statuses)]
-    return f"of {len(runs)} networks {' and '.join(counts)}: means are of the rows that there are" if counts else ""
 
 
 def _list_values(values: pd.Series) -> str:

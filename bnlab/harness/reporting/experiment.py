@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from scipy import stats
 
-from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames import MEASURES, NUMBERS, name_value
+from bnlab.harness.reporting.plots import Plot
 from bnlab.harness.reporting.style import estimator_label
 
 Tables = Mapping[str, pd.DataFrame]
@@ -25,8 +24,6 @@ LEVEL = 0.05
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
 NOT_MEASURED = "not measured"
 """The verdict on a condition, or a claim, for which there is no row."""
-COORDINATES = ("run", "step", "epoch", "estimator", "momentum", "statistics_split", "split", "shift")
-"""Columns that tell rows apart; with the settings in `runs` they are there without being declared."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +82,16 @@ class Figure:
 
     Attributes:
         title: what is drawn.
-        caption: how to read it; sentences on lines, bands and n, and on images that are not the usual ones, are added,
-            and for {schedule} one on the learning rate where all networks have the same schedule. {batch_size} and
-            {momentum} are those of the networks, and of the rows that are read.
+        caption: how to read it; a sentence on means, intervals and n is added, for {schedule} one on the learning rate
+            where all networks have the same schedule, and for {batch_size} their batch sizes.
         score: tables to the frame that is drawn; its column `panel` tells the panels apart.
-        plot: draws the rows of one panel, see `plots`.
+        plot: what draws its panels.
     """
 
     title: str
     caption: str
     score: Score
-    plot: Callable[..., Axes]
+    plot: Plot
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,6 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*: there is no test; *not
     measured*: there is no row. `low` and `high` are the 95% interval of the condition alone, not adjusted. A claim for
     which there is no row has one without numbers.
-
-    Raises:
-        UserError: tables or columns are missing, or a score does not come from `frames.interval`.
     """
     claims = experiment.claims.items()
     found = [(experiment.name, name, *row) for name, claim in claims for row in _decide(name, claim, tables)]
@@ -162,14 +155,8 @@ def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     except Exception as error:
         error.add_note(f"claim {name}")
         raise
-    missing = [column for column in MEASURES if column not in (*frame, "share")]
-    if missing:
-        raise UserError(f"claim {name}: its score has no column {missing[0]!r}; return what frames.interval returns")
     if frame.empty:
         return [("no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
-    keys = [column for column in frame if column not in MEASURES]
-    if keys and frame.duplicated(keys).any():
-        raise UserError(f"claim {name}: its score has several rows of one condition; they differ in none of {keys}")
     frame = count_layers(_in_order(frame), tables)
     rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
     found = []

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
 from bnlab.harness.reporting.answer import READING, WORDS, Answer
 from bnlab.harness.reporting.short import fill_sentence
-
-_TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Catalogue:
 
     questions: Mapping[str, str]
     hypotheses: Mapping[str, str]
-    short: Mapping[str, str] = field(default_factory=dict)
+    short: Mapping[str, str]
 
 
 def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
@@ -37,59 +36,40 @@ def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
 
 
 def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping[tuple[str, str], Path]) -> str:
-    """A page that needs no other file.
-
-    Args:
-        catalogue: the questions.
-        answers: of the experiments that have results.
-        figures: the PNGs, by the names of experiment and figure; those that do not exist are left out.
-    """
+    """A page that needs no other file; figures are PNGs by the names of experiment and figure, if they exist."""
     images = {key: base64.b64encode(path.read_bytes()).decode() for key, path in figures.items() if path.exists()}
     return _render("page.html", catalogue, answers, images)
 
 
-def _emphasize(sentence: str, before: str, after: str) -> str:
-    """The sentence with its verdicts set off."""
-    words = "|".join(map(re.escape, WORDS.values()))
-    return re.sub(f"({words}) —", rf"{before}\1{after} —", sentence)
+def _emphasize(sentence: str) -> str:
+    """Markdown in which the sentence's verdicts are bold."""
+    return re.sub(f"({'|'.join(WORDS.values())}) —", r"**\1** —", sentence)
 
 
-def _emphasize_markdown(sentence: str) -> str:
-    return _emphasize(sentence, "**", "**")
+def _mark(sentence: str) -> Markup:
+    """HTML in which the sentence's verdicts are bold and words in backticks are code."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", _emphasize(str(escape(sentence))))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", bold))
 
 
-def _emphasize_html(sentence: str) -> Markup:
-    # As plain text: what is put into Markup is escaped.
-    return Markup(_emphasize(str(_mark_code(sentence)), "<b>", "</b>"))
-
-
-def _mark_code(text: str) -> Markup:
-    """Words in backticks set as code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _render(
-    template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[tuple[str, str], str]
-) -> str:
+def _render(template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[Any, str]) -> str:
     is_html = template.endswith(".html")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=is_html,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["emphasize"] = _emphasize_html if is_html else _emphasize_markdown
-    environment.filters["mark_code"] = _mark_code
+    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = jinja2.Environment(autoescape=is_html, loader=loader, undefined=jinja2.StrictUndefined)
+    environment.filters["emphasize"] = _mark if is_html else _emphasize
     answering = {
         number: [answer for answer in answers if number in answer.experiment.answers]
         for number in (*catalogue.questions, *catalogue.hypotheses)
     }
-    return environment.get_template(template).render(
-        questions=catalogue.questions,
-        short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
-        hypotheses=catalogue.hypotheses,
-        answers=answers,
-        answering=answering.__getitem__,
-        images=images,
-        reading=READING,
+    return (
+        environment.get_template(template).render(
+            questions=catalogue.questions,
+            short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
+            hypotheses=catalogue.hypotheses,
+            answers=answers,
+            answering=answering.__getitem__,
+            images=images,
+            reading=READING,
+        )
+        + "\n"
     )

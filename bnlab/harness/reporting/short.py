@@ -14,20 +14,18 @@ _QUOTE = re.compile(r"\{(if )?(\w+)\.(\w+):(?: ([^{}]+?):)? ([\w ]+)\}")
 
 
 def fill_sentence(text: str, answers: Sequence[Answer]) -> str:
-    """The sentence with what it quotes; empty where a quoted cell is missing, or another than it was written for.
+    """The sentence with what it quotes; empty where a quoted cell is missing, or has another verdict than is quoted.
 
-    A quote is `{experiment.claim: condition: verdict}`, the verdict that the sentence was written for; it was written
-    for the settings of the reference tables, too. A condition is
-    named by some of its words, separated by commas, as in `batch size 4, at the end of training`; `|` stands between
-    several conditions; without one all of the claim are meant. Their means are quoted, a range where they differ, with
-    their unit; `{if experiment.claim: verdict}` asks for the verdict alone.
+    A quote is `{experiment.claim: condition: verdict}`. A condition is named by some of its words, separated by commas,
+    as in `batch size 4, at the end of training`; `|` stands between several; without one all of the claim are meant.
+    Their means are quoted, a range where they differ; `{if experiment.claim: verdict}` asks for the verdict alone.
 
     Raises:
         ValueError: braces that are no quote.
     """
     if "{" in _QUOTE.sub("", text):
         raise ValueError(f"no quote like {{experiment.claim: condition: verdict}}: {_QUOTE.sub('', text)}")
-    known = {answer.experiment.name: answer for answer in answers if not answer.changes}
+    known = {answer.experiment.name: answer for answer in answers}
     quotes = [_quote(known.get(match[2]), *match.group(3, 4, 5)) for match in _QUOTE.finditer(text)]
     if "" in quotes:
         return ""

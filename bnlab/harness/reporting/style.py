@@ -1,4 +1,4 @@
-"""How figures look: colours and names of estimators, one place for all. Nothing is set on import."""
+"""How figures look: colours and names of estimators and settings, axes. Nothing is set on import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.reporting.frames import name_value
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
 # family has one colour where it can.
@@ -54,8 +53,10 @@ ESTIMATORS: dict[str, tuple[str, Any]] = {
     "example_weighing": (_PURPLE, _MIXED),
 }
 _OWN = [(colour, line) for line in (_SOLID, _DASHED, _DOTTED, _MIXED) for colour in (_BROWN, _GREY, _OLIVE)]
-# Of one estimator's settings: how far its colour is mixed with white (or black, if it is light), and a marker.
-_SETTINGS = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
+# Of the settings of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
+_SHADES = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
+_SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
+_MARKERS = ("", "o", "s", "^")  # of further series
 NAMES = {
     "ema": "EMA",
     "ema_biased": "EMA, variances not corrected",
@@ -120,11 +121,8 @@ AXES = {
     "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
 """Columns that are drawn across, by their name."""
-_SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
 
-_ROWS, _TICKS, _RANGE = 40, 10, 500  # the most rows, written ticks, and range of an axis with ticks at 1, 2 and 5
-
-_FEWER = "sweep fewer, under a name=... of its own, or let the figure's score select some"
+_TICKS, _RANGE = 10, 500  # the most written ticks, and range of an axis with ticks at 1, 2 and 5
 
 _RC: dict[Any, Any] = {
     "figure.dpi": 100,
@@ -150,71 +148,37 @@ def paper() -> Iterator[None]:
         yield
 
 
-# The looks that the figure being drawn has given away: its panels agree in them, also where one lacks a series.
-_given: ContextVar[dict[str, dict[Any, Any]] | None] = ContextVar("given", default=None)
+def name_series(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The rows with a column `series`: the words of the legend for the value of `by`; numbers are put in order."""
+    if by == "estimator":
+        momenta = frame.get("momentum", pd.Series(np.nan, frame.index))
+        return frame.assign(series=[estimator_label(*pair) for pair in zip(frame[by], momenta, strict=True)])
+    ordered = frame.sort_values(by, kind="stable") if pd.api.types.is_numeric_dtype(frame[by]) else frame
+    return ordered.assign(series=[name_value(by, value) for value in ordered[by]])
 
 
-@contextlib.contextmanager
-def one_figure() -> Iterator[None]:
-    """The time of drawing one figure, in which a series keeps its look."""
-    before = _given.set({})
-    try:
-        yield
-    finally:
-        _given.reset(before)
+def choose_looks(frame: pd.DataFrame, by: str) -> dict[str, dict[str, Any]]:
+    """By series, in order: `color`, `linestyle` and `marker`. An estimator has its own; settings of one, shades of it.
 
-
-def _give(kind: str, keys: Sequence[Any], stock: Sequence[Any]) -> list[Any]:
-    """Each key's own piece of the stock, the next free one if it is new to the figure; UserError if there is none."""
-    figure = _given.get()
-    given = ({} if figure is None else figure).setdefault(kind, {})
-    for key in keys:
-        if key in given:
+    Args:
+        frame: the rows of all panels of a figure, see `name_series`.
+        by: the column that tells series apart.
+    """
+    looks: dict[str, dict[str, Any]] = {}
+    settings: dict[str, int] = {}  # of each estimator, how many there are so far
+    for place, (name, series) in enumerate(frame[[by, "series"]].drop_duplicates("series").to_numpy()):
+        if by != "estimator":
+            marker = _MARKERS[place // len(_SERIES) % len(_MARKERS)]
+            looks[series] = {"color": _SERIES[place % len(_SERIES)], "linestyle": "-", "marker": marker}
             continue
-        if len(given) == len(stock):
-            known = ", ".join(map(str, dict.fromkeys([*given, *keys])))
-            raise UserError(f"a figure has room for {len(stock)} {kind}, found {known}; {_FEWER}")
-        given[key] = stock[len(given)]
-    return [given[key] for key in keys]
-
-
-def choose_colours(values: Sequence[Any]) -> dict[Any, str]:
-    """A colour for each value of something ordered, such as batch sizes; the same in all panels of a figure.
-
-    Raises:
-        UserError: there are more values than colours.
-    """
-    return dict(zip(values, _give("series", values, _SERIES), strict=True))
-
-
-def choose_rows(ax: Axes, names: Sequence[Any]) -> dict[Any, int]:
-    """A place for each name on the axis upwards, the first on top; the same in all panels of a figure.
-
-    Raises:
-        UserError: there are more names than can be read.
-    """
-    rows = dict(zip(names, _give("rows", names, range(_ROWS)), strict=True))
-    known = (_given.get() or {}).get("rows", rows)
-    size = min(9, 200 / len(known))  # points of 3 inches
-    ax.set_yticks(list(known.values()), [str(name) for name in known], fontsize=size)
-    ax.set_ylim(len(known) - 0.5, -0.5)
-    return rows
-
-
-def estimator_style(name: object, momentum: Any = math.nan) -> dict[str, Any]:
-    """`colour`, `linestyle` and `marker` of an estimator; parameters and momenta differ in shade and marker.
-
-    The same in all panels of a figure.
-
-    Raises:
-        UserError: there are more of the user's estimators, or settings of one estimator, than can be told apart.
-    """
-    base = str(name).partition("(")[0]
-    colour, line = ESTIMATORS.get(base) or _give("estimators of your own", [base], _OWN)[0]
-    share, marker = _give(f"settings of {base}", [estimator_label(name, momentum)], _SETTINGS)[0]
-    rgb = np.array(to_rgb(colour))
-    mixed = rgb + share * (float(rgb.mean() < 0.5) - rgb)
-    return {"colour": to_hex(mixed), "linestyle": line, "marker": marker}
+        base = name.partition("(")[0]
+        colour, line = ESTIMATORS.get(base) or _OWN[len({*settings} - {*ESTIMATORS, base}) % len(_OWN)]
+        share, marker = _SHADES[settings.get(base, 0) % len(_SHADES)]
+        settings[base] = settings.get(base, 0) + 1
+        rgb = np.array(to_rgb(colour))
+        mixed = rgb + share * (float(rgb.mean() < 0.5) - rgb)
+        looks[series] = {"color": to_hex(tuple(mixed)), "linestyle": line, "marker": marker}
+    return looks
 
 
 def estimator_label(name: object, momentum: Any = math.nan) -> str:
@@ -238,90 +202,39 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     return f"{words} ({', '.join(kept)})" if kept else words
 
 
-def interval_lengths(frame: pd.DataFrame) -> np.ndarray:
-    """[2, rows]: how far `low` is below the mean, and `high` above it, as matplotlib's error bars take them."""
-    return (frame[["low", "high"]].to_numpy() - frame[["mean"]].to_numpy()).T * [[-1], [1]]
-
-
-def require_one_row(frame: pd.DataFrame, x: str, label: str | None) -> None:
-    """ValueError where a line would go up and down between several rows at one `x`."""
-    doubled = frame[x].duplicated()
-    if doubled.any():
-        raise ValueError(
-            f"{label or 'a line'} has several rows at {x} {frame[x][doubled].iloc[0]}; average or select them"
-        )
-
-
-def draw_line(
-    ax: Axes, frame: pd.DataFrame, x: str, colour: str, label: str | None = None, *, log: bool = False, **style: Any
-) -> None:
-    """Mean over seeds with its interval as a band; the frame has `mean`, `low`, `high`.
-
-    On a logarithmic axis, which is to be said, the lower half of an interval that reaches 0 is left out: it has no end;
-    a mean of 0 interrupts the line.
-
-    Raises:
-        ValueError: there are several rows at one `x`, or one without it, which would not be drawn.
-    """
-    if frame[x].isna().any():
-        raise ValueError(f"{label}: a row has no {x}; select those that have one")
-    require_one_row(frame, x, label)
-    ordered = frame.sort_values(x, kind="stable") if pd.api.types.is_numeric_dtype(frame[x]) else frame
-    if len(ordered) == 1:  # a line would not be seen
-        marker = style.get("marker") or "o"
-        ax.errorbar(ordered[x], ordered["mean"], interval_lengths(ordered), fmt=marker, color=colour, label=label)
-        return
-    if log:
-        ordered = ordered.assign(mean=ordered["mean"].where(ordered["mean"] > 0))
-    alone = find_alone(ordered["mean"])
-    every: int | list[bool] = max(1, len(ordered) // 10)
-    if alone.any():
-        marked = (np.arange(len(ordered)) % every == 0) & bool(style.get("marker"))
-        style, every = {**style, "marker": style.get("marker") or "o"}, list(marked | alone)
-    ax.plot(ordered[x], ordered["mean"], color=colour, label=label, markevery=every, **style)
-    if ordered["low"].notna().any():
-        has_end = (ordered["low"] > 0) | (not log)
-        halves = [("low", "high", None)] if has_end.all() else [("mean", "high", None), ("low", "mean", has_end)]
-        for low, high, where in halves:
-            ax.fill_between(ordered[x], ordered[low], ordered[high], where, color=colour, alpha=0.15, linewidth=0)
-
-
-def find_alone(values: pd.Series) -> np.ndarray:
-    """[rows]: whether a value stands between others that are missing, so that no line goes there."""
-    seen = np.isfinite(values.to_numpy())
-    return seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)
-
-
 def axis_of(column: str) -> Axis:
     """How a column is drawn: `AXES`, else linear under its own name with ticks at its values."""
     return AXES.get(column, Axis(re.sub("[_.]", " ", column), ticks="values"))
 
 
-def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series) -> None:
-    """Labels, scales and limits of both axes; a single positive value across has room on both sides."""
-    is_log = x.log and pd.api.types.is_numeric_dtype(values)  # words have places of their own
-    if is_log and values.nunique() == 1 and values.iloc[0] > 0:
-        ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
-    ax.set(xlabel=x.label, ylabel=y.label)
-    for wanted, set_scale in ((is_log, ax.set_xscale), (y.log, ax.set_yscale)):
-        if wanted:  # to set a linear one again would take the words off an axis that has some
-            set_scale("log")
-    crowded = x.ticks == "values" and (values.nunique() > _TICKS or not pd.api.types.is_numeric_dtype(values))
-    if x.ticks and not crowded:
-        wide = x.log and values.max() > _RANGE * values.min()  # room for the powers of ten only
-        decades = LogLocator(subs=(1,) if wide else (1, 2, 5))
-        at = decades if x.ticks == "125" else FixedLocator(sorted(values.unique()))
-        ax.xaxis.set_major_locator(at)
-        if x.ticks == "values":
-            ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    elif x.ticks and pd.api.types.is_numeric_dtype(values) and not x.log and (values % 1 == 0).all():
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any] = ()) -> None:
+    """Labels, scales, ticks and limits of both axes; words have places 0, 1, ... across."""
+    ax.set(xlabel=x.label, ylabel=y.label, yscale="log" if y.log else "linear")
+    if words:
+        ax.set_xticks(range(len(words)), [str(word) for word in words])
+    else:
+        ax.set_xscale("log" if x.log else "linear")
+        _set_ticks(ax, x, values.dropna())
     if x.limits:
         ax.set_xlim(*x.limits)
     if y.limits:
         ax.set_ylim(*y.limits)
+
+
+def _set_ticks(ax: Axes, x: Axis, values: pd.Series) -> None:
+    """Numbers in full at the values that occur, or at 1, 2 and 5 of each power of ten; see `Axis.ticks`."""
+    if x.log and values.nunique() == 1 and values.iloc[0] > 0:  # room on both sides
+        ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
+    if x.ticks == "values" and values.nunique() <= _TICKS:
+        ax.xaxis.set_major_locator(FixedLocator(sorted(values.unique())))
+        ax.xaxis.set_minor_locator(NullLocator())
+    elif x.ticks and x.log:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if values.max() > _RANGE * values.min() else (1, 2, 5)))
+    elif x.ticks and (values % 1 == 0).all():
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if x.ticks:
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def write_out_decades(ax: Axes) -> None:

@@ -1,48 +1,29 @@
 """Frames that figures and claims are made of: rows of tables, comparisons, intervals over seeds. No drawing.
 
-`networks` has rows with their networks' settings, which `selection` and `panels` choose and name; `comparisons` and
-`averages` compute with them, where `coverage` finds that they are of the same things; `scores` puts these together.
+`selection` has rows with their networks' settings, chosen, ordered and named; `means` compares and averages them. Every
+function raises UserError where a column is missing. Else three mistakes are refused: networks that an average would mix
+(`rows`), several rows of one seed (`interval`), and pairs of which one side has other seeds (`paired`).
 """
 
-from bnlab.harness.reporting.frames.averages import MEASURES, NUMBERS, average, best_on_average, interval, other_seeds
-from bnlab.harness.reporting.frames.comparisons import on_curves, over_best, paired
-from bnlab.harness.reporting.frames.coverage import check_coverage
-from bnlab.harness.reporting.frames.networks import RESULTS, rows
-from bnlab.harness.reporting.frames.panels import name_panels, overlay, share_name
-from bnlab.harness.reporting.frames.scores import Rows, score
-from bnlab.harness.reporting.frames.selection import (
-    DEFAULT_MOMENTUM,
-    OtherThan,
-    find_parameter,
-    lowest,
-    name_value,
-    put_in_order,
-    select,
-)
-
-__all__ = [
-    "DEFAULT_MOMENTUM",
-    "MEASURES",
-    "NUMBERS",
-    "RESULTS",
-    "OtherThan",
-    "Rows",
-    "average",
-    "best_on_average",
-    "check_coverage",
-    "find_parameter",
-    "interval",
-    "lowest",
-    "name_panels",
-    "name_value",
-    "on_curves",
-    "other_seeds",
-    "over_best",
-    "overlay",
-    "paired",
-    "put_in_order",
-    "rows",
-    "score",
-    "select",
-    "share_name",
-]
+from bnlab.harness.reporting.frames.means import MEASURES as MEASURES
+from bnlab.harness.reporting.frames.means import NUMBERS as NUMBERS
+from bnlab.harness.reporting.frames.means import Rows as Rows
+from bnlab.harness.reporting.frames.means import average as average
+from bnlab.harness.reporting.frames.means import best_on_average as best_on_average
+from bnlab.harness.reporting.frames.means import interval as interval
+from bnlab.harness.reporting.frames.means import other_seeds as other_seeds
+from bnlab.harness.reporting.frames.means import over_best as over_best
+from bnlab.harness.reporting.frames.means import paired as paired
+from bnlab.harness.reporting.frames.means import score as score
+from bnlab.harness.reporting.frames.selection import DEFAULT_MOMENTUM as DEFAULT_MOMENTUM
+from bnlab.harness.reporting.frames.selection import RESULTS as RESULTS
+from bnlab.harness.reporting.frames.selection import OtherThan as OtherThan
+from bnlab.harness.reporting.frames.selection import find_parameter as find_parameter
+from bnlab.harness.reporting.frames.selection import lowest as lowest
+from bnlab.harness.reporting.frames.selection import name_panels as name_panels
+from bnlab.harness.reporting.frames.selection import name_value as name_value
+from bnlab.harness.reporting.frames.selection import overlay as overlay
+from bnlab.harness.reporting.frames.selection import put_in_order as put_in_order
+from bnlab.harness.reporting.frames.selection import rows as rows
+from bnlab.harness.reporting.frames.selection import select as select
+from bnlab.harness.reporting.frames.selection import share_name as share_name

@@ -1,19 +1,21 @@
-"""Rows that are chosen by the values in their columns."""
+"""Rows of a table with their networks' settings: chosen by the values in their columns, put in order, and named."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from bnlab.harness.errors import UserError
-from bnlab.harness.schema import TABLES
+from bnlab.harness.errors import NoRows, UserError
 
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
-
+# Columns of `runs` that are results, or say the same as others; all other columns are settings.
+RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
 # In conditions, in place of columns' names.
 _WORDS = {
     "depth": "layer",
@@ -25,8 +27,6 @@ _WORDS = {
     "averaging": "weights averaged by",
     "freeze_with": "frozen with",
 }
-# What rows of a table are told apart by, beside their networks; not the settings of these.
-_TELLING = {key for table in TABLES.values() for key in table.key if key != "run"}
 
 
 @dataclass(frozen=True)
@@ -36,45 +36,99 @@ class OtherThan:
     value: Any
 
 
-def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows whose columns have the wanted values: one, any of several, or all others (`OtherThan`); None is null.
+def rows(
+    tables: Mapping[str, pd.DataFrame],
+    table: str,
+    at: float | Sequence[float] = (),
+    by: Sequence[str] = ("batch_size",),
+    **wanted: Any,
+) -> pd.DataFrame:
+    """Rows of a table with their networks' settings, and a column `panel`.
+
+    Args:
+        tables: the tables of an experiment, `runs` among them.
+        table: the name of the table.
+        at: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share, if it
+            is within 2% of the training or half a step. Without any all steps, a panel for each of `by`.
+        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
+        wanted: for columns of the table or settings, see `select`; `split` and `shift` where several were predicted.
 
     Raises:
-        UserError: there is no such column, or an estimator is wanted without the parameters that it has in the rows.
+        NoRows: the table has no rows.
+        UserError: the table has several splits or shifts of which none is wanted, or networks agree in `by` and seed,
+            or differ in other settings.
     """
+    frame, runs = tables[table], tables["runs"]
+    if frame.empty:
+        raise NoRows(f"the table {table} has no rows")
+    settings = runs[[c for c in runs if c == "run" or c not in frame]]
+    own = {column: value for column, value in wanted.items() if column in frame}
+    others = {column: value for column, value in wanted.items() if column not in frame}
+    joined = select(select(frame, **own).merge(settings, on="run"), **others)  # few rows, before many columns
+    for column in ("split", "shift"):
+        if column in joined and column not in wanted and joined[column].nunique() > 1:
+            raise UserError(f"{table} has rows with {list_differences(joined, [column])}; select one: {column}=...")
+    _require_one_network(runs[runs["run"].isin(joined["run"].unique())], by)
+    if shares := np.atleast_1d(at).tolist():
+        return _select_shares(joined, shares)
+    name = ", ".join(name_value(key, f"{{{key}}}") for key in by)
+    return name_panels(joined.sort_values("step", kind="stable"), f"{name} ({{steps}} steps)")
+
+
+def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
+    """UserError if an average over seeds would mix networks: several of one seed, or seeds that differ in a setting."""
+    require_columns(runs, by)
+    settings = [str(column) for column in runs if column not in ("run", "seed", *RESULTS)]
+    for _, group in runs.groupby(list(by), dropna=False, sort=False) if by else [((), runs)]:
+        differing, doubled = list_differences(group, settings), group["seed"].duplicated().any()
+        if doubled or differing:
+            found = "several networks of one seed" if doubled else "seeds that were trained with different settings"
+            raise UserError(
+                f"{name_row(group, by) or 'the table'} has {found} ({differing or ', '.join(group['run'].head(3))})\n"
+                "tell them apart (by=...), select one of them, or sweep each under its own name=..."
+            )
+
+
+def _select_shares(frame: pd.DataFrame, shares: Sequence[float]) -> pd.DataFrame:
+    """Of each network the rows of the step nearest to each share of the training, if it is near; a panel each."""
+    done = frame["step"] / frame["steps"]
+    chosen = []
+    for share in shares:
+        distance = (done - share).abs()
+        nearest = distance == distance.groupby(frame["run"]).transform("min")
+        near = frame[nearest & (distance <= (0.5 / frame["steps"]).clip(lower=0.02) + 1e-9)]
+        later = near["step"] == near.groupby("run")["step"].transform("max")  # of two steps that are equally near
+        chosen.append(near[later].assign(panel=share_name(share)))
+    return pd.concat(chosen, ignore_index=True)
+
+
+def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows whose columns have the wanted values: one, any of several, or all others (`OtherThan`); None is null."""
+    require_columns(frame, wanted)
     for column, value in wanted.items():
-        require_columns(frame, [column])
-        if column == "estimator":
-            check_estimators(frame["estimator"], value)
         if isinstance(value, OtherThan):
-            frame = frame[~_matches(frame[column], _list_values(value.value))]
+            frame = frame[~_matches(frame[column], value.value)]
         else:
-            frame = frame[_matches(frame[column], _list_values(value))]
+            frame = frame[_matches(frame[column], value)]
     return frame
 
 
+def _matches(column: pd.Series, wanted: Any) -> pd.Series:
+    """Of each row, whether it has one of the wanted values, of which there may be one or several."""
+    values = list(wanted) if isinstance(wanted, Collection) and not isinstance(wanted, str) else [wanted]
+    matches = column.isin([value for value in values if value is not None])
+    return matches | column.isna() if None in values else matches
+
+
 def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
-    """Of each group the row with the smallest value, the first of several; NaN values are left out.
-
-    Args:
-        frame: any rows.
-        value: the column that is compared, as a gap.
-        by: what groups are told apart by; a null key is a group.
-
-    Raises:
-        UserError: a column is missing.
-    """
+    """Of each group, told apart by `by`, the row with the smallest value, the first of several; NaN is left out."""
     require_columns(frame, [value, *by])
     ordered = frame.reset_index(drop=True).dropna(subset=value)
     return ordered.loc[ordered.groupby(list(by), dropna=False, sort=False)[value].idxmin()]
 
 
 def put_in_order(frame: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:
-    """The rows in the order in which `values` has those of a column; rows with another value come last.
-
-    Raises:
-        UserError: the column is missing.
-    """
+    """The rows in the order in which `values` has those of a column; rows with another value come last."""
     require_columns(frame, [column])
     places = {value: place for place, value in enumerate(values)}
     return frame.sort_values(column, key=lambda cells: cells.map(places), kind="stable")
@@ -89,37 +143,32 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
         of: the estimator that it is a parameter of; any, by default.
 
     Returns:
-        A value for each row; NaN where its estimator has no such parameter.
-
-    Raises:
-        UserError: the column `estimator` is missing, or the parameter is no number.
+        [rows]: NaN where the estimator has no such parameter, or it is no number.
     """
     require_columns(frame, ["estimator"])
     pattern = rf"^{of or '[^(]+'}\((?:.*,)?\s*{name}\s*=\s*([^,)\s]+)"
-    texts = frame["estimator"].str.extract(pattern, expand=False)
-    numbers = pd.to_numeric(texts, errors="coerce")
-    words = frame["estimator"][numbers.isna() & texts.notna()]
-    if len(words):
-        raise UserError(f"the parameter {name} of {words.iloc[0]} is no number")
-    return numbers.astype(float)
+    return pd.to_numeric(frame["estimator"].str.extract(pattern, expand=False), errors="coerce").astype(float)
 
 
-def check_estimators(estimators: pd.Series, wanted: Any) -> None:
-    """UserError for `kalman` where rows are of `kalman(per=layer)`: nothing would be found, without a word."""
-    present = set(estimators.unique())
-    for name in _list_values(wanted.value if isinstance(wanted, OtherThan) else wanted):
-        same = sorted(p for p in present if str(p).startswith(f"{name}("))
-        if name not in present and same:
-            raise UserError(f"there are no rows of estimator {name!r}; there is {', '.join(map(repr, same))}")
+def overlay(**frames: pd.DataFrame) -> pd.DataFrame:
+    """All rows, with the name of their frame in the column `kind`: `dashed`, `star`, ..., see `plots.Curves`."""
+    return pd.concat([frame.assign(kind=kind) for kind, frame in frames.items()], ignore_index=True)
 
 
-def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
-    """UserError that names the first of these columns that is missing."""
-    for column in columns:
-        if column not in frame:
-            close = difflib.get_close_matches(str(column), map(str, frame), n=1)
-            hint = f"did you mean {close[0]!r}, or " if close else ""
-            raise UserError(f"no column {column!r}; {hint}is it not declared in the experiment's columns?")
+def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows, sorted by the numbers in the name of the panels, such as `batch size {batch_size}, last {last:g}`."""
+    columns = [column for column, _ in re.findall(r"\{([^{}:]+)(:[^{}]*)?\}", name)]
+    require_columns(frame, columns)
+    numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
+    ordered = frame.sort_values(numbers, kind="stable") if numbers else frame
+    template = re.sub(r"\{[^{}:]+(:[^{}]*)?\}", r"{\1}", name)  # by place: a column such as `optimizer.lr` has a dot
+    cells = zip(*(ordered[column] for column in columns), strict=True) if columns else [()] * len(ordered)
+    return ordered.assign(panel=[template.format(*row) for row in cells])
+
+
+def share_name(share: float) -> str:
+    """The panel of a share of the training."""
+    return "at the end of training" if share == 1 else f"after {100 * share:.3g}% of training"
 
 
 def name_value(key: str, value: Any) -> str:
@@ -130,33 +179,25 @@ def name_value(key: str, value: Any) -> str:
     """
     if key == "moment":
         return {"mean": "means", "var": "variances"}.get(value, str(value))
-    if key == "line":
-        return str(value)
-    return f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
+    return str(value) if key == "line" else f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
 
 
-def describe_difference(frame: pd.DataFrame, by: Sequence[str]) -> str:
-    """What tells the first rows apart that agree in `by`, as `: momentum 0.01, 0.1`; empty where no column does."""
-    agreeing = frame[frame.duplicated([*by], keep=False)]
-    first = agreeing.groupby([*by], dropna=False, sort=False).ngroup() == 0
-    values = {column: agreeing[column][first].dropna().unique() for column in agreeing if column in _TELLING}
-    words = [name_value(column, _list_some(of)) for column, of in values.items() if len(of) > 1]
-    return f": {'; '.join(words)}" if words else ""
+def name_row(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """The first row of a frame in words, as `batch size 8, seed 0`."""
+    return ", ".join(name_value(column, frame[column].iloc[0]) for column in columns)
 
 
-def _list_some(values: Iterable[Any]) -> str:
-    """In order, the first three."""
-    texts = [
-        f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(values, key=lambda v: (isinstance(v, str), v))
-    ]
-    return ", ".join(texts[:3]) + " and more" * (len(texts) > 3)
+def list_differences(frame: pd.DataFrame, columns: Iterable[str]) -> str:
+    """The first columns in which the rows of a frame differ, each with three values, as `momentum 0.01, 0.1`."""
+    values = {column: frame[column].dropna().unique() for column in columns if column in frame}
+    differing = [name_value(c, ", ".join(map(str, found[:3]))) for c, found in values.items() if len(found) > 1]
+    return "; ".join(differing[:3])
 
 
-def _list_values(value: Any) -> tuple[Any, ...]:
-    """The values of what may be one or several."""
-    return tuple(value) if isinstance(value, Collection) and not isinstance(value, str) else (value,)
-
-
-def _matches(column: pd.Series, values: Sequence[Any]) -> pd.Series:
-    matches = column.isin([v for v in values if v is not None])
-    return matches | column.isna() if None in values else matches
+def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    """UserError that names the first of these columns that is missing, and one that is called nearly so."""
+    for column in columns:
+        if column not in frame:
+            close = difflib.get_close_matches(column, map(str, frame), n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(str, frame))}"
+            raise UserError(f"no column {column!r}; {hint}")
