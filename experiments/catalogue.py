@@ -97,9 +97,9 @@ SHORT = {
     "undecided{if unbiasing.pooling_gains: batch size 4: undecided}.",
     "Q10": "Within an epoch, on frozen weights at batch 256, it predicts the noise: the measured one is "
     "{epoch_dip.theory_predicts_the_course: holds} the predicted one. The optimum it misses at batch 256 after 55% of "
-    "training: theory's momentum is {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} too "
+    "training: theory's momentum is {momentum.theory_knows_momentum: after 55% of training, batch size 256: fails} too "
     "large or too small there, in the geometric mean over layers. Whether it is within a factor of 2 in the other "
-    "eight conditions is undecided{if optimum.theory_knows_momentum: after 20% of training|after 55% of training, "
+    "eight conditions is undecided{if momentum.theory_knows_momentum: after 20% of training|after 55% of training, "
     "batch size 16|after 55% of training, batch size 64|at the end of training: undecided}.",
     "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: batch "
     "size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
