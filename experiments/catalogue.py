@@ -82,11 +82,11 @@ SHORT = {
     "steps, {drift.memory_holds_late: batch size 64|batch size 256: fails} as far as the means of single batches "
     "scatter at batch 64 and 256, but {drift.memory_holds_late: batch size 16: holds} at batch 16. While the rate is "
     "highest, lag is {decomposition.lag_early: holds} of the squared gap at batch 256.",
-    "Q8": "Early at a huge batch they are far off: running means are {discrepancy.ema_adds_early: holds} as far "
+    "Q8": "Early at a huge batch they are far off: running means are {gap.ema_adds_early: holds} as far "
     "from those of single batches as exact ones are. At the end the error costs next to nothing at batch "
-    "16 and 64, {final_gap.nothing_at_adequate_batch: batch size 16|batch size 64: holds}, but "
-    "{final_gap.lag_costs_when_huge: holds} at batch 1024, with few steps; whether it costs less than 0.3 at batch 256 "
-    "is undecided{if final_gap.nothing_at_adequate_batch: batch size 256: undecided}.",
+    "16 and 64, {gap.nothing_at_adequate_batch: batch size 16|batch size 64: holds}, but "
+    "{gap.lag_costs_when_huge: holds} at batch 1024, with few steps; whether it costs less than 0.3 at batch 256 "
+    "is undecided{if gap.nothing_at_adequate_batch: batch size 256: undecided}.",
     "Q9": "The mean of batch means is the true one if batches have the same size. A smaller last batch that counts as "
     "much as others makes the noise of the running mean, its variance, {epoch_dip.small_batch_undoes_it: holds} as "
     "large at the end of an epoch at batch 256; in an average over all batches, on frozen weights at batch 16 and 64, "
@@ -101,11 +101,11 @@ SHORT = {
     "large or too small there, in the geometric mean over layers. Whether it is within a factor of 2 in the other "
     "eight conditions is undecided{if momentum.theory_knows_momentum: after 20% of training|after 55% of training, "
     "batch size 16|after 55% of training, batch size 64|at the end of training: undecided}.",
-    "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: batch "
+    "Q11": "At the end, little at moderate batches: exact statistics gain {gap.nothing_at_adequate_batch: batch "
     "size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
-    "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "
-    "batch 4, is undecided{if final_gap.population_wins_when_tiny: undecided}. They gain much at a huge batch with few "
-    "steps, {final_gap.lag_costs_when_huge: holds} at batch 1024, and can be much early, "
+    "{gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "
+    "batch 4, is undecided{if gap.population_wins_when_tiny: undecided}. They gain much at a huge batch with few "
+    "steps, {gap.lag_costs_when_huge: holds} at batch 1024, and can be much early, "
     "{quickstart.default_costs_early: batch size 256: holds} after a tenth of training at batch 256 on digits. Where "
     "the learning rate never falls, the gap at the end at batch 256 is {settings.constant_rate_costs_late: holds} as "
     "large as where it falls to 0. Whether averaged weights lose more than a point under the running averages of the "
