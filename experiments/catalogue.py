@@ -56,11 +56,11 @@ SHORT = {
     "Q2": "Early it can be far below: after a tenth of training on digits PyTorch's momentum costs "
     "{quickstart.default_costs_early: batch size 256: holds} at batch 256, but {quickstart.default_costs_early: batch "
     "size 4: fails} at batch 4; whether it costs more than a point that early at batch 1024 on characters is "
-    "undecided{if training_curve.ema_is_pessimistic_early: undecided}. At the end it costs next to nothing at batch 4 "
+    "undecided{if accuracy.ema_is_pessimistic_early: undecided}. At the end it costs next to nothing at batch 4 "
     "and 32 on digits, {quickstart.default_is_harmless_late: batch size 4|batch size 32: holds}; at batch 256 that is "
     "undecided{if quickstart.default_is_harmless_late: batch size 256: undecided}. A moving average of the "
     "mini-batches' accuracy, minus the accuracy that the network has on training images, is "
-    "{running_accuracy.lags_early: batch size 16: holds} early, at batch 16, and {running_accuracy.agrees_late: "
+    "{accuracy.lags_early: batch size 16: holds} early, at batch 16, and {accuracy.agrees_late: "
     "undecided} at the end, at batch 16 and 256; whether that is less than a point is undecided.",
     "Q3": "Little in this small convolutional network. The correction is m/(m−1) for the m values of a channel in a "
     "batch, large only where they are few; in a convolutional network each pixel counts as a value. It makes the "
@@ -71,7 +71,7 @@ SHORT = {
     "batch 256{if momentum.mistake_gains_early: undecided}.",
     "Q5": "The plain average keeps batches of weights that have moved since: at the end of training it is "
     "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it costs "
-    "{training_curve.cumulative_costs: at the end of training: holds} at batch 64.",
+    "{accuracy.cumulative_costs: at the end of training: holds} at batch 64.",
     "Q6": "To the last batch yes, to the last few no: the last batch at the end of training moves PyTorch's average "
     "by {last_batches.one_batch_is_little: holds}, but the last 16 are {last_batches.few_batches_make_it: holds} of "
     "it. The price of a longer memory is lag: with a momentum of 0.01 only {last_batches.stable_is_slow: holds} of a "
@@ -127,7 +127,7 @@ SHORT = {
     "holds} against exact ones of the training images.",
     "Q14": "For the final test a pass over all data is not needed: against statistics of all images those of 512 cost "
     "{sample_budget.hundreds_nearly_suffice: at the end of training: holds}. For validation PyTorch's running average "
-    "is as good at the end of training at batch 64, {training_curve.exact_gains_nothing_late: holds} apart. Over a "
+    "is as good at the end of training at batch 64, {accuracy.exact_gains_nothing_late: holds} apart. Over a "
     "training at a constant learning rate it shows {model_selection.ema_shows_less: holds} less than exact statistics "
     "do; whether the checkpoint that it picks is as good, to half a point, is undecided at batch 16 and 256{if "
     "model_selection.ema_picks_as_well: undecided}.",
