@@ -20,7 +20,7 @@ EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "e
 
 
 def find_training(tables: Tables, at: float | tuple[float, ...] = ()) -> pd.DataFrame:
-    """Accuracy on training images; that of a further estimator is the mean over the latest mini-batches, 2,000 images."""
+    """Accuracy on training images; that of a further estimator is the mean over the latest 2,000 in batches."""
     log = rows(tables, "log").set_index(["run", "step"]).sort_index()
     sizes = [(of.groupby("run")["accuracy"], round(2000 / size)) for size, of in log.groupby(log["batch_size"])]
     averages = pd.concat([runs.rolling(window, min_periods=1).mean().droplevel(0) for runs, window in sizes])
@@ -61,7 +61,7 @@ EXPERIMENT = Experiment(
             "Early at a huge batch, PyTorch's running average costs accuracy.",
             score_loss("ema", EARLY, 1024), above(1.0, "points", A_POINT), answers=("Q2", "Q11", "Q14", "H2")),
         "exact_gains_nothing_late": Claim(
-            "At the end of training at a moderate batch, exact statistics gain less than 0.3 points over PyTorch's EMA.",
+            "At the end of training at a moderate batch, exact statistics gain less than 0.3 points over the EMA.",
             score_loss("ema", LATE, 64), within(-0.3, 0.3, "points", SIX_IMAGES), answers=("Q2", "Q11", "Q14", "H2")),
         "cumulative_costs": Claim(
             "At a moderate batch the average of all batches costs accuracy.",
