@@ -50,62 +50,62 @@ FIGURES = tuple(f"F{number}" for number in range(1, 22))
 SHORT = {
     "Q1": "They stand in for the statistics of the training set at prediction; the forward of training never reads "
     "them. They are of the latest batches, under weights that have moved since. At the end of training the mean of a "
-    "single batch of 4 is {batch_traces.batches_scatter: at the end of training: holds} as far from the population's "
+    "single batch of 4 is {drift.batches_scatter: at the end of training: holds} as far from the population's "
     "as PyTorch's running average is; between a tenth and the end of training the population's means move by "
-    "{batch_traces.population_moves: holds}.",
+    "{drift.population_moves: holds}.",
     "Q2": "Early it can be far below: after a tenth of training on digits PyTorch's momentum costs "
     "{quickstart.default_costs_early: batch size 256: holds} at batch 256, but {quickstart.default_costs_early: batch "
     "size 4: fails} at batch 4; whether it costs more than a point that early at batch 1024 on characters is "
-    "undecided{if training_curve.ema_is_pessimistic_early: undecided}. At the end it costs next to nothing at batch 4 "
+    "undecided{if accuracy.ema_is_pessimistic_early: undecided}. At the end it costs next to nothing at batch 4 "
     "and 32 on digits, {quickstart.default_is_harmless_late: batch size 4|batch size 32: holds}; at batch 256 that is "
     "undecided{if quickstart.default_is_harmless_late: batch size 256: undecided}. A moving average of the "
     "mini-batches' accuracy, minus the accuracy that the network has on training images, is "
-    "{running_accuracy.lags_early: batch size 16: holds} early, at batch 16, and {running_accuracy.agrees_late: "
+    "{accuracy.lags_early: batch size 16: holds} early, at batch 16, and {accuracy.agrees_late: "
     "undecided} at the end, at batch 16 and 256; whether that is less than a point is undecided.",
     "Q3": "Little in this small convolutional network. The correction is m/(m−1) for the m values of a channel in a "
     "batch, large only where they are few; in a convolutional network each pixel counts as a value. It makes the "
-    "running variance {unbiasing.correction_is_small: holds} as large, most at a batch of 2, and changes accuracy by "
-    "{unbiasing.correction_costs_nothing: holds}.",
+    "running variance {variance.correction_is_small: holds} as large, most at a batch of 2, and changes accuracy by "
+    "{variance.correction_costs_nothing: holds}.",
     "Q4": "At the end of training 0.9 taken for 0.1 costs {momentum.mistake_costs_late: undecided} on average; "
     "whether it costs anything is undecided at every batch size, and so is whether it gains early at "
     "batch 256{if momentum.mistake_gains_early: undecided}.",
     "Q5": "The plain average keeps batches of weights that have moved since: at the end of training it is "
     "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it costs "
-    "{training_curve.cumulative_costs: at the end of training: holds} at batch 64.",
+    "{accuracy.cumulative_costs: at the end of training: holds} at batch 64.",
     "Q6": "To the last batch yes, to the last few no: the last batch at the end of training moves PyTorch's average "
-    "by {last_batches.one_batch_is_little: holds}, but the last 16 are {last_batches.few_batches_make_it: holds} of "
-    "it. The price of a longer memory is lag: with a momentum of 0.01 only {last_batches.stable_is_slow: holds} of a "
+    "by {streams.one_batch_is_little: holds}, but the last 16 are {streams.few_batches_make_it: holds} of "
+    "it. The price of a longer memory is lag: with a momentum of 0.01 only {streams.stable_is_slow: holds} of a "
     "shift is followed after 64 batches.",
     "Q7": "Fast while the learning rate is high: in the middle of training the means of layers behind the first move "
     "{drift.follows_the_learning_rate: holds} as fast as in the last tenth, and those of the third layer "
     "{drift.deeper_is_faster: holds} as fast as those of the second. In the last tenth these means still move, in ten "
     "steps, {drift.memory_holds_late: batch size 64|batch size 256: fails} as far as the means of single batches "
     "scatter at batch 64 and 256, but {drift.memory_holds_late: batch size 16: holds} at batch 16. While the rate is "
-    "highest, lag is {decomposition.lag_early: holds} of the squared gap at batch 256.",
-    "Q8": "Early at a huge batch they are far off: running means are {discrepancy.ema_adds_early: holds} as far "
+    "highest, lag is {drift.lag_early: holds} of the squared gap at batch 256.",
+    "Q8": "Early at a huge batch they are far off: running means are {gap.ema_adds_early: holds} as far "
     "from those of single batches as exact ones are. At the end the error costs next to nothing at batch "
-    "16 and 64, {final_gap.nothing_at_adequate_batch: batch size 16|batch size 64: holds}, but "
-    "{final_gap.lag_costs_when_huge: holds} at batch 1024, with few steps; whether it costs less than 0.3 at batch 256 "
-    "is undecided{if final_gap.nothing_at_adequate_batch: batch size 256: undecided}.",
+    "16 and 64, {gap.nothing_at_adequate_batch: batch size 16|batch size 64: holds}, but "
+    "{gap.lag_costs_when_huge: holds} at batch 1024, with few steps; whether it costs less than 0.3 at batch 256 "
+    "is undecided{if gap.nothing_at_adequate_batch: batch size 256: undecided}.",
     "Q9": "The mean of batch means is the true one if batches have the same size. A smaller last batch that counts as "
-    "much as others makes the noise of the running mean, its variance, {epoch_dip.small_batch_undoes_it: holds} as "
+    "much as others makes the noise of the running mean, its variance, {streams.small_batch_undoes_it: holds} as "
     "large at the end of an epoch at batch 256; in an average over all batches, on frozen weights at batch 16 and 64, "
-    "it changes accuracy by {unbiasing.weights_cost_nothing: holds}. The mean of the variances leaves out how batch "
+    "it changes accuracy by {variance.weights_cost_nothing: holds}. The mean of the variances leaves out how batch "
     "means differ; yet on frozen weights, in batches of 2 and 4, pooling, which counts that too, is "
-    "{unbiasing.pooled_is_nearer_when_frozen: fails} as far off in layers behind others. In accuracy pooling is "
-    "better at batch 2 all the same, {unbiasing.pooling_gains: batch size 2: holds}; whether it is at batch 4 is "
-    "undecided{if unbiasing.pooling_gains: batch size 4: undecided}.",
+    "{variance.pooled_is_nearer_when_frozen: fails} as far off in layers behind others. In accuracy pooling is "
+    "better at batch 2 all the same, {variance.pooling_gains: batch size 2: holds}; whether it is at batch 4 is "
+    "undecided{if variance.pooling_gains: batch size 4: undecided}.",
     "Q10": "Within an epoch, on frozen weights at batch 256, it predicts the noise: the measured one is "
-    "{epoch_dip.theory_predicts_the_course: holds} the predicted one. The optimum it misses at batch 256 after 55% of "
-    "training: theory's momentum is {optimum.theory_knows_momentum: after 55% of training, batch size 256: fails} too "
+    "{streams.theory_predicts_the_course: holds} the predicted one. The optimum it misses at batch 256 after 55% of "
+    "training: theory's momentum is {momentum.theory_knows_momentum: after 55% of training, batch size 256: fails} too "
     "large or too small there, in the geometric mean over layers. Whether it is within a factor of 2 in the other "
-    "eight conditions is undecided{if optimum.theory_knows_momentum: after 20% of training|after 55% of training, "
+    "eight conditions is undecided{if momentum.theory_knows_momentum: after 20% of training|after 55% of training, "
     "batch size 16|after 55% of training, batch size 64|at the end of training: undecided}.",
-    "Q11": "At the end, little at moderate batches: exact statistics gain {final_gap.nothing_at_adequate_batch: batch "
+    "Q11": "At the end, little at moderate batches: exact statistics gain {gap.nothing_at_adequate_batch: batch "
     "size 16|batch size 64: holds} at batch 16 and 64. Whether the gain at batch 256, "
-    "{final_gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "
-    "batch 4, is undecided{if final_gap.population_wins_when_tiny: undecided}. They gain much at a huge batch with few "
-    "steps, {final_gap.lag_costs_when_huge: holds} at batch 1024, and can be much early, "
+    "{gap.nothing_at_adequate_batch: batch size 256: undecided}, is less than 0.3, and whether there is any at "
+    "batch 4, is undecided{if gap.population_wins_when_tiny: undecided}. They gain much at a huge batch with few "
+    "steps, {gap.lag_costs_when_huge: holds} at batch 1024, and can be much early, "
     "{quickstart.default_costs_early: batch size 256: holds} after a tenth of training at batch 256 on digits. Where "
     "the learning rate never falls, the gap at the end at batch 256 is {settings.constant_rate_costs_late: holds} as "
     "large as where it falls to 0. Whether averaged weights lose more than a point under the running averages of the "
@@ -127,13 +127,13 @@ SHORT = {
     "holds} against exact ones of the training images.",
     "Q14": "For the final test a pass over all data is not needed: against statistics of all images those of 512 cost "
     "{sample_budget.hundreds_nearly_suffice: at the end of training: holds}. For validation PyTorch's running average "
-    "is as good at the end of training at batch 64, {training_curve.exact_gains_nothing_late: holds} apart. Over a "
-    "training at a constant learning rate it shows {model_selection.ema_shows_less: holds} less than exact statistics "
-    "do; whether the checkpoint that it picks is as good, to half a point, is undecided at batch 16 and 256{if "
-    "model_selection.ema_picks_as_well: undecided}.",
+    "is as good at the end of training at batch 64, {gap.nothing_at_adequate_batch: batch size 64: holds} apart. Over "
+    "a training at a constant learning rate it shows {model_selection.ema_shows_less: holds} less than exact "
+    "statistics do; whether the checkpoint that it picks is as good, to half a point, is undecided at batch 16 and 256{"
+    "if model_selection.ema_picks_as_well: undecided}.",
     "Q15": "Jumps and rare batches, without a bound: a jump or outlier of 100 standard deviations instead of one "
-    "makes the error of PyTorch's average {counterexamples.error_is_unbounded: holds} as large. In sorted "
-    "batches it is {counterexamples.order_undoes_averaging: holds} as far off as a single batch in random "
+    "makes the error of PyTorch's average {streams.error_is_unbounded: holds} as large. In sorted "
+    "batches it is {streams.order_undoes_averaging: holds} as far off as a single batch in random "
     "order. Where a network is trained in blocks of 16 images of a class, PyTorch's average is not at fault: under "
     "exact statistics too the network loses {non_iid.nothing_rescues: order blocks:16: holds} against one that "
     "saw shuffled images, and the average costs {non_iid.running_average_costs: order blocks:16: fails} more.",

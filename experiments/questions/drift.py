@@ -1,114 +1,99 @@
-"""How fast do population statistics drift, layer by layer, over training?"""
+"""What do running averages follow, how fast does it move, and what is their gap made of?
+
+Older statistics are said to be less relevant, because the weights have moved since. The first layer is left out: its
+standardized images have mean 0 under any weights, but for edges. Traces are of two channels of each layer.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, Rows, average, rows, score, share_name
-from bnlab.harness.reporting.plots import Curves
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
+from bnlab.harness.reporting.frames import OtherThan, average, name_panels, paired, rows, score, select, share_name
+from bnlab.harness.reporting.plots import Curves, Forest
 from bnlab.harness.reporting.style import Axis
-from bnlab.theory import NO_NOISE
 
-SHARES = (0.2, 0.35, 0.55, 0.9, 1.0)  # of the training; the learning rate is highest at the first
-PEAK, AFTER_PEAK, MIDDLE, _, END = map(share_name, SHARES)
-MEMORY = 10  # steps: the mean age of what an EMA of momentum 0.1 holds
-LATER: dict[str, Any] = {"depth": OtherThan(1)}  # standardized images have mean 0 under any weights, but for edges
-AGAINST_END: dict[str, Any] = {"against": END, "along": "panel", "ratio": True}
-LINE, NETWORK = ("panel", "epoch", "depth"), ("run", "batch_size", "seed")
-CHANNELS = "Root mean square over channels."
+EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
+EACH = ("panel", "batch_size")
 
 
-def speeds(tables: Tables, shares: tuple[float, ...] = (), **layers: Any) -> pd.DataFrame:
-    """Standard deviations of the mean's and the log variance's change in a step, and of ten steps over the noise.
-
-    That ratio is left out where no noise shows: what the fit says then is the end of its grid.
-    """
-    frame = rows(tables, "drift", shares, **layers)
-    roots = {name: frame[f"{name}_drift"] ** 0.5 for name in ("mean", "var")}
-    ratio = frame["mean_drift"] / frame["mean_noise"]
-    shown = ratio.where(ratio < 0.9 * NO_NOISE)  # its grid has steps of 9%
-    return frame.assign(**roots, stale=(MEMORY * shown) ** 0.5)
+def find_speeds(tables: Tables, at: tuple[float, ...] = (MIDDLE, END)) -> pd.DataFrame:
+    """How far means move in a step, and in ten, the memory of momentum 0.1, over how far those of batches scatter."""
+    frame = rows(tables, "drift", at, depth=OtherThan(1))
+    stale = (10 * frame["mean_drift"] / frame["mean_noise"]) ** 0.5
+    return frame.assign(speed=frame["mean_drift"] ** 0.5, stale=stale)
 
 
-def moves(tables: Tables, shares: tuple[float, ...] = ()) -> pd.DataFrame:
-    """How far exact means have moved since the measured step before, an epoch, in the layer's standard deviations."""
-    exact = rows(tables, "traces", shares, estimator="exact", **LATER).sort_values(["batch_size", "step"])
-    before = exact.groupby(["run", "statistics_split", "layer", "channel"])[["epoch", "mean"]].shift()
-    speed = (exact["mean"] - before["mean"]) / (exact["epoch"] - before["epoch"])
-    squares = exact.assign(move=speed**2 / exact["var"])
-    kept = (*NETWORK, "statistics_split", "panel", "step", "epoch", "layer", "depth")
-    each = average(squares.dropna(subset="move"), "move", kept)
-    return each.assign(move=each["move"] ** 0.5)
+def find_terms(tables: Tables) -> pd.DataFrame:
+    """The share of each term in the squared gap of the mean, of each layer but the first."""
+    frame = rows(tables, "decomposition", (PEAK, END), statistic="mean", depth=OtherThan(1))
+    whole = frame.groupby(["run", "step", "layer"])["contribution"].transform("sum")
+    return name_panels(frame.assign(share=frame["contribution"] / whole), "batch size {batch_size}, {panel}")
 
 
-def score_speed(statistic: str, **layers: Any) -> Score:
-    """The speed of one statistic by layer over training, a panel for each batch size."""
-    return score(speeds, statistic, LINE, geometric=True, **layers)
+def find_distances(tables: Tables) -> pd.DataFrame:
+    """Of a single batch of 4 and the EMA from the exact mean, in standard deviations, over layers and channels."""
+    frame, keys = rows(tables, "traces", (EARLY, END), batch_size=4), ["run", "step", "layer", "channel"]
+    deviations = select(frame, estimator="exact").set_index(keys)["var"].rename("exact") ** 0.5
+    away = paired(frame, "mean").join(deviations, on=keys)
+    distances = away.assign(distance=away["mean"].abs() / away["exact"])
+    return average(distances, "distance", (*EACH, "run", "seed", "estimator", "momentum"))
 
 
-def find_later(tables: Tables) -> pd.DataFrame:
-    """The speeds at the shares of all layers but the first."""
-    return speeds(tables, SHARES, **LATER)
-
-
-def score_layers(find: Rows, value: str, **options: Any) -> Score:
-    """A value by batch size: geometric mean over layers, then over seeds."""
-    return score(find, value, ("batch_size",), average="layer", geometric=True, **options)
+def find_moves(tables: Tables) -> pd.DataFrame:
+    """How far exact means move between a tenth and the end of training, in standard deviations at the end."""
+    exact = rows(tables, "traces", (EARLY, END), estimator="exact")
+    change = paired(exact, "mean", share_name(EARLY), along="panel")
+    return change.assign(moved=change["mean"].abs() / change["var"] ** 0.5)
 
 
 EXPERIMENT = Experiment(
-    name="drift",
-    question="How fast do population statistics drift, layer by layer, over training?",
-    answers=("Q7",),
-    source="Said of running averages: older statistics are less relevant, because the weights have moved since. That "
-    "claims on means leave the first layer out was decided after a trial run of two seeds, where it was found that "
-    "there is nothing to measure; bounds and directions are those from before.",
-    columns={"drift": ("layer", "depth", "mean_noise", "mean_drift", "var_drift"),
-             "traces": ("layer", "depth", "channel", "mean", "var")},
-    figures=(
-        Figure("mean", "How far the mean moves in a step",
-               "Standard deviation of the change of the population mean in a step, in those of the layer's input: "
-               "what in the batch means of the latest tenth of the steps is no noise, without any exact statistic. The "
-               "first layer is left out: it sees standardized images, whose mean of 0 no weights can move, but for the "
-               "edges. " + CHANNELS,
-               score_speed("mean", **LATER), Curves("epoch", "depth", Axis("movement in a step (σ)", log=True))),
-        Figure("variance", "How far the variance moves in a step",
-               "Standard deviation of the change of the logarithm of the population variance in a step, found in batch "
-               "variances in the same way: 0.01 is a change by 1%. " + CHANNELS,
-               score_speed("var"), Curves("epoch", "depth", Axis("movement in a step (log variance)", log=True))),
-        Figure("epoch", "How far the mean moves in an epoch",
-               "Distance between the exact means of two measured steps, over the epochs between them, drawn at the "
-               "later one; two channels of each layer but the first. Many small steps to and fro move it less than as "
-               "many in one direction. " + CHANNELS,
-               score(moves, "move", LINE, geometric=True),
-               Curves("epoch", "depth", Axis("movement in an epoch (σ)", log=True))),
-    ),
-    claims=(
-        Claim("follows_the_learning_rate", "In the last tenth of training population means move at less than a quarter "
-              "of their speed in the middle of training.",
-              score_layers(find_later, "mean", panel=MIDDLE, **AGAINST_END),
-              above(4.0, "times", "the learning rate is 8 times lower on average; half of it is left to what else "
-                    "changes")),
-        Claim("exact_means_agree", "In the last tenth of training exact means, of two channels of each layer but the "
-              "first, move at less than a seventh of their speed after the peak of the learning rate.",
-              score_layers(lambda tables: moves(tables, SHARES), "move", panel=AFTER_PEAK, **AGAINST_END),
-              above(7.0, "times", "the learning rate is 14 times lower on average; half of it is left to what else "
-                    "changes")),
-        Claim("deeper_is_faster", "In the middle of training the population means of the third layer move faster than "
-              "those of the second.",
-              score_layers(find_later, "mean", panel=MIDDLE, against=2, along="depth", ratio=True),
-              above(1.0, "times", "at 1 both move alike")),
-        Claim("memory_is_stale_early", "When the learning rate is highest, population means at a large batch move "
-              "more in ten steps, the memory of PyTorch's momentum, than the means of single batches scatter; layers "
-              "where no noise shows are left out.",
-              score_layers(find_later, "stale", panel=PEAK, batch_size=256),
-              above(1.0, "times", "at 1 a batch ten steps old is as far off as it is noisy")),
-        Claim("memory_holds_late", "In the last tenth of training population means move less in ten steps, the memory "
-              "of PyTorch's momentum, than the means of single batches scatter.",
-              score_layers(find_later, "stale", panel=END, batch_size=(16, 64, 256)),
-              below(1.0, "times", "the same margin")),
-    ),
+    answers=("F7", "F17", "Q1", "Q7", "Q8"),
+    figures={
+        "traces": Figure(
+            "Means of single batches, and averages of them",
+            "One channel of the second layer of one network, over training, in the units of the layer's input.",
+            score("traces", "mean", ("panel", "estimator", "momentum", "epoch"), depth=2, channel=0, seed=0),
+            Curves("epoch", "estimator", Axis("mean"))),
+        "speed": Figure(
+            "How far the mean moves in a step",
+            "What in the batch means of the latest tenth of the steps is no noise, root mean square over channels.",
+            score(lambda tables: find_speeds(tables, ()), "speed", ("panel", "epoch", "depth"), geometric=True),
+            Curves("epoch", "depth", Axis("movement in a step (σ)", log=True))),
+        "terms": Figure(
+            "What the gap of the running mean is made of",
+            "Shares of the squared distance from the exact mean, over layers but the first. Start: what is left of 0; "
+            "lag: older weights; upstream: layers before normalize with batches; weighting: small batches count alike.",
+            score(find_terms, "share", ("panel", "term"), average="layer"), Forest("term", Axis("share"))),
+    },
+    claims={
+        "batches_scatter": Claim(
+            "In batches of 4 the mean of a single batch is farther from the population mean than the EMA.",
+            score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch"),
+            above(1.0, "times", "at 1 averaging gains nothing"), answers=("Q1",)),
+        "population_moves": Claim(
+            "Population means move between a tenth and the end of training, by more than 0.1 standard deviations.",
+            score(find_moves, "moved", ("batch_size",), average=("layer", "channel")),
+            above(0.1, "σ", "the mean of 100 independent values is off by as much"), answers=("Q1", "Q7")),
+        "follows_the_learning_rate": Claim(
+            "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
+            score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
+                  average="layer", geometric=True, panel=share_name(MIDDLE)),
+            above(4.0, "times", "the learning rate is 8 times lower; half is left to what else changes"), ("Q7",)),
+        "deeper_is_faster": Claim(
+            "In the middle of training the means of the third layer move faster than those of the second.",
+            score(find_speeds, "speed", ("batch_size",), against=2, along="depth", ratio=True, average="layer",
+                  geometric=True, panel=share_name(MIDDLE)),
+            above(1.0, "times", "at 1 both move alike"), answers=("Q7",)),
+        "memory_holds_late": Claim(
+            "In the last tenth of training population means move less in ten steps, the memory of PyTorch's momentum, "
+            "than the means of single batches scatter.",
+            score(find_speeds, "stale", ("batch_size",), average="layer", geometric=True, panel=share_name(END)),
+            below(1.0, "times", "at 1 a batch ten steps old is as far off as it is noisy"), answers=("Q7",)),
+        "lag_early": Claim(
+            "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
+            score(find_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
+                  panel=f"batch size 256, {share_name(PEAK)}"),
+            above(0.5, "share", "more than half is most"), answers=("Q7", "Q8")),
+    },
 )  # fmt: skip

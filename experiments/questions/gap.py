@@ -1,0 +1,54 @@
+"""What is left of the gap at the end of training, from tiny to huge batches, and what does it cost?
+
+Wu & Johnson 2021, figure 4: near zero at an adequate batch, and the population wins at small ones.
+"""
+
+from __future__ import annotations
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
+from bnlab.harness.reporting.frames import DEFAULT_MOMENTUM, score
+from bnlab.harness.reporting.plots import GAP, LOST, Curves
+from experiments.margins import SIX_IMAGES
+
+EACH, LINE = ("panel", "batch_size"), ("panel", "batch_size", "momentum")
+
+
+def score_loss(*sizes: int) -> Score:
+    """Points of accuracy that PyTorch's momentum loses against exact statistics of the same network."""
+    return score("evaluations", "accuracy", EACH, at=1.0, against="exact", scale=-100,
+                 estimator="ema", momentum=DEFAULT_MOMENTUM, batch_size=sizes)  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    answers=("F4", "F11", "Q2", "Q8", "Q11", "Q14", "Q16", "H2"),
+    figures={
+        "gap": Figure(
+            "The gap that is left at the end of training",
+            "Distance of the EMA's mean from the exact one, in standard deviations, geometric mean over layers. Large "
+            "batches have made few steps: an average that remembers many still lags. Small batches are noisy.",
+            score("gaps", "mean_gap", LINE, at=1.0, average="layer", geometric=True, estimator="ema"),
+            Curves("batch_size", "momentum", GAP)),
+        "cost": Figure(
+            "Accuracy lost at the end of training, by batch size",
+            "Test accuracy of the same network under exact statistics minus that under the EMA; above 0 the EMA loses.",
+            score("evaluations", "accuracy", LINE, at=1.0, against="exact", scale=-100, estimator="ema"),
+            Curves("batch_size", "momentum", LOST)),
+    },
+    claims={
+        "nothing_at_adequate_batch": Claim(
+            "At moderate batches PyTorch's momentum costs less than 0.3 points of accuracy.",
+            score_loss(16, 64, 256), within(-0.3, 0.3, "points", SIX_IMAGES),
+            answers=("Q2", "Q8", "Q11", "Q14", "Q16", "H2")),
+        "population_wins_when_tiny": Claim(
+            "At a tiny batch PyTorch's momentum costs accuracy.",
+            score_loss(4), above(0.0, "points", "no cost at all is the other answer"), answers=("Q11",)),
+        "lag_costs_when_huge": Claim(
+            "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
+            score_loss(1024), above(0.3, "points", SIX_IMAGES), answers=("Q8", "Q11", "Q16", "H2")),
+        "ema_adds_early": Claim(
+            "Early at a huge batch the EMA's mean is much farther from those of single batches than the exact mean is.",
+            score("gaps", "tid_mean", EACH, at=0.1, against="exact", ratio=True, average="layer", geometric=True,
+                  estimator="ema", momentum=DEFAULT_MOMENTUM, batch_size=1024),
+            above(1.25, "times", "a quarter more is hardly seen in accuracy"), answers=("Q8",)),
+    },
+)  # fmt: skip
