@@ -48,7 +48,7 @@ def _find_part(run: Run, name: str, failed: Failures | None = None) -> Path:
     config = run.config
     measured = [
         [[s.estimator, s.momentum, s.split, code_digest(s)] for s in find_sources(config)],
-        [config.population, config.evaluate_at, config.accuracy_at, config.data.root, run.predictions],
+        [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
         [VERSION, sorted(failed or ())],
     ]
     settings = json.dumps(measured, default=list) if name != "runs" else ""

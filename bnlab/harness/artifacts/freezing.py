@@ -56,7 +56,7 @@ def check_momenta(run: Run, model: nn.Module, key: str, instead: str) -> None:
         key: the setting that takes them, as in `freeze_with=ema`.
         instead: what to use.
     """
-    own = run.config.norm.momentum if run.config.norm.name == "renorm" else MOMENTUM
+    own = getattr(run.config.norm, "momentum", MOMENTUM)
     others = {layer.momentum for layer in batch_norm_layers(model, caller="freeze_at").values()} - {own}
     if others:
         raise UserError(

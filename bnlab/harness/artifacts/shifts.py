@@ -84,7 +84,7 @@ def check(shifts: Sequence[Any], config: DataConfig, splits: Sequence[str]) -> N
         raise UserError("shifts=[]: give at least one, such as none")
     for shift in shifts:
         require_one_of("shifts", shift, known)
-        if shift != "none" and "test" in splits and _has_other_fonts(config):
+        if shift != "none" and "test" in splits and _other_fonts(config):
             raise UserError(
                 f"shifts={shift}: the test images have other fonts already (data.test_fonts); leave that out, and list "
                 "fonts as a shift"
@@ -96,13 +96,16 @@ def list_predictions(config: DataConfig, splits: Sequence[str], shifts: Sequence
     found: dict[tuple[str, str], None] = {}
     for split in splits:
         for shift in shifts:
-            has_others = shift == "none" and split == "test" and _has_other_fonts(config)
-            found[split, f"fonts:{config.test_fonts}" if has_others else shift] = None
+            own = _other_fonts(config) if shift == "none" and split == "test" else ""
+            found[split, own or shift] = None
     return list(found)
 
 
-def _has_other_fonts(config: DataConfig) -> bool:
-    return isinstance(config, Glyphs) and config.test_fonts != config.fonts
+def _other_fonts(config: DataConfig) -> str:
+    """The shift that test images have anyway, if their fonts are others than those of training."""
+    if not isinstance(config, Glyphs) or config.test_fonts == config.fonts:
+        return ""
+    return f"fonts:{config.test_fonts}"
 
 
 def shift_images(dataset: Dataset, config: DataConfig, split: str, shift: str) -> Split:
