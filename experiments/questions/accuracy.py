@@ -19,7 +19,7 @@ EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "e
 
 
 def find_training(tables: Tables, at: tuple[float, ...] = (EARLY, LATE)) -> pd.DataFrame:
-    """Accuracy on training images; that of a further estimator is the mean over the latest 2,000 in batches."""
+    """Accuracy on training images; as one more estimator, the mean over the latest 2,000 images of mini-batches."""
     log = rows(tables, "log").set_index(["run", "step"]).sort_index()
     sizes = [(of.groupby("run")["accuracy"], round(2000 / size)) for size, of in log.groupby(log["batch_size"])]
     averages = pd.concat([runs.rolling(window, min_periods=1).mean().droplevel(0) for runs, window in sizes])
