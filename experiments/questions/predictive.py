@@ -1,4 +1,7 @@
-"""Is a momentum that forecasts the next batch as good as the best fixed one, which is known in hindsight only?"""
+"""Is a momentum that forecasts the next batch as good as the best fixed one, which is known in hindsight only?
+
+The noise of the batch that is forecast is the same for all momenta: the best forecast is the nearest.
+"""
 
 from __future__ import annotations
 
@@ -6,85 +9,83 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.harness.reporting import frames
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, best_on_average, interval, over_best, paired, rows, score, select
-from bnlab.harness.reporting.plots import TIMES_THE_BEST, EstimatorCurves
-from experiments.margins import FLAT, SIX_IMAGES
+from bnlab.harness.reporting.frames import paired, rows, score, select
+from bnlab.harness.reporting.plots import TIMES_THE_BEST, Curves
 
-SHARES = (0.1, 0.55, 1.0)  # of the training, at which accuracy is decided
-SHOWN = (0.01, 0.1, 0.5, None)  # of the fixed momenta, in figures
-SETTING = ("estimator", "momentum")
-READ = (
-    "Gap of the mean over the smallest that any fixed momentum has in the same layer of the same network at the same "
-    "step, geometric mean; at 1 an estimator is as near as the best momentum, which is known in hindsight only. "
-)
+SHARES = _, EARLY, _, LATE = (0.03, 0.1, 0.55, 1.0)  # of the training
+NETWORK, EACH = ("data", "model", "batch_size", "schedule"), ("model", "panel", "batch_size", "schedule")
+CHARACTERS: dict[str, Any] = {"data": "glyphs", "model": "cnn"}
+FLAT = (1.25, "times", "gaps around a minimum are flat: twice the best momentum costs about as much")
+SIX_IMAGES, FOUR = "6 of 2,000 test images, about their standard error", "4 of 359 test images of digits"
 
 
-def find_times(tables: Tables) -> pd.DataFrame:
-    """Of every estimator: how many times the gap of the best fixed momentum of its layer and step."""
-    return over_best(rows(tables, "gaps", estimator=OtherThan("exact")), "mean_gap")
+def find_times(*shares: float) -> Score:
+    """How many times the gap of the best fixed momentum of the layer and step, which is known in hindsight."""
+    return lambda tables: frames.over_best(rows(tables, "gaps", shares, NETWORK), "mean_gap")
 
 
-def score_times(*by: str, **wanted: Any) -> Score:
-    """How many times the best fixed momentum's gap: geometric mean of all rows of a seed that agree in `by`.
-
-    A panel for each batch size, or one where these are told apart by it.
-    """
-
-    def find(tables: Tables) -> pd.DataFrame:
-        times = find_times(tables)
-        return times.assign(panel="all steps") if "batch_size" in by else times
-
-    others = [key for key in ("batch_size", "epoch", "layer") if key not in by]
-    return score(find, "mean_gap", ("panel", *by), average=others, geometric=True, **wanted)
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Accuracy minus that under PyTorch's momentum in the same network."""
+    return paired(rows(tables, "evaluations", SHARES, NETWORK, momentum=(0.1, None)), "accuracy", against="ema")
 
 
-def find_others(tables: Tables) -> pd.DataFrame:
-    """How many times the forecast's gap is that of Kalman and of each fixed momentum."""
-    gaps = rows(tables, "gaps", estimator=("ema", "kalman(per=layer)", "predictive"))
-    return paired(gaps, "mean_gap", against="predictive", ratio=True)
+def find_losses(tables: Tables) -> pd.DataFrame:
+    """Accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
+    both = rows(tables, "evaluations", SHARES[1:], estimator=("ema", "predictive"), schedule="onecycle", **CHARACTERS)
+    best = frames.best_on_average(select(both, estimator="ema"), "accuracy", ("panel", "batch_size"))
+    return paired(pd.concat([best, select(both, estimator="predictive")]), "accuracy", against="ema")
 
 
-def score_accuracy(tables: Tables) -> pd.DataFrame:
-    """Points of accuracy that the forecast loses against the fixed momentum with the highest mean over seeds."""
-    both = rows(tables, "evaluations", SHARES, estimator=("ema", "predictive"))
-    best = best_on_average(select(both, estimator="ema"), "accuracy", ("panel", "batch_size"))
-    both = pd.concat([best, select(both, estimator="predictive")])
-    lost = paired(both, "accuracy", against="ema")
-    return interval(lost, "accuracy", ("panel", "batch_size"), scale=-100)
+def make_claims(end: str, where: str, points: float, reason: str, **networks: Any) -> dict[str, Claim]:
+    """What the forecasts' choice is to be worth in these networks; `end` is added to the claims' names."""
+    wanted = {"estimator": "predictive", **networks}
+    return {
+        f"never_worse{end}": Claim(
+            f"{where} predictive momentum never loses {points:g} points or more against PyTorch's.",
+            score(find_gains, "accuracy", EACH, scale=100, **wanted), above(-points, "points", reason),
+            answers=("H12",)),
+        f"better_early{end}": Claim(
+            f"{where} early at a large batch predictive momentum is over 5 points more accurate than PyTorch's.",
+            score(find_gains, "accuracy", EACH, scale=100, panel=frames.share_name(EARLY), batch_size=256, **wanted),
+            above(5.0, "points", "what nobody would give away"), answers=("Q6",)),
+        f"near_the_best{end}": Claim(
+            f"{where} the gap of predictive momentum is about that of the best fixed one of each layer and step.",
+            score(find_times(), "mean_gap", ("model", "batch_size", "schedule"), average=("layer", "epoch"),
+                  geometric=True, **wanted), below(*FLAT), answers=("Q10", "H12", "H14")),
+        f"late_where_the_rate_ends{end}": Claim(
+            f"{where} at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum is "
+            "late: its gap is more than a quarter larger than that of the best fixed one.",
+            score(find_times(LATE), "mean_gap", EACH, average="layer", geometric=True, schedule="onecycle", **wanted),
+            above(*FLAT), answers=("Q6", "Q10")),
+    }  # fmt: skip
 
 
 EXPERIMENT = Experiment(
-    name="predictive",
-    question="Is a momentum that forecasts the next batch as good as the best fixed one in hindsight?",
-    answers=("Q10", "H12", "H14"),
-    source="The noise of the batch that is forecast is the same for all momenta: the best forecast is the nearest.",
-    columns={"gaps": ("layer", "depth", "mean_gap"), "evaluations": ("accuracy",)},
-    figures=(
-        Figure("batch_size", "Every estimator against the best fixed momentum, by batch size",
-               READ + "Over layers and all measured steps.",
-               score_times("batch_size", *SETTING, momentum=SHOWN), EstimatorCurves(TIMES_THE_BEST, x="batch_size")),
-        Figure("training", "Every estimator against the best fixed momentum, over training", READ + "Over layers.",
-               score_times(*SETTING, "epoch", momentum=SHOWN), EstimatorCurves(TIMES_THE_BEST)),
-        Figure("layers", "Every estimator against the best fixed momentum, by layer",
-               READ + "Over all measured steps; layers are counted from the input.",
-               score_times(*SETTING, "depth", momentum=SHOWN), EstimatorCurves(TIMES_THE_BEST, x="depth")),
-    ),
-    claims=(
-        Claim("near_the_best", "On average over layers and steps, the gap of predictive momentum is about that of the "
-              "fixed one that is best in this layer at this step.",
-              score_times("batch_size", estimator="predictive"),
-              below(1.25, "times", FLAT),
-              answers=("Q10", "H12", "H14")),
-        Claim("nearer_than_others", "On average over batch sizes, layers and steps, any fixed momentum and Kalman's "
-              "filter have a larger gap than predictive momentum.",
-              score(find_others, "mean_gap", SETTING, average=("batch_size", "epoch", "layer"), geometric=True),
-              above(1.0, "times", "at 1 both are as near"),
-              answers=("Q10", "H14")),
-        Claim("as_accurate", "Predictive momentum loses less than 0.3 points of accuracy against the fixed one that is "
-              "best at that step and batch size.",
-              score_accuracy,
-              below(0.3, "points lost", SIX_IMAGES),
-              answers=("Q10", "H12")),
-    ),
+    answers=("Q6", "Q10", "H12", "H14"),
+    figures={
+        "training": Figure(
+            "The gap of predictive momentum over training, against that of the best fixed momentum",
+            "Gap of the mean over the smallest that any fixed momentum has in the same layer at the same step, which "
+            "is known in hindsight only; geometric mean over layers. One-cycle schedule; glyphs are drawn characters.",
+            score(lambda tables: frames.name_panels(find_times()(tables), "{model} on {data}, batch size {batch_size}"),
+                  "mean_gap", ("panel", "estimator", "momentum", "epoch"), average="layer", geometric=True,
+                  schedule="onecycle", batch_size=(16, 256), momentum=(0.01, 0.1, 0.5, None),
+                  estimator=("ema", "cumulative", "predictive")), Curves("epoch", "estimator", TIMES_THE_BEST)),
+    },
+    claims={
+        **make_claims("", "On characters", 0.3, SIX_IMAGES, **CHARACTERS),
+        **make_claims("_digits", "On digits", 1.0, FOUR, data="digits"),
+        **make_claims("_resnet", "In a resnet on characters", 1.0, FOUR, data="glyphs", model="resnet"),
+        "nearer_than_others": Claim(
+            "On average over batch sizes, layers and steps, any fixed momentum and Kalman's filter have a larger gap.",
+            score("gaps", "mean_gap", ("estimator", "momentum"), against="predictive", ratio=True, geometric=True,
+                  average=("batch_size", "epoch", "layer"), estimator=("ema", "kalman(per=layer)"), schedule="onecycle",
+                  **CHARACTERS), above(1.0, "times", "at 1 both are as near"), answers=("Q10", "H14")),
+        "as_accurate": Claim(
+            "It loses less than 0.3 points against the fixed one that is best at that step and batch size.",
+            score(find_losses, "accuracy", ("panel", "batch_size"), scale=-100),
+            below(0.3, "points lost", SIX_IMAGES), answers=("Q10", "H12")),
+    },
 )  # fmt: skip

@@ -1,0 +1,71 @@
+"""How accurate are networks with each norm, in batches of 2 to 256 images?
+
+Wu & He 2018 (group norm), Ioffe 2017 (renormalization), Ruff 2017 (gain control). All networks with one batch size have
+the same learning rate, which was chosen for batch norm.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
+from bnlab.harness.reporting.frames import paired, rows, score
+from bnlab.harness.reporting.plots import Curves
+from bnlab.harness.reporting.style import Axis
+
+BATCH, EXACT, GROUP, GAIN = "batch norm", "batch norm, exact statistics", "group norm", "gain control"
+NAMES = {"batch": BATCH, "renorm": "batch renorm", "group": GROUP, "gain_control": GAIN, "none": "no norm"}
+EACH, SAME = ("line", "batch_size"), ("seed", "data", "batch_size")
+AS_GOOD = (0.0, "points gained", "at 0 both are as accurate")
+A_POINT = "a point is what decides between two networks of this size"
+
+
+def find_accuracies(tables: Tables) -> pd.DataFrame:
+    """Accuracies at the end; the line is the norm, and whether statistics are exact."""
+    frame = rows(tables, "evaluations", 1.0, ("data", "norm", "batch_size"), estimator=("ema", "none", "exact"))
+    exact = frame["estimator"].eq("exact").map({True: ", exact statistics", False: ""})
+    named = frame.assign(panel=frame["data"], line=frame["norm"].replace(NAMES) + exact)
+    return named.drop(columns=["estimator", "momentum"])  # in which norms differ
+
+
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Accuracies minus those of batch norm from the same seed; the line says under which statistics."""
+    frame = find_accuracies(tables)
+    gains = {name: paired(frame, "accuracy", name, along="line", matching=SAME) for name in (BATCH, EXACT)}
+    return pd.concat([gain.assign(gainer=gain["line"], line=f"against {name}") for name, gain in gains.items()])
+
+
+EXPERIMENT = Experiment(
+    answers=("F5", "F6", "Q18", "H5"),
+    figures={
+        "accuracy": Figure(
+            "Accuracy against the batch size by norm",
+            "Test accuracy under running averages where nothing else is said; glyphs are drawn characters.",
+            score(find_accuracies, "accuracy", ("panel", *EACH), scale=100, line=(EXACT, *NAMES.values())),
+            Curves("batch_size", "line", Axis("test accuracy (%)"))),
+    },
+    claims={
+        "group_norm_wins_when_small": Claim(
+            "On characters, in batches of 4, group norm is more accurate than batch norm, also under exact statistics: "
+            "new statistics do not rescue the weights.",
+            score(find_gains, "accuracy", EACH, scale=100, gainer=GROUP, data="glyphs", batch_size=4), above(*AS_GOOD),
+            answers=("F5", "F6", "H5")),
+        "group_norm_wins_when_tiny": Claim(
+            "On digits, in batches of 2, group norm is more accurate than batch norm under exact statistics.",
+            score(find_accuracies, "accuracy", EACH, against=EXACT, along="line", matching=SAME, scale=100, line=GROUP,
+                  data="digits", batch_size=2), above(*AS_GOOD), answers=("F5", "F6", "H5")),
+        "batches_of_two_hurt_batch_norm": Claim(
+            "On digits batch norm under exact statistics is more than a point worse after batches of 2 than after "
+            "batches of 64: new statistics do not rescue the weights.",
+            score(find_accuracies, "accuracy", EACH, against=64, along="batch_size", matching=("seed",), scale=100,
+                  line=EXACT, data="digits", batch_size=2), below(-1.0, "points gained", A_POINT), answers=("H5",)),
+        "gain_control_keeps_up": Claim(
+            "On characters gain control is less than a point worse than batch norm, under either statistics.",
+            score(find_gains, "accuracy", EACH, scale=100, gainer=GAIN, data="glyphs"),
+            above(-1.0, "points", A_POINT), answers=("Q18",)),
+        "gain_control_keeps_up_on_digits": Claim(
+            "On digits gain control is less than a point worse than batch norm under exact statistics.",
+            score(find_accuracies, "accuracy", EACH, against=EXACT, along="line", matching=SAME, scale=100, line=GAIN,
+                  data="digits"), above(-1.0, "points", A_POINT), answers=("Q18",)),
+    },
+)  # fmt: skip
