@@ -19,7 +19,7 @@ EACH = ("panel", "batch_size")
 
 def find_speeds(tables: Tables, at: tuple[float, ...] = (MIDDLE, END)) -> pd.DataFrame:
     """How far means move in a step, and in ten, the memory of momentum 0.1, over how far those of batches scatter."""
-    frame = rows(tables, "drift", at, depth=OtherThan(1))
+    frame = rows(tables, "drift", at, depth=OtherThan(1), batch_size=(16, 64, 256))
     stale = (10 * frame["mean_drift"] / frame["mean_noise"]) ** 0.5
     return frame.assign(speed=frame["mean_drift"] ** 0.5, stale=stale)
 
@@ -42,7 +42,7 @@ def find_distances(tables: Tables) -> pd.DataFrame:
 
 def find_moves(tables: Tables) -> pd.DataFrame:
     """How far exact means move between a tenth and the end of training, in standard deviations at the end."""
-    exact = rows(tables, "traces", (EARLY, END), estimator="exact")
+    exact = rows(tables, "traces", (EARLY, END), estimator="exact", batch_size=(4, 256))
     change = paired(exact, "mean", share_name(EARLY), along="panel")
     return change.assign(moved=change["mean"].abs() / change["var"] ** 0.5)
 
@@ -53,7 +53,8 @@ EXPERIMENT = Experiment(
         "traces": Figure(
             "Means of single batches, and averages of them",
             "One channel of the second layer of one network, over training, in the units of the layer's input.",
-            score("traces", "mean", ("panel", "estimator", "momentum", "epoch"), depth=2, channel=0, seed=0),
+            score("traces", "mean", ("panel", "estimator", "momentum", "epoch"), depth=2, channel=0, seed=0,
+                  batch_size=(4, 256)),
             Curves("epoch", "estimator", Axis("mean"))),
         "speed": Figure(
             "How far the mean moves in a step",

@@ -20,7 +20,7 @@ CONDITION, FAR = ("batch_size", "last_batch"), ("jump_1", "jump_10", "rare", "si
 def score_ema(value: str, momentum: float, last: int) -> Score:
     """What the EMA of a momentum has of so many last batches, over layers."""
     return score("last_batches", value, ("batch_size",), at=1.0, average="layer", estimator="ema", momentum=momentum,
-                 last=last)  # fmt: skip
+                 last=last, batch_size=(16, 256))  # fmt: skip
 
 
 def find_noise(tables: Tables) -> pd.DataFrame:
@@ -73,12 +73,13 @@ EXPERIMENT = Experiment(
             "The error of PyTorch's running average grows in proportion to the size of a jump or outlier.",
             score("counterexamples", "error", ("batch_size", "case"), at=1.0, against=1.0, along="size",
                   matching=("run", "case"), ratio=True, geometric=True, case=FAR, size=100.0, estimator="ema",
-                  momentum=0.1),
+                  momentum=0.1, batch_size=(16, 64)),
             within(80, 125, "times", "100 times if in proportion; the other batches' noise adds a little"), ("Q15",)),
         "order_undoes_averaging": Claim(
             "In sorted batches PyTorch's average is farther from the true mean than a single batch in random order.",
-            score(lambda tables: rows(tables, "counterexamples", 1.0, size=1.0, momentum=(0.1, None)).query(
-                      "estimator == 'ema' and case == 'sorted' or estimator == 'last_batch' and case == 'shuffled'"),
+            score(lambda tables: rows(tables, "counterexamples", 1.0, size=1.0, batch_size=(16, 64)).query(
+                      "estimator == 'ema' and momentum == 0.1 and case == 'sorted' or "
+                      "estimator == 'last_batch' and case == 'shuffled'"),
                   "error", ("batch_size",), against="last_batch", ratio=True, geometric=True),
             above(1.0, "times", "at 1 averaging has gained nothing"), answers=("Q15",)),
     },
