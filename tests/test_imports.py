@@ -39,11 +39,11 @@ FOLDERS = {
     "exact": "ranks task breadth measurement standard_errors population",
     "harness.artifacts": "vision glyphs published image_folder data shifts norms models training settings folders runs "
     "freezing averaging states announcing reproducing producing",
-    "harness.reporting.frames": "selection coverage panels networks comparisons averages scores",
+    "harness.reporting.frames": "selection means",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
-    *("pandas", "numpy", "scipy", "matplotlib", "pyarrow", "filelock", "jinja2", "markupsafe", "bnlab.files"),
+    *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "bnlab.files"),
     *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "reporting")),
 }
 SHARED = {f"experiments.{name}" for name in ("catalogue", "margins", "schedules", "by_norm")}  # by several questions
