@@ -189,7 +189,7 @@ def _require_known(config: DictConfig) -> None:
     known = vars(Config())
     for key in config:
         if key not in known:
-            raise UserError(f"+{key}: there is no such setting; --help lists them")
+            raise UserError(f"+{key!s}: there is no such setting; --help lists them")
     for group in GROUPS:
         node = config[group]
         for key in node:

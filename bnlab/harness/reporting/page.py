@@ -61,15 +61,12 @@ def _render(template: str, catalogue: Catalogue, answers: Sequence[Answer], imag
         number: [answer for answer in answers if number in answer.experiment.answers]
         for number in (*catalogue.questions, *catalogue.hypotheses)
     }
-    return (
-        environment.get_template(template).render(
-            questions=catalogue.questions,
-            short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
-            hypotheses=catalogue.hypotheses,
-            answers=answers,
-            answering=answering.__getitem__,
-            images=images,
-            reading=READING,
-        )
-        + "\n"
+    return environment.get_template(template).render(
+        questions=catalogue.questions,
+        short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
+        hypotheses=catalogue.hypotheses,
+        answers=answers,
+        answering=answering.__getitem__,
+        images=images,
+        reading=READING,
     )

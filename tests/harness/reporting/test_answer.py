@@ -1,146 +1,118 @@
-"""Sentences that are composed from verdicts."""
+"""Sentences that are composed from verdicts, and the pages that are made of them."""
 
 from __future__ import annotations
 
-import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bnlab.harness.reporting.answer import (
-    describe_conditions,
-    describe_images,
+    Answer,
+    compose_answer,
     describe_networks,
     format_number,
     format_range,
-    group_conditions,
-    join_values,
     summarize,
 )
-from bnlab.harness.reporting.experiment import Claim, above
-
-EARLY, LATE = "after 20% of training", "at the end of training"
-EVERY = [*itertools.product((EARLY, LATE), ("batch size 4", "batch size 16", "batch size 64"))]
-
-
-@given(st.sets(st.tuples(*[st.sampled_from("abc")] * 3)))
-def test_groups_are_all_combinations_and_leave_nothing_out(conditions: set[tuple[str, ...]]) -> None:
-    groups = group_conditions(sorted(conditions))
-    assert sorted(itertools.chain(*groups)) == sorted(conditions)
-    for group in groups:
-        assert set(group) == set(itertools.product(*({*column} for column in zip(*group, strict=True))))
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
+from bnlab.harness.reporting.frames import score
+from bnlab.harness.reporting.page import Catalogue, write_html, write_markdown
+from bnlab.harness.reporting.plots import GAP, Forest
+from bnlab.harness.reporting.short import fill_sentence
+from tests.harness.reporting.planted import plant
 
 
-@pytest.mark.parametrize(
-    ("chosen", "words"),
-    [
-        (EVERY, ["all 6 conditions"]),
-        (EVERY[:3], [EARLY]),
-        ([EVERY[0], EVERY[3]], ["batch size 4"]),
-        ([EVERY[0], EVERY[1], EVERY[3], EVERY[4]], ["batch size 4 and 16"]),
-        ([EVERY[0], *EVERY[3:]], [f"{EARLY}, batch size 4", LATE]),
-        ([EVERY[5]], [f"{LATE}, batch size 64"]),
-    ],
-)
-def test_conditions_are_named_by_what_sets_them_apart(chosen: list[tuple[str, ...]], words: list[str]) -> None:
-    assert [describe_conditions(group, EVERY) for group in group_conditions(chosen)] == words
-
-
-def test_what_all_conditions_share_is_said() -> None:
-    every = [(LATE, "batch size 4"), (LATE, "batch size 16")]
-    assert describe_conditions(every, every) == LATE
-    assert describe_conditions(every[:1], every) == f"{LATE}, batch size 4"
-    assert describe_conditions([("",)], [("",)]) == ""
-    assert describe_conditions([("a",), ("b",)], [("a",), ("b",)]) == "both conditions"
-
-
-@pytest.mark.parametrize(
-    ("values", "phrase"),
-    [
-        (["a"], "a"),
-        (["a", "b", "c"], "a, b and c"),
-        (["batch size 4", "batch size 16", "batch size 64"], "batch size 4, 16 and 64"),
-        ([EARLY, LATE], "after 20% and at the end of training"),
-        (["the EMA", "the EMA of both"], "the EMA and EMA of both"),
-    ],
-)
-def test_words_that_values_share_are_said_once(values: list[str], phrase: str) -> None:
-    assert join_values(values) == phrase
-
-
-def score(**means: tuple[str, float]) -> pd.DataFrame:
-    rows = [{"where": (name,), "verdict": verdict, "mean": mean, "low": mean - 0.5, "high": mean + 0.5, "n": 5}
-            for name, (verdict, mean) in means.items()]  # fmt: skip
+def rate(**means: tuple[str, float]) -> pd.DataFrame:
+    """Verdicts by the names of conditions, which all are at the end of training."""
+    rows = [{"where": ("late", name), "verdict": verdict, "mean": mean, "low": mean - 0.5, "high": mean + 0.5, "n": 5,
+             "claim": "large"} for name, (verdict, mean) in means.items()]  # fmt: skip
     return pd.DataFrame(rows)
 
 
+CLAIM = Claim("It is large.", lambda tables: tables["x"], above(1.0, "times", "none"))
+
+
 def test_numbers_of_several_conditions_are_a_range_with_the_outermost_bounds() -> None:
-    found = score(a=("holds", 2.0), b=("holds", 10.0), c=("holds", -3.0))
+    found = rate(a=("holds", 2.0), b=("holds", 10.0), c=("holds", -3.0))
     assert format_range(found, "points") == "-3.00 to 10.00 points (intervals from -3.50 to 10.50)"
     assert format_range(found[:1], "points") == "2.00 [1.50, 2.50] points"
-    one_seed = found.assign(n=1, low=np.nan, high=np.nan)
-    assert format_range(one_seed, "points") == "2, 10, -3 points"
-    nothing = found[:1].assign(mean=np.nan, low=np.nan, high=np.nan, n=0)
-    assert format_range(nothing, "points") == "no row for it"
-    assert format_range(pd.concat([found, nothing]), "") == "-3.00 to 10.00 (intervals from -3.50 to 10.50)"
-    # A geometric mean of values of which one is 0 has no interval.
-    zero = found[:1].assign(mean=0.0, low=np.nan, high=np.nan)
-    assert format_range(zero, "times") == "0 times"
-    assert format_range(pd.concat([found[:1], zero]), "times") == "2.00 [1.50, 2.50], 0 times"
+    assert format_range(found.assign(n=1, low=np.nan, high=np.nan), "points") == "2, 10, -3 points"
+    assert format_range(found.assign(n=0), "points") == "no row for it"
 
 
 def test_networks_that_agree_have_no_interval() -> None:
-    same = score(a=("holds", 0.0), b=("holds", 0.0)).assign(low=0.0, high=0.0)
-    assert format_range(same, "points") == "0.000 points, the same in all 5 networks"
-    other = same.assign(mean=[0.25, 0.5], low=[0.25, 0.5], high=[0.25, 0.5])
-    assert format_range(other, "") == "0.250 to 0.500, each the same in all 5 networks"
-    assert format_range(score(a=("holds", 2.0), b=("holds", 2.0)), "") == "2.00 (intervals from 1.50 to 2.50)"
+    same = rate(a=("holds", 0.25), b=("holds", 0.5)).assign(low=lambda t: t["mean"], high=lambda t: t["mean"])
+    assert format_range(same, "") == "0.250 to 0.500, each the same in all 5 networks"
+    assert format_range(same[:1], "points") == "0.250 points, the same in all 5 networks"
     assert format_number(1.2e-8, 1.1e-8, 1.3e-8, 5) == "1.2e-08 [1.1e-08, 1.3e-08]"
 
 
-def test_a_sentence_takes_the_conditions_of_a_verdict_together() -> None:
-    found = score(a=("holds", 2.0), b=("undecided", 1.2), c=("holds", 4.0))
-    claim = Claim("x", "It is large.", lambda tables: found, above(1.0, "times"))
-    assert summarize(claim, found) == (
-        "It is large. (above 1 times) Holds — a and c: 2.00 to 4.00 times (intervals from 1.50 to 4.50). "
+def test_a_sentence_names_few_conditions_by_what_tells_them_apart_and_counts_many() -> None:
+    found = rate(a=("holds", 2.0), b=("undecided", 1.2), c=("holds", 4.0))
+    assert summarize(CLAIM, found) == (
+        "It is large. (above 1 times) Holds — a: 2.00 [1.50, 2.50] times; c: 4.00 [3.50, 4.50] times. "
         "Undecided — b: 1.20 [0.70, 1.70] times."
     )
+    assert "Holds — late, a: 2.00" in summarize(CLAIM, found[:1])
+    many = rate(**{name: ("fails", float(n)) for n, name in enumerate("abcd")})
+    assert "Fails — all 4 conditions: 0.00 to 3.00 times (intervals" in summarize(CLAIM, many)
+    assert "Fails — 4 of 5 conditions: " in summarize(CLAIM, pd.concat([many, rate(e=("holds", 2.0))]))
 
 
-def test_many_undecided_conditions_are_counted() -> None:
-    names = [f"{letter}{n}" for n, letter in enumerate("aabbccdd")]
-    found = score(**{name: ("undecided" if n % 2 else "holds", float(n)) for n, name in enumerate(names)})
-    pairs = found.assign(where=[(name[0], name[1]) for name in names])
-    claim = Claim("x", "It is.", lambda tables: pairs, above(1.0, "times"))
-    said = summarize(claim, pairs)
-    assert said.endswith("Undecided — 4 of 8 conditions: 1.00 to 7.00 times (intervals from 0.50 to 7.50).")
-    assert "Holds — a, 0: 0.00" in said and said.count(";") == 3
+def test_networks_are_described_by_what_differs_what_is_shared_and_what_is_unusual() -> None:
+    runs = plant()["runs"].assign(norm="ghost", averaging="none", status=["diverged"] + ["finished"] * 5)
+    said = describe_networks(runs)
+    assert said.startswith("6 networks, 3 seeds: batch size 4, 32, digits, 2 epochs, norm ghost. Of these 1 diverged")
+    assert "averag" not in said
 
 
-def test_what_all_networks_share_is_said_where_it_is_unusual() -> None:
-    usual = pd.DataFrame({"seed": [0, 1], "norm": "batch", "order": "shuffled", "averaging": "none", "freeze_at": 1.0,
-                          "norm.every_second": "none", "data.shift": 0, "data.flip": False})  # fmt: skip
-    words = ["norm ghost", "norm.every second group", "order sorted", "weights averaged by swa", "freeze at 0.8"]
-    words += ["data.shift 2"]
-    assert not any(word.split()[0] in describe_networks(usual) for word in words)
-    others = usual.assign(norm="ghost", order="sorted", averaging="swa", freeze_at=0.8)
-    others = others.assign(**{"norm.every_second": "group", "data.shift": 2})
-    assert f": {', '.join(words)}." in describe_networks(others)
+def answer(unit: str = "points", verdict: str = "holds") -> Answer:
+    experiment = Experiment(
+        answers=(), figures={}, claims={"large": Claim("", CLAIM.score, above(1.0, unit))}, name="e"
+    )
+    found = rate(
+        **{"batch size 4": ("undecided", 0.2), "batch size 16": (verdict, 0.4), "batch size 160": (verdict, 0.5)}
+    )
+    return Answer(experiment, found, "", "")
 
 
 @pytest.mark.parametrize(
-    ("split", "shift", "said"),
+    ("text", "filled"),
     [
-        (["test"], ["none"], ""),
-        (["test"], ["none", "noise:1"], ""),
-        (["test"], ["noise:1"], "shift noise:1"),
-        (["val"], ["blur:2"], "split val, shift blur:2"),
+        ("{e.large: batch size 16: holds}", "0.40 points"),
+        ("It costs {e.large: batch size 16, late|batch size 160: holds}.", "It costs 0.40 to 0.50 points."),
+        ("{e.large: batch size 4|batch size 16: holds}", ""),
+        ("{e.large: batch size 1: holds}", ""),
+        ("{e.small: holds}", ""),
+        ("{other.large: holds}", ""),
+        ("Undecided{if e.large: batch size 4: undecided}.", "Undecided."),
+        ("Undecided{if e.large: batch size 16: undecided}.", ""),
     ],
 )
-def test_other_images_are_said_where_all_predictions_are_of_them(split: list[str], shift: list[str], said: str) -> None:
-    rows = pd.DataFrame(itertools.product(split, shift), columns=["split", "shift"])
-    assert describe_images({"evaluations": rows}) == (said and f"Predictions are of other images: {said}.")
-    assert describe_images({}) == ""
+def test_a_quote_wants_its_condition_and_verdict(text: str, filled: str) -> None:
+    assert fill_sentence(text, [answer()]) == filled
+
+
+def test_shares_are_quoted_in_percent_and_other_braces_refused() -> None:
+    assert fill_sentence("{e.large: undecided}", [answer("share", "undecided")]) == "20% to 50%"
+    with pytest.raises(ValueError, match="no quote like"):
+        fill_sentence("{e.large}", [answer()])
+
+
+def test_both_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
+    cost = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
+    figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
+    experiment = Experiment(answers=("Q1", "H1"), figures={"cost": figure}, name="trial", question="What is <it>?",
+                            claims={"costs": Claim("It costs.", cost, above(0.0, "points", "a reason"))},
+                            source="A paper; `code`.")  # fmt: skip
+    catalogue = Catalogue({"Q1": "What?", "Q2": "Else?"}, {"H1": "So."}, {"Q1": "It costs {trial.costs: holds}."})
+    answers = [compose_answer(experiment, plant())]
+    text = write_markdown(catalogue, answers)
+    assert "In short: It costs 3.0 points." in text and "Not measured yet." in text
+    assert "**Holds** — batch size 4: 3.0 [0.5, 5.5] points" in text
+    assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in text and "](trial/figures/cost.png)" in text
+    (tmp_path / "cost.png").write_bytes(b"image")
+    page = write_html(catalogue, answers, {("trial", "cost"): tmp_path / "cost.png"})
+    assert "What is &lt;it&gt;?" in page and "<code>code</code>" in page and "base64,aW1hZ2U=" in page

@@ -1,285 +1,163 @@
-"""Each kind of panel draws every row of its frame, at its place, or refuses the frame."""
+"""What a reader of a figure relies on: labels, legends, lines, colours, the caption."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Drawn
+from PIL import Image
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting import drawing, style
-from bnlab.harness.reporting.experiment import Figure, count_layers
-from bnlab.harness.reporting.plots import Curves, EstimatorCurves, Forest, HeatMap, Histograms, Points, Stacked
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.experiment import Figure
+from bnlab.harness.reporting.frames import average, interval, overlay, rows, score
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Forest, HeatMap, Plot, Points
+from bnlab.harness.reporting.style import ESTIMATORS, Axis, choose_looks, name_series
+from tests.harness.reporting.planted import plant
+
+matplotlib.use("Agg")
+TABLES = plant()
 
 
 @pytest.fixture(autouse=True)
-def closed() -> object:
-    yield
+def closed() -> Iterator[None]:
+    with style.paper():
+        yield
     plt.close("all")
 
 
-def draw(rows: pd.DataFrame, plot: Any) -> Drawn:
-    drawn = drawing.draw(Figure("f", "t", "c.", lambda _: rows, plot), {})
+def draw(plot: Plot, frame: pd.DataFrame, caption: str = "Read it so.") -> Drawn:
+    drawn = drawing.draw("trial", Figure("A title", caption, lambda tables: frame, plot), TABLES)
     drawn.canvas.draw()
     return drawn
 
 
-def panel(plot: Any, rows: pd.DataFrame) -> Axes:
-    return plot(rows, ax=plt.figure().add_subplot())
+def list_names(drawn: Drawn) -> list[str]:
+    return [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
-def caption(drawn: Drawn) -> str:
-    return " ".join(drawn.texts[-1].get_text().split())
+def list_texts(drawn: Drawn) -> str:
+    return " ".join(" ".join(text.get_text() for text in drawn.texts).split())
 
 
-def with_interval(rows: dict[str, Any]) -> pd.DataFrame:
-    frame = pd.DataFrame({"panel": "all", **rows})
-    return frame.assign(low=frame["mean"] - 1, high=frame["mean"] + 2, n=3, log=False)
-
-
-def test_single_batches_lie_under_the_estimators() -> None:
-    steps = list(range(100))
-    rows = pd.concat([
-        with_interval({"estimator": "ema", "momentum": 0.1, "step": steps, "mean": np.sqrt(steps), "kind": ""}),
-        with_interval({"estimator": "", "momentum": np.nan, "step": steps, "mean": np.sin(steps), "kind": "batch"}),
-    ])  # fmt: skip
-    ax = panel(EstimatorCurves(Axis("y"), x="step"), rows)
-    assert ax.get_legend_handles_labels()[1] == ["single batches", "EMA (momentum 0.1)"] and ax.get_xscale() == "linear"
-    dots, curve = ax.get_lines()
-    assert (dots.get_linestyle(), dots.get_marker(), curve.get_linestyle()) == ("None", ".", "-")
-    np.testing.assert_array_equal(dots.get_ydata(), np.sin(steps))
-    np.testing.assert_array_equal(curve.get_ydata(), np.sqrt(steps))
-
-
-def test_a_line_of_many_points_has_few_markers() -> None:
-    rows = with_interval({"x": np.arange(1, 201), "mean": 1.0})
-    _, ax = plt.subplots()
-    style.draw_line(ax, rows, "x", "#000000", marker="o")
-    assert ax.get_lines()[0].get_markevery() == 20 and len(ax.get_lines()[0].get_xdata()) == 200
-
-
-def test_rows_that_no_line_could_show_are_refused() -> None:
-    """Rows of no series were left out, and several at one place were joined by a line up and down."""
-    rows = with_interval({"epoch": [1, 2, 1, 2], "momentum": [0.1, 0.1, 0.5, np.nan], "estimator": "ema", "mean": 1.0})
-    curves = Curves("epoch", "momentum", Axis("y"))
-    points = Points(("epoch", Axis("x")), ("mean", Axis("y")), "momentum")
-    for plot in (curves, points):
-        with pytest.raises(ValueError, match="rows without momentum would not be drawn"):
-            panel(plot, rows)
-    whole = rows[:3]
-    assert len(panel(curves, whole).get_lines()) and len(panel(points, whole).get_lines()) == 2
-    twice = pd.concat([whole, whole[:1]])
-    for plot, line in ((curves, "momentum 0.1"), (EstimatorCurves(Axis("y")), "EMA .momentum 0.1.")):
-        with pytest.raises(ValueError, match=f"{line} has several rows at epoch 1; average or select them"):
-            panel(plot, twice)
-    with pytest.raises(ValueError, match=r"momentum 0\.1 has several rows at epoch 1"):
-        panel(curves, twice.assign(kind="dashed"))
-
-
-def bins(estimator: str, heights: list[float]) -> pd.DataFrame:
-    edges = np.arange(len(heights) + 1.0)
-    return with_interval({"estimator": estimator, "momentum": np.nan, "left": edges[:-1], "right": edges[1:],
-                          "mean": heights})  # fmt: skip
-
-
-def test_histograms() -> None:
-    rows = pd.concat([bins("exact", [1, 5, 2]), bins("precise", [2, 3])]).sample(frac=1, random_state=0)
-    drawn = draw(rows, Histograms(Axis("across"), Axis("density")))
-    (ax,) = drawn.axes
-    outlines = {outline.get_label(): outline.get_data() for outline in ax.patches}
-    assert set(outlines) == {"exact population", "precise BN"}
-    assert outlines["exact population"].values.tolist() == [1, 5, 2]
-    assert outlines["exact population"].edges.tolist() == [0, 1, 2, 3]
-    assert outlines["precise BN"].values.tolist() == [2, 3] and len(ax.collections) == 2
-    tops = {vertex[1] for vertex in ax.collections[0].get_paths()[0].vertices}
-    assert tops in ({0, 4, 1, 3, 7}, {1, 2, 4, 5})  # low and high
-    assert caption(drawn) == "c. Outlines: mean over seeds, bands: 95% intervals. n = 3 seeds."
-    twice = pd.concat([bins("exact", [1, 2]), bins("exact", [1, 2])])
-    for wrong in (twice, bins("exact", [1, 2, 3]).iloc[[0, 2]]):
-        with pytest.raises(ValueError, match="bins of exact population overlap or leave gaps"):
-            panel(Histograms(Axis("x"), Axis("y")), wrong)
-
-
-def terms() -> pd.DataFrame:
-    return with_interval({"epoch": [2.0, 1.0] * 3, "term": ["start"] * 2 + ["bias"] * 2 + ["lag"] * 2,
-                          "mean": [3.0, 4.0, -1.0, -2.0, 5.0, -6.0]})  # fmt: skip
-
-
-def test_a_heat_map_over_words() -> None:
-    rows = with_interval({"schedule": ["step", "constant"], "layer": "1", "mean": [1.0, 2.0]})
-    ax = panel(HeatMap("schedule", "layer", Axis("c")), rows)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["constant", "step"]
-
-
-def test_stacked_areas() -> None:
-    """Positive terms upon each other, negative ones below 0; each area is as high as its term."""
-    ax = panel(Stacked("epoch", Axis("y"), "all of it"), terms())
-    assert ax.get_legend_handles_labels()[1] == ["start", "bias", "lag", "all of it"]
-    (total,) = ax.get_lines()
-    assert total.get_xdata().tolist() == [1, 2] and total.get_ydata().tolist() == [4 - 2 - 6, 3 - 1 + 5]
-    spans = {x: [] for x in (1.0, 2.0)}
-    for area in ax.collections:
-        corners = area.get_paths()[0].vertices
-        for x in spans:
-            heights = sorted(corners[corners[:, 0] == x, 1])
-            spans[x].append((heights[0], heights[-1]))
-    assert [span for span in spans[1.0] if span[0] < span[1]] == [(0, 4), (-2, 0), (-8, -2)]
-    assert [span for span in spans[2.0] if span[0] < span[1]] == [(0, 3), (3, 8), (-1, 0)]
-    assert len({tuple(area.get_facecolor()[0]) for area in ax.collections}) == 3
-
-
-def test_a_single_stack_is_a_bar() -> None:
-    ax = panel(Stacked("epoch", Axis("y"), "all of it"), terms().query("epoch == 1"))
-    assert any(bar.get_height() for bar in ax.patches) and ax.get_lines()[0].get_marker() == "D"
-
-
-@pytest.mark.parametrize("bars", [False, True])
-@pytest.mark.parametrize(("x", "value"), [("batch_size", 128), ("images", 2000), ("lr", 0.01), ("share", 0.0)])
-def test_a_single_stack_is_wide_on_each_axis(x: str, value: float, bars: bool) -> None:
-    """Of a picture 6 inches wide an eighth of an inch and more."""
-    ax = panel(
-        Stacked(x, Axis("y"), bars=bars), terms().query("epoch == 1").rename(columns={"epoch": x}).assign(**{x: value})
+def test_curves() -> None:
+    frame = score("gaps", "mean_gap", ("panel", "batch_size", "momentum"), at=(0.5, 1.0), layer="2")(TABLES)
+    levels = frame[frame["momentum"] == 0.1].assign(momentum=np.nan)
+    drawn = draw(
+        Curves("momentum", "batch_size", GAP, level="exact", mark=(0.1, "default")), pd.concat([frame, levels])
     )
-    spans = [ax.transAxes.inverted().transform(bar.get_window_extent())[:, 0] for bar in ax.patches]
-    assert all(right - left > 0.02 for left, right in spans)
+    axes = drawn.axes
+    assert [ax.get_title() for ax in axes] == ["after 50% of training", "at the end of training"]
+    assert [ax.get_ylabel() for ax in axes] == [GAP.label, ""] and axes[0].get_xlabel().startswith("momentum")
+    assert axes[0].get_xscale() == axes[0].get_yscale() == "log"
+    assert list_names(drawn) == ["batch size 4", "batch size 32", "default", "exact"]
+    assert [len(ax.collections) for ax in axes] == [2, 2], "a band a line"
+    assert "A title" in list_texts(drawn)
+    assert list_texts(drawn).endswith("Read it so. Means over seeds, bands: 95% intervals; n = 3 seeds.")
 
 
-def test_dashed_values_that_no_line_joins_are_seen() -> None:
-    rows = pd.DataFrame({"epoch": [1.0, 2.0, 3.0], "size": 4, "mean": [1.0, np.nan, 2.0], "kind": "dashed"})
-    for frame, marked in ((rows, [True, False, True]), (rows.head(1), [True]), (rows.dropna(), [False, False])):
-        ax = panel(Curves("epoch", "size", Axis("y")), frame.assign(low=np.nan, high=np.nan))
-        (line,) = (line for line in ax.get_lines() if line.get_marker() == "_")
-        assert line.get_markevery() == marked
+def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
+    frame = score("evaluations", "accuracy", ("panel", "estimator", "momentum", "epoch"), scale=100)(TABLES)
+    second = frame[frame["estimator"] == "exact"].assign(panel="later")
+    drawn = draw(Curves("epoch", "estimator", ACCURACY, zero="none"), pd.concat([frame, second]))
+    assert list_names(drawn) == ["EMA (momentum 0.1)", "EMA (momentum 0.5)", "exact population", "none"]
+    colours = [{line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes]
+    assert colours[0]["exact population"] == colours[1]["exact population"] == ESTIMATORS["exact"][0]
+    assert colours[0]["EMA (momentum 0.1)"] != colours[0]["EMA (momentum 0.5)"]
 
 
-def test_stacked_bars() -> None:
-    """The same heights as those of areas, with nothing between them."""
-    ax = panel(Stacked("epoch", Axis("y"), "all of it", bars=True), terms())
-    assert sorted(ax.get_legend_handles_labels()[1]) == ["all of it", "bias", "lag", "start"]
-    spans = [(bar.get_x() + bar.get_width() / 2, bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches]
-    seen = [span for span in spans if span[1] != span[2]]
-    assert {(x, *sorted(ends)) for x, *ends in seen} == {
-        (1, 0, 4), (1, -2, 0), (1, -8, -2), (2, 0, 3), (2, 3, 8), (2, -1, 0)
-    }  # fmt: skip
-    (total,) = ax.get_lines()
-    assert total.get_linestyle() == "None" and total.get_ydata().tolist() == [4 - 2 - 6, 3 - 1 + 5]
-    assert ax.get_xticks().tolist() == [1, 2]
+def test_curves_of_all_kinds_over_words() -> None:
+    frame = pd.DataFrame({"panel": "p", "x": ["late", "early"] * 2, "by": [1, 1, 2, 2], "mean": [1.0, 2.0, 3.0, 4.0],
+                          "low": 0.5, "high": 5.0, "n": 2, "log": False})  # fmt: skip
+    kinds = overlay(measured=frame, dashed=frame[:2], star=frame[:1], batch=frame[2:])
+    (ax,) = draw(Curves("x", "by", Axis("y"), dashed="theory", star="best"), kinds).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["late", "early"]
+    styles = [(line.get_linestyle(), line.get_marker(), len(line.get_xdata())) for line in ax.lines]
+    assert [s for s in styles if s[2] and s[0] != "-"] == [("None", ".", 2), ("--", "", 2), ("None", "*", 1)]
 
 
-def test_stacked_areas_of_missing_or_doubled_terms() -> None:
-    plot = Stacked("epoch", Axis("y"))
-    with pytest.raises(ValueError, match="not every term has a value at each epoch"):
-        panel(plot, terms()[1:])
-    with pytest.raises(ValueError, match="duplicate"):
-        panel(plot, pd.concat([terms(), terms()]))
-    with pytest.raises(UserError, match="room for 6 series"):
-        panel(plot, with_interval({"epoch": 1.0, "term": list("abcdefg"), "mean": 1.0}))
+def test_a_band_that_reaches_zero_and_a_single_point_are_seen_on_a_logarithmic_axis() -> None:
+    frame = pd.DataFrame({"panel": "p", "epoch": [1.0, 2.0, 1.0], "line": ["a", "a", "b"], "mean": [1.0, 2.0, 3.0],
+                          "low": [-1.0, 1.5, 2.0], "high": [2.0, 3.0, 4.0], "n": 2, "log": False})  # fmt: skip
+    (ax,) = draw(Curves("epoch", "line", GAP), frame).axes
+    assert ax.get_ylim()[0] > 0.1 and len(ax.containers) == 1
 
 
-def fields() -> pd.DataFrame:
-    one = {"layer": ["stem", "stem", "b", "b"], "epoch": [2.0, 0.5] * 2}
-    return pd.concat([with_interval({**one, "mean": [0.1, 0.2, 0.3, 10.0]}).assign(panel="first"),
-                      with_interval({**one, "mean": [0.01, 0.2, 0.3, 0.4]})[1:].assign(panel="second")])  # fmt: skip
+def test_points() -> None:
+    frame = rows(TABLES, "gaps", 1.0).assign(predicted=1.0)
+    plot = Points(("predicted", Axis("predicted", log=True)), ("mean_gap", GAP), "batch_size", equal=(0.1, 1.0))
+    drawn = draw(plot, frame)
+    assert list_names(drawn) == ["batch size 4", "batch size 32"] and len(drawn.axes[0].lines) == 3
+    assert list_texts(drawn).endswith("n = 3 seeds.")
 
 
-def test_heat_maps_share_rows_and_colours() -> None:
-    drawn = draw(fields(), HeatMap("epoch", "layer", Axis("gap", log=True)))
-    first, second, bar = drawn.axes
-    assert [ax.collections[0].get_array().tolist() for ax in (first, second)] == [
-        [[0.2, 0.1], [10.0, 0.3]],
-        [[0.2, None], [0.4, 0.3]],  # by layer in order of appearance, by epoch in order
-    ]
-    assert [label.get_text() for label in first.get_yticklabels()] == ["stem", "b"]
-    assert [label.get_text() for label in second.get_xticklabels()] == ["0.5", "2"]
-    assert first.get_ylim() == second.get_ylim() == (1.5, -0.5) and bar.get_ylabel() == "gap"
-    norms = [ax.collections[0].norm for ax in (first, second)]
-    assert norms[0] is norms[1] and isinstance(norms[0], LogNorm) and (norms[0].vmin, norms[0].vmax) == (0.1, 10.0)
-    assert caption(drawn) == "c. Colours: mean over seeds. n = 3 seeds." and not drawn.legends
+def test_a_forest_has_rows_in_order_and_one_axis() -> None:
+    frame = score("evaluations", "accuracy", ("panel", "line"), scale=100, average=("batch_size", "step"))
+    tables = {
+        **TABLES,
+        "evaluations": TABLES["evaluations"].assign(line=lambda t: t["estimator"] + t["momentum"].map(str)),
+    }
+    named = frame(tables)
+    drawn = draw(Forest("line", ACCURACY, mark=(90.0, "exact")), named.assign(panel=["a", "a", "b", "b", "b", "a"]))
+    left, right = drawn.axes
+    names = [label.get_text() for label in left.get_yticklabels()]
+    assert names == ["ema0.1", "ema0.5", "exactnan"] and left.get_ylim()[0] > left.get_ylim()[1]
+    assert left.get_xlim() == right.get_xlim() and list_names(drawn) == ["exact"]
+    assert "bars: 95% intervals" in list_texts(drawn)
 
 
-def test_layers_with_numbers_are_counted_from_the_input() -> None:
-    numbers = fields().replace({"layer": {"stem": "1", "b": "10"}})
-    tables = {"runs": pd.DataFrame({"model.depth": [3, 3]}), "gaps": pd.DataFrame({"layer": ["1", "10", "5"]})}
-    figure = Figure("f", "t", "c.", lambda _: numbers, HeatMap("epoch", "layer", Axis("gap", log=True)))
-    ax = drawing.draw(figure, tables).axes[0]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "3"]
-    assert ax.get_ylabel() == "layer, counted from the input"
-    several = tables | {"runs": pd.DataFrame({"model.depth": [3, 4]})}
-    assert count_layers(numbers, several).equals(numbers) and count_layers(fields(), tables).equals(fields())
+def test_a_map_has_one_scale() -> None:
+    frame = score("gaps", "mean_gap", ("panel", "layer", "epoch"), momentum=0.1, geometric=True)(TABLES)
+    drawn = draw(HeatMap("epoch", "layer", Axis("gap", log=True)), frame)
+    *panels, bar = drawn.axes
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["1", "2"], "counted from the input"
+    assert len({ax.collections[0].norm for ax in panels}) == 1 and bar.get_ylabel() == "gap"
+    assert "Geometric means over seeds; n" in list_texts(drawn)
 
 
-@pytest.mark.parametrize("plot", [HeatMap("epoch", "layer", Axis("y")), HeatMap("layer", "epoch", Axis("y")),
-                                  Curves("layer", "epoch", Axis("y")), Stacked("layer", Axis("y"), bars=True),
-                                  Forest("layer", Axis("y"))])  # fmt: skip
-def test_layers_come_in_order_of_their_numbers(plot: Any) -> None:
-    """Tables have them as words, and the first panel, or its first line, need not have all of them."""
-    names, order = ["1", "13", "3.bn1", "3.bn2", "4"], ["1", "3.bn1", "3.bn2", "4", "13"]
-    rows = with_interval({"layer": names, "mean": [1.0, 13.0, 3.0, 3.5, 4.0], "epoch": 1.0, "term": "bias"})
-    gaps = pd.concat([rows[rows["layer"] != "3.bn1"].assign(panel="a"), rows.assign(panel="b")])
-    drawn = drawing.draw(Figure("f", "t", "c.", lambda tables: tables["gaps"], plot), {"gaps": gaps})
-    drawn.canvas.draw()
-    first, second = drawn.axes[:2]
-    axis = first.yaxis if plot.__class__ is Forest or getattr(plot, "y", "") == "layer" else second.xaxis
-    assert [label.get_text() for label in axis.get_ticklabels()] == order
-    if isinstance(plot, Curves):
-        assert first.get_lines()[0].get_xdata(orig=False).tolist() == [0, 2, 3, 4]
-        assert second.get_lines()[0].get_ydata().tolist() == [1, 3, 3.5, 4, 13]
+@pytest.mark.parametrize("plot", [Curves("epoch", "line", GAP), Forest("line", GAP)])
+@pytest.mark.parametrize("frame", [{"panel": []}, {"panel": ["p"], "mean": [np.nan]}])
+def test_an_empty_figure_is_refused(plot: Plot, frame: dict[str, Any]) -> None:
+    with pytest.raises(NoRows, match="figure trial: the tables have no value for it"):
+        draw(plot, pd.DataFrame(frame))
 
 
-def test_an_order_of_layers_that_a_score_has_made_stays() -> None:
-    rows = with_interval({"layer": ["4", "1"], "mean": [4.0, 1.0]})
-    (ax,) = draw(rows, Forest("layer", Axis("y"))).axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["4", "1"]
+def test_captions_say_what_all_networks_share() -> None:
+    frame = interval(average(rows(TABLES, "gaps", 1.0), "mean_gap", ("panel", "batch_size", "seed")), "mean_gap",
+                     ("panel", "batch_size"))  # fmt: skip
+    drawn = draw(Forest("batch_size", GAP), frame, "Batches of {batch_size}. {schedule}")
+    assert "Batches of 4, 32. The learning rate is constant. Means" in list_texts(drawn)
 
 
-def test_columns_of_a_map_can_be_told_apart() -> None:
-    epochs = [0.25, 1.0, 12.25, 12.4, 112.5, 1000.0, np.nan]
-    rows = with_interval({"layer": "1", "epoch": epochs, "mean": np.arange(7.0)})
-    ax = draw(rows, HeatMap("epoch", "layer", Axis("gap"))).axes[0]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.25", "1", "12.2", "12.4", "112", "1000", "none"]
+def test_every_estimator_has_a_look_of_its_own() -> None:
+    names = [*ESTIMATORS, "mine", "yours"]
+    looks = choose_looks(name_series(pd.DataFrame({"estimator": names}), "estimator"), "estimator")
+    assert len({(look["color"], str(look["linestyle"])) for look in looks.values()}) == len(names)
+    many = choose_looks(name_series(pd.DataFrame({"size": range(20)}), "size"), "size")
+    assert len({(look["color"], look["marker"]) for look in many.values()}) == 20
 
 
-def test_colours_around_zero() -> None:
-    signed = draw(fields().assign(mean=[-3.0, 1, 1, 1, 1, 1, 2]), HeatMap("epoch", "layer", Axis("gap")))
-    norm = signed.axes[0].collections[0].norm
-    assert (norm.vmin, norm.vmax) == (-3, 3)
-    zero = draw(fields().assign(mean=[0.0, 1, 2, 4, 1, 1, 2]), HeatMap("epoch", "layer", Axis("gap", log=True)))
-    norm = zero.axes[0].collections[0].norm
-    assert (norm.vmin, norm.vmax) == (1, 4) and norm(0.0) == 0.0
-    limited = draw(fields(), HeatMap("epoch", "layer", Axis("gap", (0, 1))))
-    assert limited.axes[0].collections[0].get_clim() == (0, 1)
-    with pytest.raises(ValueError, match="duplicate"):
-        draw(pd.concat([fields(), fields()]), HeatMap("epoch", "layer", Axis("gap")))
+@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (10, (2, 5)), (12, (3, 4))])
+def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
+    frame = pd.DataFrame({"panel": [str(n) for n in range(panels)], "epoch": 1.0, "line": "a", "mean": 1.0,
+                          "low": 0.5, "high": 2.0, "n": 3, "log": False})  # fmt: skip
+    shape = draw(Curves("epoch", "line", GAP), frame).axes[0].get_gridspec()
+    assert (shape.nrows, shape.ncols) == grid
 
 
-def test_forests_share_rows_where_a_panel_lacks_one() -> None:
-    rows = pd.concat([with_interval({"setting": ["lr", "flip"], "mean": [1.0, 2.0]}).assign(panel="a"),
-                      with_interval({"setting": ["decay", "flip"], "mean": [3.0, 4.0]}).assign(panel="b")])  # fmt: skip
-    drawn = draw(rows, Forest("setting", Axis("points"), (0.0, "no cost")))
-    first, second = drawn.axes
-    assert [label.get_text() for label in first.get_yticklabels()] == ["lr", "flip", "decay"]
-    points = [[line.get_xydata().tolist() for line in ax.get_lines() if line.get_marker() == "o"] for ax in drawn.axes]
-    assert points == [[[[1, 0], [2, 1]]], [[[3, 2], [4, 1]]]]
-    bars = [segment.tolist() for segment in second.collections[0].get_segments()]
-    assert bars == [[[2, 2], [5, 2]], [[3, 1], [6, 1]]]
-    assert first.get_xlim() == second.get_xlim()  # bars of one length mean the same
-    assert first.get_ylim() == (2.5, -0.5) and drawn.legends[0].get_texts()[0].get_text() == "no cost"
-    with pytest.raises(ValueError, match="setting flip has several rows"):
-        panel(Forest("setting", Axis("x")), pd.concat([rows[:2], rows[1:2]]))
-    many = with_interval({"setting": [f"s{i}" for i in range(41)], "mean": 1.0})
-    with pytest.raises(UserError, match="room for 40 rows"):
-        panel(Forest("setting", Axis("x")), many)
-
-
-@pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (12, (3, 4)), (15, (3, 5))])
-def test_panels_stand_in_rows_of_four_or_of_five_where_these_are_full(panels: int, grid: tuple[int, int]) -> None:
-    rows = with_interval({"panel": [str(n) for n in range(panels)], "x": 1.0, "line": "a", "mean": 1.0})
-    shape = draw(rows, Curves("x", "line", Axis("y"))).axes[0].get_subplotspec()
-    assert shape is not None and shape.get_gridspec().get_geometry() == grid
+def test_files_are_the_same_each_time(tmp_path: Path) -> None:
+    frame = score("gaps", "mean_gap", ("panel", "batch_size", "momentum"), at=1.0, layer="2")(TABLES)
+    files = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        path = drawing.save(draw(Curves("momentum", "batch_size", GAP), frame), folder, "gap")
+        files.append((path.read_bytes(), path.with_suffix(".pdf").read_bytes()))
+    assert files[0] == files[1] and Image.open(path).mode == "P"
+    drawing.save(draw(Curves("momentum", "batch_size", GAP), frame), tmp_path / "c", "gap", pdf=False)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["gap.png"]

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from bnlab.harness.errors import UserError
+from bnlab.harness.reporting import frames
 from bnlab.harness.reporting.experiment import (
     Claim,
     Experiment,
     Rule,
-    Tables,
+    Score,
     above,
     answers,
     below,
-    declared,
     holm,
     p_values,
     verdicts,
     within,
 )
-from bnlab.harness.reporting.frames import interval, rows
+from bnlab.harness.reporting.frames import interval
+from tests.harness.reporting.planted import plant
 
 SAMPLES = {
     "wide": [0.2, 3.1, -2.4, 1.0],
@@ -83,11 +84,15 @@ def test_a_closed_form() -> None:
     assert holds[0] == pytest.approx(0.5 - np.arctan(2) / np.pi) and holds[0] + fails[0] == pytest.approx(1)
 
 
-def test_holm_by_hand() -> None:
-    # 0.01·4, 0.011·3 (not below 0.04), 0.02·2, 0.5
-    assert holm(np.array([0.5, 0.011, 0.02, 0.01])) == pytest.approx([0.5, 0.04, 0.04, 0.04])
-    assert holm(np.array([0.6, np.nan, 0.7])) == pytest.approx([1, np.nan, 1], nan_ok=True)
-    assert holm(np.array([np.nan, np.nan])) == pytest.approx([np.nan] * 2, nan_ok=True)
+@given(st.lists(st.floats(0, 1) | st.just(np.nan), max_size=8))
+def test_holm_is_that_of_its_definition(p: list[float]) -> None:
+    """Reject in order of size as long as the k-th smallest of m is at most level / (m − k + 1)."""
+    adjusted, tested = holm(np.array(p)), sorted(x for x in p if not np.isnan(x))
+    for level in (0.01, 0.05, 0.3):
+        passed = [x <= level / (len(tested) - k) for k, x in enumerate(tested)]
+        count = passed.index(False) if False in passed else len(passed)
+        assert (adjusted <= level + 1e-12).sum() >= count >= (adjusted <= level - 1e-12).sum()
+    assert np.isnan(adjusted).tolist() == np.isnan(p).tolist()
 
 
 def test_each_verdict() -> None:
@@ -160,111 +165,32 @@ def test_rules() -> None:
         above(np.nan)
 
 
-def planted() -> dict[str, pd.DataFrame]:
-    runs = pd.DataFrame({"run": list("abcd"), "seed": [0, 1] * 2, "batch_size": [32, 32, 4, 4], "steps": 10,
-                         "final_loss": 1.0})  # fmt: skip
-    gaps = pd.DataFrame({"run": list("abcd"), "step": 10, "estimator": "ema", "momentum": 0.1, "layer": "x"})
-    return {"runs": runs, "gaps": gaps.assign(mean_gap=[2.0, 2.1, -2.0, -2.1], kl=1.0), "drift": gaps[:0]}
-
-
-def score_gaps(tables: Tables) -> pd.DataFrame:
-    return interval(rows(tables, "gaps", (1.0,)), "mean_gap", ["panel", "batch_size", "momentum"])
-
-
-CLAIM = Claim("positive", "It is positive.", score_gaps, above(0.0, "σ", "0 is no effect"))
-EXPERIMENT = Experiment(name="trial", question="?", answers=("Q0",), source="none", columns={"gaps": ("mean_gap",)},
-                        figures=(), claims=(CLAIM,))  # fmt: skip
+def answer(*scores: Score) -> pd.DataFrame:
+    claims = {f"claim{n}": Claim("It is positive.", score, above(0.0, "σ", "none")) for n, score in enumerate(scores)}
+    return answers(Experiment(answers=("Q0",), figures={}, claims=claims, name="trial"), plant())
 
 
 def test_answers_has_a_row_for_each_condition() -> None:
-    found = answers(EXPERIMENT, planted())
+    by = ("panel", "batch_size", "estimator", "momentum")
+    found = answer(frames.score("evaluations", "accuracy", by, at=1.0, against="exact", scale=-100))
     assert list(found) == ["experiment", "claim", "condition", "where", "mean", "low", "high", "n", "verdict"]
-    shown = found[["experiment", "claim", "condition", "mean", "n", "verdict"]].values.tolist()
-    assert shown == [
-        ["trial", "positive", "at the end of training, batch size 4, momentum 0.1", -2.05, 2, "fails"],
-        ["trial", "positive", "at the end of training, batch size 32, momentum 0.1", 2.05, 2, "holds"],
-    ]
-    half = stats.t.ppf(0.975, 1) * 0.05  # of the condition alone
-    assert found["low"].to_list() == pytest.approx([-2.05 - half, 2.05 - half])
+    shown = found[["experiment", "claim", "condition", "n", "verdict"]].to_numpy().tolist()
+    for size, momentum in ((4, 0.1), (4, 0.5), (32, 0.1), (32, 0.5)):
+        condition = f"at the end of training, batch size {size}, EMA (momentum {momentum})"
+        assert ["trial", "claim0", condition, 3, "holds"] in shown
+    assert found["mean"].to_list() == pytest.approx([3, 1, 3, 1])
 
 
-def test_conditions_name_estimators_and_keep_the_order_of_panels() -> None:
-    frame = pd.DataFrame({"panel": ["z", "z", "a"], "estimator": ["precise", "ema", "ema"],
-                          "momentum": [np.nan, 0.1, 0.2], "mean": 1.0, "low": 0.0, "high": 2.0, "n": 3, "error": 1.0,
-                          "log": False})  # fmt: skip
-    found = answers(replace(EXPERIMENT, claims=(replace(CLAIM, score=lambda _: frame),)), planted())
-    assert found["condition"].to_list() == ["z, EMA (momentum 0.1)", "z, precise BN", "a, EMA (momentum 0.2)"]
+def test_conditions_have_panels_in_order_of_appearance_and_layers_counted() -> None:
+    (places,) = (answer(frames.score("gaps", "mean_gap", ("panel", "layer"), at=(1.0, 0.1), momentum=0.1,
+                                     batch_size=4))["where"],)  # fmt: skip
+    late, early = "at the end of training", "after 10% of training"
+    assert list(places) == [(late, "layer 1"), (late, "layer 2"), (early, "layer 1"), (early, "layer 2")]
 
 
-def test_a_claim_answers_what_its_experiment_does() -> None:
-    assert replace(EXPERIMENT, claims=(replace(CLAIM, answers=("Q0",)),))
-    with pytest.raises(ValueError, match="trial: claim positive answers Q1, which the experiment does not list"):
-        replace(EXPERIMENT, claims=(replace(CLAIM, answers=("Q1",)),))
-
-
-def test_a_claim_without_rows_is_not_measured() -> None:
-    nothing = replace(CLAIM, score=lambda tables: score_gaps(tables)[:0])
-    (row,) = answers(replace(EXPERIMENT, claims=(nothing,)), planted()).to_dict("records")
-    assert (row["condition"], row["n"], row["verdict"]) == ("no rows", 0, "not measured")
-    assert answers(replace(EXPERIMENT, claims=()), planted()).empty
-
-
-def test_a_score_without_an_interval() -> None:
-    plain = replace(CLAIM, score=lambda tables: tables["gaps"])
-    with pytest.raises(UserError, match="claim positive: its score has no column 'mean'"):
-        answers(replace(EXPERIMENT, claims=(plain,)), planted())
-
-
-def test_a_condition_has_one_row() -> None:
-    twice = replace(CLAIM, score=lambda tables: pd.concat([score_gaps(tables)] * 2))
-    with pytest.raises(UserError, match=r"claim positive: its score has several rows of one condition; .*'batch_size'"):
-        answers(replace(EXPERIMENT, claims=(twice,)), planted())
-
-
-def test_a_score_may_tell_nothing_apart() -> None:
-    """One row of all, which pandas refused to compare by no column."""
-    whole = replace(CLAIM, score=lambda tables: interval(rows(tables, "gaps", (1.0,), batch_size=4), "mean_gap", ()))
-    found = answers(replace(EXPERIMENT, claims=(whole,)), planted())
-    assert found["where"].to_list() == [()] and len(found) == 1
-
-
-def test_names_are_not_given_twice() -> None:
-    with pytest.raises(ValueError, match="trial: two claims are called 'positive'; give each its own name"):
-        replace(EXPERIMENT, claims=(CLAIM, CLAIM))
-
-
-def test_a_score_that_writes_changes_nothing_for_the_next() -> None:
-    def write(tables: Tables) -> pd.DataFrame:
-        gaps = tables["gaps"]
-        gaps["mean_gap"] = 1.0
-        return score_gaps(tables)
-
-    careless = replace(CLAIM, id="careless", score=write)
-    found = answers(replace(EXPERIMENT, claims=(careless, CLAIM)), planted())
-    alone = answers(EXPERIMENT, planted())
-    assert found[2:]["mean"].to_list() == found[:2]["mean"].to_list() == alone["mean"].to_list()
-
-
-def test_scores_get_what_is_declared() -> None:
-    available = declared(EXPERIMENT, planted())
-    assert set(available) == {"runs", "gaps"} and "final_loss" not in available["runs"]
-    assert set(available["gaps"]) == {"run", "step", "estimator", "momentum", "mean_gap"}
-    with pytest.raises(UserError, match="table 'drift' is not declared"):
-        available["drift"]
-    with pytest.raises(UserError, match="no column 'kl'; is it not declared in the experiment's columns"):
-        interval(rows(available, "gaps"), "kl", ["batch_size"])
-    more = declared(replace(EXPERIMENT, columns={"runs": ("final_loss",)}), planted())
-    assert "final_loss" in more["runs"] and set(more) == {"runs"}
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"gap": ()}, "there is no table 'gap'; choose from runs, gaps, drift"),
-        ({"gaps": ("gap",)}, "table gaps has no column 'gap'"),
-        ({"drift": ("layer",)}, "the table drift has no rows"),
-    ],
-)
-def test_what_is_declared_must_be_there(columns: dict[str, tuple[str, ...]], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        declared(replace(EXPERIMENT, columns=columns), planted())
+def test_a_claim_without_rows_is_not_measured_and_may_tell_nothing_apart() -> None:
+    nothing = frames.score("gaps", "mean_gap", ["layer"], at=0.3)
+    whole = frames.score("gaps", "mean_gap", (), at=1.0, batch_size=4, momentum=0.1, layer="2")
+    found = answer(nothing, whole)
+    assert found["condition"].to_list() == ["no rows", ""] and found["verdict"].to_list()[0] == "not measured"
+    assert answer().empty
