@@ -95,13 +95,6 @@ def test_all_three(write: Write, call: Call, tmp_path: Path) -> None:
     gaps = tables["gaps"].set_index("estimator")["mean_gap"]
     assert list(gaps[["half"]]) == list(gaps[["ema"]]) and not gaps[["exact"]].any()
 
-    # A changed estimator is measured again, on another network: its module is that of the model too.
-    write(MODULE.replace("0.5, dtype", "1.0, dtype"))
-    assert call("sweep", *words, "estimator=[mine.Half,last_batch]").code == 0
-    tables = load("adhoc", f"{tmp_path}/r")
-    gaps = tables["gaps"][tables["gaps"]["run"] != row["run"]].set_index("estimator")["mean_gap"]
-    assert len(tables["runs"]) == 2 and list(gaps[["half"]]) == list(gaps[["last_batch"]])
-
 
 def test_another_source_is_another_network(write: Write) -> None:
     for word in ("model=mine.make_model", "data=mine.read_arrays"):
