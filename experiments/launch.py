@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -37,7 +38,7 @@ def run_job(composed: DictConfig) -> None:
     job = HydraConfig.get()
     if job.runtime.choices["hydra/launcher"] != "basic":
         config.threads = config.threads or 1  # the processes share the cores
-    if job.mode and job.job.num is not None:
+    if job.mode == RunMode.MULTIRUN:
         settings = [word for word in job.overrides.task if not word.startswith(_SAME_FOR_ALL)]
         print(f"job {job.job.num + 1}  {' '.join(settings)}", flush=True)
     try:

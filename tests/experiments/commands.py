@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,9 +49,9 @@ def run(command: str, *words: str, path: Path | None = None, expect: int = 0) ->
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def trained(done: Done) -> list[str]:
-    """The networks that a sweep of one epoch has trained, with repetitions."""
-    return sorted(line.split()[0] for line in done.stdout.splitlines() if "epoch 1/1" in line)
+def list_trained(out: str) -> list[str]:
+    """The networks that a sweep says it has trained, with repetitions."""
+    return sorted(re.findall(r"^(\w+/seed_\d+)  .*trained in", out, re.MULTILINE))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,5 @@
 import importlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,8 +12,14 @@ from tests.experiments.commands import SWEEP, Call, Called, Done, run
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """The results folder of a small sweep, and what the command said. Not to be changed."""
     results = tmp_path_factory.mktemp("swept")
-    words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]", f"results={results}")
-    return results, run("sweep", *words)
+    words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]")
+    return results, run("sweep", *words, f"results={results}")
+
+
+@pytest.fixture
+def results(swept: tuple[Path, Done], tmp_path: Path) -> Path:
+    """A copy of the small sweep's results folder."""
+    return Path(shutil.copytree(swept[0], tmp_path / "results"))
 
 
 @pytest.fixture

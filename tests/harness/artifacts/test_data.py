@@ -10,21 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 from torch import Tensor
 
 from bnlab.harness.artifacts import data, glyphs
-from bnlab.harness.artifacts.data import (
-    DataConfig,
-    Digits,
-    Flippable,
-    Glyphs,
-    Published,
-    augment,
-    check,
-    load_dataset,
-    predicted_images,
-)
+from bnlab.harness.artifacts.data import DataConfig, Digits, Flippable, Glyphs, Published, augment, load_dataset
 from bnlab.harness.artifacts.published import PUBLISHED
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
@@ -68,13 +57,6 @@ def write_cifar10(root: Path) -> np.ndarray:
     return pixels(TEST, 3072, seed=5).reshape(TEST, 3, 32, 32)
 
 
-def write_svhn(root: Path) -> np.ndarray:
-    """The .mat files, where the label of the digit 0 is 10."""
-    for file, n, seed in zip(PUBLISHED["svhn"].files, (TRAIN, TEST), (1, 2), strict=True):
-        savemat(root / file, {"X": pixels(32, 32, 3, n, seed=seed), "y": np.where(labels(n), labels(n), 10)[:, None]})
-    return pixels(32, 32, 3, TEST, seed=2).transpose(3, 2, 0, 1)
-
-
 def restore_pixels(dataset: data.Dataset, images: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
     return (images * std + mean).round().to(torch.uint8)
@@ -88,25 +70,25 @@ def assert_sound(config: DataConfig, sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(2)
     again = load_dataset(config)
     splits = (dataset.train, dataset.val, dataset.test)
-    assert tuple(len(split.labels) for split in splits) == sizes and check(config) == sizes[0]
+    assert tuple(len(split.labels) for split in splits) == sizes and data.check(config) == sizes[0]
     for split, other in zip(splits, (again.train, again.val, again.test), strict=True):
         assert torch.equal(split.images, other.images) and torch.equal(split.labels, other.labels)
     images = [{image.numpy().tobytes() for image in restore_pixels(dataset, split.images)} for split in splits]
     assert not (images[0] & images[1] or images[0] & images[2] or images[1] & images[2])
     for name in ("test", "val", "train"):
-        assert predicted_images(config, name) == len(dataset.images_of(name).labels)
+        assert data.predicted_images(config, name) == len(dataset.images_of(name).labels)
     train = dataset.train.images.double()
     assert dataset.train.images.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(train.shape[1]).double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.ones(train.shape[1]).double())
 
 
-@pytest.mark.parametrize("write", [write_mnist, write_cifar10, write_svhn])
+@pytest.mark.parametrize("write", [write_mnist, write_cifar10])
 def test_published_data(write: Callable[[Path], np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files of the real kind in the real places."""
     name = write.__name__.removeprefix("write_")
-    for module in ("cifar", "svhn"):  # where MD5 sums are compared with those of the real files
-        monkeypatch.setattr(getattr(torchvision().datasets, module), "check_integrity", lambda *_: True)
+    # This compares MD5 sums with those of the real files.
+    monkeypatch.setattr(torchvision().datasets.cifar, "check_integrity", lambda *_: True)
     monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], train=TRAIN, test=TEST))
     expected, config = write(tmp_path), Published(name=name, root=str(tmp_path))
     assert_sound(config, (36, 4, TEST))
@@ -115,7 +97,7 @@ def test_published_data(write: Callable[[Path], np.ndarray], tmp_path: Path, mon
     np.testing.assert_array_equal(dataset.test.labels, labels(TEST))
     (tmp_path / PUBLISHED[name].files[0]).unlink()
     with pytest.raises(UserError, match=f"{name}: {tmp_path}/{PUBLISHED[name].files[0]} is missing; set data.download"):
-        check(config)
+        data.check(config)
 
 
 class Bomb:

@@ -77,15 +77,15 @@ def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_a_grey_network_sees_what_the_colour_network_sees_in_three_equal_channels() -> None:
-    grey, colour = (build(Torchvision(), channels, image_size=32).eval() for channels in (1, 3))
-    image = torch.randn(2, 1, 32, 32)
-    torch.testing.assert_close(grey(image), colour(image.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("config", [Cnn(depth=6, pool_every=9), Mlp(depth=6), Resnet(depth=56)])
-def test_without_a_norm_the_scale_of_activations_is_kept(config: ModelConfig) -> None:
-    model = build(config, image_size=32, norm=NormConfig("none"))
+@pytest.mark.parametrize(
+    ("config", "norm"),
+    [
+        *((config, "none") for config in (Cnn(depth=6, pool_every=9), Mlp(depth=6), Resnet(depth=56))),
+        (Cnn(depth=12, pool_every=99), "gain_control"),
+    ],
+)
+def test_the_scale_of_activations_is_kept_where_no_norm_sets_it(config: ModelConfig, norm: str) -> None:
+    model = build(config, image_size=32, norm=NormConfig(norm))
     scales: list[float] = []
     for module in model.modules():
         if isinstance(module, nn.ReLU):  # in place: the second moment that He et al. keep at 1

@@ -15,7 +15,6 @@ from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, build_model
 from bnlab.harness.artifacts.norms import Batch, BatchRenorm, GainControl, Ghost, Group, NormConfig, Norms, Renorm
 from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Sgd, build_optimizer, train
-from bnlab.harness.errors import UserError
 from bnlab.recording.trace import replay
 from tests import references as ref
 
@@ -37,24 +36,6 @@ def build(config: NormConfig, channels: int = 4, of_images: bool = True, steps: 
     return layer
 
 
-@pytest.mark.parametrize(
-    ("config", "of_images", "groups"),
-    [
-        (Group(groups=2), True, 2),
-        (Group(groups=2), False, 2),
-        (NormConfig("layer"), True, 1),
-        (NormConfig("layer"), False, 1),
-        (NormConfig("instance"), True, 4),
-    ],
-)
-@pytest.mark.parametrize("training", [True, False])
-def test_torchs_norms_of_single_images(config: NormConfig, of_images: bool, groups: int, training: bool) -> None:
-    layer, x = build(config, of_images=of_images), draw(*(IMAGES if of_images else ROWS))
-    expected = ref.scale_channels(ref.group_normalize(x, groups), layer.weight, layer.bias)
-    torch.testing.assert_close(layer.train(training)(x), expected)
-    torch.testing.assert_close(layer(x[:1]), expected[:1])  # an image alone
-
-
 @pytest.mark.parametrize("of_images", [True, False])
 def test_a_frozen_norm_is_a_scale_and_a_shift_in_training_too(of_images: bool) -> None:
     layer, x = build(NormConfig("frozen"), of_images=of_images), draw(*(IMAGES if of_images else ROWS))
@@ -74,17 +55,6 @@ def test_gain_control() -> None:
     torch.testing.assert_close(layer(x[:1]), expected[:1])
     with pytest.raises(ValueError, match="one pixel is its own mean"):
         layer(x[:, :, :1, :1])
-
-
-def test_gain_control_keeps_the_second_moment_of_independent_pixels() -> None:
-    norm, network = NormConfig("gain_control"), Cnn(depth=12, pool_every=99)
-    model = build_model(network, norm, channels=1, image_size=24, classes=2, seed=0)
-    scales: list[float] = []
-    for module in model.modules():
-        if isinstance(module, nn.ReLU):
-            module.register_forward_hook(lambda _, __, out: scales.append(out.square().mean().item()))
-    model(torch.randn(16, 1, 24, 24, generator=torch.Generator().manual_seed(0)))
-    assert all(0.4 < scale < 2.5 for scale in scales), scales
 
 
 @pytest.mark.parametrize(("images", "count"), [(2, 1), (5, 1), (8, 2), (11, 2)])
@@ -207,16 +177,16 @@ def test_a_batch_renorm_is_recorded_as_a_batch_norm_and_reads_its_own_averages_m
 
 SPLIT = Split(draw(24, 1, 8, 8).float(), torch.arange(24) % 10)
 NETWORKS = [Cnn(depth=2, width=8), Mlp(width=16), Resnet(depth=8, width=8)]
+MEANINGLESS = [("mlp", "instance"), ("mlp", "gain_control")]
 CHOICES = [Batch(), Ghost(batch_size=4), Renorm(), Group(groups=4), *list(norms.CHOICES.values())[4:]]
 
 
-@pytest.mark.parametrize("norm", CHOICES, ids=lambda norm: norm.name)
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize(
+    ("network", "norm"),
+    [(network, norm) for network in NETWORKS for norm in CHOICES if (network.name, norm.name) not in MEANINGLESS],
+    ids=lambda choice: choice.name,
+)
 def test_two_updates_change_every_weight(network: ModelConfig, norm: NormConfig) -> None:
-    if network.name == "mlp" and norm.name in ("instance", "gain_control"):
-        with pytest.raises(UserError, match=f"^norm={norm.name}: a unit of an mlp has one value"):
-            build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
-        return
     size = 12 if norm.name in norms.RECORDED else 1
     model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0, steps=2)
     optimizer = Sgd(lr=0.01, lr_scaling="none", schedule="constant")

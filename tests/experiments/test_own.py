@@ -1,0 +1,160 @@
+"""A model, a data set and an estimator of the user's own, by import path: trained, measured, told apart by source."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab.harness import load
+from bnlab.harness.artifacts.data import OwnData, load_dataset
+from bnlab.harness.artifacts.settings import network_hash
+from experiments.compose import plan_jobs
+from tests.experiments.commands import Call
+
+MODULE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from bnlab.estimators import Estimator
+
+
+def make_model(channels, image_size, classes):
+    head = nn.Linear(4 * (image_size - 2) ** 2, classes)
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), head)
+
+
+def read_arrays(root):
+    draw = np.random.default_rng(0)
+    return [(draw.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8), np.arange(n) % 3) for n in (40, 12)]
+
+
+class Images:
+    def __init__(self, part, convert):
+        self.images, self.labels = part
+        self.convert = convert
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.convert(self.images[index]), int(self.labels[index])
+
+
+def read_images(root):
+    return [Images(part, lambda image: Image.fromarray(image.transpose(1, 2, 0))) for part in read_arrays(root)]
+
+
+def read_tensors(root):
+    return [Images(part, lambda image: torch.from_numpy(image) / 255) for part in read_arrays(root)]
+
+
+@dataclass(frozen=True)
+class Half(Estimator):
+    name: ClassVar[str] = "half"
+
+    def gains(self, stream):
+        return torch.full((len(stream),), 0.5, dtype=torch.float64)
+"""
+WORDS = ("model=mine.make_model", "data=mine.read_arrays", "steps=9", "batch_size=12", "measurements=[gaps]")
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes the module `mine`, which is imported again as a new process would."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def written(text: str) -> None:
+        (tmp_path / "mine.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        importlib.invalidate_caches()
+
+    return written
+
+
+def test_all_three(write: Write, call: Call, tmp_path: Path) -> None:
+    write(MODULE)
+    words = (*WORDS, f"data.root={tmp_path}", f"results={tmp_path}/r")
+    code, _, err = call("sweep", *words, "momentum=0.5", "estimator=[ema,mine.Half,exact]")
+    assert code == 0, err
+    tables = load("adhoc", f"{tmp_path}/r")
+    (row,) = tables["runs"].to_dict("records")
+    assert (row["data"], row["model"], row["status"]) == ("mine.read_arrays", "mine.make_model", "finished")
+    gaps = tables["gaps"].set_index("estimator")["mean_gap"]
+    assert list(gaps[["half"]]) == list(gaps[["ema"]]) and not gaps[["exact"]].any()
+
+
+def test_another_source_is_another_network(write: Write) -> None:
+    for word in ("model=mine.make_model", "data=mine.read_arrays"):
+        hashes = []
+        for text in (MODULE, MODULE, f"{MODULE}# changed\n"):
+            write(text)
+            hashes.append(network_hash(plan_jobs([word, "batch_size=12"]).configs[0]))
+        assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("function", ["read_images", "read_tensors"])
+def test_a_data_set_like_torchvisions_is_its_arrays(function: str, write: Write, tmp_path: Path) -> None:
+    write(MODULE)
+    found, expected = (
+        load_dataset(OwnData(name=f"mine.{name}", root=str(tmp_path))) for name in (function, "read_arrays")
+    )
+    assert (len(found.train.labels), len(found.val.labels), len(found.test.labels), found.classes) == (36, 4, 12, 3)
+    for split in ("train", "val", "test"):
+        assert torch.equal(found.images_of(split).images, expected.images_of(split).images)
+        assert torch.equal(found.images_of(split).labels, expected.images_of(split).labels)
+    assert len(found.test.labels[:6].unique()) > 1, "in an order of their own"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("import numpy", "import nowhere_to_be_found", "mine.py:5: ModuleNotFoundError: "),
+        ("default_rng(0)", "default_rng(1 / 0)", "data=mine.read_arrays: .*mine.py:19: ZeroDivisionError"),
+        (
+            "dtype=np.uint8",
+            "dtype=np.int16",
+            "data=mine.read_arrays: found torch.int16 images .* uint8 images .N, C, H, W.",
+        ),
+        ("def make_model", "def other", "mine.make_model: cannot be imported, AttributeError"),
+        ("return nn.Sequential", "return len", "model=mine.make_model: .*mine.py:15: TypeError"),
+        ("head)\n", "head), 3\n", "model=mine.make_model: has to give a torch.nn.Module, found a tuple"),
+        ("nn.Conv2d(channels", "nn.Conv2d(7", "model=mine.make_model: cannot take 3×8×8 images"),
+        ("(len(stream),)", "(3,)", "estimator=half: mine.Half fails on a stream of 8 batches: "),
+        ("Half(Estimator)", "Half", "estimator=mine.Half: "),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(
+    old: str, new: str, message: str, write: Write, call: Call, tmp_path: Path
+) -> None:
+    write(MODULE.replace(old, new, 1))
+    code, _, err = call("sweep", *WORDS, f"data.root={tmp_path}", "estimator=[mine.Half]", f"results={tmp_path}/r")
+    assert code == 2 and err.count("\n") <= 2 and "Traceback" not in err and re.search(message, err), err
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_estimator_that_fails_in_the_end_leaves_the_rows_of_all_others(
+    write: Write, call: Call, tmp_path: Path
+) -> None:
+    write(MODULE.replace("return torch.full", "return 1 / 0 if len(stream) > 8 else torch.full"))
+    words = ("steps=9", "batch_size=256", "measurements=[gaps]", "estimator=[mine.Half,ema]", f"results={tmp_path}/r")
+    code, _, err = call("sweep", *words)
+    tables = load("adhoc", f"{tmp_path}/r")
+    assert code == 1 and "mine.py:48: ZeroDivisionError" in err and "Traceback" not in err
+    assert list(tables["runs"]["status"]) == ["failed"] and set(tables["gaps"]["estimator"]) == {"ema"}
+    write(MODULE)
+    assert call("sweep", *words).code == 0
+    tables = load("adhoc", f"{tmp_path}/r")
+    assert list(tables["runs"]["status"]) == ["finished"] and set(tables["gaps"]["estimator"]) == {"ema", "half"}
