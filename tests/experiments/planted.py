@@ -12,7 +12,7 @@ import pandas as pd
 
 from bnlab.decomposition import TERMS
 from bnlab.harness.reporting.experiment import answers
-from bnlab.harness.schema import LOG, TABLES, conform, empty_part
+from bnlab.harness.schema import LOG, TABLES, empty
 from experiments.explain import CONF
 from experiments.questions import find_experiment
 
@@ -101,7 +101,7 @@ def score_claim(name: str, claim: str, tables: Mapping[str, pd.DataFrame]) -> pd
 def reference(name: str) -> dict[str, pd.DataFrame]:
     """The committed tables of an experiment."""
     folder = CONF.parent / "results" / "reference" / name
-    empty = {table: conform(table, empty_part(table)) for table in TABLES}
+    empty = {name: empty(table.schema) for name, table in TABLES.items()}
     return empty | {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
 
 
