@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.files import digest, set_aside, write_whole
+from bnlab.files import Unreadable, digest, reading, set_aside, write_whole
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +20,17 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="no space"):
         write_whole(path, half)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), OSError("thrift"), KeyError("layers")])
+def test_a_file_that_cannot_be_read_is_named(error: Exception) -> None:
+    with pytest.raises(Unreadable, match=r"x.json: cannot be read \("), reading("x.json"):
+        raise error
+
+
+def test_a_file_that_may_not_be_read_is_not_damaged() -> None:
+    with pytest.raises(PermissionError), reading("x.json"):
+        raise PermissionError(13, "Permission denied")
 
 
 def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,81 +3,41 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bnlab.estimators import list_estimators
+from bnlab.files import digest
 from bnlab.harness import load
-from bnlab.harness.errors import where_raised
-from tests.experiments.commands import Call, Done, run
+from bnlab.harness.artifacts.own import digest_of_source, import_object
+from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.jobs import attempt, prepare
+from tests.conftest import small_config
+from tests.experiments.commands import run
 
-MODULE = """
-import pandas as pd
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
-def score(tables):
-    return pd.DataFrame({"panel": ["all"], "mean": [1.0], "n": [1], "low": 0, "high": 2, "error": 1, "log": False})
-def plot(frame, *, ax):
-    ax.plot([0, 1], [0, 1])
-    return ax
-def decide(tables):
-    return score(tables)
-EXPERIMENT = Experiment(name="mine", question="q", answers=(), source="s", columns={"gaps": ("mean_gap",)},
-    figures=(Figure("one", "t", "c", score, plot),), claims=(Claim("c", "t", decide, above(0, "u", "r")),))
+LEAVING = """
+import sys
+from dataclasses import dataclass
+from bnlab.estimators import Estimator
+
+@dataclass(frozen=True)
+class Leaving(Estimator):
+    name = "leaving"
+    def gains(self, stream):
+        if len(stream) > {most}: sys.exit("enough")
+        return stream.counts[:, 0] * 0 + 1
 """
-SCORE = """from bnlab.harness.reporting.frames import score as score_of
-rows_of = score_of("gaps", "mean_gap", ("panel", "batch_size"), 1.0)
-EXPERIMENT"""
-# The module experiments/questions/mine.py (None: there is none), and what the message says
-MODULES = {
-    "missing": (None, r"experiments/questions/mine.py: is missing; it has the figures"),
-    "syntax": ("x = [\n", r"mine.py: cannot be imported, .*mine.py:1: SyntaxError"),
-    "import": ("\nimport nowhere_to_be_found\n", r"cannot be imported, .*mine.py:2: ModuleNotFoundError: .*nowhere"),
-    "exit": ("import sys\nsys.exit(3)\n", r"cannot be imported, .*mine.py:2: SystemExit: 3"),
-    "no experiment": ("def score(tables): return []\n", r"mine.py: needs EXPERIMENT"),
-    "other experiment": ("EXPERIMENT = ['gap']\n", r"mine.py: needs EXPERIMENT"),
-    "name": (MODULE.replace('"mine"', '"yours"'), r"mine.py: its EXPERIMENT has the name 'yours'; give it"),
-    "table": (MODULE.replace('"gaps"', '"gap"'), r"columns.*: there is no table 'gap'; choose from runs, gaps"),
-    "column": (MODULE.replace("mean_gap", "gap"), r"columns.*: table gaps has no column 'gap'"),
-    "score": (
-        MODULE.replace("[1.0]", "[1.0, 2.0]"),
-        r"figure one failed: .*mine.py:5: ValueError.*\n.*run: ",
-    ),
-    "plot": (MODULE.replace("[0, 1], [0, 1]", "frame.x"), r"figure one failed: .*mine.py:7: AttributeError"),
-    "exit in plot": (MODULE.replace("ax.plot(", "exit("), r"figure one failed: .*mine.py:7: "),
-    "claim": (
-        MODULE.replace("return score(", "1 / 0, score("),
-        r"the claims \(claim \w+\) failed: .*mine.py:10: ZeroDivisionError",
-    ),
-    "claim's arguments": (
-        MODULE.replace("decide,", "rows_of,").replace("EXPERIMENT", SCORE, 1),
-        r"the claims \(claim c\) failed: TypeError: 'float' object is not iterable",
-    ),
-    "figure's name": (MODULE.replace('"one"', '"../../one"'), r"cannot be imported, .*a figure is called '../../one'"),
-    "empty": (
-        MODULE.replace('"gaps": ("mean_gap",)', '"drift": ("run",)'),
-        r"columns, from .*tables: the table drift has no rows\nrun: .*results=",
-    ),
-}
 
 
-@pytest.mark.parametrize("case", list(MODULES))
-def test_a_mistake_in_a_module_of_figures(
-    case: str, conf: Path, results: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text, message = MODULES[case]
-    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
-    if text is not None:
-        (tmp_path / "mine.py").write_text(text)
-    monkeypatch.setattr("experiments.questions.__path__", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "experiments.questions.mine", raising=False)
-    (results / "adhoc").rename(results / "mine")
-    code, out, err = call("figures experiment=mine", f"results={results}")
-    sys.modules.pop("experiments.questions.mine", None)
-    assert code == 2 and not out and not list(tmp_path.rglob("*.png"))
-    assert err.startswith("error: ") and err.count("\n") <= 2 and "Traceback" not in err
-    assert re.search(message, err), err
+@pytest.fixture(autouse=True)
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules of the test's folder can be imported; estimators of theirs are none after the test."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    if "leaving" in list_estimators():
+        list_estimators()["leaving"].name = f"left {tmp_path}"
 
 
 def test_the_last_line_of_the_users_own_code() -> None:
@@ -87,58 +47,45 @@ def test_the_last_line_of_the_users_own_code() -> None:
     assert where_raised(RuntimeError("a\n  b")) == "RuntimeError: a b"
 
 
-@pytest.mark.parametrize("command", ["sweep experiment=quickstart", "figures experiment=quickstart", "runs list"])
-def test_ctrl_c_while_a_command_starts(command: str, tmp_path: Path) -> None:
+def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:
     """Importing torch takes most of that time."""
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
-    done = run(*command.split(), path=tmp_path, expect=130)
+    done = run("sweep", "experiment=quickstart", path=tmp_path, expect=130)
     assert not done.stdout and done.stderr.strip() == "stopped; the same command continues"
 
 
-LEAVING = """
-from dataclasses import dataclass
-from typing import ClassVar
-import sys
-from bnlab.estimators import Estimator
-
-@dataclass(frozen=True)
-class Leaving(Estimator):
-    name: ClassVar[str] = "leaving"
-    def gains(self, stream):
-        sys.exit("enough")
-"""
-
-
-OTHERWISE = "        return stream.counts[:, 0] * 0 + 1"
-
-
-def test_an_estimator_that_leaves(tmp_path: Path) -> None:
-    (tmp_path / "leaver.py").write_text(LEAVING)
-    (tmp_path / "gone.py").write_text("import sys\nsys.exit(0)\n")
-    words = ("steps=3", "batch_size=256", f"results={tmp_path}/results")
-    done = run("sweep", *words, "estimator=gone.Gone", path=tmp_path, expect=2)
-    assert "gone.py:2: SystemExit: 0" in done.stderr and done.stderr.count("\n") == 1
-    done = run("sweep", "-m", "seed=0,1", *words, "estimator=leaver.Leaving", path=tmp_path, expect=2)
-    assert "leaver.py:11: SystemExit: enough" in done.stderr and done.stderr.count("\n") == 1
-    (tmp_path / "later.py").write_text(LEAVING.replace("sys.exit", "if len(stream) > 8: sys.exit") + OTHERWISE)
-    words = ("steps=9", *words[1:])
-    done = run("sweep", "-m", "seed=0,1", *words, "estimator=later.Leaving", path=tmp_path, expect=1)
-    assert done.stderr.count("later.py:11: SystemExit: enough") == 2 and "Traceback" not in done.stderr
-    assert set(load("adhoc", tmp_path / "results")["runs"]["status"]) == {"failed"}
-
-
-def test_a_damaged_part_in_a_read_only_folder(
-    swept: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(swept[0] / "adhoc", tmp_path / "adhoc")
-    part = min((tmp_path / "adhoc" / "parts" / "gaps").iterdir())
-    part.write_bytes(b"nonsense")
-
-    def refused(path: Path, target: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "replace", refused)
-    rows = load("adhoc", tmp_path)["gaps"]
-    assert 0 < len(rows) < len(load("adhoc", swept[0])["gaps"])
+@pytest.mark.parametrize("most", [0, 8])
+def test_an_estimator_that_leaves(most: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the short stream before training, or on the network's: then its job fails, and nothing is measured."""
+    (tmp_path / f"leaver_{most}.py").write_text(LEAVING.format(most=most))
+    job = small_config(tmp_path, estimator=f"leaver_{most}.Leaving", measurements="gaps")
+    if most == 0:
+        with pytest.raises(UserError, match=r"leaver_0.py:10: SystemExit: enough"):
+            prepare([job])
+        return
+    prepare([job])
+    assert attempt(job) is not None
     err = capsys.readouterr().err
-    assert str(part) in err and "cannot be set aside (Permission denied)" in err and part.exists()
+    assert "leaver_8.py:10: SystemExit: enough" in err and "Traceback" not in err
+    found = load("adhoc", tmp_path)
+    assert list(found["runs"]["status"]) == ["failed"] and found["gaps"].empty
+
+
+def test_a_module_that_leaves(tmp_path: Path) -> None:
+    (tmp_path / "gone.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UserError, match=r"estimator=gone.Gone: .*gone.py:2: SystemExit: 0"):
+        prepare([small_config(tmp_path, estimator="gone.Gone")])
+
+
+def test_own_code_is_known_by_its_module(tmp_path: Path) -> None:
+    """What that imports is not followed; what cannot be imported is named with its line."""
+    for name, text in {"a": "import mine_c\ndef make(): pass\n", "b": "def make(): pass\n", "c": "x = 1\n"}.items():
+        (tmp_path / f"mine_{name}.py").write_text(text)
+    first, second = (import_object(f"mine_{name}.make") for name in "ab")
+    assert digest_of_source(first) != digest_of_source(second)
+    assert digest_of_source(second) == digest("def make(): pass\n", digits=10)
+    (tmp_path / "mine_d.py").write_text("\n1 / 0\n")
+    with pytest.raises(UserError, match=r"^mine_d.make: cannot be imported, .*mine_d.py:2: ZeroDivisionError"):
+        import_object("mine_d.make")
+    with pytest.raises(UserError, match=r"^mine_c.make: cannot be imported, AttributeError: .*'make'"):
+        import_object("mine_c.make")

@@ -9,6 +9,7 @@ import json
 import traceback
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bnlab.files import Unreadable, digest
@@ -47,7 +48,7 @@ def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures
         for steps, group in missing.items():  # what lacks the same steps is measured together
             frames += _measure(run, name, group, [*steps], failures, images)
     frame = pd.concat(frames, ignore_index=True)
-    frame = frame[[key in wanted for key in _keys(frame)]]
+    frame = frame[np.array([key in wanted for key in _keys(frame)], dtype=bool)]
     key = list(TABLES[name].key)
     return frame.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import seed_by
-from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
@@ -41,13 +41,9 @@ def counterexamples(run: Run, sources: list[RunningAverage], steps: list[int]) -
             changed, truth = construct(case, size, stream, run.config.batch_size)
             off = (replay_means(sources, changed) - truth) / deviation(stream)
             errors[k, :, c] = off.square().mean(1).sqrt()
-    index = np.indices(errors.shape).reshape(3, -1)
-    frame = key_columns(run, [*sources], steps, index[1], index[0])
-    frame["case"] = np.array([case for case, _ in _CASES])[index[2]]
-    frame["size"] = np.array([size for _, size in _CASES])[index[2]]
-    frame["batches"] = np.array(lengths)[index[0]]
-    frame["error"] = errors.flatten()
-    return frame
+    cases, sizes = zip(*_CASES, strict=True)
+    values = {"size": sizes, "batches": np.array(lengths)[:, None, None], "error": errors}
+    return tabulate(run, sources, steps, values, case=cases)
 
 
 def shuffle_last(run: Run, stream: Stream) -> Stream:

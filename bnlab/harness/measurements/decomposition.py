@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from bnlab.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
-from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
 
 NORMS = ("batch",)  # a step counts as one batch, which frozen weights normalize as in training
@@ -39,9 +38,7 @@ def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataF
         for source in sources:
             terms = decompose(run.model_at(step), trace, past.__getitem__, batches,
                               momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip
-            averages = _average(run, step, terms)
-            first = np.zeros(len(averages), dtype=int)
-            frames.append(key_columns(run, [source], [step], first, first).join(averages))
+            frames.append(tabulate(run, [source], [step], {}).merge(_average(run, step, terms), how="cross"))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -24,7 +24,7 @@ from bnlab.harness.measurements.frozen import (
     population_split,
     trace_of,
 )
-from bnlab.harness.measurements.gaps import flat_statistics, key_columns
+from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_exact
 from bnlab.inference import applied
 from bnlab.statistics import using
@@ -58,12 +58,9 @@ def evaluations(
 ) -> pd.DataFrame:
     """One row for each step and source: how the images of a split are predicted under a shift, see `Run.images_of`."""
     images = run.images_of(split, shift)
-    index = np.indices((len(steps), len(sources))).reshape(2, -1)
-    frame = key_columns(run, sources, steps, index[1], index[0])
-    frame["split"] = split
-    frame["shift"] = shift
-    frame["images"] = len(images.labels)
-    frame["stat_images"] = [stat_images(run, sources[s], steps[k]) for k, s in index.T]
+    used = [[stat_images(run, source, step) for source in sources] for step in steps]
+    columns = {"split": split, "shift": shift, "images": len(images.labels), "stat_images": used}
+    frame = tabulate(run, sources, steps, columns)
     if run.has_trace:
         rows = _score_sources(run, sources, steps, images)
     else:

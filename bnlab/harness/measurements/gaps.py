@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -28,23 +31,16 @@ def gaps(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
     """One row for each step, source and layer; `exact` on the training split is the reference."""
     layout = trace_of(run).layout
     estimates = flat_statistics(run, sources, steps)
-    shape = (len(sources), len(layout.names))
     found = []
     for k, step in enumerate(steps):
         reference = layout.flatten(frozen_statistics(run, step, EXACT))
         estimate = estimates[:, k]
         ratio = layout.layer_means((estimate[:, 1] + layout.channel_eps) / (reference[1] + layout.channel_eps))
-        values = torch.cat((layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]))
-        found.append(values)
-    values = torch.stack(found, dim=1)  # [columns, steps, sources, layers]
-    index = np.indices((len(steps), *shape)).reshape(3, -1)
-    frame = key_columns(run, sources, steps, index[1], index[0])
-    frame["layer"] = np.array(layout.names)[index[2]]
-    frame["depth"] = index[2] + 1
-    frame["channels"] = np.array(layout.channels)[index[2]]
-    for column, value in zip((*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio"), values, strict=True):
-        frame[column] = value.flatten().numpy()
-    return frame
+        measured = torch.cat((layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]))
+        found.append(measured)
+    names = (*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio")
+    values = dict(zip(names, torch.stack(found, dim=1).numpy(), strict=True))  # each [steps, sources, layers]
+    return tabulate(run, sources, steps, {**values, "channels": layout.channels}, layer=layout.names)
 
 
 def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor:
@@ -71,21 +67,28 @@ def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor
     return found
 
 
-def key_columns(
-    run: Run, sources: list[Source], steps: list[int], source: np.ndarray, step: np.ndarray
+def tabulate(
+    run: Run, sources: Sequence[Source], steps: list[int], values: Mapping[str, Any], **axes: Sequence[Any]
 ) -> pd.DataFrame:
-    """The columns that say what a row is about, for rows given by their indices into `sources` and `steps`."""
-    columns = pd.DataFrame(
-        {
-            "estimator": [s.estimator for s in sources],
-            "momentum": np.array([s.momentum for s in sources], dtype=float),
-            "statistics_split": [s.split for s in sources],
-        }
-    )
-    frame = columns.iloc[source].reset_index(drop=True)
-    frame.insert(0, "step", np.array(steps)[step])
-    frame.insert(0, "run", run.id)
+    """One row for each step, source and place on further axes, with the columns that say what it is about.
+
+    Args:
+        values: by column; arrays of the shape [steps, sources, *axes], or that broadcast to it.
+        axes: by column, what is at each place; along `layer` the column `depth` counts from 1.
+    """
+    index = np.indices((len(steps), len(sources), *map(len, axes.values())))
+    step, source, *places = index.reshape(len(index), -1)
+    frame = pd.DataFrame({"run": run.id, "step": np.array(steps)[step]})
+    frame["estimator"] = np.array([s.estimator for s in sources], dtype=object)[source]
+    frame["momentum"] = np.array([s.momentum for s in sources], dtype=float)[source]
+    frame["statistics_split"] = np.array([s.split for s in sources], dtype=object)[source]
     frame["epoch"] = frame["step"] / run.batches.per_epoch
+    for (name, each), place in zip(axes.items(), places, strict=True):
+        frame[name] = np.array(each)[place]
+        if name == "layer":
+            frame["depth"] = place + 1
+    for name, value in values.items():
+        frame[name] = np.broadcast_to(value, index.shape[1:]).ravel()
     return frame
 
 

@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.evaluations import apply_rule
 from bnlab.harness.measurements.frozen import in_batches, trace_of
-from bnlab.harness.measurements.gaps import flat_statistics, key_columns
+from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import Source, find_exact
 from bnlab.layers import batch_norm_layers
 from bnlab.statistics import using
@@ -38,14 +38,9 @@ def histograms(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFram
         for s, source in enumerate(sources):
             with using(model, layout.unflatten(estimates[s, k])):
                 counts[k, s] = _count(model, run.dataset.train.images[:_IMAGES], source)
-    index = np.indices(counts.shape).reshape(4, -1)
-    frame = key_columns(run, sources, steps, index[1], index[0])
-    frame["layer"] = np.array(layout.names)[index[2]]
-    frame["depth"] = index[2] + 1
-    frame["left"], frame["right"] = (_EDGES[index[3] + end].numpy() for end in (0, 1))
-    shares = counts / counts.sum(-1, keepdims=True)
-    frame["share"] = shares.flatten()
-    return frame
+    edges = _EDGES.numpy()
+    values = {"right": edges[1:], "share": counts / counts.sum(-1, keepdims=True)}
+    return tabulate(run, sources, steps, values, layer=layout.names, left=edges[:-1].tolist())
 
 
 @torch.no_grad()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
-from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
@@ -39,13 +38,9 @@ def last_batches(run: Run, sources: list[RunningAverage], steps: list[int]) -> p
         for last in (count for count in _LAST if 2 * count <= len(stream)):
             followed = (replay_means(sources, shift_last(stream, last, sigma)) - plain) / sigma
             moved = (replay_means(sources, repeat_before(stream, last)) - plain) / sigma
-            index = np.indices((len(sources), len(layout.names))).reshape(2, -1)
-            frame = key_columns(run, [*sources], [step], index[0], np.zeros_like(index[0]))
-            frame["layer"], frame["last"] = np.array(layout.names)[index[1]], last
-            frame["depth"] = index[1] + 1
-            frame["followed"] = layout.layer_means(followed).flatten().numpy()
-            frame["moved"] = layout.layer_means(moved.square()).sqrt().flatten().numpy()
-            frames.append(frame)
+            values = {"last": last, "followed": layout.layer_means(followed)[None].numpy()}
+            values["moved"] = layout.layer_means(moved.square()).sqrt()[None].numpy()
+            frames.append(tabulate(run, sources, [step], values, layer=layout.names))
     return pd.concat(frames, ignore_index=True)
 
 

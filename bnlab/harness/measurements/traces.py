@@ -8,7 +8,7 @@ import pandas as pd
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import trace_of
-from bnlab.harness.measurements.gaps import flat_statistics, key_columns
+from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import InferenceRule, RunningAverage, Source
 
 NORMS = RECORDED
@@ -35,17 +35,11 @@ def traces(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
     layout, estimates = trace_of(run).layout, flat_statistics(run, sources, steps)
     starts = np.cumsum([0, *layout.channels[:-1]])
     chosen = [
-        (depth, channel, start + channel)
-        for depth, (start, size) in enumerate(zip(starts, layout.channels, strict=True))
+        (name, depth, channel, start + channel)
+        for depth, (name, start, size) in enumerate(zip(layout.names, starts, layout.channels, strict=True), start=1)
         for channel in sorted({place * size // _CHANNELS for place in range(_CHANNELS)})
     ]
-    at, channels, columns = (np.array(values) for values in zip(*chosen, strict=True))
-    index = np.indices((len(steps), len(sources), len(chosen))).reshape(3, -1)
-    frame = key_columns(run, sources, steps, index[1], index[0])
-    frame["layer"] = np.array(layout.names)[at[index[2]]]
-    frame["channel"] = channels[index[2]]
-    frame["depth"] = at[index[2]] + 1
-    values = estimates[:, :, :, columns].numpy()  # [sources, steps, 2, channels]
-    for place, name in enumerate(("mean", "var")):
-        frame[name] = values[index[1], index[0], place, index[2]]
-    return frame
+    names, depths, channels, columns = zip(*chosen, strict=True)
+    mean, var = estimates[:, :, :, columns].permute(2, 1, 0, 3).numpy()  # each [steps, sources, channels]
+    frame = tabulate(run, sources, steps, {"channel": channels, "mean": mean, "var": var}, layer=names)
+    return frame.assign(depth=np.tile(depths, len(steps) * len(sources)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import islice
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from bnlab.estimators import Estimator, Stream
 from bnlab.estimators.base import fold
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.gaps import key_columns
+from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step
 from bnlab.recording.frozen import record_frozen
@@ -40,16 +39,11 @@ def within_epoch(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFr
         layout, stream = _record(run, step)
         for last, (batches, share) in rests.items():
             found = _measure(stream, averages, layout, per_epoch, batches, full)
-            index = np.indices(found.shape[1:]).reshape(3, -1)
-            frame = key_columns(run, sources, [step], index[0], np.zeros_like(index[0]))
-            frame["layer"] = np.array(layout.names)[index[2]]
-            frame["depth"] = index[2] + 1
-            frame["channels"] = np.array(layout.channels)[index[2]]
-            frame["last_batch"], frame["last_share"] = last, share
-            frame["position"], frame["batches"], frame["epochs"] = index[1] + 1, batches, EPOCHS
-            for column, values in zip(("noise", "spread"), found, strict=True):
-                frame[column] = values.flatten().numpy()
-            frames.append(frame)
+            noise, spread = found[:, None].numpy()
+            values = {"last_batch": last, "last_share": share, "batches": batches, "epochs": EPOCHS, "noise": noise,
+                      "spread": spread, "channels": layout.channels}  # fmt: skip
+            axes = {"position": range(1, batches + 1), "layer": layout.names}
+            frames.append(tabulate(run, sources, [step], values, **axes))
     return pd.concat(frames, ignore_index=True)
 
 

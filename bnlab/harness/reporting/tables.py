@@ -83,6 +83,8 @@ class Tables(dict[str, pd.DataFrame]):
 
 def _read_log(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     """The table `log` of these networks; those whose logs are not there any more are named and left out."""
+    if not folder.is_dir():
+        raise UserError(f"log: there are no networks in {folder}/, as with reference tables; sweep to train them")
     frames = [empty(LOG.schema)]
     for row in runs.to_dict("records"):
         try:
@@ -99,7 +101,7 @@ def load(name: str, results: str | Path = "results") -> Tables:
     """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
 
     results/README.md says what their columns mean. `log` has a row for each update of each network. Reference tables,
-    `load("momentum", "results/reference")`, come without networks, so that theirs is empty.
+    `load("momentum", "results/reference")`, come without networks and have none.
 
     Raises:
         UserError: nothing has been measured under this name.

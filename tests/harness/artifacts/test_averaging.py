@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bnlab
 from bnlab.harness import load
-from bnlab.harness.artifacts.models import ModelConfig, NormConfig
+from bnlab.harness.artifacts.models import ModelConfig
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -119,11 +119,6 @@ def test_the_average_under_each_statistics(whole: Run, plain: Run) -> None:
     assert (row["averaging"], row["freeze_at"], row["freeze_with"]) == (whole.config.averaging, 1.0, "none")
 
 
-def test_without_averaging_both_are_the_networks_own(plain: Run) -> None:
-    frame = load("adhoc", plain.config.results)["evaluations"].set_index(["estimator", "step"])["accuracy"]
-    assert frame["stale"].to_dict() == frame["averaged"].to_dict() == frame["ema"].to_dict()
-
-
 @pytest.mark.parametrize("kills", [(8,), (1, 9, 11)])
 def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, kills: tuple[int, ...], tmp_path: Path) -> None:
     run = Run(replace(whole.config, results=str(tmp_path)))
@@ -132,20 +127,3 @@ def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, kills: tuple[i
             ensure_trained(run)
     ensure_trained(run)
     assert_same(run, whole)
-
-
-def test_frozen_statistics_stay_in_the_average(tmp_path: Path) -> None:
-    settings = config(tmp_path, "swa", freeze_at=0.5, freeze_with="exact", estimator=["stale", "averaged"])
-    execute(settings)
-    frozen = bnlab.running_statistics(Run(settings).model_at(6))
-    for name, held in bnlab.running_statistics(Run(settings).model_at(STEPS)).items():
-        assert torch.equal(held.mean, frozen[name].mean)
-
-
-def test_a_network_without_batch_norm(tmp_path: Path) -> None:
-    settings = config(tmp_path, "ema", norm=NormConfig("none"))
-    execute(settings)
-    run = Run(settings)
-    model: nn.Module = run.model_at(STEPS).eval()
-    (row,) = load("adhoc", tmp_path)["evaluations"].query(f"step == {STEPS}").to_dict("records")
-    assert row["loss"] == pytest.approx(predict(model, run.dataset.test).loss)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, Stream, WeightedCumulative, Window
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.counterexamples import construct, deviation, shuffle_last
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
@@ -91,11 +89,3 @@ def test_counterexamples(trained: Run) -> None:
         for name, mean in (("ema", ema), ("last_batch", batches[-1])):
             expected = np.sqrt(np.mean(((mean - truth) / sigma) ** 2))
             assert found.loc[(name, case, 1.0), "error"] == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_order_is_drawn_for_each_network(tmp_path: Path) -> None:
-    runs = [Run(Config(results=str(tmp_path), seed=seed)) for seed in (0, 1)]
-    values = torch.arange(K, dtype=torch.float64)[:, None, None].expand(K, 2, 3)
-    orders = [shuffle_last(run, replace(constant(), batches=values)).batches[:, 0, 0] for run in (*runs, runs[0])]
-    assert orders[0].equal(orders[2]) and not orders[0].equal(orders[1])
-    assert orders[0].sort().values.equal(values[:, 0, 0]) and not orders[0].equal(values[:, 0, 0])

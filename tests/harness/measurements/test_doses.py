@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -66,14 +65,3 @@ def test_a_dose_is_a_gap(trained: Run) -> None:
         gaps = gap(exact, layout.unflatten(disturb(layout, layout.flatten(exact), signs, moment, 0.4)))
         assert gaps[f"{moment}_gap"].to_list() == pytest.approx([0, 0.4], rel=1e-3)
         assert (gaps[[column for column in ("mean_gap", "var_gap") if column != f"{moment}_gap"]] == 0).all(axis=None)
-
-
-def test_signs_are_drawn_for_each_network(trained: Run) -> None:
-    """The same again, half of them negative, others for means and variances and elsewhere."""
-    run = trained
-    layout = Layout.of(frozen_statistics(run, 20, EXACT))
-    signs = draw_signs(run, layout)
-    assert signs.equal(draw_signs(run, layout)) and signs.abs().eq(1).all()
-    assert signs.mean(1).abs().max() < 4 / signs.shape[1] ** 0.5
-    other = Run(replace(run.config, seed=1))
-    assert not signs.equal(draw_signs(other, layout)) and not signs[0].equal(signs[1])

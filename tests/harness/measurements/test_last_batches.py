@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -65,14 +64,6 @@ def test_every_average_on_a_trace_with_other_entries(
             assert row["followed"] == pytest.approx(float(followed), abs=1e-9)
             change_ = ((moved[name].mean - plain[name].mean) / sigma).square().mean().sqrt()
             assert row["moved"] == pytest.approx(float(change_), abs=1e-9)
-
-
-def test_weights_of_the_last_batches(found: pd.DataFrame) -> None:
-    weights = {"ema": lambda k: 1 - 0.9**k, "window(k=5,pooled=False)": lambda k: min(1, k / 5),
-               "cumulative": lambda k: k / STEP}  # fmt: skip
-    for estimator, weight in weights.items():
-        for last in (1, 4, 16):
-            np.testing.assert_allclose(found.loc[(estimator, last), "followed"], weight(last), rtol=1e-9)
 
 
 def test_only_as_many_as_have_others_before_them(

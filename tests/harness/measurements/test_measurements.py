@@ -18,7 +18,6 @@ from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.evaluations import stat_images
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
-from bnlab.inference import TestBatch, applied
 from bnlab.statistics import using
 from tests.references import float64_copy
 
@@ -37,18 +36,6 @@ def test_update_bn_is_torchs(trained: Run) -> None:
     found = frozen_statistics(trained, step, parse_sources(["update_bn"], [], "train")[0])
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
     assert gap(running_statistics(model), found)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
-
-
-def test_swa_differs_by_the_weights_of_uneven_batches_only(trained: Run) -> None:
-    step = trained.wanted[-1]
-    exact, precise, plain, weighted = (
-        frozen_statistics(trained, step, s)
-        for s in parse_sources(["exact", "precise", "update_bn", "swa"], [], "train")
-    )
-    # Weighted batch means are the mean of all values; its variance leaves out the variance of the batch means.
-    for name in exact:
-        torch.testing.assert_close(weighted[name].mean, precise[name].mean, rtol=1e-5, atol=1e-6)
-        assert (plain[name].mean - precise[name].mean).abs().max() > 1e-6
 
 
 def test_the_ratio_of_variances_has_a_sign(trained: Run) -> None:
@@ -133,16 +120,6 @@ def test_the_test_batch_as_an_estimator(trained: Run) -> None:
     assert found == pytest.approx(hits / len(test.labels), abs=1.5 / len(test.labels))
 
 
-def test_a_rule_starts_from_exact_statistics(trained: Run) -> None:
-    step = trained.wanted[-1]
-    (source,) = parse_sources(["example_weighing(weight=0.0)"], [], "train")
-    table = rows("evaluations", trained, [source]).set_index("estimator")
-    assert table.loc[source.estimator, "logit_gap"] < 1e-5
-    model = trained.model_at(step)
-    with using(model, frozen_statistics(trained, step, EXACT)), applied(model, TestBatch()):
-        assert not model.training
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -158,3 +135,9 @@ def test_a_rule_starts_from_exact_statistics(trained: Run) -> None:
 def test_bad_names(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_sources([name], [0.1], "train")
+
+
+def test_batches_of_a_split() -> None:
+    """None has one image alone, which has no variance."""
+    assert [(s.start, s.stop) for s in in_batches(9, 4)] == [(0, 4), (4, 9)]
+    assert [(s.start, s.stop) for s in in_batches(10, 4)] == [(0, 4), (4, 8), (8, 10)]
