@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.timing import Result, alternate, evaluate
 from bnlab import population_statistics
-from bnlab.harness.artifacts.models import ModelConfig, build_model
+from bnlab.harness.artifacts.models import Resnet, build_model
 
 ROUNDS = 3
 _BATCH = 500
@@ -22,7 +22,7 @@ def results() -> list[Result]:
 
 
 def _compare(images: int) -> Result:
-    model = build_model(ModelConfig("resnet", 20, 16), channels=3, image_size=32, classes=10, seed=0).eval()
+    model = build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0).eval()
     model = model.to(memory_format=torch.channels_last)
     data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     batches = list(data.contiguous(memory_format=torch.channels_last).split(_BATCH))
@@ -43,7 +43,7 @@ def _measure_peak(side: str, images: int) -> int:
 
 
 def _main(side: str, images: int) -> None:
-    model = build_model(ModelConfig("resnet", 20, 16), channels=3, image_size=32, classes=10, seed=0).eval()
+    model = build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0).eval()
     data = torch.randn(images, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     batches = list(data.split(_BATCH))
     _ = population_statistics(model, batches) if side == "exact" else evaluate(model, batches)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate, evaluate
 from bnlab import Statistics, population_statistics, running_statistics
-from bnlab.harness.artifacts.models import ModelConfig, build_model
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.moments import compare_moments
 
@@ -24,7 +24,7 @@ _LIMITS = {"channels_last": 1.15, "contiguous": 0.85}
 def results() -> list[Result]:
     found = []
     for depth in (20, 56, 110):
-        model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=0)
+        model = build_model(Resnet(depth=depth), channels=3, image_size=32, classes=10, seed=0)
         for kind, limit in _LIMITS.items():
             found += _compare(f"resnet-{depth}, 32×32, {kind}", model, 32, _LAYOUTS[kind], limit)
     for kind, layout in _LAYOUTS.items():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.timing import THREADS, Result, evaluate
 from bnlab import population_statistics
 from bnlab.gaps import gap
-from bnlab.harness.artifacts.models import ModelConfig, build_model
+from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.harness.reporting import drawing, style
 from bnlab.memory import LiveBytes
 from experiments.questions import find_experiment
@@ -71,7 +71,7 @@ def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> d
 
 def _build(depth: int, images: int, seed: int) -> tuple[nn.Module, list[Tensor]]:
     """A ResNet of the CIFAR kind, and batches of random images."""
-    model = build_model(ModelConfig("resnet", depth, 16), channels=3, image_size=32, classes=10, seed=seed).eval()
+    model = build_model(Resnet(depth=depth), channels=3, image_size=32, classes=10, seed=seed).eval()
     data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     return model, list(data.contiguous(memory_format=torch.channels_last).split(BATCH))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from bnlab.harness.artifacts.data import DataConfig
-from bnlab.harness.artifacts.models import ModelConfig
+from bnlab.harness.artifacts.data import Digits
+from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -23,8 +23,8 @@ torch.set_num_threads(1)
 def small_config(results: Path, **changes: object) -> Config:
     """A small convolutional network on 360 digits, 40 updates in batches of 32."""
     fixed = {
-        "data": DataConfig(images=400),
-        "model": ModelConfig(depth=2, width=8),
+        "data": Digits(images=400),
+        "model": Cnn(depth=2, width=8),
         "batch_size": 32,
         "steps": 40,
         "evaluate_at": [1, 7, 20, 40],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bnlab
 from bnlab.harness import load
-from bnlab.harness.artifacts.models import ModelConfig
+from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -28,7 +28,7 @@ ESTIMATORS = ["stale", "averaged", "precise", "exact", "ema"]
 
 def config(results: Path, averaging: str, **changes: Any) -> Config:
     settings: dict[str, Any] = {
-        "model": ModelConfig(depth=2, width=8),
+        "model": Cnn(depth=2, width=8),
         "batch_size": 256,
         "steps": STEPS,
         "averaging": averaging,

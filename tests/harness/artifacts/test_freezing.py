@@ -15,7 +15,7 @@ import bnlab
 from bnlab.harness import load
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.freezing import MOMENTUM, build_freezer
-from bnlab.harness.artifacts.models import ModelConfig
+from bnlab.harness.artifacts.models import Cnn, Torchvision
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -33,7 +33,7 @@ STEPS, FROZEN = 10, 5
 
 def config(results: Path, freeze_with: str, **changes: Any) -> Config:
     settings: dict[str, Any] = {
-        "model": ModelConfig(depth=2, width=8),
+        "model": Cnn(depth=2, width=8),
         "batch_size": 256,
         "steps": STEPS,
         "freeze_at": 0.5,
@@ -140,4 +140,4 @@ def test_weights_without_exact_statistics_have_diverged(whole: Run) -> None:
 
 def test_other_running_averages_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mobilenet_v3_small has momentum 0.01.*use freeze_with=exact"):
-        prepare([config(tmp_path, "ema", model=ModelConfig("mobilenet_v3_small"))])
+        prepare([config(tmp_path, "ema", model=Torchvision("mobilenet_v3_small"))])

@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.folders import list_runs, read_config, read_environ
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import OptimizerConfig, Progress
+from bnlab.harness.artifacts.training import Progress, Sgd
 from bnlab.harness.jobs import attempt, execute, list_failures
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
@@ -136,7 +136,7 @@ def test_another_training_is_measured_again(copied: Config, monkeypatch: pytest.
 
 def test_a_training_that_diverges(tmp_path: Path) -> None:
     """Rows before it are kept."""
-    job = small_config(tmp_path, optimizer=OptimizerConfig(lr=1e4, schedule="constant"), evaluate_at=[1, 1.0])
+    job = small_config(tmp_path, optimizer=Sgd(lr=1e4, schedule="constant"), evaluate_at=[1, 1.0])
     execute(job)
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
     assert row["status"] == "diverged" and row["last_step"] == len(Run(job).read_log()) < 40

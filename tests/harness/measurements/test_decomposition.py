@@ -13,7 +13,7 @@ from bnlab import decompose, gap
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import OptimizerConfig
+from bnlab.harness.artifacts.training import Sgd
 from bnlab.harness.errors import JobError
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
@@ -31,7 +31,7 @@ def test_past_weights_are_those_of_the_training(trained: Run) -> None:
 
 
 def test_weights_of_another_training_are_refused(trained: Run) -> None:
-    other = Run(replace(trained.config, optimizer=OptimizerConfig(weight_decay=0.1)))
+    other = Run(replace(trained.config, optimizer=Sgd(weight_decay=0.1)))
     other.folder = trained.folder
     with pytest.raises(JobError, match="cannot be trained again as it was: the loss of step 2 was "):
         past_weights(other, [0, 4])

@@ -11,8 +11,8 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, measurements
-from bnlab.harness.artifacts.models import ModelConfig
-from bnlab.harness.artifacts.norms import NormConfig
+from bnlab.harness.artifacts.models import Cnn, Mlp
+from bnlab.harness.artifacts.norms import CHOICES, Ghost, NormConfig
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -22,7 +22,7 @@ from tests.harness.kills import assert_same, killed_at
 BARE = Config(norm=NormConfig("none"), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
 
 
-@pytest.mark.parametrize("model", [ModelConfig(width=16), ModelConfig("mlp", 2, 64)], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [Cnn(width=16), Mlp(depth=2, width=64)], ids=lambda m: m.name)
 def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measurements = ["gaps", "evaluations", "drift"]
     config = replace(BARE, model=model, results=str(tmp_path), measurements=measurements, accuracy_at="all")
@@ -45,7 +45,7 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", ["none", "ghost", "renorm"])
 def test_it_continues(name: str, tmp_path: Path) -> None:
-    config = replace(BARE, model=ModelConfig("mlp", 1, 16), norm=NormConfig(name), epochs=1, evaluate_at=[5, 20])
+    config = replace(BARE, model=Mlp(depth=1, width=16), norm=CHOICES[name], epochs=1, evaluate_at=[5, 20])
     whole, broken = (Run(replace(config, results=str(tmp_path / folder))) for folder in "ab")
     ensure_trained(whole)
     with killed_at(10):
@@ -62,7 +62,7 @@ def test_networks_with_batch_statistics_are_measured(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(
-        BARE, model=ModelConfig(width=8), norm=NormConfig(name, batch_size=16), epochs=1, estimator=SOURCES,
+        BARE, model=Cnn(width=8), norm=Ghost(batch_size=16) if name == "ghost" else CHOICES[name], epochs=1, estimator=SOURCES,
         momentum=0.01, measurements=list(measurements.NAMES), results=str(tmp_path),
     )  # fmt: skip
     prepare([config])
