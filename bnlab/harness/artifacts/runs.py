@@ -127,7 +127,7 @@ class Run:
 
     @property
     def lock(self) -> FileLock:
-        """Held while the network is trained; shared by all processes of one machine."""
+        """Held while the network is trained or measured; one for all processes of one machine."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return lock_of(self.folder)
 
@@ -198,6 +198,6 @@ class Run:
         """Move the folder out of the way, so that the network is trained again; say so."""
         names = (self.folder.with_name(f"{self.folder.name}.damaged-{number}") for number in itertools.count(1))
         aside = next(path for path in names if not path.exists())
-        with self.lock, contextlib.suppress(FileNotFoundError):  # it may have been removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it may have been removed meanwhile
             self.folder.rename(aside)
         print(f"{reason}\n  {self.id}: set aside as {aside.name}; the network is trained again", file=sys.stderr)
