@@ -181,10 +181,8 @@ class Run:
         return {path: int(path.stem[-7:]) for path in found}
 
     @cached_property
-    def trace(self) -> MomentTrace | None:
-        """The batch moments of the whole training; None of a network without statistics of its batches."""
-        if not self.has_trace:
-            return None
+    def trace(self) -> MomentTrace:
+        """The batch moments of the whole training, of a network that has statistics of its batches (`has_trace`)."""
         last = self.status["step"] if self.status else self.steps
         with reading(self.folder / "trace"):
             trace = MomentTrace.join([MomentTrace.load(path) for path in self.list_trace_parts()])
