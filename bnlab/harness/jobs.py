@@ -129,11 +129,12 @@ def execute(config: Config) -> None:
         JobError: an estimator fails, or training cannot be repeated; the rows of all other estimators are written.
     """
     prepare_process(config)
-    try:
-        _train_and_measure(Run(config))
-    except Unreadable as error:
-        Run(config).set_aside(error)
-        _train_and_measure(Run(config))
+    with Run(config).lock:  # another job may want more checkpoints, and train the same network again
+        try:
+            _train_and_measure(Run(config))
+        except Unreadable as error:
+            Run(config).set_aside(error)
+            _train_and_measure(Run(config))
 
 
 def _train_and_measure(run: Run) -> None:

@@ -38,15 +38,17 @@ class Table:
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _STATISTICS = {"run": _TEXT, "step": _INT, "estimator": _TEXT, "momentum": _REAL, "statistics_split": _TEXT}
 
-# Settings of the table `runs` under their names in the configuration; null where a network does not read them.
+# Settings of the table `runs`, most under their names in the configuration; null where a network does not read them.
 _SETTINGS = {
-    "data.name": _TEXT, "data.images": _INT, "data.classes": _INT, "data.difficulty": _TEXT, "data.fonts": _TEXT,
-    "data.test_fonts": _TEXT, "data.image_size": _INT, "data.shift": _INT, "data.flip": _BOOL,
-    "model.name": _TEXT, "model.depth": _INT, "model.width": _INT, "model.pool_every": _INT,
-    "norm.name": _TEXT, "norm.batch_size": _INT, "norm.groups": _INT, "norm.momentum": _REAL,
-    "norm.every_second": _TEXT,
+    "data.images": _INT, "data.classes": _INT, "data.difficulty": _TEXT, "data.fonts": _TEXT, "data.test_fonts": _TEXT,
+    "data.image_size": _INT, "data.shift": _INT, "data.flip": _BOOL,
+    "model.depth": _INT, "model.width": _INT, "model.pool_every": _INT,
+    "lr_effective": _REAL, "last_step": _INT,
+    "data.name": _TEXT, "model.name": _TEXT, "norm.name": _TEXT,
+    "norm.batch_size": _INT, "norm.groups": _INT, "norm.momentum": _REAL, "norm.every_second": _TEXT,
     "optimizer.name": _TEXT, "optimizer.lr": _REAL, "optimizer.lr_scaling": _TEXT, "optimizer.momentum": _REAL,
     "optimizer.weight_decay": _REAL, "optimizer.label_smoothing": _REAL, "optimizer.schedule": _TEXT,
+    "order": _TEXT, "freeze_at": _REAL, "freeze_with": _TEXT, "averaging": _TEXT,
 }  # fmt: skip
 SHORT_NAMES = {
     **{f"{key}.name": key for key in ("data", "model", "norm", "optimizer")},
@@ -64,8 +66,7 @@ TABLES = {
             "norm_batch_size": _INT, "optimizer": _TEXT, "lr": _REAL, "lr_scaling": _TEXT, "sgd_momentum": _REAL,
             "weight_decay": _REAL, "label_smoothing": _REAL, "schedule": _TEXT, "epochs": _REAL, "steps": _INT,
             "status": _TEXT, "train_seconds": _REAL, "final_loss": _REAL, "settings": _TEXT, "versions": _TEXT,
-            "device": _TEXT, "threads": _INT, "lr_effective": _REAL, "last_step": _INT, "order": _TEXT,
-            "freeze_at": _REAL, "freeze_with": _TEXT, "averaging": _TEXT, **_SETTINGS,
+            "device": _TEXT, "threads": _INT, **_SETTINGS,
         },
     ),
     "gaps": Table(

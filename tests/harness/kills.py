@@ -38,5 +38,4 @@ def assert_same(found: Run, expected: Run) -> None:
         a, b = found.load_checkpoint(step), expected.load_checkpoint(step)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert_frame_equal(found.read_log(), expected.read_log())
-    assert (found.trace is None) == (expected.trace is None)
-    assert found.trace is None or expected.trace is None or same_traces(found.trace, expected.trace)
+    assert not expected.has_trace or same_traces(found.trace, expected.trace)

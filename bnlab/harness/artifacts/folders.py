@@ -67,8 +67,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def lock_of(folder: Path) -> FileLock:
-    """The lock of the run in a folder, which need not exist."""
-    return FileLock(folder.with_name(f"{folder.name}.lock"))
+    """The lock of the run in a folder, which need not exist; one that this process holds may be taken once more."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"), is_singleton=True)
 
 
 def list_runs(results: str | Path) -> list[Path]:

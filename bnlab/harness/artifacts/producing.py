@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -56,12 +57,11 @@ def _train(run: Run) -> None:
     callbacks = [recorder.log, build_freezer(run), build_averager(run), saver, recorder.save_when_due, announcer]
     status = "finished"
     try:
-        train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
+        with recorder:
+            train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
     except Diverged as error:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
         status = "diverged"
-    finally:
-        recorder.close()
     recorder.save_record(progress.step)
     found = {"status": status, "step": progress.step, "train_seconds": recorder.seconds, "final_loss": progress.loss}
     write_json(run.folder / "status.json", found)
@@ -151,7 +151,7 @@ class Recorder:
 
     def save_record(self, step: int) -> None:
         """Write the trace since the last time and the log, both up to `step`."""
-        self.close()
+        self._open.close()
         folder, trace = self._run.folder, self._trace
         if trace is not None:
             trace.truncate(step)
@@ -161,9 +161,11 @@ class Recorder:
         self._log, self._rows = pd.concat([self._log, rows], ignore_index=True), []
         schema.write_frame(folder / "log.parquet", self._log)
 
-    def close(self) -> None:
-        """Stop recording."""
-        self._open.close()
+    def __enter__(self) -> None:
+        """Record until the end of the block; what ends it in the middle of an update leaves the record unchecked."""
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def _record(self, progress: Progress) -> None:
         self._saved = time.monotonic()

@@ -127,7 +127,7 @@ class Run:
 
     @property
     def lock(self) -> FileLock:
-        """Held while the network is trained; shared by all processes of one machine."""
+        """Held while the network is trained or measured; one for all processes of one machine."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return lock_of(self.folder)
 
@@ -181,10 +181,8 @@ class Run:
         return {path: int(path.stem[-7:]) for path in found}
 
     @cached_property
-    def trace(self) -> MomentTrace | None:
-        """The batch moments of the whole training; None of a network without statistics of its batches."""
-        if not self.has_trace:
-            return None
+    def trace(self) -> MomentTrace:
+        """The batch moments of the whole training, of a network that has statistics of its batches (`has_trace`)."""
         last = self.status["step"] if self.status else self.steps
         with reading(self.folder / "trace"):
             trace = MomentTrace.join([MomentTrace.load(path) for path in self.list_trace_parts()])
@@ -198,6 +196,6 @@ class Run:
         """Move the folder out of the way, so that the network is trained again; say so."""
         names = (self.folder.with_name(f"{self.folder.name}.damaged-{number}") for number in itertools.count(1))
         aside = next(path for path in names if not path.exists())
-        with self.lock, contextlib.suppress(FileNotFoundError):  # it may have been removed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it may have been removed meanwhile
             self.folder.rename(aside)
         print(f"{reason}\n  {self.id}: set aside as {aside.name}; the network is trained again", file=sys.stderr)

@@ -8,7 +8,6 @@ import pandas as pd
 from bnlab.estimators import Predictive
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.sources import Source
 
 NORMS = RECORDED
@@ -25,7 +24,7 @@ def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:
 def choices(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
     """One row for each step, layer and statistic: what `Predictive` has chosen after the batches up to that step."""
     rows = []
-    trace = trace_of(run)
+    trace = run.trace
     depths = {name: depth for depth, name in enumerate(trace.layers, start=1)}
     for names, stream in trace.streams():
         momenta = Predictive().momenta(stream)

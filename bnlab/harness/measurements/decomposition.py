@@ -10,7 +10,7 @@ from torch import Tensor
 from bnlab.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
 
@@ -31,7 +31,7 @@ def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataF
     for step in steps:
         longest = max(window(source.momentum or 1.0) for source in sources)
         past = past_weights(run, range(max(0, step - longest), step))
-        trace = copy.deepcopy(trace_of(run))
+        trace = copy.deepcopy(run.trace)
         trace.truncate(step)
         batches = _batches(run, step, EXACT)
         augmented = _batches(run, step, _AUGMENTED) if run.batches.shift or run.batches.flip else None
@@ -49,7 +49,7 @@ def _batches(run: Run, step: int, source: FrozenWeights) -> list[Tensor]:
 
 def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
     """From rows by channel and columns by term to rows by layer, statistic and term."""
-    layout = trace_of(run).layout
+    layout = run.trace.layout
     var = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).numpy()
     unit = {"mean": var, "var": var**2}
     found = []

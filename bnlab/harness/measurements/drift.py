@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.sources import Source
 from bnlab.recording.trace import LayerTrace
 from bnlab.theory import local_level
@@ -31,7 +30,7 @@ def drift(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
     itself in units of the variance: how far off a start at 0 is. They use the trace alone. A tenth, because drift
     follows the learning rate: the second half of a one-cycle schedule would describe weights that move much faster.
     """
-    rows, trace = [], trace_of(run)
+    rows, trace = [], run.trace
     for step in steps:
         for depth, (name, layer) in enumerate(trace.layers.items(), start=1):
             recorded = sum(at <= step for at in layer.steps)

@@ -22,7 +22,6 @@ from bnlab.harness.measurements.frozen import (
     frozen_statistics,
     in_batches,
     population_split,
-    trace_of,
 )
 from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_exact
@@ -76,7 +75,7 @@ def _score_network(run: Run, step: int, images: Split) -> tuple[float, ...]:
 
 def _score_sources(run: Run, sources: list[Source], steps: list[int], images: Split) -> list[tuple[float, ...]]:
     """Loss, accuracy, ece, disagreement and logit gap for each step and source."""
-    estimates, layout = flat_statistics(run, sources, steps), trace_of(run).layout
+    estimates, layout = flat_statistics(run, sources, steps), run.trace.layout
     rows: list[tuple[float, ...]] = []
     for k, step in enumerate(steps):
         model = run.model_at(step)

@@ -55,17 +55,6 @@ def _measure(run: Run, step: int, source: FrozenWeights) -> Statistics:
     return replay(trace, _AVERAGES[source.statistic], [trace.last_step])[trace.last_step]
 
 
-def trace_of(run: Run) -> MomentTrace:
-    """The batch moments of the whole run.
-
-    Raises:
-        ValueError: the network has no batch norm.
-    """
-    if run.trace is None:
-        raise ValueError(f"{run.id}: has no trace, because norm.name={run.config.norm.name}")
-    return run.trace
-
-
 def population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The source's images and labels in batches; fewer than all are others for each network, step and number."""
     split, data = population_split(run, source), run.config.data

@@ -14,7 +14,7 @@ import bnlab
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics, trace_of
+from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
 from bnlab.recording.trace import replay_bank
 from bnlab.statistics import Layout
@@ -29,7 +29,7 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
 
 def gaps(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
     """One row for each step, source and layer; `exact` on the training split is the reference."""
-    layout = trace_of(run).layout
+    layout = run.trace.layout
     estimates = flat_statistics(run, sources, steps)
     found = []
     for k, step in enumerate(steps):
@@ -49,7 +49,7 @@ def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor
     Those of a rule at inference time are what it starts from: exact. Where exact statistics were frozen, all running
     averages are these from then on.
     """
-    trace = trace_of(run)
+    trace = run.trace
     layout = trace.layout
     found = torch.empty(len(sources), len(steps), 2, sum(layout.channels), dtype=torch.float64)
     running = {i: s.average for i, s in enumerate(sources) if isinstance(s, RunningAverage)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.evaluations import apply_rule
-from bnlab.harness.measurements.frozen import in_batches, trace_of
+from bnlab.harness.measurements.frozen import in_batches
 from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import Source, find_exact
 from bnlab.layers import batch_norm_layers
@@ -31,7 +31,7 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
 
 def histograms(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
     """One row for each step, source, layer and bin, over all channels, positions and 512 training images."""
-    layout, estimates = trace_of(run).layout, flat_statistics(run, sources, steps)
+    layout, estimates = run.trace.layout, flat_statistics(run, sources, steps)
     counts = np.empty((len(steps), len(sources), len(layout.names), len(_EDGES) - 1))
     for k, step in enumerate(steps):
         model = run.model_at(step)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
@@ -30,7 +30,7 @@ def last_batches(run: Run, sources: list[RunningAverage], steps: list[int]) -> p
     it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them take the
     place of the last batches; by how much the average changes, in standard deviations, root mean square over channels.
     """
-    layout, frames = trace_of(run).layout, []
+    layout, frames = run.trace.layout, []
     for step in steps:
         stream = stream_until(run, step)
         sigma = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).sqrt()

@@ -116,9 +116,8 @@ def _parse(name: str, momenta: list[float], populations: tuple[str, ...]) -> lis
         return [*_parse_running(name, momenta)]
     if name != base:
         raise ValueError(f"write {base}, which has no parameters")
-    if name == "averaged":
-        return [FrozenWeights(name, None, "train")]
-    return [RunningAverage(name, None, "train", estimators.EMA(momentum=0.1))]
+    stale = RunningAverage(name, None, "train", estimators.EMA(momentum=0.1))
+    return [stale if name == "stale" else FrozenWeights(name, None, "train")]
 
 
 def _parse_frozen(name: str, base: str, population: str) -> FrozenWeights:
@@ -181,9 +180,8 @@ def try_estimators(sources: Iterable[Source]) -> None:
         try:
             fold([estimator], Stream(batches[0], batches, counts, eps=eps, layers=(1, 2)), range(1, _TRIAL + 1))
         except (Exception, SystemExit) as error:  # a user's class may raise anything
-            path = f"{type(estimator).__module__}.{type(estimator).__qualname__}"
-            reason = f"{path} fails on a stream of {_TRIAL} batches: {where_raised(error)}"
-            raise UserError(f"estimator={estimator.label}: {reason}") from error
+            name = f"{estimator.label}: {type(estimator).__module__}.{type(estimator).__qualname__}"
+            raise UserError(f"estimator={name} fails on {_TRIAL} batches: {where_raised(error)}") from error
 
 
 def code_digest(source: Source) -> str:

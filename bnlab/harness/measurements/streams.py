@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bnlab.estimators import Stream, fold
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.sources import RunningAverage, Source
 
 
@@ -25,7 +24,7 @@ def stream_until(run: Run, step: int) -> Stream:
     Raises:
         ValueError: the layers were not called at the same steps.
     """
-    trace = trace_of(run)
+    trace = run.trace
     streams = [stream for _, stream in trace.streams()]
     if len(streams) != 1:
         raise ValueError(f"{run.id}: its layers were not all called at the same steps")

@@ -7,7 +7,6 @@ import pandas as pd
 
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import trace_of
 from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import InferenceRule, RunningAverage, Source
 
@@ -32,7 +31,7 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
 
 def traces(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
     """One row for each step, source, layer and channel: the first channel and the middle one."""
-    layout, estimates = trace_of(run).layout, flat_statistics(run, sources, steps)
+    layout, estimates = run.trace.layout, flat_statistics(run, sources, steps)
     starts = np.cumsum([0, *layout.channels[:-1]])
     chosen = [
         (name, depth, channel, start + channel)

@@ -110,8 +110,9 @@ def load(name: str, results: str | Path = "results") -> Tables:
     if (folder / "parts").is_dir():
         return Tables(assemble(folder), Path(results) / "runs")
     if (folder / "tables").is_dir():
-        tables = {key: read_frame(folder / "tables" / f"{key}.parquet", table.schema) for key, table in TABLES.items()}
-        return Tables(tables, Path(results) / "runs")
+        paths = {key: folder / "tables" / f"{key}.parquet" for key in TABLES}
+        found = {key: read_frame(path, TABLES[key].schema) for key, path in paths.items() if path.exists()}
+        return Tables({key: empty(table.schema) for key, table in TABLES.items()} | found, Path(results) / "runs")
     words = [f"experiment={name}"] * (name != "adhoc") + [f"results={results}"] * (str(results) != "results")
     command = shlex.join(["python", "-m", "experiments.sweep", *words])
     raise UserError(f"no results for {name!r} in {results}/; run: {command}")

@@ -92,14 +92,13 @@ def test_the_statistics_of_that_step_are_kept(whole: Run) -> None:
         exact = frozen_statistics(whole, FROZEN, EXACT)
         for name in first:
             torch.testing.assert_close(first[name].var, exact[name].var, rtol=1e-5, atol=0)
-    assert whole.trace is not None and whole.trace.last_step == STEPS
+    assert whole.trace.last_step == STEPS
     assert {layer.steps[-1] for layer in whole.trace.layers.values()} == {FROZEN}
 
 
 def test_ema_is_what_the_network_holds(whole: Run) -> None:
     """At every step, frozen or not yet: the row `ema` is the network in eval mode."""
     source = RunningAverage("ema", MOMENTUM, "none", bnlab.estimators.EMA(MOMENTUM))
-    assert whole.trace is not None
     values = flat_statistics(whole, [source], whole.wanted)[0]
     replayed = dict(zip(whole.wanted, map(whole.trace.layout.unflatten, values), strict=True))
     for step in whole.wanted:

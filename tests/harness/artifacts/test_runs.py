@@ -40,7 +40,7 @@ def test_what_a_run_consists_of(trained: Run) -> None:
     assert trained.status is not None and (trained.status["status"], trained.status["step"]) == ("finished", 40)
     assert list(trained.read_log()["step"]) == list(range(1, 41))
     assert trained.list_checkpoints() == trained.wanted == [1, 7, 20, 40]
-    assert trained.trace is not None and (trained.trace.first_step, trained.trace.last_step) == (0, 40)
+    assert (trained.trace.first_step, trained.trace.last_step) == (0, 40)
     assert read_config(trained.folder)["batch_size"] == 32 and read_environment(trained.folder)["threads"] == 1
     assert str(Path.cwd()) not in (trained.folder / "environment.json").read_text()
 

@@ -14,7 +14,7 @@ def test_the_average_of_the_chosen_momentum_is_what_is_given_out(trained: Run) -
     ((subject, steps),) = find_scope("choices")(trained, []).items()
     assert subject is None and steps == list(range(1, 41))
     found = find_measurement("choices")(trained, [None], steps).set_index(["layer", "statistic", "step"])
-    ((names, stream),) = trained.trace.streams()  # type: ignore[union-attr]
+    ((names, stream),) = trained.trace.streams()
     assert len(found) == len(names) * 2 * 40
     for step in (3, 8, 40):
         given = fold([Predictive()], stream, [step])[0, 0].split(stream.layers, dim=1)

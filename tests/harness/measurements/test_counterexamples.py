@@ -74,7 +74,7 @@ def test_counterexamples(trained: Run) -> None:
     found = find_measurement("counterexamples")(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
     assert set(found["batches"]) == {40} and not found.index.has_duplicates
     stream = shuffle_last(run, stream_until(run, 40))
-    recorded = torch.cat([layer.moments[:40] for layer in run.trace.layers.values()], dim=2).double()  # type: ignore[union-attr]
+    recorded = torch.cat([layer.moments[:40] for layer in run.trace.layers.values()], dim=2).double()
     torch.testing.assert_close(stream.batches.sort(0).values, recorded.sort(0).values)
     means, variances = stream.batches.numpy().swapaxes(0, 1)
     sigma = np.sqrt(variances.mean(0) + 1e-5)

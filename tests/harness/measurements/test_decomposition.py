@@ -16,7 +16,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Sgd
 from bnlab.harness.errors import JobError
 from bnlab.harness.measurements import find_measurement, find_scope
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population, trace_of
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.recording.trace import replay
 
@@ -43,7 +43,7 @@ def test_contributions(trained: Run) -> None:
     found = find_measurement("decomposition")(trained, sources, [7, step])
     assert set(found["momentum"]) == {0.3, 0.5} and set(found["step"]) == {7, step}
     found = found[(found["momentum"] == 0.3) & (found["step"] == step)]
-    exact, trace = frozen_statistics(trained, step, EXACT), copy.deepcopy(trace_of(trained))
+    exact, trace = frozen_statistics(trained, step, EXACT), copy.deepcopy(trained.trace)
     trace.truncate(step)
     total = found[found["statistic"] == "mean"].groupby("layer", sort=False)["contribution"].sum()
     gaps = gap(exact, replay(trace, EMA(0.3), [step])[step]).set_index("layer")["mean_gap"]

@@ -11,7 +11,7 @@ import pytest
 from bnlab import replay
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import find_measurement, find_scope
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
 
@@ -35,7 +35,7 @@ def found(trained: Run, sources: list[RunningAverage]) -> pd.DataFrame:
 def change(trained: Run, last: int, shift: bool) -> MomentTrace:
     """The trace up to the step, with other moments in its last entries."""
     layers = {}
-    for name, layer in trace_of(trained).layers.items():
+    for name, layer in trained.trace.layers.items():
         n, exact = bisect_right(layer.steps, STEP), frozen_statistics(trained, STEP, EXACT)[name]
         moments = layer.moments[:n].double()
         for place in range(n - last, n):
@@ -56,7 +56,7 @@ def test_every_average_on_a_trace_with_other_entries(
 ) -> None:
     exact, traces = frozen_statistics(trained, STEP, EXACT), [change(trained, last, shift) for shift in (True, False)]
     for source in sources:
-        plain = replay(trace_of(trained), source.average, [STEP])[STEP]
+        plain = replay(trained.trace, source.average, [STEP])[STEP]
         shifted, moved = (replay(trace, source.average, [STEP])[STEP] for trace in traces)
         for name in exact:
             row, sigma = found.loc[(source.estimator, last, name)], (exact[name].var + exact.eps[name]).sqrt()

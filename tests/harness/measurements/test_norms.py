@@ -29,7 +29,7 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
     prepare([config])
     execute(config)
     run, tables = Run(config), load("adhoc", tmp_path)
-    assert run.trace is None and not list_failures(config) and not (run.folder / "trace").exists()
+    assert not run.has_trace and not list_failures(config) and not (run.folder / "trace").exists()
     skipped = [line for line in capsys.readouterr().out.splitlines() if "gaps" in line]
     assert skipped == [f"{run.id}: norm.name=none, so not measured: gaps, drift"]
     assert tables["gaps"].empty and tables["drift"].empty
@@ -78,7 +78,6 @@ def test_networks_with_batch_statistics_are_measured(
     (row,) = tables["runs"].to_dict("records")
     assert row["norm_batch_size"] == {"ghost": 16, "renorm": 64}[name] and row["norm.batch_size"] == 16
     trace = run.trace
-    assert trace is not None
     parts = {"ghost": 64 // 16, "renorm": 1}[name]
     assert all(layer.steps[: 2 * parts] == [1] * parts + [2] * parts for layer in trace.layers.values())
     # The running averages of the weights are what `ema` gives of the trace.

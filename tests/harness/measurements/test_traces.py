@@ -7,7 +7,7 @@ import pytest
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import find_measurement, find_scope
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, trace_of
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
 
 
@@ -18,7 +18,7 @@ def test_traces(trained: Run) -> None:
     assert set(found.index.unique("estimator")) == {"last_batch", "exact"}
     steps = found.loc["last_batch"].index.unique("step")
     assert set(found.loc["exact"].index.unique("step")) == {*trained.wanted} <= set(steps) and max(steps) == 40
-    for name, layer in trace_of(trained).layers.items():
+    for name, layer in trained.trace.layers.items():
         exact = frozen_statistics(trained, 20, EXACT)[name]
         for channel in (0, len(exact.mean) // 2):
             row = found.loc["exact", 20, name, channel]
