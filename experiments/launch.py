@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import hydra
@@ -30,13 +32,29 @@ def run_with_hydra(words: list[str]) -> None:
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
 
 
+@cache
+def _end_with_parent() -> None:
+    """Let this process end soon after the one that started it, which may be killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_job(composed: DictConfig) -> None:
     """One job, in this process or a launcher's; what the other jobs would meet too ends the sweep."""
     from bnlab.harness.jobs import attempt
 
     config: Any = OmegaConf.to_object(composed)
     job = HydraConfig.get()
-    if job.runtime.choices["hydra/launcher"] != "basic":
+    launcher = job.runtime.choices["hydra/launcher"]
+    if launcher == "joblib":
+        _end_with_parent()
+    if launcher != "basic":
         config.threads = config.threads or 1  # the processes share the cores
     if job.mode == RunMode.MULTIRUN:
         settings = [word for word in job.overrides.task if not word.startswith(_SAME_FOR_ALL)]

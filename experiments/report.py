@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from experiments.command import run_command
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bnlab.harness.reporting.answer import Answer
 
 USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [results=FOLDER]
@@ -63,9 +61,10 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
     from bnlab.harness.errors import NoRows
     from bnlab.harness.reporting import drawing, style
     from bnlab.harness.reporting.answer import compose_answer
+    from bnlab.harness.reporting.tables import load
     from experiments.questions import find_experiment
 
-    question, tables = find_experiment(experiment), _load(name, results)
+    question, tables = find_experiment(experiment), load(name, results)
     words = [f"experiment={experiment}", *[f"name={name}"] * (name != experiment)]
     words += [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
     command = question.command or shlex.join(["python", "-m", "experiments.sweep", *words])
@@ -80,18 +79,6 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
             print(drawing.save(drawn, results / name / "figures", key, pdf=results.resolve() != REFERENCE))
     print("\n".join(["", f"{experiment}: {question.question}", *_describe(answer), ""]))
     return answer
-
-
-def _load(name: str, results: Path) -> Mapping[str, pd.DataFrame]:
-    """The tables of an experiment; reference ones come without the parts that they were made of."""
-    import pandas as pd
-
-    from bnlab.harness.reporting.tables import load
-
-    folder = results / name
-    if (folder / "tables").is_dir() and not (folder / "parts").is_dir():
-        return {path.stem: pd.read_parquet(path) for path in sorted((folder / "tables").glob("*.parquet"))}
-    return load(name, results)
 
 
 def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -90,23 +90,10 @@ TABLES = {
             "mean_level": _REAL, "mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL,
         },
     ),
-    "precision": Table(
-        ("run", "step", "layer"),
-        {
-            "run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "images": _INT,
-            "values": _INT, "mean_error": _REAL, "var_error": _REAL,
-        },
-    ),
     "traces": Table(
         (*_STATISTICS, "layer", "channel"),
         {
             **_STATISTICS, "layer": _TEXT, "channel": _INT, "epoch": _REAL, "depth": _INT, "mean": _REAL, "var": _REAL,
-        },
-    ),
-    "histograms": Table(
-        (*_STATISTICS, "layer", "left"),
-        {
-            **_STATISTICS, "layer": _TEXT, "left": _REAL, "epoch": _REAL, "depth": _INT, "right": _REAL, "share": _REAL,
         },
     ),
     "doses": Table(
@@ -136,13 +123,7 @@ TABLES = {
             "channels": _INT, "batches": _INT, "last_share": _REAL, "epochs": _INT, "noise": _REAL, "spread": _REAL,
         },
     ),
-    "choices": Table(
-        ("run", "step", "layer", "statistic"),
-        {
-            "run": _TEXT, "step": _INT, "layer": _TEXT, "statistic": _TEXT, "epoch": _REAL, "depth": _INT,
-            "channels": _INT, "chosen": _REAL,
-        },
-    ),
+    "log": Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL}),
     "decomposition": Table(
         (*_STATISTICS, "layer", "statistic", "term"),
         {
@@ -151,9 +132,6 @@ TABLES = {
         },
     ),
 }  # fmt: skip
-
-LOG = Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL})
-"""The table `log`, which is put together from the networks' own files when it is asked for."""
 
 
 def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:

@@ -11,15 +11,13 @@ NAMES = (
     "gaps",
     "evaluations",
     "drift",
-    "precision",
     "traces",
-    "histograms",
     "doses",
     "counterexamples",
     "last_batches",
     "within_epoch",
-    "choices",
     "decomposition",
+    "log",
 )
 """Of the tables, each measured by the module and the function of the same name."""
 

@@ -7,18 +7,15 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 from __future__ import annotations
 
 import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock
 
 from bnlab.files import Unreadable, digest, set_aside, write_whole
 from bnlab.harness.errors import UserError
-from bnlab.harness.schedule import lr_factor
-from bnlab.harness.schema import LOG, TABLES, conform, empty, read_frame, write_frame
+from bnlab.harness.schema import TABLES, conform, empty, read_frame, write_frame
 
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
 
@@ -67,52 +64,19 @@ def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
     return found
 
 
-class Tables(dict[str, pd.DataFrame]):
-    """The tables of an experiment by name; `log`, which may be large, is read when it is asked for first."""
-
-    def __init__(self, tables: dict[str, pd.DataFrame], runs: Path) -> None:
-        super().__init__(tables)
-        self._runs = runs
-
-    def __missing__(self, name: str) -> pd.DataFrame:
-        if name != "log":
-            raise KeyError(name)
-        self[name] = frame = _read_log(self._runs, self["runs"])
-        return frame
-
-
-def _read_log(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The table `log` of these networks; those whose logs are not there any more are named and left out."""
-    if not folder.is_dir():
-        raise UserError(f"log: there are no networks in {folder}/, as with reference tables; sweep to train them")
-    frames = [empty(LOG.schema)]
-    for row in runs.to_dict("records"):
-        try:
-            frame = read_frame(folder / row["run"] / "log.parquet")
-        except Unreadable as error:
-            print(f"{row['run']}: left out of the table log ({error})", file=sys.stderr)
-            continue
-        factors = [lr_factor(row["schedule"], step - 1, row["steps"]) for step in frame["step"]]
-        frames.append(frame.assign(run=row["run"], lr=row["lr_effective"] * np.array(factors)))
-    return conform(pd.concat(frames, ignore_index=True), LOG.schema)
-
-
-def load(name: str, results: str | Path = "results") -> Tables:
+def load(name: str, results: str | Path = "results") -> dict[str, pd.DataFrame]:
     """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
 
-    results/README.md says what their columns mean. `log` has a row for each update of each network. Reference tables,
-    `load("momentum", "results/reference")`, come without networks and have none.
+    results/README.md says what their columns mean. `load("momentum", "results/reference")` has the committed ones.
 
     Raises:
         UserError: nothing has been measured under this name.
     """
     folder = Path(results) / name
     if (folder / "parts").is_dir():
-        return Tables(assemble(folder), Path(results) / "runs")
+        return assemble(folder)
     if (folder / "tables").is_dir():
-        paths = {key: folder / "tables" / f"{key}.parquet" for key in TABLES}
-        found = {key: read_frame(path, TABLES[key].schema) for key, path in paths.items() if path.exists()}
-        return Tables({key: empty(table.schema) for key, table in TABLES.items()} | found, Path(results) / "runs")
+        return {path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))}
     words = [f"experiment={name}"] * (name != "adhoc") + [f"results={results}"] * (str(results) != "results")
     command = shlex.join(["python", "-m", "experiments.sweep", *words])
     raise UserError(f"no results for {name!r} in {results}/; run: {command}")

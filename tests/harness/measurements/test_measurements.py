@@ -73,7 +73,7 @@ def test_predictions_of_a_split(split: str, trained: Run) -> None:
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["evaluations", "histograms"])
+@pytest.mark.parametrize("name", ["evaluations"])
 def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(name: str, trained: Run) -> None:
     """And of no other, which a score would take for the same."""
     for population in ("val", ["train_augmented", "val"]):

@@ -11,7 +11,7 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, measurements
-from bnlab.harness.artifacts.models import Cnn, Mlp
+from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig
 from bnlab.harness.artifacts.norms import CHOICES, Ghost, NormConfig
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
@@ -19,6 +19,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute, list_failures, prepare
 from tests.harness.kills import assert_same, killed_at
 
+NORMS = {**CHOICES, "ghost": Ghost(batch_size=16)}
 BARE = Config(norm=NormConfig("none"), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
 
 
@@ -62,7 +63,7 @@ def test_networks_with_batch_statistics_are_measured(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(
-        BARE, model=Cnn(width=8), norm=Ghost(batch_size=16) if name == "ghost" else CHOICES[name], epochs=1, estimator=SOURCES,
+        BARE, model=Cnn(width=8), norm=NORMS[name], epochs=1, estimator=SOURCES,
         momentum=0.01, measurements=list(measurements.NAMES), results=str(tmp_path),
     )  # fmt: skip
     prepare([config])
