@@ -132,7 +132,7 @@ def test_a_data_set_like_torchvisions_is_its_arrays(function: str, write: Write,
         ("return nn.Sequential", "return len", "model=mine.make_model: .*mine.py:15: TypeError"),
         ("head)\n", "head), 3\n", "model=mine.make_model: has to give a torch.nn.Module, found a tuple"),
         ("nn.Conv2d(channels", "nn.Conv2d(7", "model=mine.make_model: cannot take 3×8×8 images"),
-        ("(len(stream),)", "(3,)", "estimator=half: mine.Half fails on a stream of 8 batches: "),
+        ("(len(stream),)", "(3,)", "estimator=half: mine.Half fails on 8 batches: "),
         ("Half(Estimator)", "Half", "estimator=mine.Half: "),
     ],
 )

@@ -82,7 +82,7 @@ def try_training(run: Run) -> None:
         with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
             train(progress, batches, config.optimizer, run.steps, [], until=1)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model.name={config.model.name}: cannot be trained, {where_raised(error)}") from error
+        raise UserError(f"model={config.model.name}: cannot be trained, {where_raised(error)}") from error
 
 
 def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
