@@ -72,7 +72,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-    def write(gain: str = "0.5", name: str = "half") -> list[str]:
+    def write(gain: str = "0.5", name: str = "halved") -> list[str]:
         forget()
         (tmp_path / "my_estimators.py").write_text(MODULE.format(gain=gain, name=name))
         return ["my_estimators.Half"]
@@ -158,10 +158,10 @@ def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]
     before = load("adhoc", copied.results)["gaps"].set_index("estimator")["mean_gap"]
     calls.clear()
     execute(replace(copied, estimator=["ema", *module("1.0")], measurements="gaps", evaluate_at=[40]))
-    assert calls == [("gaps", ["half None"], [40])]
+    assert calls == [("gaps", ["halved None"], [40])]
     after = load("adhoc", copied.results)["gaps"].set_index("estimator")
     assert list(after.loc["ema", "mean_gap"]) == list(before["ema"])
-    assert set(after.loc["half", "step"]) == {40} and not {*after.loc["half", "mean_gap"]} & {*before["half"]}
+    assert set(after.loc["halved", "step"]) == {40} and not {*after.loc["halved", "mean_gap"]} & {*before["halved"]}
 
 
 def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[str]]) -> None:
@@ -170,7 +170,7 @@ def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[
         try_estimators(parse_sources(module("1 / 0"), [0.1], "train"))
     settings = replace(copied, estimator=["ema", *module("1.0 if len(stream) < 9 else float(open('nowhere').read())")])
     prepare([settings])
-    with pytest.raises(JobError, match=r"half.*\.py:10: FileNotFoundError"):
+    with pytest.raises(JobError, match=r"halved.*\.py:10: FileNotFoundError"):
         execute(settings)
     assert set(load("adhoc", copied.results)["gaps"]["estimator"]) == {"ema"}
 
