@@ -181,15 +181,15 @@ def test_answers_has_a_row_for_each_condition() -> None:
     assert found["mean"].to_list() == pytest.approx([3, 1, 3, 1])
 
 
-def test_conditions_have_panels_in_order_of_appearance_and_layers_counted() -> None:
-    (places,) = (answer(frames.score("gaps", "mean_gap", ("panel", "layer"), at=(1.0, 0.1), momentum=0.1,
+def test_conditions_have_panels_in_order_of_appearance() -> None:
+    (places,) = (answer(frames.score("gaps", "mean_gap", ("panel", "depth"), at=(1.0, 0.1), momentum=0.1,
                                      batch_size=4))["where"],)  # fmt: skip
     late, early = "at the end of training", "after 10% of training"
     assert list(places) == [(late, "layer 1"), (late, "layer 2"), (early, "layer 1"), (early, "layer 2")]
 
 
 def test_a_claim_without_rows_is_not_measured_and_may_tell_nothing_apart() -> None:
-    nothing = frames.score("gaps", "mean_gap", ["layer"], at=0.3)
+    nothing = frames.score("gaps", "mean_gap", ["depth"], at=0.3)
     whole = frames.score("gaps", "mean_gap", (), at=1.0, batch_size=4, momentum=0.1, layer="2")
     found = answer(nothing, whole)
     assert found["condition"].to_list() == ["no rows", ""] and found["verdict"].to_list()[0] == "not measured"
