@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import NOT_MEASURED, Claim, Experiment, Tables, answers
-from bnlab.harness.reporting.frames import name_value
-from bnlab.harness.reporting.frames.selection import RESULTS
+from bnlab.harness.reporting.frames.selection import RESULTS, name_value
 
 VERDICTS = ("holds", "fails", "undecided", "one seed", NOT_MEASURED)
 READING = (
@@ -21,10 +20,7 @@ READING = (
     "several conditions there is the range of the means, and the outer bounds of the intervals"
 )
 # Settings that are named where all networks share them.
-_SHARED = (
-    *("data", "data.images", "model", "model.depth", "norm", "batch_size", "order", "epochs"),
-    *("optimizer", "lr", "schedule", "averaging", "freeze_with"),
-)
+_SHARED = ("data", "data.images", "model", "model.depth", "norm", "batch_size", "epochs", "optimizer", "lr", "schedule")
 _NAMED = 3  # the most conditions of one verdict that are named
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
 _DERIVED = ("run", "steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
@@ -103,8 +99,7 @@ def describe_networks(runs: pd.DataFrame) -> str:
     varied = [column for column in settings if runs[column].nunique(dropna=False) > 1]
     differing = runs[varied].astype(str).T.drop_duplicates().index  # `lr` and `optimizer.lr` are the same
     shared = [column for column in _SHARED if column in runs and column not in varied]
-    described = [(column, _list_values(runs[column])) for column in (*differing, *shared)]
-    named = ", ".join(name_value(column, values) for column, values in described if values not in ("", "none"))
+    named = ", ".join(name_value(column, _list_values(runs[column])) for column in (*differing, *shared))
     statuses = list(runs.get("status", ()))
     unfinished = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
     note = f" Of these {' and '.join(unfinished)}: means are of the rows that there are." if unfinished else ""

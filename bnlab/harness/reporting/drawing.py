@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
@@ -75,7 +74,8 @@ def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -
     """Put the title above, legend and caption below, and give the figure the size that leaves each panel 3 inches."""
     titles = textwrap.wrap(title, int(width * 9.5))
     lines = textwrap.wrap(caption, int(width * 14.5))
-    handles = _collect_handles(drawn.axes)
+    found = [pair for ax in drawn.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in found}  # one of each series in all panels
     entry = max(2.2, 0.6 + 0.07 * max(map(len, handles), default=0))  # inches that the longest one takes
     legend_rows = math.ceil(len(handles) / max(1, int(width // entry)))
     above, legend, below = 0.2 + 0.22 * len(titles), 0.22 * legend_rows, 0.12 + 0.17 * len(lines)
@@ -89,15 +89,6 @@ def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -
         drawn.legend(handles.values(), handles.keys(), ncols=math.ceil(len(handles) / legend_rows), **place)
     text = "\n".join(lines)
     drawn.text(0.02, 0.08 / height, text, fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
-
-
-def _collect_handles(axes: list[Axes]) -> dict[str, Any]:
-    """All series by their names; one may be missing in the first panel."""
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    return handles
 
 
 def save(drawn: Drawn, folder: Path, name: str, pdf: bool = True) -> Path:

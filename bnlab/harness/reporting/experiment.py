@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bnlab.harness.reporting.frames import MEASURES, NUMBERS, name_value, put_in_order
+from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS, Score, Tables
+from bnlab.harness.reporting.frames.selection import name_value, put_in_order
 from bnlab.harness.reporting.plots import Plot
 from bnlab.harness.reporting.style import estimator_label
-
-Tables = Mapping[str, pd.DataFrame]
-Score = Callable[[Tables], pd.DataFrame]
 
 LEVEL = 0.05
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
@@ -39,15 +37,6 @@ class Rule:
     unit: str = ""
     reason: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.low < self.high:  # also where one is NaN
-            raise ValueError(f"a rule has two bounds, the lower bound comes first, found {self.low}, {self.high}")
-
-    def __str__(self) -> str:
-        if math.isinf(self.high):
-            return f"above {self.low:.3g}"
-        return f"below {self.high:.3g}" if math.isinf(self.low) else f"from {self.low:.3g} to {self.high:.3g}"
-
     @property
     def margin(self) -> str:
         """The bounds with their unit, as in `below 0.3 points`.
@@ -55,8 +44,13 @@ class Rule:
         >>> above(1.0, "points").margin, within(-1.0, 1.0, "points").margin
         ('above 1 point', 'from -1 to 1 points')
         """
-        single = self.unit == "points" and str(self) in ("above 1", "below 1")
-        return f"{self} {'point' if single else self.unit}".rstrip()
+        words = f"from {self.low:.3g} to {self.high:.3g}"
+        if math.isinf(self.high):
+            words = f"above {self.low:.3g}"
+        elif math.isinf(self.low):
+            words = f"below {self.high:.3g}"
+        unit = "point" if self.unit == "points" and words in ("above 1", "below 1") else self.unit
+        return f"{words} {unit}".rstrip()
 
 
 def above(bound: float, unit: str = "", reason: str = "") -> Rule:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bnlab.harness.reporting.frames import name_value
+from bnlab.harness.reporting.frames.selection import name_value
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
 # family has one colour where it can.

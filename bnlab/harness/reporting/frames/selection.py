@@ -12,7 +12,10 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
+from bnlab.harness.schema import TABLES
 
+Tables = Mapping[str, pd.DataFrame]
+"""Those of an experiment, by name; `runs` is one of them."""
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
 # Columns of `runs` that are results, or say the same as others; all other columns are settings.
 RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
@@ -37,7 +40,7 @@ class OtherThan:
 
 
 def rows(
-    tables: Mapping[str, pd.DataFrame],
+    tables: Tables,
     table: str,
     at: float | Sequence[float] = (),
     by: Sequence[str] = ("batch_size",),
@@ -192,3 +195,12 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
             close = difflib.get_close_matches(column, map(str, frame), n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(str, frame))}"
             raise UserError(f"no column {column!r}; {hint}")
+
+
+def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
+    """UserError if several rows agree in the keys."""
+    doubled = frame[frame.duplicated(keys, keep=False)]
+    if len(doubled):
+        same = doubled[doubled.groupby(list(keys), dropna=False, sort=False).ngroup() == 0]
+        differing = list_differences(same, {key: None for table in TABLES.values() for key in table.key})
+        raise UserError(f"several rows of {name_row(same, keys)} ({differing}); select one, or average over them")
