@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,9 @@ import pytest
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing, style
-from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables, answers
+from bnlab.harness.reporting.answer import Answer, compose_answer
+from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables
+from bnlab.harness.reporting.short import fill_sentence
 from experiments.catalogue import CATALOGUE, FIGURES
 from experiments.questions import find_experiment, list_questions
 
@@ -22,15 +25,26 @@ def load(name: str) -> tuple[Experiment, Tables]:
     return find_experiment(name), {path.stem: pd.read_parquet(path) for path in paths}
 
 
+@cache
+def answer(name: str) -> Answer:
+    return compose_answer(*load(name))
+
+
 @pytest.mark.parametrize("name", list_questions())
 def test_every_claim_is_measured(name: str) -> None:
-    experiment, tables = load(name)
+    experiment, found = answer(name).experiment, answer(name).frame
     assert experiment.question.endswith("?") and experiment.source and {*experiment.answers} <= NUMBERS
     for claim in experiment.claims.values():
         assert claim.text.endswith(".") and claim.rule.unit and claim.rule.reason
         assert {*claim.answers} <= {*experiment.answers}
-    found = answers(experiment, tables)
     assert {*found["claim"]} == {*experiment.claims} and not found["verdict"].eq(NOT_MEASURED).any()
+
+
+def test_every_short_answer_is_true_of_the_reference() -> None:
+    every = [answer(name) for name in list_questions()]
+    filled = {number: fill_sentence(text, every) for number, text in CATALOGUE.short.items()}
+    assert filled.keys() == CATALOGUE.questions.keys()
+    assert not [number for number, text in filled.items() if not text or "{" in text]
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from bnlab.harness.errors import NoRows
-from bnlab.harness.reporting.experiment import Figure, Tables, count_layers, sort_layers
-from bnlab.harness.reporting.plots import Curves, Forest, Plot
+from bnlab.harness.reporting.experiment import Figure, Tables
 from bnlab.harness.reporting.style import write_out_decades
 from bnlab.harness.schedule import SCHEDULES
 
-_IN_A_ROW = 4
-_INTERVALS: dict[type[Plot], str] = {Curves: "bands", Forest: "bars"}
+_IN_A_ROW = 4  # the most panels
 
 
 def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
@@ -37,13 +33,12 @@ def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
     Raises:
         NoRows: there is nothing to draw.
     """
-    frame = count_layers(sort_layers(figure.score(tables)), tables)
-    nullable = [c for c in frame.select_dtypes("number") if pd.api.types.is_extension_array_dtype(frame[c])]
-    frame = frame.astype(dict.fromkeys(nullable, float))  # of which matplotlib would draw nothing
-    if frame.empty or ("mean" in frame and not np.isfinite(frame["mean"]).any()):
+    frame = figure.score(tables)
+    if frame["mean"].isna().all():  # also of no rows
         raise NoRows(f"figure {name}: the tables have no value for it")
     panels = list(dict.fromkeys(frame["panel"]))
-    rows, columns = _choose_grid(len(panels))
+    rows = math.ceil(len(panels) / _IN_A_ROW)
+    columns = math.ceil(len(panels) / rows)
     drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
     axes = dict(zip(panels, grid.flat, strict=False))
     figure.plot.draw(frame, axes)
@@ -62,38 +57,25 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     """How to read the figure, with a sentence on what is drawn of how many seeds."""
     runs = tables["runs"]
     schedules = {*runs.get("optimizer.schedule", ())}
-    filled = {
-        "{schedule}": SCHEDULES.get(schedules.pop(), "") if len(schedules) == 1 else "",
-        "{batch_size}": ", ".join(map(str, sorted(runs["batch_size"].unique()))),
-    }
-    caption = figure.caption
-    for name, words in filled.items():
-        caption = caption.replace(name, words)
-    counts = frame["n"] if "n" in frame else frame.groupby("panel")["seed"].nunique()
-    low, high = int(counts.min()), int(counts.max())
-    seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'}"
-    sentence = f"{seeds} seeds." if high > 1 else f"{seeds} seed."
-    if "low" in frame:
-        means = "Geometric means" if frame["log"].all() else "Means"
-        drawn = _INTERVALS.get(type(figure.plot))
-        intervals = f", {drawn}: 95% intervals" if drawn and frame["low"].notna().any() else ""
-        sentence = f"{means} over seeds{intervals}; {sentence}"
+    caption = figure.caption.format(
+        schedule=SCHEDULES.get(schedules.pop(), "") if len(schedules) == 1 else "",
+        batch_size=", ".join(map(str, sorted(runs["batch_size"].unique()))),
+    )
+    low, high = frame["n"].min(), frame["n"].max()
+    means = "Geometric means" if frame["log"].all() else "Means"
+    drawn = figure.plot.intervals if frame["low"].notna().any() else ""
+    intervals = f", {drawn}: 95% intervals" if drawn else ""
+    seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'} {'seeds' if high > 1 else 'seed'}"
+    sentence = f"{means} over seeds{intervals}; {seeds}."
     return f"{caption} {sentence}".replace("  ", " ")
-
-
-def _choose_grid(panels: int) -> tuple[int, int]:
-    """Rows and columns: four panels in a row at most, or five where only these fill all rows."""
-    if panels > _IN_A_ROW + 1 and panels % _IN_A_ROW and panels % (_IN_A_ROW + 1) == 0:
-        return panels // (_IN_A_ROW + 1), _IN_A_ROW + 1
-    rows = math.ceil(panels / _IN_A_ROW)
-    return rows, math.ceil(panels / rows)
 
 
 def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> None:
     """Put the title above, legend and caption below, and give the figure the size that leaves each panel 3 inches."""
     titles = textwrap.wrap(title, int(width * 9.5))
     lines = textwrap.wrap(caption, int(width * 14.5))
-    handles = _collect_handles(drawn.axes)
+    found = [pair for ax in drawn.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in found}  # one of each series in all panels
     entry = max(2.2, 0.6 + 0.07 * max(map(len, handles), default=0))  # inches that the longest one takes
     legend_rows = math.ceil(len(handles) / max(1, int(width // entry)))
     above, legend, below = 0.2 + 0.22 * len(titles), 0.22 * legend_rows, 0.12 + 0.17 * len(lines)
@@ -107,15 +89,6 @@ def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -
         drawn.legend(handles.values(), handles.keys(), ncols=math.ceil(len(handles) / legend_rows), **place)
     text = "\n".join(lines)
     drawn.text(0.02, 0.08 / height, text, fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
-
-
-def _collect_handles(axes: list[Axes]) -> dict[str, Any]:
-    """All series by their names; one may be missing in the first panel."""
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    return handles
 
 
 def save(drawn: Drawn, folder: Path, name: str, pdf: bool = True) -> Path:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bnlab.harness.reporting.frames import MEASURES, NUMBERS, name_value
+from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS, Score, Tables
+from bnlab.harness.reporting.frames.selection import name_value, put_in_order
 from bnlab.harness.reporting.plots import Plot
 from bnlab.harness.reporting.style import estimator_label
-
-Tables = Mapping[str, pd.DataFrame]
-Score = Callable[[Tables], pd.DataFrame]
 
 LEVEL = 0.05
 """Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
@@ -41,15 +37,6 @@ class Rule:
     unit: str = ""
     reason: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.low < self.high:  # also where one is NaN
-            raise ValueError(f"a rule has two bounds, the lower bound comes first, found {self.low}, {self.high}")
-
-    def __str__(self) -> str:
-        if math.isinf(self.high):
-            return f"above {self.low:.3g}"
-        return f"below {self.high:.3g}" if math.isinf(self.low) else f"from {self.low:.3g} to {self.high:.3g}"
-
     @property
     def margin(self) -> str:
         """The bounds with their unit, as in `below 0.3 points`.
@@ -57,8 +44,13 @@ class Rule:
         >>> above(1.0, "points").margin, within(-1.0, 1.0, "points").margin
         ('above 1 point', 'from -1 to 1 points')
         """
-        single = self.unit == "points" and str(self) in ("above 1", "below 1")
-        return f"{self} {'point' if single else self.unit}".rstrip()
+        words = f"from {self.low:.3g} to {self.high:.3g}"
+        if math.isinf(self.high):
+            words = f"above {self.low:.3g}"
+        elif math.isinf(self.low):
+            words = f"below {self.high:.3g}"
+        unit = "point" if self.unit == "points" and words in ("above 1", "below 1") else self.unit
+        return f"{words} {unit}".rstrip()
 
 
 def above(bound: float, unit: str = "", reason: str = "") -> Rule:
@@ -157,52 +149,19 @@ def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
         raise
     if frame.empty:
         return [("no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
-    frame = count_layers(_in_order(frame), tables)
-    rows = zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True)
+    frame = _in_order(frame)
     found = []
-    for row, verdict in rows:
+    for row, verdict in zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True):
         where = _list_coordinates(row)
         found.append((", ".join(filter(None, where)), where, *(row[key] for key in NUMBERS), verdict))
     return found
 
 
-def count_layers(frame: pd.DataFrame, tables: Tables) -> pd.DataFrame:
-    """The rows, with layers that have but a number in their sequence counted from the input, if all in the tables do.
-
-    Names stay where some are words, or where networks differ in what they are made of.
-    """
-    models = [column for column in tables.get("runs", ()) if str(column).startswith("model")]
-    if "layer" not in frame or any(tables["runs"][column].nunique() > 1 for column in models):
-        return frame
-    known = {str(name) for table in [*tables] if "layer" in tables[table] for name in tables[table]["layer"].unique()}
-    if not all(map(str.isdecimal, known)):
-        return frame
-    ordered = sorted(known, key=int)
-    places = {name: str(place) for place, name in enumerate(ordered, start=1)}
-    return frame.assign(layer=[places.get(str(name), name) for name in frame["layer"]])
-
-
-def sort_layers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows in order of their layers, if they have some: `13` after `4`, other words than numbers as found."""
-    return frame.sort_values("layer", key=_count_layers, kind="stable") if "layer" in frame else frame
-
-
-def _count_layers(column: pd.Series) -> pd.Series:
-    """Of the column of layers their places, in place of their names; any other as it is."""
-    if column.name != "layer":
-        return column
-    parts = {name: re.split(r"(\d+)", str(name)) for name in column.unique()}  # words, and numbers between them
-    places = {part: place for place, part in enumerate(dict.fromkeys(chain(*parts.values())))}
-    ordered = sorted(parts, key=lambda name: [int(p) if p.isdecimal() else places[p] for p in parts[name]])
-    return column.map({name: place for place, name in enumerate(ordered)})
-
-
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Panels in order of appearance, within them the other conditions in theirs."""
     others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
-    ordered = frame.sort_values(others, key=_count_layers, kind="stable") if others else frame
-    places = {panel: place for place, panel in enumerate(dict.fromkeys(frame.get("panel", ())))}
-    return ordered.sort_values("panel", key=lambda panels: panels.map(places), kind="stable") if places else ordered
+    ordered = frame.sort_values(others, kind="stable") if others else frame
+    return put_in_order(ordered, "panel", frame["panel"].unique()) if "panel" in frame else ordered
 
 
 def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
@@ -216,7 +175,7 @@ def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
         elif key == "estimator":
             words.append(estimator_label(value, row.get("momentum", math.nan)))
         else:
-            words.append(str(value) if key == "panel" else name_value(key, value))
+            words.append(name_value(key, value))
     return tuple(words)
 
 
@@ -225,8 +184,7 @@ def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
     holds, fails = (holm(p) for p in p_values(frame, rule))
     n = frame["n"].to_numpy()
     cases = [n == 0, n == 1, holds <= LEVEL, fails <= LEVEL]
-    chosen = np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided")
-    return [str(word) for word in chosen]
+    return list(np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided").tolist())
 
 
 def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from bnlab.harness.reporting.answer import READING, WORDS, Answer
+from bnlab.harness.reporting.answer import READING, VERDICTS, Answer
 from bnlab.harness.reporting.short import fill_sentence
 
 
@@ -43,7 +43,7 @@ def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping
 
 def _emphasize(sentence: str) -> str:
     """Markdown in which the sentence's verdicts are bold."""
-    return re.sub(f"({'|'.join(WORDS.values())}) —", r"**\1** —", sentence)
+    return re.sub(f"({'|'.join(map(str.capitalize, VERDICTS))}) —", r"**\1** —", sentence)
 
 
 def _mark(sentence: str) -> Markup:

@@ -16,73 +16,43 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bnlab.harness.reporting.frames import name_value
+from bnlab.harness.reporting.frames.selection import name_value
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
 # family has one colour where it can.
 _BLUE, _SKY, _PINK, _ORANGE, _GREEN, _RED = "#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00"
 _PURPLE, _BLACK, _BROWN, _GREY, _OLIVE = "#6A3D9A", "#000000", "#7A4A21", "#8A8A8A", "#9A9A00"
 _SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))
-ESTIMATORS: dict[str, tuple[str, Any]] = {
-    "ema": (_BLUE, _SOLID),
-    "ema_biased": (_BLUE, _DASHED),
-    "ema_pooled": (_BLUE, _DOTTED),
-    "ema_std": (_BLUE, _MIXED),
-    "ema_debiased": (_SKY, _DASHED),
-    "delagged": (_SKY, _MIXED),
-    "cumulative": (_PINK, _SOLID),
-    "cumulative_pooled": (_PINK, _DASHED),
-    "cumulative_weighted": (_PINK, _DOTTED),
-    "polynomial": (_PINK, _MIXED),
-    "last_batch": (_ORANGE, _SOLID),
-    "window": (_ORANGE, _DASHED),
-    "fast_then_slow": (_ORANGE, _MIXED),
-    "kalman": (_RED, _SOLID),
-    "adaptive_gain": (_RED, _DASHED),
-    "oracle": (_RED, _DOTTED),
-    "predictive": (_PURPLE, _SOLID),
-    "precise": (_GREEN, _SOLID),
-    "update_bn": (_GREEN, _DASHED),
-    "swa": (_GREEN, _DOTTED),
-    "exact": (_BLACK, _DASHED),
-    "stale": (_SKY, _SOLID),
-    "averaged": (_ORANGE, _DOTTED),
-    "test_batch": (_SKY, _DOTTED),
-    "eval_norm": (_PURPLE, _DASHED),
-    "pseudo_samples": (_PURPLE, _DOTTED),
-    "example_weighing": (_PURPLE, _MIXED),
+ESTIMATORS: dict[str, tuple[str, str, Any]] = {
+    "ema": ("EMA", _BLUE, _SOLID),
+    "ema_biased": ("EMA, variances not corrected", _BLUE, _DASHED),
+    "ema_pooled": ("EMA, batches pooled", _BLUE, _DOTTED),
+    "ema_debiased": ("EMA, start divided out", _SKY, _DASHED),
+    "delagged": ("EMA, lag subtracted", _SKY, _MIXED),
+    "cumulative": ("average of all batches", _PINK, _SOLID),
+    "cumulative_weighted": ("average of all images", _PINK, _DOTTED),
+    "polynomial": ("polynomial average", _PINK, _MIXED),
+    "last_batch": ("last batch only", _ORANGE, _SOLID),
+    "window": ("mean of the last batches", _ORANGE, _DASHED),
+    "kalman": ("Kalman filter", _RED, _SOLID),
+    "predictive": ("predictive momentum", _PURPLE, _SOLID),
+    "precise": ("precise BN", _GREEN, _SOLID),
+    "update_bn": ("batches averaged (update_bn)", _GREEN, _DASHED),
+    "swa": ("batches averaged by size (SWA)", _GREEN, _DOTTED),
+    "exact": ("exact population", _BLACK, _DASHED),
+    "stale": ("EMA of the trained network", _SKY, _SOLID),
+    "averaged": ("average of its buffers", _ORANGE, _DOTTED),
+    "test_batch": ("test batch", _SKY, _DOTTED),
+    "pseudo_samples": ("test batch and pseudo-samples", _PURPLE, _DOTTED),
+    "example_weighing": ("example weighing", _PURPLE, _MIXED),
 }
+"""Words for legends, colour and line; further ones have their names, in brown, grey and olive."""
 _OWN = [(colour, line) for line in (_SOLID, _DASHED, _DOTTED, _MIXED) for colour in (_BROWN, _GREY, _OLIVE)]
 # Of the settings of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
 _SHADES = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
 _SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
 _MARKERS = ("", "o", "s", "^")  # of further series
-NAMES = {
-    "ema": "EMA",
-    "ema_biased": "EMA, variances not corrected",
-    "ema_pooled": "EMA, batches pooled",
-    "ema_debiased": "EMA, start divided out",
-    "delagged": "EMA, lag subtracted",
-    "cumulative": "average of all batches",
-    "cumulative_weighted": "average of all images",
-    "last_batch": "last batch only",
-    "precise": "precise BN",
-    "update_bn": "batches averaged (update_bn)",
-    "swa": "batches averaged by size (SWA)",
-    "stale": "EMA of the trained network",
-    "averaged": "average of its buffers",
-    "window": "mean of the last {k} batches",
-    "polynomial": "average, new batch weighs 1/t^{alpha}",
-    "kalman": "Kalman filter",
-    "predictive": "predictive momentum",
-    "test_batch": "test batch",
-    "pseudo_samples": "test batch and pseudo-samples",
-    "example_weighing": "example weighing",
-    "exact": "exact population",
-}
-"""Words for legends; what stands in braces are parameters."""
-_UNSAID = {"window": {"pooled": "False"}, "kalman": {"per": "layer"}}
-"""Parameters that legends leave out where they have this value."""
+_UNSAID = ("", "pooled=False", "per=layer")  # parameters that legends leave out
 
 
 @dataclass(frozen=True)
@@ -108,15 +78,12 @@ AXES = {
     "batch_size": Axis("batch size", log=True, ticks="values"),
     "images": Axis("images", log=True, ticks="values"),
     "norm.batch_size": Axis("images that are normalized together", log=True, ticks="values"),
-    "weight": Axis("weight of the example's own moments"),
     "step": Axis("step"),
     "steps": Axis("steps of the training", log=True, ticks="values"),
     "depth": Axis("layer, counted from the input", ticks="values"),
     "position": Axis("batches of the epoch"),
-    "layer": Axis("layer, counted from the input"),
     "layers": Axis("layers with batch norm", ticks="values"),
     "shortage": Axis("memory needed / memory allowed", log=True, ticks="values"),
-    "last": Axis("last batches", log=True, ticks="values"),
     "size": Axis("what is added (σ)", log=True),
     "dose": Axis("error (σ of the mean, log of the variance)", log=True, ticks="values"),
 }
@@ -172,7 +139,8 @@ def choose_looks(frame: pd.DataFrame, by: str) -> dict[str, dict[str, Any]]:
             looks[series] = {"color": _SERIES[place % len(_SERIES)], "linestyle": "-", "marker": marker}
             continue
         base = name.partition("(")[0]
-        colour, line = ESTIMATORS.get(base) or _OWN[len({*settings} - {*ESTIMATORS, base}) % len(_OWN)]
+        own = _OWN[len({*settings} - {*ESTIMATORS, base}) % len(_OWN)]
+        _, colour, line = ESTIMATORS.get(base, (base, *own))
         share, marker = _SHADES[settings.get(base, 0) % len(_SHADES)]
         settings[base] = settings.get(base, 0) + 1
         rgb = np.array(to_rgb(colour))
@@ -185,20 +153,13 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     """Words for a legend; parameters kept, but for those that go without saying.
 
     >>> estimator_label("window(k=20,pooled=False)"), estimator_label("precise(images=2048)")
-    ('mean of the last 20 batches', 'precise BN (2,048 images)')
+    ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
     """
-    base, _, rest = str(name).partition("(")
-    parameters = dict(re.findall(r"(\w+)=(\([^()]*\)|[^,]*)", rest.removesuffix(")")))
-    words, unsaid = NAMES.get(base, base), _UNSAID.get(base, {})
-    for key in [key for key in parameters if f"{{{key}}}" in words]:
-        words = words.replace(f"{{{key}}}", parameters.pop(key))
-    kept = [
-        f"{int(value):,} images" if key == "images" and value.isdecimal() else f"{key}={value}"
-        for key, value in parameters.items()
-        if unsaid.get(key) != value
-    ]
+    base, _, parameters = str(name).removesuffix(")").partition("(")
+    words, *_ = ESTIMATORS.get(base, (base,))
+    kept = [parameter for parameter in parameters.split(",") if parameter not in _UNSAID]
+    kept = [re.sub(r"^images=(\d+)$", lambda match: f"{int(match[1]):,} images", parameter) for parameter in kept]
     kept += [] if math.isnan(momentum) else [f"momentum {momentum:g}"]
-    words = re.sub(" *{.*?}", "", words)
     return f"{words} ({', '.join(kept)})" if kept else words
 
 
@@ -223,8 +184,6 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any]
 
 def _set_ticks(ax: Axes, x: Axis, values: pd.Series) -> None:
     """Numbers in full at the values that occur, or at 1, 2 and 5 of each power of ten; see `Axis.ticks`."""
-    if x.log and values.nunique() == 1 and values.iloc[0] > 0:  # room on both sides
-        ax.set_xlim(values.iloc[0] / 2, values.iloc[0] * 2)
     if x.ticks == "values" and values.nunique() <= _TICKS:
         ax.xaxis.set_major_locator(FixedLocator(sorted(values.unique())))
         ax.xaxis.set_minor_locator(NullLocator())

@@ -22,7 +22,6 @@ from bnlab.harness.reporting.frames import (
     name_panels,
     other_seeds,
     over_best,
-    overlay,
     paired,
     put_in_order,
     rows,
@@ -70,8 +69,8 @@ def test_what_is_not_there_is_said() -> None:
     with pytest.raises(UserError, match="no column 'estimater'; did you mean 'estimator'"):
         rows(TABLES, "gaps", estimater="ema")
     several = {**TABLES, "evaluations": pd.concat([TABLES["evaluations"], TABLES["evaluations"].assign(split="val")])}
-    with pytest.raises(UserError, match=r"evaluations has rows with split test, val; select one: split=..."):
-        rows(several, "evaluations")
+    with pytest.raises(UserError, match=r"several rows of batch size 4, seed 0 \(split test, val\); select one"):
+        score("evaluations", "accuracy", ("batch_size",), at=1.0, momentum=0.1)(several)
 
 
 def test_selection() -> None:
@@ -93,16 +92,10 @@ def test_parameters_of_estimators() -> None:
     assert find_parameter(frame, "per").isna().all()
 
 
-def test_panels_are_named_by_columns_with_dots_and_formats() -> None:
+def test_panels_are_named_by_columns_with_dots() -> None:
     frame = pd.DataFrame({"model.depth": [20, 3], "of": ["a", "b"], "size": [0.5, 2.0]})
-    named = name_panels(frame, "{of}, depth {model.depth}, size {size:.2f}")
-    assert named["panel"].tolist() == ["b, depth 3, size 2.00", "a, depth 20, size 0.50"]
-    assert name_panels(frame, "all")["panel"].tolist() == ["all", "all"]
-
-
-def test_overlay_tells_frames_apart() -> None:
-    frame = pd.DataFrame({"x": [1]})
-    assert overlay(measured=frame, star=frame)["kind"].tolist() == ["measured", "star"]
+    named = name_panels(frame, "{of}, depth {model.depth}, size {size}")
+    assert named["panel"].tolist() == ["b, depth 3, size 2.0", "a, depth 20, size 0.5"]
 
 
 def test_averages() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,12 @@ import pandas as pd
 from scipy import stats
 
 from bnlab.harness.errors import UserError
-from bnlab.harness.reporting.frames.selection import list_differences, lowest, name_row, require_columns, rows, select
-from bnlab.harness.schema import TABLES
+from bnlab.harness.reporting.frames.selection import Tables, lowest, require_columns, require_one_row, rows, select
 
-Rows = Callable[[Mapping[str, pd.DataFrame]], pd.DataFrame]
-"""A function of the tables of an experiment."""
+Score = Callable[[Tables], pd.DataFrame]
 NUMBERS = ("mean", "low", "high", "n")
 MEASURES = (*NUMBERS, "error", "log", "share")
 """The columns that `interval` adds; the numbers are what is shown of them."""
-_KEYS = {key: None for table in TABLES.values() for key in table.key}
 _PLACES = ("step", "panel", "layer", "channel", "split", "shift")
 _DIFFERING = {
     "estimator": ("estimator", "momentum"),
@@ -80,7 +77,7 @@ def interval(
     """
     over = [average] if isinstance(average, str) else list(average or ())
     require_columns(frame, [value, "seed", *by, *over])
-    _require_one_row(frame, [*by, "seed", *over])
+    require_one_row(frame, [*by, "seed", *over])
     share = frame[value].dtype == bool and not over and scale == 1
     numbers = scale * frame[value]
     values = frame.assign(**{value: _take_log(numbers) if geometric else numbers})
@@ -117,15 +114,6 @@ def _estimate_share(values: np.ndarray) -> tuple[float, float, float, int, float
     n = len(values)
     bounds = stats.binomtest(int(values.sum()), n).proportion_ci(0.95) if n > 1 else (np.nan, np.nan)
     return float(values.mean()), *bounds, n, np.nan
-
-
-def _require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
-    """UserError if several rows agree in the keys."""
-    doubled = frame[frame.duplicated(keys, keep=False)]
-    if len(doubled):
-        same = doubled[doubled.groupby(list(keys), dropna=False, sort=False).ngroup() == 0]
-        differing = list_differences(same, _KEYS)
-        raise UserError(f"several rows of {name_row(same, keys)} ({differing}); select one, or average over them")
 
 
 def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
@@ -176,7 +164,7 @@ def paired(
         of_training = is_reference & frame["statistics_split"].eq("train")
         is_reference = of_training if of_training.any() else is_reference
     known, others = frame[is_reference], frame[~is_reference]
-    _require_one_row(known, keys)
+    require_one_row(known, keys)
     alone = {*known["seed"]} ^ {*others["seed"]} if len(known) and len(others) else ()
     if alone:
         raise UserError(f"seed {min(alone)} has rows of {along} {against} only, or none; pairs need both: sweep it")
@@ -198,7 +186,7 @@ def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.Dat
 
 
 def score(
-    source: str | Rows,
+    source: str | Score,
     value: str,
     by: Sequence[str],
     *,
@@ -211,7 +199,7 @@ def score(
     scale: float = 1,
     geometric: bool = False,
     **wanted: Any,
-) -> Rows:
+) -> Score:
     """A score of one value: `rows`, the comparison with a reference if there is one, `interval`.
 
     Args:
@@ -229,7 +217,7 @@ def score(
     later = () if against is None else (along, "momentum") if along == "estimator" else (along,)
     compared = {key: wanted.pop(key) for key in later if key in wanted}
 
-    def compute(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    def compute(tables: Tables) -> pd.DataFrame:
         if isinstance(source, str):
             settings = [key for key in by if key not in tables[source] and key != "panel"]
             frame = rows(tables, source, at, settings or ["batch_size"], **wanted)

@@ -12,7 +12,10 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
+from bnlab.harness.schema import TABLES
 
+Tables = Mapping[str, pd.DataFrame]
+"""Those of an experiment, by name; `runs` is one of them."""
 DEFAULT_MOMENTUM = 0.1  # PyTorch's
 # Columns of `runs` that are results, or say the same as others; all other columns are settings.
 RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
@@ -37,7 +40,7 @@ class OtherThan:
 
 
 def rows(
-    tables: Mapping[str, pd.DataFrame],
+    tables: Tables,
     table: str,
     at: float | Sequence[float] = (),
     by: Sequence[str] = ("batch_size",),
@@ -51,12 +54,11 @@ def rows(
         at: shares of the training, 0 to 1, each a panel. Of each network the measured step nearest to the share, if it
             is within 2% of the training or half a step. Without any all steps, a panel for each of `by`.
         by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
-        wanted: for columns of the table or settings, see `select`; `split` and `shift` where several were predicted.
+        wanted: for columns of the table or settings, see `select`.
 
     Raises:
         NoRows: the table has no rows.
-        UserError: the table has several splits or shifts of which none is wanted, or networks agree in `by` and seed,
-            or differ in other settings.
+        UserError: networks agree in `by` and seed, or differ in other settings.
     """
     frame, runs = tables[table], tables["runs"]
     if frame.empty:
@@ -65,9 +67,6 @@ def rows(
     own = {column: value for column, value in wanted.items() if column in frame}
     others = {column: value for column, value in wanted.items() if column not in frame}
     joined = select(select(frame, **own).merge(settings, on="run"), **others)  # few rows, before many columns
-    for column in ("split", "shift"):
-        if column in joined and column not in wanted and joined[column].nunique() > 1:
-            raise UserError(f"{table} has rows with {list_differences(joined, [column])}; select one: {column}=...")
     _require_one_network(runs[runs["run"].isin(joined["run"].unique())], by)
     if shares := np.atleast_1d(at).tolist():
         return _select_shares(joined, shares)
@@ -150,19 +149,14 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
     return pd.to_numeric(frame["estimator"].str.extract(pattern, expand=False), errors="coerce").astype(float)
 
 
-def overlay(**frames: pd.DataFrame) -> pd.DataFrame:
-    """All rows, with the name of their frame in the column `kind`: `dashed`, `star`, ..., see `plots.Curves`."""
-    return pd.concat([frame.assign(kind=kind) for kind, frame in frames.items()], ignore_index=True)
-
-
 def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows, sorted by the numbers in the name of the panels, such as `batch size {batch_size}, last {last:g}`."""
-    columns = [column for column, _ in re.findall(r"\{([^{}:]+)(:[^{}]*)?\}", name)]
+    """The rows, sorted by the numbers in the name of the panels, such as `batch size {batch_size}, layer {depth}`."""
+    columns = re.findall(r"\{([^{}]+)\}", name)
     require_columns(frame, columns)
     numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
     ordered = frame.sort_values(numbers, kind="stable") if numbers else frame
-    template = re.sub(r"\{[^{}:]+(:[^{}]*)?\}", r"{\1}", name)  # by place: a column such as `optimizer.lr` has a dot
-    cells = zip(*(ordered[column] for column in columns), strict=True) if columns else [()] * len(ordered)
+    template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
+    cells = zip(*(ordered[column] for column in columns), strict=True)
     return ordered.assign(panel=[template.format(*row) for row in cells])
 
 
@@ -172,14 +166,14 @@ def share_name(share: float) -> str:
 
 
 def name_value(key: str, value: Any) -> str:
-    """A column and its value in words; of a column `line` the value says it all.
+    """A column and its value in words; of columns `line` and `panel` the value says it all.
 
     >>> name_value("batch_size", 8), name_value("norm.batch_size", 8), name_value("depth", 2)
     ('batch size 8', 'parts of 8', 'layer 2')
     """
     if key == "moment":
         return {"mean": "means", "var": "variances"}.get(value, str(value))
-    return str(value) if key == "line" else f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
+    return str(value) if key in ("line", "panel") else f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
 
 
 def name_row(frame: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -201,3 +195,12 @@ def require_columns(frame: pd.DataFrame, columns: Iterable[str]) -> None:
             close = difflib.get_close_matches(column, map(str, frame), n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(str, frame))}"
             raise UserError(f"no column {column!r}; {hint}")
+
+
+def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
+    """UserError if several rows agree in the keys."""
+    doubled = frame[frame.duplicated(keys, keep=False)]
+    if len(doubled):
+        same = doubled[doubled.groupby(list(keys), dropna=False, sort=False).ngroup() == 0]
+        differing = list_differences(same, {key: None for table in TABLES.values() for key in table.key})
+        raise UserError(f"several rows of {name_row(same, keys)} ({differing}); select one, or average over them")
