@@ -123,13 +123,12 @@ def test_the_test_batch_as_an_estimator(trained: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("test_batch(n=0)", "n counts images and is 1 or more"),
         ("test_batch(n=x)", "invalid literal"),
         ("test_batch(m=3)", "has no parameter 'm'"),
         ("example_weighing(weight=2.0)", r"weight=2.0; it lies in \[0, 1\]"),
         ("pseudo_samples(n=-1)", "it counts images and is 0 or more"),
-        ("swa(images=1)", "images must be 2 or more"),
-        ("tset_batch", "unknown .*did you mean test_batch.*; there are "),
+        ("swa(weight=1)", r"write swa, or swa\(images=1000\)"),
+        ("tset_batch", "unknown; there are .*, test_batch, "),
     ],
 )
 def test_bad_names(name: str, message: str) -> None:
