@@ -9,9 +9,9 @@ from typing import Any
 from bnlab.harness.artifacts.norms import NAMES as ALL
 from bnlab.harness.artifacts.norms import RECORDED
 
-_BATCHES = ("batch", "renorm")  # what batches make of running averages; with ghost a step is not one batch
-_PLAIN = ("batch",)  # frozen weights normalize as in training, too
-_NORMS = {
+_BATCHES = ("batch", "renorm")  # tables about batches before a step: with ghost, one of these is several
+_PLAIN = ("batch",)  # those that let frozen weights normalize as in training, too
+NORMS = {
     "gaps": RECORDED,
     "evaluations": ALL,
     "drift": _BATCHES,
@@ -23,8 +23,8 @@ _NORMS = {
     "decomposition": _PLAIN,
     "log": ALL,
 }
-NAMES = tuple(_NORMS)
-"""Of the tables, each measured by the module and the function of the same name."""
+"""Of the networks that each table has rows of; the module and the function of the table's name measure it."""
+NAMES = tuple(NORMS)
 
 
 def find_measurement(name: str) -> Callable[..., Any]:
@@ -39,9 +39,9 @@ def find_scope(name: str) -> Callable[..., Any]:
 
 def find_norms(name: str) -> tuple[str, ...]:
     """The norms of the networks that the table `name` has rows of."""
-    return _NORMS[name]
+    return NORMS[name]
 
 
 def is_of_batches(name: str) -> bool:
     """Whether the table `name` is about what the batches before a step make of running averages."""
-    return _NORMS[name] in (_BATCHES, _PLAIN)
+    return NORMS[name] in (_BATCHES, _PLAIN)

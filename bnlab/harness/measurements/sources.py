@@ -119,8 +119,7 @@ def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
     if _list_names().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")
     is_swept = hasattr(cls, "momentum") and "momentum" not in parameters
-    each = [{**parameters, "momentum": float(m)} for m in momenta] if is_swept else [parameters]
-    found = [cls(**chosen) for chosen in each]
+    found = [cls(**{**parameters, "momentum": float(m)}) for m in momenta] if is_swept else [cls(**parameters)]
     return [RunningAverage(e.label, getattr(e, "momentum", None), "train", e) for e in found]
 
 
@@ -148,4 +147,4 @@ def try_estimators(sources: Iterable[Source]) -> None:
 def code_digest(source: Source) -> str:
     """Of the module of an estimator or rule of the user's; empty for ours, whose changes `frozen.VERSION` counts."""
     own = getattr(source, "average", None) or getattr(source, "rule", None)
-    return "" if own is None or own.__module__.startswith("bnlab.") else digest_of_source(type(own))  # type: ignore[arg-type]
+    return "" if own is None or own.__module__.startswith("bnlab.") else digest_of_source(own.__class__)
