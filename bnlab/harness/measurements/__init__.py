@@ -4,43 +4,44 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-NAMES = (
-    "gaps",
-    "evaluations",
-    "drift",
-    "traces",
-    "doses",
-    "counterexamples",
-    "last_batches",
-    "within_epoch",
-    "decomposition",
-    "log",
-)
-"""Of the tables, each measured by the module and the function of the same name."""
+from bnlab.harness.artifacts.norms import NAMES as ALL
+from bnlab.harness.artifacts.norms import RECORDED
+
+_BATCHES = ("batch", "renorm")  # tables about batches before a step: with ghost, one of these is several
+_PLAIN = ("batch",)  # those that let frozen weights normalize as in training, too
+NORMS = {
+    "gaps": RECORDED,
+    "evaluations": ALL,
+    "drift": _BATCHES,
+    "traces": RECORDED,
+    "doses": RECORDED,
+    "counterexamples": _BATCHES,
+    "last_batches": _BATCHES,
+    "within_epoch": _PLAIN,
+    "decomposition": _PLAIN,
+    "log": ALL,
+}
+"""Of the networks that each table has rows of; the module and the function of the table's name measure it."""
+NAMES = tuple(NORMS)
 
 
 def find_measurement(name: str) -> Callable[..., Any]:
     """The function of (run, sources, steps) that gives the rows of the table `name`."""
-    return getattr(_import(name), name)  # type: ignore[no-any-return]
-
-
-def find_norms(name: str) -> tuple[str, ...]:
-    """The norms of the networks that the table `name` has rows of."""
-    return _import(name).NORMS  # type: ignore[no-any-return]
-
-
-def is_of_batches(name: str) -> bool:
-    """Whether the table `name` is about what the batches before a step make of running averages."""
-    return getattr(_import(name), "OF_BATCHES", False)
+    return getattr(importlib.import_module(f"{__name__}.{name}"), name)  # type: ignore[no-any-return]
 
 
 def find_scope(name: str) -> Callable[..., Any]:
     """The function of (run, sources) that gives what the table `name` has rows of, with the steps of each."""
-    return _import(name).scope  # type: ignore[no-any-return]
+    return importlib.import_module(f"{__name__}.{name}").scope  # type: ignore[no-any-return]
 
 
-def _import(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+def find_norms(name: str) -> tuple[str, ...]:
+    """The norms of the networks that the table `name` has rows of."""
+    return NORMS[name]
+
+
+def is_of_batches(name: str) -> bool:
+    """Whether the table `name` is about what the batches before a step make of running averages."""
+    return NORMS[name] in (_BATCHES, _PLAIN)

@@ -27,7 +27,7 @@ _SOUGHT = ("origin", "estimator", "momentum", "statistics_split", "split", "shif
 def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> pd.DataFrame:
     """The rows of the table `name` for these sources, with their `origin`; measures what is missing.
 
-    A table of predictions has rows of each of `Run.predictions`, and is measured one after the other.
+    A table of predictions is measured for each of `Run.predictions`, one after the other.
 
     Args:
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
@@ -36,12 +36,11 @@ def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures
     schema, folder = TABLES[name].part, run.folder / "measurements" / name
     frames = [empty(schema), *(read_frame(path, schema) for path in sorted(folder.glob("*.parquet")))]
     present, wanted = set(_keys(pd.concat(frames))), set()
-    predictions = [dict(zip(("split", "shift"), pair, strict=True)) for pair in run.predictions]
-    for images in predictions if "split" in schema.names else [{}]:
+    for images in run.predictions if "split" in schema.names else [()]:
         missing: dict[tuple[int, ...], list[Source | None]] = {}
         for subject, steps in subjects.items():
             source = () if subject is None else (subject.estimator, subject.momentum, subject.split)
-            begin = (_find_origin(run, name, subject, **images), *source, *images.values())
+            begin = (_find_origin(run, name, subject, *images), *source, *images)
             wanted |= {(*begin, step) for step in steps}
             if absent := tuple(step for step in steps if (*begin, step) not in present):
                 missing.setdefault(absent, []).append(subject)
@@ -67,11 +66,11 @@ def _find_origin(run: Run, name: str, subject: Source | None, split: str = "test
 
 
 def _measure(
-    run: Run, name: str, subjects: list[Source | None], steps: list[int], failures: Failures, images: dict[str, str]
+    run: Run, name: str, subjects: list[Source | None], steps: list[int], failures: Failures, images: tuple[str, ...]
 ) -> list[pd.DataFrame]:
     """Measure together and keep; if that fails, each estimator by itself."""
     try:
-        frame = find_measurement(name)(run, subjects, steps, **images)
+        frame = find_measurement(name)(run, subjects, steps, *images)
     except (UserError, Unreadable):
         raise
     except (Exception, SystemExit) as error:  # a user's estimator may raise anything
@@ -83,8 +82,8 @@ def _measure(
             return []
         groups = ([s for s in subjects if s and s.estimator == estimator] for estimator in estimators)
         return [frame for group in groups for frame in _measure(run, name, [*group], steps, failures, images)]
-    origins = {s.estimator if s else "": _find_origin(run, name, s, **images) for s in subjects}
+    origins = {s.estimator if s else "": _find_origin(run, name, s, *images) for s in subjects}
     frame["origin"] = frame["estimator"].map(origins) if "estimator" in frame else origins[""]
-    described = json.dumps([origins, [(s.momentum, s.split) for s in subjects if s], steps, images])
-    path = run.folder / "measurements" / name / f"{digest(described, digits=10)}.parquet"
+    measured = digest(repr((origins, subjects, steps, images)), digits=10)
+    path = run.folder / "measurements" / name / f"{measured}.parquet"
     return [write_rows(path, name, frame)]

@@ -5,17 +5,14 @@ from __future__ import annotations
 import copy
 
 import pandas as pd
-from torch import Tensor
 
 from bnlab.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population
+from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
 
-NORMS = ("batch",)  # a step counts as one batch, which frozen weights normalize as in training
-OF_BATCHES = True
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
 _AUGMENTED = FrozenWeights("exact", None, "train_augmented")
 
@@ -33,18 +30,14 @@ def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataF
         past = past_weights(run, range(max(0, step - longest), step))
         trace = copy.deepcopy(run.trace)
         trace.truncate(step)
-        batches = _batches(run, step, EXACT)
-        augmented = _batches(run, step, _AUGMENTED) if run.batches.shift or run.batches.flip else None
+        batches = draw_population(run, step, EXACT, run.config.batch_size)
+        augments = run.batches.shift or run.batches.flip
+        augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size) if augments else None
         for source in sources:
             terms = decompose(run.model_at(step), trace, past.__getitem__, batches,
                               momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip
             frames.append(tabulate(run, [source], [step], {}).merge(_average(run, step, terms), how="cross"))
     return pd.concat(frames, ignore_index=True)
-
-
-def _batches(run: Run, step: int, source: FrozenWeights) -> list[Tensor]:
-    """The images in batches of the training size."""
-    return [images for images, _ in population(run, step, source, run.config.batch_size)]
 
 
 def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 import pandas as pd
 import torch
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import Source
-from bnlab.recording.trace import LayerTrace
 from bnlab.theory import local_level
 
-NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
-OF_BATCHES = True
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 
@@ -33,27 +32,14 @@ def drift(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
     rows, trace = [], run.trace
     for step in steps:
         for depth, (name, layer) in enumerate(trace.layers.items(), start=1):
-            recorded = sum(at <= step for at in layer.steps)
-            window = min(recorded, max(_SHORTEST, recorded // 10))
-            if window >= _SHORTEST:
-                epoch = step / run.batches.per_epoch
-                rows.append(
-                    (run.id, step, name, epoch, depth, layer.start.shape[1], window, *_fit(layer, recorded, window))
-                )
+            recorded = bisect_right(layer.steps, step)
+            moments = layer.moments[:recorded][-max(_SHORTEST, recorded // 10) :]
+            described = run.id, step, name, step / run.batches.per_epoch, depth, moments.shape[2], len(moments)
+            means, variances = moments.double().unbind(1)
+            logs = torch.log(variances + layer.eps)
+            scale, level = np.exp(logs.mean(0).numpy()), means.mean(0).square().numpy()
+            mean, var = local_level(means.numpy()), local_level(logs.numpy())
+            values = level / scale, mean.noise / scale, mean.drift / scale, var.noise, var.drift
+            rows.append((*described, *(value.mean() for value in values)))
     columns = ["run", "step", "layer", "epoch", "depth", "channels", "window"]
     return pd.DataFrame(rows, columns=[*columns, "mean_level", "mean_noise", "mean_drift", "var_noise", "var_drift"])
-
-
-def _fit(layer: LayerTrace, recorded: int, window: int) -> tuple[float, float, float, float, float]:
-    moments = layer.moments[recorded - window : recorded].double()
-    means, variances = moments.unbind(1)
-    logs = torch.log(variances + layer.eps)
-    scale = np.exp(logs.mean(0).numpy())
-    mean, var = local_level(means.numpy()), local_level(logs.numpy())
-    return (
-        float((means.mean(0).square().numpy() / scale).mean()),
-        float((mean.noise / scale).mean()),
-        float((mean.drift / scale).mean()),
-        float(var.noise.mean()),
-        float(var.drift.mean()),
-    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -14,23 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.norms import NAMES
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import (
-    EXACT,
-    IMAGES_AT_ONCE,
-    frozen_statistics,
-    in_batches,
-    population_split,
-)
+from bnlab.harness.artifacts.settings import as_list
+from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, find_population, frozen_statistics, in_batches
 from bnlab.harness.measurements.gaps import flat_statistics, tabulate
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_exact
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
 from bnlab.inference import applied
 from bnlab.statistics import using
 
-NORMS = NAMES
-ECE_BINS = 15
-NO_STATISTICS = Source("none", None, "none")  # of a network that trains without statistics of the batch
+_ECE_BINS = 15
+_NO_STATISTICS = Source("none", None, "none")  # of a network that trains without statistics of the batch
 
 
 class Prediction(NamedTuple):
@@ -43,13 +35,12 @@ class Prediction(NamedTuple):
 
 
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """These sources and always `exact`, of each population; the steps of `accuracy_at`.
-
-    Without statistics of the batch the network itself.
-    """
+    """These sources and always `exact`, of each population, or the network itself; the steps of `accuracy_at`."""
     if not run.has_trace:
-        return {NO_STATISTICS: run.predicted}
-    return dict.fromkeys([*find_exact(run.config), *sources], run.predicted)
+        return {_NO_STATISTICS: run.predicted}
+    has_rules = any(isinstance(source, InferenceRule) for source in sources)  # which start from those of training
+    splits = [*["train"] * has_rules, *as_list(run.config.population)]
+    return dict.fromkeys([*(FrozenWeights("exact", None, split) for split in splits), *sources], run.predicted)
 
 
 def evaluations(
@@ -62,15 +53,10 @@ def evaluations(
     frame = tabulate(run, sources, steps, columns)
     if run.has_trace:
         rows = _score_sources(run, sources, steps, images)
-    else:
-        rows = [_score_network(run, step, images) for step in steps]
+    else:  # as it is; there are no exact statistics to compare it with
+        rows = [(*predict(run.model_at(step).eval(), images)[1:], math.nan, math.nan) for step in steps]
     frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
     return frame
-
-
-def _score_network(run: Run, step: int, images: Split) -> tuple[float, ...]:
-    """Loss, accuracy and ece of the network as it is; there are no exact statistics to compare it with."""
-    return (*predict(run.model_at(step).eval(), images)[1:], math.nan, math.nan)
 
 
 def _score_sources(run: Run, sources: list[Source], steps: list[int], images: Split) -> list[tuple[float, ...]]:
@@ -91,32 +77,21 @@ def _score_sources(run: Run, sources: list[Source], steps: list[int], images: Sp
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Prediction:
     """The model under the statistics that it holds, on a whole split; by the source's rule if it has one."""
-    with apply_rule(model, source) as at_once:
-        slices = in_batches(len(split.labels), at_once)
-        logits = torch.cat([model(split.images[index]) for index in slices]).double()
+    rule: AbstractContextManager[nn.Module] = nullcontext(model)
+    at_once = IMAGES_AT_ONCE
+    if isinstance(source, InferenceRule):
+        rule, at_once = applied(model, source.rule), source.images
+    with rule:
+        logits = torch.cat([model(split.images[part]) for part in in_batches(len(split.labels), at_once)]).double()
     hit = logits.argmax(1) == split.labels
     loss = F.cross_entropy(logits, split.labels).item()
-    return Prediction(logits, loss, hit.double().mean().item(), ece(logits.softmax(1).amax(1), hit))
+    return Prediction(logits, loss, hit.double().mean().item(), _ece(logits.softmax(1).amax(1), hit))
 
 
-@contextlib.contextmanager
-def apply_rule(model: nn.Module, source: Source) -> Iterator[int]:
-    """Inside the block the model normalizes by the source's rule, if it has one.
-
-    Gives how many images the model is shown at once.
-    """
-    if isinstance(source, InferenceRule):
-        with applied(model, source.rule):
-            yield source.images
-    else:
-        yield IMAGES_AT_ONCE
-
-
-def ece(confidence: Tensor, hit: Tensor) -> float:
+def _ece(confidence: Tensor, hit: Tensor) -> float:
     """Expected calibration error over equal bins of confidence (Guo et al. 2017): a fraction, 0 is calibrated."""
-    bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
-    excess = torch.zeros(ECE_BINS, dtype=confidence.dtype, device=confidence.device)
-    excess.index_add_(0, bins, confidence - hit.to(confidence.dtype))
+    bins = (confidence * _ECE_BINS).ceil().long().clamp(1, _ECE_BINS) - 1
+    excess = torch.bincount(bins, weights=confidence - hit.to(confidence.dtype), minlength=_ECE_BINS)
     return excess.abs().sum().item() / len(confidence)
 
 
@@ -129,20 +104,18 @@ def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
 def stat_images(run: Run, source: Source, step: int) -> int:
     """Images that the statistics are of.
 
-    A running estimator's, and those of averaged buffers, are all that the network was shown, whatever is forgotten;
-    where batch norm is frozen, until then.
+    Of running averages and averaged buffers all that the network was shown, until batch norm was frozen.
     """
-    if source == NO_STATISTICS:
+    if source == _NO_STATISTICS:
         return 0
     if isinstance(source, InferenceRule):
         return source.images
     if isinstance(source, FrozenWeights) and source.statistic != "averaged":
-        size = len(population_split(run, source).labels)
+        size = len(find_population(run, source).labels)
         return min(source.images or size, size)
-    if run.frozen_from is not None and step >= run.frozen_from:
-        if run.config.freeze_with == "exact":
-            return len(run.dataset.train.labels)
-        step = run.frozen_from
-    epochs, rest = divmod(step, run.batches.per_epoch)
-    per_epoch = min(run.batches.per_epoch * run.config.batch_size, len(run.dataset.train.labels))
+    images, last = len(run.dataset.train.labels), min(step, run.frozen_from or step)
+    if last == run.frozen_from and run.config.freeze_with == "exact":
+        return images
+    epochs, rest = divmod(last, run.batches.per_epoch)
+    per_epoch = min(run.batches.per_epoch * run.config.batch_size, images)
     return epochs * per_epoch + rest * run.config.batch_size

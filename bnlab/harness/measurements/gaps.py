@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor
 
 import bnlab
+from bnlab.borrow import borrowed
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
-from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.frozen import EXACT, batch_moments, frozen_statistics
+from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
+from bnlab.recording.block import record
 from bnlab.recording.trace import replay_bank
 from bnlab.statistics import Layout
 
-NORMS = RECORDED
+_TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images `_tid` averages over
 
 
 def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
@@ -31,15 +33,15 @@ def gaps(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
     """One row for each step, source and layer; `exact` on the training split is the reference."""
     layout = run.trace.layout
     estimates = flat_statistics(run, sources, steps)
-    found = []
+    measured = []
     for k, step in enumerate(steps):
         reference = layout.flatten(frozen_statistics(run, step, EXACT))
         estimate = estimates[:, k]
         ratio = layout.layer_means((estimate[:, 1] + layout.channel_eps) / (reference[1] + layout.channel_eps))
-        measured = torch.cat((layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]))
-        found.append(measured)
+        parts = layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]
+        measured.append(torch.cat(parts))
     names = (*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio")
-    values = dict(zip(names, torch.stack(found, dim=1).numpy(), strict=True))  # each [steps, sources, layers]
+    values = dict(zip(names, torch.stack(measured, dim=1).numpy(), strict=True))  # each [steps, sources, layers]
     return tabulate(run, sources, steps, {**values, "channels": layout.channels}, layer=layout.names)
 
 
@@ -49,21 +51,20 @@ def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor
     Those of a rule at inference time are what it starts from: exact. Where exact statistics were frozen, all running
     averages are these from then on.
     """
-    trace = run.trace
-    layout = trace.layout
+    layout = run.trace.layout
     found = torch.empty(len(sources), len(steps), 2, sum(layout.channels), dtype=torch.float64)
     running = {i: s.average for i, s in enumerate(sources) if isinstance(s, RunningAverage)}
     if running:
-        found[[*running]] = replay_bank(trace, [*running.values()], steps)
+        found[[*running]] = replay_bank(run.trace, [*running.values()], steps)
     for i, source in enumerate(sources):
         if not isinstance(source, RunningAverage):
             frozen = source if isinstance(source, FrozenWeights) else EXACT
             for k, step in enumerate(steps):
                 found[i, k] = layout.flatten(frozen_statistics(run, step, frozen))
     if running and run.config.freeze_with == "exact" and run.frozen_from is not None:
-        for k, step in enumerate(steps):
-            if step >= run.frozen_from:
-                found[[*running], k] = layout.flatten(bnlab.running_statistics(run.model_at(step)))
+        held = layout.flatten(bnlab.running_statistics(run.model_at(run.wanted[-1])))
+        for i in running:
+            found[i, [step >= run.frozen_from for step in steps]] = held
     return found
 
 
@@ -93,18 +94,20 @@ def tabulate(
 
 
 def _tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
-    """`tid_mean` and `tid_std` (2210.05153) against batches of the training batch size: [2, sources, layers].
+    """`tid_mean` and `tid_std` (2210.05153): [2, sources, layers], of frozen layers too.
 
-    mean_c |μ − μ_B|/σ_B and mean_c |σ/σ_B − 1|, averaged over the batches; σ_B with eps, ddof 0 as in training.
+    mean_c |μ − μ_B|/σ_B and mean_c |σ/σ_B − 1|, averaged over the next training batches; σ_B with eps, ddof 0.
     """
-    trace = batch_moments(run, step)
-    means, variances = [], []
-    for layer in trace.layers.values():
-        counts = torch.tensor(layer.counts, dtype=torch.float64)[:, None]
-        moments = layer.moments.double()
-        means.append(moments[:, 0])
-        variances.append(moments[:, 1] * (counts - 1) / counts + layer.eps)
-    mean, std = torch.cat(means, dim=1), torch.cat(variances, dim=1).sqrt()
+    model = run.model_at(step)
+    enough = min(_TID_BATCHES, max(2, _TID_IMAGES // run.config.batch_size))
+    with borrowed(model), torch.no_grad(), record(model) as trace:
+        torch.manual_seed(seed_by(f"{run.id} {step}").initial_seed())  # of dropout: all estimators get the same batches
+        model.train()
+        for images, _ in islice(run.batches.from_step(step), enough):
+            model(images)
+    ((_, stream),) = trace.streams()  # all layers were called at the same steps
+    mean, var = stream.batches.unbind(1)
+    std = (var * (stream.counts - 1) / stream.counts + stream.eps).sqrt()
     estimated = (estimates[:, 1] + layout.channel_eps).clamp(min=0).sqrt()
     tid_mean = ((estimates[:, None, 0] - mean).abs() / std).mean(1)
     tid_std = (estimated[:, None] / std - 1).abs().mean(1)

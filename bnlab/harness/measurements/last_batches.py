@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pandas as pd
+import torch
 
-from bnlab.estimators import Stream
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
-NORMS = ("batch", "renorm")  # not ghost: a step counts as one batch
-OF_BATCHES = True
 _LAST = (1, 4, 16, 64)
 
 
@@ -24,28 +22,20 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
 
 
 def last_batches(run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-    """One row for each step, source, layer and number of last batches, as far as there are twice as many.
+    """One row for each source, layer and number of last batches, as far as there are twice as many, after one step.
 
     `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share of
     it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them take the
     place of the last batches; by how much the average changes, in standard deviations, root mean square over channels.
     """
-    layout, frames = run.trace.layout, []
-    for step in steps:
-        stream = stream_until(run, step)
-        sigma = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).sqrt()
-        plain = replay_means(sources, stream)
-        for last in (count for count in _LAST if 2 * count <= len(stream)):
-            followed = (replay_means(sources, shift_last(stream, last, sigma)) - plain) / sigma
-            moved = (replay_means(sources, repeat_before(stream, last)) - plain) / sigma
-            values = {"last": last, "followed": layout.layer_means(followed)[None].numpy()}
-            values["moved"] = layout.layer_means(moved.square()).sqrt()[None].numpy()
-            frames.append(tabulate(run, sources, [step], values, layer=layout.names))
+    (step,), layout, frames = steps, run.trace.layout, []
+    stream = stream_until(run, step)
+    sigma = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).sqrt()
+    plain = replay_means(sources, stream)
+    for last in (count for count in _LAST if 2 * count <= len(stream)):
+        followed = (replay_means(sources, shift_last(stream, last, sigma)) - plain) / sigma
+        repeated = torch.cat((stream.batches[:-last], stream.batches[-2 * last : -last]))
+        moved = (replay_means(sources, replace(stream, batches=repeated)) - plain) / sigma
+        values = {"followed": layout.layer_means(followed), "moved": layout.layer_means(moved.square()).sqrt()}
+        frames.append(tabulate(run, sources, steps, {"last": last, **values}, layer=layout.names))
     return pd.concat(frames, ignore_index=True)
-
-
-def repeat_before(stream: Stream, count: int) -> Stream:
-    """The stream with the moments of the batches before its last `count` in the place of these."""
-    batches = stream.batches.clone()
-    batches[-count:] = batches[-2 * count : -count].clone()
-    return replace(stream, batches=batches)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bnlab.harness.artifacts.norms import NAMES
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import peak_lr
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schedule import lr_factor
-
-NORMS = NAMES
 
 
 def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:

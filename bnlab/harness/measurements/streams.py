@@ -19,17 +19,10 @@ def final_step(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
 
 
 def stream_until(run: Run, step: int) -> Stream:
-    """All layers' moments of the batches up to a step, channels in the order of the trace's layout.
-
-    Raises:
-        ValueError: the layers were not called at the same steps.
-    """
-    trace = run.trace
-    streams = [stream for _, stream in trace.streams()]
-    if len(streams) != 1:
-        raise ValueError(f"{run.id}: its layers were not all called at the same steps")
-    recorded = bisect_right(next(iter(trace.layers.values())).steps, step)
-    return replace(streams[0], batches=streams[0].batches[:recorded], counts=streams[0].counts[:recorded])
+    """All layers' moments of the batches up to a step, channels in the order of the trace's layout."""
+    ((names, stream),) = run.trace.streams()  # all layers were called at the same steps
+    recorded = bisect_right(run.trace.layers[names[0]].steps, step)
+    return replace(stream, batches=stream.batches[:recorded], counts=stream.counts[:recorded])
 
 
 def replay_means(sources: Sequence[RunningAverage], stream: Stream) -> Tensor:
@@ -40,5 +33,5 @@ def replay_means(sources: Sequence[RunningAverage], stream: Stream) -> Tensor:
 def shift_last(stream: Stream, count: int, shift: Tensor) -> Stream:
     """The stream with the means of its last `count` batches larger by `shift` [C]."""
     batches = stream.batches.clone()
-    batches[max(len(batches) - count, 0) :, 0] += shift
+    batches[-count:, 0] += shift
     return replace(stream, batches=batches)

@@ -9,52 +9,47 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnlab.estimators import Estimator, Stream
-from bnlab.estimators.base import fold
+from bnlab.estimators import Estimator, Stream, fold
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.gaps import tabulate
-from bnlab.harness.measurements.sources import RunningAverage, Source
+from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.measurements.streams import final_step
 from bnlab.recording.frozen import record_frozen
 from bnlab.statistics import Layout
 
-NORMS = ("batch",)  # a step counts as one batch, which frozen weights normalize as in training
-OF_BATCHES = True
 scope = final_step
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
 
 
-def within_epoch(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-    """One row for each step, source, layer and batch of an epoch; with the smaller last batch of each, and without.
+def within_epoch(run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
+    """One row for each source, layer and batch of an epoch; with the smaller last batch of each, and without.
 
     The weights stay as they are. Each epoch has the training images in an order of its own, as in training.
     """
-    averages = [source.average for source in sources if isinstance(source, RunningAverage)]
+    (step,) = steps
+    layout, stream = run.trace.layout, _record(run, step)
+    averages = [source.average for source in sources]
     per_epoch, size, images = run.batches.per_epoch, run.config.batch_size, len(run.dataset.train.labels)
     full = images // size
     rests = {"kept": (per_epoch, 1.0 if per_epoch == full else images % size / size), "dropped": (full, 1.0)}
     frames = []
-    for step in steps:
-        layout, stream = _record(run, step)
-        for last, (batches, share) in rests.items():
-            found = _measure(stream, averages, layout, per_epoch, batches, full)
-            noise, spread = found[:, None].numpy()
-            values = {"last_batch": last, "last_share": share, "batches": batches, "epochs": EPOCHS, "noise": noise,
-                      "spread": spread, "channels": layout.channels}  # fmt: skip
-            axes = {"position": range(1, batches + 1), "layer": layout.names}
-            frames.append(tabulate(run, sources, [step], values, **axes))
+    for last, (batches, share) in rests.items():
+        noise, spread = _measure(stream, averages, layout, per_epoch, batches, full)
+        values = {"noise": noise, "spread": spread, "channels": layout.channels}
+        frame = tabulate(run, sources, steps, values, position=range(1, batches + 1), layer=layout.names)
+        frames.append(frame.assign(last_batch=last, last_share=share, batches=batches, epochs=EPOCHS))
     return pd.concat(frames, ignore_index=True)
 
 
-def _record(run: Run, step: int) -> tuple[Layout, Stream]:
+def _record(run: Run, step: int) -> Stream:
     """The batch moments of whole epochs, with layers that normalize with their batch."""
     per_epoch = run.batches.per_epoch
     first = -(-step // per_epoch) * per_epoch  # an epoch begins there
     drawn = islice(run.batches.from_step(first), (_BEFORE + EPOCHS) * per_epoch)
     trace = record_frozen(run.model_at(step), (images for images, _ in drawn))
     ((_, stream),) = trace.streams()
-    return trace.layout, stream
+    return stream
 
 
 def _measure(
@@ -65,15 +60,13 @@ def _measure(
     Returns:
         float64 [2, averages, batches, layers], in variances of the layer.
     """
-    channels, epochs = stream.batches.shape[-1], _BEFORE + EPOCHS
     chosen = (torch.arange(len(stream)) % per_epoch) < batches
     part = replace(stream, batches=stream.batches[chosen], counts=stream.counts[chosen])
     level, var = part.batches.mean(0)
-    var = var + layout.channel_eps
-    positions = range(_BEFORE * batches + 1, epochs * batches + 1)
-    estimates = fold(averages, part, positions)[:, :, 0]
-    squares = ((estimates - level).square() / var).view(len(averages), EPOCHS, batches, channels)
-    means = part.batches[:, 0].view(epochs, batches, channels)[:, :full]
+    var = var + part.eps
+    estimates = fold(averages, part, range(_BEFORE * batches + 1, len(part) + 1))[:, :, 0]
+    squares = ((estimates - level).square() / var).unflatten(1, (EPOCHS, batches))
+    means = part.batches[:, 0].unflatten(0, (-1, batches))[:, :full]
     spread = means.var(dim=1, correction=1).mean(0) / var  # of batches of one size, with replacement
     error = layout.layer_means(squares.mean(1))
     return torch.stack((error, layout.layer_means(spread).expand_as(error)))

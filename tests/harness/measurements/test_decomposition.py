@@ -16,7 +16,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Sgd
 from bnlab.harness.errors import JobError
 from bnlab.harness.measurements import find_measurement, find_scope
-from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, population
+from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.recording.trace import replay
 
@@ -48,7 +48,7 @@ def test_contributions(trained: Run) -> None:
     total = found[found["statistic"] == "mean"].groupby("layer", sort=False)["contribution"].sum()
     gaps = gap(exact, replay(trace, EMA(0.3), [step])[step]).set_index("layer")["mean_gap"]
     np.testing.assert_allclose(total, gaps**2, rtol=1e-4)
-    batches = [images for images, _ in population(trained, step, EXACT, 32)]
+    batches = draw_population(trained, step, EXACT, 32)
     past = past_weights(trained, range(step)).__getitem__
     table = decompose(trained.model_at(step), trace, past, batches, momentum=0.3, every=4)
     rows = found.set_index(["layer", "statistic", "term"])

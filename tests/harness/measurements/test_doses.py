@@ -10,7 +10,7 @@ import torch
 from bnlab import gap
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import find_measurement, find_scope
-from bnlab.harness.measurements.doses import disturb, draw_signs, mask_layer
+from bnlab.harness.measurements.doses import disturb, draw_signs
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.statistics import Layout
 from tests.references import batch_norms, float64_copy
@@ -60,8 +60,8 @@ def test_a_dose_is_a_gap(trained: Run) -> None:
     run = trained
     exact = frozen_statistics(run, 20, EXACT)
     layout, layer = Layout.of(exact), list(exact)[1]
-    signs = draw_signs(run, layout) * mask_layer(layout, layer)
+    values, signs = layout.flatten(exact), draw_signs(run, layout)
     for moment in ("mean", "var"):
-        gaps = gap(exact, layout.unflatten(disturb(layout, layout.flatten(exact), signs, moment, 0.4)))
+        gaps = gap(exact, layout.unflatten(disturb(layout, values, signs, layer, moment, 0.4)))
         assert gaps[f"{moment}_gap"].to_list() == pytest.approx([0, 0.4], rel=1e-3)
         assert (gaps[[column for column in ("mean_gap", "var_gap") if column != f"{moment}_gap"]] == 0).all(axis=None)

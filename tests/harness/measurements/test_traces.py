@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
+import torch
 
+from bnlab import running_statistics
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
+from bnlab.harness.measurements.gaps import flat_statistics
 from bnlab.harness.measurements.sources import parse_sources
 
 
@@ -26,3 +31,12 @@ def test_traces(trained: Run) -> None:
             for step in steps:
                 row = found.loc["last_batch", step, name, channel]
                 assert [row["mean"], row["var"]] == pytest.approx(layer.moments[step - 1, :, channel].tolist())
+
+
+def test_running_averages_stay_where_exact_statistics_were_frozen(trained: Run) -> None:
+    """Between checkpoints too."""
+    frozen = Run(replace(trained.config, freeze_at=0.5, freeze_with="exact"))
+    frozen.folder = trained.folder
+    before, *later = flat_statistics(frozen, parse_sources(["ema"], [0.1], "train"), [19, 20, 33])[0]
+    held = trained.trace.layout.flatten(running_statistics(trained.model_at(40)))
+    assert all(torch.equal(values, held) for values in later) and not torch.equal(before, held)
