@@ -50,7 +50,6 @@ EXPERIMENT = Experiment(
         "agrees_late": Claim(
             "At the end of training the moving average of the mini-batches' accuracy is the network's, to a point.",
             score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",
-                  panel=share_name(LATE)),
-            within(-1.0, 1.0, "points", "two means of 2,000 images differ by half a point by chance"), ("Q2",)),
+                  panel=share_name(LATE)), within(-1.0, 1.0, "points", "chance makes half a point"), ("Q2",)),
     },
 )  # fmt: skip

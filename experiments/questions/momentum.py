@@ -68,7 +68,7 @@ EXPERIMENT = Experiment(
             score("evaluations", "accuracy", EACH, at=EARLY, batch_size=256, **MISTAKE),
             below(0.0, "points lost", AS_ACCURATE), ("Q4",)),
         "theory_knows_momentum": Claim(
-            "Theory's momentum from other seeds is within a factor of 2 of the best one, unless both are at 1.",
+            "Theory's momentum from other seeds is within a factor of 2 of the best, over layers where one is below 1.",
             score(find_factors, "factor", EACH, **OVER_LAYERS),
             below(2.0, "times", "not the hypothesis's 1.5: the sweep's steps are up to 2.5 times"), ("Q10", "H13")),
     },

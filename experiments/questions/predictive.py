@@ -50,7 +50,8 @@ def make_claims(end: str, where: str, points: float, reason: str, **networks: An
             score(find_times(), "mean_gap", ("model", "batch_size", "schedule"), average=("layer", "epoch"),
                   geometric=True, **wanted), below(1.25, "times", FLAT), ("Q10", "H12", "H14")),
         f"late_where_the_rate_ends{end}": Claim(
-            f"{where} predictive momentum is late where the rate falls to 0: its gap is more than a quarter larger.",
+            f"{where} at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum is "
+            "late: its gap is more than a quarter larger than that of the best fixed one.",
             score(find_times(1.0), "mean_gap", EACH, schedule="onecycle", **OVER_LAYERS, **wanted),
             above(1.25, "times", FLAT), ("Q6", "Q10")),
     }  # fmt: skip
@@ -76,7 +77,7 @@ EXPERIMENT = Experiment(
                   average=("batch_size", "epoch", "layer"), estimator=("ema", "kalman(per=layer)"), schedule="onecycle",
                   **CHARACTERS), above(1.0, "times", AS_NEAR), ("Q10", "H14")),
         "as_accurate": Claim(
-            "On characters it loses less than 0.3 points against the best fixed one at that step and batch size.",
+            "On characters it is less than 0.3 points below the fixed one that is best at that step and batch size.",
             score(find_losses, "accuracy", ("panel", "batch_size"), scale=-100),
             below(0.3, "points lost", SIX_IMAGES), ("Q10", "H12")),
     },

@@ -34,8 +34,7 @@ EXPERIMENT = Experiment(
     answers=("F14", "Q13"),
     figures={"shift": Figure(
         "Statistics of the test batch under shifts of the test images",
-        "Test accuracy by the number of images in a test batch, under other fonts and weak (1) and strong (3) "
-        "corruptions. With pseudo-samples, exact statistics of the training split count as so many further images.",
+        "Corruptions are weak (1) or strong (3). As pseudo-samples exact statistics count as so many further images.",
         score(lambda tables: name_panels(find_predictions(tables), "{shift}"), "accuracy",
               ("panel", "pseudo_samples", "images"), scale=100),
         Curves("images", "pseudo_samples", ACCURACY, level="exact statistics alone"))},

@@ -42,10 +42,6 @@ EXPERIMENT = Experiment(
             Curves("size", "estimator", Axis("error (σ)", (1e-3, 200), log=True))),
     },
     claims={
-        "few_batches_make_it": Claim(
-            "The last 16 batches make most of PyTorch's running average.",
-            score("last_batches", "followed", ("batch_size",), at=1.0, average="layer", estimator="ema", momentum=0.1,
-                  last=16, batch_size=(16, 256)), above(0.5, "share", "by definition 1 - 0.9^16 = 0.81"), ("Q6",)),
         "one_batch_is_little": Claim(
             "The last batch alone does not move PyTorch's running average by much.",
             score("last_batches", "moved", ("batch_size",), at=1.0, average="layer", estimator="ema", momentum=0.1,
