@@ -73,9 +73,8 @@ SHORT = {
     "{momentum.plain_average_is_farther: at the end of training: holds} as far off as PyTorch's, and it costs "
     "{accuracy.cumulative_costs: at the end of training: holds} at batch 64.",
     "Q6": "To the last batch yes, to the last few no: the last batch at the end of training moves PyTorch's average "
-    "by {streams.one_batch_is_little: holds}, but the last 16 are {streams.few_batches_make_it: holds} of "
-    "it. The price of a longer memory is lag: with a momentum of 0.01 only {streams.stable_is_slow: holds} of a "
-    "shift is followed after 64 batches.",
+    "by {streams.one_batch_is_little: holds}, but the last 16 are 1 − 0.9^16, 81%, of it. The price of a longer memory "
+    "is lag: with a momentum of 0.01 only 1 − 0.99^64, 47%, of a shift is followed after 64 batches.",
     "Q7": "Fast while the learning rate is high: in the middle of training the means of layers behind the first move "
     "{drift.follows_the_learning_rate: holds} as fast as in the last tenth, and those of the third layer "
     "{drift.deeper_is_faster: holds} as fast as those of the second. In the last tenth these means still move, in ten "

@@ -1,6 +1,15 @@
-"""Reasons for margins that claims of several experiments share."""
+"""What several questions share: what tells rows apart, what is compared, and reasons for margins."""
+
+from typing import Any
+
+EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "epoch")
+OVER_LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
+COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "exact", "scale": -100}
+"""In `score`: points that PyTorch's running average loses against exact statistics of the same network."""
+PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
 
 SIX_IMAGES = "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired"
 FLAT = "gaps around a minimum are flat: twice the best momentum costs about as much"
-AS_ACCURATE = "at 0 both are as accurate"
+HARDLY_SEEN = "a quarter more is hardly seen in accuracy"
+AS_ACCURATE, AS_NEAR = "at 0 both are as accurate", "at 1 both are as near"
 A_POINT = "a point is what decides between two networks of this size"

@@ -38,8 +38,7 @@ EXPERIMENT = Experiment(
     answers=("F12", "H7"),
     figures={rule: Figure(
         f"The gap of {words} by layer",
-        "Distance of the mean from the exact population mean, from the second layer on; batches of {batch_size}. Where "
-        "every second norm is a group norm, the other layers keep their numbers.",
+        "From the second layer on, in batches of {batch_size}; beside group norms the others keep their numbers.",
         score(lambda tables: name_panels(find_gaps(tables), "{network}, {panel}"), "mean_gap",
               ("panel", "line", "depth"), geometric=True, estimator=rule),
         Curves("depth", "line", GAP)) for rule, words in RULES.items()},

@@ -4,22 +4,19 @@ Older statistics are said to be less relevant, because the weights have moved si
 standardized images have mean 0 under any weights, but for edges. Traces are of two channels of each layer.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import OtherThan, average, name_panels, paired, rows, score, select, share_name
-from bnlab.harness.reporting.plots import Curves, Forest
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import Axis, Curves, Forest
+from experiments.margins import EACH, OVER_LAYERS, OVER_TIME
 
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
-EACH = ("panel", "batch_size")
 
 
-def find_speeds(tables: Tables, at: tuple[float, ...] = (MIDDLE, END)) -> pd.DataFrame:
+def find_speeds(tables: Tables) -> pd.DataFrame:
     """How far means move in a step, and in ten, the memory of momentum 0.1, over how far those of batches scatter."""
-    frame = rows(tables, "drift", at, depth=OtherThan(1), batch_size=(16, 64, 256))
+    frame = rows(tables, "drift", (MIDDLE, END), depth=OtherThan(1), batch_size=(16, 64, 256))
     stale = (10 * frame["mean_drift"] / frame["mean_noise"]) ** 0.5
     return frame.assign(speed=frame["mean_drift"] ** 0.5, stale=stale)
 
@@ -53,18 +50,12 @@ EXPERIMENT = Experiment(
         "traces": Figure(
             "Means of single batches, and averages of them",
             "One channel of the second layer of one network, over training, in the units of the layer's input.",
-            score("traces", "mean", ("panel", "estimator", "momentum", "epoch"), depth=2, channel=0, seed=0,
-                  batch_size=(4, 256)),
+            score("traces", "mean", OVER_TIME, depth=2, channel=0, seed=0, batch_size=(4, 256)),
             Curves("epoch", "estimator", Axis("mean"))),
-        "speed": Figure(
-            "How far the mean moves in a step",
-            "What in the batch means of the latest tenth of the steps is no noise, root mean square over channels.",
-            score(lambda tables: find_speeds(tables, ()), "speed", ("panel", "epoch", "depth"), geometric=True),
-            Curves("epoch", "depth", Axis("movement in a step (σ)", log=True))),
         "terms": Figure(
             "What the gap of the running mean is made of",
             "Shares of the squared distance from the exact mean, over layers but the first. Start: what is left of 0; "
-            "lag: older weights; upstream: layers before normalize with batches; weighting: small batches count alike.",
+            "lag: older weights; upstream: batches normalize the layers before; weighting: small batches count alike.",
             score(find_terms, "share", ("panel", "term"), average="layer"), Forest("term", Axis("share"))),
     },
     claims={
@@ -79,18 +70,16 @@ EXPERIMENT = Experiment(
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
-                  average="layer", geometric=True, panel=share_name(MIDDLE)),
+                  panel=share_name(MIDDLE), **OVER_LAYERS),
             above(4.0, "times", "the learning rate is 8 times lower; half is left to what else changes"), ("Q7",)),
         "deeper_is_faster": Claim(
             "In the middle of training the means of the third layer move faster than those of the second.",
-            score(find_speeds, "speed", ("batch_size",), against=2, along="depth", ratio=True, average="layer",
-                  geometric=True, panel=share_name(MIDDLE)),
-            above(1.0, "times", "at 1 both move alike"), answers=("Q7",)),
+            score(find_speeds, "speed", ("batch_size",), against=2, along="depth", ratio=True,
+                  panel=share_name(MIDDLE), **OVER_LAYERS), above(1.0, "times", "at 1 both move alike"), ("Q7",)),
         "memory_holds_late": Claim(
-            "In the last tenth of training population means move less in ten steps, the memory of PyTorch's momentum, "
-            "than the means of single batches scatter.",
-            score(find_speeds, "stale", ("batch_size",), average="layer", geometric=True, panel=share_name(END)),
-            below(1.0, "times", "at 1 a batch ten steps old is as far off as it is noisy"), answers=("Q7",)),
+            "In the last tenth of training population means move less in ten steps than means of batches scatter.",
+            score(find_speeds, "stale", ("batch_size",), panel=share_name(END), **OVER_LAYERS),
+            below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise"), ("Q7",)),
         "lag_early": Claim(
             "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
             score(find_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,

@@ -4,18 +4,15 @@ Wu & Johnson 2021: 1,000 to 10,000 images are enough for population statistics. 
 2020: statistics of the test batch, and mixed with pseudo-samples.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
 from bnlab.harness.reporting.frames import OtherThan, find_parameter, name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import AGAINST_EXACT, Curves
+from experiments.margins import A_POINT, SIX_IMAGES
 
-TRAINING, TEST = "of training images", "of test images"
-SAMPLES = {"exact": TRAINING, "test_batch": TEST, "pseudo_samples": "of test images, 16 pseudo-samples"}
-EACH = ("line", "batch_size")
-SIX_IMAGES = "6 of 2,000 test images: networks are rarely told apart by less"
+EACH, TRAINING, TEST = ("line", "batch_size"), "of training images", "of test images"
+SAMPLES = {"exact": TRAINING, "test_batch": TEST, "pseudo_samples": f"{TEST}, 16 pseudo-samples"}
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -30,34 +27,32 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("F2", "F9", "Q13", "Q14", "H4"),
-    figures={
-        "accuracy": Figure(
-            "Accuracy under statistics of few images, at the end of training",
-            "Difference in test accuracy to the same network under exact statistics of all training images. Statistics "
-            "are of a sample of these, or of a test batch; as pseudo-samples exact ones count as 16 further images.",
-            score(find_gains, "accuracy", ("panel", "sample", "images"), scale=100, split="test", images=OtherThan(0),
-                  line="at the end of training"), Curves("images", "sample", AGAINST_EXACT)),
-    },
+    figures={"accuracy": Figure(
+        "Accuracy under statistics of few images, at the end of training",
+        "Test accuracy minus that under exact statistics of all training images. Statistics are of a sample of these, "
+        "or of a test batch; as pseudo-samples exact ones count as 16 further images.",
+        score(find_gains, "accuracy", ("panel", "sample", "images"), scale=100, split="test", images=OtherThan(0),
+              line="at the end of training"), Curves("images", "sample", AGAINST_EXACT))},
     claims={
         "hundreds_nearly_suffice": Claim(
             "Exact statistics of 512 training images give the accuracy of those of all, to 0.3 points.",
             score(find_gains, "accuracy", EACH, scale=-100, split="test", sample=TRAINING, images=512),
-            within(-0.3, 0.3, "points", SIX_IMAGES), answers=("Q14", "H4")),
+            within(-0.3, 0.3, "points", SIX_IMAGES), ("Q14", "H4")),
         "tiny_test_batches_cost": Claim(
             "Statistics of two test images cost accuracy against exact ones of the training split.",
             score(find_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=2),
-            above(1.0, "points", "a point is what decides between two networks of this size"), answers=("Q13",)),
+            above(1.0, "points", A_POINT), ("Q13",)),
         "large_test_batches_cost_nothing": Claim(
             "Statistics of 512 test images cost less than 0.3 points against exact ones of the training split.",
             score(find_gains, "accuracy", EACH, scale=-100, split="test", sample=TEST, images=512),
-            within(-0.3, 0.3, "points", SIX_IMAGES), answers=("Q13",)),
+            within(-0.3, 0.3, "points", SIX_IMAGES), ("Q13",)),
         "validation_serves": Claim(
             "On test images, statistics of the validation split give the accuracy of exact ones of the training split.",
             score(find_gains, "accuracy", EACH, scale=100, split="test", statistics_split="val"),
-            within(-0.3, 0.3, "points gained", SIX_IMAGES), answers=("Q13",)),
+            within(-0.3, 0.3, "points gained", SIX_IMAGES), ("Q13",)),
         "validation_leaks_nothing": Claim(
             "Statistics of the validation split gain no more on validation images than on test images, to 0.3 points.",
             score(find_gains, "accuracy", EACH, against="test", along="split", scale=100, statistics_split="val"),
-            within(-0.3, 0.3, "points more", "three of 1,000 validation images"), answers=("Q13",)),
+            within(-0.3, 0.3, "points more", "three of 1,000 validation images"), ("Q13",)),
     },
 )  # fmt: skip

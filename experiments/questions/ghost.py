@@ -9,8 +9,7 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import find_parameter, rows, score
-from bnlab.harness.reporting.plots import Curves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import A_POINT, AS_ACCURATE
 
 SIZE = "norm.batch_size"  # images that are normalized together

@@ -7,20 +7,16 @@ import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
 from bnlab.harness.reporting.frames import lowest, rows, score, select
-from bnlab.harness.reporting.plots import Curves
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import Axis, Curves
+from experiments.margins import OVER_TIME
 
-EACH, OVER_TIME = ("batch_size",), ("panel", "estimator", "momentum", "epoch")
 RULES = {"ema": "the EMA", "predictive": "predictive momentum"}
 MOST = "more than half are most; of two batch sizes, six networks each that agree are the fewest that decide it"
 MARGIN = "10 of 2,000 test images: the standard error where accuracy is near 95%; comparisons are paired"
 
 
 def find_picks(tables: Tables) -> pd.DataFrame:
-    """The first checkpoint of highest validation accuracy under each estimator, and, as `last`, the last one.
-
-    `cost`: test accuracy lost against exact statistics' pick, both under exact ones; `same`: whether it is that pick.
-    """
+    """The checkpoint that each estimator picks, and the last one; `cost` is against what exact statistics pick."""
     val, test = (rows(tables, "evaluations", split=split) for split in ("val", "test"))
     last = select(val, estimator="exact").query("step == steps").assign(estimator="last")
     errors = pd.concat([val, last]).assign(error=lambda f: 1 - f["accuracy"])
@@ -35,26 +31,25 @@ EXPERIMENT = Experiment(
     answers=("Q14", "Q17"),
     figures={"validation": Figure(
         "What early stopping sees",
-        "Accuracy on the validation split over training, the same weights under different statistics. A checkpoint is "
-        "one of the measured steps; of each network the highest one is picked. {schedule}",
+        "The same weights under different statistics; of each network the highest checkpoint is picked. {schedule}",
         score("evaluations", "accuracy", OVER_TIME, scale=100, split="val"),
         Curves("epoch", "estimator", Axis("validation accuracy (%)", (0, 102))))},
     claims={
         "last_is_not_best": Claim(
             "At a constant learning rate the last checkpoint has a lower test accuracy than exact statistics' pick.",
-            score(find_picks, "cost", EACH, scale=100, estimator="last"),
+            score(find_picks, "cost", ("batch_size",), scale=100, estimator="last"),
             above(0.0, "points lost", "at 0 there is nothing to select"), ("Q17",)),
         "ema_shows_less": Claim(
             "Over training the EMA shows a lower validation accuracy than exact statistics.",
-            score("evaluations", "accuracy", EACH, against="exact", average="step", scale=-100, split="val",
+            score("evaluations", "accuracy", ("batch_size",), against="exact", average="step", scale=-100, split="val",
                   estimator="ema"), above(0.5, "points", "the margin of what is picked by it")),
         **{f"{rule}_picks_as_well": Claim(
             f"The pick under {words} has the test accuracy of that under exact statistics, to half a point.",
-            score(find_picks, "cost", EACH, scale=100, estimator=rule), within(-0.5, 0.5, "points", MARGIN))
+            score(find_picks, "cost", ("batch_size",), scale=100, estimator=rule), within(-0.5, 0.5, "points", MARGIN))
             for rule, words in RULES.items()},
         **{f"{rule}_picks_the_same": Claim(
             f"In most networks {words} picks the checkpoint that exact statistics pick.",
-            score(find_picks, "same", EACH, estimator=rule), above(0.5, "of the networks", MOST), ("Q17",))
+            score(find_picks, "same", ("batch_size",), estimator=rule), above(0.5, "of the networks", MOST), ("Q17",))
             for rule, words in RULES.items()},
     },
 )  # fmt: skip

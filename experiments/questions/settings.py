@@ -4,21 +4,19 @@ One setting is changed at a time, at a batch of 256; AdamW has a learning rate a
 2021 (FrozenBN): where training goes on under the statistics of evaluation, the two do not differ.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
 from bnlab.harness.reporting.frames import put_in_order, rows, score, share_name
-from bnlab.harness.reporting.plots import Forest
-from bnlab.harness.reporting.style import Axis
+from bnlab.harness.reporting.plots import Axis, Forest
+from experiments.margins import A_POINT, AS_NEAR, OVER_LAYERS
 
 SHARES = _, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
 USUAL: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "schedule": "onecycle", "weight_decay": 5e-4, "data.shift": 0}
 WORDS = ("{}", "learning rate {:g}", "{} schedule", "weight decay {:g}", "training images shifted by up to {:g} pixels")
-A_POINT = (-1.0, 1.0, "points", "a point is what decides between two networks of this size")
+LITTLE = within(-1.0, 1.0, "points", A_POINT)
 
 
 def find(tables: Tables, table: str) -> pd.DataFrame:
@@ -40,33 +38,30 @@ def score_cost(*shares: float) -> Score:
 def score_times(setting: str, against: str, share: float) -> Score:
     """How many times its gap under one setting is that under the other, over layers."""
     return score(lambda tables: find(tables, "gaps"), "mean_gap", ("setting",), against=against, along="setting",
-                 matching=("seed",), ratio=True, average="layer", geometric=True, setting=setting, estimator="ema",
-                 panel=share_name(share))  # fmt: skip
+                 matching=("seed",), ratio=True, setting=setting, estimator="ema", panel=share_name(share),
+                 **OVER_LAYERS)  # fmt: skip
 
 
 EXPERIMENT = Experiment(
     answers=("Q11", "H2", "F3"),
-    figures={
-        "cost": Figure(
-            "What PyTorch's running average costs, by what is changed in the training",
-            "Points of test accuracy lost against exact statistics of the same network; right of 0 is a loss.",
-            score_cost(*SHARES), Forest("setting", Axis("accuracy lost (points)"), mark=(0.0, "no loss"))),
-    },
+    figures={"cost": Figure(
+        "What PyTorch's running average costs, by what is changed in the training",
+        "Points of test accuracy lost against exact statistics of the same network; right of 0 is a loss.",
+        score_cost(*SHARES), Forest("setting", Axis("accuracy lost (points)"), mark=(0.0, "no loss")))},
     claims={
         "harmless_late": Claim(
             "At the end of training PyTorch's running average costs less than a point, whichever setting is changed.",
-            score_cost(LATE), within(*A_POINT)),
+            score_cost(LATE), LITTLE),
         "constant_rate_costs_late": Claim(
-            "With a constant learning rate the gap of PyTorch's running average at the end is more than twice as large "
-            "as with one that falls to 0.", score_times("constant schedule", "usual", LATE),
+            "At the end the EMA's gap is over twice as large at a constant learning rate as at one that falls to 0.",
+            score_times("constant schedule", "usual", LATE),
             above(2.0, "times", "no other setting of the training should double it")),
         "high_rate_is_farther": Claim(
-            "In the middle of training its gap is larger at a learning rate of 0.4 than at 0.025.",
-            score_times("learning rate 0.4", "learning rate 0.025", MIDDLE), above(1.0, "times", "both are as far")),
+            "In the middle of training the EMA's gap is larger at a learning rate of 0.4 than at 0.025.",
+            score_times("learning rate 0.4", "learning rate 0.025", MIDDLE), above(1.0, "times", AS_NEAR)),
         "freezing_changes_little": Claim(
             "Batch norm that is frozen for the last fifth of training changes the final accuracy by less than a point.",
             score("evaluations", "accuracy", ("batch_size", "freeze_with"), at=LATE, against="none", scale=100,
-                  along="freeze_with", matching=("seed", "batch_size"), estimator="ema", **USUAL),
-            within(*A_POINT), answers=("Q11",)),
+                  along="freeze_with", matching=("seed", "batch_size"), estimator="ema", **USUAL), LITTLE, ("Q11",)),
     },
 )  # fmt: skip

@@ -8,11 +8,10 @@ from typing import Any
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, above, within
 from bnlab.harness.reporting.frames import OtherThan, rows, score
 from bnlab.harness.reporting.plots import GAP, Curves
-from experiments.margins import A_POINT, SIX_IMAGES
+from experiments.margins import A_POINT, HARDLY_SEEN, OVER_LAYERS, SIX_IMAGES
 
 EACH = ("panel", "steps", "estimator", "momentum")
-OVER_LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
-QUARTER = above(1.25, "times", "a quarter more is hardly seen in accuracy")
+QUARTER = above(1.25, "times", HARDLY_SEEN)
 
 
 def score_start(table: str, value: str, momentum: float, *steps: int, **how: Any) -> Score:
@@ -25,8 +24,7 @@ EXPERIMENT = Experiment(
     answers=("H8", "Q5"),
     figures={"gap": Figure(
         "The gap at the end of short and long trainings",
-        "Distance of the mean from the exact population mean, geometric mean over layers; each number of steps is a "
-        "training of its own. After 10 steps the start still weighs 0.35 with momentum 0.1, and 0.90 with 0.01.",
+        "Each number of steps is a training of its own. After 10 the start weighs 0.35 (momentum 0.1) or 0.90 (0.01).",
         score("gaps", "mean_gap", EACH, at=1.0, estimator=OtherThan("exact"), **OVER_LAYERS),
         Curves("steps", "estimator", GAP))},
     claims={

@@ -3,13 +3,12 @@
 They need not be close to the true values, it is said, as long as the results are good.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
 from bnlab.harness.reporting.frames import name_panels, rows, score
 from bnlab.harness.reporting.plots import LOST, Curves
+from experiments.margins import A_POINT, AS_ACCURATE
 
 
 def find_doses(tables: Tables) -> pd.DataFrame:
@@ -21,27 +20,22 @@ def find_doses(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("Q16", "F20"),
-    figures={
-        "doses": Figure(
-            "What an error in the statistics costs",
-            "Test accuracy under exact statistics minus that after an error of that size in every mean, up or down by "
-            "chance, or in the logarithm of every variance, of all layers or of one alone.",
-            score(find_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100), Curves("dose", "moment", LOST)),
-    },
+    figures={"doses": Figure(
+        "What an error in the statistics costs",
+        "In every mean, up or down by chance, or in the logarithm of every variance, of all layers or of one alone.",
+        score(find_doses, "accuracy_lost", ("panel", "moment", "dose"), scale=100), Curves("dose", "moment", LOST))},
     claims={
         "small_errors_are_harmless": Claim(
-            "An error of 0.1 standard deviations in all means, or of 0.1 in all logarithms of variances, costs less "
-            "than a point of accuracy.",
+            "An error of 0.1 standard deviations in all means, or 0.1 in all logarithms of variances, costs little.",
             score("doses", "accuracy_lost", ("batch_size", "moment"), scale=100, layer="all", dose=0.1),
-            below(1.0, "points", "less than a point decides between no two networks of this size")),
+            below(1.0, "points", A_POINT)),
         "large_errors_cost": Claim(
             "An error of 0.8 standard deviations in all means costs more than ten points of accuracy.",
             score("doses", "accuracy_lost", ("batch_size", "moment"), scale=100, layer="all", moment="mean", dose=0.8),
             above(10.0, "points", "ten times what counts")),
         "first_layer_costs_more": Claim(
-            "An error of 1.6 standard deviations in the means of one layer alone costs more accuracy in the first "
-            "layer than in the third, which is the last.",
+            "An error of 1.6 standard deviations in the means of one layer costs more in the first than in the last.",
             score("doses", "accuracy_lost", ("batch_size",), against=3, along="depth", scale=100, moment="mean",
-                  dose=1.6, depth=1), above(0.0, "points", "at 0 both cost the same")),
+                  dose=1.6, depth=1), above(0.0, "points", AS_ACCURATE)),
     },
 )  # fmt: skip

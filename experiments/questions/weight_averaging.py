@@ -9,10 +9,9 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
 from bnlab.harness.reporting.frames import paired, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, Curves
-from experiments.margins import A_POINT, SIX_IMAGES
+from experiments.margins import A_POINT, OVER_TIME, SIX_IMAGES
 
 EACH, AVERAGED = ("averaging",), ("swa", "ema")
-OVER_TIME = (*EACH, "panel", "estimator", "momentum", "epoch")
 
 
 def find_losses(tables: Tables) -> pd.DataFrame:
@@ -24,11 +23,8 @@ EXPERIMENT = Experiment(
     answers=("Q11", "F15", "H9"),
     figures={"accuracy": Figure(
         "Averaged weights under several statistics",
-        "Test accuracy over training, of weights averaged by SWA, from 75% of training on, by an EMA (0.99) and not at "
-        "all. The EMA of the trained network is of its weights, not of the averaged ones; precise and exact statistics "
-        "are those of the weights that are evaluated. Where one line hides another they agree.",
-        score("evaluations", "accuracy", OVER_TIME, scale=100),
-        Curves("epoch", "estimator", ACCURACY))},
+        "Of weights averaged by SWA, from 75% of training on, by an EMA (0.99), or not. Lines that are hidden agree.",
+        score("evaluations", "accuracy", (*EACH, *OVER_TIME), scale=100), Curves("epoch", "estimator", ACCURACY))},
     claims={
         "stale_statistics_cost": Claim(
             "Under the trained network's running averages averaged weights lose over a point against exact statistics.",
