@@ -20,9 +20,9 @@ EXPERIMENT = Experiment(
         "added": Figure(
             "The EMA's distance from single batches, against that of exact statistics",
             "Of means, over channels and a few training batches; momentum 0.1. Above 1 its lag and noise add to it.",
-            score("gaps", "tid_mean", ("panel", "layer", "epoch"), against="exact", ratio=True, geometric=True,
+            score("gaps", "tid_mean", ("panel", "depth", "epoch"), against="exact", ratio=True, geometric=True,
                   estimator="ema", momentum=0.1, batch_size=(4, 64, 1024)),
-            Curves("epoch", "layer", Axis("EMA's distance / exact one's", log=True))),
+            Curves("epoch", "depth", Axis("EMA's distance / exact one's", log=True))),
     },
     claims={
         "nothing_at_adequate_batch": Claim(

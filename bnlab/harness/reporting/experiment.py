@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS, Score, Tables
 from bnlab.harness.reporting.frames.selection import name_value, put_in_order
 from bnlab.harness.reporting.plots import Plot
@@ -144,6 +145,8 @@ def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     """Condition, where, mean, low, high, n and verdict of each condition."""
     try:
         frame = claim.score(tables)
+    except NoRows:
+        frame = pd.DataFrame()
     except Exception as error:
         error.add_note(f"claim {name}")
         raise

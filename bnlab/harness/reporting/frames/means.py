@@ -219,7 +219,7 @@ def score(
 
     def compute(tables: Tables) -> pd.DataFrame:
         if isinstance(source, str):
-            settings = [key for key in by if key not in tables[source] and key != "panel"]
+            settings = [key for key in by if key not in tables.get(source, ()) and key != "panel"]
             frame = rows(tables, source, at, settings or ["batch_size"], **wanted)
         else:
             frame = select(source(tables), **wanted)

@@ -60,7 +60,7 @@ def rows(
         NoRows: the table has no rows.
         UserError: networks agree in `by` and seed, or differ in other settings.
     """
-    frame, runs = tables[table], tables["runs"]
+    frame, runs = tables.get(table, pd.DataFrame()), tables["runs"]
     if frame.empty:
         raise NoRows(f"the table {table} has no rows")
     settings = runs[[c for c in runs if c == "run" or c not in frame]]
