@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import threading
 import traceback
@@ -15,13 +14,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bnlab.files import Unreadable, digest, write_text
+from bnlab.files import Unreadable, digest, set_aside, write_text
 from bnlab.harness.artifacts import data, norms
-from bnlab.harness.artifacts.folders import describe_environment, read_environment
-from bnlab.harness.artifacts.freezing import check_momenta
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
+from bnlab.harness.artifacts.runs import Run, describe_environment
+from bnlab.harness.artifacts.settings import Config, as_list, flatten, network
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
 from bnlab.harness.measurements import find_norms
@@ -63,23 +60,19 @@ def prepare(configs: list[Config]) -> None:
     """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
 
     Raises:
-        UserError: the results folder cannot be written, data is corrupt, a network cannot take it or fails in its
-            first update, an estimator fails on a short stream or takes running averages that are of another momentum.
+        UserError: data is corrupt, a network cannot take it or fails in its first update, an estimator fails on a short
+            stream.
+        OSError: the results folder cannot be written.
     """
-    results = Path(configs[0].results)
-    existing = next(path for path in (results, *results.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"results={results}: {existing} is not a folder that can be written")
     try_estimators(source for config in configs for source in find_sources(config))
     tried: list[object] = []
     for config in configs:
-        run, kind = Run(config), (config.data, config.model, config.norm, config.freeze_at, config.freeze_with)
+        run, kind = Run(config), (config.data, config.model, config.norm)
         if kind not in tried and not run.finished:
             tried.append(kind)
             try_training(run)
-        if run.has_trace and "averaged" in as_list(config.estimator):
-            check_momenta(run, run.new_model(), "estimator=averaged", "exact or precise")
     for config in configs:
+        _folder(config).mkdir(parents=True, exist_ok=True)
         for path in list_failures(config):
             path.unlink(missing_ok=True)
 
@@ -101,21 +94,21 @@ def attempt(config: Config) -> Path | None:
     try:
         execute(config)
     except JobError as error:
-        return _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
+        return _record_failure(config, str(error))
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # a user's code may raise either
-        return _record_failure(config, where_raised(error), traceback.format_exc())
+        return _record_failure(config, where_raised(error))
     return None
 
 
-def _record_failure(config: Config, reason: str, details: str) -> Path:
-    """Print why a job failed, keep it with the details in a file, and write the run's row as failed."""
+def _record_failure(config: Config, reason: str) -> Path:
+    """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
     run = Run(config)
     settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
     path = _folder(config) / "failures" / f"{tables.begin_file_name(run.id)}{settings}.txt"
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
-    write_text(path, f"{reason}\n\n{details}")
+    write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     _write_run(run)
     return path
 
@@ -133,7 +126,7 @@ def execute(config: Config) -> None:
         try:
             _train_and_measure(Run(config))
         except Unreadable as error:
-            Run(config).set_aside(error)
+            set_aside(Run(config).folder, error, "the network is trained again")
             _train_and_measure(Run(config))
 
 
@@ -175,37 +168,30 @@ def _write_run(run: Run) -> None:
         row = _describe_run(run)
         if list_failures(run.config):
             row["status"] = "failed"
-        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([{**dict.fromkeys(TABLES["runs"].types), **row}]))
+        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([row]))
 
 
 def _describe_run(run: Run) -> dict[str, object]:
     """The row of the table `runs`; settings that have a short name are in both columns."""
     config, images = run.config, data.check(run.config.data)
-    steps, status = total_steps(config, images), run.status or _UNTRAINED
-    described = read_environment(run.folder) if run.finished else describe_environment(run.device)
-    settings = flatten({key: asdict(getattr(config, key)) for key in ("data", "model", "norm", "optimizer")})
+    settings, status = flatten(asdict(config)), run.status or _UNTRAINED
+    environment = run.environment if run.finished else describe_environment(run.device)
     return {
+        **dict.fromkeys(TABLES["runs"].types),
         **settings,
         **{short: settings[name] for name, short in SHORT_NAMES.items() if name in settings},
+        **status,
+        **environment,
         "run": run.id,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
         "norm_batch_size": norms.count_images(config.norm, config.batch_size),
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
-        "order": config.order,
-        "averaging": config.averaging,
         "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
-        "epochs": steps / steps_per_epoch(images, config.batch_size),
-        "steps": steps,
-        "status": status["status"],
+        "epochs": run.steps / steps_per_epoch(images, config.batch_size),
+        "steps": run.steps,
         "last_step": status["step"],
-        "train_seconds": status["train_seconds"],
-        "final_loss": status["final_loss"],
         "settings": json.dumps(network(config), sort_keys=True),
-        "versions": json.dumps(described["versions"], sort_keys=True),
-        "device": described["device"],
-        "threads": described["threads"],
+        "versions": json.dumps(environment["versions"], sort_keys=True),
         "origin": run.training if run.finished else "",
     }

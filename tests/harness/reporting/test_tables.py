@@ -112,7 +112,7 @@ def test_a_part_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.
     assert len(tables.assemble(tmp_path)["gaps"]) == 1
     err = capsys.readouterr().err
     assert str(bad) in err and str(foreign) in err and "run the sweep again" in err
-    assert len(list(tmp_path.rglob("*.damaged"))) == 2
+    assert len(list(tmp_path.rglob("*.damaged-1"))) == 2
     tables.assemble(tmp_path)
     assert not capsys.readouterr().err
     with pytest.raises(Unreadable, match=r"nothing.parquet: cannot be read"):
