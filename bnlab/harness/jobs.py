@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bnlab.files import Unreadable, digest, set_aside, write_text
+from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness.artifacts import data, norms
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
 from bnlab.harness.artifacts.runs import Run, describe_environment
@@ -65,28 +65,25 @@ def prepare(configs: list[Config]) -> None:
         OSError: the results folder cannot be written.
     """
     try_estimators(source for config in configs for source in find_sources(config))
-    tried: list[object] = []
-    for config in configs:
-        run, kind = Run(config), (config.data, config.model, config.norm)
-        if kind not in tried and not run.finished:
-            tried.append(kind)
+    for run in {(config.data, config.model, config.norm): Run(config) for config in configs}.values():
+        if not run.finished:
             try_training(run)
     for config in configs:
         _folder(config).mkdir(parents=True, exist_ok=True)
-        for path in list_failures(config):
-            path.unlink(missing_ok=True)
+        _find_failure(config).unlink(missing_ok=True)
 
 
 def list_failures(config: Config) -> list[Path]:
-    """Why jobs on this configuration's network failed in the last sweep, a file for each."""
-    return sorted((_folder(config) / "failures").glob(f"{tables.begin_file_name(Run(config).id)}*.txt"))
+    """The file that says why a job on this configuration's network failed in the last sweep, if one has."""
+    return [path for path in [_find_failure(config)] if path.exists()]
 
 
-def attempt(config: Config) -> Path | None:
+def _find_failure(config: Config) -> Path:
+    return _folder(config) / "failures" / f"{Run(config).id.replace('/', '-')}.txt"
+
+
+def attempt(config: Config) -> None:
     """`execute`, but what fails is written down and does not end the sweep: status `failed`, with the reason.
-
-    Returns:
-        The file that says why the job failed.
 
     Raises:
         UserError, OSError: what the other jobs would meet too, such as a full disk.
@@ -94,23 +91,19 @@ def attempt(config: Config) -> Path | None:
     try:
         execute(config)
     except JobError as error:
-        return _record_failure(config, str(error))
+        _record_failure(config, str(error))
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # a user's code may raise either
-        return _record_failure(config, where_raised(error))
-    return None
+        _record_failure(config, where_raised(error))
 
 
-def _record_failure(config: Config, reason: str) -> Path:
+def _record_failure(config: Config, reason: str) -> None:
     """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
-    run = Run(config)
-    settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
-    path = _folder(config) / "failures" / f"{tables.begin_file_name(run.id)}{settings}.txt"
+    run, path = Run(config), _find_failure(config)
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     _write_run(run)
-    return path
 
 
 def execute(config: Config) -> None:
@@ -141,8 +134,7 @@ def _train_and_measure(run: Run) -> None:
     _write_run(run)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
-        for _, details in failed.values():
-            error.add_note(details)
+        error.add_note("\n".join(details for _, details in failed.values()))
         raise error
 
 
@@ -152,23 +144,17 @@ def _choose_measurements(run: Run) -> list[str]:
 
 
 def prepare_process(config: Config) -> None:
-    """Set torch's threads, explicitly, because an earlier job of this process may have set others; malloc; tqdm's lock.
-
-    tqdm's own is one for several processes. Where this one is killed it is left behind, and Python warns of it.
-    """
+    """Set what is the process's own: torch's threads, which an earlier job may have changed, malloc, tqdm's lock."""
     torch.set_num_threads(config.threads or _ALL_THREADS)
     keep_freed_memory()
-    tqdm.set_lock(threading.RLock())
+    tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a killed one leaves behind
 
 
 def _write_run(run: Run) -> None:
-    """The run's row of the table `runs`; `failed` as long as one of this sweep's jobs on it has."""
+    """Write the run's row of the table `runs`; `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        row = _describe_run(run)
-        if list_failures(run.config):
-            row["status"] = "failed"
-        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([row]))
+        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([_describe_run(run)]))
 
 
 def _describe_run(run: Run) -> dict[str, object]:
@@ -190,6 +176,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
         "epochs": run.steps / steps_per_epoch(images, config.batch_size),
         "steps": run.steps,
+        **({"status": "failed"} if list_failures(config) else {}),
         "last_step": status["step"],
         "settings": json.dumps(network(config), sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),

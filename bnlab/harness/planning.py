@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Iterable
 from itertools import product
+from pathlib import Path
 
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config, as_list, network_hash
+from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
@@ -57,20 +58,18 @@ def estimate(configs: list[Config]) -> tuple[float, float]:
     """
     prepare_process(configs[0])
     runs = {run.id: run for run in map(Run, configs)}
-    rates: dict[str, tuple[float, float]] = {}  # seeds are of one kind
-    for run in runs.values():
-        kind = network_hash(run.config)
-        rates[kind] = rates.get(kind) or _time_steps(run)
-    training = sum(rates[network_hash(run.config)][0] * run.steps for run in runs.values() if not run.finished)
-    images: dict[tuple[str, int, object], int] = {}  # of each evaluation, which is done once for all jobs
+    kinds = {run.folder.parent: run for run in runs.values()}  # seeds are of one kind
+    rates = {kind: _time_steps(run) for kind, run in kinds.items()}
+    training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.finished)
+    images: dict[tuple[Path, int, object], int] = {}  # of each evaluation, which is done once for all jobs
     for run in map(Run, configs):
         if run.has_trace:
-            images |= {(run.id, step, "exact"): len(run.dataset.train.labels) for step in run.wanted}
+            images |= {(run.folder, step, "exact"): len(run.dataset.train.labels) for step in run.wanted}
         if "evaluations" in as_list(run.config.measurements):
             under = find_sources(run.config) if run.has_trace else [None]  # without batch norm the network itself
             for step, source, (split, shift) in product(run.predicted, under, run.predictions):
-                images[run.id, step, (source, split, shift)] = len(run.dataset.images_of(split).labels)
-    return training, sum(rates[name.partition("/")[0]][1] * number for (name, *_), number in images.items())
+                images[run.folder, step, (source, split, shift)] = len(run.dataset.images_of(split).labels)
+    return training, sum(rates[folder.parent][1] * number for (folder, *_), number in images.items())
 
 
 def _time_steps(run: Run) -> tuple[float, float]:

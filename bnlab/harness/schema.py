@@ -55,7 +55,7 @@ SHORT_NAMES = {
     "optimizer.momentum": "sgd_momentum",
 }
 """Settings that the table `runs` has under a short name too."""
-_STATISTICS = "run step estimator momentum statistics_split"
+_KEY = "run step estimator momentum statistics_split"
 
 
 def _build(key: str, others: str, **types: pa.DataType) -> Table:
@@ -76,24 +76,20 @@ TABLES = {
         "optimizer.momentum optimizer.weight_decay optimizer.label_smoothing optimizer.schedule order freeze_at "
         "freeze_with averaging",
     ),
-    "gaps": _build(f"{_STATISTICS} layer", "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio"),
-    "evaluations": _build(
-        f"{_STATISTICS} split shift", "epoch images stat_images loss accuracy ece disagreement logit_gap"
-    ),
+    "gaps": _build(f"{_KEY} layer", "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio"),
+    "evaluations": _build(f"{_KEY} split shift", "epoch images stat_images loss accuracy ece disagreement logit_gap"),
     "drift": _build(
         "run step layer", "epoch depth channels window mean_level mean_noise mean_drift var_noise var_drift"
     ),
-    "traces": _build(f"{_STATISTICS} layer channel", "epoch depth mean var"),
+    "traces": _build(f"{_KEY} layer channel", "epoch depth mean var"),
     "doses": _build("run step layer moment dose", "epoch depth accuracy accuracy_lost disagreement logit_gap"),
-    "counterexamples": _build(f"{_STATISTICS} case size", "epoch batches error"),
-    "last_batches": _build(f"{_STATISTICS} layer last", "epoch depth followed moved"),
+    "counterexamples": _build(f"{_KEY} case size", "epoch batches error"),
+    "last_batches": _build(f"{_KEY} layer last", "epoch depth followed moved"),
     "within_epoch": _build(
-        f"{_STATISTICS} layer last_batch position",
-        "epoch depth channels batches last_share epochs noise spread",
-        epochs=_INT,
+        f"{_KEY} layer last_batch position", "epoch depth channels batches last_share epochs noise spread", epochs=_INT
     ),
     "log": _build("run step", "loss accuracy lr"),
-    "decomposition": _build(f"{_STATISTICS} layer statistic term", "epoch depth channels contribution square"),
+    "decomposition": _build(f"{_KEY} layer statistic term", "epoch depth channels contribution square"),
 }
 
 

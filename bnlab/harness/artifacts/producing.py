@@ -39,9 +39,7 @@ def ensure_trained(run: Run) -> None:
     """
     with run.lock:
         while not (run.finished and {*run.wanted} <= {*run.list_checkpoints()}):
-            if run.finished:
-                for name in ("status.json", "state.safetensors"):
-                    (run.folder / name).unlink(missing_ok=True)
+            (run.folder / "status.json").unlink(missing_ok=True)
             _train(run)
 
 
@@ -52,7 +50,7 @@ def _train(run: Run) -> None:
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
     else:
         write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(run.config), sort_keys=False))
-        _write_json(run, "environment.json", describe_environment(run.device))
+        write_text(run.folder / "environment.json", json.dumps(describe_environment(run.device), indent=1))
     recorder, kept = Recorder(run, progress, seconds), {*run.wanted, *run.list_checkpoints()}
 
     def save_checkpoint(progress: Progress) -> None:
@@ -69,12 +67,8 @@ def _train(run: Run) -> None:
         status = "diverged"
     recorder.save_record(progress.step)
     found = {"status": status, "step": progress.step, "train_seconds": recorder.seconds, "final_loss": progress.loss}
-    _write_json(run, "status.json", found)
     path.unlink(missing_ok=True)
-
-
-def _write_json(run: Run, name: str, found: dict[str, Any]) -> None:
-    write_text(run.folder / name, json.dumps(found, indent=1))
+    write_text(run.folder / "status.json", json.dumps(found, indent=1))
 
 
 def build_announcer(run: Run, progress: Progress) -> Callback:
@@ -84,12 +78,12 @@ def build_announcer(run: Run, progress: Progress) -> Callback:
 
     def announce(progress: Progress) -> None:
         nonlocal told
-        now, is_done = time.monotonic(), progress.step == run.steps
-        if not is_done and now - told < _LINE_SECONDS:
+        now, left = time.monotonic(), run.steps - progress.step
+        if left and now - told < _LINE_SECONDS:
             return
         told, seconds = now, now - started
-        left = format_seconds(seconds * (run.steps - progress.step) / (progress.step - first))
-        end = f"trained in {format_seconds(seconds)}" if is_done else f"about {left} left"
+        to_go = format_seconds(seconds * left / (progress.step - first))
+        end = f"about {to_go} left" if left else f"trained in {format_seconds(seconds)}"
         print(f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}  {end}", flush=True)
 
     return announce
@@ -104,13 +98,12 @@ def format_seconds(seconds: float) -> str:
 
 def try_training(run: Run) -> None:
     """Make the first update on two images; UserError if the network cannot take the images or be trained."""
-    progress, config = states.start_training(run), run.config
-    batches = replace(run.batches, batch_size=2)
+    progress = states.start_training(run)
     try:
         with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
-            train(progress, batches, config.optimizer, run.steps, [], until=1)
+            train(progress, replace(run.batches, batch_size=2), run.config.optimizer, run.steps, [], until=1)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model={config.model.name}: cannot be trained, {where_raised(error)}") from error
+        raise UserError(f"model={run.config.model.name}: cannot be trained, {where_raised(error)}") from error
 
 
 def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
@@ -149,8 +142,8 @@ class Recorder:
 
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
         self._run, self._started = run, time.perf_counter() - seconds
-        for path, last in run.list_trace_parts().items():
-            if last > progress.step:  # written after the state
+        for path in run.list_trace_parts():
+            if int(path.stem[-7:]) > progress.step:  # written after the state
                 path.unlink()
         log = run.read_log()[: progress.step].itertuples(index=False, name=None) if progress.step else ()
         self._rows: list[tuple[Any, ...]] = [*log]

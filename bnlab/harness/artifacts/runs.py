@@ -89,10 +89,9 @@ class Run:
     @property
     def predicted(self) -> list[int]:
         """The steps of `wanted` at which the network's predictions are measured too: `accuracy_at`."""
-        at, steps = self.config.accuracy_at, self.wanted
-        if at in ("all", "final"):
-            return steps if at == "all" else steps[-1:]
-        return sorted({*steps} & {*list_steps(at, self.steps)})
+        if (at := self.config.accuracy_at) == "final":
+            return self.wanted[-1:]
+        return self.wanted if at == "all" else sorted({*self.wanted} & {*list_steps(at, self.steps)})
 
     @property
     def predictions(self) -> list[tuple[str, str]]:
@@ -173,9 +172,9 @@ class Run:
         model.load_state_dict(self.load_checkpoint(step))
         return model
 
-    def list_trace_parts(self) -> dict[Path, int]:
-        """The files of the trace in order, each with the step at which it ends."""
-        return {path: int(path.stem[-7:]) for path in sorted(self.folder.glob("trace/*.safetensors"))}
+    def list_trace_parts(self) -> list[Path]:
+        """The files of the trace in order; their names end with the step up to which they are."""
+        return sorted(self.folder.glob("trace/*.safetensors"))
 
     @cached_property
     def trace(self) -> MomentTrace:
