@@ -17,7 +17,7 @@ from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
 from bnlab.harness.measurements.sources import find_sources
 
-_TRIAL_STEPS = 5
+_STEPS = 5
 
 
 def count_cores() -> int:
@@ -78,8 +78,7 @@ def _time_steps(run: Run) -> tuple[float, float]:
     for group in progress.optimizer.param_groups:
         group["lr"] = 0.0  # a trial does not diverge
     times: list[float] = []
-    callbacks = [lambda _: times.append(time.perf_counter())]
-    train(progress, run.batches, run.config.optimizer, _TRIAL_STEPS + 1, callbacks)
+    train(progress, run.batches, run.config.optimizer, _STEPS + 1, [lambda _: times.append(time.perf_counter())])
     started = time.perf_counter()
     predict(progress.model.eval(), run.dataset.val)
     evaluated = (time.perf_counter() - started) / len(run.dataset.val.labels)

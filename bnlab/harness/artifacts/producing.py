@@ -113,19 +113,17 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
         JobError: training does not give what it gave before.
     """
     found: dict[int, dict[str, Tensor]] = {}
-    losses, environment = run.read_log().set_index("step")["loss"], run.environment
-    torch.set_num_threads(environment["threads"])  # on which the last bits of sums depend
+    losses = run.read_log().set_index("step")["loss"]
+    torch.set_num_threads(run.environment["threads"])  # on which the last bits of sums depend
 
     def keep(progress: Progress) -> None:
         if progress.step in steps:
             found[progress.step] = {name: value.clone() for name, value in progress.measured.state_dict().items()}
 
     def compare(progress: Progress) -> None:
-        if progress.loss != losses[progress.step]:
-            raise JobError(
-                f"cannot be trained again as it was: the loss of step {progress.step} was {losses[progress.step]}, now "
-                f"it is {progress.loss} (then {environment['versions']} on {environment['device']})"
-            )
+        if progress.loss != (before := losses[progress.step]):
+            difference = f"the loss of step {progress.step} was {before}, now it is {progress.loss}"
+            raise JobError(f"cannot be trained again as it was: {difference}; environment.json has its versions")
 
     # One update more shows that the last weights are those of the first training.
     progress, until = states.start_training(run), min(max(steps) + 1, run.steps)

@@ -48,8 +48,6 @@ class Run:
         self.id = f"{network_hash(config)}/seed_{config.seed}"
         self.folder = Path(config.results) / "runs" / self.id
 
-    # What the configuration says
-
     @cached_property
     def dataset(self) -> Dataset:
         return load_dataset(self.config.data, self.device)
@@ -96,8 +94,7 @@ class Run:
     @property
     def predictions(self) -> list[tuple[str, str]]:
         """Split and shift of the images that are predicted: `evaluate_on` and `shifts`."""
-        config = self.config
-        return list_predictions(config.data, as_list(config.evaluate_on), as_list(config.shifts))
+        return list_predictions(self.config.data, as_list(self.config.evaluate_on), as_list(self.config.shifts))
 
     def images_of(self, split: str, shift: str) -> Split:
         """What is predicted of a split under a shift."""
@@ -113,8 +110,6 @@ class Run:
         seed = Seeds.of(config.seed).initialization
         of_data = {"channels": channels, "image_size": size, "classes": self.dataset.classes}
         return build_model(config.model, config.norm, **of_data, seed=seed, steps=self.steps).to(self.device)
-
-    # What its folder has
 
     @property
     def lock(self) -> FileLock:
