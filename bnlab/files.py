@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import sys
 import uuid
@@ -54,9 +55,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def set_aside(path: Path, reason: object, then: str) -> None:
-    """Take an unreadable file out of the way, and say so."""
-    path.replace(path.with_name(f"{path.name}.damaged"))
-    print(f"{reason}\n  set aside; {then}", file=sys.stderr)
+    """Take an unreadable file, or a folder with one, out of the way, and say so."""
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    print(f"{reason}\n  set aside as {aside.name}; {then}", file=sys.stderr)
 
 
 def digest(*parts: str | bytes | memoryview, digits: int = 64) -> str:

@@ -33,8 +33,6 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
         FileNotFoundError: there is no such file; OSError: it may not be read.
         Unreadable: it is damaged, of another kind, or in the format of another version.
     """
-    if Path(path).is_dir():
-        raise Unreadable(f"{path}: is a folder, expected a file")
     with Path(path).open("rb"):  # a file that is missing or may not be read is not damaged
         pass
     with reading(path), safe_open(path, framework="pt") as file:

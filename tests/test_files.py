@@ -38,8 +38,9 @@ def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("first", "second"):
         path.write_text(text)
         set_aside(path, "x: damaged", "measured again")
-    assert capsys.readouterr().err.splitlines()[:2] == ["x: damaged", "  set aside; measured again"]
-    assert not path.exists() and (tmp_path / "x.parquet.damaged").read_text() == "second"
+    said = ["x: damaged", "  set aside as x.parquet.damaged-1; measured again"]
+    assert capsys.readouterr().err.splitlines()[:2] == said
+    assert not path.exists() and (tmp_path / "x.parquet.damaged-2").read_text() == "second"
 
 
 def test_a_digest_is_that_of_all_parts_together() -> None:

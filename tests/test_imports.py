@@ -37,8 +37,8 @@ FOLDERS = {
     "nn": "averages self_tuned readers",
     "recording": "trace block frozen",
     "exact": "ranks task breadth measurement standard_errors population",
-    "harness.artifacts": "own own_data vision glyphs published data shifts norms models training settings folders runs "
-    "freezing averaging states announcing producing",
+    "harness.artifacts": "own own_data vision glyphs published data shifts norms models training settings runs "
+    "freezing averaging states producing",
     "harness.reporting.frames": "selection means",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import threading
 import traceback
@@ -15,13 +14,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bnlab.files import Unreadable, digest, write_text
+from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness.artifacts import data, norms
-from bnlab.harness.artifacts.folders import describe_environment, read_environment
-from bnlab.harness.artifacts.freezing import check_momenta
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
-from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config, as_list, flatten, network, total_steps
+from bnlab.harness.artifacts.runs import Run, describe_environment
+from bnlab.harness.artifacts.settings import Config, as_list, flatten, network
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
 from bnlab.harness.measurements import find_norms
@@ -63,37 +60,30 @@ def prepare(configs: list[Config]) -> None:
     """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
 
     Raises:
-        UserError: the results folder cannot be written, data is corrupt, a network cannot take it or fails in its
-            first update, an estimator fails on a short stream or takes running averages that are of another momentum.
+        UserError: data is corrupt, a network cannot take it or fails in its first update, an estimator fails on a short
+            stream.
+        OSError: the results folder cannot be written.
     """
-    results = Path(configs[0].results)
-    existing = next(path for path in (results, *results.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"results={results}: {existing} is not a folder that can be written")
     try_estimators(source for config in configs for source in find_sources(config))
-    tried: list[object] = []
-    for config in configs:
-        run, kind = Run(config), (config.data, config.model, config.norm, config.freeze_at, config.freeze_with)
-        if kind not in tried and not run.finished:
-            tried.append(kind)
+    for run in {(config.data, config.model, config.norm): Run(config) for config in configs}.values():
+        if not run.finished:
             try_training(run)
-        if run.has_trace and "averaged" in as_list(config.estimator):
-            check_momenta(run, run.new_model(), "estimator=averaged", "exact or precise")
     for config in configs:
-        for path in list_failures(config):
-            path.unlink(missing_ok=True)
+        _folder(config).mkdir(parents=True, exist_ok=True)
+        _find_failure(config).unlink(missing_ok=True)
 
 
 def list_failures(config: Config) -> list[Path]:
-    """Why jobs on this configuration's network failed in the last sweep, a file for each."""
-    return sorted((_folder(config) / "failures").glob(f"{tables.begin_file_name(Run(config).id)}*.txt"))
+    """The file that says why a job on this configuration's network failed in the last sweep, if one has."""
+    return [path for path in [_find_failure(config)] if path.exists()]
 
 
-def attempt(config: Config) -> Path | None:
+def _find_failure(config: Config) -> Path:
+    return _folder(config) / "failures" / f"{Run(config).id.replace('/', '-')}.txt"
+
+
+def attempt(config: Config) -> None:
     """`execute`, but what fails is written down and does not end the sweep: status `failed`, with the reason.
-
-    Returns:
-        The file that says why the job failed.
 
     Raises:
         UserError, OSError: what the other jobs would meet too, such as a full disk.
@@ -101,23 +91,19 @@ def attempt(config: Config) -> Path | None:
     try:
         execute(config)
     except JobError as error:
-        return _record_failure(config, str(error), "".join(getattr(error, "__notes__", [])))
+        _record_failure(config, str(error))
     except (UserError, OSError):
         raise
     except (Exception, SystemExit) as error:  # a user's code may raise either
-        return _record_failure(config, where_raised(error), traceback.format_exc())
-    return None
+        _record_failure(config, where_raised(error))
 
 
-def _record_failure(config: Config, reason: str, details: str) -> Path:
-    """Print why a job failed, keep it with the details in a file, and write the run's row as failed."""
-    run = Run(config)
-    settings = digest(json.dumps(asdict(config), sort_keys=True), digits=10)
-    path = _folder(config) / "failures" / f"{tables.begin_file_name(run.id)}{settings}.txt"
+def _record_failure(config: Config, reason: str) -> None:
+    """Print why a job failed, keep it with the traceback in a file, and write the run's row as failed."""
+    run, path = Run(config), _find_failure(config)
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
-    write_text(path, f"{reason}\n\n{details}")
+    write_text(path, f"{reason}\n\n{traceback.format_exc()}")
     _write_run(run)
-    return path
 
 
 def execute(config: Config) -> None:
@@ -133,7 +119,7 @@ def execute(config: Config) -> None:
         try:
             _train_and_measure(Run(config))
         except Unreadable as error:
-            Run(config).set_aside(error)
+            set_aside(Run(config).folder, error, "the network is trained again")
             _train_and_measure(Run(config))
 
 
@@ -148,8 +134,7 @@ def _train_and_measure(run: Run) -> None:
     _write_run(run)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
-        for _, details in failed.values():
-            error.add_note(details)
+        error.add_note("\n".join(details for _, details in failed.values()))
         raise error
 
 
@@ -159,53 +144,41 @@ def _choose_measurements(run: Run) -> list[str]:
 
 
 def prepare_process(config: Config) -> None:
-    """Set torch's threads, explicitly, because an earlier job of this process may have set others; malloc; tqdm's lock.
-
-    tqdm's own is one for several processes. Where this one is killed it is left behind, and Python warns of it.
-    """
+    """Set what is the process's own: torch's threads, which an earlier job may have changed, malloc, tqdm's lock."""
     torch.set_num_threads(config.threads or _ALL_THREADS)
     keep_freed_memory()
-    tqdm.set_lock(threading.RLock())
+    tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a killed one leaves behind
 
 
 def _write_run(run: Run) -> None:
-    """The run's row of the table `runs`; `failed` as long as one of this sweep's jobs on it has."""
+    """Write the run's row of the table `runs`; `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        row = _describe_run(run)
-        if list_failures(run.config):
-            row["status"] = "failed"
-        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([{**dict.fromkeys(TABLES["runs"].types), **row}]))
+        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([_describe_run(run)]))
 
 
 def _describe_run(run: Run) -> dict[str, object]:
     """The row of the table `runs`; settings that have a short name are in both columns."""
     config, images = run.config, data.check(run.config.data)
-    steps, status = total_steps(config, images), run.status or _UNTRAINED
-    described = read_environment(run.folder) if run.finished else describe_environment(run.device)
-    settings = flatten({key: asdict(getattr(config, key)) for key in ("data", "model", "norm", "optimizer")})
+    settings, status = flatten(asdict(config)), run.status or _UNTRAINED
+    environment = run.environment if run.finished else describe_environment(run.device)
     return {
+        **dict.fromkeys(TABLES["runs"].types),
         **settings,
         **{short: settings[name] for name, short in SHORT_NAMES.items() if name in settings},
+        **status,
+        **environment,
         "run": run.id,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
         "norm_batch_size": norms.count_images(config.norm, config.batch_size),
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
-        "order": config.order,
-        "averaging": config.averaging,
         "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
-        "epochs": steps / steps_per_epoch(images, config.batch_size),
-        "steps": steps,
-        "status": status["status"],
+        "epochs": run.steps / steps_per_epoch(images, config.batch_size),
+        "steps": run.steps,
+        **({"status": "failed"} if list_failures(config) else {}),
         "last_step": status["step"],
-        "train_seconds": status["train_seconds"],
-        "final_loss": status["final_loss"],
         "settings": json.dumps(network(config), sort_keys=True),
-        "versions": json.dumps(described["versions"], sort_keys=True),
-        "device": described["device"],
-        "threads": described["threads"],
+        "versions": json.dumps(environment["versions"], sort_keys=True),
         "origin": run.training if run.finished else "",
     }

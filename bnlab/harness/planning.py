@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
 
-import torch
-
-from bnlab.harness.artifacts.announcing import format_seconds
+from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config, as_list, network_hash
+from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
 from bnlab.harness.measurements.evaluations import predict
-from bnlab.harness.measurements.sources import FrozenWeights, find_sources
+from bnlab.harness.measurements.sources import find_sources
 
-_TRIAL_STEPS = 5
-_COUNTED = {"gaps", "evaluations"}  # tables whose time is predicted; others need passes and trainings of their own
+_STEPS = 5
 
 
 def count_cores() -> int:
@@ -45,41 +44,32 @@ def _count(number: int, noun: str) -> str:
 
 
 def plan(configs: list[Config], processes: int) -> Iterable[str]:
-    """Lines of text on a sweep; tables and estimators that `estimate` does not count are named."""
-    training, measuring = estimate(configs)
+    """Lines of text on a sweep."""
+    training, measuring = (format_seconds(seconds / processes) for seconds in estimate(configs))
     yield outline(configs)
-    threads = _count(torch.get_num_threads(), "thread")
-    how = f"{processes} processes with {threads} each" if processes > 1 else f"{threads}, one network after the other"
-    yield f"training   about {format_seconds(training / processes)} on {how}"
-    others = {name for config in configs for name in as_list(config.measurements)} - _COUNTED
-    frozen = (s for config in configs for s in find_sources(config) if isinstance(s, FrozenWeights))
-    others |= {source.estimator for source in frozen if source.estimator != "exact"}
-    more = f"; more for {', '.join(sorted(others))}" if others else ""
-    yield f"measuring  about {format_seconds(measuring / processes)}, less what has been done before{more}"
+    yield f"training   about {training}, {_count(processes, 'network')} at a time"
+    yield f"measuring  about {measuring} for exact statistics and predictions, less what has been done before"
 
 
 def estimate(configs: list[Config]) -> tuple[float, float]:
-    """Seconds of training and of measuring in one process, for exact statistics and predictions.
+    """Seconds of training, and of measuring exact statistics and predictions, in one process.
 
     A few training steps of each kind of network are timed; nothing is written.
     """
     prepare_process(configs[0])
     runs = {run.id: run for run in map(Run, configs)}
-    rates: dict[str, tuple[float, float]] = {}  # seeds are of one kind
-    for run in runs.values():
-        kind = network_hash(run.config)
-        rates[kind] = rates.get(kind) or _time_steps(run)
-    training = sum(rates[network_hash(run.config)][0] * run.steps for run in runs.values() if not run.finished)
-    images: dict[tuple[str, int, object], int] = {}  # of each evaluation, which is done once for all jobs
+    kinds = {run.folder.parent: run for run in runs.values()}  # seeds are of one kind
+    rates = {kind: _time_steps(run) for kind, run in kinds.items()}
+    training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.finished)
+    images: dict[tuple[Path, int, object], int] = {}  # of each evaluation, which is done once for all jobs
     for run in map(Run, configs):
         if run.has_trace:
-            images |= {(run.id, step, "exact"): len(run.dataset.train.labels) for step in run.wanted}
+            images |= {(run.folder, step, "exact"): len(run.dataset.train.labels) for step in run.wanted}
         if "evaluations" in as_list(run.config.measurements):
             under = find_sources(run.config) if run.has_trace else [None]  # without batch norm the network itself
-            asked = [(source, *each) for source in under for each in run.predictions]
-            images |= {(run.id, step, each): len(run.dataset.images_of(each[1]).labels)
-                       for step in run.predicted for each in asked}  # fmt: skip
-    return training, sum(rates[name.partition("/")[0]][1] * number for (name, *_), number in images.items())
+            for step, source, (split, shift) in product(run.predicted, under, run.predictions):
+                images[run.folder, step, (source, split, shift)] = len(run.dataset.images_of(split).labels)
+    return training, sum(rates[folder.parent][1] * number for (folder, *_), number in images.items())
 
 
 def _time_steps(run: Run) -> tuple[float, float]:
@@ -88,9 +78,7 @@ def _time_steps(run: Run) -> tuple[float, float]:
     for group in progress.optimizer.param_groups:
         group["lr"] = 0.0  # a trial does not diverge
     times: list[float] = []
-    callbacks = [lambda _: times.append(time.perf_counter())]
-    until = max(2, min(run.steps, _TRIAL_STEPS + 1))
-    train(progress, run.batches, run.config.optimizer, max(run.steps, until), callbacks, until=until)
+    train(progress, run.batches, run.config.optimizer, _STEPS + 1, [lambda _: times.append(time.perf_counter())])
     started = time.perf_counter()
     predict(progress.model.eval(), run.dataset.val)
     evaluated = (time.perf_counter() - started) / len(run.dataset.val.labels)

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bnlab.files import Unreadable, reading, write_whole
+from bnlab.files import reading, write_whole
 
 
 @dataclass(frozen=True)
@@ -35,103 +35,62 @@ class Table:
         return pa.schema([*self.types.items(), ("origin", _TEXT), ("written", _INT)])
 
 
-_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_STATISTICS = {"run": _TEXT, "step": _INT, "estimator": _TEXT, "momentum": _REAL, "statistics_split": _TEXT}
-
-# Settings of the table `runs`, most under their names in the configuration; null where a network does not read them.
-_SETTINGS = {
-    "data.images": _INT, "data.classes": _INT, "data.difficulty": _TEXT, "data.fonts": _TEXT, "data.test_fonts": _TEXT,
-    "data.image_size": _INT, "data.shift": _INT, "data.flip": _BOOL,
-    "model.depth": _INT, "model.width": _INT, "model.pool_every": _INT,
-    "lr_effective": _REAL, "last_step": _INT,
-    "data.name": _TEXT, "model.name": _TEXT, "norm.name": _TEXT,
-    "norm.batch_size": _INT, "norm.groups": _INT, "norm.momentum": _REAL, "norm.every_second": _TEXT,
-    "optimizer.name": _TEXT, "optimizer.lr": _REAL, "optimizer.lr_scaling": _TEXT, "optimizer.momentum": _REAL,
-    "optimizer.weight_decay": _REAL, "optimizer.label_smoothing": _REAL, "optimizer.schedule": _TEXT,
-    "order": _TEXT, "freeze_at": _REAL, "freeze_with": _TEXT, "averaging": _TEXT,
-}  # fmt: skip
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_TEXTS = (
+    "run data model norm optimizer lr_scaling schedule status settings versions device data.difficulty data.fonts "
+    "data.test_fonts data.name model.name norm.name norm.every_second optimizer.name optimizer.lr_scaling "
+    "optimizer.schedule order freeze_with averaging estimator statistics_split layer split shift moment case "
+    "last_batch statistic term"
+)
+_INTS = (
+    "seed batch_size norm_batch_size steps threads data.images data.classes data.image_size data.shift model.depth "
+    "model.width model.pool_every last_step norm.batch_size norm.groups step depth channels images stat_images window "
+    "channel batches last position"
+)
+# Of the columns that are not real numbers.
+_TYPES = {**dict.fromkeys(_TEXTS.split(), _TEXT), **dict.fromkeys(_INTS.split(), _INT), "data.flip": pa.bool_()}
 SHORT_NAMES = {
     **{f"{key}.name": key for key in ("data", "model", "norm", "optimizer")},
     **{f"optimizer.{key}": key for key in ("lr", "lr_scaling", "weight_decay", "label_smoothing", "schedule")},
     "optimizer.momentum": "sgd_momentum",
 }
 """Settings that the table `runs` has under a short name too."""
+_KEY = "run step estimator momentum statistics_split"
 
-# results/README.md says what each column means.
+
+def _build(key: str, others: str, **types: pa.DataType) -> Table:
+    """A table of these columns; `types` of those that have another one here than elsewhere."""
+    columns = f"{key} {others}".split()
+    return Table(tuple(key.split()), {column: {**_TYPES, **types}.get(column, _REAL) for column in columns})
+
+
+# results/README.md says what each column means; settings are null where a network does not read them.
 TABLES = {
-    "runs": Table(
-        ("run",),
-        {
-            "run": _TEXT, "seed": _INT, "data": _TEXT, "model": _TEXT, "norm": _TEXT, "batch_size": _INT,
-            "norm_batch_size": _INT, "optimizer": _TEXT, "lr": _REAL, "lr_scaling": _TEXT, "sgd_momentum": _REAL,
-            "weight_decay": _REAL, "label_smoothing": _REAL, "schedule": _TEXT, "epochs": _REAL, "steps": _INT,
-            "status": _TEXT, "train_seconds": _REAL, "final_loss": _REAL, "settings": _TEXT, "versions": _TEXT,
-            "device": _TEXT, "threads": _INT, **_SETTINGS,
-        },
+    "runs": _build(
+        "run",
+        "seed data model norm batch_size norm_batch_size optimizer lr lr_scaling sgd_momentum weight_decay "
+        "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
+        "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
+        "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name "
+        "norm.batch_size norm.groups norm.momentum norm.every_second optimizer.name optimizer.lr optimizer.lr_scaling "
+        "optimizer.momentum optimizer.weight_decay optimizer.label_smoothing optimizer.schedule order freeze_at "
+        "freeze_with averaging",
     ),
-    "gaps": Table(
-        (*_STATISTICS, "layer"),
-        {
-            **_STATISTICS, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "mean_gap": _REAL,
-            "var_gap": _REAL, "kl": _REAL, "tid_mean": _REAL, "tid_std": _REAL, "var_ratio": _REAL,
-        },
+    "gaps": _build(f"{_KEY} layer", "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio"),
+    "evaluations": _build(f"{_KEY} split shift", "epoch images stat_images loss accuracy ece disagreement logit_gap"),
+    "drift": _build(
+        "run step layer", "epoch depth channels window mean_level mean_noise mean_drift var_noise var_drift"
     ),
-    "evaluations": Table(
-        (*_STATISTICS, "split", "shift"),
-        {
-            **_STATISTICS, "split": _TEXT, "shift": _TEXT, "epoch": _REAL, "images": _INT, "stat_images": _INT,
-            "loss": _REAL, "accuracy": _REAL, "ece": _REAL, "disagreement": _REAL, "logit_gap": _REAL,
-        },
+    "traces": _build(f"{_KEY} layer channel", "epoch depth mean var"),
+    "doses": _build("run step layer moment dose", "epoch depth accuracy accuracy_lost disagreement logit_gap"),
+    "counterexamples": _build(f"{_KEY} case size", "epoch batches error"),
+    "last_batches": _build(f"{_KEY} layer last", "epoch depth followed moved"),
+    "within_epoch": _build(
+        f"{_KEY} layer last_batch position", "epoch depth channels batches last_share epochs noise spread", epochs=_INT
     ),
-    "drift": Table(
-        ("run", "step", "layer"),
-        {
-            "run": _TEXT, "step": _INT, "layer": _TEXT, "epoch": _REAL, "depth": _INT, "channels": _INT, "window": _INT,
-            "mean_level": _REAL, "mean_noise": _REAL, "mean_drift": _REAL, "var_noise": _REAL, "var_drift": _REAL,
-        },
-    ),
-    "traces": Table(
-        (*_STATISTICS, "layer", "channel"),
-        {
-            **_STATISTICS, "layer": _TEXT, "channel": _INT, "epoch": _REAL, "depth": _INT, "mean": _REAL, "var": _REAL,
-        },
-    ),
-    "doses": Table(
-        ("run", "step", "layer", "moment", "dose"),
-        {
-            "run": _TEXT, "step": _INT, "layer": _TEXT, "moment": _TEXT, "dose": _REAL, "epoch": _REAL, "depth": _INT,
-            "accuracy": _REAL, "accuracy_lost": _REAL, "disagreement": _REAL, "logit_gap": _REAL,
-        },
-    ),
-    "counterexamples": Table(
-        (*_STATISTICS, "case", "size"),
-        {
-            **_STATISTICS, "case": _TEXT, "size": _REAL, "epoch": _REAL, "batches": _INT, "error": _REAL,
-        },
-    ),
-    "last_batches": Table(
-        (*_STATISTICS, "layer", "last"),
-        {
-            **_STATISTICS, "layer": _TEXT, "last": _INT, "epoch": _REAL, "depth": _INT, "followed": _REAL,
-            "moved": _REAL,
-        },
-    ),
-    "within_epoch": Table(
-        (*_STATISTICS, "layer", "last_batch", "position"),
-        {
-            **_STATISTICS, "layer": _TEXT, "last_batch": _TEXT, "position": _INT, "epoch": _REAL, "depth": _INT,
-            "channels": _INT, "batches": _INT, "last_share": _REAL, "epochs": _INT, "noise": _REAL, "spread": _REAL,
-        },
-    ),
-    "log": Table(("run", "step"), {"run": _TEXT, "step": _INT, "loss": _REAL, "accuracy": _REAL, "lr": _REAL}),
-    "decomposition": Table(
-        (*_STATISTICS, "layer", "statistic", "term"),
-        {
-            **_STATISTICS, "layer": _TEXT, "statistic": _TEXT, "term": _TEXT, "epoch": _REAL, "depth": _INT,
-            "channels": _INT, "contribution": _REAL, "square": _REAL,
-        },
-    ),
-}  # fmt: skip
+    "log": _build("run step", "loss accuracy lr"),
+    "decomposition": _build(f"{_KEY} layer statistic term", "epoch depth channels contribution square"),
+}
 
 
 def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
@@ -158,9 +117,7 @@ def write_rows(path: Path, name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_frame(path: Path, schema: pa.Schema | None = None) -> pd.DataFrame:
-    """Read a parquet file; Unreadable if it is missing, damaged, or has other columns than the schema."""
+    """Read a parquet file; Unreadable if it is missing, damaged, or lacks columns of the schema."""
     with reading(path), path.open("rb") as file:
-        table = pq.ParquetFile(file, page_checksum_verification=True).read()
-        if schema is not None and set(table.column_names) != set(schema.names):
-            raise Unreadable(f"{path}: cannot be read (has other columns than this version of bnlab)")
-        return conform(table.to_pandas(), schema) if schema else table.to_pandas()
+        frame = pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
+        return conform(frame, schema) if schema else frame

@@ -1,4 +1,4 @@
 """Networks and what they are trained on.
 
-`settings` names a network, `producing` makes sure that it is there, `reproducing` gives its weights of past steps.
+`settings` names a network, `runs` says what lies on disk of it, `producing` makes sure that it is there.
 """

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 import bnlab
-from bnlab.harness.artifacts.training import Callback, Diverged, Progress
-from bnlab.harness.errors import UserError
+from bnlab.harness.artifacts.training import Callback, Progress
 from bnlab.layers import batch_norm_layers
 
 if TYPE_CHECKING:
@@ -20,10 +17,7 @@ _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 
 
 def build_freezer(run: Run) -> Callback:
-    """At the step from which on batch norm is frozen, write its statistics and put it into eval mode.
-
-    Raises Diverged if the exact statistics of the weights at that step are not finite.
-    """
+    """At the step from which on batch norm is frozen, write its statistics and put it into eval mode."""
 
     def freeze(progress: Progress) -> None:
         if progress.step != run.frozen_from:
@@ -31,10 +25,7 @@ def build_freezer(run: Run) -> Callback:
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
-            try:
-                bnlab.population_statistics(progress.model, batches).write_to(progress.model)
-            except ValueError as error:  # of layers that have been trained up to here: inputs that are not finite
-                raise Diverged(str(error)) from error
+            bnlab.population_statistics(progress.model, batches).write_to(progress.model)
         keep_frozen(run, progress)
 
     return freeze
@@ -45,21 +36,3 @@ def keep_frozen(run: Run, progress: Progress) -> None:
     if run.frozen_from is not None and progress.step >= run.frozen_from:
         for layer in batch_norm_layers(progress.model, caller="freeze_at").values():
             layer.eval()
-
-
-def check_momenta(run: Run, model: nn.Module, key: str, instead: str) -> None:
-    """UserError where the network's own running averages, which `key` takes, are not the tables' `ema`.
-
-    Args:
-        run: one with a trace.
-        model: its network.
-        key: the setting that takes them, as in `freeze_with=ema`.
-        instead: what to use.
-    """
-    own = getattr(run.config.norm, "momentum", MOMENTUM)
-    others = {layer.momentum for layer in batch_norm_layers(model, caller="freeze_at").values()} - {own}
-    if others:
-        raise UserError(
-            f"{key}: batch norm of {run.config.model.name} has momentum {others.pop()}, so that its running averages "
-            f"are not the estimator ema at momentum {own}; use {instead}"
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,8 +277,3 @@ def _own_model(path: str, channels: int, image_size: int, classes: int) -> nn.Mo
 
 
 _BUILDERS: dict[str, Callable[[Any, Norms, int, int, int], nn.Module]] = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
-
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load what a file has of a network; RuntimeError if it is another one's."""
-    model.load_state_dict(dict(tensors))

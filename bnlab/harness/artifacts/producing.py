@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from torch import Tensor
 
+from bnlab.files import write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts import states
-from bnlab.harness.artifacts.announcing import build_announcer
 from bnlab.harness.artifacts.averaging import build_averager
-from bnlab.harness.artifacts.folders import describe_environment, read_environment, write_config, write_json
-from bnlab.harness.artifacts.freezing import build_freezer, check_momenta
-from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.freezing import build_freezer
+from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress, train
 from bnlab.harness.errors import JobError, UserError, where_raised
 
 STATE_SECONDS = 5.0  # a kill costs at most so much training
+_LINE_SECONDS = 60.0  # between two lines on how far training has come
 
 
 def ensure_trained(run: Run) -> None:
@@ -37,9 +39,7 @@ def ensure_trained(run: Run) -> None:
     """
     with run.lock:
         while not (run.finished and {*run.wanted} <= {*run.list_checkpoints()}):
-            if run.finished:
-                for name in ("status.json", "state.safetensors"):
-                    (run.folder / name).unlink(missing_ok=True)
+            (run.folder / "status.json").unlink(missing_ok=True)
             _train(run)
 
 
@@ -49,40 +49,61 @@ def _train(run: Run) -> None:
         seconds = states.restore_state(run, progress, path)
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
     else:
-        write_config(run.folder, asdict(run.config))
-        write_json(run.folder / "environment.json", describe_environment(run.device))
-    recorder, announcer = Recorder(run, progress, seconds), build_announcer(run.id, progress.step, run.steps)
-    kept = {*run.wanted, *run.list_checkpoints()}
-    saver = _call_at(kept, lambda done: run.save_checkpoint(done.step, done.measured.state_dict()))
-    callbacks = [recorder.log, build_freezer(run), build_averager(run), saver, recorder.save_when_due, announcer]
+        write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(run.config), sort_keys=False))
+        write_text(run.folder / "environment.json", json.dumps(describe_environment(run.device), indent=1))
+    recorder, kept = Recorder(run, progress, seconds), {*run.wanted, *run.list_checkpoints()}
+
+    def save_checkpoint(progress: Progress) -> None:
+        if progress.step in kept:
+            run.save_checkpoint(progress.step, progress.measured.state_dict())
+
+    callbacks = [recorder.log, build_freezer(run), build_averager(run), save_checkpoint, recorder.save_when_due]
     status = "finished"
     try:
         with recorder:
-            train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
+            train(progress, run.batches, run.config.optimizer, run.steps, [*callbacks, build_announcer(run, progress)])
     except Diverged as error:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
         status = "diverged"
     recorder.save_record(progress.step)
     found = {"status": status, "step": progress.step, "train_seconds": recorder.seconds, "final_loss": progress.loss}
-    write_json(run.folder / "status.json", found)
     path.unlink(missing_ok=True)
+    write_text(run.folder / "status.json", json.dumps(found, indent=1))
+
+
+def build_announcer(run: Run, progress: Progress) -> Callback:
+    """A callback that prints a line a minute, with the time that is left from this progress on, and one at the end."""
+    first, started = progress.step, time.monotonic()
+    told = started
+
+    def announce(progress: Progress) -> None:
+        nonlocal told
+        now, left = time.monotonic(), run.steps - progress.step
+        if left and now - told < _LINE_SECONDS:
+            return
+        told, seconds = now, now - started
+        to_go = format_seconds(seconds * left / (progress.step - first))
+        end = f"about {to_go} left" if left else f"trained in {format_seconds(seconds)}"
+        print(f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}  {end}", flush=True)
+
+    return announce
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as a reader needs it: `42 s`, `7 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def try_training(run: Run) -> None:
-    """Make the first update on two images.
-
-    Raises:
-        UserError: the network cannot take the images, be trained or be frozen as it is to be.
-    """
-    progress, config = states.start_training(run), run.config
-    if config.freeze_at is not None and config.freeze_with == "ema":
-        check_momenta(run, progress.model, "freeze_with=ema", "freeze_with=exact")
-    batches = replace(run.batches, batch_size=2)
+    """Make the first update on two images; UserError if the network cannot take the images or be trained."""
+    progress = states.start_training(run)
     try:
         with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
-            train(progress, batches, config.optimizer, run.steps, [], until=1)
+            train(progress, replace(run.batches, batch_size=2), run.config.optimizer, run.steps, [], until=1)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model={config.model.name}: cannot be trained, {where_raised(error)}") from error
+        raise UserError(f"model={run.config.model.name}: cannot be trained, {where_raised(error)}") from error
 
 
 def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
@@ -92,24 +113,22 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
         JobError: training does not give what it gave before.
     """
     found: dict[int, dict[str, Tensor]] = {}
-    losses, environment = run.read_log().set_index("step")["loss"], read_environment(run.folder)
-    torch.set_num_threads(environment["threads"])  # on which the last bits of sums depend
+    losses = run.read_log().set_index("step")["loss"]
+    torch.set_num_threads(run.environment["threads"])  # on which the last bits of sums depend
 
     def keep(progress: Progress) -> None:
-        found[progress.step] = {name: value.clone() for name, value in progress.measured.state_dict().items()}
+        if progress.step in steps:
+            found[progress.step] = {name: value.clone() for name, value in progress.measured.state_dict().items()}
 
     def compare(progress: Progress) -> None:
-        if progress.loss != losses[progress.step]:
-            raise JobError(
-                f"cannot be trained again as it was: the loss of step {progress.step} was {losses[progress.step]}, now "
-                f"it is {progress.loss} (then {environment['versions']} on {environment['device']})"
-            )
+        if progress.loss != (before := losses[progress.step]):
+            difference = f"the loss of step {progress.step} was {before}, now it is {progress.loss}"
+            raise JobError(f"cannot be trained again as it was: {difference}; environment.json has its versions")
 
     # One update more shows that the last weights are those of the first training.
     progress, until = states.start_training(run), min(max(steps) + 1, run.steps)
-    keeper, announcer = _call_at(steps, keep), build_announcer(f"{run.id} again", 0, until)
-    keeper(progress)
-    callbacks = [compare, build_freezer(run), build_averager(run), keeper, announcer]
+    keep(progress)
+    callbacks = [compare, build_freezer(run), build_averager(run), keep]
     # Recording rounds the buffers' last bit as in the first training.
     with states.record_moments(run, progress):
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
@@ -120,21 +139,18 @@ class Recorder:
     """Callbacks that keep a run's log and trace, and save them together with the state every few seconds."""
 
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
-        self._run, self._before, self._started = run, seconds, time.perf_counter()
-        for path, last in run.list_trace_parts().items():
-            if last > progress.step:  # written after the state
+        self._run, self._started = run, time.perf_counter() - seconds
+        for path in run.list_trace_parts():
+            if int(path.stem[-7:]) > progress.step:  # written after the state
                 path.unlink()
-        self._log = pd.DataFrame()
-        if progress.step:
-            log = run.read_log()
-            self._log = log[log["step"] <= progress.step]
-        self._rows: list[tuple[int, float, float]] = []
+        log = run.read_log()[: progress.step].itertuples(index=False, name=None) if progress.step else ()
+        self._rows: list[tuple[Any, ...]] = [*log]
         self._record(progress)
 
     @property
     def seconds(self) -> float:
         """Spent on training, in all processes that had a part in it."""
-        return self._before + time.perf_counter() - self._started
+        return time.perf_counter() - self._started
 
     def log(self, progress: Progress) -> None:
         self._rows.append((progress.step, progress.loss, progress.accuracy))
@@ -150,16 +166,13 @@ class Recorder:
             self._record(progress)
 
     def save_record(self, step: int) -> None:
-        """Write the trace since the last time and the log, both up to `step`."""
+        """Write the trace since the last time, up to `step`, and the log."""
         self._open.close()
         folder, trace = self._run.folder, self._trace
-        if trace is not None:
+        if trace is not None and step > trace.first_step:
             trace.truncate(step)
-        if trace is not None and trace.last_step > trace.first_step:
-            trace.save(folder / "trace" / f"{trace.first_step:07d}-{trace.last_step:07d}.safetensors")
-        rows = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
-        self._log, self._rows = pd.concat([self._log, rows], ignore_index=True), []
-        schema.write_frame(folder / "log.parquet", self._log)
+            trace.save(folder / "trace" / f"{trace.first_step:07d}-{step:07d}.safetensors")
+        schema.write_frame(folder / "log.parquet", pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"]))
 
     def __enter__(self) -> None:
         """Record until the end of the block; what ends it in the middle of an update leaves the record unchecked."""
@@ -171,14 +184,3 @@ class Recorder:
         self._saved = time.monotonic()
         self._open = contextlib.ExitStack()
         self._trace = self._open.enter_context(states.record_moments(self._run, progress))
-
-
-def _call_at(steps: Iterable[int], callback: Callback) -> Callback:
-    """The callback at these steps only."""
-    chosen = {*steps}
-
-    def call(progress: Progress) -> None:
-        if progress.step in chosen:
-            callback(progress)
-
-    return call

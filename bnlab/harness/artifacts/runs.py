@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import sys
+import json
+import os
+import platform
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from bnlab.files import digest, reading
 from bnlab.harness import schema
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
-from bnlab.harness.artifacts.folders import lock_of, read_status
-from bnlab.harness.artifacts.models import build_model, load_weights
+from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, network_hash, total_steps
 from bnlab.harness.artifacts.shifts import digest_of_shifted, list_predictions, shift_images
@@ -37,7 +37,7 @@ from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
 
 _CHECKPOINT = "bnlab.checkpoint/1"
-_STEP = "[0-9]" * 7  # in names of files; copies that a synchronized drive makes have others
+_PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
 class Run:
@@ -47,8 +47,6 @@ class Run:
         self.config = config
         self.id = f"{network_hash(config)}/seed_{config.seed}"
         self.folder = Path(config.results) / "runs" / self.id
-
-    # What the configuration says
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -61,9 +59,8 @@ class Run:
 
     @cached_property
     def batches(self) -> Batches:
-        settings, seeds = self.config.data, Seeds.of(self.config.seed)
-        size, order = self.config.batch_size, self.config.order
-        return Batches(self.dataset.train, size, seeds, settings.shift, settings.flips, order)
+        config, seeds, shift = self.config, Seeds.of(self.config.seed), self.config.data.shift
+        return Batches(self.dataset.train, config.batch_size, seeds, shift, config.data.flips, config.order)
 
     @cached_property
     def steps(self) -> int:
@@ -90,16 +87,14 @@ class Run:
     @property
     def predicted(self) -> list[int]:
         """The steps of `wanted` at which the network's predictions are measured too: `accuracy_at`."""
-        at, steps = self.config.accuracy_at, self.wanted
-        if at in ("all", "final"):
-            return steps if at == "all" else steps[-1:]
-        return sorted({*steps} & {*list_steps(at, self.steps)})
+        if (at := self.config.accuracy_at) == "final":
+            return self.wanted[-1:]
+        return self.wanted if at == "all" else sorted({*self.wanted} & {*list_steps(at, self.steps)})
 
     @property
     def predictions(self) -> list[tuple[str, str]]:
         """Split and shift of the images that are predicted: `evaluate_on` and `shifts`."""
-        config = self.config
-        return list_predictions(config.data, as_list(config.evaluate_on), as_list(config.shifts))
+        return list_predictions(self.config.data, as_list(self.config.evaluate_on), as_list(self.config.shifts))
 
     def images_of(self, split: str, shift: str) -> Split:
         """What is predicted of a split under a shift."""
@@ -111,25 +106,16 @@ class Run:
 
     def new_model(self) -> nn.Module:
         """The network before training, on the device."""
-        images = self.dataset.train.images
-        model = build_model(
-            self.config.model,
-            self.config.norm,
-            channels=images.shape[1],
-            image_size=images.shape[2],
-            classes=self.dataset.classes,
-            seed=Seeds.of(self.config.seed).initialization,
-            steps=self.steps,
-        )
-        return model.to(self.device)
-
-    # What its folder has
+        config, (_, channels, size, _) = self.config, self.dataset.train.images.shape
+        seed = Seeds.of(config.seed).initialization
+        of_data = {"channels": channels, "image_size": size, "classes": self.dataset.classes}
+        return build_model(config.model, config.norm, **of_data, seed=seed, steps=self.steps).to(self.device)
 
     @property
     def lock(self) -> FileLock:
-        """Held while the network is trained or measured; one for all processes of one machine."""
+        """Held while the network is trained or measured; this process may take it again while it holds it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return lock_of(self.folder)
+        return FileLock(self.folder.with_name(f"{self.folder.name}.lock"), is_singleton=True)
 
     @property
     def finished(self) -> bool:
@@ -138,14 +124,21 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any] | None:
-        """See `folders.read_status`."""
-        return read_status(self.folder)
+        """How training ended: status, step, train_seconds, final_loss; None before that."""
+        return self._read("status.json") if self.finished else None
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """In what the network was trained, see `describe_environment`."""
+        return self._read("environment.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        with reading(self.folder / name):
+            return json.loads((self.folder / name).read_text())  # type: ignore[no-any-return]
 
     def read_log(self) -> pd.DataFrame:
         """The columns step, loss and accuracy, a row for each update."""
-        path = self.folder / "log.parquet"
-        with reading(path):
-            return schema.read_frame(path)[["step", "loss", "accuracy"]]
+        return schema.read_frame(self.folder / "log.parquet")
 
     @cached_property
     def training(self) -> str:
@@ -157,7 +150,7 @@ class Run:
 
     def list_checkpoints(self) -> list[int]:
         """The steps of which there are checkpoints."""
-        return [int(path.stem[-7:]) for path in sorted(self.folder.glob(f"checkpoints/step_{_STEP}.safetensors"))]
+        return [int(path.stem[-7:]) for path in sorted(self.folder.glob("checkpoints/step_*.safetensors"))]
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the weights and buffers of `Progress.measured` after `step` updates."""
@@ -171,31 +164,29 @@ class Run:
     def model_at(self, step: int) -> nn.Module:
         """The network after `step` updates, with `averaging` the averaged one."""
         model = self.new_model()
-        with reading(self.checkpoint(step)):
-            load_weights(model, self.load_checkpoint(step))
+        model.load_state_dict(self.load_checkpoint(step))
         return model
 
-    def list_trace_parts(self) -> dict[Path, int]:
-        """The files of the trace in order, each with the step at which it ends."""
-        found = sorted(self.folder.glob(f"trace/{_STEP}-{_STEP}.safetensors"))
-        return {path: int(path.stem[-7:]) for path in found}
+    def list_trace_parts(self) -> list[Path]:
+        """The files of the trace in order; their names end with the step up to which they are."""
+        return sorted(self.folder.glob("trace/*.safetensors"))
 
     @cached_property
     def trace(self) -> MomentTrace:
         """The batch moments of the whole training, of a network that has statistics of its batches (`has_trace`)."""
-        last = self.status["step"] if self.status else self.steps
         with reading(self.folder / "trace"):
             trace = MomentTrace.join([MomentTrace.load(path) for path in self.list_trace_parts()])
-            if trace.last_step == self.frozen_from:  # nothing is recorded after it
-                trace.last_step = last
-            if (trace.first_step, trace.last_step) != (0, last):
-                raise ValueError(f"has {trace}, expected steps 0 to {last}")
+        if trace.last_step == self.frozen_from and self.status:  # nothing is recorded after it
+            trace.last_step = self.status["step"]
         return trace
 
-    def set_aside(self, reason: object) -> None:
-        """Move the folder out of the way, so that the network is trained again; say so."""
-        names = (self.folder.with_name(f"{self.folder.name}.damaged-{number}") for number in itertools.count(1))
-        aside = next(path for path in names if not path.exists())
-        with contextlib.suppress(FileNotFoundError):  # it may have been removed meanwhile
-            self.folder.rename(aside)
-        print(f"{reason}\n  {self.id}: set aside as {aside.name}; the network is trained again", file=sys.stderr)
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and threads, without anything that names the machine."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }

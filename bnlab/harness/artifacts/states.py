@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from bnlab.files import reading
 from bnlab.harness.artifacts.averaging import begin_average
 from bnlab.harness.artifacts.freezing import keep_frozen
-from bnlab.harness.artifacts.models import load_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Progress, build_optimizer
 from bnlab.recording.block import record
@@ -38,42 +38,35 @@ def record_moments(run: Run, progress: Progress) -> contextlib.AbstractContextMa
 
 def save_state(progress: Progress, path: Path, seconds: float) -> None:
     """Write all from which a training goes on exactly, and the seconds that it has taken."""
-    found = {f"model/{k}": v for k, v in progress.model.state_dict().items()}
-    for index, values in progress.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+    groups = {"model": progress.model.state_dict(), "rng": {"cpu": torch.get_rng_state()}}
     if progress.average is not None:
-        found |= {f"average/{k}": v for k, v in progress.average.state_dict().items()}
-    found["rng/cpu"] = torch.get_rng_state()
+        groups["average"] = progress.average.state_dict()
+    for index, values in progress.optimizer.state_dict()["state"].items():
+        groups[f"optimizer/{index}"] = values
     device = next(progress.model.parameters()).device
     if device.type == "cuda":
-        found["rng/device"] = torch.cuda.get_rng_state(device)
+        groups["rng"]["device"] = torch.cuda.get_rng_state(device)
+    tensors = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
     metadata = {"seconds": repr(seconds), "step": str(progress.step), "loss": repr(progress.loss)}
-    save_tensors(path, found, _STATE, metadata)
+    save_tensors(path, {name: value for name, value in tensors.items() if value is not None}, _STATE, metadata)
 
 
 def restore_state(run: Run, progress: Progress, path: Path) -> float:
     """Put the training where a state file has it; returns the seconds that it had taken. Unreadable if it cannot."""
     with reading(path):
         tensors, metadata = load_tensors(path, _STATE)
-        load_weights(progress.model, _select(tensors, "model/"))
-        _load_optimizer(progress.optimizer, _select(tensors, "optimizer/"))
+        groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in tensors.items():
+            group, _, name = key.rpartition("/")
+            groups[group][name] = value
+        progress.model.load_state_dict(groups["model"])
         if progress.average is not None:
-            load_weights(progress.average, _select(tensors, "average/"))
-        torch.set_rng_state(tensors["rng/cpu"])
-        if "rng/device" in tensors:
-            torch.cuda.set_rng_state(tensors["rng/device"], run.device)
+            progress.average.load_state_dict(groups["average"])
+        state = {int(key[10:]): values for key, values in groups.items() if key.startswith("optimizer/")}
+        progress.optimizer.load_state_dict({**progress.optimizer.state_dict(), "state": state})
+        torch.set_rng_state(groups["rng"]["cpu"])
+        if run.device.type == "cuda":
+            torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
         progress.step, progress.loss = int(metadata["step"]), float(metadata["loss"])
     keep_frozen(run, progress)
     return float(metadata["seconds"])
-
-
-def _select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -6,7 +6,6 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +19,9 @@ from bnlab.harness.schema import TABLES, conform, empty, read_frame, write_frame
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
 
 
-def begin_file_name(run: str) -> str:
-    """What the names of files begin with that jobs on a network leave in an experiment's folder."""
-    return f"{run.replace('/', '-')}-"
-
-
 def part_path(folder: Path, name: str, run: str, settings: str) -> Path:
     """Where a job leaves its rows of a table: the name tells the run and the settings of the measurement."""
-    return folder / "parts" / name / f"{begin_file_name(run)}{digest(settings, digits=10)}.parquet"
+    return folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.parquet"
 
 
 def assemble(folder: Path) -> dict[str, pd.DataFrame]:
@@ -77,6 +71,5 @@ def load(name: str, results: str | Path = "results") -> dict[str, pd.DataFrame]:
         return assemble(folder)
     if (folder / "tables").is_dir():
         return {path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))}
-    words = [f"experiment={name}"] * (name != "adhoc") + [f"results={results}"] * (str(results) != "results")
-    command = shlex.join(["python", "-m", "experiments.sweep", *words])
+    command = f"python -m experiments.sweep experiment={name} results={results}"
     raise UserError(f"no results for {name!r} in {results}/; run: {command}")

@@ -47,7 +47,7 @@ def config(results: Path, averaging: str, **changes: Any) -> Config:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The network as it is after each update."""
     run = Run(config(tmp_path_factory.mktemp("plain"), "none"))
-    execute(run.config)
+    ensure_trained(run)
     return run
 
 

@@ -145,7 +145,7 @@ def test_a_corrupt_glyph_file_is_set_aside_and_made_again(tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[:-10])
     again = glyphs.stored_glyphs(tmp_path, 50, 10, "weak", "all", 0)
     assert all(map(torch.equal, expected, again))
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".damaged", ".safetensors"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".damaged-1", ".safetensors"]
 
 
 def number(n: int) -> Tensor:

@@ -14,14 +14,12 @@ from torch import nn
 import bnlab
 from bnlab.harness import load
 from bnlab.harness.artifacts import states
-from bnlab.harness.artifacts.freezing import MOMENTUM, build_freezer
-from bnlab.harness.artifacts.models import Cnn, Torchvision
+from bnlab.harness.artifacts.freezing import MOMENTUM
+from bnlab.harness.artifacts.models import Cnn
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Diverged
-from bnlab.harness.errors import UserError
-from bnlab.harness.jobs import execute, prepare
+from bnlab.harness.jobs import execute
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.gaps import flat_statistics
 from bnlab.harness.measurements.sources import RunningAverage
@@ -125,18 +123,3 @@ def test_killed_and_continued_is_bit_for_bit_the_same(whole: Run, kills: tuple[i
             ensure_trained(run)
     ensure_trained(run)
     assert_same(run, whole)
-
-
-def test_weights_without_exact_statistics_have_diverged(whole: Run) -> None:
-    if whole.config.freeze_with == "ema":
-        pytest.skip("nothing is measured")
-    progress = states.start_training(whole)
-    next(progress.model.parameters()).data.fill_(float("inf"))
-    progress.step = FROZEN
-    with pytest.raises(Diverged, match="NaN or infinite"):
-        build_freezer(whole)(progress)
-
-
-def test_other_running_averages_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"mobilenet_v3_small has momentum 0.01.*use freeze_with=exact"):
-        prepare([config(tmp_path, "ema", model=Torchvision("mobilenet_v3_small"))])

@@ -17,9 +17,7 @@ from pandas.testing import assert_frame_equal
 
 from bnlab import estimators
 from bnlab.harness import jobs, load
-from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.models import Torchvision
-from bnlab.harness.artifacts.norms import Renorm
 from bnlab.harness.artifacts.own import digest_of_source
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -123,7 +121,8 @@ def test_a_job_is_done_once_its_rows_are_there(copied: Config, module: Callable[
     for change in ({"seed": 1}, {"momentum": 0.2}, {"shifts": "noise:1"}, {"measurements": ["gaps", "drift"]}):
         assert not is_done(replace(job, **change))
     failing = replace(job, estimator=["ema", *module("1.0 if len(stream) < 9 else float(open('nowhere').read())")])
-    assert attempt(failing) and not is_done(failing) and not is_done(job), "its row says failed"
+    attempt(failing)
+    assert not is_done(failing) and not is_done(job), "its row says failed"
     prepare([job])
     execute(job)
     assert is_done(job) and not is_done(failing)
@@ -190,13 +189,9 @@ def test_every_estimator_of_ours_stands_the_trial() -> None:
 
 
 def test_a_network_is_tried_before_anything_is_trained(tmp_path: Path) -> None:
-    """One update on two images; averaged buffers have to be of the tables' momentum. Divergence is a result."""
+    """One update on two images. Divergence is a result."""
     digits = Config(batch_size=16, steps=2, evaluate_at="final", results=str(tmp_path))
-    glyphs = replace(digits, data=Glyphs(root=str(tmp_path), images=100), estimator=["stale", "averaged"])
     with pytest.raises(UserError, match=r"model=squeezenet1_0: cannot (take|be trained)"):
         prepare([digits, replace(digits, model=Torchvision("squeezenet1_0"))])
-    with pytest.raises(UserError, match=r"estimator=averaged: .*_small has momentum 0.01.*; use exact or precise"):
-        prepare([replace(glyphs, model=Torchvision("mobilenet_v3_small"))])
-    prepare([replace(digits, estimator=["averaged", "exact"], norm=Renorm())])
     prepare([replace(digits, optimizer=Sgd(lr=1e18))])
     assert not (tmp_path / "runs").exists() and not Run(digits).finished
