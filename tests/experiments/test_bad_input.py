@@ -25,7 +25,7 @@ CASES = {
     # choices
     "data=digit": "data=digit: there is no data 'digit'; choose from cifar10, cifar100, digits",
     "experiment=nope": "experiment=nope: there is no experiment 'nope'; choose from ",
-    "model.name=resnet18": "model.name=resnet18: is not of model=cnn; choose by model=, a torchvision classifier",
+    "model.name=resnet18": "model.name=resnet18: choose by model=, from cnn, plain, resnet, mlp, torchvision",
     "data.flip=true": "data.flip=true: this data has no flip; data=fashion_mnist, data=cifar10",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
     "norm=instance model=mlp": "norm=instance: a unit of an mlp has one value",
@@ -39,18 +39,17 @@ CASES = {
     # types and ranges
     "seed=0.5": "seed=0.5: Value '0.5' of type 'float' could not be converted to Integer",
     "-m batch_size=1,32": "batch_size=1: must be 2 to 1,295",
-    "data=glyphs data.images=1000000000": "data.images=1000000000: must be 10 to 10,000,000",
+    "data.images=2000": "data.images=2000: must be 10 to 1,438",
     "momentum=0": "momentum=0: is the weight of the new batch; must be above 0 and at most 1",
     "momentum=[]": "momentum=[]: give at least one",
     "norm=renorm": "estimator=ema, momentum=0.1: a network with norm=renorm reads its running averages",
     "estimator='\"precise(images=400)\"' population=val": "estimator=precise(images=400): images=400: must be 2 to 143",
-    "evaluate_at=[1.5]": "evaluate_at=1.5: must be log, final, or a list of steps (1, 100) and shares (0.1)",
+    "evaluate_at=[1.5]": "evaluate_at=1.5: must be log, final, or a list of steps (1 to 110) and shares (0.1)",
     "accuracy_at=[0.5] evaluate_at=[0.1,1.0]": "accuracy_at=0.5: is not among evaluate_at",
     "model=resnet model.depth=9": "model.depth=9: a resnet has 6n+2 layers",
     # folders
     "data=mnist data.root=nowhere": "nowhere/MNIST/raw/train-images-idx3-ubyte is missing; set data.download=true",
     "name=../x": "name=../x: must be letters, digits, _ . -",
-    "results=": "results=: must be a folder",
 }
 
 

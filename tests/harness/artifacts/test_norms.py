@@ -36,16 +36,6 @@ def build(config: NormConfig, channels: int = 4, of_images: bool = True, steps: 
     return layer
 
 
-@pytest.mark.parametrize("of_images", [True, False])
-def test_a_frozen_norm_is_a_scale_and_a_shift_in_training_too(of_images: bool) -> None:
-    layer, x = build(NormConfig("frozen"), of_images=of_images), draw(*(IMAGES if of_images else ROWS))
-    expected = ref.scale_channels(x, layer.norm.weight / (1 + 1e-5) ** 0.5, layer.norm.bias)
-    for mode in (True, False):
-        torch.testing.assert_close(layer.train(mode)(x), expected)
-        assert layer.training == mode and not layer.norm.training
-    assert layer.norm.num_batches_tracked == 0 and not layer.norm.running_mean.any()
-
-
 def test_gain_control() -> None:
     layer, x = build(NormConfig("gain_control")), draw(*IMAGES)
     assert isinstance(layer, GainControl)
@@ -53,8 +43,6 @@ def test_gain_control() -> None:
     for mode in (True, False):
         torch.testing.assert_close(layer.train(mode)(x), expected)
     torch.testing.assert_close(layer(x[:1]), expected[:1])
-    with pytest.raises(ValueError, match="one pixel is its own mean"):
-        layer(x[:, :, :1, :1])
 
 
 @pytest.mark.parametrize(("images", "count"), [(2, 1), (5, 1), (8, 2), (11, 2)])
@@ -198,7 +186,7 @@ def test_two_updates_change_every_weight(network: ModelConfig, norm: NormConfig)
     assert progress.step == steps and progress.loss < 10
     assert not [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
     averages = {int(value) for key, value in model.named_buffers() if key.endswith("num_batches_tracked")}
-    assert averages == {"batch": {2}, "ghost": {6}, "renorm": {2}, "frozen": {0}}.get(norm.name, set())
+    assert averages == {"batch": {2}, "ghost": {6}, "renorm": {2}}.get(norm.name, set())
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_what_leaves_the_network_as_it_is(changes: dict[str, Any]) -> None:
 
 def test_where_data_lie_and_what_is_only_predicted_leave_the_network_as_it_is() -> None:
     for plain, changed in (
-        (Glyphs(), Glyphs(root="x", test_fonts="dejavu")),
+        (Glyphs(), Glyphs(test_fonts="dejavu")),
         (Published("mnist"), Published("mnist", root="x", download=True)),
     ):
         assert network_hash(replace(PLAIN, data=plain)) == network_hash(replace(PLAIN, data=changed))

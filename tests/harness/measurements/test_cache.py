@@ -196,7 +196,7 @@ def test_every_estimator_of_ours_stands_the_trial() -> None:
 def test_a_network_is_tried_before_anything_is_trained(tmp_path: Path) -> None:
     """One update on two images; averaged buffers have to be of the tables' momentum. Divergence is a result."""
     digits = Config(batch_size=16, steps=2, evaluate_at="final", results=str(tmp_path))
-    glyphs = replace(digits, data=Glyphs(root=str(tmp_path), images=100), estimator=["stale", "averaged"])
+    glyphs = replace(digits, data=Glyphs(images=100), estimator=["stale", "averaged"])
     with pytest.raises(UserError, match=r"model=squeezenet1_0: cannot (take|be trained)"):
         prepare([digits, replace(digits, model=Torchvision("squeezenet1_0"))])
     with pytest.raises(UserError, match=r"estimator=averaged: .*_small has momentum 0.01.*; use exact or precise"):
