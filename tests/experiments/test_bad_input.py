@@ -16,7 +16,11 @@ CASES = {
     # overrides that are none
     "bath_size=4": "bath_size=4: there is no setting bath_size; did you mean batch_size?",
     "optimizer.lrr=1": "did you mean optimizer.lr?",
-    "+x=1": "+x: there is no such setting",
+    "+x=1": "+x=1: there is no setting to add",
+    "model=null": "model=null: is no choice",
+    "-m data=glob(*)": "data=glob(*): cannot be swept",
+    "-m seed=range(0,0)": "seed=range(0,0): cannot be swept",
+    "-m name=a,b": "name=a,b: cannot be swept; comma lists can, but not of name",
     "momentum=[0.1": "momentum=[0.1: cannot be read",
     "estimator=window(k=20)": "a value with brackets in quotes: 'estimator=\"window(k=20)\"'",
     "momentum=0.1,0.2": "swept with -m; to measure all on one network: momentum=[0.1,0.2]",
