@@ -99,7 +99,7 @@ def _require_single(overrides: list[Override]) -> None:
         if override.is_sweep_override():
             key, _, value = str(override.input_line).partition("=")
             together = f"; to measure all on one network: {key}=[{value}]" if key in ("momentum", "estimator") else ""
-            raise UserError(f"{override.input_line}: several values are swept with -m{together}")
+            raise UserError(f"{key}={value}: several values are swept with -m{together}")
 
 
 def _list_values(override: Override) -> list[Override]:
@@ -157,9 +157,7 @@ def _compose(words: tuple[str, ...], whole: bool) -> DictConfig:
         register_own(own[1], own[2])
         return _compose(words, whole)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{mark.name}, line {mark.line + 1}" if mark else "conf"
-        raise UserError(f"{where}: not valid YAML ({error.problem})") from error
+        raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         wrong = re.search(r"Could not override '([^']*)'|Error merging override (.*)", str(error))
         name = next(filter(None, wrong.groups())) if wrong else ""
