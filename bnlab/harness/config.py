@@ -20,7 +20,7 @@ from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_s
 from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.checks import require_one_of, require_weight, require_within
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, find_sources
+from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
 _NAMED = {
     "population": ("train", "train_augmented", "val"),
@@ -99,28 +99,21 @@ def _check_numbers(config: Config, images: int) -> None:
 def _check_statistics(config: Config, images: int) -> None:
     for value in as_list(config.momentum):
         require_weight("momentum", value)
-    own = _find_own_average(config)
+    own, key = None, ""  # the running average that the network reads in training
+    if isinstance(config.norm, Renorm):
+        own, key = EMA(config.norm.momentum), "norm=renorm"
+    elif config.freeze_at is not None:
+        own, key = EMA(MOMENTUM), "freeze_at"
     for source in find_sources(config):
         if own and isinstance(source, RunningAverage) and source.average != own:
-            key = "norm=renorm" if isinstance(config.norm, Renorm) else "freeze_at"
             raise UserError(
                 f"estimator={source.estimator}, momentum={source.momentum}: a network with {key} reads its running "
                 f"averages while it is trained, so that another average means another training; use ema with momentum="
                 f"{own.momentum}, or statistics of frozen weights (exact, precise)"
             )
-        if isinstance(source, InferenceRule):
-            most = min(data.predicted_images(config.data, split) for split in as_list(config.evaluate_on))
-            require_within(f"estimator={source.estimator}: images", source.images, 1, most)
         if isinstance(source, FrozenWeights) and source.images is not None:
             most = data.images_used(config.data) - images if source.split == "val" else images
             require_within(f"estimator={source.estimator}: images", source.images, 2, most)
-
-
-def _find_own_average(config: Config) -> EMA | None:
-    """The running average that the network reads in training; None: it reads none."""
-    if isinstance(config.norm, Renorm):
-        return EMA(config.norm.momentum)
-    return None if config.freeze_at is None else EMA(MOMENTUM)
 
 
 def _check_steps(config: Config, steps: int) -> None:

@@ -54,16 +54,10 @@ class Glyphs(DataConfig):
 
 
 @dataclass(unsafe_hash=True)
-class Stored(DataConfig):
-    """A data set that lies in a folder."""
-
-    root: str = "data"  # where data sets are stored
-
-
-@dataclass(unsafe_hash=True)
-class Published(Stored):
+class Published(DataConfig):
     """A data set that torchvision downloads: mnist, svhn."""
 
+    root: str = "data"  # the folder in which it is
     download: bool = False
 
 
@@ -75,12 +69,13 @@ class Flippable(Published):
 
 
 @dataclass(unsafe_hash=True)
-class OwnData(Stored):
+class OwnData(DataConfig):
     """The user's own: `name` is the import path of a function of `root` that gives the training and the test part.
 
     Each part is a pair of uint8 images [N, C, H, W] and labels [N], or a torchvision data set with images of one size.
     """
 
+    root: str = "data"
     flip: bool = False  # augmentation: random horizontal flip
 
 
@@ -160,19 +155,12 @@ def check(config: DataConfig) -> int:
     size, images = _find_size(config), images_used(config)
     require_within("data.shift", config.shift, 0, size.pixels // 2, f"half of the {size.pixels} pixels")
     require_within("data.images", images, 10, size.available)
-    return images - _val_images(images)
+    return images - images // 10
 
 
 def images_used(config: DataConfig) -> int:
     """Training and validation images."""
     return _find_size(config).available if config.images is None else config.images
-
-
-def predicted_images(config: DataConfig, split: str) -> int:
-    """As many as `Dataset.images_of(split)` has."""
-    images, test = images_used(config), _find_size(config).test
-    validation = _val_images(images)
-    return {"test": test, "val": validation, "train": min(images - validation, test)}[split]
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: bool) -> Tensor:
@@ -197,10 +185,6 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: boo
     return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _val_images(images: int) -> int:
-    return images // 10
-
-
 def _permutation(n: int) -> Tensor:
     # One seed for ever: a split that moved with the run's seed would mix training and test images.
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -211,7 +195,7 @@ def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Data
     """The data set, standardized by its training split; UserError for files that are missing or corrupt."""
     (images, labels), test = _read(config)
     order = _permutation(len(images))[: config.images]
-    val, train = order.tensor_split([_val_images(len(order))])
+    val, train = order.tensor_split([len(order) // 10])  # as `check` counts
     mean, std = _pixel_moments(images[train])
 
     def split(images: Tensor, labels: Tensor) -> Split:
