@@ -15,7 +15,6 @@ from tests.experiments.commands import run
 CASES = {
     # overrides that are none
     "bath_size=4": "bath_size=4: there is no setting bath_size; did you mean batch_size?",
-    "optimizer.lrr=1": "did you mean optimizer.lr?",
     "+x=1": "+x=1: there is no setting to add",
     "model=null": "model=null: is no choice",
     "-m data=glob(*)": "data=glob(*): cannot be swept",
@@ -28,7 +27,6 @@ CASES = {
     "hydra/launcher=nonsense": "there is no hydra/launcher 'nonsense'; choose from basic, joblib",
     # choices
     "data=digit": "data=digit: there is no data 'digit'; choose from cifar10, cifar100, digits",
-    "experiment=nope": "experiment=nope: there is no experiment 'nope'; choose from ",
     "model.name=resnet18": "model.name=resnet18: choose by model=, from cnn, plain, resnet, mlp, torchvision",
     "data.flip=true": "data.flip=true: this data has no flip; data=fashion_mnist, data=cifar10",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
@@ -38,7 +36,6 @@ CASES = {
     "order=random": "order=random: must be one of shuffled, replacement, sorted, blocks, or blocks:16",
     "shifts=fog:1": "shifts=fog:1: must be one of none, noise:1",
     "estimator=foo": "estimator=foo: unknown; there are adaptive_gain, ",
-    "estimator=nomod.X": "estimator=nomod.X: cannot be imported",
     "device=foo": "device=foo: not available here",
     # types and ranges
     "seed=0.5": "seed=0.5: Value '0.5' of type 'float' could not be converted to Integer",
@@ -72,8 +69,6 @@ def test_message(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("sweep bath_size=4", "did you mean batch_size?"),
         ("sweep --foo", "--foo: no such option"),
-        ("sweep data=mnist data.root=nowhere", "nowhere/MNIST/raw/train-images-idx3-ubyte is missing"),
-        ("sweep seed=0,1", "several values are swept with -m"),
         ("runs show x", "x: names no network"),
     ],
 )

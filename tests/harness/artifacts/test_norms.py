@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.estimators import EMA
 from bnlab.harness.artifacts import norms
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, build_model
-from bnlab.harness.artifacts.norms import Batch, BatchRenorm, GainControl, Ghost, Group, NormConfig, Norms, Renorm
+from bnlab.harness.artifacts.norms import Batch, BatchRenorm, Ghost, Group, NormConfig, Norms, Renorm
 from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Sgd, build_optimizer, train
-from bnlab.recording.trace import replay
 from tests import references as ref
 
 IMAGES, ROWS = (7, 4, 3, 5), (7, 4)
@@ -38,7 +36,6 @@ def build(config: NormConfig, channels: int = 4, of_images: bool = True, steps: 
 
 def test_gain_control() -> None:
     layer, x = build(NormConfig("gain_control")), draw(*IMAGES)
-    assert isinstance(layer, GainControl)
     expected = ref.control_gain(x, layer.share, layer.gain, layer.shift)
     for mode in (True, False):
         torch.testing.assert_close(layer.train(mode)(x), expected)
@@ -64,17 +61,13 @@ def test_a_ghost_norm_normalizes_each_part_in_training_and_all_by_its_averages_a
     torch.testing.assert_close(layer.eval()(x), ref.scale_channels(normalized, weight, bias))
 
 
-class TwoNorms(nn.Module):
-    """Two norms with a convolution between them, as plain batch norms or in parts."""
+class TwoNorms(nn.Sequential):
+    """Two norms with a convolution between them."""
 
     def __init__(self, config: NormConfig) -> None:
-        super().__init__()
-        self.first, self.second = build(config, 3), build(config, 4)
-        self.conv = nn.Conv2d(3, 4, 3, bias=False).double()
-        self.conv.weight.data = draw(4, 3, 3, 3, seed=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.conv(self.first(x)).relu())  # type: ignore[no-any-return]
+        conv = nn.Conv2d(3, 4, 3, bias=False).double()
+        conv.weight.data = draw(4, 3, 3, 3, seed=2)
+        super().__init__(build(config, 3), conv, nn.ReLU(), build(config, 4))
 
 
 PLAIN = TwoNorms(Batch())
@@ -88,22 +81,6 @@ def compare(found: Any, expected: Any) -> None:
     for mine, theirs in zip(found.values(), expected.values(), strict=True):
         torch.testing.assert_close(mine.mean, theirs.mean, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(mine.var, theirs.var, rtol=1e-9, atol=1e-9)
-
-
-def test_each_part_of_a_ghost_batch_is_an_entry_of_the_same_step() -> None:
-    model = TwoNorms(Ghost(batch_size=4))
-    with bnlab.record(model) as trace:
-        for batch in BATCHES:
-            model(batch)
-    assert [layer.steps for layer in trace.layers.values()] == [[1, 1, 2, 2, 3]] * 2
-    for entry, part in zip(trace.layers["first.norm"].moments, PARTS, strict=True):
-        torch.testing.assert_close(entry, torch.stack(ref.unbiased(part)))
-    found = replay(trace, EMA(0.1), [1, 2, 3])
-    for step, seen in ((1, 2), (2, 4), (3, 5)):
-        mean, var = ref.running_ema(PARTS, 0.1)[seen - 1]
-        torch.testing.assert_close(found[step]["first.norm"].mean, mean)
-        torch.testing.assert_close(found[step]["first.norm"].var, var)
-    torch.testing.assert_close(model.second.norm.running_var, found[3]["second.norm"].var)
 
 
 @pytest.mark.parametrize(("norm", "batches"), [(Ghost(batch_size=4), PARTS), (Renorm(), BATCHES)])
@@ -153,28 +130,16 @@ def test_the_limits_of_batch_renorm_rise_at_the_shares_of_the_paper() -> None:
         layer(draw(3, 4, 1, 1))
 
 
-def test_a_batch_renorm_is_recorded_as_a_batch_norm_and_reads_its_own_averages_meanwhile() -> None:
-    model, alone = (TwoNorms(Renorm(momentum=0.2)) for _ in range(2))
-    with bnlab.record(model) as trace:
-        outputs = [model(batch) for batch in BATCHES]
-    torch.testing.assert_close(outputs, [alone(batch) for batch in BATCHES])
-    found = replay(trace, EMA(0.2), [3])[3]
-    for name in ("first", "second"):
-        torch.testing.assert_close(getattr(model, name).norm.running_var, found[f"{name}.norm"].var)
-
-
 SPLIT = Split(draw(24, 1, 8, 8).float(), torch.arange(24) % 10)
 NETWORKS = [Cnn(depth=2, width=8), Mlp(width=16), Resnet(depth=8, width=8)]
-MEANINGLESS = [("mlp", "instance"), ("mlp", "gain_control")]
 CHOICES = [Batch(), Ghost(batch_size=4), Renorm(), Group(groups=4), *list(norms.CHOICES.values())[4:]]
 
 
-@pytest.mark.parametrize(
-    ("network", "norm"),
-    [(network, norm) for network in NETWORKS for norm in CHOICES if (network.name, norm.name) not in MEANINGLESS],
-    ids=lambda choice: choice.name,
-)
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda choice: choice.name)
+@pytest.mark.parametrize("norm", CHOICES, ids=lambda choice: choice.name)
 def test_two_updates_change_every_weight(network: ModelConfig, norm: NormConfig) -> None:
+    if network.name == "mlp" and norm.name in ("instance", "gain_control"):
+        return
     size = 12 if norm.name in norms.RECORDED else 1
     model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0, steps=2)
     optimizer = Sgd(lr=0.01, lr_scaling="none", schedule="constant")

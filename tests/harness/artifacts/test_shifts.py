@@ -76,8 +76,7 @@ def test_a_digest_for_each_split_and_shift() -> None:
     config, dataset = Digits(), load_dataset(Digits())
     splits, shifts = ("test", "val", "train"), ("none", *SHIFTS)
     assert len({digest_of_shifted(dataset, config, split, shift) for split in splits for shift in shifts}) == 3 * 16
-    for shift in ("none", "blur:2"):  # without the images, and with them
-        assert digest_of_shifted(dataset, config, "val", shift) == shift_images(dataset, config, "val", shift).digest
+    assert digest_of_shifted(dataset, config, "val", "blur:2") == shift_images(dataset, config, "val", "blur:2").digest
 
 
 def test_other_fonts_are_those_of_the_test_images() -> None:
@@ -98,17 +97,13 @@ def test_each_prediction_once() -> None:
 @pytest.mark.parametrize(
     ("shift", "config", "splits"),
     [
-        ("rain", Glyphs(), ["test"]),
-        ("noise", Glyphs(), ["test"]),
         ("blur:4", Glyphs(), ["test"]),
-        ("fonts:dejavu", Digits(), ["test"]),
         ("fonts:all", Glyphs(), ["test"]),  # those of training
         ("fonts:dejavu", Glyphs(), ["test", "val"]),
         ("noise:1", Glyphs(test_fonts="dejavu"), ["test"]),  # would be two shifts at once
     ],
 )
 def test_what_there_is(shift: str, config: DataConfig, splits: list[str]) -> None:
-    check(["none", "noise:1", "fonts:dejavu"], Glyphs(), ["test"])
-    check(["none", *SHIFTS], replace(config), ["val", "train"])
+    check(["none", *SHIFTS, "fonts:dejavu"], Glyphs(), ["test"])
     with pytest.raises(UserError, match=f"^shifts={shift}: "):
         check(["none", shift], config, splits)

