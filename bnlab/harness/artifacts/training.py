@@ -192,16 +192,10 @@ def peak_lr(config: OptimizerConfig, batch_size: int) -> float:
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW, at the learning rate for this batch size."""
-    lr = peak_lr(config, batch_size)
+    weights, lr, decay = model.parameters(), peak_lr(config, batch_size), config.weight_decay
     if not isinstance(config, Sgd):
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
+        return torch.optim.AdamW(weights, lr, weight_decay=decay)
+    return torch.optim.SGD(weights, lr, config.momentum, weight_decay=decay, nesterov=config.momentum > 0)
 
 
 def train(

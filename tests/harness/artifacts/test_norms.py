@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness.artifacts import norms
-from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, build_model
-from bnlab.harness.artifacts.norms import Batch, BatchRenorm, Ghost, Group, NormConfig, Norms, Renorm
-from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Sgd, build_optimizer, train
+from bnlab.harness.artifacts.norms import Batch, BatchRenorm, Ghost, NormConfig, Norms, Renorm
 from tests import references as ref
 
 IMAGES, ROWS = (7, 4, 3, 5), (7, 4)
@@ -130,28 +128,17 @@ def test_the_limits_of_batch_renorm_rise_at_the_shares_of_the_paper() -> None:
         layer(draw(3, 4, 1, 1))
 
 
-SPLIT = Split(draw(24, 1, 8, 8).float(), torch.arange(24) % 10)
 NETWORKS = [Cnn(depth=2, width=8), Mlp(width=16), Resnet(depth=8, width=8)]
-CHOICES = [Batch(), Ghost(batch_size=4), Renorm(), Group(groups=4), *list(norms.CHOICES.values())[4:]]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda choice: choice.name)
-@pytest.mark.parametrize("norm", CHOICES, ids=lambda choice: choice.name)
-def test_two_updates_change_every_weight(network: ModelConfig, norm: NormConfig) -> None:
+@pytest.mark.parametrize("norm", norms.CHOICES.values(), ids=lambda choice: choice.name)
+def test_every_weight_of_every_network_is_trained(network: ModelConfig, norm: NormConfig) -> None:
     if network.name == "mlp" and norm.name in ("instance", "gain_control"):
         return
-    size = 12 if norm.name in norms.RECORDED else 1
-    model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0, steps=2)
-    optimizer = Sgd(lr=0.01, lr_scaling="none", schedule="constant")
-    progress, batches = Progress(model, build_optimizer(optimizer, model, size), 0), Batches(SPLIT, size, Seeds.of(0))
-    before = {key: value.clone() for key, value in model.named_parameters()}
-    # Of an image's ReLUs some are dead; the first update of a weight of 0 before a branch leaves the branch as it is.
-    steps = 2 if size > 1 else 24
-    train(progress, batches, optimizer, steps, [])
-    assert progress.step == steps and progress.loss < 10
-    assert not [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
-    averages = {int(value) for key, value in model.named_buffers() if key.endswith("num_batches_tracked")}
-    assert averages == {"batch": {2}, "ghost": {6}, "renorm": {2}}.get(norm.name, set())
+    model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
+    model(draw(12, 1, 8, 8).float()).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -159,13 +146,11 @@ def test_two_updates_change_every_weight(network: ModelConfig, norm: NormConfig)
     [(Cnn(depth=5, width=8, pool_every=5), "bgbgb"), (Mlp(depth=4), "bgbg"), (Resnet(depth=14), "b" + "bg" * 6)],
     ids=["cnn", "mlp", "resnet"],
 )
-@pytest.mark.parametrize("choice", [Batch, Ghost, Renorm])
-def test_every_second_norm(network: ModelConfig, kinds: str, choice: type[norms.BatchStatistics]) -> None:
-    norm = choice(groups=4, every_second="group")
-    model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
+def test_every_second_norm(network: ModelConfig, kinds: str) -> None:
+    model = build_model(network, Ghost(groups=4, every_second="group"), channels=1, image_size=8, classes=10, seed=0)
     known = {nn.BatchNorm1d: "b", nn.BatchNorm2d: "b", nn.GroupNorm: "g"}
     layers = [module for module in model.modules() if type(module) in known]
     assert "".join(known[type(layer)] for layer in layers) == kinds
     assert {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)} == {4}
-    usual = build_model(network, choice(), channels=1, image_size=8, classes=10, seed=0)
+    usual = build_model(network, Ghost(), channels=1, image_size=8, classes=10, seed=0)
     assert all(map(torch.equal, model.parameters(), usual.parameters())), "both norms start at 1 and 0"
