@@ -7,6 +7,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,13 +79,19 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
 
 
 def _parse(word: str) -> Override:
+    is_hydras = word.lstrip("+~").startswith("hydra")
     try:
-        return OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(word if is_hydras else word.removeprefix("++"))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
             f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets in quotes: "
             "'estimator=\"window(k=20)\"'"
         ) from error
+    if override.is_add() and not is_hydras:
+        raise UserError(f"{word}: there is no setting to add; those that --help lists are set without +")
+    if override.get_key_element() in _FILES and word.endswith("=null"):
+        raise UserError(f"{word}: is no choice; leave the word out")
+    return override
 
 
 def _require_single(overrides: list[Override]) -> None:
@@ -92,16 +99,19 @@ def _require_single(overrides: list[Override]) -> None:
         if override.is_sweep_override():
             key, _, value = str(override.input_line).partition("=")
             together = f"; to measure all on one network: {key}=[{value}]" if key in ("momentum", "estimator") else ""
-            raise UserError(f"{override.input_line}: several values are swept with -m{together}")
+            raise UserError(f"{key}={value}: several values are swept with -m{together}")
 
 
 def _list_values(override: Override) -> list[Override]:
     """The override for each of the values that it is swept over."""
     if not override.is_sweep_override():
         return [override]
-    if not override.is_discrete_sweep():
-        raise UserError(f"{override.input_line}: cannot be swept; write its values as a comma list")
-    return [_parse(f"{override.get_key_element()}={text}") for text in override.sweep_string_iterator()]
+    key, texts = override.get_key_element(), list[str]()
+    with suppress(HydraException):  # intervals and globs
+        texts = [*override.sweep_string_iterator()]
+    if not texts or key in ("name", "results"):
+        raise UserError(f"{override.input_line}: cannot be swept; comma lists can, but not of name and results")
+    return [_parse(f"{key}={text}") for text in texts]
 
 
 def _build(job: list[Override]) -> Config:
@@ -118,7 +128,6 @@ def _build(job: list[Override]) -> Config:
             raise UserError(_explain(str(override.input_line), error)) from error
     try:
         found: Any = OmegaConf.to_object(config)
-        _require_known(config)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
     check(found)
@@ -128,8 +137,7 @@ def _build(job: list[Override]) -> Config:
 def _is_value(override: Override) -> bool:
     """Whether it sets a value of the job's, which Hydra need not compose."""
     key = override.get_key_element()
-    is_plain = not (override.is_add() or override.is_force_add() or override.is_delete())
-    return is_plain and key not in _FILES and not re.match(r"hydra\b|.*[/@]", key)
+    return key not in _FILES and not re.match(r"\W*hydra\b|~|.*[/@]", key)
 
 
 @cache
@@ -149,9 +157,7 @@ def _compose(words: tuple[str, ...], whole: bool) -> DictConfig:
         register_own(own[1], own[2])
         return _compose(words, whole)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{mark.name}, line {mark.line + 1}" if mark else "conf"
-        raise UserError(f"{where}: not valid YAML ({error.problem})") from error
+        raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         wrong = re.search(r"Could not override '([^']*)'|Error merging override (.*)", str(error))
         name = next(filter(None, wrong.groups())) if wrong else ""
@@ -182,19 +188,6 @@ def _explain_missing(words: Sequence[str], error: Exception) -> str:
     known = [line.strip() for line in others if line.startswith("\t") and "=" not in line]
     where = first.partition(":")[0] if f"{group}={name}" not in words else f"{group}={name}"
     return f"{where}: there is no {group} {name!r}; choose from {', '.join(known)}"
-
-
-def _require_known(config: DictConfig) -> None:
-    """UserError for what `+key=value` has added and nothing reads."""
-    known = vars(Config())
-    for key in config:
-        if key not in known:
-            raise UserError(f"+{key!s}: there is no such setting; --help lists them")
-    for group in GROUPS:
-        node = config[group]
-        for key in node:
-            if key not in OmegaConf.get_type(node).__dataclass_fields__:  # type: ignore[union-attr]
-                raise UserError(f"+{group}.{key}: there is no such setting of {node.name}; --help lists them")
 
 
 def _first_line(error: BaseException) -> str:

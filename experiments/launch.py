@@ -22,7 +22,6 @@ from bnlab.harness.errors import UserError
 from experiments.compose import CONF, register_all
 
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
-_A_LINE = 60.0  # seconds between lines where there is no terminal
 
 
 def run_with_hydra(words: list[str]) -> None:
@@ -68,10 +67,7 @@ def run_job(composed: DictConfig) -> None:
 
 @contextlib.contextmanager
 def show_progress(configs: list[Config]) -> Iterator[None]:
-    """While the block runs, show how many jobs are done and the time left: a bar, or a line a minute."""
-    if len(configs) == 1:
-        yield
-        return
+    """While the block runs, show in a terminal how many jobs are done and the time left."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(configs, ended), daemon=True)
     watcher.start()
@@ -85,15 +81,11 @@ def show_progress(configs: list[Config]) -> Iterator[None]:
 def _watch(configs: list[Config], ended: threading.Event) -> None:
     from bnlab.harness.jobs import is_done
 
+    if len(configs) == 1 or not sys.stderr.isatty():
+        return
     waiting = [config for config in configs if not is_done(config)]
-    first, started, last = len(waiting), time.monotonic(), time.monotonic()
-    in_terminal = sys.stderr.isatty()
-    with tqdm(total=first, unit="job", disable=not in_terminal, leave=False, smoothing=0) as bar:
+    with tqdm(total=len(waiting), unit="job", leave=False, smoothing=0) as bar:
         while waiting and not ended.wait(1.0):
-            waiting = [config for config in waiting if not is_done(config)]
-            done, now = first - len(waiting), time.monotonic()
-            bar.update(done - bar.n)
-            if not in_terminal and done and now - last >= _A_LINE:
-                last = now
-                minutes = (now - started) / done * len(waiting) / 60
-                print(f"{done} of {first} jobs done, about {minutes:.0f} min left", flush=True)
+            still = [config for config in waiting if not is_done(config)]
+            bar.update(len(waiting) - len(still))
+            waiting = still

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,26 +42,29 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _list(results: Path) -> None:
+    import pandas as pd
+
     folders = _list_folders(results)
     if not folders:
         print(f"no networks in {results}/runs; train some: python -m experiments.sweep experiment=quickstart")
         return
-    settings = [_settings(folder) for folder in folders]
-    keys = dict.fromkeys(key for found in settings for key in found)
-    differing = [key for key in keys if len({str(found.get(key)) for found in settings}) > 1]
-    rows = [("run", *differing, "status", "step", "seconds", "MB")]
-    for folder, found in zip(folders, settings, strict=True):
-        status = _status(folder)
-        values = [str(found.get(key, "")) for key in differing]
-        seconds = f"{status['train_seconds']:.0f}" if "train_seconds" in status else ""
-        rows.append(
-            (_id(folder), *values, status["status"], str(status.get("step", "")), seconds, f"{_size(folder):.1f}")
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
-    total = sum(map(_size, folders))
-    print(f"{len(folders)} networks, {total:,.1f} MB; settings in which all agree are left out (see show)")
+    settings = pd.DataFrame([_settings(folder) for folder in folders])
+    differing = [key for key in settings if settings[key].astype(str).nunique() > 1]
+    states = pd.DataFrame([_describe(folder) for folder in folders])
+    table = pd.concat([states["run"], settings[differing], states.drop(columns="run")], axis=1)
+    print(table.to_string(index=False, na_rep=""))
+    print(f"{len(folders)} networks, {states['MB'].sum():,.1f} MB; settings in which all agree are left out (see show)")
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    """What is listed of a network beside its settings."""
+    path = folder / "status.json"
+    found: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
+    if path.exists():
+        found = json.loads(path.read_text())
+    status = "set aside" if ".damaged" in folder.name else found["status"]
+    seconds, size = round(found["train_seconds"]), round(_size(folder), 1)
+    return {"run": _id(folder), "status": status, "step": found["step"], "seconds": seconds, "MB": size}
 
 
 def _show(folder: Path) -> None:
@@ -71,9 +73,8 @@ def _show(folder: Path) -> None:
         if (folder / name).exists():
             print(f"\n{name}\n{(folder / name).read_text().strip()}")
     print("\nfiles")
-    for place in sorted(folder.iterdir()):
-        count = f" ({sum(path.is_file() for path in place.rglob('*'))})" if place.is_dir() else ""
-        print(f"{1e3 * _size(place):12,.1f} kB  {place.name}{count}")
+    for path in sorted(folder.iterdir()):
+        print(f"{1e3 * _size(path):12,.1f} kB  {path.name}")
 
 
 def _remove(folders: list[Path]) -> None:
@@ -110,21 +111,12 @@ def _list_folders(results: Path) -> list[Path]:
 def _settings(folder: Path) -> dict[str, Any]:
     """What the network was trained with, by dotted names; the seed is in the name of the run."""
     found: dict[str, Any] = {}
-    groups = ("data", "model", "norm", "optimizer")
-    known = ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with")
-    for key, value in (yaml.safe_load((folder / "config.yaml").read_text()) or {}).items():
-        if key in groups:
+    for key, value in yaml.safe_load((folder / "config.yaml").read_text()).items():
+        if isinstance(value, dict):
             found |= {f"{key}.{name}": inner for name, inner in value.items()}
-        elif key in known:
+        elif key in ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with"):
             found[key] = value
     return found
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    path = folder / "status.json"
-    if ".damaged" in folder.name:
-        return {"status": "set aside"}
-    return json.loads(path.read_text()) if path.exists() else {"status": "unfinished"}  # type: ignore[no-any-return]
 
 
 def _size(path: Path) -> float:
@@ -137,6 +129,4 @@ def _id(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # `| head` ends it quietly
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -23,6 +23,8 @@ def main() -> int:
 
 
 def _sweep(words: list[str]) -> int:
+    from bnlab.harness.jobs import is_done
+    from bnlab.harness.planning import outline
     from experiments.compose import plan_jobs
     from experiments.launch import run_with_hydra
 
@@ -34,7 +36,8 @@ def _sweep(words: list[str]) -> int:
     if sweep.configs[0].dry_run:
         return _estimate(sweep.configs, sweep.launcher)
     started = time.perf_counter()
-    if _is_something_missing(sweep.configs):
+    print(outline(sweep.configs), flush=True)
+    if not all(map(is_done, sweep.configs)):
         _run(sweep.configs, words, sweep.launcher)
     return _finish(sweep.configs, words, time.perf_counter() - started)
 
@@ -43,17 +46,8 @@ def _estimate(configs: list[Config], launcher: str) -> int:
     from bnlab.harness.planning import count_cores, gains_from_processes, plan
 
     is_parallel = launcher == "joblib" or (launcher == "basic" and gains_from_processes(configs))
-    for line in plan(configs, count_cores() if is_parallel else 1):
-        print(line)
+    print("\n".join(plan(configs, count_cores() if is_parallel else 1)))
     return 0
-
-
-def _is_something_missing(configs: list[Config]) -> bool:
-    from bnlab.harness.jobs import is_done
-    from bnlab.harness.planning import outline
-
-    print(outline(configs), flush=True)
-    return not all(map(is_done, configs))
 
 
 def _run(configs: list[Config], words: list[str], launcher: str) -> None:
@@ -63,8 +57,7 @@ def _run(configs: list[Config], words: list[str], launcher: str) -> None:
 
     prepare(configs)
     if launcher == "basic" and gains_from_processes(configs) and not any("hydra/launcher" in word for word in words):
-        words = [*words, "hydra/launcher=joblib"]
-        launcher = "joblib"
+        words, launcher = [*words, "hydra/launcher=joblib"], "joblib"
     if launcher != "basic":
         os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
     with show_progress(configs):
@@ -85,8 +78,8 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     for name, frame in found.items():
         if len(frame):
             print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
-    for row in runs[runs["status"] == "diverged"].itertuples():
-        print(f"{row.run} diverged: its rows end there")
+    for run in runs.loc[runs["status"] == "diverged", "run"]:
+        print(f"{run} diverged: its rows end there")
     failed = sorted({path for config in planned for path in list_failures(config)})
     for path in failed:
         print(f"failed: {path}")

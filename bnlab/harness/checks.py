@@ -15,20 +15,13 @@ def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
 
 
 def require_within(key: str, value: float, low: float, high: float = float("inf"), reason: str = "") -> None:
-    """UserError unless low ≤ value ≤ high.
-
-    Args:
-        key: the setting, as it is written on a command line.
-        value: what it is.
-        low, high: the bounds.
-        reason: why, in words.
-    """
+    """UserError unless low ≤ value ≤ high, with the reason for these bounds."""
     if not low <= value <= high:
         span = f"{low:,} or more" if high == float("inf") else f"{low:,} to {high:,}"
         raise UserError(f"{key}={value}: must be {span}{f' ({reason})' if reason else ''}")
 
 
-def require_weight(key: str, value: float) -> None:
+def require_weight(key: str, value: object) -> None:
     """UserError unless the value can be the weight of a new batch."""
-    if not 0 < value <= 1:
+    if not isinstance(value, int | float) or not 0 < value <= 1:
         raise UserError(f"{key}={value}: is the weight of the new batch; must be above 0 and at most 1")

@@ -36,8 +36,7 @@ def test_a_batch_is_no_larger_than_the_data_and_a_ghost_batch_than_the_batch() -
     for config, found in (
         (Config(batch_size=1296), "batch_size=1296: must be 2 to 1,295"),
         (Config(norm=Ghost(batch_size=32), batch_size=31), r"norm\.batch_size=32: must be 2 to 31"),
-        (Config(batch_size=2, epochs=100_000), "epochs=100000: is 64,700,000 steps"),
-        (Config(batch_size=32, epochs=1, evaluate_at=[10, 100]), "evaluate_at=100: the training has 41 steps"),
+        (Config(batch_size=32, epochs=1, evaluate_at=[10, 100]), r"evaluate_at=100: must be log, .* \(1 to 41\)"),
     ):
         with pytest.raises(UserError, match=f"^{found}"):
             check(config)

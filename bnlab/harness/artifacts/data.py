@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, stored_glyphs
+from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
 from bnlab.harness.artifacts.own_data import Pixels, read_own
-from bnlab.harness.artifacts.published import PUBLISHED, read_published, require_files
+from bnlab.harness.artifacts.published import PUBLISHED, read_published, require_file
 from bnlab.harness.checks import require_one_of, require_within
-from bnlab.harness.errors import UserError
 
 READ_ONLY = ("root", "download", "test_fonts")
 """Settings of the data that no network is trained with."""
@@ -43,14 +43,7 @@ class Digits(DataConfig):
 
 
 @dataclass(unsafe_hash=True)
-class Stored(DataConfig):
-    """A data set that lies in a folder."""
-
-    root: str = "data"  # where data sets are stored
-
-
-@dataclass(unsafe_hash=True)
-class Glyphs(Stored):
+class Glyphs(DataConfig):
     """Images of 32×32 pixels made on the spot."""
 
     name: str = "glyphs"
@@ -61,9 +54,10 @@ class Glyphs(Stored):
 
 
 @dataclass(unsafe_hash=True)
-class Published(Stored):
+class Published(DataConfig):
     """A data set that torchvision downloads: mnist, svhn."""
 
+    root: str = "data"  # the folder in which it is
     download: bool = False
 
 
@@ -75,12 +69,13 @@ class Flippable(Published):
 
 
 @dataclass(unsafe_hash=True)
-class OwnData(Stored):
+class OwnData(DataConfig):
     """The user's own: `name` is the import path of a function of `root` that gives the training and the test part.
 
     Each part is a pair of uint8 images [N, C, H, W] and labels [N], or a torchvision data set with images of one size.
     """
 
+    root: str = "data"
     flip: bool = False  # augmentation: random horizontal flip
 
 
@@ -106,7 +101,6 @@ class Split:
 class Dataset:
     """Three disjoint splits; `mean` and `std` are of the training split's stored pixels, one per channel."""
 
-    name: str
     train: Split
     val: Split
     test: Split
@@ -124,8 +118,26 @@ class Dataset:
         return Split(self.train.images[:count], self.train.labels[:count], f"{self.train.digest}-{count}")
 
 
-_DIGITS, _DIGITS_TEST = 1797, 1797 // 5
-_GLYPHS, _GLYPHS_TEST, _MOST_GLYPHS = 20_000, 5_000, 10_000_000  # more is a mistake
+class _Size(NamedTuple):
+    """How large a data set is."""
+
+    available: int  # training and validation images that there are; of glyphs that are made
+    test: int  # images
+    pixels: int  # in a row
+    classes: int
+
+
+def _find_size(config: DataConfig) -> _Size:
+    if isinstance(config, OwnData):
+        (images, labels), (_, others) = read_own(config.name, config.root)
+        return _Size(len(labels), len(others), images.shape[-1], int(torch.cat([labels, others]).max()) + 1)
+    if isinstance(config, Published):
+        source = PUBLISHED[config.name]
+        return _Size(source.train, source.test, source.size, source.classes)
+    if isinstance(config, Glyphs):
+        count = 20_000 if config.images is None else config.images
+        return _Size(count, min(5_000, count // 4), SIZE, config.classes)
+    return _Size(1438, 359, 8, 10)
 
 
 def check(config: DataConfig) -> int:
@@ -138,34 +150,17 @@ def check(config: DataConfig) -> int:
         require_one_of("data.difficulty", config.difficulty, DIFFICULTIES)
         require_one_of("data.fonts", config.fonts, FONTS)
         require_one_of("data.test_fonts", config.test_fonts, FONTS)
-    size, images = _image_size(config), images_used(config)
-    require_within("data.shift", config.shift, 0, size // 2, f"half of the {size} pixels")
-    most = _MOST_GLYPHS if isinstance(config, Glyphs) else _available(config)
-    require_within("data.images", images, 10, most)
-    return images - _val_images(images)
+    if isinstance(config, Published) and not config.download:
+        require_file(config.name, Path(config.root))
+    size, images = _find_size(config), images_used(config)
+    require_within("data.shift", config.shift, 0, size.pixels // 2, f"half of the {size.pixels} pixels")
+    require_within("data.images", images, 10, size.available)
+    return images - images // 10
 
 
 def images_used(config: DataConfig) -> int:
     """Training and validation images."""
-    return _available(config) if config.images is None else config.images
-
-
-def predicted_images(config: DataConfig, split: str) -> int:
-    """As many as `Dataset.images_of(split)` has."""
-    images = images_used(config)
-    if split == "val":
-        return _val_images(images)
-    test = _available_for_test(config)
-    return min(images - _val_images(images), test) if split == "train" else test
-
-
-def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Dataset:
-    """The data set, standardized by its training split; read once per process.
-
-    Raises UserError as `check` does, and for files that are corrupt.
-    """
-    check(config)
-    return _load(config, torch.device(device))
+    return _find_size(config).available if config.images is None else config.images
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: bool) -> Tensor:
@@ -190,50 +185,18 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: boo
     return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _image_size(config: DataConfig) -> int:
-    if isinstance(config, OwnData):
-        return read_own(config.name, config.root)[0][0].shape[-1]
-    return PUBLISHED[config.name].size if isinstance(config, Published) else 8 if isinstance(config, Digits) else 32
-
-
-def _available(config: DataConfig) -> int:
-    """Training and validation images that there are (glyphs: that are made unless told otherwise)."""
-    if isinstance(config, OwnData):
-        return len(read_own(config.name, config.root)[0][1])
-    if isinstance(config, Published):
-        if not config.download:
-            require_files(config.name, Path(config.root))
-        return PUBLISHED[config.name].train
-    return _DIGITS - _DIGITS_TEST if isinstance(config, Digits) else _GLYPHS
-
-
-def _available_for_test(config: DataConfig) -> int:
-    """Test images; of glyphs a quarter as many as there are others, 5,000 at most."""
-    if isinstance(config, OwnData):
-        return len(read_own(config.name, config.root)[1][1])
-    if isinstance(config, Published):
-        return PUBLISHED[config.name].test
-    return _DIGITS_TEST if isinstance(config, Digits) else min(_GLYPHS_TEST, images_used(config) // 4)
-
-
-def _val_images(images: int) -> int:
-    return images // 10
-
-
 def _permutation(n: int) -> Tensor:
     # One seed for ever: a split that moved with the run's seed would mix training and test images.
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
 @lru_cache(maxsize=2)
-def _load(config: DataConfig, device: torch.device) -> Dataset:
+def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Dataset:
+    """The data set, standardized by its training split; UserError for files that are missing or corrupt."""
     (images, labels), test = _read(config)
     order = _permutation(len(images))[: config.images]
-    val, train = order.tensor_split([_val_images(len(order))])
+    val, train = order.tensor_split([len(order) // 10])  # as `check` counts
     mean, std = _pixel_moments(images[train])
-    for channel, value in enumerate(std):
-        if value == 0:
-            raise UserError(f"{config.name}: channel {channel} is the same in all training pixels")
 
     def split(images: Tensor, labels: Tensor) -> Split:
         centre, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
@@ -241,23 +204,14 @@ def _load(config: DataConfig, device: torch.device) -> Dataset:
         return Split(pixels.sub_(centre).div_(scale), labels.to(device), _digest_of_images(images, labels))
 
     return Dataset(
-        config.name,
         split(images[train], labels[train]),
         split(images[val], labels[val]),
         split(*test),
-        _count_classes(config, labels, test[1]),
+        _find_size(config).classes,
         tuple(mean),
         tuple(std),
         16 if isinstance(config, Digits) else 255,
     )
-
-
-def _count_classes(config: DataConfig, *labels: Tensor) -> int:
-    if isinstance(config, OwnData):
-        return max(int(part.max()) for part in labels) + 1
-    if isinstance(config, Published):
-        return PUBLISHED[config.name].classes
-    return config.classes if isinstance(config, Glyphs) else 10
 
 
 def _digest_of_images(images: Tensor, labels: Tensor) -> str:
@@ -283,7 +237,11 @@ def _read(config: DataConfig) -> tuple[Pixels, Pixels]:
         return read_own(config.name, config.root)
     if isinstance(config, Published):
         return read_published(config.name, Path(config.root), download=config.download)
-    return _read_glyphs(config) if isinstance(config, Glyphs) else _read_digits()
+    if isinstance(config, Glyphs):
+        size = _find_size(config)
+        train = glyphs(size.available, config.classes, config.difficulty, config.fonts, seed=0)
+        return train, glyphs(size.test, config.classes, config.difficulty, config.test_fonts, seed=1)
+    return _read_digits()
 
 
 def _read_digits() -> tuple[Pixels, Pixels]:
@@ -292,12 +250,5 @@ def _read_digits() -> tuple[Pixels, Pixels]:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
-    test, train = _permutation(_DIGITS).tensor_split([_DIGITS_TEST])
+    test, train = _permutation(len(labels)).tensor_split([len(labels) // 5])
     return (images[train], labels[train]), (images[test], labels[test])
-
-
-def _read_glyphs(config: Glyphs) -> tuple[Pixels, Pixels]:
-    folder = Path(config.root) / "glyphs"
-    images, test_images = images_used(config), _available_for_test(config)
-    train = stored_glyphs(folder, images, config.classes, config.difficulty, config.fonts, seed=0)
-    return train, stored_glyphs(folder, test_images, config.classes, config.difficulty, config.test_fonts, seed=1)

@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnlab.files import digest, set_aside
-from bnlab.harness.errors import UserError
-from bnlab.storage import load_tensors, save_tensors
-
 CLASSES = {
     10: string.digits,
     36: string.digits + string.ascii_uppercase,
@@ -61,7 +57,6 @@ DIFFICULTIES = {
 SIZE = 32
 _CANVAS = 48  # pixels of an atlas cell: more than SIZE, so that a magnified glyph stays sharp
 _CHUNK = 1_000
-_KIND = "bnlab.glyphs/2"  # raise the number when the same settings give other images
 
 
 def glyphs(images: int, classes: int, difficulty: str, fonts: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -75,30 +70,6 @@ def glyphs(images: int, classes: int, difficulty: str, fonts: str, seed: int) ->
     level = DIFFICULTIES[difficulty]
     chunks = [_chunk(atlas, level, generator) for _ in range(-(-images // _CHUNK))]
     pixels, labels = (torch.cat(parts)[:images] for parts in zip(*chunks, strict=True))
-    return pixels, labels
-
-
-def stored_glyphs(
-    folder: Path, images: int, classes: int, difficulty: str, fonts: str, seed: int
-) -> tuple[Tensor, Tensor]:
-    """`glyphs`, kept in `folder` under a hash of the arguments; a corrupt file is set aside and redone.
-
-    Several processes may ask at once. Raises UserError if the folder cannot be written.
-    """
-    settings = repr((_KIND, images, classes, difficulty, fonts, seed))
-    path = folder / f"{digest(settings, digits=16)}.safetensors"
-    try:
-        try:
-            tensors, _ = load_tensors(path, _KIND)
-            return tensors["pixels"], tensors["labels"]
-        except FileNotFoundError:
-            pass
-        except ValueError as error:
-            set_aside(path, error, "made again")
-        pixels, labels = glyphs(images, classes, difficulty, fonts, seed)
-        save_tensors(path, {"pixels": pixels, "labels": labels}, _KIND, {"settings": settings})
-    except OSError as error:
-        raise UserError(f"glyphs: cannot use {folder} ({error}); choose another data.root") from error
     return pixels, labels
 
 
@@ -147,7 +118,7 @@ def _affine(normal: Tensor, shift: Tensor, level: Difficulty) -> Tensor:
 @cache
 def _atlas(fonts: str, characters: str) -> Tensor:
     """Ink in 0-1, [font, character, cell, cell]: every character centred across, on one baseline."""
-    from matplotlib import get_data_path  # here: slow to import, and of no use once the glyphs are stored
+    from matplotlib import get_data_path  # here: slow to import
     from PIL import Image, ImageDraw, ImageFont
 
     def cell(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:

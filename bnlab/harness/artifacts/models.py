@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.harness.artifacts import norms
-from bnlab.harness.artifacts.norms import BatchStatistics, NormConfig, Norms
+from bnlab.harness.artifacts.norms import NormConfig, Norms
 from bnlab.harness.artifacts.own import import_object
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.errors import UserError, where_raised
-
-_DEEPEST = 1000  # deeper ones only fail later, after minutes of building
 
 
 @dataclass(unsafe_hash=True)
@@ -89,37 +87,28 @@ def check(config: ModelConfig, norm: NormConfig) -> None:
     """Raise UserError for an unknown name, a value out of range or a norm that the network cannot have."""
     norms.check(norm)
     if isinstance(config, Torchvision):
-        known = torchvision().models.list_models(module=torchvision().models)
-        require_one_of("model.name", config.name, known)
+        require_one_of("model.name", config.name, torchvision().models.list_models(module=torchvision().models))
     if isinstance(config, OwnModel):
         import_object(config.name)
-    if not isinstance(config, Layered):
-        if norm != norms.Batch():
-            raise UserError(
-                f"norm={norm.name}: {config.name} has normalization of its own; use model=cnn, resnet or mlp"
-            )
-        return
-    require_within("model.depth", config.depth, 1, _DEEPEST)
+    if isinstance(config, Layered):
+        _check_layers(config, norm)
+    elif norm != norms.Batch():
+        raise UserError(f"norm={norm.name}: {config.name} has normalization of its own; use model=cnn, resnet or mlp")
+
+
+def _check_layers(config: Layered, norm: NormConfig) -> None:
+    require_within("model.depth", config.depth, 1)
     require_within("model.width", config.width, 1)
     if isinstance(config, Cnn):
         require_within("model.pool_every", config.pool_every, 1)
     if isinstance(config, Resnet) and (config.depth < 8 or config.depth % 6 != 2):
         raise UserError(f"model.depth={config.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
-    _check_norm(config, norm)
-
-
-def _check_norm(config: Layered, norm: NormConfig) -> None:
     if isinstance(config, Mlp) and norm.name in ("instance", "gain_control"):
         raise UserError(f"norm={norm.name}: a unit of an mlp has one value, not a map; use model=cnn or resnet")
-    has_groups = norm.name == "group" or (isinstance(norm, BatchStatistics) and norm.every_second == "group")
-    groups = getattr(norm, "groups", 0) if has_groups else 1
-    if config.width % groups or (
-        isinstance(config, Mlp) and norm.name in ("group", "layer") and config.width == groups
-    ):
-        raise UserError(
-            f"norm.groups={groups}: must divide the channels, in an mlp into groups of two at least; the first block "
-            f"has model.width={config.width}"
-        )
+    has_groups = norm.name == "group" or getattr(norm, "every_second", "none") == "group"
+    groups = getattr(norm, "groups", 1) if has_groups else 1
+    if config.width % groups:
+        raise UserError(f"norm.groups={groups}: must divide the channels, first model.width={config.width}")
 
 
 def build_model(
@@ -134,12 +123,14 @@ def build_model(
 ) -> nn.Module:
     """The network for images [N, channels, image_size, image_size], in channels_last and train mode.
 
-    Without `norm` it has batch norm. The weights depend on `seed` alone; the caller's random state is left as it was.
-    `steps` are the updates of its training, for norms that change over it. Raises UserError as `check` does, and if the
-    network cannot take images of this size.
+    Args:
+        config: which network, as `check` accepts it.
+        norm: its norm; batch norm by default.
+        channels, image_size, classes: what the images have.
+        seed: what the weights depend on, alone; the caller's random state is left as it was.
+        steps: updates of its training, for norms that change over it.
     """
     norm = norm or norms.Batch()
-    check(config, norm)
     layers = Norms(norm, of_images=not isinstance(config, Mlp), steps=steps)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
@@ -150,24 +141,7 @@ def build_model(
             model = _own_model(config.name, channels, image_size, classes)
         else:
             model = _torchvision_model(config.name, channels, classes)
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
-        name = f"model={config.name}" + (f", norm={norm.name}" if norm.name != "batch" else "")
-        _try_forward(model, name, (2, channels, image_size, image_size))
-    return model
-
-
-def _try_forward(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(torch.zeros(shape).contiguous(memory_format=torch.channels_last))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{name}: cannot take {shape[1]}×{shape[2]}×{shape[3]} images ({reason}); "
-            "use a smaller network or larger images"
-        ) from error
-    model.train()
+    return model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch
 
 
 def _cnn(config: Any, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
@@ -265,10 +239,9 @@ def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
 
 
 def _own_model(path: str, channels: int, image_size: int, classes: int) -> nn.Module:
+    make = import_object(path)
     try:
-        model = import_object(path)(channels, image_size, classes)
-    except UserError:
-        raise
+        model = make(channels, image_size, classes)
     except Exception as error:
         raise UserError(f"model={path}: {where_raised(error)}") from error
     if not isinstance(model, nn.Module):

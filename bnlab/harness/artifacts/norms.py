@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,18 +64,17 @@ CHOICES: dict[str, NormConfig] = {
     "ghost": Ghost(),
     "renorm": Renorm(),
     "group": Group(),
-    **{name: NormConfig(name) for name in ("layer", "instance", "gain_control", "frozen", "none")},
+    **{name: NormConfig(name) for name in ("layer", "instance", "gain_control", "none")},
 }
 """What `norm=` chooses from.
 
 layer (Ba et al. 2016): all channels together. instance (Ulyanov et al. 2016): each channel of each image.
-gain_control (after Ruff 2017): see `GainControl`. frozen: batch norm in eval mode from the start, with averages of 0
-and 1. none: layers have biases, initial weights keep the variance (He et al. 2015), residual branches start at 0.
+gain_control (after Ruff 2017): see `GainControl`. none: layers have biases, initial weights keep the variance (He et
+al. 2015), residual branches start at 0.
 """
 NAMES = tuple(CHOICES)
 RECORDED = NAMES[:3]
 """Norms that train with statistics of the batch, which are recorded."""
-_UNSCALED = ("gain_control", "frozen", "none")
 
 
 def check(config: NormConfig) -> None:
@@ -85,8 +83,6 @@ def check(config: NormConfig) -> None:
         require_one_of("norm.every_second", config.every_second, ("none", "group"))
     if isinstance(config, BatchStatistics | Group):
         require_within("norm.groups", config.groups, 1)
-    if isinstance(config, Ghost):
-        require_within("norm.batch_size", config.batch_size, 2, reason="one image has no batch statistics")
     if isinstance(config, Renorm):
         require_weight("norm.momentum", config.momentum)
 
@@ -120,18 +116,30 @@ class Norms:
     @property
     def sets_scale(self) -> bool:
         """Whether they set the scale of activations; otherwise the weights before them are initialized to keep it."""
-        return self.config.name not in _UNSCALED
+        return self.config.name not in ("gain_control", "none")
 
     def build(self, channels: int, number: int = 1) -> nn.Module:
         """That after a network's or a block's layer of this number, counted from 1."""
-        takes_place = number % 2 == 0 and getattr(self.config, "every_second", "none") != "none"
-        return _BUILDERS["group" if takes_place else self.config.name](self, channels)
-
-    def build_batch_norm(self, channels: int, momentum: float = 0.1) -> BatchNorm:
-        return (nn.BatchNorm2d if self.of_images else nn.BatchNorm1d)(channels, momentum=momentum)
-
-    def build_layer_norm(self, channels: int) -> nn.Module:
-        return nn.GroupNorm(1, channels) if self.of_images else nn.LayerNorm(channels)
+        config = self.config
+        if number % 2 == 0 and getattr(config, "every_second", "none") != "none":
+            return nn.GroupNorm(config.groups, channels)
+        batch_norm = nn.BatchNorm2d if self.of_images else nn.BatchNorm1d
+        match config.name:
+            case "batch":
+                return batch_norm(channels)
+            case "ghost":
+                return GhostNorm(batch_norm(channels), config.batch_size)
+            case "renorm":
+                return BatchRenorm(batch_norm(channels, momentum=config.momentum), self.steps)
+            case "group":
+                return nn.GroupNorm(config.groups, channels)
+            case "layer":
+                return nn.GroupNorm(1, channels) if self.of_images else nn.LayerNorm(channels)
+            case "instance":
+                return nn.InstanceNorm2d(channels, affine=True)
+            case "gain_control":
+                return GainControl(channels)
+        return nn.Identity()
 
 
 class GhostNorm(nn.Module):
@@ -226,40 +234,5 @@ class GainControl(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x[0, 0].numel() == 1:
-            raise ValueError("one pixel is its own mean, of which gain control leaves nothing")
         share, gain, shift = (values.view(-1, 1, 1) for values in (self.share, self.gain, self.shift))
         return gain * x + (shift - gain * share * x.mean((2, 3), keepdim=True))
-
-
-class FrozenNorm(nn.Module):
-    """Batch norm that is in eval mode in training too: with averages of 0 and 1 a scale and a shift.
-
-    Args:
-        norm: stays as it is but for its weights.
-    """
-
-    def __init__(self, norm: BatchNorm) -> None:
-        super().__init__()
-        self.norm = norm.eval()
-
-    def train(self, mode: bool = True) -> FrozenNorm:
-        super().train(mode)
-        self.norm.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)  # type: ignore[no-any-return]
-
-
-_BUILDERS: dict[str, Callable[[Norms, int], nn.Module]] = {
-    "batch": lambda norms, channels: norms.build_batch_norm(channels),
-    "ghost": lambda norms, channels: GhostNorm(norms.build_batch_norm(channels), norms.config.batch_size),
-    "renorm": lambda norms, channels: BatchRenorm(norms.build_batch_norm(channels, norms.config.momentum), norms.steps),
-    "group": lambda norms, channels: nn.GroupNorm(norms.config.groups, channels),
-    "layer": lambda norms, channels: norms.build_layer_norm(channels),
-    "instance": lambda norms, channels: nn.InstanceNorm2d(channels, affine=True),
-    "gain_control": lambda norms, channels: GainControl(channels),
-    "frozen": lambda norms, channels: FrozenNorm(norms.build_batch_norm(channels)),
-    "none": lambda norms, channels: nn.Identity(),
-}

@@ -26,17 +26,16 @@ def read_own(path: str, root: str) -> tuple[Pixels, Pixels]:
     """
     make = import_object(path)
     try:
-        train, test = make(root)
-        parts = [_read_part(part) for part in (train, test)]
+        train, test = map(_read_part, make(root))
     except Exception as error:
         raise UserError(f"data={path}: {where_raised(error)}") from error
-    for images, labels in parts:
+    for images, labels in (train, test):
         if images.dtype != torch.uint8 or images.dim() != 4 or len(images) != len(labels):
             raise UserError(
                 f"data={path}: found {images.dtype} images {tuple(images.shape)} with {len(labels)} labels; it has "
                 "to give uint8 images [N, C, H, W], and a label for each"
             )
-    return _shuffle(*parts[0]), _shuffle(*parts[1])
+    return _shuffle(*train), _shuffle(*test)
 
 
 def _shuffle(images: Tensor, labels: Tensor) -> Pixels:

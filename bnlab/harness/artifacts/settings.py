@@ -65,28 +65,24 @@ def network(config: Config) -> dict[str, Any]:
 
     A field that is added later with a default leaves old networks their names.
     """
-    found: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        **({"epochs": config.epochs} if config.steps is None else {"steps": config.steps}),
-    }
-    for key in ("order", "averaging", *(() if config.freeze_at is None else ("freeze_at", "freeze_with"))):
-        found |= _leave_off_usual(config, key)
+    length = "epochs" if config.steps is None else "steps"
+    found: dict[str, Any] = {"batch_size": config.batch_size, length: getattr(config, length)}
+    freezing = [] if config.freeze_at is None else ["freeze_at", "freeze_with"]
+    found |= _leave_off_usual(config, ["order", "averaging", *freezing])
     for group in GROUPS:
         chosen = getattr(config, group)
-        inner = {"name": chosen.name}
-        for f in fields(chosen):
-            inner |= {} if group == "data" and f.name in data.READ_ONLY else _leave_off_usual(chosen, f.name)
+        keys = [f.name for f in fields(chosen) if f.name not in data.READ_ONLY]
+        inner = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
         if isinstance(chosen, OwnData | OwnModel):
             inner["source"] = digest_of_source(import_object(chosen.name))
         found[group] = inner
     return found
 
 
-def _leave_off_usual(chosen: Any, key: str) -> dict[str, Any]:
-    """The key with its value, unless that is the default."""
-    usual = next(f.default for f in fields(chosen) if f.name == key)
-    value = getattr(chosen, key)
-    return {} if value == usual else {key: value}
+def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
+    """The keys with their values, without those that have the default."""
+    usual = {f.name: f.default for f in fields(chosen)}
+    return {key: getattr(chosen, key) for key in keys if getattr(chosen, key) != usual[key]}
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -117,10 +113,8 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
     if wanted == "final":
         return [steps]
     if wanted == "log":
-        points = 10
-        return sorted({round(steps ** (i / (points - 1))) for i in range(points)})
-    found = {max(1, round(at * steps)) if isinstance(at, float) else at for at in as_list(wanted)}
-    return sorted(found)
+        return sorted({round(steps ** (i / 9)) for i in range(10)})
+    return sorted({max(1, round(at * steps)) if isinstance(at, float) else at for at in as_list(wanted)})
 
 
 def as_list(value: Any) -> list[Any]:

@@ -77,41 +77,34 @@ _VERSION = 1  # raise the number when the same shift gives other images
 
 def check(shifts: Sequence[Any], config: DataConfig, splits: Sequence[str]) -> None:
     """UserError unless the images of these splits have each of these shifts."""
-    known = ["none", *(f"{kind}:{s}" for kind, (_, amounts) in CORRUPTIONS.items() for s in range(1, len(amounts) + 1))]
+    known = ["none", *(f"{kind}:{strength}" for kind in CORRUPTIONS for strength in (1, 2, 3))]
     if isinstance(config, Glyphs) and [*splits] == ["test"]:
         known += [f"fonts:{name}" for name in FONTS if name != config.fonts]
-    if not shifts:
-        raise UserError("shifts=[]: give at least one, such as none")
     for shift in shifts:
         require_one_of("shifts", shift, known)
         if shift != "none" and "test" in splits and _other_fonts(config):
-            raise UserError(
-                f"shifts={shift}: the test images have other fonts already (data.test_fonts); leave that out, and list "
-                "fonts as a shift"
-            )
+            raise UserError(f"shifts={shift}: the test images have other fonts already; use data.test_fonts=data.fonts")
 
 
 def list_predictions(config: DataConfig, splits: Sequence[str], shifts: Sequence[str]) -> list[tuple[str, str]]:
     """Each split with each shift, once. Test images that have other fonts anyway have these for a shift."""
-    found: dict[tuple[str, str], None] = {}
-    for split in splits:
-        for shift in shifts:
-            own = _other_fonts(config) if shift == "none" and split == "test" else ""
-            found[split, own or shift] = None
-    return list(found)
+    own = {("test", "none"): ("test", _other_fonts(config) or "none")}
+    pairs = [(split, shift) for split in splits for shift in shifts]
+    return list(dict.fromkeys(own.get(pair, pair) for pair in pairs))
 
 
 def _other_fonts(config: DataConfig) -> str:
     """The shift that test images have anyway, if their fonts are others than those of training."""
-    if not isinstance(config, Glyphs) or config.test_fonts == config.fonts:
-        return ""
-    return f"fonts:{config.test_fonts}"
+    if isinstance(config, Glyphs) and config.test_fonts != config.fonts:
+        return f"fonts:{config.test_fonts}"
+    return ""
 
 
 def shift_images(dataset: Dataset, config: DataConfig, split: str, shift: str) -> Split:
     """What is predicted of a split of the data set that `config` describes, see `Dataset.images_of`, under a shift."""
-    dataset = _change_fonts(dataset, config, shift)
-    return _corrupt(dataset, split, shift) if _is_corruption(shift) else dataset.images_of(split)
+    if _is_corruption(shift):
+        return _corrupt(dataset, split, shift)
+    return _change_fonts(dataset, config, shift).images_of(split)
 
 
 def digest_of_shifted(dataset: Dataset, config: DataConfig, split: str, shift: str) -> str:
@@ -127,7 +120,7 @@ def _is_corruption(shift: str) -> bool:
 def _change_fonts(dataset: Dataset, config: DataConfig, shift: str) -> Dataset:
     """The same data set with the test images of another font, if that is the shift."""
     kind, _, fonts = shift.partition(":")
-    if kind != "fonts" or not isinstance(config, Glyphs) or fonts == config.test_fonts:
+    if kind != "fonts" or not isinstance(config, Glyphs):
         return dataset
     return load_dataset(replace(config, test_fonts=fonts), dataset.test.images.device)
 

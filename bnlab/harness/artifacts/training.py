@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.checks import require_one_of, require_within
+from bnlab.harness.errors import UserError
 from bnlab.harness.schedule import SCHEDULES, lr_factor
 
 
@@ -50,15 +51,16 @@ CHOICES: dict[str, OptimizerConfig] = {"sgd": Sgd(), "adamw": AdamW()}
 """What `optimizer=` chooses from."""
 _SCALING = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 _REFERENCE_BATCH = 128
-_LARGEST = 1e19  # its square, which a batch variance would have after an update of this size, is no float32
 
 
-def check(config: OptimizerConfig) -> None:
-    """Raise UserError for a value out of range."""
+def check(config: OptimizerConfig, order: str) -> None:
+    """Raise UserError for a value out of range, or an order that there is not."""
+    if order not in ORDERS and block_size(order) is None:
+        raise UserError(f"order={order}: must be one of {', '.join(ORDERS)}, or blocks:16 for blocks of so many images")
     require_one_of("optimizer.lr_scaling", config.lr_scaling, _SCALING)
     require_one_of("optimizer.schedule", config.schedule, SCHEDULES)
-    require_within("optimizer.lr", config.lr, 1e-9, _LARGEST)
-    require_within("optimizer.weight_decay", config.weight_decay, 0, _LARGEST)
+    require_within("optimizer.lr", config.lr, 1e-9)
+    require_within("optimizer.weight_decay", config.weight_decay, 0)
     require_within("optimizer.label_smoothing", config.label_smoothing, 0, 0.99)
     if isinstance(config, Sgd):
         require_within("optimizer.momentum", config.momentum, 0, 0.9999)
@@ -85,14 +87,9 @@ class Seeds:
 ORDERS = ("shuffled", "replacement", "sorted", "blocks")
 
 
-def is_order(order: str) -> bool:
-    """Whether there is an order of this name."""
-    return order in ORDERS or block_size(order) is not None
-
-
 def block_size(order: str) -> int | None:
     """16 of `blocks:16`; None of other orders."""
-    found = re.fullmatch(r"blocks:([1-9]\d{0,8})", order)
+    found = re.fullmatch(r"blocks:([1-9]\d*)", order)
     return int(found[1]) if found else None
 
 
@@ -195,16 +192,10 @@ def peak_lr(config: OptimizerConfig, batch_size: int) -> float:
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW, at the learning rate for this batch size."""
-    lr = peak_lr(config, batch_size)
+    weights, lr, decay = model.parameters(), peak_lr(config, batch_size), config.weight_decay
     if not isinstance(config, Sgd):
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
+        return torch.optim.AdamW(weights, lr, weight_decay=decay)
+    return torch.optim.SGD(weights, lr, config.momentum, weight_decay=decay, nesterov=config.momentum > 0)
 
 
 def train(

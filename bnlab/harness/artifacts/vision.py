@@ -6,23 +6,14 @@ from types import ModuleType
 
 import torch
 
-from bnlab.harness.errors import UserError
-
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 @cache
 def torchvision() -> ModuleType:
-    """The torchvision module: models, data sets and transforms work, `torchvision.io` may not.
-
-    Raises UserError if torchvision is not installed.
-    """
+    """The torchvision module: models, data sets and transforms work, `torchvision.io` may not."""
     try:
         return import_module("torchvision")
-    except ModuleNotFoundError as error:
-        if error.name != "torchvision":
-            raise
-        raise UserError("torchvision is not installed; pip install 'bnlab[harness]'") from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +34,7 @@ def make(channels: int = 3, size: int = 8, largest: int = 255, images: int = 12)
     mean, std = stored.mean((0, 2, 3)), stored.std((0, 2, 3))
     pixels = ((stored - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float()
     split = Split(pixels.contiguous(memory_format=torch.channels_last), torch.arange(images), "made")
-    return Dataset("made", split, split, split, 10, tuple(mean.tolist()), tuple(std.tolist()), largest)
+    return Dataset(split, split, split, 10, tuple(mean.tolist()), tuple(std.tolist()), largest)
 
 
 def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
@@ -77,12 +76,11 @@ def test_a_digest_for_each_split_and_shift() -> None:
     config, dataset = Digits(), load_dataset(Digits())
     splits, shifts = ("test", "val", "train"), ("none", *SHIFTS)
     assert len({digest_of_shifted(dataset, config, split, shift) for split in splits for shift in shifts}) == 3 * 16
-    for shift in ("none", "blur:2"):  # without the images, and with them
-        assert digest_of_shifted(dataset, config, "val", shift) == shift_images(dataset, config, "val", shift).digest
+    assert digest_of_shifted(dataset, config, "val", "blur:2") == shift_images(dataset, config, "val", "blur:2").digest
 
 
-def test_other_fonts_are_those_of_the_test_images(tmp_path: Path) -> None:
-    config = Glyphs(root=str(tmp_path), images=100, fonts="dejavu", test_fonts="dejavu")
+def test_other_fonts_are_those_of_the_test_images() -> None:
+    config = Glyphs(images=100, fonts="dejavu", test_fonts="dejavu")
     dataset, expected = load_dataset(config), load_dataset(replace(config, test_fonts="stix_cm"))
     found = shift_images(dataset, config, "test", "fonts:stix_cm")
     assert torch.equal(found.images, expected.test.images) and not torch.equal(found.images, dataset.test.images)
@@ -99,17 +97,13 @@ def test_each_prediction_once() -> None:
 @pytest.mark.parametrize(
     ("shift", "config", "splits"),
     [
-        ("rain", Glyphs(), ["test"]),
-        ("noise", Glyphs(), ["test"]),
         ("blur:4", Glyphs(), ["test"]),
-        ("fonts:dejavu", Digits(), ["test"]),
         ("fonts:all", Glyphs(), ["test"]),  # those of training
         ("fonts:dejavu", Glyphs(), ["test", "val"]),
         ("noise:1", Glyphs(test_fonts="dejavu"), ["test"]),  # would be two shifts at once
     ],
 )
 def test_what_there_is(shift: str, config: DataConfig, splits: list[str]) -> None:
-    check(["none", "noise:1", "fonts:dejavu"], Glyphs(), ["test"])
-    check(["none", *SHIFTS], replace(config), ["val", "train"])
+    check(["none", *SHIFTS, "fonts:dejavu"], Glyphs(), ["test"])
     with pytest.raises(UserError, match=f"^shifts={shift}: "):
         check(["none", shift], config, splits)

@@ -30,12 +30,6 @@ def split(images: int) -> Split:
     return Split(pixels.contiguous(memory_format=torch.channels_last), torch.arange(images) % 10)
 
 
-def test_seeds_differ() -> None:
-    found = [Seeds.of(seed) for seed in range(50)]
-    values = [v for s in found for v in (s.initialization, s.order, s.augmentation)]
-    assert len(set(values)) == 150 and found[3] == Seeds.of(3)
-
-
 @pytest.mark.parametrize(
     ("images", "size", "expected"),
     [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 2, [2]), (5, 5, [5]), (6, 5, [5]), (3, 1, [1, 1, 1])],
@@ -60,9 +54,7 @@ def test_order_depends_on_the_seed_alone() -> None:
 def test_an_epoch_drawn_with_replacement() -> None:
     """As many images, each with probability 1/N at each place: a share (1 − 1/N)^N is missing."""
     batches = Batches(split(500), 8, Seeds.of(0), order="replacement")
-    epochs = [batches.epoch_order(epoch) for epoch in range(20)]
-    assert all(len(order) == 500 and order.min() >= 0 and order.max() < 500 for order in epochs)
-    missing = sum(500 - len(order.unique()) for order in epochs) / (20 * 500)
+    missing = sum(500 - len(batches.epoch_order(epoch).unique()) for epoch in range(20)) / (20 * 500)
     deviation = (0.233 * 0.768 / 10_000) ** 0.5  # at most: places of one epoch are negatively correlated
     assert missing == pytest.approx((1 - 1 / 500) ** 500, abs=4 * deviation)
 
@@ -70,31 +62,25 @@ def test_an_epoch_drawn_with_replacement() -> None:
 @pytest.mark.parametrize("order", ["sorted", "blocks"])
 def test_classes_one_after_the_other(order: str) -> None:
     batches = Batches(split(53), 8, Seeds.of(0), order=order)
-    labels, firsts, members = batches.split.labels, set(), set()
-    for epoch in range(50):
-        images = batches.epoch_order(epoch)
-        assert sorted(images.tolist()) == list(range(53))
-        classes, counts = labels[images].unique_consecutive(return_counts=True)
-        assert sorted(classes.tolist()) == list(range(10)) and torch.equal(counts, labels.bincount()[classes])
-        firsts.add(int(classes[0]))
-        members.add(tuple(images[labels[images] == 0].tolist()))
-    assert firsts == ({0} if order == "sorted" else set(range(10)))
-    assert len(members) > 40, "shuffled within a class"
+    epochs = [batches.epoch_order(epoch) for epoch in range(50)]
+    labels = [batches.split.labels[images] for images in epochs]
+    assert all(sorted(images.tolist()) == list(range(53)) for images in epochs)
+    assert all(len(each.unique_consecutive()) == 10 for each in labels)
+    assert {int(each[0]) for each in labels} == ({0} if order == "sorted" else set(range(10)))
+    assert len({tuple(images[each == 0].tolist()) for images, each in zip(epochs, labels, strict=True)}) > 40
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_blocks_of_so_many_images(size: int) -> None:
     """Each class has whole blocks and one of the rest; all come in random order."""
     batches = Batches(split(53), 8, Seeds.of(0), order=f"blocks:{size}")
-    labels, firsts = batches.split.labels, set()
+    labels = batches.split.labels
     blocks = sum(-(-count // size) for count in labels.bincount().tolist())
     for epoch in range(50):
         order = batches.epoch_order(epoch)
         assert sorted(order.tolist()) == list(range(53))
         runs = [len(list(run)) for _, run in groupby(labels[order].tolist())]
         assert 10 <= len(runs) <= blocks and max(runs) >= size and sum(run % size > 0 for run in runs) <= 10
-        firsts.add(int(labels[order][0]))
-    assert firsts == set(range(10))
 
 
 @pytest.mark.parametrize("order", [*ORDERS, "blocks:3"])
@@ -114,13 +100,11 @@ def test_learning_rate_schedules() -> None:
 
 
 @pytest.mark.parametrize(("scaling", "factor"), [("sqrt", 2.0), ("linear", 4.0), ("none", 1.0)])
-@pytest.mark.parametrize("choice", [Sgd, AdamW])
-def test_learning_rate_scaling(choice: type[OptimizerConfig], scaling: str, factor: float) -> None:
-    config = choice(lr=0.1, lr_scaling=scaling, weight_decay=0.3)
-    for size, expected in ((512, 0.1 * factor), (128, 0.1)):
-        optimizer = build_optimizer(config, torch.nn.Linear(2, 2), size)
-        assert type(optimizer).__name__.lower() == config.name
-        assert optimizer.defaults["lr"] == pytest.approx(expected) and optimizer.defaults["weight_decay"] == 0.3
+def test_learning_rate_scaling(scaling: str, factor: float) -> None:
+    config = AdamW(lr=0.1, lr_scaling=scaling, weight_decay=0.3)
+    optimizer = build_optimizer(config, torch.nn.Linear(2, 2), 512)
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] == 0.3
+    assert optimizer.defaults["lr"] == pytest.approx(0.1 * factor)
 
 
 def start(config: OptimizerConfig) -> Progress:
