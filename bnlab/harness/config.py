@@ -68,11 +68,9 @@ def check(config: Config) -> None:
 def _check_choices(config: Config) -> None:
     for group, choices in GROUPS.items():
         chosen = getattr(config, group)
-        # Names of these are anyone's; others are not to be given the name of another choice.
-        if not isinstance(chosen, OwnData | OwnModel | Torchvision):
-            name = getattr(chosen, "name", "null")
-            if name not in choices or type(choices[name]) is not type(chosen):
-                raise UserError(f"{group}.name={name}: choose by {group}=, from {', '.join(choices)}")
+        may_have_any_name = isinstance(chosen, OwnData | OwnModel | Torchvision)
+        if not may_have_any_name and type(choices.get(chosen.name)) is not type(chosen):
+            raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
     require_one_of("averaging", config.averaging, AVERAGINGS)
     require_one_of("freeze_with", config.freeze_with, FREEZE_WITH)
     for key in _LISTS:

@@ -31,7 +31,7 @@ CASES = {
     "data.flip=true": "data.flip=true: this data has no flip; data=fashion_mnist, data=cifar10",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
     "norm=instance model=mlp": "norm=instance: a unit of an mlp has one value",
-    "norm=group norm.groups=5": "norm.groups=5: must divide the channels",
+    "norm=group norm.groups=5": "norm.groups=5: must divide model.width=32",
     "norm=none measurements=drift": "measurements=drift: need batch norm, found norm=none",
     "order=random": "order=random: must be one of shuffled, replacement, sorted, blocks, or blocks:16",
     "shifts=fog:1": "shifts=fog:1: must be one of none, noise:1",

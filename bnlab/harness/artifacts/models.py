@@ -108,7 +108,7 @@ def _check_layers(config: Layered, norm: NormConfig) -> None:
     has_groups = norm.name == "group" or getattr(norm, "every_second", "none") == "group"
     groups = getattr(norm, "groups", 1) if has_groups else 1
     if config.width % groups:
-        raise UserError(f"norm.groups={groups}: must divide the channels, first model.width={config.width}")
+        raise UserError(f"norm.groups={groups}: must divide model.width={config.width}")
 
 
 def build_model(

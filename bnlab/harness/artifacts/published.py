@@ -9,7 +9,7 @@ import torch
 
 from bnlab.harness.artifacts.own_data import Pixels
 from bnlab.harness.artifacts.vision import torchvision
-from bnlab.harness.errors import UserError
+from bnlab.harness.errors import UserError, where_raised
 
 
 class Published(NamedTuple):
@@ -53,8 +53,10 @@ def read_published(name: str, root: Path, *, download: bool) -> tuple[Pixels, Pi
     try:
         train, test = (_unpack(reader(str(root), split, download=download)) for split in splits)
     except Exception as error:  # where a file is corrupt torchvision raises almost any
-        reason, folder = " ".join(str(error).split()), (root / PUBLISHED[name].file).parent
-        raise UserError(f"{name}: {reason}; delete its files in {folder} and set data.download=true") from error
+        folder = (root / PUBLISHED[name].file).parent
+        raise UserError(
+            f"{name}: {where_raised(error)}; delete its files in {folder} and set data.download=true"
+        ) from error
     return train, test
 
 

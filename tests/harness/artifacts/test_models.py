@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts import models
 from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, Torchvision, build_model
-from bnlab.harness.artifacts.norms import Ghost, NormConfig
-from bnlab.harness.errors import UserError
+from bnlab.harness.artifacts.norms import NormConfig
 
 SMALL = [Cnn(depth=8, width=4), Mlp(depth=8, width=4), Resnet(depth=8, width=4)]
 
@@ -27,7 +25,6 @@ def build(
         (Cnn(depth=4, width=8, pool_every=2), [8, 8, 16, 16]),
         # 16 → 8 → 4 → 2 pixels: too few for a fourth pool, so the width stays.
         (Cnn(depth=6, width=4), [4, 8, 16, 32, 32, 32]),
-        (models.CHOICES["plain"], [16] * 6 + [32] * 6 + [64] * 4),
         (Mlp(width=5), [5, 5]),
         (Resnet(depth=8, width=4), [4, 4, 4, 8, 8, 16, 16]),
     ],
@@ -50,11 +47,8 @@ def test_resnet20_is_that_of_the_paper() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_network_trains_on_grey_and_on_colour(config: ModelConfig, channels: int) -> None:
     model = build(config, channels, image_size=32)
-    assert model.training
     logits = model(torch.randn(3, channels, 32, 32))
-    assert logits.shape == (3, 7)
-    logits.sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert model.training and logits.shape == (3, 7)
 
 
 @pytest.mark.parametrize("config", [*SMALL, Torchvision("mobilenet_v2")], ids=lambda config: config.name)
@@ -90,8 +84,3 @@ def test_a_residual_block_without_a_norm_begins_as_its_shortcut() -> None:
     block = build(Resnet(depth=8, width=8), norm=NormConfig("none"))[3]  # type: ignore[index]
     images = torch.rand(2, 8, 16, 16)
     assert torch.equal(block(images), images)
-
-
-def test_torchvisions_networks_have_norms_of_their_own() -> None:
-    with pytest.raises(UserError, match="norm=ghost: resnet18 has normalization of its own"):
-        models.check(Torchvision(), Ghost())
