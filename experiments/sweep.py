@@ -88,9 +88,14 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
 
 
 def _next(config: Config, words: list[str]) -> str:
-    folders = [word for word in words if word.startswith(("experiment=", "name=", "results="))]
-    if any(word.startswith("experiment=") for word in folders):
-        return f"next: python -m experiments.report {shlex.join(folders)}"
+    """What to do with the tables; several files may be of one question, whose name theirs begin with."""
+    from experiments.questions import list_questions
+
+    given = dict(word.split("=", 1) for word in words if word.startswith(("experiment=", "name=", "results=")))
+    if file := given.get("experiment"):
+        question = max((name for name in list_questions() if f"{file}_".startswith(f"{name}_")), key=len, default=file)
+        told = {**given, "experiment": question}.items()
+        return f"next: python -m experiments.report {shlex.join(f'{key}={value}' for key, value in told)}"
     elsewhere = "" if config.results == "results" else f', "{config.results}"'
     return f'next: bnlab.harness.load("{config.name}"{elsewhere})'
 
