@@ -11,8 +11,8 @@ from torch import nn
 from benchmarks.timing import Result, alternate
 from bnlab import record
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.models import ModelConfig, build_model
-from bnlab.harness.artifacts.training import Batches, OptimizerConfig, Progress, Seeds, Split, build_optimizer, train
+from bnlab.harness.artifacts.models import Cnn, ModelConfig, Resnet, build_model
+from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Sgd, Split, build_optimizer, train
 from bnlab.recording.trace import MomentTrace, replay_bank
 
 ROUNDS, THREADS = 15, 1
@@ -41,14 +41,14 @@ class Training:
         return Batches(Split(images.contiguous(memory_format=torch.channels_last), labels), self.batch, Seeds.of(0))
 
     def run(self, model: nn.Module) -> None:
-        optimizer = OptimizerConfig(lr=0.01)
+        optimizer = Sgd(lr=0.01)
         train(Progress(model, build_optimizer(optimizer, model, 128), 0), self.batches, optimizer, self.steps, [])
 
 
 TRAININGS = (
-    Training("cnn 32-64-128, 32×32, batch 128, 40 steps", ModelConfig(), 32, 1, 128, 40),
-    Training("the demo's cnn 32-64-128, 8×8, batch 32, 270 steps", ModelConfig(), 8, 1, 32, 270),
-    Training("resnet-20, 32×32, batch 64, 40 steps", ModelConfig("resnet", 20, 16), 32, 3, 64, 40),
+    Training("cnn 32-64-128, 32×32, batch 128, 40 steps", Cnn(), 32, 1, 128, 40),
+    Training("the demo's cnn 32-64-128, 8×8, batch 32, 270 steps", Cnn(), 8, 1, 32, 270),
+    Training("resnet-20, 32×32, batch 64, 40 steps", Resnet(), 32, 3, 64, 40),
 )
 
 

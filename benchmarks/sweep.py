@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.timing import Result, alternate
 from bnlab.estimators import list_estimators
-from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.data import Glyphs
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
@@ -53,7 +53,7 @@ def _measure_everything() -> Result:
     for _ in range(_FEW):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             config = Config(
-                data=DataConfig(name="glyphs", images=10_000),
+                data=Glyphs(images=10_000),
                 batch_size=64,
                 epochs=4,
                 estimator=sorted(list_estimators()),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
-from bnlab.harness.artifacts.producing import format_seconds
+from bnlab.harness.artifacts.producing import format_seconds, try_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.states import start_training
@@ -74,6 +74,7 @@ def estimate(configs: list[Config]) -> tuple[float, float]:
 
 def _time_steps(run: Run) -> tuple[float, float]:
     """Seconds for a training step and for an evaluated image, each after a warm-up."""
+    try_training(run)
     progress = start_training(run)
     for group in progress.optimizer.param_groups:
         group["lr"] = 0.0  # a trial does not diverge

@@ -71,5 +71,5 @@ def load(name: str, results: str | Path = "results") -> dict[str, pd.DataFrame]:
         return assemble(folder)
     if (folder / "tables").is_dir():
         return {path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))}
-    command = f"python -m experiments.sweep experiment={name} results={results}"
-    raise UserError(f"no results for {name!r} in {results}/; run: {command}")
+    words = f"results={results}" if name == "adhoc" else f"experiment={name} results={results}"
+    raise UserError(f"no results for {name!r} in {results}/; run: python -m experiments.sweep {words}")
