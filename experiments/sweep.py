@@ -23,14 +23,20 @@ def main() -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    from bnlab.harness.jobs import is_done
-    from bnlab.harness.planning import outline
-    from experiments.compose import plan_jobs
     from experiments.launch import run_with_hydra
 
     if any(word.partition("=")[0] in _HYDRA_ANSWERS for word in words):
         run_with_hydra(words)
         return 0
+    return _run_missing(words)
+
+
+def _run_missing(words: list[str]) -> int:
+    """Check all jobs, run them unless their rows are there, and write the tables."""
+    from bnlab.harness.jobs import is_done  # here: takes a second, in which --help has answered
+    from bnlab.harness.planning import outline
+    from experiments.compose import plan_jobs
+
     multirun = bool({"-m", "--multirun"} & {*words})
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
     if sweep.configs[0].dry_run:
