@@ -8,7 +8,7 @@ import tempfile
 
 from benchmarks.timing import Result, alternate
 
-ROUNDS = 9
+ROUNDS = 3
 _SWEEP = ("-m", "experiments.sweep", "-m", "batch_size=64,256", "seed=range(50)", "steps=2", "model.width=4")
 
 
