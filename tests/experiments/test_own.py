@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bnlab.harness import load
 from bnlab.harness.artifacts.data import OwnData, load_dataset
@@ -135,3 +137,20 @@ def test_an_estimator_that_fails_in_the_end_leaves_the_rows_of_all_others(
     tables = load("adhoc", f"{tmp_path}/r")
     assert code == 1 and "mine.py:37: ZeroDivisionError" in err and "Traceback" not in err
     assert list(tables["runs"]["status"]) == ["failed"] and set(tables["gaps"]["estimator"]) == {"ema"}
+
+
+def test_the_module_of_the_readme(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = [block for block in text.split("```")[1::2] if "def make_data" in block]
+    (tmp_path / "readme_mine.py").write_text(block.partition("\n")[2])
+    monkeypatch.syspath_prepend(tmp_path)
+    for number in range(48):
+        folder = tmp_path / "photos" / ("train" if number % 3 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    own = ["model=readme_mine.make_model", "data=readme_mine.make_data", f"data.root={tmp_path / 'photos'}"]
+    words = [*own, "estimator=[readme_mine.Slowing,exact]", "steps=3", "batch_size=8", f"results={tmp_path}"]
+    code, out, err = call("sweep", *words)
+    assert code == 0, out + err
+    assert set(load("adhoc", tmp_path)["gaps"]["estimator"]) == {"slowing", "exact"}

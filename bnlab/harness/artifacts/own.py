@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from bnlab.files import digest
+from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError, where_raised
 
 
@@ -39,4 +40,7 @@ def import_object(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
+        if "torchvision::" in str(error) and not torchvision.cache_info().currsize:
+            torchvision()  # where its compiled operators do not load
+            return import_object(path)
         raise UserError(f"{path}: cannot be imported, {where_raised(error)}") from error
