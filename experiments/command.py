@@ -6,10 +6,7 @@ Every command takes settings as key=value, `--help`, and no other options but th
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 
 def run_command(command: Callable[[list[str]], int], usage: str = "", options: tuple[str, ...] = ()) -> int:
@@ -23,7 +20,6 @@ def run_command(command: Callable[[list[str]], int], usage: str = "", options: t
         options: words with a dash that it knows.
     """
     words = sys.argv[1:]
-    warnings.showwarning = partial(_note, set())  # type: ignore[assignment]
     try:
         if usage and {"-h", "--help"} & {*words}:
             print(usage)
@@ -47,12 +43,3 @@ def run_command(command: Callable[[list[str]], int], usage: str = "", options: t
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _note(told: set[str], message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-    """A `Note` in a line of its own, once, whichever figures and claims it is of; other warnings as Python has them."""
-    ours = category.__name__ == "Note"
-    text = f"note: {message}" if ours else warnings.formatwarning(message, category, filename, lineno)
-    if text not in told:
-        print(text, file=sys.stderr)
-    told.add(text)

@@ -8,7 +8,7 @@ COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "
 """In `score`: points that PyTorch's running average loses against exact statistics of the same network."""
 PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
 
-SIX_IMAGES = "6 of 2,000 test images: about the standard error where accuracy is near 97%; comparisons are paired"
+SIX_IMAGES = "7 or 8 of 2,500 test images: about the standard error where accuracy is near 97%; comparisons are paired"
 FLAT = "gaps around a minimum are flat: twice the best momentum costs about as much"
 HARDLY_SEEN = "a quarter more is hardly seen in accuracy"
 AS_ACCURATE, AS_NEAR = "at 0 both are as accurate", "at 1 both are as near"

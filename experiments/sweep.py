@@ -39,31 +39,38 @@ def _run_missing(words: list[str]) -> int:
 
     multirun = bool({"-m", "--multirun"} & {*words})
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
+    launcher = _choose_launcher(sweep.configs, words, sweep.launcher)
     if sweep.configs[0].dry_run:
-        return _estimate(sweep.configs, sweep.launcher)
+        return _estimate(sweep.configs, launcher)
     started = time.perf_counter()
     print(outline(sweep.configs), flush=True)
     if not all(map(is_done, sweep.configs)):
-        _run(sweep.configs, words, sweep.launcher)
+        _run(sweep.configs, words, launcher)
     return _finish(sweep.configs, words, time.perf_counter() - started)
 
 
 def _estimate(configs: list[Config], launcher: str) -> int:
-    from bnlab.harness.planning import count_cores, gains_from_processes, plan
+    from bnlab.harness.planning import count_cores, plan
 
-    is_parallel = launcher == "joblib" or (launcher == "basic" and gains_from_processes(configs))
-    print("\n".join(plan(configs, count_cores() if is_parallel else 1)))
+    print("\n".join(plan(configs, min(count_cores(), len(configs)) if launcher == "joblib" else 1)))
     return 0
+
+
+def _choose_launcher(configs: list[Config], words: list[str], launcher: str) -> str:
+    """The one that was chosen; without a word on it processes, where several networks have to be trained."""
+    from bnlab.harness.planning import gains_from_processes
+
+    is_chosen = launcher != "basic" or any("hydra/launcher" in word for word in words)
+    return launcher if is_chosen or not gains_from_processes(configs) else "joblib"
 
 
 def _run(configs: list[Config], words: list[str], launcher: str) -> None:
     from bnlab.harness.jobs import prepare
-    from bnlab.harness.planning import gains_from_processes
     from experiments.launch import run_with_hydra, show_progress
 
     prepare(configs)
-    if launcher == "basic" and gains_from_processes(configs) and not any("hydra/launcher" in word for word in words):
-        words, launcher = [*words, "hydra/launcher=joblib"], "joblib"
+    if not any("hydra/launcher" in word for word in words):
+        words = [*words, f"hydra/launcher={launcher}"]
     if launcher != "basic":
         os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
     with show_progress(configs):

@@ -43,7 +43,3 @@ def _is_of_others(path: Path) -> bool:
 
 def _shorten(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-class Note(UserWarning):
-    """Something that the user should know; commands print it in a line."""

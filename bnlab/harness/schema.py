@@ -43,7 +43,7 @@ _TEXTS = (
     "last_batch statistic term"
 )
 _INTS = (
-    "seed batch_size norm_batch_size steps threads data.images data.classes data.image_size data.shift model.depth "
+    "seed batch_size norm_batch_size steps threads data.images data.classes data.shift model.depth "
     "model.width model.pool_every last_step norm.batch_size norm.groups step depth channels images stat_images window "
     "channel batches last position"
 )
@@ -70,7 +70,7 @@ TABLES = {
         "run",
         "seed data model norm batch_size norm_batch_size optimizer lr lr_scaling sgd_momentum weight_decay "
         "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
-        "data.images data.classes data.difficulty data.fonts data.test_fonts data.image_size data.shift data.flip "
+        "data.images data.classes data.difficulty data.fonts data.test_fonts data.shift data.flip "
         "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name "
         "norm.batch_size norm.groups norm.momentum norm.every_second optimizer.name optimizer.lr optimizer.lr_scaling "
         "optimizer.momentum optimizer.weight_decay optimizer.label_smoothing optimizer.schedule order freeze_at "

@@ -55,7 +55,8 @@ EXPERIMENT = Experiment(
         "terms": Figure(
             "What the gap of the running mean is made of",
             "Shares of the squared distance from the exact mean, over layers but the first. Start: what is left of 0; "
-            "lag: older weights; upstream: batches normalize the layers before; weighting: small batches count alike.",
+            "noise: single batches; lag: older weights; data: augmentation; upstream: batches normalize the layers "
+            "before; weighting: small batches count alike.",
             score(find_terms, "share", ("panel", "term"), average="layer"), Forest("term", Axis("share"))),
     },
     claims={
@@ -71,7 +72,7 @@ EXPERIMENT = Experiment(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
                   panel=share_name(MIDDLE), **OVER_LAYERS),
-            above(4.0, "times", "the learning rate is 8 times lower; half is left to what else changes"), ("Q7",)),
+            above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes"), ("Q7",)),
         "deeper_is_faster": Claim(
             "In the middle of training the means of the third layer move faster than those of the second.",
             score(find_speeds, "speed", ("batch_size",), against=2, along="depth", ratio=True,

@@ -12,7 +12,7 @@ from experiments.margins import OVER_TIME
 
 RULES = {"ema": "the EMA", "predictive": "predictive momentum"}
 MOST = "more than half are most; of two batch sizes, six networks each that agree are the fewest that decide it"
-MARGIN = "10 of 2,000 test images: the standard error where accuracy is near 95%; comparisons are paired"
+MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is near 95%; comparisons are paired"
 
 
 def find_picks(tables: Tables) -> pd.DataFrame:

@@ -73,7 +73,7 @@ gain_control (after Ruff 2017): see `GainControl`. none: layers have biases, ini
 al. 2015), residual branches start at 0.
 """
 NAMES = tuple(CHOICES)
-RECORDED = NAMES[:3]
+RECORDED = tuple(name for name, choice in CHOICES.items() if isinstance(choice, BatchStatistics))
 """Norms that train with statistics of the batch, which are recorded."""
 
 
