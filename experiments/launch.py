@@ -21,23 +21,24 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
 from experiments.compose import CONF, register_all
 
+_SWEEP = "BNLAB_SWEEP"  # the number of the process of the sweep, for those that it starts
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
 def run_with_hydra(words: list[str]) -> None:
     """What Hydra makes of the words of a command line: its help, or all jobs, through its launcher."""
     register_all()
+    os.environ[_SWEEP] = str(os.getpid())
     sys.argv = [sys.argv[0], *words]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
 
 
 @cache
 def _end_with_parent() -> None:
-    """Let this process end soon after the one that started it, which may be killed."""
-    parent = os.getppid()
+    """Let this process end soon after the sweep, which may be killed, also while this one begins."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == int(os.environ[_SWEEP]):
             time.sleep(0.5)
         os._exit(1)
 

@@ -15,7 +15,7 @@ from experiments.command import run_command
 
 USAGE = """usage: python -m experiments.runs list          every network: in what it differs, its state, its disk space
        python -m experiments.runs show RUN      one of them: settings, environment, files
-       python -m experiments.runs rm RUN...     remove these networks; RUN is the beginning of a name
+       python -m experiments.runs rm RUN...     remove these networks; RUN is a beginning that one name has
        (results=FOLDER looks elsewhere than in results/)"""
 
 

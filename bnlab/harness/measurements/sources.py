@@ -10,7 +10,7 @@ import torch
 
 from bnlab import estimators, inference
 from bnlab.estimators import Estimator, Stream, fold
-from bnlab.harness.artifacts.own import digest_of_source
+from bnlab.harness.artifacts.own import digest_of_source, import_object
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.inference import Rule
@@ -115,6 +115,8 @@ def _parse_rule(name: str, key: str) -> InferenceRule:
 
 
 def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
+    if "." in (path := name.partition("(")[0]):
+        import_object(path)
     cls, parameters = estimators.parse(name)
     if _list_names().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")

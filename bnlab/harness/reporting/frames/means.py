@@ -94,7 +94,9 @@ def interval(
 
 
 def _take_log(values: pd.Series) -> pd.Series:
-    """Logarithms, of 0 −∞."""
+    """Logarithms, of 0 −∞; UserError of a negative value, as a difference has."""
+    if (values < 0).any():
+        raise UserError(f"a geometric mean of {values.name} has negative values; compare by ratio=True")
     with np.errstate(divide="ignore"):
         return np.log(values)
 
