@@ -54,9 +54,8 @@ EXPERIMENT = Experiment(
             Curves("epoch", "estimator", Axis("mean"))),
         "terms": Figure(
             "What the gap of the running mean is made of",
-            "Shares of the squared distance from the exact mean, over layers but the first. Start: what is left of 0; "
-            "noise: single batches; lag: older weights; data: augmentation; upstream: batches normalize the layers "
-            "before; weighting: small batches count alike.",
+            "Shares of the squared distance from the exact mean, over layers but the first. Start: left of 0; noise: "
+            "of batches; lag: of weights; data: augmentation; upstream: of layers before; weighting: of small batches.",
             score(find_terms, "share", ("panel", "term"), average="layer"), Forest("term", Axis("share"))),
     },
     claims={
