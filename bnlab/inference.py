@@ -1,6 +1,6 @@
 """Inference-time statistics: what a layer normalizes with is made from the batch that is being predicted.
 
-with bnlab.inference.applied(model, TestBatch()): logits = model(images)
+with bnlab.inference.apply_rule(model, TestBatch()): logits = model(images)
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def parse(label: str) -> Rule:
 
 
 @contextlib.contextmanager
-def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
+def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     """Inside the block `model` is in eval mode and its batch norms normalize by `rule`; then it is as it was before.
 
     Buffers that are written in the block are the source from then on. Copies made in the block keep the rule.
@@ -165,11 +165,13 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
             mode, or one value per channel and no statistics but its own.
     """
     if not isinstance(rule, Rule):
-        raise TypeError(f"inference.applied: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
-    layers = batch_norm_layers(model, caller="inference.applied")
+        raise TypeError(f"inference.apply_rule: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
+    layers = batch_norm_layers(model, caller="inference.apply_rule")
     odd = [name for name, layer in layers.items() if type(layer).forward not in TORCH_FORWARDS]
     if odd := [name for name in odd if not type(layers[name]).__module__.startswith("bnlab.")]:  # ours are as torch's
-        raise ValueError(f"inference.applied: {join_names(odd)}: with a forward of their own, no rule holds for them")
+        raise ValueError(
+            f"inference.apply_rule: {join_names(odd)}: with a forward of their own, no rule holds for them"
+        )
     # Compiled code would not see the forwards.
     with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
@@ -181,9 +183,9 @@ def applied(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 
 def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor:
     """A layer's forward in the block."""
-    check_input(name, layer, input, "inference.applied")
+    check_input(name, layer, input, "inference.apply_rule")
     if layer.training:
-        raise ValueError(f"inference.applied: layer {name!r} is in train mode; leave the model in eval mode")
+        raise ValueError(f"inference.apply_rule: layer {name!r} is in train mode; leave the model in eval mode")
     x = input if input.dtype in (torch.float32, torch.float64) else input.float()
     device = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
     source = (buffer.to(device).double().view(1, -1, 1) for buffer in get_running_buffers(layer))

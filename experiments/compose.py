@@ -61,8 +61,10 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
         UserError: one or two lines that name the word or file, the value and what is allowed.
     """
     register_all()
-    folders = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
-    overrides = [_parse(word) for word in words if not word.startswith("--config-dir=")]
+    folders = [word.partition("=")[2] for word in words if word.startswith("--config-dir")]
+    if missing := [folder for folder in folders if not Path(folder or " ").is_dir()]:
+        raise UserError(f"--config-dir={missing[0]}: is no folder; write --config-dir=FOLDER")
+    overrides = [_parse(word) for word in words if not word.startswith("--config-dir")]
     overrides += [_parse(f"hydra.searchpath=[{Path(folder).resolve()}]") for folder in folders]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         shared = [override for override in overrides if not override.is_sweep_override()]

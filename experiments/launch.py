@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from bnlab.harness.errors import UserError
 from experiments.compose import CONF, register_all
 
 _SWEEP = "BNLAB_SWEEP"  # the number of the process of the sweep, for those that it starts
+_A_LINE = 60.0  # seconds between two lines where there is no terminal
 _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do not tell jobs apart
 
 
@@ -29,8 +31,13 @@ def run_with_hydra(words: list[str]) -> None:
     """What Hydra makes of the words of a command line: its help, or all jobs, through its launcher."""
     register_all()
     os.environ[_SWEEP] = str(os.getpid())
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here
     sys.argv = [sys.argv[0], *words]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
+    except BrokenProcessPool as error:
+        kept = "what is finished is kept, the same command continues"
+        raise UserError(f"a process of the sweep was ended from outside (out of memory?); {kept}") from error
 
 
 @cache
@@ -68,7 +75,7 @@ def run_job(composed: DictConfig) -> None:
 
 @contextlib.contextmanager
 def show_progress(configs: list[Config]) -> Iterator[None]:
-    """While the block runs, show in a terminal how many jobs are done and the time left."""
+    """In the block, show how many jobs are done and the time left: a bar in a terminal, else a line a minute."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(configs, ended), daemon=True)
     watcher.start()
@@ -80,13 +87,17 @@ def show_progress(configs: list[Config]) -> Iterator[None]:
 
 
 def _watch(configs: list[Config], ended: threading.Event) -> None:
+    from bnlab.harness.artifacts.producing import format_seconds
     from bnlab.harness.jobs import is_done
 
-    if len(configs) == 1 or not sys.stderr.isatty():
-        return
     waiting = [config for config in configs if not is_done(config)]
-    with tqdm(total=len(waiting), unit="job", leave=False, smoothing=0) as bar:
-        while waiting and not ended.wait(1.0):
-            still = [config for config in waiting if not is_done(config)]
-            bar.update(len(waiting) - len(still))
-            waiting = still
+    first, started, told = len(waiting), time.monotonic(), time.monotonic()
+    in_terminal = sys.stderr.isatty()
+    with tqdm(total=first, unit="job", leave=False, smoothing=0, disable=first < 2 or not in_terminal) as bar:
+        while first > 1 and not ended.wait(1.0):
+            waiting = [config for config in waiting if not is_done(config)]
+            done, now = first - len(waiting), time.monotonic()
+            bar.update(done - bar.n)
+            if not in_terminal and done and now - told >= _A_LINE:
+                told, left = now, format_seconds((now - started) / done * len(waiting))
+                print(f"{done} of {first} jobs done, about {left} left", flush=True)

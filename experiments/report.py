@@ -47,6 +47,9 @@ def _report(words: list[str]) -> int:
                 print(f"{name} is left out: {error}", file=sys.stderr)
     if not answers and "experiment" not in given:
         raise UserError(f"no results in {results}/; run: python -m experiments.sweep experiment=quickstart")
+    others = {path.parent.name for path in results.glob("*/parts")} - {answer.experiment.name for answer in answers}
+    if others and "experiment" not in given:
+        print(f"left out: {', '.join(sorted(others))}; of one: experiment=QUESTION name=NAME", file=sys.stderr)
     print(textwrap.fill(READING, 110))
     if answers:
         _write_pages(answers, results)

@@ -116,6 +116,8 @@ def _settings(folder: Path) -> dict[str, Any]:
             found |= {f"{key}.{name}": inner for name, inner in value.items()}
         elif key in ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with"):
             found[key] = value
+    if found.get("steps"):  # instead of which epochs are not read
+        found.pop("epochs")
     return found
 
 

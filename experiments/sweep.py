@@ -71,6 +71,7 @@ def _run(configs: list[Config], words: list[str], launcher: str) -> None:
     prepare(configs)
     if not any("hydra/launcher" in word for word in words):
         words = [*words, f"hydra/launcher={launcher}"]
+    words = sorted(words, key=lambda word: not word.startswith("-"))  # Hydra wants options first
     if launcher != "basic":
         os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would write over each other
     with show_progress(configs):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, applied
+from bnlab.inference import EvalNorm, ExampleWeighing, PseudoSamples, Rule, TestBatch, apply_rule
 from bnlab.moments import Moments
 from tests import references
 from tests.helpers import images, plain, randomized, residual, unchanged
@@ -75,7 +75,7 @@ def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: 
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     for given in (x, x.to(memory_format=torch.channels_last) if x.dim() == 4 else x):
         original = given.clone()
-        with applied(layer, rule), torch.no_grad():
+        with apply_rule(layer, rule), torch.no_grad():
             found = layer(given)
             torch.testing.assert_close(layer(input=given), found, rtol=0, atol=0)
         assert found.dtype == dtype and torch.equal(given, original)
@@ -91,7 +91,7 @@ def test_a_mean_far_above_the_deviation(rule: Rule) -> None:
     layer.running_mean.fill_(1000)
     layer.running_var.fill_(1e-4)
     exact = copy.deepcopy(layer).double()
-    with applied(layer, rule), applied(exact, rule), torch.no_grad():
+    with apply_rule(layer, rule), apply_rule(exact, rule), torch.no_grad():
         torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=0, atol=0.01)  # float32 buffers: 0.006
 
 
@@ -100,14 +100,14 @@ def test_a_mean_far_above_the_deviation(rule: Rule) -> None:
 def test_the_model_comes_back(rule: Rule, network: Callable[[], nn.Module]) -> None:
     model, x = network().train(), images(6)[0]
     with unchanged(model):
-        with applied(model, rule) as lent, torch.no_grad():
+        with apply_rule(model, rule) as lent, torch.no_grad():
             assert lent is model and not model.training
             buffers = [buffer.clone() for buffer in model.buffers()]
             assert not torch.equal(model(x), copy.deepcopy(model).eval()(x[:, :, :6])) and model(x).isfinite().all()
             assert all(map(torch.equal, buffers, model.buffers()))
-        with pytest.raises(RuntimeError, match="channels"), applied(model, rule):
+        with pytest.raises(RuntimeError, match="channels"), apply_rule(model, rule):
             model(torch.randn(2, 5, 8, 8))
-        with pytest.raises(ZeroDivisionError), applied(model, rule):
+        with pytest.raises(ZeroDivisionError), apply_rule(model, rule):
             raise ZeroDivisionError
 
 
@@ -117,7 +117,7 @@ def test_the_test_batch_is_train_mode() -> None:
     trained, inputs = copy.deepcopy(model).train(), [x.clone().requires_grad_() for _ in range(2)]
     expected = trained(inputs[0])
     expected.square().sum().backward()
-    with applied(model, TestBatch()):
+    with apply_rule(model, TestBatch()):
         found = model(inputs[1])
         found.square().sum().backward()
         with torch.no_grad():
@@ -132,21 +132,21 @@ def test_the_test_batch_is_train_mode() -> None:
 def test_the_source_alone_is_plain_evaluation(rule: Rule) -> None:
     model, x = residual().eval(), images(5)[0]
     expected = model(x)
-    with applied(model, rule):
+    with apply_rule(model, rule):
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_equal_rules() -> None:
     model, x = residual().eval(), images(5)[0]
     for one, other in ((EvalNorm(4), ExampleWeighing(0.25)), (PseudoSamples(0.0, True), TestBatch())):
-        with applied(model, one):
+        with apply_rule(model, one):
             found = model(x)
-        with applied(model, other):
+        with apply_rule(model, other):
             torch.testing.assert_close(model(x), found, rtol=0, atol=0)
     # One image: the batch and the example are the same, and 3 pseudo-samples are a weight of 1/4.
-    with applied(model, PseudoSamples(3, between=True)):
+    with apply_rule(model, PseudoSamples(3, between=True)):
         found = model(x[:1])
-    with applied(model, EvalNorm(4)):
+    with apply_rule(model, EvalNorm(4)):
         torch.testing.assert_close(model(x[:1]), found, rtol=1e-5, atol=1e-5)
         together = model(x)
         torch.testing.assert_close(model(x[:1]), together[:1], rtol=1e-5, atol=1e-5)  # whoever its neighbours are
@@ -174,13 +174,16 @@ def test_labels() -> None:
 
 def test_what_is_refused() -> None:
     model = plain()
-    with pytest.raises(TypeError, match=r"rule is a float; pass e\.g\. TestBatch\(\)"), applied(model, 0.1):  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"rule is a float; pass e\.g\. TestBatch\(\)"), apply_rule(model, 0.1):  # type: ignore[arg-type]
         pass
-    with pytest.raises(ValueError, match=r"inference\.applied: no BatchNorm"), applied(nn.Linear(2, 2), TestBatch()):
+    with (
+        pytest.raises(ValueError, match=r"inference\.apply_rule: no BatchNorm"),
+        apply_rule(nn.Linear(2, 2), TestBatch()),
+    ):
         pass
     layer = nn.BatchNorm1d(3)
     for n, rule in ((1, TestBatch()), (1, PseudoSamples(n=0)), (4, ExampleWeighing(weight=1)), (4, EvalNorm(1))):
-        with pytest.raises(ValueError, match="one value per channel has no variance"), applied(layer, rule):
+        with pytest.raises(ValueError, match="one value per channel has no variance"), apply_rule(layer, rule):
             layer(torch.ones(n, 3))
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match=r"n=.* 0 or more"):
@@ -199,9 +202,9 @@ class OwnForward(nn.BatchNorm1d):
 def test_layers_that_no_rule_holds_for() -> None:
     model, x = nn.Sequential(nn.BatchNorm1d(3), OwnForward(3)), torch.randn(8, 3)
     with unchanged(model):
-        with pytest.raises(ValueError, match="'1': with a forward of their own"), applied(model, TestBatch()):
+        with pytest.raises(ValueError, match="'1': with a forward of their own"), apply_rule(model, TestBatch()):
             pass
-        with pytest.raises(ValueError, match="'0' is in train mode"), applied(model[:1], TestBatch()):
+        with pytest.raises(ValueError, match="'0' is in train mode"), apply_rule(model[:1], TestBatch()):
             model[:1].train()(x)
 
 
@@ -209,7 +212,7 @@ def test_layers_that_no_rule_holds_for() -> None:
 def test_copies_that_are_made_inside_of_the_block_keep_the_rule(how: Callable[[nn.Module], nn.Module]) -> None:
     """A worker that the model is sent to, say."""
     model, (x,) = residual(), images(5)
-    with unchanged(model), torch.no_grad(), applied(model, PseudoSamples(n=2)):
+    with unchanged(model), torch.no_grad(), apply_rule(model, PseudoSamples(n=2)):
         expected, other = model(x), how(model)
         torch.testing.assert_close(other(x), expected)
         for layer in other.modules():
@@ -223,7 +226,7 @@ def test_derivatives_forwards_and_in_transforms(rule: Rule) -> None:
     model = residual().double()
     x = images(3)[0].double()
     towards = x.cos()
-    with unchanged(model), applied(model, rule), torch.enable_grad():
+    with unchanged(model), apply_rule(model, rule), torch.enable_grad():
         found = torch.func.jvp(model, (x,), (towards,))[1]
         with forward_ad.dual_level():
             dual = forward_ad.unpack_dual(model(forward_ad.make_dual(x, towards))).tangent

@@ -143,7 +143,7 @@ def _check_freezing(config: Config, steps: int) -> None:
 def _check_measured(config: Config) -> None:
     """UserError for measurements that this network has no rows of."""
     names = as_list(config.measurements)
-    if not any(config.norm.name in measurements.find_norms(name) for name in names):
+    if not any(config.norm.name in measurements.NORMS[name] for name in names):
         raise UserError(f"measurements={config.measurements}: need batch norm, found norm={config.norm.name}")
     for name in names:
         if measurements.is_of_batches(name) and (config.averaging != "none" or config.freeze_at is not None):

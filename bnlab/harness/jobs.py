@@ -21,7 +21,7 @@ from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, network
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.harness.measurements import find_norms
+from bnlab.harness.measurements import NORMS
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
@@ -140,7 +140,7 @@ def _train_and_measure(run: Run) -> None:
 
 def _choose_measurements(run: Run) -> list[str]:
     """Those of the configuration that this network has rows of."""
-    return [name for name in as_list(run.config.measurements) if run.config.norm.name in find_norms(name)]
+    return [name for name in as_list(run.config.measurements) if run.config.norm.name in NORMS[name]]
 
 
 def prepare_process(config: Config) -> None:

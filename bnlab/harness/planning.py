@@ -27,14 +27,14 @@ def count_cores() -> int:
 
 def gains_from_processes(configs: list[Config]) -> bool:
     """Whether several networks have to be trained, on several cores and no accelerator."""
-    untrained = {run.id: run for run in map(Run, configs) if not run.finished}
+    untrained = {run.id: run for run in map(Run, configs) if not run.complete}
     return len(untrained) > 1 and count_cores() > 1 and all(run.device.type == "cpu" for run in untrained.values())
 
 
 def outline(configs: list[Config]) -> str:
     """How many jobs and networks there are, and how many of the networks are trained already."""
     runs = {run.id: run for run in map(Run, configs)}
-    trained = sum(run.finished for run in runs.values())
+    trained = sum(run.complete for run in runs.values())
     state = {0: "none trained yet", len(runs): "all trained already"}.get(trained, f"{trained} trained already")
     return f"{_count(len(configs), 'job')} on {_count(len(runs), 'network')}, {state}"
 
@@ -60,7 +60,7 @@ def estimate(configs: list[Config]) -> tuple[float, float]:
     runs = {run.id: run for run in map(Run, configs)}
     kinds = {run.folder.parent: run for run in runs.values()}  # seeds are of one kind
     rates = {kind: _time_steps(run) for kind, run in kinds.items()}
-    training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.finished)
+    training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.complete)
     images: dict[tuple[Path, int, object], int] = {}  # of each evaluation, which is done once for all jobs
     for run in map(Run, configs):
         if run.has_trace:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SWEEP = ("-m", "batch_size=32,256", "seed=0,1", "epochs=1")
+SWEEP = ("batch_size=32,256", "seed=0,1", "-m", "epochs=1")
 """Four networks on real digits, a second of training in all."""
 
 Done = subprocess.CompletedProcess[str]

@@ -68,6 +68,9 @@ def test_message(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("line", "message"),
     [
         ("sweep bath_size=4", "did you mean batch_size?"),
+        ("sweep seed=0,1", "several values are swept with -m"),
+        ("sweep data=mnist data.root=nowhere", "nowhere/MNIST/raw/train-images-idx3-ubyte is missing"),
+        ("sweep --config-dir nowhere", "write --config-dir=FOLDER"),
         ("sweep --foo", "--foo: no such option"),
         ("runs show x", "x: names no network"),
     ],

@@ -28,9 +28,11 @@ def read_own(path: str, root: str) -> tuple[Pixels, Pixels]:
     try:
         train, test = map(_read_part, make(root))
     except Exception as error:
-        raise UserError(f"data={path}: {where_raised(error)}") from error
+        reason = f"{where_raised(error)}; it has to give the training and the test part, each (images, labels)"
+        raise UserError(f"data={path}: {reason}, or a data set of such pairs") from error
     for images, labels in (train, test):
-        if images.dtype != torch.uint8 or images.dim() != 4 or len(images) != len(labels):
+        is_of_images = images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] <= images.shape[3]
+        if not is_of_images or len(images) != len(labels):
             raise UserError(
                 f"data={path}: found {images.dtype} images {tuple(images.shape)} with {len(labels)} labels; it has "
                 "to give uint8 images [N, C, H, W], and a label for each"

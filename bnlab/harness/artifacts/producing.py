@@ -38,7 +38,7 @@ def ensure_trained(run: Run) -> None:
         Unreadable: a file from which training was to go on.
     """
     with run.lock:
-        while not (run.finished and {*run.wanted} <= {*run.list_checkpoints()}):
+        while not run.complete:
             (run.folder / "status.json").unlink(missing_ok=True)
             _train(run)
 
@@ -98,8 +98,11 @@ def format_seconds(seconds: float) -> str:
 
 def try_training(run: Run) -> None:
     """Make the first update on two images; UserError if the network cannot take the images or be trained."""
-    progress = states.start_training(run)
+    progress, classes = states.start_training(run), run.dataset.classes
     try:
+        logits = progress.model(run.dataset.train.images[:2])
+        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+            raise ValueError(f"found {getattr(logits, 'shape', type(logits))} of two images, not logits [2, {classes}]")
         with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
             train(progress, replace(run.batches, batch_size=2), run.config.optimizer, run.steps, [], until=1)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:

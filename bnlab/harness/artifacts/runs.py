@@ -123,6 +123,11 @@ class Run:
         return (self.folder / "status.json").exists()
 
     @property
+    def complete(self) -> bool:
+        """Whether it has finished, with all checkpoints that this configuration wants."""
+        return self.finished and {*self.wanted} <= {*self.list_checkpoints()}
+
+    @property
     def status(self) -> dict[str, Any] | None:
         """How training ended: status, step, train_seconds, final_loss; None before that."""
         return self._read("status.json") if self.finished else None

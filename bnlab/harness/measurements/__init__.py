@@ -37,11 +37,6 @@ def find_scope(name: str) -> Callable[..., Any]:
     return importlib.import_module(f"{__name__}.{name}").scope  # type: ignore[no-any-return]
 
 
-def find_norms(name: str) -> tuple[str, ...]:
-    """The norms of the networks that the table `name` has rows of."""
-    return NORMS[name]
-
-
 def is_of_batches(name: str) -> bool:
     """Whether the table `name` is about what the batches before a step make of running averages."""
     return NORMS[name] in (_BATCHES, _PLAIN)

@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, find_population, frozen_statistics, in_batches
 from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
-from bnlab.inference import applied
+from bnlab.inference import apply_rule
 from bnlab.statistics import using
 
 _ECE_BINS = 15
@@ -80,7 +80,7 @@ def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Predictio
     rule: AbstractContextManager[nn.Module] = nullcontext(model)
     at_once = IMAGES_AT_ONCE
     if isinstance(source, InferenceRule):
-        rule, at_once = applied(model, source.rule), source.images
+        rule, at_once = apply_rule(model, source.rule), source.images
     with rule:
         logits = torch.cat([model(split.images[part]) for part in in_batches(len(split.labels), at_once)]).double()
     hit = logits.argmax(1) == split.labels

@@ -81,7 +81,7 @@ def parse_sources(names: list[str], momenta: list[float], *populations: str) -> 
     found: list[Source] = []
     for name in names:
         try:
-            found += _parse(name, momenta, populations)
+            found += _parse(str(name), momenta, populations)
         except (Exception, SystemExit) as error:  # a module of the user's may raise anything
             reason = str(error) if isinstance(error, ValueError) else where_raised(error)
             if ": unknown; " in reason:

@@ -15,7 +15,6 @@ from bnlab.harness.reporting.frames.means import (
     score,
 )
 from bnlab.harness.reporting.frames.selection import (
-    DEFAULT_MOMENTUM,
     OtherThan,
     find_parameter,
     lowest,
@@ -27,7 +26,6 @@ from bnlab.harness.reporting.frames.selection import (
 )
 
 __all__ = [
-    "DEFAULT_MOMENTUM",
     "OtherThan",
     "average",
     "best_on_average",

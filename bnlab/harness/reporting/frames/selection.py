@@ -16,7 +16,6 @@ from bnlab.harness.schema import TABLES
 
 Tables = Mapping[str, pd.DataFrame]
 """Those of an experiment, by name; `runs` is one of them."""
-DEFAULT_MOMENTUM = 0.1  # PyTorch's
 # Columns of `runs` that are results, or say the same as others; all other columns are settings.
 RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
 # In conditions, in place of columns' names.
