@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [results=FOLDER]
 
 Draw the figures of an experiment from its tables, and print the verdicts on its claims. Without an experiment: of all
-that have results, and write ANSWERS.md and report.html beside them. The committed ones: results=results/reference."""
+that have results, and write ANSWERS.md, report.html and a README.md for each. Committed ones: results=results/reference."""
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
@@ -113,13 +113,14 @@ def _describe(answer: Answer) -> list[str]:
 
 
 def _write_pages(answers: list[Answer], results: Path) -> None:
-    """ANSWERS.md and report.html."""
-    from bnlab.harness.reporting.page import write_html, write_markdown
+    """ANSWERS.md, the README.md of each experiment, and report.html."""
+    from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
     from experiments.catalogue import CATALOGUE
 
     names = [(answer.experiment.name, figure) for answer in answers for figure in answer.experiment.figures]
     figures = {(name, figure): results / name / "figures" / f"{figure}.png" for name, figure in names}
-    pages = {"ANSWERS.md": write_markdown(CATALOGUE, answers), "report.html": write_html(CATALOGUE, answers, figures)}
+    pages = {f"{answer.experiment.name}/README.md": write_experiment(answer) for answer in answers}
+    pages |= {"ANSWERS.md": write_markdown(CATALOGUE, answers), "report.html": write_html(CATALOGUE, answers, figures)}
     for name, page in pages.items():
         (results / name).write_text(page, encoding="utf-8")
         print(results / name)

@@ -38,10 +38,13 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     (folder / "momentum" / "tables").mkdir(parents=True)
     done = call("report", f"results={folder}")
     assert done.code == 0 and "momentum is left out" in done.err
-    assert {"ANSWERS.md", "report.html"} <= {*list_files(folder)}
+    assert {"ANSWERS.md", "quickstart/README.md", "report.html"} <= {*list_files(folder)}
     text, page = (folder / "ANSWERS.md").read_text(), (folder / "report.html").read_text()
     assert "**Holds** — batch size 256: 33.4 [26.4, 40.4] points." in text
-    assert f"python -m experiments.sweep experiment=quickstart results={folder}" in text
+    assert (
+        f"python -m experiments.sweep experiment=quickstart results={folder}"
+        in (folder / "quickstart" / "README.md").read_text()
+    )
     assert page.count("data:image/png;base64,") == 3
 
 

@@ -31,8 +31,13 @@ class Catalogue:
 
 
 def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
-    """ANSWERS.md: figures are linked, as files beside it."""
+    """ANSWERS.md: what the experiments say on each question; it links to the page of each, beside it."""
     return _render("answers.md", catalogue, answers, {})
+
+
+def write_experiment(answer: Answer) -> str:
+    """The README.md of an experiment's results: claims with all conditions, and figures, as files beside it."""
+    return _load_template("experiment.md").render(answer=answer, reading=READING)
 
 
 def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping[tuple[str, str], Path]) -> str:
@@ -52,16 +57,20 @@ def _mark(sentence: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", bold))
 
 
-def _render(template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[Any, str]) -> str:
-    is_html = template.endswith(".html")
+def _load_template(name: str) -> jinja2.Template:
+    is_html = name.endswith(".html")
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(autoescape=is_html, loader=loader, undefined=jinja2.StrictUndefined)
     environment.filters["emphasize"] = _mark if is_html else _emphasize
+    return environment.get_template(name)
+
+
+def _render(template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[Any, str]) -> str:
     answering = {
         number: [answer for answer in answers if number in answer.experiment.answers]
         for number in (*catalogue.questions, *catalogue.hypotheses)
     }
-    return environment.get_template(template).render(
+    return _load_template(template).render(
         questions=catalogue.questions,
         short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
         hypotheses=catalogue.hypotheses,

@@ -18,7 +18,7 @@ from bnlab.harness.reporting.answer import (
 )
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
 from bnlab.harness.reporting.frames import score
-from bnlab.harness.reporting.page import Catalogue, write_html, write_markdown
+from bnlab.harness.reporting.page import Catalogue, write_experiment, write_html, write_markdown
 from bnlab.harness.reporting.plots import GAP, Forest
 from bnlab.harness.reporting.short import fill_sentence
 from tests.harness.reporting.planted import plant
@@ -98,7 +98,7 @@ def test_shares_are_quoted_in_percent() -> None:
     assert fill_sentence("{e.large: undecided}", [answer("share", "undecided")]) == "20% to 50%"
 
 
-def test_both_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
+def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
     cost = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
     figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
     experiment = Experiment(answers=("Q1", "H1"), figures={"cost": figure}, name="trial", question="What is <it>?",
@@ -108,8 +108,9 @@ def test_both_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) 
     answers = [compose_answer(experiment, plant())]
     text = write_markdown(catalogue, answers)
     assert "In short: It costs 3.0 points." in text and "Not measured yet." in text
-    assert "**Holds** — batch size 4: 3.0 [0.5, 5.5] points" in text
-    assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in text and "](trial/figures/cost.png)" in text
+    assert "**Holds** — batch size 4: 3.0 [0.5, 5.5] points" in text and "[trial](trial/README.md)" in text
+    own = write_experiment(answers[0])
+    assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own and "](figures/cost.png)" in own
     (tmp_path / "cost.png").write_bytes(b"image")
     page = write_html(catalogue, answers, {("trial", "cost"): tmp_path / "cost.png"})
     assert "What is &lt;it&gt;?" in page and "<code>code</code>" in page and "base64,aW1hZ2U=" in page
