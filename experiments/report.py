@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [results=FOLDER]
 
 Draw the figures of an experiment from its tables, and print the verdicts on its claims. Without an experiment: of all
-that have results; writes ANSWERS.md, report.html, a README.md for each. Committed results: results=results/reference."""
+that have results; writes ANSWERS.md, report.html, a README.md for each. The committed: results=results/reference."""
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
