@@ -25,7 +25,7 @@ from bnlab.gaps import gap
 from bnlab.harness.artifacts.models import Resnet, build_model
 from bnlab.harness.reporting import drawing, style
 from bnlab.memory import LiveBytes
-from experiments.questions import find_experiment
+from experiments.catalogue import find_experiment
 
 REFERENCE = Path(__file__).parents[1] / "results/reference/passes"
 ROUNDS = 5  # each with a network of its own

@@ -1,6 +1,9 @@
 """What several questions share: what tells rows apart, what is compared, and reasons for margins."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import pandas as pd
 
 EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "epoch")
 OVER_LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
@@ -13,3 +16,9 @@ FLAT = "gaps around a minimum are flat: twice the best momentum costs about as m
 HARDLY_SEEN = "a quarter more is hardly seen in accuracy"
 AS_ACCURATE, AS_NEAR = "at 0 both are as accurate", "at 1 both are as near"
 A_POINT = "a point is what decides between two networks of this size"
+
+
+def drop_chance(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Rows where exact statistics show at least 20%, on average over seeds: near chance no statistics are better."""
+    exact = accuracies["accuracy"].where(accuracies["estimator"] == "exact")
+    return accuracies[exact.groupby([accuracies[key] for key in by]).transform("mean") >= 0.2]

@@ -30,7 +30,7 @@ def main() -> int:
 def _report(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
     from bnlab.harness.reporting.answer import READING
-    from experiments.questions import list_questions
+    from experiments.catalogue import list_questions
 
     given = dict(word.split("=", 1) for word in words if "=" in word)
     unknown = [word for word in words if word.partition("=")[0] not in ("experiment", "name", "results")]
@@ -65,7 +65,7 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
     from bnlab.harness.reporting import drawing, style
     from bnlab.harness.reporting.answer import compose_answer
     from bnlab.harness.reporting.tables import load
-    from experiments.questions import find_experiment
+    from experiments.catalogue import find_experiment
 
     question, tables = find_experiment(experiment), load(name, results)
     words = [f"experiment={experiment}", *[f"name={name}"] * (name != experiment)]
@@ -100,10 +100,10 @@ def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _describe(answer: Answer) -> list[str]:
     """An experiment's verdicts in aligned lines, under the sentence of each claim."""
-    rows = [row for _, conditions in answer.claims for row in conditions]
+    rows = [row for _, conditions in answer.list_claims() for row in conditions]
     condition, number = (max((len(row[key]) for row in rows), default=0) for key in ("condition", "number"))
     lines = []
-    for claim, conditions in answer.claims:
+    for claim, conditions in answer.list_claims():
         lines.append(f"  {claim.text} ({claim.rule.margin})")
         for row in conditions:
             lines.append(
@@ -115,12 +115,13 @@ def _describe(answer: Answer) -> list[str]:
 def _write_pages(answers: list[Answer], results: Path) -> None:
     """ANSWERS.md, the README.md of each experiment, and report.html."""
     from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
-    from experiments.catalogue import CATALOGUE
+    from experiments.catalogue import read_catalogue
 
     names = [(answer.experiment.name, figure) for answer in answers for figure in answer.experiment.figures]
     figures = {(name, figure): results / name / "figures" / f"{figure}.png" for name, figure in names}
+    catalogue = read_catalogue()
     pages = {f"{answer.experiment.name}/README.md": write_experiment(answer) for answer in answers}
-    pages |= {"ANSWERS.md": write_markdown(CATALOGUE, answers), "report.html": write_html(CATALOGUE, answers, figures)}
+    pages |= {"ANSWERS.md": write_markdown(catalogue, answers), "report.html": write_html(catalogue, answers, figures)}
     for name, page in pages.items():
         (results / name).write_text(page, encoding="utf-8")
         print(results / name)

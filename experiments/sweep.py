@@ -103,7 +103,7 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
 
 def _next(config: Config, words: list[str]) -> str:
     """What to do with the tables; several files may be of one question, whose name theirs begin with."""
-    from experiments.questions import list_questions
+    from experiments.catalogue import list_questions
 
     given = dict(word.split("=", 1) for word in words if word.startswith(("experiment=", "name=", "results=")))
     if file := given.get("experiment"):

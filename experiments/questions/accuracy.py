@@ -1,7 +1,7 @@
 """How does accuracy develop under running, precise and exact statistics, and in the mini-batches?
 
-Wu & Johnson 2021, figure 1: under an EMA it is pessimistic early and at a very large batch, here near chance, 1 of 36.
-Progress bars show a moving average of the mini-batches' accuracy.
+Wu & Johnson 2021, figure 1: under an EMA it is pessimistic early and at a very large batch; where that is near chance
+nothing is claimed. Progress bars show a moving average of the mini-batches' accuracy.
 """
 
 import pandas as pd
@@ -9,7 +9,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
 from bnlab.harness.reporting.frames import rows, score, select, share_name
 from bnlab.harness.reporting.plots import ACCURACY, Curves
-from experiments.margins import A_POINT, AS_ACCURATE, COST_OF_EMA, EACH, OVER_TIME
+from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_TIME
 
 EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
 
@@ -25,24 +25,20 @@ def find_training(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("F1", "Q2", "Q5", "Q11", "Q14", "H2", "H11"),
+    answers=("F1", "Q2", "Q5", "Q11", "Q14", "H2"),
     figures={"accuracy": Figure(
         "Test accuracy of the same weights under different statistics",
         "All estimators are of the same networks at the same steps; exact statistics show what the weights can do.",
         score("evaluations", "accuracy", OVER_TIME, scale=100, split="test"), Curves("epoch", "estimator", ACCURACY))},
     claims={
-        "ema_is_pessimistic_early": Claim(
-            "Early at a huge batch, PyTorch's running average costs accuracy.",
-            score("evaluations", "accuracy", EACH, at=EARLY, batch_size=1024, split="test", **COST_OF_EMA),
+        "ema_is_pessimistic": Claim(
+            "In the middle of training at a huge batch, PyTorch's running average costs accuracy.",
+            score("evaluations", "accuracy", EACH, at=MIDDLE, batch_size=1024, split="test", **COST_OF_EMA),
             above(1.0, "points", A_POINT), ("Q2", "Q11", "Q14", "H2")),
         "cumulative_costs": Claim(
             "At a moderate batch the average of all batches costs accuracy.",
             score("evaluations", "accuracy", EACH, at=(EARLY, MIDDLE, LATE), against="exact", scale=-100,
                   estimator="cumulative", batch_size=64, split="test"), above(1.0, "points", A_POINT), ("Q5",)),
-        "last_batch_beats_ema_early": Claim(
-            "Early at a huge batch, the last batch's moments alone gain accuracy against the EMA.",
-            score("evaluations", "accuracy", EACH, at=EARLY, batch_size=1024, split="test",
-                  **{**COST_OF_EMA, "against": "last_batch"}), above(0.0, "points", AS_ACCURATE), ("H11",)),
         "lags_early": Claim(
             "Early the moving average of the mini-batches' accuracy is below the network's on training images.",
             score(find_training, "accuracy", EACH, against="exact", scale=100, estimator="mini-batches",

@@ -29,8 +29,8 @@ EXPERIMENT = Experiment(
             SAME, ("Q3",)),
         "pooled_is_nearer_when_frozen": Claim(
             "On frozen weights at tiny batches pooled variances are nearer to the exact ones behind the first layer.",
-            score("gaps", "var_gap", EACH, at=1.0, against="update_bn", ratio=True, estimator="precise",
-                  batch_size=(2, 4), depth=OtherThan(1), **OVER_LAYERS),
+            score("gaps", "var_gap", (*EACH, "depth"), at=1.0, against="update_bn", ratio=True, geometric=True,
+                  estimator="precise", batch_size=(2, 4), depth=OtherThan(1)),
             below(1.0, "times", f"{AS_NEAR}; in the first layer pooling is exact"), ("Q3", "Q9", "H6")),
         "pooling_gains": Claim(
             "On frozen weights at tiny batches, pooling batches gains accuracy against averaging their variances.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.answer import Answer, compose_answer
 from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables
-from bnlab.harness.reporting.short import fill_sentence
-from experiments.catalogue import CATALOGUE, FIGURES
-from experiments.questions import find_experiment, list_questions
+from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
+from experiments.catalogue import FIGURES, HYPOTHESES, find_experiment, list_questions, read_catalogue
+from experiments.margins import drop_chance
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
-NUMBERS = {*CATALOGUE.questions, *CATALOGUE.hypotheses, *FIGURES}
+CATALOGUE = read_catalogue()
+NUMBERS = {*CATALOGUE.questions, *HYPOTHESES, *FIGURES}
 
 
 def load(name: str) -> tuple[Experiment, Tables]:
@@ -40,11 +42,36 @@ def test_every_claim_is_measured(name: str) -> None:
     assert {*found["claim"]} == {*experiment.claims} and not found["verdict"].eq(NOT_MEASURED).any()
 
 
-def test_every_short_answer_is_true_of_the_reference() -> None:
-    every = [answer(name) for name in list_questions()]
-    filled = {number: fill_sentence(text, every) for number, text in CATALOGUE.short.items()}
-    assert filled.keys() == CATALOGUE.questions.keys()
-    assert not [number for number, text in filled.items() if not text or "{" in text]
+@cache
+def answer_all() -> list[Answer]:
+    return [answer(name) for name in list_questions()]
+
+
+def test_nineteen_questions_are_answered() -> None:
+    assert list(CATALOGUE.questions) == [f"Q{number}" for number in range(1, 20)]
+
+
+@pytest.mark.parametrize("number", ["first", *CATALOGUE.questions])
+def test_every_sentence_is_true_of_the_reference_and_says_what_is_undecided(number: str) -> None:
+    template = CATALOGUE.questions.get(number, CATALOGUE.first)
+    sentences = [line for line in template.splitlines() if line and not line.startswith(("# ", "![]("))]
+    for sentence in sentences:
+        assert fill_paragraphs(sentence, answer_all()), f"another verdict: {sentence}"
+        assert ("undecided(" in sentence) == ("undecided" in sentence.replace("undecided(", "")), sentence
+
+
+@pytest.mark.parametrize("number", CATALOGUE.questions)
+def test_every_answer_is_short_and_has_a_figure(number: str) -> None:
+    prose = fill_prose(CATALOGUE.questions[number], answer_all())
+    experiment, figure = prose.figure
+    assert prose.question.endswith("?") and figure in find_experiment(experiment).figures
+    words = re.findall(r"[A-Za-z][\w'-]*", " ".join(prose.paragraphs))
+    assert len(words) <= 90, f"{len(words)} words"
+
+
+def test_the_answers_are_short() -> None:
+    text = (REFERENCE / "ANSWERS.md").read_text()
+    assert text.count("\n") <= 300 and len(text.encode()) <= 30_000
 
 
 @pytest.mark.parametrize(
@@ -55,6 +82,12 @@ def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
     with style.paper():
         for key, figure in experiment.figures.items():
             assert drawing.save(drawing.draw(key, figure, tables), tmp_path, key).exists()
+
+
+def test_accuracies_near_chance_are_left_out() -> None:
+    rows = [("a", "exact", 0.1), ("a", "exact", 0.4), ("a", "ema", 0.05), ("b", "exact", 0.15), ("b", "ema", 0.9)]
+    frame = pd.DataFrame(rows, columns=["panel", "estimator", "accuracy"])
+    assert drop_chance(frame, ["panel"])["accuracy"].tolist() == [0.1, 0.4, 0.05]
 
 
 def test_a_question_that_there_is_not_or_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,11 +40,10 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     assert done.code == 0 and "momentum is left out" in done.err
     assert {"ANSWERS.md", "quickstart/README.md", "report.html"} <= {*list_files(folder)}
     text, page = (folder / "ANSWERS.md").read_text(), (folder / "report.html").read_text()
-    assert "**Holds** — batch size 256: 33.4 [26.4, 40.4] points." in text
-    assert (
-        f"python -m experiments.sweep experiment=quickstart results={folder}"
-        in (folder / "quickstart" / "README.md").read_text()
-    )
+    assert "the start, lag and noise cost" in text and "In sorted batches" not in text
+    own = (folder / "quickstart" / "README.md").read_text()
+    assert f"python -m experiments.sweep experiment=quickstart results={folder}" in own
+    assert "| after 10% of training, batch size 256 | 33.4 [26.4, 40.4] | 5 | holds |" in own
     assert page.count("data:image/png;base64,") == 3
 
 

@@ -15,13 +15,12 @@ from bnlab.harness.reporting.frames.selection import RESULTS, name_value
 VERDICTS = ("holds", "fails", "undecided", "one seed", NOT_MEASURED)
 READING = (
     "means over seeds [95% interval, of each line by itself]; verdicts by one-sided t tests (of shares of the networks "
-    "exact binomial ones) at 5%, with Holm's correction over the lines of a claim, so that a line may hold although "
-    "its interval reaches a little past the margin; fails: the opposite of what the brackets say is significant. Of "
-    "several conditions there is the range of the means, and the outer bounds of the intervals"
+    "exact binomial ones) at 5%, with Holm's correction over the lines of a claim, but for *never*, of which each line "
+    "has to hold. So a line may hold although its interval reaches a little past the margin. *Fails*: the opposite is "
+    "significant"
 )
 # Settings that are named where all networks share them.
 _SHARED = ("data", "data.images", "model", "model.depth", "norm", "batch_size", "epochs", "optimizer", "lr", "schedule")
-_NAMED = 3  # the most conditions of one verdict that are named
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
 _DERIVED = ("run", "steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
 
@@ -42,55 +41,25 @@ class Answer:
     data: str
     networks: str
 
-    def list_sentences(self, number: str = "") -> list[str]:
-        """A sentence for each claim that bears on a question or hypothesis; without a number, for all."""
-        claims = self.experiment.claims.items()
-        chosen = [pair for pair in claims if not (number and pair[1].answers) or number in pair[1].answers]
-        return [summarize(claim, self.frame[self.frame["claim"] == name]) for name, claim in chosen]
+    def list_claims(self, number: str = "") -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
+        """Each claim that bears on a question or hypothesis, of all without a number, with its conditions.
 
-    @property
-    def claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
-        """Each claim with its conditions: condition, number, n, verdict."""
+        These have condition, number (mean and interval), n and verdict.
+        """
         numbers = [format_number(*row) for row in self.frame[["mean", "low", "high"]].itertuples(index=False)]
         rows = self.frame.assign(number=numbers).to_dict("records")
         claims = self.experiment.claims.items()
-        return [(claim, [row for row in rows if row["claim"] == name]) for name, claim in claims]
+        return [
+            (claim, [row for row in rows if row["claim"] == name])
+            for name, claim in claims
+            if not number or number in (claim.answers or self.experiment.answers)
+        ]
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
     """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`."""
     runs = tables["runs"]
     return Answer(experiment, answers(experiment, tables), _list_values(runs["data"]), describe_networks(runs))
-
-
-def summarize(claim: Claim, rows: pd.DataFrame) -> str:
-    """The claim, and under which conditions it holds, fails (the opposite holds) or is undecided, with the numbers.
-
-    Up to three conditions of a verdict are named, by what tells them apart; more are counted.
-    """
-    differ = [len(rows) == 1 or len({*words}) > 1 for words in zip(*rows["where"], strict=True)]
-    parts = []
-    for verdict in VERDICTS:
-        chosen = rows[rows["verdict"] == verdict]
-        described = []
-        for row in chosen.to_dict("records"):
-            where = [word for word, told in zip(row["where"], differ, strict=True) if word and told]
-            number = f"{format_number(row['mean'], row['low'], row['high'])} {claim.rule.unit}"
-            described.append(": ".join(filter(None, (", ".join(where), number))))
-        if len(chosen) > _NAMED:
-            described = [f"{len(chosen)} of {len(rows)} conditions: {format_range(chosen, claim.rule.unit)}"]
-        if described:
-            parts.append(f"{verdict.capitalize()} — {'; '.join(described)}.")
-    return f"{claim.text} ({claim.rule.margin}) {' '.join(parts)}"
-
-
-def format_range(rows: pd.DataFrame, unit: str) -> str:
-    """The range of the means of several conditions, and the outer bounds of their intervals."""
-    numbers = [round_numbers(*row) for row in rows[["mean", "low", "high"]].itertuples(index=False)]
-    means = sorted((mean for mean, *_ in numbers), key=float)
-    bounds = sorted((bound for _, *bounds in numbers for bound in bounds), key=float)
-    note = f" (intervals from {bounds[0]} to {bounds[-1]})" if bounds else ""
-    return f"{' to '.join(dict.fromkeys((means[0], means[-1])))} {unit}{note}"
 
 
 def describe_networks(runs: pd.DataFrame) -> str:

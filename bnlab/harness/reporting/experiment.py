@@ -31,12 +31,15 @@ class Rule:
         low, high: the bounds.
         unit: of both and of the score's mean.
         reason: why the margin is what it is.
+        together: the claim is that all conditions hold, as one that says *never*. Then *holds* is not corrected, since
+            one that does not hold is enough against it.
     """
 
     low: float
     high: float
     unit: str = ""
     reason: str = ""
+    together: bool = False
 
     @property
     def margin(self) -> str:
@@ -184,7 +187,8 @@ def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
 
 def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
     """The verdict on each row of a score: see `answers`."""
-    holds, fails = (holm(p) for p in p_values(frame, rule))
+    p_holds, p_fails = p_values(frame, rule)
+    holds, fails = p_holds if rule.together else holm(p_holds), holm(p_fails)
     n = frame["n"].to_numpy()
     cases = [n == 0, n == 1, holds <= LEVEL, fails <= LEVEL]
     return list(np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided").tolist())

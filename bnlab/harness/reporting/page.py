@@ -1,9 +1,10 @@
-"""Answers as a document: Markdown for the repository, one self-contained HTML page to look at."""
+"""Answers as documents: Markdown for the repository, and one self-contained HTML page to look at."""
 
 from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +14,22 @@ import jinja2
 from markupsafe import Markup, escape
 
 from bnlab.harness.reporting.answer import READING, VERDICTS, Answer
-from bnlab.harness.reporting.short import fill_sentence
+from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What is asked, and answers in a sentence.
+    """What is asked, and how it is answered.
 
     Attributes:
-        questions, hypotheses: by number, in our words.
-        short: by number, a sentence or two that quote the tables, see `short.fill_sentence`.
+        questions: by number, the template of question and answer, see `prose.fill_prose`.
+        hypotheses: by number, in our words.
+        first: what stands before all questions, see `prose.fill_paragraphs`.
     """
 
     questions: Mapping[str, str]
     hypotheses: Mapping[str, str]
-    short: Mapping[str, str]
+    first: str
 
 
 def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
@@ -46,22 +48,26 @@ def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping
     return _render("page.html", catalogue, answers, images)
 
 
-def _emphasize(sentence: str) -> str:
-    """Markdown in which the sentence's verdicts are bold."""
-    return re.sub(f"({'|'.join(map(str.capitalize, VERDICTS))}) —", r"**\1** —", sentence)
+def _mark(text: str) -> Markup:
+    """HTML of a paragraph of Markdown with bold and italic words, and code in backticks."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))
+    italic = re.sub(r"\*(.+?)\*", r"<i>\1</i>", bold)
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", italic))
 
 
-def _mark(sentence: str) -> Markup:
-    """HTML in which the sentence's verdicts are bold and words in backticks are code."""
-    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", _emphasize(str(escape(sentence))))
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", bold))
+def _count_verdicts(answers: Sequence[Answer], number: str) -> str:
+    """How many conditions of the claims that bear on a question or hypothesis have each verdict."""
+    rows = [row for answer in answers for _, conditions in answer.list_claims(number) for row in conditions]
+    counts = Counter(row["verdict"] for row in rows)
+    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
 
 
 def _load_template(name: str) -> jinja2.Template:
-    is_html = name.endswith(".html")
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = jinja2.Environment(autoescape=is_html, loader=loader, undefined=jinja2.StrictUndefined)
-    environment.filters["emphasize"] = _mark if is_html else _emphasize
+    environment = jinja2.Environment(
+        autoescape=name.endswith(".html"), loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["mark"] = _mark
     return environment.get_template(name)
 
 
@@ -71,11 +77,13 @@ def _render(template: str, catalogue: Catalogue, answers: Sequence[Answer], imag
         for number in (*catalogue.questions, *catalogue.hypotheses)
     }
     return _load_template(template).render(
-        questions=catalogue.questions,
-        short={number: fill_sentence(text, answers) for number, text in catalogue.short.items()},
+        first=fill_paragraphs(catalogue.first, answers),
+        questions={number: fill_prose(text, answers) for number, text in catalogue.questions.items()},
         hypotheses=catalogue.hypotheses,
         answers=answers,
-        answering=answering.__getitem__,
+        answering=answering,
+        verdicts={number: _count_verdicts(answering[number], number) for number in catalogue.hypotheses},
+        figures={(of.experiment.name, key): figure for of in answers for key, figure in of.experiment.figures.items()},
         images=images,
         reading=READING,
     )

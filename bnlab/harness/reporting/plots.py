@@ -1,4 +1,4 @@
-"""The three kinds of plot that figures are made of: settings first, then the rows of all panels. No global style."""
+"""The two kinds of plot that figures are made of: settings first, then the rows of all panels. No global style."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
 
 from bnlab.harness.reporting.style import Axis, axis_of, choose_looks, name_series, set_axes
 
@@ -98,37 +97,6 @@ class Curves(Plot):
             low = line["low"].where((line["low"] > 0) | (not self.y.log), means)  # on a log axis it has no end
             ax.plot(line["x"], means, label=label, markevery=max(1, len(line) // 10), **look)
             ax.fill_between(line["x"], low, line["high"], color=look["color"], alpha=0.15, linewidth=0)
-
-
-@dataclass(frozen=True)
-class HeatMap(Plot):
-    """A coloured field for each pair of two columns, on one scale in all panels; columns `x`, `y`, mean.
-
-    Attributes:
-        x: the column across, numbers.
-        y: the column downwards, such as the depth of layers.
-        colour: label and scale of the colours.
-    """
-
-    x: str
-    y: str
-    colour: Axis
-
-    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
-        """Draw the rows of each panel, see `Plot.draw`, and a bar for the colours beside them."""
-        names = sorted(frame[self.y].unique())
-        norm = LogNorm() if self.colour.log else Normalize()
-        norm.autoscale_None(frame["mean"].dropna())
-        for panel, ax in axes.items():
-            here = frame[frame["panel"] == panel]
-            field = here.pivot(index=self.y, columns=self.x, values="mean").reindex(names)
-            columns = range(len(field.columns))
-            mesh = ax.pcolormesh(columns, range(len(names)), field, norm=norm)
-            ax.grid(False)
-            ax.set_xticks(columns, [f"{value:.3g}" for value in field], rotation=90)
-            ax.set(xlabel=axis_of(self.x).label, ylabel=axis_of(self.y).label)
-            _set_rows(ax, names)
-        mesh.figure.colorbar(mesh, ax=[*axes.values()], label=self.colour.label, pad=0.01)
 
 
 @dataclass(frozen=True)

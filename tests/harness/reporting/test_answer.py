@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bnlab.harness.reporting.answer import (
-    Answer,
-    compose_answer,
-    describe_networks,
-    format_number,
-    format_range,
-    summarize,
-)
+from bnlab.harness.reporting.answer import Answer, compose_answer, describe_networks, format_number
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.page import Catalogue, write_experiment, write_html, write_markdown
 from bnlab.harness.reporting.plots import GAP, Forest
-from bnlab.harness.reporting.short import fill_sentence
+from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
 from tests.harness.reporting.planted import plant
 
 
@@ -31,31 +25,10 @@ def rate(**means: tuple[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-CLAIM = Claim("It is large.", lambda tables: tables["x"], above(1.0, "times", "none"))
-
-
-def test_numbers_of_several_conditions_are_a_range_with_the_outermost_bounds() -> None:
-    found = rate(a=("holds", 2.0), b=("holds", 10.0), c=("holds", -3.0))
-    assert format_range(found, "points") == "-3.00 to 10.00 points (intervals from -3.50 to 10.50)"
-    assert format_range(found.assign(low=np.nan, high=np.nan), "points") == "-3 to 10 points"
-
-
 def test_numbers_have_two_digits_of_their_interval() -> None:
     numbers = (0.25, 0.25, 0.25), (1 / 3, 1 / 3, 1 / 3 + 1e-16), (1.2e-8, 1.1e-8, 1.3e-8), (0.1, np.nan, np.nan)
     words = ["0.250 [0.250, 0.250]", "0.333 [0.333, 0.333]", "1.2e-08 [1.1e-08, 1.3e-08]", "0.1"]
     assert [format_number(*of) for of in numbers] == words
-
-
-def test_a_sentence_names_few_conditions_by_what_tells_them_apart_and_counts_many() -> None:
-    found = rate(a=("holds", 2.0), b=("undecided", 1.2), c=("holds", 4.0))
-    assert summarize(CLAIM, found) == (
-        "It is large. (above 1 times) Holds — a: 2.00 [1.50, 2.50] times; c: 4.00 [3.50, 4.50] times. "
-        "Undecided — b: 1.20 [0.70, 1.70] times."
-    )
-    assert "Holds — late, a: 2.00" in summarize(CLAIM, found[:1])
-    many = rate(**{name: ("fails", float(n)) for n, name in enumerate("abcd")})
-    assert "Fails — 4 of 4 conditions: 0.00 to 3.00 times (intervals" in summarize(CLAIM, many)
-    assert "Fails — 4 of 5 conditions: " in summarize(CLAIM, pd.concat([many, rate(e=("holds", 2.0))]))
 
 
 def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
@@ -67,12 +40,11 @@ def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     assert "averag" not in said
 
 
-def answer(unit: str = "points", verdict: str = "holds") -> Answer:
-    experiment = Experiment(
-        answers=(), figures={}, claims={"large": Claim("", CLAIM.score, above(1.0, unit))}, name="e"
-    )
+def answer(unit: str = "points gained", verdict: str = "holds") -> Answer:
+    claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"))
+    experiment = Experiment(answers=(), figures={}, claims={"large": claim}, name="e")
     found = rate(
-        **{"batch size 4": ("undecided", 0.2), "batch size 16": (verdict, 0.4), "batch size 160": (verdict, 0.5)}
+        **{"batch size 4": ("undecided", 0.2), "batch size 16": (verdict, 0.4), "batch size 160": (verdict, 0.6)}
     )
     return Answer(experiment, found, "", "")
 
@@ -80,22 +52,32 @@ def answer(unit: str = "points", verdict: str = "holds") -> Answer:
 @pytest.mark.parametrize(
     ("text", "filled"),
     [
-        ("{e.large: batch size 16: holds}", "0.40 points"),
-        ("It costs {e.large: batch size 16, late|batch size 160: holds}.", "It costs 0.40 to 0.50 points."),
-        ("{e.large: batch size 4|batch size 16: holds}", ""),
-        ("{e.large: batch size 1: holds}", ""),
-        ("{e.small: holds}", ""),
-        ("{other.large: holds}", ""),
-        ("Undecided{if e.large: batch size 4: undecided}.", "Undecided."),
-        ("Undecided{if e.large: batch size 16: undecided}.", ""),
+        ('It is {{ holds("e.large", "batch size 16") }}.', "It is 0.40 points [-0.10, 0.90]."),
+        ('{{ holds("e.large", "batch size 16", sign=-1) }}', "-0.40 points [-0.90, 0.10]"),
+        ('{{ holds("e.large", "batch size 16, late", "batch size 160") }}', "0.40 to 0.60 points [-0.10, 1.10]"),
+        ('{{ holds("e.large", "batch size 4", "batch size 160") }}', ""),
+        ('{{ fails("e.large", "batch size 16") }}', ""),
+        ('{{ holds("e.large", "batch size 1") }}', ""),
+        ('{{ holds("e.small") }}', ""),
+        ('{{ holds("other.large") }}', ""),
+        ('Open: {{ undecided("e.large", "batch size 4") }}.\nLost: {{ holds("e.large") }}.\nLast.',
+         "Open: 0.20 points [-0.30, 0.70]. Last."),
     ],
-)
-def test_a_quote_wants_its_condition_and_verdict(text: str, filled: str) -> None:
-    assert fill_sentence(text, [answer()]) == filled
+)  # fmt: skip
+def test_a_sentence_wants_its_conditions_and_verdicts(text: str, filled: str) -> None:
+    assert " ".join(fill_paragraphs(text, [answer()])) == filled
 
 
-def test_shares_are_quoted_in_percent() -> None:
-    assert fill_sentence("{e.large: undecided}", [answer("share", "undecided")]) == "20% to 50%"
+def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
+    quote = '{{ undecided("e.large") }}'
+    assert fill_paragraphs(quote, [answer("share", "undecided")]) == ["20 to 60% [0, 100]"]
+    exact = replace(answer(verdict="undecided"), frame=rate(a=("undecided", 2.0)).assign(low=2.0, high=2.0))
+    assert fill_paragraphs(quote, [exact]) == ["2.000 points"]
+
+
+def test_an_answer_has_question_paragraphs_and_figure() -> None:
+    prose = fill_prose("# Is it so?\n\nYes.\n\nLook.\n\n![](trial/cost)\n", [])
+    assert (prose.question, prose.paragraphs, prose.figure) == ("Is it so?", ["Yes.", "Look."], ("trial", "cost"))
 
 
 def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
@@ -104,11 +86,15 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     experiment = Experiment(answers=("Q1", "H1"), figures={"cost": figure}, name="trial", question="What is <it>?",
                             claims={"costs": Claim("It costs.", cost, above(0.0, "points", "a reason"))},
                             source="A paper; `code`.")  # fmt: skip
-    catalogue = Catalogue({"Q1": "What?", "Q2": "Else?"}, {"H1": "So."}, {"Q1": "It costs {trial.costs: holds}."})
-    answers = [compose_answer(experiment, plant())]
+    questions = {
+        "Q1": '# What?\n\nIt *costs* {{ holds("trial.costs", "batch size 4") }}.\n\n![](trial/cost)',
+        "Q2": "# Else?",
+    }
+    catalogue, answers = Catalogue(questions, {"H1": "So."}, "First."), [compose_answer(experiment, plant())]
     text = write_markdown(catalogue, answers)
-    assert "In short: It costs 3.0 points." in text and "Not measured yet." in text
-    assert "**Holds** — batch size 4: 3.0 [0.5, 5.5] points" in text and "[trial](trial/README.md)" in text
+    assert "\nIt *costs* 3.0 points [0.5, 5.5].\n\n![Title](trial/figures/cost.png)\n" in text
+    assert "Claims, intervals, figures: [trial](trial/README.md) (digits).\n" in text and "Not measured yet." in text
+    assert "| H1 | So. | holds 2 | [trial](trial/README.md) |" in text
     own = write_experiment(answers[0])
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own and "](figures/cost.png)" in own
     (tmp_path / "cost.png").write_bytes(b"image")

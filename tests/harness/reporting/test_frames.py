@@ -92,10 +92,10 @@ def test_parameters_of_estimators() -> None:
     assert find_parameter(frame, "per").isna().all()
 
 
-def test_panels_are_named_by_columns_with_dots() -> None:
-    frame = pd.DataFrame({"model.depth": [20, 3], "of": ["a", "b"], "size": [0.5, 2.0]})
+def test_panels_are_named_by_columns_and_sorted_by_them() -> None:
+    frame = pd.DataFrame({"model.depth": [20, 3, 3], "of": ["b", "a", "b"], "size": [0.5, 2.0, 1.0]})
     named = name_panels(frame, "{of}, depth {model.depth}, size {size}")
-    assert named["panel"].tolist() == ["b, depth 3, size 2.0", "a, depth 20, size 0.5"]
+    assert named["panel"].tolist() == ["b, depth 3, size 1.0", "b, depth 20, size 0.5", "a, depth 3, size 2.0"]
 
 
 def test_averages() -> None:

@@ -17,7 +17,7 @@ from bnlab.harness.errors import NoRows
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
-from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Forest, HeatMap, Plot
+from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Forest, Plot
 from bnlab.harness.reporting.style import ESTIMATORS, Axis, choose_looks, name_series
 from tests.harness.reporting.planted import plant
 
@@ -99,15 +99,6 @@ def test_a_forest_has_rows_in_order_and_one_axis() -> None:
     assert names == ["ema0.1", "ema0.5", "exactnan"] and left.get_ylim()[0] > left.get_ylim()[1]
     assert left.get_xlim() == right.get_xlim() and list_names(drawn) == ["exact"]
     assert "bars: 95% intervals" in list_texts(drawn)
-
-
-def test_a_map_has_one_scale() -> None:
-    frame = score("gaps", "mean_gap", ("panel", "depth", "epoch"), momentum=0.1, geometric=True)(TABLES)
-    drawn = draw(HeatMap("epoch", "depth", Axis("gap", log=True)), frame)
-    *panels, bar = drawn.axes
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["1", "2"]
-    assert len({ax.collections[0].norm for ax in panels}) == 1 and bar.get_ylabel() == "gap"
-    assert "Geometric means over seeds; n" in list_texts(drawn)
 
 
 @pytest.mark.parametrize("means", [[], [np.nan]])

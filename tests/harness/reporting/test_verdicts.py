@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,15 @@ def test_holm_decides_over_the_conditions_of_a_claim() -> None:
     assert verdicts(score({"b": values}), above(0.0)) == ["holds"]
     assert verdicts(score({"a": [-1.0, 1.0], "b": values}), above(0.0)) == ["undecided", "undecided"]
     assert verdicts(score({"a": [1.0], "b": values}), above(0.0)) == ["one seed", "holds"]  # no test, no correction
+
+
+def test_a_claim_that_wants_all_conditions_is_corrected_where_it_fails_only() -> None:
+    """Each line has to hold for itself; that one of many fails by chance is corrected for."""
+    values = [0.4, 1.0, 1.5]
+    frame, never = score({"a": [-1.0, 1.0], "b": values}), replace(above(0.0), together=True)
+    assert verdicts(frame, never) == ["undecided", "holds"]
+    down = score({"a": [-1.0, 1.0], "b": [-value for value in values]})
+    assert verdicts(down, never) == ["undecided", "undecided"]
 
 
 def test_no_spread_over_seeds() -> None:

@@ -149,11 +149,15 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
 
 
 def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows, sorted by the numbers in the name of the panels, such as `batch size {batch_size}, layer {depth}`."""
+    """The rows with the name of their panel, such as `batch size {batch_size}, layer {depth}`.
+
+    They are sorted by what it names, the first before the second: numbers, and words in order of appearance.
+    """
     columns = re.findall(r"\{([^{}]+)\}", name)
     require_columns(frame, columns)
-    numbers = [column for column in columns if pd.api.types.is_numeric_dtype(frame[column])]
-    ordered = frame.sort_values(numbers, kind="stable") if numbers else frame
+    named = [frame[column] for column in columns]
+    keys = [cells if pd.api.types.is_numeric_dtype(cells) else pd.factorize(cells)[0] for cells in named]
+    ordered = frame.iloc[np.lexsort(keys[::-1])]
     template = re.sub(r"\{[^{}]+\}", "{}", name)  # by place: a column such as `optimizer.lr` has a dot
     cells = zip(*(ordered[column] for column in columns), strict=True)
     return ordered.assign(panel=[template.format(*row) for row in cells])
