@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [re
 
 Draw the figures of an experiment from its tables, and print the verdicts on its claims. Without an experiment: of all
 that have results; writes ANSWERS.md, report.html, a README.md for each. The committed: results=results/reference."""
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+REFERENCE, FILES = (Path(__file__).parents[1] / folder for folder in ("results/reference", "conf/experiment"))
 
 
 def main() -> int:
@@ -68,10 +68,8 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
     from experiments.catalogue import find_experiment
 
     question, tables = find_experiment(experiment), load(name, results)
-    words = [f"experiment={experiment}", *[f"name={name}"] * (name != experiment)]
-    words += [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
-    command = question.command or shlex.join(["python", "-m", "experiments.sweep", *words])
-    answer = _call(f"claims of {experiment}", compose_answer, replace(question, command=command), tables)
+    commands = question.command or "\n".join(_list_commands(experiment, name, results))
+    answer = _call(f"claims of {experiment}", compose_answer, replace(question, command=commands), tables)
     with style.paper():
         for key, figure in question.figures.items():
             try:
@@ -82,6 +80,15 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
             print(drawing.save(drawn, results / name / "figures", key, pdf=results.resolve() != REFERENCE))
     print("\n".join(["", f"{experiment}: {question.question}", *_describe(answer), ""]))
     return answer
+
+
+def _list_commands(experiment: str, name: str, results: Path) -> Iterator[str]:
+    """A sweep for each file of the experiment: `drift`, `drift_terms`."""
+    words = [f"name={name}"] * (name != experiment)
+    words += [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
+    for path in sorted(FILES.glob(f"{experiment}*.yaml")):
+        if path.stem == experiment or path.stem.startswith(f"{experiment}_"):
+            yield shlex.join(["python", "-m", "experiments.sweep", f"experiment={path.stem}", *words])
 
 
 def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:

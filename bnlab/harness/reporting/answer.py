@@ -32,13 +32,13 @@ class Answer:
     Attributes:
         experiment: the question.
         frame: verdicts with their numbers, see `experiment.answers`.
-        data: the names of the networks' data.
+        basis: the names of the networks' data, and how many seeds the claims are of, as `glyphs, n = 5 to 15`.
         networks: what was measured, and what was not varied.
     """
 
     experiment: Experiment
     frame: pd.DataFrame
-    data: str
+    basis: str
     networks: str
 
     def list_claims(self, number: str = "") -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
@@ -58,8 +58,9 @@ class Answer:
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
     """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`."""
-    runs = tables["runs"]
-    return Answer(experiment, answers(experiment, tables), _list_values(runs["data"]), describe_networks(runs))
+    runs, frame = tables["runs"], answers(experiment, tables)
+    seeds = " to ".join(dict.fromkeys(f"{n}" for n in (frame["n"].min(), frame["n"].max())))
+    return Answer(experiment, frame, f"{_list_values(runs['data'])}, n = {seeds}", describe_networks(runs))
 
 
 def describe_networks(runs: pd.DataFrame) -> str:

@@ -115,7 +115,7 @@ class Experiment:
         answers: numbers of the questions and hypotheses that it bears on.
         figures: what is drawn, by the names of the files.
         claims: what is decided, by short names.
-        command: what makes its results; empty: its sweep.
+        command: what makes its results, a line each; empty: its sweeps.
         name: of its module, of its file in conf/experiment and of its results.
         question, source: the first paragraph of its module's docstring, and the others: where the question comes from.
             `experiments.questions.find_experiment` fills in these three.

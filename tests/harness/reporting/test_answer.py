@@ -93,7 +93,10 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     catalogue, answers = Catalogue(questions, {"H1": "So."}, "First."), [compose_answer(experiment, plant())]
     text = write_markdown(catalogue, answers)
     assert "\nIt *costs* 3.0 points [0.5, 5.5].\n\n![Title](trial/figures/cost.png)\n" in text
-    assert "Claims, intervals, figures: [trial](trial/README.md) (digits).\n" in text and "Not measured yet." in text
+    assert (
+        "Claims, intervals, figures: [trial](trial/README.md) (digits, n = 3).\n" in text
+        and "Not measured yet." in text
+    )
     assert "| H1 | So. | holds 2 | [trial](trial/README.md) |" in text
     own = write_experiment(answers[0])
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own and "](figures/cost.png)" in own
