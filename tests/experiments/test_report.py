@@ -6,9 +6,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bnlab.harness.reporting.experiment import Tables
+from experiments import reference
 from experiments.questions import quickstart
 from tests.experiments.commands import ROOT, Call
 
@@ -84,3 +86,14 @@ def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypat
     monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={"gap": empty}))
     done = call("report experiment=quickstart", f"results={folder}")
     assert done.code == 0 and "figure gap: the tables have no value for it; it is left out" in done.err
+
+
+def test_committed_tables_have_what_their_question_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = folder / "quickstart" / "tables"
+    gaps = pd.read_parquet(tables / "gaps.parquet")
+    gaps.assign(kl=1.0, channels=8).to_parquet(tables / "gaps.parquet")
+    gaps[:0].to_parquet(tables / "drift.parquet")
+    monkeypatch.setattr(reference, "REFERENCE", folder)
+    assert reference.main() == 0
+    assert {*pd.read_parquet(tables / "gaps.parquet")} == {*gaps, "channels"}
+    assert not (tables / "drift.parquet").exists()

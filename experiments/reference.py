@@ -1,0 +1,32 @@
+"""python -m experiments.reference: make the tables of results/reference small enough to be committed.
+
+Of the measured values those stay that the experiment's question names; keys, places and settings stay all.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+
+from bnlab.harness.schema import TABLES, read_frame, write_frame
+
+HERE = Path(__file__).parent
+REFERENCE = HERE.parent / "results" / "reference"
+
+
+def main() -> int:
+    """Write each table without columns that no figure and no claim reads; remove those without rows."""
+    for path in sorted(REFERENCE.glob("*/tables/*.parquet")):
+        frame, table = read_frame(path), TABLES.get(path.stem)
+        if frame.empty:
+            path.unlink()
+        elif table and path.stem != "runs":
+            source = (HERE / "questions" / f"{path.parts[-3]}.py").read_text(encoding="utf-8")
+            kept = {*table.key, "epoch", *re.findall(r'"(\w+)"', source)}
+            write_frame(path, frame[[key for key in frame if key in kept or table.types[key] != pa.float64()]])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
