@@ -24,7 +24,8 @@ def main() -> int:
         elif table and path.stem != "runs":
             source = (HERE / "questions" / f"{path.parts[-3]}.py").read_text(encoding="utf-8")
             kept = {*table.key, "epoch", *re.findall(r'"(\w+)"', source)}
-            write_frame(path, frame[[key for key in frame if key in kept or table.types[key] != pa.float64()]])
+            columns = [key for key, of in table.types.items() if key in frame and (key in kept or of != pa.float64())]
+            write_frame(path, frame[columns])
     return 0
 
 
