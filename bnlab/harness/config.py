@@ -89,6 +89,8 @@ def _check_numbers(config: Config, images: int) -> None:
     require_within("batch_size", config.batch_size, least, images, reason)
     if isinstance(config.norm, Ghost):
         require_within("norm.batch_size", config.norm.batch_size, 2, config.batch_size, "a part of the batch")
+    if config.population_images is not None:
+        require_within("population_images", config.population_images, 2, images)
     for key, low in (("epochs", 1), ("steps", 1), ("threads", 1), ("seed", 0)):
         if (value := getattr(config, key)) is not None:
             require_within(key, value, low)

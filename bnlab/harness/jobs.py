@@ -46,7 +46,7 @@ def _find_part(run: Run, name: str, failed: Failures | None = None) -> Path:
     measured = [
         [[s.estimator, s.momentum, s.split, code_digest(s)] for s in find_sources(config)],
         [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
-        [VERSION, sorted(failed or ())],
+        [VERSION, sorted(failed or ()), config.population_images],
     ]
     settings = json.dumps(measured, default=list) if name != "runs" else ""
     return tables.part_path(_folder(config), name, run.id, settings)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
+from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.producing import format_seconds, try_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list
@@ -64,12 +65,17 @@ def estimate(configs: list[Config]) -> tuple[float, float]:
     images: dict[tuple[Path, int, object], int] = {}  # of each evaluation, which is done once for all jobs
     for run in map(Run, configs):
         if run.has_trace:
-            images |= {(run.folder, step, "exact"): len(run.dataset.train.labels) for step in run.wanted}
+            images |= {(run.folder, step, "exact"): _limit(run, step, run.dataset.train) for step in run.wanted}
         if "evaluations" in as_list(run.config.measurements):
             under = find_sources(run.config) if run.has_trace else [None]  # without batch norm the network itself
             for step, source, (split, shift) in product(run.predicted, under, run.predictions):
-                images[run.folder, step, (source, split, shift)] = len(run.dataset.images_of(split).labels)
+                images[run.folder, step, (source, split, shift)] = _limit(run, step, run.dataset.images_of(split))
     return training, sum(rates[folder.parent][1] * number for (folder, *_), number in images.items())
+
+
+def _limit(run: Run, step: int, split: Split) -> int:
+    """How many images of a split are measured at a step."""
+    return min(run.limit_at(step) or len(split.labels), len(split.labels))
 
 
 def _time_steps(run: Run) -> tuple[float, float]:

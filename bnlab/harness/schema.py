@@ -48,7 +48,12 @@ _INTS = (
     "channel batches last position"
 )
 # Of the columns that are not real numbers.
-_TYPES = {**dict.fromkeys(_TEXTS.split(), _TEXT), **dict.fromkeys(_INTS.split(), _INT), "data.flip": pa.bool_()}
+_TYPES = {
+    **dict.fromkeys(_TEXTS.split(), _TEXT),
+    **dict.fromkeys(_INTS.split(), _INT),
+    "data.flip": pa.bool_(),
+    "data.copies": pa.bool_(),
+}
 SHORT_NAMES = {
     **{f"{key}.name": key for key in ("data", "model", "norm", "optimizer")},
     **{f"optimizer.{key}": key for key in ("lr", "lr_scaling", "weight_decay", "label_smoothing", "schedule")},
@@ -70,7 +75,7 @@ TABLES = {
         "run",
         "seed data model norm batch_size norm_batch_size optimizer lr lr_scaling sgd_momentum weight_decay "
         "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
-        "data.images data.classes data.difficulty data.fonts data.test_fonts data.shift data.flip "
+        "data.images data.classes data.difficulty data.fonts data.test_fonts data.shift data.flip data.copies "
         "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name "
         "norm.batch_size norm.groups norm.momentum norm.every_second optimizer.name optimizer.lr optimizer.lr_scaling "
         "optimizer.momentum optimizer.weight_decay optimizer.label_smoothing optimizer.schedule order freeze_at "

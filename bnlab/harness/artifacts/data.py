@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bnlab.files import digest
 from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
 from bnlab.harness.artifacts.own_data import Pixels, read_own
-from bnlab.harness.artifacts.published import PUBLISHED, read_published, require_file
+from bnlab.harness.artifacts.published import PUBLISHED, read_copies, read_published, require_file
 from bnlab.harness.checks import require_one_of, require_within
 
 READ_ONLY = ("root", "download", "test_fonts")
@@ -66,6 +66,7 @@ class Flippable(Published):
     """One whose classes stay the same in a mirror: cifar10, cifar100, fashion_mnist."""
 
     flip: bool = False  # augmentation: random horizontal flip
+    copies: bool = False  # as image files train/<class>/*, test/<class>/* in root, such as JPEG copies
 
 
 @dataclass(unsafe_hash=True)
@@ -95,6 +96,14 @@ class Split:
     images: Tensor  # float32 [N, C, H, W], standardized, channels_last, on the device
     labels: Tensor  # int64 [N]
     digest: str = ""  # of the stored pixels and the labels
+
+    def sample(self, count: int | None) -> Split:
+        """So many images, always the same, or all."""
+        if count is None or count >= len(self.labels):
+            return self
+        chosen = _permutation(len(self.labels))[:count].to(self.labels.device)
+        images = self.images[chosen].contiguous(memory_format=torch.channels_last)
+        return Split(images, self.labels[chosen], f"{self.digest}-{count}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +160,7 @@ def check(config: DataConfig) -> int:
         require_one_of("data.fonts", config.fonts, FONTS)
         require_one_of("data.test_fonts", config.test_fonts, FONTS)
     if isinstance(config, Published) and not config.download:
-        require_file(config.name, Path(config.root))
+        require_file(config.name, Path(config.root), getattr(config, "copies", False))
     size, images = _find_size(config), images_used(config)
     require_within("data.shift", config.shift, 0, size.pixels // 2, f"half of the {size.pixels} pixels")
     require_within("data.images", images, 10, size.available)
@@ -236,6 +245,8 @@ def _read(config: DataConfig) -> tuple[Pixels, Pixels]:
     if isinstance(config, OwnData):
         return read_own(config.name, config.root)
     if isinstance(config, Published):
+        if getattr(config, "copies", False):
+            return read_copies(config.name, Path(config.root))
         return read_published(config.name, Path(config.root), download=config.download)
     if isinstance(config, Glyphs):
         size = _find_size(config)

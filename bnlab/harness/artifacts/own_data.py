@@ -26,7 +26,7 @@ def read_own(path: str, root: str) -> tuple[Pixels, Pixels]:
     """
     make = import_object(path)
     try:
-        train, test = map(_read_part, make(root))
+        train, test = map(read_part, make(root))
     except Exception as error:
         reason = f"{where_raised(error)}; it has to give the training and the test part, each (images, labels)"
         raise UserError(f"data={path}: {reason}, or a data set of such pairs") from error
@@ -37,15 +37,16 @@ def read_own(path: str, root: str) -> tuple[Pixels, Pixels]:
                 f"data={path}: found {images.dtype} images {tuple(images.shape)} with {len(labels)} labels; it has "
                 "to give uint8 images [N, C, H, W], and a label for each"
             )
-    return _shuffle(*train), _shuffle(*test)
+    return shuffle(*train), shuffle(*test)
 
 
-def _shuffle(images: Tensor, labels: Tensor) -> Pixels:
+def shuffle(images: Tensor, labels: Tensor) -> Pixels:
+    """In an order that is the same for ever."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     return images[order], labels[order].long()
 
 
-def _read_part(part: Any) -> Pixels:
+def read_part(part: Any) -> Pixels:
     """A pair of arrays, or a torchvision data set, whose images are PIL's or float tensors from 0 to 1."""
     if isinstance(part, tuple):
         images, labels = map(torch.as_tensor, part)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bnlab.harness.artifacts.own_data import Pixels
+from bnlab.harness.artifacts.own_data import Pixels, read_part, shuffle
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError, where_raised
 
@@ -38,10 +38,10 @@ PUBLISHED = {
 }
 
 
-def require_file(name: str, root: Path) -> None:
-    """UserError unless the data set's first file is there."""
-    file = root / PUBLISHED[name].file
-    if not file.is_file():
+def require_file(name: str, root: Path, copies: bool) -> None:
+    """UserError unless the data set's first file is there, of copies their folder."""
+    file = root / ("train" if copies else PUBLISHED[name].file)
+    if not file.exists():
         url = PUBLISHED[name].url
         raise UserError(f"{name}: {file} is missing; set data.download=true, or put the files of {url} there")
 
@@ -58,6 +58,22 @@ def read_published(name: str, root: Path, *, download: bool) -> tuple[Pixels, Pi
             f"{name}: {where_raised(error)}; delete its files in {folder} and set data.download=true"
         ) from error
     return train, test
+
+
+def read_copies(name: str, root: Path) -> tuple[Pixels, Pixels]:
+    """Image files in train/<class>/, test/<class>/, in an order that is drawn once for ever; UserError unless all."""
+    try:
+        parts = [shuffle(*read_part(torchvision().datasets.ImageFolder(root / part))) for part in ("train", "test")]
+    except Exception as error:
+        raise UserError(
+            f"{name}: {where_raised(error)}; there have to be train/<class>/ and test/<class>/ in {root}"
+        ) from error
+    counts, expected = [len(labels) for _, labels in parts], [PUBLISHED[name].train, PUBLISHED[name].test]
+    if counts != expected:
+        raise UserError(
+            f"{name}: {root} has {counts[0]:,} and {counts[1]:,} images; expected {expected[0]:,} and {expected[1]:,}"
+        )
+    return parts[0], parts[1]
 
 
 def _unpack(part: Any) -> Pixels:

@@ -91,6 +91,10 @@ class Run:
             return self.wanted[-1:]
         return self.wanted if at == "all" else sorted({*self.wanted} & {*list_steps(at, self.steps)})
 
+    def limit_at(self, step: int) -> int | None:
+        """How many images of a split are measured at a step, `population_images`; None: all, as at the last step."""
+        return None if step == self.steps else self.config.population_images
+
     @property
     def predictions(self) -> list[tuple[str, str]]:
         """Split and shift of the images that are predicted: `evaluate_on` and `shifts`."""

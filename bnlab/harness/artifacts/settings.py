@@ -37,6 +37,7 @@ class Config:
     momentum: Any = 0.1  # weight of the new batch, one value or a list
     estimator: Any = "ema"  # one name or a list: ema, ema_debiased, cumulative, last_batch, precise, exact, or yours
     population: Any = "train"  # data of exact and precise statistics, one or a list: train, train_augmented, val
+    population_images: int | None = None  # a sample for statistics and predictions before the last step; None: all
     evaluate_at: Any = "log"  # log, final, or a list of steps (integers) and shares of the training (0.1)
     accuracy_at: Any = "final"  # final, all steps of evaluate_at, or a list of some of them
     evaluate_on: Any = "test"  # images that are predicted, one split or a list: test, val, train (as many as test has)

@@ -62,7 +62,9 @@ def _find_origin(run: Run, name: str, subject: Source | None, split: str = "test
     """A digest of all that rows depend on: version, a user's own code, images, training."""
     predicted = run.digest_of(split, shift) if "accuracy" in TABLES[name].types else ""
     code = code_digest(subject) if subject else ""
-    return digest(json.dumps([frozen.VERSION, code, run.dataset.train.digest, predicted, run.training]), digits=10)
+    made_from = [frozen.VERSION, code, run.dataset.train.digest, predicted, run.training]
+    made_from += [run.config.population_images] * (run.config.population_images is not None)
+    return digest(json.dumps(made_from), digits=10)
 
 
 def _measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -47,29 +48,32 @@ def evaluations(
     run: Run, sources: list[Source], steps: list[int], split: str = "test", shift: str = "none"
 ) -> pd.DataFrame:
     """One row for each step and source: how the images of a split are predicted under a shift, see `Run.images_of`."""
-    images = run.images_of(split, shift)
+    images = {step: run.images_of(split, shift).sample(run.limit_at(step)) for step in steps}
     used = [[stat_images(run, source, step) for source in sources] for step in steps]
-    columns = {"split": split, "shift": shift, "images": len(images.labels), "stat_images": used}
+    predicted = [[len(images[step].labels)] for step in steps]
+    columns = {"split": split, "shift": shift, "images": predicted, "stat_images": used}
     frame = tabulate(run, sources, steps, columns)
     if run.has_trace:
         rows = _score_sources(run, sources, steps, images)
     else:  # as it is; there are no exact statistics to compare it with
-        rows = [(*predict(run.model_at(step).eval(), images)[1:], math.nan, math.nan) for step in steps]
+        rows = [(*predict(run.model_at(step).eval(), images[step])[1:], math.nan, math.nan) for step in steps]
     frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
     return frame
 
 
-def _score_sources(run: Run, sources: list[Source], steps: list[int], images: Split) -> list[tuple[float, ...]]:
-    """Loss, accuracy, ece, disagreement and logit gap for each step and source."""
+def _score_sources(
+    run: Run, sources: list[Source], steps: list[int], images: Mapping[int, Split]
+) -> list[tuple[float, ...]]:
+    """Loss, accuracy, ece, disagreement and logit gap for each step, of its images, and source."""
     estimates, layout = flat_statistics(run, sources, steps), run.trace.layout
     rows: list[tuple[float, ...]] = []
     for k, step in enumerate(steps):
         model = run.model_at(step)
         with using(model, frozen_statistics(run, step, EXACT)):
-            exact = predict(model, images)
+            exact = predict(model, images[step])
         for s, source in enumerate(sources):
             with using(model, layout.unflatten(estimates[s, k])):
-                found = exact if source == EXACT else predict(model, images, source)
+                found = exact if source == EXACT else predict(model, images[step], source)
             rows.append((*found[1:], *compare_logits(exact.logits, found.logits)))
     return rows
 
@@ -112,7 +116,7 @@ def stat_images(run: Run, source: Source, step: int) -> int:
         return source.images
     if isinstance(source, FrozenWeights) and source.statistic != "averaged":
         size = len(find_population(run, source).labels)
-        return min(source.images or size, size)
+        return min(source.images or run.limit_at(step) or size, size)
     images, last = len(run.dataset.train.labels), min(step, run.frozen_from or step)
     if last == run.frozen_from and run.config.freeze_with == "exact":
         return images

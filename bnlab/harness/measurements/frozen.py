@@ -30,7 +30,7 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
     """The source's statistics of the checkpoint at `step`, from the run's folder if they are there."""
     if source.statistic == "averaged":
         return bnlab.running_statistics(run.model_at(step))
-    of = f"{source.statistic}-{source.split}-{source.images or 'all'}"
+    of = f"{source.statistic}-{source.split}-{source.images or run.limit_at(step) or 'all'}"
     made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
     path = run.folder / "statistics" / f"{of}-{step:07d}-{made_from}.safetensors"
     if path.exists():
@@ -47,8 +47,9 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
 
 
 def draw_population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> list[Tensor]:
-    """The source's images in batches; fewer than all are others for each network, step and number."""
-    images, data = find_population(run, source).images, run.config.data
+    """The source's images in batches; as many as an estimator names are others for each network, step and number."""
+    limit = run.limit_at(step) if source.images is None else None
+    images, data = find_population(run, source).sample(limit).images, run.config.data
     if source.images is not None and source.images < len(images):
         # One sample for all seeds would put its own error into every mean, where no interval shows it.
         chosen = torch.randperm(len(images), generator=seed_by(f"{run.id} {step} {source.images}"))[: source.images]

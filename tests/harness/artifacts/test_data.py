@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bnlab.harness.artifacts import data, glyphs
 from bnlab.harness.artifacts.data import DataConfig, Digits, Flippable, Glyphs, augment, load_dataset
-from bnlab.harness.artifacts.published import PUBLISHED
+from bnlab.harness.artifacts.published import PUBLISHED, read_copies
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
 
@@ -78,6 +80,34 @@ def test_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     dataset = load_dataset(config)
     np.testing.assert_array_equal(restore_pixels(dataset, dataset.test.images), expected)  # in the file's order
     assert dataset.test.labels.tolist() == [i % 10 for i in range(TEST)]
+
+
+def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image with its class, in another order than that of the files; others than are published are refused."""
+    for part, count in (("train", TRAIN), ("test", TEST)):
+        for i in range(count):
+            (tmp_path / part / f"{i % 4}").mkdir(parents=True, exist_ok=True)
+            image = np.full((32, 32, 3), i % 4, np.uint8)
+            image[0, 0] = i + (100 if part == "test" else 0)
+            Image.fromarray(image).save(tmp_path / part / f"{i % 4}" / f"{i}.png")
+    config = Flippable(name="cifar10", root=str(tmp_path), copies=True)
+    with pytest.raises(UserError, match=f"cifar10: {tmp_path} has 40 and 12 images; expected 50,000 and 10,000"):
+        load_dataset(config)
+    monkeypatch.setitem(PUBLISHED, "cifar10", PUBLISHED["cifar10"]._replace(train=TRAIN, test=TEST))
+    assert_sound(config, (36, 4, TEST))
+    test = load_dataset(config).test
+    assert restore_pixels(load_dataset(config), test.images)[:, 0, 9, 9].tolist() == test.labels.tolist()
+    assert test.labels.tolist() != sorted(test.labels.tolist())
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(UserError, match="there have to be train/<class>/ and test/<class>/ in"):
+        read_copies("cifar10", tmp_path)
+
+
+def test_a_sample_is_always_the_same() -> None:
+    split = load_dataset(Digits()).test
+    some = split.sample(50)
+    assert len(some.labels) == len({*map(bytes, some.images.numpy())}) == 50 and split.sample(359) is split
+    assert torch.equal(split.sample(50).images, some.images) and some.digest not in ("", split.digest)
 
 
 def test_digits() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bnlab import gap, running_statistics
+from bnlab import gap, population_statistics, running_statistics
 from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
@@ -44,6 +44,23 @@ def test_all_names_at_once(trained: Run) -> None:
     measured = rows("gaps", trained, chosen)
     assert set(measured["estimator"]) == {s.estimator for s in chosen if not isinstance(s, InferenceRule)}
     assert measured["mean_gap"].notna().all()
+
+
+def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
+    some = Run(replace(trained.config, population_images=100, accuracy_at="all", evaluate_at=[trained.wanted[0], 1.0]))
+    first, last = some.wanted
+    expected = population_statistics(some.model_at(first), [trained.dataset.train.sample(100).images])
+    assert gap(expected, frozen_statistics(some, first, EXACT))["mean_gap"].max() < 1e-6
+    assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
+    found = find_measurement("evaluations")(some, [EXACT], [first, last]).set_index("step")
+    assert found[["images", "stat_images"]].to_numpy().tolist() == [
+        [100, 100],
+        [359, len(trained.dataset.train.labels)],
+    ]
+    with using(some.model_at(first), expected) as model, torch.no_grad():
+        logits = model.eval()(trained.dataset.test.sample(100).images)
+    hits = logits.argmax(1) == trained.dataset.test.sample(100).labels
+    assert found.loc[first, "accuracy"] == pytest.approx(hits.double().mean().item())
 
 
 @pytest.mark.parametrize("split", ["test", "val", "train"])
