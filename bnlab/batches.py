@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 Forward = Callable[[nn.Module, Any], Any]
 
 
 def call(model: nn.Module, batch: Any) -> Any:
     """The default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
-    if not isinstance(batch, (tuple, list)):
+    if not isinstance(batch, (tuple, list)) or isinstance(batch, PackedSequence):
         return model(batch)
     if not batch:
         raise ValueError("a batch is an empty list or tuple; pass e.g. (images, labels), or forward= for other batches")

@@ -33,6 +33,8 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         for named in (module.named_parameters, module.named_buffers)
         for name, tensor in named(recurse=False, remove_duplicate=False)
     ]
+    own = [module for module in model.modules() if type(module).train is not nn.Module.train]
+    weights = [(module, weight, weight.detach().clone()) for module in own for weight in module.parameters(False)]
     model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     _depth += 1
@@ -41,8 +43,12 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
             yield
     finally:
         _depth -= 1
-        for buffer, value in values:
-            buffer.data.copy_(value)  # .data: a backward pass still to come may have saved the buffer
+        for module, mode in modes:  # LoRA's layers merge their weights in eval mode
+            if any(of is module and not torch.equal(weight, value) for of, weight, value in weights):
+                module.train(mode)
+        for tensor, value in (*values, *(pair for _, *pair in weights)):
+            if not torch.equal(tensor, value):  # as an expanded one, which cannot be written, is
+                tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
         for module, name, tensor in tensors:
             if getattr(module, name, None) is not tensor:
                 setattr(module, name, tensor)

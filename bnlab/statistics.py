@@ -30,7 +30,7 @@ class Cost:
     """What a measurement took, on this rank.
 
     Attributes:
-        images, batches: of the data.
+        images, batches: of the data; images are the rows of each batch's first tensor.
         forwards: how often a batch's forward was begun at its input, but for a few images to profile and to check;
             more than `batches` where memory was short, or there were several passes.
         input_bytes: of the batches, which are held.
@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Check:
-    """An ordinary evaluation under the result, of the first batch and of one of another shape.
+    """An ordinary evaluation under the result, of three batches and of one of another shape.
 
     Attributes:
         held: whether all layers were given what the statistics were measured on.
@@ -126,8 +126,10 @@ class Statistics(Mapping[str, Moments]):
             ValueError: a layer is missing in the model, has other channels, a value is not finite or beyond the type of
                 the buffer, or a variance is negative; nothing is written then.
         """
-        for name, layer in self.find_layers(model, "write_to").items():
-            write_buffers(layer, self[name])
+        with torch.no_grad():
+            for name, layer in self.find_layers(model, "write_to").items():
+                for buffer, value in zip(get_running_buffers(layer), (self[name].mean, self[name].var), strict=True):
+                    buffer.copy_(value)  # a backward pass that has saved the old value raises
 
     def find_layers(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
         """For each name here the layer of `model`, after all that could be wrong has been checked."""
@@ -219,7 +221,8 @@ def read_buffers(layer: BatchNorm) -> Tensor:
 def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     """Evaluate under `statistics`: the model is in eval mode with them inside the block, then as it was before.
 
-    What is written into the model's buffers in the block (by `load_state_dict`, say) is gone after it.
+    So is the random state: what is drawn in the block is drawn again after it. What is written into the model's
+    buffers in the block (by `load_state_dict`, say) is gone after it.
 
     Raises:
         TypeError, ValueError: as `Statistics.write_to`, before anything is changed.
@@ -228,7 +231,8 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
     layers = statistics.find_layers(model, "using")
     with borrowed(model):
-        for name, layer in layers.items():
+        for name, layer in layers.items():  # graphs of the block save other tensors than the model's, which come back
+            layer.running_mean, layer.running_var = (buffer.clone() for buffer in get_running_buffers(layer))
             write_buffers(layer, statistics[name])
         yield model
 

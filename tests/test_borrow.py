@@ -72,3 +72,27 @@ def test_what_is_compiled_shows_its_layers_to_a_measurement() -> None:
         assert not torch.is_grad_enabled()
     hook.remove()
     assert calls == [1]
+
+
+class Merging(nn.Linear):
+    """In eval mode its weight is another one, as that of LoRA's layers."""
+
+    def train(self, mode: bool = True) -> Merging:
+        if mode != self.training:
+            self.weight.data.add_(-1.0 if mode else 1.0)
+        return super().train(mode)
+
+
+def test_layers_that_do_something_in_eval_mode_undo_it() -> None:
+    model = nn.Sequential(Merging(4, 4), nn.BatchNorm1d(4))
+    with unchanged(model), borrowed(model):
+        inside = model[0].weight.detach().clone()
+    model.eval()
+    assert torch.equal(model[0].weight, inside)  # once, not twice
+
+
+def test_a_buffer_that_cannot_be_written() -> None:
+    model = residual()
+    model.register_buffer("table", torch.ones(1, 4).expand(8, 4))
+    with unchanged(model), borrowed(model):
+        pass

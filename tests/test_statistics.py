@@ -70,6 +70,22 @@ def test_using() -> None:
         raise ZeroDivisionError
 
 
+def test_a_loss_of_a_block_has_the_gradients_of_its_statistics() -> None:
+    model, (x, _) = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), (torch.randn(64, 4), None)
+    statistics = population_statistics(model, [x])
+    with using(model, statistics):
+        model(x).square().sum().backward()
+        expected = model[0].weight.grad.clone()
+        model.zero_grad()
+        loss = model(x).square().sum()
+    loss.backward()
+    assert torch.equal(model[0].weight.grad, expected)
+    loss = model(x).square().sum()
+    statistics.write_to(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_frame() -> None:
     frame = population_statistics(plain(), images(4, 4)).to_frame()
     assert list(frame) == ["layer", "depth", "channel", "count", "mean", "var", "eps"]

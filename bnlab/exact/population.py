@@ -59,7 +59,7 @@ def population_statistics(
         max_images: stop after the batch with which so many images are read. "auto": twice as many again and again, from
             256 on, until the standard errors of every layer are within `tolerance`.
         tolerance: for "auto": of the mean in σ and of the variance relative, root mean square over channels.
-        standard_errors: give `.standard_errors` too, for one more forward pass.
+        standard_errors: give `.standard_errors` too, as of independent images, for one more forward pass.
         device: where batches are moved; default the model's.
         memory: limit for live activations, bytes or "4GiB"; default 60% of what is free. Batches that do not fit are
             run again from the input up to the next layers; `.cost` says how often.

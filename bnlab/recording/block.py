@@ -32,9 +32,8 @@ from bnlab.statistics import read_buffers
 def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer | None = None) -> Iterator[MomentTrace]:
     """Record the moments of every batch that `model` is trained on inside the block, one entry for each layer call.
 
-    Training is bit for bit as without it, the running buffers to float32 rounding. Layers in eval mode are not
-    recorded, nor measurements of the model inside the block (`population_statistics`, say). A subclass with a forward
-    of its own is recorded by a second read of its input. Call `torch.compile` inside of the block.
+    Training is bit for bit as without it, the running buffers to float32 rounding. Layers in eval mode and measurements
+    of the model are not recorded, a subclass's own forward by a second read of its input. Call `torch.compile` inside.
 
     A step is an update of the model's parameters by a torch optimizer, or a call of `trace.step()`, with all train-mode
     forwards since the one before; updates without a forward between are one. Until the first, forwards are counted.
@@ -50,8 +49,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         TypeError, ValueError: an argument is none of these; no batch-norm layer with running statistics.
 
     Warns:
-        UserWarning: when the block ends. Buffers are not the average of what was recorded (replays are), or several
-            forwards are on one step, and no update was seen.
+        UserWarning: when the block ends. Buffers are not the average of what was recorded (replays are), nothing was
+            recorded, or several forwards are on one step, and no update was seen.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
@@ -73,11 +72,13 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
     if not counter.has_counted and any(len(layer) > 1 for layer in trace.layers.values()):
         text = "record: no update by an optimizer was seen, nor a forward of the model as a whole: all is on one step"
         warnings.warn(f"{text}; call trace.step() after each update", stacklevel=3)
-    if unlike := [name for name, recorder in recorders.items() if not recorder.verify()]:
+    if counter.has_counted and not any(len(layer) for layer in trace.layers.values()):
+        warnings.warn("record: nothing was recorded, as no batch-norm layer was in train mode", stacklevel=3)
+    now = dict(model.named_modules())
+    if unlike := [name for name, of in recorders.items() if now.get(name) is not layers[name] or not of.verify()]:
         text = f"record: the running buffers of {join_names(unlike)} are not the average of what was recorded: "
-        text += "something has written them (load_state_dict, or DistributedDataParallel with the first rank's), "
-        text += "or has trained the layers past their recorded forward (call torch.compile inside of the block)"
-        warnings.warn(text, stacklevel=3)
+        text += "they were written (load_state_dict, DistributedDataParallel), the layers replaced, or trained past "
+        warnings.warn(f"{text}their recorded forward (call torch.compile inside of the block)", stacklevel=3)
 
 
 def _count_batches(layer: BatchNorm) -> int:
@@ -150,9 +151,9 @@ class _Recorder:
         self._missed = 0  # calls that have left no entry, which torch may have counted
         self._given: Callable[..., Any] | None = vars(layer).get("forward")
         self.own = self._given or types.MethodType(type(layer).forward, layer)
-        runs: dict[Any, Callable[..., Any]] = dict.fromkeys(TORCH_FORWARDS, self._run_torch)
-        runs[SelfTuned.forward] = self._run_self_tuned
-        self._run = self._run_own if self._given else runs.get(type(layer).forward, self._run_own)
+        of_torch = self._given is None and type(layer).forward in TORCH_FORWARDS
+        is_tuned = self._given is None and type(layer).forward is SelfTuned.forward
+        self._run = self._run_torch if of_torch else self._run_self_tuned if is_tuned else self._run_own
 
     def attach(self, undo: contextlib.ExitStack) -> None:
         given: Any = (delattr,) if self._given is None else (setattr, self._given)
@@ -220,8 +221,7 @@ class _Recorder:
             return self.own(*args, **kwargs)
         finally:
             if sys.exc_info()[0] is None or not torch.equal(get_running_buffers(self._layer)[1], before):
-                x = x.to(before.dtype)
-                moments = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1])
+                moments = torch.var_mean(x.to(before.dtype), [dim for dim in range(x.dim()) if dim != 1])
                 for place, value in zip(self._next_place(), reversed(moments), strict=True):
                     place.copy_(value)
                 self._add(x, self._weigh())

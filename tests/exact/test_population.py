@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnlab import Statistics, population_statistics, running_statistics, using
+from bnlab import Statistics, gap, population_statistics, running_statistics, using
 from bnlab.batches import map_batch
 from bnlab.moments import Moments, compare_moments
 from tests import references
@@ -146,6 +146,30 @@ def test_a_check_that_fails_says_where_and_by_how_much() -> None:
         found = population_statistics(case.model, case.batches[:2])
     assert found.check is not None and not found.check.held
     assert found.check.layer == "c.1" and found.check.off > 0.01 and "check failed at c.1" in repr(found)
+
+
+class Scaled(nn.Module):
+    """A part of the input that a batch sets for its forward, as the width of a slimmable network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.scale = nn.BatchNorm1d(4), nn.BatchNorm1d(4), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.scale)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 0.25, 1.0), (0.5, 1.0, 1.0), (1.0, 1.0, 0.25, 1.0)])
+def test_state_that_differs_from_batch_to_batch_is_noticed(scales: tuple[float, ...]) -> None:
+    def run(model: Scaled, batch: tuple[Tensor, float]) -> None:
+        x, model.scale = batch
+        model(x)
+
+    batches = [*zip((x.flatten(1)[:, :4] for x in images(*[64] * len(scales))), scales, strict=True)]
+    expected = population_statistics(Scaled(), batches, forward=run, strategy="layerwise")
+    with pytest.warns(RuntimeWarning, match="keeps state between its layers"):
+        found = population_statistics(Scaled(), batches, forward=run)
+    assert gap(expected, found)["var_gap"].max() < 1e-6
 
 
 def test_a_forward_that_raises_leaves_the_model_as_it_was() -> None:

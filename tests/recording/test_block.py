@@ -211,6 +211,24 @@ def test_buffers_that_something_else_writes_are_warned_of(name: str) -> None:
     assert len(said) == 1 and said[0].filename == __file__
 
 
+def test_a_training_that_leaves_nothing_is_warned_of() -> None:
+    """In eval mode, and past a layer that has taken the place of a recorded one."""
+    model, (x, *_) = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (torch.randn(8, 4),)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def update() -> None:
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    with pytest.warns(UserWarning, match="nothing was recorded"), record(model):
+        model.eval()
+        update()
+    with pytest.warns(UserWarning, match="the layers replaced"), record(model.train()):
+        update()
+        model[1] = nn.BatchNorm1d(4)
+        update()
+
+
 def test_code_that_was_compiled_before_is_recorded_or_warned_of() -> None:
     model, (x, *_) = plain(), DATA
     compiled = torch.compile(model, backend="eager")
