@@ -48,7 +48,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Check:
-    """An ordinary evaluation under the result, of three batches and of one of another shape.
+    """An ordinary evaluation under the result, of two batches and of one of another shape.
 
     Attributes:
         held: whether all layers were given what the statistics were measured on.

@@ -88,7 +88,7 @@ def _settle(task: Task, budget: Budget, cost: Cost, progress: Callable[[], objec
     """Walk, and again where layers are called several times, with what was found given, until it is what is found."""
     shapes = [[tensor.shape[1:] for tensor in list_tensors(batch)] for batch in task.data]
     others = [index for index, shape in enumerate(shapes) if shape != shapes[0]]
-    noted = sorted({0, 1, len(task.data) // 2, *others[:1]}) if len(task.data) > 1 else []  # one is not interrupted
+    noted = sorted({0, len(task.data) // 2, *others[:1]}) if len(task.data) > 1 else []  # one is not interrupted
     given: dict[str, Moments] = {}
     for cost.passes in range(1, 2 * len(task.layers) + 10):
         walk = Walk(task, budget, given, noted).go(progress)
