@@ -15,8 +15,9 @@ from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import prepare_process
-from bnlab.harness.measurements.evaluations import predict
-from bnlab.harness.measurements.sources import find_sources
+from bnlab.harness.measurements.evaluations import predict, stat_images
+from bnlab.harness.measurements.frozen import EXACT
+from bnlab.harness.measurements.sources import FrozenWeights, Source, find_sources
 
 _STEPS = 5
 
@@ -49,11 +50,11 @@ def plan(configs: list[Config], processes: int) -> Iterable[str]:
     training, measuring = (format_seconds(seconds / processes) for seconds in estimate(configs))
     yield outline(configs)
     yield f"training   about {training}, {_count(processes, 'network')} at a time"
-    yield f"measuring  about {measuring} for exact statistics and predictions, less what has been done before"
+    yield f"measuring  about {measuring} for statistics of checkpoints and predictions, less what has been done before"
 
 
 def estimate(configs: list[Config]) -> tuple[float, float]:
-    """Seconds of training, and of measuring exact statistics and predictions, in one process.
+    """Seconds of training, and of measuring statistics of frozen weights and predictions, in one process.
 
     A few training steps of each kind of network are timed; nothing is written.
     """
@@ -64,11 +65,12 @@ def estimate(configs: list[Config]) -> tuple[float, float]:
     training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.complete)
     images: dict[tuple[Path, int, object], int] = {}  # of each evaluation, which is done once for all jobs
     for run in map(Run, configs):
-        if run.has_trace:
-            images |= {(run.folder, step, "exact"): _limit(run, step, run.dataset.train) for step in run.wanted}
+        sources: list[Source | None] = [EXACT, *find_sources(run.config)] if run.has_trace else [None]  # as it is
+        for step, source in product(run.wanted, sources):
+            if isinstance(source, FrozenWeights) and source.statistic != "averaged":
+                images[run.folder, step, source] = stat_images(run, source, step)
         if "evaluations" in as_list(run.config.measurements):
-            under = find_sources(run.config) if run.has_trace else [None]  # without batch norm the network itself
-            for step, source, (split, shift) in product(run.predicted, under, run.predictions):
+            for step, source, (split, shift) in product(run.predicted, sources, run.predictions):
                 images[run.folder, step, (source, split, shift)] = _limit(run, step, run.dataset.images_of(split))
     return training, sum(rates[folder.parent][1] * number for (folder, *_), number in images.items())
 
