@@ -12,7 +12,8 @@ from bnlab.harness.reporting.frames import name_panels, rows, score
 from bnlab.harness.reporting.plots import Axis, Curves
 from experiments.margins import AS_NEAR, OVER_LAYERS
 
-CONDITION, FAR = ("batch_size", "last_batch"), ("jump_1", "jump_10", "rare", "single")
+CONDITION = ("batch_size", "last_batch")
+FAR = {"jump_1": "the last batch", "jump_10": "the last ten", "rare": "one of all batches", "single": "one image"}
 
 
 def find_noise(tables: Tables) -> pd.DataFrame:
@@ -37,8 +38,8 @@ EXPERIMENT = Experiment(
             "Batches that are far from all others",
             "So much is added to the last batch or the last ten, after which the new level is true, to one batch that "
             "belongs to the data, or to one image alone; batches of 16. Up: distance from the true mean.",
-            score(lambda tables: name_panels(rows(tables, "counterexamples", 1.0, batch_size=16, case=FAR), "{case}"),
-                  "error", ("panel", "estimator", "momentum", "size"), geometric=True),
+            score(lambda found: name_panels(rows(found, "counterexamples", 1.0, batch_size=16).replace(FAR), "{case}"),
+                  "error", ("panel", "estimator", "momentum", "size"), geometric=True, case=FAR.values()),
             Curves("size", "estimator", Axis("error (σ)", (1e-3, 200), log=True))),
     },
     claims={
@@ -58,7 +59,7 @@ EXPERIMENT = Experiment(
         "error_is_unbounded": Claim(
             "The error of PyTorch's running average grows in proportion to the size of a jump or outlier.",
             score("counterexamples", "error", ("batch_size", "case"), at=1.0, against=1.0, along="size",
-                  matching=("run", "case"), ratio=True, geometric=True, case=FAR, size=100.0, estimator="ema",
+                  matching=("run", "case"), ratio=True, geometric=True, case=[*FAR], size=100.0, estimator="ema",
                   momentum=0.1, batch_size=(16, 64)),
             within(80, 125, "times", "100 times if in proportion; the other batches' noise adds a little"), ("Q15",)),
         "order_undoes_averaging": Claim(
