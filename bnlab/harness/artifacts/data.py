@@ -59,6 +59,7 @@ class Published(DataConfig):
 
     root: str = "data"  # the folder in which it is
     download: bool = False
+    copies: bool = False  # as image files train/<class>/*, test/<class>/* in root, such as JPEG copies
 
 
 @dataclass(unsafe_hash=True)
@@ -66,7 +67,6 @@ class Flippable(Published):
     """One whose classes stay the same in a mirror: cifar10, cifar100, fashion_mnist."""
 
     flip: bool = False  # augmentation: random horizontal flip
-    copies: bool = False  # as image files train/<class>/*, test/<class>/* in root, such as JPEG copies
 
 
 @dataclass(unsafe_hash=True)
@@ -160,7 +160,7 @@ def check(config: DataConfig) -> int:
         require_one_of("data.fonts", config.fonts, FONTS)
         require_one_of("data.test_fonts", config.test_fonts, FONTS)
     if isinstance(config, Published) and not config.download:
-        require_file(config.name, Path(config.root), getattr(config, "copies", False))
+        require_file(config.name, Path(config.root), config.copies)
     size, images = _find_size(config), images_used(config)
     require_within("data.shift", config.shift, 0, size.pixels // 2, f"half of the {size.pixels} pixels")
     require_within("data.images", images, 10, size.available)
@@ -245,7 +245,7 @@ def _read(config: DataConfig) -> tuple[Pixels, Pixels]:
     if isinstance(config, OwnData):
         return read_own(config.name, config.root)
     if isinstance(config, Published):
-        if getattr(config, "copies", False):
+        if config.copies:
             return read_copies(config.name, Path(config.root))
         return read_published(config.name, Path(config.root), download=config.download)
     if isinstance(config, Glyphs):

@@ -48,7 +48,9 @@ def evaluations(
     run: Run, sources: list[Source], steps: list[int], split: str = "test", shift: str = "none"
 ) -> pd.DataFrame:
     """One row for each step and source: how the images of a split are predicted under a shift, see `Run.images_of`."""
-    images = {step: run.images_of(split, shift).sample(run.limit_at(step)) for step in steps}
+    every = run.images_of(split, shift)
+    samples = {limit: every.sample(limit) for limit in {*map(run.limit_at, steps)}}
+    images = {step: samples[run.limit_at(step)] for step in steps}
     used = [[stat_images(run, source, step) for source in sources] for step in steps]
     predicted = [[len(images[step].labels)] for step in steps]
     columns = {"split": split, "shift": shift, "images": predicted, "stat_images": used}
