@@ -35,7 +35,7 @@ class SelfTuned(BatchNorm):
     first one's statistics, `nn.DataParallel` loses batches. `torch.compile` interrupts its graph at each layer.
 
     Measured over whole trainings (n = 5 networks each): a gap of 1.078 [1.042, 1.115] times that of the fixed momentum
-    that is best for each layer and step in hindsight (ResNet-20, digits, batch 16; 1.262 [1.174, 1.355] on glyphs).
+    that is best for each layer and step in hindsight (ResNet-20, digits, batch 16; 1.254 [1.187, 1.324] on glyphs).
     Memory: 1.7 kB a channel, and at most as much in a checkpoint: 46 MB for the 26,560 channels of ResNet-50.
     """
 
