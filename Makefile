@@ -43,7 +43,8 @@ test-all: .venv/installed-zoo
 
 # Of fifteen seeds, not five: what most answers rest on.
 FIFTEEN := quickstart gap accuracy accuracy_batches model_selection weight_averaging momentum tolerance few_images \
-	few_images_predicted streams streams_epoch drift drift_terms start variance shift predictive_digits
+	few_images_predicted streams streams_epoch drift drift_terms start variance shift predictive_digits settings \
+	norms_digits
 
 results: .venv/installed
 	for name in $(basename $(notdir $(wildcard conf/experiment/*.yaml))); do \

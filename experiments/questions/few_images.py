@@ -11,18 +11,18 @@ from bnlab.harness.reporting.frames import OtherThan, find_parameter, name_panel
 from bnlab.harness.reporting.plots import AGAINST_EXACT, Curves
 from experiments.margins import A_POINT, SIX_IMAGES
 
-EACH, TRAINING, TEST = ("line", "batch_size"), "of training images", "of test images"
+EACH, TRAINING, TEST = ("batch_size",), "of training images", "of test images"
 SAMPLES = {"exact": TRAINING, "test_batch": TEST, "pseudo_samples": f"{TEST}, 16 pseudo-samples"}
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy minus that under exact statistics of all training images; `images` is 0 where it is of no sample."""
-    gains = paired(rows(tables, "evaluations", (0.1, 1.0), split=("test", "val")), "accuracy")
+    gains = paired(rows(tables, "evaluations", 1.0, split=("test", "val")), "accuracy")
     sizes = find_parameter(gains, "n", "test_batch").fillna(find_parameter(gains, "batch"))
     images = sizes.fillna(find_parameter(gains, "images")).fillna(0).astype(int)
     sample = gains["estimator"].str.extract(r"^(\w+)", expand=False).map(SAMPLES)
-    named = gains.assign(line=gains["panel"], images=images, sample=sample)
-    return name_panels(named, "batch size {batch_size}").drop(columns="estimator")
+    named = gains.assign(images=images, sample=sample).drop(columns="estimator")
+    return name_panels(named, "batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(
@@ -31,8 +31,8 @@ EXPERIMENT = Experiment(
         "Accuracy under statistics of few images, at the end of training",
         "Test accuracy minus that under exact statistics of all training images. Statistics are of a sample of these, "
         "or of a test batch; as pseudo-samples exact ones count as 16 further images.",
-        score(find_gains, "accuracy", ("panel", "sample", "images"), scale=100, split="test", images=OtherThan(0),
-              line="at the end of training"), Curves("images", "sample", AGAINST_EXACT))},
+        score(find_gains, "accuracy", ("panel", "sample", "images"), scale=100, split="test",
+              images=OtherThan(0)), Curves("images", "sample", AGAINST_EXACT))},
     claims={
         "hundreds_nearly_suffice": Claim(
             "Exact statistics of 512 training images give the accuracy of those of all, to 0.3 points.",

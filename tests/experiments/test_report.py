@@ -33,7 +33,7 @@ def test_one_experiment(folder: Path, call: Call) -> None:
     assert done.code == 0 and done.err == ""
     names = ("accuracy.pdf", "accuracy.png", "estimators.pdf", "estimators.png", "gap.pdf", "gap.png")
     assert list_files(folder) == [f"quickstart/figures/{name}" for name in names]
-    assert "    after 10% of training, batch size 256   33.4 [26.4, 40.4]     n=5  holds\n" in done.out
+    assert "    after 10% of training, batch size 256   31.8 [28.2, 35.5]       n=15  holds\n" in done.out
 
 
 def test_all_of_a_folder(folder: Path, call: Call) -> None:
@@ -45,7 +45,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     assert "the start, lag and noise cost" in text and "In sorted batches" not in text
     own = (folder / "quickstart" / "README.md").read_text()
     assert f"python -m experiments.sweep experiment=quickstart results={folder}" in own
-    assert "| after 10% of training, batch size 256 | 33.4 [26.4, 40.4] | 5 | holds |" in own
+    assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
     assert page.count("data:image/png;base64,") == 3
 
 
