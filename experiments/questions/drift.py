@@ -32,8 +32,7 @@ def find_distances(tables: Tables) -> pd.DataFrame:
     """Of a single batch of 4 and the EMA from the exact mean, in standard deviations, over layers and channels."""
     frame, keys = rows(tables, "traces", (EARLY, END), batch_size=4), ["run", "step", "layer", "channel"]
     deviations = select(frame, estimator="exact").set_index(keys)["var"].rename("exact") ** 0.5
-    away = paired(frame, "mean").join(deviations, on=keys)
-    distances = away.assign(distance=away["mean"].abs() / away["exact"])
+    distances = paired(frame, "mean").join(deviations, on=keys).eval("distance = abs(mean) / exact")
     return average(distances, "distance", (*EACH, "run", "seed", "estimator", "momentum"))
 
 
