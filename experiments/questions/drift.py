@@ -32,7 +32,7 @@ def find_distances(tables: Tables) -> pd.DataFrame:
     """Of a single batch of 4 and the EMA from the exact mean, in standard deviations, over layers and channels."""
     frame, keys = rows(tables, "traces", (EARLY, END), batch_size=4), ["run", "step", "layer", "channel"]
     deviations = select(frame, estimator="exact").set_index(keys)["var"].rename("exact") ** 0.5
-    distances = paired(frame, "mean").join(deviations, on=keys).eval("distance = abs(mean) / exact")
+    distances = paired(frame, "mean").join(deviations, on=keys).assign(distance=lambda f: f["mean"].abs() / f["exact"])
     return average(distances, "distance", (*EACH, "run", "seed", "estimator", "momentum"))
 
 
