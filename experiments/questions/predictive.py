@@ -51,7 +51,7 @@ def make_claims(end: str, where: str, points: float, reason: str, **networks: An
         f"never_worse{end}": Claim(
             f"{where} predictive momentum never loses {points:g} points or more against PyTorch's.",
             score(find_gains, "accuracy", EACH, scale=100, **wanted),
-            Rule(-points, math.inf, "points", reason, together=True), ("Q6",)),
+            Rule(-points, math.inf, "points", reason, together=True), ("Q10",)),
         f"near_the_best{end}": Claim(
             f"{where} the gap of predictive momentum is about that of the best fixed one of each layer and step.",
             score(find_times(), "mean_gap", ("model", "batch_size", "schedule"), average=("layer", "epoch"),
