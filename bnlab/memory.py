@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from bnlab.batches import list_tensors
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SHARE = 0.6  # of the free memory that is used when no limit is given
+_SHARE = 0.4  # of the free memory that is used when no limit is given; malloc has been seen to take 1.7 times that
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MOST_MMAP_THRESHOLD, _KEPT = 32 << 20, 1 << 30  # bytes; malloc refuses a larger threshold
@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
 
 
 def memory_limit(memory: int | str | None, device: torch.device) -> int:
-    """Bytes that `memory` means: a number, "4GiB", or None for 60% of what is free on `device`.
+    """Bytes that `memory` means: a number, "4GiB", or None for 40% of what is free on `device`.
 
     >>> memory_limit("1.5 KiB", torch.device("cpu"))
     1536

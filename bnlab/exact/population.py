@@ -61,7 +61,7 @@ def population_statistics(
         tolerance: for "auto": of the mean in σ and of the variance relative, root mean square over channels.
         standard_errors: give `.standard_errors` too, as of independent images, for one more forward pass.
         device: where batches are moved; default the model's.
-        memory: limit for live activations, bytes or "4GiB"; default 60% of what is free. Batches that do not fit are
+        memory: limit for live activations, bytes or "4GiB"; default 40% of what is free. Batches that do not fit are
             run again from the input up to the next layers; `.cost` says how often.
         progress: show a bar over the layers.
         group: a torch.distributed process group: every rank gives its share of the data, and gets the whole result.

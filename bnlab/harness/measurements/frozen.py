@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,7 @@ from bnlab.files import digest
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
+from bnlab.memory import memory_limit
 from bnlab.recording.frozen import record_frozen
 from bnlab.recording.trace import replay
 from bnlab.statistics import Statistics
@@ -38,12 +40,19 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
     size = IMAGES_AT_ONCE if source.statistic == "exact" else run.config.batch_size
     model, batches = run.model_at(step), draw_population(run, step, source, size)
     if source.statistic in _UPSTREAM:
-        found = bnlab.population_statistics(model, batches, upstream=_UPSTREAM[source.statistic])
+        memory = share_of_memory(run.device)
+        found = bnlab.population_statistics(model, batches, upstream=_UPSTREAM[source.statistic], memory=memory)
     else:
         trace = record_frozen(model, batches)
         found = replay(trace, _AVERAGES[source.statistic], [trace.last_step])[trace.last_step]
     found.save(path)
     return found
+
+
+def share_of_memory(device: torch.device) -> int:
+    """Bytes that activations may take: the share of the cores, as a process on each other one measures too."""
+    limit, cores = memory_limit(None, device), os.cpu_count() or 1
+    return limit if device.type != "cpu" else limit * min(torch.get_num_threads(), cores) // cores
 
 
 def draw_population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> list[Tensor]:
