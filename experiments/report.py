@@ -83,11 +83,12 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
 
 
 def _list_commands(experiment: str, name: str, results: Path) -> Iterator[str]:
-    """A sweep for each file of the experiment: `drift`, `drift_terms`."""
-    words = [f"name={name}"] * (name != experiment)
+    """A sweep for each file that writes these tables: `drift`, `drift_terms`."""
+    own = name if (FILES / f"{name}.yaml").exists() else experiment
+    words = [f"name={name}"] * (name != own)
     words += [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
-    for path in sorted(FILES.glob(f"{experiment}*.yaml")):
-        if path.stem == experiment or path.stem.startswith(f"{experiment}_"):
+    for path in sorted(FILES.glob("*.yaml")):
+        if f"\nname: {own}\n" in path.read_text(encoding="utf-8"):
             yield shlex.join(["python", "-m", "experiments.sweep", f"experiment={path.stem}", *words])
 
 

@@ -105,11 +105,11 @@ def _next(config: Config, words: list[str]) -> str:
     """What to do with the tables; several files may be of one question, whose name theirs begin with."""
     from experiments.catalogue import list_questions
 
-    given = dict(word.split("=", 1) for word in words if word.startswith(("experiment=", "name=", "results=")))
-    if file := given.get("experiment"):
+    if file := next((word.partition("=")[2] for word in words if word.startswith("experiment=")), None):
         question = max((name for name in list_questions() if f"{file}_".startswith(f"{name}_")), key=len, default=file)
-        told = {**given, "experiment": question}.items()
-        return f"next: python -m experiments.report {shlex.join(f'{key}={value}' for key, value in told)}"
+        told = [f"experiment={question}", *[f"name={config.name}"] * (config.name != question)]
+        told += [word for word in words if word.startswith("results=")]
+        return f"next: python -m experiments.report {shlex.join(told)}"
     elsewhere = "" if config.results == "results" else f', "{config.results}"'
     return f'next: bnlab.harness.load("{config.name}"{elsewhere})'
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bnlab import Moments, MomentTrace, Statistics
@@ -41,6 +42,16 @@ def run_two_ranks(script: str, folder: Path) -> None:
     # Gloo may still tell, after the end, that the other side was first to close.
     outputs = [process.communicate(timeout=180) for process in ranks]
     assert all("fine" in out.splitlines() for out, _ in outputs), outputs
+
+
+def write_copies(root: Path, train: int, test: int) -> None:
+    """Image files of four classes in folders, each with its class as colour and one pixel of its own."""
+    for part, count in (("train", train), ("test", test)):
+        for i in range(count):
+            (root / part / f"{i % 4}").mkdir(parents=True, exist_ok=True)
+            image = np.full((32, 32, 3), i % 4, np.uint8)
+            image[0, 0] = i + (100 if part == "test" else 0)
+            Image.fromarray(image).save(root / part / f"{i % 4}" / f"{i}.png")
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:

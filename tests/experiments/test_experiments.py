@@ -8,12 +8,21 @@ from typing import Any
 import pytest
 import yaml
 
+from bnlab.harness.artifacts.published import PUBLISHED
 from experiments.compose import CONF, plan_jobs
 from tests.experiments.commands import Call
+from tests.helpers import write_copies
 
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONF / "experiment").glob("*.yaml"))}
-QUESTIONS = sorted({content["name"] for content in FILES.values()})
+NAMES = sorted({content["name"] for content in FILES.values()})
 IMAGES = {"accuracy": 2400, "predictive": 2400, "few_images": 5200}  # as many as their estimators take
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> list[str]:
+    """What a sweep of CIFAR-10 is told, to read 180 small images for it."""
+    write_copies(tmp_path / "copies", 150, 30)
+    return ["data.copies=true", f"data.root={tmp_path / 'copies'}", "population_images=100"]
 
 
 def list_first(file: str) -> list[str]:
@@ -23,20 +32,26 @@ def list_first(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_it_composes(file: str) -> None:
-    sweep = plan_jobs([f"experiment={file}"])
+def test_it_composes(file: str, copies: list[str]) -> None:
+    sweep = plan_jobs([f"experiment={file}", *copies * file.startswith("cifar10")])
     assert {config.name for config in sweep.configs} == {FILES[file]["name"]} and len(sweep.configs) > 4
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_it_is_swept_and_reported(question: str, tmp_path: Path, call: Call) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_swept_and_reported(
+    name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four steps of one seed on few images, in a network of a quarter of the width, of each of its files."""
-    results = f"results={tmp_path}"
-    for file in (file for file, content in FILES.items() if content["name"] == question):
+    monkeypatch.setitem(PUBLISHED, "cifar10", PUBLISHED["cifar10"]._replace(train=150, test=30))
+    results, report = f"results={tmp_path}", ""
+    for file in (file for file, content in FILES.items() if content["name"] == name):
         words = [f"experiment={file}", *list_first(file), "steps=4", "seed=0", "model.width=8", results]
+        words += copies * file.startswith("cifar10")
         (config,) = plan_jobs(words).configs
-        words += [f"data.images={IMAGES.get(question, 1200)}"] * (config.data.name == "glyphs")
+        words += [f"data.images={IMAGES.get(name, 1200)}"] * (config.data.name == "glyphs")
         code, out, err = call("sweep", *words)
-        assert code == 0 and f"next: python -m experiments.report experiment={question} results=" in out, out + err
-    code, out, err = call("report", f"experiment={question}", results)
-    assert code == 0 and "Traceback" not in err and f"\n{question}: " in out, out + err
+        report = out.partition("next: python -m experiments.report ")[2].strip()
+        assert code == 0 and report.endswith(results), out + err
+    code, out, err = call("report", *report.split())
+    question = report.split()[0].removeprefix("experiment=")
+    assert code == 0 and "Traceback" not in err and name.startswith(question) and f"\n{question}: " in out, out + err

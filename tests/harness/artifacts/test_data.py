@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bnlab.harness.artifacts import data, glyphs
@@ -19,6 +18,7 @@ from bnlab.harness.artifacts.data import DataConfig, Digits, Flippable, Glyphs, 
 from bnlab.harness.artifacts.published import PUBLISHED, read_copies
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
+from tests.helpers import write_copies
 
 TRAIN, TEST = 40, 12
 
@@ -84,12 +84,7 @@ def test_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each image with its class, in another order than that of the files; others than are published are refused."""
-    for part, count in (("train", TRAIN), ("test", TEST)):
-        for i in range(count):
-            (tmp_path / part / f"{i % 4}").mkdir(parents=True, exist_ok=True)
-            image = np.full((32, 32, 3), i % 4, np.uint8)
-            image[0, 0] = i + (100 if part == "test" else 0)
-            Image.fromarray(image).save(tmp_path / part / f"{i % 4}" / f"{i}.png")
+    write_copies(tmp_path, TRAIN, TEST)
     config = Flippable(name="cifar10", root=str(tmp_path), copies=True)
     with pytest.raises(UserError, match=f"cifar10: {tmp_path} has 40 and 12 images; expected 50,000 and 10,000"):
         load_dataset(config)

@@ -1,0 +1,128 @@
+"""What carries over to real images and a residual network?
+
+The claims are what digits and glyphs said, before the first number. A ResNet-20 on JPEG copies of CIFAR-10; before the
+end statistics and predictions are of samples of 5,000 images.
+"""
+
+import math
+
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Rule, Tables, above, below, within
+from bnlab.harness.reporting.frames import OtherThan, over_best, paired, rows, score
+from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, TIMES_THE_BEST, Curves
+from experiments.margins import AS_NEAR, COST_OF_EMA, EACH, FLAT, OVER_LAYERS, OVER_TIME, PYTORCH
+from experiments.questions.model_selection import find_picks
+
+START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
+IMAGES = "30 of 10,000 test images: about the standard error where accuracy is near 85%; comparisons are paired"
+POINT = "a point is what decides between two recipes"
+USUAL = ("Q2", "Q8", "Q11")
+SAMPLES = ("exact(images=1000)", "exact(images=5000)", "precise(images=1000)", "precise(images=10000)", "precise")
+
+
+def find_times(tables: Tables) -> pd.DataFrame:
+    """How many times the gap of the best fixed momentum of the layer and step, which is known in hindsight."""
+    return over_best(rows(tables, "gaps", SHARES), "mean_gap")
+
+
+def find_lines(tables: Tables) -> pd.DataFrame:
+    """Test accuracy at all steps, under PyTorch's momentum and without one."""
+    return rows(tables, "evaluations", split="test", momentum=(0.1, None), estimator=("ema", "predictive", "exact"))
+
+
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Test accuracy minus that under PyTorch's momentum in the same network."""
+    return paired(rows(tables, "evaluations", SHARES, split="test", momentum=(0.1, None)), "accuracy", against="ema")
+
+
+EXPERIMENT = Experiment(
+    answers=("Q2", "Q6", "Q8", "Q10", "Q11", "Q13", "Q14", "Q17", "H1", "H2", "H4", "H8", "H12"),
+    figures={
+        "gap": Figure(
+            "The gap of the running mean against the momentum, on CIFAR-10",
+            "ResNet-20, geometric mean over layers: lag on the left, noise of single batches on the right. {schedule}",
+            score("gaps", "mean_gap", (*EACH, "momentum"), at=SHARES[1:], estimator="ema", **OVER_LAYERS),
+            Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
+        "cost": Figure(
+            "What running averages cost, by momentum, on CIFAR-10",
+            "Test accuracy of the same network under exact statistics minus that under the EMA; above 0 the EMA loses.",
+            score("evaluations", "accuracy", (*EACH, "momentum"), at=SHARES[1:], against="exact", scale=-100,
+                  estimator="ema", split="test"),
+            Curves("momentum", "batch_size", LOST, mark=PYTORCH)),
+        "accuracy": Figure(
+            "Test accuracy over training under three kinds of statistics, on CIFAR-10",
+            "The same weights; the EMA has PyTorch's momentum. {schedule}",
+            score(find_lines, "accuracy", OVER_TIME, scale=100), Curves("epoch", "estimator", ACCURACY)),
+        "predictive": Figure(
+            "The gap of predictive momentum over training, against that of the best fixed momentum, on CIFAR-10",
+            "Gap of the mean over the smallest of any fixed momentum in that layer at that step, known in hindsight "
+            "only; geometric mean over layers.",
+            score(lambda tables: over_best(rows(tables, "gaps"), "mean_gap"), "mean_gap", OVER_TIME,
+                  estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **OVER_LAYERS),
+            Curves("epoch", "estimator", TIMES_THE_BEST)),
+        "samples": Figure(
+            "Statistics of few images, and of batches that normalize themselves, at the end of training on CIFAR-10",
+            "Gap of the mean, geometric mean over layers but the first. Precise statistics are pooled over batches of "
+            "the training size; with more images their distance from exact ones stays, as their upstream differs.",
+            score("gaps", "mean_gap", (*EACH, "estimator"), at=END, estimator=SAMPLES,
+                  depth=OtherThan(1), **OVER_LAYERS),
+            Curves("batch_size", "estimator", GAP)),
+    },
+    claims={
+        "means_are_near_late": Claim(
+            "At the end of training PyTorch's running means are nearer to exact ones than 0.1 σ.",
+            score("gaps", "mean_gap", EACH, at=END, estimator="ema", momentum=0.1, **OVER_LAYERS),
+            below(0.1, "σ", "such an error of all of them costs accuracy, see `tolerance`"), ("Q8",)),
+        "harmless_late": Claim(
+            "At the end of training PyTorch's momentum costs less than 0.3 points.",
+            score("evaluations", "accuracy", EACH, at=END, split="test", **COST_OF_EMA),
+            within(-0.3, 0.3, "points", IMAGES), ("Q2", "Q8", "Q11", "Q14", "H2")),
+        "costs_half_way": Claim(
+            "Half-way, where the learning rate is high, PyTorch's momentum costs over a point.",
+            score("evaluations", "accuracy", EACH, at=HALF, split="test", **COST_OF_EMA),
+            above(1.0, "points", POINT), ("Q2", "Q11", "H2")),
+        "start_costs_first": Claim(
+            "After a fiftieth of training, 9 batches of 1024, the start at 0 and 1 alone costs over a point.",
+            score(find_gains, "accuracy", EACH, scale=100, estimator="ema_debiased", panel="after 2% of training",
+                  batch_size=1024), above(1.0, "points", POINT), ("Q2", "H8")),
+        "lag_costs_early": Claim(
+            "After a tenth of training PyTorch's momentum costs over a point without its start, by lag and noise.",
+            score("evaluations", "accuracy", EACH, at=EARLY, split="test",
+                  **{**COST_OF_EMA, "estimator": "ema_debiased"}),
+            above(1.0, "points", POINT), ("Q2", "H2")),
+        "gap_is_u_shaped": Claim(
+            "Before the end a momentum of 0.003, and one of 1, have a larger gap than the best between them.",
+            score(find_times, "mean_gap", (*EACH, "momentum"), estimator="ema", momentum=(0.003, 1.0),
+                  panel=("after 10% of training", "after 50% of training"), **OVER_LAYERS),
+            above(1.25, "times", FLAT), ("Q6", "Q10", "H1")),
+        "predictive_is_near_the_best": Claim(
+            "Over training the gap of predictive momentum is about that of the best fixed one of each layer and step.",
+            score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
+                  estimator="predictive"), below(1.25, "times", FLAT), ("Q10", "H12")),
+        "predictive_is_late_at_the_end": Claim(
+            "At the end of the schedule predictive momentum is late: its gap is over a quarter larger than that.",
+            score(find_times, "mean_gap", EACH, estimator="predictive", panel="at the end of training", **OVER_LAYERS),
+            above(1.25, "times", FLAT), ("Q6", "Q10")),
+        "predictive_is_never_worse": Claim(
+            "Predictive momentum never loses a point or more against PyTorch's.",
+            score(find_gains, "accuracy", EACH, scale=100, estimator="predictive"),
+            Rule(-1.0, math.inf, "points", POINT, together=True), ("Q10",)),
+        "thousand_images_suffice": Claim(
+            "At the end exact statistics of 1,000 images lose less than 0.3 points against those of all 45,000.",
+            score("evaluations", "accuracy", EACH, at=END, against="exact", scale=-100, split="test",
+                  estimator="exact(images=1000)"), within(-0.3, 0.3, "points", IMAGES), ("Q14", "H4")),
+        "precise_is_as_accurate": Claim(
+            "At the end precise statistics of 10,000 images are as accurate as exact ones of all, to 0.3 points.",
+            score("evaluations", "accuracy", EACH, at=END, against="exact", scale=-100, split="test",
+                  estimator="precise(images=10000)"), within(-0.3, 0.3, "points", IMAGES), ("Q13", "H4")),
+        "precise_stays_off": Claim(
+            "Behind the first layer precise statistics of all images are farther off than exact ones of 5,000 are.",
+            score("gaps", "mean_gap", EACH, at=END, against="exact(images=5000)", ratio=True, estimator="precise",
+                  depth=OtherThan(1), **OVER_LAYERS), above(1.0, "times", AS_NEAR), ("Q13",)),
+        "same_checkpoint": Claim(
+            "Under PyTorch's momentum validation picks the checkpoint that it picks under exact statistics.",
+            score(find_picks, "same", (), average="batch_size", estimator="ema"),
+            above(0.5, "of the networks", "more than half are most"), ("Q17",)),
+    },
+)  # fmt: skip
