@@ -14,7 +14,10 @@ import torch
 from benchmarks.timing import THREADS, Result
 from bnlab.memory import keep_freed_memory
 
-PARTS = ("start", "recording", "self_tuned", "sweep", "population", "large", "shared", "moments", "replay", "scaling")
+PARTS = (
+    "start", "recording", "self_tuned", "training", "sweep", "population", "large", "shared", "moments", "replay",
+    "scaling",
+)  # fmt: skip
 _README = Path(__file__).with_name("README.md")
 
 

@@ -1,13 +1,17 @@
-"""Exact statistics of as many images as fit, against a plain forward pass: time, and the memory that waiting takes."""
+"""Exact statistics of many images, those that fit into memory and CIFAR's 45,000 that do not: time and memory."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate, evaluate
 from bnlab import population_statistics
@@ -18,14 +22,11 @@ _BATCH = 500
 
 
 def results() -> list[Result]:
-    return [_compare(images) for images in (5_000, 15_000)]
+    return [*(_compare(images) for images in (5_000, 15_000)), *_compare_with_others(45_000, "4GiB")]
 
 
 def _compare(images: int) -> Result:
-    model = build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0).eval()
-    model = model.to(memory_format=torch.channels_last)
-    data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    batches = list(data.contiguous(memory_format=torch.channels_last).split(_BATCH))
+    model, batches = _build(images)
     sides = {"exact": lambda: population_statistics(model, batches), "forward": lambda: evaluate(model, batches)}
     median = alternate(sides, ROUNDS)
     cost = population_statistics(model, batches).cost
@@ -36,6 +37,39 @@ def _compare(images: int) -> Result:
     return Result(what, "exact", median["exact"], "one forward", median["forward"], 1.3, note)
 
 
+def _compare_with_others(images: int, memory: str) -> list[Result]:
+    """One round, which takes minutes: at a limit with which not all may wait, layer by layer, and precise BN."""
+    model, batches = _build(images)
+    seconds, notes = dict[str, float](), dict[str, str]()
+
+    def measure(**how: str) -> None:
+        cost = population_statistics(model, batches, **how).cost  # type: ignore[arg-type]
+        name = how.get("memory", "layer by layer")
+        notes[name] = f"{cost.forwards / cost.batches:.1f} forwards a batch"
+
+    sides: dict[str, Callable[[], object]] = {
+        "forward": lambda: evaluate(model, batches),
+        memory: lambda: measure(memory=memory),
+        "layer by layer": lambda: measure(strategy="layerwise"),
+        "fvcore": lambda: update_bn_stats(model.train(), batches, len(batches), progress=None),
+    }
+    for name, run in sides.items():
+        started = time.perf_counter()
+        run()
+        seconds[name] = time.perf_counter() - started
+    what = f"resnet-20, 32×32, {images:,} images, {memory}"
+    return [
+        Result(what, "exact", seconds[memory], name, seconds[name], None, notes.get(name, notes[memory]))
+        for name in ("forward", "fvcore", "layer by layer")
+    ]
+
+
+def _build(images: int) -> tuple[nn.Module, list[Tensor]]:
+    model = build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0).eval()
+    data = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return model, list(data.contiguous(memory_format=torch.channels_last).split(_BATCH))
+
+
 def _measure_peak(side: str, images: int) -> int:
     """The most memory in bytes that a process of its own has had, with what it is imported with."""
     command = [sys.executable, "-m", "benchmarks.large", side, str(images)]
@@ -43,9 +77,7 @@ def _measure_peak(side: str, images: int) -> int:
 
 
 def _main(side: str, images: int) -> None:
-    model = build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0).eval()
-    data = torch.randn(images, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    batches = list(data.split(_BATCH))
+    model, batches = _build(images)
     _ = population_statistics(model, batches) if side == "exact" else evaluate(model, batches)
     status = Path("/proc/self/status").read_text()  # not getrusage, which counts what the parent had
     print(int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024)  # type: ignore[index]

@@ -1,0 +1,75 @@
+"""The harness's training, which records all moments and can be continued, against a plain loop with the same recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.timing import Result, alternate
+from bnlab.harness.artifacts.data import OwnData, augment
+from bnlab.harness.artifacts.models import Resnet, build_model
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.schedule import lr_factor
+
+ROUNDS = 5
+_BATCH, _STEPS, _SHIFT = 128, 80, 4
+
+
+def make_images(root: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Random images as large as CIFAR's, for training and for a test."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        return images, torch.randint(10, (count,), generator=generator)
+
+    return draw(6000), draw(100)
+
+
+def results() -> list[Result]:
+    data = OwnData(name="benchmarks.training.make_images", shift=_SHIFT, flip=True)
+    config = Config(data=data, model=Resnet(), batch_size=_BATCH, steps=_STEPS, threads=torch.get_num_threads())
+    sides: dict[str, Callable[[], object]] = {
+        "bnlab": partial(_train, config),
+        "plain": partial(_train_plainly, config),
+        "augmentation": lambda: list(_draw_batches(config)),
+    }
+    median = alternate(sides, ROUNDS)
+    what = f"resnet-20, 32×32, {_STEPS} steps of {_BATCH}"
+    return [
+        Result(what, "bnlab", median["bnlab"], "plain loop", median["plain"], 1.05),
+        Result(what, "crops and flips", median["augmentation"], "plain loop", median["plain"], 0.05),
+    ]
+
+
+def _train(config: Config) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config.results = folder
+        ensure_trained(Run(config))
+
+
+def _train_plainly(config: Config) -> None:
+    model = build_model(config.model, channels=3, image_size=32, classes=10, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor("onecycle", step, _STEPS))
+    for images, labels in _draw_batches(config):
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def _draw_batches(config: Config) -> Iterator[tuple[Tensor, Tensor]]:
+    train, generator = Run(config).dataset.train, torch.Generator().manual_seed(0)
+    for index in torch.randint(len(train.labels), (_STEPS, _BATCH), generator=generator):
+        yield augment(train.images[index], generator, shift=_SHIFT, flip=True), train.labels[index]
