@@ -3,6 +3,8 @@
 Validation during training uses running averages; at a constant learning rate the last checkpoint need not be the best.
 """
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
@@ -17,7 +19,8 @@ MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is ne
 
 def find_picks(tables: Tables) -> pd.DataFrame:
     """The checkpoint that each estimator picks, and the last one; `cost` is against what exact statistics pick."""
-    val, test = (rows(tables, "evaluations", split=split, momentum=(0.1, None)) for split in ("val", "test"))
+    wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
+    val, test = (rows(tables, "evaluations", split=split, **wanted) for split in ("val", "test"))
     last = select(val, estimator="exact").query("step == steps").assign(estimator="last")
     errors = pd.concat([val, last]).assign(error=lambda f: 1 - f["accuracy"])
     tested = select(test, estimator="exact").set_index(["run", "step"])["accuracy"].rename("tested")
