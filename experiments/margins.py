@@ -5,6 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.reporting.frames import lowest, rows, select
+
 EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "epoch")
 OVER_LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "exact", "scale": -100}
@@ -22,3 +25,16 @@ def drop_chance(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Rows where exact statistics show at least 20%, on average over seeds: near chance no statistics are better."""
     exact = accuracies["accuracy"].where(accuracies["estimator"] == "exact")
     return accuracies[exact.groupby([accuracies[key] for key in by]).transform("mean") >= 0.2]
+
+
+def find_picks(tables: Tables) -> pd.DataFrame:
+    """The checkpoint that each estimator picks, and the last one; `cost` is against what exact statistics pick."""
+    wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
+    val, test = (rows(tables, "evaluations", split=split, **wanted) for split in ("val", "test"))
+    last = select(val, estimator="exact").query("step == steps").assign(estimator="last")
+    errors = pd.concat([val, last]).assign(error=lambda f: 1 - f["accuracy"])
+    tested = select(test, estimator="exact").set_index(["run", "step"])["accuracy"].rename("tested")
+    picks = lowest(errors, "error", ["run", "estimator"]).join(tested, on=["run", "step"])
+    best, run = select(picks, estimator="exact").set_index("run"), picks["run"]
+    cost, same = run.map(best["tested"]) - picks["tested"], run.map(best["step"]) == picks["step"]
+    return picks.assign(cost=cost, same=same)

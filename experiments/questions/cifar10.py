@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+import experiments.margins as margins
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Rule, Tables, above, below, within
-from bnlab.harness.reporting.frames import OtherThan, name_panels, over_best, paired, rows, score, select
-from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, TIMES_THE_BEST, Curves, Forest
+from bnlab.harness.reporting.frames import OtherThan, name_panels, over_best, paired, put_in_order, rows, score
+from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, TIMES_THE_BEST, Axis, Curves, Forest
 from bnlab.harness.reporting.style import estimator_label
-from experiments import margins
-from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_LAYERS, OVER_TIME, PYTORCH
-from experiments.questions.model_selection import find_picks
+from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_LAYERS, OVER_TIME, PYTORCH, find_picks
 
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
@@ -41,12 +40,13 @@ def find_samples(tables: Tables) -> pd.DataFrame:
 
 
 def find_distances(tables: Tables) -> pd.DataFrame:
-    """Gaps at the end: running averages, and statistics of the images as they are and as they are augmented."""
-    frame = rows(tables, "gaps", END, momentum=(0.1, None), depth=OtherThan(1), estimator=("ema", *SAMPLES))
-    measured = frame[frame["batch_size"].isin(select(frame, estimator=SAMPLES[0])["batch_size"])]
-    ends = measured["statistics_split"].map({"train_augmented": ", augmented", "train": ""})
-    names = [estimator_label(*row) for row in measured[["estimator", "momentum"]].itertuples(index=False)]
-    return name_panels(measured.assign(line=names + ends), "batch size {batch_size}")
+    """Gaps at the end: running averages, statistics of the images as they are, and of all as they are augmented."""
+    frame = rows(tables, "gaps", END, momentum=(0.1, None), depth=OtherThan(1), estimator=("ema", "exact", *SAMPLES))
+    is_augmented = frame["statistics_split"].eq("train_augmented")
+    chosen = frame[is_augmented == frame["estimator"].eq("exact")]
+    names = [estimator_label(*row) for row in chosen[["estimator", "momentum"]].itertuples(index=False)]
+    named = chosen.assign(line=pd.Series(names, chosen.index).mask(is_augmented, "augmented images"))
+    return name_panels(put_in_order(named, "line", ["augmented images"]), "batch size {batch_size}")
 
 
 def find_left(tables: Tables) -> pd.DataFrame:
@@ -64,10 +64,13 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("Q2", "Q6", "Q8", "Q10", "Q11", "Q13", "Q14", "Q17", "H1", "H2", "H4", "H8", "H12"),
+    command="""python -m experiments.sweep experiment=cifar10 data.download=true
+# image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER
+# then, as the file's first lines say, statistics at the end of few and of augmented images""",
     figures={
         "gap": Figure(
             "The gap of the running mean against the momentum, on CIFAR-10",
-            "ResNet-20, geometric mean over layers: lag on the left, noise of single batches on the right. {schedule}",
+            "Geometric mean over layers. Before the end lag decides: the larger the momentum, the nearer. {schedule}",
             score("gaps", "mean_gap", (*EACH, "momentum"), at=SHARES[1:], estimator="ema", **OVER_LAYERS),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
         "cost": Figure(
@@ -91,7 +94,8 @@ EXPERIMENT = Experiment(
             "At the end of training what is left of the gap on CIFAR-10 is that images are augmented in training",
             "Gap of the mean from exact statistics of all images as they are, geometric mean over layers but the "
             "first. Precise ones are pooled over batches of the training size, which normalize themselves.",
-            score(find_distances, "mean_gap", ("panel", "line"), **OVER_LAYERS), Forest("line", GAP)),
+            score(find_distances, "mean_gap", ("panel", "line"), **OVER_LAYERS),
+            Forest("line", Axis("gap (σ)", log=True))),
     },
     claims={
         "means_are_near_late": Claim(

@@ -3,31 +3,14 @@
 Validation during training uses running averages; at a constant learning rate the last checkpoint need not be the best.
 """
 
-from typing import Any
-
-import pandas as pd
-
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import lowest, rows, score, select
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, within
+from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.plots import Axis, Curves
-from experiments.margins import OVER_TIME
+from experiments.margins import OVER_TIME, find_picks
 
 RULES = {"ema": "the EMA", "predictive": "predictive momentum"}
 MOST = "more than half are most; of two batch sizes, six networks each that agree are the fewest that decide it"
 MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is near 95%; comparisons are paired"
-
-
-def find_picks(tables: Tables) -> pd.DataFrame:
-    """The checkpoint that each estimator picks, and the last one; `cost` is against what exact statistics pick."""
-    wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
-    val, test = (rows(tables, "evaluations", split=split, **wanted) for split in ("val", "test"))
-    last = select(val, estimator="exact").query("step == steps").assign(estimator="last")
-    errors = pd.concat([val, last]).assign(error=lambda f: 1 - f["accuracy"])
-    tested = select(test, estimator="exact").set_index(["run", "step"])["accuracy"].rename("tested")
-    picks = lowest(errors, "error", ["run", "estimator"]).join(tested, on=["run", "step"])
-    best, run = select(picks, estimator="exact").set_index("run"), picks["run"]
-    cost, same = run.map(best["tested"]) - picks["tested"], run.map(best["step"]) == picks["step"]
-    return picks.assign(cost=cost, same=same)
 
 
 EXPERIMENT = Experiment(
