@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+import torch
 
 import bnlab
 from bnlab.harness.artifacts.training import Callback, Progress
 from bnlab.layers import batch_norm_layers
+from bnlab.memory import memory_limit
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.runs import Run
@@ -14,6 +18,12 @@ if TYPE_CHECKING:
 FREEZE_WITH = ("ema", "exact")
 MOMENTUM = 0.1  # PyTorch's, of the running averages that are frozen
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
+
+
+def share_of_memory(device: torch.device) -> int:
+    """Bytes that activations may take: the share of the cores, as a process on each other one measures too."""
+    limit, cores = memory_limit(None, device), os.cpu_count() or 1
+    return limit if device.type != "cpu" else limit * min(torch.get_num_threads(), cores) // cores
 
 
 def build_freezer(run: Run) -> Callback:
@@ -25,7 +35,8 @@ def build_freezer(run: Run) -> Callback:
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
             batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
-            bnlab.population_statistics(progress.model, batches).write_to(progress.model)
+            memory = share_of_memory(run.device)
+            bnlab.population_statistics(progress.model, batches, memory=memory).write_to(progress.model)
         keep_frozen(run, progress)
 
     return freeze

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 
 import torch
@@ -12,9 +11,9 @@ import bnlab
 from bnlab.estimators import Cumulative, WeightedCumulative
 from bnlab.files import digest
 from bnlab.harness.artifacts.data import Split, augment
+from bnlab.harness.artifacts.freezing import share_of_memory
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
-from bnlab.memory import memory_limit
 from bnlab.recording.frozen import record_frozen
 from bnlab.recording.trace import replay
 from bnlab.statistics import Statistics
@@ -47,12 +46,6 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
         found = replay(trace, _AVERAGES[source.statistic], [trace.last_step])[trace.last_step]
     found.save(path)
     return found
-
-
-def share_of_memory(device: torch.device) -> int:
-    """Bytes that activations may take: the share of the cores, as a process on each other one measures too."""
-    limit, cores = memory_limit(None, device), os.cpu_count() or 1
-    return limit if device.type != "cpu" else limit * min(torch.get_num_threads(), cores) // cores
 
 
 def draw_population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> list[Tensor]:

@@ -10,9 +10,10 @@ import torch
 
 from bnlab import gap, population_statistics, running_statistics
 from bnlab.estimators import list_estimators
+from bnlab.harness.artifacts import freezing
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import find_measurement, find_scope, frozen
+from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
 from bnlab.statistics import using
@@ -126,9 +127,10 @@ def test_bad_names(name: str, message: str) -> None:
 
 
 def test_a_process_plans_with_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "memory_limit", lambda memory, device: 1200)
+    monkeypatch.setattr(freezing, "memory_limit", lambda memory, device: 1200)
     monkeypatch.setattr("os.cpu_count", lambda: 4 * torch.get_num_threads())
-    assert frozen.share_of_memory(torch.device("cpu")) == 300 and frozen.share_of_memory(torch.device("cuda")) == 1200
+    shares = [freezing.share_of_memory(torch.device(kind)) for kind in ("cpu", "cuda")]
+    assert shares == [300, 1200]
 
 
 def test_batches_of_a_split() -> None:
