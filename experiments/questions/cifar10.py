@@ -5,13 +5,15 @@ end statistics and predictions are of samples of 5,000 images.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+import bnlab.harness.reporting.frames as frames
 import experiments.margins as margins
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Rule, Tables, above, below, within
-from bnlab.harness.reporting.frames import OtherThan, name_panels, over_best, paired, put_in_order, rows, score
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Rule, Score, Tables, above, below, within
+from bnlab.harness.reporting.frames import OtherThan, name_panels, over_best, paired, put_in_order, rows, select
 from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, TIMES_THE_BEST, Axis, Curves, Forest
 from bnlab.harness.reporting.style import estimator_label
 from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_LAYERS, OVER_TIME, PYTORCH, find_picks
@@ -21,6 +23,14 @@ SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard
 COSTLY = above(1.0, "points", A_POINT)
 SAMPLES = ("exact(images=1000)", "exact(images=5000)", "precise(images=1000)", "precise(images=10000)", "precise")
 AS_THEY_ARE: dict[str, Any] = {"statistics_split": "train"}  # not augmented
+AVERAGED: dict[str, Any] = {"at": END, "batch_size": 128, "split": "test", **AS_THEY_ARE}
+OF_AVERAGED: dict[str, Any] = {**AVERAGED, "averaging": ("swa", "ema"), "against": "exact"}
+
+
+def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Score:
+    """As `frames.score`, of networks whose weights were not averaged."""
+    compute = frames.score(source, value, by, **how)
+    return lambda tables: compute({**tables, "runs": select(tables["runs"], averaging="none")})
 
 
 def find_times(tables: Tables) -> pd.DataFrame:
@@ -63,7 +73,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q2", "Q6", "Q8", "Q10", "Q11", "Q13", "Q14", "Q17", "H1", "H2", "H4", "H8", "H12"),
+    answers=("Q2", "Q6", "Q8", "Q10", "Q11", "Q13", "Q14", "Q17", "H1", "H2", "H4", "H8", "H9", "H12"),
     command="""python -m experiments.sweep experiment=cifar10 data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER
 # then, as the file's first lines say, statistics at the end of few and of augmented images""",
@@ -155,6 +165,19 @@ EXPERIMENT = Experiment(
             "images as they are (asked when the other numbers of two networks were known).",
             score(find_samples, "accuracy", EACH, scale=100, estimator="exact", statistics_split="train_augmented"),
             above(0.0, "points gained", margins.AS_ACCURATE), ("Q13",)),
+        "averaged_weights_lose": Claim(
+            "At the end averaged weights lose over a point under the trained network's running averages.",
+            frames.score("evaluations", "accuracy", ("averaging",), scale=-100, estimator="stale", **OF_AVERAGED),
+            COSTLY, ("Q11", "H9")),
+        "averaged_buffers_are_enough": Claim(
+            "At the end averaged weights are as accurate under averaged buffers as under exact statistics.",
+            frames.score("evaluations", "accuracy", ("averaging",), scale=100, estimator="averaged", **OF_AVERAGED),
+            SAME, ("Q11", "H9")),
+        "averaging_gains": Claim(
+            "At the end, under exact statistics, averaged weights are more accurate than those training ended with.",
+            frames.score("evaluations", "accuracy", ("averaging",), against="none", along="averaging",
+                         matching=("seed",), scale=100, estimator="exact", **AVERAGED),
+            above(0.0, "points gained", "at 0 averaging gains nothing"), ("Q11", "H9")),
         "same_checkpoint": Claim(
             "Under PyTorch's momentum validation picks the checkpoint that it picks under exact statistics.",
             score(find_picks, "same", (), average="batch_size", estimator="ema"),
