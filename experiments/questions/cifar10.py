@@ -18,6 +18,7 @@ from bnlab.harness.reporting.plots import ACCURACY, GAP, LOST, TIMES_THE_BEST, A
 from bnlab.harness.reporting.style import estimator_label
 from experiments.margins import A_POINT, COST_OF_EMA, EACH, OVER_LAYERS, OVER_TIME, PYTORCH, find_picks
 
+AUGMENTED = "augmented images"
 START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
 SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
 COSTLY = above(1.0, "points", A_POINT)
@@ -55,16 +56,9 @@ def find_distances(tables: Tables) -> pd.DataFrame:
     is_augmented = frame["statistics_split"].eq("train_augmented")
     chosen = frame[is_augmented == frame["estimator"].eq("exact")]
     names = [estimator_label(*row) for row in chosen[["estimator", "momentum"]].itertuples(index=False)]
-    named = chosen.assign(line=pd.Series(names, chosen.index).mask(is_augmented, "augmented images"))
-    return name_panels(put_in_order(named, "line", ["augmented images"]), "batch size {batch_size}")
-
-
-def find_left(tables: Tables) -> pd.DataFrame:
-    """Gaps at the end over those of exact statistics of augmented images."""
-    frame = rows(tables, "gaps", END, momentum=(0.1, None), depth=OtherThan(1))
-    is_augmented = frame["statistics_split"].eq("train_augmented") & frame["estimator"].eq("exact")
-    named = frame.assign(estimator=frame["estimator"].mask(is_augmented, "augmented"))
-    return paired(named, "mean_gap", against="augmented", ratio=True)
+    named = chosen.assign(line=pd.Series(names, chosen.index).mask(is_augmented, AUGMENTED))
+    ordered = put_in_order(named.drop(columns=["estimator", "momentum"]), "line", [AUGMENTED])
+    return name_panels(ordered, "batch size {batch_size}")
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
@@ -158,7 +152,9 @@ EXPERIMENT = Experiment(
                   depth=OtherThan(1), **AS_THEY_ARE, **OVER_LAYERS), above(1.0, "times", margins.AS_NEAR), ("Q13",)),
         "augmentation_is_left": Claim(
             "At the end PyTorch's running means are as far from exact ones as exact ones of augmented images are "
-            "(asked when it was seen).", score(find_left, "mean_gap", EACH, estimator="ema", **OVER_LAYERS),
+            "(asked when it was seen).",
+            score(find_distances, "mean_gap", ("batch_size",), against=AUGMENTED, along="line", ratio=True,
+                  line=estimator_label("ema", 0.1), **OVER_LAYERS),
             within(1 / 1.25, 1.25, "times", margins.HARDLY_SEEN), ("Q8", "Q13")),
         "augmented_images_gain": Claim(
             "At the end exact statistics of augmented images, which training sees, are more accurate than those of the "
