@@ -50,7 +50,8 @@ def plan(configs: list[Config], processes: int) -> Iterable[str]:
     training, measuring = (format_seconds(seconds / processes) for seconds in estimate(configs))
     yield outline(configs)
     yield f"training   about {training}, {_count(processes, 'network')} at a time"
-    yield f"measuring  about {measuring} for statistics of checkpoints and predictions, less what has been done before"
+    yield f"measuring  about {measuring} for statistics of checkpoints and predictions, less what has been done before;"
+    yield "           longer for exact statistics of more images than memory holds"
 
 
 def estimate(configs: list[Config]) -> tuple[float, float]:
