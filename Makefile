@@ -1,7 +1,7 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
 # make test-all   the slow tests too
-# make results    every experiment again, for results/reference; hours. What is finished is kept
+# make results    every experiment that needs no download again, for results/reference; hours. What is finished is kept
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
 PYTHON ?= python3
@@ -47,7 +47,7 @@ FIFTEEN := quickstart gap accuracy accuracy_batches model_selection weight_avera
 	norms_digits
 
 results: .venv/installed
-	for name in $(basename $(notdir $(wildcard conf/experiment/*.yaml))); do \
+	for name in $(filter-out cifar10%,$(basename $(notdir $(wildcard conf/experiment/*.yaml)))); do \
 		case " $(FIFTEEN) " in *" $$name "*) seeds='seed=range(15)';; *) seeds=;; esac; \
 		$(PY) -m experiments.sweep experiment=$$name results=results/reference hydra/launcher=joblib $$seeds || exit 1; \
 	done

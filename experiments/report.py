@@ -68,7 +68,7 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
     from experiments.catalogue import find_experiment
 
     question, tables = find_experiment(experiment), load(name, results)
-    commands = question.command or "\n".join(_list_commands(experiment, name, results))
+    commands = question.command or "\n".join(_list_commands(experiment, results))
     answer = _call(f"claims of {experiment}", compose_answer, replace(question, command=commands), tables)
     with style.paper():
         for key, figure in question.figures.items():
@@ -82,13 +82,11 @@ def _report_one(experiment: str, name: str, results: Path) -> Answer:
     return answer
 
 
-def _list_commands(experiment: str, name: str, results: Path) -> Iterator[str]:
+def _list_commands(experiment: str, results: Path) -> Iterator[str]:
     """A sweep for each file that writes these tables: `drift`, `drift_terms`."""
-    own = name if (FILES / f"{name}.yaml").exists() else experiment
-    words = [f"name={name}"] * (name != own)
-    words += [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
+    words = [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
     for path in sorted(FILES.glob("*.yaml")):
-        if f"\nname: {own}\n" in path.read_text(encoding="utf-8"):
+        if f"\nname: {experiment}\n" in path.read_text(encoding="utf-8"):
             yield shlex.join(["python", "-m", "experiments.sweep", f"experiment={path.stem}", *words])
 
 

@@ -50,14 +50,15 @@ def _run_missing(words: list[str]) -> int:
 
 
 def _estimate(configs: list[Config], launcher: str) -> int:
-    from bnlab.harness.planning import count_cores, plan
+    from bnlab.harness.artifacts.freezing import count_cores
+    from bnlab.harness.planning import plan
 
     print("\n".join(plan(configs, min(count_cores(), len(configs)) if launcher == "joblib" else 1)))
     return 0
 
 
 def _choose_launcher(configs: list[Config], words: list[str], launcher: str) -> str:
-    """The one that was chosen; without a word on it processes, where several networks have to be trained."""
+    """The one that was chosen; without a word on it processes, where several networks have work left."""
     from bnlab.harness.planning import gains_from_processes
 
     is_chosen = launcher != "basic" or any("hydra/launcher" in word for word in words)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
 from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.freezing import count_cores
 from bnlab.harness.artifacts.producing import format_seconds, try_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.jobs import prepare_process
+from bnlab.harness.jobs import is_done, prepare_process
 from bnlab.harness.measurements.evaluations import predict, stat_images
 from bnlab.harness.measurements.frozen import EXACT
 from bnlab.harness.measurements.sources import FrozenWeights, Source, find_sources
@@ -22,15 +22,10 @@ from bnlab.harness.measurements.sources import FrozenWeights, Source, find_sourc
 _STEPS = 5
 
 
-def count_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def gains_from_processes(configs: list[Config]) -> bool:
-    """Whether several networks have to be trained, on several cores and no accelerator."""
-    untrained = {run.id: run for run in map(Run, configs) if not run.complete}
-    return len(untrained) > 1 and count_cores() > 1 and all(run.device.type == "cpu" for run in untrained.values())
+    """Whether several networks have to be trained or measured, on several cores and no accelerator."""
+    waiting = {run.id: run for run in (Run(config) for config in configs if not is_done(config))}
+    return len(waiting) > 1 and count_cores() > 1 and all(run.device.type == "cpu" for run in waiting.values())
 
 
 def outline(configs: list[Config]) -> str:
@@ -50,8 +45,7 @@ def plan(configs: list[Config], processes: int) -> Iterable[str]:
     training, measuring = (format_seconds(seconds / processes) for seconds in estimate(configs))
     yield outline(configs)
     yield f"training   about {training}, {_count(processes, 'network')} at a time"
-    yield f"measuring  about {measuring} for statistics of checkpoints and predictions, less what has been done before;"
-    yield "           longer for exact statistics of more images than memory holds"
+    yield f"measuring  about {measuring} for statistics of checkpoints and predictions, less what has been done before"
 
 
 def estimate(configs: list[Config]) -> tuple[float, float]:
