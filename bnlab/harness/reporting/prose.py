@@ -96,6 +96,4 @@ def _word(cells: pd.DataFrame, unit: str, sign: int) -> str:
     means = dict.fromkeys((rounded[0][0], rounded[-1][0]))
     bounds = sorted((bound for _, *bounds in rounded for bound in bounds), key=float)
     certain = not bounds or len({*bounds, *means}) == 1  # as what is counted
-    if certain:
-        means = dict.fromkeys(re.sub(r"\.0+$", "", mean) for mean in means)
     return f"{' to '.join(means)}{unit}" + ("" if certain else f" [{bounds[0]}, {bounds[-1]}]")

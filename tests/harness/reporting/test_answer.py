@@ -72,7 +72,7 @@ def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
     quote = '{{ undecided("e.large") }}'
     assert fill_paragraphs(quote, [answer("share", "undecided")]) == ["20 to 60% [0, 100]"]
     exact = replace(answer(verdict="undecided"), frame=rate(a=("undecided", 2.0)).assign(low=2.0, high=2.0))
-    assert fill_paragraphs(quote, [exact]) == ["2 points"]
+    assert fill_paragraphs(quote, [exact]) == ["2.000 points"]
 
 
 def test_an_answer_has_question_paragraphs_and_figure() -> None:
