@@ -69,7 +69,7 @@ EXPERIMENT = Experiment(
     answers=("Q2", "Q6", "Q8", "Q9", "Q10", "Q11", "Q14", "Q17", "H1", "H2", "H4", "H8", "H9", "H12"),
     command="""python -m experiments.sweep experiment=cifar10 data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER
-# then, as the file's first lines say, statistics at the end of few and of augmented images""",
+# then the other sweeps of conf/experiment/cifar10.yaml, with the same words on data""",
     figures={
         "gap": Figure(
             "The gap of the running mean against the momentum, on CIFAR-10",
