@@ -146,7 +146,7 @@ EXPERIMENT = Experiment(
             score(find_samples, "accuracy", EACH, scale=-100, estimator="exact(images=1000)", **AS_THEY_ARE), SAME,
             ("Q14", "H4")),
         "samples_are_near": Claim(
-            "At the end means of 1,000 and 5,000 images err by less than 0.01 σ behind the first layer (asked when seen).",
+            "At the end means of 1,000 and 5,000 images behind the first layer err by under 0.01 σ (asked when seen).",
             score("gaps", "mean_gap", ("batch_size", "estimator"), at=END, estimator=SAMPLES[:2], depth=OtherThan(1),
                   **AS_THEY_ARE, **OVER_LAYERS), below(0.01, "σ", "a tenth of `means_are_near_late`"), ("Q12", "Q14")),
         "precise_is_as_accurate": Claim(
