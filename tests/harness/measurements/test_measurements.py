@@ -128,7 +128,7 @@ def test_bad_names(name: str, message: str) -> None:
 
 def test_a_process_plans_with_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freezing, "memory_limit", lambda memory, device: 1200)
-    monkeypatch.setattr("os.cpu_count", lambda: 4 * torch.get_num_threads())
+    monkeypatch.setattr(freezing, "count_cores", lambda: 4 * torch.get_num_threads())
     shares = [freezing.share_of_memory(torch.device(kind)) for kind in ("cpu", "cuda")]
     assert shares == [300, 1200]
 
