@@ -24,8 +24,9 @@ SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard
 COSTLY = above(1.0, "points", A_POINT)
 SAMPLES = ("exact(images=1000)", "exact(images=5000)", "precise(images=1000)", "precise(images=10000)", "precise")
 AS_THEY_ARE: dict[str, Any] = {"statistics_split": "train"}  # not augmented
-AVERAGED: dict[str, Any] = {"at": END, "batch_size": 128, "split": "test", **AS_THEY_ARE}
-OF_AVERAGED: dict[str, Any] = {**AVERAGED, "averaging": ("swa", "ema"), "against": "exact"}
+TESTED: dict[str, Any] = {"at": END, "split": "test", **AS_THEY_ARE}
+LOSS: dict[str, Any] = {**TESTED, "against": "exact", "scale": -100}
+AVERAGED: dict[str, Any] = {**LOSS, "batch_size": 128, "averaging": ("swa", "ema")}
 
 
 def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Score:
@@ -37,11 +38,6 @@ def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Sco
 def find_times(tables: Tables) -> pd.DataFrame:
     """How many times the gap of the best fixed momentum of the layer and step, which is known in hindsight."""
     return over_best(rows(tables, "gaps", SHARES), "mean_gap")
-
-
-def find_samples(tables: Tables) -> pd.DataFrame:
-    """Test accuracy at the end minus that under exact statistics of all images as they are."""
-    return paired(rows(tables, "evaluations", END, split="test"), "accuracy")
 
 
 def find_against_augmented(tables: Tables) -> pd.DataFrame:
@@ -143,16 +139,14 @@ EXPERIMENT = Experiment(
             Rule(-1.0, math.inf, "points", A_POINT, together=True), ("Q10",)),
         "thousand_images_suffice": Claim(
             "At the end exact statistics of 1,000 images lose or gain less than 0.3 points against those of all.",
-            score(find_samples, "accuracy", EACH, scale=-100, estimator="exact(images=1000)", **AS_THEY_ARE), SAME,
-            ("Q14", "H4")),
+            score("evaluations", "accuracy", EACH, estimator="exact(images=1000)", **LOSS), SAME, ("Q14", "H4")),
         "samples_are_near": Claim(
             "At the end means of 1,000 and 5,000 images behind the first layer err by under 0.01 σ (asked when seen).",
             score("gaps", "mean_gap", ("batch_size", "estimator"), at=END, estimator=SAMPLES[:2], depth=OtherThan(1),
                   **AS_THEY_ARE, **OVER_LAYERS), below(0.01, "σ", "a tenth of `means_are_near_late`"), ("Q12", "Q14")),
         "precise_is_as_accurate": Claim(
             "At the end precise statistics of 10,000 images are as accurate as exact ones of all, to 0.3 points.",
-            score(find_samples, "accuracy", EACH, scale=-100, estimator="precise(images=10000)", **AS_THEY_ARE), SAME,
-            ("Q9", "H4")),
+            score("evaluations", "accuracy", EACH, estimator="precise(images=10000)", **LOSS), SAME, ("Q9", "H4")),
         "precise_stays_off": Claim(
             "Behind the first layer precise statistics of all images are farther off than exact ones of 5,000 are.",
             score("gaps", "mean_gap", EACH, at=END, against="exact(images=5000)", ratio=True, estimator="precise",
@@ -169,16 +163,16 @@ EXPERIMENT = Experiment(
             score(find_against_augmented, "accuracy", EACH, scale=100), SAME, ("Q8", "Q11")),
         "averaged_weights_lose": Claim(
             "At the end averaged weights lose over a point under the trained network's running averages.",
-            frames.score("evaluations", "accuracy", ("averaging",), scale=-100, estimator="stale", **OF_AVERAGED),
-            COSTLY, ("Q11", "H9")),
+            frames.score("evaluations", "accuracy", ("averaging",), estimator="stale", **AVERAGED), COSTLY,
+            ("Q11", "H9")),
         "averaged_buffers_are_enough": Claim(
             "At the end averaged weights are as accurate under averaged buffers as under exact statistics.",
-            frames.score("evaluations", "accuracy", ("averaging",), scale=100, estimator="averaged", **OF_AVERAGED),
-            SAME, ("Q11", "H9")),
+            frames.score("evaluations", "accuracy", ("averaging",), estimator="averaged", **AVERAGED), SAME,
+            ("Q11", "H9")),
         "averaging_gains": Claim(
             "At the end, under exact statistics, averaged weights are more accurate than those training ended with.",
             frames.score("evaluations", "accuracy", ("averaging",), against="none", along="averaging",
-                         matching=("seed",), scale=100, estimator="exact", **AVERAGED),
+                         matching=("seed",), scale=100, estimator="exact", batch_size=128, **TESTED),
             above(0.0, "points gained", "at 0 averaging gains nothing"), ("Q11", "H9")),
         "same_checkpoint": Claim(
             "Under PyTorch's momentum validation picks the checkpoint that it picks under exact statistics.",
