@@ -1,4 +1,4 @@
-"""Exact statistics of many images, those that fit into memory and CIFAR's 45,000 that do not: time and memory."""
+"""Exact statistics of many random images, as many as fit into memory and 45,000, which do not: time and memory."""
 
 from __future__ import annotations
 

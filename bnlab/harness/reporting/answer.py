@@ -16,8 +16,8 @@ VERDICTS = ("holds", "fails", "undecided", "one seed", NOT_MEASURED)
 READING = (
     "means over seeds [95% interval, of each line by itself]; verdicts by one-sided t tests (of shares of the networks "
     "exact binomial ones) at 5%, with Holm's correction over the lines of a claim, but for *never*, of which each line "
-    "has to hold. So a line may hold although its interval reaches a little past the margin. *Fails*: the opposite is "
-    "significant"
+    "has to hold. So a line may hold although its interval reaches past the margin, with three seeds far. *Fails*: the "
+    "opposite is significant"
 )
 # Settings that are named where all networks share them.
 _SHARED = ("data", "data.images", "model", "model.depth", "norm", "batch_size", "epochs", "optimizer", "lr", "schedule")
