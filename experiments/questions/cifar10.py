@@ -1,8 +1,8 @@
 """What carries over to real images and a residual network?
 
 Most claims are what digits and glyphs said, written before the first number; those asked later say so. What is
-committed is of a ResNet-20 on JPEG copies of CIFAR-10, which gets 78 to 83% right; of gaps those of means were asked.
-Before the end, statistics and predictions are of 5,000 images.
+committed is of a ResNet-20 on JPEG copies of CIFAR-10, which gets 78 to 83% right. Gaps are of means; before the end,
+statistics and predictions are of 5,000 images.
 """
 
 import math
