@@ -42,8 +42,9 @@ def require_file(name: str, root: Path, copies: bool) -> None:
     """UserError unless the data set's first file is there, of copies their folder."""
     file = root / ("train" if copies else PUBLISHED[name].file)
     if not file.exists():
-        url = PUBLISHED[name].url
-        raise UserError(f"{name}: {file} is missing; set data.download=true, or put the files of {url} there")
+        files = f"set data.download=true, or put the files of {PUBLISHED[name].url} there"
+        folders = "set data.root to the folder that has train/<class>/ and test/<class>/"
+        raise UserError(f"{name}: {file} is missing; {folders if copies else files}")
 
 
 def read_published(name: str, root: Path, *, download: bool) -> tuple[Pixels, Pixels]:
