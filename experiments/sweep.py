@@ -50,7 +50,7 @@ def _run_missing(words: list[str]) -> int:
 
 
 def _estimate(configs: list[Config], launcher: str) -> int:
-    from bnlab.harness.artifacts.freezing import count_cores
+    from bnlab.harness.artifacts.cores import count_cores
     from bnlab.harness.planning import plan
 
     print("\n".join(plan(configs, min(count_cores(), len(configs)) if launcher == "joblib" else 1)))

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
+from bnlab.harness.artifacts.cores import count_cores
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.freezing import count_cores
 from bnlab.harness.artifacts.producing import format_seconds, try_training
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-import torch
-
 import bnlab
+from bnlab.harness.artifacts.cores import share_of_memory
 from bnlab.harness.artifacts.training import Callback, Progress
 from bnlab.layers import batch_norm_layers
-from bnlab.memory import memory_limit
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.runs import Run
@@ -18,17 +15,6 @@ if TYPE_CHECKING:
 FREEZE_WITH = ("ema", "exact")
 MOMENTUM = 0.1  # PyTorch's, of the running averages that are frozen
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
-
-
-def count_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def share_of_memory(device: torch.device) -> int:
-    """Bytes that activations may take: the share of the cores, as a process on each other one measures too."""
-    limit, cores = memory_limit(None, device), count_cores()
-    return limit if device.type != "cpu" else limit * min(torch.get_num_threads(), cores) // cores
 
 
 def build_freezer(run: Run) -> Callback:

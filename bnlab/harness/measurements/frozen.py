@@ -10,8 +10,8 @@ from torch import Tensor
 import bnlab
 from bnlab.estimators import Cumulative, WeightedCumulative
 from bnlab.files import digest
+from bnlab.harness.artifacts.cores import share_of_memory
 from bnlab.harness.artifacts.data import Split, augment
-from bnlab.harness.artifacts.freezing import share_of_memory
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
 from bnlab.recording.frozen import record_frozen

@@ -10,7 +10,7 @@ import torch
 
 from bnlab import gap, population_statistics, running_statistics
 from bnlab.estimators import list_estimators
-from bnlab.harness.artifacts import freezing
+from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import find_measurement, find_scope
@@ -127,9 +127,9 @@ def test_bad_names(name: str, message: str) -> None:
 
 
 def test_a_process_plans_with_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freezing, "memory_limit", lambda memory, device: 1200)
-    monkeypatch.setattr(freezing, "count_cores", lambda: 4 * torch.get_num_threads())
-    shares = [freezing.share_of_memory(torch.device(kind)) for kind in ("cpu", "cuda")]
+    monkeypatch.setattr(cores, "memory_limit", lambda memory, device: 1200)
+    monkeypatch.setattr(cores, "count_cores", lambda: 4 * torch.get_num_threads())
+    shares = [cores.share_of_memory(torch.device(kind)) for kind in ("cpu", "cuda")]
     assert shares == [300, 1200]
 
 
