@@ -1,6 +1,7 @@
 """python -m experiments.reference: make the tables of results/reference small enough to be committed.
 
-Of the measured values those stay that the experiment's question names; keys, places and settings stay all.
+Of the measured values those stay that the experiment's question names, to seven digits; keys, places and settings stay
+all.
 """
 
 import re
@@ -16,7 +17,7 @@ REFERENCE = HERE.parent / "results" / "reference"
 
 
 def main() -> int:
-    """Write each table without columns that no figure and no claim reads; remove those without rows."""
+    """Write each table without columns and digits that no figure and no claim reads; remove those without rows."""
     for path in sorted(REFERENCE.glob("*/tables/*.parquet")):
         frame, table = read_frame(path), TABLES.get(path.stem)
         if frame.empty:
@@ -25,7 +26,8 @@ def main() -> int:
             source = (HERE / "questions" / f"{path.parts[-3]}.py").read_text(encoding="utf-8")
             kept = {*table.key, "epoch", *re.findall(r'"(\w+)"', source)}
             columns = [key for key, of in table.types.items() if key in frame and (key in kept or of != pa.float64())]
-            write_frame(path, frame[columns])
+            measured = [key for key in columns if key not in (*table.key, "epoch") and table.types[key] == pa.float64()]
+            write_frame(path, frame[columns].assign(**frame[measured].astype("float32").astype("float64")))
     return 0
 
 
