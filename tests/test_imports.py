@@ -37,7 +37,7 @@ FOLDERS = {
     "nn": "averages self_tuned readers",
     "recording": "trace block frozen",
     "exact": "ranks task breadth measurement standard_errors population",
-    "harness.artifacts": "vision own own_data glyphs published data shifts norms models training settings runs "
+    "harness.artifacts": "cores vision own own_data glyphs published data shifts norms models training settings runs "
     "freezing averaging states producing",
     "harness.reporting.frames": "selection means",
 }
