@@ -64,7 +64,8 @@ def read_published(name: str, root: Path, *, download: bool) -> tuple[Pixels, Pi
 def read_copies(name: str, root: Path) -> tuple[Pixels, Pixels]:
     """Image files in train/<class>/, test/<class>/, in an order that is drawn once for ever; UserError unless all."""
     try:
-        parts = [shuffle(*read_part(torchvision().datasets.ImageFolder(root / part))) for part in ("train", "test")]
+        folders = [torchvision().datasets.ImageFolder(root / part) for part in ("train", "test")]
+        parts = [shuffle(*read_part(folder)) for folder in folders]
     except Exception as error:
         raise UserError(
             f"{name}: {where_raised(error)}; there have to be train/<class>/ and test/<class>/ in {root}"
@@ -74,6 +75,9 @@ def read_copies(name: str, root: Path) -> tuple[Pixels, Pixels]:
         raise UserError(
             f"{name}: {root} has {counts[0]:,} and {counts[1]:,} images; expected {expected[0]:,} and {expected[1]:,}"
         )
+    size, classes = PUBLISHED[name].size, folders[0].classes
+    if classes != folders[1].classes or {images.shape[2:] for images, _ in parts} != {(size, size)}:
+        raise UserError(f"{name}: images in {root} have to be {size}×{size}, in the same classes in train/ and test/")
     return parts[0], parts[1]
 
 

@@ -31,7 +31,8 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
     """The source's statistics of the checkpoint at `step`, from the run's folder if they are there."""
     if source.statistic == "averaged":
         return bnlab.running_statistics(run.model_at(step))
-    of = f"{source.statistic}-{source.split}-{source.images or run.limit_at(step) or 'all'}"
+    drawn = f"drawn{source.images}" if source.images else run.limit_at(step) or "all"  # of one number other images
+    of = f"{source.statistic}-{source.split}-{drawn}"
     made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
     path = run.folder / "statistics" / f"{of}-{step:07d}-{made_from}.safetensors"
     if path.exists():

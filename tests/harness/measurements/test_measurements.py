@@ -52,6 +52,8 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
     first, last = some.wanted
     expected = population_statistics(some.model_at(first), [trained.dataset.train.sample(100).images])
     assert gap(expected, frozen_statistics(some, first, EXACT))["mean_gap"].max() < 1e-6
+    drawn = frozen_statistics(some, first, replace(EXACT, images=100))  # as many others
+    assert gap(frozen_statistics(some, first, EXACT), drawn)["mean_gap"].min() > 1e-3
     assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
     found = find_measurement("evaluations")(some, [EXACT], [first, last]).set_index("step")
     assert found[["images", "stat_images"]].to_numpy().tolist() == [
