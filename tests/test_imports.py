@@ -39,7 +39,7 @@ FOLDERS = {
     "exact": "ranks task breadth measurement standard_errors population",
     "harness.artifacts": "cores vision own own_data glyphs published data shifts norms models training settings runs "
     "freezing averaging states producing",
-    "harness.reporting.frames": "selection means",
+    "harness.reporting.frames": "selection layers minimum means",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {

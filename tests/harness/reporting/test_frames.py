@@ -13,11 +13,17 @@ from scipy import stats
 
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting.frames import (
+    BEHIND,
+    FIRST,
+    RATIO_OVER_LAYERS,
     OtherThan,
     average,
     best_on_average,
+    find_largest_gap,
     find_parameter,
+    gap_over_layers,
     interval,
+    locate_minimum,
     lowest,
     name_panels,
     other_seeds,
@@ -191,3 +197,52 @@ def test_a_score_compares_and_averages() -> None:
     assert found(TABLES)["mean"].tolist() == pytest.approx([3.0, 3.0])
     own = score(lambda tables: rows(tables, "gaps", 1.0), "mean_gap", by, average=("layer", "momentum"), batch_size=4)
     assert own(TABLES)["mean"].tolist() == pytest.approx([np.mean([1, 2, 4]) * 0.3 * 2.5])
+
+
+def layers(**gaps: list[float]) -> pd.DataFrame:
+    """One row for each layer of each network, which is named by a keyword."""
+    rows = [(run, depth, gap) for run, values in gaps.items() for depth, gap in enumerate(values, start=1)]
+    return pd.DataFrame(rows, columns=["run", "depth", "gap"]).assign(layer=lambda f: f["depth"].astype(str), size=4)
+
+
+def test_a_gap_over_layers_is_the_root_mean_square_behind_the_first() -> None:
+    """Of 3 and 4 it is sqrt(12.5), whatever the first layer has."""
+    found = gap_over_layers(layers(a=[7.0, 3.0, 4.0], b=[0.0, 1.0, 1.0]), "gap").set_index(["run", "layers"])["gap"]
+    wanted = {("a", FIRST): 7, ("a", BEHIND): 12.5**0.5, ("b", FIRST): 0, ("b", BEHIND): 1}
+    assert found.to_dict() == pytest.approx(wanted)
+
+
+def test_a_gap_over_layers_keeps_estimators_apart_and_refuses_what_it_cannot_tell_apart() -> None:
+    two = pd.concat([layers(a=[1.0, 2.0]).assign(estimator="ema"), layers(a=[1.0, 6.0]).assign(estimator="exact")])
+    found = select(gap_over_layers(two, "gap"), layers=BEHIND)
+    assert found.set_index("estimator")["gap"].to_dict() == {"ema": 2, "exact": 6}
+    with pytest.raises(UserError, match="several rows of run a, layer 1"):
+        gap_over_layers(two.drop(columns="estimator"), "gap")
+
+
+def test_the_layer_with_the_largest_gap_is_named_by_most_networks() -> None:
+    frame = layers(a=[1.0, 3.0, 2.0], b=[1.0, 5.0, 4.0], c=[1.0, 1.5, 8.0])
+    found = find_largest_gap(frame, "gap", ["size"])
+    assert found[["run", "gap"]].to_numpy().tolist() == [["a", 3.0], ["b", 5.0], ["c", 8.0]]
+    assert found["largest"].unique().tolist() == ["2 (2 of 3)"]
+    assert find_largest_gap(frame[frame["run"] != "c"], "gap", ["size"])["largest"].unique().tolist() == ["2"]
+
+
+def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() -> None:
+    frame = layers(a=[100.0, 2.0, 8.0]).assign(seed=0)
+    found = score(lambda tables: frame, "gap", ("size",), **RATIO_OVER_LAYERS)({})
+    assert found["mean"].tolist() == pytest.approx([4.0])
+
+
+def test_the_minimum_of_a_parabola_of_logarithms_is_found_between_the_steps() -> None:
+    """log y = (log x − log 0.2)², at uneven steps."""
+    x = np.array([0.01, 0.03, 0.1, 0.25, 0.5, 1.0])
+    frame = pd.DataFrame({"by": "a", "x": x, "y": np.exp((np.log(x) - np.log(0.2)) ** 2)})
+    found = locate_minimum(frame, "x", "y", ["by"])
+    assert found["x"].tolist() == pytest.approx([0.2]) and not found["at_end"].any()
+
+
+def test_a_minimum_at_the_end_of_the_sweep_is_that_end() -> None:
+    frame = pd.DataFrame({"by": [1, 1, 1, 2, 2, 2], "x": [0.1, 0.5, 1.0] * 2, "y": [3.0, 2.0, 1.0, 1.0, 1.0, 1.0]})
+    found = locate_minimum(frame, "x", "y", ["by"])
+    assert found["x"].tolist() == pytest.approx([1.0, 0.1]) and found["at_end"].all()

@@ -1,10 +1,13 @@
 """Frames that figures and claims are made of: rows of tables, comparisons, intervals over seeds. No drawing.
 
-`selection` has rows with their networks' settings, chosen, ordered and named; `means` compares and averages them. Every
-function raises UserError where a column is missing. Else three mistakes are refused: networks that an average would mix
-(`rows`), several rows of one seed (`interval`), and pairs of which one side has other seeds (`paired`).
+`selection` has rows with their networks' settings, chosen, ordered and named; `layers` averages gaps over the layers of
+a network; `means` compares rows and averages over seeds; `minimum` finds the best of a sweep.
+
+Every function raises UserError where a column is missing. Three more mistakes are refused: networks that an average
+would mix (`rows`), several rows of one seed (`interval`), and pairs of which one side has other seeds (`paired`).
 """
 
+from bnlab.harness.reporting.frames.layers import BEHIND, FIRST, RATIO_OVER_LAYERS, find_largest_gap, gap_over_layers
 from bnlab.harness.reporting.frames.means import (
     average,
     best_on_average,
@@ -14,6 +17,7 @@ from bnlab.harness.reporting.frames.means import (
     paired,
     score,
 )
+from bnlab.harness.reporting.frames.minimum import locate_minimum
 from bnlab.harness.reporting.frames.selection import (
     OtherThan,
     find_parameter,
@@ -26,11 +30,17 @@ from bnlab.harness.reporting.frames.selection import (
 )
 
 __all__ = [
+    "BEHIND",
+    "FIRST",
+    "RATIO_OVER_LAYERS",
     "OtherThan",
     "average",
     "best_on_average",
+    "find_largest_gap",
     "find_parameter",
+    "gap_over_layers",
     "interval",
+    "locate_minimum",
     "lowest",
     "name_panels",
     "other_seeds",

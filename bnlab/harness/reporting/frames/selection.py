@@ -21,6 +21,7 @@ RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "ve
 # In conditions, in place of columns' names.
 _WORDS = {
     "depth": "layer",
+    "largest": "largest in layer",
     "norm.batch_size": "parts of",
     "optimizer.name": "optimizer",
     "optimizer.lr": "learning rate",
@@ -169,14 +170,14 @@ def share_name(share: float) -> str:
 
 
 def name_value(key: str, value: Any) -> str:
-    """A column and its value in words; of columns `line` and `panel` the value says it all.
+    """A column and its value in words; of `line`, `panel` and `layers` the value says it all.
 
     >>> name_value("batch_size", 8), name_value("norm.batch_size", 8), name_value("depth", 2)
     ('batch size 8', 'parts of 8', 'layer 2')
     """
     if key == "moment":
         return {"mean": "means", "var": "variances"}.get(value, str(value))
-    return str(value) if key in ("line", "panel") else f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
+    return str(value) if key in ("line", "panel", "layers") else f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
 
 
 def name_row(frame: pd.DataFrame, columns: Sequence[str]) -> str:

@@ -1,0 +1,48 @@
+"""Minima between the values that were swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from bnlab.harness.reporting.frames.selection import require_columns
+
+
+def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd.DataFrame:
+    """Find where `y` is smallest, between the values of `x` that were swept.
+
+    A parabola through the smallest value and its two neighbours, of the logarithms of both columns, has its vertex
+    there. Where the smallest value is the first or the last of the sweep, that end is taken.
+
+    Args:
+        frame: rows with positive `x` and `y`; rows where `y` is NaN are left out.
+        x: the column that was swept, such as "momentum".
+        y: the column whose minimum is wanted, such as "mean_gap".
+        by: what is told apart; each combination may have one row for each `x`.
+
+    Returns:
+        One row for each combination: `by`, `x` at the minimum, and `at_end`, whether that is an end of the sweep.
+    """
+    require_columns(frame, [x, y, *by])
+    ordered = frame.dropna(subset=y).sort_values(x, kind="stable")
+    found = []
+    for key, group in ordered.groupby(list(by), dropna=False, sort=False):
+        place, at_end = _find_vertex(np.log(group[x].to_numpy(float)), np.log(group[y].to_numpy(float)))
+        found.append((*key, float(np.exp(place)), at_end))
+    return pd.DataFrame(found, columns=[*by, x, "at_end"])
+
+
+def _find_vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
+    """Find the vertex of the parabola through the lowest point and its neighbours, or the end that is lowest."""
+    lowest = int(y.argmin())
+    if lowest in (0, len(x) - 1):
+        return float(x[lowest]), True
+
+    left, right = x[lowest - 1] - x[lowest], x[lowest + 1] - x[lowest]
+    rise_left, rise_right = y[lowest - 1] - y[lowest], y[lowest + 1] - y[lowest]
+    curvature = rise_left * right - rise_right * left
+    if curvature == 0:  # all three are equal
+        return float(x[lowest]), False
+    return float(x[lowest] + (rise_left * right**2 - rise_right * left**2) / (2 * curvature)), False
