@@ -17,10 +17,17 @@ from bnlab.harness.reporting.frames.selection import name_value, put_in_order
 from bnlab.harness.reporting.plots import Plot
 from bnlab.harness.reporting.style import estimator_label
 
-LEVEL = 0.05
-"""Probability of an error that a claim's verdicts allow, over all its conditions, in each direction."""
+LEVEL = 0.025
+"""Probability of an error that a claim's verdicts allow, over all its conditions, in each direction.
+
+A one-sided test at 2.5% agrees with the 95% interval: what holds by itself has its whole interval beyond the margin.
+"""
 NOT_MEASURED = "not measured"
 """The verdict on a condition, or a claim, for which there is no row."""
+NOT_TESTED = "not tested"
+"""The verdict on a share of so few networks that no count of them could decide."""
+NO_SPREAD = "the same for all seeds, not tested"
+"""The note on a condition that has one value for all seeds, as counts have: it is compared with the margin."""
 
 
 @dataclass(frozen=True)
@@ -131,21 +138,24 @@ class Experiment:
 
 
 def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
-    """What the tables say on each claim: experiment, claim, condition, where, mean, low, high, n, verdict.
+    """What the tables say on each claim.
 
-    A row is a condition; `where` is it as a tuple of words, in the same order in all rows of a claim. *holds*: a
-    one-sided t test over seeds (two for `within`) is significant at 5%, after Holm's correction over the claim's
-    conditions; *fails*: so is one of the opposite; *undecided*: neither is; *one seed*: there is no test; *not
-    measured*: there is no row. `low` and `high` are the 95% interval of the condition alone, not adjusted. A claim for
-    which there is no row has one without numbers.
+    Args:
+        experiment: the question with its claims.
+        tables: those of the experiment.
+
+    Returns:
+        A row for each condition of each claim, with the columns experiment, claim, condition, where (the condition as
+        a tuple of words, in the same order in all rows of a claim), mean, low, high (the 95% interval of the condition
+        alone), n, verdict and note (see `judge`). A claim without rows has one without numbers, *not measured*.
     """
     claims = experiment.claims.items()
     found = [(experiment.name, name, *row) for name, claim in claims for row in _decide(name, claim, tables)]
-    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *NUMBERS, "verdict"])
+    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *NUMBERS, "verdict", "note"])
 
 
 def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
-    """Condition, where, mean, low, high, n and verdict of each condition."""
+    """Condition, where, mean, low, high, n, verdict and note of each condition."""
     try:
         frame = claim.score(tables)
     except NoRows:
@@ -154,12 +164,15 @@ def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
         error.add_note(f"claim {name}")
         raise
     if frame.empty:
-        return [("no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED)]
+        return [("no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED, "")]
+
     frame = _in_order(frame)
+    judged = judge(frame, claim.rule)
     found = []
-    for row, verdict in zip(frame.to_dict("records"), verdicts(frame, claim.rule), strict=True):
+    for row, verdict in zip(frame.to_dict("records"), judged.itertuples(index=False), strict=True):
         where = _list_coordinates(row)
-        found.append((", ".join(filter(None, where)), where, *(row[key] for key in NUMBERS), verdict))
+        condition = ", ".join(filter(None, where))
+        found.append((condition, where, *(row[key] for key in NUMBERS), verdict.verdict, verdict.note))
     return found
 
 
@@ -185,13 +198,74 @@ def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
-    """The verdict on each row of a score: see `answers`."""
+def judge(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:
+    """Decide each row of a score.
+
+    *holds*: a one-sided t test over seeds (two for `within`) is significant at 2.5%, after Holm's correction over the
+    rows of the claim. *fails*: a test of the opposite is (for `within` one of two, each at 1.25%). *undecided*: neither
+    is; the note says what the row would be without the correction, `holds by itself`. *one seed*, *not measured*:
+    there is no test. *not tested*: a share of so few networks that no count could decide. Rows with one value for all
+    seeds are compared with the margin, and the note says so.
+
+    Args:
+        frame: rows of `frames.interval`.
+        rule: what is to hold of each.
+
+    Returns:
+        The columns `verdict` and `note`, a row for each of `frame`.
+    """
     p_holds, p_fails = p_values(frame, rule)
-    holds, fails = p_holds if rule.together else holm(p_holds), holm(p_fails)
+    counted = _find_equal(frame)
+    undecidable = _find_undecidable(frame, rule)
+    for p in (p_holds, p_fails):
+        p[counted | undecidable] = np.nan  # no test, and no part in the correction
+
+    corrected_holds = p_holds if rule.together else holm(p_holds)
+    verdict = _choose_verdicts(frame, corrected_holds, holm(p_fails))
+    alone = _choose_verdicts(frame, p_holds, p_fails)
+    by_holm = (verdict == "undecided") & (alone != "undecided")
+    note = np.where(by_holm, alone + " by itself", "")
+
+    verdict[counted] = _compare(frame, rule)[counted]
+    note[counted] = NO_SPREAD
+    verdict[undecidable] = NOT_TESTED
+    return pd.DataFrame({"verdict": verdict, "note": note})
+
+
+def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
+    """The verdict on each row of a score: see `judge`."""
+    return list(judge(frame, rule)["verdict"])
+
+
+def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) -> np.ndarray:
+    """Words for p-values of the tests that a rule holds, and that its opposite does."""
     n = frame["n"].to_numpy()
     cases = [n == 0, n == 1, holds <= LEVEL, fails <= LEVEL]
-    return list(np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided").tolist())
+    return np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided").astype(object)
+
+
+def _find_equal(frame: pd.DataFrame) -> np.ndarray:
+    """Find the rows whose value is the same for all of several seeds, up to rounding."""
+    means = frame["mean"].to_numpy(float)
+    errors = frame["error"].to_numpy(float)  # of a logarithm where `log`: relative already
+    sizes = np.where(frame["log"].to_numpy(bool), 1.0, np.abs(means))
+    return (frame["n"].to_numpy() > 1) & (errors <= 1e-12 * np.maximum(sizes, 1e-300))
+
+
+def _compare(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
+    """Compare means with the bounds, without a test; a mean that equals a bound is undecided."""
+    means = frame["mean"].to_numpy(float)
+    at_bound = np.isclose(means, rule.low, rtol=1e-12) | np.isclose(means, rule.high, rtol=1e-12)
+    inside = (means > rule.low) & (means < rule.high)
+    return np.select([at_bound, inside], ["undecided", "holds"], "fails").astype(object)
+
+
+def _find_undecidable(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
+    """Find shares of so few networks that neither none nor all of them could decide."""
+    shares = np.asarray(frame.get("share", False), bool) & (frame["n"].to_numpy() > 1)
+    extremes = [np.concatenate(p_values(frame.assign(mean=share), rule)) for share in (0.0, 1.0)]
+    best = np.min(extremes, axis=0).reshape(2, len(frame)).min(axis=0)
+    return shares & (best > LEVEL)
 
 
 def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
