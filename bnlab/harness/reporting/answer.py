@@ -9,15 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import NOT_MEASURED, Claim, Experiment, Tables, answers
+from bnlab.harness.reporting.experiment import NOT_TESTED, Claim, Experiment, Tables, answers
 from bnlab.harness.reporting.frames.selection import RESULTS, name_value
 
-VERDICTS = ("holds", "fails", "undecided", "one seed", NOT_MEASURED)
 READING = (
-    "means over seeds [95% interval, of each line by itself]; verdicts by one-sided t tests (of shares of the networks "
-    "exact binomial ones) at 5%, with Holm's correction over the lines of a claim, but for *never*, of which each line "
-    "has to hold. So a line may hold although its interval reaches past the margin, with three seeds far. *Fails*: the "
-    "opposite is significant"
+    "Numbers are means over seeds with the 95% interval of each line by itself. A line *holds* if a one-sided t test "
+    "over seeds says so at 2.5% (for a range, two tests), and *fails* if a test says the opposite (for a range, at "
+    "1.25% on each side); shares of networks take exact binomial tests. All lines of a claim share these 2.5%, by "
+    "Holm's correction, because the more lines a claim has, the likelier one of them holds by chance. A line that is "
+    "undecided only because of that correction is marked *by itself*. A claim that says *never* needs all its lines to "
+    "hold, without a correction. What is the same for all seeds is compared with the margin, not tested; a share of so "
+    "few networks that no count could decide is shown as a count."
 )
 # Settings that are named where all networks share them.
 _SHARED = ("data", "data.images", "model", "model.depth", "norm", "batch_size", "epochs", "optimizer", "lr", "schedule")
@@ -44,16 +46,36 @@ class Answer:
     def list_claims(self, number: str = "") -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
         """Each claim that bears on a question or hypothesis, of all without a number, with its conditions.
 
-        These have condition, number (mean and interval), n and verdict.
+        These have condition, number (mean and interval, or a count), n, verdict and `said`, the verdict with its note.
         """
-        numbers = [format_number(*row) for row in self.frame[["mean", "low", "high"]].itertuples(index=False)]
-        rows = self.frame.assign(number=numbers).to_dict("records")
+        rows = [
+            {**row, "number": _write_number(row), "said": _say_verdict(row)} for row in self.frame.to_dict("records")
+        ]
         claims = self.experiment.claims.items()
         return [
             (claim, [row for row in rows if row["claim"] == name])
             for name, claim in claims
             if not number or number in (claim.answers or self.experiment.answers)
         ]
+
+
+def _write_number(row: dict[Hashable, Any]) -> str:
+    if row["verdict"] == NOT_TESTED:
+        return count_share(row["mean"], row["n"])
+    return format_number(row["mean"], row["low"], row["high"])
+
+
+def _say_verdict(row: dict[Hashable, Any]) -> str:
+    return f"{row['verdict']} ({row['note']})" if row["note"] else row["verdict"]
+
+
+def count_share(share: float, n: int) -> str:
+    """Write a share of networks as a count.
+
+    >>> count_share(2 / 3, 3)
+    '2 of 3'
+    """
+    return f"{round(share * n)} of {n}"
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup, escape
 
-from bnlab.harness.reporting.answer import READING, VERDICTS, Answer
+from bnlab.harness.reporting.answer import READING, Answer
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
 
 
@@ -23,7 +23,7 @@ class Catalogue:
 
     Attributes:
         questions: by number, the template of question and answer, see `prose.fill_prose`.
-        hypotheses: by number, in our words.
+        hypotheses: by number, the hypothesis in our words and, on the lines below, what is concluded of it.
         first: what stands before all questions, see `prose.fill_paragraphs`.
     """
 
@@ -32,9 +32,15 @@ class Catalogue:
     first: str
 
 
-def write_markdown(catalogue: Catalogue, answers: Sequence[Answer]) -> str:
-    """ANSWERS.md: what the experiments say on each question; it links to the page of each, beside it."""
-    return _render("answers.md", catalogue, answers, {})
+def write_markdown(catalogue: Catalogue, answers: Sequence[Answer], added_seeds: pd.DataFrame | None = None) -> str:
+    """Write ANSWERS.md: what the experiments say on each question; it links to the page of each, beside it.
+
+    Args:
+        catalogue: what is asked.
+        answers: what was measured.
+        added_seeds: a row for each experiment that was given more seeds later, see `experiments.holdout`.
+    """
+    return _render("answers.md", catalogue, answers, {}, added_seeds)
 
 
 def write_experiment(answer: Answer) -> str:
@@ -42,10 +48,20 @@ def write_experiment(answer: Answer) -> str:
     return _load_template("experiment.md").render(answer=answer, reading=READING)
 
 
-def write_html(catalogue: Catalogue, answers: Sequence[Answer], figures: Mapping[tuple[str, str], Path]) -> str:
-    """A page that needs no other file; figures are PNGs by the names of experiment and figure, if they exist."""
+def write_html(
+    catalogue: Catalogue,
+    answers: Sequence[Answer],
+    figures: Mapping[tuple[str, str], Path],
+    added_seeds: pd.DataFrame | None = None,
+) -> str:
+    """Write a page that needs no other file.
+
+    Args:
+        catalogue, answers, added_seeds: see `write_markdown`.
+        figures: PNGs by the names of experiment and figure; those that do not exist are left out.
+    """
     images = {key: base64.b64encode(path.read_bytes()).decode() for key, path in figures.items() if path.exists()}
-    return _render("page.html", catalogue, answers, images)
+    return _render("page.html", catalogue, answers, images, added_seeds)
 
 
 def _mark(text: str) -> Markup:
@@ -55,11 +71,10 @@ def _mark(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", italic))
 
 
-def _count_verdicts(answers: Sequence[Answer], number: str) -> str:
-    """How many conditions of the claims that bear on a question or hypothesis have each verdict."""
-    rows = [row for answer in answers for _, conditions in answer.list_claims(number) for row in conditions]
-    counts = Counter(row["verdict"] for row in rows)
-    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
+def _conclude(template: str, answers: Sequence[Answer]) -> tuple[str, str]:
+    """A hypothesis, and the sentences of its conclusion that the verdicts bear out."""
+    hypothesis, _, conclusion = template.partition("\n")
+    return hypothesis, " ".join(fill_paragraphs(conclusion, answers))
 
 
 def _load_template(name: str) -> jinja2.Template:
@@ -71,7 +86,13 @@ def _load_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _render(template: str, catalogue: Catalogue, answers: Sequence[Answer], images: Mapping[Any, str]) -> str:
+def _render(
+    template: str,
+    catalogue: Catalogue,
+    answers: Sequence[Answer],
+    images: Mapping[Any, str],
+    added_seeds: pd.DataFrame | None,
+) -> str:
     answering = {
         number: [answer for answer in answers if number in answer.experiment.answers]
         for number in (*catalogue.questions, *catalogue.hypotheses)
@@ -79,10 +100,10 @@ def _render(template: str, catalogue: Catalogue, answers: Sequence[Answer], imag
     return _load_template(template).render(
         first=fill_paragraphs(catalogue.first, answers),
         questions={number: fill_prose(text, answers) for number, text in catalogue.questions.items()},
-        hypotheses=catalogue.hypotheses,
+        hypotheses={number: _conclude(text, answers) for number, text in catalogue.hypotheses.items()},
         answers=answers,
         answering=answering,
-        verdicts={number: _count_verdicts(answering[number], number) for number in catalogue.hypotheses},
+        added_seeds=[] if added_seeds is None else added_seeds.to_dict("records"),
         figures={(of.experiment.name, key): figure for of in answers for key, figure in of.experiment.figures.items()},
         images=images,
         reading=READING,

@@ -10,10 +10,12 @@ from functools import partial
 import jinja2
 import pandas as pd
 
-from bnlab.harness.reporting.answer import Answer, round_numbers
+from bnlab.harness.reporting.answer import Answer, count_share, round_numbers
+from bnlab.harness.reporting.experiment import NOT_TESTED
 
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _IN_PERCENT = ("share", "of the networks")
+_QUOTES = {"holds": "holds", "fails": "fails", "undecided": "undecided", "counted": NOT_TESTED}
 _JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined)
 
 
@@ -53,12 +55,13 @@ def fill_prose(template: str, answers: Sequence[Answer]) -> Prose:
 
 
 def fill_paragraphs(template: str, answers: Sequence[Answer]) -> list[str]:
-    """Paragraphs, between empty lines, of sentences, a line each; one of which a quote is not so is left out.
+    """Fill in paragraphs, between empty lines, of sentences, a line each; a sentence with an untrue quote is left out.
 
-    A quote is `{{ holds("gap.cost", "batch size 4") }}` or one of `fails` and `undecided`: it is mean and interval of
-    the claim `cost` of the experiment `gap`, in the condition that has these words; of several conditions, for which
-    further words are given, or none for all, the range of their means and the outer bounds of their intervals. With
-    `sign=-1` a gain is quoted as a cost.
+    A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails`, `undecided` and `counted` (not tested). It
+    gives mean and interval of the claim `cost` of the experiment `gap`, in the condition that has these words. Of
+    several conditions, for which further words are given, or none for all, it gives the range of their means and the
+    outer bounds of their intervals; `counted` gives a count, as `3 of 3`. With `sign=-1` a gain is quoted as a cost,
+    and with `shown=False` the verdict is required and no number is given.
     """
     known = {answer.experiment.name: answer for answer in answers}
     paragraphs = []
@@ -69,7 +72,7 @@ def fill_paragraphs(template: str, answers: Sequence[Answer]) -> list[str]:
 
 
 def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
-    def quote(verdict: str, claim: str, *conditions: str, sign: int = 1) -> str:
+    def quote(verdict: str, claim: str, *conditions: str, sign: int = 1, shown: bool = True) -> str:
         experiment, _, name = claim.partition(".")
         if experiment not in known:
             raise _Untrue
@@ -79,21 +82,57 @@ def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
             cells = cells[[any(words <= {*where} for words in wanted) for where in cells["where"]]]
         if {*cells["verdict"]} != {verdict}:
             raise _Untrue
+        if not shown:
+            return ""
+        if verdict == NOT_TESTED:
+            return " to ".join(dict.fromkeys(count_share(*row) for row in cells[["mean", "n"]].itertuples(index=False)))
         return _word(cells, known[experiment].experiment.claims[name].rule.unit, sign)
 
     try:
-        quotes = {verdict: partial(quote, verdict) for verdict in ("holds", "fails", "undecided")}
-        return _JINJA.from_string(line.strip()).render(quotes)
+        quotes = {word: partial(quote, verdict) for word, verdict in _QUOTES.items()}
+        return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
     except _Untrue:
         return ""
 
 
 def _word(cells: pd.DataFrame, unit: str, sign: int) -> str:
     """Mean, unit, interval: `5.3 points [3.2, 7.5]`."""
-    factor, unit = (100 * sign, "%") if unit in _IN_PERCENT else (sign, f" {re.sub('^points .*', 'points', unit)}")
-    numbers = (factor * cells[["mean", "low", "high"]]).clip(*((0, 100) if unit == "%" else ())).itertuples(index=False)
-    rounded = sorted((round_numbers(mean, *sorted(bounds)) for mean, *bounds in numbers), key=lambda row: float(row[0]))
+    is_share = unit in _IN_PERCENT
+    factor = 100 * sign if is_share else sign
+    numbers = factor * cells[["mean", "low", "high"]]
+    if is_share:
+        numbers = numbers.clip(0, 100)
+        unit = "%"
+    else:
+        unit = f" {re.sub('^points .*', 'points', unit)}"
+
+    rounded = [say_numbers(mean, *sorted(bounds)) for mean, *bounds in numbers.itertuples(index=False)]
+    rounded.sort(key=lambda row: float(row[0]))
     means = dict.fromkeys((rounded[0][0], rounded[-1][0]))
     bounds = sorted((bound for _, *bounds in rounded for bound in bounds), key=float)
-    certain = not bounds or len({*bounds, *means}) == 1  # as what is counted
-    return f"{' to '.join(means)}{unit}" + ("" if certain else f" [{bounds[0]}, {bounds[-1]}]")
+    words = f"{' to '.join(means)}{unit}"
+    is_certain = not bounds or len({*bounds, *means}) == 1  # as what is counted
+    return words if is_certain else f"{words} [{bounds[0]}, {bounds[-1]}]"
+
+
+def say_numbers(mean: float, low: float, high: float) -> list[str]:
+    """Write mean, low and high as one would say them; the mean alone where there is no interval.
+
+    They have two significant digits, three where the first is 1, and no more than `round_numbers` gives them.
+
+    >>> say_numbers(26.63, 23.1, 30.12), say_numbers(0.0722, 0.0031, 0.1413)
+    (['27', '23', '30'], ['0.072', '0.003', '0.141'])
+    """
+    return [_shorten(number) for number in round_numbers(mean, low, high)]
+
+
+def _shorten(number: str) -> str:
+    """Cut a number to two significant digits, three where the first is 1; `1.2e-08` stays as it is."""
+    if "e" in number or float(number) == 0:
+        return number
+    value = float(number)
+    given = len(number.partition(".")[2])
+    rounded = f"{value:.1e}"
+    digits = 3 if rounded.lstrip("-").startswith("1") else 2
+    decimals = digits - 1 - int(rounded.partition("e")[2])
+    return f"{round(value, decimals):.{min(given, max(0, decimals))}f}"

@@ -14,14 +14,14 @@ from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
 from bnlab.harness.reporting.frames import score
 from bnlab.harness.reporting.page import Catalogue, write_experiment, write_html, write_markdown
 from bnlab.harness.reporting.plots import GAP, Forest
-from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
+from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_numbers
 from tests.harness.reporting.planted import plant
 
 
 def rate(**means: tuple[str, float]) -> pd.DataFrame:
     """Verdicts by the names of conditions, which all are at the end of training."""
     rows = [{"where": ("late", name), "verdict": verdict, "mean": mean, "low": mean - 0.5, "high": mean + 0.5, "n": 5,
-             "claim": "large"} for name, (verdict, mean) in means.items()]  # fmt: skip
+             "claim": "large", "note": ""} for name, (verdict, mean) in means.items()]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -57,6 +57,8 @@ def answer(unit: str = "points gained", verdict: str = "holds") -> Answer:
         ('{{ holds("e.large", "batch size 16, late", "batch size 160") }}', "0.40 to 0.60 points [-0.10, 1.10]"),
         ('{{ holds("e.large", "batch size 4", "batch size 160") }}', ""),
         ('{{ fails("e.large", "batch size 16") }}', ""),
+        ('So{{ holds("e.large", "batch size 16", shown=False) }}.', "So."),
+        ('So{{ fails("e.large", "batch size 16", shown=False) }}.', ""),
         ('{{ holds("e.large", "batch size 1") }}', ""),
         ('{{ holds("e.small") }}', ""),
         ('{{ holds("other.large") }}', ""),
@@ -72,7 +74,34 @@ def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
     quote = '{{ undecided("e.large") }}'
     assert fill_paragraphs(quote, [answer("share", "undecided")]) == ["20 to 60% [0, 100]"]
     exact = replace(answer(verdict="undecided"), frame=rate(a=("undecided", 2.0)).assign(low=2.0, high=2.0))
-    assert fill_paragraphs(quote, [exact]) == ["2.000 points"]
+    assert fill_paragraphs(quote, [exact]) == ["2.0 points"]
+
+
+def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
+    few = replace(answer("of the networks"), frame=rate(a=("not tested", 2 / 3)).assign(n=3))
+    assert fill_paragraphs('In {{ counted("e.large") }}.', [few]) == ["In 2 of 3."]
+    ((_, (row,)),) = few.list_claims()
+    assert (row["number"], row["said"]) == ("2 of 3", "not tested")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (26.63, "27"),
+        (131.8, "132"),
+        (0.0722, "0.072"),
+        (1.0784, "1.08"),
+        (98.75, "99"),
+        (0.996, "1.00"),
+        (-0.31, "-0.31"),
+    ],
+)
+def test_numbers_in_text_have_two_digits_or_three_after_a_one(number: float, said: str) -> None:
+    assert say_numbers(number, number - 1e-5, number + 1e-5)[0] == said
+
+
+def test_numbers_in_text_have_no_more_digits_than_their_interval_allows() -> None:
+    assert say_numbers(0.123, -30.0, 30.2) == ["0", "-30", "30"]
 
 
 def test_an_answer_has_question_paragraphs_and_figure() -> None:
@@ -81,7 +110,9 @@ def test_an_answer_has_question_paragraphs_and_figure() -> None:
 
 
 def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
-    cost = score("evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1)
+    cost = score(
+        "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
+    )
     figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
     experiment = Experiment(answers=("Q1", "H1"), figures={"cost": figure}, name="trial", question="What is <it>?",
                             claims={"costs": Claim("It costs.", cost, above(0.0, "points", "a reason"))},
@@ -90,14 +121,15 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "Q1": '# What?\n\nIt *costs* {{ holds("trial.costs", "batch size 4") }}.\n\n![](trial/cost)',
         "Q2": "# Else?",
     }
-    catalogue, answers = Catalogue(questions, {"H1": "So."}, "First."), [compose_answer(experiment, plant())]
+    hypothesis = 'So.\nYes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
+    catalogue, answers = Catalogue(questions, {"H1": hypothesis}, "First."), [compose_answer(experiment, plant())]
     text = write_markdown(catalogue, answers)
     assert "\nIt *costs* 3.0 points [0.5, 5.5].\n\n![Title](trial/figures/cost.png)\n" in text
     assert (
         "Claims, intervals, figures: [trial](trial/README.md) (digits, n = 3).\n" in text
         and "Not measured yet." in text
     )
-    assert "| H1 | So. | holds 2 | [trial](trial/README.md) |" in text
+    assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in text
     own = write_experiment(answers[0])
     assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own and "](figures/cost.png)" in own
     (tmp_path / "cost.png").write_bytes(b"image")
