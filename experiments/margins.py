@@ -6,10 +6,9 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import lowest, rows, select
+from bnlab.harness.reporting.frames import find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
 
 EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "epoch")
-OVER_LAYERS: dict[str, Any] = {"average": "layer", "geometric": True}
 COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "exact", "scale": -100}
 """In `score`: points that PyTorch's running average loses against exact statistics of the same network."""
 PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
@@ -19,6 +18,25 @@ FLAT = "gaps around a minimum are flat: twice the best momentum costs about as m
 HARDLY_SEEN = "a quarter more is hardly seen in accuracy"
 AS_ACCURATE, AS_NEAR = "at 0 both are as accurate", "at 1 both are as near"
 A_POINT = "a point is what decides between two networks of this size"
+
+ALL_LAYERS = (
+    "Root mean square over the layers behind the first; the first beside it, whose input is standardized by hand: its "
+    "means stay near 0, so that it has noise and hardly any lag."
+)
+"""In captions of figures that `find_gaps` gives rows to."""
+
+
+def find_gaps(tables: Tables, at: float | Sequence[float] = (), value: str = "mean_gap", **wanted: Any) -> pd.DataFrame:
+    """Gaps over layers, see `gap_over_layers`, in panels by share of the training, the layers behind the first "
+    "first."""
+    gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), value)
+    return name_panels(gaps.sort_values("layers", kind="stable"), "{layers}, {panel}")
+
+
+def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:
+    """The largest gap of each network over its layers, see `find_largest_gap`, under PyTorch's momentum."""
+    wanted = {"estimator": "ema", "momentum": 0.1, **wanted}
+    return find_largest_gap(rows(tables, "gaps", at, **wanted), value, by)
 
 
 def drop_chance(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
-from bnlab.harness.reporting.frames import average, name_panels, paired, rows, score, select
+from bnlab.harness.reporting.frames import gap_over_layers, name_panels, paired, rows, score, select
 from bnlab.harness.reporting.plots import GAP, Curves
 
 NORMS = {"none": "batch norm everywhere", "group": "every second a group norm"}
@@ -28,10 +28,10 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
 
 
 def find_growth(tables: Tables) -> pd.DataFrame:
-    """How many times as large the gap is in a network's second half as in its first, over layers."""
+    """How many times as large the gap over layers is in a network's second half as in its first."""
     everywhere = select(find_gaps(tables), line=EVERYWHERE)
-    means = average(everywhere, "mean_gap", ("run", "seed", *EACH, "estimator", "half"), geometric=True)
-    return paired(means, "mean_gap", "first", along="half", ratio=True)
+    halves = [gap_over_layers(of, "mean_gap") for _, of in everywhere.groupby("half", sort=False)]
+    return paired(pd.concat(halves), "mean_gap", "first", along="half", ratio=True)
 
 
 EXPERIMENT = Experiment(

@@ -7,9 +7,20 @@ standardized images have mean 0 under any weights, but for edges. Traces are of 
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
-from bnlab.harness.reporting.frames import OtherThan, average, name_panels, paired, rows, score, select, share_name
+from bnlab.harness.reporting.frames import (
+    BEHIND,
+    RATIO_OVER_LAYERS,
+    OtherThan,
+    gap_over_layers,
+    name_panels,
+    paired,
+    rows,
+    score,
+    select,
+    share_name,
+)
 from bnlab.harness.reporting.plots import Axis, Curves, Forest
-from experiments.margins import EACH, OVER_LAYERS, OVER_TIME
+from experiments.margins import EACH, OVER_TIME
 
 EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning rate is highest at the second
 
@@ -29,18 +40,18 @@ def find_terms(tables: Tables) -> pd.DataFrame:
 
 
 def find_distances(tables: Tables) -> pd.DataFrame:
-    """Of a single batch of 4 and the EMA from the exact mean, in standard deviations, over layers and channels."""
+    """How far a single batch of 4 and the EMA are from the exact mean, in standard deviations, over layers."""
     frame, keys = rows(tables, "traces", (EARLY, END), batch_size=4), ["run", "step", "layer", "channel"]
     deviations = select(frame, estimator="exact").set_index(keys)["var"].rename("exact") ** 0.5
     distances = paired(frame, "mean").join(deviations, on=keys).assign(distance=lambda f: f["mean"].abs() / f["exact"])
-    return average(distances, "distance", (*EACH, "run", "seed", "estimator", "momentum"))
+    return gap_over_layers(distances, "distance")
 
 
 def find_moves(tables: Tables) -> pd.DataFrame:
-    """How far exact means move between a tenth and the end of training, in standard deviations at the end."""
+    """How far exact means move between a tenth and the end of training, in standard deviations, over layers."""
     exact = rows(tables, "traces", (EARLY, END), estimator="exact", batch_size=(4, 256))
     change = paired(exact, "mean", share_name(EARLY), along="panel")
-    return change.assign(moved=change["mean"].abs() / change["var"] ** 0.5)
+    return gap_over_layers(change.assign(moved=change["mean"].abs() / change["var"] ** 0.5), "moved")
 
 
 EXPERIMENT = Experiment(
@@ -59,25 +70,28 @@ EXPERIMENT = Experiment(
     },
     claims={
         "batches_scatter": Claim(
-            "In batches of 4 the mean of a single batch is farther from the population mean than the EMA.",
-            score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch"),
+            "In batches of 4, behind the first layer, the mean of a single batch is farther from the population mean "
+            "than the EMA.",
+            score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch",
+                  layers=BEHIND),
             above(1.0, "times", "at 1 averaging gains nothing"), answers=("Q1",)),
         "population_moves": Claim(
-            "Population means move between a tenth and the end of training, by more than 0.1 standard deviations.",
-            score(find_moves, "moved", ("batch_size",), average=("layer", "channel")),
+            "Population means behind the first layer move between a tenth and the end of training, by more than 0.1 "
+            "standard deviations.",
+            score(find_moves, "moved", ("batch_size",), layers=BEHIND),
             above(0.1, "σ", "the mean of 100 independent values is off by as much"), answers=("Q1", "Q7")),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
-                  panel=share_name(MIDDLE), **OVER_LAYERS),
+                  panel=share_name(MIDDLE), **RATIO_OVER_LAYERS),
             above(4.0, "times", "the learning rate is 9 times lower; half is left to what else changes"), ("Q7",)),
         "deeper_is_faster": Claim(
             "In the middle of training the means of the third layer move faster than those of the second.",
             score(find_speeds, "speed", ("batch_size",), against=2, along="depth", ratio=True,
-                  panel=share_name(MIDDLE), **OVER_LAYERS), above(1.0, "times", "at 1 both move alike"), ("Q7",)),
+                  panel=share_name(MIDDLE), **RATIO_OVER_LAYERS), above(1.0, "times", "at 1 both move alike"), ("Q7",)),
         "memory_holds_late": Claim(
             "In the last tenth of training population means move less in ten steps than means of batches scatter.",
-            score(find_speeds, "stale", ("batch_size",), panel=share_name(END), **OVER_LAYERS),
+            score(find_speeds, "stale", ("batch_size",), panel=share_name(END), **RATIO_OVER_LAYERS),
             below(1.0, "times", "PyTorch's momentum remembers ten; at 1 their age counts as much as noise"), ("Q7",)),
         "lag_early": Claim(
             "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",

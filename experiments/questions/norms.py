@@ -48,6 +48,19 @@ EXPERIMENT = Experiment(
             "On digits, in batches of 2, group norm is more accurate than batch norm under exact statistics.",
             score(find_gains, "accuracy", EACH, scale=100, gainer=GROUP, data="digits", batch_size=2, line=OVER_EXACT),
             BETTER, ("F5", "F6", "H5")),
+        "batch_norm_wins_when_moderate": Claim(
+            "On characters, in batches of 64, group norm is worse than batch norm, also under exact statistics.",
+            score(find_gains, "accuracy", EACH, scale=100, gainer=GROUP, data="glyphs", batch_size=64),
+            below(0.0, "points gained", AS_ACCURATE), ("F5",)),
+        "no_norm_costs": Claim(
+            "On characters a network without norms is more than a point worse than with batch norm, in batches of 4 "
+            "and 64.",
+            score(find_gains, "accuracy", EACH, scale=100, gainer=NAMES["none"], data="glyphs"),
+            below(-1.0, "points gained", A_POINT), ("F5",)),
+        "renorm_wins_when_small": Claim(
+            "On characters, in batches of 4, batch renorm is better than batch norm, both under running averages.",
+            score(find_gains, "accuracy", EACH, scale=100, gainer=NAMES["renorm"], data="glyphs", batch_size=4,
+                  line=f"against {BATCH}"), BETTER, ("F6",)),
         "batches_of_two_hurt_batch_norm": Claim(
             "On digits batch norm, under exact statistics, is over a point worse after batches of 2 than of 64.",
             score(find_accuracies, "accuracy", EACH, against=64, along="batch_size", matching=("seed",), scale=100,

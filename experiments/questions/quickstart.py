@@ -7,9 +7,27 @@ divides out; what is left is lag and noise.
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
-from bnlab.harness.reporting.frames import OtherThan, name_panels, rows, score
+from bnlab.harness.reporting.frames import (
+    BEHIND,
+    RATIO_OVER_LAYERS,
+    OtherThan,
+    gap_over_layers,
+    name_panels,
+    rows,
+    score,
+)
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves
-from experiments.margins import A_POINT, AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, OVER_LAYERS, OVER_TIME, PYTORCH
+from experiments.margins import (
+    A_POINT,
+    ALL_LAYERS,
+    AS_ACCURATE,
+    AS_NEAR,
+    COST_OF_EMA,
+    EACH,
+    OVER_TIME,
+    PYTORCH,
+    find_gaps,
+)
 
 SHARES = EARLY, LATE = (0.1, 1.0)  # of the training
 COST = ("Q2", "Q11", "H2")  # the numbers that claims on accuracy bear on
@@ -19,6 +37,12 @@ LINES = {"ema": "running average", "ema_debiased": "without its start", "exact":
 def find_default(tables: Tables) -> pd.DataFrame:
     """Accuracies early, under PyTorch's momentum."""
     return rows(tables, "evaluations", EARLY, momentum=(0.1, None))
+
+
+def find_averages(tables: Tables) -> pd.DataFrame:
+    """Gaps over layers of all estimators, at all measured steps; of the EMAs those with PyTorch's momentum."""
+    gaps = rows(tables, "gaps", estimator=OtherThan("exact"), momentum=(0.1, None))
+    return gap_over_layers(gaps, "mean_gap")
 
 
 def find_accuracies(tables: Tables) -> pd.DataFrame:
@@ -32,16 +56,17 @@ EXPERIMENT = Experiment(
     figures={
         "gap": Figure(
             "How far the running mean is from the population mean",
-            "Root mean square over channels, in standard deviations, geometric mean over layers. Small momenta average "
-            "many batches: little noise, but they lag behind the weights and long keep their start of 0. {schedule}",
-            score("gaps", "mean_gap", (*EACH, "momentum"), at=SHARES, estimator="ema", **OVER_LAYERS),
+            "In standard deviations. Small momenta average many batches: little noise, but they lag behind the weights "
+            f"and long keep their start of 0. {ALL_LAYERS} {{schedule}}",
+            score(lambda tables: find_gaps(tables, SHARES, estimator="ema"), "mean_gap", (*EACH, "momentum"),
+                  geometric=True),
             Curves("momentum", "batch_size", GAP, mark=PYTORCH)),
         "estimators": Figure(
             "Other averages of the same batches",
-            "Geometric mean over layers but the first, where precise BN is exact; it alone is measured again, on the "
-            "training set. Kalman and predictive momentum choose theirs; that of the EMAs is PyTorch's. {schedule}",
-            score("gaps", "mean_gap", OVER_TIME, depth=OtherThan(1), estimator=OtherThan("exact"), momentum=(0.1, None),
-                  **OVER_LAYERS),
+            "Root mean square over the layers behind the first (in the first, precise BN is exact). Precise BN alone "
+            "is measured again, on the training set. Kalman and predictive momentum choose theirs; that of the EMAs is "
+            "PyTorch's. {schedule}",
+            score(find_averages, "mean_gap", OVER_TIME, geometric=True, layers=BEHIND),
             Curves("epoch", "estimator", GAP)),
         "accuracy": Figure(
             "What start and lag cost: test accuracy of the same networks",
@@ -52,26 +77,29 @@ EXPERIMENT = Experiment(
     },
     claims={
         "default_costs_early": Claim(
-            "After a tenth of training, PyTorch's momentum costs accuracy.",
+            "After a tenth of training, PyTorch's momentum costs accuracy (asked when seen).",
             score("evaluations", "accuracy", EACH, at=EARLY, **COST_OF_EMA), above(1.0, "points", A_POINT), COST),
         "start_costs_early": Claim(
-            "Without the weight of its start at 0 and 1, PyTorch's running average is more accurate there.",
+            "Without the weight of its start at 0 and 1, PyTorch's running average is more accurate there (asked when "
+            "seen).",
             score(find_default, "accuracy", EACH, against="ema_debiased", scale=-100, estimator="ema"),
             above(1.0, "points", A_POINT), (*COST, "H8")),
         "lag_costs_early": Claim(
-            "Without its start, PyTorch's momentum still costs accuracy after a tenth of training.",
+            "Without its start, PyTorch's momentum still costs accuracy after a tenth of training (asked when seen).",
             score("evaluations", "accuracy", EACH, at=EARLY, **{**COST_OF_EMA, "estimator": "ema_debiased"}),
             above(1.0, "points", A_POINT), COST),
         "last_batch_beats_ema_early": Claim(
-            "After a tenth of training, the last batch's moments alone gain accuracy against PyTorch's momentum.",
+            "After a tenth of training, the last batch's moments alone gain accuracy against PyTorch's momentum (asked "
+            "when seen).",
             score(find_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"),
             above(0.0, "points gained", AS_ACCURATE), ("H11",)),
         "default_is_harmless_late": Claim(
-            "At the end of training PyTorch's momentum costs less than a point of accuracy.",
+            "At the end of training PyTorch's momentum costs less than a point of accuracy (asked when seen).",
             score("evaluations", "accuracy", EACH, at=LATE, **COST_OF_EMA), within(-1.0, 1.0, "points", A_POINT), COST),
         "predictive_is_nearer": Claim(
-            "On average over layers and all measured steps, PyTorch's gap is larger than that of predictive momentum.",
-            score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, average=("step", "layer"),
-                  geometric=True, estimator="ema", momentum=0.1), above(1.0, "times", AS_NEAR), ("H14",)),
+            "On average over the layers behind the first and all measured steps, PyTorch's gap is larger than that of "
+            "predictive momentum.",
+            score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, estimator="ema", momentum=0.1,
+                  **{**RATIO_OVER_LAYERS, "average": ("step", "layer")}), above(1.0, "times", AS_NEAR), ("H14",)),
     },
 )  # fmt: skip

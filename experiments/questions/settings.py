@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Score, Tables, above, within
-from bnlab.harness.reporting.frames import put_in_order, rows, score, share_name
+from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, put_in_order, rows, score, share_name
 from bnlab.harness.reporting.plots import Axis, Forest
-from experiments.margins import A_POINT, AS_NEAR, OVER_LAYERS
+from experiments.margins import A_POINT, AS_NEAR
 
 SHARES = _, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
 USUAL: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "schedule": "onecycle", "weight_decay": 5e-4, "data.shift": 0}
@@ -36,10 +36,10 @@ def score_cost(*shares: float) -> Score:
 
 
 def score_times(setting: str, against: str, share: float) -> Score:
-    """How many times its gap under one setting is that under the other, over layers."""
+    """How many times its gap under one setting is that under the other, behind the first layer."""
     return score(lambda tables: find(tables, "gaps"), "mean_gap", ("setting",), against=against, along="setting",
                  matching=("seed",), ratio=True, setting=setting, estimator="ema", panel=share_name(share),
-                 **OVER_LAYERS)  # fmt: skip
+                 **RATIO_OVER_LAYERS)  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -53,11 +53,13 @@ EXPERIMENT = Experiment(
             "At the end of training PyTorch's running average costs less than a point, whichever setting is changed.",
             score_cost(LATE), LITTLE),
         "constant_rate_costs_late": Claim(
-            "At the end the EMA's gap is over twice as large at a constant learning rate as at one that falls to 0.",
+            "At the end the EMA's gap behind the first layer is over twice as large at a constant learning rate as at "
+            "one that falls to 0.",
             score_times("constant schedule", "usual", LATE),
             above(2.0, "times", "no other setting of the training should double it")),
         "high_rate_is_farther": Claim(
-            "In the middle of training the EMA's gap is larger at a learning rate of 0.4 than at 0.025.",
+            "In the middle of training the EMA's gap behind the first layer is larger at a learning rate of 0.4 than "
+            "at 0.025.",
             score_times("learning rate 0.4", "learning rate 0.025", MIDDLE), above(1.0, "times", AS_NEAR)),
         "freezing_changes_little": Claim(
             "Batch norm that is frozen for the last fifth of training changes the final accuracy by less than a point.",
