@@ -13,23 +13,6 @@ if TYPE_CHECKING:
     from bnlab.harness.reporting.experiment import Experiment
     from bnlab.harness.reporting.page import Catalogue
 
-HYPOTHESES = {
-    "H1": "The gap against the momentum has the shape of a U.",
-    "H2": "The gap matters early, at high learning rates and in few steps, and vanishes when the rate decays.",
-    "H3": "Population statistics beat batch statistics at large batches, and lose at very small normalization batches.",
-    "H4": "10,000 images are enough for population statistics.",
-    "H5": "New statistics do not rescue weights that were trained at a tiny batch.",
-    "H6": "At small batches pooled variances are better than the mean of variances.",
-    "H7": "The gap grows with depth.",
-    "H8": "The start at 0 and 1 matters where there are few steps.",
-    "H9": "Averaged weights need new statistics.",
-    "H10": "A ghost batch of about 32 is best.",
-    "H11": "With large batches the last batch alone beats a momentum of 0.1, early in training.",
-    "H12": "A momentum that tunes itself is never worse than the best fixed one by more than noise.",
-    "H13": "Theory's momentum, from noise and drift of other seeds, is within 1.5 times the best one in most layers.",
-    "H14": "The gap of the predictive momentum is within 1.25 times that of the best fixed momentum in hindsight, and "
-    "smaller than that of Kalman's filter and of any fixed momentum.",
-}
 FIGURES = tuple(f"F{number}" for number in range(1, 22))
 
 _HERE = Path(__file__).parent
@@ -68,4 +51,5 @@ def read_catalogue() -> Catalogue:
 
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (_HERE / "answers").glob("*.md")}
     first = pages.pop("first")
-    return Catalogue(dict(sorted(pages.items(), key=lambda page: int(page[0][1:]))), HYPOTHESES, first)
+    hypotheses = dict(part.split(". ", 1) for part in pages.pop("hypotheses").strip().split("\n\n"))
+    return Catalogue(dict(sorted(pages.items(), key=lambda page: int(page[0][1:]))), hypotheses, first)

@@ -50,7 +50,7 @@ def _report(words: list[str]) -> int:
     others = {path.parent.name for path in results.glob("*/parts")} - {answer.experiment.name for answer in answers}
     if others and "experiment" not in given:
         print(f"left out: {', '.join(sorted(others))}; of one: experiment=QUESTION name=NAME", file=sys.stderr)
-    print(textwrap.fill(READING, 110))
+    print(textwrap.fill(READING.replace("*", ""), 110))
     if answers:
         _write_pages(answers, results)
     return 0
@@ -112,9 +112,7 @@ def _describe(answer: Answer) -> list[str]:
     for claim, conditions in answer.list_claims():
         lines.append(f"  {claim.text} ({claim.rule.margin})")
         for row in conditions:
-            lines.append(
-                f"    {row['condition']:{condition}}  {row['number']:{number}}  n={row['n']}  {row['verdict']}"
-            )
+            lines.append(f"    {row['condition']:{condition}}  {row['number']:{number}}  n={row['n']}  {row['said']}")
     return lines
 
 
@@ -122,12 +120,15 @@ def _write_pages(answers: list[Answer], results: Path) -> None:
     """ANSWERS.md, the README.md of each experiment, and report.html."""
     from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
     from experiments.catalogue import read_catalogue
+    from experiments.holdout import list_added_seeds
 
     names = [(answer.experiment.name, figure) for answer in answers for figure in answer.experiment.figures]
     figures = {(name, figure): results / name / "figures" / f"{figure}.png" for name, figure in names}
     catalogue = read_catalogue()
+    added_seeds = list_added_seeds(answers, results) if results.resolve() == REFERENCE else None
     pages = {f"{answer.experiment.name}/README.md": write_experiment(answer) for answer in answers}
-    pages |= {"ANSWERS.md": write_markdown(catalogue, answers), "report.html": write_html(catalogue, answers, figures)}
+    pages["ANSWERS.md"] = write_markdown(catalogue, answers, added_seeds)
+    pages["report.html"] = write_html(catalogue, answers, figures, added_seeds)
     for name, page in pages.items():
         (results / name).write_text(page, encoding="utf-8")
         print(results / name)
