@@ -1,4 +1,4 @@
-"""What README.md shows: its code runs, and its numbers are those of the reference results."""
+"""What README.md shows: its code runs, and its names are found. `test_questions` has its numbers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
-from bnlab.nn import SelfTuned
 from tests.helpers import images, plain
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = [block.partition("\n")[2] for block in TEXT.split("```")[1::2]]
-NUMBER = re.compile(r"-?\d[\d.]* \[-?[\d.]+, -?[\d.]+\]")  # a mean with its interval
 
 
 def test_the_calls_on_a_model_run() -> None:
@@ -46,17 +43,3 @@ def test_the_names_in_the_text_are_found() -> None:
     names = set(re.findall(r"`(?:help\()?(bnlab(?:\.\w+)+)", TEXT))
     assert "bnlab.memory.keep_freed_memory" in names
     subprocess.run([sys.executable, "-c", f"import bnlab; {'; '.join(sorted(names))}"], cwd=ROOT, check=True)
-
-
-def test_the_numbers_are_those_of_the_answers() -> None:
-    answers = "".join(path.read_text() for path in (ROOT / "results" / "reference").glob("*/README.md"))
-    for text in (TEXT, SelfTuned.__doc__ or ""):
-        said = NUMBER.findall(text)
-        assert len(said) >= 2 and [number for number in said if number not in answers] == []
-
-
-def test_the_accuracy_at_a_huge_batch_is_that_of_the_tables() -> None:
-    folder = ROOT / "results" / "reference" / "gap" / "tables"
-    rows = pd.read_parquet(folder / "evaluations.parquet").merge(pd.read_parquet(folder / "runs.parquet"), on="run")
-    exact = rows[(rows["batch_size"] == 1024) & (rows["estimator"] == "exact") & (rows["step"] == rows["steps"])]
-    assert len(exact) >= 5 and f"of networks that get {exact['accuracy'].mean():.0%} right" in TEXT

@@ -50,7 +50,8 @@ def population_statistics(
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
-        batches: what `forward` takes, e.g. a DataLoader; read once and held, each where it is.
+        batches: what `forward` takes, e.g. a DataLoader; read once and held, each where it is. The result is exact for
+            these images: give those that the model is evaluated like, usually training images without augmentation.
         upstream: "population", or "batch": every layer normalizes with its mini-batch's statistics and moments are
             pooled over the batches, as one-pass "precise BN" tools do (it depends on the batch size).
         strategy: "breadth", or "layerwise": a forward up to each layer in turn, the slow twin.

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,13 +14,18 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.answer import Answer, compose_answer
 from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables
-from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
-from experiments.catalogue import FIGURES, HYPOTHESES, find_experiment, list_questions, read_catalogue
+from bnlab.harness.reporting.frames import paired, rows
+from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_numbers
+from bnlab.nn import SelfTuned
+from experiments.catalogue import FIGURES, find_experiment, list_questions, read_catalogue
 from experiments.margins import drop_chance
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 CATALOGUE = read_catalogue()
-NUMBERS = {*CATALOGUE.questions, *HYPOTHESES, *FIGURES}
+NUMBERS = {*CATALOGUE.questions, *CATALOGUE.hypotheses, *FIGURES}
+README = (REFERENCE.parents[1] / "README.md").read_text()
+NUMBER = re.compile(r"(?<![\w.^,])-?\d[\d,]*(?:\.\d+)?(?!\d)( points?| times|%| σ)?")
+QUOTED = re.compile(r"(-?[\d.]+)(?:%| [a-zσ]+)? \[(-?[\d.]+), (-?[\d.]+)\]")
 
 
 def load(name: str) -> tuple[Experiment, Tables]:
@@ -51,13 +57,69 @@ def test_nineteen_questions_are_answered() -> None:
     assert list(CATALOGUE.questions) == [f"Q{number}" for number in range(1, 20)]
 
 
-@pytest.mark.parametrize("number", ["first", *CATALOGUE.questions])
+@pytest.mark.parametrize("number", ["first", *CATALOGUE.questions, *CATALOGUE.hypotheses])
 def test_every_sentence_is_true_of_the_reference_and_says_what_is_undecided(number: str) -> None:
-    template = CATALOGUE.questions.get(number, CATALOGUE.first)
+    if number in CATALOGUE.hypotheses:
+        template = CATALOGUE.hypotheses[number].partition("\n")[2]
+    else:
+        template = CATALOGUE.questions.get(number, CATALOGUE.first)
     sentences = [line for line in template.splitlines() if line and not line.startswith(("# ", "![]("))]
     for sentence in sentences:
         assert fill_paragraphs(sentence, answer_all()), f"another verdict: {sentence}"
         assert ("undecided(" in sentence) == ("undecided" in sentence.replace("undecided(", "")), sentence
+
+
+def find_long_numbers(text: str) -> list[str]:
+    """Numbers with more than two significant digits, or three where the first is 1; whole ones only with a unit."""
+    found = []
+    for match in NUMBER.finditer(text):
+        number = match[0].removesuffix(match[1] or "")
+        digits = re.sub(r"[-.,]", "", number).lstrip("0")
+        is_count = "." not in number and not match[1]
+        if not is_count and len(digits) > (3 if digits.startswith("1") else 2):
+            found.append(number)
+    return found
+
+
+def test_long_numbers_are_found() -> None:
+    assert find_long_numbers("2,252 steps, 0.072 [0.003, 0.141], 1.08 times, 132 times, 1 − 0.9^10 = 65%, v0.1.2") == []
+    assert find_long_numbers("0.0722, 1.078 times, 240 points, 31.8") == ["0.0722", "1.078", "240", "31.8"]
+
+
+@pytest.mark.parametrize("number", ["first", *CATALOGUE.questions, *CATALOGUE.hypotheses])
+def test_numbers_are_as_one_would_say_them(number: str) -> None:
+    template = {**CATALOGUE.questions, **CATALOGUE.hypotheses}.get(number, CATALOGUE.first)
+    assert find_long_numbers(" ".join(fill_paragraphs(template, answer_all()))) == []
+
+
+def test_readme_quotes_the_numbers_of_verdicts() -> None:
+    known = set()
+    for frame in (of.frame for of in answer_all()):
+        for numbers in frame[["mean", "low", "high"]].itertuples(index=False):
+            for factor in (1, -1, 100):
+                mean, *bounds = (factor * number for number in numbers)
+                known.add(tuple(say_numbers(mean, *sorted(bounds))))
+    for text in (README, SelfTuned.__doc__ or ""):
+        quoted = QUOTED.findall(text)
+        assert len(quoted) >= 2 and [numbers for numbers in quoted if numbers not in known] == []
+    assert find_long_numbers(README.partition("## What it says\n")[2].partition("## Your own model\n")[0]) == []
+
+
+def test_numbers_that_are_written_by_hand_are_those_of_the_tables() -> None:
+    _, gap = load("gap")
+    late = rows(gap, "evaluations", 1.0, batch_size=1024, estimator="exact")["accuracy"].mean()
+    assert f"in networks that get {late:.0%} right" in CATALOGUE.questions["Q8"]
+    layers = rows(gap, "gaps", 1.0, batch_size=1024, estimator="ema", momentum=0.1)
+    first, second, third = np.exp(np.log(layers["mean_gap"]).groupby(layers["depth"]).mean())
+    assert f"{first:.1g}, {second:.2g} and {third:.3g} σ off in layers 1 to 3" in CATALOGUE.questions["Q8"]
+
+    _, settings = load("settings")
+    frozen = rows(settings, "evaluations", 1.0, ("freeze_with",), batch_size=256, freeze_with=("ema", "exact"))
+    right = 100 * frozen["accuracy"].mean()
+    assert f"({right:.2g}% are right then)" in CATALOGUE.questions["Q11"]
+    constant = rows(settings, "evaluations", 1.0, batch_size=256, schedule="constant", freeze_with="none")
+    lost = -100 * paired(constant, "accuracy")["accuracy"]
+    assert f"(seeds: {lost.min():.2g} to {lost.max():.2g})" in CATALOGUE.questions["Q11"]
 
 
 @pytest.mark.parametrize("number", CATALOGUE.questions)
