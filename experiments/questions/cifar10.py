@@ -142,8 +142,8 @@ EXPERIMENT = Experiment(
     },
     claims={
         **{f"means_are_{name}_late": Claim(
-            f"At the end of training PyTorch's running means are nearer to exact ones than {margin} σ, in the layer where "
-            f"they are farthest ({note}).",
+            f"At the end of training PyTorch's running means are nearer to exact ones than {margin} σ, in the layer "
+            f"where they are farthest ({note}).",
             score(partial(find_largest, at=END, value="mean_gap", by=EACH, **AS_THEY_ARE), "mean_gap",
                   (*EACH, "largest"), geometric=True),
             below(margin, "σ", reason), ("Q8",)) for name, margin, note, reason in NEAR},
