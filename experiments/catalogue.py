@@ -1,4 +1,4 @@
-"""What is asked: a module for each experiment in `questions/`, a page for each question in `answers/`."""
+"""What is asked: a module for each experiment in `questions/`; answers to questions and hypotheses in `answers/`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,21 @@ def list_questions() -> list[str]:
 
 
 def read_catalogue() -> Catalogue:
-    """The questions Q1, Q2, … with their answers, the hypotheses, and what stands before them."""
+    """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands before them."""
     from bnlab.harness.reporting.page import Catalogue
 
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (_HERE / "answers").glob("*.md")}
     first = pages.pop("first")
-    hypotheses = dict(part.split(". ", 1) for part in pages.pop("hypotheses").strip().split("\n\n"))
-    return Catalogue(dict(sorted(pages.items(), key=lambda page: int(page[0][1:]))), hypotheses, first)
+    hypotheses = _read_hypotheses(pages.pop("hypotheses"))
+    ordered = sorted(pages, key=lambda number: int(number[1:]))
+    return Catalogue({number: pages[number] for number in ordered}, hypotheses, first)
+
+
+def _read_hypotheses(text: str) -> dict[str, tuple[str, str]]:
+    """By number, a hypothesis and the lines below it; empty lines are between them."""
+    hypotheses = {}
+    for part in text.strip().split("\n\n"):
+        heading, _, conclusion = part.partition("\n")
+        number, _, hypothesis = heading.partition(". ")
+        hypotheses[number] = (hypothesis, conclusion)
+    return hypotheses

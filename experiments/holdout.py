@@ -7,13 +7,14 @@ do not share that fault.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from bnlab.harness.reporting.answer import Answer
 from bnlab.harness.reporting.experiment import Experiment, Tables, answers
+from bnlab.harness.reporting.page import AddedSeeds
 from bnlab.harness.reporting.tables import load
 
 FIRST_SEEDS = 5
@@ -41,46 +42,77 @@ EXTENDED = (
 _DECIDED = ("holds", "fails")
 
 
-def list_added_seeds(answers: Sequence[Answer], results: Path) -> pd.DataFrame:
-    """A row of `hold_out` for each of the answered experiments that was given more seeds later."""
+def describe_added_seeds(answers: Sequence[Answer], results: Path) -> AddedSeeds:
+    """Say what the added seeds decide alone, with a row of `count_changes` for each experiment that was given more."""
     extended = [answer.experiment for answer in answers if answer.experiment.name in EXTENDED]
-    counts = [{"experiment": of.name, **hold_out(of, load(of.name, results))} for of in extended]
-    return pd.DataFrame(counts)
+    rows = [{"experiment": of.name, **count_changes(hold_out(of, load(of.name, results)))} for of in extended]
+    counts = pd.DataFrame(rows)
+    total = counts.drop(columns="experiment").sum()
+    text = (
+        "Most experiments were decided with five seeds; many were then given ten more, because conditions of theirs "
+        "were undecided. A second look makes it likelier that something holds by chance, so here is what the ten "
+        f"new seeds say alone of the {total['decided']} conditions that five seeds did not decide and fifteen do: "
+        f"{total['alike']} likewise, {total['undecided']} they leave undecided, {total['reversed'] or 'none'} they "
+        f"reverse. Of what five seeds had decided, {total['undone'] or 'nothing'} is undecided with fifteen."
+    )
+    return AddedSeeds(text, counts)
 
 
-def hold_out(experiment: Experiment, tables: Tables) -> dict[str, int]:
-    """Count the conditions that the added seeds decided, and what these seeds say alone.
+def hold_out(experiment: Experiment, tables: Tables) -> pd.DataFrame:
+    """Decide the claims with the first seeds, with the added ones alone, and with all.
 
     Args:
         experiment: the question with its claims.
         tables: those of the experiment, with all seeds.
 
     Returns:
-        `decided`: conditions that were undecided with the first seeds and are decided with all; of these `alike` are
-        decided likewise by the added seeds alone, `undecided` are not decided by them, and `reversed` are decided the
-        other way. `conditions`: all that have a verdict with the first seeds and with all.
+        A row for each condition that occurs three times; verdicts in the columns `first`, `added` and `with_all`.
     """
-    first = _decide(experiment, tables, lambda seeds: seeds < FIRST_SEEDS)
-    added = _decide(experiment, tables, lambda seeds: seeds >= FIRST_SEEDS)
-    every = _decide(experiment, tables, lambda seeds: seeds >= 0)
-    verdicts = pd.DataFrame({"first": first, "added": added, "every": every}).dropna()
+    seeds = tables["runs"]["seed"]
+    verdicts = {
+        "first": _decide(experiment, tables, seeds < FIRST_SEEDS),
+        "added": _decide(experiment, tables, seeds >= FIRST_SEEDS),
+        "with_all": _decide(experiment, tables, seeds.notna()),
+    }
+    return pd.DataFrame(verdicts).dropna()
 
-    newly = verdicts[(verdicts["first"] == "undecided") & verdicts["every"].isin(_DECIDED)]
-    alike = newly["added"] == newly["every"]
-    decided = newly["added"].isin(_DECIDED)
+
+def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
+    """Count what more seeds have changed.
+
+    Args:
+        verdicts: of `hold_out`.
+
+    Returns:
+        `conditions`: all rows. `decided`: those that the first seeds did not decide, and all do; of these `alike` are
+        decided likewise by the added seeds alone, `undecided` are not decided by them, and `reversed` are decided the
+        other way. `undone`: those that the first seeds decided, and all do not.
+    """
+    was_decided = verdicts["first"].isin(_DECIDED)
+    is_decided = verdicts["with_all"].isin(_DECIDED)
+    newly_decided = verdicts[~was_decided & is_decided]
+
+    is_alike = newly_decided["added"] == newly_decided["with_all"]
+    is_decided_alone = newly_decided["added"].isin(_DECIDED)
     return {
         "conditions": len(verdicts),
-        "decided": len(newly),
-        "alike": int(alike.sum()),
-        "undecided": int((~decided).sum()),
-        "reversed": int((decided & ~alike).sum()),
+        "decided": len(newly_decided),
+        "alike": int(is_alike.sum()),
+        "undecided": int((~is_decided_alone).sum()),
+        "reversed": int((is_decided_alone & ~is_alike).sum()),
+        "undone": int((was_decided & ~is_decided).sum()),
     }
 
 
-def _decide(experiment: Experiment, tables: Tables, wanted: Callable[[pd.Series], pd.Series]) -> pd.Series:
-    """The verdicts on networks with the wanted seeds, by claim and condition."""
-    runs = tables["runs"][wanted(tables["runs"]["seed"])]
-    chosen = {name: frame[frame["run"].isin(runs["run"])] for name, frame in tables.items()}
-    frame = answers(experiment, {**chosen, "runs": runs})
-    conditions = [", ".join(word for word in where if not word.startswith("largest in")) for where in frame["where"]]
-    return frame.set_index([frame["claim"], pd.Index(conditions, name="place")])["verdict"]
+def _decide(experiment: Experiment, tables: Tables, is_wanted: pd.Series) -> pd.Series:
+    """Decide the claims from some of the networks: verdicts by claim and condition."""
+    names = tables["runs"].loc[is_wanted, "run"]
+    chosen = {name: frame[frame["run"].isin(names)] for name, frame in tables.items()}
+    frame = answers(experiment, chosen)
+    places = frame["where"].map(_name_place)
+    return frame.set_index([frame["claim"], places.rename("place")])["verdict"]
+
+
+def _name_place(where: tuple[str, ...]) -> str:
+    """A condition without the layer that has the largest gap, which need not be the same for other seeds."""
+    return ", ".join(word for word in where if not word.startswith("largest in"))

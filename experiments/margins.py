@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Tables
-from bnlab.harness.reporting.frames import find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
+from bnlab.harness.reporting.frames import FIRST, find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
 
 EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "epoch")
 COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "exact", "scale": -100}
@@ -26,11 +26,17 @@ ALL_LAYERS = (
 """In captions of figures that `find_gaps` gives rows to."""
 
 
-def find_gaps(tables: Tables, at: float | Sequence[float] = (), value: str = "mean_gap", **wanted: Any) -> pd.DataFrame:
-    """Gaps over layers, see `gap_over_layers`, in panels by share of the training, the layers behind the first "
-    "first."""
-    gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), value)
-    return name_panels(gaps.sort_values("layers", kind="stable"), "{layers}, {panel}")
+def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -> pd.DataFrame:
+    """Average gaps of the mean over layers, in panels by share of the training: first those behind the first layer.
+
+    Args:
+        tables: those of the experiment.
+        at: shares of the training.
+        wanted: as in `rows`, `by` included.
+    """
+    gaps = gap_over_layers(rows(tables, "gaps", at, **wanted), "mean_gap")
+    behind_first = gaps.sort_values("layers", key=lambda layers: layers == FIRST, kind="stable")
+    return name_panels(behind_first, "{layers}, {panel}")
 
 
 def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:

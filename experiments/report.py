@@ -120,12 +120,12 @@ def _write_pages(answers: list[Answer], results: Path) -> None:
     """ANSWERS.md, the README.md of each experiment, and report.html."""
     from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
     from experiments.catalogue import read_catalogue
-    from experiments.holdout import list_added_seeds
+    from experiments.holdout import describe_added_seeds
 
     names = [(answer.experiment.name, figure) for answer in answers for figure in answer.experiment.figures]
     figures = {(name, figure): results / name / "figures" / f"{figure}.png" for name, figure in names}
     catalogue = read_catalogue()
-    added_seeds = list_added_seeds(answers, results) if results.resolve() == REFERENCE else None
+    added_seeds = describe_added_seeds(answers, results) if results.resolve() == REFERENCE else None
     pages = {f"{answer.experiment.name}/README.md": write_experiment(answer) for answer in answers}
     pages["ANSWERS.md"] = write_markdown(catalogue, answers, added_seeds)
     pages["report.html"] = write_html(catalogue, answers, figures, added_seeds)

@@ -9,7 +9,7 @@ from functools import partial
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above, below, within
 from bnlab.harness.reporting.frames import RATIO_OVER_LAYERS, score
 from bnlab.harness.reporting.plots import GAP, LOST, Axis, Curves
-from experiments.margins import AS_ACCURATE, COST_OF_EMA, EACH, HARDLY_SEEN, SIX_IMAGES, find_largest
+from experiments.margins import A_POINT, AS_ACCURATE, COST_OF_EMA, EACH, HARDLY_SEEN, SIX_IMAGES, find_largest
 
 LARGEST = (*EACH, "largest")
 # What is averaged, its gap, the unit, and what an error of 0.1 in all layers costs by `tolerance`.
@@ -65,6 +65,11 @@ EXPERIMENT = Experiment(
             "layer where they are farthest (asked when seen).",
             score(partial(find_largest, at=1.0, value=gap, by=EACH), gap, LARGEST, geometric=True),
             below(margin, unit, reason), ("Q8",)) for kind, gap, unit, margin, reason in CLOSE},
+        "costs_early": Claim(
+            "After a fifth of training PyTorch's momentum costs over a point, at tiny and moderate batches too (asked "
+            "when seen).",
+            score("evaluations", "accuracy", EACH, at=0.2, batch_size=(4, 16, 64), **COST_OF_EMA),
+            above(1.0, "points", A_POINT), ("Q2", "Q11", "H2")),
         "lag_costs_when_huge": Claim(
             "At a huge batch, with few steps, PyTorch's momentum costs accuracy.",
             score("evaluations", "accuracy", EACH, at=1.0, batch_size=1024, **COST_OF_EMA),

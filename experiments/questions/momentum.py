@@ -14,12 +14,13 @@ from experiments.margins import ALL_LAYERS, AS_ACCURATE, AS_NEAR, COST_OF_EMA, E
 
 SHARES = EARLY, _, LATE = (0.2, 0.55, 1.0)  # of the training
 POINT, NETWORK, NOISE = (*EACH, "momentum"), (*EACH, "seed"), ("mean_drift", "mean_noise", "mean_level")
+NEARLY_ONE = 0.95  # a momentum above is taken for 1, the last batch alone
 LAYER = (*NETWORK, "layer", "depth")
 MISTAKE = {**COST_OF_EMA, "momentum": 0.9, "along": "momentum", "against": 0.1}  # 0.1 in the other convention
 
 
 def find_factors(tables: Tables) -> pd.DataFrame:
-    """By which factor theory, which knows the other seeds' batch moments, misses each layer's best momentum.
+    """Compute the factor by which theory, from the other seeds' batch moments, misses each layer's best momentum.
 
     The best momentum lies between those of the sweep, see `locate_minimum`; neighbours are up to 2.5 times apart.
     """
@@ -31,7 +32,8 @@ def find_factors(tables: Tables) -> pd.DataFrame:
     both = measured.merge(predicted, on=[*LAYER], suffixes=("", "_predicted"))
     factor = both["momentum_predicted"] / both["momentum"]
     factors = both.assign(factor=np.maximum(factor, 1 / factor))
-    return factors.query("momentum < 1 or momentum_predicted <= 0.95")  # where both say 1 the sweep cannot decide
+    both_at_end = factors["at_end"] & (factors["momentum_predicted"] > NEARLY_ONE)  # the sweep cannot decide there
+    return factors[~both_at_end]
 
 
 def find_ends(tables: Tables) -> pd.DataFrame:

@@ -33,6 +33,10 @@ EXPERIMENT = Experiment(
             "Where images of a class come together PyTorch's average, which remembers the last ones, costs much.",
             score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order=IN_ORDER, **COST_OF_EMA),
             above(*MUCH), ("Q15", "F21")),
+        "long_average_costs": Claim(
+            "In blocks of 16 images of a class a momentum of 0.01 costs much (asked when seen).",
+            score("evaluations", "accuracy", ("order",), at=1.0, norm="batch", order="blocks:16",
+                  **{**COST_OF_EMA, "momentum": 0.01}), above(*MUCH), ("Q15",)),
         "nothing_rescues": Claim(
             "Networks that saw images of a class together lose much against shuffled ones, under exact statistics too.",
             score("evaluations", "accuracy", ("order",), at=1.0, against=SHUFFLED, along="order", matching=("seed",),

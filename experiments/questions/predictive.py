@@ -43,9 +43,9 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 def find_early(tables: Tables) -> pd.DataFrame:
     """Accuracy of predictive momentum after a tenth of training at batch 256, minus that under each other momentum."""
     frame = rows(tables, "evaluations", 0.1, NETWORK, estimator=("ema", "predictive"), batch_size=256)
-    frame = frame.query("schedule != 'step'")  # which is constant until then
+    frame = frame.query("schedule != 'step'")  # a step schedule is still constant then
     gains = paired(frame, "accuracy", against="predictive")
-    return gains.assign(accuracy=-gains["accuracy"]).query("momentum in (0.1, 1.0)")
+    return gains.assign(accuracy=-gains["accuracy"])
 
 
 def find_constant_end(tables: Tables) -> pd.DataFrame:
@@ -92,7 +92,7 @@ def make_claims(end: str, where: str, points: float, reason: str, seen: str = ""
             "late: behind the first layer its gap is more than a quarter larger than that of the best fixed "
             f"one{seen}.",
             score(find_times(1.0), "mean_gap", EACH, schedule="onecycle", **RATIO_OVER_LAYERS, **wanted),
-            above(1.25, "times", FLAT), ("Q6", "Q10")),
+            above(1.25, "times", FLAT), ("Q6", "Q10", "H14")),
     }  # fmt: skip
 
 
@@ -116,6 +116,19 @@ EXPERIMENT = Experiment(
             "alone cost over a point against exact statistics (asked when seen).",
             score(find_constant_end, "accuracy", ("batch_size", "estimator", "momentum"), scale=-100, momentum=1.0),
             above(1.0, "points", A_POINT), ("Q10",)),
+        "last_batch_is_farther": Claim(
+            "On characters, over a training with a one-cycle schedule, the gap of the last batch alone is larger than "
+            "that of predictive momentum at each batch size (asked when seen).",
+            score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, geometric=True,
+                  average=("epoch", "layer"), depth=OtherThan(1), estimator="ema", momentum=1.0, schedule="onecycle",
+                  **CHARACTERS), above(1.0, "times", AS_NEAR), ("H14",)),
+        "constant_rate_costs_on_digits": Claim(
+            "On digits, at the end at a constant learning rate and a large batch, PyTorch's momentum costs over a "
+            "point (asked when seen).",
+            score(lambda tables: paired(rows(tables, "evaluations", 1.0, NETWORK, schedule="constant", batch_size=256,
+                                             data="digits"), "accuracy"),
+                  "accuracy", ("model",), scale=-100, estimator="ema", momentum=0.1),
+            above(1.0, "points", A_POINT), ("Q6",)),
         "better_early_than_last_batch": Claim(
             "On digits early at a large batch predictive momentum is more accurate than the last batch's moments "
             "(asked when seen).",

@@ -13,6 +13,7 @@ from bnlab.harness.reporting.frames import (
     OtherThan,
     gap_over_layers,
     name_panels,
+    over_best,
     rows,
     score,
 )
@@ -24,6 +25,7 @@ from experiments.margins import (
     AS_NEAR,
     COST_OF_EMA,
     EACH,
+    FLAT,
     OVER_TIME,
     PYTORCH,
     find_gaps,
@@ -52,7 +54,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q2", "Q11", "H2", "H8", "H11", "H14"),
+    answers=("Q2", "Q11", "H1", "H2", "H8", "H11", "H14"),
     figures={
         "gap": Figure(
             "How far the running mean is from the population mean",
@@ -93,6 +95,11 @@ EXPERIMENT = Experiment(
             "when seen).",
             score(find_default, "accuracy", EACH, against="ema", scale=100, estimator="last_batch"),
             above(0.0, "points gained", AS_ACCURATE), ("H11",)),
+        "last_batch_is_farther_early": Claim(
+            "After a tenth of training the last batch alone has a larger gap behind the first layer than the best "
+            "momentum (asked when seen).",
+            score(lambda tables: over_best(rows(tables, "gaps", EARLY), "mean_gap"), "mean_gap", EACH, estimator="ema",
+                  momentum=1.0, **RATIO_OVER_LAYERS), above(1.25, "times", FLAT), ("H1",)),
         "default_is_harmless_late": Claim(
             "At the end of training PyTorch's momentum costs less than a point of accuracy (asked when seen).",
             score("evaluations", "accuracy", EACH, at=LATE, **COST_OF_EMA), within(-1.0, 1.0, "points", A_POINT), COST),

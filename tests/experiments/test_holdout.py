@@ -1,44 +1,47 @@
-"""What added seeds say alone, on seeds with planted effects."""
+"""What added seeds say alone, on planted verdicts and on seeds with a planted effect."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, above
 from bnlab.harness.reporting.frames import interval
-from bnlab.harness.reporting.tables import load
-from experiments.holdout import EXTENDED, FIRST_SEEDS, hold_out
+from experiments.holdout import EXTENDED, count_changes, hold_out
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
-UNSURE = [2.0, -1.0, 1.5, -0.5, 1.0]  # mean 0.6, and wide
-HIGH, LOW = [1.0, 1.1, 0.9, 1.2, 0.8] * 2, [-3.0, -3.1, -2.9, -3.2, -2.8] * 2
-WIDE = [9.0, -8.0] * 5
 
 
-@pytest.mark.parametrize(
-    ("added", "counts"),
-    [
-        (HIGH, {"decided": 1, "alike": 1, "undecided": 0, "reversed": 0}),
-        (LOW, {"decided": 1, "alike": 1, "undecided": 0, "reversed": 0}),
-        (WIDE, {"decided": 0, "alike": 0, "undecided": 0, "reversed": 0}),
-    ],
-)
-def test_conditions_that_more_seeds_decide(added: list[float], counts: dict[str, int]) -> None:
+def test_changes_are_counted() -> None:
+    planted = [
+        ("undecided", "holds", "holds"),
+        ("not tested", "undecided", "fails"),
+        ("undecided", "fails", "holds"),
+        ("holds", "holds", "holds"),
+        ("fails", "undecided", "undecided"),
+        ("undecided", "undecided", "undecided"),
+    ]
+    verdicts = pd.DataFrame(planted, columns=["first", "added", "with_all"])
+    counts = {"conditions": 6, "decided": 3, "alike": 1, "undecided": 1, "reversed": 1, "undone": 1}
+    assert count_changes(verdicts) == counts
+
+
+def test_each_share_of_the_seeds_decides_for_itself() -> None:
+    unsure = [2.0, -1.0, 1.5, -0.5, 1.0]  # mean 0.6, and wide
+    high = [1.0, 1.1, 0.9, 1.2, 0.8] * 2
     runs = pd.DataFrame({"run": [f"r{seed}" for seed in range(15)], "seed": range(15)})
-    values = pd.DataFrame({"run": runs["run"], "x": [*UNSURE, *added]})
+    values = pd.DataFrame({"run": runs["run"], "x": [*unsure, *high]})
 
     def score(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         return interval(tables["values"].merge(tables["runs"], on="run"), "x", ())
 
     claim = Claim("It is positive.", score, above(0.0, "σ", "none"))
     experiment = Experiment(answers=(), figures={}, claims={"positive": claim})
-    assert hold_out(experiment, {"runs": runs, "values": values}) == {"conditions": 1, **counts}
+    verdicts = hold_out(experiment, {"runs": runs, "values": values})
+    assert verdicts.to_dict("records") == [{"first": "undecided", "added": "holds", "with_all": "holds"}]
 
 
-@pytest.mark.parametrize("name", EXTENDED)
-def test_extended_experiments_have_more_seeds(name: str) -> None:
-    seeds = {*load(name, REFERENCE)["runs"]["seed"]}
-    assert seeds == {*range(15)} and FIRST_SEEDS == 5
+def test_the_extended_experiments_are_those_with_fifteen_seeds() -> None:
+    seeds = {path.parts[-3]: {*pd.read_parquet(path)["seed"]} for path in REFERENCE.glob("*/tables/runs.parquet")}
+    assert {name for name, of in seeds.items() if of == {*range(15)}} == {*EXTENDED}

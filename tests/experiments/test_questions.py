@@ -22,6 +22,8 @@ from experiments.margins import drop_chance
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 CATALOGUE = read_catalogue()
+CONCLUSIONS = {number: conclusion for number, (_, conclusion) in CATALOGUE.hypotheses.items()}
+TEMPLATES = {"first": CATALOGUE.first, **CATALOGUE.questions, **CONCLUSIONS}
 NUMBERS = {*CATALOGUE.questions, *CATALOGUE.hypotheses, *FIGURES}
 README = (REFERENCE.parents[1] / "README.md").read_text()
 NUMBER = re.compile(r"(?<![\w.^,])-?\d[\d,]*(?:\.\d+)?(?!\d)( points?| times|%| σ)?")
@@ -57,13 +59,9 @@ def test_nineteen_questions_are_answered() -> None:
     assert list(CATALOGUE.questions) == [f"Q{number}" for number in range(1, 20)]
 
 
-@pytest.mark.parametrize("number", ["first", *CATALOGUE.questions, *CATALOGUE.hypotheses])
+@pytest.mark.parametrize("number", TEMPLATES)
 def test_every_sentence_is_true_of_the_reference_and_says_what_is_undecided(number: str) -> None:
-    if number in CATALOGUE.hypotheses:
-        template = CATALOGUE.hypotheses[number].partition("\n")[2]
-    else:
-        template = CATALOGUE.questions.get(number, CATALOGUE.first)
-    sentences = [line for line in template.splitlines() if line and not line.startswith(("# ", "![]("))]
+    sentences = [line for line in TEMPLATES[number].splitlines() if line and not line.startswith(("# ", "![]("))]
     for sentence in sentences:
         assert fill_paragraphs(sentence, answer_all()), f"another verdict: {sentence}"
         assert ("undecided(" in sentence) == ("undecided" in sentence.replace("undecided(", "")), sentence
@@ -86,10 +84,9 @@ def test_long_numbers_are_found() -> None:
     assert find_long_numbers("0.0722, 1.078 times, 240 points, 31.8") == ["0.0722", "1.078", "240", "31.8"]
 
 
-@pytest.mark.parametrize("number", ["first", *CATALOGUE.questions, *CATALOGUE.hypotheses])
+@pytest.mark.parametrize("number", TEMPLATES)
 def test_numbers_are_as_one_would_say_them(number: str) -> None:
-    template = {**CATALOGUE.questions, **CATALOGUE.hypotheses}.get(number, CATALOGUE.first)
-    assert find_long_numbers(" ".join(fill_paragraphs(template, answer_all()))) == []
+    assert find_long_numbers(" ".join(fill_paragraphs(TEMPLATES[number], answer_all()))) == []
 
 
 def test_readme_quotes_the_numbers_of_verdicts() -> None:
@@ -102,17 +99,34 @@ def test_readme_quotes_the_numbers_of_verdicts() -> None:
     for text in (README, SelfTuned.__doc__ or ""):
         quoted = QUOTED.findall(text)
         assert len(quoted) >= 2 and [numbers for numbers in quoted if numbers not in known] == []
-    assert find_long_numbers(README.partition("## What it says\n")[2].partition("## Your own model\n")[0]) == []
 
 
-def test_numbers_that_are_written_by_hand_are_those_of_the_tables() -> None:
+def test_readme_has_numbers_as_one_would_say_them() -> None:
+    findings = README[README.index("## What it says\n") : README.index("## Your own model\n")]
+    assert find_long_numbers(findings) == []
+
+
+@pytest.mark.parametrize("number", CONCLUSIONS)
+def test_conclusions_quote_claims_that_bear_on_the_hypothesis(number: str) -> None:
+    quoted = re.findall(r'(?:holds|fails|undecided|counted)\("(\w+)\.(\w+)"', CONCLUSIONS[number])
+    assert quoted
+    for name, claim in quoted:
+        experiment = find_experiment(name)
+        bears_on = experiment.claims[claim].answers or experiment.answers
+        assert number in bears_on, f"{name}.{claim}"
+
+
+def test_numbers_of_gap_that_are_written_by_hand() -> None:
     _, gap = load("gap")
     late = rows(gap, "evaluations", 1.0, batch_size=1024, estimator="exact")["accuracy"].mean()
     assert f"in networks that get {late:.0%} right" in CATALOGUE.questions["Q8"]
+    assert f"networks that get {late:.0%} right" in README
     layers = rows(gap, "gaps", 1.0, batch_size=1024, estimator="ema", momentum=0.1)
     first, second, third = np.exp(np.log(layers["mean_gap"]).groupby(layers["depth"]).mean())
     assert f"{first:.1g}, {second:.2g} and {third:.3g} σ off in layers 1 to 3" in CATALOGUE.questions["Q8"]
 
+
+def test_numbers_of_settings_that_are_written_by_hand() -> None:
     _, settings = load("settings")
     frozen = rows(settings, "evaluations", 1.0, ("freeze_with",), batch_size=256, freeze_with=("ema", "exact"))
     right = 100 * frozen["accuracy"].mean()

@@ -214,11 +214,10 @@ def judge(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     Returns:
         The columns `verdict` and `note`, a row for each of `frame`.
     """
-    p_holds, p_fails = p_values(frame, rule)
-    counted = _find_equal(frame)
-    undecidable = _find_undecidable(frame, rule)
-    for p in (p_holds, p_fails):
-        p[counted | undecidable] = np.nan  # no test, and no part in the correction
+    is_equal = _find_equal(frame)
+    is_undecidable = _find_undecidable(frame, rule)
+    is_tested = ~(is_equal | is_undecidable)  # what is not has no part in the correction
+    p_holds, p_fails = (np.where(is_tested, p, np.nan) for p in p_values(frame, rule))
 
     corrected_holds = p_holds if rule.together else holm(p_holds)
     verdict = _choose_verdicts(frame, corrected_holds, holm(p_fails))
@@ -226,15 +225,10 @@ def judge(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     by_holm = (verdict == "undecided") & (alone != "undecided")
     note = np.where(by_holm, alone + " by itself", "")
 
-    verdict[counted] = _compare(frame, rule)[counted]
-    note[counted] = NO_SPREAD
-    verdict[undecidable] = NOT_TESTED
+    verdict[is_equal] = _compare(frame, rule)[is_equal]
+    note[is_equal] = NO_SPREAD
+    verdict[is_undecidable] = NOT_TESTED
     return pd.DataFrame({"verdict": verdict, "note": note})
-
-
-def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
-    """The verdict on each row of a score: see `judge`."""
-    return list(judge(frame, rule)["verdict"])
 
 
 def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) -> np.ndarray:
@@ -246,26 +240,31 @@ def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) 
 
 def _find_equal(frame: pd.DataFrame) -> np.ndarray:
     """Find the rows whose value is the same for all of several seeds, up to rounding."""
-    means = frame["mean"].to_numpy(float)
     errors = frame["error"].to_numpy(float)  # of a logarithm where `log`: relative already
-    sizes = np.where(frame["log"].to_numpy(bool), 1.0, np.abs(means))
-    return (frame["n"].to_numpy() > 1) & (errors <= 1e-12 * np.maximum(sizes, 1e-300))
+    sizes = np.where(frame["log"].to_numpy(bool), 1.0, frame["mean"].abs().clip(lower=1e-3))
+    return (frame["n"].to_numpy() > 1) & (errors <= 1e-12 * sizes)
 
 
 def _compare(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
     """Compare means with the bounds, without a test; a mean that equals a bound is undecided."""
     means = frame["mean"].to_numpy(float)
-    at_bound = np.isclose(means, rule.low, rtol=1e-12) | np.isclose(means, rule.high, rtol=1e-12)
+    at_bound = np.isclose(means, rule.low, rtol=1e-12, atol=1e-12) | np.isclose(
+        means, rule.high, rtol=1e-12, atol=1e-12
+    )
     inside = (means > rule.low) & (means < rule.high)
     return np.select([at_bound, inside], ["undecided", "holds"], "fails").astype(object)
 
 
 def _find_undecidable(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
-    """Find shares of so few networks that neither none nor all of them could decide."""
-    shares = np.asarray(frame.get("share", False), bool) & (frame["n"].to_numpy() > 1)
-    extremes = [np.concatenate(p_values(frame.assign(mean=share), rule)) for share in (0.0, 1.0)]
-    best = np.min(extremes, axis=0).reshape(2, len(frame)).min(axis=0)
-    return shares & (best > LEVEL)
+    """Find shares of so few networks that no count of them decides, not even none or all."""
+    of_none = p_values(frame.assign(mean=0.0), rule)
+    of_all = p_values(frame.assign(mean=1.0), rule)
+    return _find_shares(frame) & (np.min([*of_none, *of_all], axis=0) > LEVEL)
+
+
+def _find_shares(frame: pd.DataFrame) -> np.ndarray:
+    """Find the rows that are shares of several networks."""
+    return np.asarray(frame.get("share", False), bool) & (frame["n"].to_numpy() > 1)
 
 
 def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
@@ -285,7 +284,7 @@ def _test_bound(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarr
     n, distance = frame["n"].to_numpy(float), _distance(frame, bound)
     freedom = np.where(n > 1, n - 1, np.nan)
     p_above, p_below = stats.t.sf(distance, freedom), stats.t.cdf(distance, freedom)
-    shares = np.asarray(frame.get("share", False), bool) & (n > 1)
+    shares = _find_shares(frame)
     if shares.any():
         hits, share = (frame["mean"] * n).round().to_numpy(), min(max(bound, 0), 1)
         p_above = np.where(shares, stats.binom.sf(hits - 1, n, share) if bound >= 0 else 0, p_above)

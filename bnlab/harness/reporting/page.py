@@ -23,22 +23,35 @@ class Catalogue:
 
     Attributes:
         questions: by number, the template of question and answer, see `prose.fill_prose`.
-        hypotheses: by number, the hypothesis in our words and, on the lines below, what is concluded of it.
+        hypotheses: by number, the hypothesis in our words, and the template of what is concluded of it.
         first: what stands before all questions, see `prose.fill_paragraphs`.
     """
 
     questions: Mapping[str, str]
-    hypotheses: Mapping[str, str]
+    hypotheses: Mapping[str, tuple[str, str]]
     first: str
 
 
-def write_markdown(catalogue: Catalogue, answers: Sequence[Answer], added_seeds: pd.DataFrame | None = None) -> str:
+@dataclass(frozen=True)
+class AddedSeeds:
+    """What the seeds say alone that were added when verdicts were known.
+
+    Attributes:
+        text: what they say.
+        counts: a row for each experiment: experiment, conditions, decided, alike, undecided, reversed, undone.
+    """
+
+    text: str
+    counts: pd.DataFrame
+
+
+def write_markdown(catalogue: Catalogue, answers: Sequence[Answer], added_seeds: AddedSeeds | None = None) -> str:
     """Write ANSWERS.md: what the experiments say on each question; it links to the page of each, beside it.
 
     Args:
         catalogue: what is asked.
         answers: what was measured.
-        added_seeds: a row for each experiment that was given more seeds later, see `experiments.holdout`.
+        added_seeds: what seeds say alone that were added later, if there are any.
     """
     return _render("answers.md", catalogue, answers, {}, added_seeds)
 
@@ -52,7 +65,7 @@ def write_html(
     catalogue: Catalogue,
     answers: Sequence[Answer],
     figures: Mapping[tuple[str, str], Path],
-    added_seeds: pd.DataFrame | None = None,
+    added_seeds: AddedSeeds | None = None,
 ) -> str:
     """Write a page that needs no other file.
 
@@ -71,12 +84,6 @@ def _mark(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", italic))
 
 
-def _conclude(template: str, answers: Sequence[Answer]) -> tuple[str, str]:
-    """A hypothesis, and the sentences of its conclusion that the verdicts bear out."""
-    hypothesis, _, conclusion = template.partition("\n")
-    return hypothesis, " ".join(fill_paragraphs(conclusion, answers))
-
-
 def _load_template(name: str) -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
@@ -91,7 +98,7 @@ def _render(
     catalogue: Catalogue,
     answers: Sequence[Answer],
     images: Mapping[Any, str],
-    added_seeds: pd.DataFrame | None,
+    added_seeds: AddedSeeds | None,
 ) -> str:
     answering = {
         number: [answer for answer in answers if number in answer.experiment.answers]
@@ -100,10 +107,13 @@ def _render(
     return _load_template(template).render(
         first=fill_paragraphs(catalogue.first, answers),
         questions={number: fill_prose(text, answers) for number, text in catalogue.questions.items()},
-        hypotheses={number: _conclude(text, answers) for number, text in catalogue.hypotheses.items()},
+        hypotheses={
+            number: (text, " ".join(fill_paragraphs(conclusion, answers)))
+            for number, (text, conclusion) in catalogue.hypotheses.items()
+        },
         answers=answers,
         answering=answering,
-        added_seeds=[] if added_seeds is None else added_seeds.to_dict("records"),
+        added_seeds=added_seeds,
         figures={(of.experiment.name, key): figure for of in answers for key, figure in of.experiment.figures.items()},
         images=images,
         reading=READING,

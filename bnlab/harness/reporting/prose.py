@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,16 +77,13 @@ def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
         experiment, _, name = claim.partition(".")
         if experiment not in known:
             raise _Untrue
-        cells = known[experiment].frame.query("claim == @name")
-        if conditions:
-            wanted = [{*words.split(", ")} for words in conditions]
-            cells = cells[[any(words <= {*where} for words in wanted) for where in cells["where"]]]
+        cells = _find_cells(known[experiment].frame, name, conditions)
         if {*cells["verdict"]} != {verdict}:
             raise _Untrue
         if not shown:
             return ""
         if verdict == NOT_TESTED:
-            return " to ".join(dict.fromkeys(count_share(*row) for row in cells[["mean", "n"]].itertuples(index=False)))
+            return _say_counts(cells)
         return _word(cells, known[experiment].experiment.claims[name].rule.unit, sign)
 
     try:
@@ -93,6 +91,23 @@ def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
         return " ".join(_JINJA.from_string(line.strip()).render(quotes).split())
     except _Untrue:
         return ""
+
+
+def _find_cells(frame: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
+    """Find the verdicts on a claim in the conditions that have all words of one of `conditions`; in all without any."""
+    cells = frame[frame["claim"] == claim]
+    if not conditions:
+        return cells
+    wanted = [{*words.split(", ")} for words in conditions]
+    is_wanted = [any(words <= {*where} for words in wanted) for where in cells["where"]]
+    return cells[is_wanted]
+
+
+def _say_counts(cells: pd.DataFrame) -> str:
+    """Write shares as counts, `2 of 3 to 3 of 3`."""
+    ordered = cells.sort_values("mean")
+    counts = [count_share(share, n) for share, n in zip(ordered["mean"], ordered["n"], strict=True)]
+    return " to ".join(dict.fromkeys(counts))
 
 
 def _word(cells: pd.DataFrame, unit: str, sign: int) -> str:
@@ -123,16 +138,16 @@ def say_numbers(mean: float, low: float, high: float) -> list[str]:
     >>> say_numbers(26.63, 23.1, 30.12), say_numbers(0.0722, 0.0031, 0.1413)
     (['27', '23', '30'], ['0.072', '0.003', '0.141'])
     """
-    return [_shorten(number) for number in round_numbers(mean, low, high)]
+    numbers = (mean, low, high)
+    rounded = round_numbers(mean, low, high)  # the mean alone where there is no interval
+    return [_shorten(number, given) for number, given in zip(numbers, rounded, strict=False)]
 
 
-def _shorten(number: str) -> str:
-    """Cut a number to two significant digits, three where the first is 1; `1.2e-08` stays as it is."""
-    if "e" in number or float(number) == 0:
-        return number
-    value = float(number)
-    given = len(number.partition(".")[2])
-    rounded = f"{value:.1e}"
-    digits = 3 if rounded.lstrip("-").startswith("1") else 2
-    decimals = digits - 1 - int(rounded.partition("e")[2])
-    return f"{round(value, decimals):.{min(given, max(0, decimals))}f}"
+def _shorten(number: float, given: str) -> str:
+    """Write a number with two significant digits, three where the first is 1, and no more decimals than `given`."""
+    if "e" in given or not math.isfinite(number) or float(given) == 0:
+        return given
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    digits = 3 if mantissa.lstrip("-").startswith("1") else 2
+    decimals = min(digits - 1 - int(exponent), len(given.partition(".")[2]))
+    return f"{round(number, decimals):.{max(0, decimals)}f}"

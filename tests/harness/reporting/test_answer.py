@@ -94,10 +94,16 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
         (98.75, "99"),
         (0.996, "1.00"),
         (-0.31, "-0.31"),
+        (2.1517, "2.2"),
     ],
 )
 def test_numbers_in_text_have_two_digits_or_three_after_a_one(number: float, said: str) -> None:
     assert say_numbers(number, number - 1e-5, number + 1e-5)[0] == said
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_no_number_is_said_so(number: float) -> None:
+    assert say_numbers(number, number, number) == [str(number)]
 
 
 def test_numbers_in_text_have_no_more_digits_than_their_interval_allows() -> None:
@@ -121,8 +127,11 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "Q1": '# What?\n\nIt *costs* {{ holds("trial.costs", "batch size 4") }}.\n\n![](trial/cost)',
         "Q2": "# Else?",
     }
-    hypothesis = 'So.\nYes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
-    catalogue, answers = Catalogue(questions, {"H1": hypothesis}, "First."), [compose_answer(experiment, plant())]
+    conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
+    catalogue, answers = (
+        Catalogue(questions, {"H1": ("So.", conclusion)}, "First."),
+        [compose_answer(experiment, plant())],
+    )
     text = write_markdown(catalogue, answers)
     assert "\nIt *costs* 3.0 points [0.5, 5.5].\n\n![Title](trial/figures/cost.png)\n" in text
     assert (

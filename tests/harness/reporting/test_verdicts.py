@@ -25,7 +25,6 @@ from bnlab.harness.reporting.experiment import (
     holm,
     judge,
     p_values,
-    verdicts,
     within,
 )
 from bnlab.harness.reporting.frames import interval
@@ -38,6 +37,10 @@ SAMPLES = {
     "near": [1.2, 1.3, 1.6],
     "one": [5.0],
 }
+
+
+def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
+    return list(judge(frame, rule)["verdict"])
 
 
 def score(samples: dict[str, list[float]], **options: Any) -> pd.DataFrame:
@@ -157,6 +160,12 @@ def test_six_of_six_are_most_and_of_five_no_count_could_decide() -> None:
         assert verdicts(every, above(0.5)) == [verdict]
 
 
+def test_zeros_are_equal_also_in_logarithms() -> None:
+    zeros = score({"a": [0.0, 0.0, 0.0], "b": [1e-9, 1e-9, 1e-9]}, geometric=True)
+    assert verdicts(zeros, below(0.2)) == ["holds", "holds"]
+    assert verdicts(score({"a": [0.0, 1e-17, -1e-17]}), above(-1.0)) == ["holds"]
+
+
 def test_what_is_not_tested_has_no_part_in_the_correction() -> None:
     values = [0.7, 1.0, 1.5]
     counted = score({"count": [3.0, 3.0], "none": [-1.0, -1.0], "b": values})
@@ -175,8 +184,7 @@ def test_a_single_line_holds_where_its_interval_lies_beyond_the_margin(values: l
 
 
 def test_errors_are_as_rare_as_promised() -> None:
-    """At the bound itself a claim of six conditions holds somewhere in at most 2.5% of samples (σ of the count: "
-    "0.35%)."""
+    """At the bound itself a claim of six conditions holds somewhere in at most 2.5% of samples, give or take 0.35%."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 6, 5))
     frame = pd.DataFrame({"mean": x.mean(-1).ravel(), "error": stats.sem(x, axis=-1).ravel(), "n": 5, "log": False})

@@ -39,7 +39,8 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
 
     Returns:
         Two rows for each network, step and estimator, told apart by the new column `layers`: `BEHIND` with the root
-        mean square over the layers behind the first, and `FIRST` with the gap of the first layer as it is.
+        mean square over the layers behind the first, and `FIRST` with the gap of the first layer. Rows of several
+        channels of a layer are averaged alike. Other measured columns are those of one of the layers.
     """
     keys = _list_keys(frame, [value])
     place = np.where(frame["depth"] == 1, FIRST, BEHIND)

@@ -107,6 +107,8 @@ def _estimate(values: np.ndarray) -> tuple[float, float, float, int, float]:
     n = len(values)
     mean = float(values.mean()) if n else np.nan
     error = float(values.std(ddof=1)) / n**0.5 if n > 1 else np.nan
+    if n > 1 and (values == values[0]).all():
+        error = 0.0  # also of logarithms of 0
     half = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else np.nan
     return mean, mean - half, mean + half, n, error
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.frames.selection import require_columns
+from bnlab.harness.reporting.frames.selection import require_columns, require_one_row
 
 
 def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd.DataFrame:
@@ -26,12 +26,13 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
         One row for each combination: `by`, `x` at the minimum, and `at_end`, whether that is an end of the sweep.
     """
     require_columns(frame, [x, y, *by])
+    require_one_row(frame, [*by, x])
     ordered = frame.dropna(subset=y).sort_values(x, kind="stable")
-    found = []
+    minima = []
     for key, group in ordered.groupby(list(by), dropna=False, sort=False):
         place, at_end = _find_vertex(np.log(group[x].to_numpy(float)), np.log(group[y].to_numpy(float)))
-        found.append((*key, float(np.exp(place)), at_end))
-    return pd.DataFrame(found, columns=[*by, x, "at_end"])
+        minima.append((*key, float(np.exp(place)), at_end))
+    return pd.DataFrame(minima, columns=[*by, x, "at_end"])
 
 
 def _find_vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
@@ -43,6 +44,5 @@ def _find_vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
     left, right = x[lowest - 1] - x[lowest], x[lowest + 1] - x[lowest]
     rise_left, rise_right = y[lowest - 1] - y[lowest], y[lowest + 1] - y[lowest]
     curvature = rise_left * right - rise_right * left
-    if curvature == 0:  # all three are equal
-        return float(x[lowest]), False
-    return float(x[lowest] + (rise_left * right**2 - rise_right * left**2) / (2 * curvature)), False
+    shift = (rise_left * right**2 - rise_right * left**2) / (2 * curvature)
+    return float(x[lowest] + shift), False
