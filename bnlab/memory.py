@@ -46,7 +46,7 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
         ValueError: it cannot be read or is not positive.
     """
     if memory is None:
-        return int(_SHARE * _free(device))
+        return int(_SHARE * find_free_bytes(device))
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)\s*", str(memory))
     if match is None or match[2].upper() not in _UNITS or isinstance(memory, (bool, float)):
         raise ValueError(f'population_statistics: memory={memory!r}; pass bytes or a text such as "4GiB"')
@@ -56,7 +56,8 @@ def memory_limit(memory: int | str | None, device: torch.device) -> int:
     return limit
 
 
-def _free(device: torch.device) -> int:
+def find_free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device, or in the memory of the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnlab import Moments, moments
-from bnlab.moments import compare_moments, pooled_moments, read
+from bnlab import Moments
+from bnlab.moments import compare_moments
+from bnlab.reading import pool_exactly, pool_on_device, read, read_on_device
 from tests import references
 from tests.helpers import assert_moments
 
@@ -53,10 +54,19 @@ def test_every_layout_and_shape(shape: tuple[int, ...], layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(1021, 3), (37, 16, 7, 7), (2, 3, 80, 80)])
-def test_devices_without_the_routine(shape: tuple[int, ...], layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "_WITH_ROUTINE", ())
-    x = LAYOUTS[layout](sample(*shape))
-    assert_moments(Moments.of(x), references.moments(x), mean=1e-6, var=1e-6)
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_what_stays_on_a_device_is_as_exact(offset: float, shape: tuple[int, ...], layout: str) -> None:
+    """One read, without a second one where the mean is far from 0."""
+    x = LAYOUTS[layout](sample(*shape)) + offset
+    pooled = read_on_device(x)
+    assert_moments(Moments(pooled.count, pooled.mean, pooled.var), references.moments(x), mean=1e-5, var=1e-5)
+
+
+def test_reads_on_a_device_are_merged_there() -> None:
+    x = sample(40, 5, 6, 6) + 1e4
+    parts = [read_on_device(part) for part in x.split([7, 16, 16, 1])]
+    pooled = pool_on_device(parts)
+    assert_moments(Moments(pooled.count, pooled.mean, pooled.var), references.moments(x), mean=1e-5, var=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -85,7 +95,7 @@ def test_moderate_means_keep_the_bound(mean: float, shape: tuple[int, ...], layo
     x = LAYOUTS[layout](sample(*shape, mean=mean, std=1.0))
     assert_moments(Moments.of(x), references.moments(x), mean=2e-6, var=2e-6)
     parts = [read(part) for part in x.split(len(x) // 4)]
-    pooled = pooled_moments(parts, lambda *about: [read(part, *about) for part in x.split(len(x) // 4)])
+    pooled = pool_exactly(parts, lambda *about: [read(part, *about) for part in x.split(len(x) // 4)])
     assert_moments(pooled, references.moments(x), mean=2e-6, var=2e-6)
 
 
@@ -152,7 +162,7 @@ def test_merging_is_associative_and_commutative(batches: list[Tensor]) -> None:
 
 
 def pooled(inputs: Sequence[Tensor]) -> Moments:
-    return pooled_moments([read(x) for x in inputs], lambda *about: [read(x, *about) for x in inputs])
+    return pool_exactly([read(x) for x in inputs], lambda *about: [read(x, *about) for x in inputs])
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

@@ -1,0 +1,260 @@
+"""One read of an activation: the moments of its groups of values, and how all groups become one.
+
+On the CPU the values are read once, in their own precision and in the groups that are fastest in their memory layout,
+and a second time only where their mean is far from 0. On an accelerator the moments stay there (`read_on_device`), so
+that nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Rows of up to this many "channels" (several pixels side by side) keep torch's batch-norm statistics routine in
+# cache, and it sums in float32, so no more than this many rows at once. Measured faster than two passes.
+_WIDTH = 1024
+_HEIGHT = 512
+_LONG = 4096  # pixels of an image in one float32 sum
+
+
+class GroupMoments(NamedTuple):
+    """R groups of `size` values: mean and variance (ddof 0) of each, R·C values, channels innermost."""
+
+    size: int
+    mean: Tensor
+    var: Tensor
+
+
+class GroupSums(NamedTuple):
+    """R groups of `size` values: Σx and the root of Σx² of each, R·C values, channels innermost."""
+
+    size: int
+    total: Tensor
+    norm: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """Values per channel, their mean and variance (ddof 0), float64 [C], on the CPU or where they were read."""
+
+    count: int
+    mean: Tensor
+    var: Tensor
+
+
+class Partial(NamedTuple):
+    """Groups of values as they come out of one read of an activation, not yet in float64.
+
+    Attributes:
+        channels: C.
+        blocks: groups of one size each.
+        shift: [C], what has been taken off the values.
+    """
+
+    channels: int
+    blocks: Sequence[GroupMoments | GroupSums]
+    shift: Tensor | None = None
+
+    @staticmethod
+    def of(pooled: Pooled) -> Partial:
+        """One group."""
+        return Partial(len(pooled.mean), [GroupMoments(pooled.count, pooled.mean, pooled.var)])
+
+    def select_channels(self, channels: Tensor) -> Partial:
+        """What it holds of some channels, exact as it is."""
+        blocks = [
+            GroupMoments(count, mean[:, channels].flatten(), var[:, channels].flatten())
+            for count, mean, var in self.groups()
+        ]
+        return Partial(len(channels), blocks)
+
+    def groups(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Values in each group, mean and variance [R, C] of R groups of that size, float64 on the CPU."""
+        return _join_groups([self])
+
+
+def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None, *, by_image: bool = False) -> Partial:
+    """Read `x` [N, C, ...] once; with `shift`, read `channels` of `x − shift`, which is exact near the mean.
+
+    The groups are what is fastest in this memory layout, or the images (rows in their order).
+    """
+    wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    if shift is not None:
+        return _read_shifted(wide, shift, channels, by_image)
+    if not by_image and wide.device.type == "cpu" and _has_channels_innermost(wide):
+        return Partial(x.shape[1], _read_pixels(wide))
+
+    images = wide.reshape(*wide.shape[:2], -1)
+    exact = None
+    if images.shape[2] > _LONG:  # what a float32 sum of squares loses grows with the length of the rows
+        exact = torch.float64
+        images = _move_to_float64(images)
+    total = images.sum(dim=2, dtype=exact)
+    norm = torch.linalg.vector_norm(images, dim=2, dtype=exact)
+    return Partial(x.shape[1], [GroupSums(images.shape[2], total.flatten(), norm.flatten())])
+
+
+def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None, by_image: bool) -> Partial:
+    if not shift.isfinite().all():
+        shift = shift.nan_to_num(0.0)
+        wide = _move_to_float64(wide).double()
+    known = shift.to(wide.device, wide.dtype)
+    chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
+    near = chosen - known.view(-1, *[1] * (wide.dim() - 2))
+    return read(near, by_image=by_image)._replace(shift=known)
+
+
+def _move_to_float64(x: Tensor) -> Tensor:
+    """Move to the CPU what is on a device without float64."""
+    return x.cpu() if x.device.type == "mps" else x
+
+
+def _has_channels_innermost(x: Tensor) -> bool:
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).is_contiguous()
+
+
+def _read_pixels(x: Tensor) -> list[GroupMoments]:
+    """Pixels side by side make up to `_HEIGHT` rows, or more; the pixels that are left over, a block of their own."""
+    channels = x.shape[1]
+    pixels = x.numel() // channels
+    side = max(1, min(_WIDTH // channels, math.ceil(pixels / _HEIGHT)))
+    rows, rest = divmod(pixels, side)
+    shapes = [(min(_HEIGHT, rows - row), side * channels) for row in range(0, rows, _HEIGHT)]
+    if rest:
+        shapes.append((rest, channels))
+
+    blocks = []
+    offset = x.storage_offset()
+    for height, width in shapes:
+        # Shape [1, width, rows, 1] with the width innermost is channels_last whatever the sizes are.
+        image = x.as_strided((1, width, height, 1), (height * width, 1, width, width), offset)
+        mean, var = torch.batch_norm_update_stats(image, None, None, 0.0)
+        blocks.append(GroupMoments(height, mean, var))
+        offset += height * width
+    return blocks
+
+
+def pool(parts: Sequence[Partial]) -> Pooled:
+    """Merge all groups of all parts at once: within-group variance plus the variance of the group means."""
+    return _merge(_join_groups(parts))
+
+
+def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor], Sequence[Partial]]) -> Pooled:
+    """Merge all parts, and read again the channels for which the plain read was too coarse.
+
+    Far from 0 a sum of squares, and any float32 mean, loses digits.
+
+    Args:
+        parts: plain reads.
+        read_again: `read_again(shift, channels)` reads some channels about a known mean. A shift of NaN: about 0 in
+            float64, which does not overflow.
+    """
+    pooled = pool(parts)
+    overflown = ~(pooled.mean + pooled.var).isfinite()  # or not finite at all, as will be seen
+    if overflown.any():
+        pooled.mean[overflown] = torch.nan
+    is_coarse = (pooled.mean.square() > _bound_mean(parts) ** 2 * pooled.var) | overflown
+    if not is_coarse.any():
+        return pooled
+
+    channels = is_coarse.nonzero().flatten()
+    exact = pool(read_again(pooled.mean[channels], channels))
+    mean = pooled.mean.index_copy(0, channels, exact.mean)
+    var = pooled.var.index_copy(0, channels, exact.var)
+    return Pooled(pooled.count, mean, var)
+
+
+def _bound_mean(parts: Sequence[Partial]) -> float:
+    """Up to how many standard deviations from 0 the mean may lie, for errors below 2e-6 of σ and of the variance.
+
+    A float32 sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The routine adds up to n = 512 values one after
+    the other and rounds by u = 2⁻²⁴ of what there is each time: by sqrt(n)·u/3 of |μ|, root mean square, and four times
+    as much at most; groups average that out. What has been shifted is near 0.
+    """
+    if all(part.shift is not None for part in parts):
+        return math.inf
+    blocks = [block for part in parts for block in part.blocks]
+    if any(isinstance(block, GroupSums) for block in blocks):
+        return 2.0
+    groups = sum(block[1].numel() for block in blocks) / parts[0].channels
+    return min(16.0, math.sqrt(groups))
+
+
+class _Kind(NamedTuple):
+    """What blocks have in common that can be joined."""
+
+    size: int
+    is_sums: bool
+    shift: int
+    device: torch.device
+
+
+def _join_groups(parts: Sequence[Partial]) -> list[tuple[int, Tensor, Tensor]]:
+    """Groups of one size and kind together, so that there are few operations on small tensors; float64 on the CPU."""
+    kinds: dict[_Kind, tuple[Partial, list[Tensor], list[Tensor]]] = {}
+    for part in parts:
+        for block in part.blocks:
+            size, first, second = block
+            kind = _Kind(size, isinstance(block, GroupSums), id(part.shift), first.device)
+            _, firsts, seconds = kinds.setdefault(kind, (part, [], []))
+            firsts.append(first)
+            seconds.append(second)
+
+    joined = []
+    for kind, (part, firsts, seconds) in kinds.items():
+        values = torch.cat([*firsts, *seconds]).view(2, -1, part.channels)
+        mean, var = values.cpu().double()
+        if kind.is_sums:
+            mean /= kind.size
+            var.square_().div_(kind.size).sub_(mean.square()).clamp_(min=0)
+        if part.shift is not None:
+            mean += part.shift.cpu().double()
+        joined.append((kind.size, mean, var))
+    return joined
+
+
+def _merge(groups: Sequence[tuple[int, Tensor, Tensor]]) -> Pooled:
+    """Merge groups of `count` values each, with means and variances float64 [R, C]; the tensors are written into."""
+    total = sum(count * len(means) for count, means, _ in groups)
+
+    # About a group's mean first: the weighted sum of small differences, not the difference of large sums.
+    origin = groups[0][1][0].clone()
+    mean = torch.zeros_like(origin)
+    for count, means, _ in groups:
+        mean += means.sub_(origin).sum(0) * (count / total)
+
+    var = torch.zeros_like(origin)
+    for count, means, variances in groups:
+        between = means.sub_(mean).square_()
+        var += variances.add_(between).sum(0) * (count / total)
+    return Pooled(total, origin.add_(mean), var)
+
+
+def read_on_device(x: Tensor) -> Pooled:
+    """Read `x` [N, C, ...] without waiting for its device; the result stays there, in float64.
+
+    The first image's mean is taken off, so that float32 keeps its digits however far from 0 the values are.
+    """
+    x = x.detach()
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    first = x[:1] if x.dtype == torch.float64 else x[:1].float()
+    shift = first.mean(dims, keepdim=True)
+    var, mean = torch.var_mean(x - shift, dims, correction=0)
+    return Pooled(x.numel() // x.shape[1], mean.double() + shift.flatten().double(), var.double())
+
+
+def pool_on_device(parts: Sequence[Pooled]) -> Pooled:
+    """Merge reads of one layer where they are."""
+    sizes = dict.fromkeys(part.count for part in parts)
+    groups = []
+    for size in sizes:
+        alike = [part for part in parts if part.count == size]
+        groups.append((size, torch.stack([part.mean for part in alike]), torch.stack([part.var for part in alike])))
+    return _merge(groups)
