@@ -10,7 +10,7 @@ from torch import nn
 from bnlab.arguments import check_batches, check_forward, find_device
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrow import measured
-from bnlab.layers import batch_norm_layers, warn_of_lookalikes
+from bnlab.layers import batch_norm_layers, warn_of_others
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 
@@ -37,7 +37,7 @@ def record_frozen(
     check_batches(batches, _CALLER)
     check_forward(forward, _CALLER)
     device = find_device(model, None, _CALLER)
-    warn_of_lookalikes(model, _CALLER)
+    warn_of_others(model, _CALLER)
     with measured(model, training=training), record(model) as trace:
         for layer in layers.values():
             layer.train()

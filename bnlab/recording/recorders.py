@@ -1,0 +1,260 @@
+"""The forward of one layer inside of a `record` block, which takes the place of its own.
+
+With momentum 1 the running buffers that torch's batch norm writes *are* the batch's mean and unbiased variance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab.borrow import count_loans
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_input, get_running_buffers
+from bnlab.nn.self_tuned import SelfTuned
+from bnlab.recording.steps import StepCounter
+from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
+from bnlab.statistics import read_buffers
+
+Place = tuple[Tensor, Tensor]
+"""Where the mean and the unbiased variance [C] of an entry are written."""
+
+
+class Lent:
+    """What is called in the block; copied and pickled models have their `own` instead."""
+
+    def __init__(self, call: Callable[..., Any], own: Callable[..., Any]) -> None:
+        self._call = torch.compiler.disable(call)
+        self._own = own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial, (self._own,)
+
+
+class Recorder(ABC):
+    """Records what a layer's forward averages.
+
+    Attributes:
+        own: the layer's own forward.
+        missed: calls that have left no entry, which torch may have counted.
+        is_left: whether the layer was left to its own forward, because what it takes cannot be read.
+    """
+
+    def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
+        self.layer = layer
+        self.entries = entries
+        self.counter = counter
+        self.missed = 0
+        self.is_left = False
+        self._given: Callable[..., Any] | None = vars(layer).get("forward")
+        self.own = self._given or types.MethodType(type(layer).forward, layer)
+
+    def attach(self, undo: contextlib.ExitStack) -> None:
+        """Take the place of the layer's forward until `undo` is closed."""
+        if self._given is None:
+            undo.callback(delattr, self.layer, "forward")
+        else:
+            undo.callback(setattr, self.layer, "forward", self._given)
+        self.layer.forward = Lent(self.call, self.own)  # type: ignore[method-assign]
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's forward in the block."""
+        layer = self.layer
+        is_training = layer.training and layer.track_running_stats and count_loans() == self.counter.loans
+        if not is_training or self.is_left:
+            return self.own(*args, **kwargs)
+        x = get_input(args, kwargs)
+        if isinstance(x, Tensor) and not x.numel():  # torch counts a batch of no images, and averages nothing
+            self.missed += 1
+            return self.own(*args, **kwargs)
+        return self.run(*args, **kwargs)
+
+    @abstractmethod
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer's own forward gives, with an entry made of it."""
+
+    def next_place(self) -> Place:
+        """Where the next entry is written."""
+        return self.entries.next_place(get_running_buffers(self.layer)[0])
+
+    def add(self, x: Tensor, momentum: float) -> None:
+        """Make an entry of what is in the next place."""
+        self.entries.add(self.counter.find_step(), x.numel() // x.shape[1], momentum)
+
+    def weigh(self) -> float:
+        """The weight of the latest batch in the layer's own average."""
+        momentum = self.layer.momentum
+        batches = self.layer.num_batches_tracked
+        if momentum is not None:
+            return momentum
+        return 0.0 if batches is None else 1.0 / float(batches)
+
+    @property
+    def averages_by_itself(self) -> bool:
+        """Whether the layer's average is another one than its momentum says."""
+        return False
+
+    @property
+    def may_not_count(self) -> bool:
+        """Whether the layer may leave its calls uncounted."""
+        return self.layer.num_batches_tracked is None
+
+    def verify(self) -> bool:
+        """Whether the layer's buffers are what the entries average to."""
+        self.entries.end = read_buffers(self.layer)
+        if self.averages_by_itself:
+            return True
+        missed = count_batches(self.layer) - self.entries.updates - len(self.entries)
+        return _is_average(self.entries) and (self.may_not_count or 0 <= missed <= self.missed)
+
+
+class TorchRecorder(Recorder):
+    """Of a layer with torch's own forward, which writes the batch's moments into the place of the entry."""
+
+    def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
+        super().__init__(layer, entries, counter)
+        self._checked_dims = 0  # of an input that torch's forward has checked
+
+    def run(self, input: Tensor) -> Tensor:
+        """Compute what torch's own forward computes; that checks the first input itself, and other dimensions."""
+        place = self.next_place()
+        normalize = self._normalize if input.dim() == self._checked_dims else self._normalize_checked
+        try:
+            output = normalize(input, place)
+        except BaseException:
+            # Checkpointing ends its second forward by an exception, after the layer has taken its statistics.
+            if bool((place[1] == NOT_WRITTEN).all()):
+                self.missed += 1
+            else:
+                self._average(input, place)
+            raise
+        self._average(input, place)
+        return output
+
+    def _normalize(self, input: Tensor, place: Place) -> Tensor:
+        layer = self.layer
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.add_(1)
+        return F.batch_norm(input, *place, layer.weight, layer.bias, True, 1.0, layer.eps)
+
+    def _normalize_checked(self, input: Tensor, place: Place) -> Tensor:
+        """By torch's own forward, which only averages into the buffers: it gets the place as such."""
+        layer = self.layer
+        mean, var = get_running_buffers(layer)
+        momentum = layer.momentum
+        try:
+            layer.running_mean, layer.running_var = place
+            layer.momentum = 1.0
+            output: Tensor = self.own(input)
+        finally:
+            layer.running_mean, layer.running_var = mean, var
+            layer.momentum = momentum
+        if not isinstance(layer, nn.SyncBatchNorm):
+            self._checked_dims = input.dim()
+        return output
+
+    def _average(self, input: Tensor, place: Place) -> None:
+        momentum = self.weigh()
+        for buffer, value in zip(get_running_buffers(self.layer), place, strict=True):
+            buffer.data.lerp_(value, momentum)  # .data: a backward pass still to come may have saved the buffer
+        self.add(input, momentum)
+
+
+class SelfTunedRecorder(TorchRecorder):
+    """Of a self-tuned layer, which has the batch's moments in a place of its own, and averages by itself."""
+
+    @property
+    def averages_by_itself(self) -> bool:
+        return True
+
+    def run(self, input: Tensor) -> Tensor:
+        if count_loans():  # it does as torch's own does then
+            return super().run(input)
+        layer: Any = self.layer
+        layer.latest = None
+        output: Tensor = self.own(input)
+        if layer.latest is not None:
+            for place, value in zip(self.next_place(), layer.latest, strict=True):
+                place.copy_(value)
+            self.add(input, 0.0)
+        return output
+
+
+class OwnForwardRecorder(Recorder):
+    """Of a layer with any other forward: the entry is the moments of its input, read again.
+
+    Whatever such a layer does, its training goes on: one whose input cannot be read is left to its own forward.
+    """
+
+    @property
+    def may_not_count(self) -> bool:
+        return True
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        before = get_running_buffers(self.layer)[1].clone()
+        try:
+            output = self.own(*args, **kwargs)
+        except BaseException:
+            if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has taken its statistics
+                self._read(get_input(args, kwargs))
+            raise
+        self._read(get_input(args, kwargs))
+        return output
+
+    def _read(self, x: Any) -> None:
+        place = self.next_place()
+        can_be_read = isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] == len(place[0]) and not x.is_complex()
+        if not can_be_read:
+            self.is_left = True
+            return
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        var, mean = torch.var_mean(x.detach().to(place[0].dtype), dims)
+        place[0].copy_(mean)
+        place[1].copy_(var)
+        self.add(x, self.weigh())
+
+
+def make_recorder(layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> Recorder:
+    """The recorder for a layer's forward."""
+    forward = type(layer).forward
+    if "forward" in vars(layer):
+        return OwnForwardRecorder(layer, entries, counter)
+    if forward in TORCH_FORWARDS:
+        return TorchRecorder(layer, entries, counter)
+    if forward is SelfTuned.forward:
+        return SelfTunedRecorder(layer, entries, counter)
+    return OwnForwardRecorder(layer, entries, counter)
+
+
+def count_batches(layer: BatchNorm) -> int:
+    """The layer's `num_batches_tracked`, 0 for one without."""
+    return 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
+
+
+def _is_average(entries: LayerTrace) -> bool:
+    """Whether the end is the start and all entries with their weights, up to rounding; not finite is like not "
+    "finite."""
+    assert entries.end is not None
+    kept = torch.tensor([*(1 - m for m in entries.momenta), 1.0], dtype=torch.float64, device="cpu")
+    left = kept.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
+    weights = left[1:] - left[:-1]
+    moments = entries.moments.double()
+    weighted = torch.einsum("t,tkc->kc", weights, moments.where(weights[:, None, None] != 0, 0.0))
+    expected = left[0] * entries.start.cpu().double() + weighted
+
+    end = entries.end.cpu().double()
+    scale = torch.stack((expected[0].abs() + expected[1].abs().sqrt(), expected[1].abs()))
+    rounding = 8 * torch.finfo(entries.end.dtype).eps * (float(left[1:].abs().sum()) + 1)
+    is_near = (end - expected).abs() <= rounding * scale
+    is_spoilt = ~(end.isfinite() | expected.isfinite())
+    return bool((is_near | is_spoilt).all())

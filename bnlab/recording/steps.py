@@ -1,0 +1,64 @@
+"""Which step of the training it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bnlab.borrow import count_loans
+from bnlab.recording.trace import MomentTrace
+
+
+class StepCounter:
+    """Counts updates of a model's parameters by a torch optimizer; until the first one, its forwards.
+
+    Attributes:
+        loans: measurements that ran when the block began; what runs in others is no training.
+        has_counted: whether there was an update, or a forward of the model as a whole.
+    """
+
+    def __init__(self, trace: MomentTrace, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        self._trace = trace
+        self._optimizer = optimizer
+        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._counts_updates = optimizer is not None
+        self._is_open = False
+        self.loans = count_loans()
+        self.has_counted = False
+
+    def begin_forward(self, module: nn.Module, args: object) -> None:
+        """The hook before a forward of the model."""
+        if count_loans() != self.loans or not any(part.training for part in module.modules()):
+            return
+        if not self._counts_updates:
+            self.has_counted = True
+            self._is_open = False
+        self.find_step()
+
+    def find_step(self) -> int:
+        """The step of what is called now."""
+        if not self._is_open:
+            self._is_open = True
+            self._trace.last_step += 1
+        return self._trace.last_step
+
+    def end_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """The hook after a step of any optimizer."""
+        if self._optimizer is not None:
+            is_ours = optimizer is self._optimizer
+        else:
+            updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+            is_ours = not self._parameters.isdisjoint(updated)
+        if is_ours:
+            self.end_step()
+
+    def end_step(self) -> None:
+        """Count an update."""
+        trace = self._trace
+        self.has_counted = True
+        if not self._counts_updates:  # the first one: what was recorded before belongs to it
+            self._counts_updates = True
+            trace.last_step = min(trace.last_step, trace.first_step + 1)
+            for layer in trace.layers.values():
+                layer.steps = [trace.last_step] * len(layer)
+        self._is_open = False
