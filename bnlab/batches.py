@@ -17,11 +17,24 @@ Forward = Callable[[nn.Module, Any], Any]
 
 def call(model: nn.Module, batch: Any) -> Any:
     """The default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
+    if isinstance(batch, (dict, UserDict)):
+        return _call_with_dict(model, batch)
     if not isinstance(batch, (tuple, list)) or isinstance(batch, PackedSequence):
         return model(batch)
     if not batch:
         raise ValueError("a batch is an empty list or tuple; pass e.g. (images, labels), or forward= for other batches")
     return model(batch[0])
+
+
+def _call_with_dict(model: nn.Module, batch: Any) -> Any:
+    try:
+        return model(batch)
+    except (TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"the model cannot be called with a batch that is a {type(batch).__name__} ({reason}); pass e.g. "
+            "forward=lambda model, batch: model(**batch)"
+        ) from error
 
 
 def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
@@ -67,16 +80,29 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
 
 
 def count_images(batch: Any) -> int:
-    """The length of a batch's first tensor; 1 without any."""
+    """The length of a batch's first tensor, or of a list of images; 1 without any."""
+    listed = find_image_list(batch)
+    if listed is not None:
+        return len(listed)
     return next((len(tensor) for tensor in list_tensors(batch) if tensor.dim()), 1)
 
 
+def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
+    """The list of images [C, H, W], each of a size of its own, that a batch begins with, as those of detectors do."""
+    parts = list(batch.values()) if isinstance(batch, (dict, UserDict)) else batch
+    first = parts[0] if isinstance(parts, (list, tuple)) and parts else None
+    if isinstance(first, (list, tuple)) and first and all(isinstance(x, Tensor) and x.dim() == 3 for x in first):
+        return first
+    return None
+
+
 def take_images(batch: Any, count: int) -> Any:
-    """The first images of a batch: of all its tensors of the first one's length, so many rows."""
-    images = count_images(batch)
-    return map_batch(
-        lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.shape[:1] == (images,) else leaf, batch
-    )
+    """The first images of a batch; all of it where its tensors have different lengths, as nodes and edges have."""
+    tensors = [tensor for tensor in list_tensors(batch) if tensor.dim()]
+    lengths = {len(tensor) for tensor in tensors}
+    if len(lengths) != 1 or find_image_list(batch) is not None:
+        return batch
+    return map_batch(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
 
 
 def count_bytes(batch: Any) -> int:

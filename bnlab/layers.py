@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -63,25 +64,32 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
     return layers_found if layers is None else _select(layers_found, layers, caller)
 
 
-def warn_of_lookalikes(model: nn.Module, caller: str) -> None:
-    """Name modules that keep running statistics and are no batch norm of torch's, constant ("Frozen") ones apart."""
+_STATISTIC_NAME = re.compile(r"(running|moving|ema).*(mean|avg|var|std)|(mean|avg|var|std).*(running|moving|ema)")
+
+
+def warn_of_others(model: nn.Module, caller: str) -> None:
+    """Name what is not measured beside others: norms of other classes, constant ("Frozen") ones apart, and batch norms
+    without running statistics.
+    """
     norms = (BatchNorm, *_INSTANCE_NORMS)
-    others = [
-        name
-        for name, module in model.named_modules()
-        if not isinstance(module, norms) and _keeps_statistics(module) and "Frozen" not in type(module).__name__
-    ]
+    others = []
+    without = []
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm) and module.running_mean is None:
+            without.append(name)
+        elif not isinstance(module, norms) and _keeps_statistics(module) and "Frozen" not in type(module).__name__:
+            others.append(name)
+    parts = []
     if others:
-        warnings.warn(
-            f"{caller}: {join_names(others)} keep running statistics and are no batch norm of torch's; they are not "
-            "measured",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        parts.append(f"{join_names(others)} keep running statistics and are no batch norm of torch's")
+    if without:
+        parts.append(f"{join_names(without)} are batch norms without running statistics")
+    if parts:
+        warnings.warn(f"{caller}: {'; '.join(parts)}; they are not measured", RuntimeWarning, stacklevel=3)
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    return any(name in ("running_mean", "running_var") for name, _ in module.named_buffers(recurse=False))
+    return any(_STATISTIC_NAME.search(name) for name, _ in module.named_buffers(recurse=False))
 
 
 def _check_built(name: str, buffer: Tensor, caller: str) -> None:
@@ -157,5 +165,3 @@ def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
         raise ValueError(f"{caller}: layer {name!r} expects {layer.num_features} channels, its input has {shape}")
     if not x.is_floating_point():
         raise ValueError(f"{caller}: the input of layer {name!r} is {x.dtype}; convert it to a floating-point type")
-    if x.numel() == 0:
-        raise ValueError(f"{caller}: a batch of no images reached layer {name!r}; leave empty batches out")

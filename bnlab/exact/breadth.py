@@ -8,20 +8,28 @@ until there is. Where none may wait no forward is interrupted by another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from greenlet import greenlet
-from torch import Tensor
 
+from bnlab.exact.inputs import Values
 from bnlab.exact.ranks import Interleaved
-from bnlab.exact.task import CALLER, Task, check_moments, watched
-from bnlab.layers import check_input
+from bnlab.exact.settings import ForwardSettings, keep_settings, list_kinds, read_fixed_settings
+from bnlab.exact.task import CALLER, Task, watched
 from bnlab.memory import Budget
-from bnlab.moments import Moments, Partial, pool, pooled_moments, read
-from bnlab.statistics import write_buffers
+from bnlab.moments import Moments
+from bnlab.reading import Pooled
+
+
+class Note(NamedTuple):
+    """What a layer was given in one call: the moments of all images, and of the first few."""
+
+    name: str
+    all_images: Pooled
+    few_images: Pooled
 
 
 class _Batch:
@@ -30,27 +38,47 @@ class _Batch:
     Attributes:
         index: its number.
         walker: its forward, which waits at a layer; None before the input, and where the batch does not wait.
+        settings: grad mode and autocast of the forward that waits.
         place: the layer at which it has come last; None at the end.
-        x, part: what this layer was given, and its moments; None where the batch does not wait.
-        stops: layers at which it has been, which a forward from the input passes without a stop.
+        values: what this layer was given; None where the batch does not wait.
+        part: its moments, as the task's reader has them.
+        stops: layers at which it has been, which a forward from the input passes without a stop; whether its latest
+            forward has yet to pass it.
         gathered: of its latest forward the calls of layers with given statistics, and their moments.
-        notes: the calls of its latest forward, with moments of all images and of the first few; None: not noted.
+        notes: the calls of its latest forward; None: not noted.
     """
 
     def __init__(self, index: int, is_noted: bool) -> None:
         self.index = index
-        self.place: str | None = None
         self.walker: greenlet | None = None
-        self.x: Tensor | None = None
-        self.part: Partial | None = None
-        self.stops = dict[str, bool]()  # whether its latest forward has yet to pass it
-        self.gathered = list[tuple[str, Partial]]()
-        self.notes: list[tuple[str, Moments, Moments]] | None = [] if is_noted else None
+        self.settings: ForwardSettings | None = None
+        self.place: str | None = None
+        self.values: Values | None = None
+        self.part: Any = None
+        self.stops: dict[str, bool] = {}
+        self.gathered: list[tuple[str, Any]] = []
+        self.notes: list[Note] | None = [] if is_noted else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its forward is interrupted."""
+        return self.walker is not None
 
     def begin(self) -> None:
         """Before a forward from the input."""
-        self.stops, self.gathered = dict.fromkeys(self.stops, True), []
-        self.notes = None if self.notes is None else []
+        self.stops = dict.fromkeys(self.stops, True)
+        self.gathered = []
+        self.settings = None
+        if self.notes is not None:
+            self.notes = []
+
+    def leave(self) -> greenlet | None:
+        """Take the forward that waits away from the layer."""
+        walker = self.walker
+        self.walker = None
+        self.values = None
+        self.part = None
+        return walker
 
 
 class Walk:
@@ -65,16 +93,22 @@ class Walk:
 
     Attributes:
         statistics: moments of each layer, in the order in which they were finished.
+        channels: of layers that were given some of their channels only, which.
         revisited: layers that were called once more after they had been finished.
         forwards: how often a forward was begun.
     """
 
     def __init__(self, task: Task, budget: Budget, given: Mapping[str, Moments], noted: Collection[int]) -> None:
-        self._task, self._budget, self._given = task, budget, given
+        self._task = task
+        self._budget = budget
+        self._given = given
         self._batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self._current = _Batch(-1, False)  # the one whose forward runs
-        self.statistics: dict[str, Moments] = {}
-        self.revisited, self.forwards = set[str](), 0
+        self._kinds = list_kinds(task.device)
+        self.statistics: dict[str, Pooled] = {}
+        self.channels: dict[str, torch.Tensor | None] = {}
+        self.revisited = set[str]()
+        self.forwards = 0
 
     def go(self, progress: Callable[[], object]) -> Walk:
         """Take all batches through; `progress` is called whenever a layer is finished.
@@ -82,55 +116,65 @@ class Walk:
         Raises ValueError if a layer cannot have statistics, `Interleaved` if it shows that forwards take turns.
         """
         together = self._task.ranks.together
-        try:
-            with watched(self._task.layers, self._look):
+        with keep_settings(self._kinds), watched(self._task, self._task.layers, self._look):
+            try:
                 for name, moments in self._given.items():
-                    write_buffers(self._task.layers[name], moments)
+                    self._task.buffers.write(name, moments)
                 together(partial(self._begin, self._batches))
-                while (finished := self._choose()) is not None:
-                    self._finish(finished, together(partial(self._pool, finished)))
-                    write_buffers(self._task.layers[finished], self.statistics[finished])
+                while (place := self._choose()) is not None:
+                    self._finish(place, together(partial(self._pool, place)))
+                    self._task.buffers.write(place, self.statistics[place])
                     progress()
-                    together(partial(self._continue, finished))
-                for name in self._given:
-                    parts = [part for batch in self._batches for layer, part in batch.gathered if layer == name]
-                    if any(self._task.ranks.gather(bool(parts))):
-                        self._finish(name, pool(parts) if parts else None)
-        finally:
-            for batch in self._batches:
-                if batch.walker is not None:
-                    batch.walker.throw()  # GreenletExit
+                    together(partial(self._continue, place))
+                self._finish_given()
+            finally:
+                self._end_forwards()
         return self
 
-    def list_notes(self) -> list[tuple[int, list[tuple[str, Moments, Moments]]]]:
-        """Of each noted batch its number, and its calls in their order: layer, moments of all images, of a few."""
+    def list_notes(self) -> list[tuple[int, list[Note]]]:
+        """Of each noted batch its number, and its calls in their order."""
         return [(batch.index, batch.notes) for batch in self._batches if batch.notes is not None]
 
-    def _look(self, name: str, x: Tensor) -> None:
-        """What a forward does at a layer."""
+    # -- what a forward does at a layer ------------------------------------------------------------------------------
+
+    def _look(self, name: str, values: Values) -> None:
         batch = self._current
         if name in self._given:
-            batch.gathered.append((name, self._measure(name, x, alone=True)))
+            batch.gathered.append((name, self._measure(name, values, stays=False)))
         elif batch.stops.get(name):
             batch.stops[name] = False
             if batch.notes is not None:
-                self._measure(name, x, alone=True)
+                self._measure(name, values, stays=False)
         elif name in self.statistics:
             self.revisited.add(name)
         else:
-            greenlet.getcurrent().parent.switch(name, x)  # type: ignore[union-attr]
+            greenlet.getcurrent().parent.switch(name, values)  # type: ignore[union-attr]
 
-    def _measure(self, name: str, x: Tensor, alone: bool) -> Partial:
-        """The moments of a layer's input: one read of it, or exact ones of what cannot be read again."""
-        check_input(name, self._task.layers[name], x, CALLER)
-        part = Partial.of(Moments.of(x)) if alone else read(x)
-        if self._current.notes is not None:
-            self._current.notes.append((name, pool([part]), Moments.of(x[: self._task.few])))
+    def _measure(self, name: str, values: Values, stays: bool) -> Any:
+        """Read what a layer normalizes; `stays`: it can be read again."""
+        self._check_channels(name, values)
+        reader = self._task.reader
+        part = reader.read(values.x) if stays else reader.read_exactly(values.x)
+        notes = self._current.notes
+        if notes is not None:
+            few = reader.read_exactly(values.x[: self._task.few])
+            notes.append(Note(name, reader.pool([part], []), reader.pool([few], [])))
         return part
+
+    def _check_channels(self, name: str, values: Values) -> None:
+        before = self.channels.setdefault(name, values.channels)
+        if before is None or values.channels is None:
+            is_same = before is values.channels
+        else:
+            is_same = torch.equal(before, values.channels)
+        if not is_same:
+            raise ValueError(
+                f"{CALLER}: layer {name!r} is given other channels in another call; leave it out with layers="
+            )
 
     # -- one layer after the other -----------------------------------------------------------------------------------
 
-    def _begin(self, batches: list[_Batch]) -> None:
+    def _begin(self, batches: Sequence[_Batch]) -> None:
         """Run batches from the input to the first layer that is not finished."""
         for batch in batches:
             batch.begin()
@@ -139,65 +183,88 @@ class Walk:
 
     def _continue(self, name: str) -> None:
         """Let all that wait at a finished layer go on, and run again what does not wait."""
-        again = [batch for batch in self._batches if batch.walker is None and batch.place is not None]
+        again = [batch for batch in self._batches if not batch.waits and batch.place is not None]
         for batch in self._batches:
-            if batch.walker is not None and batch.place == name:
-                walker, batch.walker, batch.x, batch.part = batch.walker, None, None, None
+            if batch.waits and batch.place == name:
                 self._budget.release(batch.index)
-                self._advance(batch, walker)
+                self._advance(batch, batch.leave())
         self._begin(again)
 
-    def _advance(self, batch: _Batch, walker: greenlet, *args: int) -> None:
-        """On to the next layer that is not finished, where the batch waits if there is room."""
-        self._current, settings = batch, _read_settings()
-        try:
-            stop = walker.switch(*args)
-        except Exception as error:
-            if all(other.walker is None for other in self._batches):  # it is alone, and what it raises its own
-                raise
-            reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
-            raise Interleaved(reason, batch.index) from error
+    def _advance(self, batch: _Batch, walker: Any, *args: int) -> None:
+        """Run on to the next layer that is not finished, where the batch waits if there is room."""
+        self._current = batch
+        fixed = read_fixed_settings()
+        stop = self._switch(batch, walker, *args)
         if walker.dead:
             batch.place = None
             return
-        batch.place, x = stop
+
+        batch.place, values = stop
         waits = self._budget.admit(batch.index, batch.place)
-        is_changed = waits and _read_settings() != settings
-        if is_changed or not waits:
+        reason = ""
+        if waits and read_fixed_settings() != fixed:
+            reason = f"its forward keeps a setting of torch's changed at layer {batch.place!r}"
+        elif waits and not self._task.buffers.are_own(batch.place):
+            reason = f"its forward puts other tensors in the place of those of layer {batch.place!r} (functional_call)"
+        if reason or not waits:
             walker.throw()  # GreenletExit
-        if is_changed:
-            raise Interleaved(f"its forward keeps a setting of torch's changed at layer {batch.place!r}")
-        batch.part = self._measure(batch.place, x, alone=not waits)
+        if reason:
+            raise Interleaved(reason)
+
+        batch.part = self._measure(batch.place, values, stays=waits)
         batch.stops[batch.place] = False
         if waits:
-            batch.walker, batch.x = walker, x
+            batch.walker = walker
+            batch.values = values
+
+    def _switch(self, batch: _Batch, walker: Any, *args: int) -> Any:
+        """Let a forward run under its own settings, until it comes to a layer; the caller's are back afterwards."""
+        outside = ForwardSettings.read(self._kinds)
+        if batch.settings is not None:
+            batch.settings.restore()
+        try:
+            stop = walker.switch(*args)
+        except Exception as error:
+            if not any(other.waits for other in self._batches):  # it is alone, and what it raises its own
+                raise
+            reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
+            raise Interleaved(reason, batch.index) from error
+        finally:
+            batch.settings = ForwardSettings.read(self._kinds)
+            outside.restore()
+        return stop
+
+    def _end_forwards(self) -> None:
+        for batch in self._batches:
+            if batch.walker is not None:
+                batch.walker.throw()  # GreenletExit
 
     def _choose(self) -> str | None:
         """The layer that is finished next: at which a first batch is; those that wait come first."""
-        there = sorted(self._batches, key=lambda batch: batch.walker is None)
-        own = next((batch.place for batch in there if batch.place is not None), None)
+        ordered = sorted(self._batches, key=lambda batch: not batch.waits)
+        own = next((batch.place for batch in ordered if batch.place is not None), None)
         return next((name for name in self._task.ranks.gather(own) if name is not None), None)
 
-    def _pool(self, name: str) -> Moments | None:
+    def _pool(self, name: str) -> Pooled | None:
         """The moments of this rank's batches."""
         here = [batch for batch in self._batches if batch.place == name]
-        waiting, parts = [b.x for b in here if b.x is not None], [b.part for b in here if b.part is not None]
-        left = [b.part for b in here if b.x is None and b.part is not None]
+        waiting = [batch for batch in here if batch.waits]
+        gone = [batch for batch in here if not batch.waits]
+        parts = [batch.part for batch in (*waiting, *gone)]
+        if not parts:
+            return None
+        there = [batch.values.x for batch in waiting if batch.values is not None]
+        return self._task.reader.pool(parts, there)
 
-        def read_again(shift: Tensor, channels: Tensor) -> list[Partial]:
-            return [*(read(x, shift, channels) for x in waiting), *(part.of_channels(channels) for part in left)]
+    def _finish_given(self) -> None:
+        """Pool the calls of layers with given statistics."""
+        for name in self._given:
+            parts = [part for batch in self._batches for layer, part in batch.gathered if layer == name]
+            if any(self._task.ranks.gather(bool(parts))):
+                self._finish(name, self._task.reader.pool(parts, []) if parts else None)
 
-        return pooled_moments(parts, read_again) if parts else None
-
-    def _finish(self, name: str, own: Moments | None) -> None:
-        self.statistics[name] = moments = self._task.ranks.merge(own)
-        check_moments(name, moments, self._task.layers[name])
-
-
-def _read_settings() -> tuple[Any, ...]:
-    """What code may change for a while, and so must not be changed where it waits."""
-    return (
-        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(),
-        torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
-        torch.are_deterministic_algorithms_enabled(), torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled,
-    )  # fmt: skip
+    def _finish(self, name: str, own: Pooled | None) -> None:
+        pooled = self._task.ranks.merge(own)
+        if self._task.reader.is_immediate:  # elsewhere it is checked at the end, so that nobody waits
+            self._task.check_moments(name, pooled)
+        self.statistics[name] = self._task.inputs.complete(name, pooled, self.channels.get(name))

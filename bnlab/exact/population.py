@@ -6,22 +6,25 @@ Statistics are exact where an ordinary evaluation under them gives each layer an
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
-from bnlab.batches import Forward, call, count_images
+from bnlab.batches import Forward, call, list_tensors
 from bnlab.borrow import keep_random_state
+from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.measurement import measure_exactly, measure_under_batches
 from bnlab.exact.ranks import Ranks
-from bnlab.exact.standard_errors import find_worst_error, measure_errors
+from bnlab.exact.readers import choose_reader
+from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_rows
 from bnlab.exact.task import CALLER, Task
-from bnlab.layers import batch_norm_layers, join_names, unwrap_parallel, warn_of_lookalikes
-from bnlab.memory import memory_limit
-from bnlab.statistics import Statistics
+from bnlab.exact.units import CountImages, Images
+from bnlab.layers import batch_norm_layers, join_names, unwrap_parallel, warn_of_others
+from bnlab.memory import find_free_bytes, memory_limit
+from bnlab.statistics import Statistics, read_weights
 
 _FIRST_IMAGES = 256  # that max_images="auto" begins with
 
@@ -41,6 +44,8 @@ def population_statistics(
     memory: int | str | None = None,
     progress: bool | None = None,
     group: Any = None,
+    images: CountImages | None = None,
+    inputs: Mapping[Any, Extract] | None = None,
 ) -> Statistics:
     """Mean and variance (ddof 0) of what each batch-norm layer of `model` sees at inference, over all of `batches`.
 
@@ -51,7 +56,7 @@ def population_statistics(
     Args:
         model: any module with batch-norm layers that keep running statistics.
         batches: what `forward` takes, e.g. a DataLoader; read once and held, each where it is. The result is exact for
-            these images: give those that the model is evaluated like, usually training images without augmentation.
+            these images: give those that the model is evaluated with, usually training images without augmentation.
         upstream: "population", or "batch": every layer normalizes with its mini-batch's statistics and moments are
             pooled over the batches, as one-pass "precise BN" tools do (it depends on the batch size).
         strategy: "breadth", or "layerwise": a forward up to each layer in turn, the slow twin.
@@ -66,35 +71,51 @@ def population_statistics(
             run again from the input up to the next layers; `.cost` says how often.
         progress: show a bar over the layers.
         group: a torch.distributed process group: every rank gives its share of the data, and gets the whole result.
+        images: `images(batch)` is how many images a batch has, in equal blocks of rows, or an id for each row; default
+            the rows of its first tensor.
+        inputs: by a layer's name or class, `function(layer, args, kwargs)`: the values [M, C] or [N, C, ...] that a
+            layer with a forward of its own normalizes, or these and the numbers of their channels.
 
     Returns:
         `Statistics` with counts. `.unseen`: layers that no batch has reached. `.cost`, `.check`: see `Cost` and `Check`
         of `bnlab.statistics`. `.standard_errors`: layer → (of the mean, of the variance), float64 [C].
 
     Raises:
-        TypeError: an argument of a wrong kind.
-        ValueError: one out of its range, no batches, no batch-norm layer or none reached, values that are not finite,
-            fewer than two, one batch that does not fit `memory`, shared layers that do not settle, a rank's failure.
+        TypeError, ValueError: an argument is wrong, or a layer cannot be measured: the message says which and why.
     """
     _check_arguments(upstream, strategy, max_images, tolerance)
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
-    warn_of_lookalikes(model, CALLER)
+    warn_of_others(model, CALLER)
+    chosen = Inputs(targets, inputs, CALLER)
+    units = Images(images, CALLER)
     device = find_device(model, device, CALLER)
-    limit, ranks = memory_limit(memory, device), Ranks(group)
-    task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks)
-    wanted = _FIRST_IMAGES if (is_auto := max_images == "auto") else max_images
+    limit = memory_limit(memory, device)
+    ranks = Ranks(group)
+    reader = choose_reader(device, ranks.is_alone)
+    task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, chosen, reader)
+
     with keep_random_state(model):  # loaders draw their seeds
-        reader = iter(batches)
+        source = _Source(batches, units)
+        if max_images != "auto":
+            source.read(task.data, max_images)  # type: ignore[arg-type]
+            statistics = _measure(task, units, upstream, strategy, limit, progress)
+            if standard_errors:
+                statistics.standard_errors, together = measure_errors(task, units, statistics, upstream)
+                warn_of_rows(together)
+            return statistics
+
+        wanted = _FIRST_IMAGES
         while True:
-            exhausted = all(ranks.gather(_read_batches(reader, task.data, wanted)))  # type: ignore[arg-type]
-            statistics = _measure(task, upstream, strategy, limit, progress)
-            if standard_errors or is_auto:
-                statistics.standard_errors = measure_errors(task, statistics, upstream)
-            if not is_auto or exhausted or find_worst_error(statistics) <= (tolerance or 0.0):
+            least = 1 if units.is_told else LEAST_BATCHES
+            is_exhausted = all(ranks.gather(source.read(task.data, wanted, least)))
+            statistics = _measure(task, units, upstream, strategy, limit, progress)
+            statistics.standard_errors, together = measure_errors(task, units, statistics, upstream)
+            if is_exhausted or find_worst_error(statistics) <= (tolerance or 0.0):
+                warn_of_rows(together)
                 return statistics
-            wanted = 2 * (wanted or 0)  # type: ignore[operator]
+            wanted *= 2
 
 
 def _check_arguments(upstream: str, strategy: str, max_images: int | str | None, tolerance: float | None) -> None:
@@ -111,23 +132,54 @@ def _check_arguments(upstream: str, strategy: str, max_images: int | str | None,
         check_number(tolerance, lambda error: error > 0, message)
 
 
-def _read_batches(reader: Iterator[Any], data: list[Any], wanted: int | None) -> bool:
-    """Read a batch, and on until there are so many images; whether there are no more."""
-    images = sum(map(count_images, data))
-    for batch in reader:
-        data.append(batch)
-        images += count_images(batch)
-        if wanted is not None and images >= wanted:
-            return False
-    return True
+class _Source:
+    """The caller's batches, read as far as they are wanted."""
+
+    def __init__(self, batches: Iterable[Any], images: Images) -> None:
+        self._reader = iter(batches)
+        self._images = images
+        self._free: dict[torch.device, int] = {}
+        self._bytes: dict[torch.device, int] = {}
+
+    def read(self, data: list[Any], wanted: int | None, least_batches: int = 1) -> bool:
+        """Read a batch, and on until there are so many images and batches; whether there are no more.
+
+        Raises:
+            ValueError: a batch has no images, or all batches take more than half of the memory that was free.
+        """
+        images = sum(map(self._images.count, data))
+        for batch in self._reader:
+            count = self._images.count(batch)
+            if count < 1:
+                raise ValueError(f"{CALLER}: a batch has no images; leave empty batches out")
+            data.append(batch)
+            images += count
+            if wanted is not None and images >= wanted and len(data) >= least_batches:
+                return False
+            self._check_memory(batch, len(data))
+        return True
+
+    def _check_memory(self, batch: Any, batches: int) -> None:
+        devices = {tensor.device for tensor in list_tensors(batch)}
+        for device in devices:
+            free = self._free.setdefault(device, find_free_bytes(device))
+            own = sum(tensor.nbytes for tensor in list_tensors(batch) if tensor.device == device)
+            self._bytes[device] = self._bytes.get(device, 0) + own
+            if 2 * self._bytes[device] > free:
+                raise ValueError(
+                    f"{CALLER}: {batches:,} batches take {self._bytes[device]:,} bytes, more than half of the memory "
+                    "that was free, and there are more; pass max_images=, as a loader without end needs, or fewer "
+                    "batches"
+                )
 
 
-def _measure(task: Task, upstream: str, strategy: str, limit: int, progress: bool | None) -> Statistics:
+def _measure(task: Task, images: Images, upstream: str, strategy: str, limit: int, progress: bool | None) -> Statistics:
     from tqdm import tqdm
 
     if not any(task.ranks.gather(bool(task.data))):
         raise ValueError(f"{CALLER}: batches is empty; pass at least one batch")
-    every, check = 0.1 if sys.stderr.isatty() else 5.0, None  # seconds: a log keeps every line
+    check = None
+    every = 0.1 if sys.stderr.isatty() else 5.0  # seconds: a log keeps every line
     with tqdm(total=len(task.layers), desc="layers", unit="layer", disable=not progress, mininterval=every) as bar:
         if upstream == "batch":
             moments, cost = measure_under_batches(task, bar.update)
@@ -136,6 +188,9 @@ def _measure(task: Task, upstream: str, strategy: str, limit: int, progress: boo
     if not moments:
         raise ValueError(f"{CALLER}: the data reached none of the layers {join_names(task.layers)}")
     eps = {name: task.layers[name].eps for name in moments}
-    statistics = Statistics(moments, eps, [name for name in task.layers if name not in moments])
-    statistics.cost, statistics.check = cost, check
+    unseen = [name for name in task.layers if name not in moments]
+    statistics = Statistics(moments, eps, unseen, read_weights(task.layers))
+    cost.images = sum(map(images.count, task.data))
+    statistics.cost = cost
+    statistics.check = check
     return statistics

@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from bnlab.moments import Moments
+from bnlab.reading import Pooled
 
 
 class Interleaved(Exception):
@@ -34,13 +35,20 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def merge(self, moments: Moments | None) -> Moments:
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process measures alone."""
+        return self._group is None
+
+    def merge(self, pooled: Pooled | None) -> Pooled:
         """The moments of all ranks' data, the same to the last bit on each; None where a rank has none."""
-        values = self.gather(None if moments is None else (moments.count, moments.mean, moments.var))
+        if self.is_alone and pooled is not None:
+            return pooled
+        values = self.gather(None if pooled is None else (pooled.count, pooled.mean, pooled.var))
         merged, *others = (Moments(*value) for value in values if value is not None)
         for other in others:
             merged = merged.merge(other)
-        return merged
+        return Pooled(int(merged.count), merged.mean, merged.var)
 
     def together(self, work: Callable[[], Any]) -> Any:
         """The result of this rank's share of the work; what one rank raises ends the call on all of them."""

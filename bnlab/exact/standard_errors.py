@@ -3,47 +3,162 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnlab.borrow import measured
-from bnlab.exact.task import Task, watched
-from bnlab.moments import read
-from bnlab.statistics import Statistics, write_buffers
+from bnlab.exact.inputs import Values
+from bnlab.exact.task import CALLER, Task, watched
+from bnlab.exact.units import Images
+from bnlab.layers import join_names
+from bnlab.moments import Moments
+from bnlab.reading import read
+from bnlab.statistics import Statistics
+
+LEAST_BATCHES = 8  # fewer say little about how batches scatter
 
 
-def measure_errors(task: Task, statistics: Statistics, upstream: str) -> dict[str, tuple[Tensor, Tensor]]:
+@dataclass
+class _Spread:
+    """Sums over a layer's calls, of what each image adds to the errors of mean and variance.
+
+    Attributes:
+        of_images: float64 [2, C], Σ over images of the square of what each adds.
+        of_batches: the same over batches.
+        images, batches: how many there were.
+    """
+
+    of_images: Tensor
+    of_batches: Tensor
+    images: int = 0
+    batches: int = 0
+
+    @staticmethod
+    def empty(channels: int) -> _Spread:
+        """Before any call."""
+        zeros = torch.zeros(2, channels, dtype=torch.float64)
+        return _Spread(zeros, zeros.clone())
+
+    def add(self, by_image: Tensor) -> None:
+        """Take in a call: [2, images, C], what each image adds to mean and variance."""
+        self.of_images += by_image.square().sum(1)
+        self.of_batches += by_image.sum(1).square()
+        self.images += by_image.shape[1]
+        self.batches += 1
+
+    def merge(self, other: _Spread) -> None:
+        """Take in the calls of another process."""
+        self.of_images += other.of_images
+        self.of_batches += other.of_batches
+        self.images += other.images
+        self.batches += other.batches
+
+
+def measure_errors(
+    task: Task, images: Images, statistics: Statistics, upstream: str
+) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
     """Of each layer's mean and variance, float64 [C]: from the spread of the images' means and second moments.
 
     One pass of ordinary forwards under the statistics, which are taken as they are: upstream layers' errors are not in
-    it. An image is a row of a layer's input; rows of one image (crops, frames) are taken for independent.
-    """
-    layers = {name: task.layers[name] for name in statistics}
-    sums = {name: torch.zeros(2, len(m.mean), dtype=torch.float64) for name, m in statistics.items()}
-    images = dict.fromkeys(statistics, 0)
+    it. Where `images` are not told, rows of a layer's input are taken for them; rows that belong together (crops,
+    frames) are noticed where batches scatter far more than that explains, and then batches are the units.
 
-    def take(name: str, x: Tensor) -> None:
-        moments = statistics[name]
-        for count, mean, var in read(x, moments.mean, by_image=True).groups():
-            offset = mean - moments.mean
-            spread = torch.stack((offset, var + offset.square() - moments.var))
-            # Images weigh by their values; with equal ones this is Σ(·)²/N².
-            sums[name] += (spread * (count / moments.count)).square().sum(1)
-            images[name] += len(mean)
+    Returns:
+        Errors by layer, and the layers in which rows belong together.
+    """
+    spreads = _gather_spreads(task, images, statistics, upstream)
+    errors = {}
+    together = []
+    for name in statistics:
+        spread = spreads[name]
+        by_image = _estimate(spread.of_images, spread.images)
+        by_batch = _estimate(spread.of_batches, spread.batches)
+        if not images.is_told and _belong_together(spread, by_image, by_batch):
+            together.append(name)
+            by_image = by_image.maximum(by_batch)
+        errors[name] = (by_image[0], by_image[1])
+    return errors, together
+
+
+def warn_of_rows(together: list[str]) -> None:
+    """Say that rows belong together in these layers."""
+    if together:
+        warnings.warn(
+            f"{CALLER}: batches differ by far more at {join_names(together)} than independent rows would; the standard "
+            "errors are of batches there. Say which rows are one image with images=, or shuffle",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _gather_spreads(task: Task, images: Images, statistics: Statistics, upstream: str) -> dict[str, _Spread]:
+    layers = {name: task.layers[name] for name in statistics}
+    spreads = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
+    batch: Any = None
+
+    def take(name: str, values: Values) -> None:
+        whole = statistics[name]
+        own = _select(whole, values.channels)
+        added = torch.zeros(2, len(values.x), len(own.mean), dtype=torch.float64)
+        for count, mean, var in read(values.x, own.mean, by_image=True).groups():
+            offset = mean - own.mean
+            deviations = torch.stack((offset, var + offset.square() - own.var))
+            added += deviations * (count / own.count)  # images weigh by their values; equal ones by 1/N
+        by_image = images.sum_by_image(batch, added)
+        if values.channels is not None:
+            full = torch.zeros(2, by_image.shape[1], len(whole.mean), dtype=torch.float64)
+            by_image = full.index_copy(2, values.channels, by_image)
+        spreads[name].add(by_image)
 
     with measured(task.model):
         for name, layer in layers.items():
-            write_buffers(layer, statistics[name])
+            task.buffers.write(name, statistics[name])
             layer.training = upstream == "batch"
-        with watched(layers, take):
-            task.ranks.together(task.run_all)
-    errors, gathered = {}, task.ranks.gather((sums, images))
-    for name in statistics:
-        total, count = sum(own[name] for own, _ in gathered), sum(own[name] for _, own in gathered)
-        of_mean, of_var = (total * count / (count - 1)).sqrt() if count > 1 else total * math.nan
-        errors[name] = of_mean, of_var
-    return errors
+
+        def run_all() -> None:
+            nonlocal batch
+            for batch in task.data:
+                task.evaluate(batch)
+
+        with watched(task, layers, take):
+            task.ranks.together(run_all)
+    task.buffers.restore()
+    others = task.ranks.gather(spreads)
+    if not task.ranks.is_alone:
+        spreads = {name: _Spread.empty(len(statistics[name].mean)) for name in statistics}
+        for own_spreads in others:
+            for name, spread in own_spreads.items():
+                spreads[name].merge(spread)
+    return spreads
+
+
+def _select(moments: Moments, channels: Tensor | None) -> Moments:
+    if channels is None:
+        return moments
+    return Moments(moments.count, moments.mean[channels], moments.var[channels])
+
+
+def _estimate(squares: Tensor, units: int) -> Tensor:
+    """Standard errors [2, C] from the squares that so many independent units add."""
+    if units < 2:
+        return squares * math.nan
+    return (squares * units / (units - 1)).sqrt()
+
+
+def _belong_together(spread: _Spread, by_image: Tensor, by_batch: Tensor) -> bool:
+    """Whether batches scatter far more than independent rows would make them.
+
+    The ratio of the two variances has mean 1 then, and a standard deviation of sqrt(2/(B−1)) in one channel.
+    """
+    if spread.batches < 2:
+        return False
+    ratios = (by_batch / by_image).square()
+    ratio = float(ratios[ratios.isfinite()].mean())
+    return ratio > 1 + 4 * math.sqrt(2 / (spread.batches - 1))
 
 
 def find_worst_error(statistics: Statistics) -> float:

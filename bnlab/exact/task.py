@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,85 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.batches import Forward, copy_batch
+from bnlab.exact.inputs import Inputs, Values
 from bnlab.exact.ranks import Ranks
-from bnlab.layers import BatchNorm, get_input, get_running_buffers
+from bnlab.exact.readers import Reader
+from bnlab.layers import BatchNorm, get_running_buffers
 from bnlab.moments import Moments
+from bnlab.reading import Pooled
 
 CALLER = "population_statistics"
 Layers = Mapping[str, BatchNorm]
+
+
+@dataclass
+class _Foreign:
+    """A buffer of the caller's that stands in a layer's place for a while.
+
+    Attributes:
+        tensor: as long as the caller keeps it.
+        is_mean: whether it is the running mean, or the variance.
+        value: what it held.
+    """
+
+    tensor: weakref.ref[Tensor]
+    is_mean: bool
+    value: Tensor
+
+
+class Buffers:
+    """Where statistics are written: a layer's buffers, or those that a forward has put in their place.
+
+    `torch.func.functional_call` puts buffers of its caller's there, which are to be as they were afterwards.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+        self._own = {name: get_running_buffers(layer) for name, layer in layers.items()}
+        self._former = {name: [buffer.detach().clone() for buffer in own] for name, own in self._own.items()}
+        self._weights = {name: layer.weight for name, layer in layers.items()}
+        self._foreign: dict[str, list[_Foreign]] = {}
+
+    def read_former(self, name: str) -> Pooled:
+        """What a layer's buffers held before anything was measured; it counts as of two values."""
+        mean, var = self._former[name]
+        return Pooled(2, mean.double(), var.double())
+
+    def are_own(self, name: str) -> bool:
+        """Whether a layer has its own buffers and weight now."""
+        layer = self._layers[name]
+        mean, var = get_running_buffers(layer)
+        own_mean, own_var = self._own[name]
+        return mean is own_mean and var is own_var and layer.weight is self._weights[name]
+
+    def note(self, name: str) -> None:
+        """See, in a call of a layer, whether its buffers are others than its own."""
+        if self.are_own(name):
+            return
+        known = [foreign for foreign in self._foreign.get(name, []) if foreign.tensor() is not None]
+        mean, var = get_running_buffers(self._layers[name])
+        for buffer, own, is_mean in ((mean, self._own[name][0], True), (var, self._own[name][1], False)):
+            if buffer is not own and not any(foreign.tensor() is buffer for foreign in known):
+                known.append(_Foreign(weakref.ref(buffer), is_mean, buffer.clone()))
+        self._foreign[name] = known
+
+    def write(self, name: str, moments: Moments | Pooled) -> None:
+        """Write a layer's mean and variance, as they are, wherever its forward reads them."""
+        mean, var = self._own[name]
+        mean.data.copy_(moments.mean)  # .data: a backward pass still to come may have saved the buffer
+        var.data.copy_(moments.var)
+        for foreign in self._foreign.get(name, []):
+            buffer = foreign.tensor()
+            if buffer is not None:
+                buffer.data.copy_(moments.mean if foreign.is_mean else moments.var)
+
+    def restore(self) -> None:
+        """Give the caller's buffers their values back; the model's own are not this one's business."""
+        for known in self._foreign.values():
+            for foreign in known:
+                buffer = foreign.tensor()
+                if buffer is not None:
+                    buffer.data.copy_(foreign.value)
 
 
 @dataclass
@@ -26,8 +100,12 @@ class Task:
     """What is measured, and how a batch is evaluated.
 
     Attributes:
+        inputs: what the layers normalize.
+        reader: how their moments are read.
         few: how many of a batch's images stand for it where it is profiled and checked.
         channels_last: whether images are laid out with the channels innermost, in which the CPU computes faster.
+        buffers: where statistics are written.
+        low: of layers that were given float16, their names.
     """
 
     model: nn.Module
@@ -36,8 +114,14 @@ class Task:
     device: torch.device
     data: list[Any]
     ranks: Ranks
+    inputs: Inputs
+    reader: Reader
     few: int = sys.maxsize
     channels_last: bool = False
+    low: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.buffers = Buffers(self.layers)
 
     def run(self, index: int) -> Any:
         """The forward of the batch with this number."""
@@ -50,26 +134,41 @@ class Task:
     def evaluate(self, batch: Any) -> Any:
         return self.forward(self.model, copy_batch(batch, self.device, self.channels_last))
 
+    def check_moments(self, name: str, moments: Moments | Pooled) -> None:
+        """ValueError unless a layer can normalize with `moments`."""
+        if moments.count < 2:
+            raise ValueError(
+                f"{CALLER}: layer {name!r} got one value per channel, which has no variance; pass more images"
+            )
+        if not (moments.mean + moments.var).isfinite().all():
+            advice = "look at data and weights"
+            if name in self.low:
+                advice = "float16 overflows beyond 65,504: use bfloat16 or float32"
+            raise ValueError(f"{CALLER}: the input of layer {name!r} has NaN or infinite values; {advice}")
+        dtype = get_running_buffers(self.layers[name])[1].dtype
+        if moments.var.max() > torch.finfo(dtype).max:
+            raise ValueError(
+                f"{CALLER}: the variance of layer {name!r} is beyond {dtype}; scale the data, or use float64"
+            )
+
 
 @contextlib.contextmanager
-def watched(layers: Layers, look: Callable[[str, Tensor], object]) -> Iterator[None]:
-    """In the block `look` is called with a layer's name and input before its forward."""
+def watched(task: Task, layers: Layers, look: Callable[[str, Values], object]) -> Iterator[None]:
+    """In the block `look` is called with a layer's name and what it normalizes, before its forward.
 
-    def hook(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        look(name, get_input(args, kwargs))
+    Layers that get no rows in a batch, as those of a rare kind of node, are left out of it.
+    """
+
+    def hook(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = task.inputs.select(name, layers[name], args, kwargs)
+        if values is None:  # a layer that gets no rows in this batch, as of a rare kind of node
+            return
+        if values.x.dtype == torch.float16:
+            task.low.add(name)
+        task.buffers.note(name)
+        look(name, values)
 
     with contextlib.ExitStack() as undo:
         for name, layer in layers.items():
             undo.callback(layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True).remove)
         yield
-
-
-def check_moments(name: str, moments: Moments, layer: BatchNorm) -> None:
-    """ValueError unless a layer can normalize with `moments`."""
-    if moments.count < 2:
-        raise ValueError(f"{CALLER}: layer {name!r} got one value per channel, which has no variance; pass more images")
-    if not (moments.mean + moments.var).isfinite().all():
-        raise ValueError(f"{CALLER}: the input of layer {name!r} has NaN or infinite values; look at data and weights")
-    dtype = get_running_buffers(layer)[1].dtype
-    if moments.var.max() > torch.finfo(dtype).max:
-        raise ValueError(f"{CALLER}: the variance of layer {name!r} is beyond {dtype}; scale the data, or use float64")

@@ -96,17 +96,39 @@ def test_shared_layers_settle_in_as_many_passes_as_there_are_layers_and_two() ->
     assert found.cost is not None and 2 < found.cost.passes <= len(found) + 2
 
 
+class Feedback(nn.Module):
+    """A larger mean makes the next one smaller by more than that: plain iteration does not settle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(6 * self.norm(x))
+
+
+class Switch(nn.Module):
+    """A positive running mean makes the mean negative, and a negative one positive: there is no fixed point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x - 5 * torch.sign(self.norm.running_mean - 0.1))
+
+
+def test_damping_finds_what_plain_iteration_does_not() -> None:
+    model, data = Feedback().double(), widen([torch.randn(64, 1) + 1, torch.randn(64, 1) + 1])
+    found = population_statistics(model, data)
+    with using(model, found), torch.no_grad():
+        seen = references.moments_of_inputs(model, list(found), data, None)
+    assert found.cost is not None and found.cost.passes > 5 and find_difference(found, seen) <= 1e-5
+
+
 def test_what_never_settles_is_refused() -> None:
-    class Feedback(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm1d(1, affine=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(6 * self.norm(x))  # a larger mean makes the next one smaller by more than that
-
     with pytest.raises(ValueError, match=r"do not settle; leave them out with layers="):
-        population_statistics(Feedback(), [torch.randn(64, 1) + 1, torch.randn(64, 1) + 1])
+        population_statistics(Switch(), [torch.randn(64, 1), torch.randn(64, 1)])
 
 
 @pytest.mark.parametrize("sigma", [0.01, 10.0])
@@ -217,7 +239,7 @@ def test_max_images_stops_after_the_batch_that_reaches_it() -> None:
 def test_standard_errors_are_those_of_the_images() -> None:
     model, data = randomized(nn.Sequential(nn.BatchNorm2d(3), conv(3, 4))), images(9, 9, 6)
     for upstream in ("population", "batch"):
-        found = population_statistics(model, data, upstream=upstream, standard_errors=True)
+        found = population_statistics(model, data, upstream=upstream, standard_errors=True, images=len)
         assert found.standard_errors is not None
         mean, var = references.sampling_errors(torch.cat(data))
         torch.testing.assert_close(found.standard_errors["0"][0], mean, rtol=1e-5, atol=0)
@@ -226,9 +248,9 @@ def test_standard_errors_are_those_of_the_images() -> None:
 
 def test_auto_reads_until_the_errors_are_within_the_tolerance() -> None:
     data = images(*[64] * 64)
-    found = population_statistics(plain(), data, max_images="auto", tolerance=0.1)
+    found = population_statistics(plain(), data, max_images="auto", tolerance=0.1, images=len)
     assert found.cost is not None and found.cost.images in (256, 512, 1024, 2048) and found.standard_errors
-    everything = population_statistics(plain(), data[:5], max_images="auto", tolerance=1e-9)
+    everything = population_statistics(plain(), data[:5], max_images="auto", tolerance=1e-9, images=len)
     assert everything.cost is not None and everything.cost.images == 320
 
 

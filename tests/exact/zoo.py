@@ -177,6 +177,6 @@ def make_cases() -> dict[str, Case]:
             Net(_skip_connection, a=conv(3, 4), b=conv(4, 4), c=conv(8, 4)), data, warns="layer by layer"
         ),
         "features in a hook": Case(_make_kept_features(), data, warns="layer by layer"),
-        "autocast": Case(Net(_under_autocast, a=plain()), data, warns="setting of torch's"),
+        "autocast": Case(Net(_under_autocast, a=plain()), data),
         "inference mode": Case(Net(_inference_mode, a=plain()), data, warns="setting of torch's"),
     }

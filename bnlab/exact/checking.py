@@ -1,0 +1,110 @@
+"""The check: an ordinary evaluation under the result gives each layer what it was measured on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bnlab.batches import take_images
+from bnlab.exact.breadth import Note, Walk
+from bnlab.exact.inputs import Values
+from bnlab.exact.readers import fetch, fetch_calls
+from bnlab.exact.task import Task, watched
+from bnlab.moments import Moments, compare_moments
+from bnlab.reading import Pooled
+from bnlab.statistics import Check
+
+SAME = 1e-4  # two evaluations of the same images: means differ by less of σ, variances of the variance
+
+
+def check_walk(task: Task, walk: Walk) -> Check | None:
+    """Evaluate what was noted in the ordinary way: a few images of it, and all where these show a difference."""
+
+    def work() -> list[Check]:
+        return [_check_batch(task, walk, task.data[index], notes) for index, notes in walk.list_notes()]
+
+    checks = [check for own in task.ranks.gather(task.ranks.together(work)) for check in own]
+    failed = next((check for check in checks if not check.held), None)
+    return failed or max(checks, key=lambda check: check.off, default=None)
+
+
+def _check_batch(task: Task, walk: Walk, batch: Any, notes: Sequence[Note]) -> Check:
+    few = [(note.name, note.few_images) for note in notes]
+    check = _compare(task, walk, take_images(batch, task.few), few)
+    if check.held:
+        return check
+    return _compare(task, walk, batch, [(note.name, note.all_images) for note in notes])
+
+
+def _compare(task: Task, walk: Walk, batch: Any, expected: Sequence[tuple[str, Pooled]]) -> Check:
+    calls = record_calls(task, batch)
+    names = [name for name, _ in calls]
+    expected_names = [name for name, _ in expected]
+    if names != expected_names:
+        return Check(False, next(iter([*names, *expected_names])), math.inf)
+
+    scales = {name: moments.var for name, moments in fetch(walk.statistics).items()}
+    worst = 0.0
+    failed = None
+    for (name, own), (_, noted) in zip(fetch_calls(calls), fetch_calls(expected), strict=True):
+        off = max(compare_moments(noted, own, _select(scales[name], walk.channels.get(name))))
+        worst = max(worst, off)
+        if off > SAME and failed is None:
+            failed = name
+    return Check(failed is None, failed, worst)
+
+
+def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
+    """Evaluate a batch: the calls of layers in their order, and the moments of what each was given."""
+    calls: list[tuple[str, Pooled]] = []
+
+    def note(name: str, values: Values) -> None:
+        part = task.reader.read_exactly(values.x)
+        calls.append((name, task.reader.pool([part], [])))
+
+    with watched(task, task.layers, note):
+        task.evaluate(batch)
+    return calls
+
+
+def _select(values: Tensor, channels: Tensor | None) -> Tensor:
+    return values if channels is None else values[channels]
+
+
+def find_self_dependent(task: Task, walk: Walk) -> list[str]:
+    """Find layers whose own statistics change what they are given, as weights that are rounded with the norm folded in.
+
+    A few images are evaluated under the result, once for each layer with its former statistics alone. Nothing is found
+    where two evaluations differ by themselves, as in a model that draws random numbers.
+    """
+    batch = take_images(task.data[0], task.few)
+    statistics = fetch(walk.statistics)
+    scales = {name: _select(moments.var, walk.channels.get(name)) for name, moments in statistics.items()}
+    before = _record_first_calls(task, batch)
+    again = _record_first_calls(task, batch)
+    if any(_differ(before[name], again.get(name), scales[name]) for name in before):
+        return []
+
+    dependent = []
+    for name in before:
+        task.buffers.write(name, task.buffers.read_former(name))
+        after = _record_first_calls(task, batch)
+        task.buffers.write(name, statistics[name])
+        if _differ(before[name], after.get(name), scales[name]):
+            dependent.append(name)
+    return dependent
+
+
+def _record_first_calls(task: Task, batch: Any) -> dict[str, Moments]:
+    """The moments of what each layer was given in its first call."""
+    first: dict[str, Moments] = {}
+    for name, moments in fetch_calls(record_calls(task, batch)):
+        first.setdefault(name, moments)
+    return first
+
+
+def _differ(one: Moments, other: Moments | None, scale: Tensor) -> bool:
+    return other is None or max(compare_moments(one, other, scale)) > SAME

@@ -1,0 +1,111 @@
+"""What a layer normalizes: its input, or what the caller says that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, get_input, get_running_buffers, join_names
+from bnlab.reading import Pooled
+
+Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
+"""Called with a layer and the arguments of its call; returns the values that it normalizes, or these and channels."""
+
+
+class Values(NamedTuple):
+    """What a layer normalizes in one call.
+
+    Attributes:
+        x: [N, C, ...].
+        channels: int64 [C], which of the layer's channels these are; None: all.
+    """
+
+    x: Tensor
+    channels: Tensor | None
+
+
+class Inputs:
+    """What the layers of a model normalize.
+
+    Args:
+        layers: by name.
+        given: by the name or the class of a layer, the function that tells what it normalizes.
+        caller: the public call on whose behalf this is.
+
+    Raises:
+        TypeError: `given` is no mapping to functions.
+        ValueError: a name or class in it is none of these layers'.
+    """
+
+    def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
+        self._caller = caller
+        self._extracts = _find_extracts(layers, given or {}, caller)
+        self._kept: dict[str, Tensor] = {}  # the buffers of layers of which some channels are measured
+
+    def is_told(self, name: str) -> bool:
+        """Whether the caller has said what this layer normalizes."""
+        return name in self._extracts
+
+    def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
+        """What a layer normalizes in this call; None if these are no values, as of no rows.
+
+        Raises:
+            TypeError, ValueError: this is no input of such a layer.
+        """
+        extract = self._extracts.get(name)
+        found = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
+        x, channels = found if extract is not None and isinstance(found, tuple) else (found, None)
+        if isinstance(x, Tensor) and x.numel() == 0:
+            return None
+        if channels is None:
+            check_input(name, layer, x, self._caller)
+            return Values(x, None)
+        return Values(x, self._find_channels(name, layer, x, channels))
+
+    def complete(self, name: str, pooled: Pooled, channels: Tensor | None) -> Pooled:
+        """The moments of all channels of a layer: those that were not measured keep what its buffers held."""
+        if channels is None:
+            return pooled
+        mean, var = self._kept[name].to(pooled.mean)
+        there = channels.to(pooled.mean.device)
+        return Pooled(pooled.count, mean.index_copy(0, there, pooled.mean), var.index_copy(0, there, pooled.var))
+
+    def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
+        known = torch.arange(layer.num_features)
+        try:
+            chosen = known[channels.cpu() if isinstance(channels, Tensor) else channels].reshape(-1)
+        except (IndexError, TypeError) as error:
+            raise ValueError(f"{self._caller}: inputs= for layer {name!r} gives no channels of it: {error}") from error
+        if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != len(chosen):
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"{self._caller}: inputs= for layer {name!r} gives values {shape} and {len(chosen)} channels; "
+                "pass values [M, C] or [N, C, ...] with as many channels"
+            )
+        if name not in self._kept:
+            self._kept[name] = torch.stack(get_running_buffers(layer)).detach().clone()
+        return chosen
+
+
+def _find_extracts(layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract], caller: str) -> dict[str, Extract]:
+    if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
+        raise TypeError(f"{caller}: inputs={given!r}; pass functions by a layer's name or class")
+    extracts: dict[str, Extract] = {}
+    for key, extract in given.items():
+        if isinstance(key, type):
+            names = [name for name, layer in layers.items() if isinstance(layer, key)]
+        else:
+            names = [name for name in layers if name == key]
+        if not names:
+            raise ValueError(f"{caller}: inputs has {key!r}, which is no layer here; there are {join_names(layers)}")
+        extracts |= dict.fromkeys(names, extract)
+    return extracts
+
+
+def has_own_forward(layer: BatchNorm) -> bool:
+    """Whether a layer's class computes something else than torch's, as far as one can tell from where it stands."""
+    kind = type(layer)
+    return kind.forward not in TORCH_FORWARDS and not kind.__module__.startswith("bnlab.")

@@ -1,0 +1,99 @@
+"""What does a layer's own averaging take? Two calls in train mode, from two starts, tell it, whatever the layer does.
+
+An average is new = (1 − m)·old + m·s, with s the statistic of the batch. From two starts a and b, new_a − new_b =
+(1 − m)(a − b) gives m, and then s. Where s is the mean and variance of the layer's input, the layer normalizes its
+input. Where it is not (masks, weights, a filter before), the moments of its input are the wrong ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.batches import map_batch
+from bnlab.layers import BatchNorm, get_input, get_running_buffers
+
+_STARTS = ((0.0, 1.0), (1.0, 2.0))  # of mean and variance
+_ROUNDING = 64  # how many roundings of float32 a layer may make
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a layer's averaging takes of one call.
+
+    Attributes:
+        averages: whether it averages at all; if not, nothing can be told.
+        off: how far what it takes is from the moments of its input: of the mean in σ or of the variance, relative.
+        tolerance: up to where that may be rounding.
+    """
+
+    averages: bool
+    off: float
+    tolerance: float
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it takes its input's mean and variance, with either divisor."""
+        return self.off <= self.tolerance
+
+
+def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Probed | None:
+    """Ask a layer what it averages of this call; None if it cannot be asked.
+
+    The layer and its arguments are copied, in float64, and random numbers are drawn again in the second call.
+    """
+    try:
+        ends = [_average(layer, args, kwargs, *start) for start in _STARTS]
+        x = get_input(args, kwargs).detach().double().cpu()
+    except Exception:  # of a layer that cannot be copied, or does not take what it would not be given in training
+        return None
+
+    (mean_a, var_a), (mean_b, var_b) = ends
+    momentum = 1 - (mean_b - mean_a)
+    momentum_of_var = 1 - (var_b - var_a)
+    if float(momentum.abs().max()) < 1e-9:
+        return Probed(False, 0.0, 0.0)
+
+    taken_mean = mean_a / momentum
+    taken_var = (var_a - (1 - momentum_of_var)) / momentum_of_var
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    if x.dim() < 2 or x.shape[1] != len(taken_mean):
+        return Probed(True, float("inf"), 0.0)
+    mean = x.mean(dims)
+    biased = x.var(dims, correction=0)
+    count = x.numel() // x.shape[1]
+    unbiased = biased * count / max(1, count - 1)
+
+    deviation = biased.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    of_mean = ((taken_mean - mean).abs() / deviation).max()
+    of_var = torch.minimum((taken_var - biased).abs(), (taken_var - unbiased).abs()) / deviation.square()
+    # A layer may compute in float32: its average is rounded, and what it takes is that over the momentum.
+    scale = 1 + float((mean.abs() / deviation).max()) + float((1 / deviation).max())
+    rounding = _ROUNDING * torch.finfo(torch.float32).eps * scale / float(momentum.abs().min())
+    return Probed(True, float(torch.maximum(of_mean, of_var.max())), rounding)
+
+
+def _average(
+    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float
+) -> tuple[Tensor, Tensor]:
+    """The running mean and variance of a copy after one call in train mode from this start; float64 on the CPU."""
+    trial = copy.deepcopy(layer).double().train()
+    running = get_running_buffers(trial)
+    running[0].fill_(mean)
+    running[1].fill_(var)
+    devices = {x.device for x in running if x.is_cuda}
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        trial.forward(*map_batch(_widen, args), **map_batch(_widen, kwargs))  # past the hooks, which are copied too
+    averaged_mean, averaged_var = get_running_buffers(trial)
+    return averaged_mean.detach().double().cpu(), averaged_var.detach().double().cpu()
+
+
+def _widen(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.detach().double() if leaf.is_floating_point() else leaf.detach().clone()

@@ -1,0 +1,162 @@
+"""A forward of a few images: what it holds, how batches can be laid out, and which layers are not what they seem."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from bnlab.batches import count_bytes, count_images, take_images
+from bnlab.exact.inputs import Values, has_own_forward
+from bnlab.exact.probe import probe
+from bnlab.exact.task import CALLER, Layers, Task, watched
+from bnlab.layers import get_running_buffers, join_names
+from bnlab.memory import LiveBytes, Profile
+
+_FEW = 4  # images of a batch that stand for it
+
+
+def profile_forward(task: Task) -> Profile:
+    """Find what a forward of a few images of the first batch holds, and how batches can be laid out.
+
+    Raises:
+        ValueError: a layer does not normalize its input, and nobody says what it does normalize.
+
+    Warns:
+        RuntimeWarning: layers that cannot be judged, or whose buffers are used elsewhere.
+    """
+    if not task.data:
+        return Profile({}, 0.0)
+    first = task.data[0]
+    is_cpu = task.device.type == "cpu"
+    every = count_images(first)
+    attempts = [(is_cpu, _FEW), (is_cpu, every), (False, every)]
+    while True:
+        task.channels_last, task.few = attempts.pop(0)
+        few = take_images(first, task.few)
+        try:
+            profile = _profile(task, few)
+            break
+        except Exception:
+            if not attempts:
+                raise
+    _check_own_forwards(task, few)
+    return profile
+
+
+def _profile(task: Task, batch: Any) -> Profile:
+    live = LiveBytes([*task.model.parameters(), *task.model.buffers()])
+    calls: list[tuple[str, int]] = []
+
+    def note(name: str, values: Values) -> None:
+        calls.append((name, live.now()))
+
+    outside = _OutsideCalls(task.layers)
+    with live, outside.watching(), watched(task, task.layers, note):
+        task.evaluate(batch)
+    if outside.names:
+        warnings.warn(
+            f"{CALLER}: F.batch_norm is called on the buffers of {join_names(sorted(outside.names))} outside of their "
+            "forward, which cannot be measured",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return Profile.of(calls, live.peak, max(1, count_bytes(batch)))
+
+
+class _OutsideCalls(TorchFunctionMode):
+    """Notices `F.batch_norm` on the buffers of a known layer, outside of its forward.
+
+    Attributes:
+        names: of these layers.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        super().__init__()
+        self._layers = layers
+        self._inside: list[nn.Module] = []
+        self._owners = {
+            buffer.untyped_storage().data_ptr(): (name, layer)
+            for name, layer in layers.items()
+            for buffer in get_running_buffers(layer)
+        }
+        self.names = set[str]()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch in the block."""
+        with contextlib.ExitStack() as undo:
+            for layer in self._layers.values():
+                undo.callback(layer.register_forward_pre_hook(self._enter).remove)
+                undo.callback(layer.register_forward_hook(self._leave, always_call=True).remove)
+            undo.enter_context(self)
+            yield
+
+    def _enter(self, layer: nn.Module, *_: object) -> None:
+        self._inside.append(layer)
+
+    def _leave(self, *_: object) -> None:  # what a hook returns would take the place of the output
+        self._inside.pop()
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (F.batch_norm, torch.batch_norm):
+            for value in (*args, *(kwargs or {}).values()):
+                self._look(value)
+        return function(*args, **(kwargs or {}))
+
+    def _look(self, value: Any) -> None:
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            return
+        name, layer = self._owners.get(value.untyped_storage().data_ptr(), ("", None))
+        if layer is not None and layer not in self._inside:
+            self.names.add(name)
+
+
+def _check_own_forwards(task: Task, batch: Any) -> None:
+    """Ask layers with a forward of their own what they average; see `probe`."""
+    asked = {
+        name: layer for name, layer in task.layers.items() if has_own_forward(layer) and not task.inputs.is_told(name)
+    }
+    if not asked:
+        return
+    unclear: list[str] = []
+    judged = set[str]()
+
+    def ask(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name in judged:
+            return
+        judged.add(name)
+        found = probe(asked[name], args, kwargs)
+        if found is None or not found.averages:
+            unclear.append(name)
+        elif not found.is_input:
+            kind = type(asked[name]).__name__
+            raise ValueError(
+                f"{CALLER}: layer {name!r} ({kind}) does not average the moments of its input (they differ by "
+                f"{found.off:.2g} σ); say what it normalizes: inputs={{{kind}: function(layer, args, kwargs) -> "
+                "values}}"
+            )
+
+    with contextlib.ExitStack() as undo:
+        for name, layer in asked.items():
+
+            def hook(of: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                ask(name, args, kwargs)
+
+            undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        task.evaluate(batch)
+    if unclear:
+        warnings.warn(
+            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be asked; it is taken that they "
+            "normalize their input",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,228 @@
+"""Layers with forwards of their own: asked what they average, told with inputs=, or named."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnlab import population_statistics, record, replay
+from bnlab.estimators import EMA
+from bnlab.exact.probe import probe
+from tests import references
+from tests.helpers import assert_moments, images, plain, unchanged
+
+
+class Masked(nn.BatchNorm1d):
+    """Of x [N, C, T] it averages what a mask [N, T] leaves."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        values = x.transpose(1, 2)[mask]
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None and var is not None
+        if self.training:
+            mean.lerp_(values.mean(0), 0.1)
+            var.lerp_(values.var(0), 0.1)
+            mean, var = values.mean(0), values.var(0)
+        return (x - mean[:, None]) / (var[:, None] + self.eps).sqrt() * mask[:, None]
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's: an activation and dropout inside are no reason to refuse it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout(F.relu(super().forward(input)), 0.3, self.training)
+
+
+class Smoothed(nn.BatchNorm2d):
+    """It averages a filtered input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.avg_pool2d(input, 3, 1, 1))
+
+
+class Slim(nn.BatchNorm2d):
+    """It takes fewer channels than it has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None
+        k = input.shape[1]
+        mean, var = self.running_mean[:k], self.running_var[:k]
+        return F.batch_norm(input, mean, var, None, None, self.training)
+
+
+class Frozen(nn.BatchNorm2d):
+    """It never averages."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class Sliced(nn.Module):
+    """It normalizes with slices of a layer's buffers, without a call of the layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = x.shape[1]
+        assert self.bn.running_mean is not None and self.bn.running_var is not None
+        return F.batch_norm(x, self.bn.running_mean[:k], self.bn.running_var[:k], None, None, self.training)
+
+
+def make_sequences() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(40):
+        lengths = torch.randint(5, 41, (16,), generator=generator)
+        mask = torch.arange(40) < lengths[:, None]
+        batches.append(((torch.randn(16, 2, 40, generator=generator) + 5) * mask[:, None], mask))
+    return batches
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    return model(*batch)
+
+
+def take_unmasked(layer: nn.Module, args: tuple[Tensor, Tensor], kwargs: Any) -> Tensor:
+    x, mask = args
+    return x.transpose(1, 2)[mask]
+
+
+def test_a_masked_layer_is_refused_by_name() -> None:
+    model = Masked(2)
+    with unchanged(model), pytest.raises(ValueError, match=r"\(Masked\) does not average .* inputs=\{Masked: function"):
+        population_statistics(model, make_sequences(), forward=call)
+
+
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+@pytest.mark.parametrize("key", [Masked, ""])
+def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
+    batches = make_sequences()
+    found = population_statistics(
+        Masked(2), batches, forward=call, inputs={key: take_unmasked}, upstream=upstream, standard_errors=True
+    )
+    assert_moments(found[""], references.moments(torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])))
+    assert found[""].mean.tolist() == pytest.approx([5, 5], abs=0.05) and found.standard_errors is not None
+
+
+@pytest.mark.parametrize("kind", [Activated, nn.BatchNorm2d])
+@pytest.mark.parametrize("momentum", [0.1, 1e-3, 1.0, None])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_what_averages_its_input_is_recognized(
+    offset: float, momentum: float | None, kind: type[nn.BatchNorm2d]
+) -> None:
+    layer = kind(8, momentum=momentum)
+    probed = probe(layer, (2 * torch.randn(4, 8, 5, 5) + offset,), {})
+    assert probed is not None and probed.averages and probed.is_input
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1e-3, 1.0])
+def test_what_averages_something_else_is_recognized(momentum: float) -> None:
+    probed = probe(Smoothed(8, momentum=momentum), (2 * torch.randn(4, 8, 5, 5) + 3,), {})
+    assert probed is not None and probed.averages and not probed.is_input and probed.off > 0.1
+
+
+def test_a_probe_leaves_the_layer_and_random_numbers_as_they_were() -> None:
+    layer = Activated(3)
+    with unchanged(layer):
+        probe(layer, (torch.ones(4, 3, 2, 2),), {})
+
+
+def test_an_activation_inside_is_measured_and_a_filter_refused() -> None:
+    data = images(8, 8)
+    found = population_statistics(nn.Sequential(Activated(3)), data)
+    assert_moments(found["0"], references.moments(torch.cat(data)))
+    with pytest.raises(ValueError, match="Smoothed"):
+        population_statistics(nn.Sequential(Smoothed(3)), data)
+
+
+def test_a_layer_that_never_averages_is_measured_and_named_once() -> None:
+    with pytest.warns(RuntimeWarning, match=r"'0' never average in train mode") as told:
+        population_statistics(nn.Sequential(Frozen(3), nn.BatchNorm2d(3)), images(8, 8))
+    assert len(told) == 1
+
+
+def test_some_channels_are_measured_and_the_others_keep_their_buffers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Slim(8))
+    model[1].running_mean += 7
+    data = images(8, 8, 5)
+    with pytest.raises(ValueError, match="expects 8 channels"):
+        population_statistics(model, data)
+    inputs = {Slim: lambda layer, args, kwargs: (args[0], range(args[0].shape[1]))}
+    found = population_statistics(model, data, inputs=inputs, standard_errors=True)["1"]
+    with torch.no_grad():
+        expected = references.moments(model[0](torch.cat(data)))
+    torch.testing.assert_close(found.mean[:4], expected.mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.var[:4], expected.var, rtol=1e-5, atol=0)
+    assert found.mean[4:].tolist() == [7] * 4 and found.var[4:].tolist() == [1] * 4
+
+
+def test_batch_norm_on_a_layers_buffers_is_named_and_stays_unseen() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), Sliced(8))
+    with pytest.warns(RuntimeWarning, match=r"F\.batch_norm is called on the buffers of '2\.bn' outside"):
+        found = population_statistics(model, [torch.randn(32, 3, 8, 8) + 4])
+    assert found.unseen == ("2.bn",)
+
+
+def test_other_norms_and_those_without_statistics_are_named_once() -> None:
+    other = nn.Module()
+    other.register_buffer("running_avg_mean", torch.zeros(3))
+    other.register_buffer("running_std", torch.ones(3))
+    other.forward = lambda x: x  # type: ignore[method-assign]
+    model = nn.Sequential(nn.BatchNorm2d(3), other, nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.warns(RuntimeWarning, match=r"'1' keep running statistics .*; '2' are batch norms without") as told:
+        population_statistics(model, images(8))
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        ({nn.BatchNorm1d: take_unmasked}, ValueError, "which is no layer here"),
+        ({"9": take_unmasked}, ValueError, "which is no layer here"),
+        ([take_unmasked], TypeError, "pass functions by a layer's name or class"),
+        ({"1": "x"}, TypeError, "pass functions by a layer's name or class"),
+        ({"1": lambda *_: None}, ValueError, "expects 6 channels"),
+        ({"1": lambda layer, args, _: (args[0], [0])}, ValueError, "values .* and 1 channels"),
+        ({"1": lambda layer, args, _: (args[0], [99])}, ValueError, "gives no channels of it"),
+    ],
+)
+def test_what_inputs_may_be(inputs: Any, error: type[Exception], message: str) -> None:
+    model = plain()
+    with unchanged(model), pytest.raises(error, match=message):
+        population_statistics(model, images(8), inputs=inputs)
+
+
+def test_recording_leaves_alone_what_it_cannot_read() -> None:
+    """Case 6: it never raises inside of the training."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Slim(8), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)).train()
+    bare = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="'1' were left to their own forward"), record(model) as trace:
+        for x in images(6, 6):
+            model(x)
+    for x in images(6, 6):
+        bare(x)
+    assert len(trace.layers["1"]) == 0 and len(trace.layers["3"]) == 2
+    for mine, other in zip(model.buffers(), bare.buffers(), strict=True):
+        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(replay(trace, EMA(0.1))[2]["3"].mean.float(), bare[3].running_mean)
+
+
+def test_recording_says_where_a_layer_averages_something_else() -> None:
+    model = Masked(2).train()
+    with pytest.warns(UserWarning, match="are not the average of what was recorded"), record(model):
+        for batch in make_sequences()[:2]:
+            model(*batch)
+
+
+def test_torch_s_own_layers_are_not_asked() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        population_statistics(plain(), images(8))

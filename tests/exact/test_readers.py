@@ -1,0 +1,347 @@
+"""What a forward changes, units, batches of every kind, and that nobody waits for a device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from bnlab import gap, population_statistics, using
+from bnlab.exact import breadth, population
+from bnlab.exact.readers import DeviceReader
+from bnlab.moments import compare_moments
+from tests import references
+from tests.helpers import assert_moments, images, plain, residual
+
+WAITS = {"item", "__bool__", "__float__", "__int__", "tolist", "numpy", "cpu", "nonzero"}
+
+
+class Waits(TorchFunctionMode):
+    """Counts calls for which a program has to wait for its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter[str]()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in WAITS:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_nobody_waits_for_the_device_between_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = population_statistics(residual(), images(8, 8, 5))
+    waits = Waits()
+    own_go = breadth.Walk.go
+
+    def go(walk: breadth.Walk, progress: Callable[[], object]) -> breadth.Walk:
+        with waits:
+            return own_go(walk, progress)
+
+    monkeypatch.setattr(population, "choose_reader", lambda *_: DeviceReader())
+    monkeypatch.setattr(breadth.Walk, "go", go)
+    found = population_statistics(residual(), images(8, 8, 5))
+    assert not waits.counts
+    assert max(max(compare_moments(expected[name], found[name])) for name in expected) < 1e-5
+
+
+def test_what_is_not_finite_on_a_device_is_refused_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population, "choose_reader", lambda *_: DeviceReader())
+    with pytest.raises(ValueError, match="the input of layer '1' has NaN or infinite values"):
+        population_statistics(plain(), [images(8)[0] * torch.nan])
+
+
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    with torch.enable_grad():
+        yield
+
+
+def under(*settings: Callable[[], Any]) -> Callable[[nn.Module, Tensor], Any]:
+    def forward(model: nn.Module, batch: Tensor) -> Any:
+        with contextlib.ExitStack() as stack:
+            for setting in settings:
+                stack.enter_context(setting())
+            return model(batch)
+
+    return forward
+
+
+def half() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("settings", [(half,), (gradients,), (half, gradients), (gradients, half)])
+def test_grad_and_autocast_inside_of_a_forward_begin_each_batch_once(settings: Any) -> None:
+    forward, data = under(*settings), images(8, 8, 8, 5)
+    found = population_statistics(residual(), data, forward=forward)
+    assert found.cost is not None and found.cost.forwards == found.cost.batches == 4
+    slow = population_statistics(residual(), data, forward=forward, strategy="layerwise")
+    assert max(max(compare_moments(slow[name], found[name])) for name in slow) < 1e-4
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+def test_settings_are_the_callers_after_an_exception() -> None:
+    def fail(model: nn.Module, batch: Tensor) -> None:
+        with half(), torch.no_grad():
+            model(batch)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        population_statistics(plain(), images(8, 8), forward=fail)
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def test_each_forward_keeps_its_own_settings() -> None:
+    """One under autocast, one without, waiting for each other."""
+
+    def forward(model: nn.Module, batch: Tensor) -> None:
+        with half() if len(batch) == 8 else contextlib.nullcontext():
+            seen.append((len(batch), torch.is_autocast_enabled("cpu")))
+            output = model(batch)
+            seen.append((len(batch), output.dtype == torch.bfloat16))
+
+    seen: list[tuple[int, bool]] = []
+    found = population_statistics(plain(), images(8, 5, 8, 5), forward=forward)
+    assert found.cost is not None and found.cost.forwards == 4
+    assert all(is_half == (size == 8) for size, is_half in seen)
+
+
+# -- units ------------------------------------------------------------------------------------------------------------
+
+
+def make_clouds(batches: int, clouds: int, points: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(batches, clouds, 1, 4, generator=generator)
+    scattered = torch.randn(batches, clouds, points, 4, generator=generator)
+    return list((scattered + 2 * centers).flatten(1, 2))
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_standard_errors_of_rows_in_groups_cover_as_they_should(ids: bool) -> None:
+    """±2 errors cover the true mean, 0, and variance, 5, in 95% of cases; 120 draws of 4 channels each."""
+
+    def count(batch: Tensor) -> Any:
+        return torch.arange(3).repeat_interleave(50) if ids else 3
+
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    covered = []
+    for seed in range(120):
+        found = population_statistics(model, make_clouds(20, 3, 50, seed), standard_errors=True, images=count)
+        assert found.standard_errors is not None
+        errors = found.standard_errors["0"]
+        covered.append((found["0"].mean.abs() < 2 * errors[0]).double())
+        covered.append(((found["0"].var - 5).abs() < 2 * errors[1]).double())
+    share = float(torch.stack(covered).mean())
+    assert 0.88 <= share <= 0.98
+
+
+def test_standard_errors_without_units_are_not_far_too_small() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    covered = []
+    for seed in range(60):
+        with pytest.warns(RuntimeWarning, match=r"batches differ by far more .* images="):
+            found = population_statistics(model, make_clouds(20, 3, 50, seed), standard_errors=True)
+        assert found.standard_errors is not None
+        covered.append((found["0"].mean.abs() < 2 * found.standard_errors["0"][0]).double())
+    assert 0.85 <= float(torch.stack(covered).mean()) <= 0.99
+
+
+def test_independent_images_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        data = [torch.randn(16, 3, 4, 4, generator=generator) for _ in range(10)]
+        population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data, standard_errors=True)
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
+def test_auto_does_not_stop_at_the_first_batch_of_clouds() -> None:
+    """Case 2: one batch of two clouds was read, .025 σ was said, and it was .32 σ off."""
+    model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16))
+    data = make_clouds(150, 2, 800, 0)
+    with pytest.warns(RuntimeWarning, match="images="):
+        found = population_statistics(model, data, max_images="auto", tolerance=0.1)
+    assert found.cost is not None and found.cost.batches > 30
+    assert gap(population_statistics(model, data), found)["mean_gap"].item() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("images_of", "error", "message"),
+    [
+        (7, TypeError, "pass a function of a batch"),
+        (lambda batch: "x", TypeError, "return how many images"),
+        (lambda batch: [0.5] * 12, ValueError, "return integers"),
+        (lambda batch: 5, ValueError, "no equal blocks"),
+        (lambda batch: [0, 1, 2, 3, 4], ValueError, "gives 5 ids, and a layer gets 12 rows"),
+    ],
+)
+def test_what_images_may_be(images_of: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        population_statistics(
+            nn.Sequential(nn.BatchNorm1d(3)), [torch.randn(12, 3)] * 2, images=images_of, standard_errors=True
+        )
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, pictures: list[Tensor]) -> list[Tensor]:
+        return [self.bn(picture[None]) for picture in pictures]
+
+
+def test_a_list_of_images_counts_its_length() -> None:
+    pictures = [([torch.randn(3, 9, 9) for _ in range(8)], None) for _ in range(10)]
+    found = population_statistics(Detector(), pictures)
+    assert found.cost is not None and found.cost.images == 80
+    stopped = population_statistics(Detector(), pictures, max_images=20)
+    assert stopped.cost is not None and stopped.cost.images == 24
+
+
+class Typed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.ModuleList(nn.BatchNorm1d(3) for _ in "ab")
+
+    def forward(self, x: Tensor, kind: Tensor) -> list[Tensor]:
+        return [self.bn[k](x[kind == k]) for k in (0, 1)]
+
+
+def test_a_layer_that_gets_no_rows_in_a_batch_is_left_out_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(50, 3, generator=generator), (torch.rand(50, generator=generator) < 0.02).long())
+               for _ in range(20)]  # fmt: skip
+    assert any(not kind.any() for _, kind in batches)
+    for upstream in ("population", "batch"):
+        if upstream == "batch":
+            batches = [batch for batch in batches if batch[1].sum() != 1]  # one value has no variance to normalize with
+        found = population_statistics(Typed(), batches, forward=lambda m, b: m(*b), upstream=upstream)
+        assert_moments(found["bn.1"], references.moments(torch.cat([x[kind == 1] for x, kind in batches])))
+
+
+def test_tensors_of_different_lengths_are_never_cut() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.bn = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+            assert int(edges.max()) < len(nodes)
+            return self.bn(self.linear(nodes)[edges[0]])
+
+    batches = [(torch.randn(100, 3), torch.randint(0, 100, (2, 300))) for _ in range(3)]
+    found = population_statistics(Graph(), batches, forward=lambda model, batch: model(*batch))
+    assert found.cost is not None and found.cost.images == 300 and found["bn"].count == 900
+
+
+def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless() -> Iterator[Tensor]:
+        while True:
+            yield torch.zeros(4, 3, 8, 8)
+
+    monkeypatch.setattr(population, "find_free_bytes", lambda device: 100_000)
+    with pytest.raises(ValueError, match=r"17 batches take 52,224 bytes, more than half .* pass max_images="):
+        population_statistics(plain(), endless())
+
+
+def test_float16_that_overflows_is_named() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3)).half()
+    with pytest.raises(ValueError, match="float16 overflows beyond 65,504"):
+        population_statistics(model, [torch.full((8, 3, 4, 4), torch.inf).half()])
+
+
+def test_a_dict_batch_without_forward_says_what_to_pass() -> None:
+    with pytest.raises(TypeError, match=r"a batch that is a dict .* forward=lambda model, batch: model\(\*\*batch\)"):
+        population_statistics(plain(), [{"image": images(8)[0]}])
+
+
+def test_a_callers_buffers_in_functional_call_are_left_as_they_were() -> None:
+    model = plain()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    with pytest.warns(RuntimeWarning, match="functional_call"):
+        found = population_statistics(model, images(8, 8, 5), forward=lambda m, b: functional_call(m, buffers, (b,)))
+    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
+    expected = population_statistics(plain(), images(8, 8, 5))
+    assert max(max(compare_moments(expected[name], found[name])) for name in expected) < 1e-5
+
+
+# -- layers that depend on themselves ---------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """One layer for all time steps."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.input, self.hidden, self.bn = nn.Linear(3, size), nn.Linear(size, size), nn.BatchNorm1d(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), self.hidden.in_features)
+        for step in range(x.shape[1]):
+            state = torch.tanh(self.input(x[:, step]) + self.bn(self.hidden(state)))
+        return state
+
+
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_a_recurrent_layer_settles(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, data = Recurrent(8 if seed < 8 else 20), [torch.randn(32, 6, 3) for _ in range(6)]
+    found = population_statistics(model, data)
+    if seed == 1:
+        np.testing.assert_allclose(found["bn"].mean[:3], [-0.1692, 0.2075, -0.2259], atol=1e-4)
+    with using(model, found), torch.no_grad():
+        seen = references.moments_of_inputs(model, ["bn"], data, None)["bn"]
+    assert max(compare_moments(seen, found["bn"])) < 1e-5
+
+
+class Quantized(nn.Module):
+    """Weights that are rounded with their own norm folded in."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.weight, self.bn, self.levels = nn.Parameter(torch.randn(8, 3, 3, 3)), nn.BatchNorm2d(8), levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (self.bn.running_var + 1e-5).rsqrt()[:, None, None, None]
+        step = (self.weight * scale).abs().max() / self.levels
+        return self.bn(nn.functional.conv2d(x, (self.weight * scale / step).round() * step / scale))
+
+
+def make_quantized(levels: int) -> tuple[Quantized, list[Tensor]]:
+    torch.manual_seed(0)
+    model = Quantized(levels)
+    model.bn.running_var.copy_(27 * torch.linspace(0.3, 3, 8))  # type: ignore[union-attr]
+    return model, [torch.randn(32, 3, 8, 8) for _ in range(8)]
+
+
+def test_rounded_weights_have_statistics_that_give_themselves_back() -> None:
+    """Case 4; where rounding jumps there is no fixed point, and the remainder is said."""
+    model, data = make_quantized(7)
+    with pytest.warns(RuntimeWarning, match=r"do not settle fully: .* by [0-4]\.\d+%"):
+        found = population_statistics(model, data)
+    with using(model, found), torch.no_grad():
+        seen = references.moments_of_inputs(model, ["bn"], data, None)["bn"]
+    assert max(compare_moments(found["bn"], seen)) < 0.05  # by walks that ignored it: 0.27
+
+
+def test_finely_rounded_weights_settle() -> None:
+    model, data = make_quantized(2**20)
+    found = population_statistics(model, data)
+    with using(model, found), torch.no_grad():
+        seen = references.moments_of_inputs(model, ["bn"], data, None)["bn"]
+    assert max(compare_moments(found["bn"], seen)) < 1e-4
