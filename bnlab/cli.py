@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import bnlab
@@ -21,6 +23,18 @@ from bnlab.memory import keep_freed_memory
 
 def main() -> int:
     """Exit 2 for a user's mistake, with one line that says what to do."""
+    keep_freed_memory()
+    try:
+        # `max_images=100` too, as Python and the commands of the harness have it.
+        words = [re.sub("^max_images=", "--max-images=", word) for word in sys.argv[1:]]
+        print(_measure_gap(_make_parser().parse_args(words)))
+        return 0
+    except Exception as error:  # the caller's model and batches may raise anything
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        return 2
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bnlab", description=__doc__)
     parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -30,17 +44,14 @@ def main() -> int:
     gap.add_argument("model", help="package.module:function that returns the model")
     gap.add_argument("batches", help="package.module:function that returns an iterable of batches, e.g. a DataLoader")
     gap.add_argument(
+        "--forward",
+        help="package.module:function of model and batch; default model(batch), or model(batch[0]) of a tuple",
+    )
+    gap.add_argument("--weights", help="a file with the model's weights: safetensors, or a state dict of torch's")
+    gap.add_argument(
         "--max-images", type=int, help="or max_images=N: stop after the batch with which so many have been read"
     )
-    keep_freed_memory()
-    try:
-        # `max_images=100` too, as Python and the commands of the harness have it.
-        arguments = parser.parse_args([re.sub("^max_images=", "--max-images=", word) for word in sys.argv[1:]])
-        print(_measure_gap(arguments.model, arguments.batches, arguments.max_images))
-        return 0
-    except Exception as error:  # the caller's model and batches may raise anything
-        print(f"error: {_describe(error)}", file=sys.stderr)
-        return 2
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,15 +60,47 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; {self.prog} --help says how to call it")
 
 
-def _measure_gap(model_name: str, batches_name: str, max_images: int | None) -> str:
+def _measure_gap(arguments: argparse.Namespace) -> str:
     """The table; what bnlab warns of is printed before it, a line each."""
-    model, batches = _call_by_name(model_name), _call_by_name(batches_name)
+    model = _call_by_name(arguments.model)
+    batches = _call_by_name(arguments.batches)
+    forward = None if arguments.forward is None else _find_function(arguments.forward)
+    if arguments.weights is not None:
+        _load_weights(model, Path(arguments.weights))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
-        exact = bnlab.population_statistics(model, batches, max_images=max_images, progress=sys.stderr.isatty())
+        try:
+            exact = bnlab.population_statistics(
+                model, batches, forward=forward, max_images=arguments.max_images, progress=sys.stderr.isatty()
+            )
+        except TypeError as error:
+            if forward is None:
+                error.add_note("if the model is called otherwise: --forward package.module:function of model and batch")
+            raise
+        table = _format_table(exact, bnlab.running_statistics(model))
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
-    return _format_table(exact, bnlab.running_statistics(model))
+    return table
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    """Load a file into the model; ValueError if it cannot be read, or is of another model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"--weights: the model is a {type(model).__name__}; name a function that returns a module")
+    if not path.is_file():
+        raise ValueError(f"--weights {path}: no such file")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors raise what they like
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--weights {path}: cannot be read ({reason}); pass safetensors or a state dict") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as trainers save it
+        state = state["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"--weights {path}: is not of this model ({reason})") from error
 
 
 def _describe(error: Exception) -> str:
@@ -74,22 +117,28 @@ def _describe(error: Exception) -> str:
 
 
 def _call_by_name(name: str) -> Any:
-    """What the function of this name returns; the current folder is searched as well."""
-    module, colon, function = name.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
-        raise ValueError(f"{name}: write package.module:function")
-    sys.path.insert(0, os.getcwd())
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name}: cannot be imported ({error})") from error
-    if not callable(make) or isinstance(make, nn.Module):  # a module is called with its input
-        raise TypeError(f"{name} is a {type(make).__name__}; name a function without arguments")
+    """What the function of this name returns."""
+    make = _find_function(name)
     try:
         inspect.signature(make).bind()
     except TypeError as error:
         raise TypeError(f"{name} takes arguments ({error}); name a function without arguments") from error
     return make()
+
+
+def _find_function(name: str) -> Any:
+    """The function of this name; the current folder is searched as well."""
+    module, colon, function = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
+        raise ValueError(f"{name}: write package.module:function")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name}: cannot be imported ({error})") from error
+    if not callable(found) or isinstance(found, nn.Module):  # a module is called with its input
+        raise TypeError(f"{name} is a {type(found).__name__}; name a function without arguments")
+    return found
 
 
 def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
@@ -99,7 +148,7 @@ def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:
     assert exact.cost is not None  # they were measured
     lines.append(
         "\nmean_gap: distance of the running mean in standard deviations; var_gap: |log ratio| of the variance; "
-        "kl: both together, in nats"
+        "kl: both together, in nats; output_gap: how far the layer's output is off"
     )
     lines.append(f"exact statistics of {exact.cost.images:,} images, {count:,} values per channel in the first layer")
     if exact.unseen:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +26,9 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
         mean_gap: rms((μ_e−μ_r)/sqrt(var_r+eps)), in standard deviations
         var_gap: rms(log((var_e+eps)/(var_r+eps))), a log ratio
         kl: mean KL(N(μ_r, var_r+eps) ‖ N(μ_e, var_e+eps)), in nats
-    A variance that is so negative that var+eps ≤ 0 gives NaN for its layer's var_gap and kl.
+        output_gap: rms(|γ|·sqrt((μ_e−μ_r)² + (σ_r−σ_e)²)/σ_e) with σ² = var+eps: how far the layer's output is off. A
+            channel whose weight γ is 0 does nothing and has 0. NaN where neither side knows the weights.
+    A variance that is so negative that var+eps ≤ 0 gives NaN for its layer's var_gap, kl and output_gap.
 
     Layers that one side has and that no data reached on the other (its `unseen`; an auxiliary head, say) are left out:
     `frame.attrs["unseen"]` lists them. Names may differ by what wrappers add, `module.` and `_orig_mod.`.
@@ -36,19 +40,28 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
     Raises:
         TypeError: an argument is not `Statistics`.
         ValueError: layers or channels differ.
+
+    Warns:
+        RuntimeWarning: values that are not finite, or negative variances.
     """
     import pandas as pd
 
     reference, estimate, unseen = _pair(reference, estimate)
+    _warn_of_bad_values(reference, "reference")
+    _warn_of_bad_values(estimate, "estimate")
     layout = Layout.of(reference)
     sides = layout.flatten(reference), layout.flatten(estimate)
+    weights = _flatten_weights(layout, {**estimate.weights, **reference.weights})
     if per_channel:
-        keys, values = layout.channel_frame(), channel_gaps(layout, *sides)
+        keys = layout.channel_frame()
+        values = channel_gaps(layout, *sides)
+        output = _output_gaps(layout, *sides, weights)
     else:
         depths = range(1, len(layout.names) + 1)
         keys = pd.DataFrame({"layer": layout.names, "depth": depths, "channels": layout.channels})
         values = layer_gaps(layout, *sides)
-    frame = keys.assign(**dict(zip(GAP_COLUMNS, values.numpy(), strict=True)))
+        output = layout.layer_means(_output_gaps(layout, *sides, weights).square()).sqrt()
+    frame = keys.assign(**dict(zip(GAP_COLUMNS, values.numpy(), strict=True)), output_gap=output.numpy())
     frame.attrs["unseen"] = unseen
     return frame
 
@@ -74,8 +87,48 @@ def _pair(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Stat
                 f"gap: layer {name!r} has {sizes[0]} channels in the reference, {sizes[1]} in the estimate"
             )
     names = [name for name in reference if name in pairs]
-    common = Statistics({name: reference[name] for name in names}, reference.eps)
-    return common, Statistics({name: estimate[pairs[name]] for name in names}, reference.eps), alone
+    own = {name: reference[name] for name in names}
+    others = {name: estimate[pairs[name]] for name in names}
+    weights = {name: estimate.weights[pairs[name]] for name in names if pairs[name] in estimate.weights}
+    common = Statistics(own, reference.eps, weights=reference.weights)
+    return common, Statistics(others, reference.eps, weights=weights), alone
+
+
+def _warn_of_bad_values(statistics: Statistics, side: str) -> None:
+    """Name the channels with values that are not finite, and with negative variances."""
+    parts = []
+    for name, moments in statistics.items():
+        spoilt = ~(moments.mean.isfinite() & moments.var.isfinite())
+        negative = moments.var < 0
+        if spoilt.any():
+            parts.append(f"layer {name!r} has NaN or infinite values in {_list_channels(spoilt)}")
+        if negative.any():
+            parts.append(f"layer {name!r} has a negative variance in {_list_channels(negative)}")
+    if parts:
+        text = "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+        warnings.warn(f"gap: {side}: {text}; recalibrate, and look for the batch", RuntimeWarning, stacklevel=3)
+
+
+def _list_channels(chosen: Tensor) -> str:
+    channels = chosen.nonzero().flatten().tolist()
+    if len(channels) == len(chosen):
+        return "all channels"
+    shown = ", ".join(map(str, channels[:5])) + (f" and {len(channels) - 5} more" if len(channels) > 5 else "")
+    return f"channel{'s' * (len(channels) > 1)} {shown}"
+
+
+def _flatten_weights(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
+    """float64 [all channels], NaN where a layer's weights are not known."""
+    unknown = [torch.full((channels,), torch.nan, dtype=torch.float64, device="cpu") for channels in layout.channels]
+    return torch.cat([weights.get(name, nan) for name, nan in zip(layout.names, unknown, strict=True)])
+
+
+def _output_gaps(layout: Layout, reference: Tensor, estimate: Tensor, weights: Tensor) -> Tensor:
+    """How far each channel's output is off for inputs with the reference's moments, float64 [channels]."""
+    deviation_r = (reference[1] + layout.channel_eps).sqrt()
+    deviation_e = (estimate[1] + layout.channel_eps).sqrt()
+    off = torch.hypot(estimate[0] - reference[0], deviation_r - deviation_e)
+    return torch.where(weights == 0, 0.0, weights * off / deviation_e)
 
 
 def layer_gaps(layout: Layout, reference: Tensor, estimate: Tensor) -> Tensor:

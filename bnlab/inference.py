@@ -176,7 +176,10 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
             given = vars(layer).get("forward")
-            stack.callback(*((delattr, layer, "forward") if given is None else (setattr, layer, "forward", given)))
+            if given is None:
+                stack.callback(delattr, layer, "forward")
+            else:
+                stack.callback(setattr, layer, "forward", given)
             layer.forward = functools.partial(_normalize, rule, name, layer)  # type: ignore[method-assign]
         yield model
 
@@ -184,17 +187,40 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
 def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor:
     """A layer's forward in the block."""
     check_input(name, layer, input, "inference.apply_rule")
+    if input.numel() == 0:
+        raise ValueError(f"inference.apply_rule: a batch of no images reached layer {name!r}; leave empty batches out")
     if layer.training:
         raise ValueError(f"inference.apply_rule: layer {name!r} is in train mode; leave the model in eval mode")
+
     x = input if input.dtype in (torch.float32, torch.float64) else input.float()
+    mean, var = _compute_statistics(rule, layer, x)
+    weight = _cast(layer.weight, x)
+    bias = _cast(layer.bias, x)
+    if len(mean) == 1 and not torch.is_grad_enabled():
+        output = F.batch_norm(x, mean.flatten().to(x), var.flatten().to(x), weight, bias, eps=layer.eps)
+        return output.to(input.dtype)
+
+    # Each example has statistics of its own, or gradients may pass through them.
+    shape = (len(mean), -1, *[1] * (x.dim() - 2))
+    center = mean.to(x.dtype)
+    rest = mean - center  # what float32 leaves out of a mean far above the deviation
+    scale = (var + layer.eps).rsqrt()
+    output = (x - center.to(x).view(shape) - rest.to(x).view(shape)) * scale.to(x).view(shape)
+    across = (1, -1, *[1] * (x.dim() - 2))
+    if weight is not None:
+        output = output * weight.view(across)
+    if bias is not None:
+        output = output + bias.view(across)
+    return output.to(input.dtype)
+
+
+def _compute_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance to normalize with, float64 [1, C, 1] or [N, C, 1]."""
     device = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
-    source = (buffer.to(device).double().view(1, -1, 1) for buffer in get_running_buffers(layer))
-    mean, var = rule.statistics((x.flatten(2) if x.dim() > 2 else x[:, :, None]).to(device), *source)
-    (weight, bias), eps = (None if p is None else p.to(x.dtype) for p in (layer.weight, layer.bias)), layer.eps
-    if len(mean) > 1 or torch.is_grad_enabled():  # each example has its own, or gradients may pass through them
-        center, shape = mean.to(x.dtype), (len(mean), -1, *[1] * (x.dim() - 2))
-        # The second difference is what float32 leaves out of a mean far above the deviation.
-        center, rest, scale = (v.to(x).view(shape) for v in (center, mean - center, (var + eps).rsqrt()))
-        x = (x - center - rest) * scale
-        mean, var, eps = torch.zeros_like(mean[0]), torch.ones_like(mean[0]), 0.0
-    return F.batch_norm(x, mean.flatten().to(x), var.flatten().to(x), weight, bias, eps=eps).to(input.dtype)
+    mean, var = (buffer.to(device).double().view(1, -1, 1) for buffer in get_running_buffers(layer))
+    values = x.flatten(2) if x.dim() > 2 else x[:, :, None]
+    return rule.statistics(values.to(device), mean, var)
+
+
+def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if parameter is None else parameter.to(like.dtype)

@@ -71,10 +71,11 @@ class Statistics(Mapping[str, Moments]):
         moments: the layers in order of depth.
         eps: each layer's own eps, by name.
         unseen: layers that were asked for and that no data reached.
+        weights: [C] by name, the size of each channel's weight (γ), as far as it is known; 1 for a layer without.
 
     Raises:
         TypeError: a value is no `Moments`.
-        ValueError: there is no layer, one without eps, or one whose mean and var are not of one length.
+        ValueError: there is no layer, one without eps, or one whose mean, var and weight are not of one length.
 
     Attributes:
         cost, check, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
@@ -82,7 +83,13 @@ class Statistics(Mapping[str, Moments]):
     `var` is always what `write_to` puts into the buffer, as is.
     """
 
-    def __init__(self, moments: Mapping[str, Moments], eps: Mapping[str, float], unseen: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        moments: Mapping[str, Moments],
+        eps: Mapping[str, float],
+        unseen: Iterable[str] = (),
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._moments = dict(moments)
         if not self._moments:
             raise ValueError("Statistics: no layers; pass moments of at least one")
@@ -95,6 +102,10 @@ class Statistics(Mapping[str, Moments]):
                 raise ValueError(f"Statistics: layer {name!r} has no eps; pass that of the layer")
         self.eps = {name: float(eps[name]) for name in self._moments}
         self.unseen = tuple(unseen)
+        self.weights = {name: weight for name, weight in (weights or {}).items() if name in self._moments}
+        for name, weight in self.weights.items():
+            if weight.shape != self._moments[name].mean.shape:
+                raise ValueError(f"Statistics: layer {name!r} has a weight of other channels than its mean")
         self.cost: Cost | None = None
         self.check: Check | None = None
         self.standard_errors: dict[str, tuple[Tensor, Tensor]] | None = None
@@ -162,12 +173,13 @@ class Statistics(Mapping[str, Moments]):
         return frame.assign(count=frame["layer"].map(counts), mean=mean, var=var, eps=layout.channel_eps.numpy())
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: `<layer>/mean`, `<layer>/var` in float64; counts and eps as metadata.
+        """Write a safetensors file: `<layer>/mean`, `/var` and `/weight` in float64; counts and eps as metadata.
 
         Raises:
             OSError: the file cannot be written.
         """
         tensors = {f"{name}/{key}": getattr(m, key).clone() for name, m in self.items() for key in ("mean", "var")}
+        tensors |= {f"{name}/weight": weight.clone() for name, weight in self.weights.items()}
         layers = [[name, None if math.isnan(m.count) else m.count, self.eps[name]] for name, m in self.items()]
         save_tensors(path, tensors, _FORMAT, {"layers": json.dumps(layers), "unseen": json.dumps(self.unseen)})
 
@@ -185,7 +197,8 @@ class Statistics(Mapping[str, Moments]):
             name: Moments(math.nan if count is None else count, tensors[f"{name}/mean"], tensors[f"{name}/var"])
             for name, count, _ in layers
         }
-        return Statistics(moments, {name: eps for name, _, eps in layers}, json.loads(metadata["unseen"]))
+        weights = {name: tensors[f"{name}/weight"] for name in moments if f"{name}/weight" in tensors}
+        return Statistics(moments, {name: eps for name, _, eps in layers}, json.loads(metadata["unseen"]), weights)
 
 
 def _are_rows(mean: object, var: object) -> bool:
@@ -208,7 +221,17 @@ def running_statistics(model: nn.Module) -> Statistics:
     """
     layers = batch_norm_layers(model, caller="running_statistics")
     moments = {name: Moments(math.nan, *read_buffers(layer).cpu().double()) for name, layer in layers.items()}
-    return Statistics(moments, {name: layer.eps for name, layer in layers.items()})
+    eps = {name: layer.eps for name, layer in layers.items()}
+    return Statistics(moments, eps, weights=read_weights(layers))
+
+
+def read_weights(layers: Mapping[str, BatchNorm]) -> dict[str, Tensor]:
+    """The size of each channel's weight, float64 [C] on the CPU; 1 for a layer without weights."""
+    weights = {}
+    for name, layer in layers.items():
+        weight = torch.ones(layer.num_features) if layer.weight is None else layer.weight.detach()
+        weights[name] = weight.abs().cpu().double()
+    return weights
 
 
 def read_buffers(layer: BatchNorm) -> Tensor:

@@ -70,7 +70,7 @@ def test_the_table(folder: Path) -> None:
     done = bnlab(folder, "gap", "mine:model", "mine:batches")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["layer", "depth", "channels", "mean_gap", "var_gap", "kl"]
+    assert lines[0].split() == ["layer", "depth", "channels", "mean_gap", "var_gap", "kl", "output_gap"]
     assert [line.split()[:3] for line in lines[1:3]] == [["1", "1", "4"], ["4", "2", "2"]]
     assert float(lines[1].split()[3]) > 0.1  # 0 and 1 against images around 3
     assert "24 images, 864 values per channel" in done.stdout

@@ -21,8 +21,10 @@ def statistics(mean: list[float], var: list[float], eps: float = 0.0, name: str 
 
 
 def test_closed_form() -> None:
-    frame = gap(statistics([0, 0], [4, 4]), statistics([2, 0], [4, 4 * math.e]))
-    assert list(frame) == ["layer", "depth", "channels", *GAP_COLUMNS]
+    weights = {"bn": torch.tensor([3.0, 2.0]).double()}
+    reference = statistics([0, 0], [4, 4])
+    frame = gap(reference, Statistics(statistics([2, 0], [4, 4 * math.e]), reference.eps, weights=weights))
+    assert list(frame) == ["layer", "depth", "channels", *GAP_COLUMNS, "output_gap"]
     row = frame.iloc[0].to_dict()
     assert row == {
         "layer": "bn",
@@ -31,7 +33,48 @@ def test_closed_form() -> None:
         "mean_gap": pytest.approx(math.sqrt(1 / 2)),
         "var_gap": pytest.approx(math.sqrt(1 / 2)),
         "kl": pytest.approx((0.5 + 0.5 / math.e) / 2),
+        # 3·2/2 in the first channel, 2·(2 − 2√e)/2√e in the second
+        "output_gap": pytest.approx(math.sqrt((9 + 4 * (math.exp(-0.5) - 1) ** 2) / 2)),
     }
+
+
+def test_the_output_gap_is_that_of_the_outputs() -> None:
+    """For inputs with just the reference's moments."""
+    layer = nn.BatchNorm1d(3).double().eval()
+    nn.init.normal_(layer.weight)
+    x = 2 * torch.randn(1000, 3).double() + torch.tensor([1.0, -1.0, 0.0])
+    exact = population_statistics(layer, [x])
+    with using(layer, exact):
+        expected = layer(x)
+    running = running_statistics(layer)
+    off = (layer(x) - expected).square().mean(0)
+    # The outputs of the reference are standardized up to eps, to which this is as near.
+    assert gap(exact, running)["output_gap"].item() == pytest.approx(off.mean().sqrt().item(), rel=1e-4)
+    assert gap(exact, running, per_channel=True)["output_gap"].tolist() == pytest.approx(off.sqrt().tolist(), rel=1e-4)
+
+
+def test_channels_that_do_nothing_have_no_output_gap() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
+    model[0].weight.data[0] = 0
+    model[1].weight.data[0] = 0
+    exact = population_statistics(model, [torch.randn(64, 3, 8, 8)])
+    exact.write_to(model)
+    model[1].running_mean[0] = 0.05
+    model[1].running_var[0] = 0.5
+    frame = gap(exact, running_statistics(model))
+    assert frame["mean_gap"].item() > 5 and frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_weights_that_nobody_knows_give_no_output_gap() -> None:
+    assert math.isnan(gap(statistics([0], [1]), statistics([1], [1]))["output_gap"].item())
+
+
+def test_values_that_are_not_finite_or_negative_are_named() -> None:
+    bad = statistics([0.0, math.nan, 0.0], [1.0, 1.0, -2.0])
+    with pytest.warns(
+        RuntimeWarning, match=r"layer 'bn' has NaN or infinite values in channel 1; .* variance in channel 2"
+    ):
+        gap(statistics([0.0] * 3, [1.0] * 3), bad)
 
 
 def test_the_layers_own_eps_counts() -> None:
@@ -158,7 +201,7 @@ def test_per_channel() -> None:
     train(model, images(4, 4, 4))
     estimate = running_statistics(model)
     frame, layers = gap(reference, estimate, per_channel=True), gap(reference, estimate)
-    assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS]
+    assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS, "output_gap"]
     assert frame.groupby("layer", sort=False)["channel"].count().tolist() == layers["channels"].tolist()
     first = frame[frame["layer"] == "1"].set_index("channel").loc[4]
     (mean_r, var_r), (mean_e, var_e) = ((float(s["1"].mean[4]), float(s["1"].var[4])) for s in (reference, estimate))

@@ -18,7 +18,8 @@ HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "ques
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
-    "arguments batches borrow files layers moments theory",
+    "arguments batches borrow files layers reading theory",
+    "moments",
     "memory storage estimators",
     "statistics nn",
     "gaps inference recording exact",
@@ -35,8 +36,9 @@ STAGES = (
 # Inside of a folder a module imports those before it only.
 FOLDERS = {
     "nn": "averages self_tuned readers",
-    "recording": "trace block frozen",
-    "exact": "ranks task breadth measurement standard_errors population",
+    "recording": "trace steps recorders block frozen",
+    "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
+    "standard_errors population",
     "harness.artifacts": "cores vision own own_data glyphs published data shifts norms models training settings runs "
     "freezing averaging states producing",
     "harness.reporting.frames": "selection layers minimum means",
