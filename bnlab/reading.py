@@ -246,15 +246,19 @@ def read_on_device(x: Tensor) -> Pooled:
     dims = [dim for dim in range(x.dim()) if dim != 1]
     first = x[:1] if x.dtype == torch.float64 else x[:1].float()
     shift = first.mean(dims, keepdim=True)
-    var, mean = torch.var_mean(x - shift, dims, correction=0)
-    return Pooled(x.numel() // x.shape[1], mean.double() + shift.flatten().double(), var.double())
+
+    var, mean_off_shift = torch.var_mean(x - shift, dims, correction=0)
+    mean = mean_off_shift.double() + shift.flatten().double()
+    count = x.numel() // x.shape[1]
+    return Pooled(count, mean, var.double())
 
 
 def pool_on_device(parts: Sequence[Pooled]) -> Pooled:
     """Merge reads of one layer where they are."""
-    sizes = dict.fromkeys(part.count for part in parts)
     groups = []
-    for size in sizes:
+    for size in dict.fromkeys(part.count for part in parts):
         alike = [part for part in parts if part.count == size]
-        groups.append((size, torch.stack([part.mean for part in alike]), torch.stack([part.var for part in alike])))
+        means = torch.stack([part.mean for part in alike])
+        variances = torch.stack([part.var for part in alike])
+        groups.append((size, means, variances))
     return _merge(groups)

@@ -26,9 +26,13 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
     def work() -> list[Check]:
         return [_check_batch(task, walk, task.data[index], notes) for index, notes in walk.list_notes()]
 
-    checks = [check for own in task.ranks.gather(task.ranks.together(work)) for check in own]
-    failed = next((check for check in checks if not check.held), None)
-    return failed or max(checks, key=lambda check: check.off, default=None)
+    checks: list[Check] = []
+    for own in task.ranks.gather(task.ranks.together(work)):
+        checks += own
+    failed = [check for check in checks if not check.held]
+    if failed:
+        return failed[0]
+    return max(checks, key=lambda check: check.off, default=None)
 
 
 def _check_batch(task: Task, walk: Walk, batch: Any, notes: Sequence[Note]) -> Check:
@@ -44,13 +48,14 @@ def _compare(task: Task, walk: Walk, batch: Any, expected: Sequence[tuple[str, P
     names = [name for name, _ in calls]
     expected_names = [name for name, _ in expected]
     if names != expected_names:
-        return Check(False, next(iter([*names, *expected_names])), math.inf)
+        first = (names or expected_names)[0]
+        return Check(False, first, math.inf)
 
-    scales = {name: moments.var for name, moments in fetch(walk.statistics).items()}
+    scales = _find_scales(walk)
     worst = 0.0
     failed = None
     for (name, own), (_, noted) in zip(fetch_calls(calls), fetch_calls(expected), strict=True):
-        off = max(compare_moments(noted, own, _select(scales[name], walk.channels.get(name))))
+        off = max(compare_moments(noted, own, scales[name]))
         worst = max(worst, off)
         if off > SAME and failed is None:
             failed = name
@@ -70,8 +75,13 @@ def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
     return calls
 
 
-def _select(values: Tensor, channels: Tensor | None) -> Tensor:
-    return values if channels is None else values[channels]
+def _find_scales(walk: Walk) -> dict[str, Tensor]:
+    """The variance of each layer's measured channels, which differences are relative to."""
+    scales = {}
+    for name, moments in fetch(walk.statistics).items():
+        channels = walk.channels.get(name)
+        scales[name] = moments.var if channels is None else moments.var[channels]
+    return scales
 
 
 def find_self_dependent(task: Task, walk: Walk) -> list[str]:
@@ -81,8 +91,7 @@ def find_self_dependent(task: Task, walk: Walk) -> list[str]:
     where two evaluations differ by themselves, as in a model that draws random numbers.
     """
     batch = take_images(task.data[0], task.few)
-    statistics = fetch(walk.statistics)
-    scales = {name: _select(moments.var, walk.channels.get(name)) for name, moments in statistics.items()}
+    scales = _find_scales(walk)
     before = _record_first_calls(task, batch)
     again = _record_first_calls(task, batch)
     if any(_differ(before[name], again.get(name), scales[name]) for name in before):
@@ -92,7 +101,7 @@ def find_self_dependent(task: Task, walk: Walk) -> list[str]:
     for name in before:
         task.buffers.write(name, task.buffers.read_former(name))
         after = _record_first_calls(task, batch)
-        task.buffers.write(name, statistics[name])
+        task.buffers.write(name, walk.statistics[name])
         if _differ(before[name], after.get(name), scales[name]):
             dependent.append(name)
     return dependent

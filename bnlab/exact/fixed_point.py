@@ -8,6 +8,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from bnlab.batches import list_tensors
 from bnlab.exact.breadth import Walk
@@ -88,8 +91,9 @@ class _Trial:
         """Go a part of the way from what was given to what was found."""
         mixed = {}
         for name, moments in self.found.items():
-            mean = self.given[name].mean + damping * (moments.mean - self.given[name].mean)
-            var = self.given[name].var + damping * (moments.var - self.given[name].var)
+            given = self.given[name]
+            mean = given.mean + damping * (moments.mean - given.mean)
+            var = given.var + damping * (moments.var - given.var)
             mixed[name] = Moments(moments.count, mean, var)
         return mixed
 
@@ -128,9 +132,18 @@ def _choose_noted(task: Task) -> Collection[int]:
     """Batches that are checked: the first, one in the middle, and one of another shape."""
     if not task.data:
         return ()
-    shapes = [[tensor.shape[1:] for tensor in list_tensors(batch)] for batch in task.data]
-    others = [index for index, shape in enumerate(shapes) if shape != shapes[0]]
-    return {0, len(task.data) // 2, *others[:1]}
+    noted = {0, len(task.data) // 2}
+    usual = _list_shapes(task.data[0])
+    for index, batch in enumerate(task.data):
+        if _list_shapes(batch) != usual:
+            noted.add(index)
+            break
+    return noted
+
+
+def _list_shapes(batch: Any) -> list[torch.Size]:
+    """Shapes without the number of images."""
+    return [tensor.shape[1:] for tensor in list_tensors(batch)]
 
 
 def _fetch(task: Task, walk: Walk, names: Collection[str]) -> dict[str, Moments]:

@@ -8,6 +8,7 @@ input. Where it is not (masks, weights, a filter before), the moments of its inp
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,24 +58,25 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pr
     momentum_of_var = 1 - (var_b - var_a)
     if float(momentum.abs().max()) < 1e-9:
         return Probed(False, 0.0, 0.0)
-
     taken_mean = mean_a / momentum
     taken_var = (var_a - (1 - momentum_of_var)) / momentum_of_var
-    dims = [dim for dim in range(x.dim()) if dim != 1]
     if x.dim() < 2 or x.shape[1] != len(taken_mean):
-        return Probed(True, float("inf"), 0.0)
+        return Probed(True, math.inf, 0.0)
+
+    dims = [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(dims)
     biased = x.var(dims, correction=0)
     count = x.numel() // x.shape[1]
     unbiased = biased * count / max(1, count - 1)
-
     deviation = biased.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    of_mean = ((taken_mean - mean).abs() / deviation).max()
-    of_var = torch.minimum((taken_var - biased).abs(), (taken_var - unbiased).abs()) / deviation.square()
+    off_mean = (taken_mean - mean).abs() / deviation
+    off_var = torch.minimum((taken_var - biased).abs(), (taken_var - unbiased).abs()) / deviation.square()
+    off = float(torch.maximum(off_mean, off_var).max())
+
     # A layer may compute in float32: its average is rounded, and what it takes is that over the momentum.
-    scale = 1 + float((mean.abs() / deviation).max()) + float((1 / deviation).max())
-    rounding = _ROUNDING * torch.finfo(torch.float32).eps * scale / float(momentum.abs().min())
-    return Probed(True, float(torch.maximum(of_mean, of_var.max())), rounding)
+    size = (1 + mean.abs() + deviation) / deviation
+    rounding = _ROUNDING * torch.finfo(torch.float32).eps * float(size.max()) / float(momentum.abs().min())
+    return Probed(True, off, rounding)
 
 
 def _average(

@@ -99,10 +99,10 @@ def fetch_calls(calls: Iterable[tuple[str, Pooled]]) -> list[tuple[str, Moments]
 def _copy_to_cpu(values: Sequence[Tensor]) -> list[Tensor]:
     """Copies of tensors [2, C] on the CPU, in their order."""
     copies = list(values)
-    for device in dict.fromkeys(value.device for value in values):
+    for device in {value.device for value in values}:
         there = [number for number, value in enumerate(values) if value.device == device]
+        sizes = [values[number].shape[1] for number in there]
         together = torch.cat([values[number] for number in there], dim=1).cpu()
-        parts = together.split([values[number].shape[1] for number in there], dim=1)
-        for number, part in zip(there, parts, strict=True):
+        for number, part in zip(there, together.split(sizes, dim=1), strict=True):
             copies[number] = part
     return copies

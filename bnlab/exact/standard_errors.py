@@ -103,11 +103,11 @@ def _gather_spreads(task: Task, images: Images, statistics: Statistics, upstream
     def take(name: str, values: Values) -> None:
         whole = statistics[name]
         own = _select(whole, values.channels)
-        added = torch.zeros(2, len(values.x), len(own.mean), dtype=torch.float64)
-        for count, mean, var in read(values.x, own.mean, by_image=True).groups():
-            offset = mean - own.mean
-            deviations = torch.stack((offset, var + offset.square() - own.var))
-            added += deviations * (count / own.count)  # images weigh by their values; equal ones by 1/N
+        ((count, mean, var),) = read(values.x, own.mean, by_image=True).groups()  # of one size in one call
+        offset = mean - own.mean
+        second_moment = var + offset.square()
+        deviations = torch.stack((offset, second_moment - own.var))
+        added = deviations * (count / own.count)  # images weigh by their values; equal ones by 1/N
         by_image = images.sum_by_image(batch, added)
         if values.channels is not None:
             full = torch.zeros(2, by_image.shape[1], len(whole.mean), dtype=torch.float64)
@@ -157,14 +157,17 @@ def _belong_together(spread: _Spread, by_image: Tensor, by_batch: Tensor) -> boo
     if spread.batches < 2:
         return False
     ratios = (by_batch / by_image).square()
-    ratio = float(ratios[ratios.isfinite()].mean())
-    return ratio > 1 + 4 * math.sqrt(2 / (spread.batches - 1))
+    known = ratios[ratios.isfinite()]
+    deviation = math.sqrt(2 / (spread.batches - 1))
+    return float(known.mean()) > 1 + 4 * deviation
 
 
 def find_worst_error(statistics: Statistics) -> float:
     """The largest relative standard error of a layer, root mean square over its channels; inf if not known."""
-    errors = list[Tensor]()
+    worst = 0.0
     for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
         var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)  # a dead channel has no error
-        errors += [of_mean / var.sqrt(), of_var / var]
-    return max((float(e.square().mean().sqrt().nan_to_num(math.inf)) for e in errors), default=0.0)
+        for relative in (of_mean / var.sqrt(), of_var / var):
+            root_mean_square = relative.square().mean().sqrt()
+            worst = max(worst, float(root_mean_square.nan_to_num(math.inf)))
+    return worst

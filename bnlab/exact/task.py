@@ -48,10 +48,15 @@ class Buffers:
 
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
-        self._own = {name: get_running_buffers(layer) for name, layer in layers.items()}
-        self._former = {name: [buffer.detach().clone() for buffer in own] for name, own in self._own.items()}
-        self._weights = {name: layer.weight for name, layer in layers.items()}
+        self._own: dict[str, tuple[Tensor, Tensor]] = {}
+        self._former: dict[str, tuple[Tensor, Tensor]] = {}
+        self._weights: dict[str, Tensor | None] = {}
         self._foreign: dict[str, list[_Foreign]] = {}
+        for name, layer in layers.items():
+            mean, var = get_running_buffers(layer)
+            self._own[name] = (mean, var)
+            self._former[name] = (mean.detach().clone(), var.detach().clone())
+            self._weights[name] = layer.weight
 
     def read_former(self, name: str) -> Pooled:
         """What a layer's buffers held before anything was measured; it counts as of two values."""
@@ -69,12 +74,18 @@ class Buffers:
         """See, in a call of a layer, whether its buffers are others than its own."""
         if self.are_own(name):
             return
-        known = [foreign for foreign in self._foreign.get(name, []) if foreign.tensor() is not None]
         mean, var = get_running_buffers(self._layers[name])
-        for buffer, own, is_mean in ((mean, self._own[name][0], True), (var, self._own[name][1], False)):
-            if buffer is not own and not any(foreign.tensor() is buffer for foreign in known):
-                known.append(_Foreign(weakref.ref(buffer), is_mean, buffer.clone()))
-        self._foreign[name] = known
+        own_mean, own_var = self._own[name]
+        if mean is not own_mean:
+            self._note_foreign(name, mean, is_mean=True)
+        if var is not own_var:
+            self._note_foreign(name, var, is_mean=False)
+
+    def _note_foreign(self, name: str, buffer: Tensor, is_mean: bool) -> None:
+        alive = [foreign for foreign in self._foreign.get(name, []) if foreign.tensor() is not None]
+        if not any(foreign.tensor() is buffer for foreign in alive):
+            alive.append(_Foreign(weakref.ref(buffer), is_mean, buffer.clone()))
+        self._foreign[name] = alive
 
     def write(self, name: str, moments: Moments | Pooled) -> None:
         """Write a layer's mean and variance, as they are, wherever its forward reads them."""

@@ -245,16 +245,19 @@ def _is_average(entries: LayerTrace) -> bool:
     """Whether the end is the start and all entries with their weights, up to rounding; not finite is like not "
     "finite."""
     assert entries.end is not None
-    kept = torch.tensor([*(1 - m for m in entries.momenta), 1.0], dtype=torch.float64, device="cpu")
-    left = kept.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
+    kept = [1 - momentum for momentum in entries.momenta]
+    factors = torch.tensor([*kept, 1.0], dtype=torch.float64, device="cpu")
+    left = factors.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
     weights = left[1:] - left[:-1]
-    moments = entries.moments.double()
-    weighted = torch.einsum("t,tkc->kc", weights, moments.where(weights[:, None, None] != 0, 0.0))
+    counted = entries.moments.double().where(weights[:, None, None] != 0, 0.0)
+    weighted = torch.einsum("t,tkc->kc", weights, counted)
     expected = left[0] * entries.start.cpu().double() + weighted
 
     end = entries.end.cpu().double()
-    scale = torch.stack((expected[0].abs() + expected[1].abs().sqrt(), expected[1].abs()))
-    rounding = 8 * torch.finfo(entries.end.dtype).eps * (float(left[1:].abs().sum()) + 1)
-    is_near = (end - expected).abs() <= rounding * scale
+    of_mean = expected[0].abs() + expected[1].abs().sqrt()
+    of_var = expected[1].abs()
+    roundings = float(left[1:].abs().sum()) + 1
+    tolerance = 8 * torch.finfo(entries.end.dtype).eps * roundings * torch.stack((of_mean, of_var))
+    is_near = (end - expected).abs() <= tolerance
     is_spoilt = ~(end.isfinite() | expected.isfinite())
     return bool((is_near | is_spoilt).all())

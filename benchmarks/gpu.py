@@ -1,0 +1,191 @@
+"""Exact statistics, recording and self-tuned layers on an accelerator: python -m benchmarks.gpu
+
+One call of a few minutes; prints a table for benchmarks/README.md. Without an accelerator it says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.timing import Result
+from bnlab import population_statistics, record
+from bnlab.harness.artifacts.models import Resnet, build_model
+from bnlab.harness.artifacts.vision import torchvision
+from bnlab.moments import compare_moments
+from bnlab.nn import SelfTuned
+
+_ROUNDS = 5
+_LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with the images that it is measured on.
+
+    Attributes:
+        name: for the table.
+        size, batch, batches: of the images.
+        exact, recording, tuned: what the ratios should be at most.
+    """
+
+    name: str
+    size: int
+    batch: int
+    batches: int
+    exact: float
+    recording: float
+    tuned: float
+
+    def build(self, layout: torch.memory_format) -> nn.Module:
+        """The network on the device, with running statistics that are not 0 and 1."""
+        if self.name == "resnet-50":
+            model = torchvision().models.resnet50()
+        else:
+            model = build_model(Resnet(), channels=3, image_size=self.size, classes=10, seed=0)
+        model = model.cuda().to(memory_format=layout)
+        with torch.no_grad():
+            for _ in range(3):
+                model.train()(self.draw(layout))
+        return model.eval()
+
+    def draw(self, layout: torch.memory_format) -> Tensor:
+        """A batch of random images on the device."""
+        images = torch.randn(self.batch, 3, self.size, self.size, device="cuda")
+        return images.contiguous(memory_format=layout)
+
+
+MEASURED = (
+    Network("resnet-50", 224, 128, 16, exact=1.3, recording=1.01, tuned=1.02),
+    Network("resnet-20", 32, 512, 16, exact=1.5, recording=1.05, tuned=1.15),
+)
+TRAINED_BATCH = 128
+
+
+def main() -> int:
+    """Print the table."""
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu: there is no accelerator here, so that nothing was measured")
+        return 0
+    torch.manual_seed(0)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; medians of {_ROUNDS} rounds in alternation\n")
+    print("| what | side | seconds | against | seconds | ratio | at most | note |\n|---|---|--:|---|--:|--:|--:|---|")
+    for result in _list_results():
+        limit = "" if result.limit is None else f"{result.limit:g}{' ✗' if result.ratio > result.limit else ''}"
+        times = f"{result.side} | {result.seconds:.3g} | {result.against} | {result.reference:.3g} | {result.ratio:.3f}"
+        print(f"| {result.what} | {times} | {limit} | {result.note} |", flush=True)
+    return 0
+
+
+def _list_results() -> Iterator[Result]:
+    for network in MEASURED:
+        for kind, layout in _LAYOUTS.items():
+            for is_half in (False, True):
+                yield from _compare_exact(network, kind, layout, is_half)
+        yield from _compare_training(network)
+
+
+def _compare_exact(network: Network, kind: str, layout: torch.memory_format, is_half: bool) -> Iterator[Result]:
+    model = network.build(layout)
+    batches = [network.draw(layout) for _ in range(network.batches)]
+    peer = copy.deepcopy(model)
+
+    def forward(of: nn.Module, batch: Tensor) -> Any:
+        with torch.autocast("cuda", torch.bfloat16, enabled=is_half):
+            return of(batch)
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                forward(model, batch)
+
+    sides: dict[str, Callable[[], object]] = {
+        "exact": lambda: population_statistics(model, batches, forward=forward),
+        "forward": evaluate,
+    }
+    if find_spec("fvcore"):
+        from fvcore.nn.precise_bn import update_bn_stats
+
+        class Wrapped(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = peer
+
+            def forward(self, batch: Tensor) -> Any:
+                return forward(self.model, batch)
+
+        wrapped = Wrapped().train()
+        sides["fvcore"] = lambda: update_bn_stats(wrapped, batches, len(batches), progress=None)
+    median = _alternate(sides)
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = population_statistics(model, batches, forward=forward)
+    assert found.cost is not None
+    note = f"{found.cost.forwards} forwards of {len(batches)} batches, {_read_peak(before):.1f} GB"
+    if not is_half:
+        reference = population_statistics(copy.deepcopy(model).double(), [batch.double() for batch in batches[:2]])
+        again = population_statistics(model, batches[:2])
+        off = max(max(compare_moments(reference[name], again[name])) for name in reference)
+        note += f", off by {off:.0e}"
+    what = f"{network.name}, {network.size}², {'bfloat16' if is_half else 'float32'}, {kind}"
+    if "fvcore" in median:
+        yield Result(what, "exact", median["exact"], "fvcore", median["fvcore"], network.exact, note)
+    yield Result(what, "exact", median["exact"], "one forward", median["forward"], None, note)
+
+
+def _read_peak(before: int) -> float:
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def _compare_training(network: Network) -> Iterator[Result]:
+    layout = torch.channels_last
+    plain = network.build(layout).train()
+    own = SelfTuned.convert(network.build(layout)).train()
+    images = network.draw(layout)[:TRAINED_BATCH]
+    labels = torch.randint(10, (len(images),), device="cuda")
+    steps = 100 if network.size < 100 else 20
+
+    def train(model: nn.Module) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    def train_recorded() -> None:
+        with record(plain):
+            train(plain)
+
+    median = _alternate({"plain": lambda: train(plain), "recorded": train_recorded, "tuned": lambda: train(own)})
+    what = f"{steps} steps of {network.name}, batch {TRAINED_BATCH}"
+    yield Result(what, "recorded", median["recorded"], "plain", median["plain"], network.recording)
+    yield Result(what, "self-tuned", median["tuned"], "plain", median["plain"], network.tuned)
+
+
+def _alternate(sides: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each side, with the device's work done; a round that does not count comes first."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(_ROUNDS + 1):
+        for name, run in sides.items():
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
