@@ -15,7 +15,9 @@ Values = float | NDArray[np.float64]
 
 
 def start_residue(momentum: Values, t: Values) -> Values:
-    """Weight (1-m)^t that the start (0 and 1 in torch) still has after `t` steps; a batch of that age has m(1-m)^t.
+    """Compute the weight (1-m)^t that the start (0 and 1 in torch) still has after `t` steps.
+
+    A batch of that age has weight m(1-m)^t.
 
     >>> round(start_residue(0.1, 44), 4)
     0.0097
@@ -25,7 +27,7 @@ def start_residue(momentum: Values, t: Values) -> Values:
 
 
 def ema_noise(momentum: Values, variance: Values = 1.0) -> Values:
-    """Variance v*m/(2-m) of a long-run EMA of batch statistics with variance v.
+    """Compute the variance v*m/(2-m) of a long-run EMA of batch statistics with variance v.
 
     Assumes frozen weights and independent batches (Roberts 1959, geometric moving averages).
 
@@ -37,10 +39,10 @@ def ema_noise(momentum: Values, variance: Values = 1.0) -> Values:
 
 
 def ema_noise_debiased(momentum: Values, t: Values, variance: Values = 1.0) -> Values:
-    """Variance v*m/(2-m) * (1+(1-m)^t)/(1-(1-m)^t) of the EMA with its start divided out, after `t` ≥ 1 steps.
+    """Compute the variance v*m/(2-m) * (1+(1-m)^t)/(1-(1-m)^t) of the EMA with its start divided out.
 
-    From v after one step down to `ema_noise`. The division is Adam's bias correction (Kingma & Ba 2015);
-    assumptions as in `ema_noise`.
+    `t` is 1 or more; the variance falls from v at 1 to `ema_noise`. The division is Adam's bias correction (Kingma &
+    Ba 2015); assumptions as in `ema_noise`.
 
     >>> ema_noise_debiased(0.5, 1)
     1.0
@@ -50,7 +52,7 @@ def ema_noise_debiased(momentum: Values, t: Values, variance: Values = 1.0) -> V
 
 
 def ema_lag(momentum: Values) -> Values:
-    """Mean age (1-m)/m of the EMA: how many steps it trails the last statistic recorded on a steady ramp.
+    """Compute the mean age (1-m)/m of the EMA: how many steps it trails the last statistic recorded on a steady ramp.
 
     PyTorch records before the optimizer steps: the weights after it are one step on, 1/m ahead of the EMA.
 
@@ -62,7 +64,7 @@ def ema_lag(momentum: Values) -> Values:
 
 
 def random_walk_error(momentum: Values, drift: Values, noise: Values) -> Values:
-    """Mean squared error of the long-run EMA on a random walk: r*m/(2-m) + q(1-m)^2/(m(2-m)).
+    """Compute the mean squared error of the long-run EMA on a random walk: r*m/(2-m) + q(1-m)^2/(m(2-m)).
 
     The target moves by independent increments of variance q (`drift`) and is recorded with independent noise
     of variance r (`noise`). The error is the one right after recording. For the weights after the optimizer's
@@ -71,24 +73,28 @@ def random_walk_error(momentum: Values, drift: Values, noise: Values) -> Values:
     >>> random_walk_error(0.5, drift=0.5, noise=1.0)
     0.5
     """
-    return ema_noise(momentum, noise) + drift * (1 - momentum) ** 2 / (momentum * (2 - momentum))
+    sampling = ema_noise(momentum, noise)
+    lag = drift * (1 - momentum) ** 2 / (momentum * (2 - momentum))
+    return sampling + lag
 
 
 def random_walk_gap(momentum: Values, t: Values, drift: Values, noise: Values, level: Values) -> Values:
-    """Root-mean-square error of an EMA that started at 0, t steps ago, for the weights after the last update.
+    """Compute the root-mean-square error, for the weights after the last update, of an EMA started at 0 t steps ago.
 
-    What is left of the start (`level` is the squared distance of the target from 0) gives way to `random_walk_error`;
-    the last update moved the target once more. The square is too large by drift*(1 - momentum)^(2t).
+    The rest of the start (`level` is the squared distance of the target from 0) gives way to `random_walk_error`. The
+    last update moved the target once more. The square is too large by drift*(1 - momentum)^(2t).
 
     >>> float(random_walk_gap(0.5, t=1000, drift=0.5, noise=1.0, level=9.0))
     1.0
     """
     left = np.square(start_residue(momentum, t))
-    return (random_walk_error(momentum, drift, noise) * (1 - left) + drift + level * left) ** 0.5
+    error = random_walk_error(momentum, drift, noise)
+    square = error * (1 - left) + drift + level * left
+    return square**0.5
 
 
 def optimal_momentum(drift: Values, noise: Values) -> Values:
-    """The momentum in [0, 1] that minimizes `random_walk_error`; 0 without drift, 1 without noise.
+    """Compute the momentum in [0, 1] that minimizes `random_walk_error`; 0 without drift, 1 without noise.
 
     With λ = drift/noise it is (-λ + sqrt(λ^2+4λ))/2, the steady-state gain of the Kalman filter for a random
     walk plus noise (Muth 1960; Harvey 1989), and the error is m*noise. Written so that nothing cancels.
@@ -96,15 +102,23 @@ def optimal_momentum(drift: Values, noise: Values) -> Values:
     >>> float(optimal_momentum(drift=0.5, noise=1.0))
     0.5
     """
-    q, r = np.broadcast_arrays(np.asarray(drift, np.float64), np.asarray(noise, np.float64))
-    denominator = q + np.sqrt(q) * np.sqrt(q + 4 * r)
-    return np.divide(2 * q, denominator, out=np.where(r > 0, 0.0, 1.0), where=denominator > 0)[()]
+    q = np.asarray(drift, np.float64)
+    r = np.asarray(noise, np.float64)
+    q, r = np.broadcast_arrays(q, r)
+
+    root = np.sqrt(q) * np.sqrt(q + 4 * r)
+    denominator = q + root
+    without_drift = np.where(r > 0, 0.0, 1.0)
+    momentum = np.divide(2 * q, denominator, out=without_drift, where=denominator > 0)
+    return momentum[()]  # a number for two numbers
 
 
 def epoch_noise(
     momentum: Values, position: Values, steps_per_epoch: Values, variance: Values = 1.0, last: Values = 1.0
 ) -> Values:
-    """Variance of the long-run EMA of frozen weights `position` = j batches into an epoch; 0 and K are its ends.
+    """Compute the variance of the long-run EMA of frozen weights `position` = j batches into an epoch.
+
+    Positions 0 and K are an epoch's ends.
 
     Every epoch cuts the same data into K other batches: their statistics always have the same average, so the noise
     cancels in part, most of all at an epoch's end (sampling without replacement), where it is v*[m/(2-m) -
@@ -118,17 +132,24 @@ def epoch_noise(
     >>> round(epoch_noise(0.1, 0, 20), 4), round(epoch_noise(0.1, 6, 20), 4)
     (0.0135, 0.0306)
     """
-    inside = np.greater_equal(position, 0) & np.less_equal(position, steps_per_epoch)
-    _check("position", position, inside, "0 to steps_per_epoch")
-    residue, left = start_residue(momentum, steps_per_epoch), start_residue(momentum, position)
+    is_inside = np.greater_equal(position, 0) & np.less_equal(position, steps_per_epoch)
+    _check("position", position, is_inside, "0 to steps_per_epoch")
+
+    residue = start_residue(momentum, steps_per_epoch)
+    left = start_residue(momentum, position)
+    past_epochs = left**2 * (1 - residue) / (1 + residue)
+    size = steps_per_epoch - 1 + last  # R
+    shared = ((1 - left) ** 2 + past_epochs) / size
+
     since_last = start_residue(momentum, position % steps_per_epoch)
-    shared = ((1 - left) ** 2 + left**2 * (1 - residue) / (1 + residue)) / (steps_per_epoch - 1 + last)
     smaller = (1 / last - 1) * (momentum * since_last) ** 2 / (1 - residue**2)
-    return ema_noise(momentum, variance) + variance * (smaller - shared)
+
+    independent = ema_noise(momentum, variance)
+    return independent + variance * (smaller - shared)
 
 
 def effective_count(count: Values, spatial: Values, correlation: Values) -> Values:
-    """Number n/(1+(S-1)*correlation) of independent values that determine the mean as well as `count` = n do.
+    """Compute how many independent values determine the mean as well as `count` = n: n/(1+(S-1)*correlation).
 
     Any two of an image's S = `spatial` positions have this correlation, images are independent (the design
     effect of Kish 1965).
@@ -137,13 +158,13 @@ def effective_count(count: Values, spatial: Values, correlation: Values) -> Valu
     4.414
     """
     inflation = 1 + (spatial - 1) * correlation
-    possible = np.less_equal(correlation, 1) & np.greater(inflation, 0)
-    _check("correlation", correlation, possible, "above -1/(spatial-1), up to 1")
+    is_possible = np.less_equal(correlation, 1) & np.greater(inflation, 0)
+    _check("correlation", correlation, is_possible, "above -1/(spatial-1), up to 1")
     return count / inflation
 
 
 def running_variance_bias(n_eff: Values, count: Values) -> Values:
-    """Relative bias (1-1/n_eff)*n/(n-1) - 1 of torch's running variance from batches of n = `count` values.
+    """Compute the relative bias (1-1/n_eff)*n/(n-1) - 1 of torch's running variance from batches of n = `count` values.
 
     A batch's variance of ddof 0 is low by 1/n_eff, see `effective_count`: deviations from the batch's own mean leave
     out its variance. Zero for independent values only; about -1/B where the positions of each of B images are alike.
@@ -173,7 +194,7 @@ class LocalLevel:
 
 
 def local_level(series: ArrayLike, pooled: bool = True) -> LocalLevel:
-    """Drift and noise of batch statistics recorded over T steps, `series` [T] or [T, channels].
+    """Estimate drift and noise of batch statistics recorded over T steps, `series` [T] or [T, channels].
 
     Maximum likelihood of the local-level model (Harvey 1989), its first level unknown: only differences
     count. Their covariance is tridiagonal: noise*(λ+2), beside it -noise, with λ = drift/noise. A sine transform makes
@@ -192,26 +213,68 @@ def local_level(series: ArrayLike, pooled: bool = True) -> LocalLevel:
     >>> float(estimate.drift.mean().round(4)), float(estimate.noise.mean().round(2))
     (0.0113, 0.99)
     """
+    y = _read_series(series)
+    steps = len(y)
+    differences = np.diff(y, axis=0, prepend=y[:1])  # the first one is 0
+    differences = differences.reshape(steps, -1).T  # [channels, T]
+
+    drift = np.zeros(len(differences))
+    noise = np.zeros(len(differences))
+    moving = differences.any(axis=1)
+    if moving.any():
+        power = _transform(differences[moving])
+        drift[moving], noise[moving] = _fit(power, pooled)
+
+    channels = y.shape[1:]
+    return LocalLevel(
+        drift=drift.reshape(channels),
+        noise=noise.reshape(channels),
+    )
+
+
+def _read_series(series: ArrayLike) -> NDArray[np.float64]:
+    """Convert the series to float64; ValueError unless it has three steps or more, all finite."""
     y = np.asarray(series, np.float64)
     if y.ndim not in (1, 2) or len(y) < 3:
         raise ValueError(f"series: found shape {y.shape}; allowed are [T] and [T, channels] with T of 3 or more")
-    if not np.isfinite(y).all():
-        raise ValueError(f"series: found {np.sum(~np.isfinite(y))} NaN or infinite values; allowed are none")
-    steps = len(y)
-    differences = np.diff(y, axis=0, prepend=y[:1]).reshape(steps, -1).T  # [channels, T], the first one 0
-    moving = differences.any(axis=1)
-    drift, noise = np.zeros((2, len(differences)))
-    if moving.any():
-        # Sine transform of type I, one channel at a time to save memory: [channels, T-1].
-        power = np.array([np.fft.rfft(d, 2 * steps).imag[1:steps] ** 2 for d in differences[moving]])
-        ratios = np.exp2(np.arange(math.log2(0.01 / steps**2), math.log2(NO_NOISE), 1 / 8))  # λ
-        shape = ratios[:, None] + 4 * np.sin(np.pi * np.arange(1, steps) / (2 * steps)) ** 2
-        noises = power @ (1 / shape).T * (2 / steps / (steps - 1))  # the most likely ones, [channels, λ]
-        loss = np.log(noises) + np.log(shape).mean(axis=1)  # -2/(T-1) * log likelihood
-        best = np.argmin(np.broadcast_to(loss.mean(axis=0), loss.shape) if pooled else loss, axis=1)
-        noise[moving] = noises[np.arange(len(best)), best]
-        drift[moving] = ratios[best] * noise[moving]
-    return LocalLevel(drift.reshape(y.shape[1:]), noise.reshape(y.shape[1:]))
+
+    wrong = ~np.isfinite(y)
+    if wrong.any():
+        count = np.sum(wrong)
+        raise ValueError(f"series: found {count} NaN or infinite values; allowed are none")
+    return y
+
+
+def _transform(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Square the sine transform (type I) of differences [channels, T], of which the first is 0: [channels, T-1]."""
+    steps = differences.shape[1]
+    power = []
+    for channel in differences:  # one at a time to save memory
+        transform = np.fft.rfft(channel, 2 * steps)
+        power.append(transform.imag[1:steps] ** 2)
+    return np.array(power)
+
+
+def _fit(power: NDArray[np.float64], pooled: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Find the most likely drift and noise, [channels] each, of the transformed differences [channels, T-1]."""
+    steps = power.shape[1] + 1
+    least = math.log2(0.01 / steps**2)
+    most = math.log2(NO_NOISE)
+    ratios = np.exp2(np.arange(least, most, 1 / 8))  # λ
+
+    angles = np.pi * np.arange(1, steps) / (2 * steps)
+    spectrum = 4 * np.sin(angles) ** 2
+    shape = ratios[:, None] + spectrum  # variances in units of the noise, [λ, T-1]
+    noises = power @ (1 / shape).T * (2 / steps / (steps - 1))  # the most likely ones, [channels, λ]
+
+    loss = np.log(noises) + np.log(shape).mean(axis=1)  # -2/(T-1) * log likelihood
+    if pooled:
+        loss = np.broadcast_to(loss.mean(axis=0), loss.shape)
+    best = np.argmin(loss, axis=1)
+
+    noise = noises[np.arange(len(best)), best]
+    drift = ratios[best] * noise
+    return drift, noise
 
 
 def _check_momentum(momentum: Values) -> None:

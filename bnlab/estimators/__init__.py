@@ -1,4 +1,4 @@
-"""Running estimators: what can be made of the stream of batch moments while a network trains.
+"""Running estimators: averages of the stream of batch moments while a network trains.
 
 Each is a fold `state ← state + gain·(x − state)` over the batches' values x; a class says which gains, and, where it
 averages something other than mean and unbiased variance, which values. A new one is a subclass of `Estimator` with

@@ -46,37 +46,48 @@ class Kalman(Estimator):
 
     def gains(self, stream: Stream) -> Tensor:
         mean, var = stream.batches.unbind(1)
-        series = torch.stack((mean, (var + stream.eps).log()), dim=1).numpy()
+        logarithm = (var + stream.eps).log()
+        series = torch.stack((mean, logarithm), dim=1).numpy()
+        layers = stream.layers or (series.shape[2],)
         fits = dict(self.fits(len(stream)))
-        ratio, gain = np.zeros(series.shape[1:]), np.full(series.shape[1:], np.inf)
+
         gains = np.empty(series.shape)
+        ratio = np.zeros(series.shape[1:])
+        gain = np.full(series.shape[1:], np.inf)
         for t in range(len(stream)):
             if t in fits:
-                ratio = self._ratio(series[fits[t]], stream.layers or (series.shape[2],), ratio)
-            gain = np.maximum(1 / (1 + 1 / (gain + ratio)), 2 / (t + 2))
+                ratio = self._fit_ratio(series[fits[t]], layers, ratio)
+            predicted = gain + ratio
+            least = 2 / (t + 2)
+            gain = np.maximum(1 / (1 + 1 / predicted), least)
             gains[t] = gain
         return torch.from_numpy(gains)
 
     def fits(self, length: int) -> Iterator[tuple[int, slice]]:
-        """Before which batch (from 0) to fit, and to which."""
+        """List before which batch (from 0) to fit, and to which batches."""
         t = _FIRST
         while t < length:
-            yield t, slice(t - min(max(t // 2, _FIRST), _LONGEST), t)
+            half = max(t // 2, _FIRST)
+            first = t - min(half, _LONGEST)
+            yield t, slice(first, t)
             t = int(t * _GROWTH)
 
-    def _ratio(
+    def _fit_ratio(
         self, series: NDArray[np.float64], layers: tuple[int, ...], before: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Drift over noise [2, C] from [steps, 2, C]; as before where too few batches are finite."""
-        ratio, first = before.copy(), 0
+        """Estimate drift over noise [2, C] from [steps, 2, C]; as before where too few batches are finite."""
+        ratio = before.copy()
+        first = 0
         for channels in layers:
-            own = np.s_[:, first : first + channels]
-            for part, result in zip(series[:, *own].swapaxes(0, 1), ratio[own], strict=True):
+            own = slice(first, first + channels)
+            for statistic in range(2):
+                part = series[:, statistic, own]
                 finite = part[np.isfinite(part).all(axis=1)]
-                if len(finite) >= _FEWEST:
-                    found = local_level(finite, pooled=self.per == "layer")
-                    noisy = found.noise > 0
-                    result[:] = np.divide(found.drift, found.noise, out=np.full(channels, NO_NOISE), where=noisy)
+                if len(finite) < _FEWEST:
+                    continue
+                level = local_level(finite, pooled=self.per == "layer")
+                without_noise = np.full(channels, NO_NOISE)
+                ratio[statistic, own] = np.divide(level.drift, level.noise, out=without_noise, where=level.noise > 0)
             first += channels
         return ratio
 

@@ -45,7 +45,9 @@ class WeightedCumulative(Estimator):
     name: ClassVar[str] = "cumulative_weighted"
 
     def gains(self, stream: Stream) -> Tensor:
-        return stream.counts / (stream.updates * stream.counts[:1] + stream.counts.cumsum(0))
+        before = stream.updates * stream.counts[:1]
+        total = before + stream.counts.cumsum(0)
+        return stream.counts / total
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class PooledCumulative(WeightedCumulative):
     """
 
     name: ClassVar[str] = "cumulative_pooled"
-    values, begin, read = PooledEMA.values, PooledEMA.begin, PooledEMA.read
+    values = PooledEMA.values
+    begin = PooledEMA.begin
+    read = PooledEMA.read
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,17 @@ class Window(Estimator):
         check_count(self.k, f"window: k={self.k!r}; it counts batches and is 1 or more")
 
     def gains(self, stream: Stream) -> Tensor:
-        weights = stream.counts if self.pooled else torch.ones_like(stream.counts)
-        filled = weights[:1].expand(min(stream.updates, self.k), -1)
-        total = torch.cat((filled, weights)).cumsum(0)
-        total[self.k :] -= total[: -self.k].clone()
-        return weights / total[len(filled) :]
+        weights = self._weigh(stream)
+        missing = min(stream.updates, self.k)
+        warm = weights[:1].expand(missing, -1)
+        total = torch.cat((warm, weights)).cumsum(0)
+        left = total[: -self.k].clone()
+        total[self.k :] -= left
+        return weights / total[len(warm) :]
+
+    def _weigh(self, stream: Stream) -> Tensor:
+        """Return the weight of each batch inside the window: [T, C]."""
+        return stream.counts if self.pooled else torch.ones_like(stream.counts)
 
     def values(self, stream: Stream) -> Tensor:
         return stream.squares if self.pooled else stream.batches
@@ -100,16 +110,22 @@ class Window(Estimator):
         return stream.from_squares(states) if self.pooled else states
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor:
-        # Sums of what is inside: what has left leaves no rounding behind, and a bad batch no NaN.
-        values, begin = self.values(stream), self.begin(stream)
-        weights = (stream.counts if self.pooled else torch.ones_like(stream.counts))[:, None]
+        # Sums over the window alone: batches that have left it leave no rounding behind, and a bad batch no NaN.
+        values = self.values(stream)
+        begin = self.begin(stream)
+        weights = self._weigh(stream)[:, None]
+
         states = begin.new_empty(len(positions), *begin.shape)
         for state, position in zip(states, positions, strict=True):
             inside = slice(max(position - self.k, 0), position)
-            total, summed = weights[inside].sum(0), (weights[inside] * values[inside]).sum(0)
-            filled = min(stream.updates, self.k - position)
-            if filled > 0 and position:
-                total, summed = total + filled * weights[0], summed + filled * weights[0] * begin
+            total = weights[inside].sum(0)
+            summed = (weights[inside] * values[inside]).sum(0)
+
+            missing = min(stream.updates, self.k - position)
+            if missing > 0 and position:
+                warm = missing * weights[0]
+                total = total + warm
+                summed = summed + warm * begin
             state.copy_(summed / total)
         return states
 

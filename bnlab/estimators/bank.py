@@ -1,4 +1,8 @@
-"""A bank of averages, each a forecast of the next batch, and which of them has forecast the latest ones best."""
+"""A bank of averages with 50 momenta, each a forecast of the next batch; the best recent forecast is given out.
+
+A `Bank` is the state between two blocks of batches. `Bank.forecast` scores all its forecasts of the next `Block`, and
+`Block.end` is the bank after it. Below them are the errors of the forecasts, the scores, and the averages' weights.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 MOMENTA = 10 ** torch.linspace(-3, 0, 50, dtype=torch.float64, device="cpu")
 BLOCK = 64  # batches whose forecasts are scored at once: their products with one another cost as much as the bank's
+FEWEST = 4  # batches that a score remembers at least
+_SHARE = 0.1  # of the past that a score remembers, if that is more
 _ALIKE = 2  # the first batches, which all averages of the bank forecast alike
 _NO_VARIANCE = torch.finfo(torch.float32).tiny  # variance + eps where both are 0
-FEWEST, _SHARE = 4, 0.1  # batches that a score remembers: so many, or this share of the past if that is more
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,16 @@ class Bank:
 
     @staticmethod
     def begin(start: Tensor, updates: int, eps: Tensor, layers: tuple[int, ...]) -> Bank:
-        """Before the first batch: `updates` other batches have made `start` [2, C] what it is."""
-        warm = updates > 0 and bool(start.isfinite().all())
+        """Make the bank before its first batch: `updates` other batches have made `start` [2, C] what it is."""
+        is_finite = bool(start.isfinite().all())
+        warm = updates > 0 and is_finite
         first = _add_logarithm(start, eps) if warm else start.new_zeros(3, start.shape[1])
+        averages = first[:, None].expand(-1, len(MOMENTA), -1)
+
         return Bank(
             count=0,
             warm=warm,
-            averages=first[:, None].expand(-1, len(MOMENTA), -1).contiguous(),
+            averages=averages.contiguous(),
             scores=start.new_zeros(len(MOMENTA), 2 * len(layers)),
             chosen=torch.zeros(2, len(layers), dtype=torch.int64, device=start.device),
             unit=torch.ones_like(start[0]),
@@ -52,34 +60,62 @@ class Bank:
         """[momenta, 2·layers], the mean of the squared errors that the scores remember; NaN before the third batch."""
         if self.count <= _ALIKE:
             return self.scores * math.nan
+
         # The newest error has weight 1, the one before it the last discount, and so on.
-        return self.scores / (1 + float(_discounts(_ALIKE + 1, self.count).flip(0).cumprod(0).sum()))
+        discounts = _list_discounts(_ALIKE + 1, self.count)
+        older = discounts.flip(0).cumprod(0)
+        total = 1 + float(older.sum())
+        return self.scores / total
 
     @property
     def room(self) -> int:
-        """How many batches the next block takes at most: blocks end after 1, 2, 4, …, 64, 128, 192, … batches."""
-        return min(1 << self.count.bit_length(), (self.count // BLOCK + 1) * BLOCK) - self.count
+        """Number of batches that the next block takes at most: blocks end after 1, 2, 4, …, 64, 128, 192, … batches."""
+        next_power = 1 << self.count.bit_length()
+        next_block = (self.count // BLOCK + 1) * BLOCK
+        return min(next_power, next_block) - self.count
 
     def state(self) -> Tensor:
-        """[2, C], what is given out after `count` ≥ 1 batches."""
-        return self.averages[:2].gather(1, by_channel(self.chosen, self.layers)[:, None])[:, 0]
+        """Return the chosen mean and variance after `count` ≥ 1 batches, [2, C]."""
+        return _choose(self.averages, self.chosen, self.layers)
 
     def forecast(self, batches: Tensor) -> Block:
         """Score the bank's forecasts of the next batches: [n, 2, C] with n ≤ room, all finite."""
-        count, bank = self.count, self.averages
         series = _add_logarithm(batches.transpose(0, 1), self.eps)
-        unit = self.unit
-        if count & (count - 1) == 0 or count % BLOCK == 0:  # where a block begins, and not within it
-            unit = bank[2].gather(0, by_channel(self.chosen[1:], self.layers))[0].exp()
-        gains = _gains(count, count + len(batches) + 1, self.warm).to(bank.device)
-        errors = _errors(bank[::2], series[::2], _weights(unit, self.layers), self.layers, gains)
-        scores = _discount(self.scores, errors, count)
-        return Block(self, series, unit, gains, scores, scores.argmin(1).view(-1, 2, len(self.layers)))
+        end = self.count + len(batches)
+        gains = _list_gains(self.count, end + 1, self.warm).to(series.device)
+        unit = self._find_unit()
+        weights = _weigh_channels(unit, self.layers)
+
+        # Forecasts are scored by mean and logarithm, not by variance.
+        averages = self.averages[::2]
+        errors = _square_errors(averages, series[::2], weights, self.layers, gains)
+        scores = _add_discounted(self.scores, errors, self.count)
+        choices = scores.argmin(1).view(-1, 2, len(self.layers))
+        return Block(
+            bank=self,
+            series=series,
+            unit=unit,
+            gains=gains,
+            scores=scores,
+            choices=choices,
+        )
+
+    def _find_unit(self) -> Tensor:
+        """Find the unit for the next batches: another one where a block begins, and not within it."""
+        is_power_of_two = self.count & (self.count - 1) == 0
+        is_multiple = self.count % BLOCK == 0
+        if not (is_power_of_two or is_multiple):
+            return self.unit
+
+        for_variance = self.chosen[1:]
+        rows = by_channel(for_variance, self.layers)
+        logarithm = self.averages[2].gather(0, rows)[0]
+        return logarithm.exp()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive batches, and what is chosen after each of them."""
+    """Consecutive batches, and the momenta that are chosen after each of them."""
 
     bank: Bank  # before them
     series: Tensor  # [3, n, C], their mean, unbiased variance and log(variance + eps)
@@ -94,110 +130,177 @@ class Block:
     @property
     def chosen_gains(self) -> Tensor:
         """[n, 2, layers], the weight of each batch in the average that is chosen after it."""
-        return self.gains[1:].gather(1, self.choices.flatten(1)).view_as(self.choices)
+        chosen = self.gains[1:].gather(1, self.choices.flatten(1))
+        return chosen.view_as(self.choices)
 
     def state(self, taken: int) -> Tensor:
-        """[2, C], what is given out after `taken` ≥ 1 of the batches."""
+        """Compute the chosen mean and variance after `taken` ≥ 1 of the batches, [2, C]."""
         momenta, index = self.choices[taken - 1].unique(return_inverse=True)
-        averages = self._average(taken, momenta)[:2]
-        return averages.gather(1, by_channel(index, self.bank.layers)[:, None])[:, 0]
+        averages = self._average(taken, momenta)
+        return _choose(averages, index, self.bank.layers)
 
     def end(self) -> Bank:
-        """The bank after all of the batches."""
-        bank, n = self.bank, len(self)
-        last, averages = replace(bank, count=bank.count + n, unit=self.unit), self._average(n)
-        return replace(last, averages=averages, scores=self.scores[-1], chosen=self.choices[-1])
+        """Make the bank after all of the batches."""
+        return replace(
+            self.bank,
+            count=self.bank.count + len(self),
+            averages=self._average(len(self)),
+            scores=self.scores[-1],
+            chosen=self.choices[-1],
+            unit=self.unit,
+        )
 
     def _average(self, taken: int, momenta: Tensor | slice = slice(None)) -> Tensor:
-        """[3, momenta, C], those of the bank after `taken` of the batches."""
-        weights = (_powers(self.series.device)[:taken].flip(0) * self.gains[taken])[:, momenta].T
+        """Compute the bank's averages after `taken` of the batches, [3, momenta, C]."""
+        kept = _list_powers(self.series.device)[:taken].flip(0)
+        weights = kept * self.gains[taken]
+        weights = weights[:, momenta].T
         averages = weights @ self.series[:, :taken]
-        return averages.addcmul_(1 - weights.sum(1, keepdim=True), self.bank.averages[:, momenta])
+
+        rest = 1 - weights.sum(1, keepdim=True)
+        before = self.bank.averages[:, momenta]
+        return averages.addcmul_(rest, before)
 
 
 def by_channel(values: Tensor, layers: Sequence[int]) -> Tensor:
-    """[..., layers] → [..., C]."""
+    """Repeat each layer's value for its channels: [..., layers] → [..., C]."""
     return values.repeat_interleave(torch.tensor(layers, device=values.device), dim=-1)
 
 
+def _choose(averages: Tensor, index: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """Take the mean and variance [2, C] of the averages [3, momenta, C] at the momenta `index` [2, layers]."""
+    rows = by_channel(index, layers)[:, None]
+    return averages[:2].gather(1, rows)[:, 0]
+
+
 def _add_logarithm(pairs: Tensor, eps: Tensor) -> Tensor:
-    """Means and variances [2, ..., C] with log(variance + eps) as a third row."""
+    """Add log(variance + eps) as a third row to means and variances [2, ..., C]."""
     series = torch.cat((pairs, pairs[1:] + eps))
     series[2].clamp_(min=_NO_VARIANCE).log_()
     return series
 
 
-def _weights(unit: Tensor, layers: tuple[int, ...]) -> Tensor:
-    """[2, C], of the squared errors of mean and logarithm in a layer's average, the mean's in units of `unit` [C]."""
-    channels = by_channel(torch.tensor(layers, dtype=unit.dtype, device=unit.device), layers)
-    return torch.stack((1 / unit, torch.ones_like(unit))) / channels
+# Errors of the forecasts
 
 
-def _errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[int, ...], gains: Tensor) -> Tensor:
-    """Squared errors [n, momenta, 2·layers] of the forecasts of each batch, one from each average before it.
+def _weigh_channels(unit: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """Weigh the squared errors of mean, in units of `unit` [C], and logarithm for a layer's average: [2, C]."""
+    channels = torch.tensor(layers, dtype=unit.dtype, device=unit.device)
+    scales = torch.stack((1 / unit, torch.ones_like(unit)))
+    return scales / by_channel(channels, layers)
+
+
+def _square_errors(bank: Tensor, series: Tensor, weights: Tensor, layers: tuple[int, ...], gains: Tensor) -> Tensor:
+    """Compute squared errors [n, momenta, 2·layers] of the forecasts of each batch, one from each average before it.
 
     With U the sum of the batches x before, weighted by (1−m)^age, the average is g·U and its squared error
     g²·U·U − 2g·U·x + x·x. U·x and U·U follow from products of the block's batches with one another and the bank
     before it; to make the bank for each batch would take many times as long.
+
+    Args:
+        bank: [2, momenta, C], the averages of mean and logarithm before the block.
+        series: [2, n, C], the batches' mean and logarithm.
+        weights: [2, C], of the channels' squared errors.
+        gains: [n + 1, momenta], g of the batch before the block and of each of its batches.
     """
     centre = bank[:, -1:]  # otherwise the products would be large and cancel
-    x, averages = series - centre, bank - centre
-    weighted, spread = x * weights[:, None], averages.square()
-    with_bank, with_others, squares = [], [], []
-    for end, channels in zip(accumulate(layers), layers, strict=True):
-        own = slice(end - channels, end)
-        with_bank.append(weighted[..., own] @ averages[..., own].mT)
-        with_others.append(weighted[..., own] @ x[..., own].mT)
-        squares.append(weights[:, None, own] @ spread[..., own].mT)
-    n, kept, sums = x.shape[1], _powers(x.device)[1][:, None], 1 / gains[:1].T
-    powers = _powers(x.device)[:n, :, None] * sums  # of U before the block, what is left of it before each batch
-    others = _side_by_side(with_others)
-    product = powers * _side_by_side(with_bank) + _ages(x.device)[:n, :, :n] @ others
-    own_square = others.diagonal().T[:, None]
-    square = torch.cat(((sums.square() * _side_by_side(squares)), 2 * kept * product[:-1] + own_square[:-1]))
-    factor = kept.square()
-    for before, here in pairwise(square):
-        here.addcmul_(before, factor)  # U becomes (1−m)·U + x
+    averages = bank - centre
+    batches = series - centre
+
+    weighted = batches * weights[:, None]
+    batches_by_averages = _multiply(weighted, averages, layers)
+    batches_by_batches = _multiply(weighted, batches, layers)
+    averages_squared = _multiply(weights[:, None], averages.square(), layers)
+    batches_squared = batches_by_batches.diagonal().T[:, None]
+
+    scale = 1 / gains[:1].T  # from an average to its U
+    product = _multiply_sums(batches_by_averages, batches_by_batches, scale)
+    square = _square_sums(averages_squared, batches_squared, product, scale)
+
     gain = gains[:-1, :, None]
-    return gain * (gain * square - 2 * product) + own_square
+    return gain * (gain * square - 2 * product) + batches_squared
 
 
-def _side_by_side(products: list[Tensor]) -> Tensor:
-    """[2, a, b] of each layer as [a, b, 2·layers]."""
+def _multiply(left: Tensor, right: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """Sum products over each layer's channels: [2, a, C] and [2, b, C] → [a, b, 2·layers]."""
+    parts = zip(left.split(layers, dim=-1), right.split(layers, dim=-1), strict=True)
+    products = [one @ other.mT for one, other in parts]
     return torch.stack(products, dim=3).permute(1, 2, 0, 3).flatten(2)
 
 
-def _discount(scores: Tensor, errors: Tensor, count: int) -> Tensor:
-    """Scores [n, momenta, 2·layers] after each batch: those before, discounted, plus the errors."""
-    number = torch.arange(count + 1, count + len(errors) + 1, device=errors.device)[:, None, None]
-    discount = _discounts(count, count + len(errors)).to(errors.device)[:, None, None].cumprod(0)
-    return discount * (scores + torch.where(number > _ALIKE, errors / discount, 0.0).cumsum(0))
+def _multiply_sums(batches_by_averages: Tensor, batches_by_batches: Tensor, scale: Tensor) -> Tensor:
+    """Compute U·x for each batch, [n, momenta, 2·layers], from U before the block and the batches since."""
+    n = len(batches_by_batches)
+    device = batches_by_batches.device
+    kept = _list_powers(device)[:n, :, None] * scale
+    since = _list_ages(device)[:n, :, :n]
+    before = kept * batches_by_averages
+    return before + since @ batches_by_batches
 
 
-def _discounts(first: int, last: int) -> Tensor:
-    """[last − first], of what a score remembers of the past, at each batch after the first `first`."""
+def _square_sums(averages_squared: Tensor, batches_squared: Tensor, product: Tensor, scale: Tensor) -> Tensor:
+    """Compute U·U before each batch, [n, momenta, 2·layers]: with a batch x, U becomes (1−m)·U + x."""
+    kept = _list_powers(product.device)[1][:, None]  # 1−m
+    first = scale.square() * averages_squared
+    mixed = 2 * kept * product[:-1]
+    added = mixed + batches_squared[:-1]
+
+    square = torch.cat((first, added))
+    factor = kept.square()
+    for before, here in pairwise(square):
+        here.addcmul_(before, factor)
+    return square
+
+
+# Scores
+
+
+def _add_discounted(scores: Tensor, errors: Tensor, count: int) -> Tensor:
+    """Add the errors to the scores before, discounted: [n, momenta, 2·layers], after each batch."""
+    last = count + len(errors)
+    discounts = _list_discounts(count, last).to(errors.device)
+    discount = discounts[:, None, None].cumprod(0)
+
+    number = torch.arange(count + 1, last + 1, device=errors.device)
+    is_scored = number[:, None, None] > _ALIKE
+    added = torch.where(is_scored, errors / discount, 0.0)
+    return discount * (scores + added.cumsum(0))
+
+
+def _list_discounts(first: int, last: int) -> Tensor:
+    """List the share of the past that a score keeps at each batch after the first `first`, [last − first]."""
     number = torch.arange(first + 1, last + 1, dtype=torch.float64, device="cpu")
-    return 1 - 1 / (_SHARE * number).clamp(min=FEWEST)
+    remembered = (_SHARE * number).clamp(min=FEWEST)
+    return 1 - 1 / remembered
 
 
-def _gains(first: int, last: int, warm: bool) -> Tensor:
-    """[last − first, momenta], for batches `first` to `last` − 1, counted from 1 (0 as 1); cold: of debiased EMAs."""
+# Weights of the batches in the averages
+
+
+def _list_gains(first: int, last: int, warm: bool) -> Tensor:
+    """List the gains of batches `first` to `last` − 1, counted from 1 (0 as 1), [last − first, momenta].
+
+    If the averages did not begin warm they are those of debiased EMAs.
+    """
     if warm:
         return MOMENTA.expand(last - first, -1)
-    number = torch.arange(first, last, dtype=torch.float64, device="cpu").clamp(min=1)[:, None]
-    return (MOMENTA / -torch.expm1(number * torch.log1p(-MOMENTA))).clamp(max=1)
+    number = torch.arange(first, last, dtype=torch.float64, device="cpu")
+    number = number.clamp(min=1)[:, None]
+    weight = -torch.expm1(number * torch.log1p(-MOMENTA))  # of all batches so far: 1 − (1−m)^number
+    return (MOMENTA / weight).clamp(max=1)
 
 
 @cache
-def _powers(device: torch.device) -> Tensor:
-    """[block, momenta], (1−m)^age."""
-    return ((1 - MOMENTA) ** torch.arange(BLOCK, device="cpu")[:, None]).to(device)
+def _list_powers(device: torch.device) -> Tensor:
+    """List (1−m)^age, [block, momenta]."""
+    age = torch.arange(BLOCK, device="cpu")[:, None]
+    return ((1 - MOMENTA) ** age).to(device)
 
 
 @cache
-def _ages(device: torch.device) -> Tensor:
-    """[block, momenta, block], the weight in U before one batch of an earlier one of the block; else 0."""
+def _list_ages(device: torch.device) -> Tensor:
+    """List the weight in U before one batch of an earlier one of the block, else 0: [block, momenta, block]."""
     number = torch.arange(BLOCK, device=device)
-    between = number[:, None] - 1 - number
-    earlier = _powers(device).T[:, between.clamp(min=0)].transpose(0, 1)
-    return torch.where(between[:, None] >= 0, earlier, 0.0)
+    between = number[:, None] - 1 - number  # batches that lie between the two
+    powers = _list_powers(device).T[:, between.clamp(min=0)].transpose(0, 1)
+    return torch.where(between[:, None] >= 0, powers, 0.0)

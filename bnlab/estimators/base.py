@@ -1,10 +1,10 @@
-"""A stream of batch moments, what an estimator makes of it, and the fold that runs many estimators at once."""
+"""A stream of batch moments, the estimators that average it, and the fold that runs many of them at once."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
@@ -50,19 +50,22 @@ class Stream:
     @cached_property
     def biased(self) -> Tensor:
         """[T, 2, C], each batch's mean and variance with ddof 0."""
-        mean, var = self.batches.unbind(1)
-        return torch.stack((mean, var * (self.counts - 1) / self.counts), dim=1)
+        mean, unbiased = self.batches.unbind(1)
+        var = unbiased * (self.counts - 1) / self.counts
+        return torch.stack((mean, var), dim=1)
 
     @cached_property
     def deviations(self) -> Tensor:
         """[T, 2, C], each batch's mean and root of variance (ddof 0) + eps."""
         mean, var = self.biased.unbind(1)
-        return torch.stack((mean, (var + self.eps).sqrt()), dim=1)
+        deviation = (var + self.eps).sqrt()
+        return torch.stack((mean, deviation), dim=1)
 
     @cached_property
     def shift(self) -> Tensor:
         """[C], the first batch's mean: squares are taken about it, so that nothing cancels where mean ≫ deviation."""
-        return (self.batches[0, 0] if len(self) else self.start[0]).nan_to_num(0.0, 0.0, 0.0)
+        mean = self.batches[0, 0] if len(self) else self.start[0]
+        return mean.nan_to_num(0.0, 0.0, 0.0)
 
     @cached_property
     def squares(self) -> Tensor:
@@ -70,14 +73,16 @@ class Stream:
         return self.about_shift(self.biased)
 
     def about_shift(self, pairs: Tensor) -> Tensor:
-        """Mean and variance [..., 2, C] as mean and mean square about `shift`."""
+        """Turn mean and variance [..., 2, C] into mean and mean square about `shift`."""
         mean, var = pairs.unbind(-2)
-        return torch.stack((mean, var + (mean - self.shift).square()), dim=-2)
+        square = var + (mean - self.shift).square()
+        return torch.stack((mean, square), dim=-2)
 
     def from_squares(self, pairs: Tensor) -> Tensor:
-        """The inverse of `about_shift`."""
+        """Invert `about_shift`."""
         mean, square = pairs.unbind(-2)
-        return torch.stack((mean, (square - (mean - self.shift).square()).clamp(min=0)), dim=-2)
+        var = square - (mean - self.shift).square()
+        return torch.stack((mean, var.clamp(min=0)), dim=-2)
 
 
 @dataclass(frozen=True)
@@ -93,142 +98,223 @@ class Estimator(ABC):
 
     @abstractmethod
     def gains(self, stream: Stream) -> Tensor:
-        """Weight of the new batch at each step, in [0, 1]: float64 [T], or [T, C] or [T, 2, C] where they differ."""
+        """Compute each batch's weight, in [0, 1]: float64 [T], or [T, C] or [T, 2, C] where channels differ."""
 
     def values(self, stream: Stream) -> Tensor:
-        """[T, 2, C], what is averaged. Estimators that return the same tensor (the stream's) are folded together."""
+        """Return the values that are averaged, [T, 2, C].
+
+        Estimators that return the same tensor (the stream's) are folded together.
+        """
         return stream.batches
 
     def begin(self, stream: Stream) -> Tensor:
-        """[2, C], the start in terms of the values."""
+        """Return the start in terms of the values, [2, C]."""
         return stream.start
 
     def read(self, states: Tensor, stream: Stream) -> Tensor:
-        """Mean and variance [..., 2, C] from averaged values [..., 2, C]."""
+        """Turn averaged values [..., 2, C] into mean and variance [..., 2, C]."""
         return states
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor | None:
-        """States [positions, 2, C] of what is no such recursion; None: fold the gains."""
+        """Compute the states [positions, 2, C] without that recursion; None: fold the gains."""
         return None
 
     @property
     def label(self) -> str:
         """Canonical name that tells every parameter but the momentum, e.g. `window(k=20,pooled=False)`."""
-        own = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name != "momentum"]
-        return self.name + (f"({','.join(own)})" if own else "")
+        parameters = []
+        for parameter in fields(self):
+            if parameter.name != "momentum":
+                value = getattr(self, parameter.name)
+                parameters.append(f"{parameter.name}={value}")
+        if not parameters:
+            return self.name
+        return f"{self.name}({','.join(parameters)})"
 
 
 def check_momentum(momentum: float) -> None:
-    """TypeError unless it is a number, ValueError unless 0 < momentum ≤ 1."""
+    """Raise TypeError unless it is a number, ValueError unless 0 < momentum ≤ 1."""
     message = f"momentum={momentum!r}: it is the weight of the new batch and lies in (0, 1]"
     check_number(momentum, lambda m: 0 < m <= 1, f"{message}; for a decay use EMA.from_decay")
 
 
+@dataclass
+class _Group:
+    """Estimators whose gains all channels share, and which average the same values; or one estimator alone."""
+
+    values: Tensor  # [T, 2, C]
+    twice: bool
+    rows: list[int] = field(default_factory=list)  # of the estimators among all
+    gains: list[Tensor] = field(default_factory=list)  # of each of them
+
+
 def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[int]) -> Tensor:
-    """Every estimator after each number of batches in `positions` (0 is the start, as it is).
+    """Compute every estimator after each number of batches in `positions` (0 is the start, as it is).
 
     Returns:
         float64 [estimators, positions, 2, C].
     """
     result = stream.start.new_empty(len(estimators), len(positions), *stream.start.shape)
-    # Estimators whose gains all channels share go through one matrix product, with others of the same values.
-    banks: dict[tuple[int, ...], tuple[Tensor, list[int], list[Tensor]]] = {}
-    for i, estimator in enumerate(estimators):
+    groups: dict[tuple[int, ...], _Group] = {}
+    for row, estimator in enumerate(estimators):
         states = estimator.direct(stream, positions)
         if states is not None:
-            result[i] = estimator.read(states, stream)
+            result[row] = estimator.read(states, stream)
             continue
+
         values = estimator.values(stream)
-        gains = _collapse_shared(_check_gains(estimator, estimator.gains(stream), stream))
-        key = (id(values), estimator.twice) if gains.dim() == 1 else (i,)
-        _, members, bank = banks.setdefault(key, (values, [], []))
-        members.append(i)
-        bank.append(gains)
-    for values, members, bank in banks.values():
-        begin = torch.stack([estimators[i].begin(stream) for i in members])
-        folded = _fold(bank, begin, values, positions, estimators[members[0]].twice)
-        for i, states in zip(members, folded, strict=True):
-            result[i] = estimators[i].read(states, stream)
-    result[:, [p == 0 for p in positions]] = stream.start
+        gains = estimator.gains(stream)
+        _check_gains(estimator, gains, stream)
+        gains = _collapse_shared(gains)
+
+        # A group goes through one matrix product. It keeps its values, so that no other tensor gets their id.
+        key = (id(values), estimator.twice) if gains.dim() == 1 else (row,)
+        group = groups.setdefault(key, _Group(values, estimator.twice))
+        group.rows.append(row)
+        group.gains.append(gains)
+
+    for group in groups.values():
+        begin = torch.stack([estimators[row].begin(stream) for row in group.rows])
+        folded = _fold(group.gains, begin, group.values, positions, group.twice)
+        for row, states in zip(group.rows, folded, strict=True):
+            result[row] = estimators[row].read(states, stream)
+
+    is_start = [position == 0 for position in positions]
+    result[:, is_start] = stream.start
     return result
 
 
-def _check_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> Tensor:
-    """ValueError unless the gains are what `Estimator.gains` promises."""
-    steps, channels = stream.counts.shape
-    shapes = [(steps,), (steps, channels), (steps, 2, channels)]
-    if not isinstance(gains, Tensor) or gains.dtype != torch.float64 or gains.shape not in shapes:
-        found = f"{gains.dtype} {tuple(gains.shape)}" if isinstance(gains, Tensor) else f"a {type(gains).__name__}"
-        allowed = f"[{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
-        raise ValueError(f"{estimator.label}: gains returned {found}; return a float64 tensor {allowed}")
-    if steps and not (gains.amin() >= 0 and gains.amax() <= 1):  # also where one is NaN
-        raise ValueError(f"{estimator.label}: gains from {gains.amin():g} to {gains.amax():g}; they lie in [0, 1]")
-    return gains
+def _check_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
+    """Raise ValueError unless the gains are as `Estimator.gains` promises."""
+    fault = _find_fault(gains, *stream.counts.shape)
+    if fault:
+        raise ValueError(f"{estimator.label}: {fault}")
+
+
+def _find_fault(gains: Tensor, steps: int, channels: int) -> str:
+    """Describe the fault of the gains; empty if there is none."""
+    is_tensor = isinstance(gains, Tensor)
+    allowed = [(steps,), (steps, channels), (steps, 2, channels)]
+    if not is_tensor or gains.dtype != torch.float64 or gains.shape not in allowed:
+        found = f"{gains.dtype} {tuple(gains.shape)}" if is_tensor else f"a {type(gains).__name__}"
+        shapes = f"[{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
+        return f"gains returned {found}; return a float64 tensor {shapes}"
+    if not steps:
+        return ""
+
+    least = gains.amin()
+    most = gains.amax()
+    is_weight = least >= 0 and most <= 1  # not if one is NaN
+    return "" if is_weight else f"gains from {least:g} to {most:g}; they lie in [0, 1]"
 
 
 def _collapse_shared(gains: Tensor) -> Tensor:
-    """[T] where all channels have the same gains."""
-    flat = gains if gains.dim() == 1 else gains.flatten(1)
-    return flat[:, 0] if gains.dim() > 1 and bool((flat == flat[:, :1]).all()) else gains
+    """Reduce gains to [T] where all channels have the same."""
+    if gains.dim() == 1:
+        return gains
+    flat = gains.flatten(1)
+    first = flat[:, :1]
+    if (flat == first).all():
+        return flat[:, 0]
+    return gains
 
 
 def _fold(bank: list[Tensor], begin: Tensor, values: Tensor, positions: Sequence[int], twice: bool) -> Tensor:
-    """[settings, positions, 2, C], with `twice` [settings, positions, 2, 2, C].
+    """Fold settings of the same values with gains [T] each, or one setting with gains for each channel.
 
-    Of settings of the same values with gains [T] each, or of one setting with gains for each channel.
+    Returns:
+        [settings, positions, 2, C]; with `twice` [settings, positions, 2, 2, C].
     """
-    states = [begin] * (1 + twice)
+    states = [begin, begin] if twice else [begin]
     result = begin.new_empty(len(bank), len(positions), len(states), *begin.shape[1:])
-    # In a product 0·NaN is NaN: what a gain of 1 forgets is forgotten step by step there.
-    finite = values.flatten(1).isfinite().all(1)
-    rows: dict[int, list[int]] = {0: []}
-    for row, position in enumerate(positions):
-        rows.setdefault(position, []).append(row)
+    rows = _group_rows(positions)
+    is_shared = bank[0].dim() == 1
+    is_finite = values.flatten(1).isfinite().all(1)
+
     result[:, rows[0]] = torch.stack(states, dim=1)[:, None]
     for first, last in pairwise(sorted(rows)):
-        if bank[0].dim() == 1 and finite[first:last].all() and all(bool(s.isfinite().all()) for s in states):
-            states = _product(states, bank, values, first, last)
+        # In a product 0·NaN is NaN. Step by step, a gain of 1 forgets a NaN.
+        if is_shared and is_finite[first:last].all() and _are_finite(states):
+            states = _take_block(states, bank, values, first, last)
         else:
-            for t in range(first, last):
-                states = _step(states, torch.stack([gains[t] for gains in bank]), values[t])
+            states = _take_steps(states, bank, values, first, last)
         result[:, rows[last]] = torch.stack(states, dim=1)[:, None]
     return result if twice else result[:, :, 0]
 
 
-def _product(states: list[Tensor], bank: list[Tensor], values: Tensor, first: int, last: int) -> list[Tensor]:
-    """Steps first to last at once: what is kept of the state, plus weights @ values.
+def _group_rows(positions: Sequence[int]) -> dict[int, list[int]]:
+    """Group rows of the result by their position; the start is always one of these."""
+    rows: dict[int, list[int]] = {0: []}
+    for row, position in enumerate(positions):
+        rows.setdefault(position, []).append(row)
+    return rows
+
+
+def _are_finite(states: list[Tensor]) -> bool:
+    return all(bool(state.isfinite().all()) for state in states)
+
+
+def _take_block(states: list[Tensor], bank: list[Tensor], values: Tensor, first: int, last: int) -> list[Tensor]:
+    """Take steps first to last at once: the part of the state that is kept, plus weights @ values.
 
     Block by block backwards in time, as far as a setting remembers: a large momentum is done after a few blocks.
     """
     flat = values.flatten(1)
     sums = [torch.zeros_like(state).flatten(1) for state in states]
-    rest = flat.new_ones(len(bank), 1)  # what remains at `last` of what is taken up before `end`
+    rest = flat.new_ones(len(bank), 1)  # share that remains at `last` of a value taken up before `end`
     ahead = torch.zeros_like(rest)  # sum of the gains after `end`
     end = last
-    while end > first and len(rows := (rest > _FORGOTTEN).squeeze(1).nonzero().squeeze(1)):
+    while end > first:
+        rows = (rest > _FORGOTTEN).squeeze(1).nonzero().squeeze(1)
+        if not len(rows):
+            break
         begin = max(end - BLOCK, first)
-        gains = torch.stack([bank[i][begin:end] for i in rows.tolist()])
-        # kept[:, j]: what remains at `last` of what is taken up before step begin+j.
+        block = flat[begin:end]
+        gains = torch.stack([bank[row][begin:end] for row in rows.tolist()])
+
+        # kept[:, j]: share that remains at `last` of a value taken up before step begin+j.
         kept = (1 - gains).flip(1).cumprod(1).flip(1) * rest[rows]
-        later = gains.flip(1).cumsum(1).flip(1) + ahead[rows]
-        weights = gains * torch.cat((kept[:, 1:], rest[rows]), dim=1)
+        kept_after = torch.cat((kept[:, 1:], rest[rows]), dim=1)
+        weights = gains * kept_after
+        sums[0][rows] = sums[0][rows].addmm_(weights, block)
+
         # Taken up at step j and, once averaged, again at any step from j on, with the same factors 1−gain after j: the
         # second weight is the first, multiplied by the sum of the gains from j on.
-        for total, weight in zip(sums, (weights, weights * later), strict=False):
-            total[rows] = total[rows].addmm_(weight, flat[begin:end])
-        rest[rows], ahead[rows], end = kept[:, :1], later[:, :1], begin
+        later = gains.flip(1).cumsum(1).flip(1) + ahead[rows]
+        if len(states) == 2:
+            sums[1][rows] = sums[1][rows].addmm_(weights * later, block)
+
+        rest[rows] = kept[:, :1]
+        ahead[rows] = later[:, :1]
+        end = begin
+
     once = states[0].flatten(1)
     sums[0].addcmul_(once, rest)
     if len(states) == 2:
-        sums[1].addcmul_(states[1].flatten(1), rest).addcmul_(once, rest * ahead)
+        twice = states[1].flatten(1)
+        sums[1].addcmul_(twice, rest)
+        sums[1].addcmul_(once, rest * ahead)
     return [total.view_as(state) for total, state in zip(sums, states, strict=True)]
 
 
-def _step(states: list[Tensor], gain: Tensor, value: Tensor) -> list[Tensor]:
-    """One step, with gains [S] or [1, C] or [1, 2, C]."""
-    gain = gain[:, None, None] if gain.dim() == 1 else gain[:, None] if gain.dim() == 2 else gain
+def _take_steps(states: list[Tensor], bank: list[Tensor], values: Tensor, first: int, last: int) -> list[Tensor]:
+    """Take steps first to last one after the other."""
+    for t in range(first, last):
+        gain = torch.stack([gains[t] for gains in bank])
+        states = _take_step(states, gain, values[t])
+    return states
+
+
+def _take_step(states: list[Tensor], gain: Tensor, value: Tensor) -> list[Tensor]:
+    """Take one step, with gains [settings] or [1, C] or [1, 2, C]."""
+    if gain.dim() == 1:
+        gain = gain[:, None, None]
+    elif gain.dim() == 2:
+        gain = gain[:, None]
+
     later = []
     for state in states:  # the second one averages the first
-        value = torch.where(gain == 1, value, torch.lerp(state, value.expand_as(state), gain))
+        moved = torch.lerp(state, value.expand_as(state), gain)
+        value = torch.where(gain == 1, value, moved)
         later.append(value)
     return later

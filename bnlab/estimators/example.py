@@ -13,5 +13,6 @@ EXAMPLE = Stream(
 
 
 def after(estimator: Estimator, *positions: int) -> list[list[float]]:
-    """Mean and variance after so many batches of the example."""
-    return fold([estimator], EXAMPLE, positions)[0, :, :, 0].round(decimals=4).tolist()  # type: ignore[no-any-return]
+    """Compute mean and variance after so many batches of the example."""
+    states = fold([estimator], EXAMPLE, positions)[0, :, :, 0]
+    return states.round(decimals=4).tolist()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The exponential moving average and what has been made of it."""
+"""The exponential moving average and its variants."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ class EMA(Estimator):
 
     @classmethod
     def from_decay(cls, decay: float) -> EMA:
-        """The other convention (Keras, flax): `new = decay·old + (1−decay)·batch`.
+        """Convert from the other convention (Keras, flax): `new = decay·old + (1−decay)·batch`.
 
         >>> EMA.from_decay(0.75)
         EMA(momentum=0.25)
         """
-        check_number(
-            decay, lambda d: 0 <= d < 1, f"decay={decay!r}: it is the weight of the old average and lies in [0, 1)"
-        )
+        message = f"decay={decay!r}: it is the weight of the old average and lies in [0, 1)"
+        check_number(decay, lambda d: 0 <= d < 1, message)
         return cls(momentum=1.0 - decay)
 
     def gains(self, stream: Stream) -> Tensor:
@@ -78,7 +77,8 @@ class DebiasedEMA(EMA):
     def gains(self, stream: Stream) -> Tensor:
         # −expm1(t·log1p(−m)) = 1 − (1−m)^t without cancellation at small m.
         rate = torch.tensor(-self.momentum, dtype=torch.float64, device="cpu").log1p()
-        return (self.momentum / -torch.expm1(stream.steps * rate)).clamp(max=1)  # the first rounds to a little more
+        gains = self.momentum / -torch.expm1(stream.steps * rate)
+        return gains.clamp(max=1)  # the first rounds to a little more
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class PooledEMA(EMA):
     name: ClassVar[str] = "ema_pooled"
 
     def gains(self, stream: Stream) -> Tensor:
-        return torch.where((stream.steps == 1) & (stream.updates == 0), 1.0, super().gains(stream))
+        is_start = (stream.steps == 1) & (stream.updates == 0)
+        return torch.where(is_start, 1.0, super().gains(stream))
 
     def values(self, stream: Stream) -> Tensor:
         return stream.squares
@@ -125,11 +126,13 @@ class DeviationEMA(EMA):
         return stream.deviations
 
     def begin(self, stream: Stream) -> Tensor:
-        return torch.stack((stream.start[0], (stream.start[1] + stream.eps).sqrt()))
+        mean, var = stream.start
+        return torch.stack((mean, (var + stream.eps).sqrt()))
 
     def read(self, states: Tensor, stream: Stream) -> Tensor:
         mean, deviation = states.unbind(-2)
-        return torch.stack((mean, (deviation.square() - stream.eps).clamp(min=0)), dim=-2)
+        var = (deviation.square() - stream.eps).clamp(min=0)
+        return torch.stack((mean, var), dim=-2)
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,13 @@ class DelaggedEMA(DebiasedEMA):
     twice: ClassVar[bool] = True
 
     def read(self, states: Tensor, stream: Stream) -> Tensor:
-        (mean, var), (mean_twice, var_twice) = (pair.unbind(-2) for pair in states.unbind(-3))
-        extrapolated = torch.where(var_twice > 0, var.square() / var_twice, var)
-        return torch.stack((2 * mean - mean_twice, extrapolated), dim=-2)
+        once, twice = states.unbind(-3)
+        mean, var = once.unbind(-2)
+        mean_twice, var_twice = twice.unbind(-2)
+
+        mean_ahead = 2 * mean - mean_twice
+        var_ahead = torch.where(var_twice > 0, var.square() / var_twice, var)
+        return torch.stack((mean_ahead, var_ahead), dim=-2)
 
 
 @dataclass(frozen=True)
@@ -173,4 +180,6 @@ class AdaptiveGain(DebiasedEMA):
 
     def gains(self, stream: Stream) -> Tensor:
         momentum = 1.0 - (1.0 - self.momentum) ** self.kappa
-        return DebiasedEMA(momentum).gains(stream) if momentum > 0 else 1.0 / stream.steps
+        if momentum > 0:
+            return DebiasedEMA(momentum).gains(stream)
+        return 1.0 / stream.steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 
 @dataclass(frozen=True)
 class Predictive(Estimator):
-    """Of 50 debiased EMAs, with momenta from 0.001 to 1, the one that has forecast the latest batches best.
+    """The one of 50 debiased EMAs, with momenta from 0.001 to 1, that has forecast the latest batches best.
 
     After k batches each average is a forecast of batch k+1, which is measured on the very weights that the average is
     to describe. The noise of that batch adds the same to the squared error of every momentum, so that the smallest
@@ -27,7 +26,7 @@ class Predictive(Estimator):
     is 1 − 1/max(4, k/10). The first two batches say nothing about the momentum: the smallest is taken. (The deviation
     is that of the average of the logarithms that was chosen after 1, 2, 4, …, 64 batches, then after each 64th.)
 
-    What comes out are averages of the means and of the unbiased variances. Where other batches came before (`updates`),
+    The results are averages of the means and of the unbiased variances. Where other batches came before (`updates`),
     they begin from the start instead of the first batch, as torch's own do. A batch with a NaN or infinite value in
     some channel of a layer is left out in that layer.
 
@@ -45,34 +44,42 @@ class Predictive(Estimator):
     name: ClassVar[str] = "predictive"
 
     def gains(self, stream: Stream) -> Tensor:
-        """The chosen momentum's weight of the newest batch; between two momenta what is given out jumps besides."""
+        """Compute the chosen momentum's weight of the newest batch; a new choice makes the result jump besides."""
         gains = torch.zeros_like(stream.batches)
         for part in _split(stream):
             for block in part.blocks():
-                rows = part.rows[block.bank.count : block.bank.count + len(block)]
+                first = block.bank.count
+                rows = part.rows[first : first + len(block)]
                 gains[rows, :, part.channels] = by_channel(block.chosen_gains, part.stream.layers)
         return gains
 
     def momenta(self, stream: Stream) -> Tensor:
-        """[T, 2, layers], what has been chosen for mean and variance after each batch; NaN before the first."""
-        layers = len(stream.layers) or 1
-        momenta = torch.full((len(stream), 2, layers), torch.nan, dtype=torch.float64, device="cpu")
+        """List the momenta chosen for mean and variance after each batch: [T, 2, layers], NaN before the first."""
+        shape = (len(stream), 2, len(stream.layers) or 1)
+        momenta = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
         for part in _split(stream):
             chosen = [MOMENTA[block.choices] for block in part.blocks()]
-            if chosen:
-                taken = torch.searchsorted(part.rows, torch.arange(1, len(stream) + 1, device="cpu")).clamp(min=1)
-                momenta[part.rows[0] :, :, part.places] = torch.cat(chosen)[taken - 1][part.rows[0] :]
+            if not chosen:
+                continue
+            first = part.rows[0]
+            numbers = torch.arange(1, len(stream) + 1, device="cpu")
+            taken = torch.searchsorted(part.rows, numbers)[first:]
+            latest = torch.cat(chosen)[taken - 1]
+            momenta[first:, :, part.places] = latest
         return momenta
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor:
         states = stream.start.repeat(len(positions), 1, 1)
         for part in _split(stream):
-            taken = torch.searchsorted(part.rows, torch.tensor(positions, device="cpu")).tolist()
+            numbers = torch.tensor(positions, device="cpu")
+            taken = torch.searchsorted(part.rows, numbers).tolist()
             for block in part.blocks():
                 first = block.bank.count
+                last = first + len(block)
                 for row, number in enumerate(taken):
-                    if first < number <= first + len(block):
-                        states[row, :, part.channels] = block.state(number - first)
+                    if first < number <= last:
+                        state = block.state(number - first)
+                        states[row, :, part.channels] = state
         return states
 
 
@@ -86,30 +93,44 @@ class _Part:
     rows: Tensor  # of the batches among all
 
     def blocks(self) -> Iterator[Block]:
+        """Yield the batches block by block, with the momenta chosen in each."""
         stream = self.stream
         bank = Bank.begin(stream.start, stream.updates, stream.eps, stream.layers)
         while bank.count < len(stream):
-            block = bank.forecast(stream.batches[bank.count : bank.count + bank.room])
+            end = bank.count + bank.room
+            batches = stream.batches[bank.count : end]
+            block = bank.forecast(batches)
             yield block
             bank = block.end()
 
 
 def _split(stream: Stream) -> Iterator[_Part]:
-    """All layers at once where all values are finite; else each alone, without the batches that are not."""
+    """Take all layers at once where all values are finite; else each alone, without the batches that are not."""
     layers = stream.layers or (stream.start.shape[1],)
     if stream.batches.sum().isfinite() and stream.start.sum().isfinite():
-        every = torch.arange(len(stream), device="cpu")
-        yield _Part(replace(stream, layers=layers), slice(None), slice(None), every)
+        rows = torch.arange(len(stream), device="cpu")
+        yield _Part(replace(stream, layers=layers), slice(None), slice(None), rows)
         return
-    for place, (end, size) in enumerate(zip(accumulate(layers), layers, strict=True)):
-        own = slice(end - size, end)
-        rows = stream.batches[:, :, own].isfinite().flatten(1).all(1).nonzero().squeeze(1)
-        part = replace(
-            stream,
-            start=stream.start[:, own],
-            batches=stream.batches[rows, :, own],
-            counts=stream.counts[rows, own],
-            eps=stream.eps.expand(stream.start.shape[1])[own],
-            layers=(size,),
-        )
+
+    first = 0
+    for place, channels in enumerate(layers):
+        own = slice(first, first + channels)
+        is_finite = stream.batches[:, :, own].isfinite().flatten(1).all(1)
+        rows = is_finite.nonzero().squeeze(1)
+        part = _select(stream, own, rows)
         yield _Part(part, slice(place, place + 1), own, rows)
+        first += channels
+
+
+def _select(stream: Stream, channels: slice, rows: Tensor) -> Stream:
+    """Take these channels, of one layer, and these batches."""
+    start = stream.start[:, channels]
+    eps = stream.eps.expand(stream.start.shape[1])
+    return replace(
+        stream,
+        start=start,
+        batches=stream.batches[rows, :, channels],
+        counts=stream.counts[rows, channels],
+        eps=eps[channels],
+        layers=(start.shape[1],),
+    )
