@@ -1,6 +1,7 @@
 # make demo       install, train fifteen small networks, draw the first figures
 # make test       install, lint, type-check, test
 # make test-all   the slow tests too
+# make test-versions  the library's tests with the oldest torch, one between, and the newest; installs several GB
 # make results    every experiment that needs no download again, for results/reference; hours. What is finished is kept
 # make bench      benchmarks/README.md's table, measured again (nothing else may run)
 # `make demo PYTHON=python3.12` chooses the interpreter.
@@ -8,7 +9,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all results bench clean
+.PHONY: demo test test-all test-versions results bench clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -40,6 +41,21 @@ test-all: .venv/installed-zoo
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2 -m 'slow or not slow'
+
+# An environment for each pair of torch and torchvision, with an interpreter of its own; they are removed afterwards.
+VERSIONS := python3.11/2.6.0/0.21.0 python3.12/2.11.0/0.26.0 python3.13/2.13.0/0.28.0
+LIBRARY_TESTS := tests/exact tests/recording tests/nn $(filter-out tests/test_make.py,$(wildcard tests/test_*.py))
+
+test-versions:
+	for versions in $(VERSIONS); do \
+		set -- $$(echo $$versions | tr / ' '); \
+		echo "Python: $$1, torch $$2"; \
+		rm -rf .venv-versions && $$1 -m venv .venv-versions || exit 1; \
+		.venv-versions/bin/python -m pip --disable-pip-version-check install --quiet -e '.[harness,dev]' \
+			torch==$$2 torchvision==$$3 || exit 1; \
+		OMP_NUM_THREADS=1 .venv-versions/bin/python -m pytest -q -n 2 -p no:cacheprovider $(LIBRARY_TESTS) || exit 1; \
+	done
+	rm -rf .venv-versions
 
 # Of fifteen seeds, not five: what most answers rest on.
 FIFTEEN := quickstart gap accuracy accuracy_batches model_selection weight_averaging momentum tolerance few_images \

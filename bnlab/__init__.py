@@ -1,4 +1,4 @@
-"""How far are batch normalization's running averages from the true population statistics, and what to use instead.
+"""Batch normalization's running averages: how far they are from population statistics, and what to use instead.
 
 The public names are here. Each is imported when it is asked for: a program that reads tables does not wait for torch.
 """
@@ -56,8 +56,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _MODULES:
         return import_module(f"{__name__}.{name}")
-    globals()[name] = found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    return found
+
+    module = import_module(f"{__name__}.{_MODULES[name]}")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Batches: what a forward makes of them, and copies that a forward may write into."""
+"""Batches: the default forward of one, what it holds, and copies that a forward may write into."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """The default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
+    """Run the default forward: `model(batch)`, or `model(batch[0])` of a tuple or list such as (images, labels)."""
     if isinstance(batch, (dict, UserDict)):
         return _call_with_dict(model, batch)
     if not isinstance(batch, (tuple, list)) or isinstance(batch, PackedSequence):
@@ -38,19 +38,22 @@ def _call_with_dict(model: nn.Module, batch: Any) -> Any:
 
 
 def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
-    """The batch with `function` applied to what its lists, tuples and dictionaries hold."""
+    """Apply `function` to what a batch's lists, tuples and dictionaries hold, and make such a batch of the results."""
     if isinstance(batch, (dict, UserDict)):
         mapped = copy.copy(batch)  # whatever its class is
         mapped.update({key: map_batch(function, value) for key, value in batch.items()})
         return mapped
+
     if isinstance(batch, (list, tuple)):
         parts = [map_batch(function, part) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        is_namedtuple = hasattr(batch, "_fields")
+        return type(batch)(*parts) if is_namedtuple else type(batch)(parts)
+
     return function(batch)
 
 
 def list_tensors(batch: Any) -> Iterator[Tensor]:
-    """The tensors that a batch holds."""
+    """List the tensors that a batch holds."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, (dict, UserDict)):
@@ -62,7 +65,7 @@ def list_tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """The batch with copies of its tensors on `device`, and of its numpy arrays; of other objects shallow ones.
+    """Copy a batch: its tensors to `device`, its numpy arrays, and other objects shallowly.
 
     Args:
         batch: tensors, alone or in lists, tuples and dictionaries.
@@ -72,39 +75,55 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
 
     def copy_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            is_image = channels_last and leaf.dim() == 4 and leaf.layout == torch.strided
-            return leaf.to(device, copy=True, memory_format=torch.channels_last if is_image else torch.preserve_format)
-        return np.copy(leaf) if isinstance(leaf, np.ndarray) else copy.copy(leaf)
+            is_image = leaf.dim() == 4 and leaf.layout == torch.strided
+            layout = torch.channels_last if channels_last and is_image else torch.preserve_format
+            return leaf.to(device, copy=True, memory_format=layout)
+        if isinstance(leaf, np.ndarray):
+            return np.copy(leaf)
+        return copy.copy(leaf)
 
     return map_batch(copy_leaf, batch)
 
 
 def count_images(batch: Any) -> int:
-    """The length of a batch's first tensor, or of a list of images; 1 without any."""
-    listed = find_image_list(batch)
-    if listed is not None:
-        return len(listed)
-    return next((len(tensor) for tensor in list_tensors(batch) if tensor.dim()), 1)
+    """Return the length of a batch's first tensor, or of a list of images; 1 without any."""
+    images = find_image_list(batch)
+    if images is not None:
+        return len(images)
+    for tensor in list_tensors(batch):
+        if tensor.dim():
+            return len(tensor)
+    return 1
 
 
 def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
-    """The list of images [C, H, W], each of a size of its own, that a batch begins with, as those of detectors do."""
+    """Find the list of images [C, H, W], each of its own size, that a batch begins with, as detectors' batches do."""
     parts = list(batch.values()) if isinstance(batch, (dict, UserDict)) else batch
-    first = parts[0] if isinstance(parts, (list, tuple)) and parts else None
-    if isinstance(first, (list, tuple)) and first and all(isinstance(x, Tensor) and x.dim() == 3 for x in first):
+    if not isinstance(parts, (list, tuple)) or not parts:
+        return None
+
+    first = parts[0]
+    if not isinstance(first, (list, tuple)) or not first:
+        return None
+    if all(isinstance(part, Tensor) and part.dim() == 3 for part in first):
         return first
     return None
 
 
 def take_images(batch: Any, count: int) -> Any:
-    """The first images of a batch; all of it where its tensors have different lengths, as nodes and edges have."""
-    tensors = [tensor for tensor in list_tensors(batch) if tensor.dim()]
-    lengths = {len(tensor) for tensor in tensors}
+    """Take the first images of a batch; all of it where its tensors differ in length, as nodes and edges do."""
+    lengths = {len(tensor) for tensor in list_tensors(batch) if tensor.dim()}
     if len(lengths) != 1 or find_image_list(batch) is not None:
         return batch
-    return map_batch(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() else leaf, batch)
+
+    def cut(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return leaf[:count]
+        return leaf
+
+    return map_batch(cut, batch)
 
 
 def count_bytes(batch: Any) -> int:
-    """Bytes of a batch's tensors."""
+    """Count the bytes of a batch's tensors."""
     return sum(tensor.nbytes for tensor in list_tensors(batch))

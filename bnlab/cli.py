@@ -25,9 +25,10 @@ def main() -> int:
     """Exit 2 for a user's mistake, with one line that says what to do."""
     keep_freed_memory()
     try:
-        # `max_images=100` too, as Python and the commands of the harness have it.
+        # `max_images=100` too, as Python and the commands of the harness write it.
         words = [re.sub("^max_images=", "--max-images=", word) for word in sys.argv[1:]]
-        print(_measure_gap(_make_parser().parse_args(words)))
+        arguments = _make_parser().parse_args(words)
+        print(_measure_gap(arguments))
         return 0
     except Exception as error:  # the caller's model and batches may raise anything
         print(f"error: {_describe(error)}", file=sys.stderr)
@@ -56,17 +57,18 @@ def _make_parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, where argparse prints its usage before it."""
+        """Raise one line, where argparse prints its usage before it."""
         raise ValueError(f"{message}; {self.prog} --help says how to call it")
 
 
 def _measure_gap(arguments: argparse.Namespace) -> str:
-    """The table; what bnlab warns of is printed before it, a line each."""
+    """Make the table; what bnlab warns of is printed before it, a line each."""
     model = _call_by_name(arguments.model)
     batches = _call_by_name(arguments.batches)
     forward = None if arguments.forward is None else _find_function(arguments.forward)
     if arguments.weights is not None:
         _load_weights(model, Path(arguments.weights))
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         try:
@@ -78,6 +80,7 @@ def _measure_gap(arguments: argparse.Namespace) -> str:
                 error.add_note("if the model is called otherwise: --forward package.module:function of model and batch")
             raise
         table = _format_table(exact, bnlab.running_statistics(model))
+
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     return table
@@ -89,13 +92,7 @@ def _load_weights(model: Any, path: Path) -> None:
         raise TypeError(f"--weights: the model is a {type(model).__name__}; name a function that returns a module")
     if not path.is_file():
         raise ValueError(f"--weights {path}: no such file")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors raise what they like
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--weights {path}: cannot be read ({reason}); pass safetensors or a state dict") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as trainers save it
-        state = state["state_dict"]
+    state = _read_state(path)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -103,21 +100,41 @@ def _load_weights(model: Any, path: Path) -> None:
         raise ValueError(f"--weights {path}: is not of this model ({reason})") from error
 
 
+def _read_state(path: Path) -> Any:
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors raise what they like
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--weights {path}: cannot be read ({reason}); pass safetensors or a state dict") from error
+
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as trainers save it
+        return state["state_dict"]
+    return state
+
+
 def _describe(error: Exception) -> str:
-    """Our own message as it is; of what the caller's code raised also the type, what we know of it, and the line."""
+    """Write our own message as it is; of what the caller's code raised also the type, our notes, and the line."""
+    trace = traceback.extract_tb(error.__traceback__)
     # LiveBytes stands between the caller's code and torch.
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != "__torch_function__"]
-    last = max(i for i, frame in enumerate(frames) if Path(__file__).parent in Path(frame.filename).parents)
-    foreign = frames[last + 1 :]
+    frames = [frame for frame in trace if frame.name != "__torch_function__"]
+    package = Path(__file__).parent
+    ours = [number for number, frame in enumerate(frames) if package in Path(frame.filename).parents]
+    foreign = frames[max(ours) + 1 :]
     if not foreign:
         return str(error)
-    lines = [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", *getattr(error, "__notes__", ())]
-    own = [frame for frame in foreign if "site-packages" not in frame.filename]
-    return "\n  ".join([*lines, *(f"at {f.filename}:{f.lineno}: {f.line}" for f in own[-1:])])
+
+    first_line = str(error).partition("\n")[0]
+    lines = [f"{type(error).__name__}: {first_line}"]
+    lines += getattr(error, "__notes__", [])
+    callers = [frame for frame in foreign if "site-packages" not in frame.filename]
+    if callers:
+        last = callers[-1]
+        lines.append(f"at {last.filename}:{last.lineno}: {last.line}")
+    return "\n  ".join(lines)
 
 
 def _call_by_name(name: str) -> Any:
-    """What the function of this name returns."""
+    """Call the function of this name without arguments."""
     make = _find_function(name)
     try:
         inspect.signature(make).bind()
@@ -127,18 +144,20 @@ def _call_by_name(name: str) -> Any:
 
 
 def _find_function(name: str) -> Any:
-    """The function of this name; the current folder is searched as well."""
+    """Import the function of this name; the current folder is searched as well."""
     module, colon, function = name.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
+    parts = [*module.split("."), function]
+    if not colon or not all(part.isidentifier() for part in parts):
         raise ValueError(f"{name}: write package.module:function")
+
     sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        value = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name}: cannot be imported ({error})") from error
-    if not callable(found) or isinstance(found, nn.Module):  # a module is called with its input
-        raise TypeError(f"{name} is a {type(found).__name__}; name a function without arguments")
-    return found
+    if not callable(value) or isinstance(value, nn.Module):  # a module is called with its input
+        raise TypeError(f"{name} is a {type(value).__name__}; name a function without arguments")
+    return value
 
 
 def _format_table(exact: bnlab.Statistics, running: bnlab.Statistics) -> str:

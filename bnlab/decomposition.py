@@ -1,4 +1,4 @@
-"""Where the gap of a running average comes from: signed terms that add up to it exactly."""
+"""Decomposition of a running average's gap: signed terms that add up to it exactly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
 from bnlab.estimators.bank import by_channel
 from bnlab.exact.population import population_statistics
 from bnlab.layers import batch_norm_layers, join_names
+from bnlab.layout import Layout
 from bnlab.moments import Moments
 from bnlab.recording.frozen import record_frozen
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
-from bnlab.statistics import Layout, Statistics
+from bnlab.statistics import Statistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,12 +36,14 @@ COVERED = 0.99  # of the EMA's weight that past networks have to account for
 
 
 def window(momentum: float) -> int:
-    """How many of the last batches hold at least 99% of an EMA's weight: 44 at 0.1, 459 at 0.01.
+    """Count the last batches that hold at least 99% of an EMA's weight: 44 at 0.1, 459 at 0.01.
 
     >>> window(0.1), window(0.01), window(1.0)
     (44, 459, 1)
     """
-    return 1 if momentum == 1 else math.ceil(math.log1p(-COVERED) / math.log1p(-momentum))
+    if momentum == 1:
+        return 1
+    return math.ceil(math.log1p(-COVERED) / math.log1p(-momentum))
 
 
 def decompose(
@@ -53,7 +57,7 @@ def decompose(
     forward: Forward | None = None,
     every: int = 1,
 ) -> pd.DataFrame:
-    """The gap E − P of the EMA at the trace's last step, term by term, for each layer and channel.
+    """Split the gap E − P of the EMA at the trace's last step into terms, for each layer and channel.
 
     P: exact population statistics. Q: moments pooled over batches, batch statistics upstream. M: the mean of batch
     means and of unbiased batch variances, all batches weighing the same. E: the EMA. D: the EMA with its start divided
@@ -98,61 +102,106 @@ def decompose(
     _check_stream(batches, "batches")
     if augmented is not None:
         _check_stream(augmented, "augmented")
+
     last = trace.last_step
     layout = trace.layout
-    e, d = replay_bank(trace, [EMA(momentum), DebiasedEMA(momentum)], [last])[:, 0]
-    trained_on = batches if augmented is None else augmented
+    running = [EMA(momentum), DebiasedEMA(momentum)]
+    e, d = replay_bank(trace, running, [last])[:, 0]
 
-    def expected(stream: Iterable[Any], training: bool) -> tuple[Tensor, Tensor]:
-        """M and Q of the weights of now: [2, channels], NaN where no data came. Each pass draws the same numbers."""
-        frozen = record_frozen(model, stream, forward=forward, training=training)
-        calls = torch.tensor([len(frozen.layers.get(name, ())) for name in layout.names])
-        seen = by_channel(calls > 0, layout.channels)
-        kept = by_channel(torch.tensor([name in frozen.layers for name in layout.names]), layout.channels)
-        both = torch.full((2, *e.shape), math.nan, dtype=e.dtype)
-        both[..., kept] = replay_bank(frozen, [Cumulative(), PooledCumulative()], [frozen.last_step])[:, 0]
-        m, q = both.where(seen, math.nan)
-        return m, q
-
-    lagged = torch.zeros_like(e)
     ages = min(window(momentum), last - trace.first_step)
-    shares = [_weigh_ages(_count_calls(layer, last, ages), momentum, every) for layer in trace.layers.values()]
     _warn_of_the_uncovered(trace, last, ages, momentum)
+    calls = [_count_calls(layer, last, ages) for layer in trace.layers.values()]
+    shares = [_weigh_ages(own, momentum, every) for own in calls]
+
+    trained_on = batches if augmented is None else augmented
+    measure = partial(_measure_moments, model, layout, forward)
+    lagged = torch.zeros_like(e)
     for age in shares[0]:
-        weight = by_channel(torch.tensor([share[age] for share in shares], dtype=e.dtype), layout.channels)
-        past = weights(last - 1 - age)
-        with _with_weights(model, past, last - 1 - age):
-            lagged += weight * expected(trained_on, training=True)[0]
-    m, _ = expected(trained_on, training=True)
-    clean, q = expected(batches, training=False)
+        step = last - 1 - age
+        with _with_weights(model, weights(step), step):
+            past, _ = measure(trained_on, training=True)
+        weight = torch.tensor([own[age] for own in shares], dtype=e.dtype)
+        lagged += by_channel(weight, layout.channels) * past
+
+    m, _ = measure(trained_on, training=True)
+    clean, q = measure(batches, training=False)
     exact = population_statistics(model, batches, forward=forward)
-    nothing = {name: Moments.empty(n) for name, n in zip(layout.names, layout.channels, strict=True)}
-    p = layout.flatten(Statistics({**nothing, **exact}, dict(zip(layout.names, layout.eps, strict=True))))
-    terms = torch.stack((e - d, d - lagged, lagged - m, m - clean, clean - q, q - p))
+    p = _flatten_exact(exact, layout)
+
+    terms = {
+        "start": e - d,
+        "noise": d - lagged,
+        "lag": lagged - m,
+        "data": m - clean,
+        "weighting": clean - q,
+        "upstream": q - p,
+    }
     return _make_table(exact, layout, e - p, terms)
 
 
-def _make_table(exact: Statistics, layout: Layout, gap: Tensor, terms: Tensor) -> pd.DataFrame:
-    """A row for each layer, channel and statistic, without layers that no data reached."""
+def _measure_moments(
+    model: nn.Module, layout: Layout, forward: Forward | None, stream: Iterable[Any], training: bool
+) -> tuple[Tensor, Tensor]:
+    """Measure M and Q (see `decompose`) of the present weights: [2, channels] each, NaN where no data came.
+
+    Each pass draws the same random numbers.
+    """
+    frozen = record_frozen(model, stream, forward=forward, training=training)
+    running = [Cumulative(), PooledCumulative()]
+    averages = replay_bank(frozen, running, [frozen.last_step])[:, 0]
+
+    # A layer may be missing in the recording, or be there without a call.
+    recorded = [name in frozen.layers for name in layout.names]
+    called = [len(frozen.layers.get(name, ())) > 0 for name in layout.names]
+    is_recorded = by_channel(torch.tensor(recorded), layout.channels)
+    is_called = by_channel(torch.tensor(called), layout.channels)
+
+    moments = torch.full((2, 2, len(is_recorded)), math.nan, dtype=torch.float64)
+    moments[..., is_recorded] = averages
+    m, q = moments.where(is_called, math.nan)
+    return m, q
+
+
+def _flatten_exact(exact: Statistics, layout: Layout) -> Tensor:
+    """Lay the exact statistics out as [2, channels], NaN in layers that no batch reached."""
+    moments: dict[str, Moments] = {}
+    eps: dict[str, float] = {}
+    for name, channels, own_eps in zip(layout.names, layout.channels, layout.eps, strict=True):
+        moments[name] = Moments.empty(channels)
+        eps[name] = own_eps
+    moments.update(exact)
+    return layout.flatten(Statistics(moments, eps))
+
+
+def _make_table(exact: Statistics, layout: Layout, gap: Tensor, terms: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Make a row for each layer, channel and statistic, without layers that no data reached."""
     import pandas as pd
 
     frames = []
     for row, statistic in enumerate(("mean", "var")):
-        frame = layout.channel_frame().drop(columns="channels").assign(statistic=statistic, gap=gap[row].numpy())
-        frames.append(frame.assign(**dict(zip(TERMS, terms[:, row].numpy(), strict=True))))
+        frame = layout.channel_frame().drop(columns="channels")
+        frame["statistic"] = statistic
+        frame["gap"] = gap[row].numpy()
+        for name, values in terms.items():
+            frame[name] = values[row].numpy()
+        frames.append(frame)
+
     table = pd.concat(frames, ignore_index=True)
-    table = table[table["layer"].isin(list(exact))].reset_index(drop=True)
+    is_seen = table["layer"].isin(list(exact))
+    table = table[is_seen].reset_index(drop=True)
     table.attrs["unseen"] = list(exact.unseen)
     return table
 
 
 @contextlib.contextmanager
 def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) -> Iterator[None]:
-    """The model has the weights and buffers of a past step in the block."""
+    """Give the model the weights and buffers of a past step inside the block."""
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    if reason := _find_mismatch(own, weights):
+    reason = _find_mismatch(own, weights)
+    if reason:
         raise ValueError(f"decompose: weights({step}) is no state dict of the model ({reason})")
     _warn_of_present_weights(own, weights)
+
     values = {name: tensor.clone() for name, tensor in own.items()}
     with borrowed(model):
         try:
@@ -165,19 +214,29 @@ def _with_weights(model: nn.Module, weights: Mapping[str, Tensor], step: int) ->
 
 
 def _find_mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """In what weights differ from the tensors that a model has; empty if they fit."""
+    """Describe how weights differ from the tensors of a model; empty if they fit."""
     if not isinstance(weights, Mapping):
         return f"type {type(weights).__name__}"
-    if missing := [name for name in own if not isinstance(weights.get(name), Tensor)]:
+
+    missing = [name for name in own if not isinstance(weights.get(name), Tensor)]
+    if missing:
         return f"{join_names(missing)} missing"
-    if unknown := [name for name in weights if name not in own and not name.endswith("_extra_state")]:
+
+    unknown = []
+    for name in weights:
+        if name not in own and not name.endswith("_extra_state"):
+            unknown.append(name)
+    if unknown:
         return f"the model has no {join_names(unknown)}"
-    other = [name for name, tensor in own.items() if weights[name].shape != tensor.shape]
-    return f"other shapes in {join_names(other)}" if other else ""
+
+    reshaped = [name for name, tensor in own.items() if weights[name].shape != tensor.shape]
+    if reshaped:
+        return f"other shapes in {join_names(reshaped)}"
+    return ""
 
 
 def _warn_of_present_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Say that what was kept of a past step are the model's own tensors, which training has written since."""
+    """Warn if the weights of a past step are the model's own tensors, which training has written since."""
     if all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items()):
         warnings.warn(
             "decompose: weights(step) gives the model's own tensors, so that past weights are those of now and there "
@@ -188,29 +247,38 @@ def _warn_of_present_weights(own: Mapping[str, Tensor], weights: Mapping[str, Te
 
 
 def _count_calls(layer: LayerTrace, last: int, ages: int) -> NDArray[np.int64]:
-    """[ages], how many batches the layer has taken in the step `last`, the one before it, and so on."""
-    newest = layer.steps[bisect_right(layer.steps, last - ages) :]
-    return np.bincount(last - np.array(newest, dtype=np.int64), minlength=ages)
+    """Count the batches that the layer took in the step `last`, the one before it, and so on: [ages]."""
+    start = bisect_right(layer.steps, last - ages)
+    newest = np.array(layer.steps[start:], dtype=np.int64)
+    return np.bincount(last - newest, minlength=ages)
 
 
 def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: float) -> None:
-    """Say of which layers much of the average's weight is older than the steps `last` − `ages` + 1 to `last`."""
-    covered, kept = {}, 1 - momentum
+    """Warn of layers where much of the average's weight is older than the steps `last` − `ages` + 1 to `last`."""
+    kept = 1 - momentum
+    uncovered = {}
     for name, layer in trace.layers.items():
-        if inside := int(_count_calls(layer, last, ages).sum()):
-            covered[name] = (1 - kept**inside) / (1 - kept ** len(layer))
-    if short := {name: share for name, share in covered.items() if share < COVERED - 1e-9}:
-        least = math.floor(1e4 * min(short.values())) / 1e4  # rounded it may be the share that is asked for
-        warnings.warn(
-            f"decompose: the last {ages} steps hold {least} of the average's weight in {join_names(short)}, which are "
-            "not called in each; there noise and lag are of these steps only",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        calls = int(_count_calls(layer, last, ages).sum())
+        if not calls:
+            continue
+        share = (1 - kept**calls) / (1 - kept ** len(layer))
+        if share < COVERED - 1e-9:
+            uncovered[name] = share
+    if not uncovered:
+        return
+
+    # Rounded to the nearest it may be the share that is asked for.
+    least = math.floor(1e4 * min(uncovered.values())) / 1e4
+    warnings.warn(
+        f"decompose: the last {ages} steps hold {least} of the average's weight in {join_names(uncovered)}, which are "
+        "not called in each; there noise and lag are of these steps only",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[int, float]:
-    """The debiased EMA's weights of steps by their age, shared out to some of the ages by straight lines.
+    """Compute the debiased EMA's weights of steps by their age, shared out to some of the ages by straight lines.
 
     Args:
         calls: [ages], how many batches a layer has taken in each of the steps; the weights are NaN if there are none.
@@ -222,26 +290,41 @@ def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[i
     >>> {age: round(weight, 3) for age, weight in _weigh_ages(np.array([2, 0, 1]), 0.5, 1).items()}
     {0: 0.857, 1: 0.0, 2: 0.143}
     """
-    ages, kept = len(calls), 1 - momentum
+    ages = len(calls)
+    kept = 1 - momentum
     newer = calls.cumsum() - calls
-    weights = kept**newer * (1 - kept**calls)
+    own = 1 - kept**calls
+    weights = kept**newer * own
+    total = weights.sum()
+    if total == 0:
+        total = math.nan
+
     measured = sorted({*range(0, ages, every), ages - 1})
-    total = weights.sum() or math.nan
-    shared = [float(np.interp(range(ages), measured, unit) @ weights / total) for unit in np.eye(len(measured))]
-    return dict(zip(measured, shared, strict=True))
+    units = np.eye(len(measured))
+    shares = {}
+    for age, unit in zip(measured, units, strict=True):
+        part = np.interp(range(ages), measured, unit)  # 1 at this age, down to 0 at the measured ones beside it
+        shares[age] = float(part @ weights / total)
+    return shares
 
 
 def _check_trace(model: nn.Module, trace: MomentTrace) -> None:
+    """Raise TypeError or ValueError unless the trace ends where the model's training has come to."""
     layers = batch_norm_layers(model, caller="decompose")
     if not isinstance(trace, MomentTrace):
         raise TypeError(f"decompose: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
+
     recorded = dict(zip(trace.layout.names, trace.layout.channels, strict=True))
-    if recorded != {name: layer.num_features for name, layer in layers.items()}:
+    present = {name: layer.num_features for name, layer in layers.items()}
+    if recorded != present:
         raise ValueError("decompose: the trace has other layers or channels than the model; pass that of its training")
     if trace.last_step == trace.first_step:
         raise ValueError("decompose: the trace is empty; train inside record(model)")
+
     for name, layer in layers.items():
-        tracked, end = layer.num_batches_tracked, trace.layers[name].updates + len(trace.layers[name])
+        entries = trace.layers[name]
+        end = entries.updates + len(entries)
+        tracked = layer.num_batches_tracked
         if tracked is not None and int(tracked) > end:
             raise ValueError(
                 f"decompose: layer {name!r} has seen {int(tracked)} batches and the trace ends after {end}; pass the "
@@ -250,6 +333,7 @@ def _check_trace(model: nn.Module, trace: MomentTrace) -> None:
 
 
 def _check_stream(stream: Iterable[Any], name: str) -> None:
+    """Raise TypeError or ValueError unless the stream can be read several times."""
     check_batches(stream, "decompose", name)
     if isinstance(stream, Iterator):
         raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")

@@ -1,4 +1,4 @@
-"""How far statistics are from a reference, layer by layer."""
+"""Gaps: how far statistics are from a reference, layer by layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bnlab.layers import match_names, strip_wrappers
-from bnlab.statistics import Layout, Statistics
+from bnlab.layout import Layout
+from bnlab.statistics import Statistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ GAP_COLUMNS = ("mean_gap", "var_gap", "kl")
 
 
 def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = False) -> pd.DataFrame:
-    """The gap of `estimate` from `reference`, a row per layer of the reference, in order of depth (from 1).
+    """Measure how far `estimate` is from `reference`: a row per layer of the reference, in order of depth (from 1).
 
     Columns (r reference, e estimate, the layer's own eps; root mean square over channels):
         layer, depth, channels
@@ -50,105 +51,151 @@ def gap(reference: Statistics, estimate: Statistics, *, per_channel: bool = Fals
     _warn_of_bad_values(reference, "reference")
     _warn_of_bad_values(estimate, "estimate")
     layout = Layout.of(reference)
-    sides = layout.flatten(reference), layout.flatten(estimate)
+    flat_reference = layout.flatten(reference)
+    flat_estimate = layout.flatten(estimate)
     weights = _flatten_weights(layout, {**estimate.weights, **reference.weights})
+    output_gaps = _compute_output_gaps(layout, flat_reference, flat_estimate, weights)
+
     if per_channel:
         keys = layout.channel_frame()
-        values = channel_gaps(layout, *sides)
-        output = _output_gaps(layout, *sides, weights)
+        gaps = channel_gaps(layout, flat_reference, flat_estimate)
     else:
         depths = range(1, len(layout.names) + 1)
         keys = pd.DataFrame({"layer": layout.names, "depth": depths, "channels": layout.channels})
-        values = layer_gaps(layout, *sides)
-        output = layout.layer_means(_output_gaps(layout, *sides, weights).square()).sqrt()
-    frame = keys.assign(**dict(zip(GAP_COLUMNS, values.numpy(), strict=True)), output_gap=output.numpy())
+        gaps = layer_gaps(layout, flat_reference, flat_estimate)
+        output_gaps = layout.layer_means(output_gaps.square()).sqrt()
+
+    columns = dict(zip(GAP_COLUMNS, gaps.numpy(), strict=True))
+    frame = keys.assign(**columns, output_gap=output_gaps.numpy())
     frame.attrs["unseen"] = unseen
     return frame
 
 
 def _pair(reference: Statistics, estimate: Statistics) -> tuple[Statistics, Statistics, list[str]]:
-    """What both sides have, under the names of the reference, and the names of what one of them has not seen."""
+    """Select the layers that both sides have, under the names of the reference.
+
+    Returns:
+        both sides, and the names of layers that one of them has not seen.
+    """
     for side, value in (("reference", reference), ("estimate", estimate)):
         if not isinstance(value, Statistics):
             raise TypeError(f"gap: {side} is a {type(value).__name__}; pass bnlab.Statistics")
+
     pairs = match_names(reference, estimate)
-    alone = [name for name in reference if name not in pairs]
-    alone += [name for name in estimate if name not in pairs.values()]
-    unseen = {strip_wrappers(name) for name in (*reference.unseen, *estimate.unseen)}
-    odd = sorted(name for name in alone if strip_wrappers(name) not in unseen) or ([] if pairs else sorted(alone))
-    if odd:
-        raise ValueError(
-            f"gap: layer {odd[0]!r} is on one side only ({len(odd)} such); pass statistics of the same layers"
-        )
+    unpaired = _find_unpaired(reference, estimate, pairs)
     for name, other in pairs.items():
-        sizes = reference[name].mean.numel(), estimate[other].mean.numel()
-        if sizes[0] != sizes[1]:
+        own_size = reference[name].mean.numel()
+        other_size = estimate[other].mean.numel()
+        if own_size != other_size:
             raise ValueError(
-                f"gap: layer {name!r} has {sizes[0]} channels in the reference, {sizes[1]} in the estimate"
+                f"gap: layer {name!r} has {own_size} channels in the reference, {other_size} in the estimate"
             )
-    names = [name for name in reference if name in pairs]
-    own = {name: reference[name] for name in names}
-    others = {name: estimate[pairs[name]] for name in names}
-    weights = {name: estimate.weights[pairs[name]] for name in names if pairs[name] in estimate.weights}
-    common = Statistics(own, reference.eps, weights=reference.weights)
-    return common, Statistics(others, reference.eps, weights=weights), alone
+
+    common = {name: reference[name] for name in pairs}
+    others = {name: estimate[other] for name, other in pairs.items()}
+    weights = {name: estimate.weights[other] for name, other in pairs.items() if other in estimate.weights}
+    return (
+        Statistics(common, reference.eps, weights=reference.weights),
+        Statistics(others, reference.eps, weights=weights),
+        unpaired,
+    )
+
+
+def _find_unpaired(reference: Statistics, estimate: Statistics, pairs: Mapping[str, str]) -> list[str]:
+    """List the layers of one side only; ValueError unless the other side is known not to have seen them."""
+    unpaired = [name for name in reference if name not in pairs]
+    unpaired += [name for name in estimate if name not in pairs.values()]
+
+    unseen = {strip_wrappers(name) for name in (*reference.unseen, *estimate.unseen)}
+    unexplained = [name for name in unpaired if strip_wrappers(name) not in unseen]
+    if not unexplained and not pairs:
+        unexplained = unpaired  # nothing is left to compare
+    if unexplained:
+        first = min(unexplained)
+        raise ValueError(
+            f"gap: layer {first!r} is on one side only ({len(unexplained)} such); pass statistics of the same layers"
+        )
+    return unpaired
 
 
 def _warn_of_bad_values(statistics: Statistics, side: str) -> None:
     """Name the channels with values that are not finite, and with negative variances."""
     parts = []
     for name, moments in statistics.items():
-        spoilt = ~(moments.mean.isfinite() & moments.var.isfinite())
+        nonfinite = ~(moments.mean.isfinite() & moments.var.isfinite())
         negative = moments.var < 0
-        if spoilt.any():
-            parts.append(f"layer {name!r} has NaN or infinite values in {_list_channels(spoilt)}")
+        if nonfinite.any():
+            parts.append(f"layer {name!r} has NaN or infinite values in {_list_channels(nonfinite)}")
         if negative.any():
             parts.append(f"layer {name!r} has a negative variance in {_list_channels(negative)}")
-    if parts:
-        text = "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
-        warnings.warn(f"gap: {side}: {text}; recalibrate, and look for the batch", RuntimeWarning, stacklevel=3)
+    if not parts:
+        return
+
+    text = "; ".join(parts[:4])
+    if len(parts) > 4:
+        text += f"; and {len(parts) - 4} more"
+    warnings.warn(f"gap: {side}: {text}; recalibrate, and look for the batch", RuntimeWarning, stacklevel=3)
 
 
 def _list_channels(chosen: Tensor) -> str:
+    """Name up to five of the channels where `chosen` [C] is true."""
     channels = chosen.nonzero().flatten().tolist()
     if len(channels) == len(chosen):
         return "all channels"
-    shown = ", ".join(map(str, channels[:5])) + (f" and {len(channels) - 5} more" if len(channels) > 5 else "")
-    return f"channel{'s' * (len(channels) > 1)} {shown}"
+
+    text = ", ".join(str(channel) for channel in channels[:5])
+    if len(channels) > 5:
+        text += f" and {len(channels) - 5} more"
+    noun = "channels" if len(channels) > 1 else "channel"
+    return f"{noun} {text}"
 
 
 def _flatten_weights(layout: Layout, weights: Mapping[str, Tensor]) -> Tensor:
-    """float64 [all channels], NaN where a layer's weights are not known."""
-    unknown = [torch.full((channels,), torch.nan, dtype=torch.float64, device="cpu") for channels in layout.channels]
-    return torch.cat([weights.get(name, nan) for name, nan in zip(layout.names, unknown, strict=True)])
+    """Put the layers' weights side by side: float64 [all channels], NaN where a layer's weights are not known."""
+    parts = []
+    for name, channels in zip(layout.names, layout.channels, strict=True):
+        unknown = torch.full((channels,), torch.nan, dtype=torch.float64, device="cpu")
+        parts.append(weights.get(name, unknown))
+    return torch.cat(parts)
 
 
-def _output_gaps(layout: Layout, reference: Tensor, estimate: Tensor, weights: Tensor) -> Tensor:
-    """How far each channel's output is off for inputs with the reference's moments, float64 [channels]."""
-    deviation_r = (reference[1] + layout.channel_eps).sqrt()
-    deviation_e = (estimate[1] + layout.channel_eps).sqrt()
-    off = torch.hypot(estimate[0] - reference[0], deviation_r - deviation_e)
+def _compute_output_gaps(layout: Layout, reference: Tensor, estimate: Tensor, weights: Tensor) -> Tensor:
+    """Compute how far each channel's output is off for inputs with the reference's moments, float64 [channels]."""
+    mean_r, var_r = reference
+    mean_e, var_e = estimate
+    deviation_r = (var_r + layout.channel_eps).sqrt()
+    deviation_e = (var_e + layout.channel_eps).sqrt()
+    off = torch.hypot(mean_e - mean_r, deviation_r - deviation_e)
     return torch.where(weights == 0, 0.0, weights * off / deviation_e)
 
 
 def layer_gaps(layout: Layout, reference: Tensor, estimate: Tensor) -> Tensor:
-    """`GAP_COLUMNS` as float64 [3, ..., layers] of flat statistics [..., 2, channels] from [2, channels]."""
-    difference, var_r, ratio, kl = _terms(layout, reference, estimate)
-    means = layout.layer_means(torch.stack((difference.square() / var_r, ratio.square(), kl)))
+    """Compute `GAP_COLUMNS` as float64 [3, ..., layers] of flat statistics [..., 2, channels] from [2, channels]."""
+    difference, var_r, log_ratio, kl = _compare(layout, reference, estimate)
+    terms = torch.stack((difference.square() / var_r, log_ratio.square(), kl))
+    means = layout.layer_means(terms)
     return torch.cat((means[:2].sqrt(), means[2:]))
 
 
 def channel_gaps(layout: Layout, reference: Tensor, estimate: Tensor) -> Tensor:
-    """`GAP_COLUMNS` of each channel, the first two signed: float64 [3, ..., channels]; arguments as of `layer_gaps`."""
-    difference, var_r, ratio, kl = _terms(layout, reference, estimate)
-    return torch.stack((difference / var_r.sqrt(), ratio, kl))
+    """Compute `GAP_COLUMNS` of each channel, the first two signed: float64 [3, ..., channels]; see `layer_gaps`."""
+    difference, var_r, log_ratio, kl = _compare(layout, reference, estimate)
+    return torch.stack((difference / var_r.sqrt(), log_ratio, kl))
 
 
-def _terms(layout: Layout, reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each channel: the difference of the means, the reference's variance + eps, the log ratio of these, KL."""
-    var_r = reference[1] + layout.channel_eps
-    var_e = estimate[..., 1, :] + layout.channel_eps
+def _compare(layout: Layout, reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compare each channel.
+
+    Returns:
+        the difference of the means, the reference's variance + eps, the log ratio of both variances + eps, and KL.
+    """
+    mean_r, var_r = reference
+    mean_e, var_e = estimate.unbind(-2)
+    var_r = var_r + layout.channel_eps
+    var_e = var_e + layout.channel_eps
     var_e = torch.where(var_e > 0, var_e, torch.nan)
-    difference = estimate[..., 0, :] - reference[0]
-    ratio = torch.log(var_e / var_r)
-    return difference, var_r, ratio, 0.5 * (ratio + (var_r + difference.square()) / var_e - 1)
+
+    difference = mean_e - mean_r
+    log_ratio = torch.log(var_e / var_r)
+    kl = 0.5 * (log_ratio + (var_r + difference.square()) / var_e - 1)
+    return difference, var_r, log_ratio, kl

@@ -1,4 +1,4 @@
-"""Inference-time statistics: what a layer normalizes with is made from the batch that is being predicted.
+"""Inference-time statistics: a layer normalizes with statistics made from the batch that is being predicted.
 
 with bnlab.inference.apply_rule(model, TestBatch()): logits = model(images)
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -39,21 +39,23 @@ class Rule(ABC):
 
     @abstractmethod
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance (ddof 0) to normalize `x` [N, C, positions] with: float64 [1, C, 1], or [N, C, 1].
+        """Compute mean and variance (ddof 0) to normalize `x` [N, C, positions] with: float64 [1, C, 1] or [N, C, 1].
 
         `mean` and `var` [1, C, 1] are the layer's running buffers as they are.
         """
 
     @property
     def label(self) -> str:
-        """Canonical name that tells every parameter, e.g. `pseudo_samples(n=16.0,between=False)`."""
-        own = ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
-        return self.name + (f"({own})" if own else "")
+        """Canonical name with every parameter, e.g. `pseudo_samples(n=16.0,between=False)`."""
+        parameters = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
+        if not parameters:
+            return self.name
+        return f"{self.name}({','.join(parameters)})"
 
 
 @dataclass(frozen=True)
 class TestBatch(Rule):
-    """The test batch's own mean and variance, as in training. Source: Nado et al. 2020 ("prediction-time BN").
+    """Mean and variance of the test batch itself, as in training. Source: Nado et al. 2020 ("prediction-time BN").
 
     Assumes that the batch is a fair sample of what is to be predicted; predictions depend on their neighbours.
     """
@@ -67,7 +69,7 @@ class TestBatch(Rule):
 
 @dataclass(frozen=True)
 class PseudoSamples(Rule):
-    """The source counted as `n` further images beside the B of the batch: (n·source + B·test)/(n+B).
+    """Source counted as `n` further images beside the B of the batch: (n·source + B·test)/(n+B).
 
     Schneider et al. 2020 mix means and variances and leave out the variance between the two means; `between=True` adds
     it, p(1−p)Δμ² with p = n/(n+B), as the mixture's variance has it.
@@ -81,7 +83,8 @@ class PseudoSamples(Rule):
         check_number(self.n, lambda n: n >= 0, f"PseudoSamples: n={self.n!r}; it counts images and is 0 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return _mix(x, (0, 2), mean, var, len(x) / (self.n + len(x)), self.between)
+        weight = len(x) / (self.n + len(x))
+        return _mix(x, (0, 2), mean, var, weight, self.between)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class ExampleWeighing(Rule):
 
 @dataclass(frozen=True)
 class EvalNorm(Rule):
-    """Example weighing with α = 1/B: what a training batch of B images held on average with this example in it.
+    """Example weighing with α = 1/B: on average the moments of a training batch of B images with this example in it.
 
     The variance is larger by (B−1)/B² of that of the images' means. Source: Singh & Shrivastava 2019, who fit weights.
     """
@@ -121,41 +124,56 @@ class EvalNorm(Rule):
 def _mix(
     x: Tensor, dims: tuple[int, ...], mean: Tensor, var: Tensor, weight: float, between: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Statistics of (1−weight)·source + weight·x; `between` the means: E[x²] − E[x]², without cancellation.
-
-    x is read once, about the source's mean, which lies closer to the values than 0 does.
-    """
-    n = x[0, 0].numel() * (len(x) if 0 in dims else 1)
+    """Compute statistics of (1−weight)·source + weight·x, with or without the variance `between` the two means."""
+    n = x[0, 0].numel()
+    if 0 in dims:
+        n *= len(x)
     if weight == 1 and n < 2:
         raise ValueError("inference: one value per channel has no variance; pass more images or count the source")
-    near = mean.to(x.dtype)
+
+    own_mean, own_var = _measure(x, dims, mean, n)
+    if weight == 1:
+        return own_mean, own_var
+
+    mixed_mean = (1 - weight) * mean + weight * own_mean
+    mixed_var = (1 - weight) * var + weight * own_var
+    if between:
+        mixed_var = mixed_var + (own_mean - mean).square() * weight * (1 - weight)
+    return mixed_mean, mixed_var
+
+
+def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Compute mean and variance of `n` values in each channel as E[x²] − E[x]², float64.
+
+    x is read once, about the source's mean `center`, which lies closer to the values than 0 does: nothing cancels.
+    """
+    near = center.to(x.dtype)
     deviation = x - near
     shift = deviation.sum(dims, keepdim=True, dtype=torch.float64) / n
     norm = torch.linalg.vector_norm(deviation, dim=dims, keepdim=True, dtype=torch.float64)
-    own_mean, own_var = near + shift, (norm.square() / n - shift.square()).clamp(min=0)
-    if weight == 1:
-        return own_mean, own_var
-    spread = (own_mean - mean).square() * weight * (1 - weight) if between else 0.0
-    return (1 - weight) * mean + weight * own_mean, (1 - weight) * var + weight * own_var + spread
+    mean = near + shift
+    var = norm.square() / n - shift.square()
+    return mean, var.clamp(min=0)
 
 
 def list_rules() -> dict[str, type[Rule]]:
-    """Every rule by its name."""
+    """List every rule by its name."""
     return find_named_subclasses(Rule)
 
 
 def parse(label: str) -> Rule:
-    """The rule that a name like `test_batch` or `pseudo_samples(n=16,between=True)` stands for; ValueError if none."""
+    """Make the rule for a name like `test_batch` or `pseudo_samples(n=16,between=True)`; ValueError if none has it."""
     name, text = split_label(label)
     rules = list_rules()
     if name not in rules:
         raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(rules)}")
-    return rules[name](**read_parameters(label, name, text, rules[name]))
+    rule = rules[name]
+    return rule(**read_parameters(label, name, text, rule))
 
 
 @contextlib.contextmanager
 def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
-    """Inside the block `model` is in eval mode and its batch norms normalize by `rule`; then it is as it was before.
+    """Let batch norms normalize by `rule`: inside the block `model` is in eval mode; then it is as it was before.
 
     Buffers that are written in the block are the source from then on. Copies made in the block keep the rule.
 
@@ -167,11 +185,7 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.apply_rule: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller="inference.apply_rule")
-    odd = [name for name, layer in layers.items() if type(layer).forward not in TORCH_FORWARDS]
-    if odd := [name for name in odd if not type(layers[name]).__module__.startswith("bnlab.")]:  # ours are as torch's
-        raise ValueError(
-            f"inference.apply_rule: {join_names(odd)}: with a forward of their own, no rule holds for them"
-        )
+    _check_forwards(layers)
     # Compiled code would not see the forwards.
     with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
@@ -184,8 +198,21 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         yield model
 
 
+def _check_forwards(layers: Mapping[str, BatchNorm]) -> None:
+    odd = []
+    for name, layer in layers.items():
+        kind = type(layer)
+        is_ours = kind.__module__.startswith("bnlab.")  # which normalize as torch's do
+        if kind.forward not in TORCH_FORWARDS and not is_ours:
+            odd.append(name)
+    if odd:
+        raise ValueError(
+            f"inference.apply_rule: {join_names(odd)}: with a forward of their own, no rule holds for them"
+        )
+
+
 def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor:
-    """A layer's forward in the block."""
+    """Normalize the input by the rule: a layer's forward in the block."""
     check_input(name, layer, input, "inference.apply_rule")
     if input.numel() == 0:
         raise ValueError(f"inference.apply_rule: a batch of no images reached layer {name!r}; leave empty batches out")
@@ -197,15 +224,13 @@ def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor
     weight = _cast(layer.weight, x)
     bias = _cast(layer.bias, x)
     if len(mean) == 1 and not torch.is_grad_enabled():
-        output = F.batch_norm(x, mean.flatten().to(x), var.flatten().to(x), weight, bias, eps=layer.eps)
+        mean = mean.flatten().to(x)
+        var = var.flatten().to(x)
+        output = F.batch_norm(x, mean, var, weight, bias, eps=layer.eps)
         return output.to(input.dtype)
 
     # Each example has statistics of its own, or gradients may pass through them.
-    shape = (len(mean), -1, *[1] * (x.dim() - 2))
-    center = mean.to(x.dtype)
-    rest = mean - center  # what float32 leaves out of a mean far above the deviation
-    scale = (var + layer.eps).rsqrt()
-    output = (x - center.to(x).view(shape) - rest.to(x).view(shape)) * scale.to(x).view(shape)
+    output = _standardize(x, mean, var + layer.eps)
     across = (1, -1, *[1] * (x.dim() - 2))
     if weight is not None:
         output = output * weight.view(across)
@@ -214,12 +239,27 @@ def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor
     return output.to(input.dtype)
 
 
+def _standardize(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Compute (x − mean)/√var with statistics [1, C, 1] or [N, C, 1]."""
+    shape = (len(mean), -1, *[1] * (x.dim() - 2))
+    center = mean.to(x.dtype)
+    rest = mean - center  # the part that float32 leaves out of a mean far above the deviation
+    scale = var.rsqrt()
+
+    center = center.to(x).view(shape)
+    rest = rest.to(x).view(shape)
+    scale = scale.to(x).view(shape)
+    return (x - center - rest) * scale
+
+
 def _compute_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance to normalize with, float64 [1, C, 1] or [N, C, 1]."""
+    """Compute the mean and variance to normalize with, float64 [1, C, 1] or [N, C, 1]."""
     device = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
-    mean, var = (buffer.to(device).double().view(1, -1, 1) for buffer in get_running_buffers(layer))
+    running_mean, running_var = get_running_buffers(layer)
+    mean = running_mean.to(device).double()
+    var = running_var.to(device).double()
     values = x.flatten(2) if x.dim() > 2 else x[:, :, None]
-    return rule.statistics(values.to(device), mean, var)
+    return rule.statistics(values.to(device), mean.view(1, -1, 1), var.view(1, -1, 1))
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The batch-norm layers of a model: their names, inputs and buffers."""
+"""Batch-norm layers of a model: their names, inputs and buffers."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # what all of torch's batch norms are
+from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
 from torch.nn.parameter import is_lazy
 
 BatchNorm = _BatchNorm
-# They normalize the input that they are given, and do nothing else with buffers and momentum than to average it.
+# These normalize the input that they are given, and do nothing with buffers and momentum but average it.
 TORCH_FORWARDS = (BatchNorm.forward, nn.SyncBatchNorm.forward)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
 def check_module(model: object, caller: str) -> None:
-    """TypeError unless it is a module; `caller` is the public call on whose behalf this is."""
+    """Raise TypeError unless it is a module; `caller` is the public call that checks."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
 
 
 def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, caller: str) -> dict[str, BatchNorm]:
-    """The batch-norm layers with running statistics, by their name in `model.named_modules()`, in that order.
+    """Find the batch-norm layers with running statistics, by their name in `model.named_modules()`, in that order.
 
     Args:
-        model: whose layers.
+        model: the model that is searched.
         layers: names to restrict to; None takes all.
-        caller: the public call on whose behalf this is, for the message.
+        caller: the public call that searches, for the message.
 
     Raises:
         TypeError: `model` is not a module.
@@ -40,28 +40,32 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
             device, or a part of the model is TorchScript (hooks do not run there).
     """
     check_module(model, caller)
-    layers_found: dict[str, BatchNorm] = {}
+    known: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
+            part = repr(name) if name else "the model"
             raise ValueError(
-                f"{caller}: {repr(name) if name else 'the model'} is TorchScript, whose layers cannot be watched; "
+                f"{caller}: {part} is TorchScript, whose layers cannot be watched; "
                 "pass the model before torch.jit.script or trace"
             )
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
             _check_built(name, module.running_mean, caller)
-            layers_found[name] = module
+            known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
         elif isinstance(module, _INSTANCE_NORMS) or _keeps_statistics(module):
             skipped[type(module).__name__] += 1
-    if not layers_found:
-        note = ", ".join(f"{n} {kind}" for kind, n in skipped.items())
-        raise ValueError(
-            f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
-            + (f" ({note} skipped; only subclasses of torch's batch norm are read)" if note else "")
-        )
-    return layers_found if layers is None else _select(layers_found, layers, caller)
+
+    if not known:
+        message = f"{caller}: no BatchNorm layer with running statistics in {type(model).__name__}"
+        if skipped:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.items())
+            message += f" ({kinds} skipped; only subclasses of torch's batch norm are read)"
+        raise ValueError(message)
+    if layers is None:
+        return known
+    return _select(known, layers, caller)
 
 
 _STATISTIC_NAME = re.compile(r"(running|moving|ema).*(mean|avg|var|std)|(mean|avg|var|std).*(running|moving|ema)")
@@ -71,14 +75,17 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
     """Name what is not measured beside others: norms of other classes, constant ("Frozen") ones apart, and batch norms
     without running statistics.
     """
-    norms = (BatchNorm, *_INSTANCE_NORMS)
     others = []
     without = []
     for name, module in model.named_modules():
-        if isinstance(module, BatchNorm) and module.running_mean is None:
-            without.append(name)
-        elif not isinstance(module, norms) and _keeps_statistics(module) and "Frozen" not in type(module).__name__:
+        if isinstance(module, BatchNorm):
+            if module.running_mean is None:
+                without.append(name)
+            continue
+        is_frozen = "Frozen" in type(module).__name__
+        if _keeps_statistics(module) and not is_frozen and not isinstance(module, _INSTANCE_NORMS):
             others.append(name)
+
     parts = []
     if others:
         parts.append(f"{join_names(others)} keep running statistics and are no batch norm of torch's")
@@ -105,6 +112,7 @@ def _check_built(name: str, buffer: Tensor, caller: str) -> None:
 def _select(known: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> dict[str, BatchNorm]:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"{caller}: layers={layers!r}; pass a list of layer names")
+
     wanted = list(layers)
     if not wanted:
         raise ValueError(f"{caller}: layers is empty; name at least one, or pass None for all")
@@ -118,50 +126,64 @@ def _select(known: dict[str, BatchNorm], layers: Sequence[str], caller: str) -> 
 
 
 def join_names(names: Iterable[str]) -> str:
-    """The first six names, and how many there are beside them."""
+    """Write the first six names, and how many there are beside them."""
     quoted = [repr(name) for name in names]
-    return ", ".join(quoted[:6]) + (f" and {len(quoted) - 6} more" if len(quoted) > 6 else "")
+    text = ", ".join(quoted[:6])
+    if len(quoted) > 6:
+        text += f" and {len(quoted) - 6} more"
+    return text
 
 
 def strip_wrappers(name: str) -> str:
-    """A layer's name without what wrappers of models have put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    """Remove from a layer's name what wrappers of models have put into it."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    return ".".join(parts)
 
 
 def match_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
-    """For each of `names` the one of `others` that is the same layer, as far as there is one.
+    """Find for each of `names` the one of `others` that is the same layer, as far as there is one.
 
     The same name is; otherwise one that differs by wrappers only (`module.`, `_orig_mod.`).
     """
     known = list(others)
     by_plain = {strip_wrappers(name): name for name in known}
-    pairs = {name: name if name in known else by_plain.get(strip_wrappers(name)) for name in names}
-    return {name: other for name, other in pairs.items() if other is not None}
+    pairs = {}
+    for name in names:
+        plain = strip_wrappers(name)
+        if name in known:
+            pairs[name] = name
+        elif plain in by_plain:
+            pairs[name] = by_plain[plain]
+    return pairs
 
 
 def unwrap_parallel(model: nn.Module) -> nn.Module:
-    """The module inside of DataParallel or DistributedDataParallel, on one device and without synchronization."""
+    """Return the module inside DataParallel or DistributedDataParallel, on one device and without synchronization."""
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     return model
 
 
 def get_running_buffers(layer: BatchNorm) -> tuple[Tensor, Tensor]:
-    """The running mean and variance of a layer that `batch_norm_layers` has returned."""
+    """Return the running mean and variance of a layer that `batch_norm_layers` has returned."""
     mean, var = layer.running_mean, layer.running_var
     assert mean is not None and var is not None
     return mean, var
 
 
 def get_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a layer was called with, from the arguments that its hooks get."""
-    return args[0] if args else next(iter(kwargs.values()), None)
+    """Return the input of a layer's call, from the arguments that its hooks get; None if there are none."""
+    if args:
+        return args[0]
+    return next(iter(kwargs.values()), None)
 
 
 def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
-    """ValueError unless `x` is [N, C, ...] of floating-point type with the layer's channels, and not empty."""
-    if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != layer.num_features:
-        shape = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-        raise ValueError(f"{caller}: layer {name!r} expects {layer.num_features} channels, its input has {shape}")
+    """Raise ValueError unless `x` is [N, C, ...] of floating-point type with the layer's channels, and not empty."""
+    expected = f"{caller}: layer {name!r} expects {layer.num_features} channels"
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{expected}, its input has type {type(x).__name__}")
+    if x.dim() < 2 or x.shape[1] != layer.num_features:
+        raise ValueError(f"{expected}, its input has shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"{caller}: the input of layer {name!r} is {x.dtype}; convert it to a floating-point type")

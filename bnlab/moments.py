@@ -1,16 +1,17 @@
 """Count, mean and variance of a layer's input, and how two of them become one.
 
-All that is kept is float64 on the CPU.
+All values are kept in float64 on the CPU.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bnlab.reading import pool_exactly, read
+from bnlab.reading import Partial, pool_exactly, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Moments:
 
     @staticmethod
     def of(x: Tensor) -> Moments:
-        """Moments of `x` [N, C, ...] over all axes but the second.
+        """Measure `x` [N, C, ...] over all axes but the second.
 
         Raises:
             TypeError: `x` is no tensor.
@@ -50,17 +51,21 @@ class Moments:
                 f"Moments.of: found a {x.dtype} tensor of shape {tuple(x.shape)}; "
                 "pass a non-empty floating-point tensor [N, C, ...]"
             )
-        pooled = pool_exactly([read(x)], lambda shift, channels: [read(x, shift, channels)])
+
+        def read_shifted(shift: Tensor, channels: Tensor) -> list[Partial]:
+            return [read(x, shift, channels)]
+
+        pooled = pool_exactly([read(x)], read_shifted)
         return Moments(pooled.count, pooled.mean, pooled.var)
 
     @staticmethod
     def empty(channels: int) -> Moments:
-        """Moments before any data: count 0, mean and var NaN [C]. Neutral in `merge`."""
+        """Make the moments before any data: count 0, mean and var NaN [C]. Neutral in `merge`."""
         nan = torch.full((channels,), torch.nan, dtype=torch.float64, device="cpu")
         return Moments(0, nan, nan)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets of values together (Chan, Golub & LeVeque 1979), in float64.
+        """Combine the moments of two sets of values (Chan, Golub & LeVeque 1979), in float64.
 
         Raises:
             TypeError: `other` is no `Moments`.
@@ -72,19 +77,23 @@ class Moments:
             raise ValueError(
                 f"merge: {self.mean.numel()} channels against {other.mean.numel()}; merge one layer's moments"
             )
-        if self.count != self.count or other.count != other.count:
+        if math.isnan(self.count) or math.isnan(other.count):
             raise ValueError("merge: a running average has no count; merge measured moments only")
-        if self.count == 0 or other.count == 0:
-            return other if self.count == 0 else self
-        n = self.count + other.count
+        if self.count == 0:
+            return other
+        if other.count == 0:
+            return self
+
+        count = self.count + other.count
         delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / n)
-        m2 = self.var * self.count + other.var * other.count + delta.square() * (self.count * other.count / n)
-        return Moments(n, mean, m2 / n)
+        mean = self.mean + delta * (other.count / count)
+        within = self.var * self.count + other.var * other.count
+        between = delta.square() * (self.count * other.count / count)
+        return Moments(count, mean, (within + between) / count)
 
 
 def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = None) -> tuple[float, float]:
-    """The largest differences of a channel's mean, in σ, and of its variance, relative; 0 where both are dead.
+    """Find the largest differences of a channel's mean, in σ, and of its variance, relative; 0 where both are dead.
 
     Args:
         scale: [C], the variance that both are relative to; default the reference's.
@@ -92,4 +101,8 @@ def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = N
     var = reference.var if scale is None else scale
     mean_off = (other.mean - reference.mean).abs() / var.sqrt()
     var_off = (other.var - reference.var).abs() / var
-    return float(mean_off.nan_to_num(0.0, torch.inf).max()), float(var_off.nan_to_num(0.0, torch.inf).max())
+    return _find_largest(mean_off), _find_largest(var_off)
+
+
+def _find_largest(differences: Tensor) -> float:
+    return float(differences.nan_to_num(0.0, torch.inf).max())

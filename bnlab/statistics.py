@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,15 +26,16 @@ _FORMAT = "bnlab.Statistics/1"
 
 @dataclass
 class Cost:
-    """What a measurement took, on this rank.
+    """Cost of a measurement, on this rank.
 
     Attributes:
-        images, batches: of the data; images are the rows of each batch's first tensor.
-        forwards: how often a batch's forward was begun at its input, but for a few images to profile and to check;
+        images: images in the data: the rows of each batch's first tensor.
+        batches: batches in the data.
+        forwards: how often a batch's forward was begun at its input, except for a few images to profile and to check;
             more than `batches` where memory was short, or there were several passes.
-        input_bytes: of the batches, which are held.
-        peak_bytes: the most that forwards needed at once, as the profile of one tells.
-        passes: over all layers; more than one only where layers are called several times.
+        input_bytes: bytes of the batches, which are held.
+        peak_bytes: the most bytes that forwards needed at once, according to the profile of one.
+        passes: passes over all layers; more than one only where layers are called several times.
     """
 
     images: int
@@ -48,12 +48,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Check:
-    """An ordinary evaluation under the result, of two batches and of one of another shape.
+    """Outcome of an ordinary evaluation under the result, of two batches and of one of another shape.
 
     Attributes:
         held: whether all layers were given what the statistics were measured on.
-        layer: the first that was not.
-        off: by how much at most, in σ and relative variance.
+        layer: the first layer that was not; None if there is none.
+        off: the largest difference, in σ and relative variance.
     """
 
     held: bool
@@ -61,7 +61,9 @@ class Check:
     off: float
 
     def __str__(self) -> str:
-        return "check held" if self.held else f"check failed at {self.layer}, measured layer by layer"
+        if self.held:
+            return "check held"
+        return f"check failed at {self.layer}, measured layer by layer"
 
 
 class Statistics(Mapping[str, Moments]):
@@ -78,7 +80,8 @@ class Statistics(Mapping[str, Moments]):
         ValueError: there is no layer, one without eps, or one whose mean, var and weight are not of one length.
 
     Attributes:
-        cost, check, standard_errors: of a measurement, as `population_statistics` says; None otherwise, and not saved.
+        cost, check, standard_errors: those of a measurement, which `population_statistics` explains; None otherwise,
+            and not saved.
 
     `var` is always what `write_to` puts into the buffer, as is.
     """
@@ -91,21 +94,14 @@ class Statistics(Mapping[str, Moments]):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._moments = dict(moments)
-        if not self._moments:
-            raise ValueError("Statistics: no layers; pass moments of at least one")
-        for name, value in self._moments.items():
-            if not isinstance(value, Moments):
-                raise TypeError(f"Statistics: layer {name!r} has a {type(value).__name__}; pass Moments")
-            if not _are_rows(value.mean, value.var):
-                raise ValueError(f"Statistics: mean and var of layer {name!r} are no tensors of one length [C]")
-            if name not in eps:
-                raise ValueError(f"Statistics: layer {name!r} has no eps; pass that of the layer")
+        _check_moments(self._moments, eps)
         self.eps = {name: float(eps[name]) for name in self._moments}
         self.unseen = tuple(unseen)
-        self.weights = {name: weight for name, weight in (weights or {}).items() if name in self._moments}
-        for name, weight in self.weights.items():
-            if weight.shape != self._moments[name].mean.shape:
-                raise ValueError(f"Statistics: layer {name!r} has a weight of other channels than its mean")
+
+        known = weights or {}
+        self.weights = {name: weight for name, weight in known.items() if name in self._moments}
+        _check_weights(self.weights, self._moments)
+
         self.cost: Cost | None = None
         self.check: Check | None = None
         self.standard_errors: dict[str, tuple[Tensor, Tensor]] | None = None
@@ -120,10 +116,14 @@ class Statistics(Mapping[str, Moments]):
         return len(self._moments)
 
     def __repr__(self) -> str:
-        parts = [f"{len(self)} layers", f"{sum(m.mean.numel() for m in self.values())} channels"]
-        parts += [f"{self.cost.images:,} images"] if self.cost is not None else []
-        parts += ["unseen: " + ", ".join(self.unseen)] if self.unseen else []
-        parts += [str(self.check)] if self.check is not None else []
+        channels = sum(moments.mean.numel() for moments in self.values())
+        parts = [f"{len(self)} layers", f"{channels} channels"]
+        if self.cost is not None:
+            parts.append(f"{self.cost.images:,} images")
+        if self.unseen:
+            parts.append("unseen: " + ", ".join(self.unseen))
+        if self.check is not None:
+            parts.append(str(self.check))
         return f"Statistics({'; '.join(parts)})"
 
     def write_to(self, model: nn.Module) -> None:
@@ -139,38 +139,38 @@ class Statistics(Mapping[str, Moments]):
         """
         with torch.no_grad():
             for name, layer in self.find_layers(model, "write_to").items():
-                for buffer, value in zip(get_running_buffers(layer), (self[name].mean, self[name].var), strict=True):
-                    buffer.copy_(value)  # a backward pass that has saved the old value raises
+                moments = self[name]
+                mean, var = get_running_buffers(layer)
+                # Not through .data: a backward pass that has saved the old values raises.
+                mean.copy_(moments.mean)
+                var.copy_(moments.var)
 
     def find_layers(self, model: nn.Module, caller: str) -> dict[str, BatchNorm]:
-        """For each name here the layer of `model`, after all that could be wrong has been checked."""
+        """Find the layer of `model` for each name here, and check that the values can be written into its buffers."""
         known = batch_norm_layers(model, caller=caller)
-        layers = {name: known[own] for name, own in match_names(self, known).items()}
+        pairs = match_names(self, known)
+        layers = {name: known[other] for name, other in pairs.items()}
+
         for name, moments in self.items():
             if name not in layers:
                 raise ValueError(f"{caller}: the model has no batch-norm layer {name!r}; were these another model's?")
-            buffers = get_running_buffers(layers[name])
-            if len(moments.mean) != len(buffers[0]):
-                raise ValueError(
-                    f"{caller}: layer {name!r} has {len(buffers[0])} channels, these statistics {len(moments.mean)}"
-                )
-            if not (moments.mean.isfinite().all() and moments.var.isfinite().all() and (moments.var >= 0).all()):
-                raise ValueError(f"{caller}: layer {name!r} has a NaN, infinite or negative value; nothing was written")
-            for value, buffer in zip((moments.mean, moments.var), buffers, strict=True):
-                if value.abs().max() > torch.finfo(buffer.dtype).max:
-                    raise ValueError(
-                        f"{caller}: layer {name!r} has a value beyond {buffer.dtype}, its buffers' type; nothing was "
-                        "written"
-                    )
+            _check_writable(moments, layers[name], name, caller)
         return layers
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each layer and channel: layer, depth (from 1), channel, count, mean, var, eps."""
-        layout = Layout.of(self)
-        frame = layout.channel_frame().drop(columns="channels")
+        """Make a table of a row for each layer and channel: layer, depth (from 1), channel, count, mean, var, eps."""
+        channels = {name: moments.mean.numel() for name, moments in self.items()}
         counts = {name: float(moments.count) for name, moments in self.items()}
-        mean, var = layout.flatten(self).numpy()
-        return frame.assign(count=frame["layer"].map(counts), mean=mean, var=var, eps=layout.channel_eps.numpy())
+        means = torch.cat([moments.mean for moments in self.values()])
+        variances = torch.cat([moments.var for moments in self.values()])
+
+        frame = make_channel_frame(channels).drop(columns="channels")
+        return frame.assign(
+            count=frame["layer"].map(counts),
+            mean=means.numpy(),
+            var=variances.numpy(),
+            eps=frame["layer"].map(self.eps),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: `<layer>/mean`, `/var` and `/weight` in float64; counts and eps as metadata.
@@ -178,10 +178,18 @@ class Statistics(Mapping[str, Moments]):
         Raises:
             OSError: the file cannot be written.
         """
-        tensors = {f"{name}/{key}": getattr(m, key).clone() for name, m in self.items() for key in ("mean", "var")}
-        tensors |= {f"{name}/weight": weight.clone() for name, weight in self.weights.items()}
-        layers = [[name, None if math.isnan(m.count) else m.count, self.eps[name]] for name, m in self.items()]
-        save_tensors(path, tensors, _FORMAT, {"layers": json.dumps(layers), "unseen": json.dumps(self.unseen)})
+        tensors = {}
+        layers = []
+        for name, moments in self.items():
+            tensors[f"{name}/mean"] = moments.mean
+            tensors[f"{name}/var"] = moments.var
+            count = None if math.isnan(moments.count) else moments.count  # JSON has no NaN
+            layers.append([name, count, self.eps[name]])
+        for name, weight in self.weights.items():
+            tensors[f"{name}/weight"] = weight
+
+        metadata = {"layers": json.dumps(layers), "unseen": json.dumps(self.unseen)}
+        save_tensors(path, tensors, _FORMAT, metadata)
 
     @staticmethod
     def load(path: str | Path) -> Statistics:
@@ -192,41 +200,102 @@ class Statistics(Mapping[str, Moments]):
             ValueError: it is not a file of statistics, or damaged.
         """
         tensors, metadata = load_tensors(path, _FORMAT)
-        layers = json.loads(metadata["layers"])
-        moments = {
-            name: Moments(math.nan if count is None else count, tensors[f"{name}/mean"], tensors[f"{name}/var"])
-            for name, count, _ in layers
-        }
-        weights = {name: tensors[f"{name}/weight"] for name in moments if f"{name}/weight" in tensors}
-        return Statistics(moments, {name: eps for name, _, eps in layers}, json.loads(metadata["unseen"]), weights)
+        moments = {}
+        eps = {}
+        weights = {}
+        for name, saved_count, layer_eps in json.loads(metadata["layers"]):
+            count = math.nan if saved_count is None else saved_count
+            moments[name] = Moments(count, tensors[f"{name}/mean"], tensors[f"{name}/var"])
+            eps[name] = layer_eps
+            if f"{name}/weight" in tensors:
+                weights[name] = tensors[f"{name}/weight"]
+
+        unseen = json.loads(metadata["unseen"])
+        return Statistics(moments, eps, unseen, weights)
+
+
+def _check_moments(moments: Mapping[str, Moments], eps: Mapping[str, float]) -> None:
+    if not moments:
+        raise ValueError("Statistics: no layers; pass moments of at least one")
+    for name, value in moments.items():
+        if not isinstance(value, Moments):
+            raise TypeError(f"Statistics: layer {name!r} has a {type(value).__name__}; pass Moments")
+        if not _are_rows(value.mean, value.var):
+            raise ValueError(f"Statistics: mean and var of layer {name!r} are no tensors of one length [C]")
+        if name not in eps:
+            raise ValueError(f"Statistics: layer {name!r} has no eps; pass that of the layer")
 
 
 def _are_rows(mean: object, var: object) -> bool:
-    tensors = isinstance(mean, Tensor) and isinstance(var, Tensor)
-    return tensors and mean.dim() == 1 and mean.shape == var.shape  # type: ignore[attr-defined]
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+        return False
+    return mean.dim() == 1 and mean.shape == var.shape
+
+
+def _check_weights(weights: Mapping[str, Tensor], moments: Mapping[str, Moments]) -> None:
+    for name, weight in weights.items():
+        if weight.shape != moments[name].mean.shape:
+            raise ValueError(f"Statistics: layer {name!r} has a weight of other channels than its mean")
+
+
+def _check_writable(moments: Moments, layer: BatchNorm, name: str, caller: str) -> None:
+    """Raise ValueError unless a layer's buffers can take these values: channels, finite, not negative, in range."""
+    mean, var = get_running_buffers(layer)
+    if len(moments.mean) != len(mean):
+        raise ValueError(f"{caller}: layer {name!r} has {len(mean)} channels, these statistics {len(moments.mean)}")
+
+    is_finite = moments.mean.isfinite().all() and moments.var.isfinite().all()
+    if not (is_finite and (moments.var >= 0).all()):
+        raise ValueError(f"{caller}: layer {name!r} has a NaN, infinite or negative value; nothing was written")
+
+    for value, buffer in ((moments.mean, mean), (moments.var, var)):
+        if value.abs().max() > torch.finfo(buffer.dtype).max:
+            raise ValueError(
+                f"{caller}: layer {name!r} has a value beyond {buffer.dtype}, its buffers' type; nothing was written"
+            )
+
+
+def make_channel_frame(channels: Mapping[str, int]) -> pd.DataFrame:
+    """Make a table of a row for each channel: layer, depth (from 1), channels (of the layer), channel (from 0).
+
+    Args:
+        channels: the number of channels of each layer, by name.
+    """
+    import pandas as pd
+
+    rows = []
+    for depth, (name, size) in enumerate(channels.items(), start=1):
+        rows += [(name, depth, size, channel) for channel in range(size)]
+    return pd.DataFrame(rows, columns=["layer", "depth", "channels", "channel"])
 
 
 def write_buffers(layer: BatchNorm, moments: Moments) -> None:
     """Copy mean and variance as they are into a layer's running buffers, in place."""
-    for buffer, value in zip(get_running_buffers(layer), (moments.mean, moments.var), strict=True):
-        buffer.data.copy_(value)  # .data: a backward pass still to come may have saved the buffer
+    mean, var = get_running_buffers(layer)
+    # .data: a backward pass still to come may have saved the buffers.
+    mean.data.copy_(moments.mean)
+    var.data.copy_(moments.var)
 
 
 def running_statistics(model: nn.Module) -> Statistics:
-    """What the running buffers of `model` hold now, as is; counts are NaN.
+    """Read what the running buffers of `model` hold now, as is; counts are NaN.
 
     Raises:
         TypeError: not a module.
         ValueError: it has no batch-norm layer with running statistics.
     """
     layers = batch_norm_layers(model, caller="running_statistics")
-    moments = {name: Moments(math.nan, *read_buffers(layer).cpu().double()) for name, layer in layers.items()}
-    eps = {name: layer.eps for name, layer in layers.items()}
+    moments = {}
+    eps = {}
+    for name, layer in layers.items():
+        mean, var = read_buffers(layer).cpu().double()
+        moments[name] = Moments(math.nan, mean, var)
+        eps[name] = layer.eps
     return Statistics(moments, eps, weights=read_weights(layers))
 
 
 def read_weights(layers: Mapping[str, BatchNorm]) -> dict[str, Tensor]:
-    """The size of each channel's weight, float64 [C] on the CPU; 1 for a layer without weights."""
+    """Read the size of each channel's weight, float64 [C] on the CPU; 1 for a layer without weights."""
     weights = {}
     for name, layer in layers.items():
         weight = torch.ones(layer.num_features) if layer.weight is None else layer.weight.detach()
@@ -235,8 +304,8 @@ def read_weights(layers: Mapping[str, BatchNorm]) -> dict[str, Tensor]:
 
 
 def read_buffers(layer: BatchNorm) -> Tensor:
-    """[2, C], a copy of a layer's running mean and variance."""
-    state = layer.state_dict()  # for which self-tuned layers bring them up to date
+    """Copy a layer's running mean and variance: [2, C]."""
+    state = layer.state_dict()  # self-tuned layers bring their buffers up to date for it
     return torch.stack((state["running_mean"], state["running_var"])).detach()
 
 
@@ -244,8 +313,8 @@ def read_buffers(layer: BatchNorm) -> Tensor:
 def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
     """Evaluate under `statistics`: the model is in eval mode with them inside the block, then as it was before.
 
-    So is the random state: what is drawn in the block is drawn again after it. What is written into the model's
-    buffers in the block (by `load_state_dict`, say) is gone after it.
+    The random state is restored as well: what is drawn in the block is drawn again after it. What is written into the
+    model's buffers in the block (by `load_state_dict`, say) is gone after it.
 
     Raises:
         TypeError, ValueError: as `Statistics.write_to`, before anything is changed.
@@ -254,53 +323,10 @@ def using(model: nn.Module, statistics: Statistics) -> Iterator[nn.Module]:
         raise TypeError(f"using: statistics is a {type(statistics).__name__}; pass bnlab.Statistics")
     layers = statistics.find_layers(model, "using")
     with borrowed(model):
-        for name, layer in layers.items():  # graphs of the block save other tensors than the model's, which come back
-            layer.running_mean, layer.running_var = (buffer.clone() for buffer in get_running_buffers(layer))
+        for name, layer in layers.items():
+            # Clones: the graphs of the block save these, and not the model's own tensors, which come back.
+            mean, var = get_running_buffers(layer)
+            layer.running_mean = mean.clone()
+            layer.running_var = var.clone()
             write_buffers(layer, statistics[name])
         yield model
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which channels of a flat axis [all channels] belong to which layer: the border of arrays and `Statistics`."""
-
-    names: tuple[str, ...]
-    channels: tuple[int, ...]
-    eps: tuple[float, ...]
-
-    @staticmethod
-    def of(statistics: Statistics) -> Layout:
-        sizes = tuple(m.mean.numel() for m in statistics.values())
-        return Layout(tuple(statistics), sizes, tuple(statistics.eps.values()))
-
-    def channel_frame(self) -> pd.DataFrame:
-        """A row for each channel: layer, depth (from 1), channels (of the layer), channel (from 0)."""
-        import pandas as pd
-
-        rows = [
-            (name, depth, channels, channel)
-            for depth, (name, channels) in enumerate(zip(self.names, self.channels, strict=True), start=1)
-            for channel in range(channels)
-        ]
-        return pd.DataFrame(rows, columns=["layer", "depth", "channels", "channel"])
-
-    @cached_property
-    def channel_eps(self) -> Tensor:
-        """float64 [all channels]"""
-        eps = torch.tensor(self.eps, dtype=torch.float64, device="cpu")
-        return eps.repeat_interleave(torch.tensor(self.channels, device="cpu"))
-
-    def layer_means(self, values: Tensor) -> Tensor:
-        """[..., all channels] → [..., layers], the mean over each layer's channels."""
-        # Not a product with a matrix of weights: a NaN in one layer would reach all of them.
-        return torch.stack([part.mean(-1) for part in values.split(self.channels, dim=-1)], dim=-1)
-
-    def flatten(self, statistics: Statistics) -> Tensor:
-        """float64 [2, all channels]: mean and var, in this layout's order."""
-        return torch.cat([torch.stack((statistics[n].mean, statistics[n].var)) for n in self.names], dim=1)
-
-    def unflatten(self, values: Tensor) -> Statistics:
-        """The inverse of `flatten`, with NaN counts."""
-        parts = zip(self.names, values.split(self.channels, dim=1), strict=True)
-        moments = {name: Moments(math.nan, part[0].clone(), part[1].clone()) for name, part in parts}
-        return Statistics(moments, dict(zip(self.names, self.eps, strict=True)))

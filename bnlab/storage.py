@@ -15,11 +15,15 @@ from bnlab.files import Unreadable, reading, write_whole
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whose metadata has its `kind`; OSError if it cannot be written."""
     # Copies: safetensors refuses tensors that share memory.
-    whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    copies = {}
+    for name, tensor in tensors.items():
+        on_cpu = tensor.detach().to("cpu", copy=True)
+        copies[name] = on_cpu.contiguous()
+    labelled = {**metadata, "format": kind}
 
     def write(beside: Path) -> None:
         try:
-            save_file(whole, beside, {**metadata, "format": kind})
+            save_file(copies, beside, labelled)
         except SafetensorError as error:  # a full disk, say
             raise OSError(f"{beside}: {error}") from error
 
@@ -27,7 +31,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], kind: str, met
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that `save_tensors` wrote as one of this kind.
+    """Read tensors and metadata of a file that `save_tensors` wrote as one of this kind.
 
     Raises:
         FileNotFoundError: there is no such file; OSError: it may not be read.
@@ -35,9 +39,12 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
     """
     with Path(path).open("rb"):  # a file that is missing or may not be read is not damaged
         pass
+
     with reading(path), safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata() or {})
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if (found := metadata.get("format", "none")) != kind:
+
+    found = metadata.get("format", "none")
+    if found != kind:
         raise Unreadable(f"{path}: expected format {kind!r}, found {found!r}")
     return tensors, metadata

@@ -10,7 +10,7 @@ from torch import nn
 
 from bnlab import Moments, Statistics, gap, population_statistics, running_statistics, using
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
-from bnlab.statistics import Layout
+from bnlab.layout import Layout
 from tests import references
 from tests.helpers import images, plain, residual, train
 

@@ -22,6 +22,7 @@ FLOORS = (
     "moments",
     "memory storage estimators",
     "statistics nn",
+    "layout",
     "gaps inference recording exact",
     "decomposition cli",
 )

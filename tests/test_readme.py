@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
+import bnlab
+from tests.exact.test_own_forwards import Masked, Slim, make_sequences
 from tests.helpers import images, plain
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +39,23 @@ def test_the_lines_on_self_tuned_layers_run() -> None:
     (lines,) = [block for block in BLOCKS if "SelfTuned" in block]
     exec(lines.replace("momenta(model)", "chosen = momenta(model)"), names)
     assert names["model"] is model and (names["chosen"]["batches"] == 3).all()
+
+
+def test_the_lines_on_layers_with_forwards_of_their_own_run() -> None:
+    (lines,) = [block for block in BLOCKS if "take_unmasked" in block]
+    model = nn.ModuleList([Masked(2), Slim(8)])
+
+    def forward(model: nn.ModuleList, batch: Any) -> None:
+        model[0](*batch)
+        model[1](batch[0][:, :, :, None])
+
+    names: dict[str, Any] = {
+        **{"bnlab": bnlab, "model": model, "forward": forward, "batches": make_sequences()},
+        **{"MaskedNorm": Masked, "SlimNorm": Slim},
+    }
+    exec(lines, names)
+    assert names["exact"]["0"].mean.tolist() == pytest.approx([5, 5], abs=0.1)
+    assert names["exact"]["1"].mean[:2].max() < 4 and not names["exact"]["1"].mean[2:].any()
 
 
 def test_the_names_in_the_text_are_found() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnlab import Moments, Statistics, population_statistics, running_statistics, using
-from bnlab.statistics import Layout
+from bnlab.layout import Layout
 from tests.helpers import images, plain, residual, train, unchanged
 
 

@@ -1,4 +1,4 @@
-"""What a self-tuned layer keeps beside its buffers: a bank of averages, and the batches that wait for it."""
+"""State of a self-tuned layer beside its buffers: a bank of averages, and the batches that wait for it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bnlab.estimators.bank import BLOCK, Bank
 
 
 class Averages:
-    """A bank, and places for the moments of a layer's batches.
+    """Bank of averages, and places for the moments of a layer's batches.
 
-    Torch writes a batch's moments into a place of their own, which it does with momentum 1. The bank takes them when a
+    Torch writes a batch's moments into a place of their own, because its momentum is 1. The bank takes them when a
     block is full: after 1, 2, 4, …, 64, 128, 192, … batches.
 
     Args:
         start: [2, C], the layer's running mean and variance.
-        updates: batches that have made them what they are.
-        eps: the layer's.
+        updates: the number of batches that they average.
+        eps: the layer's eps.
 
     Attributes:
         bank: the averages after the last full block.
-        shown: [2, C], what the buffers held when they were looked at last.
+        shown: [2, C], what the buffers held when they were read last.
         is_behind: whether there are batches that the buffers do not show yet.
     """
 
@@ -33,10 +33,12 @@ class Averages:
     def __init__(self, start: Tensor, updates: int, eps: float) -> None:
         device = "cpu" if start.device.type == "mps" else start.device  # MPS has no float64
         wide = start.to(device).double()
-        self.bank = Bank.begin(wide, updates, torch.full_like(wide[0], eps), (wide.shape[1],))
-        self.shown, self.is_behind = start.clone(), False
-        self._recent = set[float]()  # of the batches of the block before
-        self._keep(start[None][:0])
+        eps_by_channel = torch.full_like(wide[0], eps)
+        self.bank = Bank.begin(wide, updates, eps_by_channel, (wide.shape[1],))
+        self.shown = start.clone()
+        self.is_behind = False
+        self._recent = set[float]()  # keys of the batches of the last full block
+        self._keep(start.new_empty(0, *start.shape))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -44,70 +46,83 @@ class Averages:
 
     def _keep(self, rows: Tensor) -> None:
         """Let these moments [n, 2, C] be the only ones that wait for the bank."""
+        rest = rows.new_zeros(BLOCK - len(rows), *rows.shape[1:])
+        self._waiting = len(rows)
         # In new memory: a backward pass still to come may have saved the old places.
-        self._waiting, self._rows = len(rows), torch.cat((rows, rows.new_zeros(BLOCK - len(rows), *rows.shape[1:])))
+        self._rows = torch.cat((rows, rest))
         values = self._rows.flatten(0, 1).unbind()
         self._places = list(zip(values[::2], values[1::2], strict=True))
 
     @property
     def place(self) -> tuple[Tensor, Tensor]:
-        """Where torch writes the mean and the variance [C] of the next batch, which `take` counts."""
+        """The place where torch writes the mean and the variance [C] of the next batch, which `take` counts."""
         return self._places[self._waiting]
 
     def fits(self, buffer: Tensor) -> bool:
-        """Whether places have this type and device."""
-        return (self._rows.dtype, self._rows.device) == (buffer.dtype, buffer.device)
+        """Return whether places have this buffer's type and device."""
+        return self._rows.dtype == buffer.dtype and self._rows.device == buffer.device
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def take(self) -> bool:
-        """Count the batch that has been written into its place; whether the bank has taken a block with it."""
+        """Count the batch that has been written into its place; return whether the bank has taken a block with it."""
         self._waiting += 1
         self.is_behind = True
         if self._waiting < self.bank.room:
             return False
+
         rows = self._find_rows()
         is_full = len(rows) == self.bank.room
         if is_full:
             self._recent = set(_list_keys(rows))
-            self.bank, rows = self.bank.forecast(rows.to(self.bank.eps)).end(), rows[:0]
+            self.bank = self._forecast(rows)
+            rows = rows[:0]
         self._keep(rows)
         return is_full
 
     def _find_rows(self) -> Tensor:
-        """Those that wait, without values that are not finite, and forwards that checkpointing has repeated."""
+        """Select the rows that wait, without values that are not finite, and forwards that checkpointing repeated."""
         rows = self._rows[: self._waiting]
-        rows = rows[rows.isfinite().flatten(1).all(1)]
+        is_finite = rows.isfinite().flatten(1).all(1)
+        rows = rows[is_finite]
+
         first: dict[float, int] = {}
         for number, key in enumerate(_list_keys(rows)):
             first.setdefault(key, number)
-        return rows[[number for key, number in first.items() if key not in self._recent]]
+        numbers = [number for key, number in first.items() if key not in self._recent]
+        return rows[numbers]
+
+    def _forecast(self, rows: Tensor) -> Bank:
+        block = self.bank.forecast(rows.to(self.bank.eps))
+        return block.end()
 
     def advance(self) -> Bank:
-        """The bank after all batches so far; this one stays where it is."""
+        """Compute the bank after all batches so far; this one stays where it is."""
         rows = self._find_rows()
-        return self.bank.forecast(rows.to(self.bank.eps)).end() if len(rows) else self.bank
+        return self._forecast(rows) if len(rows) else self.bank
 
     def settle(self) -> Tensor | None:
-        """[2, C], what is given out after all batches so far; None before the first."""
+        """Compute the running mean and variance [2, C] after all batches so far; None before the first."""
         self.is_behind = False
         bank = self.advance()
         return bank.state() if bank.count else None
 
     def export(self) -> dict[str, Any]:
-        """All that it holds, as tensors and numbers."""
+        """Return all that it holds, as tensors and numbers."""
         return {**vars(self.bank), "waiting": self._find_rows(), "shown": self.shown}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Take up what `export` gave, of a layer with as many channels."""
-        values: dict[str, Any] = {key: saved[key] for key in vars(self.bank)}
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                values[key] = value.to(self.bank.eps.device, copy=True)
+        """Continue from what `export` gave, of a layer with as many channels."""
+        device = self.bank.eps.device
+        values: dict[str, Any] = {}
+        for key in vars(self.bank):
+            value = saved[key]
+            values[key] = value.to(device, copy=True) if isinstance(value, Tensor) else value
         self.bank = replace(self.bank, **values)
         self._keep(saved["waiting"].to(self._rows))
 
 
 def _list_keys(rows: Tensor) -> list[float]:
-    """A number of each batch that no other batch has."""
-    return rows.double().flatten(1).sum(1).tolist()  # type: ignore[no-any-return]
+    """Compute a number for each batch that no other batch has."""
+    sums = rows.double().flatten(1).sum(1)
+    return sums.tolist()  # type: ignore[no-any-return]

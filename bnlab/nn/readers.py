@@ -1,4 +1,4 @@
-"""What momentum self-tuned layers have chosen."""
+"""Momenta that self-tuned layers have chosen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
-    """The momentum that each self-tuned layer of `model` has chosen for its mean and for its variance.
+    """List the momentum that each self-tuned layer of `model` has chosen for its mean and for its variance.
 
     Args:
         errors: a row for each of the 50 momenta, with the error of its forecasts, instead of the chosen one alone.
@@ -42,22 +42,30 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     for depth, (name, layer) in enumerate(list_self_tuned(model, "momenta").items(), start=1):
         layer.settle()
         bank = None if layer.averages is None else layer.averages.advance()
+        batches = 0 if bank is None else bank.count
         for place, statistic in enumerate(("mean", "var")):
-            frame = _list_momenta(bank, place).assign(layer=name, depth=depth, statistic=statistic)
-            frames.append(frame.assign(batches=bank.count if bank else 0))
+            frame = _list_momenta(bank, place)
+            frames.append(frame.assign(layer=name, depth=depth, statistic=statistic, batches=batches))
+
     frame = pd.concat(frames, ignore_index=True)
     if not errors:
         frame = frame[frame["chosen"]].reset_index(drop=True)
         frame["momentum"] = frame["momentum"].where(frame["batches"] > 0)
     frame = frame.assign(memory=1 / frame["momentum"])
+
     columns = ["layer", "depth", "statistic", "batches", "momentum", "memory"]
-    return frame[[*columns, "error", "chosen"] if errors else columns]
+    if errors:
+        columns += ["error", "chosen"]
+    return frame[columns]
 
 
 def _list_momenta(bank: Bank | None, place: int) -> pd.DataFrame:
-    """`momentum`, `error`, `chosen` of all momenta; `place`: 0 for the mean, 1 for the variance."""
+    """List `momentum`, `error`, `chosen` of all momenta; `place`: 0 for the mean, 1 for the variance."""
     import pandas as pd
 
-    chosen = int(bank.chosen[place, 0]) if bank else 0
-    frame = pd.DataFrame({"momentum": MOMENTA.numpy(), "error": bank.errors[:, place].cpu() if bank else math.nan})
-    return frame.assign(chosen=frame.index == chosen)
+    frame = pd.DataFrame({"momentum": MOMENTA.numpy()})
+    if bank is None:
+        return frame.assign(error=math.nan, chosen=frame.index == 0)
+    chosen = int(bank.chosen[place, 0])
+    errors = bank.errors[:, place].cpu()
+    return frame.assign(error=errors.numpy(), chosen=frame.index == chosen)

@@ -20,9 +20,9 @@ class SelfTuned(BatchNorm):
     """Batch norm whose running mean and variance choose their own momentum. `SelfTuned.convert` makes these layers.
 
     While the weights move fast, averages must forget fast; towards the end they should be of many batches. Each layer
-    keeps averages with 50 momenta from 0.001 to 1, each a forecast of the next batch's mean and variance. What has
-    forecast the latest batches best (about the last tenth) is what the running mean holds, and for itself the running
-    variance. `bnlab.estimators.Predictive` has the formula, its sources and what it assumes.
+    keeps averages with 50 momenta from 0.001 to 1, each a forecast of the next batch's mean and variance. The running
+    mean is whichever average has forecast the latest batches best (about the last tenth); the running variance is
+    chosen likewise, for itself. `bnlab.estimators.Predictive` has the formula, its sources and what it assumes.
 
     Training is as before, bit for bit. The buffers are brought up to date by `train()`, `eval()`, `state_dict()`, a
     forward in eval mode and after each block of batches (at most 64). Checkpoints go from and to plain models. The
@@ -67,14 +67,10 @@ class SelfTuned(BatchNorm):
         left = []
         for name, layer in batch_norm_layers(model, caller="SelfTuned.convert").items():
             if type(layer) in _KINDS:
-                layer.__class__ = _KINDS[type(layer)]
-                vars(layer).update(averages=None, latest=None, loaded=None)
-                layer.register_state_dict_pre_hook(_settle_before_saving)
-                layer.register_state_dict_post_hook(_save_averages)
-                layer.register_load_state_dict_pre_hook(_take_saved)
-                layer.register_load_state_dict_post_hook(_load_averages)
+                _convert_layer(layer)
             elif not isinstance(layer, SelfTuned):
                 left.append(name)
+
         if left:
             text = f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, and keep their momentum"
             warnings.warn(text, stacklevel=2)
@@ -82,7 +78,7 @@ class SelfTuned(BatchNorm):
 
     @staticmethod
     def revert(model: nn.Module) -> nn.Module:
-        """Make torch's own layers of them again, with the running statistics that they have now; returns the model."""
+        """Make torch's own layers of them again, with the running statistics that they have now; return the model."""
         kinds: dict[type[nn.Module], Any] = {kind: plain for plain, kind in _KINDS.items()}
         for layer in list_self_tuned(model, "SelfTuned.revert").values():
             layer.settle()
@@ -113,17 +109,30 @@ class SelfTuned(BatchNorm):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Write into the buffers what is given out after all batches so far; begin again where others have written."""
+        """Write into the buffers the statistics after all batches so far; begin again where others have written."""
         averages = self.averages
         if averages is None or self.running_mean is None or count_loans():
             return
         now = _read(self)
         if not averages.fits(now) or not torch.equal(now, averages.shown):
             self.averages = None
-        elif averages.is_behind and (state := averages.settle()) is not None:
-            for buffer, value in zip(get_running_buffers(self), state, strict=True):
-                buffer.data.copy_(value)
+            return
+
+        state = averages.settle() if averages.is_behind else None
+        if state is not None:
+            mean, var = get_running_buffers(self)
+            mean.data.copy_(state[0])
+            var.data.copy_(state[1])
             averages.shown = _read(self)
+
+
+def _convert_layer(layer: BatchNorm) -> None:
+    layer.__class__ = _KINDS[type(layer)]
+    vars(layer).update(averages=None, latest=None, loaded=None)
+    layer.register_state_dict_pre_hook(_settle_before_saving)
+    layer.register_state_dict_post_hook(_save_averages)
+    layer.register_load_state_dict_pre_hook(_take_saved)
+    layer.register_load_state_dict_post_hook(_load_averages)
 
 
 @torch.compiler.disable
@@ -132,22 +141,32 @@ def _train(layer: SelfTuned, input: Tensor) -> Tensor:
     if layer.running_mean is None or layer.momentum is None or layer.momentum == 1:
         layer.averages = None
         return super(SelfTuned, layer).forward(input)
-    if layer.averages is None or not layer.averages.fits(layer.running_mean):
-        batches = layer.num_batches_tracked
-        layer.averages = Averages(_read(layer), 1 if batches is None else int(batches), layer.eps)
-    averages, place = layer.averages, layer.averages.place
+
+    averages = layer.averages
+    if averages is None or not averages.fits(layer.running_mean):
+        averages = _begin(layer)
+        layer.averages = averages
+    mean, var = averages.place
     if layer.momentum == 0:  # for a while, as in the second forward of sharpness-aware minimization
-        return layer.average(input, *map(torch.zeros_like, place))
-    output = layer.average(input, *place)
+        return layer.average(input, torch.zeros_like(mean), torch.zeros_like(var))
+
+    output = layer.average(input, mean, var)
     if input.numel():
-        layer.latest = place
+        layer.latest = (mean, var)
         if averages.take():
             layer.settle()
     return output
 
 
+def _begin(layer: SelfTuned) -> Averages:
+    """Begin averages from the buffers."""
+    batches = layer.num_batches_tracked
+    updates = 1 if batches is None else int(batches)
+    return Averages(_read(layer), updates, layer.eps)
+
+
 def _read(layer: SelfTuned) -> Tensor:
-    """[2, C], a copy of the buffers."""
+    """Copy the buffers: [2, C]."""
     return torch.stack(get_running_buffers(layer)).detach()
 
 
@@ -167,12 +186,18 @@ class SelfTunedSyncBatchNorm(SelfTuned, nn.SyncBatchNorm):
     dims = (2, 3, 4, 5)
 
     def average(self, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        own, momentum = (self.running_mean, self.running_var), self.momentum
+        own_mean = self.running_mean
+        own_var = self.running_var
+        momentum = self.momentum
         try:
-            self.running_mean, self.running_var, self.momentum = mean, var, 1.0
+            self.running_mean = mean
+            self.running_var = var
+            self.momentum = 1.0
             return nn.SyncBatchNorm.forward(self, input)
         finally:
-            (self.running_mean, self.running_var), self.momentum = own, momentum
+            self.running_mean = own_mean
+            self.running_var = own_var
+            self.momentum = momentum
 
 
 _KINDS: dict[type[nn.Module], Any] = {
@@ -184,7 +209,7 @@ _KINDS: dict[type[nn.Module], Any] = {
 
 
 def list_self_tuned(model: nn.Module, caller: str) -> dict[str, SelfTuned]:
-    """The self-tuned layers of `model` by name; ValueError if it has none."""
+    """List the self-tuned layers of `model` by name; ValueError if it has none."""
     check_module(model, caller)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
     if not layers:
@@ -212,8 +237,15 @@ def _take_saved(layer: nn.Module, state_dict: Any, prefix: str, metadata: dict[s
 
 @torch.no_grad()
 def _load_averages(layer: nn.Module, keys: object) -> None:
-    if isinstance(layer, SelfTuned):
-        saved, layer.loaded, layer.averages = layer.loaded, None, None
-        if saved is not None and torch.equal(saved["shown"].to(now := _read(layer)), now):
-            layer.averages = Averages(now, 0, layer.eps)
-            layer.averages.load(saved)
+    if not isinstance(layer, SelfTuned):
+        return
+    saved = layer.loaded
+    layer.loaded = None
+    layer.averages = None
+    if saved is None:
+        return
+
+    now = _read(layer)
+    if torch.equal(saved["shown"].to(now), now):  # else something else has written the buffers
+        layer.averages = Averages(now, 0, layer.eps)
+        layer.averages.load(saved)

@@ -1,4 +1,4 @@
-"""The recorded batch moments of a training run, their file, and replaying any running estimator on them."""
+"""Recorded batch moments of a training run, their file, and replaying any running estimator on them."""
 
 from __future__ import annotations
 
@@ -15,41 +15,51 @@ from torch import Tensor
 
 from bnlab.arguments import check_number
 from bnlab.estimators import Estimator, Stream, fold
-from bnlab.statistics import Layout, Statistics
+from bnlab.layout import Layout
+from bnlab.statistics import Statistics
 from bnlab.storage import load_tensors, save_tensors
 
 _FORMAT = "bnlab.MomentTrace/1"
 _CHUNK = 256  # entries of one layer that are allocated at a time
 NOT_WRITTEN = -1.0  # the variance of a place that torch has not written yet
-SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; what comes after lies in files of a temporary folder
+SPILL_BYTES = 256 * 2**20  # recorded bytes kept in memory; later ones are in files of a temporary folder
 
 
 class Shelf:
-    """Where a trace keeps full chunks: in memory, and in files once SPILL_BYTES are there."""
+    """Store of a trace's full chunks: in memory, and in files once SPILL_BYTES are there."""
 
     def __init__(self) -> None:
         self._bytes = 0
 
     def keep(self, chunk: Tensor) -> Tensor:
+        """Put a full chunk where it is kept; return it there."""
         self._bytes += chunk.nbytes
         if self._bytes <= SPILL_BYTES:
             return chunk.cpu()
-        with tempfile.NamedTemporaryFile(prefix="bnlab-trace-") as file:  # its memory stays when the name is gone
-            return torch.from_file(file.name, True, chunk.numel(), dtype=chunk.dtype).view_as(chunk).copy_(chunk)
+        # The file's memory stays when its name is gone.
+        with tempfile.NamedTemporaryFile(prefix="bnlab-trace-") as file:
+            flat = torch.from_file(file.name, True, chunk.numel(), dtype=chunk.dtype)
+            stored = flat.view_as(chunk)
+            return stored.copy_(chunk)
 
 
 class LayerTrace:
-    """The recorded calls of one layer.
+    """Recorded calls of one layer.
 
     Attributes:
-        start, end: [2, C], its running mean and variance when recording began and ended; the end may be None.
-        updates, eps: its `num_batches_tracked` when recording began, 0 for a layer without; its eps.
-        steps, counts: for each call its step, and the number of values per channel.
-        momenta: for each call its weight in the layer's own average; only of calls recorded in this process.
+        start: [2, C], its running mean and variance when recording began.
+        end: [2, C], those when recording ended; may be None.
+        updates: its `num_batches_tracked` when recording began, 0 for a layer without.
+        eps: its eps.
+        steps: the step of each call.
+        counts: the number of values per channel of each call.
+        momenta: the weight of each call in the layer's own average; only of calls recorded in this process.
     """
 
     def __init__(self, start: Tensor, updates: int, eps: float, shelf: Shelf | None = None) -> None:
-        self.start, self.updates, self.eps = start, updates, eps
+        self.start = start
+        self.updates = updates
+        self.eps = eps
         self.end: Tensor | None = None
         self._shelf = shelf or Shelf()
         self.set_calls(start.new_empty(0, *start.shape), [], [], [])
@@ -59,32 +69,44 @@ class LayerTrace:
 
     def set_calls(self, moments: Tensor, steps: list[int], counts: list[int], momenta: list[float]) -> None:
         """Let these be all calls so far."""
-        self.steps, self.counts, self.momenta = steps, counts, momenta
-        self._full, self._stored = [moments.cpu()], len(moments)
+        self.steps = steps
+        self.counts = counts
+        self.momenta = momenta
+        self._full = [moments.cpu()]
+        self._stored = len(moments)  # entries in the full chunks
         self._open: Tensor | None = None  # [_CHUNK, 2, C] on the layer's device, the entries after the full chunks
         self._places: list[tuple[Tensor, Tensor]] = []  # its rows
 
     @property
     def moments(self) -> Tensor:
         """[calls, 2, C]: batch mean and unbiased batch variance as the layer computed them, in its buffers' type."""
-        rest = [] if self._open is None else [self._open[: len(self) - self._stored].cpu()]
-        return torch.cat([*self._full, *rest])
+        chunks = list(self._full)
+        if self._open is not None:
+            written = len(self) - self._stored
+            chunks.append(self._open[:written].cpu())
+        return torch.cat(chunks)
 
     def next_place(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Where torch writes the mean and the variance [C] of the next entry, of a buffer's type and device."""
-        at = len(self.steps) - self._stored
-        if at == len(self._places):
-            if self._open is not None:
-                self._full.append(self._shelf.keep(self._open))
-            with torch.inference_mode(False):  # later steps may be outside of it
-                self._open = like.new_zeros(_CHUNK, *self.start.shape)
-            self._open[:, 1] = NOT_WRITTEN
-            rows = self._open.flatten(0, 1).unbind()
-            self._places, self._stored, at = list(zip(rows[::2], rows[1::2], strict=True)), len(self.steps), 0
-        return self._places[at]
+        """Return where torch writes the mean and the variance [C] of the next entry, of a buffer's type and device."""
+        at = len(self) - self._stored
+        if at < len(self._places):
+            return self._places[at]
+        self._open_chunk(like)
+        return self._places[0]
+
+    def _open_chunk(self, like: Tensor) -> None:
+        if self._open is not None:
+            self._full.append(self._shelf.keep(self._open))
+        with torch.inference_mode(False):  # later steps may be outside of it
+            self._open = like.new_zeros(_CHUNK, *self.start.shape)
+        self._open[:, 1] = NOT_WRITTEN
+
+        rows = self._open.flatten(0, 1).unbind()
+        self._places = list(zip(rows[::2], rows[1::2], strict=True))
+        self._stored = len(self)
 
     def add(self, step: int, count: int, momentum: float) -> None:
-        """Make an entry of what is in the next place."""
+        """Make an entry of the values in the next place."""
         self.steps.append(step)
         self.counts.append(count)
         self.momenta.append(momentum)
@@ -92,24 +114,27 @@ class LayerTrace:
     def truncate(self, step: int) -> None:
         """Forget the calls after `step`."""
         length = bisect_right(self.steps, step)
-        if length < len(self):
-            self.set_calls(self.moments[:length], self.steps[:length], self.counts[:length], self.momenta[:length])
-            self.end = None
+        if length == len(self):
+            return
+        self.set_calls(self.moments[:length], self.steps[:length], self.counts[:length], self.momenta[:length])
+        self.end = None
 
 
 class MomentTrace:
     """Batch moments of every batch-norm layer over a training run; one entry for each call in train mode.
 
-    An entry of step k was measured on the weights before update k. What counts as an update, `record` says.
+    An entry of step k was measured on the weights before update k. `record` explains what counts as an update.
 
     Attributes:
         layers: name → `LayerTrace`.
-        first_step, last_step: where recording began, and how far it has come.
-        end_step: what `step` calls while the trace is recorded; None before and after.
+        first_step: the step at which recording began.
+        last_step: the latest step recorded.
+        end_step: the function that `step` calls while the trace is recorded; None before and after.
     """
 
     def __init__(self, layers: dict[str, LayerTrace], first_step: int = 0, last_step: int | None = None) -> None:
-        self.layers, self.first_step = layers, first_step
+        self.layers = layers
+        self.first_step = first_step
         self.last_step = first_step if last_step is None else last_step
         self.end_step: Callable[[], None] | None = None
 
@@ -131,14 +156,19 @@ class MomentTrace:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with `<layer>/moments`, `/steps`, `/counts`, `/start` and `/end` of each layer."""
         tensors: dict[str, Tensor] = {}
+        layers = []
         for name, layer in self.layers.items():
-            tensors |= {f"{name}/moments": layer.moments, f"{name}/start": layer.start}
-            tensors |= {} if layer.end is None else {f"{name}/end": layer.end}
-            for key in ("steps", "counts"):
-                tensors[f"{name}/{key}"] = torch.tensor(getattr(layer, key), dtype=torch.int64, device="cpu")
-        layers = json.dumps([[name, layer.updates, layer.eps] for name, layer in self.layers.items()])
-        steps = json.dumps([self.first_step, self.last_step])
-        save_tensors(path, tensors, _FORMAT, {"layers": layers, "steps": steps})
+            tensors[f"{name}/moments"] = layer.moments
+            tensors[f"{name}/start"] = layer.start
+            if layer.end is not None:
+                tensors[f"{name}/end"] = layer.end
+            tensors[f"{name}/steps"] = torch.tensor(layer.steps, dtype=torch.int64, device="cpu")
+            tensors[f"{name}/counts"] = torch.tensor(layer.counts, dtype=torch.int64, device="cpu")
+            layers.append([name, layer.updates, layer.eps])
+
+        steps = [self.first_step, self.last_step]
+        metadata = {"layers": json.dumps(layers), "steps": json.dumps(steps)}
+        save_tensors(path, tensors, _FORMAT, metadata)
 
     @staticmethod
     def load(path: str | Path) -> MomentTrace:
@@ -146,62 +176,93 @@ class MomentTrace:
         tensors, metadata = load_tensors(path, _FORMAT)
         layers: dict[str, LayerTrace] = {}
         for name, updates, eps in json.loads(metadata["layers"]):
-            layers[name] = LayerTrace(tensors[f"{name}/start"], updates, eps)
-            steps, counts = (tensors[f"{name}/{key}"].tolist() for key in ("steps", "counts"))
-            layers[name].set_calls(tensors[f"{name}/moments"], steps, counts, [])
-            layers[name].end = tensors.get(f"{name}/end")
-        return MomentTrace(layers, *json.loads(metadata["steps"]))
+            layer = LayerTrace(tensors[f"{name}/start"], updates, eps)
+            steps = tensors[f"{name}/steps"].tolist()
+            counts = tensors[f"{name}/counts"].tolist()
+            layer.set_calls(tensors[f"{name}/moments"], steps, counts, [])
+            layer.end = tensors.get(f"{name}/end")
+            layers[name] = layer
+
+        first_step, last_step = json.loads(metadata["steps"])
+        return MomentTrace(layers, first_step, last_step)
 
     @staticmethod
     def join(parts: Sequence[MomentTrace]) -> MomentTrace:
-        """One trace of consecutive parts of a run; ValueError at a gap, other layers, or buffers written in between."""
+        """Join consecutive parts of a run; ValueError at a gap, other layers, or buffers written in between."""
         if not parts:
             raise ValueError("MomentTrace.join: no parts; pass the traces of a run in order")
-        for a, b in pairwise(parts):
-            if a.last_step != b.first_step or a.layout != b.layout:
-                raise ValueError(f"MomentTrace.join: {b} does not continue {a}")
-            for name, layer in a.layers.items():
-                start = b.layers[name].start.to(layer.start)
-                if layer.end is not None and not torch.allclose(layer.end.to(start), start, 0, 0, equal_nan=True):
-                    raise ValueError(f"MomentTrace.join: buffers of {name!r} were written between {a} and {b}")
+        for before, after in pairwise(parts):
+            _check_consecutive(before, after)
+
         layers: dict[str, LayerTrace] = {}
-        for name, first in parts[0].layers.items():
-            own = [part.layers[name] for part in parts]
-            layers[name] = LayerTrace(first.start, first.updates, first.eps)
-            steps, counts = [s for x in own for s in x.steps], [c for x in own for c in x.counts]
-            layers[name].set_calls(torch.cat([x.moments for x in own]), steps, counts, [])
-            layers[name].end = own[-1].end
+        for name in parts[0].layers:
+            recorded = [part.layers[name] for part in parts]
+            layers[name] = _join_layers(recorded)
         return MomentTrace(layers, parts[0].first_step, parts[-1].last_step)
 
     def streams(self) -> Iterator[tuple[list[str], Stream]]:
-        """Names of layers that were called at the same steps together, and what was recorded of them."""
+        """Group the layers that were called at the same steps: their names, and what was recorded of them."""
         groups: dict[tuple[int, ...], list[str]] = {}
         for name, layer in self.layers.items():
-            groups.setdefault((layer.updates, *layer.steps), []).append(name)
+            calls = (layer.updates, *layer.steps)
+            groups.setdefault(calls, []).append(name)
+
         for names in groups.values():
-            members = [self.layers[name] for name in names]
-            repeats = torch.tensor([layer.start.shape[1] for layer in members], device="cpu")
-            counts = torch.tensor([layer.counts for layer in members], dtype=torch.float64, device="cpu")
-            eps = torch.tensor([layer.eps for layer in members], dtype=torch.float64, device="cpu")
-            stream = Stream(
-                start=torch.cat([layer.start for layer in members], dim=1).cpu().double(),
-                batches=torch.cat([layer.moments for layer in members], dim=2).double(),
-                counts=counts.T.repeat_interleave(repeats, dim=1),
-                updates=members[0].updates,
-                eps=eps.repeat_interleave(repeats),
-                layers=tuple(repeats.tolist()),
-            )
-            yield names, stream
+            yield names, _make_stream([self.layers[name] for name in names])
 
     @property
     def layout(self) -> Layout:
         """The flat channel axis of `replay_bank`: all layers in order."""
         layers = self.layers.values()
-        return Layout(tuple(self.layers), tuple(x.start.shape[1] for x in layers), tuple(x.eps for x in layers))
+        channels = tuple(layer.start.shape[1] for layer in layers)
+        eps = tuple(layer.eps for layer in layers)
+        return Layout(tuple(self.layers), channels, eps)
+
+
+def _check_consecutive(before: MomentTrace, after: MomentTrace) -> None:
+    if before.last_step != after.first_step or before.layout != after.layout:
+        raise ValueError(f"MomentTrace.join: {after} does not continue {before}")
+    for name, layer in before.layers.items():
+        if layer.end is None:
+            continue
+        start = after.layers[name].start.to(layer.start)
+        end = layer.end.to(start)
+        if not torch.allclose(end, start, 0, 0, equal_nan=True):
+            raise ValueError(f"MomentTrace.join: buffers of {name!r} were written between {before} and {after}")
+
+
+def _join_layers(parts: Sequence[LayerTrace]) -> LayerTrace:
+    first = parts[0]
+    steps: list[int] = []
+    counts: list[int] = []
+    for part in parts:
+        steps += part.steps
+        counts += part.counts
+
+    joined = LayerTrace(first.start, first.updates, first.eps)
+    moments = torch.cat([part.moments for part in parts])
+    joined.set_calls(moments, steps, counts, [])
+    joined.end = parts[-1].end
+    return joined
+
+
+def _make_stream(layers: Sequence[LayerTrace]) -> Stream:
+    """Put the channels of layers that were called at the same steps side by side."""
+    channels = torch.tensor([layer.start.shape[1] for layer in layers], device="cpu")
+    counts = torch.tensor([layer.counts for layer in layers], dtype=torch.float64, device="cpu")
+    eps = torch.tensor([layer.eps for layer in layers], dtype=torch.float64, device="cpu")
+    return Stream(
+        start=torch.cat([layer.start for layer in layers], dim=1).cpu().double(),
+        batches=torch.cat([layer.moments for layer in layers], dim=2).double(),
+        counts=counts.T.repeat_interleave(channels, dim=1),
+        updates=layers[0].updates,
+        eps=eps.repeat_interleave(channels),
+        layers=tuple(channels.tolist()),
+    )
 
 
 def replay(trace: MomentTrace, estimator: Estimator, steps: Iterable[int] | None = None) -> dict[int, Statistics]:
-    """What `estimator` would hold after each of `steps` of the recorded run, started from the trace's own start.
+    """Compute what `estimator` would hold after each of `steps` of the recorded run, from the trace's own start.
 
     Args:
         estimator: such as EMA(momentum=0.1).
@@ -216,13 +277,16 @@ def replay(trace: MomentTrace, estimator: Estimator, steps: Iterable[int] | None
         raise TypeError(f"replay: trace is a {type(trace).__name__}; pass a MomentTrace, e.g. from bnlab.record")
     if steps is not None and not isinstance(steps, Iterable):
         raise TypeError(f"replay: steps is a {type(steps).__name__}; pass a list of steps, or None for all")
-    wanted = list(range(trace.first_step, trace.last_step + 1) if steps is None else steps)
-    values = replay_bank(trace, [estimator], wanted)[0]
-    return dict(zip(wanted, map(trace.layout.unflatten, values), strict=True))
+
+    every_step = range(trace.first_step, trace.last_step + 1)
+    wanted = list(every_step if steps is None else steps)
+    states = replay_bank(trace, [estimator], wanted)[0]
+    layout = trace.layout
+    return {step: layout.unflatten(state) for step, state in zip(wanted, states, strict=True)}
 
 
 def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequence[int]) -> Tensor:
-    """`replay` of many at once: float64 [estimators, steps, 2, all channels], channels as in `trace.layout`."""
+    """Replay many estimators at once: float64 [estimators, steps, 2, all channels], channels as in `trace.layout`."""
     for estimator in estimators:
         if not isinstance(estimator, Estimator):
             raise TypeError(f"replay: {estimator!r} is no estimator; pass an instance such as EMA(momentum=0.1)")
@@ -231,8 +295,12 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
     for step in steps:
         message = f"replay: step {step!r} is not one of the trace ({trace.first_step} to {trace.last_step})"
         check_number(step, lambda s: trace.first_step <= s <= trace.last_step, message, kind=Integral)
+
     parts: dict[str, Tensor] = {}
     for names, stream in trace.streams():
-        positions = [bisect_right(trace.layers[names[0]].steps, step) for step in steps]
-        parts |= zip(names, fold(estimators, stream, positions).split(stream.layers, dim=3), strict=True)
+        calls = trace.layers[names[0]].steps
+        positions = [bisect_right(calls, step) for step in steps]
+        states = fold(estimators, stream, positions)
+        by_layer = states.split(stream.layers, dim=3)
+        parts.update(zip(names, by_layer, strict=True))
     return torch.cat([parts[name] for name in trace.layers], dim=3)

@@ -17,9 +17,9 @@ from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
+from bnlab.layout import Layout
 from bnlab.recording.block import record
 from bnlab.recording.trace import replay_bank
-from bnlab.statistics import Layout
 
 _TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images `_tid` averages over
 

@@ -14,8 +14,8 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.measurements.streams import final_step
+from bnlab.layout import Layout
 from bnlab.recording.frozen import record_frozen
-from bnlab.statistics import Layout
 
 scope = final_step
 EPOCHS = 24

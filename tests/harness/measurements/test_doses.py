@@ -12,7 +12,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.doses import disturb, draw_signs
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.statistics import Layout
+from bnlab.layout import Layout
 from tests.references import batch_norms, float64_copy
 
 
