@@ -157,8 +157,8 @@ class Walk:
         part = reader.read(values.x) if stays else reader.read_exactly(values.x)
         notes = self._current.notes
         if notes is not None:
-            few = reader.read_exactly(values.x[: self._task.few])
-            notes.append(Note(name, reader.pool([part], []), reader.pool([few], [])))
+            few = reader.measure(values.x[: self._task.few])
+            notes.append(Note(name, reader.pool([part], []), few))
         return part
 
     def _check_channels(self, name: str, values: Values) -> None:

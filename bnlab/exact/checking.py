@@ -67,8 +67,7 @@ def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
     calls: list[tuple[str, Pooled]] = []
 
     def note(name: str, values: Values) -> None:
-        part = task.reader.read_exactly(values.x)
-        calls.append((name, task.reader.pool([part], [])))
+        calls.append((name, task.reader.measure(values.x)))
 
     with watched(task, task.layers, note):
         task.evaluate(batch)

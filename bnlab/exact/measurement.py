@@ -124,8 +124,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
                 "with; use larger batches or upstream='population'"
             )
-        part = task.reader.read_exactly(values.x)
-        parts.setdefault(name, []).append(task.reader.pool([part], []))
+        parts.setdefault(name, []).append(task.reader.measure(values.x))
         channels[name] = values.channels
 
     with measured(task.model):

@@ -16,7 +16,8 @@ from bnlab.reading import Partial, Pooled, pool_exactly, pool_on_device, read, r
 class Reader(ABC):
     """Reads what layers are given.
 
-    `read` gives what `pool` takes; `read_exactly` gives the same of values that cannot be read again.
+    `read` gives what `pool` takes; `read_exactly` gives the same of values that cannot be read again, `measure` their
+    moments.
 
     Attributes:
         is_immediate: whether moments can be looked at without waiting for a device.
@@ -27,6 +28,10 @@ class Reader(ABC):
     @abstractmethod
     def read(self, x: Tensor) -> Any:
         """Read `x` [N, C, ...] once; it stays there to be read again."""
+
+    @abstractmethod
+    def measure(self, x: Tensor) -> Pooled:
+        """The moments of `x` [N, C, ...]."""
 
     @abstractmethod
     def read_exactly(self, x: Tensor) -> Any:
@@ -45,8 +50,11 @@ class CpuReader(Reader):
     def read(self, x: Tensor) -> Partial:
         return read(x)
 
+    def measure(self, x: Tensor) -> Pooled:
+        return pool_exactly([read(x)], lambda shift, channels: [read(x, shift, channels)])
+
     def read_exactly(self, x: Tensor) -> Partial:
-        return Partial.of(pool_exactly([read(x)], lambda shift, channels: [read(x, shift, channels)]))
+        return Partial.of(self.measure(x))
 
     def pool(self, parts: Sequence[Partial], waiting: Sequence[Tensor]) -> Pooled:
         gone = parts[len(waiting) :]
@@ -64,6 +72,9 @@ class DeviceReader(Reader):
     is_immediate = False
 
     def read(self, x: Tensor) -> Pooled:
+        return read_on_device(x)
+
+    def measure(self, x: Tensor) -> Pooled:
         return read_on_device(x)
 
     def read_exactly(self, x: Tensor) -> Pooled:
