@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 MODULE = """
 import torch
@@ -49,6 +53,20 @@ def partly():
 
 def deep(layers):
     return model()
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(1)
+
+    def forward(self, x, scale):
+        return self.bn(x * scale)
+
+def two():
+    return Two()
+
+def call_two(model, batch):
+    return model(batch, 2.0)
 
 net = model()
 number = 5
@@ -108,6 +126,47 @@ def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
     done = bnlab(folder, "gap", *words)
     assert done.returncode == 2 and message in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3
+
+
+def test_a_model_that_is_called_otherwise(folder: Path) -> None:
+    done = bnlab(folder, "gap", "mine:two", "mine:batches")
+    assert done.returncode == 2 and "missing 1 required positional argument: 'scale'" in done.stderr
+    assert "--forward package.module:function" in done.stderr and "Traceback" not in done.stderr
+    done = bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:call_two")
+    assert done.returncode == 0 and "24 images" in done.stdout
+    done = bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:nowhere")
+    assert done.returncode == 2 and "mine:nowhere: cannot be imported" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "wrapped.pt"])
+def test_weights_of_a_file(folder: Path, name: str) -> None:
+    torch.manual_seed(1)
+    state = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2)
+    ).state_dict()
+    state["1.running_mean"] += 100
+    if name.endswith("safetensors"):
+        save_file(state, folder / name)
+    else:
+        torch.save({"state_dict": state} if name == "wrapped.pt" else state, folder / name)
+    done = bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", name)
+    assert done.returncode == 0 and float(done.stdout.splitlines()[1].split()[3]) > 10
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ([1, 2], "is not of this model"),
+        ({"0.weight": torch.zeros(1)}, "is not of this model"),
+        (Path("x"), "cannot be read"),
+    ],
+)
+def test_weights_that_cannot_be_loaded(folder: Path, content: Any, message: str) -> None:
+    if content is not None:
+        torch.save(content, folder / "w.pt")
+    done = bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", "w.pt")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_help_and_version(folder: Path) -> None:

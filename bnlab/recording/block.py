@@ -44,7 +44,8 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         TypeError, ValueError: an argument is none of these; no batch-norm layer with running statistics.
 
     Warns:
-        UserWarning: when the block ends. Buffers are not the average of what was recorded (replays are), nothing was
+        UserWarning: when the block ends. Buffers are not the average of what was recorded (replays are), a layer was left
+            to its own forward because what it takes cannot be read, nothing was
             recorded, or several forwards are on one step, and no update was seen.
     """
     layers = batch_norm_layers(model, caller="record")
