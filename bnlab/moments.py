@@ -99,10 +99,12 @@ def compare_moments(reference: Moments, other: Moments, scale: Tensor | None = N
         scale: [C], the variance that both are relative to; default the reference's.
     """
     var = reference.var if scale is None else scale
-    mean_off = (other.mean - reference.mean).abs() / var.sqrt()
-    var_off = (other.var - reference.var).abs() / var
-    return _find_largest(mean_off), _find_largest(var_off)
+    mean_off = _find_largest(other.mean - reference.mean, var.sqrt())
+    var_off = _find_largest(other.var - reference.var, var)
+    return mean_off, var_off
 
 
-def _find_largest(differences: Tensor) -> float:
-    return float(differences.nan_to_num(0.0, torch.inf).max())
+def _find_largest(differences: Tensor, scale: Tensor) -> float:
+    """The largest difference in a unit; 0 of nothing in nothing, inf of what is not finite."""
+    ratios = (differences.abs() / scale).where(differences != 0, 0.0)
+    return float(ratios.nan_to_num(torch.inf, torch.inf).max())

@@ -217,3 +217,9 @@ def test_refused_merges() -> None:
     for a, b in ((some, running), (running, some)):
         with pytest.raises(ValueError, match="a running average has no count; merge measured moments only"):
             a.merge(b)
+
+
+def test_what_is_not_finite_is_infinitely_far_off() -> None:
+    one = Moments(2, torch.tensor([0.0, 1.0]).double(), torch.tensor([0.0, 1.0]).double())
+    spoilt = Moments(2, torch.tensor([0.0, torch.nan]).double(), torch.tensor([0.0, 1.0]).double())
+    assert compare_moments(one, one) == (0.0, 0.0) and compare_moments(one, spoilt) == (float("inf"), 0.0)

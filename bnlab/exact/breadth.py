@@ -8,11 +8,11 @@ until there is. Where none may wait no forward is interrupted by another one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from greenlet import greenlet
 
 from bnlab.exact.inputs import Values
@@ -93,7 +93,6 @@ class Walk:
 
     Attributes:
         statistics: moments of each layer, in the order in which they were finished.
-        channels: of layers that were given some of their channels only, which.
         revisited: layers that were called once more after they had been finished.
         forwards: how often a forward was begun.
     """
@@ -106,7 +105,6 @@ class Walk:
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._kinds = list_kinds(task.device)
         self.statistics: dict[str, Pooled] = {}
-        self.channels: dict[str, torch.Tensor | None] = {}
         self.revisited = set[str]()
         self.forwards = 0
 
@@ -148,29 +146,20 @@ class Walk:
         elif name in self.statistics:
             self.revisited.add(name)
         else:
-            greenlet.getcurrent().parent.switch(name, values)  # type: ignore[union-attr]
+            parent = greenlet.getcurrent().parent
+            if parent is None:
+                raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
+            parent.switch(name, values)
 
     def _measure(self, name: str, values: Values, stays: bool) -> Any:
         """Read what a layer normalizes; `stays`: it can be read again."""
-        self._check_channels(name, values)
         reader = self._task.reader
         part = reader.read(values.x) if stays else reader.read_exactly(values.x)
         notes = self._current.notes
         if notes is not None:
             few = reader.measure(values.x[: self._task.few])
-            notes.append(Note(name, reader.pool([part], []), few))
+            notes.append(Note(name, reader.pool([part], [values.x] if stays else []), few))
         return part
-
-    def _check_channels(self, name: str, values: Values) -> None:
-        before = self.channels.setdefault(name, values.channels)
-        if before is None or values.channels is None:
-            is_same = before is values.channels
-        else:
-            is_same = torch.equal(before, values.channels)
-        if not is_same:
-            raise ValueError(
-                f"{CALLER}: layer {name!r} is given other channels in another call; leave it out with layers="
-            )
 
     # -- one layer after the other -----------------------------------------------------------------------------------
 
@@ -183,9 +172,10 @@ class Walk:
 
     def _continue(self, name: str) -> None:
         """Let all that wait at a finished layer go on, and run again what does not wait."""
-        again = [batch for batch in self._batches if not batch.waits and batch.place is not None]
-        for batch in self._batches:
-            if batch.waits and batch.place == name:
+        here = [batch for batch in self._batches if batch.place == name]
+        again = [batch for batch in here if not batch.waits]
+        for batch in here:
+            if batch.waits:
                 self._budget.release(batch.index)
                 self._advance(batch, batch.leave())
         self._begin(again)
@@ -201,21 +191,25 @@ class Walk:
 
         batch.place, values = stop
         waits = self._budget.admit(batch.index, batch.place)
-        reason = ""
-        if waits and read_fixed_settings() != fixed:
-            reason = f"its forward keeps a setting of torch's changed at layer {batch.place!r}"
-        elif waits and not self._task.buffers.are_own(batch.place):
-            reason = f"its forward puts other tensors in the place of those of layer {batch.place!r} (functional_call)"
-        if reason or not waits:
-            walker.throw()  # GreenletExit
-        if reason:
-            raise Interleaved(reason)
-
-        batch.part = self._measure(batch.place, values, stays=waits)
-        batch.stops[batch.place] = False
         if waits:
+            reason = self._find_interruption(batch.place, fixed)
+            if reason:
+                _end(walker)
+                raise Interleaved(reason)
             batch.walker = walker
             batch.values = values
+        else:
+            _end(walker)
+        batch.part = self._measure(batch.place, values, stays=waits)
+        batch.stops[batch.place] = False
+
+    def _find_interruption(self, name: str, fixed: tuple[Any, ...]) -> str:
+        """Why a forward cannot wait at a layer; empty where it can."""
+        if read_fixed_settings() != fixed:
+            return f"its forward keeps a setting of torch's changed at layer {name!r}"
+        if not self._task.buffers.are_own(name):
+            return f"its forward puts other tensors in the place of those of layer {name!r} (functional_call)"
+        return ""
 
     def _switch(self, batch: _Batch, walker: Any, *args: int) -> Any:
         """Let a forward run under its own settings, until it comes to a layer; the caller's are back afterwards."""
@@ -236,8 +230,9 @@ class Walk:
 
     def _end_forwards(self) -> None:
         for batch in self._batches:
-            if batch.walker is not None:
-                batch.walker.throw()  # GreenletExit
+            walker = batch.leave()
+            if walker is not None:
+                _end(walker)
 
     def _choose(self) -> str | None:
         """The layer that is finished next: at which a first batch is; those that wait come first."""
@@ -264,7 +259,15 @@ class Walk:
                 self._finish(name, self._task.reader.pool(parts, []) if parts else None)
 
     def _finish(self, name: str, own: Pooled | None) -> None:
+        if not self._task.ranks.is_alone:
+            self._task.share_channels()
         pooled = self._task.ranks.merge(own)
         if self._task.reader.is_immediate:  # elsewhere it is checked at the end, so that nobody waits
             self._task.check_moments(name, pooled)
-        self.statistics[name] = self._task.inputs.complete(name, pooled, self.channels.get(name))
+        self.statistics[name] = self._task.complete(name, pooled)
+
+
+def _end(walker: Any) -> None:
+    """End a forward that waits; what it raises on its way out is not what is wrong."""
+    with contextlib.suppress(Exception):
+        walker.throw()  # GreenletExit

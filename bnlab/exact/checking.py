@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -47,11 +48,11 @@ def _compare(task: Task, walk: Walk, batch: Any, expected: Sequence[tuple[str, P
     calls = record_calls(task, batch)
     names = [name for name, _ in calls]
     expected_names = [name for name, _ in expected]
-    if names != expected_names:
-        first = (names or expected_names)[0]
-        return Check(False, first, math.inf)
+    for name, expected_name in zip_longest(names, expected_names):
+        if name != expected_name:
+            return Check(False, expected_name or name, math.inf)
 
-    scales = _find_scales(walk)
+    scales = _find_scales(task, walk)
     worst = 0.0
     failed = None
     for (name, own), (_, noted) in zip(fetch_calls(calls), fetch_calls(expected), strict=True):
@@ -74,11 +75,11 @@ def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
     return calls
 
 
-def _find_scales(walk: Walk) -> dict[str, Tensor]:
+def _find_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
     """The variance of each layer's measured channels, which differences are relative to."""
     scales = {}
     for name, moments in fetch(walk.statistics).items():
-        channels = walk.channels.get(name)
+        channels = task.inputs.channels.get(name)
         scales[name] = moments.var if channels is None else moments.var[channels]
     return scales
 
@@ -90,10 +91,11 @@ def find_self_dependent(task: Task, walk: Walk) -> list[str]:
     where two evaluations differ by themselves, as in a model that draws random numbers.
     """
     batch = take_images(task.data[0], task.few)
-    scales = _find_scales(walk)
+    scales = _find_scales(task, walk)
     before = _record_first_calls(task, batch)
     again = _record_first_calls(task, batch)
-    if any(_differ(before[name], again.get(name), scales[name]) for name in before):
+    is_known = before.keys() <= scales.keys()
+    if not is_known or any(_differ(before[name], again.get(name), scales[name]) for name in before):
         return []
 
     dependent = []

@@ -57,6 +57,7 @@ def settle(
     noted = _choose_noted(task)
     given: Mapping[str, Moments] = dict(dependent or {})
     search = _Search()
+    restarts = 0
     while True:
         walk = Walk(task, budget, given, noted).go(progress)
         cost.forwards += walk.forwards
@@ -66,6 +67,9 @@ def settle(
         names = set().union(given, *task.ranks.gather(walk.revisited))
         found = _fetch(task, walk, names)
         if given.keys() != found.keys():
+            restarts += 1
+            if restarts > len(task.layers) + _PLAIN_TRIALS:
+                raise ValueError(_describe_failure(found))
             given = found
             search = _Search()
             continue
@@ -157,10 +161,7 @@ def _take_remainder(task: Task, best: _Trial | None) -> Walk:
     """The walk that came nearest, with what was given to it."""
     assert best is not None  # there was a trial
     if best.remainder > _SMALL:
-        raise ValueError(
-            f"{CALLER}: the statistics of {join_names(best.found)}, which depend on themselves (called several times, "
-            "or part of their own input), do not settle; leave them out with layers="
-        )
+        raise ValueError(_describe_failure(best.found))
     warnings.warn(
         f"{CALLER}: the statistics of {join_names(best.found)} depend on themselves and do not settle fully: an "
         f"evaluation under them gives others, by {best.remainder:.2%} of σ or of the variance",
@@ -172,6 +173,13 @@ def _take_remainder(task: Task, best: _Trial | None) -> Walk:
     for name, pooled in best.walk.statistics.items():
         task.buffers.write(name, pooled)
     return best.walk
+
+
+def _describe_failure(names: Collection[str]) -> str:
+    return (
+        f"{CALLER}: the statistics of {join_names(names)}, which depend on themselves (called several times, or part "
+        "of their own input), do not settle; leave them out with layers="
+    )
 
 
 def _do_nothing() -> None:

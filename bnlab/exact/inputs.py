@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, get_input, get_running_buffers, join_names
-from bnlab.reading import Pooled
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, get_input, join_names
 
 Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
 """Called with a layer and the arguments of its call; returns the values that it normalizes, or these and channels."""
@@ -35,6 +34,9 @@ class Inputs:
         given: by the name or the class of a layer, the function that tells what it normalizes.
         caller: the public call on whose behalf this is.
 
+    Attributes:
+        channels: of each layer that was called, which of its channels it was given; None: all.
+
     Raises:
         TypeError: `given` is no mapping to functions.
         ValueError: a name or class in it is none of these layers'.
@@ -43,7 +45,7 @@ class Inputs:
     def __init__(self, layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract] | None, caller: str) -> None:
         self._caller = caller
         self._extracts = _find_extracts(layers, given or {}, caller)
-        self._kept: dict[str, Tensor] = {}  # the buffers of layers of which some channels are measured
+        self.channels: dict[str, Tensor | None] = {}
 
     def is_told(self, name: str) -> bool:
         """Whether the caller has said what this layer normalizes."""
@@ -62,16 +64,22 @@ class Inputs:
             return None
         if channels is None:
             check_input(name, layer, x, self._caller)
-            return Values(x, None)
-        return Values(x, self._find_channels(name, layer, x, channels))
+            chosen = None
+        else:
+            chosen = self._find_channels(name, layer, x, channels)
+        self.set_channels(name, chosen)
+        return Values(x, chosen)
 
-    def complete(self, name: str, pooled: Pooled, channels: Tensor | None) -> Pooled:
-        """The moments of all channels of a layer: those that were not measured keep what its buffers held."""
-        if channels is None:
-            return pooled
-        mean, var = self._kept[name].to(pooled.mean)
-        there = channels.to(pooled.mean.device)
-        return Pooled(pooled.count, mean.index_copy(0, there, pooled.mean), var.index_copy(0, there, pooled.var))
+    def set_channels(self, name: str, channels: Tensor | None) -> None:
+        """Keep which channels a layer is given; ValueError if they are others than in another call."""
+        before = self.channels.setdefault(name, channels)
+        is_same = before is channels
+        if before is not None and channels is not None:
+            is_same = torch.equal(before, channels)
+        if not is_same:
+            raise ValueError(
+                f"{self._caller}: layer {name!r} is given other channels in another call; leave it out with layers="
+            )
 
     def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
         known = torch.arange(layer.num_features)
@@ -85,8 +93,8 @@ class Inputs:
                 f"{self._caller}: inputs= for layer {name!r} gives values {shape} and {len(chosen)} channels; "
                 "pass values [M, C] or [N, C, ...] with as many channels"
             )
-        if name not in self._kept:
-            self._kept[name] = torch.stack(get_running_buffers(layer)).detach().clone()
+        if len(chosen.unique()) < len(chosen):
+            raise ValueError(f"{self._caller}: inputs= for layer {name!r} gives a channel twice")
         return chosen
 
 

@@ -29,21 +29,23 @@ def measure_exactly(
     """Moments of each layer, every earlier layer normalizing with its own: breadth-first, or as slow as it takes."""
     sizes = [max(1, count_bytes(batch)) for batch in task.data]
     cost = Cost(0, len(task.data), 0, sum(sizes), passes=0)
-    try:
-        with measured(task.model):
-            profile = task.ranks.together(lambda: profile_forward(task))
-            failed: Check | None = None
-            if strategy == "breadth":
-                budget = task.ranks.together(lambda: Budget(sizes, profile, limit))
-                walk, failed, reason = _measure_breadth_first(task, budget, cost, progress)
-                if walk is not None:
-                    return _fetch_all(task, walk), cost, failed
-                _warn_of_slow_way(task, reason)
-        with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
-            walk, check = _measure_layer_by_layer(task, Budget(sizes, None, limit), cost, progress)
-            return _fetch_all(task, walk), cost, failed or check
-    finally:
-        task.buffers.restore()
+    failed: Check | None = None
+    with measured(task.model):
+        profile = task.ranks.together(lambda: profile_forward(task))
+        if strategy == "breadth":
+            budget = task.ranks.together(lambda: Budget(sizes, profile, limit))
+            walk, failed, reason = _measure_breadth_first(task, budget, cost, progress)
+            if walk is not None:
+                return _fetch_all(task, walk), cost, failed
+            _warn_of_slow_way(task, reason)
+            progress = _do_nothing
+    with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
+        walk, check = _measure_layer_by_layer(task, Budget(sizes, None, limit), cost, progress)
+        return _fetch_all(task, walk), cost, failed or check
+
+
+def _do_nothing() -> None:
+    """Progress was shown in an earlier pass."""
 
 
 def _measure_breadth_first(
@@ -53,12 +55,13 @@ def _measure_breadth_first(
     try:
         walk = settle(task, budget, cost, progress)
         cost.peak_bytes = budget.peak
+        _fetch_all(task, walk)  # what is not finite is no matter of the check
         check = check_walk(task, walk)
         if check is None or check.held:
             return walk, check, ""
         dependent = _find_dependent(task, walk)
         if dependent:
-            walk = settle(task, budget, cost, progress, dependent)
+            walk = settle(task, budget, cost, _do_nothing, dependent)
             check = check_walk(task, walk)
             if check is None or check.held:
                 return walk, check, ""
@@ -66,8 +69,13 @@ def _measure_breadth_first(
         reason += "model keeps state between its layers, or is random"
         return None, check, reason
     except Interleaved as error:
-        if error.batch is not None:
-            task.run(error.batch)  # alone: what it raises is the caller's
+        failed = error.batch
+
+        def run_alone() -> None:
+            if failed is not None:
+                task.run(failed)  # what it raises alone is the caller's
+
+        task.ranks.together(run_alone)
         return None, None, str(error)
 
 
@@ -77,7 +85,7 @@ def _measure_layer_by_layer(task: Task, budget: Budget, cost: Cost, progress: Pr
     if check is not None and not check.held:
         dependent = _find_dependent(task, walk)
         if dependent:
-            walk = settle(task, budget, cost, progress, dependent)
+            walk = settle(task, budget, cost, _do_nothing, dependent)
             check = check_walk(task, walk)
     if check is not None and not check.held:
         warnings.warn(
@@ -116,7 +124,6 @@ def _fetch_all(task: Task, walk: Walk) -> dict[str, Moments]:
 def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Moments], Cost]:
     """Every measured layer normalizes with its batch's statistics; moments are pooled."""
     parts: dict[str, list[Pooled]] = {}
-    channels = {}
 
     def take(name: str, values: Values) -> None:
         if values.x.numel() == values.x.shape[1]:
@@ -125,7 +132,6 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
                 "with; use larger batches or upstream='population'"
             )
         parts.setdefault(name, []).append(task.reader.measure(values.x))
-        channels[name] = values.channels
 
     with measured(task.model):
         task.ranks.together(lambda: profile_forward(task))
@@ -134,11 +140,12 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         with watched(task, task.layers, take):
             task.ranks.together(task.run_all)
 
+    task.share_channels()
     merged = {}
     names = dict.fromkeys(name for own in task.ranks.gather(list(parts)) for name in own)
     for name in names:
         own = fetch_pooled(parts.get(name, []))
-        pooled = task.inputs.complete(name, task.ranks.merge(own), channels.get(name))
+        pooled = task.complete(name, task.ranks.merge(own))
         merged[name] = Moments(pooled.count, pooled.mean, pooled.var)
         task.check_moments(name, merged[name])
         progress()

@@ -5,8 +5,10 @@ Statistics are exact where an ordinary evaluation under them gives each layer an
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ def population_statistics(
 
     The model comes back as it was. A few images are evaluated again at the end: where that does not give what was
     measured, all is measured layer by layer, with a RuntimeWarning that says why. Forwards that wait for each other (a
-    lock held across a layer), or that run layers in threads, need strategy="layerwise".
+    lock held across a layer) need strategy="layerwise"; layers that run in threads cannot be measured.
 
     Args:
         model: any module with batch-norm layers that keep running statistics.
@@ -96,10 +98,10 @@ def population_statistics(
     reader = choose_reader(device, ranks.is_alone)
     task = Task(unwrap_parallel(model), targets, forward or call, device, [], ranks, chosen, reader)
 
-    with keep_random_state(model):  # loaders draw their seeds
+    with keep_random_state(model), contextlib.closing(task.buffers):  # loaders draw their seeds
         source = _Source(batches, units)
         if max_images != "auto":
-            source.read(task.data, max_images)  # type: ignore[arg-type]
+            ranks.together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
             statistics = _measure(task, units, upstream, strategy, limit, progress)
             if standard_errors:
                 statistics.standard_errors, together = measure_errors(task, units, statistics, upstream)
@@ -109,13 +111,13 @@ def population_statistics(
         wanted = _FIRST_IMAGES
         while True:
             least = 1 if units.is_told else LEAST_BATCHES
-            is_exhausted = all(ranks.gather(source.read(task.data, wanted, least)))
+            is_exhausted = all(ranks.gather(ranks.together(partial(source.read, task.data, wanted, least))))
             statistics = _measure(task, units, upstream, strategy, limit, progress)
             statistics.standard_errors, together = measure_errors(task, units, statistics, upstream)
             if is_exhausted or find_worst_error(statistics) <= (tolerance or 0.0):
                 warn_of_rows(together)
                 return statistics
-            wanted *= 2
+            wanted = 2 * max(wanted, sum(map(units.count, task.data)))
 
 
 def _check_arguments(upstream: str, strategy: str, max_images: int | str | None, tolerance: float | None) -> None:
@@ -154,18 +156,19 @@ class _Source:
                 raise ValueError(f"{CALLER}: a batch has no images; leave empty batches out")
             data.append(batch)
             images += count
-            if wanted is not None and images >= wanted and len(data) >= least_batches:
+            is_enough = wanted is not None and images >= wanted and len(data) >= least_batches
+            self._check_memory(batch, len(data), is_enough)
+            if is_enough:
                 return False
-            self._check_memory(batch, len(data))
         return True
 
-    def _check_memory(self, batch: Any, batches: int) -> None:
+    def _check_memory(self, batch: Any, batches: int, is_enough: bool) -> None:
         devices = {tensor.device for tensor in list_tensors(batch)}
         for device in devices:
             free = self._free.setdefault(device, find_free_bytes(device))
             own = sum(tensor.nbytes for tensor in list_tensors(batch) if tensor.device == device)
             self._bytes[device] = self._bytes.get(device, 0) + own
-            if 2 * self._bytes[device] > free:
+            if 2 * self._bytes[device] > free and not is_enough:
                 raise ValueError(
                     f"{CALLER}: {batches:,} batches take {self._bytes[device]:,} bytes, more than half of the memory "
                     "that was free, and there are more; pass max_images=, as a loader without end needs, or fewer "

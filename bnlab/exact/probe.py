@@ -18,8 +18,9 @@ from torch import Tensor
 from bnlab.batches import map_batch
 from bnlab.layers import BatchNorm, get_input, get_running_buffers
 
-_STARTS = ((0.0, 1.0), (1.0, 2.0))  # of mean and variance
+_STARTS = ((0.0, 1.0), (1.0, 2.0))  # of mean and variance, in units of the input's size, so that no digits are lost
 _ROUNDING = 64  # how many roundings of float32 a layer may make
+_NOTHING = 1e-9  # a momentum that is none
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,13 @@ class Probed:
 
     Attributes:
         averages: whether it averages at all; if not, nothing can be told.
-        off: how far what it takes is from the moments of its input: of the mean in σ or of the variance, relative.
-        tolerance: up to where that may be rounding.
+        is_input: whether it takes its input's mean and variance, with either divisor, up to rounding.
+        off: how far what it takes is from these: of the mean in σ or of the variance, relative.
     """
 
     averages: bool
+    is_input: bool
     off: float
-    tolerance: float
-
-    @property
-    def is_input(self) -> bool:
-        """Whether it takes its input's mean and variance, with either divisor."""
-        return self.off <= self.tolerance
 
 
 def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Probed | None:
@@ -48,35 +44,41 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pr
     The layer and its arguments are copied, in float64, and random numbers are drawn again in the second call.
     """
     try:
-        ends = [_average(layer, args, kwargs, *start) for start in _STARTS]
         x = get_input(args, kwargs).detach().double().cpu()
+        size = float(x.square().mean().sqrt())
+        if not math.isfinite(size):  # which is said where its moments are checked
+            return None
+        size = size or 1.0
+        ends = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]
     except Exception:  # of a layer that cannot be copied, or does not take what it would not be given in training
         return None
 
     (mean_a, var_a), (mean_b, var_b) = ends
-    momentum = 1 - (mean_b - mean_a)
-    momentum_of_var = 1 - (var_b - var_a)
-    if float(momentum.abs().max()) < 1e-9:
-        return Probed(False, 0.0, 0.0)
-    taken_mean = mean_a / momentum
-    taken_var = (var_a - (1 - momentum_of_var)) / momentum_of_var
-    if x.dim() < 2 or x.shape[1] != len(taken_mean):
-        return Probed(True, math.inf, 0.0)
+    momentum = 1 - (mean_b - mean_a) / size
+    momentum_of_var = 1 - (var_b - var_a) / size**2
+    least = float(torch.minimum(momentum.abs(), momentum_of_var.abs()).min())
+    if float(momentum.abs().max()) < _NOTHING:
+        return Probed(False, False, 0.0)
+    if least < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # some channels only
+        return Probed(True, False, math.inf)
 
+    taken_mean = mean_a / momentum
+    taken_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
     dims = [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(dims)
-    biased = x.var(dims, correction=0)
+    biased = x.var(dims, correction=0).clamp(min=torch.finfo(torch.float32).tiny)
     count = x.numel() // x.shape[1]
     unbiased = biased * count / max(1, count - 1)
-    deviation = biased.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    deviation = biased.sqrt()
     off_mean = (taken_mean - mean).abs() / deviation
-    off_var = torch.minimum((taken_var - biased).abs(), (taken_var - unbiased).abs()) / deviation.square()
-    off = float(torch.maximum(off_mean, off_var).max())
+    off_var = torch.minimum((taken_var - biased).abs(), (taken_var - unbiased).abs()) / biased
 
-    # A layer may compute in float32: its average is rounded, and what it takes is that over the momentum.
-    size = (1 + mean.abs() + deviation) / deviation
-    rounding = _ROUNDING * torch.finfo(torch.float32).eps * float(size.max()) / float(momentum.abs().min())
-    return Probed(True, off, rounding)
+    # A layer may compute in float32: its averages are rounded, and what it takes is that over the momentum.
+    rounding = _ROUNDING * torch.finfo(torch.float32).eps / least
+    size_of_mean = (size + mean.abs() + deviation) / deviation
+    size_of_var = (size**2 + mean.square() + biased) / biased
+    is_input = (off_mean <= rounding * size_of_mean) & (off_var <= rounding * size_of_var)
+    return Probed(True, bool(is_input.all()), float(torch.maximum(off_mean, off_var).max()))
 
 
 def _average(
@@ -87,9 +89,12 @@ def _average(
     running = get_running_buffers(trial)
     running[0].fill_(mean)
     running[1].fill_(var)
-    devices = {x.device for x in running if x.is_cuda}
+    devices = {buffer.device for buffer in running if buffer.is_cuda}
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
         trial.forward(*map_batch(_widen, args), **map_batch(_widen, kwargs))  # past the hooks, which are copied too
     averaged_mean, averaged_var = get_running_buffers(trial)
     return averaged_mean.detach().double().cpu(), averaged_var.detach().double().cpu()

@@ -36,7 +36,7 @@ def profile_forward(task: Task) -> Profile:
     first = task.data[0]
     is_cpu = task.device.type == "cpu"
     every = count_images(first)
-    attempts = [(is_cpu, _FEW), (is_cpu, every), (False, every)]
+    attempts = list(dict.fromkeys([(is_cpu, _FEW), (is_cpu, every), (False, every)]))
     while True:
         task.channels_last, task.few = attempts.pop(0)
         few = take_images(first, task.few)

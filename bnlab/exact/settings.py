@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +44,11 @@ class ForwardSettings:
 def keep_settings(kinds: tuple[str, ...]) -> Iterator[None]:
     """Have the caller's settings after the block, however it ends."""
     settings = ForwardSettings.read(kinds)
-    try:
-        yield
-    finally:
-        settings.restore()
+    with warnings.catch_warnings():  # forwards that take turns may put back each other's filters
+        try:
+            yield
+        finally:
+            settings.restore()
 
 
 def list_kinds(device: torch.device) -> tuple[str, ...]:
@@ -62,4 +64,6 @@ def read_fixed_settings() -> tuple[Any, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mkldnn.enabled,
         torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
     )

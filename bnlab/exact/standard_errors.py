@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnlab.borrow import measured
 from bnlab.exact.inputs import Values
-from bnlab.exact.task import CALLER, Task, watched
+from bnlab.exact.task import CALLER, Layers, Task, watched
 from bnlab.exact.units import Images
 from bnlab.layers import join_names
 from bnlab.moments import Moments
@@ -98,7 +98,29 @@ def warn_of_rows(together: list[str]) -> None:
 def _gather_spreads(task: Task, images: Images, statistics: Statistics, upstream: str) -> dict[str, _Spread]:
     layers = {name: task.layers[name] for name in statistics}
     spreads = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
-    batch: Any = None
+
+    def run_all() -> None:
+        for batch in task.data:
+            for name, by_image in _read_batch(task, layers, images, statistics, batch).items():
+                spreads[name].add(by_image)
+
+    with measured(task.model):
+        for name, layer in layers.items():
+            task.buffers.write(name, statistics[name])
+            layer.training = upstream == "batch"
+        task.ranks.together(run_all)
+    if task.ranks.is_alone:
+        return spreads
+    merged = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
+    for own_spreads in task.ranks.gather(spreads):
+        for name, spread in own_spreads.items():
+            merged[name].merge(spread)
+    return merged
+
+
+def _read_batch(task: Task, layers: Layers, images: Images, statistics: Statistics, batch: Any) -> dict[str, Tensor]:
+    """Evaluate a batch: what each of its images adds to the errors of each layer, float64 [2, images, C]."""
+    calls: dict[str, list[Tensor]] = {}
 
     def take(name: str, values: Values) -> None:
         whole = statistics[name]
@@ -110,30 +132,20 @@ def _gather_spreads(task: Task, images: Images, statistics: Statistics, upstream
         added = deviations * (count / own.count)  # images weigh by their values; equal ones by 1/N
         by_image = images.sum_by_image(batch, added)
         if values.channels is not None:
-            full = torch.zeros(2, by_image.shape[1], len(whole.mean), dtype=torch.float64)
-            by_image = full.index_copy(2, values.channels, by_image)
-        spreads[name].add(by_image)
+            unknown = torch.full((2, by_image.shape[1], len(whole.mean)), math.nan, dtype=torch.float64)
+            by_image = unknown.index_copy(2, values.channels, by_image)
+        calls.setdefault(name, []).append(by_image)
 
-    with measured(task.model):
-        for name, layer in layers.items():
-            task.buffers.write(name, statistics[name])
-            layer.training = upstream == "batch"
+    with watched(task, layers, take):
+        task.evaluate(batch)
+    return {name: _join_calls(parts) for name, parts in calls.items()}
 
-        def run_all() -> None:
-            nonlocal batch
-            for batch in task.data:
-                task.evaluate(batch)
 
-        with watched(task, layers, take):
-            task.ranks.together(run_all)
-    task.buffers.restore()
-    others = task.ranks.gather(spreads)
-    if not task.ranks.is_alone:
-        spreads = {name: _Spread.empty(len(statistics[name].mean)) for name in statistics}
-        for own_spreads in others:
-            for name, spread in own_spreads.items():
-                spreads[name].merge(spread)
-    return spreads
+def _join_calls(parts: list[Tensor]) -> Tensor:
+    """Sum the calls of a layer that is called several times with the same images; others are images of their own."""
+    if all(part.shape == parts[0].shape for part in parts):
+        return torch.stack(parts).sum(0)
+    return torch.cat(parts, dim=1)
 
 
 def _select(moments: Moments, channels: Tensor | None) -> Moments:
@@ -168,6 +180,7 @@ def find_worst_error(statistics: Statistics) -> float:
     for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
         var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)  # a dead channel has no error
         for relative in (of_mean / var.sqrt(), of_var / var):
-            root_mean_square = relative.square().mean().sqrt()
-            worst = max(worst, float(root_mean_square.nan_to_num(math.inf)))
+            known = relative[relative.isfinite()]  # channels that were not measured have none
+            root_mean_square = float(known.square().mean().sqrt()) if len(known) else math.inf
+            worst = max(worst, root_mean_square)
     return worst

@@ -31,12 +31,12 @@ class _Foreign:
 
     Attributes:
         tensor: as long as the caller keeps it.
-        is_mean: whether it is the running mean, or the variance.
+        moment: "mean" or "var"; "" of the number of batches, which is counted in train mode.
         value: what it held.
     """
 
     tensor: weakref.ref[Tensor]
-    is_mean: bool
+    moment: str
     value: Tensor
 
 
@@ -50,25 +50,29 @@ class Buffers:
         self._layers = layers
         self._own: dict[str, tuple[Tensor, Tensor]] = {}
         self._former: dict[str, tuple[Tensor, Tensor]] = {}
-        self._weights: dict[str, Tensor | None] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._numbers: dict[str, Any] = {}
         self._foreign: dict[str, list[_Foreign]] = {}
         for name, layer in layers.items():
             mean, var = get_running_buffers(layer)
             self._own[name] = (mean, var)
             self._former[name] = (mean.detach().clone(), var.detach().clone())
-            self._weights[name] = layer.weight
+            if isinstance(layer.weight, nn.Parameter):  # a pruned or parametrized one is computed in every call
+                self._weights[name] = layer.weight
+            self._numbers[name] = getattr(layer, "num_batches_tracked", None)
 
     def read_former(self, name: str) -> Pooled:
-        """What a layer's buffers held before anything was measured; it counts as of two values."""
+        """What a layer's buffers held before anything was measured, with a count that `check_moments` takes."""
         mean, var = self._former[name]
-        return Pooled(2, mean.double(), var.double())
+        return Pooled(2, mean.cpu().double(), var.cpu().double())
 
     def are_own(self, name: str) -> bool:
         """Whether a layer has its own buffers and weight now."""
         layer = self._layers[name]
         mean, var = get_running_buffers(layer)
         own_mean, own_var = self._own[name]
-        return mean is own_mean and var is own_var and layer.weight is self._weights[name]
+        weight = self._weights.get(name)
+        return mean is own_mean and var is own_var and (weight is None or layer.weight is weight)
 
     def note(self, name: str) -> None:
         """See, in a call of a layer, whether its buffers are others than its own."""
@@ -77,14 +81,17 @@ class Buffers:
         mean, var = get_running_buffers(self._layers[name])
         own_mean, own_var = self._own[name]
         if mean is not own_mean:
-            self._note_foreign(name, mean, is_mean=True)
+            self._note_foreign(name, mean, "mean")
         if var is not own_var:
-            self._note_foreign(name, var, is_mean=False)
+            self._note_foreign(name, var, "var")
+        number = getattr(self._layers[name], "num_batches_tracked", None)
+        if isinstance(number, Tensor) and number is not self._numbers[name]:
+            self._note_foreign(name, number, "")
 
-    def _note_foreign(self, name: str, buffer: Tensor, is_mean: bool) -> None:
+    def _note_foreign(self, name: str, buffer: Tensor, moment: str) -> None:
         alive = [foreign for foreign in self._foreign.get(name, []) if foreign.tensor() is not None]
         if not any(foreign.tensor() is buffer for foreign in alive):
-            alive.append(_Foreign(weakref.ref(buffer), is_mean, buffer.clone()))
+            alive.append(_Foreign(weakref.ref(buffer), moment, buffer.clone()))
         self._foreign[name] = alive
 
     def write(self, name: str, moments: Moments | Pooled) -> None:
@@ -94,10 +101,10 @@ class Buffers:
         var.data.copy_(moments.var)
         for foreign in self._foreign.get(name, []):
             buffer = foreign.tensor()
-            if buffer is not None:
-                buffer.data.copy_(moments.mean if foreign.is_mean else moments.var)
+            if buffer is not None and foreign.moment:
+                buffer.data.copy_(getattr(moments, foreign.moment))
 
-    def restore(self) -> None:
+    def close(self) -> None:
         """Give the caller's buffers their values back; the model's own are not this one's business."""
         for known in self._foreign.values():
             for foreign in known:
@@ -144,6 +151,23 @@ class Task:
 
     def evaluate(self, batch: Any) -> Any:
         return self.forward(self.model, copy_batch(batch, self.device, self.channels_last))
+
+    def complete(self, name: str, pooled: Pooled) -> Pooled:
+        """The moments of all channels of a layer: those that were not measured keep what its buffers held."""
+        channels = self.inputs.channels.get(name)
+        if channels is None:
+            return pooled
+        former = self.buffers.read_former(name)
+        there = channels.to(pooled.mean.device)
+        mean = former.mean.to(pooled.mean).index_copy(0, there, pooled.mean)
+        var = former.var.to(pooled.var).index_copy(0, there, pooled.var)
+        return Pooled(pooled.count, mean, var)
+
+    def share_channels(self) -> None:
+        """Let all ranks know which channels layers are given; ValueError where they differ."""
+        for channels in self.ranks.gather(self.inputs.channels):
+            for name, chosen in channels.items():
+                self.inputs.set_channels(name, chosen)
 
     def check_moments(self, name: str, moments: Moments | Pooled) -> None:
         """ValueError unless a layer can normalize with `moments`."""

@@ -72,7 +72,8 @@ class Images:
         """A number of images, or an id for each row, int64 [R]."""
         assert self._given is not None
         told = self._given(batch)
-        if isinstance(told, Integral) and not isinstance(told, bool):
+        is_number = isinstance(told, Tensor) and not told.dim() and not told.is_floating_point()
+        if is_number or (isinstance(told, Integral) and not isinstance(told, bool)):
             return int(told)
         try:
             ids = torch.as_tensor(told).cpu().flatten()
@@ -81,6 +82,6 @@ class Images:
                 f"{self._caller}: images= returned a {type(told).__name__}; return how many images a batch has, or an "
                 "id for each row"
             ) from error
-        if not len(ids) or ids.is_floating_point():
+        if not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"{self._caller}: images= returned {told!r}; return integers, an id for each row")
         return ids.long()

@@ -44,9 +44,9 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         TypeError, ValueError: an argument is none of these; no batch-norm layer with running statistics.
 
     Warns:
-        UserWarning: when the block ends. Buffers are not the average of what was recorded (replays are), a layer was left
-            to its own forward because what it takes cannot be read, nothing was
-            recorded, or several forwards are on one step, and no update was seen.
+        UserWarning: when the block ends. Buffers are not the average of what was recorded (replays are), a layer was
+            left to its own forward because what it takes cannot be read, nothing was recorded, or several forwards are
+            on one step, and no update was seen.
     """
     layers = batch_norm_layers(model, caller="record")
     check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)

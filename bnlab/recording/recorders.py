@@ -242,8 +242,7 @@ def count_batches(layer: BatchNorm) -> int:
 
 
 def _is_average(entries: LayerTrace) -> bool:
-    """Whether the end is the start and all entries with their weights, up to rounding; not finite is like not "
-    "finite."""
+    """Whether the end is the start averaged with all entries, up to rounding; non-finite values match each other."""
     assert entries.end is not None
     kept = [1 - momentum for momentum in entries.momenta]
     factors = torch.tensor([*kept, 1.0], dtype=torch.float64, device="cpu")

@@ -129,6 +129,59 @@ def test_what_averages_something_else_is_recognized(momentum: float) -> None:
     assert probed is not None and probed.averages and not probed.is_input and probed.off > 0.1
 
 
+class Rounded(nn.BatchNorm2d):
+    """It averages in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None
+        if self.training:
+            mean, var = input.mean((0, 2, 3)).float(), input.var((0, 2, 3)).float()
+            self.running_mean.copy_(0.9 * self.running_mean.float() + 0.1 * mean)
+            self.running_var.copy_(0.9 * self.running_var.float() + 0.1 * var)
+        return F.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)
+
+
+class Half(nn.BatchNorm2d):
+    """It averages half of its channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None
+        if self.training:
+            self.running_mean[:4].lerp_(input.mean((0, 2, 3))[:4], 0.1)
+            self.running_var[:4].lerp_(input.var((0, 2, 3))[:4], 0.1)
+        return input
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e-2, 1.0, 1e3])
+def test_rounding_inside_of_a_layer_is_no_reason(sigma: float) -> None:
+    probed = probe(Rounded(8), (sigma * torch.randn(4, 8, 5, 5),), {})
+    assert probed is not None and probed.is_input
+
+
+def test_a_layer_that_averages_some_channels_is_no_plain_one() -> None:
+    probed = probe(Half(8), (torch.randn(4, 8, 5, 5),), {})
+    assert probed is not None and probed.averages and not probed.is_input
+
+
+def test_data_that_are_not_finite_are_not_blamed_on_the_layer() -> None:
+    with pytest.raises(ValueError, match="has NaN or infinite values"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        population_statistics(nn.Sequential(Activated(3)), [images(8)[0] * torch.nan])
+
+
+@pytest.mark.parametrize("upstream", ["population", "batch"])
+def test_other_channels_in_another_call_are_refused(upstream: str) -> None:
+    calls = iter(range(100))
+
+    def alternate(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args[0][:, :2], [0, 1] if next(calls) % 2 else [1, 2]
+
+    with pytest.raises(ValueError, match="other channels in another call"):
+        population_statistics(
+            nn.Sequential(nn.BatchNorm2d(3)), images(8, 8), inputs={"0": alternate}, upstream=upstream
+        )
+
+
 def test_a_probe_leaves_the_layer_and_random_numbers_as_they_were() -> None:
     layer = Activated(3)
     with unchanged(layer):
@@ -192,6 +245,7 @@ def test_other_norms_and_those_without_statistics_are_named_once() -> None:
         ({"1": lambda *_: None}, ValueError, "expects 6 channels"),
         ({"1": lambda layer, args, _: (args[0], [0])}, ValueError, "values .* and 1 channels"),
         ({"1": lambda layer, args, _: (args[0], [99])}, ValueError, "gives no channels of it"),
+        ({"1": lambda layer, args, _: (args[0], [0, 1, 2, 3, 4, 4])}, ValueError, "gives a channel twice"),
     ],
 )
 def test_what_inputs_may_be(inputs: Any, error: type[Exception], message: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -345,3 +347,139 @@ def test_finely_rounded_weights_settle() -> None:
     with using(model, found), torch.no_grad():
         seen = references.moments_of_inputs(model, ["bn"], data, None)["bn"]
     assert max(compare_moments(found["bn"], seen)) < 1e-4
+
+
+# -- ways through a model ---------------------------------------------------------------------------------------------
+
+
+class Routes(nn.Module):
+    """Two layers, of which an image's first pixel chooses one, and a third for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) if x[0, 0, 0, 0] > 0 else self.b(x)
+        return self.c(y * x)
+
+
+@pytest.mark.parametrize("memory", [8_000, 12_000, 16_000, 24_000, 10**6])
+def test_batches_on_different_routes_lose_nothing_where_memory_is_short(memory: int) -> None:
+    batches = [torch.randn(2, 3, 8, 8) + index for index in range(6)]
+    for index, batch in enumerate(batches):
+        batch[0, 0, 0, 0] = -1.0 if index in (0, 3) else 1.0
+    expected = population_statistics(Routes(), batches)
+    assert (expected["a"].count, expected["b"].count) == (512, 256)
+    for options in ({"memory": memory}, {"strategy": "layerwise"}):
+        found = population_statistics(Routes(), batches, **options)  # type: ignore[arg-type]
+        assert found.unseen == () and {name: m.count for name, m in found.items()} == {"a": 512, "b": 256, "c": 768}
+        assert max(max(compare_moments(expected[name], found[name])) for name in expected) < 1e-5
+
+
+def test_grad_mode_stays_after_an_error_where_a_forward_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(DeviceReader):
+        def read(self, x: Tensor) -> Any:
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(population, "choose_reader", lambda *_: Failing())
+    with contextlib.suppress(MemoryError):
+        population_statistics(plain(), images(8, 8), forward=under(gradients))
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        with contextlib.suppress(MemoryError):
+            population_statistics(plain(), images(8, 8), forward=under(gradients))
+        assert not torch.is_grad_enabled()
+
+
+def test_what_a_forward_raises_on_its_way_out_does_not_hide_what_is_wrong() -> None:
+    def forward(model: nn.Module, batch: Tensor) -> None:
+        try:
+            model(batch)
+        except BaseException as error:
+            raise RuntimeError("cleanup failed") from error
+
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        population_statistics(plain(), [images(8)[0] * torch.nan] * 2, forward=forward)
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0, 30_000.0])
+def test_the_check_holds_far_from_zero_where_rows_are_no_images(offset: float) -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(x.flatten(0, 1))
+
+    found = population_statistics(Frames(), [torch.randn(16, 5, 3, 8, 8) + offset for _ in range(3)])
+    assert found.check is not None and found.check.held
+
+
+def test_standard_errors_of_a_layer_that_is_called_several_times_are_of_images() -> None:
+    class Twice(nn.Module):
+        def __init__(self, times: int) -> None:
+            super().__init__()
+            self.bn, self.times = nn.BatchNorm2d(3), times
+
+        def forward(self, x: Tensor) -> None:
+            for _ in range(self.times):
+                self.bn(x)
+
+    data = [torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
+    once, often = (population_statistics(Twice(times), data, standard_errors=True) for times in (1, 4))
+    assert once.standard_errors is not None and often.standard_errors is not None
+    torch.testing.assert_close(often.standard_errors["bn"][0], once.standard_errors["bn"][0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"upstream": "batch"}, {"standard_errors": True}])
+def test_a_callers_buffers_are_left_as_they_were_in_every_way_of_measuring(options: Any) -> None:
+    model = plain()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        population_statistics(model, images(8, 8), forward=lambda m, b: functional_call(m, buffers, (b,)), **options)
+    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
+
+
+def test_a_model_that_changes_its_route_with_every_call_ends() -> None:
+    class Alternating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.calls = nn.BatchNorm2d(3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.b(self.b(x)) if self.calls % 2 == 0 else x
+
+    with warnings.catch_warnings(), contextlib.suppress(ValueError):
+        warnings.simplefilter("ignore")
+        population_statistics(Alternating(), images(8))
+
+
+def test_layers_in_other_threads_are_refused() -> None:
+    class Threaded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(self.bn, x).result()
+
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="runs in another thread"):
+        warnings.simplefilter("ignore")
+        population_statistics(Threaded(), images(8, 8))
+
+
+def test_auto_doubles_what_was_read() -> None:
+    data = [torch.randn(300, 3, 2, 2) for _ in range(40)]
+    found = population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data, max_images="auto", tolerance=0.012)
+    assert found.cost is not None and found.cost.batches in (8, 16, 32, 40)
+
+
+def test_a_count_may_be_a_tensor() -> None:
+    found = population_statistics(plain(), images(8, 8), images=lambda batch: torch.tensor(len(batch)))
+    assert found.cost is not None and found.cost.images == 16
