@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _depth = 0  # blocks of `borrowed` that run now
 
@@ -22,7 +22,7 @@ def count_loans() -> int:
 def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
 
-    Parameters and buffers (the tensors, and the values of buffers), modes and the random state of torch, numpy and
+    Parameters and buffers (the tensors, and the values of buffers and of frozen parameters), modes and the random state of torch, numpy and
     Python are put back, also after an exception. What a forward writes elsewhere stays.
     """
     global _depth
@@ -36,24 +36,50 @@ def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     own = [module for module in model.modules() if type(module).train is not nn.Module.train]
     weights = [(module, weight, weight.detach().clone()) for module in own for weight in module.parameters(False)]
     model.train(training)  # before values are taken: self-tuned layers bring their buffers up to date
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    _depth += 1
-    try:
-        with keep_random_state(model):
-            yield
-    finally:
-        _depth -= 1
+    written = [*model.buffers(), *_list_teachers(model)]
+    values = [(tensor, tensor.detach().clone()) for tensor in written]
+
+    def give_back_modes() -> None:
+        for module, mode in modes:
+            module.training = mode
+
+    def give_back_tensors() -> None:
+        for module, name, tensor in tensors:
+            if getattr(module, name, None) is not tensor:
+                setattr(module, name, tensor)
+
+    def give_back_values() -> None:
         for module, mode in modes:  # LoRA's layers merge their weights in eval mode
             if any(of is module and not torch.equal(weight, value) for of, weight, value in weights):
                 module.train(mode)
         for tensor, value in (*values, *(pair for _, *pair in weights)):
-            if not torch.equal(tensor, value):  # as an expanded one, which cannot be written, is
-                tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
-        for module, name, tensor in tensors:
-            if getattr(module, name, None) is not tensor:
-                setattr(module, name, tensor)
-        for module, mode in modes:
-            module.training = mode
+            _give_back(tensor, value)
+
+    with contextlib.ExitStack() as undo:  # what fails does not keep the rest from being given back
+        undo.callback(give_back_modes)
+        undo.callback(give_back_tensors)
+        undo.callback(give_back_values)
+        _depth += 1
+        try:
+            with keep_random_state(model):
+                yield
+        finally:
+            _depth -= 1
+
+
+def _list_teachers(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that may be moved in the forward, as an average of others is: without gradients, beside some with."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    is_all = len(frozen) == sum(1 for _ in model.parameters())
+    return [] if is_all else frozen
+
+
+def _give_back(tensor: Tensor, value: Tensor) -> None:
+    """Let a tensor hold a value again."""
+    if tensor.shape != value.shape:  # as of observers, which get their size in the first forward
+        tensor.data = value
+    elif not torch.equal(tensor, value):  # an expanded one, which cannot be written, is equal
+        tensor.data.copy_(value)  # .data: a backward pass still to come may have saved the tensor
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from bnlab.batches import count_bytes, count_images, take_images
+from bnlab.borrow import borrowed
 from bnlab.exact.inputs import Values, has_own_forward
 from bnlab.exact.probe import probe
 from bnlab.exact.task import CALLER, Layers, Task, watched
@@ -41,7 +42,8 @@ def profile_forward(task: Task) -> Profile:
         task.channels_last, task.few = attempts.pop(0)
         few = take_images(first, task.few)
         try:
-            profile = _profile(task, few)
+            with borrowed(task.model):  # a few images may leave what all of them do not fit, as a queue's place
+                profile = _profile(task, few)
             break
         except Exception:
             if not attempts:
