@@ -52,20 +52,25 @@ def map_batch(function: Callable[[Any], Any], batch: Any) -> Any:
     return function(batch)
 
 
-def list_tensors(batch: Any) -> Iterator[Tensor]:
-    """List the tensors that a batch holds."""
+def list_tensors(batch: Any, depth: int = 3) -> Iterator[Tensor]:
+    """List the tensors that a batch holds, also in the attributes of objects, `depth` objects deep."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, (dict, UserDict)):
         for part in batch.values():
-            yield from list_tensors(part)
+            yield from list_tensors(part, depth)
     elif isinstance(batch, (list, tuple)):
         for part in batch:
-            yield from list_tensors(part)
+            yield from list_tensors(part, depth)
+    elif depth and hasattr(batch, "__dict__"):
+        for part in vars(batch).values():
+            yield from list_tensors(part, depth - 1)
 
 
 def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """Copy a batch: its tensors to `device`, its numpy arrays, and other objects shallowly.
+    """Copy a batch: its tensors to `device`, its numpy arrays, and other objects with the tensors they hold.
+
+    Objects with a `clone` of their own, as batches of graphs have, are copied by it and stay where they are.
 
     Args:
         batch: tensors, alone or in lists, tuples and dictionaries.
@@ -80,7 +85,14 @@ def copy_batch(batch: Any, device: torch.device, channels_last: bool = False) ->
             return leaf.to(device, copy=True, memory_format=layout)
         if isinstance(leaf, np.ndarray):
             return np.copy(leaf)
-        return copy.copy(leaf)
+        if callable(getattr(leaf, "clone", None)):
+            return leaf.clone()
+        copied = copy.copy(leaf)
+        if copied is not leaf and hasattr(leaf, "__dict__"):
+            for name, value in vars(leaf).items():
+                if isinstance(value, (Tensor, np.ndarray, list, tuple, dict)):
+                    vars(copied)[name] = map_batch(copy_leaf, value)  # also where the class is frozen
+        return copied
 
     return map_batch(copy_leaf, batch)
 
@@ -105,9 +117,12 @@ def find_image_list(batch: Any) -> list[Tensor] | tuple[Tensor, ...] | None:
     first = parts[0]
     if not isinstance(first, (list, tuple)) or not first:
         return None
-    if all(isinstance(part, Tensor) and part.dim() == 3 for part in first):
-        return first
-    return None
+    if not all(isinstance(part, Tensor) and part.dim() == 3 for part in first):
+        return None
+    labels = parts[1] if len(parts) > 1 else None
+    if isinstance(labels, Tensor) and labels.dim() and all(len(part) == len(labels) for part in first):
+        return None  # views [N, C, T] of N series that have a label each
+    return first
 
 
 def take_images(batch: Any, count: int) -> Any:

@@ -22,8 +22,8 @@ def count_loans() -> int:
 def borrowed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """The model is in eval mode in the block (`training`: in train mode), and as it was before after it.
 
-    Parameters and buffers (the tensors, and the values of buffers and of frozen parameters), modes and the random state of torch, numpy and
-    Python are put back, also after an exception. What a forward writes elsewhere stays.
+    Parameters and buffers (the tensors, and the values of buffers and of frozen parameters), modes and the random
+    state of torch, numpy and Python are put back, also after an exception. What a forward writes elsewhere stays.
     """
     global _depth
     modes = [(module, module.training) for module in model.modules()]

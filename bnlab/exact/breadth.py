@@ -17,7 +17,14 @@ from greenlet import greenlet
 
 from bnlab.exact.inputs import Values
 from bnlab.exact.ranks import Interleaved
-from bnlab.exact.settings import ForwardSettings, keep_settings, list_kinds, read_fixed_settings
+from bnlab.exact.settings import (
+    Attributes,
+    ForwardSettings,
+    ModuleAttributes,
+    keep_settings,
+    list_kinds,
+    read_fixed_settings,
+)
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.memory import Budget
 from bnlab.moments import Moments
@@ -39,6 +46,7 @@ class _Batch:
         index: its number.
         walker: its forward, which waits at a layer; None before the input, and where the batch does not wait.
         settings: grad mode and autocast of the forward that waits.
+        attributes: what it had set in modules.
         place: the layer at which it has come last; None at the end.
         values: what this layer was given; None where the batch does not wait.
         part: its moments, as the task's reader has them.
@@ -52,6 +60,7 @@ class _Batch:
         self.index = index
         self.walker: greenlet | None = None
         self.settings: ForwardSettings | None = None
+        self.attributes: Attributes | None = None
         self.place: str | None = None
         self.values: Values | None = None
         self.part: Any = None
@@ -69,6 +78,7 @@ class _Batch:
         self.stops = dict.fromkeys(self.stops, True)
         self.gathered = []
         self.settings = None
+        self.attributes = None
         if self.notes is not None:
             self.notes = []
 
@@ -104,6 +114,7 @@ class Walk:
         self._batches = [_Batch(index, index in noted) for index in range(len(task.data))]
         self._current = _Batch(-1, False)  # the one whose forward runs
         self._kinds = list_kinds(task.device)
+        self._attributes = ModuleAttributes(task.model)
         self.statistics: dict[str, Pooled] = {}
         self.revisited = set[str]()
         self.forwards = 0
@@ -190,6 +201,7 @@ class Walk:
             return
 
         batch.place, values = stop
+        attributes = self._attributes.read(batch.attributes)  # also of one that does not wait, to see what differs
         waits = self._budget.admit(batch.index, batch.place)
         if waits:
             reason = self._find_interruption(batch.place, fixed)
@@ -198,6 +210,7 @@ class Walk:
                 raise Interleaved(reason)
             batch.walker = walker
             batch.values = values
+            batch.attributes = attributes
         else:
             _end(walker)
         batch.part = self._measure(batch.place, values, stays=waits)
@@ -216,6 +229,8 @@ class Walk:
         outside = ForwardSettings.read(self._kinds)
         if batch.settings is not None:
             batch.settings.restore()
+        if batch.attributes is not None:
+            self._attributes.restore(batch.attributes)
         try:
             stop = walker.switch(*args)
         except Exception as error:

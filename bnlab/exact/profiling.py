@@ -59,7 +59,7 @@ def _profile(task: Task, batch: Any) -> Profile:
     def note(name: str, values: Values) -> None:
         calls.append((name, live.now()))
 
-    outside = _OutsideCalls(task.layers)
+    outside = _OutsideCalls(task.model, task.layers)
     with live, outside.watching(), watched(task, task.layers, note):
         task.evaluate(batch)
     if outside.names:
@@ -69,17 +69,26 @@ def _profile(task: Task, batch: Any) -> Profile:
             RuntimeWarning,
             stacklevel=2,
         )
+    if outside.hidden:
+        warnings.warn(
+            f"{CALLER}: F.batch_norm is called on {', '.join(sorted(outside.hidden))}: no batch-norm layer of the "
+            "model has these as running_mean, so they are not measured; a layer in a plain list belongs in a "
+            "ModuleList",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return Profile.of(calls, live.peak, max(1, count_bytes(batch)))
 
 
 class _OutsideCalls(TorchFunctionMode):
-    """Notices `F.batch_norm` on the buffers of a known layer, outside of its forward.
+    """Notices `F.batch_norm` outside of the layers that are known.
 
     Attributes:
-        names: of these layers.
+        names: of known layers whose buffers were given to it outside of their forward.
+        hidden: what else was given to it as running mean: names of buffers, or that it is none of the model's.
     """
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, model: nn.Module, layers: Layers) -> None:
         super().__init__()
         self._layers = layers
         self._inside: list[nn.Module] = []
@@ -88,7 +97,13 @@ class _OutsideCalls(TorchFunctionMode):
             for name, layer in layers.items()
             for buffer in get_running_buffers(layer)
         }
+        self._buffers = {
+            buffer.untyped_storage().data_ptr(): name
+            for name, buffer in model.named_buffers(remove_duplicate=False)
+            if buffer.layout == torch.strided
+        }
         self.names = set[str]()
+        self.hidden = set[str]()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -110,8 +125,12 @@ class _OutsideCalls(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if function in (F.batch_norm, torch.batch_norm):
-            for value in (*args, *(kwargs or {}).values()):
+            named = kwargs or {}
+            for value in (*args, *named.values()):
                 self._look(value)
+            if not self._inside:
+                place = 1 if function is F.batch_norm else 3
+                self._look_for_hidden(args[place] if len(args) > place else named.get("running_mean"))
         return function(*args, **(kwargs or {}))
 
     def _look(self, value: Any) -> None:
@@ -120,6 +139,15 @@ class _OutsideCalls(TorchFunctionMode):
         name, layer = self._owners.get(value.untyped_storage().data_ptr(), ("", None))
         if layer is not None and layer not in self._inside:
             self.names.add(name)
+
+    def _look_for_hidden(self, mean: Any) -> None:
+        if not isinstance(mean, Tensor) or mean.layout != torch.strided:
+            return
+        key = mean.untyped_storage().data_ptr()
+        name = self._buffers.get(key, "")
+        is_layers = key in self._owners or name.split(".")[-1] == "running_mean"
+        if not is_layers:  # layers with such a buffer are known, or left out
+            self.hidden.add(repr(name) if name else "buffers that are not the model's")
 
 
 def _check_own_forwards(task: Task, batch: Any) -> None:

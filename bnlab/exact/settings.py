@@ -1,4 +1,4 @@
-"""Settings of torch that a forward may have changed where it waits."""
+"""Settings of torch, and attributes of modules, that a forward may have changed where it waits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,51 @@ def read_fixed_settings() -> tuple[Any, ...]:
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
     )
+
+
+Attributes = dict[tuple[int, str], Any]
+"""By the number of a module and the name of an attribute, its value."""
+
+
+class ModuleAttributes:
+    """Attributes of modules that differ between the forwards of batches, such as the domain that is set for each.
+
+    Reading all of them takes as long as some layers do, so that a forward's are read in full once, where it waits
+    first; later on only those that have been seen to differ.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Torch's own layers have nothing that is set for a batch, and are many.
+        self._modules = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
+        self._first: Attributes | None = None
+        self._differing: set[tuple[int, str]] = set()
+
+    def read(self, before: Attributes | None) -> Attributes:
+        """Read what a forward has set where it waits; `before`: where it waited before, if it did."""
+        if before is not None:
+            for number, name in self._differing:
+                before[number, name] = getattr(self._modules[number], name, None)
+            return before
+
+        found = {
+            (number, name): value
+            for number, module in enumerate(self._modules)
+            for name, value in vars(module).items()
+            if value is None or isinstance(value, (bool, int, float, str, tuple, Tensor))
+        }
+        if self._first is None:
+            self._first = found
+        for key in found.keys() | self._first.keys():
+            if not _is_same(found.get(key), self._first.get(key)):
+                self._differing.add(key)
+        return found
+
+    def restore(self, values: Attributes) -> None:
+        """Set what was read, before the forward goes on."""
+        for key in self._differing & values.keys():
+            number, name = key
+            setattr(self._modules[number], name, values[key])
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(one, (bool, int, float, str)) and type(one) is type(other) and one == other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -95,3 +96,174 @@ def test_buffers_that_get_their_size_in_the_forward_come_back_empty() -> None:
     population_statistics(model, images(8, 8))
     assert model.training and model.least.numel() == 0
     assert torch.equal(model.bn.running_var, torch.full((3,), 7.0))  # type: ignore[arg-type]
+
+
+# -- what is not measured is said -------------------------------------------------------------------------------------
+
+
+def test_a_layer_in_a_plain_list_is_said_not_to_be_measured() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bns = [nn.BatchNorm2d(3)]
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.bns[0](x))  # type: ignore[no-any-return]
+
+    with pytest.warns(RuntimeWarning, match="buffers that are not the model's.*ModuleList"):
+        assert list(population_statistics(Listed(), images(8, 8))) == ["bn"]
+
+
+def test_a_norm_with_buffers_of_other_names_is_said_not_to_be_measured() -> None:
+    """As BigGAN's."""
+
+    class Conditional(nn.Module):
+        stored_mean: Tensor
+        stored_var: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("stored_mean", torch.zeros(3))
+            self.register_buffer("stored_var", torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, self.stored_mean, self.stored_var, None, None, self.training)
+
+    model = nn.Sequential(Conditional(), nn.BatchNorm2d(3))
+    with pytest.warns(RuntimeWarning, match=r"on '0\.stored_mean'"):
+        population_statistics(model, images(8, 8))
+
+
+def test_layers_that_are_left_out_are_no_hidden_ones() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        population_statistics(model, images(8, 8), layers=["1"])
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    x: Tensor
+    y: Tensor
+
+
+def test_batches_that_are_objects_count_their_images_and_stay_as_they_were() -> None:
+    data = [Batch(x, torch.zeros(len(x))) for x in images(8, 8, 8)]
+    before = [batch.x.clone() for batch in data]
+
+    def forward(model: nn.Module, batch: Batch) -> Any:
+        return model(batch.x.sub_(1))
+
+    found = population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data, forward=forward, max_images=16)
+    assert found.cost is not None and found.cost.images == 16
+    assert all(torch.equal(batch.x, value) for batch, value in zip(data, before, strict=True))
+    expected = references.merge([value - 1 for value in before[:2]])
+    assert max(compare_moments(expected, found["0"])) < 1e-5
+
+
+def test_two_views_of_series_count_as_many_images_as_there_are_labels() -> None:
+    data = [([torch.randn(16, 3, 10), torch.randn(16, 3, 10)], torch.zeros(16)) for _ in range(4)]
+
+    def forward(model: nn.Module, batch: Any) -> list[Any]:
+        return [model(view) for view in batch[0]]
+
+    found = population_statistics(nn.Sequential(nn.BatchNorm1d(3)), data, forward=forward, max_images=32)
+    assert found.cost is not None and found.cost.images == 32
+    assert found["0"].count == 2 * 32 * 10
+
+
+# -- batches that take routes of their own ----------------------------------------------------------------------------
+
+WAYS = ["breadth", "layerwise", "little memory", "least memory"]
+
+
+def find_options(model: nn.Module, data: list[Any], forward: Any, way: str) -> dict[str, Any]:
+    """What `population_statistics` is to be called with; little memory is for about two batches that wait."""
+    if "memory" not in way:
+        return {"strategy": way}
+    with pytest.raises(ValueError, match="bytes, memory= allows") as refused:
+        population_statistics(model, data, forward=forward, memory=1)
+    needed = int(re.findall(r"needs ([\d,]+) bytes", str(refused.value))[0].replace(",", ""))
+    return {"memory": needed if way == "least memory" else 2 * needed}
+
+
+def is_right(model: nn.Module, data: list[Any], forward: Any, way: str) -> bool:
+    """Whether a plain evaluation under the result gives each layer the moments that were measured, without a word."""
+    options = find_options(model, data, forward, way)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = population_statistics(model, data, forward=forward, **options)
+    with using(model, found), torch.no_grad():
+        seen = references.moments_of_inputs(model, list(found), data, forward)
+    assert found.unseen == ()
+    assert {name: moments.count for name, moments in found.items()} == {name: of.count for name, of in seen.items()}
+    return max(max(compare_moments(seen[name], found[name])) for name in found) < 1e-5
+
+
+class Domains(nn.Module):
+    """A layer for each domain, which is set beside the forward."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.bns = nn.ModuleList(nn.BatchNorm2d(size) for _ in "ab")
+        self.domain = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bns[self.domain](x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("domains", [[0, 1] * 4 + [0], [0, 1] * 4, [0] * 4 + [1] * 5, [0, 0, 1, 0, 0, 0, 0, 0]])
+def test_domains_that_are_set_for_each_batch(way: str, domains: list[int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Domains(8), nn.ReLU(), nn.Conv2d(8, 8, 3), Domains(8))
+    data = [(torch.randn(16, 3, 10, 10) + 4 * domain, domain) for domain in domains]
+
+    def forward(model: nn.Module, batch: Any) -> Any:
+        for module in model.modules():
+            if isinstance(module, Domains):
+                module.domain = batch[1]
+        return model(batch[0])
+
+    assert is_right(model, data, forward, way)
+
+
+class Exit(nn.Module):
+    """A block that small batches do without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if len(x) > 20:
+            x = F.relu(self.second(x))
+        return self.third(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sizes", [[32, 16] * 4, [16, 32] * 4, [16, 32]])
+def test_a_block_that_some_batches_do_without(way: str, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(size, 3) + number % 2 for number, size in enumerate(sizes)]
+    assert is_right(Exit(), data, None, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("routes", [[0, 1] * 3, [0, 1], [1, 0, 0]])
+def test_a_layer_that_the_batch_chooses(way: str, routes: list[int]) -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bns, self.last = nn.ModuleList(nn.BatchNorm2d(3) for _ in "ab"), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor, route: int) -> Tensor:
+            return self.last(F.relu(self.bns[route](x)))  # type: ignore[no-any-return]
+
+    data = [(x + route, route) for x, route in zip(images(*[16] * len(routes)), routes, strict=True)]
+    assert is_right(Chosen(), data, lambda model, batch: model(*batch), way)
