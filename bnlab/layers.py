@@ -99,6 +99,13 @@ def _keeps_statistics(module: nn.Module) -> bool:
     return any(_STATISTIC_NAME.search(name) for name, _ in module.named_buffers(recurse=False))
 
 
+def check_parameters(model: nn.Module, caller: str) -> None:
+    """ValueError if parameters are not built yet, as those of lazy layers before their first forward."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"{caller}: parameter {name!r} is lazy and not built yet; run one forward pass first")
+
+
 def _check_built(name: str, buffer: Tensor, caller: str) -> None:
     if is_lazy(buffer):
         raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")

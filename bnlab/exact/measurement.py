@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -65,9 +66,8 @@ def _measure_breadth_first(
             check = check_walk(task, walk)
             if check is None or check.held:
                 return walk, check, ""
-        reason = f"an ordinary forward gives layer {check.layer!r} another input (off by {check.off:.1e} σ): the "
-        reason += "model keeps state between its layers, or is random"
-        return None, check, reason
+        reason = f"an ordinary forward {_describe_difference(check)}: the model keeps state between its layers, or is "
+        return None, check, reason + "random"
     except Interleaved as error:
         failed = error.batch
 
@@ -89,12 +89,18 @@ def _measure_layer_by_layer(task: Task, budget: Budget, cost: Cost, progress: Pr
             check = check_walk(task, walk)
     if check is not None and not check.held:
         warnings.warn(
-            f"{CALLER}: an evaluation under the result gives layer {check.layer!r} another input, by {check.off:.2%} "
-            "of σ or of the variance; where the model is random that is its chance",
+            f"{CALLER}: an ordinary forward of one batch under the result {_describe_difference(check)}; where the "
+            "model is random (dropout, noise), draw it in the batches; observers of quantization can be disabled",
             RuntimeWarning,
             stacklevel=5,
         )
     return walk, check
+
+
+def _describe_difference(check: Check) -> str:
+    if math.isinf(check.off):
+        return f"calls layer {check.layer!r} in another order, or not at all"
+    return f"gives layer {check.layer!r} another input (by {check.off:.2%} of σ or of the variance)"
 
 
 def _find_dependent(task: Task, walk: Walk) -> dict[str, Moments]:

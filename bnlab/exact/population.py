@@ -21,10 +21,10 @@ from bnlab.exact.inputs import Extract, Inputs
 from bnlab.exact.measurement import measure_exactly, measure_under_batches
 from bnlab.exact.ranks import Ranks
 from bnlab.exact.readers import choose_reader
-from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_rows
+from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_units
 from bnlab.exact.task import CALLER, Task
 from bnlab.exact.units import CountImages, Images
-from bnlab.layers import batch_norm_layers, join_names, unwrap_parallel, warn_of_others
+from bnlab.layers import batch_norm_layers, check_parameters, join_names, unwrap_parallel, warn_of_others
 from bnlab.memory import find_free_bytes, memory_limit
 from bnlab.statistics import Statistics, read_weights
 
@@ -89,6 +89,7 @@ def population_statistics(
     check_batches(batches, CALLER)
     check_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
+    check_parameters(model, CALLER)
     warn_of_others(model, CALLER)
     chosen = Inputs(targets, inputs, CALLER)
     units = Images(images, CALLER)
@@ -104,8 +105,8 @@ def population_statistics(
             ranks.together(lambda: source.read(task.data, max_images))  # type: ignore[arg-type]
             statistics = _measure(task, units, upstream, strategy, limit, progress)
             if standard_errors:
-                statistics.standard_errors, together = measure_errors(task, units, statistics, upstream)
-                warn_of_rows(together)
+                statistics.standard_errors, units_of_errors = measure_errors(task, units, statistics, upstream)
+                warn_of_units(units_of_errors)
             return statistics
 
         wanted = _FIRST_IMAGES
@@ -113,9 +114,9 @@ def population_statistics(
             least = 1 if units.is_told else LEAST_BATCHES
             is_exhausted = all(ranks.gather(ranks.together(partial(source.read, task.data, wanted, least))))
             statistics = _measure(task, units, upstream, strategy, limit, progress)
-            statistics.standard_errors, together = measure_errors(task, units, statistics, upstream)
+            statistics.standard_errors, units_of_errors = measure_errors(task, units, statistics, upstream)
             if is_exhausted or find_worst_error(statistics) <= (tolerance or 0.0):
-                warn_of_rows(together)
+                warn_of_units(units_of_errors)
                 return statistics
             wanted = 2 * max(wanted, sum(map(units.count, task.data)))
 

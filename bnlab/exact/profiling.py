@@ -172,7 +172,7 @@ def _check_own_forwards(task: Task, batch: Any) -> None:
             raise ValueError(
                 f"{CALLER}: layer {name!r} ({kind}) does not average the moments of its input (they differ by "
                 f"{found.off:.2g} σ); say what it normalizes: inputs={{{kind}: function(layer, args, kwargs) -> "
-                "values}}"
+                "values}"
             )
 
     with contextlib.ExitStack() as undo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,9 +58,21 @@ class _Spread:
         self.batches += other.batches
 
 
+class UnitsOfErrors(NamedTuple):
+    """Layers whose standard errors are of batches, not of images.
+
+    Attributes:
+        scattered: where batches scatter more than the rows that were taken for images.
+        unequal: where rows are no equal blocks of as many images as the caller says.
+    """
+
+    scattered: list[str]
+    unequal: list[str]
+
+
 def measure_errors(
     task: Task, images: Images, statistics: Statistics, upstream: str
-) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
+) -> tuple[dict[str, tuple[Tensor, Tensor]], UnitsOfErrors]:
     """Of each layer's mean and variance, float64 [C]: from the spread of the images' means and second moments.
 
     One pass of ordinary forwards under the statistics, which are taken as they are: upstream layers' errors are not in
@@ -68,40 +80,62 @@ def measure_errors(
     frames) are noticed where batches scatter far more than that explains, and then batches are the units.
 
     Returns:
-        Errors by layer, and the layers in which rows belong together.
+        Errors by layer, and the layers where batches are the units.
+
+    Raises:
+        ValueError: the images that the caller says fit the rows of no layer.
     """
-    spreads = _gather_spreads(task, images, statistics, upstream)
+    spreads, unequal = _gather_spreads(task, images, statistics, upstream)
+    if len(unequal) == len(spreads):
+        raise ValueError(
+            f"{CALLER}: images= says a number of images, and no layer gets as many equal blocks of rows in every "
+            "batch; return an id for each row"
+        )
     errors = {}
-    together = []
+    scattered = []
     for name in statistics:
         spread = spreads[name]
         by_image = _estimate(spread.of_images, spread.images)
         by_batch = _estimate(spread.of_batches, spread.batches)
-        if not images.is_told and _belong_together(spread, by_image, by_batch):
-            together.append(name)
+        if name in unequal:
+            by_image = by_batch
+        elif not images.is_told and _belong_together(spread, by_image, by_batch):
+            scattered.append(name)
             by_image = by_image.maximum(by_batch)
         errors[name] = (by_image[0], by_image[1])
-    return errors, together
+    return errors, UnitsOfErrors(scattered, unequal)
 
 
-def warn_of_rows(together: list[str]) -> None:
-    """Say that rows belong together in these layers."""
-    if together:
+def warn_of_units(units: UnitsOfErrors) -> None:
+    """Say where batches are the units."""
+    if units.scattered:
         warnings.warn(
-            f"{CALLER}: batches differ by far more at {join_names(together)} than independent rows would; the standard "
-            "errors are of batches there. Say which rows are one image with images=, or shuffle",
+            f"{CALLER}: batches differ by far more at {join_names(units.scattered)} than independent rows would; the "
+            "standard errors are of batches there. Say which rows are one image with images=, or shuffle",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    if units.unequal:
+        warnings.warn(
+            f"{CALLER}: the rows at {join_names(units.unequal)} are no equal blocks of as many images as images= says; "
+            "the standard errors are of batches there",
             RuntimeWarning,
             stacklevel=3,
         )
 
 
-def _gather_spreads(task: Task, images: Images, statistics: Statistics, upstream: str) -> dict[str, _Spread]:
+def _gather_spreads(
+    task: Task, images: Images, statistics: Statistics, upstream: str
+) -> tuple[dict[str, _Spread], list[str]]:
+    """The spread of each layer, and the layers whose rows are no equal blocks of images in some batch."""
     layers = {name: task.layers[name] for name in statistics}
     spreads = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
 
+    unequal = set[str]()
+
     def run_all() -> None:
         for batch in task.data:
-            for name, by_image in _read_batch(task, layers, images, statistics, batch).items():
+            for name, by_image in _read_batch(task, layers, images, statistics, batch, unequal).items():
                 spreads[name].add(by_image)
 
     with measured(task.model):
@@ -109,17 +143,24 @@ def _gather_spreads(task: Task, images: Images, statistics: Statistics, upstream
             task.buffers.write(name, statistics[name])
             layer.training = upstream == "batch"
         task.ranks.together(run_all)
+    unequal = unequal.union(*task.ranks.gather(unequal))
+    named = [name for name in spreads if name in unequal]
     if task.ranks.is_alone:
-        return spreads
+        return spreads, named
     merged = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
     for own_spreads in task.ranks.gather(spreads):
         for name, spread in own_spreads.items():
             merged[name].merge(spread)
-    return merged
+    return merged, named
 
 
-def _read_batch(task: Task, layers: Layers, images: Images, statistics: Statistics, batch: Any) -> dict[str, Tensor]:
-    """Evaluate a batch: what each of its images adds to the errors of each layer, float64 [2, images, C]."""
+def _read_batch(
+    task: Task, layers: Layers, images: Images, statistics: Statistics, batch: Any, unequal: set[str]
+) -> dict[str, Tensor]:
+    """Evaluate a batch: what each of its images adds to the errors of each layer, float64 [2, images, C].
+
+    A layer whose rows are no equal blocks of images goes to `unequal`, and all of its rows are taken for one.
+    """
     calls: dict[str, list[Tensor]] = {}
 
     def take(name: str, values: Values) -> None:
@@ -131,6 +172,9 @@ def _read_batch(task: Task, layers: Layers, images: Images, statistics: Statisti
         deviations = torch.stack((offset, second_moment - own.var))
         added = deviations * (count / own.count)  # images weigh by their values; equal ones by 1/N
         by_image = images.sum_by_image(batch, added)
+        if by_image is None:
+            unequal.add(name)
+            by_image = added.sum(1, keepdim=True)
         if values.channels is not None:
             unknown = torch.full((2, by_image.shape[1], len(whole.mean)), math.nan, dtype=torch.float64)
             by_image = unknown.index_copy(2, values.channels, by_image)

@@ -41,7 +41,7 @@ class Images:
         told = self._ask(batch)
         return told if isinstance(told, int) else len(told.unique())
 
-    def sum_by_image(self, batch: Any, rows: Tensor) -> Tensor:
+    def sum_by_image(self, batch: Any, rows: Tensor) -> Tensor | None:
         """Sum what belongs to one image.
 
         Args:
@@ -49,7 +49,8 @@ class Images:
             rows: [..., R, C], of the rows of a layer's input.
 
         Returns:
-            [..., images, C]; `rows` as they are where the caller says nothing.
+            [..., images, C]; `rows` as they are where the caller says nothing; None where the rows are no equal
+            blocks, as the proposals of a detector.
         """
         if self._given is None:
             return rows
@@ -57,10 +58,7 @@ class Images:
         count = rows.shape[-2]
         if isinstance(told, int):
             if told < 1 or count % told:
-                raise ValueError(
-                    f"{self._caller}: images= says {told}, and a layer gets {count} rows, which are no equal blocks; "
-                    "return an id for each row"
-                )
+                return None
             return rows.unflatten(-2, (told, count // told)).sum(-2)
         if count % len(told):
             raise ValueError(f"{self._caller}: images= gives {len(told)} ids, and a layer gets {count} rows")

@@ -267,3 +267,48 @@ def test_a_layer_that_the_batch_chooses(way: str, routes: list[int]) -> None:
 
     data = [(x + route, route) for x, route in zip(images(*[16] * len(routes)), routes, strict=True)]
     assert is_right(Chosen(), data, lambda model, batch: model(*batch), way)
+
+
+# -- standard errors --------------------------------------------------------------------------------------------------
+
+
+class Proposals(nn.Module):
+    """A detector in small: of each image a number of parts of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor, parts: Tensor) -> Tensor:
+        means = self.backbone(x).mean((2, 3))
+        return self.head(means.repeat_interleave(parts, 0))  # type: ignore[no-any-return]
+
+
+def test_errors_are_of_batches_where_images_have_different_numbers_of_rows() -> None:
+    data = [(x, torch.arange(8) + 1 + number) for number, x in enumerate(images(*[8] * 10))]
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        return model(*batch)
+
+    def count(batch: Any) -> int:
+        return len(batch[0])
+
+    with pytest.warns(RuntimeWarning, match="rows at 'head' are no equal blocks"):
+        found = population_statistics(Proposals(), data, forward=run, standard_errors=True, images=count)
+    only = ["backbone"]
+    alone = population_statistics(Proposals(), data, forward=run, standard_errors=True, images=count, layers=only)
+    assert found.standard_errors is not None and alone.standard_errors is not None
+    torch.testing.assert_close(found.standard_errors["backbone"], alone.standard_errors["backbone"])
+
+    model = Proposals().eval()
+    with using(model, found), torch.no_grad():
+        seen = [references.moments_of_inputs(model, ["head"], [batch], run)["head"] for batch in data]
+    whole = found["head"]
+    added = torch.stack([(of.mean - whole.mean) * of.count / whole.count for of in seen])
+    expected = (added.square().sum(0) * 10 / 9).sqrt()
+    torch.testing.assert_close(found.standard_errors["head"][0], expected, rtol=1e-4, atol=0)
+
+
+def test_lazy_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'0\.weight' is lazy and not built yet"):
+        population_statistics(nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), images(8))

@@ -183,7 +183,7 @@ def test_auto_does_not_stop_at_the_first_batch_of_clouds() -> None:
         (7, TypeError, "pass a function of a batch"),
         (lambda batch: "x", TypeError, "return how many images"),
         (lambda batch: [0.5] * 12, ValueError, "return integers"),
-        (lambda batch: 5, ValueError, "no equal blocks"),
+        (lambda batch: 5, ValueError, "as many equal blocks of rows"),
         (lambda batch: [0, 1, 2, 3, 4], ValueError, "gives 5 ids, and a layer gets 12 rows"),
     ],
 )
