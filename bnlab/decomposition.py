@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -27,6 +26,7 @@ from bnlab.moments import Moments
 from bnlab.recording.frozen import record_frozen
 from bnlab.recording.trace import LayerTrace, MomentTrace, replay_bank
 from bnlab.statistics import Statistics
+from bnlab.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,11 +238,9 @@ def _find_mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> 
 def _warn_of_present_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Warn if the weights of a past step are the model's own tensors, which training has written since."""
     if all(weights[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items()):
-        warnings.warn(
+        warn(
             "decompose: weights(step) gives the model's own tensors, so that past weights are those of now and there "
-            "is no lag; keep copies, such as copy.deepcopy(model.state_dict()) at each step",
-            RuntimeWarning,
-            stacklevel=5,
+            "is no lag; keep copies, such as copy.deepcopy(model.state_dict()) at each step"
         )
 
 
@@ -269,11 +267,9 @@ def _warn_of_the_uncovered(trace: MomentTrace, last: int, ages: int, momentum: f
 
     # Rounded to the nearest it may be the share that is asked for.
     least = math.floor(1e4 * min(uncovered.values())) / 1e4
-    warnings.warn(
+    warn(
         f"decompose: the last {ages} steps hold {least} of the average's weight in {join_names(uncovered)}, which are "
-        "not called in each; there noise and lag are of these steps only",
-        RuntimeWarning,
-        stacklevel=3,
+        "not called in each; there noise and lag are of these steps only"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from bnlab.layers import match_names, strip_wrappers
 from bnlab.layout import Layout
 from bnlab.statistics import Statistics
+from bnlab.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +134,7 @@ def _warn_of_bad_values(statistics: Statistics, side: str) -> None:
     text = "; ".join(parts[:4])
     if len(parts) > 4:
         text += f"; and {len(parts) - 4} more"
-    warnings.warn(f"gap: {side}: {text}; recalibrate, and look for the batch", RuntimeWarning, stacklevel=3)
+    warn(f"gap: {side}: {text}; recalibrate, and look for the batch")
 
 
 def _list_channels(chosen: Tensor) -> str:

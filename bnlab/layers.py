@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the base of all of torch's batch norms
 from torch.nn.parameter import is_lazy
+
+from bnlab.warn import warn
 
 BatchNorm = _BatchNorm
 # These normalize the input that they are given, and do nothing with buffers and momentum but average it.
@@ -92,7 +93,7 @@ def warn_of_others(model: nn.Module, caller: str) -> None:
     if without:
         parts.append(f"{join_names(without)} are batch norms without running statistics")
     if parts:
-        warnings.warn(f"{caller}: {'; '.join(parts)}; they are not measured", RuntimeWarning, stacklevel=3)
+        warn(f"{caller}: {'; '.join(parts)}; they are not measured")
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

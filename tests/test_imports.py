@@ -18,6 +18,7 @@ HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "ques
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
+    "warn",
     "arguments batches borrow files layers reading theory",
     "moments",
     "memory storage estimators",

@@ -5,7 +5,6 @@ Their statistics are a fixed point: given to a walk, they are what it finds.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from bnlab.memory import Budget
 from bnlab.moments import Moments, compare_moments
 from bnlab.reading import Pooled
 from bnlab.statistics import Cost
+from bnlab.warn import warn
 
 _SETTLED = 1e-6  # of σ and relative variance, between what was given and what was found
 _SMALL = 0.1  # a remainder that is warned of, and no reason to refuse
@@ -162,11 +162,9 @@ def _take_remainder(task: Task, best: _Trial | None) -> Walk:
     assert best is not None  # there was a trial
     if best.remainder > _SMALL:
         raise ValueError(_describe_failure(best.found))
-    warnings.warn(
+    warn(
         f"{CALLER}: the statistics of {join_names(best.found)} depend on themselves and do not settle fully: an "
-        f"evaluation under them gives others, by {best.remainder:.2%} of σ or of the variance",
-        RuntimeWarning,
-        stacklevel=2,
+        f"evaluation under them gives others, by {best.remainder:.2%} of σ or of the variance"
     )
     for name, moments in best.given.items():  # under which all others were measured
         best.walk.statistics[name] = Pooled(best.walk.statistics[name].count, moments.mean, moments.var)

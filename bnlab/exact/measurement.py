@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from bnlab.batches import count_bytes
 from bnlab.borrow import measured
@@ -18,8 +19,8 @@ from bnlab.exact.readers import fetch
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.memory import Budget
 from bnlab.moments import Moments
-from bnlab.reading import Pooled
 from bnlab.statistics import Check, Cost
+from bnlab.warn import warn
 
 Progress = Callable[[], object]
 
@@ -35,10 +36,11 @@ def measure_exactly(
         profile = task.ranks.together(lambda: profile_forward(task))
         if strategy == "breadth":
             budget = task.ranks.together(lambda: Budget(sizes, profile, limit))
-            walk, failed, reason = _measure_breadth_first(task, budget, cost, progress)
-            if walk is not None:
-                return _fetch_all(task, walk), cost, failed
-            _warn_of_slow_way(task, reason)
+            outcome = _measure_breadth_first(task, budget, cost, progress)
+            if outcome.walk is not None:
+                return _fetch_all(task, outcome.walk), cost, outcome.check
+            failed = outcome.check
+            _warn_of_slow_way(task, outcome.reason)
             progress = _do_nothing
     with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
         walk, check = _measure_layer_by_layer(task, Budget(sizes, None, limit), cost, progress)
@@ -49,25 +51,36 @@ def _do_nothing() -> None:
     """Progress was shown in an earlier pass."""
 
 
-def _measure_breadth_first(
-    task: Task, budget: Budget, cost: Cost, progress: Progress
-) -> tuple[Walk | None, Check | None, str]:
-    """The walk with its check; or no walk, the check that failed, and why it has to be done layer by layer."""
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of the walk.
+
+    Attributes:
+        walk: None where it has to be done layer by layer.
+        check: of the walk; None where there was none.
+        reason: why it has to be done layer by layer.
+    """
+
+    walk: Walk | None
+    check: Check | None = None
+    reason: str = ""
+
+
+def _measure_breadth_first(task: Task, budget: Budget, cost: Cost, progress: Progress) -> _Outcome:
+    """Walk, and check; once more where layers are found to depend on themselves."""
     try:
         walk = settle(task, budget, cost, progress)
         cost.peak_bytes = budget.peak
         _fetch_all(task, walk)  # what is not finite is no matter of the check
         check = check_walk(task, walk)
         if check is None or check.held:
-            return walk, check, ""
+            return _Outcome(walk, check)
         dependent = _find_dependent(task, walk)
         if dependent:
             walk = settle(task, budget, cost, _do_nothing, dependent)
             check = check_walk(task, walk)
             if check is None or check.held:
-                return walk, check, ""
-        reason = f"an ordinary forward {_describe_difference(check)}: the model keeps state between its layers, or is "
-        return None, check, reason + "random"
+                return _Outcome(walk, check)
     except Interleaved as error:
         failed = error.batch
 
@@ -76,7 +89,11 @@ def _measure_breadth_first(
                 task.run(failed)  # what it raises alone is the caller's
 
         task.ranks.together(run_alone)
-        return None, None, str(error)
+        return _Outcome(None, reason=str(error))
+
+    difference = _describe_difference(check)
+    cause = "the model keeps state between its layers, or is random"
+    return _Outcome(None, check, f"an ordinary forward {difference}: {cause}")
 
 
 def _measure_layer_by_layer(task: Task, budget: Budget, cost: Cost, progress: Progress) -> tuple[Walk, Check | None]:
@@ -88,11 +105,9 @@ def _measure_layer_by_layer(task: Task, budget: Budget, cost: Cost, progress: Pr
             walk = settle(task, budget, cost, _do_nothing, dependent)
             check = check_walk(task, walk)
     if check is not None and not check.held:
-        warnings.warn(
+        warn(
             f"{CALLER}: an ordinary forward of one batch under the result {_describe_difference(check)}; where the "
-            "model is random (dropout, noise), draw it in the batches; observers of quantization can be disabled",
-            RuntimeWarning,
-            stacklevel=5,
+            "model is random (dropout, noise), draw it in the batches; observers of quantization can be disabled"
         )
     return walk, check
 
@@ -111,11 +126,9 @@ def _find_dependent(task: Task, walk: Walk) -> dict[str, Moments]:
 
 
 def _warn_of_slow_way(task: Task, reason: str) -> None:
-    warnings.warn(
+    warn(
         f"{CALLER}: {reason}; measured layer by layer, with forwards of all data up to each of {len(task.layers)} "
-        "layers (strategy='layerwise' does so at once)",
-        RuntimeWarning,
-        stacklevel=5,
+        "layers (strategy='layerwise' does so at once)"
     )
 
 
@@ -129,7 +142,7 @@ def _fetch_all(task: Task, walk: Walk) -> dict[str, Moments]:
 
 def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Moments], Cost]:
     """Every measured layer normalizes with its batch's statistics; moments are pooled."""
-    parts: dict[str, list[Pooled]] = {}
+    parts: dict[str, list[Any]] = {}  # as the reader has them
 
     def take(name: str, values: Values) -> None:
         if values.x.numel() == values.x.shape[1]:
@@ -137,7 +150,7 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
                 f"{CALLER}: a batch has one value per channel at layer {name!r} and so no variance to normalize "
                 "with; use larger batches or upstream='population'"
             )
-        parts.setdefault(name, []).append(task.reader.measure(values.x))
+        parts.setdefault(name, []).append(task.reader.read_exactly(values.x))
 
     with measured(task.model):
         task.ranks.together(lambda: profile_forward(task))
@@ -147,23 +160,14 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
             task.ranks.together(task.run_all)
 
     task.share_channels()
-    merged = {}
+    pooled = {}
     names = dict.fromkeys(name for own in task.ranks.gather(list(parts)) for name in own)
     for name in names:
-        own = fetch_pooled(parts.get(name, []))
-        pooled = task.complete(name, task.ranks.merge(own))
-        merged[name] = Moments(pooled.count, pooled.mean, pooled.var)
-        task.check_moments(name, merged[name])
+        own = task.reader.pool(parts[name], []) if name in parts else None
+        pooled[name] = task.complete(name, task.ranks.merge(own))
         progress()
-    return merged, Cost(0, len(task.data), len(task.data), count_bytes(task.data))
 
-
-def fetch_pooled(parts: list[Pooled]) -> Pooled | None:
-    """Merge the reads of one layer, on the CPU; None without any."""
-    if not parts:
-        return None
-    moments = fetch({str(number): part for number, part in enumerate(parts)})
-    merged = Moments.empty(len(parts[0].mean))
-    for part in moments.values():
-        merged = merged.merge(part)
-    return Pooled(int(merged.count), merged.mean, merged.var)
+    statistics = fetch(pooled)
+    for name, moments in statistics.items():
+        task.check_moments(name, moments)
+    return statistics, Cost(0, len(task.data), len(task.data), count_bytes(task.data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,12 +18,13 @@ from bnlab.exact.probe import probe
 from bnlab.exact.task import CALLER, Layers, Task, watched
 from bnlab.layers import get_running_buffers, join_names
 from bnlab.memory import LiveBytes, Profile
+from bnlab.warn import warn
 
 _FEW = 4  # images of a batch that stand for it
 
 
 def profile_forward(task: Task) -> Profile:
-    """Find what a forward of a few images of the first batch holds, and how batches can be laid out.
+    """Find what a forward of a few images of the first batch holds; the task gets a layout in which it runs.
 
     Raises:
         ValueError: a layer does not normalize its input, and nobody says what it does normalize.
@@ -35,21 +35,27 @@ def profile_forward(task: Task) -> Profile:
     if not task.data:
         return Profile({}, 0.0)
     first = task.data[0]
-    is_cpu = task.device.type == "cpu"
-    every = count_images(first)
-    attempts = list(dict.fromkeys([(is_cpu, _FEW), (is_cpu, every), (False, every)]))
-    while True:
-        task.channels_last, task.few = attempts.pop(0)
-        few = take_images(first, task.few)
+    layouts = _list_layouts(task, first)
+    for channels_last, images in layouts:
+        task.channels_last = channels_last
+        task.few = images
+        few = take_images(first, images)
         try:
             with borrowed(task.model):  # a few images may leave what all of them do not fit, as a queue's place
                 profile = _profile(task, few)
             break
         except Exception:
-            if not attempts:
+            if (channels_last, images) == layouts[-1]:
                 raise
     _check_own_forwards(task, few)
     return profile
+
+
+def _list_layouts(task: Task, batch: Any) -> list[tuple[bool, int]]:
+    """Whether channels are innermost, and how many images stand for a batch: what is fastest comes first."""
+    is_cpu = task.device.type == "cpu"
+    every = count_images(batch)
+    return list(dict.fromkeys([(is_cpu, _FEW), (is_cpu, every), (False, every)]))
 
 
 def _profile(task: Task, batch: Any) -> Profile:
@@ -63,19 +69,15 @@ def _profile(task: Task, batch: Any) -> Profile:
     with live, outside.watching(), watched(task, task.layers, note):
         task.evaluate(batch)
     if outside.names:
-        warnings.warn(
+        warn(
             f"{CALLER}: F.batch_norm is called on the buffers of {join_names(sorted(outside.names))} outside of their "
-            "forward, which cannot be measured",
-            RuntimeWarning,
-            stacklevel=2,
+            "forward, which cannot be measured"
         )
     if outside.hidden:
-        warnings.warn(
+        warn(
             f"{CALLER}: F.batch_norm is called on {', '.join(sorted(outside.hidden))}: no batch-norm layer of the "
             "model has these as running_mean, so they are not measured; a layer in a plain list belongs in a "
-            "ModuleList",
-            RuntimeWarning,
-            stacklevel=2,
+            "ModuleList"
         )
     return Profile.of(calls, live.peak, max(1, count_bytes(batch)))
 
@@ -184,9 +186,7 @@ def _check_own_forwards(task: Task, batch: Any) -> None:
             undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         task.evaluate(batch)
     if unclear:
-        warnings.warn(
+        warn(
             f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be asked; it is taken that they "
-            "normalize their input",
-            RuntimeWarning,
-            stacklevel=2,
+            "normalize their input"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -59,11 +59,21 @@ class Ranks:
             result = work()
         except Exception as error:
             failure = error
-        failures = self.gather(None if failure is None else (isinstance(failure, Interleaved), str(failure)))
-        # A mistake in the data comes first: nothing is measured again then.
-        for rank, other in sorted(enumerate(failures), key=lambda pair: pair[1] is None or pair[1][0]):
-            if other is not None and failure is not None and isinstance(failure, Interleaved) == other[0]:
-                raise failure
-            if other is not None:
-                raise (Interleaved if other[0] else ValueError)(f"rank {rank} failed: {other[1]}") from failure
-        return result
+
+        told = None if failure is None else _Failure(isinstance(failure, Interleaved), str(failure))
+        failures = {rank: other for rank, other in enumerate(self.gather(told)) if other is not None}
+        if not failures:
+            return result
+        mistakes = {rank: other for rank, other in failures.items() if not other.is_interleaved}
+        rank, first = next(iter((mistakes or failures).items()))  # nothing is measured again where data are wrong
+        if failure is not None and isinstance(failure, Interleaved) == first.is_interleaved:
+            raise failure
+        kind = Interleaved if first.is_interleaved else ValueError
+        raise kind(f"rank {rank} failed: {first.message}") from failure
+
+
+class _Failure(NamedTuple):
+    """What other ranks are told of an exception: it need not be one that can be pickled."""
+
+    is_interleaved: bool
+    message: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from bnlab.layers import join_names
 from bnlab.moments import Moments
 from bnlab.reading import read
 from bnlab.statistics import Statistics
+from bnlab.warn import warn
 
 LEAST_BATCHES = 8  # fewer say little about how batches scatter
 
@@ -109,18 +109,14 @@ def measure_errors(
 def warn_of_units(units: UnitsOfErrors) -> None:
     """Say where batches are the units."""
     if units.scattered:
-        warnings.warn(
+        warn(
             f"{CALLER}: batches differ by far more at {join_names(units.scattered)} than independent rows would; the "
-            "standard errors are of batches there. Say which rows are one image with images=, or shuffle",
-            RuntimeWarning,
-            stacklevel=3,
+            "standard errors are of batches there. Say which rows are one image with images=, or shuffle"
         )
     if units.unequal:
-        warnings.warn(
+        warn(
             f"{CALLER}: the rows at {join_names(units.unequal)} are no equal blocks of as many images as images= says; "
-            "the standard errors are of batches there",
-            RuntimeWarning,
-            stacklevel=3,
+            "the standard errors are of batches there"
         )
 
 

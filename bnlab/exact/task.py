@@ -118,6 +118,12 @@ class Task:
     """What is measured, and how a batch is evaluated.
 
     Attributes:
+        model: without wrappers for several devices.
+        layers: those that are measured, by name.
+        forward: called with the model and a copy of a batch.
+        device: where batches are copied to.
+        data: the batches that have been read, in their order.
+        ranks: the processes that measure together.
         inputs: what the layers normalize.
         reader: how their moments are read.
         few: how many of a batch's images stand for it where it is profiled and checked.

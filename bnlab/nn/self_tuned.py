@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from bnlab.borrow import count_loans
 from bnlab.layers import BatchNorm, batch_norm_layers, check_module, get_running_buffers, join_names
 from bnlab.nn.averages import Averages
+from bnlab.warn import warn
 
 _KEY = "bnlab.nn.SelfTuned/2"  # in a state dict's metadata
 
@@ -73,7 +73,7 @@ class SelfTuned(BatchNorm):
 
         if left:
             text = f"SelfTuned.convert: {join_names(left)} are not of torch's own classes, and keep their momentum"
-            warnings.warn(text, stacklevel=2)
+            warn(text, UserWarning)
         return model
 
     @staticmethod

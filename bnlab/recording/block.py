@@ -7,7 +7,6 @@ updated from there; see `recorders`.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from numbers import Integral
 
@@ -21,6 +20,7 @@ from bnlab.recording.recorders import Lent, Recorder, count_batches, make_record
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import LayerTrace, MomentTrace, Shelf
 from bnlab.statistics import read_buffers
+from bnlab.warn import warn
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
         undo.callback(setattr, trace, "end_step", None)
         yield trace
     for message in _find_faults(model, trace, counter, recorders):
-        warnings.warn(f"record: {message}", stacklevel=3)
+        warn(f"record: {message}", UserWarning)
 
 
 def _find_faults(
