@@ -91,7 +91,9 @@ class ModuleAttributes:
         """Read what a forward has set where it waits; `before`: where it waited before, if it did."""
         if before is not None:
             for number, name in self._differing:
-                before[number, name] = getattr(self._modules[number], name, None)
+                attributes = vars(self._modules[number])
+                if name in attributes:  # it may be made later on
+                    before[number, name] = attributes[name]
             return before
 
         found = {
