@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from bnlab import gap, population_statistics, using
 from bnlab.exact import breadth, population
@@ -22,22 +20,7 @@ from bnlab.exact.readers import DeviceReader
 from bnlab.moments import compare_moments
 from tests import references
 from tests.helpers import assert_moments, images, plain, residual
-
-WAITS = {"item", "__bool__", "__float__", "__int__", "tolist", "numpy", "cpu", "nonzero"}
-
-
-class Waits(TorchFunctionMode):
-    """Counts calls for which a program has to wait for its device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts = Counter[str]()
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(function, "__name__", "")
-        if name in WAITS:
-            self.counts[name] += 1
-        return function(*args, **(kwargs or {}))
+from tests.waits import Waits
 
 
 def test_nobody_waits_for_the_device_between_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
