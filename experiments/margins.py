@@ -56,9 +56,13 @@ def find_picks(tables: Tables) -> pd.DataFrame:
     wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
     val, test = (rows(tables, "evaluations", split=split, **wanted) for split in ("val", "test"))
     last = select(val, estimator="exact").query("step == steps").assign(estimator="last")
-    errors = pd.concat([val, last]).assign(error=lambda f: 1 - f["accuracy"])
+    errors = pd.concat([val, last])
+    errors = errors.assign(error=1 - errors["accuracy"])
+
     tested = select(test, estimator="exact").set_index(["run", "step"])["accuracy"].rename("tested")
     picks = lowest(errors, "error", ["run", "estimator"]).join(tested, on=["run", "step"])
-    best, run = select(picks, estimator="exact").set_index("run"), picks["run"]
-    cost, same = run.map(best["tested"]) - picks["tested"], run.map(best["step"]) == picks["step"]
+
+    best = select(picks, estimator="exact").set_index("run")
+    cost = picks["run"].map(best["tested"]) - picks["tested"]
+    same = picks["run"].map(best["step"]) == picks["step"]
     return picks.assign(cost=cost, same=same)

@@ -17,11 +17,16 @@ EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
 def find_training(tables: Tables) -> pd.DataFrame:
     """Accuracy on training images; as one more estimator, of the latest 2,000 images, each before its update."""
     log = rows(tables, "log").set_index(["run", "step"]).sort_index()
-    sizes = [(of.groupby("run")["accuracy"], round(2000 / size)) for size, of in log.groupby(log["batch_size"])]
-    averages = pd.concat([runs.rolling(window, min_periods=1).mean().droplevel(0) for runs, window in sizes])
+    averages = []
+    for _, steps in log.groupby("batch_size"):
+        latest = round(2000 / steps["batch_size"].iloc[0])
+        by_run = steps.groupby("run")["accuracy"].rolling(latest, min_periods=1).mean()
+        averages.append(by_run.droplevel(0))
+
     measured = rows(tables, "evaluations", (EARLY, LATE), split="train", estimator=("ema", "exact"))
-    places = select(measured, estimator="exact").drop(columns="accuracy").assign(estimator="mini-batches")
-    return pd.concat([measured, places.join(averages, on=["run", "step"])])
+    places = select(measured, estimator="exact").drop(columns="accuracy")
+    averaged = places.assign(estimator="mini-batches").join(pd.concat(averages), on=["run", "step"])
+    return pd.concat([measured, averaged])
 
 
 EXPERIMENT = Experiment(

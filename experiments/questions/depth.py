@@ -20,11 +20,16 @@ def find_gaps(tables: Tables) -> pd.DataFrame:
     """Gaps behind the first layer; `line` is the norms in words, `depth` the place where batch norm is everywhere."""
     frame = rows(tables, "gaps", (0.1, 1.0), ("model.name", "model.depth", "norm.every_second"))
     frame = frame.assign(line=frame["norm.every_second"].map(NORMS))
+
     places = select(frame, line=EVERYWHERE)[["model.name", "layer", "depth"]].drop_duplicates()
-    found = frame.drop(columns="depth").merge(places).query("depth > 1").sort_values("depth", kind="stable")
+    found = frame.drop(columns="depth").merge(places)
+    found = found.query("depth > 1").sort_values("depth", kind="stable")
+
+    is_resnet = found["model.name"] == "resnet"
+    resnet = "ResNet-" + found["model.depth"].astype(str)
     last = found.groupby("model.name")["depth"].transform("max")
-    network = ("ResNet-" + found["model.depth"].astype(str)).where(found["model.name"] == "resnet", "plain net")
-    return found.assign(network=network, half=np.where(2 * (found["depth"] - 1) < last, "first", "second"))
+    is_first_half = 2 * (found["depth"] - 1) < last
+    return found.assign(network=resnet.where(is_resnet, "plain net"), half=np.where(is_first_half, "first", "second"))
 
 
 def find_growth(tables: Tables) -> pd.DataFrame:

@@ -30,7 +30,9 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
     ordered = frame.dropna(subset=y).sort_values(x, kind="stable")
     minima = []
     for key, group in ordered.groupby(list(by), dropna=False, sort=False):
-        place, at_end = _find_vertex(np.log(group[x].to_numpy(float)), np.log(group[y].to_numpy(float)))
+        swept = np.log(group[x].to_numpy(float))
+        values = np.log(group[y].to_numpy(float))
+        place, at_end = _find_vertex(swept, values)
         minima.append((*key, float(np.exp(place)), at_end))
     return pd.DataFrame(minima, columns=[*by, x, "at_end"])
 
@@ -41,8 +43,12 @@ def _find_vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
     if lowest in (0, len(x) - 1):
         return float(x[lowest]), True
 
-    left, right = x[lowest - 1] - x[lowest], x[lowest + 1] - x[lowest]
-    rise_left, rise_right = y[lowest - 1] - y[lowest], y[lowest + 1] - y[lowest]
+    left = x[lowest - 1] - x[lowest]
+    right = x[lowest + 1] - x[lowest]
+    rise_left = y[lowest - 1] - y[lowest]
+    rise_right = y[lowest + 1] - y[lowest]
+
     curvature = rise_left * right - rise_right * left
-    shift = (rise_left * right**2 - rise_right * left**2) / (2 * curvature)
-    return float(x[lowest] + shift), False
+    slope = rise_left * right**2 - rise_right * left**2
+    vertex = x[lowest] + slope / (2 * curvature)
+    return float(vertex), False
