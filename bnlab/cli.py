@@ -1,9 +1,10 @@
-"""The command `bnlab`: how far are my model's running statistics from the exact ones?"""
+"""The command `bnlab`: how far are my model's running statistics from the exact ones? And sweeps, from any folder."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -20,9 +21,18 @@ from torch import nn
 import bnlab
 from bnlab.memory import keep_freed_memory
 
+_OF_SWEEPS = {
+    "sweep": "train what is missing, measure, write tables: bnlab sweep --help",
+    "report": "figures and verdicts, or an overview of any sweep: bnlab report --help",
+    "runs": "the networks that have been trained: bnlab runs --help",
+}
+"""Commands of the clone, with what they are for."""
+
 
 def main() -> int:
     """Exit 2 for a user's mistake, with one line that says what to do."""
+    if sys.argv[1:] and sys.argv[1] in _OF_SWEEPS:
+        return _pass_on(sys.argv[1], sys.argv[2:])
     keep_freed_memory()
     try:
         # `max_images=100` too, as Python and the commands of the harness write it.
@@ -35,10 +45,31 @@ def main() -> int:
         return 2
 
 
+def _pass_on(command: str, words: list[str]) -> int:
+    """Run a command of `experiments/`, which lies beside the package in a clone, in the current folder."""
+    clone = Path(bnlab.__file__).resolve().parents[1]
+    if not (clone / "experiments" / f"{command}.py").is_file():
+        print(f"error: bnlab {command} needs the clone: pip install -e '.[harness]' in it", file=sys.stderr)
+        return 2
+    if importlib.util.find_spec("hydra") is None:
+        print(f"error: bnlab {command} needs more packages: pip install -e '{clone}[harness]'", file=sys.stderr)
+        return 2
+
+    # The user's own modules are found in the current folder, by the processes of a launcher too.
+    folders = [str(clone), os.getcwd()]
+    sys.path[:0] = folders
+    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
+    sys.argv = [f"bnlab {command}", *words]
+    code: int = importlib.import_module(f"experiments.{command}").main()
+    return code
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bnlab", description=__doc__)
     parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    for name, purpose in _OF_SWEEPS.items():
+        commands.add_parser(name, help=purpose)
     gap = commands.add_parser(
         "gap", help="per layer, the gap of the running statistics from exact population statistics"
     )

@@ -19,30 +19,42 @@ _HERE = Path(__file__).parent
 
 
 def find_experiment(name: str) -> Experiment:
-    """The EXPERIMENT of `experiments/questions/<name>.py`, with name, question and source filled in.
+    """The EXPERIMENT of a question's module, with name, question and source filled in.
+
+    Modules lie in `experiments/questions/`, and those of the user's own in `questions/` of the current folder.
 
     Raises:
         UserError: there is none, or it cannot be imported.
     """
     from bnlab.harness.errors import UserError, where_raised
 
-    known = list_questions()
+    known = _find_modules()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-        raise UserError(f"no question experiments/questions/{name}.py; {hint}")
+        raise UserError(f"no question {name!r}; {hint}")
     try:
-        module = importlib.import_module(f"experiments.questions.{name}")
+        module = importlib.import_module(known[name])
         found = module.EXPERIMENT
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise UserError(f"experiments/questions/{name}.py has to define EXPERIMENT: {where_raised(error)}") from error
+        place = known[name].replace(".", "/")
+        raise UserError(f"{place}.py has to define EXPERIMENT: {where_raised(error)}") from error
     question, _, source = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     return replace(found, name=name, question=question, source=" ".join(source.split()))
 
 
 def list_questions() -> list[str]:
     """The names of all experiments: of those that are swept, and of those that another command measures."""
-    return sorted(path.stem for path in (_HERE / "questions").glob("*.py") if path.stem != "__init__")
+    return sorted(_find_modules())
+
+
+def _find_modules() -> dict[str, str]:
+    """By question, the import path of its module; one of the user's takes the place of one of bnlab's."""
+    modules = {}
+    for folder, package in ((_HERE / "questions", "experiments.questions"), (Path("questions"), "questions")):
+        names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+        modules |= {name: f"{package}.{name}" for name in names}
+    return modules
 
 
 def read_catalogue() -> Catalogue:

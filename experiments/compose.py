@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bnlab.harness.artifacts.settings import GROUPS, Config
-from bnlab.harness.config import check, register, register_own
+from bnlab.harness.config import check, list_choices, register, register_own
 from bnlab.harness.errors import UserError
 from experiments.variations import register_variations
 
@@ -61,11 +61,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
         UserError: one or two lines that name the word or file, the value and what is allowed.
     """
     register_all()
-    folders = [word.partition("=")[2] for word in words if word.startswith("--config-dir")]
-    if missing := [folder for folder in folders if not Path(folder or " ").is_dir()]:
-        raise UserError(f"--config-dir={missing[0]}: is no folder; write --config-dir=FOLDER")
-    overrides = [_parse(word) for word in words if not word.startswith("--config-dir")]
-    overrides += [_parse(f"hydra.searchpath=[{Path(folder).resolve()}]") for folder in folders]
+    overrides = [_parse(word) for word in search_folders(words)]
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         shared = [override for override in overrides if not override.is_sweep_override()]
         whole = _compose(tuple(str(override.input_line) for override in shared), True)
@@ -78,6 +74,38 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
             jobs = [list(job) for job in itertools.product(*by_key.values())]
         configs = [_build(job) for job in jobs]
     return Sweep(configs, str(whole.hydra.runtime.choices["hydra/launcher"]))
+
+
+def search_folders(words: Sequence[str]) -> list[str]:
+    """Let Hydra look for files in the folders of `--config-dir` and in `conf/` of the current folder too.
+
+    Args:
+        words: as on the command line.
+
+    Returns:
+        The words with a Hydra setting in place of these options.
+
+    Raises:
+        UserError: a folder does not exist, or has an experiment with the name of one of bnlab's own.
+    """
+    given = [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir")]
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
+    here = Path("conf").resolve()
+    folders = [folder.resolve() for folder in given]
+    if here.is_dir() and here != CONF:
+        folders.append(here)
+
+    for folder in folders:
+        for path in sorted(folder.glob("experiment/*.yaml")):
+            if (CONF / "experiment" / path.name).exists():
+                raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
+    others = [word for word in words if not word.startswith("--config-dir")]
+    if not folders:
+        return others
+    places = ",".join(f"'{folder}'" for folder in dict.fromkeys(folders))
+    return [*others, f"hydra.searchpath=[{places}]"]
 
 
 def _parse(word: str) -> Override:
@@ -128,6 +156,8 @@ def _build(job: list[Override]) -> Config:
             OmegaConf.update(config, override.get_key_element(), override.value(), merge=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(str(override.input_line), error)) from error
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{missing[0]}: has no value, and its function no default; add {missing[0]}=VALUE")
     try:
         found: Any = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -172,7 +202,7 @@ def _explain(word: str, error: BaseException) -> str:
     key = word.lstrip("+~").partition("=")[0]
     if key and re.search(r"Could not override|not in |is not in struct", str(error)):
         group, _, setting = key.partition(".")
-        choices = GROUPS.get(group, {})
+        choices = list_choices(group)
         having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
         if having:
             return f"{word}: this {group} has no {setting}; {', '.join(having)} has"

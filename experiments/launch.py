@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
-from experiments.compose import CONF, register_all
+from experiments.compose import CONF, register_all, search_folders
 
 _SWEEP = "BNLAB_SWEEP"  # the number of the process of the sweep, for those that it starts
 _A_LINE = 60.0  # seconds between two lines where there is no terminal
@@ -32,7 +32,7 @@ def run_with_hydra(words: list[str]) -> None:
     register_all()
     os.environ[_SWEEP] = str(os.getpid())
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here
-    sys.argv = [sys.argv[0], *words]
+    sys.argv = [sys.argv[0], *search_folders(words)]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
     except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""python -m experiments.runs list | show RUN | rm RUN...: the networks that have been trained."""
+"""bnlab runs list | show RUN | rm RUN... | export RUN FILE: the networks that have been trained."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from filelock import FileLock, Timeout
 
 from experiments.command import run_command
 
-USAGE = """usage: python -m experiments.runs list          every network: in what it differs, its state, its disk space
-       python -m experiments.runs show RUN      one of them: settings, environment, files
-       python -m experiments.runs rm RUN...     remove these networks; RUN is a beginning that one name has
+USAGE = """usage: bnlab runs list          every network: in what it differs, its state, its disk space
+       bnlab runs show RUN      one of them: settings, environment, files
+       bnlab runs rm RUN...     remove these networks; RUN is a beginning that one name has
+       bnlab runs export RUN FILE.safetensors [step=K] [statistics=exact]
+                                weights and buffers as safetensors, with torch's keys
        (results=FOLDER looks elsewhere than in results/)"""
 
 
@@ -27,17 +29,24 @@ def main() -> int:
 def _dispatch(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
 
-    folders = [word.removeprefix("results=") for word in words if word.startswith("results=")]
-    results = Path(folders[-1] if folders else "results")
-    match [word for word in words if not word.startswith("results=")]:
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    results = Path(settings.pop("results", "results"))
+    names = [word for word in words if "=" not in word]
+    if settings and names[:1] != ["export"]:
+        raise UserError(f"{next(iter(settings))}: only export has settings beside results=; see --help")
+    match names:
         case ["list"]:
             _list(results)
         case ["show", run]:
             _show(_find(results, run))
+        case ["export", run, file]:
+            _export(_find(results, run), Path(file), settings, results)
         case ["rm", run, *more]:
             _remove([_find(results, one) for one in (run, *more)])
         case found:
-            raise UserError(f"cannot read {' '.join(found)!r}; there are list, show RUN and rm RUN..., see --help")
+            raise UserError(
+                f"cannot read {' '.join(found)!r}; there are list, show RUN, rm RUN... and export RUN FILE, see --help"
+            )
     return 0
 
 
@@ -46,7 +55,7 @@ def _list(results: Path) -> None:
 
     folders = _list_folders(results)
     if not folders:
-        print(f"no networks in {results}/runs; train some: python -m experiments.sweep experiment=quickstart")
+        print(f"no networks in {results}/runs; train some: bnlab sweep experiment=quickstart")
         return
     settings = pd.DataFrame([_settings(folder) for folder in folders])
     differing = [key for key in settings if settings[key].astype(str).nunique() > 1]
@@ -77,6 +86,35 @@ def _show(folder: Path) -> None:
         print(f"{1e3 * _size(path):12,.1f} kB  {path.name}")
 
 
+def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -> None:
+    """Write a network as safetensors; its metadata say what images have to be standardized by."""
+    from safetensors.torch import save_file
+
+    from bnlab.harness.errors import UserError
+    from bnlab.harness.loading import build_network, open_run
+
+    step = settings.pop("step", "")
+    statistics = settings.pop("statistics", "running")
+    if settings or not (step or "0").isdigit():
+        raise UserError("export takes step=, a number, and statistics=, as exact or 'ema(momentum=0.01)'")
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: name a file that ends with .safetensors")
+
+    run = open_run(_id(folder), results)
+    model = build_network(run, int(step) if step else None, statistics)
+    metadata = {
+        "run": run.id,
+        "statistics": statistics,
+        "mean": json.dumps(run.dataset.mean),
+        "std": json.dumps(run.dataset.std),
+    }
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, file, metadata)
+    print(f"{file}: {run.id} with {statistics} statistics")
+    print(
+        f"images are standardized by mean {run.dataset.mean} and standard deviation {run.dataset.std} of each channel"
+    )
+
+
 def _remove(folders: list[Path]) -> None:
     from bnlab.harness.errors import UserError
 
@@ -99,7 +137,7 @@ def _find(results: Path, run: str) -> Path:
     found = [folder for folder in folders if _id(folder) == run] or [f for f in folders if _id(f).startswith(run)]
     if len(found) != 1:
         which = f"{len(found)} networks, such as {_id(found[0])}" if found else "no network"
-        raise UserError(f"{run}: names {which} in {results}/runs; python -m experiments.runs list shows them")
+        raise UserError(f"{run}: names {which} in {results}/runs; bnlab runs list shows them")
     return found[0]
 
 

@@ -110,7 +110,7 @@ def _next(config: Config, words: list[str]) -> str:
         question = max((name for name in list_questions() if f"{file}_".startswith(f"{name}_")), key=len, default=file)
         told = [f"experiment={question}", *[f"name={config.name}"] * (config.name != question)]
         told += [word for word in words if word.startswith("results=")]
-        return f"next: python -m experiments.report {shlex.join(told)}"
+        return f"next: bnlab report {shlex.join(told)}"
     elsewhere = "" if config.results == "results" else f', "{config.results}"'
     return f'next: bnlab.harness.load("{config.name}"{elsewhere})'
 

@@ -1,17 +1,18 @@
 """Sweeps: configuration → artifacts → statistics → tables → figures."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bnlab.harness.loading import load_model
     from bnlab.harness.reporting.tables import load
 
-__all__ = ["load"]
+__all__ = ["load", "load_model"]
+_MODULES = {"load": "reporting.tables", "load_model": "loading"}
 
 
 def __getattr__(name: str) -> Any:
-    # `load` needs pandas and pyarrow, which a command that only checks its arguments should not wait for.
-    if name == "load":
-        from bnlab.harness.reporting.tables import load
-
-        return load
+    # They need pandas and torch, which a command that only checks its arguments should not wait for.
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

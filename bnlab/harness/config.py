@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
 
 from bnlab.estimators import EMA
 from bnlab.harness import measurements
-from bnlab.harness.artifacts import data, models, shifts, training
+from bnlab.harness.artifacts import data, live, models, shifts, training
 from bnlab.harness.artifacts.averaging import AVERAGINGS
 from bnlab.harness.artifacts.data import DataConfig, OwnData
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
@@ -28,6 +29,7 @@ _NAMED = {
     "evaluate_on": ("test", "val", "train"),
 }  # settings that list some of these
 _LISTS = (*_NAMED, "momentum", "estimator", "shifts", "evaluate_at", "accuracy_at")
+_OWN: dict[str, dict[str, Any]] = {"data": {}, "model": {}}
 
 
 def register() -> None:
@@ -44,9 +46,15 @@ def register() -> None:
 
 
 def register_own(group: str, path: str) -> None:
-    """Let `data=` or `model=` take the import path of a function of the user's own."""
-    node = OwnData(name=path) if group == "data" else OwnModel(name=path)
+    """Let `data=` or `model=` take the import path of a function of the user's own, with its arguments as settings."""
+    node = data.describe_own(path) if group == "data" else models.describe_own(path)
+    _OWN[group][path] = node
     ConfigStore.instance().store(group=group, name=path, node=node)
+
+
+def list_choices(group: str) -> dict[str, Any]:
+    """List the choices of a group, those of the user's own among them, with their settings."""
+    return {**GROUPS.get(group, {}), **_OWN.get(group, {})}
 
 
 def check(config: Config) -> None:
@@ -63,6 +71,7 @@ def check(config: Config) -> None:
     _check_freezing(config, steps)
     _check_measured(config)
     _check_device(config.device)
+    live.check(config.log)
 
 
 def _check_choices(config: Config) -> None:

@@ -18,7 +18,7 @@ from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness.artifacts import data, norms
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.settings import Config, as_list, flatten, network
+from bnlab.harness.artifacts.settings import Config, as_list, flatten, list_own_settings, network
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
 from bnlab.harness.errors import JobError, UserError, where_raised
 from bnlab.harness.measurements import NORMS
@@ -154,7 +154,9 @@ def _write_run(run: Run) -> None:
     """Write the run's row of the table `runs`; `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([_describe_run(run)]))
+        described = _describe_run(run)
+        columns = dict.fromkeys([*TABLES["runs"].types, "origin", *list_own_settings(run.config)])
+        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([{key: described[key] for key in columns}]))
 
 
 def _describe_run(run: Run) -> dict[str, object]:

@@ -20,10 +20,12 @@ class Table:
     Attributes:
         key: the columns in which no two rows agree; `momentum` is null where it has no meaning.
         types: of all columns, in order.
+        is_open: whether rows may have further columns, as `runs` has the settings of a user's own functions.
     """
 
     key: tuple[str, ...]
     types: dict[str, pa.DataType]
+    is_open: bool = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -63,10 +65,10 @@ SHORT_NAMES = {
 _KEY = "run step estimator momentum statistics_split"
 
 
-def _build(key: str, others: str, **types: pa.DataType) -> Table:
+def _build(key: str, others: str, is_open: bool = False, **types: pa.DataType) -> Table:
     """A table of these columns; `types` of those that have another one here than elsewhere."""
     columns = f"{key} {others}".split()
-    return Table(tuple(key.split()), {column: {**_TYPES, **types}.get(column, _REAL) for column in columns})
+    return Table(tuple(key.split()), {column: {**_TYPES, **types}.get(column, _REAL) for column in columns}, is_open)
 
 
 # results/README.md says what each column means; settings are null where a network does not read them.
@@ -80,6 +82,7 @@ TABLES = {
         "norm.batch_size norm.groups norm.momentum norm.every_second optimizer.name optimizer.lr optimizer.lr_scaling "
         "optimizer.momentum optimizer.weight_decay optimizer.label_smoothing optimizer.schedule order freeze_at "
         "freeze_with averaging",
+        is_open=True,
     ),
     "gaps": _build(f"{_KEY} layer", "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio"),
     "evaluations": _build(f"{_KEY} split shift", "epoch images stat_images loss accuracy ece disagreement logit_gap"),
@@ -98,9 +101,39 @@ TABLES = {
 }
 
 
-def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
-    """`frame` with exactly the schema's columns and types; KeyError if one is missing."""
+def conform(frame: pd.DataFrame, schema: pa.Schema, is_open: bool = False) -> pd.DataFrame:
+    """`frame` with exactly the schema's columns and types, of an open table its further columns too; KeyError if one is
+    missing."""
+    if is_open:
+        schema = widen(schema, frame)
+        frame = frame.assign(
+            **{name: _write_out(frame[name]) for name in schema.names if schema.field(name).type == _TEXT}
+        )
     return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False).to_pandas()
+
+
+def widen(schema: pa.Schema, frame: pd.DataFrame) -> pa.Schema:
+    """The schema of an open table's rows: its columns, and behind them the further ones that the rows have.
+
+    A column of which a value is not of its type is text, as where a user's own model takes a word for `model.width`.
+    """
+    expected = {field.name: field.type for field in schema}
+    columns = [*expected, *(column for column in frame if column not in expected)]
+    return pa.schema([(column, _find_type(frame[column], expected.get(column))) for column in columns])
+
+
+def _find_type(values: pd.Series, expected: pa.DataType | None) -> pa.DataType:
+    known = values.dropna()
+    try:
+        found = pa.Array.from_pandas(known, type=expected).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return _TEXT
+    return found if len(known) and found in (pa.bool_(), _INT, _REAL) else expected or _TEXT
+
+
+def _write_out(values: pd.Series) -> pd.Series:
+    """Words for all values but nulls."""
+    return values.astype(object).map(str, na_action="ignore")
 
 
 def empty(schema: pa.Schema) -> pd.DataFrame:
@@ -108,8 +141,10 @@ def empty(schema: pa.Schema) -> pd.DataFrame:
     return schema.empty_table().to_pandas()
 
 
-def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
+def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None, is_open: bool = False) -> None:
     """Write a parquet file, whole or not at all, small and with checksums."""
+    if schema is not None and is_open:
+        schema = widen(schema, frame)
     table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
     reals = [field.name for field in table.schema if pa.types.is_floating(field.type)]  # hardly any value comes twice
     how = {"use_byte_stream_split": reals, "use_dictionary": [key for key in table.column_names if key not in reals]}
@@ -118,13 +153,14 @@ def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None
 
 def write_rows(path: Path, name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Write rows of a table, with their `origin`, as of now; they, as written."""
-    frame = conform(frame.assign(written=time.time_ns()), TABLES[name].part)
-    write_frame(path, frame, TABLES[name].part)
+    table = TABLES[name]
+    frame = conform(frame.assign(written=time.time_ns()), table.part, table.is_open)
+    write_frame(path, frame, table.part, table.is_open)
     return frame
 
 
-def read_frame(path: Path, schema: pa.Schema | None = None) -> pd.DataFrame:
+def read_frame(path: Path, schema: pa.Schema | None = None, is_open: bool = False) -> pd.DataFrame:
     """Read a parquet file; Unreadable if it is missing, damaged, or lacks columns of the schema."""
     with reading(path), path.open("rb") as file:
         frame = pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
-        return conform(frame, schema) if schema else frame
+        return conform(frame, schema, is_open) if schema else frame

@@ -26,6 +26,7 @@ class Called(NamedTuple):
 
 
 Call = Callable[..., Called]
+Write = Callable[..., None]
 
 
 def start(command: str, *words: str, path: Path | None = None) -> subprocess.Popen[str]:

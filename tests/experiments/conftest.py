@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.commands import SWEEP, Call, Called, Done, run
+from bnlab.harness.artifacts.own_data import read_own
+from tests.experiments.commands import SWEEP, Call, Called, Done, Write, run
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,21 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Called(code, *capsys.readouterr())
 
     return called
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a module, `mine` by default, which is imported, and its data read, again as a new process would.
+
+    Hydra knows the arguments of a module's functions for the whole process: a test file with others has another name.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def written(text: str, name: str = "mine") -> None:
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        read_own.cache_clear()
+
+    return written

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +11,10 @@ import torch
 from PIL import Image
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.data import OwnData, load_dataset
+from bnlab.harness.artifacts.data import describe_own, load_dataset
 from bnlab.harness.artifacts.settings import network_hash
 from experiments.compose import plan_jobs
-from tests.experiments.commands import Call
+from tests.experiments.commands import Call, Write
 
 MODULE = """
 from dataclasses import dataclass
@@ -58,21 +55,6 @@ class Half(Estimator):
         return torch.full((len(stream),), 0.5, dtype=torch.float64)
 """
 WORDS = ("model=mine.make_model", "data=mine.read_arrays", "steps=9", "batch_size=12", "measurements=[gaps]")
-Write = Callable[[str], None]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes the module `mine`, which is imported again as a new process would."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def written(text: str) -> None:
-        (tmp_path / "mine.py").write_text(text)
-        monkeypatch.delitem(sys.modules, "mine", raising=False)
-        importlib.invalidate_caches()
-
-    return written
 
 
 def test_all_three(write: Write, call: Call, tmp_path: Path) -> None:
@@ -99,7 +81,7 @@ def test_another_source_is_another_network(write: Write) -> None:
 @pytest.mark.parametrize("function", ["read_images", "read_tensors"])
 def test_a_data_set_like_torchvisions_is_its_arrays(function: str, write: Write) -> None:
     write(MODULE)
-    found, expected = (load_dataset(OwnData(name=f"mine.{name}")) for name in (function, "read_arrays"))
+    found, expected = (load_dataset(describe_own(f"mine.{name}")) for name in (function, "read_arrays"))
     assert (len(found.train.labels), len(found.val.labels), len(found.test.labels), found.classes) == (36, 4, 12, 3)
     for split in ("train", "val", "test"):
         assert torch.equal(found.images_of(split).images, expected.images_of(split).images)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bnlab.files import digest
 from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
+from bnlab.harness.artifacts.own import REQUIRED, add_arguments, find_arguments
 from bnlab.harness.artifacts.own_data import Pixels, read_own
 from bnlab.harness.artifacts.published import PUBLISHED, read_copies, read_published, require_file
 from bnlab.harness.checks import require_one_of, require_within
@@ -71,12 +72,12 @@ class Flippable(Published):
 
 @dataclass(unsafe_hash=True)
 class OwnData(DataConfig):
-    """The user's own: `name` is the import path of a function of `root` that gives the training and the test part.
+    """The user's own: `name` is the import path of a function that gives the training and the test part.
 
     Each part is a pair of uint8 images [N, C, H, W] and labels [N], or a torchvision data set with images of one size.
+    The function's arguments are settings, see `describe_own`.
     """
 
-    root: str = "data"
     flip: bool = False  # augmentation: random horizontal flip
 
 
@@ -87,6 +88,18 @@ CHOICES: dict[str, DataConfig] = {
     **{name: Flippable(name=name) for name in ("fashion_mnist", "cifar10", "cifar100")},
 }
 """What `data=` chooses from, beside functions of the user's own."""
+
+
+def describe_own(path: str) -> OwnData:
+    """Make the configuration of a user's function: its arguments are settings; `root`, a folder, is "data" by default.
+
+    Raises:
+        UserError: it cannot be imported, or an argument has the name of a setting of bnlab's.
+    """
+    config = add_arguments(OwnData, path, ())(name=path)
+    if getattr(config, "root", None) == REQUIRED:
+        config.root = "data"  # type: ignore[attr-defined]
+    return config
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +149,13 @@ class _Size(NamedTuple):
     classes: int
 
 
+def _read_own(config: OwnData) -> tuple[Pixels, Pixels]:
+    return read_own(config.name, tuple(find_arguments(config, OwnData).items()))
+
+
 def _find_size(config: DataConfig) -> _Size:
     if isinstance(config, OwnData):
-        (images, labels), (_, others) = read_own(config.name, config.root)
+        (images, labels), (_, others) = _read_own(config)
         return _Size(len(labels), len(others), images.shape[-1], int(torch.cat([labels, others]).max()) + 1)
     if isinstance(config, Published):
         source = PUBLISHED[config.name]
@@ -243,7 +260,7 @@ def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
 def _read(config: DataConfig) -> tuple[Pixels, Pixels]:
     """The training and the test part."""
     if isinstance(config, OwnData):
-        return read_own(config.name, config.root)
+        return _read_own(config)
     if isinstance(config, Published):
         if config.copies:
             return read_copies(config.name, Path(config.root))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bnlab.harness.artifacts import norms
 from bnlab.harness.artifacts.norms import NormConfig, Norms
-from bnlab.harness.artifacts.own import import_object
+from bnlab.harness.artifacts.own import add_arguments, find_arguments, import_object, list_names
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.errors import UserError, where_raised
@@ -70,7 +70,10 @@ class Torchvision(ModelConfig):
 
 @dataclass(unsafe_hash=True)
 class OwnModel(ModelConfig):
-    """The user's own: `name` is the import path of a function of channels, image_size, classes that gives a module."""
+    """The user's own: `name` is the import path of a function of channels, image_size, classes that gives a module.
+
+    Its further arguments are settings, see `describe_own`.
+    """
 
 
 CHOICES: dict[str, ModelConfig] = {
@@ -81,6 +84,18 @@ CHOICES: dict[str, ModelConfig] = {
     "torchvision": Torchvision(),
 }
 """What `model=` chooses from, beside functions of the user's own."""
+
+
+_GIVEN = 3  # arguments of a user's function, which bnlab gives it: channels, image_size, classes
+
+
+def describe_own(path: str) -> OwnModel:
+    """Make the configuration of a user's function: all arguments but the first three are settings.
+
+    Raises:
+        UserError: it cannot be imported, or an argument has the name of a setting of bnlab's.
+    """
+    return add_arguments(OwnModel, path, list_names(path)[:_GIVEN])(name=path)
 
 
 def check(config: ModelConfig, norm: NormConfig) -> None:
@@ -138,7 +153,7 @@ def build_model(
         if isinstance(config, Layered):
             model = _BUILDERS[config.name](config, layers, channels, image_size, classes)
         elif isinstance(config, OwnModel):
-            model = _own_model(config.name, channels, image_size, classes)
+            model = _own_model(config, channels, image_size, classes)
         else:
             model = _torchvision_model(config.name, channels, classes)
     return model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch
@@ -238,14 +253,14 @@ def _torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
     return model
 
 
-def _own_model(path: str, channels: int, image_size: int, classes: int) -> nn.Module:
-    make = import_object(path)
+def _own_model(config: OwnModel, channels: int, image_size: int, classes: int) -> nn.Module:
+    make = import_object(config.name)
     try:
-        model = make(channels, image_size, classes)
+        model = make(channels, image_size, classes, **find_arguments(config, OwnModel))
     except Exception as error:
-        raise UserError(f"model={path}: {where_raised(error)}") from error
+        raise UserError(f"model={config.name}: {where_raised(error)}") from error
     if not isinstance(model, nn.Module):
-        raise UserError(f"model={path}: has to give a torch.nn.Module, found a {type(model).__name__}")
+        raise UserError(f"model={config.name}: has to give a torch.nn.Module, found a {type(model).__name__}")
     return model
 
 

@@ -1,16 +1,23 @@
-"""What a user's own code is known by: an import path, and the digest of the source of its module."""
+"""A user's own code: an import path, the digest of its module's source, and the arguments that are settings."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import sys
+from collections.abc import Collection
+from dataclasses import field, fields, make_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from bnlab.files import digest
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError, where_raised
+
+REQUIRED = "???"
+"""The default of a setting without one, as OmegaConf has it."""
+Settings = TypeVar("Settings")
+_CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
 
 @cache  # what runs is the code as it was when it was imported
@@ -44,3 +51,78 @@ def import_object(path: str) -> Any:
             torchvision()  # where its compiled operators do not load
             return import_object(path)
         raise UserError(f"{path}: cannot be imported, {where_raised(error)}") from error
+
+
+def add_arguments(base: type[Settings], path: str, given: Collection[str]) -> type[Settings]:
+    """Derive a configuration whose further settings are the arguments of a user's function or class.
+
+    Args:
+        base: the configuration that all functions of this kind have.
+        path: the function's import path.
+        given: the names of its arguments that bnlab gives it.
+
+    Returns:
+        A dataclass with a field for each further argument, with its default; one without a default has to be set.
+        Values are checked against the annotations `bool`, `int`, `float` and `str`; arguments without one of these
+        take any. Arguments whose default is something else than such values or lists of them are no settings.
+
+    Raises:
+        UserError: the function cannot be imported, or an argument has the name of a setting of bnlab's.
+    """
+    known = {each.name for each in fields(base)}  # type: ignore[arg-type]
+    settings = []
+    for argument in _list_arguments(import_object(path)):
+        if argument.name in given or not _is_setting(argument):
+            continue
+        if argument.name in known:
+            raise UserError(f"{path}: its argument {argument.name} has the name of a setting of bnlab's; rename it")
+        settings.append((argument.name, _find_type(argument), _find_default(argument)))
+    return make_dataclass("Own", settings, bases=(base,), namespace={"__post_init__": _fix_lists}, unsafe_hash=True)
+
+
+def _fix_lists(config: Any) -> None:
+    """Make tuples of lists, so that a configuration can be hashed."""
+    for name, value in vars(config).copy().items():
+        if isinstance(value, list):
+            setattr(config, name, tuple(value))
+
+
+def list_names(path: str) -> list[str]:
+    """List the arguments of the function at an import path that have a name, in their order."""
+    return [argument.name for argument in _list_arguments(import_object(path)) if _is_named(argument)]
+
+
+def find_arguments(config: Any, base: type) -> dict[str, Any]:
+    """Find the settings, with their values, that a configuration of `add_arguments` has beside those of its base."""
+    known = {each.name for each in fields(base)}
+    return {each.name: getattr(config, each.name) for each in fields(config) if each.name not in known}
+
+
+def _list_arguments(function: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # not callable, or without a signature, as some classes of C
+        return []
+
+
+def _is_named(argument: inspect.Parameter) -> bool:
+    return argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
+
+
+def _is_setting(argument: inspect.Parameter) -> bool:
+    values = argument.default if isinstance(argument.default, list | tuple) else [argument.default]
+    can_be_typed = all(value is None or isinstance(value, _CHECKED) for value in values)
+    return _is_named(argument) and (argument.default is argument.empty or can_be_typed)
+
+
+def _find_type(argument: inspect.Parameter) -> Any:
+    """The annotation if values can be checked against it; it is a word where annotations are not evaluated."""
+    return next((kind for kind in _CHECKED if argument.annotation in (kind, kind.__name__)), Any)
+
+
+def _find_default(argument: inspect.Parameter) -> Any:
+    if argument.default is argument.empty:
+        return field(default=REQUIRED)
+    if isinstance(argument.default, list):
+        return field(default=tuple(argument.default))
+    return field(default=argument.default)

@@ -17,8 +17,8 @@ Pixels = tuple[Tensor, Tensor]
 
 
 @lru_cache(maxsize=2)
-def read_own(path: str, root: str) -> tuple[Pixels, Pixels]:
-    """The training and the test part, as the function at this import path gives them for a folder `root`.
+def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> tuple[Pixels, Pixels]:
+    """The training and the test part, as the function at this import path gives them for arguments and their values.
 
     The order of the images is drawn once for ever, as a folder has class after class.
 
@@ -26,7 +26,7 @@ def read_own(path: str, root: str) -> tuple[Pixels, Pixels]:
     """
     make = import_object(path)
     try:
-        train, test = map(read_part, make(root))
+        train, test = map(read_part, make(**dict(arguments)))
     except Exception as error:
         reason = f"{where_raised(error)}; it has to give the training and the test part, each (images, labels)"
         raise UserError(f"data={path}: {reason}, or a data set of such pairs") from error

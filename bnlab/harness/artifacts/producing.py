@@ -20,6 +20,7 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.averaging import build_averager
 from bnlab.harness.artifacts.freezing import build_freezer
+from bnlab.harness.artifacts.live import build_live_log
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress, train
 from bnlab.harness.errors import JobError, UserError, where_raised
@@ -58,10 +59,11 @@ def _train(run: Run) -> None:
             run.save_checkpoint(progress.step, progress.measured.state_dict())
 
     callbacks = [recorder.log, build_freezer(run), build_averager(run), save_checkpoint, recorder.save_when_due]
+    callbacks += [build_live_log(run, progress), build_announcer(run, progress)]
     status = "finished"
     try:
         with recorder:
-            train(progress, run.batches, run.config.optimizer, run.steps, [*callbacks, build_announcer(run, progress)])
+            train(progress, run.batches, run.config.optimizer, run.steps, callbacks)
     except Diverged as error:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
         status = "diverged"

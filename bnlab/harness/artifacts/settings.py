@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bnlab.files import digest
@@ -12,7 +12,7 @@ from bnlab.harness.artifacts import data, models, norms, training
 from bnlab.harness.artifacts.data import DataConfig, OwnData
 from bnlab.harness.artifacts.models import ModelConfig, OwnModel
 from bnlab.harness.artifacts.norms import NormConfig
-from bnlab.harness.artifacts.own import digest_of_source, import_object
+from bnlab.harness.artifacts.own import digest_of_source, find_arguments, import_object
 from bnlab.harness.artifacts.training import OptimizerConfig, steps_per_epoch
 
 
@@ -50,6 +50,7 @@ class Config:
     threads: int | None = None  # CPU threads of torch; None: all, or one in each process of a parallel launcher
     dry_run: bool = False  # only say how many networks and how long
     csv: bool = False  # tables as CSV too
+    log: str = "none"  # while a network trains: none, tensorboard; see `live.build_live_log`
 
 
 GROUPS: dict[str, Mapping[str, Any]] = {
@@ -72,7 +73,8 @@ def network(config: Config) -> dict[str, Any]:
     found |= _leave_off_usual(config, ["order", "averaging", *freezing])
     for group in GROUPS:
         chosen = getattr(config, group)
-        keys = [f.name for f in fields(chosen) if f.name not in data.READ_ONLY]
+        unread = ("root",) if isinstance(chosen, OwnData) else data.READ_ONLY
+        keys = [f.name for f in fields(chosen) if f.name not in unread]
         inner = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
         if isinstance(chosen, OwnData | OwnModel):
             inner["source"] = digest_of_source(import_object(chosen.name))
@@ -80,10 +82,47 @@ def network(config: Config) -> dict[str, Any]:
     return found
 
 
+def list_own_settings(config: Config) -> dict[str, Any]:
+    """List the arguments of the user's functions that are settings, by dotted names; not where data are read from."""
+    own: dict[str, Any] = {}
+    for group, base in (("data", OwnData), ("model", OwnModel)):
+        chosen = getattr(config, group)
+        if isinstance(chosen, base):
+            own |= {f"{group}.{name}": value for name, value in find_arguments(chosen, base).items()}
+    own.pop("data.root", None)
+    return own
+
+
 def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
     """The keys with their values, without those that have the default."""
     usual = {f.name: f.default for f in fields(chosen)}
     return {key: getattr(chosen, key) for key in keys if getattr(chosen, key) != usual[key]}
+
+
+def restore_config(values: Mapping[str, Any]) -> Config:
+    """Make a configuration of its settings as a run's `config.yaml` has them; what is not among them has its default.
+
+    Raises:
+        UserError: a function of the user's own cannot be imported.
+    """
+    known = {each.name for each in fields(Config)}
+    plain = {key: value for key, value in values.items() if key in known and key not in GROUPS}
+    groups = {group: _restore_choice(group, values[group]) for group in GROUPS}
+    return Config(**plain, **groups)
+
+
+def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
+    """What was chosen of a group: by its name one of bnlab's choices, or a function of the user's own."""
+    name = values["name"]
+    choices = [choice for choice in GROUPS[group].values() if choice.name == name]
+    if choices:
+        choice = choices[0]
+    elif "." in name:
+        choice = data.describe_own(name) if group == "data" else models.describe_own(name)
+    else:
+        choice = models.Torchvision()
+    known = {each.name for each in fields(choice)}
+    return replace(choice, **{key: value for key, value in values.items() if key in known})
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -34,14 +34,15 @@ def assemble(folder: Path) -> dict[str, pd.DataFrame]:
         parts = [empty(table.part)]
         for path in sorted((folder / "parts" / name).glob("*.parquet")):
             try:
-                parts.append(read_frame(path, table.part))
+                parts.append(read_frame(path, table.part, table.is_open))
             except Unreadable as error:
                 set_aside(path, error, "run the sweep again to measure it again")
         rows = pd.concat(parts).sort_values("written", kind="stable", ignore_index=True)
         group = rows.groupby([column for column in _MEASURED if column in rows], sort=False)
         rows = rows[rows["origin"] == group["origin"].transform("last")]
         key = list(table.key)
-        found[name] = conform(rows.drop_duplicates(key, keep="last").sort_values(key), table.schema)
+        rows = rows.drop_duplicates(key, keep="last").sort_values(key).drop(columns=["origin", "written"])
+        found[name] = conform(rows, table.schema, table.is_open)
     return found
 
 
@@ -52,7 +53,7 @@ def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
         found = assemble(folder)
         for name, frame in found.items():
             path = folder / "tables" / f"{name}.parquet"
-            write_frame(path, frame, TABLES[name].schema)
+            write_frame(path, frame, TABLES[name].schema, TABLES[name].is_open)
             if csv or path.with_suffix(".csv").exists():  # an earlier one would be of other rows
                 write_whole(path.with_suffix(".csv"), partial(frame.to_csv, index=False))
     return found

@@ -1,0 +1,68 @@
+"""A network's training as one watches it: loss, accuracy and gap in TensorBoard, while it goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+import bnlab
+from bnlab.harness.artifacts.cores import share_of_memory
+from bnlab.harness.artifacts.training import Callback, Progress
+from bnlab.harness.checks import require_one_of
+from bnlab.harness.errors import UserError
+
+if TYPE_CHECKING:
+    from bnlab.harness.artifacts.runs import Run
+
+LOGS = ("none", "tensorboard")
+_IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
+
+
+def check(log: str) -> None:
+    """Raise UserError for another way of logging, or one whose package is missing."""
+    require_one_of("log", log, LOGS)
+    if log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("log=tensorboard: needs a package; pip install tensorboard")
+
+
+def build_live_log(run: Run, progress: Progress) -> Callback:
+    """A callback that writes loss and accuracy of each batch to `tensorboard/` in the run's folder.
+
+    At the steps of `evaluate_at` it adds the gap of the network's running averages: the root mean square, over the
+    layers behind the first, of how far their means are from exact ones, in standard deviations. Training itself stays
+    as it is.
+    """
+    if run.config.log == "none":
+        return lambda progress: None
+    from torch.utils.tensorboard import SummaryWriter  # here: takes a second, and is an extra
+
+    # After a kill what was written of the steps that are done again does not count.
+    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=progress.step + 1)
+
+    def write(progress: Progress) -> None:
+        writer.add_scalar("loss of the batch", progress.loss, progress.step)
+        writer.add_scalar("accuracy of the batch", progress.accuracy, progress.step)
+        if run.has_trace and progress.step in run.wanted:
+            writer.add_scalar("gap of running means", measure_gap(run, progress), progress.step)
+        if progress.step == run.steps:
+            writer.close()
+
+    return write
+
+
+def measure_gap(run: Run, progress: Progress) -> float:
+    """Measure the gap of the running averages on the training split, see `build_live_log`."""
+    # On a copy: what training has changed in its own layers, as for recording, is not in the way.
+    random_state = torch.get_rng_state()
+    model = run.new_model()
+    model.load_state_dict(progress.measured.state_dict())
+    images = run.dataset.train.sample(run.limit_at(progress.step)).images
+    batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
+    exact = bnlab.population_statistics(model, batches, memory=share_of_memory(run.device))
+    torch.set_rng_state(random_state)
+
+    gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
+    behind = gaps[1:] if len(gaps) > 1 else gaps
+    return float((behind**2).mean() ** 0.5)

@@ -1,0 +1,86 @@
+"""Networks that a sweep has trained, as PyTorch modules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from bnlab.files import reading
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import restore_config
+from bnlab.harness.errors import UserError
+from bnlab.harness.measurements.gaps import flat_statistics
+from bnlab.harness.measurements.sources import InferenceRule, parse_sources
+from bnlab.harness.reporting.tables import load
+
+_MOMENTUM = 0.1  # of averages that are named without one, PyTorch's
+
+
+def load_model(
+    name: str, run: str, *, step: int | None = None, statistics: str = "running", results: str | Path = "results"
+) -> nn.Module:
+    """Load a network of a sweep, in eval mode, on the device that its sweep would use here.
+
+    It takes images as training saw them: standardized by mean and standard deviation of the training split.
+
+    Args:
+        name: of the sweep, such as "quickstart"; "adhoc" without a name.
+        run: as in the table `runs`, "<hash>/seed_<k>", or a beginning that one network of the sweep has.
+        step: updates of the weights; by default the last that was kept.
+        statistics: what its batch norm layers hold: "running", the averages that training left; or what `estimator=`
+            takes, as "exact", "ema(momentum=0.01)", "precise(images=1000)".
+        results: the folder of all sweeps.
+
+    Raises:
+        UserError: there is no such network, step or estimator, or its code has changed since it was trained.
+    """
+    found = open_run(_find_run(name, run, results), results)
+    return build_network(found, step, statistics)
+
+
+def open_run(run: str, results: str | Path = "results") -> Run:
+    """Find a network by its full name; UserError if it is not there or cannot be built any more."""
+    path = Path(results) / "runs" / run / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{run}: there is no {path}; the network was removed, or lies elsewhere: results=FOLDER")
+    with reading(path):
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = restore_config(values)
+    opened = Run(replace(config, results=str(results)))
+    if opened.id != run:
+        raise UserError(f"{run}: the code of its model or data has changed since; sweep it again")
+    return opened
+
+
+def build_network(run: Run, step: int | None = None, statistics: str = "running") -> nn.Module:
+    """Build a network of a step and these statistics, see `load_model`."""
+    kept = run.list_checkpoints()
+    wanted = max(kept, default=0) if step is None else step
+    if wanted not in kept:
+        raise UserError(f"{run.id}: has no step {wanted}; there are {', '.join(map(str, kept)) or 'none'}")
+    model = run.model_at(wanted).eval()
+    if statistics == "running":
+        return model
+
+    if not run.has_trace:
+        raise UserError(f"{run.id}: norm={run.config.norm.name} has no statistics to choose; leave statistics out")
+    source, *others = parse_sources([statistics], [_MOMENTUM], "train")
+    if others or isinstance(source, InferenceRule):
+        raise UserError(f"statistics={statistics}: is computed from the images that are predicted; choose another")
+    values = flat_statistics(run, [source], [wanted])[0, 0]
+    run.trace.layout.unflatten(values).write_to(model)
+    return model
+
+
+def _find_run(name: str, run: str, results: str | Path) -> str:
+    """The full name of the one network of a sweep that is called so, or begins so."""
+    known = list(load(name, results)["runs"]["run"])
+    matches = [each for each in known if each == run] or [each for each in known if each.startswith(run)]
+    if len(matches) != 1:
+        found = f"{len(matches)} networks" if matches else "no network"
+        raise UserError(f"{run}: names {found} of {name}; there are {', '.join(known[:3])}, … (the table runs has all)")
+    return matches[0]

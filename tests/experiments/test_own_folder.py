@@ -1,0 +1,104 @@
+"""`bnlab sweep`, `report` and `runs` in a folder of the user's own, with modules, experiments and questions of theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from bnlab.harness import load
+from tests.experiments.commands import Done
+
+MODEL = """
+from torch import nn
+
+
+def make_model(channels, image_size, classes, width=4):
+    layers = [nn.Conv2d(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+"""
+EXPERIMENT = """# @package _global_
+# bnlab sweep experiment=widths
+defaults:
+  - override /model: mine.make_model
+
+name: widths
+steps: 4
+evaluate_at: final
+threads: 1
+
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      model.width: 2,3
+"""
+QUESTION = '''"""Does width matter?"""
+
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
+from bnlab.harness.reporting.frames import score
+from bnlab.harness.reporting.plots import ACCURACY, Curves
+
+SCORE = score("evaluations", "accuracy", ("panel", "model.width"), at=1.0, scale=100, estimator="exact")
+EXPERIMENT = Experiment(
+    answers=(),
+    figures={"accuracy": Figure("Accuracy by width", "Under exact statistics.", SCORE, Curves("model.width", "panel", ACCURACY))},
+    claims={"learns": Claim("It learns.", SCORE, above(0.0, "%", "chance"))},
+)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, an experiment and a question of the user's own."""
+    folder = tmp_path_factory.mktemp("my folder")
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "questions").mkdir()
+    (folder / "mine.py").write_text(MODEL)
+    (folder / "conf" / "experiment" / "widths.yaml").write_text(EXPERIMENT)
+    (folder / "questions" / "widths.py").write_text(QUESTION)
+    return folder
+
+
+def bnlab(folder: Path, *words: str, expect: int = 0) -> Done:
+    """Run `bnlab words...` in a folder, as a user does."""
+    program = Path(sys.executable).with_name("bnlab")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([program, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_sweep_report_runs_and_a_network_as_a_file(folder: Path) -> None:
+    swept = bnlab(folder, "sweep", "experiment=widths").stdout
+    assert "2 jobs on 2 networks" in swept
+    assert "next: bnlab report experiment=widths" in swept
+
+    tables = load("widths", folder / "results")
+    assert sorted(tables["runs"]["model.width"]) == [2, 3]
+
+    reported = bnlab(folder, "report", "experiment=widths").stdout
+    assert "It learns." in reported
+    assert (folder / "results" / "widths" / "figures" / "accuracy.png").stat().st_size > 5000
+
+    listed = bnlab(folder, "runs", "list").stdout
+    assert "2 networks" in listed and "model.width" in listed
+
+    run = tables["runs"].set_index("model.width")["run"][3]
+    bnlab(folder, "runs", "export", run, "network.safetensors", "statistics=exact")
+    weights = load_file(folder / "network.safetensors")
+    assert weights["0.weight"].shape == (3, 1, 3, 3)
+
+
+def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path) -> None:
+    path = folder / "conf" / "experiment" / "quickstart.yaml"
+    path.write_text(EXPERIMENT)
+
+    refused = bnlab(folder, "sweep", "experiment=quickstart", expect=2).stderr
+
+    path.unlink()
+    assert "quickstart.yaml: bnlab has an experiment of this name; rename the file" in refused
