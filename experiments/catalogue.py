@@ -50,7 +50,7 @@ def list_questions() -> list[str]:
 
 def _find_modules() -> dict[str, str]:
     """By question, the import path of its module; one of the user's takes the place of one of bnlab's."""
-    modules = {}
+    modules = dict[str, str]()
     for folder, package in ((_HERE / "questions", "experiments.questions"), (Path("questions"), "questions")):
         names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
         modules |= {name: f"{package}.{name}" for name in names}

@@ -102,13 +102,14 @@ TABLES = {
 
 
 def conform(frame: pd.DataFrame, schema: pa.Schema, is_open: bool = False) -> pd.DataFrame:
-    """`frame` with exactly the schema's columns and types, of an open table its further columns too; KeyError if one is
-    missing."""
+    """`frame` with exactly the schema's columns and types, and the further columns of an open table.
+
+    Raises KeyError if a column of the schema is missing.
+    """
     if is_open:
         schema = widen(schema, frame)
-        frame = frame.assign(
-            **{name: _write_out(frame[name]) for name in schema.names if schema.field(name).type == _TEXT}
-        )
+        texts = [field.name for field in schema if field.type == _TEXT]
+        frame = frame.assign(**{name: _write_out(frame[name]) for name in texts})
     return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False).to_pandas()
 
 
