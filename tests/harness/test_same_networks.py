@@ -1,0 +1,92 @@
+"""While the harness is rebuilt: networks keep their names, and train to the same numbers, bit for bit.
+
+`python -m tests.harness.test_same_networks` writes what they are now.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab.files import digest
+from bnlab.harness.artifacts.data import augment, load_dataset
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.training import Batches, Progress, Seeds, build_optimizer, train
+from experiments.compose import plan_jobs
+
+EXPECTED = Path(__file__).with_name("same_networks.json")
+EXPERIMENTS = sorted(path.stem for path in Path("conf/experiment").glob("*.yaml"))
+NORMS = ("batch", "ghost", "renorm", "group", "layer", "instance", "gain_control", "none")
+SMALL = {"ghost": ["norm.batch_size=4"]}
+JOBS = [
+    *([f"norm={norm}", "model.width=16", *SMALL.get(norm, [])] for norm in NORMS),
+    *(["model=resnet", "model.depth=8", f"norm={norm}", *SMALL.get(norm, [])] for norm in NORMS),
+    *(
+        ["model=mlp", "model.width=16", f"norm={norm}", *SMALL.get(norm, [])]
+        for norm in NORMS
+        if norm not in ("instance", "gain_control")
+    ),
+    ["model=plain", "model.depth=4", "norm.every_second=group"],
+    ["model=torchvision"],
+    ["optimizer=adamw", "data.shift=1"],
+    ["order=blocks:4", "optimizer.schedule=step"],
+    ["data=glyphs", "data.images=400", "data.fonts=dejavu"],
+]
+
+
+def name_networks(experiment: str) -> str:
+    """Digest the names of all networks of an experiment."""
+    words = [f"experiment={experiment}"]
+    if experiment.startswith("cifar10"):
+        words.append("data.download=true")  # the files need not be there
+    return digest(json.dumps(sorted(map(name_network, plan_jobs(words).configs))), digits=16)
+
+
+def name_network(config: Config) -> str:
+    from bnlab.harness.artifacts.runs import Run
+
+    return Run(config).id
+
+
+def train_network(words: list[str]) -> str:
+    """Digest weights, buffers and loss after three updates."""
+    config = replace(plan_jobs([*words, "batch_size=16", "steps=8"]).configs[0], device="cpu")
+    data = load_dataset(config.data)
+    torch.manual_seed(0)
+    _, channels, size, _ = data.train.images.shape
+    model = build_model(
+        config.model, config.norm, channels=channels, image_size=size, classes=data.classes, seed=1, steps=8
+    )
+    batches = Batches(data.train, 16, Seeds.of(0), config.data.shift, config.data.flips, config.order)
+    progress = Progress(model, build_optimizer(config.optimizer, model, 16), step=0)
+    train(progress, batches, config.optimizer, 8, [], until=3)
+
+    values = [value.double().sum().item() for value in model.state_dict().values()]
+    images = augment(data.test.images[:4], torch.Generator().manual_seed(0), shift=1, flip=True)
+    return digest(json.dumps([progress.loss, values, images.double().sum().item()]), digits=16)
+
+
+def describe() -> dict[str, str]:
+    return {
+        **{name: name_networks(name) for name in EXPERIMENTS},
+        **{" ".join(job): train_network(job) for job in JOBS},
+    }
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_networks_keep_their_names(experiment: str) -> None:
+    assert name_networks(experiment) == json.loads(EXPECTED.read_text())[experiment]
+
+
+@pytest.mark.parametrize("words", JOBS, ids=" ".join)
+def test_networks_train_to_the_same_numbers(words: list[str]) -> None:
+    assert train_network(words) == json.loads(EXPECTED.read_text())[" ".join(words)]
+
+
+if __name__ == "__main__":
+    EXPECTED.write_text(json.dumps(describe(), indent=1) + "\n")
