@@ -90,9 +90,13 @@ def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keep_random_state(model: nn.Module) -> Iterator[None]:
-    """What is drawn in the block from the generators of torch, numpy and Python is as if it had not been drawn."""
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
+    """What is drawn in the block from the generators of torch, numpy and Python is as if it had not been drawn.
+
+    Of accelerators only the generators of those that a model is on.
+    """
+    parameters = [] if model is None else model.parameters()
+    devices = {parameter.device for parameter in parameters if parameter.is_cuda}
     own, numpys = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):

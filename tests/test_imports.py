@@ -41,8 +41,8 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors population",
-    "harness.artifacts": "cores vision own own_data glyphs published data shifts norms models training settings runs "
-    "freezing averaging states live producing",
+    "harness.artifacts": "cores vision own pixels own_data glyphs published data shifts norms models training settings "
+    "runs freezing averaging states live producing",
     "harness.reporting.frames": "selection layers minimum means",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.

@@ -16,9 +16,16 @@ def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
 
 def require_within(key: str, value: float, low: float, high: float = float("inf"), reason: str = "") -> None:
     """UserError unless low ≤ value ≤ high, with the reason for these bounds."""
-    if not low <= value <= high:
-        span = f"{low:,} or more" if high == float("inf") else f"{low:,} to {high:,}"
-        raise UserError(f"{key}={value}: must be {span}{f' ({reason})' if reason else ''}")
+    if low <= value <= high:
+        return
+    if high == float("inf"):
+        span = f"must be {low:,} or more"
+    elif high < low:
+        span = f"must be at least {low:,}, but at most {high:,} is possible"
+    else:
+        span = f"must be {low:,} to {high:,}"
+    because = f" ({reason})" if reason else ""
+    raise UserError(f"{key}={value}: {span}{because}")
 
 
 def require_weight(key: str, value: object) -> None:

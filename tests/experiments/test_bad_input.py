@@ -41,6 +41,7 @@ CASES = {
     "seed=0.5": "seed=0.5: Value '0.5' of type 'float' could not be converted to Integer",
     "-m batch_size=1,32": "batch_size=1: must be 2 to 1,295",
     "data.images=2000": "data.images=2000: must be 10 to 1,438",
+    "data=glyphs data.images=3": "data.images=3: must be 10 or more",
     "momentum=0": "momentum=0: is the weight of the new batch; must be above 0 and at most 1",
     "momentum=[]": "momentum=[]: give at least one",
     "norm=renorm": "estimator=ema, momentum=0.1: a network with norm=renorm reads its running averages",

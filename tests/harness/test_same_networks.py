@@ -22,7 +22,7 @@ from experiments.compose import plan_jobs
 EXPECTED = Path(__file__).with_name("same_networks.json")
 EXPERIMENTS = sorted(path.stem for path in Path("conf/experiment").glob("*.yaml"))
 NORMS = ("batch", "ghost", "renorm", "group", "layer", "instance", "gain_control", "none")
-SMALL = {"ghost": ["norm.batch_size=4"]}
+SMALL = {"ghost": ["norm.batch_size=4"], "renorm": ["momentum=0.01"]}
 JOBS = [
     *([f"norm={norm}", "model.width=16", *SMALL.get(norm, [])] for norm in NORMS),
     *(["model=resnet", "model.depth=8", f"norm={norm}", *SMALL.get(norm, [])] for norm in NORMS),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +16,12 @@ from torch.nn import functional as F
 from bnlab.files import digest
 from bnlab.harness.artifacts.glyphs import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
 from bnlab.harness.artifacts.own import REQUIRED, add_arguments, find_arguments
-from bnlab.harness.artifacts.own_data import Pixels, read_own
+from bnlab.harness.artifacts.own_data import AugmentedPart, OwnParts, read_own
+from bnlab.harness.artifacts.pixels import Pixels
 from bnlab.harness.artifacts.published import PUBLISHED, read_copies, read_published, require_file
 from bnlab.harness.checks import require_one_of, require_within
+from bnlab.harness.errors import UserError
+from bnlab.moments import Moments
 
 READ_ONLY = ("root", "download", "test_fonts")
 """Settings of the data that no network is trained with."""
@@ -74,7 +79,8 @@ class Flippable(Published):
 class OwnData(DataConfig):
     """The user's own: `name` is the import path of a function that gives the training and the test part.
 
-    Each part is a pair of uint8 images [N, C, H, W] and labels [N], or a torchvision data set with images of one size.
+    Each part is a pair of images [N, C, H, W] (uint8 or floats) and labels [N], or a torchvision data set with images
+    of one size. A third part may be the training part with random transforms: see `own_data`.
     The function's arguments are settings, see `describe_own`.
     """
 
@@ -88,6 +94,7 @@ CHOICES: dict[str, DataConfig] = {
     **{name: Flippable(name=name) for name in ("fashion_mnist", "cifar10", "cifar100")},
 }
 """What `data=` chooses from, beside functions of the user's own."""
+_FEWEST = 10  # training and validation images
 
 
 def describe_own(path: str) -> OwnData:
@@ -120,6 +127,20 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Augmented:
+    """The training split with random transforms of the user's own, which are drawn again each time it is read."""
+
+    part: AugmentedPart
+    mean: Sequence[float]  # of the training split without them
+    std: Sequence[float]
+    device: torch.device | str
+
+    def draw(self, chosen: Tensor, seed: int) -> Tensor:
+        """The training split's images of these numbers, standardized; the same seed gives the same images."""
+        return _standardize(self.part.draw(chosen, seed), self.mean, self.std, self.device)
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Three disjoint splits; `mean` and `std` are of the training split's stored pixels, one per channel."""
 
@@ -129,7 +150,16 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    largest: int  # value that a stored pixel can have; the smallest is 0
+    largest: float  # value that a stored pixel can have, where the smallest is 0; NaN of floats, which may have any
+    augmented: Augmented | None = None  # what is trained on instead of the training split; None: that itself
+
+    @cached_property
+    def train_augmented(self) -> Split:
+        """The training split as its random transforms draw it once, the same always; without any as it is."""
+        if self.augmented is None:
+            return self.train
+        images = self.augmented.draw(torch.arange(len(self.train.labels)), seed=0)
+        return Split(images, self.train.labels, f"{self.train.digest}-augmented")
 
     def images_of(self, split: str) -> Split:
         """What is predicted of a split, test, val or train; of train as many images as test has, if there are."""
@@ -149,14 +179,15 @@ class _Size(NamedTuple):
     classes: int
 
 
-def _read_own(config: OwnData) -> tuple[Pixels, Pixels]:
+def _read_own(config: OwnData) -> OwnParts:
     return read_own(config.name, tuple(find_arguments(config, OwnData).items()))
 
 
 def _find_size(config: DataConfig) -> _Size:
     if isinstance(config, OwnData):
-        (images, labels), (_, others) = _read_own(config)
-        return _Size(len(labels), len(others), images.shape[-1], int(torch.cat([labels, others]).max()) + 1)
+        own = _read_own(config)
+        images, labels = own.train
+        return _Size(len(labels), len(own.test[1]), images.shape[-1], int(labels.max()) + 1)
     if isinstance(config, Published):
         source = PUBLISHED[config.name]
         return _Size(source.train, source.test, source.size, source.classes)
@@ -180,13 +211,21 @@ def check(config: DataConfig) -> int:
         require_file(config.name, Path(config.root), config.copies)
     size, images = _find_size(config), images_used(config)
     require_within("data.shift", config.shift, 0, size.pixels // 2, f"half of the {size.pixels} pixels")
-    require_within("data.images", images, 10, size.available)
+    is_made = isinstance(config, Glyphs)  # as many as are wanted
+    if size.available < _FEWEST and not is_made:
+        raise UserError(f"data={config.name}: has {size.available} training images; at least {_FEWEST} are needed")
+    require_within("data.images", images, _FEWEST, math.inf if is_made else size.available)
     return images - images // 10
 
 
 def images_used(config: DataConfig) -> int:
     """Training and validation images."""
     return _find_size(config).available if config.images is None else config.images
+
+
+def has_known_range(config: DataConfig) -> bool:
+    """Whether the smallest and the largest value of a stored pixel are known: of all but floats of the user's own."""
+    return not isinstance(config, OwnData) or not _read_own(config).train[0].is_floating_point()
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: bool) -> Tensor:
@@ -222,22 +261,53 @@ def load_dataset(config: DataConfig, device: torch.device | str = "cpu") -> Data
     (images, labels), test = _read(config)
     order = _permutation(len(images))[: config.images]
     val, train = order.tensor_split([len(order) // 10])  # as `check` counts
-    mean, std = _pixel_moments(images[train])
+    trained_on = images[train]
+    _require_contrast(config, trained_on)
+    mean, std = _pixel_moments(trained_on)
 
     def split(images: Tensor, labels: Tensor) -> Split:
-        centre, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
-        pixels = images.to(device).contiguous(memory_format=torch.channels_last).float()
-        return Split(pixels.sub_(centre).div_(scale), labels.to(device), _digest_of_images(images, labels))
+        standardized = _standardize(images, mean, std, device)
+        return Split(standardized, labels.to(device), _digest_of_images(images, labels))
 
+    augmented = None
+    part = _read_own(config).augmented if isinstance(config, OwnData) else None
+    if part is not None:
+        augmented = Augmented(part.select(train), mean, std, device)
     return Dataset(
-        split(images[train], labels[train]),
+        split(trained_on, labels[train]),
         split(images[val], labels[val]),
         split(*test),
         _find_size(config).classes,
         tuple(mean),
         tuple(std),
-        16 if isinstance(config, Digits) else 255,
+        _find_largest(config, images),
+        augmented,
     )
+
+
+def _standardize(images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Tensor:
+    """A copy of stored pixels, float32 in channels_last on the device."""
+    centre, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
+    pixels = images.to(device).contiguous(memory_format=torch.channels_last).to(torch.float32, copy=True)
+    return pixels.sub_(centre).div_(scale)
+
+
+def _find_largest(config: DataConfig, images: Tensor) -> float:
+    if isinstance(config, Digits):
+        return 16
+    return math.nan if images.is_floating_point() else 255
+
+
+def _require_contrast(config: DataConfig, images: Tensor) -> None:
+    """UserError for a channel that has a standard deviation of 0, by which no pixel can be divided."""
+    is_constant = images.amin((0, 2, 3)) == images.amax((0, 2, 3))
+    if is_constant.any():
+        channel = int(is_constant.nonzero()[0])
+        value = images[0, channel, 0, 0].item()
+        raise UserError(
+            f"data={config.name}: channel {channel} of {images.shape[1]} is {value:g} in each pixel of all "
+            f'{len(images):,} training images; leave it out, such as an alpha channel by image.convert("RGB")'
+        )
 
 
 def _digest_of_images(images: Tensor, labels: Tensor) -> str:
@@ -246,7 +316,10 @@ def _digest_of_images(images: Tensor, labels: Tensor) -> str:
 
 
 def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (ddof 0) per channel of uint8 images, from exact counts, in float64."""
+    """Mean and standard deviation (ddof 0) per channel, in float64; of uint8 images from exact counts."""
+    if images.is_floating_point():
+        moments = Moments.of(images)
+        return moments.mean.tolist(), moments.var.sqrt().tolist()
     values = torch.arange(256, dtype=torch.float64)
     mean, std = [], []
     for channel in range(images.shape[1]):
@@ -260,7 +333,8 @@ def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
 def _read(config: DataConfig) -> tuple[Pixels, Pixels]:
     """The training and the test part."""
     if isinstance(config, OwnData):
-        return _read_own(config)
+        own = _read_own(config)
+        return own.train, own.test
     if isinstance(config, Published):
         if config.copies:
             return read_copies(config.name, Path(config.root))

@@ -1,63 +1,180 @@
-"""Images and labels from a function of the user's own."""
+"""What a function of the user's own gives: a training part, a test part, and the training part transformed at random.
+
+All that is measured reads the first two, which have to be the same whenever they are read.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bnlab.borrow import keep_random_state
 from bnlab.harness.artifacts.own import import_object
+from bnlab.harness.artifacts.pixels import Pixels, describe_images, draw_order, read_items, read_part, shuffle
 from bnlab.harness.errors import UserError, where_raised
 
-Pixels = tuple[Tensor, Tensor]
-"""uint8 images [N, C, H, W] and int64 labels [N]."""
+_EXPECTED = (
+    "it has to give the training and the test part, each (images, labels), or a data set of such pairs; a third part "
+    "is the training part with random transforms"
+)
+_READ_AGAIN = 64  # items of a part that are read twice; a transform that changes one in ten is missed once in 10⁵ times
+
+
+class OwnParts(NamedTuple):
+    """The parts that a function gives, in an order that is drawn once for ever, as a folder has class after class."""
+
+    train: Pixels
+    test: Pixels
+    augmented: AugmentedPart | None
+
+
+class AugmentedPart(NamedTuple):
+    """The training part with random transforms, which draw again each time that an item is read."""
+
+    items: Any  # the data set, as the function gives it
+    order: Tensor  # its item for each image of the training part, int64 [N]
+    where: str  # what messages begin with
+
+    def select(self, chosen: Tensor) -> AugmentedPart:
+        """The part for these images of the training part."""
+        return self._replace(order=self.order[chosen])
+
+    def draw(self, chosen: Tensor, seed: int) -> Tensor:
+        """Draw images [N, C, H, W] of the places `chosen`, always the same for a seed."""
+        return _draw_items(self.items, self.order[chosen.cpu()].tolist(), seed, self.where)[0]
 
 
 @lru_cache(maxsize=2)
-def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> tuple[Pixels, Pixels]:
-    """The training and the test part, as the function at this import path gives them for arguments and their values.
+def read_own(path: str, arguments: tuple[tuple[str, Any], ...]) -> OwnParts:
+    """Call the function at this import path with these arguments and their values, and read what it gives.
 
-    The order of the images is drawn once for ever, as a folder has class after class.
+    What it draws from the global generators of torch, numpy and random is the same each time.
 
-    Raises UserError if it fails, or gives something else.
+    Raises:
+        UserError: the function fails, or gives something from which no network can be trained and measured.
     """
     make = import_object(path)
     try:
-        train, test = map(read_part, make(**dict(arguments)))
+        with seed_generators(0):
+            return _read_parts(make(**dict(arguments)), f"data={path}")
+    except UserError:
+        raise
     except Exception as error:
-        reason = f"{where_raised(error)}; it has to give the training and the test part, each (images, labels)"
-        raise UserError(f"data={path}: {reason}, or a data set of such pairs") from error
-    for images, labels in (train, test):
-        is_of_images = images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] <= images.shape[3]
-        if not is_of_images or len(images) != len(labels):
+        raise UserError(f"data={path}: {where_raised(error)}; {_EXPECTED}") from error
+
+
+@contextlib.contextmanager
+def seed_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch (on the CPU), numpy and random in the block; they are restored after it."""
+    with keep_random_state():
+        random.seed(seed)
+        np.random.seed(seed)
+        # Not torch.manual_seed: that would also reseed the accelerators, which are not restored here.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _read_parts(parts: Any, name: str) -> OwnParts:
+    if not isinstance(parts, tuple | list):
+        raise UserError(f"{name}: found a {type(parts).__name__}; {_EXPECTED}")
+    if len(parts) not in (2, 3):
+        raise UserError(f"{name}: found {len(parts)} instead of 2 or 3 parts; {_EXPECTED}")
+    _require_same_names(parts[0], parts[1], name)
+    train = _read_twice(parts[0], f"{name}: the training part")
+    test = _read_twice(parts[1], f"{name}: the test part")
+    _require_alike(train, test, name)
+
+    augmented = None
+    if len(parts) == 3:
+        augmented = AugmentedPart(parts[2], draw_order(len(train[1])), f"{name}: the augmented part")
+        _check_augmented(augmented, train)
+    return OwnParts(shuffle(*train), shuffle(*test), augmented)
+
+
+def _require_same_names(train: Any, test: Any, name: str) -> None:
+    """UserError unless the classes have the same names in the same order, where both are data sets that have names."""
+    first, second = (getattr(part, "classes", None) for part in (train, test))
+    if not isinstance(first, tuple | list) or not isinstance(second, tuple | list):
+        return
+    for number, (one, other) in enumerate(zip_longest(first, second, fillvalue="missing")):
+        if one != other:
             raise UserError(
-                f"data={path}: found {images.dtype} images {tuple(images.shape)} with {len(labels)} labels; it has "
-                "to give uint8 images [N, C, H, W], and a label for each"
+                f"{name}: class {number} is {one} in the training part, {other} in the test part; "
+                "both need the same classes in the same order"
             )
-    return shuffle(*train), shuffle(*test)
 
 
-def shuffle(images: Tensor, labels: Tensor) -> Pixels:
-    """In an order that is the same for ever."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return images[order], labels[order].long()
-
-
-def read_part(part: Any) -> Pixels:
-    """A pair of arrays, or a torchvision data set, whose images are PIL's or float tensors from 0 to 1."""
+def _read_twice(part: Any, where: str) -> Pixels:
+    """Read a part whole, and some of its items again."""
+    images, labels = read_part(part, where)
     if isinstance(part, tuple):
-        images, labels = map(torch.as_tensor, part)
         return images, labels
-    pairs = [part[index] for index in range(len(part))]
-    pixels = [image if isinstance(image, Tensor) else torch.as_tensor(np.array(image)) for image, _ in pairs]
-    images = torch.stack(pixels)
-    if images.is_floating_point():
-        images = (255 * images).round().to(torch.uint8)
-    if images.dim() == 3:
-        images = images[:, None]
-    elif not isinstance(pairs[0][0], Tensor):
-        images = images.permute(0, 3, 1, 2)
-    return images, torch.as_tensor([int(label) for _, label in pairs])
+    chosen = _spread(len(labels))
+    images_again, labels_again = read_items(part, chosen, where)
+    if not torch.equal(images[chosen], images_again) or not torch.equal(labels[chosen], labels_again):
+        raise UserError(
+            f"{where} gives other images or labels when it is read again. Random transforms belong in a third part: "
+            "return (train, test, augmented), where augmented is train with random transforms"
+        )
+    return images, labels
+
+
+def _spread(count: int) -> list[int]:
+    """Indices of at most `_READ_AGAIN` of so many items, evenly spread."""
+    distance = max(1, -(-count // _READ_AGAIN))
+    return list(range(0, count, distance))
+
+
+def _require_alike(train: Pixels, test: Pixels, name: str) -> None:
+    kinds = [describe_images(images) for images, _ in (train, test)]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"{name}: the training part has images {kinds[0]}, the test part {kinds[1]}; both need the same type, "
+            "channels and size"
+        )
+    unseen = sorted({*test[1].tolist()} - {*train[1].tolist()})
+    if unseen:
+        some = ", ".join(map(str, unseen[:10]))
+        more = f" and {len(unseen) - 10:,} more" if len(unseen) > 10 else ""
+        raise UserError(f"{name}: only the test part has the classes {some}{more}; no network can learn them")
+
+
+def _check_augmented(part: AugmentedPart, train: Pixels) -> None:
+    """UserError unless item i is item i of the training part, and a seed repeats what is drawn."""
+    items, _, where = part
+    images, labels = train
+    if isinstance(items, tuple):
+        raise UserError(f"{where} is a tuple; it has to be a data set that draws again each time an item is read")
+    if len(items) != len(labels):
+        raise UserError(
+            f"{where} has {len(items):,} items, the training part {len(labels):,}; it has to be the training part with "
+            "random transforms (bnlab takes the validation split from the training part by itself)"
+        )
+    chosen = _spread(len(labels))
+    drawn, drawn_labels = _draw_items(items, chosen, 0, where)
+    again, _ = _draw_items(items, chosen, 0, where)
+    if describe_images(drawn) != describe_images(images):
+        raise UserError(
+            f"{where} has images {describe_images(drawn)}, the training part {describe_images(images)}; both need the "
+            "same type, channels and size"
+        )
+    if not torch.equal(drawn_labels, labels[chosen]):
+        raise UserError(f"{where} has other labels than the training part; item i has to be item i of it, transformed")
+    if not torch.equal(drawn, again):
+        raise UserError(
+            f"{where} draws other images from the same seed; its transforms have to draw from the global generators "
+            "of torch, numpy or random, so that a training can be repeated"
+        )
+
+
+def _draw_items(items: Any, chosen: list[int], seed: int, where: str) -> Pixels:
+    with seed_generators(seed):
+        return read_items(items, chosen, where)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bnlab.harness.artifacts.own_data import Pixels, read_part, shuffle
+from bnlab.harness.artifacts.pixels import Pixels, read_part, shuffle
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError, where_raised
 
@@ -65,7 +65,7 @@ def read_copies(name: str, root: Path) -> tuple[Pixels, Pixels]:
     """Image files in train/<class>/, test/<class>/, in an order that is drawn once for ever; UserError unless all."""
     try:
         folders = [torchvision().datasets.ImageFolder(root / part) for part in ("train", "test")]
-        parts = [shuffle(*read_part(folder)) for folder in folders]
+        parts = [shuffle(*read_part(folder, folder.root)) for folder in folders]
     except Exception as error:
         raise UserError(
             f"{name}: {where_raised(error)}; there have to be train/<class>/ and test/<class>/ in {root}"

@@ -59,8 +59,16 @@ class Run:
 
     @cached_property
     def batches(self) -> Batches:
-        config, seeds, shift = self.config, Seeds.of(self.config.seed), self.config.data.shift
-        return Batches(self.dataset.train, config.batch_size, seeds, shift, config.data.flips, config.order)
+        config = self.config
+        return Batches(
+            self.dataset.train,
+            config.batch_size,
+            Seeds.of(config.seed),
+            config.data.shift,
+            config.data.flips,
+            config.order,
+            self.dataset.augmented,
+        )
 
     @cached_property
     def steps(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.data import DataConfig, Dataset, Glyphs, Split, load_dataset
+from bnlab.harness.artifacts.data import DataConfig, Dataset, Glyphs, Split, has_known_range, load_dataset
 from bnlab.harness.artifacts.glyphs import FONTS
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.errors import UserError
@@ -82,6 +82,11 @@ def check(shifts: Sequence[Any], config: DataConfig, splits: Sequence[str]) -> N
         known += [f"fonts:{name}" for name in FONTS if name != config.fonts]
     for shift in shifts:
         require_one_of("shifts", shift, known)
+        if _is_corruption(shift) and not has_known_range(config):
+            raise UserError(
+                f"shifts={shift}: data={config.name} has float images, of which black and white are not known; "
+                "give bytes (uint8), which are standardized too"
+            )
         if shift != "none" and "test" in splits and _other_fonts(config):
             raise UserError(f"shifts={shift}: the test images have other fonts already; use data.test_fonts=data.fonts")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from bnlab.harness.artifacts.data import Split, augment
+from bnlab.harness.artifacts.data import Augmented, Split, augment
 from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.errors import UserError
 from bnlab.harness.schedule import SCHEDULES, lr_factor
@@ -116,6 +116,7 @@ class Batches:
             numbers, shuffled within each class. `blocks`: the same with the classes in an order that is drawn for each
             epoch. `blocks:16`: each class is cut into blocks of 16 images, the last one of the rest, and the blocks of
             all classes come in an order that is drawn.
+        augmented: the split with random transforms of the user's own, from which images are drawn; None: as they are.
     """
 
     split: Split
@@ -124,6 +125,12 @@ class Batches:
     shift: int = 0
     flip: bool = False
     order: str = "shuffled"
+    augmented: Augmented | None = None
+
+    @property
+    def augments(self) -> bool:
+        """Whether images are trained on that are not in the split."""
+        return bool(self.shift) or self.flip or self.augmented is not None
 
     @property
     def per_epoch(self) -> int:
@@ -152,10 +159,17 @@ class Batches:
             order = self.epoch_order(epoch).to(self.split.labels.device)
             for position in range(first, self.per_epoch):
                 index = order[position * self.batch_size : (position + 1) * self.batch_size]
-                generator = torch.Generator().manual_seed(self.seeds.augmentation + step)
-                images = self.split.images[index].contiguous(memory_format=torch.channels_last)
-                yield augment(images, generator, shift=self.shift, flip=self.flip), self.split.labels[index]
+                yield self._draw_images(index, self.seeds.augmentation + step), self.split.labels[index]
                 step += 1
+
+    def _draw_images(self, index: Tensor, seed: int) -> Tensor:
+        """The images of these numbers, augmented."""
+        if self.augmented is None:
+            images = self.split.images[index].contiguous(memory_format=torch.channels_last)
+        else:
+            images = self.augmented.draw(index, seed)
+        generator = torch.Generator().manual_seed(seed)
+        return augment(images, generator, shift=self.shift, flip=self.flip)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

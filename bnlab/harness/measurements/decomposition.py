@@ -31,8 +31,9 @@ def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataF
         trace = copy.deepcopy(run.trace)
         trace.truncate(step)
         batches = draw_population(run, step, EXACT, run.config.batch_size)
-        augments = run.batches.shift or run.batches.flip
-        augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size) if augments else None
+        augmented = None
+        if run.batches.augments:
+            augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size)
         for source in sources:
             terms = decompose(run.model_at(step), trace, past.__getitem__, batches,
                               momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip

@@ -52,7 +52,10 @@ def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
 def draw_population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> list[Tensor]:
     """The source's images in batches; as many as an estimator names are others for each network, step and number."""
     limit = run.limit_at(step) if source.images is None else None
-    images, data = find_population(run, source).sample(limit).images, run.config.data
+    population = find_population(run, source)
+    if source.split == "train_augmented":
+        population = run.dataset.train_augmented
+    images, data = population.sample(limit).images, run.config.data
     if source.images is not None and source.images < len(images):
         # One sample for all seeds would put its own error into every mean, where no interval shows it.
         chosen = torch.randperm(len(images), generator=seed_by(f"{run.id} {step} {source.images}"))[: source.images]

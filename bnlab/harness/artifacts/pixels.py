@@ -1,0 +1,135 @@
+"""Images and labels as a data set gives them: bytes stay bytes, floats stay floats, and anything else is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bnlab.harness.errors import UserError
+
+Pixels = tuple[Tensor, Tensor]
+"""Images [N, C, H, W], uint8 or float32, and int64 labels [N]."""
+
+_LABELS = "labels have to be the numbers of classes, 0, 1, 2, ..., one for each image"
+
+
+def read_part(part: Any, where: str) -> Pixels:
+    """Read a pair of arrays (images, labels), or a data set whose items are such pairs.
+
+    Args:
+        part: the pair, a tuple, or the data set, which has a length and gives an item for each index.
+        where: what messages begin with, such as `data=mine.make_data: the training part`.
+
+    Raises:
+        UserError: images that are neither bytes nor finite floats, that differ in size, or that are no [N, C, H, W];
+            labels that are no numbers of classes.
+    """
+    if not isinstance(part, tuple):
+        return read_items(part, range(len(part)), where)
+    images, labels = part
+    return _check_pixels(torch.as_tensor(images), _stack_labels(labels, where), where)
+
+
+def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
+    """Read these items of a data set; see `read_part`."""
+    images, labels = [], []
+    for index in chosen:
+        image, label = part[index]
+        images.append(_read_image(image, where))
+        labels.append(label.tolist() if isinstance(label, Tensor | np.ndarray) else label)
+    if not images:
+        raise UserError(f"{where} has no images")
+    kinds = list(dict.fromkeys(describe_images(image) for image in images))
+    if len(kinds) > 1:
+        raise UserError(f"{where} has images that differ: {', '.join(kinds[:3])}; give all the same size and channels")
+    return _check_pixels(torch.stack(images), _stack_labels(labels, where), where)
+
+
+def shuffle(images: Tensor, labels: Tensor) -> Pixels:
+    """Put a part into an order that is drawn once for ever."""
+    order = draw_order(len(labels))
+    return images[order], labels[order]
+
+
+def draw_order(count: int) -> Tensor:
+    """The order of `shuffle`: the place in the part of each image, int64 [count]."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def describe_images(images: Tensor) -> str:
+    """`uint8 [3, 32, 32]`: the type and the channels, height and width of images [..., C, H, W]."""
+    return f"{_name(images.dtype)} {list(images.shape[-3:])}"
+
+
+def _read_image(image: Any, where: str) -> Tensor:
+    """The image [C, H, W] of a tensor [C, H, W] or [H, W], an array [H, W, C] or [H, W], or one of PIL's."""
+    if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
+        raise UserError(
+            f"{where} has palette images, whose pixels are indices into a table of colours; convert them with "
+            'image.convert("RGB")'
+        )
+    tensor = image if isinstance(image, Tensor) else torch.as_tensor(np.array(image))
+    if tensor.dim() == 2:
+        return tensor[None]
+    if isinstance(image, Tensor) or tensor.dim() != 3:
+        return tensor
+    height, width, channels = tensor.shape
+    if channels > min(height, width):
+        raise UserError(
+            f"{where} has arrays of shape {list(tensor.shape)}; arrays have to be [H, W, C], and tensors [C, H, W]"
+        )
+    return tensor.permute(2, 0, 1)
+
+
+def _check_pixels(images: Tensor, labels: Tensor, where: str) -> Pixels:
+    images = images.detach().cpu()
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise UserError(
+            f"{where} has {_name(images.dtype)} images; they have to be bytes from 0 to 255 (uint8) or floats"
+        )
+    if images.dim() != 4 or images.shape[1] > images.shape[3]:
+        raise UserError(f"{where} has images of shape {list(images.shape)}; they have to be [N, C, H, W]")
+    if not len(images):
+        raise UserError(f"{where} has no images")
+    if images.is_floating_point():
+        images = images.float()
+        _require_finite(images, where)
+    return images, _check_labels(labels, len(images), where)
+
+
+def _require_finite(images: Tensor, where: str) -> None:
+    is_finite = images.isfinite().flatten(1).all(1)
+    if not is_finite.all():
+        faulty = (~is_finite).nonzero().flatten().tolist()
+        raise UserError(
+            f"{where} has NaN or infinite pixels (as float32) in {len(faulty):,} of {len(images):,} images, "
+            f"the first of which is item {faulty[0]}"
+        )
+
+
+def _stack_labels(labels: Sequence[Any] | Tensor | np.ndarray, where: str) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{where} has labels such as {labels[0]!r}; {_LABELS}") from error
+
+
+def _check_labels(labels: Tensor, images: int, where: str) -> Tensor:
+    if labels.shape != (images,):
+        raise UserError(f"{where} has {images:,} images and labels of shape {list(labels.shape)}; {_LABELS}")
+    if labels.is_floating_point() or labels.is_complex():
+        found = ", ".join(map(str, list(dict.fromkeys(labels.tolist()))[:3]))
+        raise UserError(f"{where} has {_name(labels.dtype)} labels such as {found}; {_LABELS}, as integers")
+    classes = labels.cpu().long()
+    if classes.min() < 0:
+        raise UserError(f"{where} has the label {int(classes.min())}; {_LABELS}")
+    return classes
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
