@@ -80,7 +80,7 @@ def brighten(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def make_three_parts(root: str) -> tuple[Items, Items, Items]:
+def make_three_parts() -> tuple[Items, Items, Items]:
     return Items(make_part(TRAIN), keep), Items(make_part(TEST), keep), Items(make_part(TRAIN), brighten)
 
 
@@ -104,7 +104,7 @@ def give(monkeypatch: pytest.MonkeyPatch) -> Give:
     """Lets the function `mine.make_data` give these parts: the data's configuration."""
 
     def configure(*parts: Any) -> OwnData:
-        monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(make_data=lambda root: parts))
+        monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(make_data=lambda: parts))
         forget_data()
         return OwnData(name="mine.make_data")
 
@@ -329,13 +329,13 @@ def test_what_a_function_draws_is_the_same_each_time(monkeypatch: pytest.MonkeyP
         np.random.seed(seed)
         random.seed(seed)
         before = draw_states()
-        found.append(read_own("mine.make_data", "data"))
+        found.append(read_own("mine.make_data", ()))
         assert draw_states() == before
         forget_data()
     assert torch.equal(found[0].train[0], found[1].train[0])
 
 
-def draw_parts(root: str) -> list[tuple[Tensor, Tensor]]:
+def draw_parts() -> list[tuple[Tensor, Tensor]]:
     few = torch.rand(20, 1, 8, 8) + np.random.rand() + random.random()
     return [(few, torch.arange(20) % 2), (few[:5], torch.arange(5) % 2)]
 
