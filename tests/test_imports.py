@@ -29,7 +29,7 @@ FLOORS = (
 )
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
-    *("errors schema schedule", "checks"),  # what all of them share: no torch
+    *("errors schema schedule", "checks", "components"),  # what all of them share: no torch
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
@@ -43,6 +43,7 @@ FOLDERS = {
     "standard_errors population",
     "harness.artifacts": "cores vision own pixels own_data glyphs published data shifts norms models training settings "
     "runs freezing averaging states live producing",
+    "harness.artifacts.norms": "base batch gain_control ghost group instance layer none renorm",
     "harness.reporting.frames": "selection layers minimum means",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
@@ -97,9 +98,12 @@ def test_imports_go_downwards(path: Path) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_order_inside_of_a_folder(folder: str) -> None:
     place, order = PACKAGE.joinpath(*folder.split(".")), [*FOLDERS[folder].split(), "__init__"]
-    assert {path.stem for path in place.glob("*.py")} == set(order)
+    packages = {path.parent.name for path in place.glob("*/__init__.py")}
+    assert {path.stem for path in place.glob("*.py")} | packages == set(order)
     for height, name in enumerate(order):
-        used = {module for module in order if f"bnlab.{folder}.{module}" in imports(place / f"{name}.py")}
+        paths = [place / f"{name}.py"] if (place / f"{name}.py").exists() else (place / name).glob("*.py")
+        imported = {module for path in paths for module in imports(path)} - {f"bnlab.{folder}.{name}"}
+        used = {module for module in order if f"bnlab.{folder}.{module}" in imported}
         assert used <= set(order[:height]), f"{name} imports {used}"
 
 

@@ -16,7 +16,7 @@ from bnlab.harness.artifacts.averaging import AVERAGINGS
 from bnlab.harness.artifacts.data import DataConfig, OwnData
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
 from bnlab.harness.artifacts.models import ModelConfig, OwnModel, Torchvision
-from bnlab.harness.artifacts.norms import BatchStatistics, Ghost, NormConfig, Renorm
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
 from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.checks import require_one_of, require_weight, require_within
@@ -36,9 +36,7 @@ def register() -> None:
     """Make the configuration, `schema`, and what its groups choose from known to Hydra."""
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
-    open_groups = replace(
-        Config(), data=DataConfig(), model=ModelConfig(), norm=NormConfig(), optimizer=OptimizerConfig()
-    )
+    open_groups = replace(Config(), data=DataConfig(), model=ModelConfig(), norm=Norm(), optimizer=OptimizerConfig())
     store.store(name="schema", node=open_groups)
     for group, choices in GROUPS.items():
         for name, choice in choices.items():
@@ -93,11 +91,10 @@ def _check_choices(config: Config) -> None:
 
 
 def _check_numbers(config: Config, images: int) -> None:
-    least = 2 if isinstance(config.norm, BatchStatistics) else 1
+    least = 2 if config.norm.uses_batch else 1
     reason = f"a batch norm needs two, and the training split has {images:,} images"
     require_within("batch_size", config.batch_size, least, images, reason)
-    if isinstance(config.norm, Ghost):
-        require_within("norm.batch_size", config.norm.batch_size, 2, config.batch_size, "a part of the batch")
+    config.norm.check(config.batch_size)
     if config.population_images is not None:
         require_within("population_images", config.population_images, 2, images)
     for key, low in (("epochs", 1), ("steps", 1), ("threads", 1), ("seed", 0)):
@@ -108,11 +105,11 @@ def _check_numbers(config: Config, images: int) -> None:
 def _check_statistics(config: Config, images: int) -> None:
     for value in as_list(config.momentum):
         require_weight("momentum", value)
-    own, key = None, ""  # the running average that the network reads in training
-    if isinstance(config.norm, Renorm):
-        own, key = EMA(config.norm.momentum), "norm=renorm"
-    elif config.freeze_at is not None:
-        own, key = EMA(MOMENTUM), "freeze_at"
+    own = config.norm.own_average()
+    key = f"norm={config.norm.name}"
+    if config.freeze_at is not None:
+        own = EMA(MOMENTUM)
+        key = "freeze_at"
     for source in find_sources(config):
         if own and isinstance(source, RunningAverage) and source.average != own:
             raise UserError(
@@ -147,7 +144,7 @@ def _check_freezing(config: Config, steps: int) -> None:
         return
     if not 0 < config.freeze_at < 1 or freezing_step(config, steps) == steps:
         raise UserError(f"freeze_at={config.freeze_at}: must be a share of the {steps:,} steps that leaves some")
-    if config.norm.name != "batch":
+    if not config.norm.is_plain:
         raise UserError(f"freeze_at={config.freeze_at}: norm={config.norm.name} cannot be frozen; use norm=batch")
 
 

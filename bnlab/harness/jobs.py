@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
-from bnlab.harness.artifacts import data, norms
+from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.producing import ensure_trained, try_training
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, list_own_settings, network
@@ -171,7 +171,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         **status,
         **environment,
         "run": run.id,
-        "norm_batch_size": norms.count_images(config.norm, config.batch_size),
+        "norm_batch_size": config.norm.count_images(config.batch_size),
         "data.images": data.images_used(config.data),
         "lr_effective": peak_lr(config.optimizer, config.batch_size),
         "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.harness.artifacts import norms
-from bnlab.harness.artifacts.norms import NormConfig, Norms
+from bnlab.harness.artifacts.norms import Norm, NormBuilder
+from bnlab.harness.artifacts.norms.batch import Batch
 from bnlab.harness.artifacts.own import add_arguments, find_arguments, import_object, list_names
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.checks import require_one_of, require_within
+from bnlab.harness.components import check_settings
 from bnlab.harness.errors import UserError, where_raised
 
 
@@ -98,37 +99,35 @@ def describe_own(path: str) -> OwnModel:
     return add_arguments(OwnModel, path, list_names(path)[:_GIVEN])(name=path)
 
 
-def check(config: ModelConfig, norm: NormConfig) -> None:
+def check(config: ModelConfig, norm: Norm) -> None:
     """Raise UserError for an unknown name, a value out of range or a norm that the network cannot have."""
-    norms.check(norm)
+    check_settings(norm)
     if isinstance(config, Torchvision):
         require_one_of("model.name", config.name, torchvision().models.list_models(module=torchvision().models))
     if isinstance(config, OwnModel):
         import_object(config.name)
     if isinstance(config, Layered):
         _check_layers(config, norm)
-    elif norm != norms.Batch():
+    elif norm != Batch():
         raise UserError(f"norm={norm.name}: {config.name} has normalization of its own; use model=cnn, resnet or mlp")
 
 
-def _check_layers(config: Layered, norm: NormConfig) -> None:
+def _check_layers(config: Layered, norm: Norm) -> None:
     require_within("model.depth", config.depth, 1)
     require_within("model.width", config.width, 1)
     if isinstance(config, Cnn):
         require_within("model.pool_every", config.pool_every, 1)
     if isinstance(config, Resnet) and (config.depth < 8 or config.depth % 6 != 2):
         raise UserError(f"model.depth={config.depth}: a resnet has 6n+2 layers: 8, 14, 20, 32, 44, 56, 110")
-    if isinstance(config, Mlp) and norm.name in ("instance", "gain_control"):
+    if isinstance(config, Mlp) and norm.needs_maps:
         raise UserError(f"norm={norm.name}: a unit of an mlp has one value, not a map; use model=cnn or resnet")
-    has_groups = norm.name == "group" or getattr(norm, "every_second", "none") == "group"
-    groups = getattr(norm, "groups", 1) if has_groups else 1
-    if config.width % groups:
-        raise UserError(f"norm.groups={groups}: must divide model.width={config.width}")
+    if config.width % norm.divisor:
+        raise UserError(f"norm.groups={norm.divisor}: must divide model.width={config.width}")
 
 
 def build_model(
     config: ModelConfig,
-    norm: NormConfig | None = None,
+    norm: Norm | None = None,
     *,
     channels: int,
     image_size: int,
@@ -145,8 +144,7 @@ def build_model(
         seed: what the weights depend on, alone; the caller's random state is left as it was.
         steps: updates of its training, for norms that change over it.
     """
-    norm = norm or norms.Batch()
-    layers = Norms(norm, of_images=not isinstance(config, Mlp), steps=steps)
+    layers = NormBuilder(norm or Batch(), of_images=not isinstance(config, Mlp), steps=steps)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
@@ -159,7 +157,7 @@ def build_model(
     return model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch
 
 
-def _cnn(config: Any, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
+def _cnn(config: Any, norm: NormBuilder, channels: int, image_size: int, classes: int) -> nn.Module:
     """Blocks conv3×3-norm-ReLU; after each pool the width doubles; the mean over pixels feeds a linear head."""
     layers: list[nn.Module] = []
     width = config.width
@@ -174,7 +172,7 @@ def _cnn(config: Any, norm: Norms, channels: int, image_size: int, classes: int)
     return _initialize(model, norm)
 
 
-def _mlp(config: Layered, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
+def _mlp(config: Layered, norm: NormBuilder, channels: int, image_size: int, classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Flatten()]
     features = channels * image_size**2
     for number in range(1, config.depth + 1):
@@ -192,7 +190,7 @@ class _Residual(nn.Module):
     2020): the variance does not double with each block, and a block begins as its shortcut.
     """
 
-    def __init__(self, norm: Norms, channels: int, width: int) -> None:
+    def __init__(self, norm: NormBuilder, channels: int, width: int) -> None:
         super().__init__()
         self.added = width - channels
         self.conv1, self.bn1 = _conv(norm, channels, width, stride=2 if self.added else 1)
@@ -209,7 +207,7 @@ class _Residual(nn.Module):
         return F.relu(out.add_(x), inplace=True)
 
 
-def _resnet(config: Layered, norm: Norms, channels: int, image_size: int, classes: int) -> nn.Module:
+def _resnet(config: Layered, norm: NormBuilder, channels: int, image_size: int, classes: int) -> nn.Module:
     """ResNet of 6n+2 layers for small images (He et al. 2015, section 4.2): three stages of n blocks."""
     width = config.width
     layers: list[nn.Module] = [*_conv(norm, channels, width), nn.ReLU(inplace=True)]
@@ -221,13 +219,15 @@ def _resnet(config: Layered, norm: Norms, channels: int, image_size: int, classe
     return _initialize(model, norm)
 
 
-def _conv(norm: Norms, channels: int, width: int, stride: int = 1, number: int = 1) -> tuple[nn.Module, nn.Module]:
+def _conv(
+    norm: NormBuilder, channels: int, width: int, stride: int = 1, number: int = 1
+) -> tuple[nn.Module, nn.Module]:
     """A 3×3 convolution and the norm of this number; where that adds no shift, it has a bias."""
     conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=not norm.has_shift)
     return conv, norm.build(width, number)
 
 
-def _initialize(model: nn.Module, norm: Norms) -> nn.Module:
+def _initialize(model: nn.Module, norm: NormBuilder) -> nn.Module:
     """Draw the convolutions' weights after He et al. (2015); where no norm sets the scale, the linear layers' too.
 
     Biases are 0 there. A norm makes up for the scale of the weights before it. Without one it has to be right in every
@@ -264,4 +264,5 @@ def _own_model(config: OwnModel, channels: int, image_size: int, classes: int) -
     return model
 
 
-_BUILDERS: dict[str, Callable[[Any, Norms, int, int, int], nn.Module]] = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
+_Builder = Callable[[Any, NormBuilder, int, int, int], nn.Module]
+_BUILDERS: dict[str, _Builder] = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}

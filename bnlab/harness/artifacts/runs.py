@@ -29,7 +29,6 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.norms import RECORDED
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, network_hash, total_steps
 from bnlab.harness.artifacts.shifts import digest_of_shifted, list_predictions, shift_images
 from bnlab.harness.artifacts.training import Batches, Seeds
@@ -83,7 +82,7 @@ class Run:
     @property
     def has_trace(self) -> bool:
         """Whether the network trains with statistics of its batches, which are recorded."""
-        return self.config.norm.name in RECORDED
+        return self.config.norm.uses_batch
 
     @property
     def wanted(self) -> list[int]:

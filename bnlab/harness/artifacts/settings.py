@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bnlab.files import digest
-from bnlab.harness.artifacts import data, models, norms, training
+from bnlab.harness.artifacts import data, models, training
 from bnlab.harness.artifacts.data import DataConfig, OwnData
 from bnlab.harness.artifacts.models import ModelConfig, OwnModel
-from bnlab.harness.artifacts.norms import NormConfig
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.norms.batch import Batch
 from bnlab.harness.artifacts.own import digest_of_source, find_arguments, import_object
 from bnlab.harness.artifacts.training import OptimizerConfig, steps_per_epoch
+from bnlab.harness.components import COMPONENTS
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Config:
     # What determines the network
     data: DataConfig = field(default_factory=data.Digits)
     model: ModelConfig = field(default_factory=models.Cnn)
-    norm: NormConfig = field(default_factory=norms.Batch)
+    norm: Norm = field(default_factory=Batch)
     optimizer: OptimizerConfig = field(default_factory=training.Sgd)
     batch_size: int = 128
     epochs: int = 10
@@ -56,7 +58,7 @@ class Config:
 GROUPS: dict[str, Mapping[str, Any]] = {
     "data": data.CHOICES,
     "model": models.CHOICES,
-    "norm": norms.CHOICES,
+    "norm": COMPONENTS["norm"],
     "optimizer": training.CHOICES,
 }
 """The groups of settings of which one is chosen by name, and what there is to choose from."""

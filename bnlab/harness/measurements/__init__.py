@@ -6,11 +6,14 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from bnlab.harness.artifacts.norms import NAMES as ALL
-from bnlab.harness.artifacts.norms import RECORDED
+from bnlab.harness.artifacts import norms
+from bnlab.harness.components import COMPONENTS
 
-_BATCHES = ("batch", "renorm")  # tables about batches before a step: with ghost, one of these is several
-_PLAIN = ("batch",)  # those that let frozen weights normalize as in training, too
+_NORMS = COMPONENTS[norms.Norm.group]
+ALL = tuple(_NORMS)
+RECORDED = tuple(name for name, norm in _NORMS.items() if norm.uses_batch)
+_BATCHES = tuple(name for name, norm in _NORMS.items() if norm.takes_batch_whole)
+_PLAIN = tuple(name for name, norm in _NORMS.items() if norm.is_plain)
 NORMS = {
     "gaps": RECORDED,
     "evaluations": ALL,

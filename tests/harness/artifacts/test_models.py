@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, Torchvision, build_model
-from bnlab.harness.artifacts.norms import NormConfig
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.norms.none import NoNorm
+from bnlab.harness.components import COMPONENTS
 
 SMALL = [Cnn(depth=8, width=4), Mlp(depth=8, width=4), Resnet(depth=8, width=4)]
 
 
 def build(
-    config: ModelConfig, channels: int = 1, image_size: int = 16, seed: int = 0, norm: NormConfig | None = None
+    config: ModelConfig, channels: int = 1, image_size: int = 16, seed: int = 0, norm: Norm | None = None
 ) -> nn.Module:
     return build_model(config, norm, channels=channels, image_size=image_size, classes=7, seed=seed)
 
@@ -71,7 +73,7 @@ def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(
     ],
 )
 def test_the_scale_of_activations_is_kept_where_no_norm_sets_it(config: ModelConfig, norm: str) -> None:
-    model = build(config, image_size=32, norm=NormConfig(norm))
+    model = build(config, image_size=32, norm=COMPONENTS["norm"][norm])
     scales: list[float] = []
     for module in model.modules():
         if isinstance(module, nn.ReLU):  # in place: the second moment that He et al. keep at 1
@@ -81,6 +83,6 @@ def test_the_scale_of_activations_is_kept_where_no_norm_sets_it(config: ModelCon
 
 
 def test_a_residual_block_without_a_norm_begins_as_its_shortcut() -> None:
-    block = build(Resnet(depth=8, width=8), norm=NormConfig("none"))[3]  # type: ignore[index]
+    block = build(Resnet(depth=8, width=8), norm=NoNorm())[3]  # type: ignore[index]
     images = torch.rand(2, 8, 16, 16)
     assert torch.equal(block(images), images)

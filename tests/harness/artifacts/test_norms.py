@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts import norms
 from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, build_model
-from bnlab.harness.artifacts.norms import Batch, BatchRenorm, Ghost, NormConfig, Norms, Renorm
+from bnlab.harness.artifacts.norms import Norm, NormBuilder
+from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.artifacts.norms.gain_control import ImageGain
+from bnlab.harness.artifacts.norms.ghost import Ghost
+from bnlab.harness.artifacts.norms.renorm import BatchRenorm, Renorm
+from bnlab.harness.components import COMPONENTS
 from tests import references as ref
 
 IMAGES, ROWS = (7, 4, 3, 5), (7, 4)
@@ -24,16 +28,16 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return x * scale + scale.square()
 
 
-def build(config: NormConfig, channels: int = 4, of_images: bool = True, steps: int = 1) -> Any:
+def build(config: Norm, channels: int = 4, of_images: bool = True, steps: int = 1) -> Any:
     """A norm in float64 with drawn weights."""
-    layer = Norms(config, of_images, steps).build(channels).double()
+    layer = NormBuilder(config, of_images, steps).build(channels).double()
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = draw(1, parameter.numel(), seed=seed)[0]
     return layer
 
 
 def test_gain_control() -> None:
-    layer, x = build(NormConfig("gain_control")), draw(*IMAGES)
+    layer, x = build(ImageGain()), draw(*IMAGES)
     expected = ref.control_gain(x, layer.share, layer.gain, layer.shift)
     for mode in (True, False):
         torch.testing.assert_close(layer.train(mode)(x), expected)
@@ -62,7 +66,7 @@ def test_a_ghost_norm_normalizes_each_part_in_training_and_all_by_its_averages_a
 class TwoNorms(nn.Sequential):
     """Two norms with a convolution between them."""
 
-    def __init__(self, config: NormConfig) -> None:
+    def __init__(self, config: Norm) -> None:
         conv = nn.Conv2d(3, 4, 3, bias=False).double()
         conv.weight.data = draw(4, 3, 3, 3, seed=2)
         super().__init__(build(config, 3), conv, nn.ReLU(), build(config, 4))
@@ -82,9 +86,7 @@ def compare(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("norm", "batches"), [(Ghost(batch_size=4), PARTS), (Renorm(), BATCHES)])
-def test_statistics_of_frozen_weights_are_those_of_the_batch_norm_inside(
-    norm: NormConfig, batches: list[Tensor]
-) -> None:
+def test_statistics_of_frozen_weights_are_those_of_the_batch_norm_inside(norm: Norm, batches: list[Tensor]) -> None:
     model = TwoNorms(norm)
     compare(bnlab.population_statistics(model, BATCHES), ref.full_batch_population(PLAIN, torch.cat(BATCHES)))
     found = bnlab.population_statistics(model, BATCHES, upstream="batch")
@@ -132,8 +134,8 @@ NETWORKS = [Cnn(depth=2, width=8), Mlp(width=16), Resnet(depth=8, width=8)]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda choice: choice.name)
-@pytest.mark.parametrize("norm", norms.CHOICES.values(), ids=lambda choice: choice.name)
-def test_every_weight_of_every_network_is_trained(network: ModelConfig, norm: NormConfig) -> None:
+@pytest.mark.parametrize("norm", COMPONENTS["norm"].values(), ids=lambda choice: choice.name)
+def test_every_weight_of_every_network_is_trained(network: ModelConfig, norm: Norm) -> None:
     if network.name == "mlp" and norm.name in ("instance", "gain_control"):
         return
     model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)

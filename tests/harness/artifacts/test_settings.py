@@ -9,7 +9,12 @@ import pytest
 
 from bnlab.harness.artifacts.data import Digits, Flippable, Glyphs, Published
 from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision
-from bnlab.harness.artifacts.norms import Batch, Ghost, Group, NormConfig, Renorm
+from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.artifacts.norms.ghost import Ghost
+from bnlab.harness.artifacts.norms.group import Group
+from bnlab.harness.artifacts.norms.layer import Layer
+from bnlab.harness.artifacts.norms.none import NoNorm
+from bnlab.harness.artifacts.norms.renorm import Renorm
 from bnlab.harness.artifacts.settings import Config, list_steps, network, network_hash
 from bnlab.harness.artifacts.training import AdamW, Sgd
 
@@ -49,7 +54,7 @@ def test_what_makes_another_network() -> None:
         *({"optimizer": optimizer} for optimizer in (Sgd(lr=0.2), Sgd(schedule="step"), Sgd(momentum=0.5), AdamW())),
         *({"model": model} for model in (Cnn(depth=2), Cnn(pool_every=2), Resnet(), Torchvision())),
         *({"norm": norm} for norm in (Ghost(), Ghost(batch_size=64), Renorm(), Renorm(momentum=0.1), Group())),
-        *({"norm": norm} for norm in (Group(groups=4), NormConfig("layer"), NormConfig("none"))),
+        *({"norm": norm} for norm in (Group(groups=4), Layer(), NoNorm())),
         *({"norm": norm} for norm in (Batch(every_second="group"), Batch(every_second="group", groups=4))),
         *({"data": chosen} for chosen in (Digits(images=100), Digits(shift=1), Glyphs(), Glyphs(fonts="dejavu"))),
         *({"data": chosen} for chosen in (Flippable("cifar10"), Flippable("cifar10", flip=True))),

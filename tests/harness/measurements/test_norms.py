@@ -12,15 +12,17 @@ from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, measurements
 from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig
-from bnlab.harness.artifacts.norms import CHOICES, Ghost, NormConfig
+from bnlab.harness.artifacts.norms.ghost import Ghost
+from bnlab.harness.artifacts.norms.none import NoNorm
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.components import COMPONENTS
 from bnlab.harness.jobs import execute, list_failures, prepare
 from tests.harness.kills import assert_same, killed_at
 
-NORMS = {**CHOICES, "ghost": Ghost(batch_size=16)}
-BARE = Config(norm=NormConfig("none"), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
+NORMS = {**COMPONENTS["norm"], "ghost": Ghost(batch_size=16)}
+BARE = Config(norm=NoNorm(), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], threads=1)
 
 
 @pytest.mark.parametrize("model", [Cnn(width=16), Mlp(depth=2, width=64)], ids=lambda m: m.name)
@@ -46,7 +48,7 @@ def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", ["none", "ghost", "renorm"])
 def test_it_continues(name: str, tmp_path: Path) -> None:
-    config = replace(BARE, model=Mlp(depth=1, width=16), norm=CHOICES[name], epochs=1, evaluate_at=[5, 20])
+    config = replace(BARE, model=Mlp(depth=1, width=16), norm=COMPONENTS["norm"][name], epochs=1, evaluate_at=[5, 20])
     whole, broken = (Run(replace(config, results=str(tmp_path / folder))) for folder in "ab")
     ensure_trained(whole)
     with killed_at(10):

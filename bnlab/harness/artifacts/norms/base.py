@@ -1,0 +1,133 @@
+"""What a norm is: where it stands in a network, and what the other parts of the harness ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from bnlab.estimators import EMA
+from bnlab.harness.components import Component, setting
+from bnlab.layers import BatchNorm
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a norm stands in a network.
+
+    Attributes:
+        channels: C of its input.
+        number: of the layer before it in the network, or in its block, counted from 1.
+        of_images: whether the input is [N, C, H, W]; otherwise it is [N, C].
+        steps: updates in the whole training.
+    """
+
+    channels: int
+    number: int
+    of_images: bool
+    steps: int
+
+    def batch_norm(self, momentum: float = 0.1) -> BatchNorm:
+        """Torch's batch norm for this place."""
+        kind = nn.BatchNorm2d if self.of_images else nn.BatchNorm1d
+        return kind(self.channels, momentum=momentum)
+
+
+@dataclass(unsafe_hash=True)
+class Norm(Component):
+    """What normalizes activations after each convolution or linear layer but the last.
+
+    Attributes:
+        uses_batch: whether it trains with statistics of the batch, which are recorded.
+        takes_batch_whole: whether it normalizes all of a batch together, and averages it once.
+        is_plain: whether it is torch's batch norm. This one alone can be frozen, and normalizes frozen weights as in
+            training.
+        has_shift: whether it adds a shift, which takes the place of a bias before it.
+        sets_scale: whether it sets the scale of activations; otherwise the weights before it are initialized to keep
+            it.
+        needs_maps: whether it takes statistics of each image's pixels, which a unit of an mlp does not have.
+    """
+
+    group: ClassVar[str] = "norm"
+    uses_batch: ClassVar[bool] = False
+    takes_batch_whole: ClassVar[bool] = False
+    is_plain: ClassVar[bool] = False
+    has_shift: ClassVar[bool] = True
+    sets_scale: ClassVar[bool] = True
+    needs_maps: ClassVar[bool] = False
+
+    @property
+    def divisor(self) -> int:
+        """What the channels of a network have to be a multiple of."""
+        return 1
+
+    def check(self, batch_size: int) -> None:
+        """Raise UserError if it cannot be trained with batches of this size."""
+
+    def count_images(self, batch_size: int) -> int | None:
+        """Count the images that are normalized together, as far as a batch can be divided so; None: each alone."""
+        return batch_size if self.uses_batch else None
+
+    def own_average(self) -> EMA | None:
+        """The running average that the network reads while it is trained, if there is one."""
+        return None
+
+    def build(self, site: Site) -> nn.Module:
+        """Build the layer for a place in a network."""
+        raise NotImplementedError
+
+
+@dataclass(unsafe_hash=True)
+class BatchStatistics(Norm):
+    """A norm that trains with statistics of the batch, which are recorded."""
+
+    uses_batch: ClassVar[bool] = True
+    every_second: str = setting(
+        "none",
+        "what takes the place of every second batch norm, in a resnet of the second in each block",
+        choices=("none", "group"),
+    )
+    groups: int = setting(8, "groups of channels of the group norms that take their place", at_least=1)
+
+    @property
+    def divisor(self) -> int:
+        return self.groups if self.every_second == "group" else 1
+
+    def build(self, site: Site) -> nn.Module:
+        if self.every_second == "group" and site.number % 2 == 0:
+            return nn.GroupNorm(self.groups, site.channels)
+        return self.build_with_batch(site)
+
+    def build_with_batch(self, site: Site) -> nn.Module:
+        """Build the layer where it is not replaced by a group norm."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NormBuilder:
+    """Builds the norms of one network.
+
+    Attributes:
+        norm: which one.
+        of_images: for [N, C, H, W]; otherwise for [N, C].
+        steps: updates in the whole training.
+    """
+
+    norm: Norm
+    of_images: bool
+    steps: int
+
+    @property
+    def has_shift(self) -> bool:
+        """Whether they add a shift, see `Norm`."""
+        return self.norm.has_shift
+
+    @property
+    def sets_scale(self) -> bool:
+        """Whether they set the scale of activations, see `Norm`."""
+        return self.norm.sets_scale
+
+    def build(self, channels: int, number: int = 1) -> nn.Module:
+        """Build the one behind a network's or a block's layer of this number, counted from 1."""
+        return self.norm.build(Site(channels, number, self.of_images, self.steps))

@@ -1,0 +1,81 @@
+"""norm=renorm"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.estimators import EMA
+from bnlab.harness.artifacts.norms.base import BatchStatistics, Site
+from bnlab.harness.components import component, setting
+from bnlab.layers import BatchNorm, get_running_buffers
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Renorm(BatchStatistics):
+    """Batch renormalization (Ioffe 2017)."""
+
+    takes_batch_whole: ClassVar[bool] = True
+    name: str = "renorm"
+    momentum: float = setting(
+        0.01, "weight of the new batch in the running averages that the network reads in training", is_weight=True
+    )
+
+    def own_average(self) -> EMA:
+        return EMA(self.momentum)
+
+    def build_with_batch(self, site: Site) -> nn.Module:
+        return BatchRenorm(site.batch_norm(self.momentum), site.steps)
+
+
+class BatchRenorm(nn.Module):
+    """Batch renormalization (Ioffe 2017, arXiv 1702.03275): in training y = γ·(x̂·r + d) + β with x̂ = (x − μ_B)/σ_B.
+
+        r = clip(σ_B/σ, 1/r_max, r_max), d = clip((μ_B − μ)/σ, −d_max, d_max)
+
+    No gradient flows through r and d. μ and σ are of the running averages before this batch. The batch norm inside
+    updates these by its momentum as torch does: averages of unbiased variances, where the paper averages σ_B. In eval
+    mode the layer is that batch norm.
+
+    r_max rises from 1 to 3 and d_max from 0 to 5, on straight lines: in the paper from update 5,000 on, r_max until
+    update 40,000 and d_max until 25,000, of 130,000; here at the same shares of the training.
+
+    Args:
+        norm: affine; keeps the averages, and counts the batches by which the limits rise.
+        steps: updates in the training.
+    """
+
+    def __init__(self, norm: BatchNorm, steps: int) -> None:
+        super().__init__()
+        self.norm, self.steps = norm, steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.norm.training):  # alone, as where weights are frozen, it is a batch norm
+            return self.norm(x)  # type: ignore[no-any-return]
+        r, d = self._correct(x.detach())
+        weight, bias = self.norm.weight, self.norm.bias
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        # γ·(x̂·r + d) + β, of γ·x̂ + β
+        return self.norm(x) * r.view(shape) + (weight * d + bias * (1 - r)).view(shape)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """r and d, [C]."""
+        var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        running_mean, running_var = get_running_buffers(self.norm)
+        sigma = (running_var + self.norm.eps).sqrt()
+        r_max, d_max = self.limits()
+        r = ((var + self.norm.eps).sqrt() / sigma).clamp(1 / r_max, r_max)
+        return r, ((mean - running_mean) / sigma).clamp(-d_max, d_max)
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """r_max and d_max for the next batch, without waiting for an accelerator."""
+        batches = self.norm.num_batches_tracked
+        assert batches is not None
+        share = batches / self.steps
+        rises = [((share - 5 / 130) / ((end - 5) / 130)).clamp(0, 1) for end in (40, 25)]
+        return 1 + 2 * rises[0], 5 * rises[1]

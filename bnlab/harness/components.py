@@ -1,0 +1,105 @@
+"""What can be chosen by name. A component is one class in one file: its settings, their meaning and range.
+
+A class registers itself when its module is imported, and `discover` imports all modules of a folder. Hydra's choices,
+the help, the checks and the documentation come from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from bnlab.harness.checks import require_one_of, require_weight, require_within
+
+COMPONENTS: dict[str, dict[str, Any]] = defaultdict(dict)
+"""By group and name, a component with its default settings."""
+
+Class = TypeVar("Class", bound="type[Component]")
+_FOUND = "found"  # of a field's metadata: what `setting` says
+
+
+@dataclass(unsafe_hash=True)
+class Component:
+    """What is chosen by name.
+
+    Attributes:
+        group: the setting that chooses it, such as "norm".
+        name: of the choice.
+    """
+
+    group: ClassVar[str] = ""
+    name: str = "???"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a setting means, and the values that it may have.
+
+    Attributes:
+        text: in one phrase.
+        at_least, at_most: the smallest and the largest number.
+        choices: the words that it may be; any without.
+        is_weight: whether it is the weight of a new batch: above 0 and at most 1.
+    """
+
+    text: str
+    at_least: float | None = None
+    at_most: float | None = None
+    choices: Sequence[str] = ()
+    is_weight: bool = False
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] = (),
+    is_weight: bool = False,
+) -> Any:
+    """A field of a component, with its default; for the other arguments see `Meaning`."""
+    meaning = Meaning(text, at_least, at_most, tuple(choices), is_weight)
+    return field(default=default, metadata={_FOUND: meaning})
+
+
+def component(cls: Class) -> Class:
+    """Register a dataclass with its default settings as a choice of its group."""
+    add_choice(cls.name, cls())
+    return cls
+
+
+def add_choice(name: str, chosen: Component) -> None:
+    """Register a component with other settings than its defaults under a name of its own."""
+    COMPONENTS[chosen.group][name] = chosen
+
+
+def discover(package: str) -> None:
+    """Import all modules of a package, so that the components in them are registered."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def list_settings(part: Component | type[Component]) -> Iterator[tuple[Field[Any], Meaning]]:
+    """List the settings of a component, or of its class, with their meaning, in the order in which they are written."""
+    for each in fields(part):
+        if _FOUND in each.metadata:
+            yield each, each.metadata[_FOUND]
+
+
+def check_settings(part: Component) -> None:
+    """Raise UserError for a setting whose value is out of its range."""
+    for each, meaning in list_settings(part):
+        key = f"{part.group}.{each.name}"
+        value = getattr(part, each.name)
+        if meaning.choices:
+            require_one_of(key, value, meaning.choices)
+        if meaning.is_weight:
+            require_weight(key, value)
+        if meaning.at_least is not None:
+            high = float("inf") if meaning.at_most is None else meaning.at_most
+            require_within(key, value, meaning.at_least, high)
