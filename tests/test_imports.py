@@ -42,7 +42,7 @@ FOLDERS = {
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors population",
     "harness.artifacts": "cores vision own own_data glyphs published data shifts norms models training settings runs "
-    "freezing averaging states producing",
+    "freezing averaging states producing trying",
     "harness.reporting.frames": "selection layers minimum means",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.

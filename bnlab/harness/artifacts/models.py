@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from bnlab.harness.artifacts import norms
 from bnlab.harness.artifacts.norms import NormConfig, Norms
@@ -242,11 +243,26 @@ def _own_model(path: str, channels: int, image_size: int, classes: int) -> nn.Mo
     make = import_object(path)
     try:
         model = make(channels, image_size, classes)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"model={path}: {where_raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model={path}: has to give a torch.nn.Module, found a {type(model).__name__}")
+    _require_built(path, model)
     return model
+
+
+def _require_built(path: str, model: nn.Module) -> None:
+    """UserError for layers that take their sizes from the first images."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    lazy = dict.fromkeys(name.rpartition(".")[0] for name, tensor in tensors.items() if is_lazy(tensor))
+    if lazy:
+        names = ", ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in lazy)
+        raise UserError(
+            f"model={path}: {names} have no sizes yet; give them, or return the model after "
+            "model.eval()(torch.zeros(1, channels, image_size, image_size))"
+        )
 
 
 _BUILDERS: dict[str, Callable[[Any, Norms, int, int, int], nn.Module]] = {"cnn": _cnn, "resnet": _resnet, "mlp": _mlp}
