@@ -6,6 +6,7 @@ import copy
 import difflib
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from experiments.variations import register_variations
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FILES = (*GROUPS, "suite", "variation", "experiment")  # keys that choose one of several
+_SWEPT_BY_FILES = ("suite", "experiment")  # those whose files may say themselves what is swept
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Sweep:
     Attributes:
         configs: of each job, checked.
         launcher: the name of the Hydra launcher that was chosen; "basic" where none was.
+        processes: how many it was told to use at once; None: one for each core.
     """
 
     configs: list[Config]
     launcher: str
+    processes: int | None = None
 
 
 def register_all() -> None:
@@ -62,9 +66,11 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     """
     register_all()
     overrides = [_parse(word) for word in search_folders(words)]
+    _refuse_several_files(words, overrides, multirun)
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
         shared = [override for override in overrides if not override.is_sweep_override()]
         whole = _compose(tuple(str(override.input_line) for override in shared), True)
+        _require_grid(str(whole.hydra.runtime.choices["hydra/sweeper"]))
         if not multirun and whole.hydra.mode != RunMode.MULTIRUN:
             _require_single(overrides)
             jobs = [overrides]
@@ -73,7 +79,7 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
             by_key = {override.get_key_element(): _list_values(override) for override in (*swept, *overrides)}
             jobs = [list(job) for job in itertools.product(*by_key.values())]
         configs = [_build(job) for job in jobs]
-    return Sweep(configs, str(whole.hydra.runtime.choices["hydra/launcher"]))
+    return Sweep(configs, str(whole.hydra.runtime.choices["hydra/launcher"]), _count_processes(whole))
 
 
 def search_folders(words: Sequence[str]) -> list[str]:
@@ -117,18 +123,56 @@ def _parse(word: str) -> Override:
             f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets in quotes: "
             "'estimator=\"window(k=20)\"'"
         ) from error
+    if override.is_delete():
+        raise UserError(f"{word}: nothing can be left out; without a word on it a setting has its default, see --help")
     if override.is_add() and not is_hydras:
         raise UserError(f"{word}: there is no setting to add; those that --help lists are set without +")
+    if override.get_key_element() == "hydra/sweeper":
+        _require_grid(str(override.value()))
     if override.get_key_element() in _FILES and word.endswith("=null"):
         raise UserError(f"{word}: is no choice; leave the word out")
     return override
+
+
+def _require_grid(sweeper: str) -> None:
+    """Refuse Hydra's other sweepers, which choose later jobs by the results of earlier ones."""
+    if sweeper != "basic":
+        raise UserError(
+            f"hydra/sweeper={sweeper}: the jobs of a sweep are a grid, which is known before the first one begins; "
+            "leave the word out and list values with -m"
+        )
+
+
+def _refuse_several_files(words: Sequence[str], overrides: Sequence[Override], multirun: bool) -> None:
+    """Refuse a list of experiments: Hydra would drop what each file sweeps; the message has a command for each."""
+    for override in overrides:
+        if override.get_key_element() not in _SWEPT_BY_FILES or not override.is_sweep_override():
+            continue
+        command = ["bnlab", "sweep"]
+        if multirun:
+            command.append("-m")
+        commands = []
+        for one in _list_values(override):
+            chosen = [str(one.input_line) if word.lstrip("+") == override.input_line else word for word in words]
+            commands.append(shlex.join([*command, *chosen]))
+        raise UserError(
+            f"{override.input_line}: each of them has a sweep of its own; run one after the other:\n"
+            f"  {' && '.join(commands)}"
+        )
+
+
+def _count_processes(whole: DictConfig) -> int | None:
+    """How many processes the launcher was told to use; None: one for each core."""
+    told = OmegaConf.select(whole, "hydra.launcher.n_jobs")
+    return told if isinstance(told, int) and told > 0 else None
 
 
 def _require_single(overrides: list[Override]) -> None:
     for override in overrides:
         if override.is_sweep_override():
             key, _, value = str(override.input_line).partition("=")
-            together = f"; to measure all on one network: {key}=[{value}]" if key in ("momentum", "estimator") else ""
+            is_measured = key in ("momentum", "estimator")
+            together = f"; to measure all on one network: {shlex.quote(f'{key}=[{value}]')}" if is_measured else ""
             raise UserError(f"{key}={value}: several values are swept with -m{together}")
 
 

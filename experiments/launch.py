@@ -59,7 +59,8 @@ def run_job(composed: DictConfig) -> None:
     config: Any = OmegaConf.to_object(composed)
     job = HydraConfig.get()
     launcher = job.runtime.choices["hydra/launcher"]
-    if launcher == "joblib":
+    runs_elsewhere = os.getpid() != int(os.environ[_SWEEP])  # joblib runs the jobs of one worker in the sweep itself
+    if launcher == "joblib" and runs_elsewhere:
         _end_with_parent()
     if launcher != "basic":
         config.threads = config.threads or 1  # the processes share the cores

@@ -1,4 +1,4 @@
-"""python -m experiments.report: figures and verdicts, of one experiment or of all that have results."""
+"""bnlab report: figures and verdicts, of one experiment or of all that have results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.command import run_command
 if TYPE_CHECKING:
     from bnlab.harness.reporting.answer import Answer
 
-USAGE = """usage: python -m experiments.report [experiment=NAME [name=NAME]] [results=FOLDER]
+USAGE = """usage: bnlab report [experiment=NAME [name=NAME]] [results=FOLDER]
 
 Draw the figures of an experiment from its tables, and print the verdicts on its claims. Without an experiment: of all
 that have results; writes ANSWERS.md, report.html, a README.md for each. The committed: results=results/reference."""
@@ -46,7 +46,7 @@ def _report(words: list[str]) -> int:
             except UserError as error:  # as of half a sweep
                 print(f"{name} is left out: {error}", file=sys.stderr)
     if not answers and "experiment" not in given:
-        raise UserError(f"no results in {results}/; run: python -m experiments.sweep experiment=quickstart")
+        raise UserError(f"no results in {results}/; run: bnlab sweep experiment=quickstart")
     others = {path.parent.name for path in results.glob("*/parts")} - {answer.experiment.name for answer in answers}
     if others and "experiment" not in given:
         print(f"left out: {', '.join(sorted(others))}; of one: experiment=QUESTION name=NAME", file=sys.stderr)
@@ -87,7 +87,7 @@ def _list_commands(experiment: str, results: Path) -> Iterator[str]:
     words = [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
     for path in sorted(FILES.glob("*.yaml")):
         if f"\nname: {experiment}\n" in path.read_text(encoding="utf-8"):
-            yield shlex.join(["python", "-m", "experiments.sweep", f"experiment={path.stem}", *words])
+            yield shlex.join(["bnlab", "sweep", f"experiment={path.stem}", *words])
 
 
 def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -55,32 +56,53 @@ def _list(results: Path) -> None:
 
     folders = _list_folders(results)
     if not folders:
-        print(f"no networks in {results}/runs; train some: bnlab sweep experiment=quickstart")
+        command = shlex.join(["bnlab", "sweep", "experiment=quickstart", *_say_where(results)])
+        print(f"no networks in {results}/runs; train some: {command}")
         return
-    settings = pd.DataFrame([_settings(folder) for folder in folders])
+    readable = _read_all(folders)
+    if not readable:
+        return
+    settings = pd.DataFrame([settings for settings, _ in readable])
+    states = pd.DataFrame([state for _, state in readable])
     differing = [key for key in settings if settings[key].astype(str).nunique() > 1]
-    states = pd.DataFrame([_describe(folder) for folder in folders])
     table = pd.concat([states["run"], settings[differing], states.drop(columns="run")], axis=1)
     print(table.to_string(index=False, na_rep=""))
-    print(f"{len(folders)} networks, {states['MB'].sum():,.1f} MB; settings in which all agree are left out (see show)")
+    print(f"{len(states)} networks, {states['MB'].sum():,.1f} MB; settings in which all agree are left out (see show)")
+
+
+def _read_all(folders: list[Path]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Settings and state of each network; one with a damaged file is named on stderr and left out."""
+    from bnlab.files import Unreadable
+
+    readable = []
+    for folder in folders:
+        try:
+            readable.append((_settings(folder), _describe(folder)))
+        except Unreadable as error:
+            print(f"{_id(folder)} is left out: {error}", file=sys.stderr)
+    return readable
 
 
 def _describe(folder: Path) -> dict[str, Any]:
     """What is listed of a network beside its settings."""
+    from bnlab.files import reading
+
     path = folder / "status.json"
     found: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
-    if path.exists():
-        found = json.loads(path.read_text())
-    status = "set aside" if ".damaged" in folder.name else found["status"]
-    seconds, size = round(found["train_seconds"]), round(_size(folder), 1)
-    return {"run": _id(folder), "status": status, "step": found["step"], "seconds": seconds, "MB": size}
+    with reading(path):
+        if path.exists():
+            found = json.loads(path.read_text())
+        status = "set aside" if ".damaged" in folder.name else found["status"]
+        seconds = round(found["train_seconds"])
+        step = found["step"]
+    return {"run": _id(folder), "status": status, "step": step, "seconds": seconds, "MB": round(_size(folder), 1)}
 
 
 def _show(folder: Path) -> None:
     print(f"{_id(folder)}  {folder}")
     for name in ("status.json", "environment.json", "config.yaml"):
         if (folder / name).exists():
-            print(f"\n{name}\n{(folder / name).read_text().strip()}")
+            print(f"\n{name}\n{(folder / name).read_text(errors='replace').strip()}")
     print("\nfiles")
     for path in sorted(folder.iterdir()):
         print(f"{1e3 * _size(path):12,.1f} kB  {path.name}")
@@ -137,8 +159,14 @@ def _find(results: Path, run: str) -> Path:
     found = [folder for folder in folders if _id(folder) == run] or [f for f in folders if _id(f).startswith(run)]
     if len(found) != 1:
         which = f"{len(found)} networks, such as {_id(found[0])}" if found else "no network"
-        raise UserError(f"{run}: names {which} in {results}/runs; bnlab runs list shows them")
+        command = shlex.join(["bnlab", "runs", "list", *_say_where(results)])
+        raise UserError(f"{run}: names {which} in {results}/runs; {command} shows them")
     return found[0]
+
+
+def _say_where(results: Path) -> list[str]:
+    """The word that a command needs to find this folder, if it needs one."""
+    return [] if results == Path("results") else [f"results={results}"]
 
 
 def _list_folders(results: Path) -> list[Path]:
@@ -148,14 +176,18 @@ def _list_folders(results: Path) -> list[Path]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """What the network was trained with, by dotted names; the seed is in the name of the run."""
+    from bnlab.files import reading
+
+    with reading(folder / "config.yaml"):
+        config = dict(yaml.safe_load((folder / "config.yaml").read_text()))
     found: dict[str, Any] = {}
-    for key, value in yaml.safe_load((folder / "config.yaml").read_text()).items():
+    for key, value in config.items():
         if isinstance(value, dict):
             found |= {f"{key}.{name}": inner for name, inner in value.items()}
         elif key in ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with"):
             found[key] = value
     if found.get("steps"):  # instead of which epochs are not read
-        found.pop("epochs")
+        found.pop("epochs", None)
     return found
 
 

@@ -1,4 +1,4 @@
-"""python -m experiments.sweep experiment=quickstart: train what is missing, measure, write tables."""
+"""bnlab sweep experiment=quickstart: train what is missing, measure, write tables."""
 
 from __future__ import annotations
 
@@ -25,10 +25,22 @@ def main() -> int:
 def _sweep(words: list[str]) -> int:
     from experiments.launch import run_with_hydra
 
+    words = _join_folders(words)
     if any(word.partition("=")[0] in _HYDRA_ANSWERS for word in words):
         run_with_hydra(words)
         return 0
     return _run_missing(words)
+
+
+def _join_folders(words: list[str]) -> list[str]:
+    """Make `--config-dir FOLDER` one word, `--config-dir=FOLDER`."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--config-dir":
+            joined[-1] = f"--config-dir={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _run_missing(words: list[str]) -> int:
@@ -103,16 +115,21 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
 
 
 def _next(config: Config, words: list[str]) -> str:
-    """What to do with the tables; several files may be of one question, whose name theirs begin with."""
+    """The command that draws the tables; several files may be of one question, whose name theirs begin with."""
     from experiments.catalogue import list_questions
 
-    if file := next((word.partition("=")[2] for word in words if word.startswith("experiment=")), None):
-        question = max((name for name in list_questions() if f"{file}_".startswith(f"{name}_")), key=len, default=file)
-        told = [f"experiment={question}", *[f"name={config.name}"] * (config.name != question)]
-        told += [word for word in words if word.startswith("results=")]
-        return f"next: bnlab report {shlex.join(told)}"
-    elsewhere = "" if config.results == "results" else f', "{config.results}"'
-    return f'next: bnlab.harness.load("{config.name}"{elsewhere})'
+    files = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+    questions = [name for name in list_questions() if any(f"{file}_".startswith(f"{name}_") for file in files)]
+    question = max(questions, key=len, default=None)
+
+    told = []
+    if question:
+        told.append(f"experiment={question}")
+    if config.name != question:
+        told.append(f"name={config.name}")
+    if config.results != "results":
+        told.append(f"results={config.results}")
+    return f"next: bnlab report {shlex.join(told)}"
 
 
 if __name__ == "__main__":

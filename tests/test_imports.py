@@ -42,7 +42,7 @@ FOLDERS = {
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors population",
     "harness.artifacts": "cores vision own pixels own_data glyphs published data shifts norms models training settings "
-    "runs freezing averaging states live producing",
+    "runs freezing averaging states live producing trying",
     "harness.artifacts.norms": "base batch gain_control ghost group instance layer none renorm",
     "harness.reporting.frames": "selection layers minimum means",
 }

@@ -9,19 +9,22 @@ import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
+from bnlab.harness import measurements
 from bnlab.harness.artifacts import data
-from bnlab.harness.artifacts.producing import ensure_trained, try_training
+from bnlab.harness.artifacts.models import OwnModel
+from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, list_own_settings, network
 from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
+from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.harness.measurements import NORMS
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
@@ -60,17 +63,65 @@ def prepare(configs: list[Config]) -> None:
     """Before the first job: find what would stop them, and forget the failures of earlier sweeps.
 
     Raises:
-        UserError: data is corrupt, a network cannot take it or fails in its first update, an estimator fails on a short
-            stream.
+        UserError: see `try_all`.
         OSError: the results folder cannot be written.
     """
-    try_estimators(source for config in configs for source in find_sources(config))
-    for run in {(config.data, config.model, config.norm): Run(config) for config in configs}.values():
-        if not run.finished:
-            try_training(run)
+    try_all(configs)
+    _request_checkpoints(configs)
     for config in configs:
         _folder(config).mkdir(parents=True, exist_ok=True)
         _find_failure(config).unlink(missing_ok=True)
+
+
+def try_all(configs: list[Config]) -> None:
+    """Let each estimator average a short stream, and each network that is not trained yet make a first update.
+
+    Raises:
+        UserError: data is corrupt, a network does not fit into the memory, cannot take the data, fails in its update or
+            has not what is to be measured, an estimator fails.
+    """
+    try_estimators(source for config in configs for source in find_sources(config))
+    jobs: dict[tuple[Any, ...], list[Run]] = {}
+    for run in map(Run, configs):
+        if not run.finished or isinstance(run.config.model, OwnModel):  # whose layers may be called several times
+            jobs.setdefault((run.config.data, run.config.model, run.config.norm), []).append(run)
+    for runs in jobs.values():
+        repeated = try_training(runs[0])
+        if repeated and runs[0].has_trace:
+            _explain_repeated(repeated, runs)
+
+
+def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
+    """Say what is measured of layers that a forward calls several times; UserError for what cannot be."""
+    layers = ", ".join(f"{name} {count} times" for name, count in calls.items())
+    for name in {name for run in runs for name in _choose_measurements(run)}:
+        if measurements.is_of_batches(name):
+            raise UserError(
+                f"measurements={name}: is about one batch of moments in a step, but a forward of "
+                f"model={runs[0].config.model.name} calls layers several times ({layers}); measure gaps, evaluations"
+            )
+    print(
+        f"model={runs[0].config.model.name}: a forward calls layers several times ({layers}): their statistics are of "
+        "all calls together, so that gaps also hold what the calls differ in",
+        flush=True,
+    )
+
+
+def list_read(run: Run) -> list[int]:
+    """The steps whose checkpoints the measurements of the run's configuration read."""
+    return measurements.list_read(run, _choose_measurements(run), find_sources(run.config))
+
+
+def _request_checkpoints(configs: list[Config]) -> None:
+    """Let the training of a network keep what all jobs on it read, not only the job that comes first."""
+    jobs: dict[str, list[Run]] = {}
+    for run in map(Run, configs):
+        jobs.setdefault(run.id, []).append(run)
+    for runs in jobs.values():
+        each = [{*list_read(run)} for run in runs]
+        together = set().union(*each)
+        if any(steps != together for steps in each) and not runs[0].is_complete(together):
+            runs[0].request(together)
 
 
 def list_failures(config: Config) -> list[Path]:
@@ -124,7 +175,7 @@ def execute(config: Config) -> None:
 
 
 def _train_and_measure(run: Run) -> None:
-    ensure_trained(run)
+    ensure_trained(run, list_read)
     names, sources, failed = _choose_measurements(run), find_sources(run.config), Failures()
     if left_out := [name for name in as_list(run.config.measurements) if name not in names]:
         print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
@@ -140,7 +191,7 @@ def _train_and_measure(run: Run) -> None:
 
 def _choose_measurements(run: Run) -> list[str]:
     """Those of the configuration that this network has rows of."""
-    return [name for name in as_list(run.config.measurements) if run.config.norm.name in NORMS[name]]
+    return [name for name in as_list(run.config.measurements) if run.config.norm.name in measurements.NORMS[name]]
 
 
 def prepare_process(config: Config) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from bnlab.harness.artifacts.cores import count_cores
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.producing import format_seconds, try_training
+from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.artifacts.states import start_training
 from bnlab.harness.artifacts.training import train
+from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.jobs import is_done, prepare_process
 from bnlab.harness.measurements.evaluations import predict, stat_images
 from bnlab.harness.measurements.frozen import EXACT
@@ -31,7 +32,7 @@ def gains_from_processes(configs: list[Config]) -> bool:
 def outline(configs: list[Config]) -> str:
     """How many jobs and networks there are, and how many of the networks are trained already."""
     runs = {run.id: run for run in map(Run, configs)}
-    trained = sum(run.complete for run in runs.values())
+    trained = sum(run.is_complete(run.wanted) for run in runs.values())
     state = {0: "none trained yet", len(runs): "all trained already"}.get(trained, f"{trained} trained already")
     return f"{_count(len(configs), 'job')} on {_count(len(runs), 'network')}, {state}"
 
@@ -57,7 +58,7 @@ def estimate(configs: list[Config]) -> tuple[float, float]:
     runs = {run.id: run for run in map(Run, configs)}
     kinds = {run.folder.parent: run for run in runs.values()}  # seeds are of one kind
     rates = {kind: _time_steps(run) for kind, run in kinds.items()}
-    training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.complete)
+    training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.is_complete(run.wanted))
     images: dict[tuple[Path, int, object], int] = {}  # of each evaluation, which is done once for all jobs
     for run in map(Run, configs):
         sources: list[Source | None] = [EXACT, *find_sources(run.config)] if run.has_trace else [None]  # as it is

@@ -17,12 +17,16 @@ CASES = {
     "bath_size=4": "bath_size=4: there is no setting bath_size; did you mean batch_size?",
     "+x=1": "+x=1: there is no setting to add",
     "model=null": "model=null: is no choice",
+    "~batch_size": "~batch_size: nothing can be left out",
+    "~hydra/launcher": "~hydra/launcher: nothing can be left out",
+    "hydra/sweeper=optuna": "hydra/sweeper=optuna: the jobs of a sweep are a grid",
+    "-m suite=base,base seed=0": "python -m experiments.sweep -m suite=base seed=0 && python -m experiments.sweep",
     "-m data=glob(*)": "data=glob(*): cannot be swept",
     "-m seed=range(0,0)": "seed=range(0,0): cannot be swept",
     "-m name=a,b": "name=a,b: cannot be swept; comma lists can, but not of name",
     "momentum=[0.1": "momentum=[0.1: cannot be read",
     "estimator=window(k=20)": "a value with brackets in quotes: 'estimator=\"window(k=20)\"'",
-    "momentum=0.1,0.2": "swept with -m; to measure all on one network: momentum=[0.1,0.2]",
+    "momentum=0.1,0.2": "swept with -m; to measure all on one network: 'momentum=[0.1,0.2]'",
     "seed=0,1": "seed=0,1: several values are swept with -m",
     "hydra/launcher=nonsense": "there is no hydra/launcher 'nonsense'; choose from basic, joblib",
     # choices
@@ -66,13 +70,40 @@ def test_message(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not [*tmp_path.iterdir()]
 
 
+def test_several_experiments_are_refused_with_the_command_of_each() -> None:
+    """Each file sweeps settings of its own, which Hydra would drop."""
+    words = ["experiment=quickstart,momentum", "seed=0", "results=my results"]
+
+    with pytest.raises(UserError) as caught:
+        plan_jobs(words, multirun=True)
+
+    message, commands = str(caught.value).split("\n")
+    assert message.startswith("experiment=quickstart,momentum: ")
+    for command, experiment in zip(commands.split(" && "), ("quickstart", "momentum"), strict=True):
+        typed = shlex.split(command)
+        assert typed[:4] == ["python", "-m", "experiments.sweep", "-m"]
+        assert typed[4:] == [f"experiment={experiment}", "seed=0", "results=my results"]
+        assert len(plan_jobs(typed[4:], multirun=True).configs) == 3
+
+
+def test_a_file_that_chooses_another_sweeper(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "hydra" / "sweeper").mkdir(parents=True)
+    (tmp_path / "hydra" / "sweeper" / "guessing.yaml").write_text("_target_: mine.Sweeper\n")
+    text = "# @package _global_\ndefaults:\n  - override /hydra/sweeper: guessing\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+
+    with pytest.raises(UserError, match="hydra/sweeper=guessing: the jobs of a sweep are a grid"):
+        plan_jobs([f"--config-dir={tmp_path}", "experiment=mine"], multirun=True)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("sweep bath_size=4", "did you mean batch_size?"),
         ("sweep seed=0,1", "several values are swept with -m"),
         ("sweep data=mnist data.root=nowhere", "nowhere/MNIST/raw/train-images-idx3-ubyte is missing"),
-        ("sweep --config-dir nowhere", "write --config-dir=FOLDER"),
+        ("sweep --config-dir nowhere", "--config-dir=nowhere: is no folder"),
         ("sweep --foo", "--foo: no such option"),
         ("runs show x", "x: names no network"),
     ],

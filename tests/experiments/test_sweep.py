@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from pandas.testing import assert_frame_equal
 
 from bnlab import estimators, inference
@@ -83,8 +84,46 @@ def test_an_experiment_that_lies_elsewhere_and_divergence(call: Call, tmp_path: 
     assert steps[runs[0.1]] == [1, 2, 3, 4, 5, 6] and len(steps.get(runs[1e8], [])) < 6
 
 
+def test_a_folder_of_experiments_as_a_word_of_its_own(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "my folder"
+    (folder / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nname: mine\nbatch_size: 256\nsteps: 1\nmeasurements: evaluations\n"
+    (folder / "experiment" / "mine.yaml").write_text(text)
+
+    done = call("sweep --config-dir", str(folder), "experiment=mine", f"results={tmp_path}/my results")
+
+    assert done.code == 0, done.err
+    assert list(load("mine", tmp_path / "my results")["runs"]["steps"]) == [1]
+    assert f"next: python -m experiments.report name=mine 'results={tmp_path}/my results'\n" in done.out
+
+
+def test_what_to_do_next(call: Call, results: Path) -> None:
+    """The command of the question's report, under the name that was swept."""
+    words = ("batch_size=256", "steps=1", "hydra/launcher=basic", "measurements=evaluations", "seed=0")
+    for line, told in (
+        ("name=g", "name=g"),
+        ("experiment=quickstart", "experiment=quickstart"),
+        ("experiment=quickstart name=g", "experiment=quickstart name=g"),
+    ):
+        done = call(f"sweep {line}", *words, "evaluate_at=final", f"results={results}")
+        assert done.code == 0, done.err
+        assert done.out.splitlines()[-1] == f"next: python -m experiments.report {told} results={results}"
+
+
+@pytest.mark.parametrize(
+    "words", ["-m seed=0,1 hydra.launcher.n_jobs=1", pytest.param("seed=0", marks=pytest.mark.slow)]
+)
+def test_joblib_may_run_jobs_in_the_process_of_the_sweep(words: str, tmp_path: Path) -> None:
+    """It does with one worker, and without -m."""
+    short = ("steps=1", "batch_size=256", "measurements=evaluations", "hydra/launcher=joblib", f"results={tmp_path}")
+
+    done = run("sweep", *words.split(), *short)
+
+    assert len(list_trained(done.stdout)) == len(load("adhoc", tmp_path)["runs"]) >= 1
+
+
 def test_hydras_own_signs() -> None:
-    (config,) = plan_jobs(["++optimizer.schedule=step", "~variation"]).configs
+    (config,) = plan_jobs(["++optimizer.schedule=step", "++hydra.job.name=mine"]).configs
     assert config.optimizer.schedule == "step"
 
 
@@ -102,3 +141,21 @@ def test_runs(results: Path, call: Call) -> None:
     assert ambiguous.code == 2 and "names 2 networks" in ambiguous.err
     assert call("runs rm", names[0], names[2], where).out.count("removed ") == 2
     assert [line.split()[0] for line in call("runs list", where).out.splitlines()[1:-1]] == [names[1], names[3]]
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "name: [adhoc"), ("status.json", '{"status": "fin')])
+def test_a_run_with_a_damaged_file(name: str, text: str, results: Path, call: Call) -> None:
+    """Is named, can be shown and removed; all others are listed."""
+    where = f"results={results}"
+    folder = next(results.glob("runs/*/seed_0"))
+    (folder / name).write_text(text)
+    run_id = f"{folder.parent.name}/seed_0"
+
+    listed = call("runs list", where)
+    shown = call("runs show", run_id, where)
+    removed = call("runs rm", run_id, where)
+
+    assert listed.code == 0 and listed.out.splitlines()[-1].startswith("3 networks")
+    assert listed.err.startswith(f"{run_id} is left out: ") and f"{folder / name}: cannot be read" in listed.err
+    assert shown.code == 0 and text in shown.out
+    assert removed.code == 0 and not folder.exists()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.artifacts.norms.batch import Batch
@@ -257,11 +258,26 @@ def _own_model(config: OwnModel, channels: int, image_size: int, classes: int) -
     make = import_object(config.name)
     try:
         model = make(channels, image_size, classes, **find_arguments(config, OwnModel))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"model={config.name}: {where_raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model={config.name}: has to give a torch.nn.Module, found a {type(model).__name__}")
+    _require_built(config.name, model)
     return model
+
+
+def _require_built(path: str, model: nn.Module) -> None:
+    """UserError for layers that take their sizes from the first images."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    lazy = dict.fromkeys(name.rpartition(".")[0] for name, tensor in tensors.items() if is_lazy(tensor))
+    if lazy:
+        names = ", ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in lazy)
+        raise UserError(
+            f"model={path}: {names} have no sizes yet; give them, or return the model after "
+            "model.eval()(torch.zeros(1, channels, image_size, image_size))"
+        )
 
 
 _Builder = Callable[[Any, NormBuilder, int, int, int], nn.Module]

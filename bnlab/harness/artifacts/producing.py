@@ -6,8 +6,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -23,28 +23,36 @@ from bnlab.harness.artifacts.freezing import build_freezer
 from bnlab.harness.artifacts.live import build_live_log
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.training import Callback, Diverged, Progress, train
-from bnlab.harness.errors import JobError, UserError, where_raised
+from bnlab.harness.errors import JobError
 
 STATE_SECONDS = 5.0  # a kill costs at most so much training
 _LINE_SECONDS = 60.0  # between two lines on how far training has come
 
 
-def ensure_trained(run: Run) -> None:
+def _list_measured(run: Run) -> list[int]:
+    return run.wanted
+
+
+def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = _list_measured) -> None:
     """Train the run's network unless that has been done; after a kill go on from its state. Other processes wait.
 
-    Where a checkpoint is missing that this configuration wants and an earlier one did not, the network is trained again
-    from the start, and those that are there are made again too.
+    Where a checkpoint is missing that is wanted now and was not before, the network is trained again from the start,
+    and those that are there are made again too.
+
+    Args:
+        list_checkpoints: the steps whose weights are to be there, of a training as far as it has come; by default all
+            of `evaluate_at`. The weights of the last step are kept anyway.
 
     Raises:
         Unreadable: a file from which training was to go on.
     """
     with run.lock:
-        while not run.complete:
+        while not run.is_complete(list_checkpoints(run)):
             (run.folder / "status.json").unlink(missing_ok=True)
-            _train(run)
+            _train(run, {*list_checkpoints(run), *run.requested, *run.list_checkpoints(), run.steps})
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, kept: set[int]) -> None:
     progress, seconds, path = states.start_training(run), 0.0, run.folder / "state.safetensors"
     if path.exists():
         seconds = states.restore_state(run, progress, path)
@@ -52,7 +60,7 @@ def _train(run: Run) -> None:
     else:
         write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(run.config), sort_keys=False))
         write_text(run.folder / "environment.json", json.dumps(describe_environment(run.device), indent=1))
-    recorder, kept = Recorder(run, progress, seconds), {*run.wanted, *run.list_checkpoints()}
+    recorder = Recorder(run, progress, seconds)
 
     def save_checkpoint(progress: Progress) -> None:
         if progress.step in kept:
@@ -96,19 +104,6 @@ def format_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def try_training(run: Run) -> None:
-    """Make the first update on two images; UserError if the network cannot take the images or be trained."""
-    progress, classes = states.start_training(run), run.dataset.classes
-    try:
-        logits = progress.model(run.dataset.train.images[:2])
-        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-            raise ValueError(f"found {getattr(logits, 'shape', type(logits))} of two images, not logits [2, {classes}]")
-        with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
-            train(progress, replace(run.batches, batch_size=2), run.config.optimizer, run.steps, [], until=1)
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model={run.config.model.name}: cannot be trained, {where_raised(error)}") from error
 
 
 def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
-        checkpoints/step_<k>.safetensors  state.safetensors  status.json
+        checkpoints/step_<k>.safetensors  state.safetensors  requested.json  status.json
 
 `state.safetensors` is the point from which a killed training goes on; whatever was written after it is written again.
 `status.json` comes last and says that the training has finished (or diverged).
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bnlab.files import digest, reading
+from bnlab.files import digest, reading, write_text
 from bnlab.harness import schema
 from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
@@ -36,6 +36,7 @@ from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
 
 _CHECKPOINT = "bnlab.checkpoint/1"
+_REQUESTED = "requested.json"
 _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
@@ -133,10 +134,9 @@ class Run:
         """Whether training has come to its end, or diverged."""
         return (self.folder / "status.json").exists()
 
-    @property
-    def complete(self) -> bool:
-        """Whether it has finished, with all checkpoints that this configuration wants."""
-        return self.finished and {*self.wanted} <= {*self.list_checkpoints()}
+    def is_complete(self, checkpoints: Iterable[int]) -> bool:
+        """Whether it has finished, with a checkpoint of each of these steps."""
+        return self.finished and {*checkpoints} <= {*self.list_checkpoints()}
 
     @property
     def status(self) -> dict[str, Any] | None:
@@ -167,6 +167,16 @@ class Run:
     def list_checkpoints(self) -> list[int]:
         """The steps of which there are checkpoints."""
         return [int(path.stem[-7:]) for path in sorted(self.folder.glob("checkpoints/step_*.safetensors"))]
+
+    @property
+    def requested(self) -> list[int]:
+        """The steps whose checkpoints a sweep has requested beside those of the job that trains the network."""
+        has_any = (self.folder / _REQUESTED).exists()
+        return list(self._read(_REQUESTED)["checkpoints"]) if has_any else []
+
+    def request(self, checkpoints: Iterable[int]) -> None:
+        """Let whoever trains the network keep checkpoints of these steps too."""
+        write_text(self.folder / _REQUESTED, json.dumps({"checkpoints": sorted(checkpoints)}))
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the weights and buffers of `Progress.measured` after `step` updates."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from bnlab.harness.artifacts import norms
@@ -38,6 +38,12 @@ def find_measurement(name: str) -> Callable[..., Any]:
 def find_scope(name: str) -> Callable[..., Any]:
     """The function of (run, sources) that gives what the table `name` has rows of, with the steps of each."""
     return importlib.import_module(f"{__name__}.{name}").scope  # type: ignore[no-any-return]
+
+
+def list_read(run: Any, names: Iterable[str], sources: list[Any]) -> list[int]:
+    """The steps whose checkpoints are read by the measurements of these names; each module says so as `reads`."""
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return sorted({step for module in modules for step in module.reads(run, sources)})
 
 
 def is_of_batches(name: str) -> bool:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from bnlab.estimators import Stream
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import no_checkpoint
 from bnlab.harness.measurements.frozen import seed_by
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
 scope = final_step
+reads = no_checkpoint
 _BATCHES = 200  # the last of the training
 _SIZES = (0.1, 1.0, 10.0, 100.0)
 _JUMPS = {"jump_1": 1, "jump_10": 10}  # batches after the jump

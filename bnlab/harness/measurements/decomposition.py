@@ -9,10 +9,12 @@ import pandas as pd
 from bnlab.decomposition import TERMS, decompose, window
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import all_checkpoints
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
 
+reads = all_checkpoints
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
 _AUGMENTED = FrozenWeights("exact", None, "train_augmented")
 

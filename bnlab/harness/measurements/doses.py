@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import last_checkpoint
 from bnlab.harness.measurements.evaluations import compare_logits, predict
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.sources import Source
 from bnlab.layout import Layout
 from bnlab.statistics import using
 
+reads = last_checkpoint
 _TOGETHER = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # doses of all layers at once
 _ALONE = (0.4, 1.6)  # of one layer alone
 

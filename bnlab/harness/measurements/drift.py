@@ -9,9 +9,11 @@ import pandas as pd
 import torch
 
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import no_checkpoint
 from bnlab.harness.measurements.sources import Source
 from bnlab.theory import local_level
 
+reads = no_checkpoint
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import as_list
+from bnlab.harness.measurements.checkpoints import frozen_checkpoint
 from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, find_population, frozen_statistics, in_batches
 from bnlab.harness.measurements.gaps import flat_statistics, tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
@@ -42,6 +43,11 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
     has_rules = any(isinstance(source, InferenceRule) for source in sources)  # which start from those of training
     splits = [*["train"] * has_rules, *as_list(run.config.population)]
     return dict.fromkeys([*(FrozenWeights("exact", None, split) for split in splits), *sources], run.predicted)
+
+
+def reads(run: Run, sources: list[Source]) -> list[int]:
+    """Those of the steps of `accuracy_at`."""
+    return [*run.predicted, *frozen_checkpoint(run, sources)]
 
 
 def evaluations(

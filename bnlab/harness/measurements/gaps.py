@@ -15,12 +15,14 @@ import bnlab
 from bnlab.borrow import borrowed
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import all_checkpoints
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
 from bnlab.layout import Layout
 from bnlab.recording.block import record
 from bnlab.recording.trace import replay_bank
 
+reads = all_checkpoints
 _TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images `_tid` averages over
 
 
@@ -105,10 +107,15 @@ def _tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
         model.train()
         for images, _ in islice(run.batches.from_step(step), enough):
             model(images)
-    ((_, stream),) = trace.streams()  # all layers were called at the same steps
-    mean, var = stream.batches.unbind(1)
-    std = (var * (stream.counts - 1) / stream.counts + stream.eps).sqrt()
-    estimated = (estimates[:, 1] + layout.channel_eps).clamp(min=0).sqrt()
-    tid_mean = ((estimates[:, None, 0] - mean).abs() / std).mean(1)
-    tid_std = (estimated[:, None] / std - 1).abs().mean(1)
-    return layout.layer_means(torch.stack((tid_mean, tid_std)))
+    by_layer = dict(zip(layout.names, estimates.split(layout.channels, dim=-1), strict=True))
+    found: dict[str, Tensor] = {}
+    for names, stream in trace.streams():  # several where a model calls some layers more often than others
+        estimate = torch.cat([by_layer[name] for name in names], dim=-1)
+        mean, var = stream.batches.unbind(1)
+        std = (var * (stream.counts - 1) / stream.counts + stream.eps).sqrt()
+        estimated = (estimate[:, 1] + stream.eps).clamp(min=0).sqrt()
+        tid_mean = ((estimate[:, None, 0] - mean).abs() / std).mean(1)
+        tid_std = (estimated[:, None] / std - 1).abs().mean(1)
+        of_layers = torch.stack((tid_mean, tid_std)).split(stream.layers, dim=-1)
+        found.update(zip(names, of_layers, strict=True))
+    return layout.layer_means(torch.cat([found[name] for name in layout.names], dim=-1))

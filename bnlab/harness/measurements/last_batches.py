@@ -8,11 +8,13 @@ import pandas as pd
 import torch
 
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import last_checkpoint
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
 
+reads = last_checkpoint
 _LAST = (1, 4, 16, 64)
 
 

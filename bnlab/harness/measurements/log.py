@@ -6,8 +6,11 @@ import pandas as pd
 
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import peak_lr
+from bnlab.harness.measurements.checkpoints import no_checkpoint
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schedule import lr_factor
+
+reads = no_checkpoint
 
 
 def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import frozen_checkpoint
 from bnlab.harness.measurements.gaps import flat_statistics, tabulate
-from bnlab.harness.measurements.sources import InferenceRule, RunningAverage, Source
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
 
 _POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown
 
@@ -21,6 +22,12 @@ def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
     often = sorted({*points, *run.wanted})
     shown = [source for source in sources if not isinstance(source, InferenceRule)]
     return {source: often if isinstance(source, RunningAverage) else run.wanted for source in shown}
+
+
+def reads(run: Run, sources: list[Source]) -> list[int]:
+    """Those of all steps of `evaluate_at` if there are statistics of frozen weights."""
+    has_frozen = any(isinstance(source, FrozenWeights) for source in sources)
+    return run.wanted if has_frozen else frozen_checkpoint(run, sources)
 
 
 def traces(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:

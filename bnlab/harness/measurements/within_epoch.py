@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.checkpoints import last_checkpoint
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage
 from bnlab.harness.measurements.streams import final_step
@@ -18,6 +19,7 @@ from bnlab.layout import Layout
 from bnlab.recording.frozen import record_frozen
 
 scope = final_step
+reads = last_checkpoint
 EPOCHS = 24
 _BEFORE = 2  # epochs more at the beginning, in which averages fill their memory
 

@@ -6,6 +6,7 @@ results/<experiment>/tables/<table>.parquet                   all of them, one r
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -72,5 +73,9 @@ def load(name: str, results: str | Path = "results") -> dict[str, pd.DataFrame]:
         return assemble(folder)
     if (folder / "tables").is_dir():
         return {path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))}
-    words = f"results={results}" if name == "adhoc" else f"experiment={name} results={results}"
-    raise UserError(f"no results for {name!r} in {results}/; run: python -m experiments.sweep {words}")
+    where = [] if str(results) == "results" else [f"results={results}"]
+    command = shlex.join(["bnlab", "sweep", f"name={name}", *where])
+    raise UserError(
+        f"no results for {name!r} in {results}/; run: {command} with what is to be swept, or with experiment={name} "
+        "where conf/experiment/ has it"
+    )

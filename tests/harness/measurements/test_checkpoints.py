@@ -1,0 +1,94 @@
+"""Which checkpoints are kept: those that a measurement reads, and always the last one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnlab.harness import load
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.jobs import execute, list_failures, list_read, prepare
+from bnlab.harness.measurements import NAMES
+from tests.conftest import small_config
+from tests.harness.kills import assert_same, killed_at
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_measurement_reads_no_other_checkpoints_than_it_says(
+    name: str, copied: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = replace(copied, measurements=name, estimator=["ema", "exact"])
+    run = Run(job)
+    shutil.rmtree(run.folder / "statistics", ignore_errors=True)
+    for step in {*run.list_checkpoints()} - {*list_read(run)}:
+        run.checkpoint(step).unlink()
+
+    execute(job)
+
+    said = capsys.readouterr()
+    assert "trained in" not in said.out and not said.err and not list_failures(job)
+    assert len(load("adhoc", copied.results)[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"measurements": ["drift", "log"]}, [40]),
+        ({"measurements": "log", "evaluate_at": [7]}, [40]),
+        ({"measurements": "traces"}, [40]),
+        ({"measurements": "traces", "estimator": "exact"}, [1, 7, 20, 40]),
+        ({"measurements": "evaluations", "accuracy_at": [7, 20]}, [7, 20, 40]),
+        ({"measurements": "gaps", "evaluate_at": [7, 20]}, [7, 20, 40]),
+    ],
+)
+def test_what_is_kept(changes: dict[str, Any], kept: list[int], tmp_path: Path) -> None:
+    job = small_config(tmp_path, **changes)
+
+    execute(job)
+
+    assert Run(job).list_checkpoints() == kept and not list_failures(job)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("traces", [30, 40]), ("evaluations", [20, 30, 40])])
+def test_frozen_exact_statistics_are_read_from_the_last_measured_step(
+    name: str, kept: list[int], tmp_path: Path
+) -> None:
+    frozen = {"freeze_at": 0.25, "freeze_with": "exact", "evaluate_at": [20, 30], "accuracy_at": [20]}
+    job = small_config(tmp_path, measurements=name, **frozen)
+
+    execute(job)
+
+    assert Run(job).list_checkpoints() == kept and len(load("adhoc", tmp_path)[name])
+
+
+def test_a_measurement_that_needs_more_trains_again(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the union of the steps, also after a kill; the network is the same."""
+    few = small_config(tmp_path, measurements="evaluations", accuracy_at=[20])
+    execute(few)
+    with killed_at(15):
+        execute(replace(few, measurements="gaps", evaluate_at=[7]))
+
+    execute(replace(few, measurements=["gaps", "evaluations"]))
+
+    assert Run(few).list_checkpoints() == [1, 7, 20, 40]
+    assert_same(Run(replace(few, evaluate_at=trained.config.evaluate_at)), trained)
+
+
+def test_jobs_that_read_different_checkpoints_share_one_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [small_config(tmp_path, measurements=name, evaluate_at=[7, 20]) for name in ("log", "gaps")]
+    prepare(jobs)
+
+    for job in jobs:
+        execute(job)
+
+    assert capsys.readouterr().out.count("trained in") == 1
+    assert Run(jobs[0]).list_checkpoints() == [7, 20, 40]
