@@ -20,7 +20,7 @@ CASES = {
     "~batch_size": "~batch_size: nothing can be left out",
     "~hydra/launcher": "~hydra/launcher: nothing can be left out",
     "hydra/sweeper=optuna": "hydra/sweeper=optuna: the jobs of a sweep are a grid",
-    "-m suite=base,base seed=0": "python -m experiments.sweep -m suite=base seed=0 && python -m experiments.sweep",
+    "-m suite=base,base seed=0": "bnlab sweep -m suite=base seed=0 && bnlab sweep",
     "-m data=glob(*)": "data=glob(*): cannot be swept",
     "-m seed=range(0,0)": "seed=range(0,0): cannot be swept",
     "-m name=a,b": "name=a,b: cannot be swept; comma lists can, but not of name",
@@ -81,9 +81,9 @@ def test_several_experiments_are_refused_with_the_command_of_each() -> None:
     assert message.startswith("experiment=quickstart,momentum: ")
     for command, experiment in zip(commands.split(" && "), ("quickstart", "momentum"), strict=True):
         typed = shlex.split(command)
-        assert typed[:4] == ["python", "-m", "experiments.sweep", "-m"]
-        assert typed[4:] == [f"experiment={experiment}", "seed=0", "results=my results"]
-        assert len(plan_jobs(typed[4:], multirun=True).configs) == 3
+        assert typed[:3] == ["bnlab", "sweep", "-m"]
+        assert typed[3:] == [f"experiment={experiment}", "seed=0", "results=my results"]
+        assert len(plan_jobs(typed[3:], multirun=True).configs) == 3
 
 
 def test_a_file_that_chooses_another_sweeper(tmp_path: Path) -> None:

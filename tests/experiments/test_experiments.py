@@ -50,7 +50,7 @@ def test_it_is_swept_and_reported(
         (config,) = plan_jobs(words).configs
         words += [f"data.images={IMAGES.get(name, 1200)}"] * (config.data.name == "glyphs")
         code, out, err = call("sweep", *words)
-        report = out.partition("next: python -m experiments.report ")[2].strip()
+        report = out.partition("next: bnlab report ")[2].strip()
         assert code == 0 and report.endswith(results), out + err
     code, out, err = call("report", *report.split())
     question = report.split()[0].removeprefix("experiment=")

@@ -1,4 +1,4 @@
-"""python -m experiments.report, on copies of the reference tables."""
+"""bnlab report, on copies of the reference tables."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
     text, page = (folder / "ANSWERS.md").read_text(), (folder / "report.html").read_text()
     assert "the start, lag and noise cost" in text and "In sorted batches" not in text
     own = (folder / "quickstart" / "README.md").read_text()
-    assert f"python -m experiments.sweep experiment=quickstart results={folder}" in own
+    assert f"bnlab sweep experiment=quickstart results={folder}" in own
     assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
     assert page.count("data:image/png;base64,") == 3
 
@@ -55,9 +55,9 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
         ("experiment=quikstart", "did you mean 'quickstart'?"),
         (
             "experiment=quickstart results=nowhere",
-            "no results for 'quickstart' in nowhere/; run: python -m ",
+            "no results for 'quickstart' in nowhere/; run: bnlab sweep ",
         ),
-        ("results=nowhere", "no results in nowhere/; run: python -m experiments.sweep experiment=quickstart"),
+        ("results=nowhere", "no results in nowhere/; run: bnlab sweep experiment=quickstart"),
         ("name=mine", "name=mine: there are experiment=NAME, beside it name=NAME, and results=FOLDER"),
         ("seed=3", "seed=3: there are experiment=NAME"),
         ("quickstart", "quickstart: there are experiment=NAME"),

@@ -94,7 +94,7 @@ def test_a_folder_of_experiments_as_a_word_of_its_own(call: Call, tmp_path: Path
 
     assert done.code == 0, done.err
     assert list(load("mine", tmp_path / "my results")["runs"]["steps"]) == [1]
-    assert f"next: python -m experiments.report name=mine 'results={tmp_path}/my results'\n" in done.out
+    assert f"next: bnlab report name=mine 'results={tmp_path}/my results'\n" in done.out
 
 
 def test_what_to_do_next(call: Call, results: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_to_do_next(call: Call, results: Path) -> None:
     ):
         done = call(f"sweep {line}", *words, "evaluate_at=final", f"results={results}")
         assert done.code == 0, done.err
-        assert done.out.splitlines()[-1] == f"next: python -m experiments.report {told} results={results}"
+        assert done.out.splitlines()[-1] == f"next: bnlab report {told} results={results}"
 
 
 @pytest.mark.parametrize(
