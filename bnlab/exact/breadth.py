@@ -276,10 +276,10 @@ class Walk:
     def _finish(self, name: str, own: Pooled | None) -> None:
         if not self._task.ranks.is_alone:
             self._task.share_channels()
-        pooled = self._task.ranks.merge(own)
+        moments = self._task.complete(name, self._task.ranks.merge(own))
         if self._task.reader.is_immediate:  # elsewhere it is checked at the end, so that nobody waits
-            self._task.check_moments(name, pooled)
-        self.statistics[name] = self._task.complete(name, pooled)
+            self._task.check_moments(name, moments)
+        self.statistics[name] = moments
 
 
 def _end(walker: Any) -> None:

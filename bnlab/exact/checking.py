@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bnlab.batches import take_images
+from bnlab.borrow import borrowed
 from bnlab.exact.breadth import Note, Walk
 from bnlab.exact.inputs import Values
 from bnlab.exact.readers import fetch, fetch_calls
@@ -45,7 +46,8 @@ def _check_batch(task: Task, walk: Walk, batch: Any, notes: Sequence[Note]) -> C
 
 
 def _compare(task: Task, walk: Walk, batch: Any, expected: Sequence[tuple[str, Pooled]]) -> Check:
-    calls = record_calls(task, batch)
+    with borrowed(task.model):  # so that what a few images leave, such as a queue's place, is taken back
+        calls = record_calls(task, batch)
     names = [name for name, _ in calls]
     expected_names = [name for name, _ in expected]
     for name, expected_name in zip_longest(names, expected_names):
@@ -77,11 +79,8 @@ def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
 
 def _find_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
     """The variance of each layer's measured channels, which differences are relative to."""
-    scales = {}
-    for name, moments in fetch(walk.statistics).items():
-        channels = task.inputs.channels.get(name)
-        scales[name] = moments.var if channels is None else moments.var[channels]
-    return scales
+    statistics = fetch(walk.statistics)
+    return {name: task.inputs.select_channels(name, moments.var) for name, moments in statistics.items()}
 
 
 def find_self_dependent(task: Task, walk: Walk) -> list[str]:
@@ -91,6 +90,11 @@ def find_self_dependent(task: Task, walk: Walk) -> list[str]:
     where two evaluations differ by themselves, as in a model that draws random numbers.
     """
     batch = take_images(task.data[0], task.few)
+    with borrowed(task.model):
+        return _find_self_dependent(task, walk, batch)
+
+
+def _find_self_dependent(task: Task, walk: Walk, batch: Any) -> list[str]:
     scales = _find_scales(task, walk)
     before = _record_first_calls(task, batch)
     again = _record_first_calls(task, batch)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, get_input, join_names
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, find_replaced_forward, get_input, join_names
 
 Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
 """Called with a layer and the arguments of its call; returns the values that it normalizes, or these and channels."""
@@ -58,8 +58,11 @@ class Inputs:
             TypeError, ValueError: this is no input of such a layer.
         """
         extract = self._extracts.get(name)
-        found = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
-        x, channels = found if extract is not None and isinstance(found, tuple) else (found, None)
+        if extract is None:
+            x = get_input(args, kwargs)
+            channels = None
+        else:
+            x, channels = self._split(name, extract(layer, args, kwargs))
         if isinstance(x, Tensor) and x.numel() == 0:
             return None
         if channels is None:
@@ -80,6 +83,22 @@ class Inputs:
             raise ValueError(
                 f"{self._caller}: layer {name!r} is given other channels in another call; leave it out with layers="
             )
+
+    def select_channels(self, name: str, values: Tensor) -> Tensor:
+        """Select, of a layer's values [channels of the layer], those of the channels that it was given."""
+        channels = self.channels.get(name)
+        return values if channels is None else values[channels.to(values.device)]
+
+    def _split(self, name: str, answer: Any) -> tuple[Any, Any]:
+        """Split what the caller's function has returned into values and channels (None: all)."""
+        if not isinstance(answer, tuple):
+            return answer, None
+        if len(answer) != 2:
+            raise ValueError(
+                f"{self._caller}: inputs= for layer {name!r} returned {len(answer)} values; return the values that it "
+                "normalizes, or (values, channels)"
+            )
+        return answer
 
     def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
         known = torch.arange(layer.num_features)
@@ -114,6 +133,8 @@ def _find_extracts(layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract]
 
 
 def has_own_forward(layer: BatchNorm) -> bool:
-    """Whether a layer's class computes something else than torch's, as far as one can tell from where it stands."""
+    """Whether a layer may normalize something else than its input: its forward is neither torch's nor bnlab's."""
+    if find_replaced_forward(layer) is not None:
+        return True
     kind = type(layer)
     return kind.forward not in TORCH_FORWARDS and not kind.__module__.startswith("bnlab.")

@@ -114,7 +114,7 @@ def _measure_layer_by_layer(task: Task, budget: Budget, cost: Cost, progress: Pr
 
 def _describe_difference(check: Check) -> str:
     if math.isinf(check.off):
-        return f"calls layer {check.layer!r} in another order, or not at all"
+        return f"does not call layer {check.layer!r} in its turn, or gives it values that cannot be compared"
     return f"gives layer {check.layer!r} another input (by {check.off:.2%} of σ or of the variance)"
 
 

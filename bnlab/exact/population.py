@@ -110,11 +110,15 @@ def population_statistics(
             return statistics
 
         wanted = _FIRST_IMAGES
+        batches_before: int | None = None
         while True:
             least = 1 if units.is_told else LEAST_BATCHES
             is_exhausted = all(ranks.gather(ranks.together(partial(source.read, task.data, wanted, least))))
-            statistics = _measure(task, units, upstream, strategy, limit, progress)
-            statistics.standard_errors, units_of_errors = measure_errors(task, units, statistics, upstream)
+            batches_now = sum(ranks.gather(len(task.data)))
+            if batches_now != batches_before:
+                statistics = _measure(task, units, upstream, strategy, limit, progress)
+                statistics.standard_errors, units_of_errors = measure_errors(task, units, statistics, upstream)
+            batches_before = batches_now
             if is_exhausted or find_worst_error(statistics) <= (tolerance or 0.0):
                 warn_of_units(units_of_errors)
                 return statistics
@@ -152,28 +156,32 @@ class _Source:
         """
         images = sum(map(self._images.count, data))
         for batch in self._reader:
+            self._check_memory(len(data))
             count = self._images.count(batch)
             if count < 1:
                 raise ValueError(f"{CALLER}: a batch has no images; leave empty batches out")
             data.append(batch)
             images += count
-            is_enough = wanted is not None and images >= wanted and len(data) >= least_batches
-            self._check_memory(batch, len(data), is_enough)
-            if is_enough:
+            self._count_bytes(batch)
+            if wanted is not None and images >= wanted and len(data) >= least_batches:
                 return False
         return True
 
-    def _check_memory(self, batch: Any, batches: int, is_enough: bool) -> None:
-        devices = {tensor.device for tensor in list_tensors(batch)}
-        for device in devices:
-            free = self._free.setdefault(device, find_free_bytes(device))
-            own = sum(tensor.nbytes for tensor in list_tensors(batch) if tensor.device == device)
-            self._bytes[device] = self._bytes.get(device, 0) + own
-            if 2 * self._bytes[device] > free and not is_enough:
+    def _count_bytes(self, batch: Any) -> None:
+        for tensor in list_tensors(batch):
+            device = tensor.device
+            if device not in self._free:
+                self._free[device] = find_free_bytes(device)
+            self._bytes[device] = self._bytes.get(device, 0) + tensor.nbytes
+
+    def _check_memory(self, batches: int) -> None:
+        """Refuse one more batch where those that were read take more than half of the memory."""
+        batches_take = "1 batch takes" if batches == 1 else f"{batches:,} batches take"
+        for device, size in self._bytes.items():
+            if 2 * size > self._free[device]:
                 raise ValueError(
-                    f"{CALLER}: {batches:,} batches take {self._bytes[device]:,} bytes, more than half of the memory "
-                    "that was free, and there are more; pass max_images=, as a loader without end needs, or fewer "
-                    "batches"
+                    f"{CALLER}: {batches_take} {size:,} bytes, more than half of the memory that was free, and there "
+                    "are more; pass max_images=, as a loader without end needs, or fewer batches"
                 )
 
 

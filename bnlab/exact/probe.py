@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from bnlab.batches import map_batch
-from bnlab.layers import BatchNorm, get_input, get_running_buffers
+from bnlab.borrow import borrowed
+from bnlab.layers import BatchNorm, find_replaced_forward, get_input, get_running_buffers
 
 _STARTS = ((0.0, 1.0), (1.0, 2.0))  # of mean and variance, in units of the input's size, so that no digits are lost
 _ROUNDING = 64  # how many roundings of float32 a layer may make
@@ -85,8 +86,19 @@ def _average(
     layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float
 ) -> tuple[Tensor, Tensor]:
     """The running mean and variance of a copy after one call in train mode from this start; float64 on the CPU."""
-    trial = copy.deepcopy(layer).double().train()
-    running = get_running_buffers(trial)
+    if find_replaced_forward(layer) is None:
+        trial = copy.deepcopy(layer).double()
+        return _train_once(trial, map_batch(_widen, args), map_batch(_widen, kwargs), mean, var)
+    with borrowed(layer):  # its forward may be bound to this very layer, so that a copy's would do nothing to the copy
+        return _train_once(layer, map_batch(_copy, args), map_batch(_copy, kwargs), mean, var)
+
+
+def _train_once(
+    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float
+) -> tuple[Tensor, Tensor]:
+    """Call a layer in train mode from this start; what it averages then, float64 on the CPU."""
+    layer.train()
+    running = get_running_buffers(layer)
     running[0].fill_(mean)
     running[1].fill_(var)
     devices = {buffer.device for buffer in running if buffer.is_cuda}
@@ -95,12 +107,16 @@ def _average(
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
-        trial.forward(*map_batch(_widen, args), **map_batch(_widen, kwargs))  # past the hooks, which are copied too
-    averaged_mean, averaged_var = get_running_buffers(trial)
-    return averaged_mean.detach().double().cpu(), averaged_var.detach().double().cpu()
+        layer.forward(*args, **kwargs)  # past the hooks, which would measure it
+    averaged_mean, averaged_var = (buffer.detach().double().cpu() for buffer in get_running_buffers(layer))
+    return averaged_mean.clone(), averaged_var.clone()
 
 
 def _widen(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return leaf.detach().double() if leaf.is_floating_point() else leaf.detach().clone()
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return leaf.detach().double()
+    return _copy(leaf)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from bnlab.batches import count_bytes, count_images, take_images
 from bnlab.borrow import borrowed
 from bnlab.exact.inputs import Values, has_own_forward
-from bnlab.exact.probe import probe
+from bnlab.exact.probe import Probed, probe
 from bnlab.exact.task import CALLER, Layers, Task, watched
-from bnlab.layers import get_running_buffers, join_names
+from bnlab.layers import BatchNorm, find_replaced_forward, get_running_buffers, join_names
 from bnlab.memory import LiveBytes, Profile
 from bnlab.warn import warn
 
@@ -41,13 +42,14 @@ def profile_forward(task: Task) -> Profile:
         task.few = images
         few = take_images(first, images)
         try:
-            with borrowed(task.model):  # a few images may leave what all of them do not fit, as a queue's place
+            with borrowed(task.model):  # so that what a few images leave, such as a queue's place, is taken back
                 profile = _profile(task, few)
             break
         except Exception:
             if (channels_last, images) == layouts[-1]:
                 raise
-    _check_own_forwards(task, few)
+    with borrowed(task.model):
+        _check_own_forwards(task, few)
     return profile
 
 
@@ -170,12 +172,7 @@ def _check_own_forwards(task: Task, batch: Any) -> None:
         if found is None or not found.averages:
             unclear.append(name)
         elif not found.is_input:
-            kind = type(asked[name]).__name__
-            raise ValueError(
-                f"{CALLER}: layer {name!r} ({kind}) does not average the moments of its input (they differ by "
-                f"{found.off:.2g} σ); say what it normalizes: inputs={{{kind}: function(layer, args, kwargs) -> "
-                "values}"
-            )
+            raise ValueError(_describe_other_input(name, asked[name], found))
 
     with contextlib.ExitStack() as undo:
         for name, layer in asked.items():
@@ -190,3 +187,16 @@ def _check_own_forwards(task: Task, batch: Any) -> None:
             f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be asked; it is taken that they "
             "normalize their input"
         )
+
+
+def _describe_other_input(name: str, layer: BatchNorm, found: Probed) -> str:
+    kind = type(layer).__name__
+    if math.isinf(found.off):
+        difference = "averages other channels than those of its input"
+    else:
+        difference = f"does not average the moments of its input (they differ by {found.off:.2g} σ)"
+    key = kind if find_replaced_forward(layer) is None else repr(name)
+    return (
+        f"{CALLER}: layer {name!r} ({kind}) {difference}; say what it normalizes: inputs={{{key}: function(layer, "
+        "args, kwargs) -> values}"
+    )

@@ -176,18 +176,20 @@ class Task:
                 self.inputs.set_channels(name, chosen)
 
     def check_moments(self, name: str, moments: Moments | Pooled) -> None:
-        """ValueError unless a layer can normalize with `moments`."""
+        """ValueError unless a layer can normalize with `moments`, of all of its channels."""
         if moments.count < 2:
             raise ValueError(
                 f"{CALLER}: layer {name!r} got one value per channel, which has no variance; pass more images"
             )
-        if not (moments.mean + moments.var).isfinite().all():
+        mean = self.inputs.select_channels(name, moments.mean)
+        var = self.inputs.select_channels(name, moments.var)
+        if not (mean + var).isfinite().all():
             advice = "look at data and weights"
             if name in self.low:
                 advice = "float16 overflows beyond 65,504: use bfloat16 or float32"
             raise ValueError(f"{CALLER}: the input of layer {name!r} has NaN or infinite values; {advice}")
         dtype = get_running_buffers(self.layers[name])[1].dtype
-        if moments.var.max() > torch.finfo(dtype).max:
+        if var.max() > torch.finfo(dtype).max:
             raise ValueError(
                 f"{CALLER}: the variance of layer {name!r} is beyond {dtype}; scale the data, or use float64"
             )

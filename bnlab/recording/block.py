@@ -87,8 +87,8 @@ def _find_faults(
             f"{join_names(left)} were left to their own forward, which takes something else than an input [N, C, ...] "
             "with all of their channels; nothing more was recorded of them"
         )
-    elif counter.has_counted and not any(lengths):
-        yield "nothing was recorded, as no batch-norm layer was in train mode"
+    elif (counter.has_counted or counter.has_seen_forward) and not any(lengths):
+        yield "nothing was recorded: no batch-norm layer was called in train mode"
 
     now = dict(model.named_modules())
     unlike = [

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_input, get_running_buffers
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, find_replaced_forward, get_input, get_running_buffers
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
@@ -28,11 +28,18 @@ Place = tuple[Tensor, Tensor]
 
 
 class Lent:
-    """What is called in the block; copied and pickled models have their `own` instead."""
+    """What is called in the block; copied and pickled models have their `own` instead.
 
-    def __init__(self, call: Callable[..., Any], own: Callable[..., Any]) -> None:
+    Attributes:
+        replaced: see `find_replaced_forward`.
+    """
+
+    def __init__(
+        self, call: Callable[..., Any], own: Callable[..., Any], replaced: Callable[..., Any] | None = None
+    ) -> None:
         self._call = torch.compiler.disable(call)
         self._own = own
+        self.replaced = replaced
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
@@ -65,7 +72,8 @@ class Recorder(ABC):
             undo.callback(delattr, self.layer, "forward")
         else:
             undo.callback(setattr, self.layer, "forward", self._given)
-        self.layer.forward = Lent(self.call, self.own)  # type: ignore[method-assign]
+        replaced = find_replaced_forward(self.layer)
+        self.layer.forward = Lent(self.call, self.own, replaced)  # type: ignore[method-assign]
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's forward in the block."""

@@ -15,6 +15,7 @@ class StepCounter:
     Attributes:
         loans: measurements that ran when the block began; what runs in others is no training.
         has_counted: whether there was an update, or a forward of the model as a whole.
+        has_seen_forward: whether there was a forward of the model as a whole, in train or in eval mode.
     """
 
     def __init__(self, trace: MomentTrace, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
@@ -25,10 +26,14 @@ class StepCounter:
         self._is_open = False
         self.loans = count_loans()
         self.has_counted = False
+        self.has_seen_forward = False
 
     def begin_forward(self, module: nn.Module, args: object) -> None:
         """The hook before a forward of the model."""
-        if count_loans() != self.loans or not any(part.training for part in module.modules()):
+        if count_loans() != self.loans:
+            return
+        self.has_seen_forward = True
+        if not any(part.training for part in module.modules()):
             return
         if not self._counts_updates:
             self.has_counted = True
