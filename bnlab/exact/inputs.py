@@ -11,7 +11,7 @@ from torch import Tensor
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, find_replaced_forward, get_input, join_names
 
 Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
-"""Called with a layer and the arguments of its call; returns the values that it normalizes, or these and channels."""
+"""Called with a layer and the arguments of its call; returns the values that it normalizes, or (values, channels)."""
 
 
 class Values(NamedTuple):
@@ -19,7 +19,7 @@ class Values(NamedTuple):
 
     Attributes:
         x: [N, C, ...].
-        channels: int64 [C], which of the layer's channels these are; None: all.
+        channels: int64 [C], numbers of the layer's channels that `x` is of; None: all of them.
     """
 
     x: Tensor
@@ -27,15 +27,15 @@ class Values(NamedTuple):
 
 
 class Inputs:
-    """What the layers of a model normalize.
+    """Finds what the layers of a model normalize.
 
     Args:
-        layers: by name.
-        given: by the name or the class of a layer, the function that tells what it normalizes.
-        caller: the public call on whose behalf this is.
+        layers: the layers, by name.
+        given: name or class of a layer → the function that says what it normalizes.
+        caller: the public call, for messages.
 
     Attributes:
-        channels: of each layer that was called, which of its channels it was given; None: all.
+        channels: name of each layer that was called → the channels that it was given; None: all of them.
 
     Raises:
         TypeError: `given` is no mapping to functions.
@@ -47,15 +47,15 @@ class Inputs:
         self._extracts = _find_extracts(layers, given or {}, caller)
         self.channels: dict[str, Tensor | None] = {}
 
-    def is_told(self, name: str) -> bool:
-        """Whether the caller has said what this layer normalizes."""
+    def has_extract(self, name: str) -> bool:
+        """Whether the caller says what this layer normalizes."""
         return name in self._extracts
 
     def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
-        """What a layer normalizes in this call; None if these are no values, as of no rows.
+        """Find what a layer normalizes in one call; None if it gets no rows.
 
         Raises:
-            TypeError, ValueError: this is no input of such a layer.
+            ValueError: the layer cannot normalize this.
         """
         extract = self._extracts.get(name)
         if extract is None:
@@ -74,7 +74,7 @@ class Inputs:
         return Values(x, chosen)
 
     def set_channels(self, name: str, channels: Tensor | None) -> None:
-        """Keep which channels a layer is given; ValueError if they are others than in another call."""
+        """Keep which channels a layer is given; ValueError if they differ from those of an earlier call."""
         before = self.channels.setdefault(name, channels)
         is_same = before is channels
         if before is not None and channels is not None:
@@ -85,7 +85,7 @@ class Inputs:
             )
 
     def select_channels(self, name: str, values: Tensor) -> Tensor:
-        """Select, of a layer's values [channels of the layer], those of the channels that it was given."""
+        """Select from `values`, one for each channel of a layer, those of the channels that the layer was given."""
         channels = self.channels.get(name)
         return values if channels is None else values[channels.to(values.device)]
 
@@ -101,6 +101,7 @@ class Inputs:
         return answer
 
     def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
+        """Check channels that the caller has given in any form that indexes a tensor; int64 [C]."""
         known = torch.arange(layer.num_features)
         try:
             chosen = known[channels.cpu() if isinstance(channels, Tensor) else channels].reshape(-1)
@@ -118,8 +119,10 @@ class Inputs:
 
 
 def _find_extracts(layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract], caller: str) -> dict[str, Extract]:
+    """Find the function for each layer that has one, by the layer's name."""
     if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
         raise TypeError(f"{caller}: inputs={given!r}; pass functions by a layer's name or class")
+
     extracts: dict[str, Extract] = {}
     for key, extract in given.items():
         if isinstance(key, type):

@@ -231,9 +231,9 @@ def test_a_training_that_leaves_nothing_is_warned_of() -> None:
 
 def test_a_forward_in_eval_mode_that_leaves_nothing_is_warned_of() -> None:
     model = plain().eval()
-    with pytest.warns(UserWarning, match="nothing was recorded: no batch-norm layer was called in train mode"):
-        with record(model):
-            model(DATA[0])
+    message = "nothing was recorded: no batch-norm layer was called in train mode"
+    with pytest.warns(UserWarning, match=message), record(model):
+        model(DATA[0])
 
 
 def test_a_block_without_a_forward_is_no_reason_to_warn() -> None:
