@@ -73,7 +73,7 @@ class _Batch:
 
     @property
     def waits(self) -> bool:
-        """Whether its forward is interrupted."""
+        """Return whether its forward is interrupted."""
         return self.walker is not None
 
     def begin(self) -> None:

@@ -89,7 +89,7 @@ def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
 
 
 def _find_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
-    """The variance of each layer's measured channels, which differences are relative to."""
+    """Find the variance of each layer's measured channels, which differences are relative to."""
     statistics = fetch(walk.statistics)
     return {name: task.inputs.select_channels(name, moments.var) for name, moments in statistics.items()}
 

@@ -25,7 +25,7 @@ from bnlab.warn import warn
 _SETTLED = 1e-6  # the search ends here
 _SMALL = 0.1  # up to here a remainder is warned of; a larger one is refused
 
-# Plain iteration settles a chain of n such layers in n trials; so many trials more it gets.
+# Plain iteration settles a chain of n such layers in n trials. It gets so many more before changes are damped.
 _PLAIN_TRIALS = 4
 _MOST_TRIALS = 300
 _PATIENCE = 30  # trials without an improvement before the search is given up
@@ -42,8 +42,8 @@ def settle(
 ) -> Walk:
     """Walk until the statistics that self-dependent layers were given are those that the walk measures.
 
-    Without such layers one walk is enough. With some, each walk is given what the one before has measured; if that
-    does not settle, a part of each change is made only.
+    Without such layers one walk is enough. With some, each walk is given what the walk before has measured. If that
+    does not settle, it is given a value between what was given before and what was measured.
 
     Args:
         task, budget: see `Walk`.
@@ -69,7 +69,7 @@ def settle(
 
         names = set().union(given, *task.ranks.gather(walk.revisited))
         measured = task.fetch({name: pooled for name, pooled in walk.statistics.items() if name in names})
-        if given.keys() != measured.keys():  # other layers depend on themselves than was known
+        if given.keys() != measured.keys():  # the walk has shown that further layers depend on themselves
             restarts += 1
             if restarts > len(task.layers) + _PLAIN_TRIALS:
                 raise ValueError(_describe_failure(measured))

@@ -1,4 +1,4 @@
-"""What a layer normalizes: its input, or what the caller says that it is."""
+"""Values that a layer normalizes: its input, or what the caller's function takes from the arguments of its call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Values(NamedTuple):
-    """What a layer normalizes in one call.
+    """Values that a layer normalizes in one call.
 
     Attributes:
         x: [N, C, ...].
@@ -48,7 +48,7 @@ class Inputs:
         self.channels: dict[str, Tensor | None] = {}
 
     def has_extract(self, name: str) -> bool:
-        """Whether the caller says what this layer normalizes."""
+        """Return whether the caller says what this layer normalizes."""
         return name in self._extracts
 
     def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
@@ -136,7 +136,7 @@ def _find_extracts(layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract]
 
 
 def has_own_forward(layer: BatchNorm) -> bool:
-    """Whether a layer may normalize something else than its input: its forward is neither torch's nor bnlab's."""
+    """Return whether a layer may normalize something else than its input, as its forward is not torch's or bnlab's."""
     if find_replaced_forward(layer) is not None:
         return True
     kind = type(layer)

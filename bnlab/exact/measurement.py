@@ -64,7 +64,7 @@ def _do_nothing() -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of measuring breadth-first.
+    """Outcome of measuring breadth-first.
 
     Attributes:
         walk: None if it has to be measured layer by layer.

@@ -26,7 +26,7 @@ _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a layer averages in one call.
+    """Answer to what a layer averages in one call.
 
     Attributes:
         averages: whether it averages at all; if not, the rest says nothing.
@@ -43,7 +43,8 @@ class ProbeResult:
 def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProbeResult | None:
     """Find what a layer averages in this call; None if it cannot be found.
 
-    Copies of the layer are called, in float64, and with the same random numbers.
+    Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
+    forward is called itself, and restored.
     """
     try:
         x = get_input(args, kwargs).detach().double().cpu()

@@ -189,8 +189,8 @@ def _check_own_forwards(task: Task, batch: Any) -> None:
         task.evaluate(batch)
     if unclear:
         warn(
-            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be asked; it is taken that they "
-            "normalize their input"
+            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
+            "measured as if they normalized their input"
         )
 
 

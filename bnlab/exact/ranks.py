@@ -45,7 +45,7 @@ class Ranks:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this process measures alone."""
+        """Return whether this process measures alone."""
         return self._group is None
 
     def merge(self, pooled: Pooled | None) -> Pooled:
@@ -57,8 +57,9 @@ class Ranks:
         if self.is_alone and pooled is not None:
             return pooled
         values = self.gather(None if pooled is None else (pooled.count, pooled.mean, pooled.var))
-        merged, *others = (Moments(*value) for value in values if value is not None)
-        for other in others:
+        moments = [Moments(*value) for value in values if value is not None]
+        merged = moments[0]
+        for other in moments[1:]:
             merged = merged.merge(other)
         return Pooled(int(merged.count), merged.mean, merged.var)
 
@@ -86,7 +87,7 @@ class Ranks:
 
 
 class _Failure(NamedTuple):
-    """What the other ranks get to know of an exception, which itself may be one that cannot be pickled."""
+    """An exception as the other ranks get to know it; it may be one that cannot be pickled itself."""
 
     cannot_interleave: bool
     message: str

@@ -220,7 +220,7 @@ def _estimate(squares: Tensor, units: int) -> Tensor:
 
 
 def _belong_together(spread: _Spread, by_image: Tensor, by_batch: Tensor) -> bool:
-    """Whether batches scatter far more than independent rows would make them.
+    """Return whether batches scatter far more than independent rows would make them.
 
     With independent rows the ratio of the two variances has mean 1, and in one channel a standard deviation of
     sqrt(2/(B−1)) over B batches.

@@ -1,4 +1,4 @@
-"""What is measured, how a batch is evaluated, and which buffers its layers normalize with."""
+"""A task: what is measured, how a batch is evaluated, and which buffers its layers normalize with."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Buffers:
         return Pooled(2, mean.cpu().double(), var.cpu().double())
 
     def are_own(self, name: str) -> bool:
-        """Whether a layer has its own buffers and weight now, and none of the caller's."""
+        """Return whether a layer has its own buffers and weight now, and none of the caller's."""
         layer = self._layers[name]
         mean, var = get_running_buffers(layer)
         own_mean, own_var = self._own[name]
@@ -119,7 +119,7 @@ class Buffers:
 
 @dataclass
 class Task:
-    """What is measured, and how a batch is evaluated.
+    """A model and batches to measure, and how a batch is evaluated.
 
     Attributes:
         model: the model, without wrappers for several devices.

@@ -32,7 +32,7 @@ class ImageCounter:
 
     @property
     def is_given(self) -> bool:
-        """Whether the caller says what the images are."""
+        """Return whether the caller says what the images are."""
         return self._function is not None
 
     def count(self, batch: Any) -> int:

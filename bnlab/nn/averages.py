@@ -55,7 +55,7 @@ class Averages:
 
     @property
     def place(self) -> tuple[Tensor, Tensor]:
-        """The place where torch writes the mean and the variance [C] of the next batch, which `take` counts."""
+        """Place where torch writes the mean and the variance [C] of the next batch; `take` counts the batch then."""
         return self._places[self._waiting]
 
     def fits(self, buffer: Tensor) -> bool:

@@ -113,16 +113,16 @@ class Recorder(ABC):
 
     @property
     def averages_by_itself(self) -> bool:
-        """Whether the layer averages in another way than its momentum says."""
+        """Return whether the layer averages in another way than its momentum says."""
         return False
 
     @property
     def may_not_count(self) -> bool:
-        """Whether the layer may leave its calls uncounted."""
+        """Return whether the layer may leave its calls uncounted."""
         return self.layer.num_batches_tracked is None
 
     def agrees_with_entries(self) -> bool:
-        """Whether the layer's buffers, as they were read at the end, are what the entries average to."""
+        """Return whether the layer's buffers, as they were read at the end, are what the entries average to."""
         if self.entries.end is None:
             return False
         if self.averages_by_itself:
@@ -260,7 +260,9 @@ def count_batches(layer: BatchNorm) -> int:
 
 
 def _is_average(entries: LayerTrace) -> bool:
-    """Whether the end is the average of the start and all entries, up to rounding; non-finite values match each other.
+    """Return whether the end is the average of the start and all entries, up to rounding.
+
+    Non-finite values match each other.
 
     A call with momentum m leaves a share 1 − m of what was there before it. So the start has the product of all these
     shares as its weight, and an entry m times the product of those after it.

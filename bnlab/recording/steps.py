@@ -12,8 +12,8 @@ from bnlab.recording.trace import MomentTrace
 class StepCounter:
     """Counts the steps of a trace: updates of a model's parameters by a torch optimizer.
 
-    Until the first update it counts the model's forwards, as there may be none: the first update then makes one step of
-    all that was recorded before.
+    Until the first update each forward of the model is a step, as there may be no updates at all. The first update then
+    makes all that was recorded before into one step.
 
     Args:
         trace: the trace whose `last_step` is counted up.
