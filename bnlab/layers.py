@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -177,6 +177,15 @@ def get_running_buffers(layer: BatchNorm) -> tuple[Tensor, Tensor]:
     mean, var = layer.running_mean, layer.running_var
     assert mean is not None and var is not None
     return mean, var
+
+
+def find_replaced_forward(layer: BatchNorm) -> Callable[..., Any] | None:
+    """Find the forward that somebody has set on this very layer, in the place of its class's; None without.
+
+    What `record` sets in its block has an attribute `replaced`: what was set there before.
+    """
+    forward = vars(layer).get("forward")
+    return getattr(forward, "replaced", forward)
 
 
 def get_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -66,7 +66,7 @@ class Partial(NamedTuple):
         return Partial(len(pooled.mean), [GroupMoments(pooled.count, pooled.mean, pooled.var)])
 
     def select_channels(self, channels: Tensor) -> Partial:
-        """What it holds of some channels, exact as it is."""
+        """Select some channels; the values of the groups are exact as they are."""
         blocks = [
             GroupMoments(count, mean[:, channels].flatten(), var[:, channels].flatten())
             for count, mean, var in self.groups()
@@ -93,24 +93,25 @@ def read(x: Tensor, shift: Tensor | None = None, channels: Tensor | None = None,
     exact = None
     if images.shape[2] > _LONG:  # what a float32 sum of squares loses grows with the length of the rows
         exact = torch.float64
-        images = _move_to_float64(images)
+        images = _move_from_mps(images)
     total = images.sum(dim=2, dtype=exact)
     norm = torch.linalg.vector_norm(images, dim=2, dtype=exact)
     return Partial(x.shape[1], [GroupSums(images.shape[2], total.flatten(), norm.flatten())])
 
 
 def _read_shifted(wide: Tensor, shift: Tensor, channels: Tensor | None, by_image: bool) -> Partial:
+    """Read `wide − shift`; if a shift is NaN (see `pool_exactly`), in float64, with 0 in the place of NaN."""
     if not shift.isfinite().all():
         shift = shift.nan_to_num(0.0)
-        wide = _move_to_float64(wide).double()
+        wide = _move_from_mps(wide).double()
     known = shift.to(wide.device, wide.dtype)
     chosen = wide if channels is None else wide.index_select(1, channels.to(wide.device))
     near = chosen - known.view(-1, *[1] * (wide.dim() - 2))
     return read(near, by_image=by_image)._replace(shift=known)
 
 
-def _move_to_float64(x: Tensor) -> Tensor:
-    """Move to the CPU what is on a device without float64."""
+def _move_from_mps(x: Tensor) -> Tensor:
+    """Move `x` to the CPU if it is on MPS, which has no float64; its type stays."""
     return x.cpu() if x.device.type == "mps" else x
 
 
@@ -153,30 +154,35 @@ def pool_exactly(parts: Sequence[Partial], read_again: Callable[[Tensor, Tensor]
 
     Args:
         parts: plain reads.
-        read_again: `read_again(shift, channels)` reads some channels about a known mean. A shift of NaN: about 0 in
-            float64, which does not overflow.
+        read_again: `read_again(shift, channels)` reads some channels minus their mean `shift`. A shift of NaN asks for
+            a read in float64 without a shift: the sums of that channel have overflown, so that its mean is not known.
     """
     pooled = pool(parts)
-    overflown = ~(pooled.mean + pooled.var).isfinite()  # or not finite at all, as will be seen
-    if overflown.any():
-        pooled.mean[overflown] = torch.nan
-    is_coarse = (pooled.mean.square() > _bound_mean(parts) ** 2 * pooled.var) | overflown
+    has_overflowed = ~(pooled.mean + pooled.var).isfinite()  # or the values are not finite: the second read shows which
+    is_far_from_zero = pooled.mean.square() > _bound_mean(parts) ** 2 * pooled.var
+    is_coarse = is_far_from_zero | has_overflowed
     if not is_coarse.any():
         return pooled
 
     channels = is_coarse.nonzero().flatten()
-    exact = pool(read_again(pooled.mean[channels], channels))
+    shift = pooled.mean.where(~has_overflowed, torch.nan)
+    exact = pool(read_again(shift[channels], channels))
     mean = pooled.mean.index_copy(0, channels, exact.mean)
     var = pooled.var.index_copy(0, channels, exact.var)
     return Pooled(pooled.count, mean, var)
 
 
 def _bound_mean(parts: Sequence[Partial]) -> float:
-    """Up to how many standard deviations from 0 the mean may lie, for errors below 2e-6 of σ and of the variance.
+    """Return how many standard deviations a mean may be away from 0, so that plain reads are exact enough.
 
-    A float32 sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The routine adds up to n = 512 values one after
-    the other and rounds by u = 2⁻²⁴ of what there is each time: by sqrt(n)·u/3 of |μ|, root mean square, and four times
-    as much at most; groups average that out. What has been shifted is near 0.
+    Exact enough is an error below 2e-6 of σ in the mean, and of the variance in the variance. With u = 2⁻²⁴, the
+    rounding of float32:
+
+    - `GroupSums`: a sum of squares is off by 1e-7 of E[x²] = σ²(1 + (μ/σ)²). The bound is 2.
+    - `GroupMoments`: torch's routine adds up to n = 512 values one after the other, and rounds the sum each time. The
+      root mean square of the mean's error is sqrt(n)·u/3 of |μ|, the largest error four times that. Over g groups the
+      errors average out, so that the bound grows with sqrt(g), up to 16.
+    - Values from which a shift was taken off are near 0 anyway: there is no bound.
     """
     if all(part.shift is not None for part in parts):
         return math.inf
@@ -188,7 +194,7 @@ def _bound_mean(parts: Sequence[Partial]) -> float:
 
 
 class _Kind(NamedTuple):
-    """What blocks have in common that can be joined."""
+    """Properties in which blocks have to agree to be joined."""
 
     size: int
     is_sums: bool

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-WAITS = {"item", "__bool__", "__float__", "__int__", "tolist", "numpy", "cpu", "nonzero", "equal"}
+WAITS = {"item", "__bool__", "__float__", "__int__", "tolist", "numpy", "cpu", "nonzero", "equal", "allclose"}
 
 
 class Waits(TorchFunctionMode):

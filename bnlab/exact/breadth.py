@@ -1,9 +1,9 @@
 """Breadth-first evaluation: every layer's exact statistics in about one forward pass over the data.
 
 All batches advance together from one batch-norm layer to the next, each forward in a greenlet of its own. At a layer
-every batch leaves its input's moments and waits; when the last one has come the layer's statistics are final, and all
-go on with them. Batches for which there is no memory do not wait: they are run again from the input up to each layer,
-until there is. Where none may wait no forward is interrupted by another one.
+the moments of each batch's values are read, and its forward waits. Once the last batch has come, the layer's statistics
+are final, and all forwards go on under them. A batch for which there is no memory does not wait: its forward is ended,
+and begun again at the input once the layer is finished. If no batch may wait, no forward is interrupted by another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from greenlet import greenlet
 
 from bnlab.exact.inputs import Values
-from bnlab.exact.ranks import Interleaved
+from bnlab.exact.ranks import InterleavingError
 from bnlab.exact.settings import (
     Attributes,
     ForwardSettings,
@@ -32,28 +32,31 @@ from bnlab.reading import Pooled
 
 
 class Note(NamedTuple):
-    """What a layer was given in one call: the moments of all images, and of the first few."""
+    """One call of a layer: its name, and the moments of what it was given, of all rows and of a sample of them."""
 
     name: str
-    all_images: Pooled
-    few_images: Pooled
+    moments: Pooled
+    sample_moments: Pooled
 
 
 class _Batch:
     """A batch on its way through the network.
 
+    A batch waits while its forward is interrupted at a layer. A batch that has come to a layer and does not wait has to
+    be run again from the input.
+
     Attributes:
         index: its number.
-        walker: its forward, which waits at a layer; None before the input, and where the batch does not wait.
-        settings: grad mode and autocast of the forward that waits.
-        attributes: what it had set in modules.
-        place: the layer at which it has come last; None at the end.
-        values: what this layer was given; None where the batch does not wait.
-        part: its moments, as the task's reader has them.
-        stops: layers at which it has been, which a forward from the input passes without a stop; whether its latest
-            forward has yet to pass it.
-        gathered: of its latest forward the calls of layers with given statistics, and their moments.
-        notes: the calls of its latest forward; None: not noted.
+        walker: its interrupted forward; None while it does not wait.
+        settings: grad mode and autocast, as its latest forward has left them.
+        attributes: what its interrupted forward has set in modules.
+        layer: the layer that it has come to last; None at the end of the network.
+        values: what this layer was given; None while the batch does not wait.
+        moments: of these values, as the task's reader has them.
+        is_ahead: for each layer that the batch has been measured at, whether its latest forward has yet to pass it. A
+            forward that was begun again passes each of them once without a stop.
+        given_calls: the calls of layers with given statistics in its latest forward, and the moments of each.
+        notes: the calls in its latest forward; None if they are not noted.
     """
 
     def __init__(self, index: int, is_noted: bool) -> None:
@@ -61,45 +64,45 @@ class _Batch:
         self.walker: greenlet | None = None
         self.settings: ForwardSettings | None = None
         self.attributes: Attributes | None = None
-        self.place: str | None = None
+        self.layer: str | None = None
         self.values: Values | None = None
-        self.part: Any = None
-        self.stops: dict[str, bool] = {}
-        self.gathered: list[tuple[str, Any]] = []
+        self.moments: Any = None
+        self.is_ahead: dict[str, bool] = {}
+        self.given_calls: list[tuple[str, Any]] = []
         self.notes: list[Note] | None = [] if is_noted else None
 
     @property
     def waits(self) -> bool:
-        """Whether its forward is interrupted."""
+        """Return whether its forward is interrupted."""
         return self.walker is not None
 
     def begin(self) -> None:
-        """Before a forward from the input."""
-        self.stops = dict.fromkeys(self.stops, True)
-        self.gathered = []
+        """Forget the last forward; another one begins at the input."""
+        self.is_ahead = dict.fromkeys(self.is_ahead, True)
+        self.given_calls = []
         self.settings = None
         self.attributes = None
         if self.notes is not None:
             self.notes = []
 
-    def leave(self) -> greenlet | None:
-        """Take the forward that waits away from the layer."""
+    def take_walker(self) -> greenlet | None:
+        """Take the interrupted forward, if there is one, and forget what was kept for it."""
         walker = self.walker
         self.walker = None
         self.values = None
-        self.part = None
+        self.moments = None
         return walker
 
 
 class Walk:
-    """All batches once through the network.
+    """One pass of all batches through the network.
 
     Args:
         task: what is measured.
-        budget: which batches may wait.
-        given: statistics that layers have already, such as those that are called several times. Nobody waits there;
-            the moments of all calls are gathered.
-        noted: numbers of batches of which it is noted what the layers were given.
+        budget: decides which batches may wait.
+        given: statistics that some layers have already, such as those that are called several times. Batches do not
+            wait at these layers; the moments of all calls are collected.
+        noted: numbers of the batches whose calls are noted, to be checked later.
 
     Attributes:
         statistics: moments of each layer, in the order in which they were finished.
@@ -122,55 +125,63 @@ class Walk:
     def go(self, progress: Callable[[], object]) -> Walk:
         """Take all batches through; `progress` is called whenever a layer is finished.
 
-        Raises ValueError if a layer cannot have statistics, `Interleaved` if it shows that forwards take turns.
+        Raises:
+            ValueError: a layer cannot have statistics.
+            InterleavingError: the forwards cannot take turns.
         """
-        together = self._task.ranks.together
-        with keep_settings(self._kinds), watched(self._task, self._task.layers, self._look):
+        run_together = self._task.ranks.run_together
+        with keep_settings(self._kinds), watched(self._task, self._task.layers, self._visit):
             try:
                 for name, moments in self._given.items():
                     self._task.buffers.write(name, moments)
-                together(partial(self._begin, self._batches))
-                while (place := self._choose()) is not None:
-                    self._finish(place, together(partial(self._pool, place)))
-                    self._task.buffers.write(place, self.statistics[place])
+                run_together(partial(self._begin, self._batches))
+                while (layer := self._choose_next()) is not None:
+                    self._finish(layer, run_together(partial(self._pool, layer)))
+                    self._task.buffers.write(layer, self.statistics[layer])
                     progress()
-                    together(partial(self._continue, place))
+                    run_together(partial(self._continue, layer))
                 self._finish_given()
             finally:
                 self._end_forwards()
         return self
 
     def list_notes(self) -> list[tuple[int, list[Note]]]:
-        """Of each noted batch its number, and its calls in their order."""
+        """List the noted batches: the number of each, and its calls in their order."""
         return [(batch.index, batch.notes) for batch in self._batches if batch.notes is not None]
 
     # -- what a forward does at a layer ------------------------------------------------------------------------------
 
-    def _look(self, name: str, values: Values) -> None:
+    def _visit(self, name: str, values: Values) -> None:
+        """Decide what the current batch's forward does at a layer; called by the layer's hook."""
         batch = self._current
-        if name in self._given:
-            batch.gathered.append((name, self._measure(name, values, stays=False)))
-        elif batch.stops.get(name):
-            batch.stops[name] = False
+        if name in self._given:  # it has statistics: read the values, and go on
+            batch.given_calls.append((name, self._measure(name, values, stays=False)))
+        elif batch.is_ahead.get(name):  # measured in an earlier forward of this batch: pass it
+            batch.is_ahead[name] = False
             if batch.notes is not None:
                 self._measure(name, values, stays=False)
-        elif name in self.statistics:
+        elif name in self.statistics:  # finished, and called once more: it will have to be given
             self.revisited.add(name)
         else:
-            parent = greenlet.getcurrent().parent
-            if parent is None:
-                raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
-            parent.switch(name, values)
+            self._stop(name, values)
+
+    def _stop(self, name: str, values: Values) -> None:
+        """Leave this forward at a layer; the call returns when the forward goes on."""
+        parent = greenlet.getcurrent().parent
+        if parent is None:
+            raise ValueError(f"{CALLER}: layer {name!r} runs in another thread, where it cannot be measured")
+        parent.switch(name, values)
 
     def _measure(self, name: str, values: Values, stays: bool) -> Any:
-        """Read what a layer normalizes; `stays`: it can be read again."""
+        """Read what a layer normalizes, and note the call; `stays`: the values are kept, and can be read again."""
         reader = self._task.reader
-        part = reader.read(values.x) if stays else reader.read_exactly(values.x)
+        moments = reader.read(values.x) if stays else reader.read_exactly(values.x)
         notes = self._current.notes
         if notes is not None:
-            few = reader.measure(values.x[: self._task.few])
-            notes.append(Note(name, reader.pool([part], [values.x] if stays else []), few))
-        return part
+            pooled = reader.pool([moments], [values.x] if stays else [])
+            sample_moments = reader.measure(values.x[: self._task.sample_size])
+            notes.append(Note(name, pooled, sample_moments))
+        return moments
 
     # -- one layer after the other -----------------------------------------------------------------------------------
 
@@ -179,53 +190,60 @@ class Walk:
         for batch in batches:
             batch.begin()
             self.forwards += 1
-            self._advance(batch, greenlet(self._task.run), batch.index)
+            self._advance(batch, greenlet(self._task.run_batch), batch.index)
 
     def _continue(self, name: str) -> None:
-        """Let all that wait at a finished layer go on, and run again what does not wait."""
-        here = [batch for batch in self._batches if batch.place == name]
-        again = [batch for batch in here if not batch.waits]
+        """Let the batches that wait at a finished layer go on, then run those again that do not wait."""
+        here = [batch for batch in self._batches if batch.layer == name]
+        not_waiting = [batch for batch in here if not batch.waits]
         for batch in here:
             if batch.waits:
                 self._budget.release(batch.index)
-                self._advance(batch, batch.leave())
-        self._begin(again)
+                self._advance(batch, batch.take_walker())
+        self._begin(not_waiting)
 
     def _advance(self, batch: _Batch, walker: Any, *args: int) -> None:
-        """Run on to the next layer that is not finished, where the batch waits if there is room."""
+        """Run a forward on to the next layer that is not finished; there the batch waits if there is memory for it.
+
+        Args:
+            batch: whose forward it is.
+            walker: the forward.
+            args: what it is begun with; none where it was interrupted.
+        """
         self._current = batch
-        fixed = read_fixed_settings()
+        fixed_settings = read_fixed_settings()
         stop = self._switch(batch, walker, *args)
         if walker.dead:
-            batch.place = None
+            batch.layer = None
             return
 
-        batch.place, values = stop
-        attributes = self._attributes.read(batch.attributes)  # also of one that does not wait, to see what differs
-        waits = self._budget.admit(batch.index, batch.place)
-        if waits:
-            reason = self._find_interruption(batch.place, fixed)
-            if reason:
-                _end(walker)
-                raise Interleaved(reason)
+        layer, values = stop
+        batch.layer = layer
+        attributes = self._attributes.read(batch.attributes)  # of every batch, to see in which of them they differ
+        may_wait = self._budget.admit(batch.index, layer)
+        if may_wait:
+            self._check_interruption(layer, walker, fixed_settings)
             batch.walker = walker
             batch.values = values
             batch.attributes = attributes
         else:
             _end(walker)
-        batch.part = self._measure(batch.place, values, stays=waits)
-        batch.stops[batch.place] = False
+        batch.moments = self._measure(layer, values, stays=may_wait)
+        batch.is_ahead[layer] = False
 
-    def _find_interruption(self, name: str, fixed: tuple[Any, ...]) -> str:
-        """Why a forward cannot wait at a layer; empty where it can."""
-        if read_fixed_settings() != fixed:
-            return f"its forward keeps a setting of torch's changed at layer {name!r}"
-        if not self._task.buffers.are_own(name):
-            return f"its forward puts other tensors in the place of those of layer {name!r} (functional_call)"
-        return ""
+    def _check_interruption(self, layer: str, walker: greenlet, fixed_settings: tuple[Any, ...]) -> None:
+        """Raise InterleavingError, and end a forward, if it cannot wait at a layer while others run."""
+        if read_fixed_settings() != fixed_settings:
+            _end(walker)
+            raise InterleavingError(f"its forward keeps a setting of torch's changed at layer {layer!r}")
+        if not self._task.buffers.are_own(layer):
+            _end(walker)
+            raise InterleavingError(
+                f"its forward puts other tensors in the place of those of layer {layer!r} (functional_call)"
+            )
 
     def _switch(self, batch: _Batch, walker: Any, *args: int) -> Any:
-        """Let a forward run under its own settings, until it comes to a layer; the caller's are back afterwards."""
+        """Let a forward run under its own settings until it stops at a layer or ends; the caller's come back then."""
         outside = ForwardSettings.read(self._kinds)
         if batch.settings is not None:
             batch.settings.restore()
@@ -234,55 +252,68 @@ class Walk:
         try:
             stop = walker.switch(*args)
         except Exception as error:
-            if not any(other.waits for other in self._batches):  # it is alone, and what it raises its own
+            is_alone = not any(other.waits for other in self._batches)
+            if is_alone:  # then the forward itself is at fault, not what others have left in the model
                 raise
             reason = f"a forward fails while others wait ({type(error).__name__}: {error})"
-            raise Interleaved(reason, batch.index) from error
+            raise InterleavingError(reason, batch.index) from error
         finally:
             batch.settings = ForwardSettings.read(self._kinds)
             outside.restore()
         return stop
 
     def _end_forwards(self) -> None:
+        """End all forwards that wait, after an exception."""
         for batch in self._batches:
-            walker = batch.leave()
+            walker = batch.take_walker()
             if walker is not None:
                 _end(walker)
 
-    def _choose(self) -> str | None:
-        """The layer that is finished next: at which a first batch is; those that wait come first."""
-        ordered = sorted(self._batches, key=lambda batch: not batch.waits)
-        own = next((batch.place for batch in ordered if batch.place is not None), None)
-        return next((name for name in self._task.ranks.gather(own) if name is not None), None)
+    def _choose_next(self) -> str | None:
+        """Choose the layer to finish next; None when all batches have come to the end.
+
+        A rank proposes the layer of its first batch that waits or, if none waits, of its first batch that has not come
+        to the end. All ranks take the proposal of the first rank that has one.
+        """
+        waiting = [batch.layer for batch in self._batches if batch.waits]
+        others = [batch.layer for batch in self._batches if not batch.waits and batch.layer is not None]
+        proposals = [*waiting, *others]
+        own = proposals[0] if proposals else None
+
+        for proposal in self._task.ranks.gather(own):
+            if proposal is not None:
+                return proposal  # type: ignore[no-any-return]
+        return None
 
     def _pool(self, name: str) -> Pooled | None:
-        """The moments of this rank's batches."""
-        here = [batch for batch in self._batches if batch.place == name]
+        """Pool the moments of this rank's batches at a layer; None if none is there."""
+        here = [batch for batch in self._batches if batch.layer == name]
         waiting = [batch for batch in here if batch.waits]
-        gone = [batch for batch in here if not batch.waits]
-        parts = [batch.part for batch in (*waiting, *gone)]
+        not_waiting = [batch for batch in here if not batch.waits]
+        parts = [batch.moments for batch in (*waiting, *not_waiting)]
         if not parts:
             return None
-        there = [batch.values.x for batch in waiting if batch.values is not None]
-        return self._task.reader.pool(parts, there)
+        inputs = [batch.values.x for batch in waiting if batch.values is not None]
+        return self._task.reader.pool(parts, inputs)
 
     def _finish_given(self) -> None:
-        """Pool the calls of layers with given statistics."""
+        """Pool, for each layer with given statistics, the moments of all of its calls."""
         for name in self._given:
-            parts = [part for batch in self._batches for layer, part in batch.gathered if layer == name]
+            parts = [moments for batch in self._batches for layer, moments in batch.given_calls if layer == name]
             if any(self._task.ranks.gather(bool(parts))):
                 self._finish(name, self._task.reader.pool(parts, []) if parts else None)
 
     def _finish(self, name: str, own: Pooled | None) -> None:
+        """Make a layer's statistics of this rank's moments and those of the others."""
         if not self._task.ranks.is_alone:
             self._task.share_channels()
-        pooled = self._task.ranks.merge(own)
-        if self._task.reader.is_immediate:  # elsewhere it is checked at the end, so that nobody waits
-            self._task.check_moments(name, pooled)
-        self.statistics[name] = self._task.complete(name, pooled)
+        moments = self._task.complete(name, self._task.ranks.merge(own))
+        if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
+            self._task.check_moments(name, moments)
+        self.statistics[name] = moments
 
 
-def _end(walker: Any) -> None:
-    """End a forward that waits; what it raises on its way out is not what is wrong."""
+def _end(walker: greenlet) -> None:
+    """End an interrupted forward, and pass over what it raises on its way out."""
     with contextlib.suppress(Exception):
         walker.throw()  # GreenletExit

@@ -1,4 +1,4 @@
-"""The check: an ordinary evaluation under the result gives each layer what it was measured on."""
+"""The check: an ordinary evaluation under the result has to give each layer what it was measured on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bnlab.batches import take_images
+from bnlab.borrow import borrowed
 from bnlab.exact.breadth import Note, Walk
 from bnlab.exact.inputs import Values
 from bnlab.exact.readers import fetch, fetch_calls
@@ -18,18 +19,24 @@ from bnlab.moments import Moments, compare_moments
 from bnlab.reading import Pooled
 from bnlab.statistics import Check
 
-SAME = 1e-4  # two evaluations of the same images: means differ by less of σ, variances of the variance
+# Moments of the same images in two evaluations count as the same if they differ by no more: means in σ, variances
+# relative.
+SAME = 1e-4
 
 
 def check_walk(task: Task, walk: Walk) -> Check | None:
-    """Evaluate what was noted in the ordinary way: a few images of it, and all where these show a difference."""
+    """Compare what a walk has noted of some batches with ordinary evaluations of them under its result.
 
-    def work() -> list[Check]:
+    Returns:
+        The first check that failed, else the one with the largest difference; None if nothing was noted.
+    """
+
+    def check_own() -> list[Check]:
         return [_check_batch(task, walk, task.data[index], notes) for index, notes in walk.list_notes()]
 
     checks: list[Check] = []
-    for own in task.ranks.gather(task.ranks.together(work)):
-        checks += own
+    for rank_checks in task.ranks.gather(task.ranks.run_together(check_own)):
+        checks += rank_checks
     failed = [check for check in checks if not check.held]
     if failed:
         return failed[0]
@@ -37,15 +44,21 @@ def check_walk(task: Task, walk: Walk) -> Check | None:
 
 
 def _check_batch(task: Task, walk: Walk, batch: Any, notes: Sequence[Note]) -> Check:
-    few = [(note.name, note.few_images) for note in notes]
-    check = _compare(task, walk, take_images(batch, task.few), few)
+    """Check a sample of a batch's images, and all of them if the sample shows a difference.
+
+    The sample may show one where there is none: the first rows of a layer's input need not be of the first images.
+    """
+    expected_of_sample = [(note.name, note.sample_moments) for note in notes]
+    check = _compare(task, walk, take_images(batch, task.sample_size), expected_of_sample)
     if check.held:
         return check
-    return _compare(task, walk, batch, [(note.name, note.all_images) for note in notes])
+    expected = [(note.name, note.moments) for note in notes]
+    return _compare(task, walk, batch, expected)
 
 
 def _compare(task: Task, walk: Walk, batch: Any, expected: Sequence[tuple[str, Pooled]]) -> Check:
-    calls = record_calls(task, batch)
+    with borrowed(task.model):  # takes back what a sample leaves in the model, such as a queue's place
+        calls = record_calls(task, batch)
     names = [name for name, _ in calls]
     expected_names = [name for name, _ in expected]
     for name, expected_name in zip_longest(names, expected_names):
@@ -64,7 +77,7 @@ def _compare(task: Task, walk: Walk, batch: Any, expected: Sequence[tuple[str, P
 
 
 def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
-    """Evaluate a batch: the calls of layers in their order, and the moments of what each was given."""
+    """Evaluate a batch, and list the calls of layers in their order, with the moments of what each was given."""
     calls: list[tuple[str, Pooled]] = []
 
     def note(name: str, values: Values) -> None:
@@ -76,32 +89,34 @@ def record_calls(task: Task, batch: Any) -> list[tuple[str, Pooled]]:
 
 
 def _find_scales(task: Task, walk: Walk) -> dict[str, Tensor]:
-    """The variance of each layer's measured channels, which differences are relative to."""
-    scales = {}
-    for name, moments in fetch(walk.statistics).items():
-        channels = task.inputs.channels.get(name)
-        scales[name] = moments.var if channels is None else moments.var[channels]
-    return scales
+    """Find the variance of each layer's measured channels, which differences are relative to."""
+    statistics = fetch(walk.statistics)
+    return {name: task.inputs.select_channels(name, moments.var) for name, moments in statistics.items()}
 
 
 def find_self_dependent(task: Task, walk: Walk) -> list[str]:
     """Find layers whose own statistics change what they are given, as weights that are rounded with the norm folded in.
 
-    A few images are evaluated under the result, once for each layer with its former statistics alone. Nothing is found
-    where two evaluations differ by themselves, as in a model that draws random numbers.
+    For each layer a sample is evaluated under the result, but with the layer's former statistics. None are found if two
+    evaluations differ anyway, as in a model that draws random numbers.
     """
-    batch = take_images(task.data[0], task.few)
+    with borrowed(task.model):
+        return _find_self_dependent(task, walk, take_images(task.data[0], task.sample_size))
+
+
+def _find_self_dependent(task: Task, walk: Walk, sample: Any) -> list[str]:
     scales = _find_scales(task, walk)
-    before = _record_first_calls(task, batch)
-    again = _record_first_calls(task, batch)
-    is_known = before.keys() <= scales.keys()
-    if not is_known or any(_differ(before[name], again.get(name), scales[name]) for name in before):
+    before = _record_first_calls(task, sample)
+    again = _record_first_calls(task, sample)
+    if not before.keys() <= scales.keys():
+        return []
+    if any(_differ(before[name], again.get(name), scales[name]) for name in before):
         return []
 
     dependent = []
     for name in before:
         task.buffers.write(name, task.buffers.read_former(name))
-        after = _record_first_calls(task, batch)
+        after = _record_first_calls(task, sample)
         task.buffers.write(name, walk.statistics[name])
         if _differ(before[name], after.get(name), scales[name]):
             dependent.append(name)
@@ -109,7 +124,7 @@ def find_self_dependent(task: Task, walk: Walk) -> list[str]:
 
 
 def _record_first_calls(task: Task, batch: Any) -> dict[str, Moments]:
-    """The moments of what each layer was given in its first call."""
+    """Evaluate a batch, and read the moments of what each layer was given in its first call."""
     first: dict[str, Moments] = {}
     for name, moments in fetch_calls(record_calls(task, batch)):
         first.setdefault(name, moments)

@@ -1,6 +1,6 @@
 """Layers whose statistics depend on themselves: called several times, or with their own buffers in their input.
 
-Their statistics are a fixed point: given to a walk, they are what it finds.
+Their statistics are a fixed point: a walk to which they are given measures them again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 
 from bnlab.batches import list_tensors
 from bnlab.exact.breadth import Walk
-from bnlab.exact.readers import fetch
 from bnlab.exact.task import CALLER, Task
 from bnlab.layers import join_names
 from bnlab.memory import Budget
@@ -22,12 +21,15 @@ from bnlab.reading import Pooled
 from bnlab.statistics import Cost
 from bnlab.warn import warn
 
-_SETTLED = 1e-6  # of σ and relative variance, between what was given and what was found
-_SMALL = 0.1  # a remainder that is warned of, and no reason to refuse
-_PLAIN_TRIALS = 4  # more than there are such layers: plain iteration settles a chain of them in as many as there are
+# Differences between given and measured statistics: of means in σ, of variances relative.
+_SETTLED = 1e-6  # the search ends here
+_SMALL = 0.1  # up to here a remainder is warned of; a larger one is refused
+
+# Plain iteration settles a chain of n such layers in n trials. It gets so many more before changes are damped.
+_PLAIN_TRIALS = 4
 _MOST_TRIALS = 300
-_PATIENCE = 30  # trials that come no nearer
-_DAMPING = 0.3
+_PATIENCE = 30  # trials without an improvement before the search is given up
+_DAMPING = 0.3  # share of each change that is made, once plain iteration has not settled
 _LEAST_DAMPING = 0.02
 
 
@@ -38,13 +40,14 @@ def settle(
     progress: Callable[[], object],
     dependent: Mapping[str, Moments] | None = None,
 ) -> Walk:
-    """Walk, and again where layers depend on themselves, with what was found given, until it is what is found.
+    """Walk until the statistics that self-dependent layers were given are those that the walk measures.
 
-    Plain iteration comes first; where it does not settle, a part of each change is made.
+    Without such layers one walk is enough. With some, each walk is given what the walk before has measured. If that
+    does not settle, it is given a value between what was given before and what was measured.
 
     Args:
         task, budget: see `Walk`.
-        cost: its passes and forwards are counted.
+        cost: its passes and forwards are counted up.
         progress: called whenever a layer is finished in the first pass.
         dependent: layers that are known to depend on themselves, with statistics to begin from.
 
@@ -65,18 +68,20 @@ def settle(
         progress = _do_nothing
 
         names = set().union(given, *task.ranks.gather(walk.revisited))
-        found = _fetch(task, walk, names)
-        if given.keys() != found.keys():
+        measured = task.fetch({name: pooled for name, pooled in walk.statistics.items() if name in names})
+        if given.keys() != measured.keys():  # the walk has shown that further layers depend on themselves
             restarts += 1
             if restarts > len(task.layers) + _PLAIN_TRIALS:
-                raise ValueError(_describe_failure(found))
-            given = found
+                raise ValueError(_describe_failure(measured))
+            given = measured
             search = _Search()
             continue
-        remainder = max((max(compare_moments(given[name], found[name])) for name in found), default=0.0)
+
+        differences = [max(compare_moments(given[name], measured[name])) for name in measured]
+        remainder = max(differences, default=0.0)
         if remainder < _SETTLED:
             return walk
-        next_given = search.advance(_Trial(remainder, given, found, walk))
+        next_given = search.find_next(_Trial(remainder, given, measured, walk))
         if next_given is None:
             return _take_remainder(task, search.best)
         given = next_given
@@ -84,17 +89,24 @@ def settle(
 
 @dataclass
 class _Trial:
-    """What was given to a walk, and what it found."""
+    """One walk of the search.
+
+    Attributes:
+        remainder: the largest difference between `given` and `measured`.
+        given: statistics of self-dependent layers that were given to the walk.
+        measured: what the walk has measured of these layers.
+        walk: the walk.
+    """
 
     remainder: float
     given: Mapping[str, Moments]
-    found: Mapping[str, Moments]
+    measured: Mapping[str, Moments]
     walk: Walk
 
     def mix(self, damping: float) -> dict[str, Moments]:
-        """Go a part of the way from what was given to what was found."""
+        """Go a part of the way from what was given to what was measured."""
         mixed = {}
-        for name, moments in self.found.items():
+        for name, moments in self.measured.items():
             given = self.given[name]
             mean = given.mean + damping * (moments.mean - given.mean)
             var = given.var + damping * (moments.var - given.var)
@@ -103,7 +115,7 @@ class _Trial:
 
 
 class _Search:
-    """The way to a fixed point: whole steps at first, then smaller ones."""
+    """The search for a fixed point: with whole steps first, then with smaller ones."""
 
     def __init__(self) -> None:
         self.best: _Trial | None = None
@@ -111,8 +123,8 @@ class _Search:
         self._trials = 0
         self._since_best = 0
 
-    def advance(self, trial: _Trial) -> dict[str, Moments] | None:
-        """What to give next; None where no more is to be expected."""
+    def find_next(self, trial: _Trial) -> dict[str, Moments] | None:
+        """Find what to give to the next walk; None if the search is given up."""
         self._trials += 1
         self._since_best += 1
         if self.best is None or trial.remainder < self.best.remainder:
@@ -120,12 +132,14 @@ class _Search:
             self._since_best = 0
 
         if self._damping == 1.0:
-            if self._trials < len(trial.found) + _PLAIN_TRIALS:
+            if self._trials < len(trial.measured) + _PLAIN_TRIALS:
                 return trial.mix(1.0)
             self._damping = _DAMPING
             return self.best.mix(self._damping)
-        if trial.remainder > 1.5 * self.best.remainder and self._damping > _LEAST_DAMPING:
-            self._damping = max(_LEAST_DAMPING, self._damping / 2)  # it does not contract: back, with smaller steps
+
+        has_grown = trial.remainder > 1.5 * self.best.remainder
+        if has_grown and self._damping > _LEAST_DAMPING:  # go back to the best, and on with smaller steps
+            self._damping = max(_LEAST_DAMPING, self._damping / 2)
             return self.best.mix(self._damping)
         if self._since_best > _PATIENCE or self._trials > _MOST_TRIALS:
             return None
@@ -133,7 +147,7 @@ class _Search:
 
 
 def _choose_noted(task: Task) -> Collection[int]:
-    """Batches that are checked: the first, one in the middle, and one of another shape."""
+    """Choose the batches that are checked: the first, one in the middle, and the first of another shape."""
     if not task.data:
         return ()
     noted = {0, len(task.data) // 2}
@@ -146,27 +160,23 @@ def _choose_noted(task: Task) -> Collection[int]:
 
 
 def _list_shapes(batch: Any) -> list[torch.Size]:
-    """Shapes without the number of images."""
+    """List the shapes of a batch's tensors, without the number of images."""
     return [tensor.shape[1:] for tensor in list_tensors(batch)]
 
 
-def _fetch(task: Task, walk: Walk, names: Collection[str]) -> dict[str, Moments]:
-    found = fetch({name: pooled for name, pooled in walk.statistics.items() if name in names})
-    for name, moments in found.items():
-        task.check_moments(name, moments)
-    return found
-
-
 def _take_remainder(task: Task, best: _Trial | None) -> Walk:
-    """The walk that came nearest, with what was given to it."""
+    """Take the walk with the smallest remainder, and as its statistics those that were given to it.
+
+    Warns of the remainder, or raises ValueError if it is large.
+    """
     assert best is not None  # there was a trial
     if best.remainder > _SMALL:
-        raise ValueError(_describe_failure(best.found))
+        raise ValueError(_describe_failure(best.measured))
     warn(
-        f"{CALLER}: the statistics of {join_names(best.found)} depend on themselves and do not settle fully: an "
+        f"{CALLER}: the statistics of {join_names(best.measured)} depend on themselves and do not settle fully: an "
         f"evaluation under them gives others, by {best.remainder:.2%} of σ or of the variance"
     )
-    for name, moments in best.given.items():  # under which all others were measured
+    for name, moments in best.given.items():  # all other layers were measured under these
         best.walk.statistics[name] = Pooled(best.walk.statistics[name].count, moments.mean, moments.var)
     for name, pooled in best.walk.statistics.items():
         task.buffers.write(name, pooled)

@@ -1,4 +1,4 @@
-"""What a layer normalizes: its input, or what the caller says that it is."""
+"""Values that a layer normalizes: its input, or what the caller's function takes from the arguments of its call."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, get_input, join_names
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, find_replaced_forward, get_input, join_names
 
 Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
-"""Called with a layer and the arguments of its call; returns the values that it normalizes, or these and channels."""
+"""Called with a layer and the arguments of its call; returns the values that it normalizes, or (values, channels)."""
 
 
 class Values(NamedTuple):
-    """What a layer normalizes in one call.
+    """Values that a layer normalizes in one call.
 
     Attributes:
         x: [N, C, ...].
-        channels: int64 [C], which of the layer's channels these are; None: all.
+        channels: int64 [C], numbers of the layer's channels that `x` is of; None: all of them.
     """
 
     x: Tensor
@@ -27,15 +27,15 @@ class Values(NamedTuple):
 
 
 class Inputs:
-    """What the layers of a model normalize.
+    """Finds what the layers of a model normalize.
 
     Args:
-        layers: by name.
-        given: by the name or the class of a layer, the function that tells what it normalizes.
-        caller: the public call on whose behalf this is.
+        layers: the layers, by name.
+        given: name or class of a layer → the function that says what it normalizes.
+        caller: the public call, for messages.
 
     Attributes:
-        channels: of each layer that was called, which of its channels it was given; None: all.
+        channels: name of each layer that was called → the channels that it was given; None: all of them.
 
     Raises:
         TypeError: `given` is no mapping to functions.
@@ -47,19 +47,22 @@ class Inputs:
         self._extracts = _find_extracts(layers, given or {}, caller)
         self.channels: dict[str, Tensor | None] = {}
 
-    def is_told(self, name: str) -> bool:
-        """Whether the caller has said what this layer normalizes."""
+    def has_extract(self, name: str) -> bool:
+        """Return whether the caller says what this layer normalizes."""
         return name in self._extracts
 
     def select(self, name: str, layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values | None:
-        """What a layer normalizes in this call; None if these are no values, as of no rows.
+        """Find what a layer normalizes in one call; None if it gets no rows.
 
         Raises:
-            TypeError, ValueError: this is no input of such a layer.
+            ValueError: the layer cannot normalize this.
         """
         extract = self._extracts.get(name)
-        found = get_input(args, kwargs) if extract is None else extract(layer, args, kwargs)
-        x, channels = found if extract is not None and isinstance(found, tuple) else (found, None)
+        if extract is None:
+            x = get_input(args, kwargs)
+            channels = None
+        else:
+            x, channels = self._split(name, extract(layer, args, kwargs))
         if isinstance(x, Tensor) and x.numel() == 0:
             return None
         if channels is None:
@@ -71,7 +74,7 @@ class Inputs:
         return Values(x, chosen)
 
     def set_channels(self, name: str, channels: Tensor | None) -> None:
-        """Keep which channels a layer is given; ValueError if they are others than in another call."""
+        """Keep which channels a layer is given; ValueError if they differ from those of an earlier call."""
         before = self.channels.setdefault(name, channels)
         is_same = before is channels
         if before is not None and channels is not None:
@@ -81,7 +84,24 @@ class Inputs:
                 f"{self._caller}: layer {name!r} is given other channels in another call; leave it out with layers="
             )
 
+    def select_channels(self, name: str, values: Tensor) -> Tensor:
+        """Select from `values`, one for each channel of a layer, those of the channels that the layer was given."""
+        channels = self.channels.get(name)
+        return values if channels is None else values[channels.to(values.device)]
+
+    def _split(self, name: str, answer: Any) -> tuple[Any, Any]:
+        """Split what the caller's function has returned into values and channels (None: all)."""
+        if not isinstance(answer, tuple):
+            return answer, None
+        if len(answer) != 2:
+            raise ValueError(
+                f"{self._caller}: inputs= for layer {name!r} returned {len(answer)} values; return the values that it "
+                "normalizes, or (values, channels)"
+            )
+        return answer
+
     def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
+        """Check channels that the caller has given in any form that indexes a tensor; int64 [C]."""
         known = torch.arange(layer.num_features)
         try:
             chosen = known[channels.cpu() if isinstance(channels, Tensor) else channels].reshape(-1)
@@ -99,8 +119,10 @@ class Inputs:
 
 
 def _find_extracts(layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract], caller: str) -> dict[str, Extract]:
+    """Find the function for each layer that has one, by the layer's name."""
     if not isinstance(given, Mapping) or not all(callable(extract) for extract in given.values()):
         raise TypeError(f"{caller}: inputs={given!r}; pass functions by a layer's name or class")
+
     extracts: dict[str, Extract] = {}
     for key, extract in given.items():
         if isinstance(key, type):
@@ -114,6 +136,8 @@ def _find_extracts(layers: Mapping[str, BatchNorm], given: Mapping[Any, Extract]
 
 
 def has_own_forward(layer: BatchNorm) -> bool:
-    """Whether a layer's class computes something else than torch's, as far as one can tell from where it stands."""
+    """Return whether a layer may normalize something else than its input, as its forward is not torch's or bnlab's."""
+    if find_replaced_forward(layer) is not None:
+        return True
     kind = type(layer)
     return kind.forward not in TORCH_FORWARDS and not kind.__module__.startswith("bnlab.")

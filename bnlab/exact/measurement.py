@@ -1,4 +1,4 @@
-"""Exact statistics of a model's data: profiled first, walked, and checked by an ordinary evaluation at the end."""
+"""Exact statistics of a model's data: profile one forward, walk, and check by an ordinary evaluation at the end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bnlab.exact.breadth import Walk
 from bnlab.exact.checking import check_walk, find_self_dependent
 from bnlab.exact.fixed_point import settle
 from bnlab.exact.inputs import Values
-from bnlab.exact.profiling import profile_forward
-from bnlab.exact.ranks import Interleaved
+from bnlab.exact.profiling import prepare
+from bnlab.exact.ranks import InterleavingError
 from bnlab.exact.readers import fetch
 from bnlab.exact.task import CALLER, Task, watched
 from bnlab.memory import Budget
@@ -28,23 +28,34 @@ Progress = Callable[[], object]
 def measure_exactly(
     task: Task, strategy: str, limit: int, progress: Progress
 ) -> tuple[dict[str, Moments], Cost, Check | None]:
-    """Moments of each layer, every earlier layer normalizing with its own: breadth-first, or as slow as it takes."""
+    """Measure each layer while every earlier one normalizes with its own result: breadth-first, or layer by layer.
+
+    Args:
+        task: what is measured.
+        strategy: "breadth", which goes on layer by layer if forwards cannot take turns or the check fails; "layerwise".
+        limit: bytes of activations that may be alive.
+        progress: called whenever a layer is finished.
+
+    Returns:
+        The moments, the cost, and the check: the first that failed, else the last; None if nothing could be compared.
+    """
     sizes = [max(1, count_bytes(batch)) for batch in task.data]
-    cost = Cost(0, len(task.data), 0, sum(sizes), passes=0)
-    failed: Check | None = None
+    cost = Cost(images=0, batches=len(task.data), forwards=0, input_bytes=sum(sizes), passes=0)
+    failed_check: Check | None = None
     with measured(task.model):
-        profile = task.ranks.together(lambda: profile_forward(task))
+        profile = task.ranks.run_together(lambda: prepare(task))
         if strategy == "breadth":
-            budget = task.ranks.together(lambda: Budget(sizes, profile, limit))
+            budget = task.ranks.run_together(lambda: Budget(sizes, profile, limit))
             outcome = _measure_breadth_first(task, budget, cost, progress)
             if outcome.walk is not None:
-                return _fetch_all(task, outcome.walk), cost, outcome.check
-            failed = outcome.check
+                return task.fetch(outcome.walk.statistics), cost, outcome.check
+            failed_check = outcome.check
             _warn_of_slow_way(task, outcome.reason)
             progress = _do_nothing
     with measured(task.model):  # lent again: forwards that were interrupted may have left something in the model
         walk, check = _measure_layer_by_layer(task, Budget(sizes, None, limit), cost, progress)
-        return _fetch_all(task, walk), cost, failed or check
+        statistics = task.fetch(walk.statistics)
+    return statistics, cost, check if failed_check is None else failed_check
 
 
 def _do_nothing() -> None:
@@ -53,12 +64,12 @@ def _do_nothing() -> None:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of the walk.
+    """Outcome of measuring breadth-first.
 
     Attributes:
-        walk: None where it has to be done layer by layer.
-        check: of the walk; None where there was none.
-        reason: why it has to be done layer by layer.
+        walk: None if it has to be measured layer by layer.
+        check: of the walk; None if there was none.
+        reason: why it has to be measured layer by layer.
     """
 
     walk: Walk | None
@@ -67,43 +78,31 @@ class _Outcome:
 
 
 def _measure_breadth_first(task: Task, budget: Budget, cost: Cost, progress: Progress) -> _Outcome:
-    """Walk, and check; once more where layers are found to depend on themselves."""
     try:
-        walk = settle(task, budget, cost, progress)
-        cost.peak_bytes = budget.peak
-        _fetch_all(task, walk)  # what is not finite is no matter of the check
-        check = check_walk(task, walk)
-        if check is None or check.held:
-            return _Outcome(walk, check)
-        dependent = _find_dependent(task, walk)
-        if dependent:
-            walk = settle(task, budget, cost, _do_nothing, dependent)
-            check = check_walk(task, walk)
-            if check is None or check.held:
-                return _Outcome(walk, check)
-    except Interleaved as error:
-        failed = error.batch
-
-        def run_alone() -> None:
-            if failed is not None:
-                task.run(failed)  # what it raises alone is the caller's
-
-        task.ranks.together(run_alone)
+        walk, check = _settle_and_check(task, budget, cost, progress)
+    except InterleavingError as error:
+        _run_alone(task, error.batch)
         return _Outcome(None, reason=str(error))
+    if check is None or check.held:
+        return _Outcome(walk, check)
 
     difference = _describe_difference(check)
     cause = "the model keeps state between its layers, or is random"
     return _Outcome(None, check, f"an ordinary forward {difference}: {cause}")
 
 
+def _run_alone(task: Task, failed_batch: int | None) -> None:
+    """Run the batch that has failed while others waited: what it raises alone is an error of the caller's."""
+
+    def run() -> None:
+        if failed_batch is not None:
+            task.run_batch(failed_batch)
+
+    task.ranks.run_together(run)
+
+
 def _measure_layer_by_layer(task: Task, budget: Budget, cost: Cost, progress: Progress) -> tuple[Walk, Check | None]:
-    walk = settle(task, budget, cost, progress)
-    check = check_walk(task, walk)
-    if check is not None and not check.held:
-        dependent = _find_dependent(task, walk)
-        if dependent:
-            walk = settle(task, budget, cost, _do_nothing, dependent)
-            check = check_walk(task, walk)
+    walk, check = _settle_and_check(task, budget, cost, progress)
     if check is not None and not check.held:
         warn(
             f"{CALLER}: an ordinary forward of one batch under the result {_describe_difference(check)}; where the "
@@ -112,16 +111,32 @@ def _measure_layer_by_layer(task: Task, budget: Budget, cost: Cost, progress: Pr
     return walk, check
 
 
+def _settle_and_check(task: Task, budget: Budget, cost: Cost, progress: Progress) -> tuple[Walk, Check | None]:
+    """Walk and check; once more if the check fails because of layers that depend on themselves."""
+    walk = settle(task, budget, cost, progress)
+    cost.peak_bytes = max(cost.peak_bytes, budget.peak)
+    task.fetch(walk.statistics)  # raises if moments are not finite, which the check would blame on the model
+    check = check_walk(task, walk)
+    if check is None or check.held:
+        return walk, check
+
+    dependent = _find_dependent(task, walk)
+    if dependent:
+        walk = settle(task, budget, cost, _do_nothing, dependent)
+        check = check_walk(task, walk)
+    return walk, check
+
+
 def _describe_difference(check: Check) -> str:
     if math.isinf(check.off):
-        return f"calls layer {check.layer!r} in another order, or not at all"
+        return f"does not call layer {check.layer!r} in its turn, or gives it values that cannot be compared"
     return f"gives layer {check.layer!r} another input (by {check.off:.2%} of σ or of the variance)"
 
 
 def _find_dependent(task: Task, walk: Walk) -> dict[str, Moments]:
-    """Layers that depend on themselves, with what the model held of them, which may be a fixed point."""
-    own = task.ranks.together(lambda: find_self_dependent(task, walk) if task.data else [])
-    names = [name for found in task.ranks.gather(own) for name in found]
+    """Find layers that depend on themselves, and what their buffers held: it may be the statistics that are sought."""
+    own = task.ranks.run_together(lambda: find_self_dependent(task, walk) if task.data else [])
+    names = [name for rank_names in task.ranks.gather(own) for name in rank_names]
     return fetch({name: task.buffers.read_former(name) for name in dict.fromkeys(names)})
 
 
@@ -132,17 +147,9 @@ def _warn_of_slow_way(task: Task, reason: str) -> None:
     )
 
 
-def _fetch_all(task: Task, walk: Walk) -> dict[str, Moments]:
-    """Bring the moments to the CPU, and check those that could not be checked before."""
-    statistics = fetch(walk.statistics)
-    for name, moments in statistics.items():
-        task.check_moments(name, moments)
-    return statistics
-
-
 def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Moments], Cost]:
-    """Every measured layer normalizes with its batch's statistics; moments are pooled."""
-    parts: dict[str, list[Any]] = {}  # as the reader has them
+    """Measure each layer while all of them normalize with their batch's statistics, and pool the batches' moments."""
+    parts: dict[str, list[Any]] = {}  # of each layer the moments of its calls, as the reader has them
 
     def take(name: str, values: Values) -> None:
         if values.x.numel() == values.x.shape[1]:
@@ -153,11 +160,11 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         parts.setdefault(name, []).append(task.reader.read_exactly(values.x))
 
     with measured(task.model):
-        task.ranks.together(lambda: profile_forward(task))
+        task.ranks.run_together(lambda: prepare(task))
         for layer in task.layers.values():
             layer.training = True
         with watched(task, task.layers, take):
-            task.ranks.together(task.run_all)
+            task.ranks.run_together(task.run_all)
 
     task.share_channels()
     pooled = {}
@@ -167,7 +174,6 @@ def measure_under_batches(task: Task, progress: Progress) -> tuple[dict[str, Mom
         pooled[name] = task.complete(name, task.ranks.merge(own))
         progress()
 
-    statistics = fetch(pooled)
-    for name, moments in statistics.items():
-        task.check_moments(name, moments)
-    return statistics, Cost(0, len(task.data), len(task.data), count_bytes(task.data))
+    batches = len(task.data)
+    cost = Cost(images=0, batches=batches, forwards=batches, input_bytes=count_bytes(task.data))
+    return task.fetch(pooled), cost

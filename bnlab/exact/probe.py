@@ -1,8 +1,8 @@
-"""What does a layer's own averaging take? Two calls in train mode, from two starts, tell it, whatever the layer does.
+"""Ask a layer what it averages: two calls in train mode, from two starts, show it, whatever the layer does inside.
 
 An average is new = (1 − m)·old + m·s, with s the statistic of the batch. From two starts a and b, new_a − new_b =
-(1 − m)(a − b) gives m, and then s. Where s is the mean and variance of the layer's input, the layer normalizes its
-input. Where it is not (masks, weights, a filter before), the moments of its input are the wrong ones.
+(1 − m)(a − b) gives m, and then s. If s is the mean and variance of the layer's input, the layer normalizes its input.
+If not (masks, weights, a filter before), the moments of its input are not those that it needs.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import torch
 from torch import Tensor
 
 from bnlab.batches import map_batch
-from bnlab.layers import BatchNorm, get_input, get_running_buffers
+from bnlab.borrow import borrowed
+from bnlab.layers import BatchNorm, find_replaced_forward, get_input, get_running_buffers
 
-_STARTS = ((0.0, 1.0), (1.0, 2.0))  # of mean and variance, in units of the input's size, so that no digits are lost
+_STARTS = ((0.0, 1.0), (1.0, 2.0))  # mean and variance, in units of the input's size, so that no digits are lost
 _ROUNDING = 64  # how many roundings of float32 a layer may make
-_NOTHING = 1e-9  # a momentum that is none
+_NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What a layer's averaging takes of one call.
+class ProbeResult:
+    """Answer to what a layer averages in one call.
 
     Attributes:
-        averages: whether it averages at all; if not, nothing can be told.
-        is_input: whether it takes its input's mean and variance, with either divisor, up to rounding.
-        off: how far what it takes is from these: of the mean in σ or of the variance, relative.
+        averages: whether it averages at all; if not, the rest says nothing.
+        is_input: whether it averages its input's mean and variance, with either divisor, up to rounding.
+        off: the largest difference from these, of a mean in σ or of a variance, relative; inf if other channels are
+            averaged than those of the input.
     """
 
     averages: bool
@@ -38,55 +40,82 @@ class Probed:
     off: float
 
 
-def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Probed | None:
-    """Ask a layer what it averages of this call; None if it cannot be asked.
+def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProbeResult | None:
+    """Find what a layer averages in this call; None if it cannot be found.
 
-    The layer and its arguments are copied, in float64, and random numbers are drawn again in the second call.
+    Copies of the layer are called, in float64, and with the same random numbers. A layer on which somebody has set a
+    forward is called itself, and restored.
     """
     try:
         x = get_input(args, kwargs).detach().double().cpu()
         size = float(x.square().mean().sqrt())
-        if not math.isfinite(size):  # which is said where its moments are checked
+        if not math.isfinite(size):  # the layer is not to blame: `check_moments` says that the input is not finite
             return None
         size = size or 1.0
-        ends = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]
-    except Exception:  # of a layer that cannot be copied, or does not take what it would not be given in training
+        averages = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]
+    except Exception:  # the layer cannot be copied, or not be called in train mode with what it is given in eval mode
         return None
 
-    (mean_a, var_a), (mean_b, var_b) = ends
+    (mean_a, var_a), (mean_b, var_b) = averages
     momentum = 1 - (mean_b - mean_a) / size
     momentum_of_var = 1 - (var_b - var_a) / size**2
-    least = float(torch.minimum(momentum.abs(), momentum_of_var.abs()).min())
     if float(momentum.abs().max()) < _NOTHING:
-        return Probed(False, False, 0.0)
-    if least < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # some channels only
-        return Probed(True, False, math.inf)
+        return ProbeResult(averages=False, is_input=False, off=0.0)
+    smallest_momentum = float(torch.minimum(momentum.abs(), momentum_of_var.abs()).min())
+    if smallest_momentum < _NOTHING or x.dim() < 2 or x.shape[1] != len(momentum):  # only some channels are averaged
+        return ProbeResult(averages=True, is_input=False, off=math.inf)
 
-    taken_mean = mean_a / momentum
-    taken_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
+    averaged_mean = mean_a / momentum
+    averaged_var = (var_a - (1 - momentum_of_var) * size**2) / momentum_of_var
+    return _compare_with_input(x, size, averaged_mean, averaged_var, smallest_momentum)
+
+
+def _compare_with_input(
+    x: Tensor, size: float, averaged_mean: Tensor, averaged_var: Tensor, momentum: float
+) -> ProbeResult:
+    """Compare what a layer averages with the moments of its input.
+
+    Args:
+        x: the input, [N, C, ...].
+        size: root mean square of the input.
+        averaged_mean, averaged_var: what the layer averages, [C].
+        momentum: the smallest of a channel.
+    """
     dims = [dim for dim in range(x.dim()) if dim != 1]
     mean = x.mean(dims)
     biased = x.var(dims, correction=0).clamp(min=torch.finfo(torch.float32).tiny)
     count = x.numel() // x.shape[1]
     unbiased = biased * count / max(1, count - 1)
     deviation = biased.sqrt()
-    off_mean = (taken_mean - mean).abs() / deviation
-    off_var = torch.minimum((taken_var - biased).abs(), (taken_var - unbiased).abs()) / biased
 
-    # A layer may compute in float32: its averages are rounded, and what it takes is that over the momentum.
-    rounding = _ROUNDING * torch.finfo(torch.float32).eps / least
+    off_mean = (averaged_mean - mean).abs() / deviation
+    off_var = torch.minimum((averaged_var - biased).abs(), (averaged_var - unbiased).abs()) / biased
+
+    # A layer may compute in float32. What it averages was divided by the momentum, which magnifies its rounding.
+    rounding = _ROUNDING * torch.finfo(torch.float32).eps / momentum
     size_of_mean = (size + mean.abs() + deviation) / deviation
     size_of_var = (size**2 + mean.square() + biased) / biased
     is_input = (off_mean <= rounding * size_of_mean) & (off_var <= rounding * size_of_var)
-    return Probed(True, bool(is_input.all()), float(torch.maximum(off_mean, off_var).max()))
+    largest = float(torch.maximum(off_mean, off_var).max())
+    return ProbeResult(averages=True, is_input=bool(is_input.all()), off=largest)
 
 
 def _average(
     layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float
 ) -> tuple[Tensor, Tensor]:
-    """The running mean and variance of a copy after one call in train mode from this start; float64 on the CPU."""
-    trial = copy.deepcopy(layer).double().train()
-    running = get_running_buffers(trial)
+    """Call a layer once in train mode from a running mean and variance; what these are then, float64 on the CPU."""
+    if find_replaced_forward(layer) is None:
+        trial = copy.deepcopy(layer).double()
+        return _train_once(trial, map_batch(_widen, args), map_batch(_widen, kwargs), mean, var)
+    with borrowed(layer):  # the forward that was set on this layer may be bound to it: a copy's would call the original
+        return _train_once(layer, map_batch(_copy, args), map_batch(_copy, kwargs), mean, var)
+
+
+def _train_once(
+    layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any], mean: float, var: float
+) -> tuple[Tensor, Tensor]:
+    layer.train()
+    running = get_running_buffers(layer)
     running[0].fill_(mean)
     running[1].fill_(var)
     devices = {buffer.device for buffer in running if buffer.is_cuda}
@@ -95,12 +124,16 @@ def _average(
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
-        trial.forward(*map_batch(_widen, args), **map_batch(_widen, kwargs))  # past the hooks, which are copied too
-    averaged_mean, averaged_var = get_running_buffers(trial)
-    return averaged_mean.detach().double().cpu(), averaged_var.detach().double().cpu()
+        layer.forward(*args, **kwargs)  # not the layer itself, whose hooks ask and measure
+    averaged_mean, averaged_var = get_running_buffers(layer)
+    return _copy(averaged_mean).double().cpu(), _copy(averaged_var).double().cpu()
 
 
 def _widen(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return leaf.detach().double() if leaf.is_floating_point() else leaf.detach().clone()
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return leaf.detach().double()
+    return _copy(leaf)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf

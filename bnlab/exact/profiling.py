@@ -1,9 +1,11 @@
-"""A forward of a few images: what it holds, how batches can be laid out, and which layers are not what they seem."""
+"""Forwards of a few images: the memory that they hold, the layout in which they run, and unusual layers."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,48 +16,53 @@ from torch.overrides import TorchFunctionMode
 from bnlab.batches import count_bytes, count_images, take_images
 from bnlab.borrow import borrowed
 from bnlab.exact.inputs import Values, has_own_forward
-from bnlab.exact.probe import probe
+from bnlab.exact.probe import ProbeResult, probe
 from bnlab.exact.task import CALLER, Layers, Task, watched
-from bnlab.layers import get_running_buffers, join_names
+from bnlab.layers import BatchNorm, find_replaced_forward, get_running_buffers, join_names
 from bnlab.memory import LiveBytes, Profile
 from bnlab.warn import warn
 
-_FEW = 4  # images of a batch that stand for it
+_SAMPLE_SIZE = 4  # images of a batch that are evaluated in its place
 
 
-def profile_forward(task: Task) -> Profile:
-    """Find what a forward of a few images of the first batch holds; the task gets a layout in which it runs.
+def prepare(task: Task) -> Profile:
+    """Prepare a measurement by forwards of a few images, and find what a forward of the first batch holds.
+
+    Sets the task's layout and sample size to the fastest with which the model runs, and asks layers with a forward of
+    their own what they normalize. That is needed however the layers are measured; only the profile is for batches that
+    wait.
 
     Raises:
-        ValueError: a layer does not normalize its input, and nobody says what it does normalize.
+        ValueError: a layer does not normalize its input, and `inputs=` does not say what it normalizes.
 
     Warns:
-        RuntimeWarning: layers that cannot be judged, or whose buffers are used elsewhere.
+        RuntimeWarning: layers that cannot be judged, or whose buffers are used outside of their forward.
     """
     if not task.data:
         return Profile({}, 0.0)
     first = task.data[0]
     layouts = _list_layouts(task, first)
-    for channels_last, images in layouts:
+    for channels_last, sample_size in layouts:
         task.channels_last = channels_last
-        task.few = images
-        few = take_images(first, images)
+        task.sample_size = sample_size
+        sample = take_images(first, sample_size)
         try:
-            with borrowed(task.model):  # a few images may leave what all of them do not fit, as a queue's place
-                profile = _profile(task, few)
+            with borrowed(task.model):  # takes back what a sample leaves in the model, such as a queue's place
+                profile = _profile(task, sample)
             break
         except Exception:
-            if (channels_last, images) == layouts[-1]:
+            if (channels_last, sample_size) == layouts[-1]:
                 raise
-    _check_own_forwards(task, few)
+    with borrowed(task.model):
+        _check_own_forwards(task, sample)
     return profile
 
 
 def _list_layouts(task: Task, batch: Any) -> list[tuple[bool, int]]:
-    """Whether channels are innermost, and how many images stand for a batch: what is fastest comes first."""
+    """List what to try, the fastest first: whether channels are innermost, and how many images stand for the batch."""
     is_cpu = task.device.type == "cpu"
-    every = count_images(batch)
-    return list(dict.fromkeys([(is_cpu, _FEW), (is_cpu, every), (False, every)]))
+    all_images = count_images(batch)
+    return list(dict.fromkeys([(is_cpu, _SAMPLE_SIZE), (is_cpu, all_images), (False, all_images)]))
 
 
 def _profile(task: Task, batch: Any) -> Profile:
@@ -83,11 +90,12 @@ def _profile(task: Task, batch: Any) -> Profile:
 
 
 class _OutsideCalls(TorchFunctionMode):
-    """Notices `F.batch_norm` outside of the layers that are known.
+    """Notices calls of `F.batch_norm` outside of the forwards of the layers that are measured.
 
     Attributes:
-        names: of known layers whose buffers were given to it outside of their forward.
-        hidden: what else was given to it as running mean: names of buffers, or that it is none of the model's.
+        names: layers whose buffers were given to such a call.
+        hidden: descriptions of what else such calls were given as running mean: the name of a buffer of the model, or
+            that it is none.
     """
 
     def __init__(self, model: nn.Module, layers: Layers) -> None:
@@ -131,8 +139,8 @@ class _OutsideCalls(TorchFunctionMode):
             for value in (*args, *named.values()):
                 self._look(value)
             if not self._inside:
-                place = 1 if function is F.batch_norm else 3
-                self._look_for_hidden(args[place] if len(args) > place else named.get("running_mean"))
+                position = 1 if function is F.batch_norm else 3  # of running_mean among the arguments
+                self._look_for_hidden(args[position] if len(args) > position else named.get("running_mean"))
         return function(*args, **(kwargs or {}))
 
     def _look(self, value: Any) -> None:
@@ -147,46 +155,53 @@ class _OutsideCalls(TorchFunctionMode):
             return
         key = mean.untyped_storage().data_ptr()
         name = self._buffers.get(key, "")
-        is_layers = key in self._owners or name.split(".")[-1] == "running_mean"
-        if not is_layers:  # layers with such a buffer are known, or left out
+        # A batch norm's running_mean belongs to a layer that is measured, or that the caller has left out.
+        is_of_layer = key in self._owners or name.split(".")[-1] == "running_mean"
+        if not is_of_layer:
             self.hidden.add(repr(name) if name else "buffers that are not the model's")
 
 
 def _check_own_forwards(task: Task, batch: Any) -> None:
-    """Ask layers with a forward of their own what they average; see `probe`."""
-    asked = {
-        name: layer for name, layer in task.layers.items() if has_own_forward(layer) and not task.inputs.is_told(name)
+    """Ask each layer with a forward of its own, in its first call, what it averages; ValueError if not its input."""
+    unknown = {
+        name: layer
+        for name, layer in task.layers.items()
+        if has_own_forward(layer) and not task.inputs.has_extract(name)
     }
-    if not asked:
+    if not unknown:
         return
     unclear: list[str] = []
-    judged = set[str]()
+    asked = set[str]()
 
-    def ask(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if name in judged:
+    def ask(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name in asked:
             return
-        judged.add(name)
-        found = probe(asked[name], args, kwargs)
-        if found is None or not found.averages:
+        asked.add(name)
+        result = probe(unknown[name], args, kwargs)
+        if result is None or not result.averages:
             unclear.append(name)
-        elif not found.is_input:
-            kind = type(asked[name]).__name__
-            raise ValueError(
-                f"{CALLER}: layer {name!r} ({kind}) does not average the moments of its input (they differ by "
-                f"{found.off:.2g} σ); say what it normalizes: inputs={{{kind}: function(layer, args, kwargs) -> "
-                "values}"
-            )
+        elif not result.is_input:
+            raise ValueError(_describe_other_input(name, unknown[name], result))
 
     with contextlib.ExitStack() as undo:
-        for name, layer in asked.items():
-
-            def hook(of: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                ask(name, args, kwargs)
-
-            undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        for name, layer in unknown.items():
+            undo.callback(layer.register_forward_pre_hook(partial(ask, name), with_kwargs=True).remove)
         task.evaluate(batch)
     if unclear:
         warn(
-            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be asked; it is taken that they "
-            "normalize their input"
+            f"{CALLER}: {join_names(unclear)} never average in train mode, or cannot be called in it; they are "
+            "measured as if they normalized their input"
         )
+
+
+def _describe_other_input(name: str, layer: BatchNorm, result: ProbeResult) -> str:
+    kind = type(layer).__name__
+    if math.isinf(result.off):
+        difference = "averages other channels than those of its input"
+    else:
+        difference = f"does not average the moments of its input (they differ by {result.off:.2g} σ)"
+    key = kind if find_replaced_forward(layer) is None else repr(name)
+    return (
+        f"{CALLER}: layer {name!r} ({kind}) {difference}; say what it normalizes: inputs={{{key}: function(layer, "
+        "args, kwargs) -> values}"
+    )

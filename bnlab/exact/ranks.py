@@ -11,8 +11,12 @@ from bnlab.moments import Moments
 from bnlab.reading import Pooled
 
 
-class Interleaved(Exception):
-    """The forwards cannot take turns; says why, and which `batch` has failed, if one has."""
+class InterleavingError(Exception):
+    """The forwards of the batches cannot take turns, for the reason that is the message.
+
+    Attributes:
+        batch: the number of the batch whose forward has failed while others waited; None if none has.
+    """
 
     def __init__(self, reason: str, batch: int | None = None) -> None:
         super().__init__(reason)
@@ -20,7 +24,11 @@ class Interleaved(Exception):
 
 
 class Ranks:
-    """All ranks of `group` (None: this process alone); each calls every method, also one without a batch of its own."""
+    """The ranks that measure together. All of them call each method, also a rank that has no batches.
+
+    Args:
+        group: their process group; None: this process measures alone.
+    """
 
     def __init__(self, group: Any = None) -> None:
         if group is not None and not isinstance(group, dist.ProcessGroup):
@@ -28,7 +36,7 @@ class Ranks:
         self._group = group
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks."""
+        """Collect every rank's value, in the order of ranks."""
         if self._group is None:
             return [value]
         values: list[Any] = [None] * dist.get_world_size(self._group)
@@ -37,43 +45,53 @@ class Ranks:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this process measures alone."""
+        """Return whether this process measures alone."""
         return self._group is None
 
     def merge(self, pooled: Pooled | None) -> Pooled:
-        """The moments of all ranks' data, the same to the last bit on each; None where a rank has none."""
+        """Merge the moments of all ranks' data; every rank gets the same, to the last bit.
+
+        Args:
+            pooled: those of this rank's data; None if it has none. At least one rank has some.
+        """
         if self.is_alone and pooled is not None:
             return pooled
         values = self.gather(None if pooled is None else (pooled.count, pooled.mean, pooled.var))
-        merged, *others = (Moments(*value) for value in values if value is not None)
-        for other in others:
+        moments = [Moments(*value) for value in values if value is not None]
+        merged = moments[0]
+        for other in moments[1:]:
             merged = merged.merge(other)
         return Pooled(int(merged.count), merged.mean, merged.var)
 
-    def together(self, work: Callable[[], Any]) -> Any:
-        """The result of this rank's share of the work; what one rank raises ends the call on all of them."""
+    def run_together(self, work: Callable[[], Any]) -> Any:
+        """Run this rank's share of the work, and return its result; an exception of one rank is raised on all."""
         if self._group is None:
             return work()
-        failure: Exception | None = None
+        own_error: Exception | None = None
         try:
             result = work()
         except Exception as error:
-            failure = error
+            own_error = error
 
-        told = None if failure is None else _Failure(isinstance(failure, Interleaved), str(failure))
-        failures = {rank: other for rank, other in enumerate(self.gather(told)) if other is not None}
+        failures = {rank: failure for rank, failure in enumerate(self.gather(_describe(own_error))) if failure}
         if not failures:
             return result
-        mistakes = {rank: other for rank, other in failures.items() if not other.is_interleaved}
-        rank, first = next(iter((mistakes or failures).items()))  # nothing is measured again where data are wrong
-        if failure is not None and isinstance(failure, Interleaved) == first.is_interleaved:
-            raise failure
-        kind = Interleaved if first.is_interleaved else ValueError
-        raise kind(f"rank {rank} failed: {first.message}") from failure
+
+        # An error of data or model goes before one that only asks for another way to measure.
+        serious = {rank: failure for rank, failure in failures.items() if not failure.cannot_interleave}
+        rank, first = next(iter((serious or failures).items()))
+        if own_error is not None and isinstance(own_error, InterleavingError) == first.cannot_interleave:
+            raise own_error
+        kind = InterleavingError if first.cannot_interleave else ValueError
+        raise kind(f"rank {rank} failed: {first.message}") from own_error
 
 
 class _Failure(NamedTuple):
-    """What other ranks are told of an exception: it need not be one that can be pickled."""
+    """An exception as the other ranks get to know it; it may be one that cannot be pickled itself."""
 
-    is_interleaved: bool
+    cannot_interleave: bool
     message: str
+
+
+def _describe(error: Exception | None) -> _Failure | None:
+    return None if error is None else _Failure(isinstance(error, InterleavingError), str(error))

@@ -14,10 +14,9 @@ from bnlab.reading import Partial, Pooled, pool_exactly, pool_on_device, read, r
 
 
 class Reader(ABC):
-    """Reads what layers are given.
+    """Reads the moments of what layers are given.
 
-    `read` gives what `pool` takes; `read_exactly` gives the same of values that cannot be read again, `measure` their
-    moments.
+    A read of one call may be coarse, which `pool` mends by reading the values again as far as they are still kept.
 
     Attributes:
         is_immediate: whether moments can be looked at without waiting for a device.
@@ -27,23 +26,28 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, x: Tensor) -> Any:
-        """Read `x` [N, C, ...] once; it stays there to be read again."""
-
-    @abstractmethod
-    def measure(self, x: Tensor) -> Pooled:
-        """The moments of `x` [N, C, ...]."""
+        """Read `x` [N, C, ...], which is kept to be read again; return what `pool` takes."""
 
     @abstractmethod
     def read_exactly(self, x: Tensor) -> Any:
-        """Read `x` [N, C, ...] as it will not be there again."""
+        """Read `x` [N, C, ...], which will not be there again; return what `pool` takes."""
 
     @abstractmethod
-    def pool(self, parts: Sequence[Any], waiting: Sequence[Tensor]) -> Pooled:
-        """Merge what was read; `waiting` are the values that are still there."""
+    def measure(self, x: Tensor) -> Pooled:
+        """Compute the moments of `x` [N, C, ...]."""
+
+    @abstractmethod
+    def pool(self, parts: Sequence[Any], kept: Sequence[Tensor]) -> Pooled:
+        """Merge what was read of one layer.
+
+        Args:
+            parts: what `read` has returned, then what `read_exactly` has.
+            kept: the values that were given to `read`, in the same order.
+        """
 
 
 class CpuReader(Reader):
-    """Reads values twice where their mean is far from 0, and has moments on the CPU at once."""
+    """Reads on the CPU; channels whose mean is far from 0 are read a second time."""
 
     is_immediate = True
 
@@ -56,18 +60,18 @@ class CpuReader(Reader):
     def read_exactly(self, x: Tensor) -> Partial:
         return Partial.of(self.measure(x))
 
-    def pool(self, parts: Sequence[Partial], waiting: Sequence[Tensor]) -> Pooled:
-        gone = parts[len(waiting) :]
+    def pool(self, parts: Sequence[Partial], kept: Sequence[Tensor]) -> Pooled:
+        exact = parts[len(kept) :]
 
         def read_again(shift: Tensor, channels: Tensor) -> list[Partial]:
-            again = [read(x, shift, channels) for x in waiting]
-            return again + [part.select_channels(channels) for part in gone]
+            again = [read(x, shift, channels) for x in kept]
+            return again + [part.select_channels(channels) for part in exact]
 
         return pool_exactly(parts, read_again)
 
 
 class DeviceReader(Reader):
-    """Leaves moments on the device, where they are as exact after one read."""
+    """Reads on an accelerator and leaves the moments there; one read is exact."""
 
     is_immediate = False
 
@@ -80,40 +84,41 @@ class DeviceReader(Reader):
     def read_exactly(self, x: Tensor) -> Pooled:
         return read_on_device(x)
 
-    def pool(self, parts: Sequence[Pooled], waiting: Sequence[Tensor]) -> Pooled:
+    def pool(self, parts: Sequence[Pooled], kept: Sequence[Tensor]) -> Pooled:
         return pool_on_device(parts)
 
 
 def choose_reader(device: torch.device, is_alone: bool) -> Reader:
-    """The reader for a device; `is_alone`: no other process waits for the moments of each layer."""
+    """Choose the reader for a device; `is_alone`: no other process waits for the moments of each layer."""
     has_float64 = device.type not in ("cpu", "mps")
     return DeviceReader() if has_float64 and is_alone else CpuReader()
 
 
 def fetch(pooled: Mapping[str, Pooled]) -> dict[str, Moments]:
     """Bring the moments of all layers to the CPU, in one copy from each device."""
-    values = [torch.stack((of.mean, of.var)) for of in pooled.values()]
+    values = [torch.stack((one.mean, one.var)) for one in pooled.values()]
     fetched = _copy_to_cpu(values)
     moments = {}
-    for (name, of), (mean, var) in zip(pooled.items(), fetched, strict=True):
-        moments[name] = Moments(of.count, mean.clone(), var.clone())
+    for (name, one), (mean, var) in zip(pooled.items(), fetched, strict=True):
+        moments[name] = Moments(one.count, mean.clone(), var.clone())
     return moments
 
 
 def fetch_calls(calls: Iterable[tuple[str, Pooled]]) -> list[tuple[str, Moments]]:
-    """The same of calls of layers, which may be called several times."""
+    """Bring the moments of calls to the CPU likewise; a layer may have several calls."""
     listed = list(calls)
-    numbered = {str(number): pooled for number, (_, pooled) in enumerate(listed)}
-    return [(name, moments) for (name, _), moments in zip(listed, fetch(numbered).values(), strict=True)]
+    by_number = {str(number): pooled for number, (_, pooled) in enumerate(listed)}
+    fetched = fetch(by_number)
+    return [(name, moments) for (name, _), moments in zip(listed, fetched.values(), strict=True)]
 
 
 def _copy_to_cpu(values: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors [2, C] on the CPU, in their order."""
+    """Copy tensors [2, C] to the CPU, in their order; those of one device in one copy."""
     copies = list(values)
     for device in {value.device for value in values}:
-        there = [number for number, value in enumerate(values) if value.device == device]
-        sizes = [values[number].shape[1] for number in there]
-        together = torch.cat([values[number] for number in there], dim=1).cpu()
-        for number, part in zip(there, together.split(sizes, dim=1), strict=True):
-            copies[number] = part
+        on_device = [number for number, value in enumerate(values) if value.device == device]
+        channels = [values[number].shape[1] for number in on_device]
+        joined = torch.cat([values[number] for number in on_device], dim=1).cpu()
+        for number, copied in zip(on_device, joined.split(channels, dim=1), strict=True):
+            copies[number] = copied
     return copies

@@ -1,4 +1,4 @@
-"""Settings of torch, and attributes of modules, that a forward may have changed where it waits."""
+"""Settings of torch, and attributes of modules, that a forward may have changed when it is interrupted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ForwardSettings:
-    """Grad mode and autocast, which are a forward's own: put away when it waits, put back when it goes on.
+    """Grad mode and autocast of one forward: read when it is interrupted, restored when it goes on.
 
     Attributes:
         grad: whether gradients are recorded.
-        autocast: of each kind of device, whether autocast is on, and to which type it casts.
+        autocast: for each kind of device its name, whether autocast is on, and to which type it casts.
         caches: whether autocast keeps the weights that it has cast.
     """
 
@@ -43,7 +43,7 @@ class ForwardSettings:
 
 @contextlib.contextmanager
 def keep_settings(kinds: tuple[str, ...]) -> Iterator[None]:
-    """Have the caller's settings after the block, however it ends."""
+    """Restore the caller's settings when the block ends, also by an exception."""
     settings = ForwardSettings.read(kinds)
     with warnings.catch_warnings():  # forwards that take turns may put back each other's filters
         try:
@@ -53,12 +53,15 @@ def keep_settings(kinds: tuple[str, ...]) -> Iterator[None]:
 
 
 def list_kinds(device: torch.device) -> tuple[str, ...]:
-    """The kinds of devices for which a forward on `device` may turn autocast on."""
+    """List the kinds of devices for which a forward on `device` may turn autocast on."""
     return tuple(dict.fromkeys(("cpu", "cuda", device.type)))
 
 
 def read_fixed_settings() -> tuple[Any, ...]:
-    """Read what code may change for a while and cannot be put back by torch's public functions where it waits."""
+    """Read settings that a forward may change for a while, and that nobody can restore for it by public functions.
+
+    A forward that has changed one of them cannot wait: the others would run under it.
+    """
     return (
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
@@ -71,14 +74,14 @@ def read_fixed_settings() -> tuple[Any, ...]:
 
 
 Attributes = dict[tuple[int, str], Any]
-"""By the number of a module and the name of an attribute, its value."""
+"""(Number of a module, name of an attribute) → its value."""
 
 
 class ModuleAttributes:
     """Attributes of modules that differ between the forwards of batches, such as the domain that is set for each.
 
-    Reading all of them takes as long as some layers do, so that a forward's are read in full once, where it waits
-    first; later on only those that have been seen to differ.
+    To read all attributes takes as long as some layers do. So they are all read only where a forward waits for the
+    first time, to learn which of them differ between forwards; later on only those are read.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,34 +90,44 @@ class ModuleAttributes:
         self._first: Attributes | None = None
         self._differing: set[tuple[int, str]] = set()
 
-    def read(self, before: Attributes | None) -> Attributes:
-        """Read what a forward has set where it waits; `before`: where it waited before, if it did."""
-        if before is not None:
-            for number, name in self._differing:
-                attributes = vars(self._modules[number])
-                if name in attributes:  # it may be made later on
-                    before[number, name] = attributes[name]
-            return before
+    def read(self, former: Attributes | None) -> Attributes:
+        """Read what a forward has set when it is interrupted.
 
-        found = {
+        Args:
+            former: what was read of this forward when it was interrupted before; None the first time.
+        """
+        if former is None:
+            return self._read_all()
+        for number, name in self._differing:
+            attributes = vars(self._modules[number])
+            if name in attributes:  # a forward may make it later on
+                former[number, name] = attributes[name]
+        return former
+
+    def _read_all(self) -> Attributes:
+        """Read all attributes of simple types, and compare them with those of the first forward."""
+        values = {
             (number, name): value
             for number, module in enumerate(self._modules)
             for name, value in vars(module).items()
             if value is None or isinstance(value, (bool, int, float, str, tuple, Tensor))
         }
         if self._first is None:
-            self._first = found
-        for key in found.keys() | self._first.keys():
-            if not _is_same(found.get(key), self._first.get(key)):
+            self._first = values
+        for key in values.keys() | self._first.keys():
+            if not _is_same(values.get(key), self._first.get(key)):
                 self._differing.add(key)
-        return found
+        return values
 
     def restore(self, values: Attributes) -> None:
-        """Set what was read, before the forward goes on."""
+        """Set what was read of a forward, before it goes on."""
         for key in self._differing & values.keys():
             number, name = key
             setattr(self._modules[number], name, values[key])
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    return one is other or (isinstance(one, (bool, int, float, str)) and type(one) is type(other) and one == other)
+    if one is other:
+        return True
+    is_simple = isinstance(one, (bool, int, float, str)) and type(one) is type(other)
+    return is_simple and bool(one == other)

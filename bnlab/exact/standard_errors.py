@@ -1,4 +1,4 @@
-"""Standard errors of a layer's moments, with images as the independent units."""
+"""Standard errors of a layer's mean and variance, with images as the independent units."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from torch import Tensor
 
 from bnlab.borrow import measured
 from bnlab.exact.inputs import Values
-from bnlab.exact.task import CALLER, Layers, Task, watched
-from bnlab.exact.units import Images
+from bnlab.exact.task import CALLER, Task, watched
+from bnlab.exact.units import ImageCounter
 from bnlab.layers import join_names
 from bnlab.moments import Moments
 from bnlab.reading import read
 from bnlab.statistics import Statistics
 from bnlab.warn import warn
 
-LEAST_BATCHES = 8  # fewer say little about how batches scatter
+LEAST_BATCHES = 8  # with fewer one cannot see how batches scatter
 
 
 @dataclass
 class _Spread:
-    """Sums over a layer's calls, of what each image adds to the errors of mean and variance.
+    """Spread of what images and batches contribute to a layer's mean and variance, summed over batches.
+
+    A contribution is the share that an image has in the difference from the statistics of all images.
 
     Attributes:
-        of_images: float64 [2, C], Σ over images of the square of what each adds.
+        of_images: float64 [2, C], sum over images of the squared contributions to mean and variance.
         of_batches: the same over batches.
         images, batches: how many there were.
     """
@@ -39,19 +41,19 @@ class _Spread:
 
     @staticmethod
     def empty(channels: int) -> _Spread:
-        """Before any call."""
+        """Make the spread before any batch."""
         zeros = torch.zeros(2, channels, dtype=torch.float64)
         return _Spread(zeros, zeros.clone())
 
     def add(self, by_image: Tensor) -> None:
-        """Take in a call: [2, images, C], what each image adds to mean and variance."""
+        """Add a batch: the contributions of its images to mean and variance, [2, images, C]."""
         self.of_images += by_image.square().sum(1)
         self.of_batches += by_image.sum(1).square()
         self.images += by_image.shape[1]
         self.batches += 1
 
     def merge(self, other: _Spread) -> None:
-        """Take in the calls of another process."""
+        """Add the batches of another process."""
         self.of_images += other.of_images
         self.of_batches += other.of_batches
         self.images += other.images
@@ -59,34 +61,35 @@ class _Spread:
 
 
 class UnitsOfErrors(NamedTuple):
-    """Layers whose standard errors are of batches, not of images.
+    """Layers for whose standard errors batches are the independent units, not images.
 
     Attributes:
-        scattered: where batches scatter more than the rows that were taken for images.
-        unequal: where rows are no equal blocks of as many images as the caller says.
+        scattered: layers at which batches differ more than independent rows would.
+        uneven: layers whose rows are not equal blocks, as many as there are images.
     """
 
     scattered: list[str]
-    unequal: list[str]
+    uneven: list[str]
 
 
 def measure_errors(
-    task: Task, images: Images, statistics: Statistics, upstream: str
+    task: Task, counter: ImageCounter, statistics: Statistics, upstream: str
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], UnitsOfErrors]:
-    """Of each layer's mean and variance, float64 [C]: from the spread of the images' means and second moments.
+    """Estimate standard errors of each layer's mean and variance, from how the images' moments scatter.
 
-    One pass of ordinary forwards under the statistics, which are taken as they are: upstream layers' errors are not in
-    it. Where `images` are not told, rows of a layer's input are taken for them; rows that belong together (crops,
-    frames) are noticed where batches scatter far more than that explains, and then batches are the units.
+    One pass of ordinary forwards under the statistics. These are taken as they are: the errors do not contain those of
+    earlier layers. If the caller does not say what the images are, each row of a layer's input is taken for one. Rows
+    that belong together (crops, frames) are noticed, because batches then scatter far more than independent rows would
+    explain; batches are the units of such a layer.
 
     Returns:
-        Errors by layer, and the layers where batches are the units.
+        Layer → errors of mean and of variance, float64 [C] each; and the layers of which batches are the units.
 
     Raises:
         ValueError: the images that the caller says fit the rows of no layer.
     """
-    spreads, unequal = _gather_spreads(task, images, statistics, upstream)
-    if len(unequal) == len(spreads):
+    spreads, uneven = _gather_spreads(task, counter, statistics, upstream)
+    if len(uneven) == len(spreads):
         raise ValueError(
             f"{CALLER}: images= says a number of images, and no layer gets as many equal blocks of rows in every "
             "batch; return an id for each row"
@@ -97,92 +100,107 @@ def measure_errors(
         spread = spreads[name]
         by_image = _estimate(spread.of_images, spread.images)
         by_batch = _estimate(spread.of_batches, spread.batches)
-        if name in unequal:
+        if name in uneven:
             by_image = by_batch
-        elif not images.is_told and _belong_together(spread, by_image, by_batch):
+        elif not counter.is_given and _belong_together(spread, by_image, by_batch):
             scattered.append(name)
             by_image = by_image.maximum(by_batch)
         errors[name] = (by_image[0], by_image[1])
-    return errors, UnitsOfErrors(scattered, unequal)
+    return errors, UnitsOfErrors(scattered, uneven)
 
 
 def warn_of_units(units: UnitsOfErrors) -> None:
-    """Say where batches are the units."""
+    """Warn of layers for which batches are the units."""
     if units.scattered:
         warn(
-            f"{CALLER}: batches differ by far more at {join_names(units.scattered)} than independent rows would; the "
-            "standard errors are of batches there. Say which rows are one image with images=, or shuffle"
+            f"{CALLER}: batches differ by far more at {join_names(units.scattered)} than independent rows would; there "
+            "the standard errors take whole batches for independent. Say which rows are one image with images=, or "
+            "shuffle"
         )
-    if units.unequal:
+    if units.uneven:
         warn(
-            f"{CALLER}: the rows at {join_names(units.unequal)} are no equal blocks of as many images as images= says; "
-            "the standard errors are of batches there"
+            f"{CALLER}: the rows at {join_names(units.uneven)} are no equal blocks of as many images as images= says; "
+            "there the standard errors take whole batches for independent"
         )
 
 
 def _gather_spreads(
-    task: Task, images: Images, statistics: Statistics, upstream: str
+    task: Task, counter: ImageCounter, statistics: Statistics, upstream: str
 ) -> tuple[dict[str, _Spread], list[str]]:
-    """The spread of each layer, and the layers whose rows are no equal blocks of images in some batch."""
-    layers = {name: task.layers[name] for name in statistics}
+    """Evaluate all batches: the spread of each layer over all ranks, and the layers with uneven rows in some batch."""
     spreads = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
-
-    unequal = set[str]()
+    uneven = set[str]()
 
     def run_all() -> None:
         for batch in task.data:
-            for name, by_image in _read_batch(task, layers, images, statistics, batch, unequal).items():
+            contributions, uneven_here = _read_batch(task, counter, statistics, batch)
+            uneven.update(uneven_here)
+            for name, by_image in contributions.items():
                 spreads[name].add(by_image)
 
     with measured(task.model):
-        for name, layer in layers.items():
-            task.buffers.write(name, statistics[name])
-            layer.training = upstream == "batch"
-        task.ranks.together(run_all)
-    unequal = unequal.union(*task.ranks.gather(unequal))
-    named = [name for name in spreads if name in unequal]
+        for name, moments in statistics.items():
+            task.buffers.write(name, moments)
+            task.layers[name].training = upstream == "batch"
+        task.ranks.run_together(run_all)
+
+    of_all_ranks = set[str]().union(*task.ranks.gather(uneven))
+    uneven_layers = [name for name in spreads if name in of_all_ranks]
     if task.ranks.is_alone:
-        return spreads, named
+        return spreads, uneven_layers
+
     merged = {name: _Spread.empty(len(moments.mean)) for name, moments in statistics.items()}
-    for own_spreads in task.ranks.gather(spreads):
-        for name, spread in own_spreads.items():
+    for rank_spreads in task.ranks.gather(spreads):
+        for name, spread in rank_spreads.items():
             merged[name].merge(spread)
-    return merged, named
+    return merged, uneven_layers
 
 
 def _read_batch(
-    task: Task, layers: Layers, images: Images, statistics: Statistics, batch: Any, unequal: set[str]
-) -> dict[str, Tensor]:
-    """Evaluate a batch: what each of its images adds to the errors of each layer, float64 [2, images, C].
+    task: Task, counter: ImageCounter, statistics: Statistics, batch: Any
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Evaluate a batch.
 
-    A layer whose rows are no equal blocks of images goes to `unequal`, and all of its rows are taken for one.
+    Returns:
+        Layer → contribution of each image to its mean and variance, float64 [2, images, C]; and the layers whose rows
+        are not equal blocks of images, of which the whole batch is taken for one image.
     """
     calls: dict[str, list[Tensor]] = {}
+    uneven = set[str]()
 
     def take(name: str, values: Values) -> None:
-        whole = statistics[name]
-        own = _select(whole, values.channels)
-        ((count, mean, var),) = read(values.x, own.mean, by_image=True).groups()  # of one size in one call
-        offset = mean - own.mean
-        second_moment = var + offset.square()
-        deviations = torch.stack((offset, second_moment - own.var))
-        added = deviations * (count / own.count)  # images weigh by their values; equal ones by 1/N
-        by_image = images.sum_by_image(batch, added)
+        contributions = _find_contributions(statistics[name], values)
+        by_image = counter.sum_by_image(batch, contributions)
         if by_image is None:
-            unequal.add(name)
-            by_image = added.sum(1, keepdim=True)
-        if values.channels is not None:
-            unknown = torch.full((2, by_image.shape[1], len(whole.mean)), math.nan, dtype=torch.float64)
+            uneven.add(name)
+            by_image = contributions.sum(1, keepdim=True)
+        if values.channels is not None:  # nothing is known of the others
+            shape = (2, by_image.shape[1], len(statistics[name].mean))
+            unknown = torch.full(shape, math.nan, dtype=torch.float64)
             by_image = unknown.index_copy(2, values.channels, by_image)
         calls.setdefault(name, []).append(by_image)
 
+    layers = {name: task.layers[name] for name in statistics}
     with watched(task, layers, take):
         task.evaluate(batch)
-    return {name: _join_calls(parts) for name, parts in calls.items()}
+    return {name: _join_calls(parts) for name, parts in calls.items()}, uneven
+
+
+def _find_contributions(whole: Moments, values: Values) -> Tensor:
+    """Find what each row of a layer's input contributes to the mean and variance of the whole, float64 [2, rows, C].
+
+    Rows weigh by their number of values; if all have as many, each of N rows weighs 1/N.
+    """
+    expected = _select(whole, values.channels)
+    ((count, mean, var),) = read(values.x, expected.mean, by_image=True).groups()  # rows of one call have one size
+    offset = mean - expected.mean
+    second_moment = var + offset.square()
+    deviations = torch.stack((offset, second_moment - expected.var))
+    return deviations * (count / expected.count)
 
 
 def _join_calls(parts: list[Tensor]) -> Tensor:
-    """Sum the calls of a layer that is called several times with the same images; others are images of their own."""
+    """Sum the calls of a layer that is called several times with the same images; put others side by side."""
     if all(part.shape == parts[0].shape for part in parts):
         return torch.stack(parts).sum(0)
     return torch.cat(parts, dim=1)
@@ -195,16 +213,17 @@ def _select(moments: Moments, channels: Tensor | None) -> Moments:
 
 
 def _estimate(squares: Tensor, units: int) -> Tensor:
-    """Standard errors [2, C] from the squares that so many independent units add."""
+    """Estimate standard errors [2, C] from the sum of squared contributions of so many independent units."""
     if units < 2:
         return squares * math.nan
     return (squares * units / (units - 1)).sqrt()
 
 
 def _belong_together(spread: _Spread, by_image: Tensor, by_batch: Tensor) -> bool:
-    """Whether batches scatter far more than independent rows would make them.
+    """Return whether batches scatter far more than independent rows would make them.
 
-    The ratio of the two variances has mean 1 then, and a standard deviation of sqrt(2/(B−1)) in one channel.
+    With independent rows the ratio of the two variances has mean 1, and in one channel a standard deviation of
+    sqrt(2/(B−1)) over B batches.
     """
     if spread.batches < 2:
         return False
@@ -215,7 +234,7 @@ def _belong_together(spread: _Spread, by_image: Tensor, by_batch: Tensor) -> boo
 
 
 def find_worst_error(statistics: Statistics) -> float:
-    """The largest relative standard error of a layer, root mean square over its channels; inf if not known."""
+    """Find the largest relative standard error of a layer, root mean square over its channels; inf if not known."""
     worst = 0.0
     for name, (of_mean, of_var) in (statistics.standard_errors or {}).items():
         var = statistics[name].var.clamp(min=torch.finfo(torch.float64).tiny)  # a dead channel has no error

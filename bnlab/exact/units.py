@@ -1,4 +1,4 @@
-"""Images: what is counted, and what standard errors take for independent."""
+"""Images: what is counted, and what standard errors take to be independent."""
 
 from __future__ import annotations
 
@@ -12,74 +12,84 @@ from torch import Tensor
 from bnlab.batches import count_images
 
 CountImages = Callable[[Any], Any]
-"""Called with a batch; how many images it has (equal blocks of rows, in order), or an id for each row."""
+"""Called with a batch; returns how many images it has (equal blocks of rows, in order), or an id for each row."""
 
 
-class Images:
-    """How many images a batch has, and which rows of a layer's input belong to the same one.
+class ImageCounter:
+    """Counts the images of a batch, and sums the rows of a layer's input that belong to the same image.
 
     Args:
-        given: what the caller says; None: rows of the first tensor, and the length of a list of images.
-        caller: the public call on whose behalf this is.
+        function: the caller's function of a batch; None: the rows of the batch's first tensor are the images, or the
+            members of a list of images.
+        caller: the public call, for messages.
     """
 
-    def __init__(self, given: CountImages | None, caller: str) -> None:
-        if given is not None and not callable(given):
-            raise TypeError(f"{caller}: images is a {type(given).__name__}; pass a function of a batch")
-        self._given = given
+    def __init__(self, function: CountImages | None, caller: str) -> None:
+        if function is not None and not callable(function):
+            raise TypeError(f"{caller}: images is a {type(function).__name__}; pass a function of a batch")
+        self._function = function
         self._caller = caller
 
     @property
-    def is_told(self) -> bool:
-        """Whether the caller says it."""
-        return self._given is not None
+    def is_given(self) -> bool:
+        """Return whether the caller says what the images are."""
+        return self._function is not None
 
     def count(self, batch: Any) -> int:
-        """How many images a batch has."""
-        if self._given is None:
+        """Count the images of a batch."""
+        if self._function is None:
             return count_images(batch)
-        told = self._ask(batch)
-        return told if isinstance(told, int) else len(told.unique())
+        count_or_ids = self._ask(batch)
+        return count_or_ids if isinstance(count_or_ids, int) else len(count_or_ids.unique())
 
     def sum_by_image(self, batch: Any, rows: Tensor) -> Tensor | None:
-        """Sum what belongs to one image.
+        """Sum the rows that belong to one image.
 
         Args:
-            batch: the one that is evaluated.
-            rows: [..., R, C], of the rows of a layer's input.
+            batch: the batch that is evaluated.
+            rows: [..., R, C], a value for each row of a layer's input.
 
         Returns:
-            [..., images, C]; `rows` as they are where the caller says nothing; None where the rows are no equal
-            blocks, as the proposals of a detector.
+            [..., images, C]; `rows` themselves if the caller says nothing of images; None if they are not as many
+            equal blocks as there are images, as the proposals of a detector are not.
         """
-        if self._given is None:
+        if self._function is None:
             return rows
-        told = self._ask(batch)
-        count = rows.shape[-2]
-        if isinstance(told, int):
-            if told < 1 or count % told:
-                return None
-            return rows.unflatten(-2, (told, count // told)).sum(-2)
-        if count % len(told):
-            raise ValueError(f"{self._caller}: images= gives {len(told)} ids, and a layer gets {count} rows")
-        ids = told.unique(return_inverse=True)[1].repeat_interleave(count // len(told)).to(rows.device)
-        summed = rows.new_zeros(*rows.shape[:-2], int(ids.max()) + 1, rows.shape[-1])
-        return summed.index_add(-2, ids, rows)
+        count_or_ids = self._ask(batch)
+        if isinstance(count_or_ids, int):
+            return _sum_blocks(rows, count_or_ids)
+
+        length = rows.shape[-2]
+        if length % len(count_or_ids):
+            raise ValueError(f"{self._caller}: images= gives {len(count_or_ids)} ids, and a layer gets {length} rows")
+        image_of_id = count_or_ids.unique(return_inverse=True)[1]
+        image_of_row = image_of_id.repeat_interleave(length // len(count_or_ids)).to(rows.device)
+        sums = rows.new_zeros(*rows.shape[:-2], int(image_of_row.max()) + 1, rows.shape[-1])
+        return sums.index_add(-2, image_of_row, rows)
 
     def _ask(self, batch: Any) -> int | Tensor:
-        """A number of images, or an id for each row, int64 [R]."""
-        assert self._given is not None
-        told = self._given(batch)
-        is_number = isinstance(told, Tensor) and not told.dim() and not told.is_floating_point()
-        if is_number or (isinstance(told, Integral) and not isinstance(told, bool)):
-            return int(told)
+        """Call the caller's function: a number of images, or an id for each row, int64 [R]."""
+        assert self._function is not None
+        answer = self._function(batch)
+        is_integer_tensor = isinstance(answer, Tensor) and not answer.dim() and not answer.is_floating_point()
+        is_integer = isinstance(answer, Integral) and not isinstance(answer, bool)
+        if is_integer_tensor or is_integer:
+            return int(answer)
         try:
-            ids = torch.as_tensor(told).cpu().flatten()
+            ids = torch.as_tensor(answer).cpu().flatten()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{self._caller}: images= returned a {type(told).__name__}; return how many images a batch has, or an "
-                "id for each row"
+                f"{self._caller}: images= returned a {type(answer).__name__}; return how many images a batch has, or "
+                "an id for each row"
             ) from error
         if not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise ValueError(f"{self._caller}: images= returned {told!r}; return integers, an id for each row")
+            raise ValueError(f"{self._caller}: images= returned {answer!r}; return integers, an id for each row")
         return ids.long()
+
+
+def _sum_blocks(rows: Tensor, blocks: int) -> Tensor | None:
+    """Sum equal blocks of rows [..., R, C]; None if they cannot be made."""
+    length = rows.shape[-2]
+    if blocks < 1 or length % blocks:
+        return None
+    return rows.unflatten(-2, (blocks, length // blocks)).sum(-2)

@@ -37,7 +37,7 @@ class Averages:
         self.bank = Bank.begin(wide, updates, eps_by_channel, (wide.shape[1],))
         self.shown = start.clone()
         self.is_behind = False
-        self._recent = set[float]()  # keys of the batches of the last full block
+        self._recent = set[float]()  # fingerprints of the batches of the last full block
         self._keep(start.new_empty(0, *start.shape))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class Averages:
 
     @property
     def place(self) -> tuple[Tensor, Tensor]:
-        """The place where torch writes the mean and the variance [C] of the next batch, which `take` counts."""
+        """Place where torch writes the mean and the variance [C] of the next batch; `take` counts the batch then."""
         return self._places[self._waiting]
 
     def fits(self, buffer: Tensor) -> bool:
@@ -74,22 +74,25 @@ class Averages:
         rows = self._find_rows()
         is_full = len(rows) == self.bank.room
         if is_full:
-            self._recent = set(_list_keys(rows))
+            self._recent = set(_list_fingerprints(rows))
             self.bank = self._forecast(rows)
             rows = rows[:0]
         self._keep(rows)
         return is_full
 
     def _find_rows(self) -> Tensor:
-        """Select the rows that wait, without values that are not finite, and forwards that checkpointing repeated."""
+        """Select the rows that wait, without those that are not finite, and each of several equal ones once.
+
+        Activation checkpointing runs a forward twice, which gives a row twice; see `SelfTuned` for what else may.
+        """
         rows = self._rows[: self._waiting]
         is_finite = rows.isfinite().flatten(1).all(1)
         rows = rows[is_finite]
 
         first: dict[float, int] = {}
-        for number, key in enumerate(_list_keys(rows)):
-            first.setdefault(key, number)
-        numbers = [number for key, number in first.items() if key not in self._recent]
+        for number, fingerprint in enumerate(_list_fingerprints(rows)):
+            first.setdefault(fingerprint, number)
+        numbers = [number for fingerprint, number in first.items() if fingerprint not in self._recent]
         return rows[numbers]
 
     def _forecast(self, rows: Tensor) -> Bank:
@@ -122,7 +125,7 @@ class Averages:
         self._keep(saved["waiting"].to(self._rows))
 
 
-def _list_keys(rows: Tensor) -> list[float]:
-    """Compute a number for each batch that no other batch has."""
+def _list_fingerprints(rows: Tensor) -> list[float]:
+    """Compute a fingerprint of each row [2, C]: rows that are equal bit for bit have the same, others hardly ever."""
     sums = rows.double().flatten(1).sum(1)
     return sums.tolist()  # type: ignore[no-any-return]

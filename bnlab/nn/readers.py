@@ -43,8 +43,8 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
         layer.settle()
         bank = None if layer.averages is None else layer.averages.advance()
         batches = 0 if bank is None else bank.count
-        for place, statistic in enumerate(("mean", "var")):
-            frame = _list_momenta(bank, place)
+        for row, statistic in enumerate(("mean", "var")):
+            frame = _list_momenta(bank, row)
             frames.append(frame.assign(layer=name, depth=depth, statistic=statistic, batches=batches))
 
     frame = pd.concat(frames, ignore_index=True)
@@ -59,13 +59,13 @@ def momenta(model: nn.Module, *, errors: bool = False) -> pd.DataFrame:
     return frame[columns]
 
 
-def _list_momenta(bank: Bank | None, place: int) -> pd.DataFrame:
-    """List `momentum`, `error`, `chosen` of all momenta; `place`: 0 for the mean, 1 for the variance."""
+def _list_momenta(bank: Bank | None, row: int) -> pd.DataFrame:
+    """List `momentum`, `error`, `chosen` of all momenta; `row`: 0 for the mean, 1 for the variance."""
     import pandas as pd
 
     frame = pd.DataFrame({"momentum": MOMENTA.numpy()})
     if bank is None:
         return frame.assign(error=math.nan, chosen=frame.index == 0)
-    chosen = int(bank.chosen[place, 0])
-    errors = bank.errors[:, place].cpu()
+    chosen = int(bank.chosen[row, 0])
+    errors = bank.errors[:, row].cpu()
     return frame.assign(error=errors.numpy(), chosen=frame.index == chosen)

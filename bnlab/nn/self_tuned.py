@@ -25,14 +25,20 @@ class SelfTuned(BatchNorm):
     chosen likewise, for itself. `bnlab.estimators.Predictive` has the formula, its sources and what it assumes.
 
     Training is as before, bit for bit. The buffers are brought up to date by `train()`, `eval()`, `state_dict()`, a
-    forward in eval mode and after each block of batches (at most 64). Checkpoints go from and to plain models. The
-    averages travel in the state dict's metadata, as far as it is saved (`torch.save` does, `safetensors` does not);
-    without them, on another device or type, or where something else has written the buffers, they begin from these.
+    forward in eval mode, and after each block of batches (at most 64). State dicts can be loaded into plain models, and
+    those of plain models here. The averages are in a state dict's metadata, which `torch.save` writes and `safetensors`
+    does not. Averages begin again from the buffers where a state dict has none, on another device or type, and after
+    something else has written the buffers.
 
-    Left out are repetitions by activation checkpointing, batches with values that are not finite, and forwards while
-    `layer.momentum` is 0. While it is None, as `update_bn` sets it, or 1, as fvcore's `update_bn_stats`, the buffers
-    are torch's own. Each process chooses for itself, but for SyncBatchNorm; DistributedDataParallel evaluates under the
-    first one's statistics, `nn.DataParallel` loses batches. `torch.compile` interrupts its graph at each layer.
+    Not averaged are batches with values that are not finite, forwards while `layer.momentum` is 0, and batches whose
+    mean and variance equal, bit for bit, those of one of the latest batches (64 at most): activation checkpointing
+    runs forwards twice. A layer that is given the same batches again and again, as one on raw inputs in a fixed order
+    of few batches, averages each of them once. While `layer.momentum` is None, as `update_bn` sets it, or 1, as
+    fvcore's `update_bn_stats` does, the buffers are torch's own.
+
+    With several processes each chooses its own momenta, except for SyncBatchNorm, and DistributedDataParallel evaluates
+    under the statistics of the first. `nn.DataParallel` loses batches. `torch.compile` interrupts its graph at each
+    layer.
 
     Measured over whole trainings of a ResNet-20 at batch 16, behind the first layer: a gap of 1.06 [1.05, 1.07] times
     that of the fixed momentum that is best for each layer and step in hindsight (n = 15, digits; 1.22 [1.16, 1.28],
@@ -40,10 +46,10 @@ class SelfTuned(BatchNorm):
     Memory: 1.7 kB a channel, and at most as much in a checkpoint: 46 MB for the 26,560 channels of ResNet-50.
     """
 
-    dims: tuple[int, ...]  # of inputs that are taken; others are for torch's own forward to refuse
-    averages: Averages | None  # None: they begin from the buffers with the next batch
-    latest: tuple[Tensor, Tensor] | None  # [C] each, mean and unbiased variance of the batch that was taken last
-    loaded: dict[str, Any] | None  # while a state dict is loaded, what it has of averages
+    dims: tuple[int, ...]  # numbers of dimensions of its input; torch's own forward refuses others
+    averages: Averages | None  # None: new ones begin from the buffers with the next batch
+    latest: tuple[Tensor, Tensor] | None  # mean and unbiased variance [C] of the batch that was averaged last
+    loaded: dict[str, Any] | None  # the averages in the state dict that is loaded now
 
     def __init__(self, *_: object, **__: object) -> None:
         raise TypeError("SelfTuned: pass a model with torch's batch norm to SelfTuned.convert")
@@ -78,11 +84,11 @@ class SelfTuned(BatchNorm):
 
     @staticmethod
     def revert(model: nn.Module) -> nn.Module:
-        """Make torch's own layers of them again, with the running statistics that they have now; return the model."""
+        """Turn self-tuned layers into torch's own again, which keep the running statistics; return the model."""
         kinds: dict[type[nn.Module], Any] = {kind: plain for plain, kind in _KINDS.items()}
         for layer in list_self_tuned(model, "SelfTuned.revert").values():
             layer.settle()
-            del layer.averages, layer.latest, layer.loaded  # the hooks do nothing without
+            del layer.averages, layer.latest, layer.loaded  # the hooks of state dicts stay, and do nothing from now on
             layer.__class__ = kinds[type(layer)]
         return model
 
@@ -114,7 +120,7 @@ class SelfTuned(BatchNorm):
         if averages is None or self.running_mean is None or count_loans():
             return
         now = _read(self)
-        if not averages.fits(now) or not torch.equal(now, averages.shown):
+        if not averages.fits(now) or not _are_equal(now, averages.shown):
             self.averages = None
             return
 
@@ -168,6 +174,11 @@ def _begin(layer: SelfTuned) -> Averages:
 def _read(layer: SelfTuned) -> Tensor:
     """Copy the buffers: [2, C]."""
     return torch.stack(get_running_buffers(layer)).detach()
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two copies of buffers are the same, NaN for NaN."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 class SelfTunedBatchNorm1d(SelfTuned, nn.BatchNorm1d):
@@ -233,19 +244,17 @@ def _save_averages(layer: nn.Module, state_dict: Any, prefix: str, metadata: dic
 def _take_saved(layer: nn.Module, state_dict: Any, prefix: str, metadata: dict[str, Any], *_: object) -> None:
     if isinstance(layer, SelfTuned):
         layer.loaded = metadata.get(_KEY)
+        layer.averages = None
 
 
 @torch.no_grad()
 def _load_averages(layer: nn.Module, keys: object) -> None:
-    if not isinstance(layer, SelfTuned):
+    if not isinstance(layer, SelfTuned) or layer.loaded is None:
         return
     saved = layer.loaded
-    layer.loaded = None
-    layer.averages = None
-    if saved is None:
-        return
+    layer.loaded = None  # a layer that was converted twice has this hook twice
 
     now = _read(layer)
-    if torch.equal(saved["shown"].to(now), now):  # else something else has written the buffers
+    if _are_equal(saved["shown"].to(now), now):  # else something else has written the buffers
         layer.averages = Averages(now, 0, layer.eps)
         layer.averages.load(saved)

@@ -20,18 +20,20 @@ _CALLER = "record_frozen"
 def record_frozen(
     model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None, training: bool = False
 ) -> MomentTrace:
-    """The batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
+    """Record the batch moments of one pass over `batches` with the weights as they are; `model` comes back as it was.
 
-    Batch-norm layers normalize with their batch's statistics, all else runs as for inference. A replay of `Cumulative`
-    is what torch's `update_bn` computes, which leaves dropout on as `training=True` does.
+    Batch-norm layers normalize with their batch's statistics; all other modules are in eval mode. A replay of
+    `Cumulative` is then what torch's `update_bn` computes for a model without dropout. `update_bn` leaves dropout on:
+    `training=True` does so too.
 
     Args:
-        model: whose layers.
-        batches: each is a step.
+        model: any module with batch-norm layers that keep running statistics.
+        batches: each batch is a step.
         forward: called as `forward(model, batch)`; default `model(batch)`, or `model(batch[0])` of a tuple or list.
-        training: all else runs as in training too, dropout and the like.
+        training: whether the other modules are in train mode too, dropout for example.
 
-    Raises TypeError, ValueError: as `record`; there are no batches, or values that are not finite.
+    Raises:
+        TypeError, ValueError: as `record`; there are no batches, or a layer is given values that are not finite.
     """
     layers = batch_norm_layers(model, caller=_CALLER)
     check_batches(batches, _CALLER)

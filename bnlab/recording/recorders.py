@@ -1,4 +1,4 @@
-"""The forward of one layer inside of a `record` block, which takes the place of its own.
+"""Recorders: what takes the place of a layer's own forward inside of a `record` block.
 
 With momentum 1 the running buffers that torch's batch norm writes *are* the batch's mean and unbiased variance.
 """
@@ -17,22 +17,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, get_input, get_running_buffers
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, find_replaced_forward, get_input, get_running_buffers
 from bnlab.nn.self_tuned import SelfTuned
 from bnlab.recording.steps import StepCounter
 from bnlab.recording.trace import NOT_WRITTEN, LayerTrace
-from bnlab.statistics import read_buffers
 
 Place = tuple[Tensor, Tensor]
-"""Where the mean and the unbiased variance [C] of an entry are written."""
+"""Tensors [C] of a trace, into which the mean and the unbiased variance of its next entry are written."""
 
 
-class Lent:
-    """What is called in the block; copied and pickled models have their `own` instead."""
+class RecordingCall:
+    """A function in the place of a layer's forward, or of a hook, for the time of a block.
 
-    def __init__(self, call: Callable[..., Any], own: Callable[..., Any]) -> None:
+    Copies and pickles, which outlive the block, have the function `own` instead.
+
+    Attributes:
+        replaced: the forward that somebody had set on the layer before; see `find_replaced_forward`.
+    """
+
+    def __init__(
+        self, call: Callable[..., Any], own: Callable[..., Any], replaced: Callable[..., Any] | None = None
+    ) -> None:
         self._call = torch.compiler.disable(call)
         self._own = own
+        self.replaced = replaced
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
@@ -42,12 +50,15 @@ class Lent:
 
 
 class Recorder(ABC):
-    """Records what a layer's forward averages.
+    """Records the batch moments that a layer averages.
 
     Attributes:
+        layer: the layer.
+        entries: its part of the trace.
+        counter: counts the steps.
         own: the layer's own forward.
-        missed: calls that have left no entry, which torch may have counted.
-        is_left: whether the layer was left to its own forward, because what it takes cannot be read.
+        missed: number of calls that have left no entry, and that torch may have counted in `num_batches_tracked`.
+        is_left: whether the layer was left to its own forward, because its input cannot be read.
     """
 
     def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
@@ -65,10 +76,11 @@ class Recorder(ABC):
             undo.callback(delattr, self.layer, "forward")
         else:
             undo.callback(setattr, self.layer, "forward", self._given)
-        self.layer.forward = Lent(self.call, self.own)  # type: ignore[method-assign]
+        replaced = find_replaced_forward(self.layer)
+        self.layer.forward = RecordingCall(self.call, self.own, replaced)  # type: ignore[method-assign]
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's forward in the block."""
+        """Run the layer's forward, as it is in the block."""
         layer = self.layer
         is_training = layer.training and layer.track_running_stats and count_loans() == self.counter.loans
         if not is_training or self.is_left:
@@ -81,37 +93,38 @@ class Recorder(ABC):
 
     @abstractmethod
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer's own forward gives, with an entry made of it."""
+        """Give what the layer's own forward gives, and make an entry of the call."""
 
     def next_place(self) -> Place:
-        """Where the next entry is written."""
+        """Find the place for the next entry."""
         return self.entries.next_place(get_running_buffers(self.layer)[0])
 
     def add(self, x: Tensor, momentum: float) -> None:
-        """Make an entry of what is in the next place."""
-        self.entries.add(self.counter.find_step(), x.numel() // x.shape[1], momentum)
+        """Make an entry of the values in the next place, which are the moments of `x`."""
+        self.entries.add(self.counter.enter_step(), x.numel() // x.shape[1], momentum)
 
-    def weigh(self) -> float:
-        """The weight of the latest batch in the layer's own average."""
+    def find_weight(self) -> float:
+        """Find the weight of the latest batch in the layer's own average."""
         momentum = self.layer.momentum
-        batches = self.layer.num_batches_tracked
         if momentum is not None:
             return momentum
+        batches = self.layer.num_batches_tracked
         return 0.0 if batches is None else 1.0 / float(batches)
 
     @property
     def averages_by_itself(self) -> bool:
-        """Whether the layer's average is another one than its momentum says."""
+        """Return whether the layer averages in another way than its momentum says."""
         return False
 
     @property
     def may_not_count(self) -> bool:
-        """Whether the layer may leave its calls uncounted."""
+        """Return whether the layer may leave its calls uncounted."""
         return self.layer.num_batches_tracked is None
 
-    def verify(self) -> bool:
-        """Whether the layer's buffers are what the entries average to."""
-        self.entries.end = read_buffers(self.layer)
+    def agrees_with_entries(self) -> bool:
+        """Return whether the layer's buffers, as they were read at the end, are what the entries average to."""
+        if self.entries.end is None:
+            return False
         if self.averages_by_itself:
             return True
         missed = count_batches(self.layer) - self.entries.updates - len(self.entries)
@@ -119,14 +132,17 @@ class Recorder(ABC):
 
 
 class TorchRecorder(Recorder):
-    """Of a layer with torch's own forward, which writes the batch's moments into the place of the entry."""
+    """Recorder of a layer with torch's own forward, which writes the batch's moments into the entry's place."""
 
     def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
         super().__init__(layer, entries, counter)
-        self._checked_dims = 0  # of an input that torch's forward has checked
+        self._checked_dims = 0  # dimensions of an input that torch's own forward has accepted
 
     def run(self, input: Tensor) -> Tensor:
-        """Compute what torch's own forward computes; that checks the first input itself, and other dimensions."""
+        """Compute what torch's own forward computes.
+
+        That one runs itself, and checks the input, in the first call and whenever the input has other dimensions.
+        """
         place = self.next_place()
         normalize = self._normalize if input.dim() == self._checked_dims else self._normalize_checked
         try:
@@ -148,7 +164,7 @@ class TorchRecorder(Recorder):
         return F.batch_norm(input, *place, layer.weight, layer.bias, True, 1.0, layer.eps)
 
     def _normalize_checked(self, input: Tensor, place: Place) -> Tensor:
-        """By torch's own forward, which only averages into the buffers: it gets the place as such."""
+        """Let torch's own forward normalize; it finds the place where it looks for its buffers."""
         layer = self.layer
         mean, var = get_running_buffers(layer)
         momentum = layer.momentum
@@ -164,21 +180,22 @@ class TorchRecorder(Recorder):
         return output
 
     def _average(self, input: Tensor, place: Place) -> None:
-        momentum = self.weigh()
+        """Average the moments in a place into the layer's buffers, and make an entry of them."""
+        weight = self.find_weight()
         for buffer, value in zip(get_running_buffers(self.layer), place, strict=True):
-            buffer.data.lerp_(value, momentum)  # .data: a backward pass still to come may have saved the buffer
-        self.add(input, momentum)
+            buffer.data.lerp_(value, weight)  # .data: a backward pass still to come may have saved the buffer
+        self.add(input, weight)
 
 
 class SelfTunedRecorder(TorchRecorder):
-    """Of a self-tuned layer, which has the batch's moments in a place of its own, and averages by itself."""
+    """Recorder of a self-tuned layer, which has the batch's moments in a place of its own, and averages by itself."""
 
     @property
     def averages_by_itself(self) -> bool:
         return True
 
     def run(self, input: Tensor) -> Tensor:
-        if count_loans():  # it does as torch's own does then
+        if count_loans():  # in a measurement it does what torch's own does
             return super().run(input)
         layer: Any = self.layer
         layer.latest = None
@@ -191,9 +208,9 @@ class SelfTunedRecorder(TorchRecorder):
 
 
 class OwnForwardRecorder(Recorder):
-    """Of a layer with any other forward: the entry is the moments of its input, read again.
+    """Recorder of a layer with any other forward; it reads the moments of the layer's input itself.
 
-    Whatever such a layer does, its training goes on: one whose input cannot be read is left to its own forward.
+    A layer whose input it cannot read is left to its own forward, so that training goes on whatever the layer does.
     """
 
     @property
@@ -205,13 +222,14 @@ class OwnForwardRecorder(Recorder):
         try:
             output = self.own(*args, **kwargs)
         except BaseException:
-            if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has taken its statistics
+            if not torch.equal(get_running_buffers(self.layer)[1], before):  # it has averaged before it failed
                 self._read(get_input(args, kwargs))
             raise
         self._read(get_input(args, kwargs))
         return output
 
     def _read(self, x: Any) -> None:
+        """Make an entry of the moments of `x`, if it is [N, C, ...] with all of the layer's channels."""
         place = self.next_place()
         can_be_read = isinstance(x, Tensor) and x.dim() >= 2 and x.shape[1] == len(place[0]) and not x.is_complex()
         if not can_be_read:
@@ -221,11 +239,11 @@ class OwnForwardRecorder(Recorder):
         var, mean = torch.var_mean(x.detach().to(place[0].dtype), dims)
         place[0].copy_(mean)
         place[1].copy_(var)
-        self.add(x, self.weigh())
+        self.add(x, self.find_weight())
 
 
 def make_recorder(layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> Recorder:
-    """The recorder for a layer's forward."""
+    """Make the recorder for a layer, according to its forward."""
     forward = type(layer).forward
     if "forward" in vars(layer):
         return OwnForwardRecorder(layer, entries, counter)
@@ -237,26 +255,32 @@ def make_recorder(layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -
 
 
 def count_batches(layer: BatchNorm) -> int:
-    """The layer's `num_batches_tracked`, 0 for one without."""
+    """Read the layer's `num_batches_tracked`; 0 for a layer without."""
     return 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
 
 
 def _is_average(entries: LayerTrace) -> bool:
-    """Whether the end is the start averaged with all entries, up to rounding; non-finite values match each other."""
+    """Return whether the end is the average of the start and all entries, up to rounding.
+
+    Non-finite values match each other.
+
+    A call with momentum m leaves a share 1 − m of what was there before it. So the start has the product of all these
+    shares as its weight, and an entry m times the product of those after it.
+    """
     assert entries.end is not None
-    kept = [1 - momentum for momentum in entries.momenta]
-    factors = torch.tensor([*kept, 1.0], dtype=torch.float64, device="cpu")
-    left = factors.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
-    weights = left[1:] - left[:-1]
-    counted = entries.moments.double().where(weights[:, None, None] != 0, 0.0)
-    weighted = torch.einsum("t,tkc->kc", weights, counted)
-    expected = left[0] * entries.start.cpu().double() + weighted
+    shares = [1 - momentum for momentum in entries.momenta]
+    factors = torch.tensor([*shares, 1.0], dtype=torch.float64, device="cpu")
+    remaining = factors.flip(0).cumprod(0).flip(0)  # of what was there before each call, and after the last one
+    weights = remaining[1:] - remaining[:-1]
+    weighed = entries.moments.double().where(weights[:, None, None] != 0, 0.0)  # NaN without weight does not count
+    sum_of_entries = torch.einsum("t,tkc->kc", weights, weighed)
+    expected = remaining[0] * entries.start.cpu().double() + sum_of_entries
 
     end = entries.end.cpu().double()
-    of_mean = expected[0].abs() + expected[1].abs().sqrt()
-    of_var = expected[1].abs()
-    roundings = float(left[1:].abs().sum()) + 1
-    tolerance = 8 * torch.finfo(entries.end.dtype).eps * roundings * torch.stack((of_mean, of_var))
+    size_of_mean = expected[0].abs() + expected[1].abs().sqrt()
+    size_of_var = expected[1].abs()
+    roundings = float(remaining[1:].abs().sum()) + 1
+    tolerance = 8 * torch.finfo(entries.end.dtype).eps * roundings * torch.stack((size_of_mean, size_of_var))
     is_near = (end - expected).abs() <= tolerance
-    is_spoilt = ~(end.isfinite() | expected.isfinite())
-    return bool((is_near | is_spoilt).all())
+    are_both_non_finite = ~(end.isfinite() | expected.isfinite())
+    return bool((is_near | are_both_non_finite).all())

@@ -1,4 +1,4 @@
-"""Which step of the training it is."""
+"""The step of a training run at which a call of a layer is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from bnlab.recording.trace import MomentTrace
 
 
 class StepCounter:
-    """Counts updates of a model's parameters by a torch optimizer; until the first one, its forwards.
+    """Counts the steps of a trace: updates of a model's parameters by a torch optimizer.
+
+    Until the first update each forward of the model is a step, as there may be no updates at all. The first update then
+    makes all that was recorded before into one step.
+
+    Args:
+        trace: the trace whose `last_step` is counted up.
+        model: the model that is recorded.
+        optimizer: the only one whose updates count; None: each that updates a parameter of the model.
 
     Attributes:
-        loans: measurements that ran when the block began; what runs in others is no training.
-        has_counted: whether there was an update, or a forward of the model as a whole.
+        loans: how many measurements ran when the block began. Forwards in others are no training.
+        has_counted: whether there was an update, or a forward of the model as a whole in train mode.
+        has_seen_forward: whether there was a forward of the model as a whole, in train or in eval mode.
     """
 
     def __init__(self, trace: MomentTrace, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
@@ -25,25 +34,29 @@ class StepCounter:
         self._is_open = False
         self.loans = count_loans()
         self.has_counted = False
+        self.has_seen_forward = False
 
     def begin_forward(self, module: nn.Module, args: object) -> None:
-        """The hook before a forward of the model."""
-        if count_loans() != self.loans or not any(part.training for part in module.modules()):
+        """Count a forward of the model; the hook before it."""
+        if count_loans() != self.loans:
+            return
+        self.has_seen_forward = True
+        if not any(part.training for part in module.modules()):
             return
         if not self._counts_updates:
             self.has_counted = True
             self._is_open = False
-        self.find_step()
+        self.enter_step()
 
-    def find_step(self) -> int:
-        """The step of what is called now."""
+    def enter_step(self) -> int:
+        """Return the step of the call that is made now; the first call after an update begins the next step."""
         if not self._is_open:
             self._is_open = True
             self._trace.last_step += 1
         return self._trace.last_step
 
     def end_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """The hook after a step of any optimizer."""
+        """Count an update if it is the model's; the hook after a step of any optimizer."""
         if self._optimizer is not None:
             is_ours = optimizer is self._optimizer
         else:
@@ -53,10 +66,10 @@ class StepCounter:
             self.end_step()
 
     def end_step(self) -> None:
-        """Count an update."""
+        """Count an update: the step ends with it."""
         trace = self._trace
         self.has_counted = True
-        if not self._counts_updates:  # the first one: what was recorded before belongs to it
+        if not self._counts_updates:  # the first update: all that was recorded before belongs to it
             self._counts_updates = True
             trace.last_step = min(trace.last_step, trace.first_step + 1)
             for layer in trace.layers.values():

@@ -68,14 +68,14 @@ class LayerTrace:
         return len(self.steps)
 
     def set_calls(self, moments: Tensor, steps: list[int], counts: list[int], momenta: list[float]) -> None:
-        """Let these be all calls so far."""
+        """Replace all recorded calls by these."""
         self.steps = steps
         self.counts = counts
         self.momenta = momenta
         self._full = [moments.cpu()]
         self._stored = len(moments)  # entries in the full chunks
-        self._open: Tensor | None = None  # [_CHUNK, 2, C] on the layer's device, the entries after the full chunks
-        self._places: list[tuple[Tensor, Tensor]] = []  # its rows
+        self._open: Tensor | None = None  # [_CHUNK, 2, C] on the layer's device: the chunk that is filled now
+        self._places: list[tuple[Tensor, Tensor]] = []  # mean and variance [C] of each entry of the open chunk
 
     @property
     def moments(self) -> Tensor:
@@ -97,7 +97,7 @@ class LayerTrace:
     def _open_chunk(self, like: Tensor) -> None:
         if self._open is not None:
             self._full.append(self._shelf.keep(self._open))
-        with torch.inference_mode(False):  # later steps may be outside of it
+        with torch.inference_mode(False):  # tensors made in it cannot be written by later steps outside of it
             self._open = like.new_zeros(_CHUNK, *self.start.shape)
         self._open[:, 1] = NOT_WRITTEN
 
@@ -106,7 +106,7 @@ class LayerTrace:
         self._stored = len(self)
 
     def add(self, step: int, count: int, momentum: float) -> None:
-        """Make an entry of the values in the next place."""
+        """Make an entry of the values that were written into the next place."""
         self.steps.append(step)
         self.counts.append(count)
         self.momenta.append(momentum)
@@ -129,23 +129,23 @@ class MomentTrace:
         layers: name → `LayerTrace`.
         first_step: the step at which recording began.
         last_step: the latest step recorded.
-        end_step: the function that `step` calls while the trace is recorded; None before and after.
+        on_step: the function that `step` calls while the trace is recorded; None before and after.
     """
 
     def __init__(self, layers: dict[str, LayerTrace], first_step: int = 0, last_step: int | None = None) -> None:
         self.layers = layers
         self.first_step = first_step
         self.last_step = first_step if last_step is None else last_step
-        self.end_step: Callable[[], None] | None = None
+        self.on_step: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"MomentTrace({len(self.layers)} layers, steps {self.first_step} to {self.last_step})"
 
     def step(self) -> None:
         """Mark the end of an update that no torch optimizer has made; ValueError if nothing is recorded now."""
-        if self.end_step is None:
+        if self.on_step is None:
             raise ValueError("MomentTrace.step: nothing is recorded now; call it inside of the record block")
-        self.end_step()
+        self.on_step()
 
     def truncate(self, step: int) -> None:
         """Forget what was recorded after `step`."""

@@ -224,6 +224,69 @@ def test_batch_norm_on_a_layers_buffers_is_named_and_stays_unseen() -> None:
     assert found.unseen == ("2.bn",)
 
 
+class Place(nn.Module):
+    """A queue whose place moves with each batch, of which a few images leave a place where all do not fit."""
+
+    place: Tensor
+    queue: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = Activated(3)
+        self.register_buffer("queue", torch.zeros(32, 3))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> None:
+        rows = self.bn(x).mean((2, 3))
+        place = int(self.place)
+        self.queue[place : place + len(x)] = rows
+        self.place[0] = (place + len(x)) % 32
+
+
+def test_asking_leaves_nothing_in_the_model() -> None:
+    found = population_statistics(Place(), [torch.randn(32, 3, 4, 4)] * 2)
+    assert found["bn"].count == 64 * 16
+
+
+def test_a_forward_that_was_set_on_a_layer_is_asked() -> None:
+    """One that normalizes another input is refused, one that only looks is not."""
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    own = model[0].forward
+    model[0].forward = lambda x: own(x + 0)  # type: ignore[method-assign]
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        population_statistics(model, images(8, 8))
+
+    model[0].forward = lambda x: own(2 * x)  # type: ignore[method-assign]
+    with unchanged(model), pytest.raises(ValueError, match=r"layer '0' .* inputs=\{'0': function"):
+        population_statistics(model, images(8, 8))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated])
+def test_layers_that_are_recorded_are_measured_as_ever(kind: type[nn.BatchNorm2d]) -> None:
+    model, data = nn.Sequential(kind(3)), images(8, 8)
+    expected = population_statistics(model, data)
+    with warnings.catch_warnings(), record(model), record(model):
+        warnings.simplefilter("error")
+        found = population_statistics(model, data)
+    assert torch.equal(found["0"].mean, expected["0"].mean) and torch.equal(found["0"].var, expected["0"].var)
+
+
+def test_a_layer_that_averages_some_channels_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"\(Half\) averages other channels than those of its input; say"):
+        population_statistics(nn.Sequential(Half(8)), [torch.randn(8, 8, 4, 4)])
+
+
+@pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"strategy": "layerwise"}])
+def test_nan_in_a_buffer_that_is_not_measured_is_not_blamed_on_the_input(options: Any) -> None:
+    layer = nn.BatchNorm2d(3)
+    assert layer.running_mean is not None
+    layer.running_mean[2] = torch.nan
+    inputs = {"0": lambda layer, args, kwargs: (args[0][:, :2], [0, 1])}
+    found = population_statistics(nn.Sequential(layer), images(8, 8), inputs=inputs, **options)["0"]
+    assert found.mean[:2].isfinite().all() and found.mean[2].isnan()
+
+
 def test_other_norms_and_those_without_statistics_are_named_once() -> None:
     other = nn.Module()
     other.register_buffer("running_avg_mean", torch.zeros(3))
@@ -243,6 +306,8 @@ def test_other_norms_and_those_without_statistics_are_named_once() -> None:
         ([take_unmasked], TypeError, "pass functions by a layer's name or class"),
         ({"1": "x"}, TypeError, "pass functions by a layer's name or class"),
         ({"1": lambda *_: None}, ValueError, "expects 6 channels"),
+        ({"1": lambda layer, args, _: (args[0], [0], 3)}, ValueError, r"for layer '1' returned 3 values; return"),
+        ({"1": lambda layer, args, _: (args[0],)}, ValueError, r"for layer '1' returned 1 values; return"),
         ({"1": lambda layer, args, _: (args[0], [0])}, ValueError, "values .* and 1 channels"),
         ({"1": lambda layer, args, _: (args[0], [99])}, ValueError, "gives no channels of it"),
         ({"1": lambda layer, args, _: (args[0], [0, 1, 2, 3, 4, 4])}, ValueError, "gives a channel twice"),

@@ -51,7 +51,10 @@ def test_a_teacher_that_is_moved_in_the_forward_comes_back(in_place: bool) -> No
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_queue_whose_place_depends_on_the_batch_fits_all_images() -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_queue_whose_place_depends_on_the_batch_fits_all_images(rows: int) -> None:
+    """Also where a layer gets several rows of an image, so that all images are checked after a few."""
+
     class Queue(nn.Module):
         place: Tensor
         queue: Tensor
@@ -63,7 +66,7 @@ def test_a_queue_whose_place_depends_on_the_batch_fits_all_images() -> None:
             self.register_buffer("place", torch.zeros(1, dtype=torch.long))
 
         def forward(self, x: Tensor) -> Tensor:
-            x = self.bn(x)
+            x = self.bn(x.repeat_interleave(rows, 0))[::rows]
             place = int(self.place)
             self.queue[place : place + len(x)] = x
             self.place[0] = (place + len(x)) % 32
@@ -71,7 +74,7 @@ def test_a_queue_whose_place_depends_on_the_batch_fits_all_images() -> None:
 
     model = Queue()
     found = population_statistics(model, [torch.randn(32, 2)] * 2)
-    assert found["bn"].count == 64 and int(model.place) == 0 and not model.queue.any()
+    assert found["bn"].count == 64 * rows and int(model.place) == 0 and not model.queue.any()
 
 
 def test_buffers_that_get_their_size_in_the_forward_come_back_empty() -> None:

@@ -243,6 +243,16 @@ def test_a_loader_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
         population_statistics(plain(), endless())
 
 
+def test_one_batch_may_take_more_than_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population, "find_free_bytes", lambda device: 10_000)
+    (batch,) = images(8)
+    assert batch.nbytes > 5_000
+    found = population_statistics(plain(), [batch])
+    assert found.cost is not None and found.cost.images == 8
+    with pytest.raises(ValueError, match=r"1 batch takes 6,144 bytes, more than half"):
+        population_statistics(plain(), [batch, batch])
+
+
 def test_float16_that_overflows_is_named() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3)).half()
     with pytest.raises(ValueError, match="float16 overflows beyond 65,504"):
@@ -461,6 +471,37 @@ def test_auto_doubles_what_was_read() -> None:
     data = [torch.randn(300, 3, 2, 2) for _ in range(40)]
     found = population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data, max_images="auto", tolerance=0.012)
     assert found.cost is not None and found.cost.batches in (8, 16, 32, 40)
+
+
+def test_auto_measures_again_only_what_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    own_measure = population.measure_exactly
+
+    def count_and_measure(task: Any, *args: Any) -> Any:
+        measured.append(len(task.data))
+        return own_measure(task, *args)
+
+    monkeypatch.setattr(population, "measure_exactly", count_and_measure)
+    data = [torch.randn(32, 3, 2, 2) for _ in range(16)]
+    found = population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data, max_images="auto", tolerance=1e-9)
+    assert measured == [8, 16] and found.cost is not None and found.cost.batches == 16
+
+
+def test_a_check_of_values_that_cannot_be_compared_says_so() -> None:
+    """Of a channel that was constant in the walk and is not in the check."""
+
+    class Woken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.calls = nn.BatchNorm1d(3), nn.BatchNorm1d(3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            x = self.a(x)
+            return self.b(x if self.calls > 3 else torch.zeros_like(x))
+
+    with pytest.warns(RuntimeWarning, match="does not call layer 'b' in its turn, or gives it values that cannot be"):
+        population_statistics(Woken(), [torch.randn(16, 3)] * 2)
 
 
 def test_a_count_may_be_a_tensor() -> None:

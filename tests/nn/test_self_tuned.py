@@ -134,6 +134,25 @@ def assert_begins_from_its_buffers(model: nn.Module) -> None:
         torch.testing.assert_close(moments.mean, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_that_was_converted_twice_loads_its_averages() -> None:
+    model, twin = make_trained(10), SelfTuned.convert(SelfTuned.revert(make()))
+    twin.load_state_dict(model.state_dict())
+    assert (momenta(twin)["batches"] == 10).all()
+
+
+def test_buffers_that_are_not_finite_are_forgotten() -> None:
+    layer = nn.BatchNorm1d(3)
+    assert layer.running_mean is not None and layer.num_batches_tracked is not None
+    layer.running_mean.fill_(torch.nan)
+    layer.num_batches_tracked.fill_(5)
+    model = SelfTuned.convert(nn.Sequential(layer))
+
+    for _ in range(10):
+        model(torch.randn(8, 3))
+    model.eval()
+    assert layer.running_mean.isfinite().all() and (momenta(model)["batches"] == 10).all()
+
+
 # What else happens in a training
 
 MEASUREMENTS: dict[str, Callable[[nn.Module], Tensor]] = {

@@ -229,6 +229,18 @@ def test_a_training_that_leaves_nothing_is_warned_of() -> None:
         update()
 
 
+def test_a_forward_in_eval_mode_that_leaves_nothing_is_warned_of() -> None:
+    model = plain().eval()
+    message = "nothing was recorded: no batch-norm layer was called in train mode"
+    with pytest.warns(UserWarning, match=message), record(model):
+        model(DATA[0])
+
+
+def test_a_block_without_a_forward_is_no_reason_to_warn() -> None:
+    with no_warning(), record(plain()):
+        pass
+
+
 def test_code_that_was_compiled_before_is_recorded_or_warned_of() -> None:
     model, (x, *_) = plain(), DATA
     compiled = torch.compile(model, backend="eager")
