@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from benchmarks.timing import Result
 from bnlab import population_statistics, record
-from bnlab.harness.artifacts.models import Resnet, build_model
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.moments import compare_moments
 from bnlab.nn import SelfTuned

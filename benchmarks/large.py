@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Result, alternate, evaluate
 from bnlab import population_statistics
-from bnlab.harness.artifacts.models import Resnet, build_model
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.models.resnet import Resnet
 
 ROUNDS = 3
 _BATCH = 500

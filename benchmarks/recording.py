@@ -11,8 +11,11 @@ from torch import nn
 from benchmarks.timing import Result, alternate
 from bnlab import record
 from bnlab.estimators import EMA
-from bnlab.harness.artifacts.models import Cnn, ModelConfig, Resnet, build_model
-from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Sgd, Split, build_optimizer, train
+from bnlab.harness.artifacts.models import Model, build_model
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.optimizers.sgd import Sgd
+from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Split, train
 from bnlab.recording.trace import MomentTrace, replay_bank
 
 ROUNDS, THREADS = 15, 1
@@ -24,7 +27,7 @@ class Training:
     """A network and the batches that it is trained on."""
 
     name: str
-    config: ModelConfig
+    config: Model
     size: int
     channels: int
     batch: int
@@ -42,7 +45,7 @@ class Training:
 
     def run(self, model: nn.Module) -> None:
         optimizer = Sgd(lr=0.01)
-        train(Progress(model, build_optimizer(optimizer, model, 128), 0), self.batches, optimizer, self.steps, [])
+        train(Progress(model, optimizer.build(model.parameters(), 128), 0), self.batches, optimizer, self.steps, [])
 
 
 TRAININGS = (

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from benchmarks.timing import THREADS, Result, evaluate
 from bnlab import population_statistics
 from bnlab.gaps import gap
-from bnlab.harness.artifacts.models import Resnet, build_model
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.harness.reporting import drawing, style
 from bnlab.memory import LiveBytes
 from experiments.catalogue import find_experiment

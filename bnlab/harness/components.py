@@ -28,10 +28,14 @@ class Component:
 
     Attributes:
         group: the setting that chooses it, such as "norm".
+        has_any_name: whether its name is a setting too, such as a user's import path.
+        is_own: whether it is a function of the user's own.
         name: of the choice.
     """
 
     group: ClassVar[str] = ""
+    has_any_name: ClassVar[bool] = False
+    is_own: ClassVar[bool] = False
     name: str = "???"
 
 

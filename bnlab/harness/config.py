@@ -11,15 +11,16 @@ from hydra.core.config_store import ConfigStore
 
 from bnlab.estimators import EMA
 from bnlab.harness import measurements
-from bnlab.harness.artifacts import data, live, models, shifts, training
+from bnlab.harness.artifacts import data, live, shifts, training
 from bnlab.harness.artifacts.averaging import AVERAGINGS
-from bnlab.harness.artifacts.data import DataConfig, OwnData
+from bnlab.harness.artifacts.data import DataConfig
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
-from bnlab.harness.artifacts.models import ModelConfig, OwnModel, Torchvision
+from bnlab.harness.artifacts.models import Model, own_model
 from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
-from bnlab.harness.artifacts.training import OptimizerConfig
 from bnlab.harness.checks import require_one_of, require_weight, require_within
+from bnlab.harness.components import check_settings
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
@@ -36,7 +37,7 @@ def register() -> None:
     """Make the configuration, `schema`, and what its groups choose from known to Hydra."""
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
-    open_groups = replace(Config(), data=DataConfig(), model=ModelConfig(), norm=Norm(), optimizer=OptimizerConfig())
+    open_groups = replace(Config(), data=DataConfig(), model=Model(), norm=Norm(), optimizer=Optimizer())
     store.store(name="schema", node=open_groups)
     for group, choices in GROUPS.items():
         for name, choice in choices.items():
@@ -45,7 +46,7 @@ def register() -> None:
 
 def register_own(group: str, path: str) -> None:
     """Let `data=` or `model=` take the import path of a function of the user's own, with its arguments as settings."""
-    node = data.describe_own(path) if group == "data" else models.describe_own(path)
+    node = data.describe_own(path) if group == "data" else own_model.describe_own(path)
     _OWN[group][path] = node
     ConfigStore.instance().store(group=group, name=path, node=node)
 
@@ -59,8 +60,10 @@ def check(config: Config) -> None:
     """Raise UserError for whatever is out of range, before anything is trained or written."""
     _check_choices(config)
     images = data.check(config.data)
-    models.check(config.model, config.norm)
-    training.check(config.optimizer, config.order)
+    for part in (config.norm, config.model, config.optimizer):
+        check_settings(part)
+    config.model.check(config.norm)
+    training.check_order(config.order)
     _check_numbers(config, images)
     _check_statistics(config, images)
     shifts.check(as_list(config.shifts), config.data, as_list(config.evaluate_on))
@@ -75,8 +78,7 @@ def check(config: Config) -> None:
 def _check_choices(config: Config) -> None:
     for group, choices in GROUPS.items():
         chosen = getattr(config, group)
-        may_have_any_name = isinstance(chosen, OwnData | OwnModel | Torchvision)
-        if not may_have_any_name and type(choices.get(chosen.name)) is not type(chosen):
+        if not chosen.has_any_name and type(choices.get(chosen.name)) is not type(chosen):
             raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
     require_one_of("averaging", config.averaging, AVERAGINGS)
     require_one_of("freeze_with", config.freeze_with, FREEZE_WITH)

@@ -18,11 +18,10 @@ from tqdm import tqdm
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import measurements
 from bnlab.harness.artifacts import data
-from bnlab.harness.artifacts.models import OwnModel
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, list_own_settings, network
-from bnlab.harness.artifacts.training import peak_lr, steps_per_epoch
+from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.errors import JobError, UserError, where_raised
 from bnlab.harness.measurements.cache import Failures, complete_rows
@@ -83,7 +82,7 @@ def try_all(configs: list[Config]) -> None:
     try_estimators(source for config in configs for source in find_sources(config))
     jobs: dict[tuple[Any, ...], list[Run]] = {}
     for run in map(Run, configs):
-        if not run.finished or isinstance(run.config.model, OwnModel):  # whose layers may be called several times
+        if not run.finished or run.config.model.is_own:  # whose layers may be called several times
             jobs.setdefault((run.config.data, run.config.model, run.config.norm), []).append(run)
     for runs in jobs.values():
         repeated = try_training(runs[0])
@@ -224,7 +223,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         "run": run.id,
         "norm_batch_size": config.norm.count_images(config.batch_size),
         "data.images": data.images_used(config.data),
-        "lr_effective": peak_lr(config.optimizer, config.batch_size),
+        "lr_effective": config.optimizer.peak_lr(config.batch_size),
         "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,
         "epochs": run.steps / steps_per_epoch(images, config.batch_size),

@@ -11,9 +11,9 @@ import yaml
 
 import bnlab
 from bnlab.harness import load, load_model
-from bnlab.harness.artifacts import training
-from bnlab.harness.artifacts.models import Torchvision
+from bnlab.harness.artifacts.models.torchvision_models import Torchvision
 from bnlab.harness.artifacts.norms.ghost import Ghost
+from bnlab.harness.artifacts.optimizers.adamw import AdamW
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, restore_config
 from bnlab.harness.errors import UserError
@@ -80,7 +80,7 @@ def test_what_is_not_there_is_named(swept: Config) -> None:
     "config",
     [
         Config(),
-        Config(norm=Ghost(batch_size=8), optimizer=training.AdamW(lr=0.1), freeze_at=0.5, momentum=[0.1, 0.2]),
+        Config(norm=Ghost(batch_size=8), optimizer=AdamW(lr=0.1), freeze_at=0.5, momentum=[0.1, 0.2]),
         Config(model=Torchvision("resnet18"), evaluate_at=[1, 0.5]),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from bnlab.harness.artifacts.own_data import AugmentedPart, OwnParts, read_own
 from bnlab.harness.artifacts.pixels import Pixels
 from bnlab.harness.artifacts.published import PUBLISHED, read_copies, read_published, require_file
 from bnlab.harness.checks import require_one_of, require_within
+from bnlab.harness.components import Component
 from bnlab.harness.errors import UserError
 from bnlab.moments import Moments
 
@@ -28,10 +29,10 @@ READ_ONLY = ("root", "download", "test_fonts")
 
 
 @dataclass(unsafe_hash=True)
-class DataConfig:
+class DataConfig(Component):
     """Which data; the split into training, validation and test images is the same for every run."""
 
-    name: str = "???"
+    group: ClassVar[str] = "data"
     images: int | None = None  # training and validation images to use; None: all (glyphs makes 20,000)
     shift: int = 0  # augmentation: random shift by up to this many pixels
 
@@ -84,6 +85,8 @@ class OwnData(DataConfig):
     The function's arguments are settings, see `describe_own`.
     """
 
+    has_any_name: ClassVar[bool] = True
+    is_own: ClassVar[bool] = True
     flip: bool = False  # augmentation: random horizontal flip
 
 
@@ -180,7 +183,7 @@ class _Size(NamedTuple):
 
 
 def _read_own(config: OwnData) -> OwnParts:
-    return read_own(config.name, tuple(find_arguments(config, OwnData).items()))
+    return read_own(config.name, tuple(find_arguments(config).items()))
 
 
 def _find_size(config: DataConfig) -> _Size:

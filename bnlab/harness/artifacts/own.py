@@ -17,6 +17,7 @@ from bnlab.harness.errors import UserError, where_raised
 REQUIRED = "???"
 """The default of a setting without one, as OmegaConf has it."""
 Settings = TypeVar("Settings")
+_ARGUMENT = "argument"  # in the metadata of fields that are arguments
 _CHECKED = (bool, int, float, str)  # annotations that the values of a setting are checked against
 
 
@@ -92,10 +93,9 @@ def list_names(path: str) -> list[str]:
     return [argument.name for argument in _list_arguments(import_object(path)) if _is_named(argument)]
 
 
-def find_arguments(config: Any, base: type) -> dict[str, Any]:
-    """Find the settings, with their values, that a configuration of `add_arguments` has beside those of its base."""
-    known = {each.name for each in fields(base)}
-    return {each.name: getattr(config, each.name) for each in fields(config) if each.name not in known}
+def find_arguments(config: Any) -> dict[str, Any]:
+    """Find the arguments of the function, with their values, in a configuration of `add_arguments`."""
+    return {each.name: getattr(config, each.name) for each in fields(config) if _ARGUMENT in each.metadata}
 
 
 def _list_arguments(function: Any) -> list[inspect.Parameter]:
@@ -121,8 +121,9 @@ def _find_type(argument: inspect.Parameter) -> Any:
 
 
 def _find_default(argument: inspect.Parameter) -> Any:
-    if argument.default is argument.empty:
-        return field(default=REQUIRED)
-    if isinstance(argument.default, list):
-        return field(default=tuple(argument.default))
-    return field(default=argument.default)
+    default = argument.default
+    if default is argument.empty:
+        default = REQUIRED
+    elif isinstance(default, list):
+        default = tuple(default)
+    return field(default=default, metadata={_ARGUMENT: True})

@@ -8,13 +8,17 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bnlab.files import digest
-from bnlab.harness.artifacts import data, models, training
-from bnlab.harness.artifacts.data import DataConfig, OwnData
-from bnlab.harness.artifacts.models import ModelConfig, OwnModel
+from bnlab.harness.artifacts import data
+from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.models import Model, own_model
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models.torchvision_models import Torchvision
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.artifacts.optimizers import Optimizer
+from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.own import digest_of_source, find_arguments, import_object
-from bnlab.harness.artifacts.training import OptimizerConfig, steps_per_epoch
+from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.components import COMPONENTS
 
 
@@ -24,9 +28,9 @@ class Config:
 
     # What determines the network
     data: DataConfig = field(default_factory=data.Digits)
-    model: ModelConfig = field(default_factory=models.Cnn)
+    model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
-    optimizer: OptimizerConfig = field(default_factory=training.Sgd)
+    optimizer: Optimizer = field(default_factory=Sgd)
     batch_size: int = 128
     epochs: int = 10
     steps: int | None = None  # instead of epochs
@@ -57,9 +61,9 @@ class Config:
 
 GROUPS: dict[str, Mapping[str, Any]] = {
     "data": data.CHOICES,
-    "model": models.CHOICES,
+    "model": COMPONENTS["model"],
     "norm": COMPONENTS["norm"],
-    "optimizer": training.CHOICES,
+    "optimizer": COMPONENTS["optimizer"],
 }
 """The groups of settings of which one is chosen by name, and what there is to choose from."""
 
@@ -75,10 +79,10 @@ def network(config: Config) -> dict[str, Any]:
     found |= _leave_off_usual(config, ["order", "averaging", *freezing])
     for group in GROUPS:
         chosen = getattr(config, group)
-        unread = ("root",) if isinstance(chosen, OwnData) else data.READ_ONLY
+        unread = ("root",) if chosen.is_own else data.READ_ONLY
         keys = [f.name for f in fields(chosen) if f.name not in unread]
         inner = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
-        if isinstance(chosen, OwnData | OwnModel):
+        if chosen.is_own:
             inner["source"] = digest_of_source(import_object(chosen.name))
         found[group] = inner
     return found
@@ -87,10 +91,9 @@ def network(config: Config) -> dict[str, Any]:
 def list_own_settings(config: Config) -> dict[str, Any]:
     """List the arguments of the user's functions that are settings, by dotted names; not where data are read from."""
     own: dict[str, Any] = {}
-    for group, base in (("data", OwnData), ("model", OwnModel)):
-        chosen = getattr(config, group)
-        if isinstance(chosen, base):
-            own |= {f"{group}.{name}": value for name, value in find_arguments(chosen, base).items()}
+    for group in GROUPS:
+        arguments = find_arguments(getattr(config, group))
+        own |= {f"{group}.{name}": value for name, value in arguments.items()}
     own.pop("data.root", None)
     return own
 
@@ -120,9 +123,9 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
     if choices:
         choice = choices[0]
     elif "." in name:
-        choice = data.describe_own(name) if group == "data" else models.describe_own(name)
+        choice = data.describe_own(name) if group == "data" else own_model.describe_own(name)
     else:
-        choice = models.Torchvision()
+        choice = Torchvision()
     known = {each.name for each in fields(choice)}
     return replace(choice, **{key: value for key, value in values.items() if key in known})
 

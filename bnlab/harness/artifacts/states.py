@@ -13,7 +13,7 @@ from bnlab.files import reading
 from bnlab.harness.artifacts.averaging import begin_average
 from bnlab.harness.artifacts.freezing import keep_frozen
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import Progress, build_optimizer
+from bnlab.harness.artifacts.training import Progress
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
@@ -25,7 +25,7 @@ def start_training(run: Run) -> Progress:
     """The training at step 0; sets torch's random state."""
     torch.manual_seed(run.config.seed)  # dropout and the like
     model = run.new_model()
-    optimizer = build_optimizer(run.config.optimizer, model, run.config.batch_size)
+    optimizer = run.config.optimizer.build(model.parameters(), run.config.batch_size)
     return Progress(model, optimizer, step=0, average=begin_average(run, model))
 
 

@@ -13,57 +13,15 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Augmented, Split, augment
-from bnlab.harness.checks import require_one_of, require_within
+from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.errors import UserError
-from bnlab.harness.schedule import SCHEDULES, lr_factor
+from bnlab.harness.schedule import lr_factor
 
 
-@dataclass(unsafe_hash=True)
-class OptimizerConfig:
-    """How weights are updated. The learning rate is stated for a batch of 128 and scaled to others."""
-
-    name: str = "???"
-    lr: float = 0.1  # at batch size 128
-    lr_scaling: str = "sqrt"  # with the batch size: sqrt, linear, none
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    schedule: str = "onecycle"  # onecycle (up for 20%, then down to 0), step (÷10 at 50% and 75%), constant
-
-
-@dataclass(unsafe_hash=True)
-class Sgd(OptimizerConfig):
-    """SGD with Nesterov momentum."""
-
-    name: str = "sgd"
-    momentum: float = 0.9
-
-
-@dataclass(unsafe_hash=True)
-class AdamW(OptimizerConfig):
-    """AdamW, whose learning rate is usually scaled with the square root of the batch size."""
-
-    name: str = "adamw"
-    lr: float = 0.003
-    weight_decay: float = 0.01
-
-
-CHOICES: dict[str, OptimizerConfig] = {"sgd": Sgd(), "adamw": AdamW()}
-"""What `optimizer=` chooses from."""
-_SCALING = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
-_REFERENCE_BATCH = 128
-
-
-def check(config: OptimizerConfig, order: str) -> None:
-    """Raise UserError for a value out of range, or an order that there is not."""
+def check_order(order: str) -> None:
+    """Raise UserError for an order that there is not."""
     if order not in ORDERS and block_size(order) is None:
         raise UserError(f"order={order}: must be one of {', '.join(ORDERS)}, or blocks:16 for blocks of so many images")
-    require_one_of("optimizer.lr_scaling", config.lr_scaling, _SCALING)
-    require_one_of("optimizer.schedule", config.schedule, SCHEDULES)
-    require_within("optimizer.lr", config.lr, 1e-9)
-    require_within("optimizer.weight_decay", config.weight_decay, 0)
-    require_within("optimizer.label_smoothing", config.label_smoothing, 0, 0.99)
-    if isinstance(config, Sgd):
-        require_within("optimizer.momentum", config.momentum, 0, 0.9999)
 
 
 class Diverged(Exception):
@@ -199,23 +157,10 @@ class Progress:
 Callback = Callable[[Progress], None]
 
 
-def peak_lr(config: OptimizerConfig, batch_size: int) -> float:
-    """The learning rate for this batch size, before the schedule."""
-    return config.lr * (batch_size / _REFERENCE_BATCH) ** _SCALING[config.lr_scaling]
-
-
-def build_optimizer(config: OptimizerConfig, model: nn.Module, batch_size: int) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW, at the learning rate for this batch size."""
-    weights, lr, decay = model.parameters(), peak_lr(config, batch_size), config.weight_decay
-    if not isinstance(config, Sgd):
-        return torch.optim.AdamW(weights, lr, weight_decay=decay)
-    return torch.optim.SGD(weights, lr, config.momentum, weight_decay=decay, nesterov=config.momentum > 0)
-
-
 def train(
     progress: Progress,
     batches: Batches,
-    config: OptimizerConfig,
+    config: Optimizer,
     steps: int,
     callbacks: list[Callback],
     until: int | None = None,

@@ -13,10 +13,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from bnlab.harness.artifacts import states
-from bnlab.harness.artifacts.models import Layered, build_model
+from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Diverged, Progress, Sgd, train
+from bnlab.harness.artifacts.training import Diverged, Progress, train
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.layers import BatchNorm
 from bnlab.memory import find_free_bytes
@@ -48,7 +48,7 @@ def try_training(run: Run) -> dict[str, int]:
 def _start_within_memory(run: Run) -> Progress:
     """The training at step 0; UserError, before weights are drawn, if they do not fit into the free memory."""
     with _limit_parameters(run):
-        if isinstance(run.config.model, Layered):
+        if run.config.model.is_layered:
             _build_without_memory(run)
         return states.start_training(run)
 
@@ -90,8 +90,7 @@ def _limit_parameters(run: Run) -> Iterator[None]:
 
 def _count_copies(config: Config) -> int:
     """How many numbers training keeps for each parameter: itself, its gradient, the optimizer's state, its average."""
-    states_of_optimizer = int(config.optimizer.momentum > 0) if isinstance(config.optimizer, Sgd) else 2
-    return 2 + states_of_optimizer + (config.averaging != "none")
+    return 2 + config.optimizer.moments + (config.averaging != "none")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import peak_lr
 from bnlab.harness.measurements.checkpoints import no_checkpoint
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schedule import lr_factor
@@ -20,7 +19,7 @@ def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:
 
 def log(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
     """One row for each update."""
-    optimizer, peak = run.config.optimizer, peak_lr(run.config.optimizer, run.config.batch_size)
+    optimizer, peak = run.config.optimizer, run.config.optimizer.peak_lr(run.config.batch_size)
     factors = [lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
     frame = run.read_log().set_index("step").loc[steps].reset_index()
     return frame.assign(run=run.id, lr=[peak * factor for factor in factors])

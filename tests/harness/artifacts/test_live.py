@@ -48,7 +48,7 @@ def test_another_log_is_refused() -> None:
 
 
 def test_a_diverged_network_is_logged_up_to_there(tmp_path: Path) -> None:
-    from bnlab.harness.artifacts.training import Sgd
+    from bnlab.harness.artifacts.optimizers.sgd import Sgd
 
     job = small_config(tmp_path, log="tensorboard", optimizer=Sgd(lr=1e30), steps=8, evaluate_at="final")
     execute(job)

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, Torchvision, build_model
+from bnlab.harness.artifacts.models import Model, build_model
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models.mlp import Mlp
+from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models.torchvision_models import Torchvision
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.norms.none import NoNorm
 from bnlab.harness.components import COMPONENTS
@@ -14,9 +18,7 @@ from bnlab.harness.components import COMPONENTS
 SMALL = [Cnn(depth=8, width=4), Mlp(depth=8, width=4), Resnet(depth=8, width=4)]
 
 
-def build(
-    config: ModelConfig, channels: int = 1, image_size: int = 16, seed: int = 0, norm: Norm | None = None
-) -> nn.Module:
+def build(config: Model, channels: int = 1, image_size: int = 16, seed: int = 0, norm: Norm | None = None) -> nn.Module:
     return build_model(config, norm, channels=channels, image_size=image_size, classes=7, seed=seed)
 
 
@@ -31,7 +33,7 @@ def build(
         (Resnet(depth=8, width=4), [4, 4, 4, 8, 8, 16, 16]),
     ],
 )
-def test_widths_of_the_norm_layers(config: ModelConfig, widths: list[int]) -> None:
+def test_widths_of_the_norm_layers(config: Model, widths: list[int]) -> None:
     norms = [module for module in build(config).modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
     assert [norm.num_features for norm in norms] == widths
     assert not any(norm.num_batches_tracked for norm in norms), "as before any batch"
@@ -47,14 +49,14 @@ def test_resnet20_is_that_of_the_paper() -> None:
 
 @pytest.mark.parametrize("config", [*SMALL, Torchvision(), Torchvision("googlenet")], ids=lambda config: config.name)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_network_trains_on_grey_and_on_colour(config: ModelConfig, channels: int) -> None:
+def test_any_network_trains_on_grey_and_on_colour(config: Model, channels: int) -> None:
     model = build(config, channels, image_size=32)
     logits = model(torch.randn(3, channels, 32, 32))
     assert model.training and logits.shape == (3, 7)
 
 
 @pytest.mark.parametrize("config", [*SMALL, Torchvision("mobilenet_v2")], ids=lambda config: config.name)
-def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(config: ModelConfig) -> None:
+def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(config: Model) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = build(config, image_size=32).state_dict()
@@ -72,7 +74,7 @@ def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(
         (Cnn(depth=12, pool_every=99), "gain_control"),
     ],
 )
-def test_the_scale_of_activations_is_kept_where_no_norm_sets_it(config: ModelConfig, norm: str) -> None:
+def test_the_scale_of_activations_is_kept_where_no_norm_sets_it(config: Model, norm: str) -> None:
     model = build(config, image_size=32, norm=COMPONENTS["norm"][norm])
     scales: list[float] = []
     for module in model.modules():

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig, Resnet, build_model
+from bnlab.harness.artifacts.models import Model, build_model
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models.mlp import Mlp
+from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.harness.artifacts.norms import Norm, NormBuilder
 from bnlab.harness.artifacts.norms.batch import Batch
 from bnlab.harness.artifacts.norms.gain_control import ImageGain
@@ -135,7 +138,7 @@ NETWORKS = [Cnn(depth=2, width=8), Mlp(width=16), Resnet(depth=8, width=8)]
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda choice: choice.name)
 @pytest.mark.parametrize("norm", COMPONENTS["norm"].values(), ids=lambda choice: choice.name)
-def test_every_weight_of_every_network_is_trained(network: ModelConfig, norm: Norm) -> None:
+def test_every_weight_of_every_network_is_trained(network: Model, norm: Norm) -> None:
     if network.name == "mlp" and norm.name in ("instance", "gain_control"):
         return
     model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
@@ -148,7 +151,7 @@ def test_every_weight_of_every_network_is_trained(network: ModelConfig, norm: No
     [(Cnn(depth=5, width=8, pool_every=5), "bgbgb"), (Mlp(depth=4), "bgbg"), (Resnet(depth=14), "b" + "bg" * 6)],
     ids=["cnn", "mlp", "resnet"],
 )
-def test_every_second_norm(network: ModelConfig, kinds: str) -> None:
+def test_every_second_norm(network: Model, kinds: str) -> None:
     model = build_model(network, Ghost(groups=4, every_second="group"), channels=1, image_size=8, classes=10, seed=0)
     known = {nn.BatchNorm1d: "b", nn.BatchNorm2d: "b", nn.GroupNorm: "g"}
     layers = [module for module in model.modules() if type(module) in known]

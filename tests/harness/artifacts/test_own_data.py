@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bnlab.harness.artifacts import data, shifts
 from bnlab.harness.artifacts.data import Dataset, OwnData, load_dataset
-from bnlab.harness.artifacts.models import Cnn
+from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.own_data import read_own
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run

@@ -12,10 +12,11 @@ from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
 from bnlab.harness.artifacts import producing, states
+from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import build_announcer, ensure_trained, format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Progress, Sgd
+from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.jobs import attempt, execute, list_failures
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from bnlab.harness.artifacts.data import Digits, Flippable, Glyphs, Published
-from bnlab.harness.artifacts.models import Cnn, Resnet, Torchvision
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models.resnet import Resnet
+from bnlab.harness.artifacts.models.torchvision_models import Torchvision
 from bnlab.harness.artifacts.norms.batch import Batch
 from bnlab.harness.artifacts.norms.ghost import Ghost
 from bnlab.harness.artifacts.norms.group import Group
 from bnlab.harness.artifacts.norms.layer import Layer
 from bnlab.harness.artifacts.norms.none import NoNorm
 from bnlab.harness.artifacts.norms.renorm import Renorm
+from bnlab.harness.artifacts.optimizers.adamw import AdamW
+from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.settings import Config, list_steps, network, network_hash
-from bnlab.harness.artifacts.training import AdamW, Sgd
 
 PLAIN = Config()
 

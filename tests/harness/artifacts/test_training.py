@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from bnlab.harness.artifacts.data import Split
-from bnlab.harness.artifacts.models import Cnn, build_model
+from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.optimizers import Optimizer
+from bnlab.harness.artifacts.optimizers.adamw import AdamW
+from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.training import (
     ORDERS,
-    AdamW,
     Batches,
     Diverged,
-    OptimizerConfig,
     Progress,
     Seeds,
-    Sgd,
-    build_optimizer,
     steps_per_epoch,
     train,
 )
@@ -100,14 +100,14 @@ def test_learning_rate_schedules() -> None:
 @pytest.mark.parametrize(("scaling", "factor"), [("sqrt", 2.0), ("linear", 4.0), ("none", 1.0)])
 def test_learning_rate_scaling(scaling: str, factor: float) -> None:
     config = AdamW(lr=0.1, lr_scaling=scaling, weight_decay=0.3)
-    optimizer = build_optimizer(config, torch.nn.Linear(2, 2), 512)
+    optimizer = config.build(torch.nn.Linear(2, 2).parameters(), 512)
     assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] == 0.3
     assert optimizer.defaults["lr"] == pytest.approx(0.1 * factor)
 
 
-def start(config: OptimizerConfig) -> Progress:
+def start(config: Optimizer) -> Progress:
     model = build_model(Cnn(depth=1, width=4), channels=1, image_size=8, classes=10, seed=0)
-    return Progress(model, build_optimizer(config, model, 8), step=0)
+    return Progress(model, config.build(model.parameters(), 8), step=0)
 
 
 def test_a_loop_by_hand_gives_the_same_weights() -> None:

@@ -11,9 +11,9 @@ import torch
 
 from bnlab import decompose, gap
 from bnlab.estimators import EMA
+from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import Sgd
 from bnlab.harness.errors import JobError
 from bnlab.harness.measurements import find_measurement, find_scope
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics

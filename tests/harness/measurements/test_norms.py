@@ -11,7 +11,9 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load, measurements
-from bnlab.harness.artifacts.models import Cnn, Mlp, ModelConfig
+from bnlab.harness.artifacts.models import Model
+from bnlab.harness.artifacts.models.cnn import Cnn
+from bnlab.harness.artifacts.models.mlp import Mlp
 from bnlab.harness.artifacts.norms.ghost import Ghost
 from bnlab.harness.artifacts.norms.none import NoNorm
 from bnlab.harness.artifacts.producing import ensure_trained
@@ -26,7 +28,7 @@ BARE = Config(norm=NoNorm(), batch_size=64, epochs=3, evaluate_at=[0.5, 1.0], th
 
 
 @pytest.mark.parametrize("model", [Cnn(width=16), Mlp(depth=2, width=64)], ids=lambda m: m.name)
-def test_it_trains(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measurements = ["gaps", "evaluations", "drift"]
     config = replace(BARE, model=model, results=str(tmp_path), measurements=measurements, accuracy_at="all")
     prepare([config])

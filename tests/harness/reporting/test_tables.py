@@ -134,9 +134,7 @@ def test_tables_as_csv_stay_those_of_the_parts(tmp_path: Path) -> None:
 
 def test_load(tmp_path: Path) -> None:
     """From parts, from tables without networks, or not at all."""
-    with pytest.raises(
-        UserError, match=r"no results for 'x' in .*; run: bnlab sweep name=x res.*experiment=x"
-    ):
+    with pytest.raises(UserError, match=r"no results for 'x' in .*; run: bnlab sweep name=x res.*experiment=x"):
         tables.load("x", tmp_path)
     write(tmp_path / "x", "old", rows([0.1], 1.0))
     assert len(tables.load("x", tmp_path)["gaps"]) == 1

@@ -1,0 +1,92 @@
+"""What a model is: its settings, which norms it can have, and the network that it builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from bnlab.harness.artifacts.norms import Norm, NormBuilder
+from bnlab.harness.artifacts.norms.batch import Batch
+from bnlab.harness.components import Component, setting
+from bnlab.harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images [N, channels, image_size, image_size] that a network is given, and how many classes it tells apart."""
+
+    channels: int
+    image_size: int
+    classes: int
+
+
+@dataclass(unsafe_hash=True)
+class Model(Component):
+    """Which network.
+
+    Attributes:
+        has_maps: whether its norms are given images' maps [N, C, H, W]; otherwise units [N, C].
+        is_layered: whether it is made of layers of ours, whose norm can be chosen, and which need no memory to be
+            counted.
+    """
+
+    group: ClassVar[str] = "model"
+    has_maps: ClassVar[bool] = True
+    is_layered: ClassVar[bool] = False
+
+    def check(self, norm: Norm) -> None:
+        """Raise UserError for a value out of range, or a norm that the network cannot have."""
+        if norm != Batch():
+            raise UserError(f"norm={norm.name}: {self.name} has normalization of its own; use model=cnn, resnet or mlp")
+
+    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+        """Build the network; its weights are drawn from torch's global generator."""
+        raise NotImplementedError
+
+
+@dataclass(unsafe_hash=True)
+class Layered(Model):
+    """A network of ours, whose norm can be chosen."""
+
+    is_layered: ClassVar[bool] = True
+    depth: int = setting(3, "layers", at_least=1)
+    width: int = setting(32, "channels or units of the first layer", at_least=1)
+
+    def check(self, norm: Norm) -> None:
+        if norm.needs_maps and not self.has_maps:
+            reason = f"a unit of an {self.name} has one value, not a map"
+            raise UserError(f"norm={norm.name}: {reason}; use model=cnn or resnet")
+        if self.width % norm.divisor:
+            raise UserError(f"norm.groups={norm.divisor}: must divide model.width={self.width}")
+
+
+def build_model(
+    model: Model,
+    norm: Norm | None = None,
+    *,
+    channels: int,
+    image_size: int,
+    classes: int,
+    seed: int,
+    steps: int = 1,
+) -> nn.Module:
+    """Build the network for images [N, channels, image_size, image_size], in channels_last and train mode.
+
+    Args:
+        model: which network, with settings that have been checked.
+        norm: its norm; batch norm by default.
+        channels: of the images.
+        image_size: height and width of the images.
+        classes: that the network tells apart.
+        seed: what the weights depend on, alone; the caller's random state is left as it was.
+        steps: updates of its training, for norms that change over it.
+    """
+    norms = NormBuilder(norm or Batch(), of_images=model.has_maps, steps=steps)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
+        torch.default_generator.manual_seed(seed)
+        network = model.build(Inputs(channels, image_size, classes), norms)
+    return network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch

@@ -1,0 +1,47 @@
+"""model=torchvision"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from bnlab.harness.artifacts.models.base import Inputs, Model
+from bnlab.harness.artifacts.norms import Norm, NormBuilder
+from bnlab.harness.artifacts.vision import torchvision
+from bnlab.harness.checks import require_one_of
+from bnlab.harness.components import add_choice
+
+
+@dataclass(unsafe_hash=True)
+class Torchvision(Model):
+    """An untrained classifier of torchvision.models, chosen by `model.name`."""
+
+    has_any_name: ClassVar[bool] = True
+    name: str = "resnet18"
+
+    def check(self, norm: Norm) -> None:
+        require_one_of("model.name", self.name, torchvision().models.list_models(module=torchvision().models))
+        super().check(norm)
+
+    def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
+        # With auxiliary heads these two return a tuple in train mode.
+        has_heads = self.name in ("googlenet", "inception_v3")
+        single_output = {"aux_logits": False, "init_weights": True} if has_heads else {}
+        model: nn.Module = torchvision().models.get_model(
+            self.name, weights=None, num_classes=inputs.classes, **single_output
+        )
+        if inputs.channels == 1:
+            _take_gray_images(model)
+        return model
+
+
+def _take_gray_images(model: nn.Module) -> None:
+    """Sum the first kernels over the colours: the same as showing the gray image in all three."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
+    first.in_channels = 1
+
+
+add_choice("torchvision", Torchvision())
