@@ -47,7 +47,8 @@ FOLDERS = {
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
-    *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "bnlab.files"),
+    *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
+    "bnlab.files",
     *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "reporting")),
 }
 SHARED = {f"experiments.{name}" for name in ("catalogue", "margins")}  # by several questions
@@ -56,6 +57,7 @@ PACKAGED = {
     "hydra": "hydra-core",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
+    "markdown_it": "markdown-it-py",
 }  # where the names differ
 OURS = {"bnlab", "experiments", "benchmarks", "tests"}
 
