@@ -5,103 +5,232 @@ from __future__ import annotations
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.command import run_command
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.answer import Answer
+    from bnlab.harness.reporting.experiment import Figure, Tables
+    from bnlab.harness.reporting.overview import Overview
 
-USAGE = """usage: bnlab report [experiment=NAME [name=NAME]] [results=FOLDER]
+USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [results=FOLDER]
 
-Draw the figures of an experiment from its tables, and print the verdicts on its claims. Without an experiment: of all
-that have results; writes ANSWERS.md, report.html, a README.md for each. The committed: results=results/reference."""
+experiment=NAME    figures and verdicts of a question (with name=NAME, of a sweep under another name)
+name=NAME          figures and a page of any sweep, by what was swept, without a question
+without either     figures and verdicts of all questions that have results; writes ANSWERS.md, report.html and a
+                   README.md for each; the committed ones: results=results/reference
+
+The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
 REFERENCE, FILES = (Path(__file__).parents[1] / folder for folder in ("results/reference", "conf/experiment"))
+_ROWS = 12  # of a table that are printed
 
 
 def main() -> int:
-    """Figures, and verdicts in aligned lines; exit 2 for a user's mistake."""
+    """Draw figures and print verdicts in aligned lines; exit 2 for a user's mistake."""
     return run_command(_report, USAGE)
 
 
 def _report(words: list[str]) -> int:
     from bnlab.harness.errors import UserError
-    from bnlab.harness.reporting.answer import READING
     from experiments.catalogue import list_questions
 
     given = dict(word.split("=", 1) for word in words if "=" in word)
     unknown = [word for word in words if word.partition("=")[0] not in ("experiment", "name", "results")]
-    if unknown or len(given) < len(words) or ("name" in given and "experiment" not in given):
-        raise UserError(f"{(unknown or words)[0]}: there are experiment=NAME, beside it name=NAME, and results=FOLDER")
-    results, answers = Path(given.get("results", "results")), []
-    if "experiment" in given:
-        _report_one(given["experiment"], given.get("name", given["experiment"]), results)
-    for name in () if "experiment" in given else list_questions():
-        if any((results / name / kind).is_dir() for kind in ("parts", "tables")):
-            try:
-                answers.append(_report_one(name, name, results))
-            except UserError as error:  # as of half a sweep
-                print(f"{name} is left out: {error}", file=sys.stderr)
-    if not answers and "experiment" not in given:
+    if unknown or len(given) < len(words):
+        raise UserError(f"{(unknown or words)[0]}: there are experiment=NAME, name=NAME and results=FOLDER")
+    results = Path(given.get("results", "results"))
+    name = given.get("name", given.get("experiment", ""))
+    experiment = given.get("experiment", name)
+    if not name:
+        return _report_all(results)
+    if "experiment" in given or name in list_questions():
+        return _report_questions({experiment: name}, results)
+    return _report_sweep(name, results)
+
+
+def _report_all(results: Path) -> int:
+    """Report on all questions that have results, write their pages, and say how own sweeps are drawn."""
+    from bnlab.harness.errors import UserError
+    from experiments.catalogue import list_questions
+
+    measured = sorted({path.parent.name for kind in ("parts", "tables") for path in results.glob(f"*/{kind}")})
+    questions = [name for name in list_questions() if name in measured]
+    own = [name for name in measured if name not in questions]
+    if not measured:
         raise UserError(f"no results in {results}/; run: bnlab sweep experiment=quickstart")
-    others = {path.parent.name for path in results.glob("*/parts")} - {answer.experiment.name for answer in answers}
-    if others and "experiment" not in given:
-        print(f"left out: {', '.join(sorted(others))}; of one: experiment=QUESTION name=NAME", file=sys.stderr)
+    for name in own:
+        command = _write_command("report", f"name={name}", results)
+        print(f"{name} has no question; its figures: {command}", file=sys.stderr)
+    if not questions:
+        return 2
+    return _report_questions({name: name for name in questions}, results, are_all=True)
+
+
+def _report_questions(names: Mapping[str, str], results: Path, are_all: bool = False) -> int:
+    """Report on questions.
+
+    Args:
+        names: of the tables, by that of the question.
+        results: the folder of all results.
+        are_all: those that cannot be reported on are left out, and pages are written.
+
+    Returns:
+        The exit code.
+    """
+    from bnlab.harness.errors import NoRows, UserError
+    from bnlab.harness.reporting.answer import READING
+
+    answers: list[Answer] = []
+    failures = 0
+    for experiment, name in names.items():
+        try:
+            answer, failed = _report_one(experiment, name, results)
+        except UserError as error:
+            if not are_all:
+                raise
+            failures += not isinstance(error, NoRows)
+            print(f"{experiment} is left out: {error}", file=sys.stderr)
+            continue
+        answers.append(answer)
+        failures += failed
+    if not answers:
+        raise UserError(f"no question can be answered from {results}/")
     print(textwrap.fill(READING.replace("*", ""), 110))
-    if answers:
+    if are_all:
         _write_pages(answers, results)
-    return 0
+    return 1 if failures else 0
 
 
-def _report_one(experiment: str, name: str, results: Path) -> Answer:
-    """Draw every figure of an experiment, and print the verdicts on its claims."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+def _report_one(experiment: str, name: str, results: Path) -> tuple[Answer, int]:
+    """Draw every figure of a question, and print the verdicts on its claims; the answer, and how many failed."""
     from bnlab.harness.errors import NoRows
-    from bnlab.harness.reporting import drawing, style
     from bnlab.harness.reporting.answer import compose_answer
     from bnlab.harness.reporting.tables import load
     from experiments.catalogue import find_experiment
 
     question, tables = find_experiment(experiment), load(name, results)
+    if "runs" not in tables or tables["runs"].empty:
+        raise NoRows(f"no network of {name} has been measured in {results}/")
     commands = question.command or "\n".join(_list_commands(experiment, results))
-    answer = _call(f"claims of {experiment}", compose_answer, replace(question, command=commands), tables)
+    answer = compose_answer(replace(question, command=commands), tables)
+    unscored = answer.list_unscored()
+    for claim, reason in unscored.items():
+        print(f"claim {claim} of {experiment} cannot be scored: {reason}", file=sys.stderr)
+    _, failed = _draw_figures(experiment, question.figures, tables, results / name / "figures")
+    print("\n".join(["", f"{experiment}: {question.question}", *_describe(answer), ""]))
+    return answer, len(unscored) + failed
+
+
+def _draw_figures(
+    name: str, figures: Mapping[str, Figure], tables: Tables, folder: Path
+) -> tuple[dict[str, Path], int]:
+    """Draw all figures that can be drawn: the PNGs by their names, and how many others there are that have values."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from bnlab.harness.errors import NoRows, where_raised
+    from bnlab.harness.reporting import drawing, style
+
+    paths: dict[str, Path] = {}
+    failed = 0
     with style.paper():
-        for key, figure in question.figures.items():
+        for key, figure in figures.items():
             try:
-                drawn = _call(f"figure {key} of {experiment}", drawing.draw, key, figure, tables)
+                drawn = drawing.draw(key, figure, tables)
             except NoRows as error:  # as where it is of other estimators than were swept
                 print(f"{error}; it is left out", file=sys.stderr)
                 continue
-            print(drawing.save(drawn, results / name / "figures", key, pdf=results.resolve() != REFERENCE))
-    print("\n".join(["", f"{experiment}: {question.question}", *_describe(answer), ""]))
-    return answer
+            except (Exception, SystemExit) as error:  # the code of a question may raise either
+                pyplot.close("all")
+                failed += 1
+                print(f"figure {key} of {name} cannot be drawn: {where_raised(error)}", file=sys.stderr)
+                continue
+            paths[key] = drawing.save(drawn, folder, key, pdf=not folder.resolve().is_relative_to(REFERENCE))
+            print(paths[key])
+    return paths, failed
+
+
+def _report_sweep(name: str, results: Path) -> int:
+    """Draw the figures of any sweep, write its page, and print the first rows of its table; the exit code."""
+    from bnlab.harness.errors import NoRows, UserError
+    from bnlab.harness.reporting.overview import make_overview
+    from bnlab.harness.reporting.page import write_overview
+    from bnlab.harness.reporting.tables import load
+
+    try:
+        overview = make_overview(name, load(name, results))
+    except NoRows as error:
+        raise UserError(f"{name}: {error}") from error
+    print("\n".join(_summarize(overview)))
+
+    folder = results / name
+    figures = overview.experiment.figures
+    paths, failed = _draw_figures(name, figures, overview.swept.tables, folder / "figures")
+    words = [name] if str(results) == "results" else [name, str(results)]
+    page = write_overview(
+        overview,
+        paths,
+        tables=folder / "tables",
+        load=f"bnlab.harness.load({', '.join(map(repr, words))})",
+        command=_find_command(folder),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    print(path)
+    return 1 if failed else 0
+
+
+def _summarize(overview: Overview) -> Iterator[str]:
+    """Lines on what was swept, and the first rows of the table."""
+    for note in overview.notes:
+        yield textwrap.fill(note, 110)
+    for words, values in overview.swept.list_swept().items():
+        yield f"  {words}: {values}"
+    yield ""
+    yield overview.table.head(_ROWS).to_string(index=False)
+    more = len(overview.table) - _ROWS
+    if more > 0:
+        yield f"... {more} more on the page"
+    yield ""
+
+
+def _find_command(folder: Path) -> str:
+    """The words of the last sweep under a name, of which Hydra keeps a note; empty where there is none."""
+    import yaml
+
+    of_many = folder / "hydra" / "multirun.yaml"
+    of_one = folder / "hydra" / ".hydra" / "hydra.yaml"
+    written = [path for path in (of_many, of_one) if path.exists()]
+    if not written:
+        return ""
+
+    last = max(written, key=lambda path: path.stat().st_mtime)
+    notes = yaml.safe_load(last.read_text(encoding="utf-8"))
+    words = ["bnlab", "sweep"]
+    if last == of_many:
+        words.append("-m")
+    words += notes["hydra"]["overrides"]["task"]
+    return shlex.join(words)
+
+
+def _write_command(command: str, word: str, results: Path) -> str:
+    """A command with a word and the folder of results, as it can be typed."""
+    words = [word] if str(results) == "results" else [word, f"results={results}"]
+    return shlex.join(["bnlab", command, *words])
 
 
 def _list_commands(experiment: str, results: Path) -> Iterator[str]:
     """A sweep for each file that writes these tables: `drift`, `drift_terms`."""
-    words = [f"results={results}"] * (str(results) != "results" and results.resolve() != REFERENCE)
+    at = Path("results") if results.resolve() == REFERENCE else results
     for path in sorted(FILES.glob("*.yaml")):
         if f"\nname: {experiment}\n" in path.read_text(encoding="utf-8"):
-            yield shlex.join(["bnlab", "sweep", f"experiment={path.stem}", *words])
-
-
-def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns; an error in a question's code becomes a UserError with its line."""
-    from bnlab.harness.errors import UserError, where_raised
-
-    try:
-        return function(*arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        below = error.__traceback__ and error.__traceback__.tb_next  # without the line above
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
-        raise UserError(f"{what}{notes}: {where_raised(error.with_traceback(below))}") from error
+            yield _write_command("sweep", f"experiment={path.stem}", at)
 
 
 def _describe(answer: Answer) -> list[str]:

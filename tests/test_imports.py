@@ -41,8 +41,8 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors population",
-    "harness.artifacts": "cores vision own pixels own_data glyphs published data shifts norms models optimizers training "
-    "settings runs freezing averaging states live producing trying",
+    "harness.artifacts": "cores vision own pixels own_data glyphs published data shifts norms models optimizers "
+    "training settings runs freezing averaging states live producing trying",
     "harness.artifacts.models": "base blocks cnn mlp own_model resnet torchvision_models",
     "harness.artifacts.norms": "base batch gain_control ghost group instance layer none renorm",
     "harness.artifacts.optimizers": "base adamw sgd",
@@ -50,7 +50,8 @@ FOLDERS = {
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
-    *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "bnlab.files"),
+    *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
+    "bnlab.files",
     *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "reporting")),
 }
 SHARED = {f"experiments.{name}" for name in ("catalogue", "margins")}  # by several questions
@@ -59,6 +60,7 @@ PACKAGED = {
     "hydra": "hydra-core",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
+    "markdown_it": "markdown-it-py",
 }  # where the names differ
 OURS = {"bnlab", "experiments", "benchmarks", "tests"}
 

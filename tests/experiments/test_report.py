@@ -11,7 +11,7 @@ import pytest
 
 from bnlab.harness.reporting.experiment import Tables
 from experiments import reference
-from experiments.questions import quickstart
+from experiments.questions import momentum, quickstart
 from tests.experiments.commands import ROOT, Call
 
 TABLES = ROOT / "results" / "reference" / "quickstart" / "tables"
@@ -58,7 +58,7 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
             "no results for 'quickstart' in nowhere/; run: bnlab sweep ",
         ),
         ("results=nowhere", "no results in nowhere/; run: bnlab sweep experiment=quickstart"),
-        ("name=mine", "name=mine: there are experiment=NAME, beside it name=NAME, and results=FOLDER"),
+        ("name=mine results=nowhere", "no results for 'mine' in nowhere/"),
         ("seed=3", "seed=3: there are experiment=NAME"),
         ("quickstart", "quickstart: there are experiment=NAME"),
         ("-m", "-m: no such option"),
@@ -74,10 +74,78 @@ def test_errors_of_a_question_have_their_line(folder: Path, call: Call, monkeypa
         raise KeyError("oops")
 
     claim = replace(quickstart.EXPERIMENT.claims["default_costs_early"], score=fail)  # type: ignore[arg-type]
-    broken = replace(quickstart.EXPERIMENT, claims={"broken": claim})
+    broken = replace(quickstart.EXPERIMENT, claims={"broken": claim}, figures={})
     monkeypatch.setattr(quickstart, "EXPERIMENT", broken)
     done = call("report experiment=quickstart", f"results={folder}")
-    assert done.code == 2 and "claims of quickstart (claim broken): tests/experiments/test_report.py:" in done.err
+    assert done.code == 1
+    assert "claim broken of quickstart cannot be scored: tests/experiments/test_report.py:" in done.err
+    assert "cannot be scored (tests/experiments/test_report.py:" in done.out
+
+
+def test_what_fails_is_named_and_the_rest_is_decided_and_drawn(
+    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(tables: Tables) -> pd.DataFrame:
+        raise KeyError("oops")
+
+    claims = {**quickstart.EXPERIMENT.claims}
+    claims["default_costs_early"] = replace(claims["default_costs_early"], score=fail)
+    figures = {"gap": replace(quickstart.EXPERIMENT.figures["gap"], score=fail)}
+    figures["estimators"] = quickstart.EXPERIMENT.figures["estimators"]
+    monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, claims=claims, figures=figures))
+
+    done = call("report", f"results={folder}")
+
+    assert done.code == 1 and "figure gap of quickstart cannot be drawn: tests/experiments/test_report.py:" in done.err
+    assert (folder / "quickstart" / "figures" / "estimators.png").exists()
+    page = (folder / "quickstart" / "README.md").read_text()
+    assert page.count("| holds |") > 3 and page.count("cannot be scored") == 1
+
+
+def test_a_question_that_cannot_be_imported_is_left_out(
+    folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "quickstart", folder / "momentum")
+    monkeypatch.delattr(momentum, "EXPERIMENT")
+    monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={}))
+    done = call("report", f"results={folder}")
+    assert done.code == 1 and "momentum is left out: experiments/questions/momentum.py has to define" in done.err
+    assert (folder / "quickstart" / "README.md").exists()
+
+
+def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
+    done = call("report name=adhoc", f"results={results}")
+
+    assert (done.code, done.err) == (0, "")
+    assert "4 networks, 2 seeds.\n  batch size: 32, 256\n  seed: 0, 1\n  momentum: 0.01, 0.1\n" in done.out
+    assert "average of all batches" in done.out and done.out.endswith(f"{results}/adhoc/report.html\n")
+    names = sorted(path.name for path in (results / "adhoc" / "figures").glob("*.png"))
+    assert names == ["accuracy.png", "gap.png", "gap_training.png"]
+    page = (results / "adhoc" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and "src=" not in page.replace('src="data:image', "")
+    assert "bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 &#39;momentum=[0.01,0.1]&#39;" in page
+
+
+def test_own_sweeps_are_hinted_at_with_a_command_that_works(results: Path, call: Call) -> None:
+    done = call("report", f"results={results}")
+    assert done.code == 2
+    (command,) = done.err.splitlines()
+    words = command.partition("bnlab ")[2]
+    assert words == f"report name=adhoc results={results}" and call(words).code == 0
+
+
+def test_names_and_settings_are_no_html(results: Path, call: Call) -> None:
+    name = "<img src=x>"
+    (results / "adhoc").rename(results / name)
+    done = call("report", f"name={name}", f"results={results}")
+    page = (results / name / "report.html").read_text()
+    assert done.code == 0 and name not in page and "<h1>&lt;img src=x&gt;</h1>" in page
+
+
+def test_the_name_of_a_question_means_the_question(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={}))
+    done = call("report name=quickstart", f"results={folder}")
+    assert done.code == 0 and "31.8 [28.2, 35.5]       n=15  holds" in done.out
 
 
 def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import NOT_TESTED, Claim, Experiment, Tables, answers
-from bnlab.harness.reporting.frames.selection import RESULTS, name_value
+from bnlab.harness.reporting.experiment import CANNOT_BE_SCORED, NOT_TESTED, Claim, Experiment, Tables, answers
+from bnlab.harness.reporting.frames.selection import list_values, list_varied, name_value
 
 READING = (
     "Numbers are means over seeds with the 95% interval of each line by itself. A line *holds* if a one-sided t test "
@@ -24,7 +24,6 @@ READING = (
 # Settings that are named where all networks share them.
 _SHARED = ("data", "data.images", "model", "model.depth", "norm", "batch_size", "epochs", "optimizer", "lr", "schedule")
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
-_DERIVED = ("run", "steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,15 @@ class Answer:
             if not number or number in (claim.answers or self.experiment.answers)
         ]
 
+    def list_unscored(self) -> dict[str, str]:
+        """Say of each claim that cannot be scored why, by its name."""
+        unscored = self.frame[self.frame["verdict"] == CANNOT_BE_SCORED]
+        return dict(zip(unscored["claim"], unscored["note"], strict=True))
+
 
 def _write_number(row: dict[Hashable, Any]) -> str:
+    if row["n"] == 0:
+        return ""
     if row["verdict"] == NOT_TESTED:
         return count_share(row["mean"], row["n"])
     return format_number(row["mean"], row["low"], row["high"])
@@ -79,31 +85,42 @@ def count_share(share: float, n: int) -> str:
 
 
 def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
-    """The verdicts on an experiment's claims, and what was measured; raises as `experiment.answers`."""
-    runs, frame = tables["runs"], answers(experiment, tables)
-    seeds = " to ".join(dict.fromkeys(f"{n}" for n in (frame["n"].min(), frame["n"].max())))
-    return Answer(experiment, frame, f"{_list_values(runs['data'])}, n = {seeds}", describe_networks(runs))
+    """Decide the claims of an experiment, and say what was measured."""
+    runs = tables["runs"]
+    frame = answers(experiment, tables)
+    basis = [list_values(runs["data"]), *_count_seeds(frame)]
+    return Answer(experiment, frame, ", ".join(basis), describe_networks(runs))
+
+
+def _count_seeds(frame: pd.DataFrame) -> list[str]:
+    """In words, how many seeds the verdicts on claims are of that could be scored; nothing where there is none."""
+    scored = frame[frame["verdict"] != CANNOT_BE_SCORED]
+    if scored.empty:
+        return []
+    bounds = dict.fromkeys((f"{scored['n'].min()}", f"{scored['n'].max()}"))
+    return [f"n = {' to '.join(bounds)}"]
 
 
 def describe_networks(runs: pd.DataFrame) -> str:
     """How many networks, in what they differ, what they have in common, and that this was not varied."""
-    settings = [str(column) for column in runs if column not in _DERIVED]
-    varied = [column for column in settings if runs[column].nunique(dropna=False) > 1]
-    differing = runs[varied].astype(str).T.drop_duplicates().index  # `lr` and `optimizer.lr` are the same
-    shared = [column for column in _SHARED if column in runs and column not in varied]
-    named = ", ".join(name_value(column, _list_values(runs[column])) for column in (*differing, *shared))
+    varied = list_varied(runs)
+    shared = [column for column in _SHARED if column in runs and runs[column].nunique(dropna=False) == 1]
+    named = ", ".join(name_value(column, list_values(runs[column])) for column in (*varied, *shared))
+    note = "What all of them share was not varied: it may change the answer."
+    return f"{count_networks(runs)}: {named}.{say_unfinished(runs)} {note}"
+
+
+def count_networks(runs: pd.DataFrame) -> str:
+    """Count networks and seeds, as `4 networks, 2 seeds`."""
+    count, seeds = len(runs), runs["seed"].nunique()
+    return f"{count} network{'s' * (count > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def say_unfinished(runs: pd.DataFrame) -> str:
+    """Say in a sentence, after a space, how many networks have diverged or failed; nothing if none has."""
     statuses = list(runs.get("status", ()))
     unfinished = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
-    note = f" Of these {' and '.join(unfinished)}: means are of the rows that there are." if unfinished else ""
-    count, seeds = len(runs), runs["seed"].nunique()
-    counts = f"{count} network{'s' * (count > 1)}, {seeds} seed{'s' * (seeds > 1)}"
-    return f"{counts}: {named}.{note} What all of them share was not varied: it may change the answer."
-
-
-def _list_values(values: pd.Series) -> str:
-    return ", ".join(
-        f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(values.dropna().unique())
-    )
+    return f" Of these {' and '.join(unfinished)}: means are of the rows that there are." if unfinished else ""
 
 
 def round_numbers(mean: float, low: float, high: float) -> list[str]:

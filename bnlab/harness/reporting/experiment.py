@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bnlab.harness.errors import NoRows
+from bnlab.harness.errors import NoRows, where_raised
 from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS, Score, Tables
 from bnlab.harness.reporting.frames.selection import name_value, put_in_order
 from bnlab.harness.reporting.plots import Plot
@@ -24,6 +24,8 @@ A one-sided test at 2.5% agrees with the 95% interval: what holds by itself has 
 """
 NOT_MEASURED = "not measured"
 """The verdict on a condition, or a claim, for which there is no row."""
+CANNOT_BE_SCORED = "cannot be scored"
+"""The verdict on a claim whose score raises; the note says why."""
 NOT_TESTED = "not tested"
 """The verdict on a share of so few networks that no count of them could decide."""
 NO_SPREAD = "the same for all seeds, not tested"
@@ -147,24 +149,35 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     Returns:
         A row for each condition of each claim, with the columns experiment, claim, condition, where (the condition as
         a tuple of words, in the same order in all rows of a claim), mean, low, high (the 95% interval of the condition
-        alone), n, verdict and note (see `judge`). A claim without rows has one without numbers, *not measured*.
+        alone), n, verdict and note (see `judge`). A claim without rows has one without numbers, *not measured*; so has
+        one whose score raises, *cannot be scored*, noting the line of the question's code and the reason.
     """
-    claims = experiment.claims.items()
-    found = [(experiment.name, name, *row) for name, claim in claims for row in _decide(name, claim, tables)]
+    found: list[tuple[Any, ...]] = []
+    for name, claim in experiment.claims.items():
+        found += [(experiment.name, name, *row) for row in _decide(claim, tables)]
     return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *NUMBERS, "verdict", "note"])
 
 
-def _decide(name: str, claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
+def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
     """Condition, where, mean, low, high, n, verdict and note of each condition."""
     try:
-        frame = claim.score(tables)
+        return _score(claim, tables)
     except NoRows:
-        frame = pd.DataFrame()
-    except Exception as error:
-        error.add_note(f"claim {name}")
-        raise
+        return [_leave_open("no rows", NOT_MEASURED)]
+    except (Exception, SystemExit) as error:  # the code of a question may raise either
+        return [_leave_open("all conditions", CANNOT_BE_SCORED, where_raised(error))]
+
+
+def _leave_open(condition: str, verdict: str, note: str = "") -> tuple[Any, ...]:
+    """A row of `_decide` for a claim without numbers."""
+    return condition, (condition,), np.nan, np.nan, np.nan, 0, verdict, note
+
+
+def _score(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
+    """As `_decide`, of a claim whose score has rows."""
+    frame = claim.score(tables)
     if frame.empty:
-        return [("no rows", ("no rows",), np.nan, np.nan, np.nan, 0, NOT_MEASURED, "")]
+        raise NoRows("no rows")
 
     frame = _in_order(frame)
     judged = judge(frame, claim.rule)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,14 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup, escape
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+from PIL import Image
 
 from bnlab.harness.reporting.answer import READING, Answer
+from bnlab.harness.reporting.overview import Overview
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
+from bnlab.harness.reporting.style import PIXELS
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,51 @@ def write_html(
         catalogue, answers, added_seeds: see `write_markdown`.
         figures: PNGs by the names of experiment and figure; those that do not exist are left out.
     """
-    images = {key: base64.b64encode(path.read_bytes()).decode() for key, path in figures.items() if path.exists()}
+    images = {key: _encode(path) for key, path in figures.items() if path.exists()}
     return _render("page.html", catalogue, answers, images, added_seeds)
 
 
+def write_overview(overview: Overview, figures: Mapping[str, Path], tables: Path, load: str, command: str) -> str:
+    """Write a page on a sweep without a question; it needs no other file.
+
+    Args:
+        overview: what the sweep shows.
+        figures: PNGs by the names of its figures; those that could not be drawn are left out.
+        tables: the folder of its tables.
+        load: the line of Python that reads them.
+        command: what continues the sweep; empty if that is not known.
+    """
+    images = [
+        {"title": overview.experiment.figures[name].title, "width": _measure_width(path), "image": _encode(path)}
+        for name, path in figures.items()
+    ]
+    return _load_template("overview.html").render(
+        name=overview.experiment.name,
+        notes=overview.notes,
+        swept=overview.swept.list_swept(),
+        shared=overview.swept.list_shared(),
+        figures=images,
+        table=overview.table,
+        tables=tables,
+        load=load,
+        command=command,
+    )
+
+
+def _encode(path: Path) -> str:
+    """The bytes of a file as they stand in a page."""
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _measure_width(path: Path) -> float:
+    """The width of a PNG in inches, in which its letters have the size that they were drawn with."""
+    with Image.open(path) as image:
+        return image.width / PIXELS
+
+
 def _mark(text: str) -> Markup:
-    """HTML of a paragraph of Markdown with bold and italic words, and code in backticks."""
-    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))
-    italic = re.sub(r"\*(.+?)\*", r"<i>\1</i>", bold)
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", italic))
+    """Render a paragraph of Markdown; HTML in it is shown as it is written."""
+    return Markup(MarkdownIt("commonmark", {"html": False}).renderInline(text))
 
 
 def _load_template(name: str) -> jinja2.Template:

@@ -40,6 +40,7 @@ ESTIMATORS: dict[str, tuple[str, str, Any]] = {
     "update_bn": ("batches averaged (update_bn)", _GREEN, _DASHED),
     "swa": ("batches averaged by size (SWA)", _GREEN, _DOTTED),
     "exact": ("exact population", _BLACK, _DASHED),
+    "none": ("without batch norm", _BLACK, _SOLID),
     "stale": ("EMA of the trained network", _SKY, _SOLID),
     "averaged": ("average of its buffers", _ORANGE, _DOTTED),
     "test_batch": ("test batch", _SKY, _DOTTED),
@@ -89,11 +90,15 @@ AXES = {
 }
 """Columns that are drawn across, by their name."""
 
-_TICKS, _RANGE = 10, 500  # the most written ticks, and range of an axis with ticks at 1, 2 and 5
+_TICKS, _RANGE = 10, 300  # the most written ticks, and range of an axis with ticks at 1, 2 and 5
+_NARROW = 1.3  # a range of a logarithmic axis that is divided as a linear one
+
+PIXELS = 160
+"""In an inch of a figure's PNG."""
 
 _RC: dict[Any, Any] = {
     "figure.dpi": 100,
-    "savefig.dpi": 160,
+    "savefig.dpi": PIXELS,
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -115,10 +120,15 @@ def paper() -> Iterator[None]:
         yield
 
 
-def name_series(frame: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The rows with a column `series`: the words of the legend for the value of `by`; numbers are put in order."""
+def name_series(frame: pd.DataFrame, by: str, x: str = "") -> pd.DataFrame:
+    """The rows with a column `series`: the words of the legend for the value of `by`; numbers are put in order.
+
+    An estimator has a series for each momentum, unless momenta are the column `x`, which is drawn across.
+    """
     if by == "estimator":
-        momenta = frame.get("momentum", pd.Series(np.nan, frame.index))
+        momenta = pd.Series(np.nan, frame.index)
+        if x != "momentum":
+            momenta = frame.get("momentum", momenta)
         return frame.assign(series=[estimator_label(*pair) for pair in zip(frame[by], momenta, strict=True)])
     ordered = frame.sort_values(by, kind="stable") if pd.api.types.is_numeric_dtype(frame[by]) else frame
     return ordered.assign(series=[name_value(by, value) for value in ordered[by]])
@@ -200,6 +210,7 @@ def write_out_decades(ax: Axes) -> None:
     """Have numbers on logarithmic axes that span less than two powers of ten, as 0.5 and not 5 × 10⁻¹."""
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         if isinstance(axis.get_major_formatter(), LogFormatter) and high < 100 * low:
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+            dense = LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7))
+            axis.set_major_locator(dense if high > _NARROW * low else MaxNLocator(4))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())

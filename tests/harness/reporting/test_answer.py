@@ -144,3 +144,23 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     (tmp_path / "cost.png").write_bytes(b"image")
     page = write_html(catalogue, answers, {("trial", "cost"): tmp_path / "cost.png"})
     assert "What is &lt;it&gt;?" in page and "<code>code</code>" in page and "base64,aW1hZ2U=" in page
+
+
+def test_html_in_prose_and_in_claims_is_shown_as_it_is_written() -> None:
+    questions = {
+        "Q1": "# What of <b>this</b>?\n\n**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word."
+    }
+    page = write_html(Catalogue(questions, {}, "First."), [], {})
+    assert "<strong>Bold</strong>, <em>italic</em>, <code>x &lt; y</code> &lt;script&gt;" in page
+    assert "&amp; more_than_one_word" in page and "What of &lt;b&gt;this&lt;/b&gt;?" in page
+
+
+def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
+    def fail(tables: object) -> pd.DataFrame:
+        raise KeyError("a | b")
+
+    claim = Claim("It costs.", fail, above(0.0, "points", "a reason"))
+    found = compose_answer(Experiment(answers=("Q1",), figures={}, claims={"costs": claim}, name="trial"), plant())
+    assert found.basis == "digits" and [*found.list_unscored()] == ["costs"]
+    line = next(line for line in write_experiment(found).splitlines() if line.startswith("| all conditions"))
+    assert line.startswith("| all conditions |  | 0 | cannot be scored (") and line.endswith("KeyError: 'a \\| b') |")

@@ -246,3 +246,22 @@ def test_a_minimum_at_the_end_of_the_sweep_is_that_end() -> None:
     frame = pd.DataFrame({"by": [1, 1, 1, 2, 2, 2], "x": [0.1, 0.5, 1.0] * 2, "y": [3.0, 2.0, 1.0, 1.0, 1.0, 1.0]})
     found = locate_minimum(frame, "x", "y", ["by"])
     assert found["x"].tolist() == pytest.approx([1.0, 0.1]) and found["at_end"].all()
+
+
+def test_what_has_to_match_is_matched_always() -> None:
+    """Where estimators are compared their momenta may differ, unless they are asked to agree."""
+    runs = pd.DataFrame({"run": "a", "seed": 0, "step": 1, "momentum": [0.1, 0.5]})
+    ema = runs.assign(estimator="ema", x=[5.0, 9.0])
+    debiased = runs.assign(estimator="ema_debiased", x=[1.0, 2.0])
+    frame = pd.concat([ema, debiased])
+
+    found = paired(frame, "x", "ema_debiased", matching=("run", "momentum"))
+
+    assert found[["momentum", "x"]].to_numpy().tolist() == [[0.1, 4.0], [0.5, 7.0]]
+    with pytest.raises(UserError, match="several rows of run a, step 1"):
+        paired(frame, "x", "ema_debiased")
+
+
+def test_what_is_compared_cannot_match() -> None:
+    with pytest.raises(UserError, match="momentum are compared, so that they cannot agree; leave momentum out"):
+        paired(rows(TABLES, "gaps", 1.0), "mean_gap", 0.1, along="momentum", matching=("run", "momentum"))

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure as Drawn
 from PIL import Image
 
-from bnlab.harness.errors import NoRows
+from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
@@ -64,12 +64,52 @@ def test_curves() -> None:
 
 def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
     frame = score("evaluations", "accuracy", ("panel", "estimator", "momentum", "epoch"), scale=100)(TABLES)
-    second = frame[frame["estimator"] == "exact"].assign(panel="later")
+    exact = frame[frame["estimator"] == "exact"]
+    second = exact[exact["panel"] == exact["panel"].iloc[0]].assign(panel="later")
     drawn = draw(Curves("epoch", "estimator", ACCURACY), pd.concat([frame, second]))
     assert list_names(drawn) == ["EMA (momentum 0.1)", "EMA (momentum 0.5)", "exact population"]
     colours = [{line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes]
     assert colours[0]["exact population"] == colours[1]["exact population"] == ESTIMATORS["exact"][1]
     assert colours[0]["EMA (momentum 0.1)"] != colours[0]["EMA (momentum 0.5)"]
+
+
+def plant_momenta(**levels: float) -> pd.DataFrame:
+    """Gaps of the EMA by momentum, and of estimators without one."""
+    curve = pd.DataFrame({"estimator": "ema", "momentum": [0.01, 0.1, 0.5], "mean": [3.0, 1.0, 2.0]})
+    others = pd.DataFrame({"estimator": [*levels], "momentum": np.nan, "mean": [*levels.values()]})
+    means = pd.concat([curve, others], ignore_index=True)
+    return means.assign(panel="p", low=means["mean"] * 0.9, high=means["mean"] * 1.1, n=3, log=False)
+
+
+def test_an_estimator_is_one_line_across_its_momenta_and_levels_are_in_the_legend() -> None:
+    drawn = draw(Curves("momentum", "estimator", GAP), plant_momenta(exact=0.5, cumulative=4.0))
+    (ax,) = drawn.axes
+    lines = {str(line.get_label()): line for line in ax.lines}
+    assert list_names(drawn) == ["EMA", "exact population", "average of all batches"]
+    np.testing.assert_array_equal(lines["EMA"].get_xdata(), [0.01, 0.1, 0.5])
+    colours = {name: str(line.get_color()).lower() for name, line in lines.items()}
+    wanted = {words: colour.lower() for words, colour, _ in ESTIMATORS.values() if words in colours}
+    assert colours == wanted
+    assert len(ax.collections) + len(ax.patches) == 3, "a band each"
+
+
+def test_the_legend_shows_a_level_as_it_is_drawn() -> None:
+    frame = plant_momenta(exact=0.5)
+    named = frame.assign(line=frame["estimator"].map({"ema": "running", "exact": "exact"}))
+    drawn = draw(Curves("momentum", "line", GAP, level="exact statistics"), named)
+    assert list_names(drawn) == ["running", "exact statistics"]
+    handle = drawn.legends[0].get_lines()[1]
+    (level,) = [line for line in drawn.axes[0].lines if line.get_label() == "exact statistics"]
+    assert handle.get_color() == level.get_color() and handle.get_linestyle() == level.get_linestyle() == "--"
+
+
+@pytest.mark.parametrize("plot", [Curves("epoch", "line", GAP), Forest("line", GAP)])
+def test_several_rows_at_one_place_are_refused(plot: Plot) -> None:
+    frame = pd.DataFrame({"panel": "p", "epoch": 1.0, "line": "a", "momentum": [0.1, 0.5], "mean": [1.0, 2.0],
+                          "low": 0.5, "high": 3.0, "n": 2, "log": False})  # fmt: skip
+    with pytest.raises(UserError, match=r"panel 'p' has 2 rows of 'a'.*, which differ in momentum 0.1, 0.5\nput it in"):
+        draw(plot, frame)
+    draw(plot, frame.assign(panel=["p", "q"]))
 
 
 def test_curves_over_words() -> None:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import frames
 from bnlab.harness.reporting.experiment import (
+    CANNOT_BE_SCORED,
     NO_SPREAD,
     Claim,
     Experiment,
@@ -229,3 +231,18 @@ def test_a_claim_without_rows_is_not_measured_and_may_tell_nothing_apart() -> No
     found = answer(nothing, whole)
     assert found["condition"].to_list() == ["no rows", ""] and found["verdict"].to_list()[0] == "not measured"
     assert answer().empty
+
+
+@pytest.mark.parametrize("error", [KeyError("oops"), UserError("no column 'x'"), SystemExit("enough")])
+def test_a_claim_that_cannot_be_scored_says_why_and_leaves_the_others(error: BaseException) -> None:
+    def fail(tables: Any) -> pd.DataFrame:
+        raise error
+
+    good = frames.score("evaluations", "accuracy", ("batch_size",), at=1.0, momentum=0.1)
+    claims = {"bad": Claim("?", fail, above(0.0)), "good": Claim("!", good, above(0.0))}
+    found = answers(Experiment(answers=(), figures={}, claims=claims), plant())
+
+    (bad,) = found[found["claim"] == "bad"].to_dict("records")
+    assert (bad["verdict"], bad["n"]) == (CANNOT_BE_SCORED, 0)
+    assert "tests/harness/reporting/test_verdicts.py:" in bad["note"] and str(error) in bad["note"]
+    assert found.loc[found["claim"] == "good", "verdict"].tolist() == ["holds", "holds"]

@@ -153,16 +153,19 @@ def paired(
             of `along`. Rows without a reference at their place are left out.
         along: the column of which `against` is a value: estimators; or a `size` of batches, a layer by its `depth`, a
             share of the training by its `panel`; a setting of the training, with `matching`.
-        matching: columns in which two rows agree that are compared. Networks that were trained with other settings
+        matching: columns in which two rows agree that are compared, always: with "momentum" each momentum of an
+            estimator is compared with the same one of the reference. Networks that were trained with other settings
             agree in ("seed",), or in ("seed", "batch_size") where they also differ in what the comparison is not about.
         ratio: divide by the reference instead of subtracting it.
 
     Raises:
-        UserError: the reference has several rows for a network and step, or other seeds than what is compared with it.
+        UserError: the reference has several rows for a network and step, or other seeds than what is compared with it;
+            values of a column are compared in which rows should agree.
     """
     require_columns(frame, [value, along, *matching])
-    differing = _DIFFERING.get(along, (along,))
-    keys = [key for key in (*matching, *_PLACES, "estimator", "momentum") if key in frame and key not in differing]
+    if along in matching:
+        raise UserError(f"values of {along} are compared, so that they cannot agree; leave {along} out of matching")
+    keys = _list_matched(frame, along, matching)
     is_reference = frame[along] == against
     if along == "estimator" and "statistics_split" in frame:
         of_training = is_reference & frame["statistics_split"].eq("train")
@@ -175,6 +178,13 @@ def paired(
     compared = others.merge(known[[*keys, value]], on=keys, suffixes=("", " of the reference"))
     expected = compared.pop(f"{value} of the reference")
     return compared.assign(**{value: compared[value] / expected if ratio else compared[value] - expected})
+
+
+def _list_matched(frame: pd.DataFrame, along: str, matching: Sequence[str]) -> list[str]:
+    """List the columns in which two rows agree that are compared: what is asked for, and places that do not differ."""
+    differing = _DIFFERING.get(along, (along,))
+    places = [key for key in (*_PLACES, "estimator", "momentum") if key in frame and key not in differing]
+    return list(dict.fromkeys([*matching, *places]))
 
 
 def over_best(frame: pd.DataFrame, value: str, estimator: str = "ema") -> pd.DataFrame:

@@ -18,6 +18,7 @@ Tables = Mapping[str, pd.DataFrame]
 """Those of an experiment, by name; `runs` is one of them."""
 # Columns of `runs` that are results, or say the same as others; all other columns are settings.
 RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
+_DERIVED = ("run", "steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
 # In conditions, in place of columns' names.
 _WORDS = {
     "depth": "layer",
@@ -178,6 +179,38 @@ def name_value(key: str, value: Any) -> str:
     if key == "moment":
         return {"mean": "means", "var": "variances"}.get(value, str(value))
     return str(value) if key in ("line", "panel", "layers") else f"{_WORDS.get(key, key.replace('_', ' '))} {value}"
+
+
+def write_value(value: Any) -> str:
+    """Write a value of a setting as one reads it.
+
+    >>> write_value(8.0), write_value(True), write_value([8, 16])
+    ('8', 'yes', '8, 16')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(write_value, value))
+    return str(value)
+
+
+def list_values(values: pd.Series) -> str:
+    """Write the values that occur in order, with commas between them."""
+    return ", ".join(map(write_value, sorted(values.dropna().unique())))
+
+
+def list_varied(runs: pd.DataFrame) -> list[str]:
+    """List the settings in which networks differ, seed apart; one of two that agree, as `lr` and `optimizer.lr`."""
+    settings = list_settings(runs)
+    varied = [column for column in settings if runs[column].nunique(dropna=False) > 1]
+    return [str(column) for column in runs[varied].astype(str).T.drop_duplicates().index]
+
+
+def list_settings(runs: pd.DataFrame) -> list[str]:
+    """List the columns of `runs` that are settings: no results, and nothing that follows from other settings."""
+    return [str(column) for column in runs if column not in _DERIVED]
 
 
 def name_row(frame: pd.DataFrame, columns: Sequence[str]) -> str:

@@ -1,0 +1,251 @@
+"""Figures of what a sweep has varied: which settings are across, in colours and in panels.
+
+Across is the momentum where an estimator has several, else the first number that was varied; words stand one below the
+other. Colours tell estimators apart, or where there is one, the next setting. All further settings make panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from bnlab.harness.reporting.experiment import Figure
+from bnlab.harness.reporting.frames.means import interval
+from bnlab.harness.reporting.frames.selection import select, write_value
+from bnlab.harness.reporting.plots import Curves, Forest, Plot
+from bnlab.harness.reporting.style import AXES, Axis, estimator_label
+from bnlab.harness.reporting.swept import Swept
+
+PANELS = 12
+"""The most that are drawn."""
+_WIDE = 5.0  # a range of positive numbers from which on they are drawn on a logarithmic axis
+_CROWDED = 0.04  # of the axis: two ticks that are nearer would be written over each other
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is drawn of a table.
+
+    Attributes:
+        name: of the figures' files.
+        title: what the figures' titles begin with.
+        axis: of the means; its label heads the table's column.
+        reading: a sentence for captions.
+        frame: the rows of all steps, with their networks' settings.
+        value, scale, geometric: see `frames.interval`.
+    """
+
+    name: str
+    title: str
+    axis: Axis
+    reading: str
+    frame: pd.DataFrame
+    value: str
+    scale: float = 1
+    geometric: bool = False
+
+    def average(self, frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+        """Means over seeds with their intervals, see `frames.interval`."""
+        return interval(frame, self.value, by, scale=self.scale, geometric=self.geometric)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the columns of a figure stand that tell its rows apart.
+
+    Attributes:
+        across: the column across; empty: means are across, and conditions one below the other.
+        by: what has colours, or is one below the other: "estimator" or a setting; empty: nothing.
+        panels: settings of which each combination has a panel.
+    """
+
+    across: str
+    by: str
+    panels: list[str]
+
+
+def choose_layout(frame: pd.DataFrame, swept: Swept, across: str = "") -> Layout:
+    """Choose where settings stand that differ in these rows; what is across may be given."""
+    momenta = frame.groupby("estimator")["momentum"].nunique()
+    has_momenta = momenta.max() > 1
+    varied = []
+    for column in swept.settings:
+        if frame[column].nunique(dropna=False) > 1:
+            varied.append(column)
+
+    if not across:
+        numbers = [column for column in varied if pd.api.types.is_numeric_dtype(frame[column])]
+        across = "momentum" if has_momenta else next(iter(numbers), "")
+    others = [column for column in varied if column != across]
+
+    has_kinds = frame["estimator"].nunique() > 1
+    if across != "momentum":
+        has_kinds = has_kinds or has_momenta
+    if across and has_kinds:
+        return Layout(across, "estimator", others)
+    return Layout(across, next(iter(others), ""), others[1:])
+
+
+def declare_figure(
+    title: str,
+    measure: Measure,
+    frame: pd.DataFrame,
+    layout: Layout,
+    swept: Swept,
+    left_out: list[str],
+) -> Figure:
+    """Declare a figure with what its layout tells apart."""
+    named = _name_rows(frame, layout, swept)
+    panels = list(named["panel"].unique())
+    if len(panels) > PANELS:
+        drawn = panels[:PANELS]
+        named = select(named, panel=drawn)
+        left_out.append(f"{title}: of {len(panels)} panels {PANELS} are drawn, up to {drawn[-1]}.")
+
+    by = ["panel", "line"]
+    if layout.by == "estimator":
+        by = ["panel", "estimator", "momentum"]
+    if layout.across and layout.across not in by:
+        by.append(layout.across)
+    means = measure.average(named, by)
+
+    caption = _write_caption(measure, named, layout, swept)
+    if means["n"].min() == 1:
+        caption = f"{caption} What is of one seed has no interval."
+    if len(panels) > PANELS:
+        caption = f"{caption} The first {PANELS} of {len(panels)} panels are drawn."
+    plot = _choose_plot(measure, means, layout, swept)
+    return Figure(title, caption.strip(), lambda tables: means, plot)
+
+
+def _write_caption(
+    measure: Measure,
+    named: pd.DataFrame,
+    layout: Layout,
+    swept: Swept,
+) -> str:
+    """Say how to read a figure."""
+    caption = measure.reading
+    if not layout.across:
+        return caption
+
+    if layout.by not in ("", "estimator"):
+        estimator = _label_estimators(named, layout)[0]
+        caption = f"{caption} Statistics: {estimator}."
+    if named[layout.across].isna().any():
+        whose = "statistics" if layout.across == "momentum" else "networks"
+        setting = swept.name_setting(layout.across)
+        caption = f"{caption} Straight across the panel: {whose} without {setting}."
+    return caption.replace("{", "{{").replace("}", "}}")
+
+
+def _name_rows(frame: pd.DataFrame, layout: Layout, swept: Swept) -> pd.DataFrame:
+    """Put the rows in order, with their words in the columns `panel` and `line`, and across where words are needed."""
+    ordered = frame
+    for column in (layout.across, layout.by, *reversed(layout.panels)):
+        if column:
+            ordered = ordered.sort_values(column, kind="stable")
+
+    panels = _name_panels(ordered, layout, swept)
+    lines = _name_lines(ordered, layout, swept)
+    named = ordered.assign(panel=panels, line=lines)
+
+    if layout.across:
+        across = named[layout.across]
+        axis = _choose_axis(layout.across, across, swept)
+        if not axis.log and not axis.ticks:
+            named[layout.across] = across.map(write_value, na_action="ignore")
+    return named
+
+
+def _name_panels(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]:
+    """The words of each row for its panel."""
+    names = [""] * len(frame)
+    for column in layout.panels:
+        words = [swept.say_setting(column, value) for value in frame[column]]
+        pairs = zip(names, words, strict=True)
+        names = [f"{before}, {word}" if before else word for before, word in pairs]
+    return names
+
+
+def _name_lines(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]:
+    """The words of each row for its series, or for its place where conditions are one below the other."""
+    estimators = _label_estimators(frame, layout)
+    if layout.by in ("", "estimator"):
+        return estimators
+
+    settings = [swept.say_setting(layout.by, value) for value in frame[layout.by]]
+    if layout.across:
+        return settings
+    pairs = zip(settings, estimators, strict=True)
+    return [f"{setting}: {estimator}" for setting, estimator in pairs]
+
+
+def label_estimators(frame: pd.DataFrame) -> list[str]:
+    """The words for the estimator of each row, with its momentum."""
+    pairs = zip(frame["estimator"], frame["momentum"], strict=True)
+    return [estimator_label(name, momentum) for name, momentum in pairs]
+
+
+def _label_estimators(frame: pd.DataFrame, layout: Layout) -> list[str]:
+    """The words for the estimator of each row, without the momentum where that is across."""
+    if layout.across == "momentum":
+        return [estimator_label(name) for name in frame["estimator"]]
+    return label_estimators(frame)
+
+
+def _choose_plot(
+    measure: Measure,
+    means: pd.DataFrame,
+    layout: Layout,
+    swept: Swept,
+) -> Plot:
+    """Choose the plot of a layout, and its axes."""
+    axis = measure.axis
+    if not axis.log:
+        axis = replace(axis, limits=_choose_limits(means["mean"]))
+    if not layout.across:
+        return Forest("line", axis)
+
+    by = "estimator" if layout.by == "estimator" else "line"
+    across = _choose_axis(layout.across, means[layout.across], swept)
+    return Curves(layout.across, by, axis, across=across)
+
+
+def _choose_limits(percent: pd.Series) -> tuple[float, float]:
+    """The ends of an axis of percentages that shows all means; intervals of few seeds may reach far beyond them."""
+    low = float(percent.min())
+    high = float(percent.max())
+    margin = max(1.0, 0.2 * (high - low))
+    return max(0.0, low - margin), min(101.0, high + margin)
+
+
+def _choose_axis(column: str, values: pd.Series, swept: Swept) -> Axis:
+    """How what is across is drawn; an axis without ticks is for numbers that have to be told apart as words."""
+    words = Axis(swept.name_setting(column))
+    known = AXES.get(column, words)
+    is_number = pd.api.types.is_numeric_dtype(values)
+    if column in ("momentum", "epoch") or not is_number:
+        return known
+
+    numbers = values.dropna().unique()
+    low = numbers.min()
+    high = numbers.max()
+    is_log = bool(low > 0 and high >= _WIDE * low)
+    if not _is_crowded(numbers, is_log):
+        return Axis(known.label, log=is_log, ticks="values")
+    if is_log:
+        return Axis(known.label, log=True, ticks="125")
+    return Axis(known.label)
+
+
+def _is_crowded(numbers: np.ndarray, is_log: bool) -> bool:
+    """Whether two numbers are so near on an axis that they would be written over each other."""
+    places = np.sort(numbers.astype(float))
+    if is_log:
+        places = np.log(places)
+    nearest = np.diff(places).min(initial=np.inf)
+    return bool(nearest < _CROWDED * (places[-1] - places[0]))
