@@ -228,7 +228,8 @@ def _write_command(command: str, word: str, results: Path) -> str:
 def _list_commands(experiment: str, results: Path) -> Iterator[str]:
     """A sweep for each file that writes these tables: `drift`, `drift_terms`."""
     at = Path("results") if results.resolve() == REFERENCE else results
-    for path in sorted(FILES.glob("*.yaml")):
+    own = Path("conf") / "experiment"
+    for path in sorted({*FILES.glob("*.yaml"), *own.resolve().glob("*.yaml")}):
         if f"\nname: {experiment}\n" in path.read_text(encoding="utf-8"):
             yield _write_command("sweep", f"experiment={path.stem}", at)
 
