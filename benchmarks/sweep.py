@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.timing import Result, alternate
 from bnlab.estimators import list_estimators
-from bnlab.harness.artifacts.data import Glyphs
+from bnlab.harness.artifacts.data.glyphs import Glyphs
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config

@@ -11,9 +11,9 @@ from hydra.core.config_store import ConfigStore
 
 from bnlab.estimators import EMA
 from bnlab.harness import measurements
-from bnlab.harness.artifacts import data, live, shifts, training
+from bnlab.harness.artifacts import live, shifts, training
 from bnlab.harness.artifacts.averaging import AVERAGINGS
-from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.data import Data, own_data
 from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
 from bnlab.harness.artifacts.models import Model, own_model
 from bnlab.harness.artifacts.norms import Norm
@@ -37,7 +37,7 @@ def register() -> None:
     """Make the configuration, `schema`, and what its groups choose from known to Hydra."""
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
-    open_groups = replace(Config(), data=DataConfig(), model=Model(), norm=Norm(), optimizer=Optimizer())
+    open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=Optimizer())
     store.store(name="schema", node=open_groups)
     for group, choices in GROUPS.items():
         for name, choice in choices.items():
@@ -46,7 +46,7 @@ def register() -> None:
 
 def register_own(group: str, path: str) -> None:
     """Let `data=` or `model=` take the import path of a function of the user's own, with its arguments as settings."""
-    node = data.describe_own(path) if group == "data" else own_model.describe_own(path)
+    node = own_data.describe_own(path) if group == "data" else own_model.describe_own(path)
     _OWN[group][path] = node
     ConfigStore.instance().store(group=group, name=path, node=node)
 
@@ -59,9 +59,10 @@ def list_choices(group: str) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise UserError for whatever is out of range, before anything is trained or written."""
     _check_choices(config)
-    images = data.check(config.data)
-    for part in (config.norm, config.model, config.optimizer):
-        check_settings(part)
+    for group in GROUPS:
+        check_settings(getattr(config, group))
+    config.data.check()
+    images = config.data.count_training()
     config.model.check(config.norm)
     training.check_order(config.order)
     _check_numbers(config, images)
@@ -120,7 +121,7 @@ def _check_statistics(config: Config, images: int) -> None:
                 f"{own.momentum}, or statistics of frozen weights (exact, precise)"
             )
         if isinstance(source, FrozenWeights) and source.images is not None:
-            most = data.images_used(config.data) - images if source.split == "val" else images
+            most = config.data.count_used() - images if source.split == "val" else images
             require_within(f"estimator={source.estimator}: images", source.images, 2, most)
 
 

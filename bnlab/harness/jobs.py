@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
 from bnlab.harness import measurements
-from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, list_own_settings, network
@@ -211,7 +210,7 @@ def _write_run(run: Run) -> None:
 
 def _describe_run(run: Run) -> dict[str, object]:
     """The row of the table `runs`; settings that have a short name are in both columns."""
-    config, images = run.config, data.check(run.config.data)
+    config, images = run.config, run.config.data.count_training()
     settings, status = flatten(asdict(config)), run.status or _UNTRAINED
     environment = run.environment if run.finished else describe_environment(run.device)
     return {
@@ -222,7 +221,7 @@ def _describe_run(run: Run) -> dict[str, object]:
         **environment,
         "run": run.id,
         "norm_batch_size": config.norm.count_images(config.batch_size),
-        "data.images": data.images_used(config.data),
+        "data.images": config.data.count_used(),
         "lr_effective": config.optimizer.peak_lr(config.batch_size),
         "freeze_at": 1.0 if config.freeze_at is None else config.freeze_at,
         "freeze_with": "none" if config.freeze_at is None else config.freeze_with,

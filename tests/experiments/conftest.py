@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.harness.artifacts.own_data import read_own
+from bnlab.harness.artifacts.data.own_parts import read_own
 from tests.experiments.commands import SWEEP, Call, Called, Done, Write, run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bnlab.harness.artifacts.published import PUBLISHED
+from bnlab.harness.artifacts.data.cifar10 import Cifar10
 from experiments.compose import CONF, plan_jobs
 from tests.experiments.commands import Call
 from tests.helpers import write_copies
@@ -42,7 +42,8 @@ def test_it_is_swept_and_reported(
     name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four steps of one seed on few images, in a network of a quarter of the width, of each of its files."""
-    monkeypatch.setitem(PUBLISHED, "cifar10", PUBLISHED["cifar10"]._replace(train=150, test=30))
+    size = Cifar10.source.size._replace(available=150, test=30)
+    monkeypatch.setattr(Cifar10, "source", Cifar10.source._replace(size=size))
     results, report = f"results={tmp_path}", ""
     for file in (file for file, content in FILES.items() if content["name"] == name):
         words = [f"experiment={file}", *list_first(file), "steps=4", "seed=0", "model.width=8", results]

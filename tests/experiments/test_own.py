@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from bnlab.harness import load
-from bnlab.harness.artifacts.data import describe_own, load_dataset
+from bnlab.harness.artifacts.data import load_dataset
+from bnlab.harness.artifacts.data.own_data import describe_own
 from bnlab.harness.artifacts.settings import network_hash
 from experiments.compose import plan_jobs
 from tests.experiments.commands import Call, Write

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from bnlab.files import digest, reading, write_text
 from bnlab.harness import schema
-from bnlab.harness.artifacts import data
 from bnlab.harness.artifacts.data import Dataset, Split, load_dataset
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.settings import Config, as_list, freezing_step, list_steps, network_hash, total_steps
@@ -73,7 +72,7 @@ class Run:
     @cached_property
     def steps(self) -> int:
         """Updates that the whole training has."""
-        return total_steps(self.config, data.check(self.config.data))
+        return total_steps(self.config, self.config.data.count_training())
 
     @property
     def frozen_from(self) -> int | None:

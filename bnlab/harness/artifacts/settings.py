@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bnlab.files import digest
-from bnlab.harness.artifacts import data
-from bnlab.harness.artifacts.data import DataConfig
+from bnlab.harness.artifacts.data import Data, own_data
+from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.models import Model, own_model
 from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.models.torchvision_models import Torchvision
@@ -27,7 +27,7 @@ class Config:
     """One job: a network to train, and the statistics to measure on it."""
 
     # What determines the network
-    data: DataConfig = field(default_factory=data.Digits)
+    data: Data = field(default_factory=Digits)
     model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Sgd)
@@ -60,7 +60,7 @@ class Config:
 
 
 GROUPS: dict[str, Mapping[str, Any]] = {
-    "data": data.CHOICES,
+    "data": COMPONENTS["data"],
     "model": COMPONENTS["model"],
     "norm": COMPONENTS["norm"],
     "optimizer": COMPONENTS["optimizer"],
@@ -79,7 +79,7 @@ def network(config: Config) -> dict[str, Any]:
     found |= _leave_off_usual(config, ["order", "averaging", *freezing])
     for group in GROUPS:
         chosen = getattr(config, group)
-        unread = ("root",) if chosen.is_own else data.READ_ONLY
+        unread = getattr(chosen, "unread", ())
         keys = [f.name for f in fields(chosen) if f.name not in unread]
         inner = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
         if chosen.is_own:
@@ -123,7 +123,7 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
     if choices:
         choice = choices[0]
     elif "." in name:
-        choice = data.describe_own(name) if group == "data" else own_model.describe_own(name)
+        choice = own_data.describe_own(name) if group == "data" else own_model.describe_own(name)
     else:
         choice = Torchvision()
     known = {each.name for each in fields(choice)}

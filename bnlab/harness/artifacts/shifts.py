@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnlab.files import digest
-from bnlab.harness.artifacts.data import DataConfig, Dataset, Glyphs, Split, has_known_range, load_dataset
-from bnlab.harness.artifacts.glyphs import FONTS
+from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.errors import UserError
 
@@ -75,46 +73,39 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
 _VERSION = 1  # raise the number when the same shift gives other images
 
 
-def check(shifts: Sequence[Any], config: DataConfig, splits: Sequence[str]) -> None:
+def check(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> None:
     """UserError unless the images of these splits have each of these shifts."""
     known = ["none", *(f"{kind}:{strength}" for kind in CORRUPTIONS for strength in (1, 2, 3))]
-    if isinstance(config, Glyphs) and [*splits] == ["test"]:
-        known += [f"fonts:{name}" for name in FONTS if name != config.fonts]
+    if [*splits] == ["test"]:
+        known += config.list_shifts()
     for shift in shifts:
         require_one_of("shifts", shift, known)
-        if _is_corruption(shift) and not has_known_range(config):
+        if _is_corruption(shift) and not config.has_known_range():
             raise UserError(
                 f"shifts={shift}: data={config.name} has float images, of which black and white are not known; "
                 "give bytes (uint8), which are standardized too"
             )
-        if shift != "none" and "test" in splits and _other_fonts(config):
+        if shift != "none" and "test" in splits and config.own_shift:
             raise UserError(f"shifts={shift}: the test images have other fonts already; use data.test_fonts=data.fonts")
 
 
-def list_predictions(config: DataConfig, splits: Sequence[str], shifts: Sequence[str]) -> list[tuple[str, str]]:
+def list_predictions(config: Data, splits: Sequence[str], shifts: Sequence[str]) -> list[tuple[str, str]]:
     """Each split with each shift, once. Test images that have other fonts anyway have these for a shift."""
-    own = {("test", "none"): ("test", _other_fonts(config) or "none")}
+    own = {("test", "none"): ("test", config.own_shift or "none")}
     pairs = [(split, shift) for split in splits for shift in shifts]
     return list(dict.fromkeys(own.get(pair, pair) for pair in pairs))
 
 
-def _other_fonts(config: DataConfig) -> str:
-    """The shift that test images have anyway, if their fonts are others than those of training."""
-    if isinstance(config, Glyphs) and config.test_fonts != config.fonts:
-        return f"fonts:{config.test_fonts}"
-    return ""
-
-
-def shift_images(dataset: Dataset, config: DataConfig, split: str, shift: str) -> Split:
+def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Split:
     """What is predicted of a split of the data set that `config` describes, see `Dataset.images_of`, under a shift."""
     if _is_corruption(shift):
         return _corrupt(dataset, split, shift)
-    return _change_fonts(dataset, config, shift).images_of(split)
+    return _change_test_images(dataset, config, shift).images_of(split)
 
 
-def digest_of_shifted(dataset: Dataset, config: DataConfig, split: str, shift: str) -> str:
+def digest_of_shifted(dataset: Dataset, config: Data, split: str, shift: str) -> str:
     """The digest of `shift_images`, which are not corrupted for it."""
-    images = _change_fonts(dataset, config, shift).images_of(split)
+    images = _change_test_images(dataset, config, shift).images_of(split)
     return _digest(images, shift) if _is_corruption(shift) else images.digest
 
 
@@ -122,12 +113,11 @@ def _is_corruption(shift: str) -> bool:
     return shift.partition(":")[0] in CORRUPTIONS
 
 
-def _change_fonts(dataset: Dataset, config: DataConfig, shift: str) -> Dataset:
-    """The same data set with the test images of another font, if that is the shift."""
-    kind, _, fonts = shift.partition(":")
-    if kind != "fonts" or not isinstance(config, Glyphs):
+def _change_test_images(dataset: Dataset, config: Data, shift: str) -> Dataset:
+    """The same data set with other test images, if that is the shift."""
+    if shift not in config.list_shifts():
         return dataset
-    return load_dataset(replace(config, test_fonts=fonts), dataset.test.images.device)
+    return load_dataset(config.change_test_images(shift), dataset.test.images.device)
 
 
 @lru_cache(maxsize=1)

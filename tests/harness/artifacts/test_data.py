@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts import data, glyphs
-from bnlab.harness.artifacts.data import DataConfig, Digits, Flippable, Glyphs, augment, load_dataset
-from bnlab.harness.artifacts.published import PUBLISHED, read_copies
+from bnlab.harness.artifacts import data
+from bnlab.harness.artifacts.data import Data, augment, drawing, load_dataset
+from bnlab.harness.artifacts.data.cifar10 import Cifar10
+from bnlab.harness.artifacts.data.digits import Digits
+from bnlab.harness.artifacts.data.glyphs import Glyphs
 from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
 from tests.helpers import write_copies
@@ -45,12 +47,18 @@ def write_cifar10(root: Path) -> np.ndarray:
     return pixels(TEST, 3072, seed=5).reshape(TEST, 3, 32, 32)
 
 
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let CIFAR-10 have a few images."""
+    size = Cifar10.source.size._replace(available=TRAIN, test=TEST)
+    monkeypatch.setattr(Cifar10, "source", Cifar10.source._replace(size=size))
+
+
 def restore_pixels(dataset: data.Dataset, images: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
     return (images * std + mean).round().to(torch.uint8)
 
 
-def assert_sound(config: DataConfig, sizes: tuple[int, int, int]) -> None:
+def assert_sound(config: Data, sizes: tuple[int, int, int]) -> None:
     """Disjoint splits of these sizes, standardized by the first, the same whenever they are read."""
     torch.manual_seed(1)
     dataset = load_dataset(config)
@@ -58,7 +66,7 @@ def assert_sound(config: DataConfig, sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(2)
     again = load_dataset(config)
     splits = (dataset.train, dataset.val, dataset.test)
-    assert tuple(len(split.labels) for split in splits) == sizes and data.check(config) == sizes[0]
+    assert tuple(len(split.labels) for split in splits) == sizes and config.count_training() == sizes[0]
     for split, other in zip(splits, (again.train, again.val, again.test), strict=True):
         assert torch.equal(split.images, other.images) and torch.equal(split.labels, other.labels)
     images = [{image.numpy().tobytes() for image in restore_pixels(dataset, split.images)} for split in splits]
@@ -71,8 +79,8 @@ def assert_sound(config: DataConfig, sizes: tuple[int, int, int]) -> None:
 
 def test_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files of the real kind in the real places; without their MD5 sums they are corrupt, and are not opened."""
-    monkeypatch.setitem(PUBLISHED, "cifar10", PUBLISHED["cifar10"]._replace(train=TRAIN, test=TEST))
-    expected, config = write_cifar10(tmp_path), Flippable(name="cifar10", root=str(tmp_path))
+    shrink(monkeypatch)
+    expected, config = write_cifar10(tmp_path), Cifar10(root=str(tmp_path))
     with pytest.raises(UserError, match=f"cifar10: .* corrupted.*; delete its files in {tmp_path}/cifar-10-batches-py"):
         load_dataset(config)
     monkeypatch.setattr(torchvision().datasets.cifar, "check_integrity", lambda *_: True)
@@ -85,20 +93,20 @@ def test_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each image with its class, in another order than that of the files; others than are published are refused."""
     write_copies(tmp_path, TRAIN, TEST)
-    config = Flippable(name="cifar10", root=str(tmp_path), copies=True)
+    config = Cifar10(root=str(tmp_path), copies=True)
     with pytest.raises(UserError, match=f"cifar10: {tmp_path} has 40 and 12 images; expected 50,000 and 10,000"):
         load_dataset(config)
-    monkeypatch.setitem(PUBLISHED, "cifar10", PUBLISHED["cifar10"]._replace(train=TRAIN, test=TEST))
+    shrink(monkeypatch)
     assert_sound(config, (36, 4, TEST))
     test = load_dataset(config).test
     assert restore_pixels(load_dataset(config), test.images)[:, 0, 9, 9].tolist() == test.labels.tolist()
     assert test.labels.tolist() != sorted(test.labels.tolist())
     (tmp_path / "test" / "0").rename(tmp_path / "test" / "zero")
     with pytest.raises(UserError, match="have to be 32×32, in the same classes in train/ and test/"):
-        read_copies("cifar10", tmp_path)
+        config.read()
     shutil.rmtree(tmp_path / "test")
     with pytest.raises(UserError, match="there have to be train/<class>/ and test/<class>/ in"):
-        read_copies("cifar10", tmp_path)
+        config.read()
 
 
 def test_a_sample_is_always_the_same() -> None:
@@ -119,15 +127,15 @@ def test_glyphs_of_fonts_that_can_be_kept_apart() -> None:
     assert_sound(config, (180, 20, 50))
     plain, other = load_dataset(config), load_dataset(replace(config, test_fonts="stix_cm"))
     assert plain.classes == 36 and torch.equal(plain.train.images, other.train.images)
-    assert plain.test.digest != other.test.digest and not set(glyphs.FONTS["dejavu"]) & set(glyphs.FONTS["stix_cm"])
+    assert plain.test.digest != other.test.digest and not set(drawing.FONTS["dejavu"]) & set(drawing.FONTS["stix_cm"])
 
 
 @pytest.mark.parametrize("settings", [(36, "medium", "all"), (62, "strong", "stix_cm")])
 def test_a_glyph_depends_on_seed_and_index_alone(settings: tuple[int, str, str]) -> None:
-    few, few_labels = glyphs.glyphs(30, *settings, seed=3)
-    many, many_labels = glyphs.glyphs(1100, *settings, seed=3)
+    few, few_labels = drawing.glyphs(30, *settings, seed=3)
+    many, many_labels = drawing.glyphs(1100, *settings, seed=3)
     assert torch.equal(few, many[:30]) and torch.equal(few_labels, many_labels[:30])
-    assert not torch.equal(few, glyphs.glyphs(30, *settings, seed=4)[0])
+    assert not torch.equal(few, drawing.glyphs(30, *settings, seed=4)[0])
     assert many.shape == (1100, 1, 32, 32) and many.dtype == torch.uint8
     assert set(many_labels.tolist()) == set(range(settings[0]))
 

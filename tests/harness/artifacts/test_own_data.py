@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bnlab.harness.artifacts import data, shifts
-from bnlab.harness.artifacts.data import Dataset, OwnData, load_dataset
+from bnlab.harness.artifacts import shifts
+from bnlab.harness.artifacts.data import Dataset, load_dataset
+from bnlab.harness.artifacts.data.own_data import OwnData
+from bnlab.harness.artifacts.data.own_parts import read_own
 from bnlab.harness.artifacts.models.cnn import Cnn
-from bnlab.harness.artifacts.own_data import read_own
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.training import Batches, Seeds
@@ -306,7 +307,7 @@ def test_what_cannot_be_told_is_refused(case: str, give: Give) -> None:
     make, message = REFUSED[case]
     config = give(*make())
     with pytest.raises(UserError) as caught:
-        data.check(config)
+        config.check()
         load_dataset(config)
     found = str(caught.value)
     assert found.startswith("data=mine.make_data: ") and re.search(message, found) and "\n" not in found, found

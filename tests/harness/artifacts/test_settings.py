@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from bnlab.harness.artifacts.data import Digits, Flippable, Glyphs, Published
+from bnlab.harness.artifacts.data.cifar10 import Cifar10
+from bnlab.harness.artifacts.data.digits import Digits
+from bnlab.harness.artifacts.data.glyphs import Glyphs
+from bnlab.harness.artifacts.data.mnist import Mnist
 from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.harness.artifacts.models.torchvision_models import Torchvision
@@ -40,7 +43,7 @@ def test_defaults_are_left_off() -> None:
         {"momentum": [0.5], "estimator": ["exact"], "population": "val", "measurements": ["drift"]},
         {"device": "cpu", "threads": 1, "results": "x", "name": "x", "csv": True, "dry_run": True, "seed": 3},
         {"freeze_with": "exact"},  # without freeze_at
-        {"data": Published("mnist", root="x", download=True)},
+        {"data": Mnist(root="x", download=True)},
         {"data": Glyphs(test_fonts="dejavu")},
     ],
 )
@@ -60,7 +63,7 @@ def test_what_makes_another_network() -> None:
         *({"norm": norm} for norm in (Group(groups=4), Layer(), NoNorm())),
         *({"norm": norm} for norm in (Batch(every_second="group"), Batch(every_second="group", groups=4))),
         *({"data": chosen} for chosen in (Digits(images=100), Digits(shift=1), Glyphs(), Glyphs(fonts="dejavu"))),
-        *({"data": chosen} for chosen in (Flippable("cifar10"), Flippable("cifar10", flip=True))),
+        *({"data": chosen} for chosen in (Cifar10(), Cifar10(flip=True))),
     ]
     hashes = {network_hash(replace(PLAIN, **changes)) for changes in others}  # type: ignore[arg-type]
     assert len({network_hash(PLAIN), *hashes}) == len(others) + 1

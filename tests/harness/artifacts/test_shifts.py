@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.harness.artifacts.data import DataConfig, Dataset, Digits, Glyphs, Split, load_dataset
+from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
+from bnlab.harness.artifacts.data.digits import Digits
+from bnlab.harness.artifacts.data.glyphs import Glyphs
 from bnlab.harness.artifacts.shifts import CORRUPTIONS, check, digest_of_shifted, list_predictions, shift_images
 from bnlab.harness.errors import UserError
 from tests import references
@@ -103,7 +105,7 @@ def test_each_prediction_once() -> None:
         ("noise:1", Glyphs(test_fonts="dejavu"), ["test"]),  # would be two shifts at once
     ],
 )
-def test_what_there_is(shift: str, config: DataConfig, splits: list[str]) -> None:
+def test_what_there_is(shift: str, config: Data, splits: list[str]) -> None:
     check(["none", *SHIFTS, "fonts:dejavu"], Glyphs(), ["test"])
     with pytest.raises(UserError, match=f"^shifts={shift}: "):
         check(["none", shift], config, splits)

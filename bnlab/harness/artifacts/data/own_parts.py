@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bnlab.borrow import keep_random_state
+from bnlab.harness.artifacts.data.pixels import Pixels, describe_images, draw_order, read_items, read_part, shuffle
 from bnlab.harness.artifacts.own import import_object
-from bnlab.harness.artifacts.pixels import Pixels, describe_images, draw_order, read_items, read_part, shuffle
 from bnlab.harness.errors import UserError, where_raised
 
 _EXPECTED = (

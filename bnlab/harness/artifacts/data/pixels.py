@@ -57,7 +57,8 @@ def shuffle(images: Tensor, labels: Tensor) -> Pixels:
 
 
 def draw_order(count: int) -> Tensor:
-    """The order of `shuffle`: the place in the part of each image, int64 [count]."""
+    """Draw an order of so many images, int64 [count]."""
+    # One seed for ever: a split that moved with the run's seed would mix training and test images.
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 

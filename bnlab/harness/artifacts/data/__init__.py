@@ -1,0 +1,10 @@
+"""Data sets, one a file, found by their names; each is read whole, split once and for all, and standardized."""
+
+from bnlab.harness.artifacts.data.augmenting import augment
+from bnlab.harness.artifacts.data.base import Data
+from bnlab.harness.artifacts.data.dataset import Augmented, Dataset, Split, load_dataset
+from bnlab.harness.components import discover
+
+__all__ = ["Augmented", "Data", "Dataset", "Split", "augment", "load_dataset"]
+
+discover(__name__)

@@ -1,0 +1,119 @@
+"""What a data set is: its settings, how large it is without being read, and the images and labels that it reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from bnlab.harness.artifacts.data.own_parts import AugmentedPart
+from bnlab.harness.artifacts.data.pixels import Pixels
+from bnlab.harness.checks import require_within
+from bnlab.harness.components import Component, setting
+from bnlab.harness.errors import UserError
+
+_FEWEST = 10  # training and validation images
+
+
+class Size(NamedTuple):
+    """How large a data set is.
+
+    Attributes:
+        available: training and validation images that there are.
+        test: test images.
+        pixels: in a row.
+        classes: that are told apart.
+    """
+
+    available: int
+    test: int
+    pixels: int
+    classes: int
+
+
+class Parts(NamedTuple):
+    """Images and labels as they are stored; training and validation images are one part.
+
+    Attributes:
+        train, test: the parts.
+        augmented: the training part with random transforms of the user's own, if there are any.
+    """
+
+    train: Pixels
+    test: Pixels
+    augmented: AugmentedPart | None = None
+
+
+@dataclass(unsafe_hash=True)
+class Data(Component):
+    """Which data; the split into training, validation and test images is the same for every run.
+
+    Attributes:
+        unread: settings that no network is trained with.
+        is_made: whether as many images are made as are wanted.
+        largest: value that a stored pixel can have, where the smallest is 0.
+    """
+
+    group: ClassVar[str] = "data"
+    unread: ClassVar[tuple[str, ...]] = ()
+    is_made: ClassVar[bool] = False
+    largest: ClassVar[float] = 255
+
+    images: int | None = setting(None, "training and validation images to use; null: all, of glyphs 20,000")
+    shift: int = setting(0, "augmentation: largest random shift, in pixels")
+
+    @property
+    def flips(self) -> bool:
+        """Whether training images are mirrored at random."""
+        return False
+
+    @property
+    def own_shift(self) -> str:
+        """The shift that test images have anyway, see `artifacts.shifts`; empty without one."""
+        return ""
+
+    def size(self) -> Size:
+        """Say how large it is; only a data set of the user's own is read for it."""
+        raise NotImplementedError
+
+    def read(self) -> Parts:
+        """Read all images and labels; UserError for files that are missing or corrupt."""
+        raise NotImplementedError
+
+    def has_known_range(self) -> bool:
+        """Whether the smallest and the largest value of a stored pixel are known."""
+        return True
+
+    def list_shifts(self) -> list[str]:
+        """List shifts of the test images that this data set has beside the corruptions."""
+        return []
+
+    def change_test_images(self, shift: str) -> Data:
+        """The data set with this shift of `list_shifts`."""
+        return self
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range, or files that are neither there nor to be downloaded."""
+        size = self.size()
+        require_within("data.shift", self.shift, 0, size.pixels // 2, f"half of the {size.pixels} pixels")
+        if size.available < _FEWEST and not self.is_made:
+            raise UserError(f"data={self.name}: has {size.available} training images; at least {_FEWEST} are needed")
+        most = math.inf if self.is_made else size.available
+        require_within("data.images", self.count_used(), _FEWEST, most)
+
+    def count_used(self) -> int:
+        """Count training and validation images."""
+        return self.size().available if self.images is None else self.images
+
+    def count_training(self) -> int:
+        """Count training images: nine in ten of those that are used."""
+        used = self.count_used()
+        return used - used // 10
+
+
+def split_off_validation(order: Tensor) -> Sequence[Tensor]:
+    """Cut an order into validation and training images, as `Data.count_training` counts."""
+    return order.tensor_split([len(order) // 10])

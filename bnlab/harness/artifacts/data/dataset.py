@@ -1,0 +1,147 @@
+"""A data set in memory: three splits, standardized by the training split, on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from bnlab.files import digest
+from bnlab.harness.artifacts.data.base import Data, split_off_validation
+from bnlab.harness.artifacts.data.own_parts import AugmentedPart
+from bnlab.harness.artifacts.data.pixels import draw_order
+from bnlab.harness.errors import UserError
+from bnlab.moments import Moments
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels of one split, shared by all runs of a process: not to be changed in place."""
+
+    images: Tensor  # float32 [N, C, H, W], standardized, channels_last, on the device
+    labels: Tensor  # int64 [N]
+    digest: str = ""  # of the stored pixels and the labels
+
+    def sample(self, count: int | None) -> Split:
+        """So many images, always the same, or all."""
+        if count is None or count >= len(self.labels):
+            return self
+        chosen = draw_order(len(self.labels))[:count].to(self.labels.device)
+        images = self.images[chosen].contiguous(memory_format=torch.channels_last)
+        return Split(images, self.labels[chosen], f"{self.digest}-{count}")
+
+
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """The training split with random transforms of the user's own, which are drawn again each time it is read."""
+
+    part: AugmentedPart
+    mean: Sequence[float]  # of the training split without them
+    std: Sequence[float]
+    device: torch.device | str
+
+    def draw(self, chosen: Tensor, seed: int) -> Tensor:
+        """The training split's images of these numbers, standardized; the same seed gives the same images."""
+        return _standardize(self.part.draw(chosen, seed), self.mean, self.std, self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three disjoint splits; `mean` and `std` are of the training split's stored pixels, one per channel."""
+
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    largest: float  # value that a stored pixel can have, where the smallest is 0; NaN of floats, which may have any
+    augmented: Augmented | None = None  # what is trained on instead of the training split; None: that itself
+
+    @cached_property
+    def train_augmented(self) -> Split:
+        """The training split as its random transforms draw it once, the same always; without any as it is."""
+        if self.augmented is None:
+            return self.train
+        images = self.augmented.draw(torch.arange(len(self.train.labels)), seed=0)
+        return Split(images, self.train.labels, f"{self.train.digest}-augmented")
+
+    def images_of(self, split: str) -> Split:
+        """What is predicted of a split, test, val or train; of train as many images as test has, if there are."""
+        if split != "train":
+            return {"test": self.test, "val": self.val}[split]
+        # The splits were drawn in random order, so that the first images are a fair sample.
+        count = min(len(self.train.labels), len(self.test.labels))
+        return Split(self.train.images[:count], self.train.labels[:count], f"{self.train.digest}-{count}")
+
+
+@lru_cache(maxsize=2)
+def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
+    """Read a data set and standardize it by its training split; UserError for files that are missing or corrupt."""
+    parts = data.read()
+    images, labels = parts.train
+    val, train = split_off_validation(draw_order(len(images))[: data.images])
+    trained_on = images[train]
+    _require_contrast(data, trained_on)
+    mean, std = _pixel_moments(trained_on)
+
+    def split(images: Tensor, labels: Tensor) -> Split:
+        standardized = _standardize(images, mean, std, device)
+        return Split(standardized, labels.to(device), _digest_of_images(images, labels))
+
+    augmented = None
+    if parts.augmented is not None:
+        augmented = Augmented(parts.augmented.select(train), mean, std, device)
+    return Dataset(
+        train=split(trained_on, labels[train]),
+        val=split(images[val], labels[val]),
+        test=split(*parts.test),
+        classes=data.size().classes,
+        mean=tuple(mean),
+        std=tuple(std),
+        largest=math.nan if images.is_floating_point() else data.largest,
+        augmented=augmented,
+    )
+
+
+def _standardize(images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Tensor:
+    """A copy of stored pixels, float32 in channels_last on the device."""
+    centre, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
+    pixels = images.to(device).contiguous(memory_format=torch.channels_last).to(torch.float32, copy=True)
+    return pixels.sub_(centre).div_(scale)
+
+
+def _require_contrast(data: Data, images: Tensor) -> None:
+    """UserError for a channel that has a standard deviation of 0, by which no pixel can be divided."""
+    is_constant = images.amin((0, 2, 3)) == images.amax((0, 2, 3))
+    if is_constant.any():
+        channel = int(is_constant.nonzero()[0])
+        value = images[0, channel, 0, 0].item()
+        raise UserError(
+            f"data={data.name}: channel {channel} of {images.shape[1]} is {value:g} in each pixel of all "
+            f'{len(images):,} training images; leave it out, such as an alpha channel by image.convert("RGB")'
+        )
+
+
+def _digest_of_images(images: Tensor, labels: Tensor) -> str:
+    values = (tensor.contiguous().numpy().data for tensor in (images, labels))
+    return digest(repr(tuple(images.shape)), *values, digits=16)
+
+
+def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation (ddof 0) per channel, in float64; of uint8 images from exact counts."""
+    if images.is_floating_point():
+        moments = Moments.of(images)
+        return moments.mean.tolist(), moments.var.sqrt().tolist()
+    values = torch.arange(256, dtype=torch.float64)
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        pixels = images[:, channel].flatten()
+        share = torch.bincount(pixels, minlength=256).double() / len(pixels)
+        mean.append(float(share @ values))
+        std.append(float(share @ (values - mean[-1]) ** 2) ** 0.5)
+    return mean, std

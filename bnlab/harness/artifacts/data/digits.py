@@ -1,0 +1,33 @@
+"""data=digits"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnlab.harness.artifacts.data.base import Data, Parts, Size
+from bnlab.harness.artifacts.data.pixels import draw_order
+from bnlab.harness.components import component
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Digits(Data):
+    """1,797 images of 8×8 pixels that ship with scikit-learn: nothing to download."""
+
+    largest: ClassVar[float] = 16
+    name: str = "digits"
+
+    def size(self) -> Size:
+        return Size(available=1438, test=359, pixels=8, classes=10)
+
+    def read(self) -> Parts:
+        from sklearn.datasets import load_digits  # here: takes a second to import
+
+        bunch = load_digits()
+        images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
+        labels = torch.from_numpy(bunch.target).long()
+        test, train = draw_order(len(labels)).tensor_split([len(labels) // 5])
+        return Parts((images[train], labels[train]), (images[test], labels[test]))

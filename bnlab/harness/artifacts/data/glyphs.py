@@ -1,0 +1,52 @@
+"""data=glyphs"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from bnlab.harness.artifacts.data.base import Data, Parts, Size
+from bnlab.harness.artifacts.data.drawing import CLASSES, DIFFICULTIES, FONTS, SIZE, glyphs
+from bnlab.harness.checks import require_one_of
+from bnlab.harness.components import component, setting
+
+_USUAL = 20_000  # training and validation images
+_MOST_TESTED = 5_000
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Glyphs(Data):
+    """Images of 32×32 pixels made on the spot: characters, distorted."""
+
+    unread: ClassVar[tuple[str, ...]] = ("test_fonts",)
+    is_made: ClassVar[bool] = True
+    name: str = "glyphs"
+    classes: int = setting(36, "10 digits, 36 with capitals, 62 with small letters")
+    difficulty: str = setting("medium", "how far they are distorted", choices=tuple(DIFFICULTIES))
+    fonts: str = setting("all", "fonts of the training and validation images", choices=tuple(FONTS))
+    test_fonts: str = setting("all", "fonts of the test images; others than `fonts` are a shift", choices=tuple(FONTS))
+
+    @property
+    def own_shift(self) -> str:
+        return "" if self.test_fonts == self.fonts else f"fonts:{self.test_fonts}"
+
+    def size(self) -> Size:
+        count = _USUAL if self.images is None else self.images
+        return Size(available=count, test=min(_MOST_TESTED, count // 4), pixels=SIZE, classes=self.classes)
+
+    def check(self) -> None:
+        require_one_of("data.classes", self.classes, CLASSES)
+        super().check()
+
+    def read(self) -> Parts:
+        size = self.size()
+        train = glyphs(size.available, self.classes, self.difficulty, self.fonts, seed=0)
+        test = glyphs(size.test, self.classes, self.difficulty, self.test_fonts, seed=1)
+        return Parts(train, test)
+
+    def list_shifts(self) -> list[str]:
+        return [f"fonts:{name}" for name in FONTS if name != self.fonts]
+
+    def change_test_images(self, shift: str) -> Glyphs:
+        return replace(self, test_fonts=shift.partition(":")[2])
