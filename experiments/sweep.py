@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ def _join_folders(words: list[str]) -> list[str]:
 
 def _run_missing(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables."""
+    started = time.perf_counter()
     from bnlab.harness.jobs import is_done  # here: takes a second, in which --help has answered
     from bnlab.harness.planning import outline
     from experiments.compose import plan_jobs
@@ -53,19 +55,26 @@ def _run_missing(words: list[str]) -> int:
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
     launcher = _choose_launcher(sweep.configs, words, sweep.launcher)
     if sweep.configs[0].dry_run:
-        return _estimate(sweep.configs, launcher)
-    started = time.perf_counter()
+        return _estimate(sweep.configs, launcher, sweep.processes)
     print(outline(sweep.configs), flush=True)
     if not all(map(is_done, sweep.configs)):
         _run(sweep.configs, words, launcher)
     return _finish(sweep.configs, words, time.perf_counter() - started)
 
 
-def _estimate(configs: list[Config], launcher: str) -> int:
+def _estimate(configs: list[Config], launcher: str, told: int | None) -> int:
     from bnlab.harness.artifacts.cores import count_cores
+    from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.jobs import is_done
     from bnlab.harness.planning import plan
 
-    print("\n".join(plan(configs, min(count_cores(), len(configs)) if launcher == "joblib" else 1)))
+    processes = 1
+    if launcher == "joblib":
+        waiting = {Run(config).id for config in configs if not is_done(config)}
+        processes = max(1, min(told or count_cores(), len(waiting)))
+    if launcher != "basic":  # as in the processes of a launcher
+        configs = [replace(config, threads=config.threads or 1) for config in configs]
+    print("\n".join(plan(configs, processes)))
     return 0
 
 

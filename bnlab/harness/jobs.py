@@ -37,7 +37,7 @@ _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_l
 def is_done(config: Config) -> bool:
     """Whether the job has left its rows already and none on its network has failed, by the names of files alone."""
     run = Run(config)
-    paths = [_find_part(run, name) for name in (*_choose_measurements(run), "runs")]
+    paths = [_find_part(run, name) for name in (*choose_measurements(run), "runs")]
     return run.finished and all(path.exists() for path in paths) and not list_failures(config)
 
 
@@ -92,7 +92,7 @@ def try_all(configs: list[Config]) -> None:
 def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
     """Say what is measured of layers that a forward calls several times; UserError for what cannot be."""
     layers = ", ".join(f"{name} {count} times" for name, count in calls.items())
-    for name in {name for run in runs for name in _choose_measurements(run)}:
+    for name in {name for run in runs for name in choose_measurements(run)}:
         if measurements.is_of_batches(name):
             raise UserError(
                 f"measurements={name}: is about one batch of moments in a step, but a forward of "
@@ -107,7 +107,7 @@ def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
 
 def list_read(run: Run) -> list[int]:
     """The steps whose checkpoints the measurements of the run's configuration read."""
-    return measurements.list_read(run, _choose_measurements(run), find_sources(run.config))
+    return measurements.list_read(run, choose_measurements(run), find_sources(run.config))
 
 
 def _request_checkpoints(configs: list[Config]) -> None:
@@ -174,7 +174,7 @@ def execute(config: Config) -> None:
 
 def _train_and_measure(run: Run) -> None:
     ensure_trained(run, list_read)
-    names, sources, failed = _choose_measurements(run), find_sources(run.config), Failures()
+    names, sources, failed = choose_measurements(run), find_sources(run.config), Failures()
     if left_out := [name for name in as_list(run.config.measurements) if name not in names]:
         print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
     for name in names:
@@ -187,7 +187,7 @@ def _train_and_measure(run: Run) -> None:
         raise error
 
 
-def _choose_measurements(run: Run) -> list[str]:
+def choose_measurements(run: Run) -> list[str]:
     """Those of the configuration that this network has rows of."""
     return [name for name in as_list(run.config.measurements) if run.config.norm.name in measurements.NORMS[name]]
 

@@ -1,26 +1,24 @@
-"""How many networks a sweep trains, and how long that takes on this machine."""
+"""How many networks a sweep trains, how long that takes on this machine, and how much disk space it needs."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import multiprocessing
 import time
 from collections.abc import Iterable
-from itertools import product
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 
 from bnlab.harness.artifacts.cores import count_cores
-from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list
-from bnlab.harness.artifacts.states import start_training
-from bnlab.harness.artifacts.training import train
-from bnlab.harness.artifacts.trying import try_training
-from bnlab.harness.jobs import is_done, prepare_process
-from bnlab.harness.measurements.evaluations import predict, stat_images
-from bnlab.harness.measurements.frozen import EXACT
-from bnlab.harness.measurements.sources import FrozenWeights, Source, find_sources
+from bnlab.harness.jobs import is_done, list_read, try_all
+from bnlab.harness.trials import UNTRIED, Cost, estimate
 
-_STEPS = 5
+_TABLES_SECONDS = 0.3  # to write the tables at the end, and for each job
+_PART_SECONDS = 0.02
 
 
 def gains_from_processes(configs: list[Config]) -> bool:
@@ -31,60 +29,123 @@ def gains_from_processes(configs: list[Config]) -> bool:
 
 def outline(configs: list[Config]) -> str:
     """How many jobs and networks there are, and how many of the networks are trained already."""
-    runs = {run.id: run for run in map(Run, configs)}
-    trained = sum(run.is_complete(run.wanted) for run in runs.values())
-    state = {0: "none trained yet", len(runs): "all trained already"}.get(trained, f"{trained} trained already")
-    return f"{_count(len(configs), 'job')} on {_count(len(runs), 'network')}, {state}"
+    networks = _group_by_network(configs)
+    trained = sum(_is_trained(jobs) for jobs in networks)
+    state = {0: "none trained yet", len(networks): "all trained already"}.get(trained, f"{trained} trained already")
+    return f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def plan(configs: list[Config], processes: int) -> Iterable[str]:
-    """Lines of text on a sweep."""
-    training, measuring = (format_seconds(seconds / processes) for seconds in estimate(configs))
-    yield outline(configs)
-    yield f"training   about {training}, {_count(processes, 'network')} at a time"
-    yield f"measuring  about {measuring} for statistics of checkpoints and predictions, less what has been done before"
+def _group_by_network(configs: Iterable[Config]) -> list[list[Config]]:
+    """The jobs on each network, networks in the order of their first job."""
+    networks: dict[str, list[Config]] = {}
+    for config in configs:
+        networks.setdefault(Run(config).id, []).append(config)
+    return list(networks.values())
 
 
-def estimate(configs: list[Config]) -> tuple[float, float]:
-    """Seconds of training, and of measuring statistics of frozen weights and predictions, in one process.
+def _is_trained(jobs: list[Config]) -> bool:
+    """Whether the network of these jobs has been trained, with all checkpoints that they read."""
+    return all(run.is_complete(list_read(run)) for run in map(Run, jobs))
 
-    A few training steps of each kind of network are timed; nothing is written.
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep takes that has work left.
+
+    Attributes:
+        training: seconds, of all processes together.
+        measuring: the same.
+        altogether: seconds from the start of the first process to the last table.
+        disk: bytes.
     """
-    prepare_process(configs[0])
-    runs = {run.id: run for run in map(Run, configs)}
-    kinds = {run.folder.parent: run for run in runs.values()}  # seeds are of one kind
-    rates = {kind: _time_steps(run) for kind, run in kinds.items()}
-    training = sum(rates[run.folder.parent][0] * run.steps for run in runs.values() if not run.is_complete(run.wanted))
-    images: dict[tuple[Path, int, object], int] = {}  # of each evaluation, which is done once for all jobs
-    for run in map(Run, configs):
-        sources: list[Source | None] = [EXACT, *find_sources(run.config)] if run.has_trace else [None]  # as it is
-        for step, source in product(run.wanted, sources):
-            if isinstance(source, FrozenWeights) and source.statistic != "averaged":
-                images[run.folder, step, source] = stat_images(run, source, step)
-        if "evaluations" in as_list(run.config.measurements):
-            for step, source, (split, shift) in product(run.predicted, sources, run.predictions):
-                images[run.folder, step, (source, split, shift)] = _limit(run, step, run.dataset.images_of(split))
-    return training, sum(rates[folder.parent][1] * number for (folder, *_), number in images.items())
+
+    training: float
+    measuring: float
+    altogether: float
+    disk: float
 
 
-def _limit(run: Run, step: int, split: Split) -> int:
-    """How many images of a split are measured at a step."""
-    return min(run.limit_at(step) or len(split.labels), len(split.labels))
+def plan(configs: list[Config], processes: int) -> Iterable[str]:
+    """Lines of text on a sweep.
+
+    Args:
+        processes: how many networks are trained or measured at a time.
+    """
+    yield outline(configs)
+    waiting = [config for config in configs if not is_done(config)]
+    if not waiting:
+        yield "nothing is left to be measured"
+        return
+
+    found = make_plan(waiting, processes)
+    training, measuring = (format_seconds(seconds / processes) for seconds in (found.training, found.measuring))
+    untried = [name for name in UNTRIED if any(name in as_list(config.measurements) for config in waiting)]
+    yield f"training   about {training}, {_count(processes, 'network')} at a time"
+    yield f"measuring  about {measuring}, less what has been done before{''.join(f', without {n}' for n in untried)}"
+    yield f"in all     about {format_seconds(found.altogether)}, with the start of processes and the tables"
+    yield f"disk       about {found.disk / 1e6:,.0f} MB in {configs[0].results}/runs"
 
 
-def _time_steps(run: Run) -> tuple[float, float]:
-    """Seconds for a training step and for an evaluated image, each after a warm-up."""
-    try_training(run)
-    progress = start_training(run)
-    for group in progress.optimizer.param_groups:
-        group["lr"] = 0.0  # a trial does not diverge
-    times: list[float] = []
-    train(progress, run.batches, run.config.optimizer, _STEPS + 1, [lambda _: times.append(time.perf_counter())])
+def make_plan(configs: list[Config], processes: int) -> Plan:
+    """Try a network of each kind, as many at once as processes are going to be; nothing is written.
+
+    Raises:
+        UserError: what would stop the sweep.
+    """
+    try_all(configs)
+    networks = _group_by_network(configs)
+    kinds: dict[str, list[Config]] = {}
+    for jobs in networks:
+        kinds.setdefault(_describe_kind(jobs), jobs)
+    costs, start = _try_kinds(list(kinds.values()), processes)
+    by_kind = dict(zip(kinds, costs, strict=True))
+
+    training = measuring = disk = 0.0
+    durations = []
+    for jobs in networks:
+        cost = by_kind[_describe_kind(jobs)]
+        times = list(cost.measuring)
+        measuring += sum(times)
+        if not _is_trained(jobs):
+            training += cost.training
+            disk += cost.disk
+            times[0] += cost.training
+        durations += times
+    tables = _TABLES_SECONDS + _PART_SECONDS * len(configs)
+    return Plan(training, measuring, start + _share_out(durations, processes) + tables, disk)
+
+
+def _describe_kind(jobs: list[Config]) -> str:
+    """A text that networks share which differ in the seed alone."""
+    return repr([replace(job, seed=0) for job in jobs])
+
+
+def _try_kinds(kinds: list[list[Config]], processes: int) -> tuple[list[Cost], float]:
+    """The cost of a network of each kind, and the seconds until all processes have begun."""
+    if processes == 1:
+        return [estimate(jobs) for jobs in kinds], 0.0
+
     started = time.perf_counter()
-    predict(progress.model.eval(), run.dataset.val)
-    evaluated = (time.perf_counter() - started) / len(run.dataset.val.labels)
-    return (times[-1] - times[0]) / (len(times) - 1), evaluated
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_read_data, [kinds[0][0]] * processes))
+        start = time.perf_counter() - started
+        rounds = -(-len(kinds) // processes)
+        filled = list(itertools.islice(itertools.cycle(kinds), rounds * processes))  # no process rests meanwhile
+        costs = list(pool.map(estimate, filled))
+    return costs[: len(kinds)], start
+
+
+def _read_data(config: Config) -> int:
+    return len(Run(config).dataset.train.labels)
+
+
+def _share_out(durations: list[float], processes: int) -> float:
+    """Seconds until all jobs are done, of which each process takes the next one when it is free."""
+    ends = [0.0] * processes
+    for seconds in durations:
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)

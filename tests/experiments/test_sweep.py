@@ -9,7 +9,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from bnlab import estimators, inference
-from bnlab.harness import load
+from bnlab.harness import load, planning
+from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements.sources import AVERAGING, FROZEN
 from bnlab.harness.schema import TABLES
 from experiments.compose import plan_jobs
@@ -55,9 +56,38 @@ def test_lists_and_sweeps_give_the_same_rows(results: Path, call: Call) -> None:
 
 
 def test_a_dry_run_writes_nothing(call: Call, tmp_path: Path) -> None:
-    code, out, err = call("sweep", *SWEEP, "dry_run=true", f"results={tmp_path}/r")
+    words = ("hydra/launcher=basic", "dry_run=true", f"results={tmp_path}/r")
+    code, out, err = call("sweep", *SWEEP, *words)
     assert code == 0 and not err and out.startswith("4 jobs on 4 networks, none trained yet\ntraining   about ")
+    last = rf"in all     about \d+ s, .*\ndisk       about 12 MB in {tmp_path}/r/runs\n"
+    assert re.search(last, out)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "threads"),
+    [
+        ("hydra/launcher=joblib", 2, {1}),
+        ("hydra/launcher=joblib hydra.launcher.n_jobs=1", 1, {1}),
+        ("hydra/launcher=joblib threads=2", 2, {2}),
+        ("hydra/launcher=basic", 1, {None}),
+    ],
+)
+def test_steps_are_timed_under_the_threads_and_processes_of_the_sweep(
+    words: str, processes: int, threads: set[int | None], call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    planned: list[tuple[int, set[int | None]]] = []
+
+    def remember(configs: list[Config], processes: int) -> list[str]:
+        planned.append((processes, {config.threads for config in configs}))
+        return ["planned"]
+
+    monkeypatch.setattr(planning, "plan", remember)
+    monkeypatch.setattr("bnlab.harness.artifacts.cores.count_cores", lambda: 2)
+
+    done = call(f"sweep -m seed=0,1,2 dry_run=true {words}", f"results={tmp_path}/r")
+
+    assert done.code == 0 and planned == [(processes, threads)], done.err
 
 
 def test_help() -> None:

@@ -1,0 +1,213 @@
+"""Short trials of the work of a sweep, from which follows how long it takes and how much disk space it needs.
+
+A trial does what a job does, with the same code, in a folder that is removed: it trains a few steps, and measures every
+table at the last step of a training, whose batch moments are those of the few steps again and again, and at two early
+ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from bnlab.harness import schema
+from bnlab.harness.artifacts.averaging import build_averager
+from bnlab.harness.artifacts.data import Dataset, Split
+from bnlab.harness.artifacts.producing import STATE_SECONDS
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.states import record_moments, save_state, start_training
+from bnlab.harness.artifacts.training import Progress, train
+from bnlab.harness.jobs import choose_measurements, list_read, prepare_process
+from bnlab.harness.measurements.cache import Failures, complete_rows
+from bnlab.harness.measurements.sources import find_sources
+from bnlab.recording.trace import LayerTrace, MomentTrace
+
+UNTRIED = ("decomposition",)
+"""Measurements that are left out: this one trains again up to each of its steps."""
+_WARM_UP = 3  # updates that are not timed
+_FEWEST, _MOST = 4, 200  # updates that are timed
+_SECONDS = 1.0  # about so long updates are timed
+_STEPS = 2000  # of the training whose moments are replayed, at most; more take longer in proportion
+_IMAGES = 1500  # of the training split, at most; more take longer in proportion
+_EARLY = (16, 17)  # steps up to which little is replayed, and enough for the table `drift`
+_LOG_BYTES = 20  # that a step takes in the log
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network takes.
+
+    Attributes:
+        training: seconds.
+        measuring: seconds, of each job on it.
+        disk: bytes of its folder.
+    """
+
+    training: float
+    measuring: list[float]
+    disk: float
+
+
+def estimate(jobs: list[Config]) -> Cost:
+    """Try the network of these jobs, which differ in what they measure on it."""
+    prepare_process(jobs[0])
+    runs = [Run(job) for job in jobs]
+    kept = {step for run in runs for step in list_read(run)} | {runs[0].steps}
+    with tempfile.TemporaryDirectory(prefix="bnlab-trial-") as folder:
+        trial = Trial(runs[0], folder)
+        training = trial.train(len(kept))
+        measuring = [trial.measure(run) for run in runs]
+        return Cost(training, measuring, trial.disk)
+
+
+class Trial:
+    """A short training of a network, and what is measured on it.
+
+    Attributes:
+        disk: bytes that the network's own folder will have, of what has been tried so far.
+    """
+
+    def __init__(self, real: Run, folder: str) -> None:
+        self.disk = 0.0
+        self._real = real
+        self._folder = folder
+        self._dataset = _take_some(real.dataset, max(_IMAGES, 2 * real.config.batch_size))
+        self._steps = min(real.steps, _STEPS)
+        self._run = self._pretend(real.config, self._steps)
+        self._trace: MomentTrace | None = None
+
+    def _pretend(self, config: Config, *steps: int) -> Run:
+        """The trial's network under a job's configuration, measured at these steps."""
+        changed = replace(
+            config,
+            results=self._folder,
+            steps=self._steps,
+            evaluate_at=[step for step in steps if step <= self._steps],
+            accuracy_at="all",
+            population_images=None,
+        )
+        run = Run(changed)
+        run.dataset = self._dataset
+        run.training = "trial"
+        return run
+
+    def train(self, checkpoints: int) -> float:
+        """Seconds of the whole training, of which so many checkpoints are kept."""
+        run, real = self._run, self._real
+        started = time.perf_counter()
+        progress = start_training(run)
+        beginning = time.perf_counter() - started
+
+        for group in progress.optimizer.param_groups:
+            group["lr"] = 0.0  # a trial does not diverge
+        with record_moments(run, progress) as self._trace:
+            update = self._time_updates(progress)
+
+        state = run.folder / "state.safetensors"
+        saving = _time(save_state, progress, state, 0.0)
+        state.unlink()
+        for step in (*_EARLY, self._steps):
+            keeping = _time(run.save_checkpoint, step, progress.measured.state_dict())
+        self._write_log()
+
+        self.disk += checkpoints * run.checkpoint(self._steps).stat().st_size + _LOG_BYTES * real.steps
+        if self._trace is not None:
+            self.disk += (real.frozen_from or real.steps) * _count_bytes(self._trace)
+        return beginning + real.steps * update * (1 + saving / STATE_SECONDS) + checkpoints * keeping
+
+    def _time_updates(self, progress: Progress) -> float:
+        """Seconds of an update."""
+        batches, optimizer, times = self._run.batches, self._run.config.optimizer, list[float]()
+        callbacks = [build_averager(self._run), lambda _: times.append(time.perf_counter())]
+        total = _WARM_UP + _FEWEST + _MOST
+
+        train(progress, batches, optimizer, total, callbacks, until=_WARM_UP + _FEWEST)
+        seconds = (times[-1] - times[_WARM_UP - 1]) / _FEWEST
+        more = min(_MOST, int(_SECONDS / seconds))
+        train(progress, batches, optimizer, total, callbacks, until=_WARM_UP + _FEWEST + more)
+        return (times[-1] - times[_WARM_UP - 1]) / (len(times) - _WARM_UP)
+
+    def _write_log(self) -> None:
+        values = np.random.default_rng(0).random(self._steps)
+        frame = pd.DataFrame({"step": np.arange(1, self._steps + 1), "loss": values, "accuracy": values})
+        schema.write_frame(self._run.folder / "log.parquet", frame)
+
+    def measure(self, real: Run) -> float:
+        """Seconds that a job's measurements take, after those of the jobs before it."""
+        before = self._count_measured()
+        last = self._time_measurements(real.config, self._steps, (self._steps,))
+        at_last = self._count_measured()
+        early = self._time_measurements(real.config, _EARLY[-1], (*_EARLY, self._steps))
+        at_early = self._count_measured() - at_last
+        self.disk += at_last - before + at_early / len(_EARLY) * (len(real.wanted) - 1)
+
+        seconds = 0.0
+        for name, time_of_last in last.items():
+            step = early[name] / len(_EARLY)
+            once = max(0.0, time_of_last - step)  # replaying, or the work of tables that have the last step alone
+            steps = real.predicted if name == "evaluations" else real.wanted
+            seconds += once * real.steps / self._steps + step * sum(self._scale(real, step) for step in steps)
+        return seconds
+
+    def _scale(self, real: Run, step: int) -> float:
+        """How many times the trial's images are measured at a step."""
+        images = len(real.dataset.train.labels)
+        return min(real.limit_at(step) or images, images) / len(self._dataset.train.labels)
+
+    def _time_measurements(self, job: Config, recorded: int, steps: tuple[int, ...]) -> dict[str, float]:
+        """Seconds of each of a job's measurements at steps, as far as they are new, of a record up to a step."""
+        run = self._pretend(job, *steps)
+        if self._trace is not None:
+            run.trace = _repeat(self._trace, self._steps, min(recorded, run.frozen_from or recorded))
+        sources = find_sources(job)
+        seconds = {}
+        for name in choose_measurements(run):
+            if name not in UNTRIED:
+                seconds[name] = _time(complete_rows, run, name, sources, Failures())
+        return seconds
+
+    def _count_measured(self) -> int:
+        """Bytes of statistics and rows."""
+        folders = [self._run.folder / name for name in ("statistics", "measurements")]
+        return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def _take_some(dataset: Dataset, images: int) -> Dataset:
+    """So many training images at most, and the same share of all other splits."""
+    share = min(1.0, images / len(dataset.train.labels))
+
+    def take(split: Split) -> Split:
+        return split.sample(max(2, round(share * len(split.labels))))
+
+    return replace(dataset, train=take(dataset.train), val=take(dataset.val), test=take(dataset.test))
+
+
+def _time(function: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def _count_bytes(trace: MomentTrace) -> float:
+    """Bytes that a step of a trace takes in a file: the moments, and step and count of each call."""
+    return sum(layer.moments.nbytes + 16 * len(layer) for layer in trace.layers.values()) / trace.last_step
+
+
+def _repeat(trace: MomentTrace, last_step: int, recorded: int) -> MomentTrace:
+    """A trace of so many steps, of which moments are recorded until a step; they are those of the trace, repeated."""
+    times = -(-recorded // trace.last_step)
+    layers = {}
+    for name, layer in trace.layers.items():
+        longer = LayerTrace(layer.start, layer.updates, layer.eps)
+        steps = [step + turn * trace.last_step for turn in range(times) for step in layer.steps]
+        longer.set_calls(layer.moments.repeat(times, 1, 1), steps, times * layer.counts, [])
+        longer.truncate(recorded)
+        layers[name] = longer
+    return MomentTrace(layers, 0, last_step)

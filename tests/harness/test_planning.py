@@ -1,0 +1,135 @@
+"""What a dry run says: the time of trials that do what jobs do, shared out among processes, and the disk space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bnlab.harness import planning, trials
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.jobs import execute
+from bnlab.harness.trials import Cost, Trial, estimate
+from tests.conftest import small_config
+
+
+@pytest.fixture(autouse=True)
+def short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "_SECONDS", 0.05)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"estimator": ["ema", "cumulative", "exact", "precise"], "momentum": [0.01, 0.1, 0.5], "accuracy_at": "all"},
+        {"measurements": ["log", "traces"]},
+        {"steps": 400, "evaluate_at": "final", "measurements": "evaluations"},
+    ],
+)
+def test_disk_space(changes: dict[str, Any], tmp_path: Path) -> None:
+    job = small_config(tmp_path, **changes)
+
+    cost = estimate([job])
+    assert not [*tmp_path.iterdir()], "a trial leaves nothing behind"
+
+    execute(job)
+    size = sum(path.stat().st_size for path in Run(job).folder.rglob("*") if path.is_file())
+    assert cost.disk == pytest.approx(size, rel=0.25)
+
+
+def test_a_trial_counts_what_is_replayed_and_what_each_step_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a clock that goes on by 1 s for a recorded call of a layer that is replayed, and 100 s for a step."""
+    now = [0.0]
+    monkeypatch.setattr(trials.time, "perf_counter", lambda: now[0])
+    measured: set[tuple[str, int]] = set()
+
+    def pretend_rows(run: Run, name: str, *_: object) -> None:
+        steps = {(name, step) for step in run.wanted} - measured
+        measured.update(steps)
+        replayed = len(next(iter(run.trace.layers.values())))
+        now[0] += replayed + 100 * len(steps)
+
+    monkeypatch.setattr(trials, "complete_rows", pretend_rows)
+    monkeypatch.setattr(trials, "_STEPS", 400)
+    monkeypatch.setattr(Trial, "_time_updates", lambda self, progress: _train_a_little(self, progress))
+    job = small_config(tmp_path, steps=1000, evaluate_at=[10, 100, 500, 1000], accuracy_at=[500, 1000])
+
+    cost = estimate([job])
+
+    # For early steps 17 calls are replayed, half of which count for each of two steps.
+    gaps, evaluations = 4 * 108.5, 2 * 108.5
+    replays = 2 * (500 - 108.5) * 1000 / 400
+    assert cost.measuring == [pytest.approx(gaps + evaluations + replays)]
+    assert cost.training == pytest.approx(1000 * 0.25)
+
+
+def _train_a_little(trial: Trial, progress: Any) -> float:
+    from bnlab.harness.artifacts.training import train
+
+    run = trial._run
+    train(progress, run.batches, run.config.optimizer, 4, [], until=4)
+    return 0.25
+
+
+def test_a_sample_takes_as_much_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Steps before the last one are measured on `population_images` of the 360."""
+    whole = Trial(Run(small_config(tmp_path)), str(tmp_path))
+    some = Run(small_config(tmp_path, population_images=90))
+    assert [whole._scale(some, step) for step in (7, 40)] == [0.25, 1.0]
+    monkeypatch.setattr(trials, "_IMAGES", 180)
+    half = Trial(Run(small_config(tmp_path)), str(tmp_path))
+    assert half._scale(Run(small_config(tmp_path)), 7) == 2.0
+
+
+def test_processes_take_the_next_job_when_they_are_free() -> None:
+    assert planning._share_out([4.0, 1.0, 1.0, 1.0], 2) == 4.0
+    assert planning._share_out([1.0, 1.0, 4.0], 2) == 5.0
+    assert planning._share_out([4.0, 1.0, 1.0, 1.0], 1) == 7.0
+
+
+def test_networks_of_one_kind_are_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, copied: Config) -> None:
+    """A network that is trained already is only measured."""
+    tried: list[int] = []
+
+    def pretend(jobs: list[Config]) -> Cost:
+        tried.append(len(jobs))
+        return Cost(10.0, [1.0] * len(jobs), 1e6)
+
+    monkeypatch.setattr(planning, "estimate", pretend)
+    jobs = [replace(copied, seed=seed, measurements=name) for seed in (0, 1, 2) for name in ("gaps", "log")]
+
+    plan = planning.make_plan(jobs, 1)
+
+    assert tried == [2], "both jobs on a network together"
+    assert (plan.training, plan.measuring, plan.disk) == (20.0, 6.0, 2e6)
+    assert plan.altogether == pytest.approx(26.0 + 0.3 + 6 * 0.02)
+
+
+def test_a_trial_sets_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    threads: list[int] = []
+    time_updates: Callable[..., float] = Trial._time_updates
+
+    def note(trial: Trial, progress: Any) -> float:
+        threads.append(torch.get_num_threads())
+        return time_updates(trial, progress)
+
+    monkeypatch.setattr(Trial, "_time_updates", note)
+
+    estimate([small_config(tmp_path, threads=2, measurements="log")])
+
+    assert threads == [2]
+    torch.set_num_threads(1)
+
+
+@pytest.mark.slow
+def test_trials_in_processes_as_many_as_there_will_be(tmp_path: Path) -> None:
+    plan = planning.make_plan([small_config(tmp_path, seed=seed, measurements="log") for seed in range(4)], 2)
+
+    assert plan.altogether > plan.training / 2 > 0 and plan.disk > 0
