@@ -21,10 +21,12 @@ from torch import nn
 import bnlab
 from bnlab.memory import keep_freed_memory
 
+_DESCRIPTION = """Batch norm's running averages against exact statistics: of your own model (gap), and of small networks that are
+trained for it (sweep, report, runs). bnlab COMMAND --help says more."""
 _OF_SWEEPS = {
-    "sweep": "train what is missing, measure, write tables: bnlab sweep --help",
-    "report": "figures and verdicts, or an overview of any sweep: bnlab report --help",
-    "runs": "the networks that have been trained: bnlab runs --help",
+    "sweep": "train the networks that are missing, measure them, write tables",
+    "report": "draw figures of a sweep, or the figures and verdicts of a question",
+    "runs": "list, show, remove or export networks that have been trained",
 }
 """Commands of the clone, with what they are for."""
 
@@ -65,7 +67,7 @@ def _pass_on(command: str, words: list[str]) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="bnlab", description=__doc__)
+    parser = _Parser(prog="bnlab", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"bnlab {bnlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, purpose in _OF_SWEEPS.items():
