@@ -21,8 +21,10 @@ from torch import nn
 import bnlab
 from bnlab.memory import keep_freed_memory
 
-_DESCRIPTION = """Batch norm's running averages against exact statistics: of your own model (gap), and of small networks that are
-trained for it (sweep, report, runs). bnlab COMMAND --help says more."""
+_DESCRIPTION = (
+    "Batch norm's running averages against exact statistics: of your own model (gap), and of small networks that are "
+    "trained for it (sweep, report, runs). bnlab COMMAND --help says more."
+)
 _OF_SWEEPS = {
     "sweep": "train the networks that are missing, measure them, write tables",
     "report": "draw figures of a sweep, or the figures and verdicts of a question",
