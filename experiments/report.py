@@ -47,7 +47,11 @@ def _report(words: list[str]) -> int:
     experiment = given.get("experiment", name)
     if not name:
         return _report_all(results)
-    if "experiment" in given or name in list_questions():
+    is_question = experiment in list_questions()
+    if "experiment" in given and not is_question and (results / experiment).is_dir():
+        command = _write_command("report", f"name={experiment}", results)
+        raise UserError(f"{experiment} is a sweep and no question; its figures: {command}")
+    if "experiment" in given or is_question:
         return _report_questions({experiment: name}, results)
     return _report_sweep(name, results)
 

@@ -127,11 +127,13 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
 
 
 def test_own_sweeps_are_hinted_at_with_a_command_that_works(results: Path, call: Call) -> None:
-    done = call("report", f"results={results}")
-    assert done.code == 2
-    (command,) = done.err.splitlines()
-    words = command.partition("bnlab ")[2]
-    assert words == f"report name=adhoc results={results}" and call(words).code == 0
+    for word in ("", " experiment=adhoc"):
+        done = call(f"report{word}", f"results={results}")
+        assert done.code == 2
+        (line,) = done.err.splitlines()
+        command = line.partition("bnlab ")[2]
+        assert command == f"report name=adhoc results={results}"
+    assert call(command).code == 0
 
 
 def test_names_and_settings_are_no_html(results: Path, call: Call) -> None:

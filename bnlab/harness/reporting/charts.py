@@ -22,6 +22,7 @@ from bnlab.harness.reporting.swept import Swept
 PANELS = 12
 """The most that are drawn."""
 _WIDE = 5.0  # a range of positive numbers from which on they are drawn on a logarithmic axis
+_MARGIN = 0.05  # of the axis, at both ends of it
 _CROWDED = 0.04  # of the axis: two ticks that are nearer would be written over each other
 
 
@@ -211,7 +212,10 @@ def _choose_plot(
         return Forest("line", axis)
 
     by = "estimator" if layout.by == "estimator" else "line"
-    across = _choose_axis(layout.across, means[layout.across], swept)
+    values = means[layout.across]
+    across = _choose_axis(layout.across, values, swept)
+    if layout.across != "epoch":  # trainings may have different lengths
+        across = replace(across, limits=_choose_ends(values, across.log))
     return Curves(layout.across, by, axis, across=across)
 
 
@@ -221,6 +225,19 @@ def _choose_limits(percent: pd.Series) -> tuple[float, float]:
     high = float(percent.max())
     margin = max(1.0, 0.2 * (high - low))
     return max(0.0, low - margin), min(101.0, high + margin)
+
+
+def _choose_ends(values: pd.Series, is_log: bool) -> tuple[float, float] | None:
+    """The ends of the axis across, the same in all panels, also in one of levels; None for words, or one number."""
+    if values.nunique() < 2 or not pd.api.types.is_numeric_dtype(values):
+        return None
+    low = float(values.min())
+    high = float(values.max())
+    if is_log:
+        margin = (high / low) ** _MARGIN
+        return low / margin, high * margin
+    margin = _MARGIN * (high - low)
+    return low - margin, high + margin
 
 
 def _choose_axis(column: str, values: pd.Series, swept: Swept) -> Axis:

@@ -76,6 +76,7 @@ def _write_notes(swept: Swept, left_out: list[str]) -> list[str]:
     """Write sentences on the networks, and on what is not drawn."""
     runs = swept.tables["runs"]
     notes = [f"{count_networks(runs)}.{say_unfinished(runs)}"]
+    notes += _name_diverged(swept)
     for setting, leader in swept.companions.items():
         notes.append(f"{setting} differs together with {leader}.")
 
@@ -89,6 +90,19 @@ def _write_notes(swept: Swept, left_out: list[str]) -> list[str]:
     if left_out:
         notes.append("Where you want others, sweep fewer values under another name=...; no network is trained again.")
     return notes
+
+
+def _name_diverged(swept: Swept) -> list[str]:
+    """Say in a sentence which networks have diverged, by their settings; none where there is nothing to say."""
+    runs = swept.tables["runs"]
+    diverged = runs.loc[runs["status"] == "diverged", swept.settings]
+    conditions = []
+    for _, row in diverged.drop_duplicates().iterrows():
+        words = [swept.say_setting(str(column), value) for column, value in row.items()]
+        conditions.append(", ".join(words))
+    if not any(conditions):
+        return []
+    return [f"Diverged: {'; '.join(conditions)}."]
 
 
 def _find_gaps(swept: Swept) -> list[Measure]:

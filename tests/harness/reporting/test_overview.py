@@ -215,6 +215,8 @@ def test_some_networks_without_batch_norm_are_levels() -> None:
     accuracy = draw(overview, "accuracy")
     assert list_panels(accuracy) == ["norm batch", "norm group"]
     assert list_names(accuracy) == ["EMA", "exact population", "without batch norm"]
+    left, right = accuracy.axes
+    assert left.get_xlim() == right.get_xlim() and left.get_xlim()[0] < 0.1 and left.get_xlim()[1] < 1
 
 
 def test_one_seed_has_no_interval_and_the_caption_says_so() -> None:
@@ -277,3 +279,18 @@ def test_where_nothing_was_measured_that_is_said() -> None:
     for empty in nothing:
         with pytest.raises(NoRows, match="measurements="):
             make_overview("g", empty)
+
+
+def test_diverged_networks_are_named_by_their_settings() -> None:
+    tables = plant(lr=(0.1, 100.0))
+    runs = tables["runs"].assign(status=tables["runs"]["lr"].map({0.1: "finished", 100.0: "diverged"}))
+    overview = make_overview("g", {**tables, "runs": runs})
+    assert overview.notes[1] == "Diverged: learning rate 100." and set(overview.table["learning rate"]) == {"0.1"}
+
+
+def test_a_setting_that_some_networks_do_not_read_is_a_level() -> None:
+    overview = make_overview("g", plant(norm__groups=(4.0, np.nan)))
+    drawn = draw(overview, "gap")
+    assert "networks without groups" in read_caption(overview, "gap")
+    (ax,) = drawn.axes
+    assert ax.get_xlabel() == "groups" and [tick.get_text() for tick in ax.get_xticklabels()] == ["4"]
