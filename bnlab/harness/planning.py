@@ -8,17 +8,19 @@ import multiprocessing
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
 from bnlab.harness.artifacts.cores import count_cores
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list
+from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import is_done, list_read, try_all
 from bnlab.harness.trials import UNTRIED, Cost, estimate
 
-_TABLES_SECONDS = 0.3  # to write the tables at the end, and for each job
-_PART_SECONDS = 0.02
+_TABLES_SECONDS = 0.3  # to write the tables at the end
+_PART_SECONDS = 0.02  # to read what a job has left for them
 
 
 def gains_from_processes(configs: list[Config]) -> bool:
@@ -129,13 +131,16 @@ def _try_kinds(kinds: list[list[Config]], processes: int) -> tuple[list[Cost], f
     if processes == 1:
         return [estimate(jobs) for jobs in kinds], 0.0
 
+    rounds = -(-len(kinds) // processes)
+    filled = list(itertools.islice(itertools.cycle(kinds), rounds * processes))  # no process rests meanwhile
     started = time.perf_counter()
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_read_data, [kinds[0][0]] * processes))
-        start = time.perf_counter() - started
-        rounds = -(-len(kinds) // processes)
-        filled = list(itertools.islice(itertools.cycle(kinds), rounds * processes))  # no process rests meanwhile
-        costs = list(pool.map(estimate, filled))
+    try:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(_read_data, [kinds[0][0]] * processes))
+            start = time.perf_counter() - started
+            costs = list(pool.map(estimate, filled))
+    except BrokenProcessPool as error:
+        raise UserError("a process of the dry run was ended from outside (out of memory?)") from error
     return costs[: len(kinds)], start
 
 

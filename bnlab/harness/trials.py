@@ -24,18 +24,21 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.states import record_moments, save_state, start_training
 from bnlab.harness.artifacts.training import Progress, train
 from bnlab.harness.jobs import choose_measurements, list_read, prepare_process
+from bnlab.harness.measurements import find_reads
 from bnlab.harness.measurements.cache import Failures, complete_rows
+from bnlab.harness.measurements.checkpoints import last_checkpoint
 from bnlab.harness.measurements.sources import find_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
 
 UNTRIED = ("decomposition",)
 """Measurements that are left out: this one trains again up to each of its steps."""
 _WARM_UP = 3  # updates that are not timed
-_FEWEST, _MOST = 4, 200  # updates that are timed
+_FEWEST = 4  # updates that are timed
+_LONGEST = 200  # updates at most
 _SECONDS = 1.0  # about so long updates are timed
 _STEPS = 2000  # of the training whose moments are replayed, at most; more take longer in proportion
 _IMAGES = 1500  # of the training split, at most; more take longer in proportion
-_EARLY = (16, 17)  # steps up to which little is replayed, and enough for the table `drift`
+_EARLY = 16  # step from which two are measured: little is replayed, and enough for the table `drift`
 _LOG_BYTES = 20  # that a step takes in the log
 
 
@@ -79,16 +82,18 @@ class Trial:
         self._folder = folder
         self._dataset = _take_some(real.dataset, max(_IMAGES, 2 * real.config.batch_size))
         self._steps = min(real.steps, _STEPS)
-        self._run = self._pretend(real.config, self._steps)
+        first = max(1, min(_EARLY, self._steps - 2))
+        self._early = [step for step in (first, first + 1) if step < self._steps]
+        self._run = self._pretend(real.config, [])
         self._trace: MomentTrace | None = None
 
-    def _pretend(self, config: Config, *steps: int) -> Run:
-        """The trial's network under a job's configuration, measured at these steps."""
+    def _pretend(self, config: Config, steps: list[int]) -> Run:
+        """The trial's network under a job's configuration, measured at these steps and the last one."""
         changed = replace(
             config,
             results=self._folder,
             steps=self._steps,
-            evaluate_at=[step for step in steps if step <= self._steps],
+            evaluate_at=[*steps, self._steps],
             accuracy_at="all",
             population_images=None,
         )
@@ -112,7 +117,7 @@ class Trial:
         state = run.folder / "state.safetensors"
         saving = _time(save_state, progress, state, 0.0)
         state.unlink()
-        for step in (*_EARLY, self._steps):
+        for step in (*self._early, self._steps):
             keeping = _time(run.save_checkpoint, step, progress.measured.state_dict())
         self._write_log()
 
@@ -123,15 +128,21 @@ class Trial:
 
     def _time_updates(self, progress: Progress) -> float:
         """Seconds of an update."""
-        batches, optimizer, times = self._run.batches, self._run.config.optimizer, list[float]()
-        callbacks = [build_averager(self._run), lambda _: times.append(time.perf_counter())]
-        total = _WARM_UP + _FEWEST + _MOST
+        run = self._run
+        times: list[float] = []
 
-        train(progress, batches, optimizer, total, callbacks, until=_WARM_UP + _FEWEST)
-        seconds = (times[-1] - times[_WARM_UP - 1]) / _FEWEST
-        more = min(_MOST, int(_SECONDS / seconds))
-        train(progress, batches, optimizer, total, callbacks, until=_WARM_UP + _FEWEST + more)
-        return (times[-1] - times[_WARM_UP - 1]) / (len(times) - _WARM_UP)
+        def note(progress: Progress) -> None:
+            times.append(time.perf_counter())
+
+        def train_until(step: int) -> float:
+            train(progress, run.batches, run.config.optimizer, _LONGEST, [build_averager(run), note], until=step)
+            timed = times[_WARM_UP - 1 :]
+            return (timed[-1] - timed[0]) / (len(timed) - 1)
+
+        first = _WARM_UP + _FEWEST
+        seconds = train_until(first)
+        more = min(_LONGEST - first, int(_SECONDS / seconds))
+        return train_until(first + more) if more else seconds
 
     def _write_log(self) -> None:
         values = np.random.default_rng(0).random(self._steps)
@@ -141,18 +152,22 @@ class Trial:
     def measure(self, real: Run) -> float:
         """Seconds that a job's measurements take, after those of the jobs before it."""
         before = self._count_measured()
-        last = self._time_measurements(real.config, self._steps, (self._steps,))
+        last = self._time_measurements(real.config, self._steps, [])
         at_last = self._count_measured()
-        early = self._time_measurements(real.config, _EARLY[-1], (*_EARLY, self._steps))
+        early = self._time_measurements(real.config, max(self._early, default=1), self._early)
         at_early = self._count_measured() - at_last
-        self.disk += at_last - before + at_early / len(_EARLY) * (len(real.wanted) - 1)
+        self.disk += at_last - before + at_early / max(1, len(self._early)) * (len(real.wanted) - 1)
 
         seconds = 0.0
         for name, time_of_last in last.items():
-            step = early[name] / len(_EARLY)
-            once = max(0.0, time_of_last - step)  # replaying, or the work of tables that have the last step alone
+            step = early[name] / len(self._early) if self._early else time_of_last
+            once = max(0.0, time_of_last - step)
+            if find_reads(name) is last_checkpoint:  # the work of the one step that it measures
+                once *= self._scale(real, real.steps)
+            else:  # replaying the whole training
+                once *= real.steps / self._steps
             steps = real.predicted if name == "evaluations" else real.wanted
-            seconds += once * real.steps / self._steps + step * sum(self._scale(real, step) for step in steps)
+            seconds += once + step * sum(self._scale(real, each) for each in steps)
         return seconds
 
     def _scale(self, real: Run, step: int) -> float:
@@ -160,9 +175,9 @@ class Trial:
         images = len(real.dataset.train.labels)
         return min(real.limit_at(step) or images, images) / len(self._dataset.train.labels)
 
-    def _time_measurements(self, job: Config, recorded: int, steps: tuple[int, ...]) -> dict[str, float]:
-        """Seconds of each of a job's measurements at steps, as far as they are new, of a record up to a step."""
-        run = self._pretend(job, *steps)
+    def _time_measurements(self, job: Config, recorded: int, steps: list[int]) -> dict[str, float]:
+        """Seconds of each of a job's measurements at these steps and the last, where new, of a record up to a step."""
+        run = self._pretend(job, steps)
         if self._trace is not None:
             run.trace = _repeat(self._trace, self._steps, min(recorded, run.frozen_from or recorded))
         sources = find_sources(job)

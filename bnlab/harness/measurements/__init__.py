@@ -40,10 +40,14 @@ def find_scope(name: str) -> Callable[..., Any]:
     return importlib.import_module(f"{__name__}.{name}").scope  # type: ignore[no-any-return]
 
 
+def find_reads(name: str) -> Callable[..., list[int]]:
+    """The function of (run, sources) that gives the steps whose checkpoints the measurement of the table reads."""
+    return importlib.import_module(f"{__name__}.{name}").reads  # type: ignore[no-any-return]
+
+
 def list_read(run: Any, names: Iterable[str], sources: list[Any]) -> list[int]:
-    """The steps whose checkpoints are read by the measurements of these names; each module says so as `reads`."""
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return sorted({step for module in modules for step in module.reads(run, sources)})
+    """The steps whose checkpoints are read by the measurements of these tables."""
+    return sorted({step for name in names for step in find_reads(name)(run, sources)})
 
 
 def is_of_batches(name: str) -> bool:
