@@ -11,6 +11,7 @@ import pkgutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from bnlab.harness.checks import require_one_of, require_weight, require_within
@@ -82,6 +83,7 @@ def add_choice(name: str, chosen: Component) -> None:
     COMPONENTS[chosen.group][name] = chosen
 
 
+@cache
 def discover(package: str) -> None:
     """Import all modules of a package, so that the components in them are registered."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):

@@ -10,7 +10,6 @@ import torch
 from hydra.core.config_store import ConfigStore
 
 from bnlab.estimators import EMA
-from bnlab.harness import measurements
 from bnlab.harness.artifacts import live, shifts, training
 from bnlab.harness.artifacts.averaging import AVERAGINGS
 from bnlab.harness.artifacts.data import Data, own_data
@@ -22,14 +21,14 @@ from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_s
 from bnlab.harness.checks import require_one_of, require_weight, require_within
 from bnlab.harness.components import check_settings
 from bnlab.harness.errors import UserError
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
 _NAMED = {
     "population": ("train", "train_augmented", "val"),
-    "measurements": measurements.NAMES,
     "evaluate_on": ("test", "val", "train"),
 }  # settings that list some of these
-_LISTS = (*_NAMED, "momentum", "estimator", "shifts", "evaluate_at", "accuracy_at")
+_LISTS = (*_NAMED, "measurements", "momentum", "estimator", "shifts", "evaluate_at", "accuracy_at")
 _OWN: dict[str, dict[str, Any]] = {"data": {}, "model": {}}
 
 
@@ -86,7 +85,7 @@ def _check_choices(config: Config) -> None:
     for key in _LISTS:
         if not as_list(getattr(config, key)):
             raise UserError(f"{key}=[]: give at least one value")
-    for key, known in _NAMED.items():
+    for key, known in {**_NAMED, "measurements": tuple(list_measurements())}.items():
         for name in as_list(getattr(config, key)):
             require_one_of(key, name, known)
     if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
@@ -154,13 +153,14 @@ def _check_freezing(config: Config, steps: int) -> None:
 def _check_measured(config: Config) -> None:
     """UserError for measurements that this network has no rows of."""
     names = as_list(config.measurements)
-    if not any(config.norm.name in measurements.NORMS[name] for name in names):
+    chosen = [list_measurements()[name] for name in names]
+    if not any(measurement.covers(config.norm) for measurement in chosen):
         raise UserError(f"measurements={config.measurements}: need batch norm, found norm={config.norm.name}")
-    for name in names:
-        if measurements.is_of_batches(name) and (config.averaging != "none" or config.freeze_at is not None):
+    for measurement in chosen:
+        if measurement.about_batches and (config.averaging != "none" or config.freeze_at is not None):
             raise UserError(
-                f"measurements={name}: is about what batches make of running averages, which networks with freeze_at "
-                "or averaging do not have to the end"
+                f"measurements={measurement.name}: is about what batches make of running averages, which networks with "
+                "freeze_at or averaging do not have to the end"
             )
 
 

@@ -16,21 +16,24 @@ import torch
 from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
-from bnlab.harness import measurements
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
 from bnlab.harness.artifacts.settings import Config, as_list, flatten, list_own_settings, network
 from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.errors import JobError, UserError, where_raised
+from bnlab.harness.measurements import list_measurements
+from bnlab.harness.measurements import list_read as list_all_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
 from bnlab.harness.reporting import tables
-from bnlab.harness.schema import SHORT_NAMES, TABLES, write_rows
+from bnlab.harness.run_table import RUNS, SHORT_NAMES
+from bnlab.harness.schema import write_rows
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
+_PARTS = 2  # the number of their format; raise it when files with rows change
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
@@ -47,7 +50,7 @@ def _find_part(run: Run, name: str, failed: Failures | None = None) -> Path:
     measured = [
         [[s.estimator, s.momentum, s.split, code_digest(s)] for s in find_sources(config)],
         [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
-        [VERSION, sorted(failed or ()), config.population_images],
+        [VERSION, _PARTS, sorted(failed or ()), config.population_images],
     ]
     settings = json.dumps(measured, default=list) if name != "runs" else ""
     return tables.part_path(_folder(config), name, run.id, settings)
@@ -93,7 +96,7 @@ def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
     """Say what is measured of layers that a forward calls several times; UserError for what cannot be."""
     layers = ", ".join(f"{name} {count} times" for name, count in calls.items())
     for name in {name for run in runs for name in choose_measurements(run)}:
-        if measurements.is_of_batches(name):
+        if list_measurements()[name].about_batches:
             raise UserError(
                 f"measurements={name}: is about one batch of moments in a step, but a forward of "
                 f"model={runs[0].config.model.name} calls layers several times ({layers}); measure gaps, evaluations"
@@ -107,7 +110,7 @@ def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
 
 def list_read(run: Run) -> list[int]:
     """The steps whose checkpoints the measurements of the run's configuration read."""
-    return measurements.list_read(run, choose_measurements(run), find_sources(run.config))
+    return list_all_read(run, choose_measurements(run), find_sources(run.config))
 
 
 def _request_checkpoints(configs: list[Config]) -> None:
@@ -179,7 +182,7 @@ def _train_and_measure(run: Run) -> None:
         print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
     for name in names:
         rows = complete_rows(run, name, sources, failed)
-        write_rows(_find_part(run, name, failed), name, rows)
+        write_rows(_find_part(run, name, failed), list_measurements()[name].table, rows)
     _write_run(run)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
@@ -189,7 +192,7 @@ def _train_and_measure(run: Run) -> None:
 
 def choose_measurements(run: Run) -> list[str]:
     """Those of the configuration that this network has rows of."""
-    return [name for name in as_list(run.config.measurements) if run.config.norm.name in measurements.NORMS[name]]
+    return [name for name in as_list(run.config.measurements) if list_measurements()[name].covers(run.config.norm)]
 
 
 def prepare_process(config: Config) -> None:
@@ -204,8 +207,8 @@ def _write_run(run: Run) -> None:
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
         described = _describe_run(run)
-        columns = dict.fromkeys([*TABLES["runs"].types, "origin", *list_own_settings(run.config)])
-        write_rows(_find_part(run, "runs"), "runs", pd.DataFrame([{key: described[key] for key in columns}]))
+        columns = dict.fromkeys([*RUNS.columns, "origin", *list_own_settings(run.config)])
+        write_rows(_find_part(run, "runs"), RUNS, pd.DataFrame([{key: described[key] for key in columns}]))
 
 
 def _describe_run(run: Run) -> dict[str, object]:
@@ -214,7 +217,7 @@ def _describe_run(run: Run) -> dict[str, object]:
     settings, status = flatten(asdict(config)), run.status or _UNTRAINED
     environment = run.environment if run.finished else describe_environment(run.device)
     return {
-        **dict.fromkeys(TABLES["runs"].types),
+        **dict.fromkeys(RUNS.columns),
         **settings,
         **{short: settings[name] for name, short in SHORT_NAMES.items() if name in settings},
         **status,

@@ -1,8 +1,14 @@
-"""The tables' columns, keys and types, and parquet files that have them: what measurements write and reports read."""
+"""Tables: their keys, columns and meanings, and parquet files that carry these with them.
+
+A measurement says what its table consists of. A file of a table holds its key and the meaning of its columns, so that
+whoever reads it needs to know nothing else.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,101 +18,111 @@ import pyarrow.parquet as pq
 
 from bnlab.files import reading, write_whole
 
+_TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"  # names in the metadata of files
+PART = {"origin": _TEXT, "written": _INT}
+"""Further columns of parts of a table: what a row was measured from, and when, in ns since 1970."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The type of a column and what it means, in Markdown."""
+
+    type: pa.DataType
+    meaning: str
+
+
+def text(meaning: str) -> Column:
+    """A column of words."""
+    return Column(_TEXT, meaning)
+
+
+def integer(meaning: str) -> Column:
+    """A column of whole numbers."""
+    return Column(_INT, meaning)
+
+
+def real(meaning: str) -> Column:
+    """A column of real numbers."""
+    return Column(_REAL, meaning)
+
+
+def boolean(meaning: str) -> Column:
+    """A column of truth values."""
+    return Column(_BOOL, meaning)
+
 
 @dataclass(frozen=True)
 class Table:
     """What a table consists of.
 
     Attributes:
+        about: what it has rows of, in Markdown.
         key: the columns in which no two rows agree; `momentum` is null where it has no meaning.
-        types: of all columns, in order.
+        others: all other columns.
         is_open: whether rows may have further columns, as `runs` has the settings of a user's own functions.
     """
 
-    key: tuple[str, ...]
-    types: dict[str, pa.DataType]
+    about: str
+    key: Mapping[str, Column]
+    others: Mapping[str, Column]
     is_open: bool = False
 
     @property
+    def columns(self) -> dict[str, Column]:
+        """All columns, in order."""
+        return {**self.key, **self.others}
+
+    @property
     def schema(self) -> pa.Schema:
-        return pa.schema(list(self.types.items()))
+        """Of files of the table: types, and as metadata the key and what the columns mean."""
+        fields = [pa.field(name, each.type, metadata={_MEANING: each.meaning}) for name, each in self.columns.items()]
+        return pa.schema(fields, {_KEY: json.dumps([*self.key]), _OPEN: json.dumps(self.is_open)})
 
     @property
     def part(self) -> pa.Schema:
-        """Of parts of the table, which say of each row what was measured, and when, in ns since 1970."""
-        return pa.schema([*self.types.items(), ("origin", _TEXT), ("written", _INT)])
+        """Of files with parts of the table."""
+        schema = self.schema
+        for name, kind in PART.items():
+            schema = schema.append(pa.field(name, kind))
+        return schema
 
 
-_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-_TEXTS = (
-    "run data model norm optimizer lr_scaling schedule status settings versions device data.difficulty data.fonts "
-    "data.test_fonts data.name model.name norm.name norm.every_second optimizer.name optimizer.lr_scaling "
-    "optimizer.schedule order freeze_with averaging estimator statistics_split layer split shift moment case "
-    "last_batch statistic term"
-)
-_INTS = (
-    "seed batch_size norm_batch_size steps threads data.images data.classes data.shift model.depth "
-    "model.width model.pool_every last_step norm.batch_size norm.groups step depth channels images stat_images window "
-    "channel batches last position"
-)
-# Of the columns that are not real numbers.
-_TYPES = {
-    **dict.fromkeys(_TEXTS.split(), _TEXT),
-    **dict.fromkeys(_INTS.split(), _INT),
-    "data.flip": pa.bool_(),
-    "data.copies": pa.bool_(),
-}
-SHORT_NAMES = {
-    **{f"{key}.name": key for key in ("data", "model", "norm", "optimizer")},
-    **{f"optimizer.{key}": key for key in ("lr", "lr_scaling", "weight_decay", "label_smoothing", "schedule")},
-    "optimizer.momentum": "sgd_momentum",
-}
-"""Settings that the table `runs` has under a short name too."""
-_KEY = "run step estimator momentum statistics_split"
-
-
-def _build(key: str, others: str, is_open: bool = False, **types: pa.DataType) -> Table:
-    """A table of these columns; `types` of those that have another one here than elsewhere."""
-    columns = f"{key} {others}".split()
-    return Table(tuple(key.split()), {column: {**_TYPES, **types}.get(column, _REAL) for column in columns}, is_open)
-
-
-# results/README.md says what each column means; settings are null where a network does not read them.
-TABLES = {
-    "runs": _build(
-        "run",
-        "seed data model norm batch_size norm_batch_size optimizer lr lr_scaling sgd_momentum weight_decay "
-        "label_smoothing schedule epochs steps status train_seconds final_loss settings versions device threads "
-        "data.images data.classes data.difficulty data.fonts data.test_fonts data.shift data.flip data.copies "
-        "model.depth model.width model.pool_every lr_effective last_step data.name model.name norm.name "
-        "norm.batch_size norm.groups norm.momentum norm.every_second optimizer.name optimizer.lr optimizer.lr_scaling "
-        "optimizer.momentum optimizer.weight_decay optimizer.label_smoothing optimizer.schedule order freeze_at "
-        "freeze_with averaging",
-        is_open=True,
-    ),
-    "gaps": _build(f"{_KEY} layer", "epoch depth channels mean_gap var_gap kl tid_mean tid_std var_ratio"),
-    "evaluations": _build(f"{_KEY} split shift", "epoch images stat_images loss accuracy ece disagreement logit_gap"),
-    "drift": _build(
-        "run step layer", "epoch depth channels window mean_level mean_noise mean_drift var_noise var_drift"
-    ),
-    "traces": _build(f"{_KEY} layer channel", "epoch depth mean var"),
-    "doses": _build("run step layer moment dose", "epoch depth accuracy accuracy_lost disagreement logit_gap"),
-    "counterexamples": _build(f"{_KEY} case size", "epoch batches error"),
-    "last_batches": _build(f"{_KEY} layer last", "epoch depth followed moved"),
-    "within_epoch": _build(
-        f"{_KEY} layer last_batch position", "epoch depth channels batches last_share epochs noise spread", epochs=_INT
-    ),
-    "log": _build("run step", "loss accuracy lr"),
-    "decomposition": _build(f"{_KEY} layer statistic term", "epoch depth channels contribution square"),
+_COMMON = {
+    "run": text("name of the network, as in `runs`"),
+    "step": integer("updates before the measurement"),
+    "estimator": text("canonical name with all parameters but the momentum"),
+    "momentum": real("weight of the new batch; null where the estimator has none"),
+    "statistics_split": text("data of the statistics: train, train_augmented, val; test for rules at inference time"),
+    "layer": text("name of the layer in `model.named_modules()`"),
+    "epoch": real("`step` in passes over the training split"),
+    "depth": integer("number of the layer in the order of the forward pass, from 1"),
+    "channels": integer("channels of the layer"),
 }
 
 
-def conform(frame: pd.DataFrame, schema: pa.Schema, is_open: bool = False) -> pd.DataFrame:
+def common(names: str) -> dict[str, Column]:
+    """Columns that several tables have."""
+    return {name: _COMMON[name] for name in names.split()}
+
+
+def read_key(schema: pa.Schema) -> list[str]:
+    """The key of the table that a file is of; empty where the file does not say it."""
+    found: list[str] = json.loads((schema.metadata or {}).get(_KEY, b"[]"))
+    return found
+
+
+def is_open(schema: pa.Schema) -> bool:
+    """Whether the table that a file is of may have further columns."""
+    return bool(json.loads((schema.metadata or {}).get(_OPEN, b"false")))
+
+
+def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     """`frame` with exactly the schema's columns and types, and the further columns of an open table.
 
     Raises KeyError if a column of the schema is missing.
     """
-    if is_open:
+    if is_open(schema):
         schema = widen(schema, frame)
         texts = [field.name for field in schema if field.type == _TEXT]
         frame = frame.assign(**{name: _write_out(frame[name]) for name in texts})
@@ -118,9 +134,9 @@ def widen(schema: pa.Schema, frame: pd.DataFrame) -> pa.Schema:
 
     A column of which a value is not of its type is text, as where a user's own model takes a word for `model.width`.
     """
-    expected = {field.name: field.type for field in schema}
-    columns = [*expected, *(column for column in frame if column not in expected)]
-    return pa.schema([(column, _find_type(frame[column], expected.get(column))) for column in columns])
+    fields = [field.with_type(_find_type(frame[field.name], field.type)) for field in schema]
+    fields += [pa.field(str(name), _find_type(frame[name], None)) for name in frame if name not in schema.names]
+    return pa.schema(fields, schema.metadata)
 
 
 def _find_type(values: pd.Series, expected: pa.DataType | None) -> pa.DataType:
@@ -129,7 +145,7 @@ def _find_type(values: pd.Series, expected: pa.DataType | None) -> pa.DataType:
         found = pa.Array.from_pandas(known, type=expected).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return _TEXT
-    return found if len(known) and found in (pa.bool_(), _INT, _REAL) else expected or _TEXT
+    return found if len(known) and found in (_BOOL, _INT, _REAL) else expected or _TEXT
 
 
 def _write_out(values: pd.Series) -> pd.Series:
@@ -142,26 +158,48 @@ def empty(schema: pa.Schema) -> pd.DataFrame:
     return schema.empty_table().to_pandas()
 
 
-def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None, is_open: bool = False) -> None:
+def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None) -> None:
     """Write a parquet file, whole or not at all, small and with checksums."""
-    if schema is not None and is_open:
+    if schema is not None and is_open(schema):
         schema = widen(schema, frame)
-    table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
+    metadata = None if schema is None else schema.metadata
+    table = pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(metadata)
     reals = [field.name for field in table.schema if pa.types.is_floating(field.type)]  # hardly any value comes twice
-    how = {"use_byte_stream_split": reals, "use_dictionary": [key for key in table.column_names if key not in reals]}
-    write_whole(path, lambda beside: pq.write_table(table, beside, compression="zstd", write_page_checksum=True, **how))
+    words = [name for name in table.column_names if name not in reals]
+    write_whole(
+        path,
+        lambda beside: pq.write_table(
+            table,
+            beside,
+            compression="zstd",
+            write_page_checksum=True,
+            use_byte_stream_split=reals,
+            use_dictionary=words,
+        ),
+    )
 
 
-def write_rows(path: Path, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+def write_rows(path: Path, table: Table, frame: pd.DataFrame) -> pd.DataFrame:
     """Write rows of a table, with their `origin`, as of now; they, as written."""
-    table = TABLES[name]
-    frame = conform(frame.assign(written=time.time_ns()), table.part, table.is_open)
-    write_frame(path, frame, table.part, table.is_open)
+    frame = conform(frame.assign(written=time.time_ns()), table.part)
+    write_frame(path, frame, table.part)
     return frame
 
 
-def read_frame(path: Path, schema: pa.Schema | None = None, is_open: bool = False) -> pd.DataFrame:
+def read_frame(path: Path, schema: pa.Schema | None = None) -> pd.DataFrame:
     """Read a parquet file; Unreadable if it is missing, damaged, or lacks columns of the schema."""
     with reading(path), path.open("rb") as file:
         frame = pq.ParquetFile(file, page_checksum_verification=True).read().to_pandas()
-        return conform(frame, schema, is_open) if schema else frame
+        return conform(frame, schema) if schema else frame
+
+
+def read_schema(paths: Sequence[Path]) -> pa.Schema:
+    """The schema of the table that these files are of; without columns where none can be read, or says its key."""
+    for path in paths:
+        try:
+            schema = pq.read_schema(path)
+        except (OSError, pa.ArrowInvalid):  # it is named where its rows are read
+            continue
+        if read_key(schema):
+            return schema
+    return pa.schema([])

@@ -24,9 +24,8 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.states import record_moments, save_state, start_training
 from bnlab.harness.artifacts.training import Progress, train
 from bnlab.harness.jobs import choose_measurements, list_read, prepare_process
-from bnlab.harness.measurements import find_reads
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.cache import Failures, complete_rows
-from bnlab.harness.measurements.checkpoints import last_checkpoint
 from bnlab.harness.measurements.sources import find_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
 
@@ -162,7 +161,7 @@ class Trial:
         for name, time_of_last in last.items():
             step = early[name] / len(self._early) if self._early else time_of_last
             once = max(0.0, time_of_last - step)
-            if find_reads(name) is last_checkpoint:  # the work of the one step that it measures
+            if list_measurements()[name].at_last_step:  # the work of the one step that it measures
                 once *= self._scale(real, real.steps)
             else:  # replaying the whole training
                 once *= real.steps / self._steps

@@ -31,8 +31,8 @@ CASES = {
     "hydra/launcher=nonsense": "there is no hydra/launcher 'nonsense'; choose from basic, joblib",
     # choices
     "data=digit": "data=digit: there is no data 'digit'; choose from cifar10, cifar100, digits",
-    "model.name=resnet18": "model.name=resnet18: choose by model=, from cnn, plain, resnet, mlp, torchvision",
-    "data.flip=true": "data.flip=true: this data has no flip; data=fashion_mnist, data=cifar10",
+    "model.name=resnet18": "model.name=resnet18: choose by model=, from cnn, plain, mlp, resnet, torchvision",
+    "data.flip=true": "data.flip=true: this data has no flip; data=cifar10, data=cifar100, data=fashion_mnist has",
     "norm=none model=torchvision": "norm=none: resnet18 has normalization of its own",
     "norm=instance model=mlp": "norm=instance: a unit of an mlp has one value",
     "norm=group norm.groups=5": "norm.groups=5: must divide model.width=32",

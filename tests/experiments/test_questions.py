@@ -170,7 +170,7 @@ def test_accuracies_near_chance_are_left_out() -> None:
 
 
 def test_a_question_that_there_is_not_or_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"no question experiments/questions/quikstart.py; did you mean 'quickstart'"):
+    with pytest.raises(UserError, match=r"no question .quikstart.; did you mean 'quickstart'"):
         find_experiment("quikstart")
     monkeypatch.delattr("experiments.questions.quickstart.EXPERIMENT")
     with pytest.raises(UserError, match=r"quickstart.py has to define EXPERIMENT: .*AttributeError"):

@@ -2,45 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from bnlab.estimators import Stream
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.checkpoints import no_checkpoint
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import seed_by
 from bnlab.harness.measurements.gaps import tabulate
-from bnlab.harness.measurements.sources import RunningAverage
+from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
+from bnlab.harness.schema import Table, common, integer, real, text
 
-scope = final_step
-reads = no_checkpoint
 _BATCHES = 200  # the last of the training
 _SIZES = (0.1, 1.0, 10.0, 100.0)
 _JUMPS = {"jump_1": 1, "jump_10": 10}  # batches after the jump
 _CASES = [("shuffled", 1.0), ("sorted", 1.0)]
 _CASES += [(case, size) for case in (*_JUMPS, "rare", "single") for size in _SIZES]
 
+_ABOUT = """\
+How far running averages are off on streams that are constructed to mislead them, from the moments of the last 200
+batches of the training in an order that is drawn for each network. Every average starts at their mean.
 
-def counterexamples(run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-    """One row for each source, case and size, after one step.
+- `shuffled`: the batches as they are; the mean of all of them is true.
+- `sorted`: in each channel in ascending order of their means; the same mean is true.
+- `jump_1`, `jump_10`: the last one, or 10, are `size` standard deviations higher, because the weights have changed;
+  the mean of all batches as they were, plus `size` standard deviations.
+- `rare`: the last one is `size` standard deviations higher, because of what is in it; the mean of all batches, this
+  one too.
+- `single`: the same, but it is one image alone; the mean of all images."""
 
-    The last 200 batches before the step are shuffled, so that their statistics stand still, and changed as `construct`
-    says. Every average starts at their mean and averages them. Its error is the distance of its mean from the one that
-    the case defines as true, in the batches' standard deviations, root mean square over all channels of the network.
-    """
-    (step,), errors = steps, []
-    stream = shuffle_last(run, stream_until(run, step))
-    for case, size in _CASES:
-        changed, truth = construct(case, size, stream, run.config.batch_size)
-        off = (replay_means(sources, changed) - truth) / deviation(stream)
-        errors.append(off.square().mean(1).sqrt())
-    cases, sizes = zip(*_CASES, strict=True)
-    values = {"size": sizes, "batches": len(stream), "error": torch.stack(errors, dim=1).numpy()}
-    return tabulate(run, sources, steps, values, case=cases)
+
+@component
+@dataclass(unsafe_hash=True)
+class Counterexamples(Measurement):
+    """Table `counterexamples`."""
+
+    about_batches: ClassVar[bool] = True
+    name: str = "counterexamples"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run"),
+            "step": integer("updates before the last batch is averaged"),
+            "estimator": text("as in `gaps`; running averages only"),
+            **common("momentum statistics_split"),
+            "case": text("as above"),
+            "size": real("what is added, in standard deviations; 1 where nothing is"),
+        },
+        others={
+            **common("epoch"),
+            "batches": integer("batches of the stream"),
+            "error": real(
+                "distance of the mean from the true one, in standard deviations, root mean square over all channels"
+            ),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.takes_batch_whole
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+        return final_step(run, sources)
+
+    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+        return []
+
+    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
+        """One row for each source, case and size, after one step.
+
+        The last 200 batches before the step are shuffled, so that their statistics stand still, and changed as
+        `construct` says. Every average starts at their mean and averages them. Its error is the distance of its mean
+        from the one that the case defines as true, in the batches' standard deviations, root mean square over all
+        channels of the network.
+        """
+        (step,), errors = steps, []
+        stream = shuffle_last(run, stream_until(run, step))
+        for case, size in _CASES:
+            changed, truth = construct(case, size, stream, run.config.batch_size)
+            off = (replay_means(sources, changed) - truth) / deviation(stream)
+            errors.append(off.square().mean(1).sqrt())
+        cases, sizes = zip(*_CASES, strict=True)
+        values = {"size": sizes, "batches": len(stream), "error": torch.stack(errors, dim=1).numpy()}
+        return tabulate(run, sources, steps, values, case=cases)
 
 
 def shuffle_last(run: Run, stream: Stream) -> Stream:

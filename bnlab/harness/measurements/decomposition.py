@@ -3,44 +3,84 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 
 from bnlab.decomposition import TERMS, decompose, window
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.checkpoints import all_checkpoints
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
+from bnlab.harness.schema import Table, common, real, text
 
-reads = all_checkpoints
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
 _AUGMENTED = FrozenWeights("exact", None, "train_augmented")
 
+_ABOUT = """\
+Where the gap of the EMA comes from: six terms for each channel, which add up to its distance from the exact statistic.
+`contribution` adds up as well: over the terms, to the mean square of the gap over channels. It is negative where a term
+makes the gap smaller."""
 
-def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """The EMA with each momentum; all steps of `evaluate_at`."""
-    return {s: run.wanted for s in sources if isinstance(s, RunningAverage) and s.estimator == "ema"}
 
+@component
+@dataclass(unsafe_hash=True)
+class Decomposition(Measurement):
+    """Table `decomposition`."""
 
-def decomposition(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-    """One row for each step, momentum, layer, statistic and term; the weights of past steps are made again."""
-    frames = []
-    for step in steps:
-        longest = max(window(source.momentum or 1.0) for source in sources)
-        past = past_weights(run, range(max(0, step - longest), step))
-        trace = copy.deepcopy(run.trace)
-        trace.truncate(step)
-        batches = draw_population(run, step, EXACT, run.config.batch_size)
-        augmented = None
-        if run.batches.augments:
-            augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size)
-        for source in sources:
-            terms = decompose(run.model_at(step), trace, past.__getitem__, batches,
-                              momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip
-            frames.append(tabulate(run, [source], [step], {}).merge(_average(run, step, terms), how="cross"))
-    return pd.concat(frames, ignore_index=True)
+    about_batches: ClassVar[bool] = True
+    name: str = "decomposition"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step"),
+            "estimator": text("as in `gaps`; the EMA only"),
+            **common("momentum statistics_split layer"),
+            "statistic": text("mean or var"),
+            "term": text(
+                "start (left of 0 and 1), noise (of single batches), lag (older weights), data (augmentation and "
+                "the like), weighting (unbiased variances of batches, each with the same weight, against pooled "
+                "moments), upstream (layers before that normalize with their batch)"
+            ),
+        },
+        others={
+            **common("epoch depth channels"),
+            "contribution": real(
+                "mean over channels of the term times the gap, in variances of the layer, or (var) in their squares"
+            ),
+            "square": real("mean over channels of the term's square, in the same unit"),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.is_plain
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+        """The EMA with each momentum; all steps of `evaluate_at`."""
+        return {s: run.wanted for s in sources if isinstance(s, RunningAverage) and s.estimator == "ema"}
+
+    def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+        """One row for each step, momentum, layer, statistic and term; the weights of past steps are made again."""
+        frames = []
+        for step in steps:
+            longest = max(window(source.momentum or 1.0) for source in sources)
+            past = past_weights(run, range(max(0, step - longest), step))
+            trace = copy.deepcopy(run.trace)
+            trace.truncate(step)
+            batches = draw_population(run, step, EXACT, run.config.batch_size)
+            augmented = None
+            if run.batches.augments:
+                augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size)
+            for source in sources:
+                terms = decompose(run.model_at(step), trace, past.__getitem__, batches,
+                                  momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip
+                frames.append(tabulate(run, [source], [step], {}).merge(_average(run, step, terms), how="cross"))
+        return pd.concat(frames, ignore_index=True)
 
 
 def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:

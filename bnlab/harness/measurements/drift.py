@@ -3,45 +3,81 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.checkpoints import no_checkpoint
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.sources import Source
+from bnlab.harness.schema import Table, common, integer, real
 from bnlab.theory import local_level
 
-reads = no_checkpoint
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
 
-
-def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:
-    """No estimator; the steps of `evaluate_at` before which enough was recorded."""
-    return {None: [step for step in run.wanted if step >= _SHORTEST]}
+_ABOUT = """\
+How noisy the batch moments are and how fast they move, fitted to the last steps of the trace."""
 
 
-def drift(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
-    """One row for each step and layer, from the last tenth of the trace up to that step (16 at least).
+@component
+@dataclass(unsafe_hash=True)
+class Drift(Measurement):
+    """Table `drift`."""
 
-    Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
-    of the layer together, averaged over channels: of the batch mean in units of the layer's variance (`mean_noise`,
-    `mean_drift`), of the logarithm of the batch variance (`var_noise`, `var_drift`). `mean_level` is the squared mean
-    itself in units of the variance: how far off a start at 0 is. They use the trace alone. A tenth, because drift
-    follows the learning rate: the second half of a one-cycle schedule would describe weights that move much faster.
-    """
-    rows, trace = [], run.trace
-    for step in steps:
-        for depth, (name, layer) in enumerate(trace.layers.items(), start=1):
-            recorded = bisect_right(layer.steps, step)
-            moments = layer.moments[:recorded][-max(_SHORTEST, recorded // 10) :]
-            described = run.id, step, name, step / run.batches.per_epoch, depth, moments.shape[2], len(moments)
-            means, variances = moments.double().unbind(1)
-            logs = torch.log(variances + layer.eps)
-            scale, level = np.exp(logs.mean(0).numpy()), means.mean(0).square().numpy()
-            mean, var = local_level(means.numpy()), local_level(logs.numpy())
-            values = level / scale, mean.noise / scale, mean.drift / scale, var.noise, var.drift
-            rows.append((*described, *(value.mean() for value in values)))
-    columns = ["run", "step", "layer", "epoch", "depth", "channels", "window"]
-    return pd.DataFrame(rows, columns=[*columns, "mean_level", "mean_noise", "mean_drift", "var_noise", "var_drift"])
+    about_batches: ClassVar[bool] = True
+    name: str = "drift"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key=common("run step layer"),
+        others={
+            **common("epoch depth channels"),
+            "window": integer("steps that the fit is made of"),
+            "mean_level": real("squared mean, in variances of the layer: how far off a start at 0 is"),
+            "mean_noise": real("variance of a batch mean around the level, in variances of the layer"),
+            "mean_drift": real("variance of the level's change in a step, in variances of the layer"),
+            "var_noise": real("variance of the logarithm of a batch variance around its level"),
+            "var_drift": real("variance of that level's change in a step"),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.takes_batch_whole
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+        """No estimator; the steps of `evaluate_at` before which enough was recorded."""
+        return {None: [step for step in run.wanted if step >= _SHORTEST]}
+
+    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+        return []
+
+    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+        """One row for each step and layer, from the last tenth of the trace up to that step (16 at least).
+
+        Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
+        of the layer together, averaged over channels: of the batch mean in units of the layer's variance
+        (`mean_noise`, `mean_drift`), of the logarithm of the batch variance (`var_noise`, `var_drift`). `mean_level`
+        is the squared mean itself in units of the variance: how far off a start at 0 is. They use the trace alone. A
+        tenth, because drift follows the learning rate: the second half of a one-cycle schedule would describe weights
+        that move much faster.
+        """
+        rows, trace = [], run.trace
+        for step in steps:
+            for depth, (name, layer) in enumerate(trace.layers.items(), start=1):
+                recorded = bisect_right(layer.steps, step)
+                moments = layer.moments[:recorded][-max(_SHORTEST, recorded // 10) :]
+                described = run.id, step, name, step / run.batches.per_epoch, depth, moments.shape[2], len(moments)
+                means, variances = moments.double().unbind(1)
+                logs = torch.log(variances + layer.eps)
+                scale, level = np.exp(logs.mean(0).numpy()), means.mean(0).square().numpy()
+                mean, var = local_level(means.numpy()), local_level(logs.numpy())
+                values = level / scale, mean.noise / scale, mean.drift / scale, var.noise, var.drift
+                rows.append((*described, *(value.mean() for value in values)))
+        columns = ["run", "step", "layer", "epoch", "depth", "channels", "window"]
+        return pd.DataFrame(
+            rows, columns=[*columns, "mean_level", "mean_noise", "mean_drift", "var_noise", "var_drift"]
+        )

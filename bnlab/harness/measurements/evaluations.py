@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,17 +15,100 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.harness.artifacts.data import Split
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import as_list
-from bnlab.harness.measurements.checkpoints import frozen_checkpoint
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, find_population, frozen_statistics, in_batches
-from bnlab.harness.measurements.gaps import flat_statistics, tabulate
+from bnlab.harness.measurements.gaps import flat_statistics, frozen_checkpoint, tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
+from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.inference import apply_rule
 from bnlab.statistics import using
 
 _ECE_BINS = 15
 _NO_STATISTICS = Source("none", None, "none")  # of a network that trains without statistics of the batch
+
+_ABOUT = """\
+How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch (group,
+layer, instance, gain_control, none) has a row for each step, with estimator and statistics_split `none`; there is
+nothing to compare its predictions with. Exact statistics of each `population` are always among the estimators.
+
+Corruptions change the stored pixels, which are clipped to their range, before they are standardized; those of
+strength 1, 2 and 3: `noise`, normal, with a standard deviation of 0.1, 0.2, 0.3 of that range; `blur`, Gaussian,
+with one of 1/32, 2/32, 3/32 of the width; `contrast`, of which 0.5, 0.3, 0.15 is left; `translation` up, down, left
+or right by 1/8, 2/8, 3/8 of the width, with 0 where nothing was; `occlusion` by a square of 0 with a side of 1/4,
+3/8, 1/2 of the width. Each image has draws of its own, the same for all networks and strengths."""
+
+
+@component
+@dataclass(unsafe_hash=True)
+class Evaluations(Measurement):
+    """Table `evaluations`."""
+
+    name: str = "evaluations"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run step estimator momentum statistics_split"),
+            "split": text(
+                "images that are predicted, see `evaluate_on`: test, val, or train: as many training images as test has"
+            ),
+            "shift": text(
+                "how they differ from the training images, see `shifts`: none, a corruption with its strength, as"
+                " noise:1, or fonts:, with those of the test glyphs"
+            ),
+        },
+        others={
+            **common("epoch"),
+            "images": integer("images that are predicted"),
+            "stat_images": integer("images that the statistics were shown; 0 without statistics"),
+            "loss": real("cross-entropy, in nats"),
+            "accuracy": real("share of images that are predicted right"),
+            "ece": real("expected calibration error over 15 equal bins of confidence"),
+            "disagreement": real(
+                "share of images whose prediction differs from that under exact statistics of the training split "
+                "at the same step"
+            ),
+            "logit_gap": real(
+                "root mean square difference of the logits to those under the same exact statistics, relative to theirs"
+            ),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return True
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+        """These sources and always `exact`, of each population, or the network itself; the steps of `accuracy_at`."""
+        if not run.has_trace:
+            return {_NO_STATISTICS: run.predicted}
+        has_rules = any(isinstance(source, InferenceRule) for source in sources)  # which start from those of training
+        splits = [*["train"] * has_rules, *as_list(run.config.population)]
+        return dict.fromkeys([*(FrozenWeights("exact", None, split) for split in splits), *sources], run.predicted)
+
+    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+        """Those of the steps of `accuracy_at`."""
+        return [*run.predicted, *frozen_checkpoint(run, sources)]
+
+    def measure(
+        self, run: Run, sources: list[Source], steps: list[int], split: str = "test", shift: str = "none"
+    ) -> pd.DataFrame:
+        """One row for each step and source: how a split is predicted under a shift, see `Run.images_of`."""
+        every = run.images_of(split, shift)
+        samples = {limit: every.sample(limit) for limit in {*map(run.limit_at, steps)}}
+        images = {step: samples[run.limit_at(step)] for step in steps}
+        used = [[stat_images(run, source, step) for source in sources] for step in steps]
+        predicted = [[len(images[step].labels)] for step in steps]
+        columns = {"split": split, "shift": shift, "images": predicted, "stat_images": used}
+        frame = tabulate(run, sources, steps, columns)
+        if run.has_trace:
+            rows = _score_sources(run, sources, steps, images)
+        else:  # as it is; there are no exact statistics to compare it with
+            rows = [(*predict(run.model_at(step).eval(), images[step])[1:], math.nan, math.nan) for step in steps]
+        frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
+        return frame
 
 
 class Prediction(NamedTuple):
@@ -34,39 +118,6 @@ class Prediction(NamedTuple):
     loss: float
     accuracy: float
     ece: float
-
-
-def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """These sources and always `exact`, of each population, or the network itself; the steps of `accuracy_at`."""
-    if not run.has_trace:
-        return {_NO_STATISTICS: run.predicted}
-    has_rules = any(isinstance(source, InferenceRule) for source in sources)  # which start from those of training
-    splits = [*["train"] * has_rules, *as_list(run.config.population)]
-    return dict.fromkeys([*(FrozenWeights("exact", None, split) for split in splits), *sources], run.predicted)
-
-
-def reads(run: Run, sources: list[Source]) -> list[int]:
-    """Those of the steps of `accuracy_at`."""
-    return [*run.predicted, *frozen_checkpoint(run, sources)]
-
-
-def evaluations(
-    run: Run, sources: list[Source], steps: list[int], split: str = "test", shift: str = "none"
-) -> pd.DataFrame:
-    """One row for each step and source: how the images of a split are predicted under a shift, see `Run.images_of`."""
-    every = run.images_of(split, shift)
-    samples = {limit: every.sample(limit) for limit in {*map(run.limit_at, steps)}}
-    images = {step: samples[run.limit_at(step)] for step in steps}
-    used = [[stat_images(run, source, step) for source in sources] for step in steps]
-    predicted = [[len(images[step].labels)] for step in steps]
-    columns = {"split": split, "shift": shift, "images": predicted, "stat_images": used}
-    frame = tabulate(run, sources, steps, columns)
-    if run.has_trace:
-        rows = _score_sources(run, sources, steps, images)
-    else:  # as it is; there are no exact statistics to compare it with
-        rows = [(*predict(run.model_at(step).eval(), images[step])[1:], math.nan, math.nan) for step in steps]
-    frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
-    return frame
 
 
 def _score_sources(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,36 +16,74 @@ import bnlab
 from bnlab.borrow import borrowed
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.checkpoints import all_checkpoints
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
+from bnlab.harness.schema import Table, common, real
 from bnlab.layout import Layout
 from bnlab.recording.block import record
 from bnlab.recording.trace import replay_bank
 
-reads = all_checkpoints
 _TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images `_tid` averages over
 
+_ABOUT = """\
+How far each estimator's statistics are from exact ones of the training split: a row for each step, layer and setting;
+none for networks whose norm has no statistics of the batch. All gaps are averages over the layer's channels; `eps` of
+the layer is part of every variance.
 
-def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """All but rules at inference time, whose statistics differ from input to input; all steps of `evaluate_at`."""
-    return {source: run.wanted for source in sources if not isinstance(source, InferenceRule)}
+With `freeze_at` the estimator ema, at momentum 0.1, is what the network's buffers hold: from that step on the
+frozen statistics, also where these are exact. With `averaging` the averaged network is measured, under exact and
+precise statistics of its own; running averages are of the batches of the network that was trained. `stale` is its
+ema at momentum 0.1, `averaged` the average of its buffers, made as that of its weights. Without averaging both are
+the network's own."""
 
 
-def gaps(run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-    """One row for each step, source and layer; `exact` on the training split is the reference."""
-    layout = run.trace.layout
-    estimates = flat_statistics(run, sources, steps)
-    measured = []
-    for k, step in enumerate(steps):
-        reference = layout.flatten(frozen_statistics(run, step, EXACT))
-        estimate = estimates[:, k]
-        ratio = layout.layer_means((estimate[:, 1] + layout.channel_eps) / (reference[1] + layout.channel_eps))
-        parts = layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]
-        measured.append(torch.cat(parts))
-    names = (*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio")
-    values = dict(zip(names, torch.stack(measured, dim=1).numpy(), strict=True))  # each [steps, sources, layers]
-    return tabulate(run, sources, steps, {**values, "channels": layout.channels}, layer=layout.names)
+@component
+@dataclass(unsafe_hash=True)
+class Gaps(Measurement):
+    """Table `gaps`."""
+
+    name: str = "gaps"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key=common("run step estimator momentum statistics_split layer"),
+        others={
+            **common("epoch depth channels"),
+            "mean_gap": real(
+                "root mean square over channels of the mean's distance, in standard deviations of the exact statistics"
+            ),
+            "var_gap": real("root mean square over channels of the logarithm of the ratio of variances"),
+            "kl": real("Kullback–Leibler divergence of the channels' normal distributions, in nats"),
+            "tid_mean": real(
+                "distance of the mean from that of single training batches, the next ones, which normalize "
+                "themselves; in their standard deviations"
+            ),
+            "tid_std": real("the same of the standard deviation, relative to that of the batch, minus 1, without sign"),
+            "var_ratio": real(
+                "variance over that of exact statistics, both with eps, averaged over channels; below 1 it is too small"
+            ),
+        },
+    )
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+        """All but rules at inference time, whose statistics differ from input to input; all steps of `evaluate_at`."""
+        return {source: run.wanted for source in sources if not isinstance(source, InferenceRule)}
+
+    def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+        """One row for each step, source and layer; `exact` on the training split is the reference."""
+        layout = run.trace.layout
+        estimates = flat_statistics(run, sources, steps)
+        measured = []
+        for k, step in enumerate(steps):
+            reference = layout.flatten(frozen_statistics(run, step, EXACT))
+            estimate = estimates[:, k]
+            ratio = layout.layer_means((estimate[:, 1] + layout.channel_eps) / (reference[1] + layout.channel_eps))
+            parts = layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]
+            measured.append(torch.cat(parts))
+        names = (*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio")
+        values = dict(zip(names, torch.stack(measured, dim=1).numpy(), strict=True))  # each [steps, sources, layers]
+        return tabulate(run, sources, steps, {**values, "channels": layout.channels}, layer=layout.names)
 
 
 def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor:
@@ -119,3 +158,10 @@ def _tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
         of_layers = torch.stack((tid_mean, tid_std)).split(stream.layers, dim=-1)
         found.update(zip(names, of_layers, strict=True))
     return layout.layer_means(torch.cat([found[name] for name in layout.names], dim=-1))
+
+
+def frozen_checkpoint(run: Run, sources: list[Source]) -> list[int]:
+    """List the checkpoint from which `flat_statistics` takes running averages where exact statistics were frozen."""
+    has_running = any(isinstance(source, RunningAverage) for source in sources)
+    is_frozen = run.frozen_from is not None and run.config.freeze_with == "exact"
+    return run.wanted[-1:] if has_running and is_frozen else []

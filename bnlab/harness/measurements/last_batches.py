@@ -2,42 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pandas as pd
 import torch
 
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.checkpoints import last_checkpoint
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
+from bnlab.harness.schema import Table, common, integer, real, text
 
-reads = last_checkpoint
 _LAST = (1, 4, 16, 64)
 
-
-def scope(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """Running averages only; the final step, if there are two batches before it."""
-    return {source: [step for step in steps if step > 1] for source, steps in final_step(run, sources).items()}
+_ABOUT = """\
+How far the last batches of the training move running averages."""
 
 
-def last_batches(run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-    """One row for each source, layer and number of last batches, as far as there are twice as many, after one step.
+@component
+@dataclass(unsafe_hash=True)
+class LastBatches(Measurement):
+    """Table `last_batches`."""
 
-    `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share of
-    it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them take the
-    place of the last batches; by how much the average changes, in standard deviations, root mean square over channels.
-    """
-    (step,), layout, frames = steps, run.trace.layout, []
-    stream = stream_until(run, step)
-    sigma = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).sqrt()
-    plain = replay_means(sources, stream)
-    for last in (count for count in _LAST if 2 * count <= len(stream)):
-        followed = (replay_means(sources, shift_last(stream, last, sigma)) - plain) / sigma
-        repeated = torch.cat((stream.batches[:-last], stream.batches[-2 * last : -last]))
-        moved = (replay_means(sources, replace(stream, batches=repeated)) - plain) / sigma
-        values = {"followed": layout.layer_means(followed), "moved": layout.layer_means(moved.square()).sqrt()}
-        frames.append(tabulate(run, sources, steps, {"last": last, **values}, layer=layout.names))
-    return pd.concat(frames, ignore_index=True)
+    about_batches: ClassVar[bool] = True
+    at_last_step: ClassVar[bool] = True
+    name: str = "last_batches"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run"),
+            "step": integer("updates before the last batch is averaged"),
+            "estimator": text("as in `gaps`; running averages only"),
+            **common("momentum statistics_split layer"),
+            "last": integer("how many batches are others than they were; at most half of all"),
+        },
+        others={
+            **common("epoch depth"),
+            "followed": real(
+                "where their means are a standard deviation higher: the share by which the average is, over channels"
+            ),
+            "moved": real(
+                "where they are the batches before them: the average's change, in standard deviations, root mean "
+                "square over channels"
+            ),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return norm.takes_batch_whole
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+        """Running averages only; the final step, if there are two batches before it."""
+        return {source: [step for step in steps if step > 1] for source, steps in final_step(run, sources).items()}
+
+    def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
+        """One row for each source, layer and number of last batches, as far as there are twice as many, after one step.
+
+        `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share
+        of it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them
+        take the place of the last batches; by how much the average changes, in standard deviations, root mean square
+        over channels.
+        """
+        (step,), layout, frames = steps, run.trace.layout, []
+        stream = stream_until(run, step)
+        sigma = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).sqrt()
+        plain = replay_means(sources, stream)
+        for last in (count for count in _LAST if 2 * count <= len(stream)):
+            followed = (replay_means(sources, shift_last(stream, last, sigma)) - plain) / sigma
+            repeated = torch.cat((stream.batches[:-last], stream.batches[-2 * last : -last]))
+            moved = (replay_means(sources, replace(stream, batches=repeated)) - plain) / sigma
+            values = {"followed": layout.layer_means(followed), "moved": layout.layer_means(moved.square()).sqrt()}
+            frames.append(tabulate(run, sources, steps, {"last": last, **values}, layer=layout.names))
+        return pd.concat(frames, ignore_index=True)

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pandas as pd
 
+from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.checkpoints import no_checkpoint
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schedule import lr_factor
+from bnlab.harness.schema import Table, common, integer, real
 
-reads = no_checkpoint
-
-
-def scope(run: Run, sources: list[Source]) -> dict[None, list[int]]:
-    """No estimator; all updates there were."""
-    return {None: run.read_log()["step"].to_list()}
+_ABOUT = """\
+A row for each update of each network."""
 
 
-def log(run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
-    """One row for each update."""
-    optimizer, peak = run.config.optimizer, run.config.optimizer.peak_lr(run.config.batch_size)
-    factors = [lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
-    frame = run.read_log().set_index("step").loc[steps].reset_index()
-    return frame.assign(run=run.id, lr=[peak * factor for factor in factors])
+@component
+@dataclass(unsafe_hash=True)
+class Log(Measurement):
+    """Table `log`."""
+
+    name: str = "log"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key={
+            **common("run"),
+            "step": integer("number of the update, from 1"),
+        },
+        others={
+            "loss": real("loss of the mini-batch before the update, with label smoothing, in nats"),
+            "accuracy": real("share of the mini-batch that was predicted right before the update"),
+            "lr": real("learning rate of the update"),
+        },
+    )
+
+    def covers(self, norm: Norm) -> bool:
+        return True
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
+        """No estimator; all updates there were."""
+        return {None: run.read_log()["step"].to_list()}
+
+    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+        return []
+
+    def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
+        """One row for each update."""
+        optimizer, peak = run.config.optimizer, run.config.optimizer.peak_lr(run.config.batch_size)
+        factors = [lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
+        frame = run.read_log().set_index("step").loc[steps].reset_index()
+        return frame.assign(run=run.id, lr=[peak * factor for factor in factors])

@@ -19,7 +19,7 @@ from bnlab.harness.reporting.frames.selection import (
     write_value,
 )
 from bnlab.harness.reporting.style import estimator_label
-from bnlab.harness.schema import SHORT_NAMES
+from bnlab.harness.run_table import SHORT_NAMES
 
 _MEASURED = ("gaps", "evaluations")  # the tables that an overview reads
 _TAKEN = ("momentum", "seed", "statistics")  # words that mean something else where they have no group

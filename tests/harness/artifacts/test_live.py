@@ -14,7 +14,7 @@ from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute
-from bnlab.harness.measurements.gaps import gaps
+from bnlab.harness.measurements.gaps import Gaps
 from bnlab.harness.measurements.sources import parse_sources
 from tests.conftest import small_config
 
@@ -35,7 +35,7 @@ def test_loss_accuracy_and_gap_are_written_and_training_stays_as_it_is(trained: 
     np.testing.assert_allclose(accuracies, trained.read_log()["accuracy"], rtol=1e-6)
 
     measured = {event.step: event.value for event in written.Scalars("gap of running means")}
-    rows = gaps(run, parse_sources(["ema"], [0.1], "train"), run.wanted).query("depth > 1")
+    rows = Gaps().measure(run, parse_sources(["ema"], [0.1], "train"), run.wanted).query("depth > 1")
     assert list(measured) == run.wanted
     expected_gaps = (rows["mean_gap"] ** 2).groupby(rows["step"]).mean() ** 0.5
     # Replays are the buffers up to float32 rounding.

@@ -24,7 +24,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import JobError, UserError
 from bnlab.harness.jobs import attempt, execute, is_done, prepare
-from bnlab.harness.measurements import cache, frozen
+from bnlab.harness.measurements import cache, frozen, list_measurements
 from bnlab.harness.measurements.sources import code_digest, parse_sources, try_estimators
 
 MODULE = """
@@ -48,19 +48,19 @@ class Unnamed(EMA):
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str], list[int]]]:
     """What is measured from now on: table (split and shift, if others than test and none), estimators, steps."""
     found: list[tuple[str, list[str], list[int]]] = []
-    original = cache.find_measurement
 
-    def counted(name: str) -> Any:
-        def measure(run: object, subjects: list[Any], steps: list[int], *images: str) -> pd.DataFrame:
+    def count(name: str, original: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+        def measure(self: object, run: object, subjects: list[Any], steps: list[int], *images: str) -> pd.DataFrame:
             others = [each for each in images if each not in ("test", "none")]
             subjects_ = [f"{s.estimator} {s.momentum}" if s else "" for s in subjects]
             found.append((" on ".join([name, *others]), subjects_, steps))
-            frame: pd.DataFrame = original(name)(run, subjects, steps, *images)
-            return frame
+            return original(self, run, subjects, steps, *images)
 
         return measure
 
-    monkeypatch.setattr(cache, "find_measurement", counted)
+    for name, measurement in list_measurements().items():
+        kind = type(measurement)
+        monkeypatch.setattr(kind, "measure", count(name, kind.measure))
     return found
 
 
@@ -145,7 +145,8 @@ def test_an_origin_tells_images_and_training(trained: Run) -> None:
     runs[1].dataset = replace(data, test=replace(data.test, digest="other"))
     runs[2].dataset = replace(data, train=replace(data.train, digest="other"))
     runs[3].training = "other"
-    found = {name: [cache._find_origin(run, name, None) for run in runs] for name in ("gaps", "evaluations", "doses")}
+    tables = {name: list_measurements()[name] for name in ("gaps", "evaluations", "doses")}
+    found = {name: [cache._find_origin(run, table, None) for run in runs] for name, table in tables.items()}
     assert {name: len({*origins}) for name, origins in found.items()} == {"gaps": 3, "evaluations": 4, "doses": 4}
 
 

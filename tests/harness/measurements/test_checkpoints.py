@@ -13,12 +13,12 @@ from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute, list_failures, list_read, prepare
-from bnlab.harness.measurements import NAMES
+from bnlab.harness.measurements import list_measurements
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", list(list_measurements()))
 def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     name: str, copied: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

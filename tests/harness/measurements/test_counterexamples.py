@@ -10,7 +10,7 @@ import torch
 
 from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, Stream, WeightedCumulative, Window
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import find_measurement, find_scope
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.counterexamples import construct, deviation, shuffle_last
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.harness.measurements.streams import replay_means, stream_until
@@ -69,9 +69,11 @@ def test_counterexamples(trained: Run) -> None:
     """The EMA and the last batch, as they are written, on the batches of the network in their random order."""
     run = trained
     sources = parse_sources(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
-    chosen = find_scope("counterexamples")(run, sources)
+    chosen = list_measurements()["counterexamples"].scope(run, sources)
     assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [40], "last_batch": [40]}
-    found = find_measurement("counterexamples")(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
+    found = (
+        list_measurements()["counterexamples"].measure(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
+    )
     assert set(found["batches"]) == {40} and not found.index.has_duplicates
     stream = shuffle_last(run, stream_until(run, 40))
     recorded = torch.cat([layer.moments[:40] for layer in run.trace.layers.values()], dim=2).double()

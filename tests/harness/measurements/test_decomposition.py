@@ -15,7 +15,7 @@ from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import past_weights
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import JobError
-from bnlab.harness.measurements import find_measurement, find_scope
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.recording.trace import replay
@@ -39,8 +39,11 @@ def test_weights_of_another_training_are_refused(trained: Run) -> None:
 
 def test_contributions(trained: Run) -> None:
     """With every fourth of the past weights, as the library gives them for all that a second training gives."""
-    sources, step = [*find_scope("decomposition")(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))], 20
-    found = find_measurement("decomposition")(trained, sources, [7, step])
+    sources, step = (
+        [*list_measurements()["decomposition"].scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))],
+        20,
+    )
+    found = list_measurements()["decomposition"].measure(trained, sources, [7, step])
     assert set(found["momentum"]) == {0.3, 0.5} and set(found["step"]) == {7, step}
     found = found[(found["momentum"] == 0.3) & (found["step"] == step)]
     exact, trace = frozen_statistics(trained, step, EXACT), copy.deepcopy(trained.trace)

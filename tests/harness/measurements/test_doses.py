@@ -9,7 +9,7 @@ import torch
 
 from bnlab import gap
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import find_measurement, find_scope
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.doses import disturb, draw_signs
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.layout import Layout
@@ -36,8 +36,8 @@ def predict(run: Run, layer: str, moment: str, dose: float) -> torch.Tensor:
 
 def test_doses(trained: Run) -> None:
     run = trained
-    assert find_scope("doses")(run, []) == {None: [40]}, "the final step"
-    found = find_measurement("doses")(run, [None], [20])
+    assert list_measurements()["doses"].scope(run, []) == {None: [40]}, "the final step"
+    found = list_measurements()["doses"].measure(run, [None], [20])
     layers, labels = list(frozen_statistics(run, 20, EXACT)), run.dataset.test.labels
     assert list(found["layer"].unique()) == ["all", *layers] and list(found["depth"].unique()) == [0, 1, 2]
     assert found.groupby("layer")["dose"].nunique().to_dict() == {"all": 7, **dict.fromkeys(layers, 2)}

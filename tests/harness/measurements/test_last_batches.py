@@ -10,7 +10,7 @@ import pytest
 
 from bnlab import replay
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import find_measurement, find_scope
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.recording.trace import LayerTrace, MomentTrace
@@ -21,14 +21,14 @@ STEP = 40
 @pytest.fixture(scope="module")
 def sources(trained: Run) -> list[RunningAverage]:
     names = ["ema", "window(k=5)", "cumulative", "kalman", "predictive", "exact"]
-    chosen = find_scope("last_batches")(trained, parse_sources(names, [0.1], "train"))
+    chosen = list_measurements()["last_batches"].scope(trained, parse_sources(names, [0.1], "train"))
     assert list(chosen.values()) == [[STEP]] * 5, "running averages, at the final step"
     return [*chosen]
 
 
 @pytest.fixture(scope="module")
 def found(trained: Run, sources: list[RunningAverage]) -> pd.DataFrame:
-    rows = find_measurement("last_batches")(trained, sources, [STEP])
+    rows = list_measurements()["last_batches"].measure(trained, sources, [STEP])
     return rows.set_index(["estimator", "last", "layer"]).sort_index()
 
 
@@ -70,7 +70,7 @@ def test_only_as_many_as_have_others_before_them(
     trained: Run, sources: list[RunningAverage], found: pd.DataFrame
 ) -> None:
     assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 40 have not"
-    early = find_measurement("last_batches")(trained, sources, [20])
+    early = list_measurements()["last_batches"].measure(trained, sources, [20])
     assert set(early["last"]) == {1, 4} and set(early["depth"]) == {1, 2}
     first = Run(replace(trained.config, evaluate_at=[1]))
-    assert not any(find_scope("last_batches")(first, sources).values()), "a single batch has none"
+    assert not any(list_measurements()["last_batches"].scope(first, sources).values()), "a single batch has none"

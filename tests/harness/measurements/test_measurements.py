@@ -13,7 +13,7 @@ from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import find_measurement, find_scope
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
 from bnlab.statistics import using
@@ -21,8 +21,8 @@ from tests.references import float64_copy
 
 
 def rows(name: str, trained: Run, chosen: list[Source]) -> pd.DataFrame:
-    subjects = find_scope(name)(trained, chosen)
-    found: pd.DataFrame = find_measurement(name)(trained, [*subjects], trained.wanted[-1:])
+    subjects = list_measurements()[name].scope(trained, chosen)
+    found: pd.DataFrame = list_measurements()[name].measure(trained, [*subjects], trained.wanted[-1:])
     return found
 
 
@@ -55,7 +55,7 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
     drawn = frozen_statistics(some, first, replace(EXACT, images=100))  # as many others
     assert gap(frozen_statistics(some, first, EXACT), drawn)["mean_gap"].min() > 1e-3
     assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
-    found = find_measurement("evaluations")(some, [EXACT], [first, last]).set_index("step")
+    found = list_measurements()["evaluations"].measure(some, [EXACT], [first, last]).set_index("step")
     assert found[["images", "stat_images"]].to_numpy().tolist() == [
         [100, 100],
         [359, len(trained.dataset.train.labels)],
@@ -70,7 +70,7 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
 def test_predictions_of_a_split(split: str, trained: Run) -> None:
     """Under exact statistics, against the network in float64; of the training split as many images as of test."""
     step = trained.wanted[-1]
-    found = find_measurement("evaluations")(trained, [EXACT], [step], split).iloc[0]
+    found = list_measurements()["evaluations"].measure(trained, [EXACT], [step], split).iloc[0]
     images, labels = getattr(trained.dataset, split).images, getattr(trained.dataset, split).labels
     if split == "train":
         images, labels = images[:359], labels[:359]  # as many as test has
@@ -97,7 +97,11 @@ def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(t
 def test_predictions_under_a_shift(trained: Run) -> None:
     """Exact statistics are of the training images as they are, those of a test batch of 50 of the shifted images."""
     step, sources = trained.wanted[-1], parse_sources(["exact", "test_batch(n=50)"], [], "train")
-    found = find_measurement("evaluations")(trained, sources, [step], "test", "contrast:3").set_index("estimator")
+    found = (
+        list_measurements()["evaluations"]
+        .measure(trained, sources, [step], "test", "contrast:3")
+        .set_index("estimator")
+    )
     assert set(found["shift"]) == {"contrast:3"} and list(found["stat_images"]) == [360, 50]
     images, labels = trained.images_of("test", "contrast:3").images.double(), trained.dataset.test.labels
     model = trained.model_at(step)

@@ -10,15 +10,17 @@ import torch
 
 from bnlab import running_statistics
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import find_measurement, find_scope
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
 from bnlab.harness.measurements.gaps import flat_statistics
 from bnlab.harness.measurements.sources import parse_sources
 
 
 def test_traces(trained: Run) -> None:
-    chosen = find_scope("traces")(trained, parse_sources(["last_batch", "exact", "test_batch"], [], "train"))
-    frames = [find_measurement("traces")(trained, [source], steps) for source, steps in chosen.items()]
+    chosen = list_measurements()["traces"].scope(
+        trained, parse_sources(["last_batch", "exact", "test_batch"], [], "train")
+    )
+    frames = [list_measurements()["traces"].measure(trained, [source], steps) for source, steps in chosen.items()]
     found = pd.concat(frames).set_index(["estimator", "step", "layer", "channel"])
     assert set(found.index.unique("estimator")) == {"last_batch", "exact"}
     steps = found.loc["last_batch"].index.unique("step")

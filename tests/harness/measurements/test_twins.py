@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.evaluations import evaluations
-from bnlab.harness.measurements.gaps import gaps
+from bnlab.harness.measurements.evaluations import Evaluations
+from bnlab.harness.measurements.gaps import Gaps
 from bnlab.harness.measurements.sources import parse_sources
 from tests.references import Moments, batch_norms, float64_copy, full_batch_population, gap, inputs_of, moments
 
@@ -44,7 +44,7 @@ def test_rows_of_the_ema(trained: Run) -> None:
         averages[name] = Moments(0, mean, var)
     training = float64_copy(trained.model_at(STEP)).train()
     drawn = [images.double() for (images, _), _ in zip(trained.batches.from_step(STEP), range(16), strict=False)]
-    rows = gaps(trained, sources, [STEP]).set_index(["estimator", "layer"])
+    rows = Gaps().measure(trained, sources, [STEP]).set_index(["estimator", "layer"])
     for name, average in averages.items():
         eps = trained.trace.layers[name].eps
         expected = gap(exact[name][1:], average[1:], eps)
@@ -60,5 +60,5 @@ def test_rows_of_the_ema(trained: Run) -> None:
             module.running_mean, module.running_var = statistics[name].mean, statistics[name].var
         logits.append(model(trained.dataset.test.images.double()).detach())
     expected = score(*logits, trained.dataset.test.labels)
-    row = evaluations(trained, sources, [STEP]).set_index("estimator").loc["ema"]
+    row = Evaluations().measure(trained, sources, [STEP]).set_index("estimator").loc["ema"]
     assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-5), "no image lies so near to a border"

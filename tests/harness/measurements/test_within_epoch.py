@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements import find_measurement, find_scope
+from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.harness.measurements.within_epoch import EPOCHS
 from tests.references import batch_norms, float64_copy, inputs_of, running_ema_debiased
@@ -28,8 +28,8 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
 def test_errors_batch_by_batch(trained: Run) -> None:
     run = trained
     sources = parse_sources(["ema_debiased", "exact"], [0.1, 0.5], "train")
-    ((subject, (step,)), (other, _)) = find_scope("within_epoch")(run, sources).items()
-    found = find_measurement("within_epoch")(run, [subject, other], [step])
+    ((subject, (step,)), (other, _)) = list_measurements()["within_epoch"].scope(run, sources).items()
+    found = list_measurements()["within_epoch"].measure(run, [subject, other], [step])
     assert len(found) == 2 * len(batch_norms(run.model_at(40))) * (12 + 11) and step == 40
     name, inputs = first_layers_batches(run)
     for last, per_epoch, share in (("kept", 12, 8 / 32), ("dropped", 11, 1.0)):

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.schema import TABLES
 
 Tables = Mapping[str, pd.DataFrame]
 """Those of an experiment, by name; `runs` is one of them."""
+_PLACES = ("momentum", "dose", "size")  # columns of real numbers that are no measured values
 # Columns of `runs` that are results, or say the same as others; all other columns are settings.
 RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
 _DERIVED = ("run", "steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
@@ -239,5 +239,6 @@ def require_one_row(frame: pd.DataFrame, keys: Sequence[str]) -> None:
     doubled = frame[frame.duplicated(keys, keep=False)]
     if len(doubled):
         same = doubled[doubled.groupby(list(keys), dropna=False, sort=False).ngroup() == 0]
-        differing = list_differences(same, {key: None for table in TABLES.values() for key in table.key})
+        places = [str(column) for column in same if column in _PLACES or same[column].dtype != float]
+        differing = list_differences(same, places)
         raise UserError(f"several rows of {name_row(same, keys)} ({differing}); select one, or average over them")

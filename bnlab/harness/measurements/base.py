@@ -1,0 +1,67 @@
+"""What a measurement is: its table, the networks that it has rows of, and how rows are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.components import COMPONENTS, Component, discover
+
+if TYPE_CHECKING:  # `sweep --help` does not wait for these
+    import pandas as pd
+
+    from bnlab.harness.artifacts.runs import Run
+    from bnlab.harness.measurements.sources import Source
+    from bnlab.harness.schema import Table
+
+
+@dataclass(unsafe_hash=True)
+class Measurement(Component):
+    """What is measured on trained networks: the rows of one table.
+
+    Attributes:
+        table: what it consists of.
+        about_batches: whether it is about what the batches before a step make of running averages, which networks that
+            are frozen or averaged do not have to the end.
+        at_last_step: whether it measures the weights of the last step of `evaluate_at` alone.
+    """
+
+    group: ClassVar[str] = "measurements"
+    table: ClassVar[Table]
+    about_batches: ClassVar[bool] = False
+    at_last_step: ClassVar[bool] = False
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it has rows for each split and shift of the images that are predicted."""
+        return "split" in self.table.key
+
+    def covers(self, norm: Norm) -> bool:
+        """Whether there are rows of networks with this norm: of those that train with statistics of the batch."""
+        return norm.uses_batch
+
+    def scope(self, run: Run, sources: list[Source]) -> Mapping[Any, list[int]]:
+        """Choose the sources that it has rows of, None without any, with the steps of each."""
+        raise NotImplementedError
+
+    def reads(self, run: Run, sources: list[Source]) -> list[int]:
+        """List the steps whose checkpoints it reads: all of `evaluate_at`, or the last."""
+        return run.wanted[-1:] if self.at_last_step else run.wanted
+
+    def measure(self, run: Run, sources: list[Any], steps: list[int]) -> pd.DataFrame:
+        """Measure rows of these sources at these steps; with `predicts`, of a split and a shift, further arguments."""
+        raise NotImplementedError
+
+
+def list_measurements() -> dict[str, Measurement]:
+    """All measurements by name."""
+    discover(__package__)
+    return COMPONENTS[Measurement.group]
+
+
+def list_read(run: Run, names: Iterable[str], sources: list[Source]) -> list[int]:
+    """List the steps whose checkpoints are read by these measurements."""
+    known = list_measurements()
+    return sorted({step for name in names for step in known[name].reads(run, sources)})

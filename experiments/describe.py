@@ -1,0 +1,60 @@
+"""python -m experiments.describe: write results/README.md, which says what the columns of all tables mean."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.measurements import list_measurements
+from bnlab.harness.run_table import RUNS
+from bnlab.harness.schema import Column, Table
+
+README = Path(__file__).parents[1] / "results" / "README.md"
+_FIRST = """\
+# Tables
+
+A sweep writes `results/<experiment>/tables/<table>.parquet`; `bnlab.harness.load("<experiment>")` gives all of them.
+The columns in bold are the key: there is one row for each of their combinations. Types: text, int, real (float64),
+bool. Null (NaN) means that a column has no meaning in a row, or that an earlier version wrote it. Shares, accuracies
+and errors are fractions from 0 to 1. `runs`, `gaps` and `evaluations` are measured unless `measurements` says
+otherwise, the others only where it names them. Files carry key and meanings with them, as metadata. `reference/` has
+the tables and figures of one run of each experiment; of these only the columns that its question reads, with seven
+digits (`python -m experiments.reference` leaves out the others). `python -m experiments.describe` writes this page.
+"""
+_TYPES = {"string": "text", "int64": "int", "double": "real", "bool": "bool"}
+
+
+def main() -> int:
+    """Write the page."""
+    README.write_text(describe_tables(), encoding="utf-8")
+    return 0
+
+
+def describe_tables() -> str:
+    """The page, in Markdown: `runs`, then the table of each measurement."""
+    known = list_measurements()
+    names = dict.fromkeys([*Config().measurements, *known])  # those that are usual first
+    tables = {"runs": RUNS, **{name: known[name].table for name in names}}
+    sections = ["\n".join(_describe(name, table)) for name, table in tables.items()]
+    return "\n\n".join([_FIRST.rstrip(), *sections]) + "\n"
+
+
+def _describe(name: str, table: Table) -> Iterator[str]:
+    yield f"## {name}"
+    yield ""
+    yield table.about
+    yield ""
+    yield "| column | type | meaning |"
+    yield "|---|---|---|"
+    for column, each in table.columns.items():
+        yield _write_row(f"**{column}**" if column in table.key else column, each)
+
+
+def _write_row(name: str, column: Column) -> str:
+    return f"| {name} | {_TYPES[str(column.type)]} | {column.meaning} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
