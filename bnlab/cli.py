@@ -53,7 +53,10 @@ def _pass_on(command: str, words: list[str]) -> int:
     """Run a command of `experiments/`, which lies beside the package in a clone, in the current folder."""
     clone = Path(bnlab.__file__).resolve().parents[1]
     if not (clone / "experiments" / f"{command}.py").is_file():
-        print(f"error: bnlab {command} needs the clone: pip install -e '.[harness]' in it", file=sys.stderr)
+        print(
+            f"error: bnlab {command} needs bnlab's repository: clone it, then pip install -e '.[harness]' in it",
+            file=sys.stderr,
+        )
         return 2
     if importlib.util.find_spec("hydra") is None:
         print(f"error: bnlab {command} needs more packages: pip install -e '{clone}[harness]'", file=sys.stderr)

@@ -15,12 +15,13 @@ from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from bnlab.harness.checks import require_one_of, require_weight, require_within
+from bnlab.harness.errors import UserError
 
 COMPONENTS: dict[str, dict[str, Any]] = defaultdict(dict)
 """By group and name, a component with its default settings."""
 
 Class = TypeVar("Class", bound="type[Component]")
-_FOUND = "found"  # of a field's metadata: what `setting` says
+_MEANING = "meaning"  # in a field's metadata
 
 
 @dataclass(unsafe_hash=True)
@@ -49,6 +50,7 @@ class Meaning:
         at_least, at_most: the smallest and the largest number.
         choices: the words that it may be; any without.
         is_weight: whether it is the weight of a new batch: above 0 and at most 1.
+        is_list: whether it may be a list, each of which has to be such a value.
     """
 
     text: str
@@ -56,6 +58,7 @@ class Meaning:
     at_most: float | None = None
     choices: Sequence[str] = ()
     is_weight: bool = False
+    is_list: bool = False
 
 
 def setting(
@@ -66,10 +69,13 @@ def setting(
     at_most: float | None = None,
     choices: Sequence[str] = (),
     is_weight: bool = False,
+    is_list: bool = False,
 ) -> Any:
     """A field of a component, with its default; for the other arguments see `Meaning`."""
-    meaning = Meaning(text, at_least, at_most, tuple(choices), is_weight)
-    return field(default=default, metadata={_FOUND: meaning})
+    meaning = Meaning(text, at_least, at_most, tuple(choices), is_weight, is_list)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={_MEANING: meaning})
+    return field(default=default, metadata={_MEANING: meaning})
 
 
 def component(cls: Class) -> Class:
@@ -86,26 +92,40 @@ def add_choice(name: str, chosen: Component) -> None:
 @cache
 def discover(package: str) -> None:
     """Import all modules of a package, so that the components in them are registered."""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
+    for name in list_modules(package):
+        importlib.import_module(f"{package}.{name}")
 
 
-def list_settings(part: Component | type[Component]) -> Iterator[tuple[Field[Any], Meaning]]:
-    """List the settings of a component, or of its class, with their meaning, in the order in which they are written."""
+def list_modules(package: str) -> list[str]:
+    """List the modules of a package, which are not imported for it."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__))
+
+
+def list_settings(part: Any) -> Iterator[tuple[Field[Any], Meaning]]:
+    """List the settings of a dataclass or an instance with their meaning, in the order in which they are written."""
     for each in fields(part):
-        if _FOUND in each.metadata:
-            yield each, each.metadata[_FOUND]
+        if _MEANING in each.metadata:
+            yield each, each.metadata[_MEANING]
 
 
-def check_settings(part: Component) -> None:
-    """Raise UserError for a setting whose value is out of its range."""
+def check_settings(part: Any, group: str = "") -> None:
+    """Raise UserError for a setting of a part of the configuration whose value is out of its range."""
     for each, meaning in list_settings(part):
-        key = f"{part.group}.{each.name}"
+        key = f"{group}.{each.name}" if group else each.name
         value = getattr(part, each.name)
-        if meaning.choices:
-            require_one_of(key, value, meaning.choices)
-        if meaning.is_weight:
-            require_weight(key, value)
-        if meaning.at_least is not None:
-            high = float("inf") if meaning.at_most is None else meaning.at_most
-            require_within(key, value, meaning.at_least, high)
+        values = list(value) if meaning.is_list and isinstance(value, list | tuple) else [value]
+        if not values:
+            raise UserError(f"{key}=[]: give at least one value")
+        for one in values:
+            if one is not None:
+                _check_value(key, one, meaning)
+
+
+def _check_value(key: str, value: Any, meaning: Meaning) -> None:
+    if meaning.choices:
+        require_one_of(key, value, meaning.choices)
+    if meaning.is_weight:
+        require_weight(key, value)
+    if meaning.at_least is not None:
+        high = float("inf") if meaning.at_most is None else meaning.at_most
+        require_within(key, value, meaning.at_least, high)

@@ -8,32 +8,29 @@ from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from bnlab.estimators import EMA
 from bnlab.harness.artifacts import live, shifts, training
-from bnlab.harness.artifacts.averaging import AVERAGINGS
 from bnlab.harness.artifacts.data import Data, own_data
-from bnlab.harness.artifacts.freezing import FREEZE_WITH, MOMENTUM
+from bnlab.harness.artifacts.freezing import MOMENTUM
 from bnlab.harness.artifacts.models import Model, own_model
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, freezing_step, list_steps, total_steps
-from bnlab.harness.checks import require_one_of, require_weight, require_within
+from bnlab.harness.checks import require_one_of, require_within
 from bnlab.harness.components import check_settings
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements import list_measurements
+from bnlab.harness.help import describe_settings
+from bnlab.harness.measurements import list_measurements, list_names
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, find_sources
 
-_NAMED = {
-    "population": ("train", "train_augmented", "val"),
-    "evaluate_on": ("test", "val", "train"),
-}  # settings that list some of these
-_LISTS = (*_NAMED, "measurements", "momentum", "estimator", "shifts", "evaluate_at", "accuracy_at")
 _OWN: dict[str, dict[str, Any]] = {"data": {}, "model": {}}
 
 
 def register() -> None:
     """Make the configuration, `schema`, and what its groups choose from known to Hydra."""
+    OmegaConf.register_new_resolver("describe_settings", describe_settings, replace=True)
     store = ConfigStore.instance()
     # Of the groups' base classes, so that any choice can take their place.
     open_groups = replace(Config(), data=Data(), model=Model(), norm=Norm(), optimizer=Optimizer())
@@ -58,8 +55,9 @@ def list_choices(group: str) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise UserError for whatever is out of range, before anything is trained or written."""
     _check_choices(config)
+    check_settings(config)
     for group in GROUPS:
-        check_settings(getattr(config, group))
+        check_settings(getattr(config, group), group)
     config.data.check()
     images = config.data.count_training()
     config.model.check(config.norm)
@@ -80,14 +78,8 @@ def _check_choices(config: Config) -> None:
         chosen = getattr(config, group)
         if not chosen.has_any_name and type(choices.get(chosen.name)) is not type(chosen):
             raise UserError(f"{group}.name={chosen.name}: choose by {group}=, from {', '.join(choices)}")
-    require_one_of("averaging", config.averaging, AVERAGINGS)
-    require_one_of("freeze_with", config.freeze_with, FREEZE_WITH)
-    for key in _LISTS:
-        if not as_list(getattr(config, key)):
-            raise UserError(f"{key}=[]: give at least one value")
-    for key, known in {**_NAMED, "measurements": tuple(list_measurements())}.items():
-        for name in as_list(getattr(config, key)):
-            require_one_of(key, name, known)
+    for name in as_list(config.measurements):
+        require_one_of("measurements", name, list_names())
     if not re.fullmatch(r"\w[\w.-]*", config.name) or config.name in ("runs", "reference"):
         raise UserError(f"name={config.name}: must be letters, digits, _ . - and not runs or reference")
 
@@ -99,14 +91,9 @@ def _check_numbers(config: Config, images: int) -> None:
     config.norm.check(config.batch_size)
     if config.population_images is not None:
         require_within("population_images", config.population_images, 2, images)
-    for key, low in (("epochs", 1), ("steps", 1), ("threads", 1), ("seed", 0)):
-        if (value := getattr(config, key)) is not None:
-            require_within(key, value, low)
 
 
 def _check_statistics(config: Config, images: int) -> None:
-    for value in as_list(config.momentum):
-        require_weight("momentum", value)
     own = config.norm.own_average()
     key = f"norm={config.norm.name}"
     if config.freeze_at is not None:

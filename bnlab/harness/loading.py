@@ -13,8 +13,8 @@ from bnlab.files import reading
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import restore_config
 from bnlab.harness.errors import UserError
-from bnlab.harness.measurements.gaps import flat_statistics
 from bnlab.harness.measurements.sources import InferenceRule, parse_sources
+from bnlab.harness.measurements.tables.gaps import flat_statistics
 from bnlab.harness.reporting.tables import load
 
 _MOMENTUM = 0.1  # of averages that are named without one, PyTorch's

@@ -12,7 +12,6 @@ from bnlab.harness.artifacts.training import Callback, Progress
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.runs import Run
 
-AVERAGINGS = ("none", "swa", "ema")
 SWA_FROM = 0.75  # share of the training
 EMA_DECAY = 0.99
 

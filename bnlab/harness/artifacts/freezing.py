@@ -12,7 +12,6 @@ from bnlab.layers import batch_norm_layers
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.runs import Run
 
-FREEZE_WITH = ("ema", "exact")
 MOMENTUM = 0.1  # PyTorch's, of the running averages that are frozen
 _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 

@@ -19,7 +19,7 @@ from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.own import digest_of_source, find_arguments, import_object
 from bnlab.harness.artifacts.training import steps_per_epoch
-from bnlab.harness.components import COMPONENTS
+from bnlab.harness.components import COMPONENTS, setting
 
 
 @dataclass
@@ -31,32 +31,77 @@ class Config:
     model: Model = field(default_factory=Cnn)
     norm: Norm = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Sgd)
-    batch_size: int = 128
-    epochs: int = 10
-    steps: int | None = None  # instead of epochs
-    order: str = "shuffled"  # of an epoch: shuffled, replacement, sorted, blocks, blocks:16; see `training.Batches`
-    freeze_at: float | None = None  # share of the training from which on batch norm is in eval mode
-    freeze_with: str = "ema"  # with which statistics, those of that step: ema (its own running averages), exact
-    averaging: str = "none"  # of the weights that are measured: none, swa, ema; see `averaging.begin_average`
-    seed: int = 0
+    batch_size: int = setting(128, "images in a batch of training")
+    epochs: int = setting(10, "length of the training in passes over the training split", at_least=1)
+    steps: int | None = setting(None, "length of the training in updates, instead of epochs", at_least=1)
+    order: str = setting(
+        "shuffled",
+        "of the images in an epoch: shuffled; replacement, drawn with replacement; sorted, class after class; blocks, "
+        "class after class with the classes in random order; blocks:16, blocks of 16 images of a class in random order",
+    )
+    freeze_at: float | None = setting(
+        None,
+        "share of the training (0.8) from which on batch norm is in eval mode, with the statistics of that step; the "
+        "estimator ema (momentum=0.1) is then what the network holds; of norm=batch only",
+    )
+    freeze_with: str = setting(
+        "ema", "those statistics: ema, the network's own running averages, or exact", choices=("ema", "exact")
+    )
+    averaging: str = setting(
+        "none",
+        "of the weights that are measured: none; swa, from 75% of the training on; ema, with decay 0.99; estimators of "
+        "the trained network are then stale, its running averages, and averaged, its buffers averaged as the weights",
+        choices=("none", "swa", "ema"),
+    )
+    seed: int = setting(0, "initialization, order and augmentation are derived from it", at_least=0)
     # What is measured on it: any of these may change without training again
-    momentum: Any = 0.1  # weight of the new batch, one value or a list
-    estimator: Any = "ema"  # one name or a list: ema, ema_debiased, cumulative, last_batch, precise, exact, or yours
-    population: Any = "train"  # data of exact and precise statistics, one or a list: train, train_augmented, val
-    population_images: int | None = None  # a sample for statistics and predictions before the last step; None: all
-    evaluate_at: Any = "log"  # log, final, or a list of steps (integers) and shares of the training (0.1)
-    accuracy_at: Any = "final"  # final, all steps of evaluate_at, or a list of some of them
-    evaluate_on: Any = "test"  # images that are predicted, one split or a list: test, val, train (as many as test has)
-    shifts: Any = "none"  # how these are changed, one or a list: none, noise:1 (see `artifacts.shifts`), fonts:dejavu
-    measurements: Any = field(default_factory=lambda: ["gaps", "evaluations"])  # one name or a list
+    momentum: Any = setting(0.1, "weight of the new batch, or a list", is_weight=True, is_list=True)
+    estimator: Any = setting("ema", "which statistics, or a list; see below", is_list=True)
+    population: Any = setting(
+        "train",
+        "images that statistics of frozen weights are of, or a list: train, train_augmented, val",
+        choices=("train", "train_augmented", "val"),
+        is_list=True,
+    )
+    population_images: int | None = setting(
+        None,
+        "of a large data set so many of them, and of those that are predicted, before the last step: a sample that is "
+        'always the same; "exact(images=10000)" among the estimators shows its error; keep it in all sweeps of a name',
+        at_least=2,
+    )
+    evaluate_at: Any = setting(
+        "log",
+        "steps that are measured: log, final, or a list of steps and of shares of the training (0.1)",
+        is_list=True,
+    )
+    accuracy_at: Any = setting(
+        "final",
+        "where predictions are measured too: final, all of evaluate_at, or a list of some of them",
+        is_list=True,
+    )
+    evaluate_on: Any = setting(
+        "test",
+        "images that are predicted, or a list: test, val, train (as many as test has)",
+        choices=("test", "val", "train"),
+        is_list=True,
+    )
+    shifts: Any = setting(
+        "none",
+        "how these are changed, or a list: none; noise, blur, contrast, translation or occlusion with a strength of 1, "
+        "2 or 3, as noise:1; of glyphs trained on other fonts also fonts:dejavu, fonts:stix_cm, fonts:all",
+        is_list=True,
+    )
+    measurements: Any = setting(["gaps", "evaluations"], "tables that are measured, or one; see below", is_list=True)
     # How and where
-    name: str = "adhoc"  # results/<name>/; set by experiment=
-    results: str = "results"
-    device: str = "auto"
-    threads: int | None = None  # CPU threads of torch; None: all, or one in each process of a parallel launcher
-    dry_run: bool = False  # only say how many networks and how long
-    csv: bool = False  # tables as CSV too
-    log: str = "none"  # while a network trains: none, tensorboard; see `live.build_live_log`
+    name: str = setting("adhoc", "of the sweep: its tables lie in results/<name>/; an experiment sets it")
+    results: str = setting("results", "folder of all networks and tables")
+    device: str = setting("auto", "cpu, cuda, cuda:1; auto: an accelerator if there is one")
+    threads: int | None = setting(
+        None, "CPU threads of torch; null: all, or one in each process of a parallel launcher", at_least=1
+    )
+    dry_run: bool = setting(False, "only say how many networks, how long, and how much disk space")
+    csv: bool = setting(False, "write tables as CSV too")
+    log: str = setting("none", "what shows a training while it goes on", choices=("none", "tensorboard"))
 
 
 GROUPS: dict[str, Mapping[str, Any]] = {

@@ -1,5 +1,5 @@
 """What is measured on a trained network: a measurement a file, found by the name of its table."""
 
-from bnlab.harness.measurements.base import Measurement, list_measurements, list_read
+from bnlab.harness.measurements.base import Measurement, list_measurements, list_names, list_read
 
-__all__ = ["Measurement", "list_measurements", "list_read"]
+__all__ = ["Measurement", "list_measurements", "list_names", "list_read"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.harness.artifacts.norms import Norm
-from bnlab.harness.components import COMPONENTS, Component, discover
+from bnlab.harness.components import COMPONENTS, Component, discover, list_modules
 
 if TYPE_CHECKING:  # `sweep --help` does not wait for these
     import pandas as pd
@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # `sweep --help` does not wait for these
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.measurements.sources import Source
     from bnlab.harness.schema import Table
+
+_TABLES = f"{__package__}.tables"
 
 
 @dataclass(unsafe_hash=True)
@@ -57,8 +59,13 @@ class Measurement(Component):
 
 def list_measurements() -> dict[str, Measurement]:
     """All measurements by name."""
-    discover(__package__)
+    discover(_TABLES)
     return COMPONENTS[Measurement.group]
+
+
+def list_names() -> list[str]:
+    """The names of all measurements, which are not imported for it."""
+    return list_modules(_TABLES)
 
 
 def list_read(run: Run, names: Iterable[str], sources: list[Source]) -> list[int]:

@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
-from bnlab.harness.measurements.evaluations import predict
+from bnlab.harness.measurements.tables.evaluations import predict
 from tests.harness.kills import assert_same, killed_at
 
 STEPS = 12

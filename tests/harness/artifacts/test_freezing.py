@@ -21,8 +21,8 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.jobs import execute
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.gaps import flat_statistics
 from bnlab.harness.measurements.sources import RunningAverage
+from bnlab.harness.measurements.tables.gaps import flat_statistics
 from bnlab.harness.schedule import lr_factor
 from tests.harness.kills import assert_same, killed_at
 

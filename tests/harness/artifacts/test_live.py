@@ -9,13 +9,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bnlab.harness.artifacts.live import check
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.config import check
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import execute
-from bnlab.harness.measurements.gaps import Gaps
 from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.tables.gaps import Gaps
 from tests.conftest import small_config
 
 
@@ -44,7 +45,7 @@ def test_loss_accuracy_and_gap_are_written_and_training_stays_as_it_is(trained: 
 
 def test_another_log_is_refused() -> None:
     with pytest.raises(UserError, match="log=wandb: must be one of none, tensorboard"):
-        check("wandb")
+        check(Config(log="wandb"))
 
 
 def test_a_diverged_network_is_logged_up_to_there(tmp_path: Path) -> None:

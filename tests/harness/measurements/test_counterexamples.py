@@ -11,9 +11,9 @@ import torch
 from bnlab.estimators import EMA, Cumulative, Estimator, LastBatch, Predictive, Stream, WeightedCumulative, Window
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import list_measurements
-from bnlab.harness.measurements.counterexamples import construct, deviation, shuffle_last
 from bnlab.harness.measurements.sources import RunningAverage, parse_sources
 from bnlab.harness.measurements.streams import replay_means, stream_until
+from bnlab.harness.measurements.tables.counterexamples import construct, deviation, shuffle_last
 
 K, IMAGES, SIZE = 50, 16, 10.0
 SHARE = 1 / ((K - 1) * IMAGES + 1)  # of one image alone among all images

@@ -10,8 +10,8 @@ import torch
 from bnlab import gap
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import list_measurements
-from bnlab.harness.measurements.doses import disturb, draw_signs
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
+from bnlab.harness.measurements.tables.doses import disturb, draw_signs
 from bnlab.layout import Layout
 from tests.references import batch_norms, float64_copy
 

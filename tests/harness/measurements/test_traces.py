@@ -12,8 +12,8 @@ from bnlab import running_statistics
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.gaps import flat_statistics
 from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.tables.gaps import flat_statistics
 
 
 def test_traces(trained: Run) -> None:

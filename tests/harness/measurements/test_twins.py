@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.measurements.evaluations import Evaluations
-from bnlab.harness.measurements.gaps import Gaps
 from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.tables.evaluations import Evaluations
+from bnlab.harness.measurements.tables.gaps import Gaps
 from tests.references import Moments, batch_norms, float64_copy, full_batch_population, gap, inputs_of, moments
 
 STEP = 20

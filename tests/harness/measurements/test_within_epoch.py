@@ -9,7 +9,7 @@ from torch import Tensor
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.sources import parse_sources
-from bnlab.harness.measurements.within_epoch import EPOCHS
+from bnlab.harness.measurements.tables.within_epoch import EPOCHS
 from tests.references import batch_norms, float64_copy, inputs_of, running_ema_debiased
 
 

@@ -16,7 +16,7 @@ from bnlab.harness.components import component
 @component
 @dataclass(unsafe_hash=True)
 class ImageGain(Norm):
-    """Gain control of each image (after Ruff 2017), see `GainControl`."""
+    """Gain control of each image (after Ruff 2017): the mean of its channel is subtracted, and what is left scaled."""
 
     sets_scale: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = True

@@ -15,9 +15,9 @@ from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step
+from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layout import Layout
 from bnlab.recording.frozen import record_frozen

@@ -13,9 +13,9 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics
-from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import RunningAverage, Source
 from bnlab.harness.measurements.streams import final_step, replay_means, shift_last, stream_until
+from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
 
 _LAST = (1, 4, 16, 64)

@@ -11,8 +11,8 @@ import pandas as pd
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.gaps import flat_statistics, frozen_checkpoint, tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, RunningAverage, Source
+from bnlab.harness.measurements.tables.gaps import flat_statistics, frozen_checkpoint, tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
 
 _POINTS = 120  # steps, spaced evenly on a logarithmic axis, at which running averages are shown

@@ -13,9 +13,9 @@ from torch import Tensor
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
-from bnlab.harness.measurements.evaluations import compare_logits, predict
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, seed_by
 from bnlab.harness.measurements.sources import Source
+from bnlab.harness.measurements.tables.evaluations import compare_logits, predict
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.layout import Layout
 from bnlab.statistics import using

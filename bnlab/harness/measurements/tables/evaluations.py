@@ -21,8 +21,8 @@ from bnlab.harness.artifacts.settings import as_list
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, find_population, frozen_statistics, in_batches
-from bnlab.harness.measurements.gaps import flat_statistics, frozen_checkpoint, tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
+from bnlab.harness.measurements.tables.gaps import flat_statistics, frozen_checkpoint, tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
 from bnlab.inference import apply_rule
 from bnlab.statistics import using

@@ -15,8 +15,8 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
-from bnlab.harness.measurements.gaps import tabulate
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
+from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, real, text
 
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old

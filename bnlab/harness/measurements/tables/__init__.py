@@ -1,0 +1,1 @@
+"""The tables that are measured on trained networks, one a file of its name."""
