@@ -10,10 +10,10 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from bnlab import estimators, inference
-from bnlab.harness import load
+from bnlab.harness import load, planning
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements.sources import AVERAGING, FROZEN
-from bnlab.harness.schema import planning, read_key
+from bnlab.harness.schema import read_key
 from experiments.compose import plan_jobs
 from tests.experiments.commands import SWEEP, Call, Done, files, list_trained, run
 
