@@ -61,7 +61,7 @@ def _report_all(results: Path) -> int:
     from bnlab.harness.errors import UserError
     from experiments.catalogue import list_questions
 
-    measured = sorted({path.parent.name for kind in ("parts", "tables") for path in results.glob(f"*/{kind}")})
+    measured = sorted({path.parent.name for kind in ("requests", "tables") for path in results.glob(f"*/{kind}")})
     questions = [name for name in list_questions() if name in measured]
     own = [name for name in measured if name not in questions]
     if not measured:

@@ -138,17 +138,33 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
 
 
 def _remove(folders: list[Path]) -> None:
+    """Remove networks; measured rows, which tables of several sweeps may need, stay."""
     from bnlab.harness.errors import UserError
 
     for folder in folders:
         try:
             with FileLock(folder.with_name(f"{folder.name}.lock")).acquire(timeout=0):
-                size = _size(folder)
+                before = _size(folder)
                 (folder / "status.json").unlink(missing_ok=True)  # first: what a kill leaves is no whole run
-                shutil.rmtree(folder)
+                _empty(folder)
+                freed = before - _size(folder)
         except Timeout as error:
             raise UserError(f"{_id(folder)}: is being trained; it was not removed") from error
-        print(f"removed {_id(folder)} ({size:.1f} MB); its rows stay in the tables until a sweep trains it again")
+        print(f"removed {_id(folder)} ({freed:.1f} MB); its measured rows stay in the tables")
+
+
+def _empty(folder: Path) -> None:
+    """Remove all from a network's folder but its measured rows; the folder of one that was set aside has none."""
+    if ".damaged" in folder.name:
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        if path.name == "measurements":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _find(results: Path, run: str) -> Path:

@@ -29,7 +29,7 @@ FLOORS = (
 )
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
-    *("errors schema schedule", "checks run_table", "components"),  # what all of them share: no torch
+    *("errors schema schedule", "checks run_table requests", "components"),  # what all of them share: no torch
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
@@ -54,7 +54,7 @@ FOLDERS = {
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
     "bnlab.files",
-    *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "run_table", "reporting")),
+    *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "run_table", "requests", "reporting")),
 }
 SHARED = {f"experiments.{name}" for name in ("catalogue", "margins")}  # by several questions
 PACKAGED = {

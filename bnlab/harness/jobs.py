@@ -7,11 +7,11 @@ import math
 import sys
 import threading
 import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -27,33 +27,34 @@ from bnlab.harness.measurements import list_read as list_all_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
-from bnlab.harness.reporting import tables
+from bnlab.harness.requests import Request, Selection, list_missing, request_path, write_request
 from bnlab.harness.run_table import RUNS, SHORT_NAMES
-from bnlab.harness.schema import write_rows
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
-_PARTS = 2  # the number of their format; raise it when files with rows change
 _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_loss": math.nan}
 
 
 def is_done(config: Config) -> bool:
-    """Whether the job has left its rows already and none on its network has failed, by the names of files alone."""
+    """Whether the job's rows are there already and none on its network has failed, by the names of files alone."""
     run = Run(config)
-    paths = [_find_part(run, name) for name in (*choose_measurements(run), "runs")]
-    return run.finished and all(path.exists() for path in paths) and not list_failures(config)
+    if not run.finished or list_failures(config):
+        return False
+    try:
+        return not list_missing(_find_request(run), Path(config.results))
+    except Unreadable:  # it is written again
+        return False
 
 
-def _find_part(run: Run, name: str, failed: Failures | None = None) -> Path:
-    """Where the job leaves its rows of a table: by what is measured, without the estimators that have failed."""
+def _find_request(run: Run, failed: Iterable[str] = ()) -> Path:
+    """Where the job says what it asked for: by what is measured, without the estimators that have failed."""
     config = run.config
     measured = [
         [[s.estimator, s.momentum, s.split, code_digest(s)] for s in find_sources(config)],
         [config.population, config.evaluate_at, config.accuracy_at, asdict(config.data), run.predictions],
-        [VERSION, _PARTS, sorted(failed or ()), config.population_images],
+        [as_list(config.measurements), VERSION, sorted(failed), config.population_images],
     ]
-    settings = json.dumps(measured, default=list) if name != "runs" else ""
-    return tables.part_path(_folder(config), name, run.id, settings)
+    return request_path(_folder(config), run.id, json.dumps(measured, default=list))
 
 
 def _folder(config: Config) -> Path:
@@ -155,11 +156,11 @@ def _record_failure(config: Config, reason: str) -> None:
     run, path = Run(config), _find_failure(config)
     print(f"{run.id}: failed, {reason}\n  more in {path}", file=sys.stderr)
     write_text(path, f"{reason}\n\n{traceback.format_exc()}")
-    _write_run(run)
+    _write_request(run, {}, ["this job"])
 
 
 def execute(config: Config) -> None:
-    """Train the configuration's network unless it is there, measure it, write the parts of the tables.
+    """Train the configuration's network unless it is there, measure it, write down what was asked for.
 
     A network of which a file cannot be read is set aside, once, trained again and measured.
 
@@ -180,10 +181,8 @@ def _train_and_measure(run: Run) -> None:
     names, sources, failed = choose_measurements(run), find_sources(run.config), Failures()
     if left_out := [name for name in as_list(run.config.measurements) if name not in names]:
         print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)
-    for name in names:
-        rows = complete_rows(run, name, sources, failed)
-        write_rows(_find_part(run, name, failed), list_measurements()[name].table, rows)
-    _write_run(run)
+    selections = {name: complete_rows(run, name, sources, failed) for name in names}
+    _write_request(run, selections, failed)
     if failed:
         error = JobError("; ".join(f"{name}: {reason}" for name, (reason, _) in failed.items()))
         error.add_note("\n".join(details for _, details in failed.values()))
@@ -202,13 +201,14 @@ def prepare_process(config: Config) -> None:
     tqdm.set_lock(threading.RLock())  # its own is one of several processes, which a killed one leaves behind
 
 
-def _write_run(run: Run) -> None:
-    """Write the run's row of the table `runs`; `failed` if one of this sweep's jobs on it has."""
+def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterable[str]) -> None:
+    """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
         described = _describe_run(run)
-        columns = dict.fromkeys([*RUNS.columns, "origin", *list_own_settings(run.config)])
-        write_rows(_find_part(run, "runs"), RUNS, pd.DataFrame([{key: described[key] for key in columns}]))
+        columns = [*RUNS.columns, *list_own_settings(run.config)]
+        row = {column: described[column] for column in dict.fromkeys(columns)}
+        write_request(_find_request(run, failed), Request(run.id, row, selections))
 
 
 def _describe_run(run: Run) -> dict[str, object]:
@@ -234,5 +234,4 @@ def _describe_run(run: Run) -> dict[str, object]:
         "last_step": status["step"],
         "settings": json.dumps(network(config), sort_keys=True),
         "versions": json.dumps(environment["versions"], sort_keys=True),
-        "origin": run.training if run.finished else "",
     }

@@ -7,8 +7,7 @@ whoever reads it needs to know nothing else.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from bnlab.files import reading, write_whole
 
 _TEXT, _INT, _REAL, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _KEY, _MEANING, _OPEN = b"key", b"meaning", b"is_open"  # names in the metadata of files
-PART = {"origin": _TEXT, "written": _INT}
-"""Further columns of parts of a table: what a row was measured from, and when, in ns since 1970."""
+ORIGIN = "origin"
+"""A further column of files with measured rows: what a row was measured from, a digest."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,8 @@ class Table:
 
     @property
     def part(self) -> pa.Schema:
-        """Of files with parts of the table."""
-        schema = self.schema
-        for name, kind in PART.items():
-            schema = schema.append(pa.field(name, kind))
-        return schema
+        """Of files with measured rows, which say what each was measured from."""
+        return self.schema.append(pa.field(ORIGIN, _TEXT))
 
 
 _COMMON = {
@@ -179,11 +175,9 @@ def write_frame(path: Path, frame: pd.DataFrame, schema: pa.Schema | None = None
     )
 
 
-def write_rows(path: Path, table: Table, frame: pd.DataFrame) -> pd.DataFrame:
-    """Write rows of a table, with their `origin`, as of now; they, as written."""
-    frame = conform(frame.assign(written=time.time_ns()), table.part)
-    write_frame(path, frame, table.part)
-    return frame
+def write_rows(path: Path, table: Table, frame: pd.DataFrame) -> None:
+    """Write measured rows of a table, with their `origin`."""
+    write_frame(path, conform(frame, table.part), table.part)
 
 
 def read_frame(path: Path, schema: pa.Schema | None = None) -> pd.DataFrame:
@@ -193,13 +187,10 @@ def read_frame(path: Path, schema: pa.Schema | None = None) -> pd.DataFrame:
         return conform(frame, schema) if schema else frame
 
 
-def read_schema(paths: Sequence[Path]) -> pa.Schema:
-    """The schema of the table that these files are of; without columns where none can be read, or says its key."""
-    for path in paths:
-        try:
-            schema = pq.read_schema(path)
-        except (OSError, pa.ArrowInvalid):  # it is named where its rows are read
-            continue
-        if read_key(schema):
-            return schema
-    return pa.schema([])
+def read_schema(path: Path) -> pa.Schema:
+    """The schema of a file with rows of a table, which says the key; Unreadable if it does not."""
+    with reading(path):
+        schema = pq.read_schema(path)
+        if not read_key(schema):
+            raise ValueError("it does not say the key of its table")
+        return schema

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import traceback
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from bnlab.files import Unreadable, digest
 from bnlab.harness.artifacts.runs import Run
@@ -18,46 +16,67 @@ from bnlab.harness.errors import UserError, list_own_lines, where_raised
 from bnlab.harness.measurements import frozen
 from bnlab.harness.measurements.base import Measurement, list_measurements
 from bnlab.harness.measurements.sources import Source, code_digest
-from bnlab.harness.schema import empty, read_frame, write_rows
+from bnlab.harness.requests import Selection
+from bnlab.harness.schema import ORIGIN, read_frame, write_rows
 
 Failures = dict[str, tuple[str, str]]
 """What could not be measured: estimator or table → the reason in one line, and the traceback."""
-_SOUGHT = ("origin", "estimator", "momentum", "statistics_split", "split", "shift", "step")
+_SOUGHT = (ORIGIN, "estimator", "momentum", "statistics_split", "split", "shift", "step")
 
 
-def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> pd.DataFrame:
-    """The rows of the table `name` for these sources, with their `origin`; measures what is missing.
+def complete_rows(run: Run, name: str, sources: list[Source], failures: Failures) -> Selection:
+    """Select the rows of the table `name` for these sources; what is missing is measured and kept with the network.
 
     A table of predictions is measured for each of `Run.predictions`, one after the other.
 
     Args:
+        run: the network.
+        name: of the table.
+        sources: where statistics come from.
         failures: estimators that are left out; gets those that fail now. The rows of all others are measured.
     """
     measurement = list_measurements()[name]
     subjects = measurement.scope(run, [s for s in sources if s.estimator not in failures])
-    schema, folder = measurement.table.part, run.folder / "measurements" / name
-    frames = [empty(schema), *(read_frame(path, schema) for path in sorted(folder.glob("*.parquet")))]
-    present, wanted = set(_keys(pd.concat(frames))), set()
+    folder = run.folder / "measurements" / name
+    held = {path.name: _read_keys(path, measurement) for path in sorted(folder.glob("*.parquet"))}
+    present = {key for keys in held.values() for key in keys}
+
+    selected = []
     for images in run.predictions if measurement.predicts else [()]:
         missing: dict[tuple[int, ...], list[Source | None]] = {}
         for subject, steps in subjects.items():
-            source = () if subject is None else (subject.estimator, subject.momentum, subject.split)
-            begin = (_find_origin(run, measurement, subject, *images), *source, *images)
-            wanted |= {(*begin, step) for step in steps}
-            if absent := tuple(step for step in steps if (*begin, step) not in present):
+            columns = _describe_subject(run, measurement, subject, images)
+            selected.append((columns, list(steps)))
+            absent = tuple(step for step in steps if (*columns.values(), step) not in present)
+            if absent:
                 missing.setdefault(absent, []).append(subject)
         for absent_steps, group in missing.items():  # what lacks the same steps is measured together
-            frames += _measure(run, measurement, group, [*absent_steps], failures, images)
-    frame = pd.concat(frames, ignore_index=True)
-    frame = frame[np.array([key in wanted for key in _keys(frame)], dtype=bool)]
-    key = list(measurement.table.key)
-    return frame.drop_duplicates(key, keep="last").sort_values(key, ignore_index=True)
+            for path in _measure(run, measurement, group, [*absent_steps], failures, images):
+                held[path.name] = _read_keys(path, measurement)
+
+    wanted = {(*columns.values(), step) for columns, steps in selected for step in steps}
+    return Selection([file for file, keys in held.items() if keys & wanted], selected)
 
 
-def _keys(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """What rows are found by; no momentum is None."""
+def _describe_subject(
+    run: Run, measurement: Measurement, subject: Source | None, images: tuple[str, ...]
+) -> dict[str, Any]:
+    """The columns that all rows of a subject agree in, with their values, in the order of `_SOUGHT`."""
+    columns: dict[str, Any] = {ORIGIN: _find_origin(run, measurement, subject, *images)}
+    if subject is not None:
+        columns |= {
+            "estimator": subject.estimator,
+            "momentum": subject.momentum,
+            "statistics_split": subject.split,
+        }
+    return columns | dict(zip(("split", "shift"), images, strict=False))
+
+
+def _read_keys(path: Path, measurement: Measurement) -> set[tuple[Any, ...]]:
+    """What the rows of a file are found by; no momentum is None."""
+    frame = read_frame(path, measurement.table.part)
     found = frame[[column for column in _SOUGHT if column in frame]].astype(object)
-    return list(found.where(found.notna(), None).itertuples(index=False, name=None))
+    return set(found.where(found.notna(), None).itertuples(index=False, name=None))
 
 
 def _find_origin(
@@ -78,8 +97,8 @@ def _measure(
     steps: list[int],
     failures: Failures,
     images: tuple[str, ...],
-) -> list[pd.DataFrame]:
-    """Measure together and keep; if that fails, each estimator by itself."""
+) -> list[Path]:
+    """Measure together and keep; if that fails, each estimator by itself. The files that hold the rows."""
     try:
         frame = measurement.measure(run, subjects, steps, *images)  # type: ignore[call-arg]  # without `predicts` there are none
     except (UserError, Unreadable):
@@ -92,9 +111,10 @@ def _measure(
             failures[estimators[0]] = where_raised(error), traceback.format_exc()
             return []
         groups = ([s for s in subjects if s and s.estimator == estimator] for estimator in estimators)
-        return [frame for group in groups for frame in _measure(run, measurement, [*group], steps, failures, images)]
+        return [path for group in groups for path in _measure(run, measurement, [*group], steps, failures, images)]
     origins = {s.estimator if s else "": _find_origin(run, measurement, s, *images) for s in subjects}
-    frame["origin"] = frame["estimator"].map(origins) if "estimator" in frame else origins[""]
+    frame[ORIGIN] = frame["estimator"].map(origins) if "estimator" in frame else origins[""]
     measured = digest(repr((origins, subjects, steps, images)), digits=10)
     path = run.folder / "measurements" / measurement.name / f"{measured}.parquet"
-    return [write_rows(path, measurement.table, frame)]
+    write_rows(path, measurement.table, frame)
+    return [path]

@@ -1,13 +1,13 @@
-"""Tidy tables with fixed columns, types and keys, written in parts by jobs and put together when they are read.
+"""Tidy tables of an experiment, put together from what its jobs asked for when they are read.
 
-results/<experiment>/parts/<table>/<run>-<digest>.parquet     what one job measured; never written by two jobs
-results/<experiment>/tables/<table>.parquet                   all of them, one row for each key
+results/<experiment>/requests/   what was asked for, see `bnlab.harness.requests`
+results/<experiment>/tables/<table>.parquet   one row for each key, written for people and other programs
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,62 +15,95 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 
-from bnlab.files import Unreadable, digest, set_aside, write_whole
+from bnlab.files import Unreadable, set_aside, write_whole
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.schema import PART, conform, empty, read_frame, read_key, read_schema, write_frame
+from bnlab.harness.requests import Request, Selection, find_rows, read_request
+from bnlab.harness.run_table import RUNS
+from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_schema, write_frame
 
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
 
 
-def part_path(folder: Path, name: str, run: str, settings: str) -> Path:
-    """Where a job leaves its rows of a table: the name tells the run and the settings of the measurement."""
-    return folder / "parts" / name / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.parquet"
-
-
 def assemble(folder: Path) -> dict[str, pd.DataFrame]:
-    """All tables from their parts: of each network and estimator the rows of the newest origin, one for each key.
+    """All tables of an experiment: of each network and estimator the rows of the newest origin, one for each key.
 
-    Unreadable parts are named and set aside.
+    Files that cannot be read are named and set aside.
     """
     return {name: frame for name, (frame, _) in _assemble(folder).items()}
 
 
 def _assemble(folder: Path) -> dict[str, tuple[pd.DataFrame, pa.Schema]]:
     """Tables, each with the schema of its files."""
+    requests = _read_requests(folder)
     found = {}
-    for part in sorted((folder / "parts").glob("*/")):
-        schema = read_schema(sorted(part.glob("*.parquet")))
-        if schema.names:
-            found[part.name] = (_put_together(part, schema), _drop(schema, PART))
+    if requests:
+        found["runs"] = (_put_runs_together(requests), RUNS.schema)
+    names = dict.fromkeys(name for request in requests for name in request.selections)
+    for name in names:
+        frame, schema = _put_together(folder.parent, name, requests)
+        if schema is not None:
+            found[name] = (frame, schema)
     return found
 
 
-def _put_together(part: Path, schema: pa.Schema) -> pd.DataFrame:
-    """All rows of a table whose parts lie in a folder."""
-    parts = [empty(schema)]
-    for path in sorted(part.glob("*.parquet")):
+def _read_requests(folder: Path) -> list[Request]:
+    """The requests of an experiment, the newest last."""
+    requests = []
+    for path in sorted((folder / "requests").glob("*.json")):
         try:
-            parts.append(read_frame(path, schema))
+            requests.append(read_request(path))
         except Unreadable as error:
-            set_aside(path, error, "run the sweep again to measure it again")
+            set_aside(path, error, "run the sweep again to ask for its rows again")
+    return sorted(requests, key=lambda request: request.written)
 
-    rows = pd.concat(parts).sort_values("written", kind="stable", ignore_index=True)
+
+def _put_runs_together(requests: Sequence[Request]) -> pd.DataFrame:
+    """The table `runs`: of each network the row of the newest request."""
+    rows = {request.run: request.row for request in requests}
+    frame = pd.DataFrame(list(rows.values()))
+    missing = [column for column in RUNS.columns if column not in frame]
+    return conform(frame.assign(**dict.fromkeys(missing)).sort_values("run"), RUNS.schema)
+
+
+def _put_together(results: Path, name: str, requests: Sequence[Request]) -> tuple[pd.DataFrame, pa.Schema | None]:
+    """All rows of a table that were asked for, and the schema of their files; None where there is no file."""
+    schema = None
+    frames = []
+    for request in requests:
+        selection = request.selections.get(name, Selection())
+        for file in selection.files:
+            path = find_rows(results, request.run, name) / file
+            try:
+                schema = schema or read_schema(path)
+                rows = read_frame(path, schema)
+            except Unreadable as error:
+                if path.exists():
+                    set_aside(path, error, "run the sweep again to measure it again")
+                continue
+            frames.append(_select(rows, selection))
+    if schema is None or not frames:
+        return pd.DataFrame(), None
+
+    rows = pd.concat(frames, ignore_index=True)
     group = rows.groupby([column for column in _MEASURED if column in rows], sort=False)
-    rows = rows[rows["origin"] == group["origin"].transform("last")]
+    rows = rows[rows[ORIGIN] == group[ORIGIN].transform("last")]
     key = read_key(schema)
     rows = rows.drop_duplicates(key, keep="last").sort_values(key)
-    return conform(rows.drop(columns=[*PART]), _drop(schema, PART))
+    schema = schema.remove(schema.get_field_index(ORIGIN))
+    return conform(rows, schema), schema
 
 
-def _drop(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
-    """The schema without these columns."""
-    for name in names:
-        schema = schema.remove(schema.get_field_index(name))
-    return schema
+def _select(rows: pd.DataFrame, selection: Selection) -> pd.DataFrame:
+    """The rows that a selection is about."""
+    wanted = [{**columns, "step": step} for columns, steps in selection.rows for step in steps]
+    keys = pd.DataFrame(wanted).drop_duplicates()
+    if "momentum" in keys:
+        keys = keys.astype({"momentum": float})  # none is NaN, which agrees with NaN
+    return rows.merge(keys, on=list(keys), how="inner") if len(keys) else rows[:0]
 
 
 def write_tables(folder: Path, csv: bool = False) -> dict[str, pd.DataFrame]:
-    """Put every table together from its parts and write it; safe while other sweeps write parts."""
+    """Put every table together and write it; safe while other sweeps measure."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "tables.lock"):
         found = _assemble(folder)
@@ -98,7 +131,7 @@ def load(name: str, results: str | Path = "results") -> Tables:
         UserError: nothing has been measured under this name.
     """
     folder = Path(results) / name
-    if (folder / "parts").is_dir():
+    if (folder / "requests").is_dir():
         return Tables(assemble(folder))
     if (folder / "tables").is_dir():
         return Tables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})

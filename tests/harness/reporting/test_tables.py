@@ -1,4 +1,4 @@
-"""Tables from parts: fixed columns, one row for each key, the newest origin wins."""
+"""Tables from what jobs asked for: fixed columns, one row for each key, the newest origin wins."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from bnlab.harness import schema
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.reporting import tables
+from bnlab.harness.requests import Request, Selection, find_rows, request_path, write_request
 from bnlab.harness.run_table import RUNS
 
+SUBJECT = ("origin", "estimator", "momentum", "statistics_split", "split", "shift")
 TABLES = {"runs": RUNS, **{name: measurement.table for name, measurement in list_measurements().items()}}
 
 
@@ -29,11 +31,18 @@ def rows(momenta: list[float], value: float, **changes: object) -> pd.DataFrame:
     return pd.DataFrame({**columns, **numbers, **places, **changes})
 
 
-def write(folder: Path, job: str, frame: pd.DataFrame, name: str = "gaps", written: int | None = None) -> Path:
-    path = tables.part_path(folder, name, str(frame["run"][0]), job)
+def write(folder: Path, job: str, frame: pd.DataFrame, name: str = "gaps", written: int = 0) -> Path:
+    """Write rows of one network, and the request of a job for them; the file with the rows."""
+    run = str(frame["run"][0])
+    path = find_rows(folder.parent, run, name) / f"{folder.name}-{job}.parquet"
     schema.write_rows(path, TABLES[name], frame)
-    if written is not None:  # files are copied, and their own times tell nothing
-        schema.write_frame(path, frame.assign(written=written)[TABLES[name].part.names], TABLES[name].part)
+
+    columns = [column for column in SUBJECT if column in frame]
+    subjects = frame[[*columns, "step"]].astype(object)
+    subjects = subjects.where(subjects.notna(), None)
+    rows = [(dict(zip(columns, row[:-1], strict=True)), [row[-1]]) for row in subjects.itertuples(index=False)]
+    request = Request(run, {"run": run}, {name: Selection([path.name], rows)}, written)
+    write_request(request_path(folder, run, job + name), request)
     return path
 
 
@@ -85,25 +94,34 @@ def test_parts_in_any_order_give_the_same_tables(
             estimator, momentum, origin = parts[number]
             frame = rows([momentum], float(number), estimator=estimator, origin=origin)
             write(folder, str(name), frame, written=number + 1)
-        found.append(tables.assemble(folder))
-    assert found[0].keys() == found[1].keys()
-    for name, frame in found[0].items():
-        assert_frame_equal(frame, found[1][name])
+        found.append(tables.assemble(folder).get("gaps", pd.DataFrame()))
+    assert_frame_equal(*found)
 
 
-@pytest.mark.parametrize("name", list(TABLES))
-def test_empty_tables_have_their_columns_and_types(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(list_measurements()))
+def test_files_say_what_their_columns_mean(name: str, tmp_path: Path) -> None:
     table = TABLES[name]
-    schema.write_rows(tmp_path / "parts" / name / "x.parquet", table, schema.empty(table.part))
 
-    frame = tables.write_tables(tmp_path)[name]
+    schema.write_frame(tmp_path / "x.parquet", schema.empty(table.schema), table.schema)
 
-    written = pq.read_schema(tmp_path / "tables" / f"{name}.parquet")
-    assert list(frame) == list(table.columns)
+    written = pq.read_schema(tmp_path / "x.parquet")
+    assert written.names == list(table.columns)
     assert written.remove_metadata() == table.schema.remove_metadata()
     assert schema.read_key(written) == [*table.key]
     meanings = {field.name: field.metadata[b"meaning"].decode() for field in written}
     assert meanings == {column: each.meaning for column, each in table.columns.items()}
+
+
+def test_each_network_has_its_newest_row_in_runs(tmp_path: Path) -> None:
+    for written, status in ((2, "failed"), (1, "finished")):
+        row = {"run": "a/seed_0", "seed": 0, "status": status, "model.own": [1, 2], "final_loss": float("nan")}
+        write_request(request_path(tmp_path / "x", "a/seed_0", status), Request("a/seed_0", row, {}, written))
+
+    runs = tables.load("x", tmp_path)["runs"]
+
+    assert list(runs["status"]) == ["failed"]
+    assert list(runs["model.own"]) == ["[1, 2]"]
+    assert runs["final_loss"].isna().all() and runs["model.depth"].isna().all()
 
 
 def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
@@ -115,16 +133,16 @@ def test_types_are_fixed_whatever_the_values(tmp_path: Path) -> None:
         write(tmp_path, "x", whole_numbers.drop(columns="kl"))
 
 
-def test_a_part_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, "good", rows([0.1], 1.0))
-    bad, foreign = (write(tmp_path, name, rows([0.2], 1.0)) for name in ("bad", "foreign"))
+def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "x", "good", rows([0.1], 1.0))
+    bad, foreign = (write(tmp_path / "x", name, rows([0.2], 1.0)) for name in ("bad", "foreign"))
     bad.write_bytes(bad.read_bytes()[:-20])
     pd.DataFrame({"x": [1]}).to_parquet(foreign)
-    assert len(tables.assemble(tmp_path)["gaps"]) == 1
+    assert len(tables.assemble(tmp_path / "x")["gaps"]) == 1
     err = capsys.readouterr().err
     assert str(bad) in err and str(foreign) in err and "run the sweep again" in err
     assert len(list(tmp_path.rglob("*.damaged-1"))) == 2
-    tables.assemble(tmp_path)
+    tables.assemble(tmp_path / "x")
     assert not capsys.readouterr().err
     with pytest.raises(Unreadable, match=r"nothing.parquet: cannot be read"):
         schema.read_frame(tmp_path / "nothing.parquet")
@@ -148,10 +166,10 @@ def test_load(tmp_path: Path) -> None:
     write(tmp_path / "x", "old", rows([0.1], 1.0))
     assert len(tables.load("x", tmp_path)["gaps"]) == 1
     written = tables.write_tables(tmp_path / "x")
-    (tmp_path / "x" / "parts").rename(tmp_path / "parts")
+    (tmp_path / "x" / "requests").rename(tmp_path / "requests")
     reference = tables.load("x", tmp_path)
-    assert reference.keys() == written.keys() == {"gaps"}
-    with pytest.raises(NoRows, match="the table drift has not been measured; there are gaps"):
+    assert reference.keys() == written.keys() == {"runs", "gaps"}
+    with pytest.raises(NoRows, match="the table drift has not been measured; there are "):
         reference["drift"]
     for name in written:
         assert_frame_equal(reference[name], written[name])

@@ -1,0 +1,87 @@
+"""What a job asked for: its network's row of the table `runs`, and which measured rows it is about.
+
+    results/<experiment>/requests/<run>-<digest>.json         what one job asked for; never written by two
+    results/runs/<run>/measurements/<table>/<digest>.parquet  the rows themselves, which live with their network
+
+Tables are put together from the requests of an experiment when they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bnlab.files import digest, reading, write_text
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of one table.
+
+    Attributes:
+        files: that hold them, by name.
+        rows: for each subject, the values of the columns that its rows agree in, and their steps.
+    """
+
+    files: list[str] = field(default_factory=list)
+    rows: list[tuple[dict[str, Any], list[int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asked for.
+
+    Attributes:
+        run: the name of its network.
+        row: that network's row of the table `runs`.
+        selections: the rows that it is about, by table.
+        written: when, in ns since 1970.
+    """
+
+    run: str
+    row: dict[str, Any]
+    selections: Mapping[str, Selection]
+    written: int = 0
+
+
+def request_path(folder: Path, run: str, settings: str) -> Path:
+    """Where a job leaves its request: the name tells the run and the settings of what is measured."""
+    return folder / "requests" / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json"
+
+
+def find_rows(results: Path, run: str, table: str) -> Path:
+    """The folder with the files of a network's rows of a table."""
+    return results / "runs" / run / "measurements" / table
+
+
+def write_request(path: Path, request: Request) -> None:
+    """Write a request, as of now unless it says when."""
+    written = request.written or time.time_ns()
+    write_text(path, json.dumps({**asdict(request), "written": written}, indent=0))
+
+
+def read_request(path: Path) -> Request:
+    """Read a request; Unreadable if that cannot be."""
+    with reading(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        selections = {}
+        for table, selection in values["selections"].items():
+            rows = [(subject, steps) for subject, steps in selection["rows"]]
+            selections[table] = Selection(selection["files"], rows)
+        return Request(values["run"], values["row"], selections, values["written"])
+
+
+def list_missing(path: Path, results: Path) -> list[Path]:
+    """List the files with rows of a request that are not there, the request itself among them."""
+    if not path.exists():
+        return [path]
+    request = read_request(path)
+    files = []
+    for table, selection in request.selections.items():
+        folder = find_rows(results, request.run, table)
+        files += [folder / name for name in selection.files]
+    return [file for file in files if not file.exists()]
