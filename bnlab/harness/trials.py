@@ -155,7 +155,10 @@ class Trial:
         at_last = self._count_measured()
         early = self._time_measurements(real.config, max(self._early, default=1), self._early)
         at_early = self._count_measured() - at_last
-        self.disk += at_last - before + at_early / max(1, len(self._early)) * (len(real.wanted) - 1)
+        per_step = at_early / max(1, len(self._early))
+        if len(self._early) > 1:  # what a file takes whatever is in it is not counted again for each step
+            per_step = max(0.0, at_early - (at_last - before)) / (len(self._early) - 1)
+        self.disk += at_last - before + per_step * (len(real.wanted) - 1)
 
         seconds = 0.0
         for name, time_of_last in last.items():
