@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
-from bnlab.harness.schema import read_frame, read_key, write_frame
+from bnlab.harness.measurements import list_measurements
+from bnlab.harness.schema import read_frame, write_frame
 
 HERE = Path(__file__).parent
 REFERENCE = HERE.parent / "results" / "reference"
@@ -19,23 +19,29 @@ REFERENCE = HERE.parent / "results" / "reference"
 
 def main() -> int:
     """Write each table without columns and digits that no figure and no claim reads; remove those without rows."""
+    measurements = list_measurements()
     for path in sorted(REFERENCE.glob("*/tables/*.parquet")):
         frame = read_frame(path)
-        key = read_key(pq.read_schema(path))
         if frame.empty:
             path.unlink()
-        elif key and path.stem != "runs":
-            _shorten(path, frame, [*key, "epoch"])
+        elif path.stem in measurements:
+            _shorten(path, frame, [*measurements[path.stem].table.key, "epoch"])
     return 0
 
 
 def _shorten(path: Path, frame: pd.DataFrame, places: list[str]) -> None:
-    source = (HERE / "questions" / f"{path.parts[-3]}.py").read_text(encoding="utf-8")
-    named = {*places, *re.findall(r'"(\w+)"', source)}
-    kept = [str(column) for column in frame if column in named or frame[column].dtype != "float64"]
-    measured = [column for column in kept if column not in places and frame[column].dtype == "float64"]
-    rounded = {column: frame[column].astype("float32").astype("float64") for column in measured}
-    write_frame(path, frame[kept].assign(**rounded))
+    """Leave out measured values that the question does not name, and give the others seven digits."""
+    question = HERE / "questions" / f"{path.parts[-3]}.py"
+    words = re.findall(r'"(\w+)"', question.read_text(encoding="utf-8"))
+    named = {*places, *words}
+    measured = [str(column) for column in frame if column not in places and frame[column].dtype == "float64"]
+    left_out = [column for column in measured if column not in named]
+
+    shortened = frame.drop(columns=left_out)
+    for column in measured:
+        if column in named:
+            shortened[column] = frame[column].astype("float32").astype("float64")
+    write_frame(path, shortened)
 
 
 if __name__ == "__main__":
