@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bnlab import Moments, MomentTrace, Statistics
+from bnlab.reading import Pooled
 
 torch.set_num_threads(1)  # the tensors are small
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _RANK = """
 import sys
@@ -54,7 +57,7 @@ def write_copies(root: Path, train: int, test: int) -> None:
             Image.fromarray(image).save(root / part / f"{i % 4}" / f"{i}.png")
 
 
-def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(model: Model, seed: int = 0) -> Model:
     """`model` with weights, affine parameters and running buffers away from their start."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -74,7 +77,7 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def plain(channels: int = 3, width: int = 6) -> nn.Module:
+def plain(channels: int = 3, width: int = 6) -> nn.Sequential:
     """Two convolutions with batch norm and a classifier; takes any image size."""
     return randomized(
         nn.Sequential(
@@ -106,7 +109,7 @@ class Block(nn.Module):
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def residual(width: int = 6) -> nn.Module:
+def residual(width: int = 6) -> nn.Sequential:
     return randomized(
         nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1),
@@ -129,7 +132,7 @@ def images(*sizes: int, channels: int = 3, side: int = 8, seed: int = 1) -> list
     ]
 
 
-def assert_moments(found: Moments, expected: Any, *, mean: float = 1e-5, var: float = 1e-5) -> None:
+def assert_moments(found: Moments | Pooled, expected: Any, *, mean: float = 1e-5, var: float = 1e-5) -> None:
     """Count, mean (in standard deviations) and variance (relative) agree with a reference (count, mean, var)."""
     assert found.count == expected.count
     assert found.mean.dtype == found.var.dtype == torch.float64
@@ -176,14 +179,14 @@ def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list
     return outputs
 
 
-def with_momentum(model: nn.Module, momentum: float | None) -> nn.Module:
+def with_momentum(model: Model, momentum: float | None) -> Model:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = momentum
     return model
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
+def without_dropout(model: Model) -> Model:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

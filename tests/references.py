@@ -9,6 +9,7 @@ Statistics are float64 tensors on the CPU with one entry per channel (axis 1). `
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ Pair = tuple[Tensor, Tensor]  # (mean, variance)
 
 
 class Moments(NamedTuple):
-    count: int  # values per channel
+    count: int  # type: ignore[assignment]  # values per channel; hides the method of tuple
     mean: Tensor
     var: Tensor  # ddof 0
 
@@ -160,10 +161,13 @@ def running_averages(
         taken = parts if last is None else parts[-last:]
         weights = [part.count if weighted or pooled else 1 for part in taken]
         total = sum(weights)
-        mean = sum(w * part.mean for w, part in zip(weights, taken, strict=True)) / total
-        var = sum(w * part.var for w, part in zip(weights, taken, strict=True)) / total
-        if pooled:
-            var = var + sum(w * (part.mean - mean) ** 2 for w, part in zip(weights, taken, strict=True)) / total
+        mean = torch.zeros_like(mean)
+        for weight, part in zip(weights, taken, strict=True):
+            mean = mean + weight * part.mean / total
+        var = torch.zeros_like(var)
+        for weight, part in zip(weights, taken, strict=True):
+            spread = (part.mean - mean) ** 2 if pooled else 0
+            var = var + weight * (part.var + spread) / total
         history.append((mean, var))
     return history
 
@@ -305,8 +309,8 @@ def full_batch_population(model: nn.Module, x: Tensor) -> dict[str, Moments]:
     for name in call_order(model, x):
         layer = model.get_submodule(name)
         results[name] = merge(inputs_of(layer, lambda: model(x)))
-        layer.running_mean.copy_(results[name].mean)
-        layer.running_var.copy_(results[name].var)
+        model.get_buffer(f"{name}.running_mean").copy_(results[name].mean)
+        model.get_buffer(f"{name}.running_var").copy_(results[name].var)
     return results
 
 
@@ -325,7 +329,7 @@ def batch_upstream_population(model: nn.Module, batches: Sequence[Tensor]) -> di
     for name in names:
         seen = []
         for batch in batches:
-            seen += inputs_of(model.get_submodule(name), lambda batch=batch: model(batch))
+            seen += inputs_of(model.get_submodule(name), partial(model, batch))
         results[name] = merge(seen)
     return results
 
@@ -359,7 +363,7 @@ def as_input(x: Tensor) -> Tensor:
     return float64(x) if x.is_floating_point() else x.cpu()
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """The BN layers that keep running statistics, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
@@ -429,7 +433,7 @@ def low_contrast(image: Tensor, share: float, generator: torch.Generator) -> Ten
 def translated(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """By a share of the width down, left, up or right; 0 where there was no pixel."""
     distance = math.floor(share * image.shape[2])
-    down, right = ((1, 0), (0, -1), (-1, 0), (0, 1))[torch.randint(4, (), generator=generator).item()]
+    down, right = ((1, 0), (0, -1), (-1, 0), (0, 1))[int(torch.randint(4, (), generator=generator))]
     result = torch.zeros(image.shape).double()
     for c, i, j in np.ndindex(*image.shape):
         row, column = i - distance * down, j - distance * right

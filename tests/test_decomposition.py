@@ -10,13 +10,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import decompose, estimators, gap, population_statistics, record, record_frozen, replay, running_statistics
+from bnlab import (
+    MomentTrace,
+    decompose,
+    estimators,
+    gap,
+    population_statistics,
+    record,
+    record_frozen,
+    replay,
+    running_statistics,
+)
 from bnlab.decomposition import TERMS, window
 from tests import references
 from tests.helpers import images, plain, unchanged
 
 
-def trained(steps: int, lr: float) -> tuple[nn.Module, object, dict[int, dict[str, Tensor]], list[Tensor]]:
+def trained(steps: int, lr: float) -> tuple[nn.Module, MomentTrace, dict[int, dict[str, Tensor]], list[Tensor]]:
     model, batches = plain(), images(8, 6, 8, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     kept = {0: copy.deepcopy(model.state_dict())}

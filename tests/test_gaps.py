@@ -55,12 +55,12 @@ def test_the_output_gap_is_that_of_the_outputs() -> None:
 
 def test_channels_that_do_nothing_have_no_output_gap() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
-    model[0].weight.data[0] = 0
-    model[1].weight.data[0] = 0
+    for name in ("0.weight", "1.weight"):
+        model.get_parameter(name).data[0] = 0
     exact = population_statistics(model, [torch.randn(64, 3, 8, 8)])
     exact.write_to(model)
-    model[1].running_mean[0] = 0.05
-    model[1].running_var[0] = 0.5
+    model.get_buffer("1.running_mean")[0] = 0.05
+    model.get_buffer("1.running_var")[0] = 0.5
     frame = gap(exact, running_statistics(model))
     assert frame["mean_gap"].item() > 5 and frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
 
@@ -93,8 +93,12 @@ def test_against_the_twin_in_any_order() -> None:
     frame = gap(reference, reordered)
     assert frame["layer"].tolist() == list(reference) and frame["depth"].tolist() == list(range(1, 8))
     for row in frame.to_dict("records"):
-        pair = [(s[row["layer"]].mean, s[row["layer"]].var) for s in (reference, estimate)]
-        expected = references.gap(*pair, eps=reference.eps[row["layer"]])
+        layer = row["layer"]
+        expected = references.gap(
+            (reference[layer].mean, reference[layer].var),
+            (estimate[layer].mean, estimate[layer].var),
+            eps=reference.eps[layer],
+        )
         assert {key: row[key] for key in GAP_COLUMNS} == pytest.approx(expected, rel=1e-10)
 
 
@@ -106,12 +110,17 @@ def test_nothing_between_equals() -> None:
 def test_a_bad_layer_does_not_reach_the_others() -> None:
     reference, estimate = running_statistics(plain()), running_statistics(plain())
     estimate["1"].mean[0] = math.nan
-    frame = gap(reference, estimate).set_index("layer")
-    assert math.isnan(frame.loc["1", "mean_gap"]) and (frame.loc["4", list(GAP_COLUMNS)] == 0).all()
-    estimate["1"].mean[0], estimate["1"].var[2] = 0, -1e-5  # var + eps = 0
-    frame = gap(reference, estimate).set_index("layer")
-    assert frame.loc["1", ["var_gap", "kl"]].isna().all() and frame.loc["1", "mean_gap"] > 0
-    assert (frame.loc["4", list(GAP_COLUMNS)] == 0).all()
+    first, second = gap(reference, estimate).to_dict("records")
+    assert math.isnan(first["mean_gap"])
+    assert all(second[column] == 0 for column in GAP_COLUMNS)
+
+    estimate["1"].mean[0] = 0
+    estimate["1"].var[2] = -1e-5  # var + eps = 0
+
+    first, second = gap(reference, estimate).to_dict("records")
+    assert math.isnan(first["var_gap"]) and math.isnan(first["kl"])
+    assert first["mean_gap"] > 0
+    assert all(second[column] == 0 for column in GAP_COLUMNS)
 
 
 def test_many_at_once() -> None:
@@ -176,7 +185,13 @@ def test_layers_that_no_data_reached_are_left_out() -> None:
     assert gap(exact, running_statistics(model))["mean_gap"].max() < 1e-6
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))])
+def compile_and_distribute(model: nn.Module) -> nn.Module:
+    compiled = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
+    return nn.DataParallel(compiled)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, compile_and_distribute])
 def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """Either side may be the wrapped one."""
     model, other = plain(), plain()
@@ -190,7 +205,7 @@ def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None
     assert (gap(mine, running_statistics(other))[list(GAP_COLUMNS)] == 0).all(axis=None)
     start = running_statistics(plain())
     with using(wrapped, start):
-        assert torch.equal(model[1].running_mean.double(), start["1"].mean)
+        assert torch.equal(model.get_buffer("1.running_mean").double(), start["1"].mean)
     start.write_to(wrapped)
     assert (gap(start, running_statistics(model))["kl"] == 0).all()
 

@@ -51,8 +51,8 @@ def twin(rule: Any, x: Tensor, mean: Tensor, var: Tensor) -> list[references.Pai
     return found
 
 
-def layer_for(x: Tensor) -> nn.Module:
-    kinds: dict[int, Callable[..., nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+def layer_for(x: Tensor) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    kinds: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
     return randomized(kinds[x.dim()](x.shape[1], eps=1e-3)).eval()
 
 
@@ -64,13 +64,16 @@ def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: 
         pytest.skip("one value has no variance; refused below")
     x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) + 1
     layer = layer_for(x).to(dtype)
-    mean, var = layer.running_mean.double(), layer.running_var.double()
+    mean = layer.get_buffer("running_mean").double()
+    var = layer.get_buffer("running_var").double()
+    weight = layer.weight.double()
+    bias = layer.bias.double()
     expected = []
     for example, (m, v) in zip(x.double(), twin(rule, x, mean, var), strict=True):
-        channels = [
-            (example[c] - m[c]) / (v[c] + layer.eps).sqrt() * layer.weight[c].double() + layer.bias[c].double()
-            for c in range(len(example))
-        ]
+        channels = []
+        for c, values in enumerate(example):
+            normalized = (values - m[c]) / (v[c] + layer.eps).sqrt()
+            channels.append(normalized * weight[c] + bias[c])
         expected.append(torch.stack(channels))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     for given in (x, x.to(memory_format=torch.channels_last) if x.dim() == 4 else x):
@@ -88,8 +91,8 @@ def test_a_mean_far_above_the_deviation(rule: Rule) -> None:
     generator = torch.Generator().manual_seed(0)
     x = 1000 + 0.01 * torch.randn(8, 3, 6, 6, generator=generator)
     layer = nn.BatchNorm2d(3, eps=1e-9)
-    layer.running_mean.fill_(1000)
-    layer.running_var.fill_(1e-4)
+    layer.get_buffer("running_mean").fill_(1000)
+    layer.get_buffer("running_var").fill_(1e-4)
     exact = copy.deepcopy(layer).double()
     with apply_rule(layer, rule), apply_rule(exact, rule), torch.no_grad():
         torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=0, atol=0.01)  # float32 buffers: 0.006

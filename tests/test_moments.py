@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnlab import Moments
 from bnlab.moments import compare_moments
-from bnlab.reading import pool_exactly, pool_on_device, read, read_on_device
+from bnlab.reading import Pooled, pool_exactly, pool_on_device, read, read_on_device
 from tests import references
 from tests.helpers import assert_moments
 
@@ -144,7 +144,7 @@ batches_of_data = st.builds(
 )
 
 
-def assert_equal(a: Moments, b: Moments, mean: float) -> None:
+def assert_equal(a: Moments | Pooled, b: Moments, mean: float) -> None:
     """To rounding: a mean is off by some eps·|mean|, and so the squared difference of two of them by as much."""
     tolerance = 50 * EPS * (1 + abs(mean))
     assert a.count == b.count
@@ -161,7 +161,7 @@ def test_merging_is_associative_and_commutative(batches: list[Tensor]) -> None:
     assert_equal(a.merge(b).merge(c), a.merge(b.merge(c)), mean)
 
 
-def pooled(inputs: Sequence[Tensor]) -> Moments:
+def pooled(inputs: Sequence[Tensor]) -> Pooled:
     return pool_exactly([read(x) for x in inputs], lambda *about: [read(x, *about) for x in inputs])
 
 

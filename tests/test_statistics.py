@@ -27,14 +27,15 @@ def test_reading_and_writing_are_inverse() -> None:
     model, other = residual(), residual()
     train(model, images(4, 4))
     statistics = running_statistics(model)
-    buffer = model[1].running_mean
+    buffer = model.get_buffer("1.running_mean")
     assert list(statistics) == ["1", *(f"{i}.{n}" for i in (3, 4) for n in ("shortcut.1", "bn1", "bn2"))]
     assert math.isnan(statistics["1"].count) and statistics["1"].mean.dtype == torch.float64
     train(model, images(4))
     assert not same(running_statistics(model), statistics)  # a copy, not a view
     statistics.write_to(model)
     assert same(running_statistics(model), statistics)
-    assert model[1].running_mean is buffer and int(model[1].num_batches_tracked) == 3
+    assert model.get_buffer("1.running_mean") is buffer
+    assert int(model.get_buffer("1.num_batches_tracked")) == 3
     statistics.write_to(other)
     assert same(running_statistics(other), statistics)
 
@@ -70,16 +71,23 @@ def test_using() -> None:
         raise ZeroDivisionError
 
 
+def copy_gradient(model: nn.Module) -> torch.Tensor:
+    """The gradient of the first layer's weight."""
+    gradient = model.get_parameter("0.weight").grad
+    assert gradient is not None
+    return gradient.clone()
+
+
 def test_a_loss_of_a_block_has_the_gradients_of_its_statistics() -> None:
     model, (x, _) = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), (torch.randn(64, 4), None)
     statistics = population_statistics(model, [x])
     with using(model, statistics):
         model(x).square().sum().backward()
-        expected = model[0].weight.grad.clone()
+        expected = copy_gradient(model)
         model.zero_grad()
         loss = model(x).square().sum()
     loss.backward()
-    assert torch.equal(model[0].weight.grad, expected)
+    assert torch.equal(copy_gradient(model), expected)
     loss = model(x).square().sum()
     statistics.write_to(model)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -22,11 +22,13 @@ from tests.exact.zoo import Net, OwnForward
 from tests.helpers import assert_equal_statistics, images, plain, train, with_momentum, without_dropout
 
 
-def make() -> nn.Module:
-    return SelfTuned.convert(make_plain())
+def make() -> nn.Sequential:
+    model = make_plain()
+    SelfTuned.convert(model)
+    return model
 
 
-def make_plain() -> nn.Module:
+def make_plain() -> nn.Sequential:
     return without_dropout(plain())
 
 
@@ -34,7 +36,7 @@ def draw(steps: int, seed: int = 0) -> list[Tensor]:
     return images(*[6] * steps, seed=seed)
 
 
-def make_trained(steps: int) -> nn.Module:
+def make_trained(steps: int) -> nn.Sequential:
     train(model := make(), draw(steps))
     return model
 
@@ -57,9 +59,9 @@ def test_it_holds_what_a_replay_gives_and_trains_as_torch_does(steps: int, look:
     assert model[1].num_batches_tracked == twin[1].num_batches_tracked == trace.last_step == steps
     assert_equal_statistics(replay(trace, EMA(0.1))[steps], running_statistics(twin), tolerance=1e-5)
     look(model)
-    shown = model[4].running_mean.clone()
+    shown = model.get_buffer("4.running_mean").clone()
     assert_equal_statistics(running_statistics(model), replay(trace, Predictive())[steps], tolerance=1e-6)
-    assert torch.equal(shown, model[4].running_mean)
+    assert torch.equal(shown, model.get_buffer("4.running_mean"))
     assert is_equal(model, make_trained(steps))
 
 
@@ -102,11 +104,14 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("name", ["state dict", *COPIES])
 @pytest.mark.parametrize("steps", [0, 1, 64, 100])
 def test_a_copy_goes_on_with_the_averages_by_itself(steps: int, name: str) -> None:
-    model, other = make_trained(steps), make_trained(3)
+    model = make_trained(steps)
+    other: nn.Module
     if name == "state dict":
+        other = make_trained(3)
         other.load_state_dict(save_and_load(model.state_dict()))
     else:
         other = COPIES[name](model)
+
     train(other, draw(40, seed=1))
     assert is_equal(model, make_trained(steps))
     train(model, draw(40, seed=1))
@@ -166,7 +171,7 @@ MEASUREMENTS: dict[str, Callable[[nn.Module], Tensor]] = {
 def look_within(block: Any, model: nn.Module) -> Tensor:
     with block:
         model.state_dict(), model.train(), model.eval(), momenta(model)
-        return model(*draw(1))  # type: ignore[no-any-return]
+        return model(*draw(1))
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
@@ -180,7 +185,7 @@ def test_measurements_leave_the_averages_alone(steps: int, name: str) -> None:
     assert is_equal(model, expected)
 
 
-LEFT_OUT: dict[str, Callable[[nn.Module], object]] = {
+LEFT_OUT: dict[str, Callable[[nn.Sequential], object]] = {
     "momentum 0": lambda model: with_momentum(model, 0.0)(draw(1)[0] + 5) is with_momentum(model, 0.1),
     "NaN": lambda model: model(draw(1)[0] * torch.nan),
     "empty": lambda model: model[:2](draw(1)[0][:0]),
@@ -197,10 +202,10 @@ def test_what_is_left_out(steps: int, name: str) -> None:
     assert is_equal(model, expected)
 
 
-WRITES: dict[str, Callable[[nn.Module], object]] = {
+WRITES: dict[str, Callable[[nn.Sequential], object]] = {
     "load_state_dict": lambda model: model.load_state_dict(dict(make_trained(5).state_dict())),  # without metadata
     "write_to": lambda model: running_statistics(plain()).write_to(model),
-    "in evaluation": lambda model: [model.eval()[place].running_mean.fill_(3.0) for place in (1, 4)],
+    "in evaluation": lambda model: [model.eval().get_buffer(f"{place}.running_mean").fill_(3.0) for place in (1, 4)],
     "update_bn": lambda model: update_bn(draw(3), model),
     "another type": lambda model: model.double()(draw(1)[0].double()) is model.float(),
 }
@@ -223,10 +228,16 @@ def test_update_bn_gives_the_average_of_all_batches() -> None:
 
 
 def test_reset_running_stats_makes_it_new() -> None:
-    layer = make_trained(70)[1]  # type: ignore[index]
+    layer = make_trained(70)[1]
+    assert isinstance(layer, nn.BatchNorm2d)
+
     layer.reset_running_stats()
-    assert (layer.running_mean == 0).all() and (layer.running_var == 1).all() and not layer.num_batches_tracked
-    layer.train()(x := torch.randn(8, 6, 4, 4))
+
+    assert (layer.get_buffer("running_mean") == 0).all()
+    assert (layer.get_buffer("running_var") == 1).all()
+    assert not layer.num_batches_tracked
+    x = torch.randn(8, 6, 4, 4)
+    layer.train()(x)
     torch.testing.assert_close(layer.eval().running_mean, x.mean((0, 2, 3)))
 
 
@@ -256,7 +267,8 @@ def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
 
 def test_what_is_refused_and_how() -> None:
     with pytest.warns(UserWarning, match="SelfTuned.convert: '1' are not of torch's own classes, and keep"):
-        model = SelfTuned.convert(nn.Sequential(nn.BatchNorm2d(3), OwnForward(3)))
+        model = nn.Sequential(nn.BatchNorm2d(3), OwnForward(3))
+        SelfTuned.convert(model)
     assert isinstance(model[0], SelfTuned) and type(model[1]) is OwnForward
     for call in (SelfTuned.convert, SelfTuned.revert, momenta):
         with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, found dict"):

@@ -107,8 +107,8 @@ def test_ema_is_what_the_network_holds(whole: Run) -> None:
     model, test = whole.model_at(STEPS).eval(), whole.dataset.test
     with torch.no_grad():
         hit = model(test.images).argmax(1) == test.labels
-    assert frame.loc[("ema", STEPS), "accuracy"] == pytest.approx(hit.double().mean().item(), abs=2 / len(hit))
-    images = frame.loc["ema", "stat_images"].to_dict()
+    assert frame.xs(("ema", STEPS))["accuracy"] == pytest.approx(hit.double().mean().item(), abs=2 / len(hit))
+    images = frame["stat_images"].xs("ema").to_dict()
     shown = 1280 if whole.config.freeze_with == "ema" else 1295
     assert images == {4: 1024, 5: shown, 7: shown, 10: shown}
     (row,) = load("adhoc", whole.config.results)["runs"].to_dict("records")

@@ -54,12 +54,15 @@ def test_contributions(trained: Run) -> None:
     batches = draw_population(trained, step, EXACT, 32)
     past = past_weights(trained, range(step)).__getitem__
     table = decompose(trained.model_at(step), trace, past, batches, momentum=0.3, every=4)
-    rows = found.set_index(["layer", "statistic", "term"])
+    rows = {(row["layer"], row["statistic"], row["term"]): row for row in found.to_dict("records")}
     for name, moments in exact.items():
         var = (moments.var + exact.eps[name]).numpy()
         for statistic, unit in (("mean", var), ("var", var**2)):
             part = table[(table["layer"] == name) & (table["statistic"] == statistic)]
             for term in ("start", "noise", "lag", "data", "weighting", "upstream"):
-                row, value = rows.loc[(name, statistic, term)], float((part[term] * part["gap"] / unit).mean())
-                assert row["contribution"] == pytest.approx(value, rel=1e-6, abs=1e-12)
-                assert row["square"] == pytest.approx(float((part[term] ** 2 / unit).mean()), rel=1e-6)
+                contribution = float((part[term] * part["gap"] / unit).mean())
+                square = float((part[term] ** 2 / unit).mean())
+
+                row = rows[name, statistic, term]
+                assert row["contribution"] == pytest.approx(contribution, rel=1e-6, abs=1e-12)
+                assert row["square"] == pytest.approx(square, rel=1e-6)

@@ -16,6 +16,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
+from bnlab.harness.measurements.tables.evaluations import Evaluations
 from bnlab.statistics import using
 from tests.references import float64_copy
 
@@ -31,7 +32,7 @@ def test_update_bn_is_torchs(trained: Run) -> None:
     model = trained.model_at(step)
     images = trained.dataset.train.images
     torch.optim.swa_utils.update_bn([images[s] for s in in_batches(len(images), 32)], model)
-    found = frozen_statistics(trained, step, parse_sources(["update_bn"], [], "train")[0])
+    found = frozen_statistics(trained, step, replace(EXACT, estimator="update_bn"))
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
     assert gap(running_statistics(model), found)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
 
@@ -70,7 +71,7 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
 def test_predictions_of_a_split(split: str, trained: Run) -> None:
     """Under exact statistics, against the network in float64; of the training split as many images as of test."""
     step = trained.wanted[-1]
-    found = list_measurements()["evaluations"].measure(trained, [EXACT], [step], split).iloc[0]
+    found = Evaluations().measure(trained, [EXACT], [step], split).iloc[0]
     images, labels = getattr(trained.dataset, split).images, getattr(trained.dataset, split).labels
     if split == "train":
         images, labels = images[:359], labels[:359]  # as many as test has
@@ -97,11 +98,7 @@ def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(t
 def test_predictions_under_a_shift(trained: Run) -> None:
     """Exact statistics are of the training images as they are, those of a test batch of 50 of the shifted images."""
     step, sources = trained.wanted[-1], parse_sources(["exact", "test_batch(n=50)"], [], "train")
-    found = (
-        list_measurements()["evaluations"]
-        .measure(trained, sources, [step], "test", "contrast:3")
-        .set_index("estimator")
-    )
+    found = Evaluations().measure(trained, sources, [step], "test", "contrast:3").set_index("estimator")
     assert set(found["shift"]) == {"contrast:3"} and list(found["stat_images"]) == [360, 50]
     images, labels = trained.images_of("test", "contrast:3").images.double(), trained.dataset.test.labels
     model = trained.model_at(step)

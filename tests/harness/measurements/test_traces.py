@@ -28,10 +28,10 @@ def test_traces(trained: Run) -> None:
     for name, layer in trained.trace.layers.items():
         exact = frozen_statistics(trained, 20, EXACT)[name]
         for channel in (0, len(exact.mean) // 2):
-            row = found.loc["exact", 20, name, channel]
+            row = found.xs(("exact", 20, name, channel))
             assert (row["mean"], row["var"]) == (exact.mean[channel], exact.var[channel])
             for step in steps:
-                row = found.loc["last_batch", step, name, channel]
+                row = found.xs(("last_batch", step, name, channel))
                 assert [row["mean"], row["var"]] == pytest.approx(layer.moments[step - 1, :, channel].tolist())
 
 

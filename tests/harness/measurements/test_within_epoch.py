@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
     found: list[Tensor] = []
     for epoch in range(4, 4 + 2 + EPOCHS):
         for index in run.batches.epoch_order(epoch).split(32):
-            found += inputs_of(layer, lambda at=index: wide(run.dataset.train.images[at].double()))
+            found += inputs_of(layer, partial(wide, run.dataset.train.images[index].double()))
     return name, found
 
 

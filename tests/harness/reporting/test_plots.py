@@ -99,7 +99,7 @@ def test_the_legend_shows_a_level_as_it_is_drawn() -> None:
     drawn = draw(Curves("momentum", "line", GAP, level="exact statistics"), named)
     assert list_names(drawn) == ["running", "exact statistics"]
     handle = drawn.legends[0].get_lines()[1]
-    (level,) = [line for line in drawn.axes[0].lines if list(line.get_ydata()) == [0.5, 0.5]]
+    (level,) = [line for line in drawn.axes[0].lines if np.array_equal(line.get_ydata(), [0.5, 0.5])]
     assert handle.get_color() == level.get_color() and handle.get_linestyle() == level.get_linestyle() == "--"
 
 
@@ -167,6 +167,7 @@ def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
     frame = pd.DataFrame({"panel": [str(n) for n in range(panels)], "epoch": 1.0, "line": "a", "mean": 1.0,
                           "low": 0.5, "high": 2.0, "n": 3, "log": False})  # fmt: skip
     shape = draw(Curves("epoch", "line", GAP), frame).axes[0].get_gridspec()
+    assert shape is not None
     assert (shape.nrows, shape.ncols) == grid
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -75,11 +76,11 @@ def test_rows_of_other_splits_and_shifts_stay(tmp_path: Path) -> None:
     st.randoms(use_true_random=False),
 )
 def test_parts_in_any_order_give_the_same_tables(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, float, str]], random: object
+    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, float, str]], random: Random
 ) -> None:
     """Whichever job's file comes first in the folder, as long as it says when it was written."""
     found = []
-    for order in (range(len(parts)), random.sample(range(len(parts)), len(parts))):  # type: ignore[attr-defined]
+    for order in (range(len(parts)), random.sample(range(len(parts)), len(parts))):
         folder = tmp_path_factory.mktemp("parts")
         for name, number in enumerate(order):
             estimator, momentum, origin = parts[number]
@@ -87,8 +88,8 @@ def test_parts_in_any_order_give_the_same_tables(
             write(folder, str(name), frame, written=number + 1)
         found.append(tables.assemble(folder))
     assert found[0].keys() == found[1].keys()
-    for name, frame in found[0].items():
-        assert_frame_equal(frame, found[1][name])
+    for table, expected in found[0].items():
+        assert_frame_equal(found[1][table], expected)
 
 
 @pytest.mark.parametrize("name", list(TABLES))

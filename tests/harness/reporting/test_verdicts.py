@@ -78,8 +78,8 @@ def test_geometric_p_values_are_those_of_logarithms(rule: Rule) -> None:
     positive = {name: np.exp(values).tolist() for name, values in SAMPLES.items()}
     logs = {name: np.log(values).tolist() for name, values in positive.items()}
     with np.errstate(divide="ignore"):
-        bounds = Rule(*(float(np.log(max(bound, 0))) for bound in (rule.low, rule.high)))
-    wanted = np.array([expected(values, bounds) for values in logs.values()]).T
+        low, high = (float(np.log(max(bound, 0))) for bound in (rule.low, rule.high))
+    wanted = np.array([expected(values, Rule(low, high)) for values in logs.values()]).T
     np.testing.assert_allclose(p_values(score(positive, geometric=True), rule), wanted, rtol=1e-9)
     assert verdicts(score({"positive": [1.0, 2.0]}, geometric=True), above(-1.0)) == ["holds"]
 
