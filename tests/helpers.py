@@ -101,8 +101,10 @@ class Block(nn.Module):
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
         self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride=2), nn.BatchNorm2d(outside))
-        self.conv1, self.bn1 = nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.BatchNorm2d(outside)
-        self.conv2, self.bn2 = nn.Conv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(outside)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -194,7 +196,8 @@ def without_dropout(model: Model) -> Model:
 
 
 def assert_equal_statistics(found: Statistics, expected: Statistics, tolerance: float = 5e-6) -> None:
-    assert list(found) == list(expected) and found.eps == expected.eps
+    assert list(found) == list(expected)
+    assert found.eps == expected.eps
     for name, moments in expected.items():
         assert ((found[name].mean - moments.mean).abs() / moments.var.sqrt()).max() <= tolerance, name
         assert ((found[name].var - moments.var).abs() / moments.var).max() <= tolerance, name

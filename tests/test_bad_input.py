@@ -64,7 +64,8 @@ class Breaking(nn.Module):
 
     def __init__(self, at: int) -> None:
         super().__init__()
-        self.inner, self.at = residual(), at
+        self.inner = residual()
+        self.at = at
         self.calls: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,6 +88,7 @@ def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object], at: 
     kept = [batch.clone() for batch in data]
     with unchanged(model), pytest.raises(ArithmeticError, match="of the model's own"):
         call(model, data)
+
     assert all(torch.equal(a, b) for a, b in zip(data, kept, strict=True))
 
 
@@ -112,7 +114,8 @@ def test_no_batches(call: Callable[[Any, Any], object]) -> None:
 
 @measuring
 def test_data_that_is_not_finite(call: Callable[[Any, Any], object]) -> None:
-    model, (good, bad) = residual().train(), images(4, 4)
+    model = residual().train()
+    (good, bad) = images(4, 4)
     bad[1, 2, 0, 0] = torch.nan
     with unchanged(model), pytest.raises(ValueError, match=r"layer '1'.* NaN or infinite values; look at data"):
         call(model, [good, bad])
@@ -130,7 +133,8 @@ def test_what_is_no_list_of_batches(call: Callable[[Any, Any], object], batches:
 
 @measuring
 def test_batches_that_the_model_cannot_take(call: Callable[[Any, Any], object]) -> None:
-    model, first_of_all = residual().train(), nn.Sequential(nn.BatchNorm2d(3)).train()
+    model = residual().train()
+    first_of_all = nn.Sequential(nn.BatchNorm2d(3)).train()
     for found, batches, message in (
         (model, [()], "a batch is an empty list or tuple"),
         (model, [images(4, channels=2)[0]], "channels"),  # the convolution's own error
@@ -165,7 +169,8 @@ def test_a_device_that_is_not_there(call: Callable[..., object], device: Any) ->
         call(model, images(4), device=device)
 
 
-MODEL, OTHER = residual(), plain()
+MODEL = residual()
+OTHER = plain()
 TRACE = record_frozen(MODEL, images(4, 4))
 
 

@@ -41,13 +41,15 @@ def test_a_model_comes_back_as_it_was(error: type[BaseException] | None, trainin
     with unchanged(model):
         try:
             with borrowed(model, training=training):
-                assert all(module.training == training for module in model.modules()) and count_loans() == 1
+                assert all(module.training == training for module in model.modules())
+                assert count_loans() == 1
                 disturb(model)
                 if error:
                     raise error
         except (RuntimeError, KeyboardInterrupt):
             assert error
     now = collect_tensors(model)
+
     assert count_loans() == 0
     assert random.getstate() == state
     assert now.keys() == tensors.keys()
@@ -65,12 +67,16 @@ def test_a_backward_pass_that_is_still_to_come_works() -> None:
 def test_loans_may_lie_inside_of_one_another() -> None:
     model = residual()
     with borrowed(model), borrowed(model, training=True):
-        assert count_loans() == 2 and model.training
-    assert count_loans() == 0 and model.training
+        assert count_loans() == 2
+        assert model.training
+
+    assert count_loans() == 0
+    assert model.training
 
 
 def test_what_is_compiled_shows_its_layers_to_a_measurement() -> None:
-    model, calls = residual().eval(), []
+    model = residual().eval()
+    calls = []
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         compiled(images(4)[0])
@@ -79,6 +85,7 @@ def test_what_is_compiled_shows_its_layers_to_a_measurement() -> None:
         compiled(images(4)[0])
         assert not torch.is_grad_enabled()
     hook.remove()
+
     assert calls == [1]
 
 
@@ -96,6 +103,7 @@ def test_layers_that_do_something_in_eval_mode_undo_it() -> None:
     with unchanged(model), borrowed(model):
         inside = model.get_parameter("0.weight").detach().clone()
     model.eval()
+
     assert torch.equal(model.get_parameter("0.weight"), inside)  # once, not twice
 
 

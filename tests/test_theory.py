@@ -121,6 +121,7 @@ def test_optimal_momentum_limits() -> None:
     drift = np.array([1.0, 0.0, 0.0])
     noise = np.array([0.0, 1.0, 0.0])
     np.testing.assert_array_equal(theory.optimal_momentum(drift, noise), [1.0, 0.0, 1.0])
+
     assert theory.optimal_momentum(1e-12, 1.0) == pytest.approx(1e-6, rel=1e-5)
     assert theory.optimal_momentum(1e12, 1.0) == pytest.approx(1.0)
 
@@ -147,7 +148,8 @@ def test_noise_at_an_epochs_end(momentum: float, steps: int, count: int, rng: np
 @pytest.mark.parametrize("momentum", [0.05, 0.4, 1.0])
 def test_noise_within_an_epoch(momentum: float, full: int, last: float) -> None:
     """The EMA's weights over hundreds of epochs, and the covariance of batch means of one finite population."""
-    images, variance = 20 * (full + last * (last != 1)), 3.0
+    images = 20 * (full + last * (last != 1))
+    variance = 3.0
     sizes = np.array([20.0] * full + [20 * last] * (last != 1))
     steps = len(sizes)
     covariance = variance * 20 * (np.diag(1 / sizes) - 1 / images)  # of an image's value: 20 times that of a batch
@@ -201,7 +203,8 @@ def stream(
 
 def kalman_loss(series: Array, ratio: float) -> tuple[float, float]:
     """Noise and -2 log likelihood of one channel, up to a constant, by the Kalman filter step for step."""
-    level, variance = series[0], 1.0  # of the level given all records so far, in units of the noise
+    level = series[0]
+    variance = 1.0  # of the level given all records so far, in units of the noise
     squares = logs = 0.0
     for value in series[1:]:
         prediction = variance + ratio + 1
@@ -226,13 +229,16 @@ def test_local_level_maximizes_the_kalman_likelihood(ratio: float, rng: np.rando
     pooled = theory.local_level(series)
     best = pooled.drift[0] / pooled.noise[0]
     losses = [sum(kalman_loss(s, best * step)[1] for s in series.T) for step in (1 / 1.1, 1.0, 1.1)]
+
     assert losses[1] == min(losses)
+
     np.testing.assert_allclose(pooled.noise, [kalman_loss(s, best)[0] for s in series.T], rtol=1e-9)
 
 
 def momentum_error(level: Array, series: Array, momentum: Array, ahead: int = 0) -> Array:
     """Mean squared error of the EMA over the second half, one number per momentum."""
-    half, end = len(series) // 2, len(series) - ahead
+    half = len(series) // 2
+    end = len(series) - ahead
     errors = []
     for m in np.atleast_1d(momentum):
         estimate = ema(series, m, start=series[0])
@@ -248,9 +254,11 @@ def test_local_level_finds_the_momentum(ratio: float, rng: np.random.Generator) 
     """From the first half of the record, for the second half."""
     level, series = stream(ratio, 2000, 16, rng)
     estimate = theory.local_level(series[:1000])
+
     assert np.log(estimate.drift / estimate.noise / ratio) == pytest.approx(0, abs=0.5)
     assert estimate.noise == pytest.approx(1, abs=0.2 + ratio / 4)
     assert estimate.momentum == pytest.approx(estimate.momentum[0])  # shared
+
     error = momentum_error(level, series, estimate.momentum[0])
     assert error / momentum_error(level, series, HINDSIGHT).min() < 1.03
 
@@ -260,7 +268,9 @@ def test_local_level_with_autocorrelated_drift(ratio: float, rng: np.random.Gene
     """The best momentum for the weights after the step, far from what the drift of a single step suggests."""
     level, series = stream(ratio, 2000, 16, rng, autocorrelation=0.9)
     momentum = theory.local_level(series[:1000]).momentum[0]
+
     assert momentum > 1.4 * theory.optimal_momentum(ratio, 1.0)
+
     error = momentum_error(level, series, momentum, ahead=1)
     assert error / momentum_error(level, series, HINDSIGHT, ahead=1).min() < 1.03
 
@@ -272,8 +282,10 @@ def test_local_level_per_channel(rng: np.random.Generator) -> None:
     level = np.sqrt(ratios) * rng.normal(size=series.shape).cumsum(axis=0)
     series = 1000 + scales * (level + rng.normal(size=series.shape))
     estimate = theory.local_level(series, pooled=False)
+
     assert np.log(estimate.drift / estimate.noise / ratios) == pytest.approx(0, abs=0.7)
     assert estimate.noise == pytest.approx(scales**2, rel=0.15)
+
     alone = theory.local_level(series[:, 1])
     assert alone.drift.shape == alone.noise.shape == ()
     assert (alone.drift, alone.noise) == pytest.approx((estimate.drift[1], estimate.noise[1]))
@@ -296,6 +308,7 @@ def test_local_level_of_channels_that_never_change(rng: np.random.Generator) -> 
     estimate = theory.local_level(with_dead)
 
     assert (estimate.drift[3], estimate.noise[3], estimate.momentum[3]) == (0, 0, 1)
+
     without = theory.local_level(noise)
     np.testing.assert_allclose(np.delete(estimate.noise, 3), without.noise)
     assert theory.local_level(np.ones((5, 2))).momentum.tolist() == [1, 1]
@@ -304,11 +317,14 @@ def test_local_level_of_channels_that_never_change(rng: np.random.Generator) -> 
 
 def test_numbers_of_the_formulas() -> None:
     n_eff = theory.effective_count(count=64, spatial=16, correlation=0.9)
+
     assert 1 + theory.running_variance_bias(n_eff, 64) == pytest.approx(0.786, abs=5e-4)
     assert theory.running_variance_bias(64, 64) == pytest.approx(0)
-    assert theory.effective_count(64, 16, 1.0) == 4 and theory.effective_count(64, 1, 0.5) == 64  # only images count
+    assert theory.effective_count(64, 16, 1.0) == 4
+    assert theory.effective_count(64, 1, 0.5) == 64  # only images count
     assert theory.epoch_noise(0.1, 0, 20) == pytest.approx(0.0135, abs=5e-5)
     assert theory.ema_noise(0.1) == pytest.approx(0.0526, abs=5e-5)
+
     np.testing.assert_allclose(theory.epoch_noise(np.array([0.1, 0.7]), 0, 1), 0, atol=1e-15)  # full batch
     assert theory.epoch_noise(0.1, 0, 10**6) == pytest.approx(theory.ema_noise(0.1), rel=1e-4)
     assert theory.ema_noise_debiased(1e-6, 50) == pytest.approx(1 / 50, rel=1e-3)  # a plain average

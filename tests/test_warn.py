@@ -17,7 +17,9 @@ class Remembering(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.kept = nn.BatchNorm1d(3), nn.BatchNorm1d(3), [0.0]
+        self.first = nn.BatchNorm1d(3)
+        self.second = nn.BatchNorm1d(3)
+        self.kept = [0.0]
 
     def forward(self, x: Tensor) -> Tensor:
         self.kept[0] = float(x.mean())

@@ -32,7 +32,9 @@ def test_a_teacher_that_is_moved_in_the_forward_comes_back(in_place: bool) -> No
     class Teacher(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.student, self.teacher, self.bn = nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2)
+            self.student = nn.Linear(2, 2)
+            self.teacher = nn.Linear(2, 2)
+            self.bn = nn.BatchNorm1d(2)
             self.teacher.requires_grad_(False)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -48,6 +50,7 @@ def test_a_teacher_that_is_moved_in_the_forward_comes_back(in_place: bool) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         population_statistics(model, [torch.randn(8, 2)] * 3)
+
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -74,7 +77,10 @@ def test_a_queue_whose_place_depends_on_the_batch_fits_all_images(rows: int) -> 
 
     model = Queue()
     found = population_statistics(model, [torch.randn(32, 2)] * 2)
-    assert found["bn"].count == 64 * rows and int(model.place) == 0 and not model.queue.any()
+
+    assert found["bn"].count == 64 * rows
+    assert int(model.place) == 0
+    assert not model.queue.any()
 
 
 def test_buffers_that_get_their_size_in_the_forward_come_back_empty() -> None:
@@ -97,7 +103,9 @@ def test_buffers_that_get_their_size_in_the_forward_come_back_empty() -> None:
     model = Observed()
     model.bn.running_var.fill_(7.0)  # type: ignore[union-attr]
     population_statistics(model, images(8, 8))
-    assert model.training and model.least.numel() == 0
+
+    assert model.training
+    assert model.least.numel() == 0
     assert torch.equal(model.bn.running_var, torch.full((3,), 7.0))  # type: ignore[arg-type]
 
 
@@ -162,8 +170,11 @@ def test_batches_that_are_objects_count_their_images_and_stay_as_they_were() -> 
         return model(batch.x.sub_(1))
 
     found = population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data, forward=forward, max_images=16)
-    assert found.cost is not None and found.cost.images == 16
+
+    assert found.cost is not None
+    assert found.cost.images == 16
     assert all(torch.equal(batch.x, value) for batch, value in zip(data, before, strict=True))
+
     expected = references.merge([value - 1 for value in before[:2]])
     assert max(compare_moments(Moments(*expected), found["0"])) < 1e-5
 
@@ -175,7 +186,9 @@ def test_two_views_of_series_count_as_many_images_as_there_are_labels() -> None:
         return [model(view) for view in batch[0]]
 
     found = population_statistics(nn.Sequential(nn.BatchNorm1d(3)), data, forward=forward, max_images=32)
-    assert found.cost is not None and found.cost.images == 32
+
+    assert found.cost is not None
+    assert found.cost.images == 32
     assert found["0"].count == 2 * 32 * 10
 
 
@@ -263,7 +276,8 @@ def test_a_layer_that_the_batch_chooses(way: str, routes: list[int]) -> None:
     class Chosen(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.bns, self.last = nn.ModuleList(nn.BatchNorm2d(3) for _ in "ab"), nn.BatchNorm2d(3)
+            self.bns = nn.ModuleList(nn.BatchNorm2d(3) for _ in "ab")
+            self.last = nn.BatchNorm2d(3)
 
         def forward(self, x: Tensor, route: int) -> Tensor:
             return self.last(F.relu(self.bns[route](x)))
@@ -280,7 +294,8 @@ class Proposals(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone, self.head = nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+        self.backbone = nn.BatchNorm2d(3)
+        self.head = nn.BatchNorm1d(3)
 
     def forward(self, x: Tensor, parts: Tensor) -> Tensor:
         means = self.backbone(x).mean((2, 3))
@@ -300,7 +315,10 @@ def test_errors_are_of_batches_where_images_have_different_numbers_of_rows() -> 
         found = population_statistics(Proposals(), data, forward=run, standard_errors=True, images=count)
     only = ["backbone"]
     alone = population_statistics(Proposals(), data, forward=run, standard_errors=True, images=count, layers=only)
-    assert found.standard_errors is not None and alone.standard_errors is not None
+
+    assert found.standard_errors is not None
+    assert alone.standard_errors is not None
+
     torch.testing.assert_close(found.standard_errors["backbone"], alone.standard_errors["backbone"])
 
     model = Proposals().eval()

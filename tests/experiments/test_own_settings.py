@@ -70,9 +70,11 @@ def test_a_sweep_over_arguments_fills_columns_of_runs(mine: None, call: Call, tm
     code, _, err = call("sweep", *words, "model.kind=other", "model.sizes=[2,2]")
 
     assert code == 0, err
+
     runs = load("adhoc", f"{tmp_path}/r")["runs"]
     assert sorted(zip(runs["model.width"], runs["data.noise"], strict=True)) == [(2, 0), (2, 9), (3, 0), (3, 9)]
-    assert {*runs["model.kind"]} == {"other"} and {*runs["model.dropout"]} == {0.0}
+    assert {*runs["model.kind"]} == {"other"}
+    assert {*runs["model.dropout"]} == {0.0}
     assert len({*runs["run"]}) == 4
 
 
@@ -118,5 +120,6 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
         assert code == 0, err
 
     runs = load("adhoc", f"{tmp_path}/r")["runs"].sort_values("model.width")
+
     assert list(runs["model.width"]) == [4, 5]
     assert list(runs["model.kind"].isna()) == [True, False]

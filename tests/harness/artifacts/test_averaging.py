@@ -83,11 +83,13 @@ def test_the_average_of_the_weights_and_buffers(whole: Run, plain: Run) -> None:
             else:
                 torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-5, atol=1e-6)
     last = whole.load_checkpoint(STEPS)
+
     assert not all(torch.allclose(value, checkpoints[-1][name]) for name, value in last.items())
 
 
 def test_training_goes_on_as_without(whole: Run, plain: Run) -> None:
-    assert whole.training == plain.training and whole.id != plain.id
+    assert whole.training == plain.training
+    assert whole.id != plain.id
     for name, layer in plain.trace.layers.items():
         assert torch.equal(layer.moments, whole.trace.layers[name].moments)
 
@@ -95,7 +97,9 @@ def test_training_goes_on_as_without(whole: Run, plain: Run) -> None:
 def test_the_average_under_each_statistics(whole: Run, plain: Run) -> None:
     """The table's rows are the averaged network's, each under the statistics of its name."""
     frame = load("adhoc", whole.config.results)["evaluations"]
+
     assert not frame.duplicated(["step", "estimator", "momentum", "statistics_split"]).any()
+
     frame = frame[frame["statistics_split"] == "train"].set_index(["estimator", "step"])
     model = whole.model_at(STEPS)
     train = whole.dataset.train.images

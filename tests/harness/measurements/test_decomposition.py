@@ -23,11 +23,14 @@ from bnlab.recording.trace import replay
 
 def test_past_weights_are_those_of_the_training(trained: Run) -> None:
     found = past_weights(trained, [0, 1, 20, 40])
+
     assert list(found) == [0, 1, 20, 40]
     assert all(torch.equal(found[0][name], value) for name, value in trained.new_model().state_dict().items())
+
     for step in (1, 20, 40):
         kept = trained.load_checkpoint(step)
-        assert found[step].keys() == kept.keys() and all(torch.equal(found[step][name], kept[name]) for name in kept)
+        assert found[step].keys() == kept.keys()
+        assert all(torch.equal(found[step][name], kept[name]) for name in kept)
 
 
 def test_weights_of_another_training_are_refused(trained: Run) -> None:
@@ -39,14 +42,18 @@ def test_weights_of_another_training_are_refused(trained: Run) -> None:
 
 def test_contributions(trained: Run) -> None:
     """With every fourth of the past weights, as the library gives them for all that a second training gives."""
-    sources, step = (
-        [*list_measurements()["decomposition"].scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))],
-        20,
-    )
+    sources = [
+        *list_measurements()["decomposition"].scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))
+    ]
+    step = 20
     found = list_measurements()["decomposition"].measure(trained, sources, [7, step])
-    assert set(found["momentum"]) == {0.3, 0.5} and set(found["step"]) == {7, step}
+
+    assert set(found["momentum"]) == {0.3, 0.5}
+    assert set(found["step"]) == {7, step}
+
     found = found[(found["momentum"] == 0.3) & (found["step"] == step)]
-    exact, trace = frozen_statistics(trained, step, EXACT), copy.deepcopy(trained.trace)
+    exact = frozen_statistics(trained, step, EXACT)
+    trace = copy.deepcopy(trained.trace)
     trace.truncate(step)
     total = found[found["statistic"] == "mean"].groupby("layer", sort=False)["contribution"].sum()
     gaps = gap(exact, replay(trace, EMA(0.3), [step])[step]).set_index("layer")["mean_gap"]

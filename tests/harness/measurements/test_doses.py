@@ -44,7 +44,9 @@ def compute_share(true: torch.Tensor) -> float:
 
 def test_doses(trained: Run) -> None:
     run = trained
+
     assert list_measurements()["doses"].scope(run, []) == {None: [40]}, "the final step"
+
     found = list_measurements()["doses"].measure(run, [None], [20])
     layers = list(frozen_statistics(run, 20, EXACT))
     assert list(found["layer"].unique()) == ["all", *layers]
@@ -71,8 +73,10 @@ def test_a_dose_is_a_gap(trained: Run) -> None:
     """Of the mean exactly; of the variance but for eps. Other layers stay as they are."""
     run = trained
     exact = frozen_statistics(run, 20, EXACT)
-    layout, layer = Layout.of(exact), list(exact)[1]
-    values, signs = layout.flatten(exact), draw_signs(run, layout)
+    layout = Layout.of(exact)
+    layer = list(exact)[1]
+    values = layout.flatten(exact)
+    signs = draw_signs(run, layout)
     for moment in ("mean", "var"):
         gaps = gap(exact, layout.unflatten(disturb(layout, values, signs, layer, moment, 0.4)))
         assert gaps[f"{moment}_gap"].to_list() == pytest.approx([0, 0.4], rel=1e-3)

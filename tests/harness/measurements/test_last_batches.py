@@ -36,7 +36,8 @@ def change(trained: Run, last: int, shift: bool) -> MomentTrace:
     """The trace up to the step, with other moments in its last entries."""
     layers = {}
     for name, layer in trained.trace.layers.items():
-        n, exact = bisect_right(layer.steps, STEP), frozen_statistics(trained, STEP, EXACT)[name]
+        n = bisect_right(layer.steps, STEP)
+        exact = frozen_statistics(trained, STEP, EXACT)[name]
         moments = layer.moments[:n].double()
         for place in range(n - last, n):
             if shift:
@@ -75,7 +76,11 @@ def test_only_as_many_as_have_others_before_them(
     trained: Run, sources: list[RunningAverage], found: pd.DataFrame
 ) -> None:
     assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 40 have not"
+
     early = list_measurements()["last_batches"].measure(trained, sources, [20])
-    assert set(early["last"]) == {1, 4} and set(early["depth"]) == {1, 2}
+
+    assert set(early["last"]) == {1, 4}
+    assert set(early["depth"]) == {1, 2}
+
     first = Run(replace(trained.config, evaluate_at=[1]))
     assert not any(list_measurements()["last_batches"].scope(first, [*sources]).values()), "a single batch has none"

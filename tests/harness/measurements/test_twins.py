@@ -19,7 +19,8 @@ STEP = 20
 
 
 def score(logits: Tensor, exact: Tensor, labels: Tensor) -> dict[str, float]:
-    hits, confidence = logits.argmax(1) == labels, logits.softmax(1).amax(1)
+    hits = logits.argmax(1) == labels
+    confidence = logits.softmax(1).amax(1)
     bins: dict[int, list[float]] = {}
     for hit, each in zip(hits.tolist(), confidence.tolist(), strict=True):
         bins.setdefault(math.ceil(15 * each), []).append(each - hit)
@@ -70,4 +71,5 @@ def test_rows_of_the_ema(trained: Run) -> None:
     logits = predict(model, averages, test.images)
     expected = score(logits, predict(model, exact, test.images), test.labels)
     row = Evaluations().measure(trained, sources, [STEP]).set_index("estimator").xs("ema")
+
     assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-5), "no image lies so near to a border"

@@ -6,7 +6,10 @@ import itertools
 
 import pandas as pd
 
-SEEDS, SIZES, STEPS, LAYERS = (0, 1, 2), (4, 32), (1, 5, 10), ("2", "10")
+SEEDS = (0, 1, 2)
+SIZES = (4, 32)
+STEPS = (1, 5, 10)
+LAYERS = ("2", "10")
 
 
 def plant() -> dict[str, pd.DataFrame]:
@@ -14,7 +17,9 @@ def plant() -> dict[str, pd.DataFrame]:
 
     An EMA of momentum 0.1 loses 2 + seed points against exact statistics, one of momentum 0.5 loses 1.
     """
-    runs, gaps, evaluations = [], [], []
+    runs = []
+    gaps = []
+    evaluations = []
     for size, seed in itertools.product(SIZES, SEEDS):
         run = f"{size}/{seed}"
         runs.append(plant_run(run, size, seed))
