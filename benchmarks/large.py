@@ -45,6 +45,7 @@ def _compare_with_others(images: int, memory: str) -> list[Result]:
 
     def measure(**how: str) -> None:
         cost = population_statistics(model, batches, **how).cost  # type: ignore[arg-type]
+        assert cost is not None
         name = how.get("memory", "layer by layer")
         notes[name] = f"one round; {cost.forwards / cost.batches:.1f} forwards a batch"
 

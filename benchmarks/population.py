@@ -34,7 +34,7 @@ def results() -> list[Result]:
 
 
 def _compare(what: str, model: nn.Module, size: int, layout: torch.memory_format, limit: float) -> list[Result]:
-    model = _warm_up(model, size).to(memory_format=layout)
+    model = _warm_up(model, size).to(memory_format=layout)  # type: ignore[call-overload]  # torch declares no such way
     images = _images(size).contiguous(memory_format=layout)
     batches = list(images.split(_BATCH))
     peers = {"fvcore": copy.deepcopy(model), "torch": copy.deepcopy(model)}

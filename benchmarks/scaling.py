@@ -42,7 +42,7 @@ def results() -> list[Result]:
     frame = pd.DataFrame([_measure(*case, seed) for seed in range(ROUNDS) for case in (*_DEPTHS, *_IMAGES, *_MEMORY)])
     _keep(frame)
     medians = frame.groupby(["depth", "images", "memory", "strategy"], sort=False).median(numeric_only=True)
-    return [_describe(*key, row) for key, row in zip(medians.index, medians.to_dict("records"), strict=True)]
+    return [_describe(row) for row in medians.reset_index().to_dict("records")]
 
 
 def _measure(depth: int, images: int, order: str, memory: float, seed: int) -> dict[str, Any]:
@@ -92,13 +92,14 @@ def _time(run: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - started
 
 
-def _describe(depth: int, images: int, memory: float, order: str, row: dict[Any, Any]) -> Result:
+def _describe(row: dict[Any, Any]) -> Result:
+    memory = row["memory"]
     share = f", 1/{round(1 / memory)} of the memory" if memory < 1 else ""
     note = f"{row['layers']:.0f} layers, {row['passes']:.3g} passes"
     if not math.isnan(row["peak_bytes"]):
         note += f", {row['peak_bytes'] / 2**20:.0f} MiB"
-    what = f"resnet-{depth}, {images:,} images{share}"
-    return Result(what, order, row["seconds"], "one forward", row["forward_seconds"], None, note)
+    what = f"resnet-{row['depth']}, {row['images']:,} images{share}"
+    return Result(what, row["strategy"], row["seconds"], "one forward", row["forward_seconds"], None, note)
 
 
 def _keep(frame: pd.DataFrame) -> None:

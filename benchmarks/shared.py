@@ -32,6 +32,7 @@ def _compare(name: str, model: nn.Module, size: int) -> Result:
     }
     median = alternate(sides, ROUNDS)
     cost = population_statistics(model, batches).cost
+    assert cost is not None
     return Result(name, "exact", median["exact"], "one forward", median["forward"], None, f"{cost.passes} passes")
 
 

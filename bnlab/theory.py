@@ -188,9 +188,9 @@ class LocalLevel:
     noise: NDArray[np.float64]
 
     @property
-    def momentum(self) -> Values:
+    def momentum(self) -> NDArray[np.float64]:
         """The momentum for this drift and noise, not floored: from few steps it may be far too near to 0."""
-        return optimal_momentum(self.drift, self.noise)
+        return np.asarray(optimal_momentum(self.drift, self.noise))
 
 
 def local_level(series: ArrayLike, pooled: bool = True) -> LocalLevel:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bnlab import Moments, MomentTrace, Statistics
+from bnlab.reading import Pooled
 
 torch.set_num_threads(1)  # the tensors are small
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _RANK = """
 import sys
@@ -54,7 +57,7 @@ def write_copies(root: Path, train: int, test: int) -> None:
             Image.fromarray(image).save(root / part / f"{i % 4}" / f"{i}.png")
 
 
-def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(model: Model, seed: int = 0) -> Model:
     """`model` with weights, affine parameters and running buffers away from their start."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -74,7 +77,7 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def plain(channels: int = 3, width: int = 6) -> nn.Module:
+def plain(channels: int = 3, width: int = 6) -> nn.Sequential:
     """Two convolutions with batch norm and a classifier; takes any image size."""
     return randomized(
         nn.Sequential(
@@ -98,15 +101,17 @@ class Block(nn.Module):
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
         self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride=2), nn.BatchNorm2d(outside))
-        self.conv1, self.bn1 = nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.BatchNorm2d(outside)
-        self.conv2, self.bn2 = nn.Conv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(outside)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def residual(width: int = 6) -> nn.Module:
+def residual(width: int = 6) -> nn.Sequential:
     return randomized(
         nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1),
@@ -129,7 +134,7 @@ def images(*sizes: int, channels: int = 3, side: int = 8, seed: int = 1) -> list
     ]
 
 
-def assert_moments(found: Moments, expected: Any, *, mean: float = 1e-5, var: float = 1e-5) -> None:
+def assert_moments(found: Moments | Pooled, expected: Any, *, mean: float = 1e-5, var: float = 1e-5) -> None:
     """Count, mean (in standard deviations) and variance (relative) agree with a reference (count, mean, var)."""
     assert found.count == expected.count
     assert found.mean.dtype == found.var.dtype == torch.float64
@@ -176,14 +181,14 @@ def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list
     return outputs
 
 
-def with_momentum(model: nn.Module, momentum: float | None) -> nn.Module:
+def with_momentum(model: Model, momentum: float | None) -> Model:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = momentum
     return model
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
+def without_dropout(model: Model) -> Model:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -191,7 +196,8 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 def assert_equal_statistics(found: Statistics, expected: Statistics, tolerance: float = 5e-6) -> None:
-    assert list(found) == list(expected) and found.eps == expected.eps
+    assert list(found) == list(expected)
+    assert found.eps == expected.eps
     for name, moments in expected.items():
         assert ((found[name].mean - moments.mean).abs() / moments.var.sqrt()).max() <= tolerance, name
         assert ((found[name].var - moments.var).abs() / moments.var).max() <= tolerance, name

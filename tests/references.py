@@ -9,6 +9,7 @@ Statistics are float64 tensors on the CPU with one entry per channel (axis 1). `
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ Pair = tuple[Tensor, Tensor]  # (mean, variance)
 
 
 class Moments(NamedTuple):
-    count: int  # values per channel
+    count: int  # type: ignore[assignment]  # values per channel; hides the method of tuple
     mean: Tensor
     var: Tensor  # ddof 0
 
@@ -128,7 +129,8 @@ def running_ema_std(
 ) -> list[Pair]:
     """Batch Renorm: the average of sqrt(var_b + eps), divisor n; squared, less eps."""
     history = []
-    mean, deviation = float64(start_mean), (float64(start_var) + eps).sqrt()
+    mean = float64(start_mean)
+    deviation = (float64(start_var) + eps).sqrt()
     for batch in batches:
         _, batch_mean, batch_var = moments(batch)
         mean = (1 - momentum) * mean + momentum * batch_mean
@@ -160,10 +162,13 @@ def running_averages(
         taken = parts if last is None else parts[-last:]
         weights = [part.count if weighted or pooled else 1 for part in taken]
         total = sum(weights)
-        mean = sum(w * part.mean for w, part in zip(weights, taken, strict=True)) / total
-        var = sum(w * part.var for w, part in zip(weights, taken, strict=True)) / total
-        if pooled:
-            var = var + sum(w * (part.mean - mean) ** 2 for w, part in zip(weights, taken, strict=True)) / total
+        mean = torch.zeros_like(mean)
+        for weight, part in zip(weights, taken, strict=True):
+            mean = mean + weight * part.mean / total
+        var = torch.zeros_like(var)
+        for weight, part in zip(weights, taken, strict=True):
+            spread = (part.mean - mean) ** 2 if pooled else 0
+            var = var + weight * (part.var + spread) / total
         history.append((mean, var))
     return history
 
@@ -215,7 +220,9 @@ def running_kalman(
     for part in range(2):
         for channel, layer in enumerate(layer_of):
             fitted_on = [c for c, other in enumerate(layer_of) if other == layer] if shared else [channel]
-            ratio, gain, state = 0.0, math.inf, 0.0
+            ratio = 0.0
+            gain = math.inf
+            state = 0.0
             for t in range(len(pairs)):
                 if t in fits:
                     ratio = likeliest_ratio(series[fits[t], part][:, fitted_on])
@@ -232,13 +239,17 @@ def likeliest_ratio(series: np.ndarray) -> float:
     ratios = np.exp2(np.arange(math.log2(0.01 / steps**2), math.log2(1e4), 1 / 8))
     losses = np.zeros_like(ratios)
     for channel in series.T:
-        level, variance = np.full_like(ratios, channel[0]), np.ones_like(ratios)
+        level = np.full_like(ratios, channel[0])
+        variance = np.ones_like(ratios)
         squares, logs = np.zeros_like(ratios), np.zeros_like(ratios)
         for value in channel[1:]:
             variance = variance + ratios
-            innovation, spread = value - level, variance + 1
-            squares, logs = squares + innovation**2 / spread, logs + np.log(spread)
-            level, variance = level + variance / spread * innovation, variance / spread
+            innovation = value - level
+            spread = variance + 1
+            squares = squares + innovation**2 / spread
+            logs = logs + np.log(spread)
+            level = level + variance / spread * innovation
+            variance = variance / spread
         losses += (steps - 1) * np.log(squares / (steps - 1)) + logs
     return float(ratios[np.argmin(losses)])
 
@@ -305,8 +316,8 @@ def full_batch_population(model: nn.Module, x: Tensor) -> dict[str, Moments]:
     for name in call_order(model, x):
         layer = model.get_submodule(name)
         results[name] = merge(inputs_of(layer, lambda: model(x)))
-        layer.running_mean.copy_(results[name].mean)
-        layer.running_var.copy_(results[name].var)
+        model.get_buffer(f"{name}.running_mean").copy_(results[name].mean)
+        model.get_buffer(f"{name}.running_var").copy_(results[name].var)
     return results
 
 
@@ -325,7 +336,7 @@ def batch_upstream_population(model: nn.Module, batches: Sequence[Tensor]) -> di
     for name in names:
         seen = []
         for batch in batches:
-            seen += inputs_of(model.get_submodule(name), lambda batch=batch: model(batch))
+            seen += inputs_of(model.get_submodule(name), partial(model, batch))
         results[name] = merge(seen)
     return results
 
@@ -336,9 +347,12 @@ def gap(reference: Pair, estimate: Pair, eps: float) -> dict[str, float]:
     mean_gap: rms of (mean_e - mean_r)/sqrt(var_r+eps). var_gap: rms of log((var_e+eps)/(var_r+eps)).
     kl: average of KL(N(mean_r, var_r+eps) || N(mean_e, var_e+eps)), in nats.
     """
-    means, logs, kls = [], [], []
+    means = []
+    logs = []
+    kls = []
     for mean_r, var_r, mean_e, var_e in zip(*(float64(s).tolist() for s in (*reference, *estimate)), strict=True):
-        v_r, v_e = var_r + eps, var_e + eps
+        v_r = var_r + eps
+        v_e = var_e + eps
         means.append((mean_e - mean_r) / math.sqrt(v_r))
         logs.append(math.log(v_e / v_r))
         kls.append(0.5 * (math.log(v_e / v_r) + (v_r + (mean_r - mean_e) ** 2) / v_e - 1))
@@ -359,7 +373,7 @@ def as_input(x: Tensor) -> Tensor:
     return float64(x) if x.is_floating_point() else x.cpu()
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """The BN layers that keep running statistics, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
@@ -390,7 +404,8 @@ def sampling_errors(x: Tensor) -> tuple[Tensor, Tensor]:
     """Standard errors of the mean and of the variance (ddof 0) of `x` [N, C, H, W], with images as the units."""
     x = x.double()
     n, channels = x.shape[:2]
-    mean_error, var_error = torch.empty(channels).double(), torch.empty(channels).double()
+    mean_error = torch.empty(channels).double()
+    var_error = torch.empty(channels).double()
     for c in range(channels):
         mean = x[:, c].mean()
         means = torch.stack([x[i, c].mean() for i in range(n)])
@@ -407,8 +422,10 @@ def noisy(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor
 
 def blurred(image: Tensor, width: float, generator: torch.Generator) -> Tensor:
     """Means weighted by exp(−distance²/2σ²) up to 3σ, σ a share of the width; outside, the nearest pixel."""
-    pixels, (channels, height, across) = float64(image), image.shape
-    sigma, result = width * across, torch.empty(image.shape).double()
+    pixels = float64(image)
+    (channels, height, across) = image.shape
+    sigma = width * across
+    result = torch.empty(image.shape).double()
     steps = range(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1)
     for c, i, j in np.ndindex(channels, height, across):
         total = weight = 0.0
@@ -416,7 +433,8 @@ def blurred(image: Tensor, width: float, generator: torch.Generator) -> Tensor:
             for right in steps:
                 w = math.exp(-(down**2 + right**2) / (2 * sigma**2))
                 nearest = min(max(i + down, 0), height - 1), min(max(j + right, 0), across - 1)
-                total, weight = total + w * pixels[c, *nearest].item(), weight + w
+                total = total + w * pixels[c, *nearest].item()
+                weight = weight + w
         result[c, i, j] = total / weight
     return result
 
@@ -429,10 +447,11 @@ def low_contrast(image: Tensor, share: float, generator: torch.Generator) -> Ten
 def translated(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """By a share of the width down, left, up or right; 0 where there was no pixel."""
     distance = math.floor(share * image.shape[2])
-    down, right = ((1, 0), (0, -1), (-1, 0), (0, 1))[torch.randint(4, (), generator=generator).item()]
+    down, right = ((1, 0), (0, -1), (-1, 0), (0, 1))[int(torch.randint(4, (), generator=generator))]
     result = torch.zeros(image.shape).double()
     for c, i, j in np.ndindex(*image.shape):
-        row, column = i - distance * down, j - distance * right
+        row = i - distance * down
+        column = j - distance * right
         if 0 <= row < image.shape[1] and 0 <= column < image.shape[2]:
             result[c, i, j] = image[c, row, column]
     return result
@@ -442,7 +461,8 @@ def occluded(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """0 in a square with a share of the width as its side, at one of the places where it fits."""
     side = math.floor(share * image.shape[2])
     down, right = torch.rand(2, generator=generator).tolist()
-    top, left = math.floor(down * (image.shape[1] - side + 1)), math.floor(right * (image.shape[2] - side + 1))
+    top = math.floor(down * (image.shape[1] - side + 1))
+    left = math.floor(right * (image.shape[2] - side + 1))
     result = float64(image).clone()
     for c, i, j in np.ndindex(*image.shape):
         if top <= i < top + side and left <= j < left + side:
@@ -453,7 +473,8 @@ def occluded(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
 def split_ghosts(batch: Tensor, size: int) -> list[Tensor]:
     """Consecutive parts of `size` images or more, as many as there can be; the first ones have one more if need be."""
     count = max(1, len(batch) // size)
-    parts, begin = [], 0
+    parts = []
+    begin = 0
     for number in range(count):
         end = begin + len(batch) // count + (number < len(batch) % count)
         parts.append(batch[begin:end])
@@ -493,7 +514,8 @@ def renorm_corrections(
     found = []
     for c in range(batch.shape[1]):
         sigma = math.sqrt(float(running[1][c]) + eps)
-        r, d = math.sqrt(float(var[c]) + eps) / sigma, float(mean[c] - running[0][c]) / sigma
+        r = math.sqrt(float(var[c]) + eps) / sigma
+        d = float(mean[c] - running[0][c]) / sigma
         found.append((max(1 / r_max, min(r_max, r)), max(-d_max, min(d_max, d))))
     return found
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnlab import (
     Moments,
+    MomentTrace,
     Statistics,
     decompose,
     inference,
@@ -29,7 +30,7 @@ from tests.helpers import images, plain, residual, unchanged
 
 
 def _decompose(model: nn.Module, batches: Any, **more: Any) -> None:
-    traces = {Breaking: TRACE_OF_BREAKING}
+    traces: dict[type[nn.Module], MomentTrace] = {Breaking: TRACE_OF_BREAKING}
     decompose(model, traces.get(type(model), TRACE), lambda step: copy.deepcopy(model.state_dict()), batches, **more)
 
 
@@ -63,7 +64,8 @@ class Breaking(nn.Module):
 
     def __init__(self, at: int) -> None:
         super().__init__()
-        self.inner, self.at = residual(), at
+        self.inner = residual()
+        self.at = at
         self.calls: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,6 +88,7 @@ def test_a_forward_that_raises_half_way(call: Callable[[Any, Any], object], at: 
     kept = [batch.clone() for batch in data]
     with unchanged(model), pytest.raises(ArithmeticError, match="of the model's own"):
         call(model, data)
+
     assert all(torch.equal(a, b) for a, b in zip(data, kept, strict=True))
 
 
@@ -111,7 +114,8 @@ def test_no_batches(call: Callable[[Any, Any], object]) -> None:
 
 @measuring
 def test_data_that_is_not_finite(call: Callable[[Any, Any], object]) -> None:
-    model, (good, bad) = residual().train(), images(4, 4)
+    model = residual().train()
+    (good, bad) = images(4, 4)
     bad[1, 2, 0, 0] = torch.nan
     with unchanged(model), pytest.raises(ValueError, match=r"layer '1'.* NaN or infinite values; look at data"):
         call(model, [good, bad])
@@ -129,7 +133,8 @@ def test_what_is_no_list_of_batches(call: Callable[[Any, Any], object], batches:
 
 @measuring
 def test_batches_that_the_model_cannot_take(call: Callable[[Any, Any], object]) -> None:
-    model, first_of_all = residual().train(), nn.Sequential(nn.BatchNorm2d(3)).train()
+    model = residual().train()
+    first_of_all = nn.Sequential(nn.BatchNorm2d(3)).train()
     for found, batches, message in (
         (model, [()], "a batch is an empty list or tuple"),
         (model, [images(4, channels=2)[0]], "channels"),  # the convolution's own error
@@ -164,14 +169,15 @@ def test_a_device_that_is_not_there(call: Callable[..., object], device: Any) ->
         call(model, images(4), device=device)
 
 
-MODEL, OTHER = residual(), plain()
+MODEL = residual()
+OTHER = plain()
 TRACE = record_frozen(MODEL, images(4, 4))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: population_statistics(MODEL, images(4), layers=5), TypeError, "layers=5; pass a list of layer names"),
+        (lambda: population_statistics(MODEL, images(4), layers=5), TypeError, "layers=5; pass a list of layer names"),  # type: ignore[arg-type]
         (
             lambda: population_statistics(MODEL, images(4), layers="1"),
             TypeError,
@@ -182,14 +188,14 @@ TRACE = record_frozen(MODEL, images(4, 4))
             TypeError,
             "max_images=True; pass at least 1",
         ),
-        (lambda: population_statistics(MODEL, images(4), max_images=1.5), TypeError, "max_images=1.5; pass at least 1"),
+        (lambda: population_statistics(MODEL, images(4), max_images=1.5), TypeError, "max_images=1.5; pass at least 1"),  # type: ignore[arg-type]
         (
-            lambda: population_statistics(MODEL, images(4), max_images="auto", tolerance="0.1"),
+            lambda: population_statistics(MODEL, images(4), max_images="auto", tolerance="0.1"),  # type: ignore[arg-type]
             TypeError,
             "tolerance='0.1'; pass a positive relative error",
         ),
         (lambda: population_statistics(MODEL, images(4), memory="9" * 400), ValueError, "pass bytes or a text such as"),
-        (lambda: population_statistics(MODEL, images(4), layers=[["1"]]), ValueError, "layers has .'1'., which is no"),
+        (lambda: population_statistics(MODEL, images(4), layers=[["1"]]), ValueError, "layers has .'1'., which is no"),  # type: ignore[list-item]
         (lambda: population_statistics(MODEL, images(4), group="x"), TypeError, "group is a str; pass a process group"),
         (lambda: population_statistics(MODEL, images(4), device="meta"), ValueError, "device='meta' holds no values"),
         (
@@ -198,26 +204,26 @@ TRACE = record_frozen(MODEL, images(4, 4))
             "batches is a ndarray; pass an iterable",
         ),
         (lambda: population_statistics(MODEL, MODEL), TypeError, "batches is a Sequential; pass an iterable"),
-        (lambda: Moments.of([1.0, 2.0]), TypeError, "Moments.of: found a list"),
-        (lambda: Moments.empty(1).merge(3), TypeError, "merge: found a int; pass Moments"),
-        (lambda: Statistics({"a": 3}, {"a": 1e-5}), TypeError, "layer 'a' has a int; pass Moments"),
-        (lambda: decompose(MODEL, TRACE, {}, images(4)), TypeError, "weights is a dict; pass a function of the step"),
-        (lambda: record(MODEL, step="a").__enter__(), TypeError, "record: step='a'; pass the number of updates so far"),
+        (lambda: Moments.of([1.0, 2.0]), TypeError, "Moments.of: found a list"),  # type: ignore[arg-type]
+        (lambda: Moments.empty(1).merge(3), TypeError, "merge: found a int; pass Moments"),  # type: ignore[arg-type]
+        (lambda: Statistics({"a": 3}, {"a": 1e-5}), TypeError, "layer 'a' has a int; pass Moments"),  # type: ignore[dict-item]
+        (lambda: decompose(MODEL, TRACE, {}, images(4)), TypeError, "weights is a dict; pass a function of the step"),  # type: ignore[arg-type]
+        (lambda: record(MODEL, step="a").__enter__(), TypeError, "record: step='a'; pass the number of updates so far"),  # type: ignore[arg-type]
         (lambda: record(MODEL, step=-1).__enter__(), ValueError, "record: step=-1; pass the number of updates so far"),
-        (lambda: replay(TRACE, EMA(), 5), TypeError, "replay: steps is a int; pass a list of steps"),
-        (lambda: replay(TRACE, EMA(), [1.5]), TypeError, "replay: step 1.5 is not one of the trace"),
-        (lambda: EMA("a"), TypeError, "momentum='a': it is the weight of the new batch"),
+        (lambda: replay(TRACE, EMA(), 5), TypeError, "replay: steps is a int; pass a list of steps"),  # type: ignore[arg-type]
+        (lambda: replay(TRACE, EMA(), [1.5]), TypeError, "replay: step 1.5 is not one of the trace"),  # type: ignore[list-item]
+        (lambda: EMA("a"), TypeError, "momentum='a': it is the weight of the new batch"),  # type: ignore[arg-type]
         (lambda: EMA(True), TypeError, "momentum=True: it is the weight of the new batch"),
         (lambda: EMA(float("nan")), ValueError, "momentum=nan: it is the weight of the new batch"),
-        (lambda: EMA.from_decay("0.9"), TypeError, "decay='0.9': it is the weight of the old average"),
-        (lambda: Window(k=2.5), TypeError, "window: k=2.5; it counts batches"),
-        (lambda: inference.EvalNorm(batch_size=float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),
-        (lambda: inference.PseudoSamples(n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),
+        (lambda: EMA.from_decay("0.9"), TypeError, "decay='0.9': it is the weight of the old average"),  # type: ignore[arg-type]
+        (lambda: Window(k=2.5), TypeError, "window: k=2.5; it counts batches"),  # type: ignore[arg-type]
+        (lambda: inference.EvalNorm(batch_size=float("nan")), TypeError, "EvalNorm: batch_size=nan; it is 1 or more"),  # type: ignore[arg-type]
+        (lambda: inference.PseudoSamples(n="16"), TypeError, "PseudoSamples: n='16'; it counts images"),  # type: ignore[arg-type]
         (lambda: Statistics({}, {}), ValueError, "Statistics: no layers; pass moments of at least one"),
         (lambda: Statistics(running_statistics(MODEL), {}), ValueError, "Statistics: layer '1' has no eps"),
-        (lambda: decompose(MODEL, {}, MODEL.state_dict, images(4)), TypeError, "decompose: trace is a dict"),
+        (lambda: decompose(MODEL, {}, MODEL.state_dict, images(4)), TypeError, "decompose: trace is a dict"),  # type: ignore[arg-type]
         (
-            lambda: decompose(OTHER, TRACE, MODEL.state_dict, images(4)),
+            lambda: decompose(OTHER, TRACE, MODEL.state_dict, images(4)),  # type: ignore[arg-type]
             ValueError,
             "decompose: the trace has other layers or channels than the model",
         ),

@@ -86,19 +86,24 @@ def bnlab(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_table(folder: Path) -> None:
     done = bnlab(folder, "gap", "mine:model", "mine:batches")
+
     assert done.returncode == 0, done.stderr
+
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["layer", "depth", "channels", "mean_gap", "var_gap", "kl", "output_gap"]
     assert [line.split()[:3] for line in lines[1:3]] == [["1", "1", "4"], ["4", "2", "2"]]
     assert float(lines[1].split()[3]) > 0.1  # 0 and 1 against images around 3
     assert "24 images, 864 values per channel" in done.stdout
+
     for words in (("--max-images", "8"), ("max_images=8",)):
         assert "288 values" in bnlab(folder, "gap", "mine:model", "mine:batches", *words).stdout
 
 
 def test_warnings_are_one_line(folder: Path) -> None:
     done = bnlab(folder, "gap", "mine:partly", "mine:batches")
-    assert done.returncode == 0 and done.stdout
+
+    assert done.returncode == 0
+    assert done.stdout
     assert done.stderr.startswith("warning: population_statistics: '1' keep running statistics")
     assert done.stderr.count("\n") == 1
 
@@ -124,18 +129,28 @@ def test_warnings_are_one_line(folder: Path) -> None:
 )
 def test_mistakes(folder: Path, words: tuple[str, ...], message: str) -> None:
     done = bnlab(folder, "gap", *words)
-    assert done.returncode == 2 and message in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
 
 
 def test_a_model_that_is_called_otherwise(folder: Path) -> None:
     done = bnlab(folder, "gap", "mine:two", "mine:batches")
-    assert done.returncode == 2 and "missing 1 required positional argument: 'scale'" in done.stderr
-    assert "--forward package.module:function" in done.stderr and "Traceback" not in done.stderr
+
+    assert done.returncode == 2
+    assert "missing 1 required positional argument: 'scale'" in done.stderr
+    assert "--forward package.module:function" in done.stderr
+    assert "Traceback" not in done.stderr
+
     done = bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:call_two")
-    assert done.returncode == 0 and "24 images" in done.stdout
+    assert done.returncode == 0
+    assert "24 images" in done.stdout
+
     done = bnlab(folder, "gap", "mine:two", "mine:batches", "--forward", "mine:nowhere")
-    assert done.returncode == 2 and "mine:nowhere: cannot be imported" in done.stderr
+    assert done.returncode == 2
+    assert "mine:nowhere: cannot be imported" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors", "wrapped.pt"])
@@ -150,7 +165,9 @@ def test_weights_of_a_file(folder: Path, name: str) -> None:
     else:
         torch.save({"state_dict": state} if name == "wrapped.pt" else state, folder / name)
     done = bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", name)
-    assert done.returncode == 0 and float(done.stdout.splitlines()[1].split()[3]) > 10
+
+    assert done.returncode == 0
+    assert float(done.stdout.splitlines()[1].split()[3]) > 10
 
 
 @pytest.mark.parametrize(
@@ -166,7 +183,10 @@ def test_weights_that_cannot_be_loaded(folder: Path, content: Any, message: str)
     if content is not None:
         torch.save(content, folder / "w.pt")
     done = bnlab(folder, "gap", "mine:model", "mine:batches", "--weights", "w.pt")
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_help_and_version(folder: Path) -> None:
@@ -187,5 +207,8 @@ def test_help_and_version(folder: Path) -> None:
 )
 def test_mistakes_in_words_are_one_line(folder: Path, words: tuple[str, ...], message: str) -> None:
     done = bnlab(folder, *words)
-    assert done.returncode == 2 and message in done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -10,14 +10,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab import decompose, estimators, gap, population_statistics, record, record_frozen, replay, running_statistics
+from bnlab import (
+    MomentTrace,
+    decompose,
+    estimators,
+    gap,
+    population_statistics,
+    record,
+    record_frozen,
+    replay,
+    running_statistics,
+)
 from bnlab.decomposition import TERMS, window
 from tests import references
 from tests.helpers import images, plain, unchanged
 
 
-def trained(steps: int, lr: float) -> tuple[nn.Module, object, dict[int, dict[str, Tensor]], list[Tensor]]:
-    model, batches = plain(), images(8, 6, 8, 5)
+def trained(steps: int, lr: float) -> tuple[nn.Module, MomentTrace, dict[int, dict[str, Tensor]], list[Tensor]]:
+    model = plain()
+    batches = images(8, 6, 8, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     kept = {0: copy.deepcopy(model.state_dict())}
     model.train()
@@ -42,6 +53,7 @@ def test_the_terms_add_up_to_the_gap() -> None:
         torch.testing.assert_close(torch.tensor(rows["gap"].to_numpy()), expected, rtol=0, atol=1e-12)
         total = torch.tensor(rows[list(TERMS)].sum(axis=1).to_numpy())
         torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
+
     assert (table["data"] == 0).all()
     assert list(table.columns) == ["layer", "depth", "channel", "statistic", "gap", *TERMS]
 
@@ -58,10 +70,13 @@ def test_on_straight_lines_between_some_of_the_weights() -> None:
         return line[step]
 
     whole, part = (decompose(model, trace, weights, batches, momentum=0.3, every=every) for every in (1, 5))
+
     assert asked == [*range(29, 16, -1), 29, 24, 19, 17]
     assert all((table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12 for table in (whole, part))
+
     means = [t[(t["layer"] == "1") & (t["statistic"] == "mean")]["lag"].to_numpy() for t in (whole, part)]
-    assert means[0] == pytest.approx(means[1], abs=1e-6) and abs(means[0]).max() > 1e-3
+    assert means[0] == pytest.approx(means[1], abs=1e-6)
+    assert abs(means[0]).max() > 1e-3
 
 
 def test_batches_of_one_step_weigh_as_batches() -> None:
@@ -73,13 +88,16 @@ def test_batches_of_one_step_weigh_as_batches() -> None:
     pairs.last_step = 5
     apart = decompose(model, trace, lambda step: kept[step // 2 * 2], batches, momentum=0.3)
     together = decompose(model, pairs, lambda step: kept[2 * step], batches, momentum=0.3)
+
     assert apart["lag"].abs().max() > 1e-4
+
     for term in TERMS:
         assert together[term].to_numpy() == pytest.approx(apart[term].to_numpy(), abs=1e-12)
 
 
 def test_layers_whose_weight_is_not_in_the_last_steps_are_told() -> None:
-    model, batches = plain(), images(8, 6, 8, 5)
+    model = plain()
+    batches = images(8, 6, 8, 5)
     model.train()
     with record(model) as trace:
         for step in range(60):
@@ -94,6 +112,7 @@ def test_layers_whose_weight_is_not_in_the_last_steps_are_told() -> None:
 def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
     model, trace, kept, batches = trained(40, lr=0.0)
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.5)
+
     # Weights do not move; what is left is the rounding of float32 moments.
     assert table["lag"].abs().max() < 1e-6
     assert table["start"].abs().max() < 2 * 0.5**40 * 100
@@ -101,14 +120,17 @@ def test_frozen_weights_have_no_lag_and_one_network_no_start() -> None:
 
 
 def test_a_full_batch_has_no_noise_and_no_upstream_term() -> None:
-    model, batches = plain(), images(12)
+    model = plain()
+    batches = images(12)
     model.train()
     with record(model) as trace:
         for _ in range(5):
             model(batches[0])
     weights = copy.deepcopy(model.state_dict())
     table = decompose(model, trace, lambda step: weights, batches, momentum=0.9)
+
     assert table[["noise", "lag", "upstream"]].abs().to_numpy().max() < 1e-5
+
     # Of the weighting only the unbiased variance is left: var/(n−1).
     first = table[(table["layer"] == "1") & (table["statistic"] == "var")]
     n = 12 * 64
@@ -121,21 +143,25 @@ class WithAuxiliary(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.auxiliary = plain(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.body = plain()
+        self.auxiliary = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.body(x), self.auxiliary(x)) if self.training else (self.body(x),)
 
 
 def test_layers_that_no_batch_reaches_are_left_out() -> None:
-    model, batches = WithAuxiliary(), images(8, 6)
+    model = WithAuxiliary()
+    batches = images(8, 6)
     model.train()
     with record(model) as trace:
         for batch in batches:
             model(batch)
     weights = copy.deepcopy(model.state_dict())
     table = decompose(model, trace, lambda step: weights, batches, momentum=0.5)
-    assert table.attrs["unseen"] == ["auxiliary.1"] and list(table["layer"].unique()) == ["body.1", "body.4"]
+
+    assert table.attrs["unseen"] == ["auxiliary.1"]
+    assert list(table["layer"].unique()) == ["body.1", "body.4"]
     assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
 
 
@@ -166,6 +192,7 @@ def test_augmentation_is_a_term_of_its_own() -> None:
     model, trace, kept, batches = trained(10, lr=0.01)
     brighter = [batch + 1 for batch in batches]
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9, augmented=brighter)
+
     assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
     assert table["data"].abs().max() > 0.1
 
@@ -177,12 +204,15 @@ def dropping() -> nn.Module:
 
 def test_dropout_is_in_the_term_of_the_data() -> None:
     torch.manual_seed(0)
-    model, batches = dropping(), list(torch.randn(4096, 6).split(64))
+    model = dropping()
+    batches = list(torch.randn(4096, 6).split(64))
     with record(model) as trace:
         for batch in batches:
             model(batch)
     table = decompose(model, trace, lambda step: copy.deepcopy(model.state_dict()), batches, momentum=0.1)
+
     assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+
     variance = table[table["statistic"] == "var"]
     # x is doubled or 0: E[x²] doubles, of which the variance grows by E[x²] = var + mean².
     clean = population_statistics(model, batches)["2"]
@@ -194,26 +224,32 @@ def test_dropout_is_in_the_term_of_the_data() -> None:
 
 
 def test_frozen_in_training_is_update_bn_with_dropout_on() -> None:
-    model, batches = dropping(), list(torch.randn(256, 6).split(64))
+    model = dropping()
+    batches = list(torch.randn(256, 6).split(64))
     other = copy.deepcopy(model)
     with torch.random.fork_rng():
         frozen = record_frozen(model, batches, training=True)
         torch.optim.swa_utils.update_bn(batches, other)
     ours = replay(frozen, estimators.Cumulative(), [4])[4]
+
     assert gap(running_statistics(other), ours)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+
     without = replay(record_frozen(model, batches), estimators.Cumulative(), [4])[4]
     assert gap(ours, without)["var_gap"].item() > 0.3
 
 
 def test_frozen_estimators_are_those_of_the_tools() -> None:
-    model, batches = plain(), images(8, 8, 4)
+    model = plain()
+    batches = images(8, 8, 4)
     with unchanged(model):
         frozen = record_frozen(model, batches)
     other = copy.deepcopy(model)
     torch.optim.swa_utils.update_bn(batches, other.eval())
     ours = replay(frozen, estimators.Cumulative(), [3])[3]
     expected = running_statistics(other)
+
     assert gap(expected, ours)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+
     pooled = replay(frozen, estimators.PooledCumulative(), [3])[3]
     precise = population_statistics(model, batches, upstream="batch")
     assert gap(precise, pooled)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
@@ -230,7 +266,9 @@ def test_bad_input() -> None:
             decompose(model, trace, kept.__getitem__, batches, every=0)
         with pytest.raises(ValueError, match="batches is empty"):
             record_frozen(model, [])
-    assert window(0.1) == 44 and window(0.01) == 459
+
+    assert window(0.1) == 44
+    assert window(0.01) == 459
 
 
 def test_a_model_that_was_trained_on_is_refused() -> None:

@@ -141,8 +141,13 @@ def test_every_prefix_against_the_twin(
 ) -> None:
     data = batches(count, *scale, seed)
     stream = stream_of(data, updates)
-    found, gain = fold([estimator], stream, range(count + 1))[0], estimator.gains(stream)
-    assert torch.equal(found[0], START) and gain.dtype == torch.float64 and ((gain > 0) & (gain <= 1 + 1e-15)).all()
+    found = fold([estimator], stream, range(count + 1))[0]
+    gain = estimator.gains(stream)
+
+    assert torch.equal(found[0], START)
+    assert gain.dtype == torch.float64
+    assert ((gain > 0) & (gain <= 1 + 1e-15)).all()
+
     if count:
         expected = torch.stack([torch.stack(tuple(pair)) for pair in TWINS[estimator.name](estimator, data, updates)])
         # Dividing the start out of an EMA leaves its rounding, some eps·|start|, divided by as little as the momentum.
@@ -156,7 +161,8 @@ def test_every_prefix_against_the_twin(
 
 def stepwise(estimator: Estimator, stream: Stream) -> Tensor:
     """The definition: one step after the other, for every position."""
-    gain, values = estimator.gains(stream), estimator.values(stream)
+    gain = estimator.gains(stream)
+    values = estimator.values(stream)
     once = twice = estimator.begin(stream)
     states = [torch.stack((once, twice)) if estimator.twice else once]
     for t in range(len(stream)):
@@ -177,6 +183,7 @@ def test_blocks_agree_with_single_steps(estimator: Estimator) -> None:
     torch.testing.assert_close(fold([estimator], stream, some)[0], dense[some], rtol=1e-11, atol=1e-12)
     together = fold([EMA(0.3), estimator, PooledEMA(0.3)], stream, [785])[1, 0]
     torch.testing.assert_close(together, dense[785], rtol=1e-11, atol=1e-12)
+
     assert fold([estimator], stream, []).shape == (1, 0, 2, CHANNELS)
 
 
@@ -271,7 +278,9 @@ def test_delagged_does_not_lag() -> None:
     stream = Stream(torch.tensor([[0.0], [1.0]]).double(), falling, torch.full((2000, 1), 8.0).double())
     ema, delagged = fold([DebiasedEMA(0.05), DelaggedEMA(0.05)], stream, [2000])[:, 0]
     torch.testing.assert_close(delagged, falling[-1], rtol=1e-9, atol=0)
-    assert ema[0] == pytest.approx(1000 - 0.5 * 19) and ema[1] > 1.5 * falling[-1, 1]
+
+    assert ema[0] == pytest.approx(1000 - 0.5 * 19)
+    assert ema[1] > 1.5 * falling[-1, 1]
 
 
 # Agreement with others
@@ -301,18 +310,22 @@ def simulated(ratio: float, phi: float, steps: int, channels: int, seed: int) ->
     Returns:
         [steps, 2, channels], the true mean and variance for the weights *after* each step; and the stream.
     """
-    rng, n = np.random.default_rng(seed), 64
+    rng = np.random.default_rng(seed)
+    n = 64
     shocks = rng.normal(size=(steps + 1, 2, channels)) * math.sqrt(ratio * (1 - phi**2))
     drift = rng.normal(size=(2, channels)) * math.sqrt(ratio)
-    walk, level = np.empty((steps + 1, 2, channels)), np.zeros((2, channels))
+    walk = np.empty((steps + 1, 2, channels))
+    level = np.zeros((2, channels))
     for t in range(steps + 1):
         drift = phi * drift + shocks[t]
         level = level + drift
         walk[t] = level
-    mean, var = walk[:, 0], np.exp(walk[:, 1] * math.sqrt(2 / (n - 1)))
+    mean = walk[:, 0]
+    var = np.exp(walk[:, 1] * math.sqrt(2 / (n - 1)))
     batch_mean = mean[:-1] + rng.normal(size=(steps, channels))
     batch_var = var[:-1] * rng.chisquare(n - 1, (steps, channels)) / (n - 1)
-    batches, truth = np.stack((batch_mean, batch_var), 1), np.stack((mean, var), 1)[1:]
+    batches = np.stack((batch_mean, batch_var), 1)
+    truth = np.stack((mean, var), 1)[1:]
     start = torch.tensor([[0.0], [1.0]]).double().expand(2, channels)
     counts = torch.full((steps, channels), float(n), dtype=torch.float64)
     return torch.from_numpy(truth), Stream(start, torch.from_numpy(batches), counts)
@@ -339,6 +352,7 @@ def relative_errors(estimators: list[Estimator], ratio: float, phi: float, steps
 def test_kalman_and_predictive_are_as_good_as_the_best_momentum_in_hindsight(ratio: float, phi: float) -> None:
     fitted = [Kalman(), Kalman("channel"), Oracle(), Predictive()]
     layer, channel, oracle, predictive = relative_errors(fitted, ratio, phi, 800, 2)
+
     assert (layer < 1.1).all() and (oracle < 1.1).all() and (predictive < 1.1).all(), (layer, oracle, predictive)
     assert (channel < 1.6).all(), channel  # a channel alone tells little about its drift
 
@@ -349,17 +363,24 @@ def test_gains_fall_when_the_drift_ends(estimator: Estimator, least: float) -> N
     _, still = simulated(0.0, 0.0, 1600, 8, 1)
     stream = replace(moving, batches=torch.cat((moving.batches, still.batches)), counts=torch.full((2000, 8), 64.0))
     gain = estimator.gains(stream)
-    assert (gain[300:400].mean((0, 2)) > least).all() and (gain[-1] < 0.02).all()
+
+    assert (gain[300:400].mean((0, 2)) > least).all()
+    assert (gain[-1] < 0.02).all()
 
 
 def test_a_replay_knows_the_layers_and_their_eps() -> None:
-    model, data = plain(), images(*[4] * 40)
+    model = plain()
+    data = images(*[4] * 40)
     with record(model) as trace:
         train(model, data, lr=0.0)
     ((*_, stream),) = trace.streams()
-    assert stream.layers == (6, 12) and stream.eps.tolist() == [1e-5] * 6 + [1e-3] * 12
+
+    assert stream.layers == (6, 12)
+    assert stream.eps.tolist() == [1e-5] * 6 + [1e-3] * 12
+
     gain = Kalman().gains(stream)[-1]
-    assert gain.shape == (2, 18) and [len(part.unique()) for part in (gain[0, :6], gain[1, 6:])] == [1, 1]
+    assert gain.shape == (2, 18)
+    assert [len(part.unique()) for part in (gain[0, :6], gain[1, 6:])] == [1, 1]
 
 
 def test_a_bad_batch_is_forgotten_where_its_weight_is_none() -> None:
@@ -367,11 +388,15 @@ def test_a_bad_batch_is_forgotten_where_its_weight_is_none() -> None:
     stream, bad = stream_of(data), stream_of(data)
     bad.batches[2, :, 1] = torch.nan
     last, ema = fold([LastBatch(), EMA(0.1)], bad, range(7))
-    assert torch.equal(last[4:], fold([LastBatch()], stream, range(4, 7))[0]) and last[3, :, 1].isnan().all()
+
+    assert torch.equal(last[4:], fold([LastBatch()], stream, range(4, 7))[0])
+    assert last[3, :, 1].isnan().all()
     assert ema[3:, :, 1].isnan().all()
+
     torch.testing.assert_close(ema[:, :, [0, 2]], fold([EMA(0.1)], stream, range(7))[0][:, :, [0, 2]])
     started_badly = Stream(START * torch.nan, stream.batches, stream.counts)
     assert fold([Cumulative(), LastBatch()], started_badly, range(1, 7)).isfinite().all()
+
     bad.batches[2:, :, 1] = torch.nan
     assert Kalman().gains(bad).isfinite().all()
 
@@ -386,7 +411,8 @@ def sequence(means: list[float], variances: list[float]) -> Stream:
 
 
 def test_predictive_takes_the_last_of_a_ramp_and_the_average_of_what_alternates() -> None:
-    ramp, alternating = [float(t) for t in range(200)], [float(t % 2) for t in range(200)]
+    ramp = [float(t) for t in range(200)]
+    alternating = [float(t % 2) for t in range(200)]
     slow = DebiasedEMA(0.001)
     for means, variances in ((ramp, alternating), (alternating, ramp)):
         # The logarithm is the ramp.
@@ -400,11 +426,14 @@ def test_predictive_takes_the_last_of_a_ramp_and_the_average_of_what_alternates(
 def test_predictive_does_not_depend_on_units() -> None:
     """A shift and a scale of each channel: the same choice, shifted and scaled."""
     stream = stream_of(batches(150))
-    shift, scale = torch.tensor([1000.0, -3.0, 0.1]).double(), torch.tensor([4.0, 0.5, 256.0]).double()
+    shift = torch.tensor([1000.0, -3.0, 0.1]).double()
+    scale = torch.tensor([4.0, 0.5, 256.0]).double()
     moved = stream.batches * torch.stack((scale, scale.square())) + torch.stack((shift, torch.zeros(3)))
     other = replace(stream, batches=moved, eps=stream.eps * scale.square())
     found, expected = (fold([Predictive()], s, range(1, 151))[0] for s in (other, stream))
+
     assert torch.equal(Predictive().gains(other), Predictive().gains(stream))
+
     torch.testing.assert_close(found[:, 0], expected[:, 0] * scale + shift, rtol=1e-10, atol=1e-9)
     torch.testing.assert_close(found[:, 1], expected[:, 1] * scale.square(), rtol=1e-10, atol=0)
 
@@ -424,8 +453,12 @@ def test_predictive_layers_are_apart() -> None:
     for stream, own in ((slow, together[..., :5]), (fast, together[..., 5:])):
         torch.testing.assert_close(own, fold([Predictive()], stream, range(201))[0], rtol=1e-11, atol=1e-12)
     gain = Predictive().gains(both)
-    assert (gain[..., :5] == gain[..., :1]).all() and (gain[..., 5:] == gain[..., 5:6]).all()
-    assert not torch.equal(gain[..., 0], gain[..., 5]) and not torch.equal(gain[:, 0], gain[:, 1])
+
+    assert (gain[..., :5] == gain[..., :1]).all()
+    assert (gain[..., 5:] == gain[..., 5:6]).all()
+    assert not torch.equal(gain[..., 0], gain[..., 5])
+    assert not torch.equal(gain[:, 0], gain[:, 1])
+
     # The other part's batches matter to the variance not at all, to the mean as its units.
     still = replace(both, batches=torch.stack((both.batches[:, 0] * 0, both.batches[:, 1]), 1))
     assert torch.equal(fold([Predictive()], still, [200])[..., 1, :], together[None, [200], 1])
@@ -434,7 +467,8 @@ def test_predictive_layers_are_apart() -> None:
 @pytest.mark.parametrize(("when", "updates", "bad"), [(0, 0, torch.nan), (2, 5, torch.inf), (100, 0, torch.inf)])
 def test_predictive_leaves_out_what_is_not_finite(when: int, updates: int, bad: float) -> None:
     """A batch with one such mean is left out in its layer: all is as if that layer had not been called."""
-    data, stream = batches(150), replace(stream_of(batches(150), updates), layers=(1, 2))
+    data = batches(150)
+    stream = replace(stream_of(batches(150), updates), layers=(1, 2))
     stream.batches[when, 0, 1] = bad
     data[when] = data[when] + torch.tensor([0.0, bad, 0.0])
     found = fold([Predictive()], stream, range(151))[0]
@@ -442,9 +476,14 @@ def test_predictive_leaves_out_what_is_not_finite(when: int, updates: int, bad: 
     expected = torch.stack([torch.stack(pair) for pair in references.running_predictive(data, LAYERS, EPS, start)])
     first = 2 if when == 0 else 1  # before its first batch a layer has its start, which the twin does not know
     torch.testing.assert_close(found[first:], expected[first - 1 :], rtol=1e-11, atol=1e-12)
-    assert found.isfinite().all() and (Predictive().gains(stream)[when, :, 1:] == 0).all()
+
+    assert found.isfinite().all()
+    assert (Predictive().gains(stream)[when, :, 1:] == 0).all()
+
     momenta = Predictive().momenta(stream)  # what is given out is the average with that momentum
-    assert momenta.shape == (150, 2, 2) and momenta[:, :, 0].isfinite().all()
+    assert momenta.shape == (150, 2, 2)
+    assert momenta[:, :, 0].isfinite().all()
+
     own = (EMA if updates else DebiasedEMA)(float(momenta[-1, 0, 0]))
     (average,) = fold([own], stream, [150])[0]
     torch.testing.assert_close(found[-1, 0, 0], average[0, 0], rtol=1e-9, atol=1e-12)
@@ -456,7 +495,10 @@ def test_predictive_without_variance_and_eps() -> None:
     stream.batches[:, 1, 1] = 0.0
     stream.batches[:, :, 2] = torch.tensor([1.0, 0.0])
     found = fold([Predictive()], replace(stream, eps=torch.zeros(3).double()), range(81))[0]
-    assert found.isfinite().all() and Predictive().gains(stream).isfinite().all()
+
+    assert found.isfinite().all()
+    assert Predictive().gains(stream).isfinite().all()
+
     torch.testing.assert_close(found[1:, :, 2], stream.batches[:, :, 2], rtol=1e-12, atol=0)
 
 
@@ -477,6 +519,7 @@ class PerChannel(Estimator):
 
 def test_an_estimator_of_the_users_own() -> None:
     assert list_estimators()["test_weighted"] is PerChannel
+
     data = batches(20)
     found = fold([EMA(0.1), PerChannel(), LastBatch()], stream_of(data), range(21))[1]
     sizes = [len(batch) for batch in data]
@@ -492,13 +535,16 @@ def test_an_estimator_of_the_users_own() -> None:
 @pytest.mark.parametrize("estimator", [*ALL, PerChannel(), PerChannel(1e-7, -2, "x y", True)], ids=str)
 def test_labels_round_trip(estimator: Estimator) -> None:
     cls, parameters = parse(estimator.label)
+
     assert cls is type(estimator)
+
     momentum = {"momentum": estimator.momentum} if hasattr(estimator, "momentum") else {}
     assert cls(**parameters, **momentum) == estimator
 
 
 def test_parse() -> None:
-    assert parse("ema") == (EMA, {}) and parse("ema()") == (EMA, {})
+    assert parse("ema") == (EMA, {})
+    assert parse("ema()") == (EMA, {})
     assert parse("ema( momentum = 1 )") == (EMA, {"momentum": 1.0})
     assert parse("tests.test_estimators.PerChannel(power=3, kind=5.x)")[1] == {"power": 3, "kind": "5.x"}
     assert parse("tests.test_estimators.PerChannel")[0].name == "test_weighted"
@@ -538,6 +584,7 @@ def test_a_name_that_is_taken() -> None:
         list_estimators()
     del Second
     gc.collect()
+
     assert list_estimators()["ema"] is EMA
 
 
@@ -557,4 +604,5 @@ def test_gains_that_are_refused(returns: Callable[..., Any], message: str) -> No
     stream = Stream(torch.zeros(2, 5).double(), torch.ones(3, 2, 5).double(), torch.full((3, 5), 8.0).double())
     with pytest.raises(ValueError, match=f"ema: {message}"):
         fold([mistaken()], stream, [1, 3])
+
     assert list_estimators()["ema"] is EMA

@@ -19,7 +19,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
 
     with pytest.raises(OSError, match="no space"):
         write_whole(path, half)
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.txt"]
+
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file"), OSError("thrift"), KeyError("layers")])
@@ -39,8 +41,10 @@ def test_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path.write_text(text)
         set_aside(path, "x: damaged", "measured again")
     said = ["x: damaged", "  set aside as x.parquet.damaged-1; measured again"]
+
     assert capsys.readouterr().err.splitlines()[:2] == said
-    assert not path.exists() and (tmp_path / "x.parquet.damaged-2").read_text() == "second"
+    assert not path.exists()
+    assert (tmp_path / "x.parquet.damaged-2").read_text() == "second"
 
 
 def test_a_digest_is_that_of_all_parts_together() -> None:

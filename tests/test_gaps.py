@@ -24,7 +24,9 @@ def test_closed_form() -> None:
     weights = {"bn": torch.tensor([3.0, 2.0]).double()}
     reference = statistics([0, 0], [4, 4])
     frame = gap(reference, Statistics(statistics([2, 0], [4, 4 * math.e]), reference.eps, weights=weights))
+
     assert list(frame) == ["layer", "depth", "channels", *GAP_COLUMNS, "output_gap"]
+
     row = frame.iloc[0].to_dict()
     assert row == {
         "layer": "bn",
@@ -48,6 +50,7 @@ def test_the_output_gap_is_that_of_the_outputs() -> None:
         expected = layer(x)
     running = running_statistics(layer)
     off = (layer(x) - expected).square().mean(0)
+
     # The outputs of the reference are standardized up to eps, to which this is as near.
     assert gap(exact, running)["output_gap"].item() == pytest.approx(off.mean().sqrt().item(), rel=1e-4)
     assert gap(exact, running, per_channel=True)["output_gap"].tolist() == pytest.approx(off.sqrt().tolist(), rel=1e-4)
@@ -55,14 +58,16 @@ def test_the_output_gap_is_that_of_the_outputs() -> None:
 
 def test_channels_that_do_nothing_have_no_output_gap() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
-    model[0].weight.data[0] = 0
-    model[1].weight.data[0] = 0
+    for name in ("0.weight", "1.weight"):
+        model.get_parameter(name).data[0] = 0
     exact = population_statistics(model, [torch.randn(64, 3, 8, 8)])
     exact.write_to(model)
-    model[1].running_mean[0] = 0.05
-    model[1].running_var[0] = 0.5
+    model.get_buffer("1.running_mean")[0] = 0.05
+    model.get_buffer("1.running_var")[0] = 0.5
     frame = gap(exact, running_statistics(model))
-    assert frame["mean_gap"].item() > 5 and frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
+
+    assert frame["mean_gap"].item() > 5
+    assert frame["output_gap"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_weights_that_nobody_knows_give_no_output_gap() -> None:
@@ -91,10 +96,17 @@ def test_against_the_twin_in_any_order() -> None:
     estimate = running_statistics(model)
     reordered = Statistics(dict(list(estimate.items())[::-1]), estimate.eps)
     frame = gap(reference, reordered)
-    assert frame["layer"].tolist() == list(reference) and frame["depth"].tolist() == list(range(1, 8))
+
+    assert frame["layer"].tolist() == list(reference)
+    assert frame["depth"].tolist() == list(range(1, 8))
+
     for row in frame.to_dict("records"):
-        pair = [(s[row["layer"]].mean, s[row["layer"]].var) for s in (reference, estimate)]
-        expected = references.gap(*pair, eps=reference.eps[row["layer"]])
+        layer = row["layer"]
+        expected = references.gap(
+            (reference[layer].mean, reference[layer].var),
+            (estimate[layer].mean, estimate[layer].var),
+            eps=reference.eps[layer],
+        )
         assert {key: row[key] for key in GAP_COLUMNS} == pytest.approx(expected, rel=1e-10)
 
 
@@ -106,12 +118,19 @@ def test_nothing_between_equals() -> None:
 def test_a_bad_layer_does_not_reach_the_others() -> None:
     reference, estimate = running_statistics(plain()), running_statistics(plain())
     estimate["1"].mean[0] = math.nan
-    frame = gap(reference, estimate).set_index("layer")
-    assert math.isnan(frame.loc["1", "mean_gap"]) and (frame.loc["4", list(GAP_COLUMNS)] == 0).all()
-    estimate["1"].mean[0], estimate["1"].var[2] = 0, -1e-5  # var + eps = 0
-    frame = gap(reference, estimate).set_index("layer")
-    assert frame.loc["1", ["var_gap", "kl"]].isna().all() and frame.loc["1", "mean_gap"] > 0
-    assert (frame.loc["4", list(GAP_COLUMNS)] == 0).all()
+    first, second = gap(reference, estimate).to_dict("records")
+
+    assert math.isnan(first["mean_gap"])
+    assert all(second[column] == 0 for column in GAP_COLUMNS)
+
+    estimate["1"].mean[0] = 0
+    estimate["1"].var[2] = -1e-5  # var + eps = 0
+
+    first, second = gap(reference, estimate).to_dict("records")
+    assert math.isnan(first["var_gap"])
+    assert math.isnan(first["kl"])
+    assert first["mean_gap"] > 0
+    assert all(second[column] == 0 for column in GAP_COLUMNS)
 
 
 def test_many_at_once() -> None:
@@ -119,7 +138,9 @@ def test_many_at_once() -> None:
     layout = Layout.of(reference)
     many = layout.flatten(reference) + torch.rand(3, 5, 2, 18, dtype=torch.float64)
     values = layer_gaps(layout, layout.flatten(reference), many)
+
     assert values.shape == (3, 3, 5, 2)
+
     one = gap(reference, layout.unflatten(many[2, 4]))
     torch.testing.assert_close(values[:, 2, 4].T, torch.tensor(one[list(GAP_COLUMNS)].to_numpy()))
 
@@ -161,11 +182,15 @@ class Auxiliary(nn.Module):
 
 def test_layers_that_no_data_reached_are_left_out() -> None:
     model = Auxiliary()
-    exact, running = population_statistics(model, images(4, 4)), running_statistics(model)
+    exact = population_statistics(model, images(4, 4))
+    running = running_statistics(model)
     for sides in ((exact, running), (running, exact)):
         frame = gap(*sides)
-        assert frame["layer"].tolist() == ["first", "last"] and frame.attrs["unseen"] == ["head"]
+        assert frame["layer"].tolist() == ["first", "last"]
+        assert frame.attrs["unseen"] == ["head"]
+
     assert gap(running, running).attrs["unseen"] == []
+
     with pytest.raises(ValueError, match=r"layer 'last' is on one side only \(1 such\)"):
         gap(exact, without(running, "last"))
     with pytest.raises(ValueError, match="layer 'first' is on one side only"):  # nothing in common
@@ -176,21 +201,31 @@ def test_layers_that_no_data_reached_are_left_out() -> None:
     assert gap(exact, running_statistics(model))["mean_gap"].max() < 1e-6
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))])
+def compile_and_distribute(model: nn.Module) -> nn.Module:
+    compiled = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
+    return nn.DataParallel(compiled)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, compile_and_distribute])
 def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None:
     """Either side may be the wrapped one."""
     model, other = plain(), plain()
     train(model, images(4, 4))
     wrapped = wrap(model)
     mine, theirs = running_statistics(model), running_statistics(wrapped)
+
     assert list(mine) != list(theirs)
-    assert gap(mine, theirs)["layer"].tolist() == list(mine) and (gap(mine, theirs)["kl"] == 0).all()
+    assert gap(mine, theirs)["layer"].tolist() == list(mine)
+    assert (gap(mine, theirs)["kl"] == 0).all()
     assert gap(theirs, mine)["layer"].tolist() == list(theirs)
+
     theirs.write_to(other)
     assert (gap(mine, running_statistics(other))[list(GAP_COLUMNS)] == 0).all(axis=None)
+
     start = running_statistics(plain())
     with using(wrapped, start):
-        assert torch.equal(model[1].running_mean.double(), start["1"].mean)
+        assert torch.equal(model.get_buffer("1.running_mean").double(), start["1"].mean)
     start.write_to(wrapped)
     assert (gap(start, running_statistics(model))["kl"] == 0).all()
 
@@ -200,16 +235,21 @@ def test_per_channel() -> None:
     reference = running_statistics(model)
     train(model, images(4, 4, 4))
     estimate = running_statistics(model)
-    frame, layers = gap(reference, estimate, per_channel=True), gap(reference, estimate)
+    frame = gap(reference, estimate, per_channel=True)
+    layers = gap(reference, estimate)
+
     assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS, "output_gap"]
     assert frame.groupby("layer", sort=False)["channel"].count().tolist() == layers["channels"].tolist()
+
     first = frame[frame["layer"] == "1"].set_index("channel").loc[4]
     (mean_r, var_r), (mean_e, var_e) = ((float(s["1"].mean[4]), float(s["1"].var[4])) for s in (reference, estimate))
     assert first["mean_gap"] == pytest.approx((mean_e - mean_r) / math.sqrt(var_r + 1e-5))  # signed
     assert first["var_gap"] == pytest.approx(math.log((var_e + 1e-5) / (var_r + 1e-5)))
+
     squares = frame.assign(mean_gap=frame["mean_gap"] ** 2, var_gap=frame["var_gap"] ** 2)
     means = squares.groupby("layer", sort=False)[list(GAP_COLUMNS)].mean().reset_index(drop=True)
     assert (means["mean_gap"] ** 0.5).tolist() == pytest.approx(layers["mean_gap"].tolist())
     assert (means["var_gap"] ** 0.5).tolist() == pytest.approx(layers["var_gap"].tolist())
     assert means["kl"].tolist() == pytest.approx(layers["kl"].tolist())
-    assert (frame["mean_gap"] < 0).any() and (frame["mean_gap"] > 0).any()
+    assert (frame["mean_gap"] < 0).any()
+    assert (frame["mean_gap"] > 0).any()

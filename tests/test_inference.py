@@ -51,8 +51,8 @@ def twin(rule: Any, x: Tensor, mean: Tensor, var: Tensor) -> list[references.Pai
     return found
 
 
-def layer_for(x: Tensor) -> nn.Module:
-    kinds: dict[int, Callable[..., nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+def layer_for(x: Tensor) -> nn.BatchNorm1d | nn.BatchNorm2d:
+    kinds: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
     return randomized(kinds[x.dim()](x.shape[1], eps=1e-3)).eval()
 
 
@@ -64,13 +64,16 @@ def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: 
         pytest.skip("one value has no variance; refused below")
     x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) + 1
     layer = layer_for(x).to(dtype)
-    mean, var = layer.running_mean.double(), layer.running_var.double()
+    mean = layer.get_buffer("running_mean").double()
+    var = layer.get_buffer("running_var").double()
+    weight = layer.weight.double()
+    bias = layer.bias.double()
     expected = []
     for example, (m, v) in zip(x.double(), twin(rule, x, mean, var), strict=True):
-        channels = [
-            (example[c] - m[c]) / (v[c] + layer.eps).sqrt() * layer.weight[c].double() + layer.bias[c].double()
-            for c in range(len(example))
-        ]
+        channels = []
+        for c, values in enumerate(example):
+            normalized = (values - m[c]) / (v[c] + layer.eps).sqrt()
+            channels.append(normalized * weight[c] + bias[c])
         expected.append(torch.stack(channels))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
     for given in (x, x.to(memory_format=torch.channels_last) if x.dim() == 4 else x):
@@ -78,7 +81,8 @@ def test_every_rule_against_the_twin(rule: Rule, shape: tuple[int, ...], dtype: 
         with apply_rule(layer, rule), torch.no_grad():
             found = layer(given)
             torch.testing.assert_close(layer(input=given), found, rtol=0, atol=0)
-        assert found.dtype == dtype and torch.equal(given, original)
+        assert found.dtype == dtype
+        assert torch.equal(given, original)
         assert found.is_contiguous(memory_format=torch.channels_last) or given is x
         torch.testing.assert_close(found.double(), torch.stack(expected), rtol=tolerance, atol=tolerance)
 
@@ -88,8 +92,8 @@ def test_a_mean_far_above_the_deviation(rule: Rule) -> None:
     generator = torch.Generator().manual_seed(0)
     x = 1000 + 0.01 * torch.randn(8, 3, 6, 6, generator=generator)
     layer = nn.BatchNorm2d(3, eps=1e-9)
-    layer.running_mean.fill_(1000)
-    layer.running_var.fill_(1e-4)
+    layer.get_buffer("running_mean").fill_(1000)
+    layer.get_buffer("running_var").fill_(1e-4)
     exact = copy.deepcopy(layer).double()
     with apply_rule(layer, rule), apply_rule(exact, rule), torch.no_grad():
         torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=0, atol=0.01)  # float32 buffers: 0.006
@@ -98,12 +102,15 @@ def test_a_mean_far_above_the_deviation(rule: Rule) -> None:
 @each
 @pytest.mark.parametrize("network", [plain, residual])
 def test_the_model_comes_back(rule: Rule, network: Callable[[], nn.Module]) -> None:
-    model, x = network().train(), images(6)[0]
+    model = network().train()
+    x = images(6)[0]
     with unchanged(model):
         with apply_rule(model, rule) as lent, torch.no_grad():
-            assert lent is model and not model.training
+            assert lent is model
+            assert not model.training
             buffers = [buffer.clone() for buffer in model.buffers()]
-            assert not torch.equal(model(x), copy.deepcopy(model).eval()(x[:, :, :6])) and model(x).isfinite().all()
+            assert not torch.equal(model(x), copy.deepcopy(model).eval()(x[:, :, :6]))
+            assert model(x).isfinite().all()
             assert all(map(torch.equal, buffers, model.buffers()))
         with pytest.raises(RuntimeError, match="channels"), apply_rule(model, rule):
             model(torch.randn(2, 5, 8, 8))
@@ -113,8 +120,10 @@ def test_the_model_comes_back(rule: Rule, network: Callable[[], nn.Module]) -> N
 
 def test_the_test_batch_is_train_mode() -> None:
     """Also its gradients, with which a model is adapted at test time."""
-    model, x = residual(), images(16)[0]
-    trained, inputs = copy.deepcopy(model).train(), [x.clone().requires_grad_() for _ in range(2)]
+    model = residual()
+    x = images(16)[0]
+    trained = copy.deepcopy(model).train()
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
     expected = trained(inputs[0])
     expected.square().sum().backward()
     with apply_rule(model, TestBatch()):
@@ -130,14 +139,16 @@ def test_the_test_batch_is_train_mode() -> None:
 
 @pytest.mark.parametrize("rule", [ExampleWeighing(0.0), PseudoSamples(1e12), PseudoSamples(float("inf"), True)])
 def test_the_source_alone_is_plain_evaluation(rule: Rule) -> None:
-    model, x = residual().eval(), images(5)[0]
+    model = residual().eval()
+    x = images(5)[0]
     expected = model(x)
     with apply_rule(model, rule):
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_equal_rules() -> None:
-    model, x = residual().eval(), images(5)[0]
+    model = residual().eval()
+    x = images(5)[0]
     for one, other in ((EvalNorm(4), ExampleWeighing(0.25)), (PseudoSamples(0.0, True), TestBatch())):
         with apply_rule(model, one):
             found = model(x)
@@ -154,7 +165,9 @@ def test_equal_rules() -> None:
 
 def test_eval_norm_is_a_training_batch_on_average() -> None:
     """The mean exactly, the variance but for (B−1)/B² of the variance of the images' means."""
-    generator, B, N = torch.Generator().manual_seed(0), 4, 20_000
+    generator = torch.Generator().manual_seed(0)
+    B = 4
+    N = 20_000
     x = torch.randn(N, 1, 6, generator=generator, dtype=torch.float64) + torch.randn(N, 1, 1, generator=generator)
     example = torch.full((1, 1, 6), 2.0, dtype=torch.float64)
     batches = torch.cat((example.expand(N // 3, 1, 6)[:, None], x[: N // 3 * 3].view(-1, 3, 1, 6)), 1)
@@ -162,6 +175,7 @@ def test_eval_norm_is_a_training_batch_on_average() -> None:
     source = Moments.of(x)
     m, v = EvalNorm(B).statistics(example, source.mean.view(1, 1, 1), source.var.view(1, 1, 1))
     between = x.mean(2).var()
+
     assert m.item() == pytest.approx(mean.mean().item(), abs=0.01)
     assert v.item() - (B - 1) / B**2 * between.item() == pytest.approx(var.mean().item(), abs=0.02)
 
@@ -200,7 +214,8 @@ class OwnForward(nn.BatchNorm1d):
 
 
 def test_layers_that_no_rule_holds_for() -> None:
-    model, x = nn.Sequential(nn.BatchNorm1d(3), OwnForward(3)), torch.randn(8, 3)
+    model = nn.Sequential(nn.BatchNorm1d(3), OwnForward(3))
+    x = torch.randn(8, 3)
     with unchanged(model):
         with pytest.raises(ValueError, match="'1': with a forward of their own"), apply_rule(model, TestBatch()):
             pass
@@ -211,14 +226,17 @@ def test_layers_that_no_rule_holds_for() -> None:
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_that_are_made_inside_of_the_block_keep_the_rule(how: Callable[[nn.Module], nn.Module]) -> None:
     """A worker that the model is sent to, say."""
-    model, (x,) = residual(), images(5)
+    model = residual()
+    (x,) = images(5)
     with unchanged(model), torch.no_grad(), apply_rule(model, PseudoSamples(n=2)):
-        expected, other = model(x), how(model)
+        expected = model(x)
+        other = how(model)
         torch.testing.assert_close(other(x), expected)
         for layer in other.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.reset_running_stats()  # the copy's own
-        assert not torch.allclose(other(x), expected) and torch.equal(model(x), expected)
+        assert not torch.allclose(other(x), expected)
+        assert torch.equal(model(x), expected)
 
 
 @each

@@ -38,7 +38,8 @@ def test_live_bytes_counts_what_is_alive_once() -> None:
         del x
         assert live.now() == 8000  # the view holds it
         del view, y
-        assert live.now() == 0 and live.peak == 8000
+        assert live.now() == 0
+        assert live.peak == 8000
         weight.view(10, 100)
         assert live.now() == 0
 
@@ -50,10 +51,17 @@ def test_a_profile_has_the_most_that_is_held_from_a_layer_on() -> None:
 
 def test_a_budget_admits_as_many_batches_as_fit_beside_one_that_runs() -> None:
     budget = Budget([10, 10, 20], Profile({"a": 3.0, "b": 1.0}, 4.0), limit=160)  # one that runs: 4·20
-    assert budget.batches == 3 and budget.peak == 80
-    assert budget.admit(0, "a") and budget.admit(1, "a") and not budget.admit(2, "a")  # 30 + 30 + 60 > 80
+
+    assert budget.batches == 3
+    assert budget.peak == 80
+    assert budget.admit(0, "a")
+    assert budget.admit(1, "a")
+    assert not budget.admit(2, "a")  # 30 + 30 + 60 > 80
+
     budget.release(0)
-    assert budget.admit(2, "b") and budget.peak == 140  # 80 + 30 + 30 before, 80 + 30 + 20 now
+    assert budget.admit(2, "b")
+    assert budget.peak == 140  # 80 + 30 + 30 before, 80 + 30 + 20 now
     assert not Budget([10], None, limit=1).admit(0, "a")
+
     with pytest.raises(ValueError, match="one batch's forward needs 80 bytes, memory= allows 79; pass smaller batches"):
         Budget([20], Profile({}, 4.0), limit=79)

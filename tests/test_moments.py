@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnlab import Moments
 from bnlab.moments import compare_moments
-from bnlab.reading import pool_exactly, pool_on_device, read, read_on_device
+from bnlab.reading import Pooled, pool_exactly, pool_on_device, read, read_on_device
 from tests import references
 from tests.helpers import assert_moments
 
@@ -25,9 +25,11 @@ def sample(*shape: int, mean: float = 0.5, std: float = 2.0, dtype: torch.dtype 
 
 def test_closed_form() -> None:
     moments = Moments.of(torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[5.0, 7.0], [0.0, 4.0]]]))
+
     assert (moments.count, moments.mean.tolist()) == (4, [4.0, 1.0])
     # A float32 root of a sum of squares: 1.2e-7 of E[x²] = 21 against a variance of 5.
     assert moments.var.tolist() == pytest.approx([5.0, 3.0], rel=1.2e-7 * 21 / 5)
+
     merged = moments.merge(Moments.of(torch.tensor([[9.0, 1.0]])))
     assert (merged.count, merged.mean.tolist()) == (5, [5.0, 1.0])
     assert merged.var.tolist() == pytest.approx([8.0, 2.4], rel=1e-7)
@@ -111,6 +113,7 @@ def test_constant_and_dead_channels(layout: str) -> None:
     x = sample(9, 4, 5, 5)
     x[:, 1], x[:, 2] = 0, 1000.1
     moments = Moments.of(LAYOUTS[layout](x))
+
     assert moments.mean[1:3].tolist() == [0, torch.tensor(1000.1).item()]
     assert moments.var[1:3].tolist() == [0, 0]
 
@@ -144,7 +147,7 @@ batches_of_data = st.builds(
 )
 
 
-def assert_equal(a: Moments, b: Moments, mean: float) -> None:
+def assert_equal(a: Moments | Pooled, b: Moments, mean: float) -> None:
     """To rounding: a mean is off by some eps·|mean|, and so the squared difference of two of them by as much."""
     tolerance = 50 * EPS * (1 + abs(mean))
     assert a.count == b.count
@@ -161,7 +164,7 @@ def test_merging_is_associative_and_commutative(batches: list[Tensor]) -> None:
     assert_equal(a.merge(b).merge(c), a.merge(b.merge(c)), mean)
 
 
-def pooled(inputs: Sequence[Tensor]) -> Moments:
+def pooled(inputs: Sequence[Tensor]) -> Pooled:
     return pool_exactly([read(x) for x in inputs], lambda *about: [read(x, *about) for x in inputs])
 
 
@@ -185,14 +188,21 @@ def test_comparing_dead_channels() -> None:
     """Without a variance nothing is no difference, and anything else an infinite one."""
     one, other = (Moments(4, torch.tensor([1.0, 5.0, mean]), torch.tensor([4.0, 0.0, 0.0])) for mean in (2.0, 3.0))
     near = Moments(4, torch.tensor([2.0, 5.0, 2.0]), torch.tensor([5.0, 0.0, 0.0]))
-    assert compare_moments(one, near) == (0.5, 0.25) and compare_moments(one, other) == (torch.inf, 0)
+
+    assert compare_moments(one, near) == (0.5, 0.25)
+    assert compare_moments(one, other) == (torch.inf, 0)
     assert compare_moments(one, near, scale=torch.full((3,), 16.0)) == (0.25, 0.0625)
 
 
 def test_empty_is_neutral() -> None:
-    some, empty = Moments.of(sample(4, 3)), Moments.empty(3)
-    assert empty.count == 0 and empty.mean.isnan().all() and empty.var.isnan().all()
-    assert some.merge(empty) is some and empty.merge(some) is some
+    some = Moments.of(sample(4, 3))
+    empty = Moments.empty(3)
+
+    assert empty.count == 0
+    assert empty.mean.isnan().all()
+    assert empty.var.isnan().all()
+    assert some.merge(empty) is some
+    assert empty.merge(some) is some
     assert empty.merge(empty).count == 0
 
 
@@ -222,4 +232,6 @@ def test_refused_merges() -> None:
 def test_what_is_not_finite_is_infinitely_far_off() -> None:
     one = Moments(2, torch.tensor([0.0, 1.0]).double(), torch.tensor([0.0, 1.0]).double())
     spoilt = Moments(2, torch.tensor([0.0, torch.nan]).double(), torch.tensor([0.0, 1.0]).double())
-    assert compare_moments(one, one) == (0.0, 0.0) and compare_moments(one, spoilt) == (float("inf"), 0.0)
+
+    assert compare_moments(one, one) == (0.0, 0.0)
+    assert compare_moments(one, spoilt) == (float("inf"), 0.0)

@@ -21,7 +21,8 @@ BLOCKS = [block.partition("\n")[2] for block in TEXT.split("```")[1::2]]
 
 
 def test_the_calls_on_a_model_run() -> None:
-    model, loader = plain(), images(8, 8, 4)
+    model = plain()
+    loader = images(8, 8, 4)
 
     def train(network: nn.Module) -> None:
         network.train()
@@ -30,7 +31,9 @@ def test_the_calls_on_a_model_run() -> None:
 
     names: dict[str, Any] = {"model": model, "loader": loader, "train": train, "test": lambda network: network.eval()}
     exec(BLOCKS[0], names)
-    assert names["trace"].last_step == len(loader) and set(names["replayed"]) == {0, 1, 2, 3}
+
+    assert names["trace"].last_step == len(loader)
+    assert set(names["replayed"]) == {0, 1, 2, 3}
 
 
 def test_the_lines_on_self_tuned_layers_run() -> None:
@@ -38,7 +41,9 @@ def test_the_lines_on_self_tuned_layers_run() -> None:
     names: dict[str, Any] = {"model": model, "train": lambda network: [network(batch) for batch in images(8, 8, 4)]}
     (lines,) = [block for block in BLOCKS if "SelfTuned" in block]
     exec(lines.replace("momenta(model)", "chosen = momenta(model)"), names)
-    assert names["model"] is model and (names["chosen"]["batches"] == 3).all()
+
+    assert names["model"] is model
+    assert (names["chosen"]["batches"] == 3).all()
 
 
 def test_the_lines_on_layers_with_forwards_of_their_own_run() -> None:
@@ -54,12 +59,16 @@ def test_the_lines_on_layers_with_forwards_of_their_own_run() -> None:
         **{"MaskedNorm": Masked, "SlimNorm": Slim},
     }
     exec(lines, names)
+
     assert names["exact"]["0"].mean.tolist() == pytest.approx([5, 5], abs=0.1)
-    assert names["exact"]["1"].mean[:2].max() < 4 and not names["exact"]["1"].mean[2:].any()
+    assert names["exact"]["1"].mean[:2].max() < 4
+    assert not names["exact"]["1"].mean[2:].any()
 
 
 def test_the_names_in_the_text_are_found() -> None:
     """By a program that imports what they begin with alone; `bnlab.memory` was there after a measurement only."""
     names = set(re.findall(r"`(?:help\()?(bnlab(?:\.\w+)+)", TEXT))
+
     assert "bnlab.memory.keep_freed_memory" in names
+
     subprocess.run([sys.executable, "-c", f"import bnlab; {'; '.join(sorted(names))}"], cwd=ROOT, check=True)

@@ -27,14 +27,20 @@ def test_reading_and_writing_are_inverse() -> None:
     model, other = residual(), residual()
     train(model, images(4, 4))
     statistics = running_statistics(model)
-    buffer = model[1].running_mean
+    buffer = model.get_buffer("1.running_mean")
+
     assert list(statistics) == ["1", *(f"{i}.{n}" for i in (3, 4) for n in ("shortcut.1", "bn1", "bn2"))]
-    assert math.isnan(statistics["1"].count) and statistics["1"].mean.dtype == torch.float64
+    assert math.isnan(statistics["1"].count)
+    assert statistics["1"].mean.dtype == torch.float64
+
     train(model, images(4))
     assert not same(running_statistics(model), statistics)  # a copy, not a view
+
     statistics.write_to(model)
     assert same(running_statistics(model), statistics)
-    assert model[1].running_mean is buffer and int(model[1].num_batches_tracked) == 3
+    assert model.get_buffer("1.running_mean") is buffer
+    assert int(model.get_buffer("1.num_batches_tracked")) == 3
+
     statistics.write_to(other)
     assert same(running_statistics(other), statistics)
 
@@ -44,23 +50,28 @@ def test_writing_some_layers_leaves_the_others() -> None:
     old = running_statistics(model)
     Statistics({"4": Moments(9, torch.ones(12).double(), torch.ones(12).double())}, {"4": 1e-3}).write_to(model)
     new = running_statistics(model)
-    assert torch.equal(new["1"].mean, old["1"].mean) and new["4"].mean.tolist() == [1.0] * 12
+
+    assert torch.equal(new["1"].mean, old["1"].mean)
+    assert new["4"].mean.tolist() == [1.0] * 12
 
 
 def test_a_buffer_in_half_precision() -> None:
     model = plain().half()
     statistics = running_statistics(model)
     statistics.write_to(model)
+
     assert same(running_statistics(model), statistics)
 
 
 def test_using() -> None:
-    model, x = plain(), images(5)[0]
+    model = plain()
+    x = images(5)[0]
     statistics = population_statistics(model, images(4, 4))
     expected = plain()
     statistics.write_to(expected)
     with unchanged(model), using(model, statistics) as lent:
-        assert lent is model and not model.training
+        assert lent is model
+        assert not model.training
         assert torch.equal(model(x), expected.eval()(x))
     loss = model.eval()(x).sum()
     with using(model, statistics):
@@ -70,16 +81,27 @@ def test_using() -> None:
         raise ZeroDivisionError
 
 
+def copy_gradient(model: nn.Module) -> torch.Tensor:
+    """The gradient of the first layer's weight."""
+    gradient = model.get_parameter("0.weight").grad
+    assert gradient is not None
+    return gradient.clone()
+
+
 def test_a_loss_of_a_block_has_the_gradients_of_its_statistics() -> None:
-    model, (x, _) = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), (torch.randn(64, 4), None)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    x = torch.randn(64, 4)
+    _ = None
     statistics = population_statistics(model, [x])
     with using(model, statistics):
         model(x).square().sum().backward()
-        expected = model[0].weight.grad.clone()
+        expected = copy_gradient(model)
         model.zero_grad()
         loss = model(x).square().sum()
     loss.backward()
-    assert torch.equal(model[0].weight.grad, expected)
+
+    assert torch.equal(copy_gradient(model), expected)
+
     loss = model(x).square().sum()
     statistics.write_to(model)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -88,6 +110,7 @@ def test_a_loss_of_a_block_has_the_gradients_of_its_statistics() -> None:
 
 def test_frame() -> None:
     frame = population_statistics(plain(), images(4, 4)).to_frame()
+
     assert list(frame) == ["layer", "depth", "channel", "count", "mean", "var", "eps"]
     assert frame.groupby("layer", sort=False)["channel"].count().to_dict() == {"1": 6, "4": 12}
     assert frame.groupby("layer")[["depth", "count", "eps"]].first().to_dict("list") == {
@@ -109,6 +132,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     ):
         statistics.save(tmp_path / "s.safetensors")
         assert same(Statistics.load(tmp_path / "s.safetensors"), statistics)
+
     assert isinstance(Statistics.load(tmp_path / "s.safetensors")["a"].count, int)
 
 
@@ -165,7 +189,9 @@ def test_layout() -> None:
     statistics = good()
     layout = Layout.of(statistics)
     flat = layout.flatten(statistics)
-    assert flat.shape == (2, 18) and layout.channel_eps.tolist() == [1e-5] * 6 + [1e-3] * 12
+
+    assert flat.shape == (2, 18)
+    assert layout.channel_eps.tolist() == [1e-5] * 6 + [1e-3] * 12
     assert same(layout.unflatten(flat), statistics)
 
 

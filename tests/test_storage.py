@@ -24,9 +24,13 @@ def test_round_trip(tmp_path: Path) -> None:
     transposed = TENSORS["a"].T
     save_tensors(path, {**TENSORS, "transposed": transposed, "shared": TENSORS["a"][0]}, "kind/1", {"name": "é"})
     tensors, metadata = load_tensors(path, "kind/1")
-    assert metadata["name"] == "é" and tensors.keys() == {*TENSORS, "transposed", "shared"}
+
+    assert metadata["name"] == "é"
+    assert tensors.keys() == {*TENSORS, "transposed", "shared"}
+
     for name, tensor in TENSORS.items():
-        assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
+        assert tensors[name].dtype == tensor.dtype
+        assert torch.equal(tensors[name], tensor)
     assert torch.equal(tensors["transposed"], transposed)
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
 
@@ -53,4 +57,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(storage, "save_file", full)
     with pytest.raises(OSError, match="no space"):
         save_tensors(path, TENSORS, "kind/1", {})
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.safetensors"]
+
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.safetensors"]

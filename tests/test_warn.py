@@ -17,11 +17,13 @@ class Remembering(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.kept = nn.BatchNorm1d(3), nn.BatchNorm1d(3), [0.0]
+        self.first = nn.BatchNorm1d(3)
+        self.second = nn.BatchNorm1d(3)
+        self.kept = [0.0]
 
     def forward(self, x: Tensor) -> Tensor:
         self.kept[0] = float(x.mean())
-        return self.second(self.first(x) * self.kept[0])  # type: ignore[no-any-return]
+        return self.second(self.first(x) * self.kept[0])
 
 
 class Own(nn.BatchNorm1d):

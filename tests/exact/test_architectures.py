@@ -57,18 +57,25 @@ def find_difference(a: Statistics, b: Any) -> float:
     worst = 0.0
     for name, eps in a.eps.items():
         scale = b[name].var + eps
-        mean, var = (a[name].mean - b[name].mean).abs() / scale.sqrt(), (a[name].var - b[name].var).abs() / scale
+        mean = (a[name].mean - b[name].mean).abs() / scale.sqrt()
+        var = (a[name].var - b[name].var).abs() / scale
         worst = max(worst, float(mean.max()), float(var.max()))
     return worst
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_breadth_first_equals_its_twins(name: str) -> None:
-    model, batches = build(name), images(6, 6, 4, side=64)
+    model = build(name)
+    batches = images(6, 6, 4, side=64)
     with unchanged(model):
         found = population_statistics(model, batches)
-    assert found.check is not None and found.check.held and not found.unseen
-    wide, small = copy.deepcopy(model).double(), [batch.double() for batch in batches]
+
+    assert found.check is not None
+    assert found.check.held
+    assert not found.unseen
+
+    wide = copy.deepcopy(model).double()
+    small = [batch.double() for batch in batches]
     twin = population_statistics(wide, small, strategy="layerwise")
     assert find_difference(population_statistics(wide, small), twin) <= TWIN
     assert find_difference(found, twin) <= FLOAT32
@@ -76,17 +83,24 @@ def test_breadth_first_equals_its_twins(name: str) -> None:
 
 
 def test_half_of_the_memory_gives_the_same() -> None:
-    model, batches = build("resnet18").double(), [x.double() for x in images(6, 6, 6, 6, 4, side=32)]
+    model = build("resnet18").double()
+    batches = [x.double() for x in images(6, 6, 6, 6, 4, side=32)]
     whole = population_statistics(model, batches)
+
     assert whole.cost is not None
+
     found = population_statistics(model, batches, memory=whole.cost.peak_bytes // 2)
     assert find_difference(found, whole) <= TWIN
-    assert found.cost is not None and whole.cost.forwards < found.cost.forwards <= len(batches) * (len(found) + 1)
+    assert found.cost is not None
+    assert whole.cost.forwards < found.cost.forwards <= len(batches) * (len(found) + 1)
 
 
 def test_timm_overrides_the_forward_of_its_norms() -> None:
     timm = pytest.importorskip("timm")
-    model, batches = make_lively(timm.create_model("regnety_002", num_classes=10)), images(4, 4, side=64)
+    model = make_lively(timm.create_model("regnety_002", num_classes=10))
+    batches = images(4, 4, side=64)
     found = population_statistics(model, batches)
-    wide, small = copy.deepcopy(model).double(), [batch.double() for batch in batches]
+    wide = copy.deepcopy(model).double()
+    small = [batch.double() for batch in batches]
+
     assert find_difference(found, population_statistics(wide, small, strategy="layerwise")) <= FLOAT32

@@ -24,11 +24,13 @@ class Masked(nn.BatchNorm1d):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         values = x.transpose(1, 2)[mask]
         mean, var = self.running_mean, self.running_var
-        assert mean is not None and var is not None
+        assert mean is not None
+        assert var is not None
         if self.training:
             mean.lerp_(values.mean(0), 0.1)
             var.lerp_(values.var(0), 0.1)
-            mean, var = values.mean(0), values.var(0)
+            mean = values.mean(0)
+            var = values.var(0)
         return (x - mean[:, None]) / (var[:, None] + self.eps).sqrt() * mask[:, None]
 
 
@@ -50,7 +52,8 @@ class Slim(nn.BatchNorm2d):
     """It takes fewer channels than it has."""
 
     def forward(self, input: Tensor) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         k = input.shape[1]
         mean, var = self.running_mean[:k], self.running_var[:k]
         return F.batch_norm(input, mean, var, None, None, self.training)
@@ -72,7 +75,8 @@ class Sliced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         k = x.shape[1]
-        assert self.bn.running_mean is not None and self.bn.running_var is not None
+        assert self.bn.running_mean is not None
+        assert self.bn.running_var is not None
         return F.batch_norm(x, self.bn.running_mean[:k], self.bn.running_var[:k], None, None, self.training)
 
 
@@ -109,7 +113,9 @@ def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
         Masked(2), batches, forward=call, inputs={key: take_unmasked}, upstream=upstream, standard_errors=True
     )
     assert_moments(found[""], references.moments(torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])))
-    assert found[""].mean.tolist() == pytest.approx([5, 5], abs=0.05) and found.standard_errors is not None
+
+    assert found[""].mean.tolist() == pytest.approx([5, 5], abs=0.05)
+    assert found.standard_errors is not None
 
 
 @pytest.mark.parametrize("kind", [Activated, nn.BatchNorm2d])
@@ -120,22 +126,31 @@ def test_what_averages_its_input_is_recognized(
 ) -> None:
     layer = kind(8, momentum=momentum)
     probed = probe(layer, (2 * torch.randn(4, 8, 5, 5) + offset,), {})
-    assert probed is not None and probed.averages and probed.is_input
+
+    assert probed is not None
+    assert probed.averages
+    assert probed.is_input
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1e-3, 1.0])
 def test_what_averages_something_else_is_recognized(momentum: float) -> None:
     probed = probe(Smoothed(8, momentum=momentum), (2 * torch.randn(4, 8, 5, 5) + 3,), {})
-    assert probed is not None and probed.averages and not probed.is_input and probed.off > 0.1
+
+    assert probed is not None
+    assert probed.averages
+    assert not probed.is_input
+    assert probed.off > 0.1
 
 
 class Rounded(nn.BatchNorm2d):
     """It averages in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         if self.training:
-            mean, var = input.mean((0, 2, 3)).float(), input.var((0, 2, 3)).float()
+            mean = input.mean((0, 2, 3)).float()
+            var = input.var((0, 2, 3)).float()
             self.running_mean.copy_(0.9 * self.running_mean.float() + 0.1 * mean)
             self.running_var.copy_(0.9 * self.running_var.float() + 0.1 * var)
         return F.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)
@@ -145,7 +160,8 @@ class Half(nn.BatchNorm2d):
     """It averages half of its channels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         if self.training:
             self.running_mean[:4].lerp_(input.mean((0, 2, 3))[:4], 0.1)
             self.running_var[:4].lerp_(input.var((0, 2, 3))[:4], 0.1)
@@ -155,12 +171,16 @@ class Half(nn.BatchNorm2d):
 @pytest.mark.parametrize("sigma", [1e-3, 1e-2, 1.0, 1e3])
 def test_rounding_inside_of_a_layer_is_no_reason(sigma: float) -> None:
     probed = probe(Rounded(8), (sigma * torch.randn(4, 8, 5, 5),), {})
-    assert probed is not None and probed.is_input
+    assert probed is not None
+    assert probed.is_input
 
 
 def test_a_layer_that_averages_some_channels_is_no_plain_one() -> None:
     probed = probe(Half(8), (torch.randn(4, 8, 5, 5),), {})
-    assert probed is not None and probed.averages and not probed.is_input
+
+    assert probed is not None
+    assert probed.averages
+    assert not probed.is_input
 
 
 def test_data_that_are_not_finite_are_not_blamed_on_the_layer() -> None:
@@ -204,7 +224,7 @@ def test_a_layer_that_never_averages_is_measured_and_named_once() -> None:
 
 def test_some_channels_are_measured_and_the_others_keep_their_buffers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Slim(8))
-    model[1].running_mean += 7
+    model.get_buffer("1.running_mean").add_(7)
     data = images(8, 8, 5)
     with pytest.raises(ValueError, match="expects 8 channels"):
         population_statistics(model, data)
@@ -214,7 +234,9 @@ def test_some_channels_are_measured_and_the_others_keep_their_buffers() -> None:
         expected = references.moments(model[0](torch.cat(data)))
     torch.testing.assert_close(found.mean[:4], expected.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.var[:4], expected.var, rtol=1e-5, atol=0)
-    assert found.mean[4:].tolist() == [7] * 4 and found.var[4:].tolist() == [1] * 4
+
+    assert found.mean[4:].tolist() == [7] * 4
+    assert found.var[4:].tolist() == [1] * 4
 
 
 def test_batch_norm_on_a_layers_buffers_is_named_and_stays_unseen() -> None:
@@ -252,24 +274,27 @@ def test_a_forward_that_was_set_on_a_layer_is_asked() -> None:
     """One that normalizes another input is refused, one that only looks is not."""
     model = nn.Sequential(nn.BatchNorm2d(3))
     own = model[0].forward
-    model[0].forward = lambda x: own(x + 0)  # type: ignore[method-assign]
+    model[0].forward = lambda x: own(x + 0)
     with unchanged(model), warnings.catch_warnings():
         warnings.simplefilter("error")
         population_statistics(model, images(8, 8))
 
-    model[0].forward = lambda x: own(2 * x)  # type: ignore[method-assign]
+    model[0].forward = lambda x: own(2 * x)
     with unchanged(model), pytest.raises(ValueError, match=r"layer '0' .* inputs=\{'0': function"):
         population_statistics(model, images(8, 8))
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated])
 def test_layers_that_are_recorded_are_measured_as_ever(kind: type[nn.BatchNorm2d]) -> None:
-    model, data = nn.Sequential(kind(3)), images(8, 8)
+    model = nn.Sequential(kind(3))
+    data = images(8, 8)
     expected = population_statistics(model, data)
     with warnings.catch_warnings(), record(model), record(model):
         warnings.simplefilter("error")
         found = population_statistics(model, data)
-    assert torch.equal(found["0"].mean, expected["0"].mean) and torch.equal(found["0"].var, expected["0"].var)
+
+    assert torch.equal(found["0"].mean, expected["0"].mean)
+    assert torch.equal(found["0"].var, expected["0"].var)
 
 
 def test_a_layer_that_averages_some_channels_is_refused_in_words() -> None:
@@ -280,21 +305,25 @@ def test_a_layer_that_averages_some_channels_is_refused_in_words() -> None:
 @pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"strategy": "layerwise"}])
 def test_nan_in_a_buffer_that_is_not_measured_is_not_blamed_on_the_input(options: Any) -> None:
     layer = nn.BatchNorm2d(3)
+
     assert layer.running_mean is not None
+
     layer.running_mean[2] = torch.nan
     inputs = {"0": lambda layer, args, kwargs: (args[0][:, :2], [0, 1])}
     found = population_statistics(nn.Sequential(layer), images(8, 8), inputs=inputs, **options)["0"]
-    assert found.mean[:2].isfinite().all() and found.mean[2].isnan()
+    assert found.mean[:2].isfinite().all()
+    assert found.mean[2].isnan()
 
 
 def test_other_norms_and_those_without_statistics_are_named_once() -> None:
     other = nn.Module()
     other.register_buffer("running_avg_mean", torch.zeros(3))
     other.register_buffer("running_std", torch.ones(3))
-    other.forward = lambda x: x  # type: ignore[method-assign]
+    other.forward = lambda x: x
     model = nn.Sequential(nn.BatchNorm2d(3), other, nn.BatchNorm2d(3, track_running_stats=False))
     with pytest.warns(RuntimeWarning, match=r"'1' keep running statistics .*; '2' are batch norms without") as told:
         population_statistics(model, images(8))
+
     assert len(told) == 1
 
 
@@ -328,7 +357,10 @@ def test_recording_leaves_alone_what_it_cannot_read() -> None:
             model(x)
     for x in images(6, 6):
         bare(x)
-    assert len(trace.layers["1"]) == 0 and len(trace.layers["3"]) == 2
+
+    assert len(trace.layers["1"]) == 0
+    assert len(trace.layers["3"]) == 2
+
     for mine, other in zip(model.buffers(), bare.buffers(), strict=True):
         torch.testing.assert_close(mine, other)
     torch.testing.assert_close(replay(trace, EMA(0.1))[2]["3"].mean.float(), bare[3].running_mean)

@@ -47,7 +47,9 @@ def test_breadth_first_equals_the_layerwise_twin_in_float64(name: str) -> None:
     with unchanged(case.model), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found = population_statistics(case.model, case.batches, forward=case.forward)
-    assert all(case.warns in str(warning.message) for warning in told) and bool(told) == bool(case.warns)
+
+    assert all(case.warns in str(warning.message) for warning in told)
+    assert bool(told) == bool(case.warns)
     # Single images of a few pixels have variances of a few values; autocast computes in bfloat16.
     assert find_difference(found, twin) <= (0.05 if name == "autocast" else 1e-5)
     assert found.unseen == twin.unseen
@@ -57,8 +59,11 @@ def test_breadth_first_equals_the_layerwise_twin_in_float64(name: str) -> None:
 def test_float64_equals_a_full_batch_forward(name: str) -> None:
     case = CASES[name]
     found = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches))
+
     assert find_difference(found, references.full_batch_population(case.model, torch.cat(case.batches))) <= 1e-9
-    assert found.cost is not None and found.cost.forwards == found.cost.batches == len(case.batches)
+    assert found.cost is not None
+    assert found.cost.forwards == found.cost.batches == len(case.batches)
+
     pooled = population_statistics(copy.deepcopy(case.model).double(), widen(case.batches), upstream="batch")
     assert find_difference(pooled, references.batch_upstream_population(case.model, case.batches)) <= 1e-9
 
@@ -66,12 +71,14 @@ def test_float64_equals_a_full_batch_forward(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("autocast", "data parallel")])
 def test_an_ordinary_evaluation_gives_each_layer_what_was_measured(name: str) -> None:
     case = CASES[name]
-    model, batches = copy.deepcopy(case.model).double(), widen(case.batches)
+    model = copy.deepcopy(case.model).double()
+    batches = widen(case.batches)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = population_statistics(model, batches, forward=case.forward)
     with using(model, found), torch.no_grad():
         seen = references.moments_of_inputs(model, list(found), batches, case.forward)
+
     assert find_difference(found, seen) <= 1e-5
 
 
@@ -81,19 +88,24 @@ def test_less_memory_gives_the_same(name: str, share: float) -> None:
     case = CASES[name]
     batches = [batch for batch in case.batches for _ in range(8)]
     whole = population_statistics(case.model, batches)
+
     assert whole.cost is not None
+
     alone = population_statistics(case.model, batches[-1:]).cost.peak_bytes  # type: ignore[union-attr]
     limit = max(int(whole.cost.peak_bytes * share), 2 * alone)
     found = population_statistics(case.model, batches, memory=limit)
     assert find_difference(found, whole) <= 1e-5
-    assert found.cost is not None and found.cost.peak_bytes <= limit
+    assert found.cost is not None
+    assert found.cost.peak_bytes <= limit
+
     layers = len(found) + 1
     assert whole.cost.forwards < found.cost.forwards <= found.cost.passes * len(batches) * layers
 
 
 def test_shared_layers_settle_in_as_many_passes_as_there_are_layers_and_two() -> None:
     found = population_statistics(CASES["siamese"].model, CASES["siamese"].batches)
-    assert found.cost is not None and 2 < found.cost.passes <= len(found) + 2
+    assert found.cost is not None
+    assert 2 < found.cost.passes <= len(found) + 2
 
 
 class Feedback(nn.Module):
@@ -115,15 +127,19 @@ class Switch(nn.Module):
         self.norm = nn.BatchNorm1d(1, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x - 5 * torch.sign(self.norm.running_mean - 0.1))
+        return self.norm(x - 5 * torch.sign(self.norm.get_buffer("running_mean") - 0.1))
 
 
 def test_damping_finds_what_plain_iteration_does_not() -> None:
-    model, data = Feedback().double(), widen([torch.randn(64, 1) + 1, torch.randn(64, 1) + 1])
+    model = Feedback().double()
+    data = widen([torch.randn(64, 1) + 1, torch.randn(64, 1) + 1])
     found = population_statistics(model, data)
     with using(model, found), torch.no_grad():
         seen = references.moments_of_inputs(model, list(found), data, None)
-    assert found.cost is not None and found.cost.passes > 5 and find_difference(found, seen) <= 1e-5
+
+    assert found.cost is not None
+    assert found.cost.passes > 5
+    assert find_difference(found, seen) <= 1e-5
 
 
 def test_what_never_settles_is_refused() -> None:
@@ -143,17 +159,21 @@ def test_far_from_zero(offset: float, sigma: float) -> None:
 
 
 def test_some_layers_are_measured_under_the_buffers_of_others() -> None:
-    model, data = residual().double(), widen(images(8, 5))
+    model = residual().double()
+    data = widen(images(8, 5))
     found = population_statistics(model, data, layers=["4.bn2"])
     seen = references.moments_of_inputs(model.eval(), ["4.bn2"], data, None)
-    assert list(found) == ["4.bn2"] and find_difference(found, seen) <= 1e-12
+
+    assert list(found) == ["4.bn2"]
+    assert find_difference(found, seen) <= 1e-12
 
 
 def test_a_loader_draws_no_number_of_the_callers() -> None:
-    model, loader = plain(), DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)
+    model = plain()
+    loader = DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)
     for options in ({}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 1.0}):
         with unchanged(model):
-            population_statistics(model, loader, **options)  # type: ignore[arg-type]
+            population_statistics(model, loader, **options)
 
 
 def test_measuring_again_gives_the_same_to_the_bit() -> None:
@@ -166,8 +186,12 @@ def test_a_check_that_fails_says_where_and_by_how_much() -> None:
     case = CASES["features in a hook"]
     with pytest.warns(RuntimeWarning, match="another input"):
         found = population_statistics(case.model, case.batches[:2])
-    assert found.check is not None and not found.check.held
-    assert found.check.layer == "c.1" and found.check.off > 0.01 and "check failed at c.1" in repr(found)
+
+    assert found.check is not None
+    assert not found.check.held
+    assert found.check.layer == "c.1"
+    assert found.check.off > 0.01
+    assert "check failed at c.1" in repr(found)
 
 
 class Scaled(nn.Module):
@@ -188,7 +212,7 @@ class Scaled(nn.Module):
 def test_state_that_differs_from_batch_to_batch(scales: tuple[float, ...], in_a_list: bool) -> None:
     """An attribute is each forward's own; what it cannot have alone is noticed, and measured the slow way."""
 
-    def run(model: Scaled, batch: tuple[Tensor, float]) -> None:
+    def run(model: Any, batch: tuple[Tensor, float]) -> None:
         x, scale = batch
         if in_a_list:
             model.scales[0] = scale
@@ -201,11 +225,13 @@ def test_state_that_differs_from_batch_to_batch(scales: tuple[float, ...], in_a_
     noticed = pytest.warns(RuntimeWarning, match="keeps state between its layers")
     with noticed if in_a_list else contextlib.nullcontext():
         found = population_statistics(Scaled(), batches, forward=run)
+
     assert gap(expected, found)["var_gap"].max() < 1e-6
 
 
 def test_a_forward_that_raises_leaves_the_model_as_it_was() -> None:
-    model, calls = residual(), [0]
+    model = residual()
+    calls = [0]
 
     def fail(model: nn.Module, batch: Tensor) -> None:
         model(batch)
@@ -227,10 +253,12 @@ def test_a_caller_s_random_numbers_go_on() -> None:
 
 
 def test_gradients_are_not_touched() -> None:
-    model, (x,) = residual().train(), images(8)
+    model = residual().train()
+    (x,) = images(8)
     loss = model(x).sum()
     population_statistics(model, images(8, 5))
     loss.backward()  # the buffers that it saved have been put back
+
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -243,11 +271,15 @@ def test_max_images_stops_after_the_batch_that_reaches_it() -> None:
             yield batch
 
     found = population_statistics(plain(), loader(), max_images=6)
-    assert read == [4, 4] and found.cost is not None and found.cost.images == 8
+
+    assert read == [4, 4]
+    assert found.cost is not None
+    assert found.cost.images == 8
 
 
 def test_standard_errors_are_those_of_the_images() -> None:
-    model, data = randomized(nn.Sequential(nn.BatchNorm2d(3), conv(3, 4))), images(9, 9, 6)
+    model = randomized(nn.Sequential(nn.BatchNorm2d(3), conv(3, 4)))
+    data = images(9, 9, 6)
     for upstream in ("population", "batch"):
         found = population_statistics(model, data, upstream=upstream, standard_errors=True, images=len)
         assert found.standard_errors is not None
@@ -259,9 +291,14 @@ def test_standard_errors_are_those_of_the_images() -> None:
 def test_auto_reads_until_the_errors_are_within_the_tolerance() -> None:
     data = images(*[64] * 64)
     found = population_statistics(plain(), data, max_images="auto", tolerance=0.1, images=len)
-    assert found.cost is not None and found.cost.images in (256, 512, 1024, 2048) and found.standard_errors
+
+    assert found.cost is not None
+    assert found.cost.images in (256, 512, 1024, 2048)
+    assert found.standard_errors
+
     everything = population_statistics(plain(), data[:5], max_images="auto", tolerance=1e-9, images=len)
-    assert everything.cost is not None and everything.cost.images == 320
+    assert everything.cost is not None
+    assert everything.cost.images == 320
 
 
 def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
@@ -297,7 +334,8 @@ except ValueError as error:
 
 
 def test_what_is_refused_and_how() -> None:
-    model, data = plain(), images(8, 5)
+    model = plain()
+    data = images(8, 5)
     scripted = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3)))
     for arguments, options, error, message in (
         ((nn.Linear(3, 3), data), {}, ValueError, "no BatchNorm layer with running statistics in Linear"),
@@ -328,7 +366,7 @@ def test_what_is_refused_and_how() -> None:
     ):
         same = unchanged(model) if arguments[0] is model else contextlib.nullcontext()
         with same, pytest.raises(error, match=message):
-            population_statistics(*arguments, **options)  # type: ignore[arg-type]
+            population_statistics(*arguments, **options)
 
 
 def test_norms_that_somebody_has_written_are_named() -> None:
@@ -338,7 +376,7 @@ def test_norms_that_somebody_has_written_are_named() -> None:
             self.register_buffer("running_mean", torch.zeros(3))
 
         def forward(self, x: Tensor) -> Tensor:
-            return x - self.running_mean.view(-1, 1, 1)
+            return x - self.get_buffer("running_mean").view(-1, 1, 1)
 
     with pytest.warns(RuntimeWarning, match="'0' keep running statistics"):
         population_statistics(nn.Sequential(OwnNorm(), nn.BatchNorm2d(3)), images(8, 5))
@@ -347,8 +385,10 @@ def test_norms_that_somebody_has_written_are_named() -> None:
 
 
 def test_writing_the_result_makes_the_network_consistent() -> None:
-    model, data = residual(), images(8, 8, 5)
+    model = residual()
+    data = images(8, 8, 5)
     exact = population_statistics(model, data)
     exact.write_to(model)
+
     assert find_difference(population_statistics(model, data), exact) <= 1e-6
     assert torch.equal(running_statistics(model)["1"].mean, exact["1"].mean.float().double())

@@ -48,9 +48,15 @@ class OwnForward(nn.BatchNorm2d):
     """Norm and activation in one, as timm has it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        use_batch = self.training or self.running_mean is None
         x = F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, use_batch, self.momentum, self.eps
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.training or self.running_mean is None,
+            momentum=0.0 if self.momentum is None else self.momentum,
+            eps=self.eps,
         )
         return F.relu(x)
 
@@ -73,7 +79,7 @@ def _kept_features(net: Any, x: Tensor) -> Tensor:
 
 def _make_kept_features() -> nn.Module:
     net = Net(_kept_features, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4))
-    net.a.register_forward_hook(lambda module, args, output: setattr(module, "kept", output))
+    net.get_submodule("a").register_forward_hook(lambda module, args, output: setattr(module, "kept", output))
     return net
 
 

@@ -66,7 +66,9 @@ def test_message(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     words = shlex.split(line)
     with pytest.raises(UserError) as caught:
         plan_jobs([word for word in words if word != "-m"], multirun="-m" in words)
-    assert CASES[line] in str(caught.value) and str(caught.value).count("\n") <= 1
+
+    assert CASES[line] in str(caught.value)
+    assert str(caught.value).count("\n") <= 1
     assert not [*tmp_path.iterdir()]
 
 
@@ -78,7 +80,9 @@ def test_several_experiments_are_refused_with_the_command_of_each() -> None:
         plan_jobs(words, multirun=True)
 
     message, commands = str(caught.value).split("\n")
+
     assert message.startswith("experiment=quickstart,momentum: ")
+
     for command, experiment in zip(commands.split(" && "), ("quickstart", "momentum"), strict=True):
         typed = shlex.split(command)
         assert typed[:3] == ["bnlab", "sweep", "-m"]
@@ -110,5 +114,10 @@ def test_a_file_that_chooses_another_sweeper(tmp_path: Path) -> None:
 )
 def test_the_real_command(line: str, message: str, tmp_path: Path) -> None:
     done = run(*line.split(), f"results={tmp_path}/r", expect=2)
-    assert message in done.stderr and not done.stdout and not (tmp_path / "r").exists()
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") <= 2 and "Traceback" not in done.stderr
+
+    assert message in done.stderr
+    assert not done.stdout
+    assert not (tmp_path / "r").exists()
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") <= 2
+    assert "Traceback" not in done.stderr

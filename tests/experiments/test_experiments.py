@@ -34,7 +34,8 @@ def list_first(file: str) -> list[str]:
 @pytest.mark.parametrize("file", FILES)
 def test_it_composes(file: str, copies: list[str]) -> None:
     sweep = plan_jobs([f"experiment={file}", *copies * file.startswith("cifar10")])
-    assert {config.name for config in sweep.configs} == {FILES[file]["name"]} and len(sweep.configs) > 4
+    assert {config.name for config in sweep.configs} == {FILES[file]["name"]}
+    assert len(sweep.configs) > 4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +45,8 @@ def test_it_is_swept_and_reported(
     """Four steps of one seed on few images, in a network of a quarter of the width, of each of its files."""
     size = Cifar10.source.size._replace(available=150, test=30)
     monkeypatch.setattr(Cifar10, "source", Cifar10.source._replace(size=size))
-    results, report = f"results={tmp_path}", ""
+    results = f"results={tmp_path}"
+    report = ""
     for file in (file for file, content in FILES.items() if content["name"] == name):
         words = [f"experiment={file}", *list_first(file), "steps=4", "seed=0", "model.width=8", results]
         words += copies * file.startswith("cifar10")
@@ -55,4 +57,5 @@ def test_it_is_swept_and_reported(
         assert code == 0 and report.endswith(results), out + err
     code, out, err = call("report", *report.split())
     question = report.split()[0].removeprefix("experiment=")
+
     assert code == 0 and "Traceback" not in err and name.startswith(question) and f"\n{question}: " in out, out + err

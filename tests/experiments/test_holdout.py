@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,7 @@ def test_each_share_of_the_seeds_decides_for_itself() -> None:
     runs = pd.DataFrame({"run": [f"r{seed}" for seed in range(15)], "seed": range(15)})
     values = pd.DataFrame({"run": runs["run"], "x": [*unsure, *high]})
 
-    def score(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    def score(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         return interval(tables["values"].merge(tables["runs"], on="run"), "x", ())
 
     claim = Claim("It is positive.", score, above(0.0, "σ", "none"))

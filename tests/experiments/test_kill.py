@@ -62,7 +62,10 @@ def test_killed_and_continued_is_bit_for_bit_the_same(file: int, trained: Run, t
     """In the middle of writing any file."""
     done = subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path), str(file)], cwd=ROOT, timeout=120)
     job = small_config(tmp_path)
-    assert done.returncode == -signal.SIGKILL and (Run(job).status is None or file > 120)
+
+    assert done.returncode == -signal.SIGKILL
+    assert Run(job).status is None or file > 120
+
     execute(job)
     assert_same(Run(job), trained)
 
@@ -108,8 +111,11 @@ def test_interrupted(launcher: str, tmp_path: Path) -> None:
     wait_for_training(tmp_path, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.strip() == "stopped; the same command continues"
-    assert not list(tmp_path.rglob(".*.part")) and not list(tmp_path.rglob("status.json"))
+
+    assert process.returncode == 130
+    assert err.strip() == "stopped; the same command continues"
+    assert not list(tmp_path.rglob(".*.part"))
+    assert not list(tmp_path.rglob("status.json"))
 
 
 @pytest.mark.slow
@@ -129,17 +135,24 @@ def test_two_sweeps_at_once(tmp_path: Path) -> None:
     commands = [[sys.executable, "-c", SWEEP, str(tmp_path), name] for name in ("ema", "cumulative")]
     sweeps = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
     out = "".join(process.communicate(timeout=120)[0] for process in sweeps)
-    assert [process.returncode for process in sweeps] == [0, 0] and out.count("trained in") == 2
+
+    assert [process.returncode for process in sweeps] == [0, 0]
+    assert out.count("trained in") == 2
+
     found = load("adhoc", tmp_path)
     assert list(found["runs"]["status"]) == ["finished"] * 2
+
     sizes = found["gaps"].groupby(["run", "estimator"]).size()
-    assert len(sizes) == 6 and sizes.nunique() == 1
+    assert len(sizes) == 6
+    assert sizes.nunique() == 1
 
 
 @pytest.mark.parametrize("written", [0, 3, 9])
 def test_full_disk(trained: Run, tmp_path: Path, written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends the sweep; the same command continues."""
-    left, fsync, job = iter(range(written)), os.fsync, small_config(tmp_path)
+    left = iter(range(written))
+    fsync = os.fsync
+    job = small_config(tmp_path)
 
     def full(descriptor: int) -> None:
         if next(left, None) is None:
@@ -150,6 +163,9 @@ def test_full_disk(trained: Run, tmp_path: Path, written: int, monkeypatch: pyte
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             attempt(job)
-    assert not list(tmp_path.rglob(".*.part")) and not list_failures(job)
+
+    assert not list(tmp_path.rglob(".*.part"))
+    assert not list_failures(job)
+
     attempt(job)
     assert_same(Run(job), trained)

@@ -27,13 +27,17 @@ def test_a_mistake_in_a_file(case: str, tmp_path: Path) -> None:
     (tmp_path / "experiment" / "mine.yaml").write_text(HEADER + text)
     with pytest.raises(UserError) as caught:
         plan_jobs([f"--config-dir={tmp_path}", "experiment=mine"])
-    assert message in str(caught.value) and str(caught.value).count("\n") <= 1
+
+    assert message in str(caught.value)
+    assert str(caught.value).count("\n") <= 1
 
 
 def test_jobs_come_in_hydras_order() -> None:
     configs = plan_jobs(["data=digits,glyphs", "seed=range(0,20)", "momentum=0.1,[0.1,0.2]"], multirun=True).configs
     described = [(config.data.name, config.seed, config.momentum) for config in configs]
-    assert len(described) == 80 and described[:2] == [("digits", 0, 0.1), ("digits", 0, [0.1, 0.2])]
+
+    assert len(described) == 80
+    assert described[:2] == [("digits", 0, 0.1), ("digits", 0, [0.1, 0.2])]
     assert described[-1] == ("glyphs", 19, [0.1, 0.2])
 
 

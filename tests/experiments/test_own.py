@@ -62,12 +62,16 @@ def test_all_three(write: Write, call: Call, tmp_path: Path) -> None:
     write(MODULE)
     words = (*WORDS, f"data.root={tmp_path}", f"results={tmp_path}/r")
     code, _, err = call("sweep", *words, "momentum=0.5", "estimator=[ema,mine.Half,exact]")
+
     assert code == 0, err
+
     tables = load("adhoc", f"{tmp_path}/r")
     (row,) = tables["runs"].to_dict("records")
     assert (row["data"], row["model"], row["status"]) == ("mine.read_arrays", "mine.make_model", "finished")
+
     gaps = tables["gaps"].set_index("estimator")["mean_gap"]
-    assert list(gaps[["half"]]) == list(gaps[["ema"]]) and not gaps[["exact"]].any()
+    assert list(gaps[["half"]]) == list(gaps[["ema"]])
+    assert not gaps[["exact"]].any()
 
 
 def test_another_source_is_another_network(write: Write) -> None:
@@ -83,7 +87,9 @@ def test_another_source_is_another_network(write: Write) -> None:
 def test_a_data_set_like_torchvisions_is_its_arrays(function: str, write: Write) -> None:
     write(MODULE)
     found, expected = (load_dataset(describe_own(f"mine.{name}")) for name in (function, "read_arrays"))
+
     assert (len(found.train.labels), len(found.val.labels), len(found.test.labels), found.classes) == (36, 4, 12, 3)
+
     for split in ("train", "val", "test"):
         images = found.images_of(split).images
         # Of bytes bit for bit; floats are divided by 255 before.
@@ -115,6 +121,7 @@ def test_a_mistake_is_named_with_its_line(
 ) -> None:
     write(MODULE.replace(old, new, 1))
     code, _, err = call("sweep", *WORDS, f"data.root={tmp_path}", "estimator=[mine.Half]", f"results={tmp_path}/r")
+
     assert code == 2 and err.count("\n") <= 2 and "Traceback" not in err and re.search(message, err), err
     assert not (tmp_path / "r").exists()
 
@@ -126,8 +133,12 @@ def test_an_estimator_that_fails_in_the_end_leaves_the_rows_of_all_others(
     words = ("steps=9", "batch_size=256", "measurements=[gaps]", "estimator=[mine.Half,ema]", f"results={tmp_path}/r")
     code, _, err = call("sweep", *words)
     tables = load("adhoc", f"{tmp_path}/r")
-    assert code == 1 and "mine.py:37: ZeroDivisionError" in err and "Traceback" not in err
-    assert list(tables["runs"]["status"]) == ["failed"] and set(tables["gaps"]["estimator"]) == {"ema"}
+
+    assert code == 1
+    assert "mine.py:37: ZeroDivisionError" in err
+    assert "Traceback" not in err
+    assert list(tables["runs"]["status"]) == ["failed"]
+    assert set(tables["gaps"]["estimator"]) == {"ema"}
 
 
 def test_the_module_of_the_readme(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,5 +154,6 @@ def test_the_module_of_the_readme(tmp_path: Path, call: Call, monkeypatch: pytes
     own = ["model=readme_mine.make_model", "data=readme_mine.make_data", f"data.root={tmp_path / 'photos'}"]
     words = [*own, "estimator=[readme_mine.Slowing,exact]", "steps=3", "batch_size=8", f"results={tmp_path}"]
     code, out, err = call("sweep", *words)
+
     assert code == 0, out + err
     assert set(load("adhoc", tmp_path)["gaps"]["estimator"]) == {"slowing", "exact"}

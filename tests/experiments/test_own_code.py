@@ -51,7 +51,9 @@ def test_ctrl_c_while_a_command_starts(tmp_path: Path) -> None:
     """Importing torch takes most of that time."""
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
     done = run("sweep", "experiment=quickstart", path=tmp_path, expect=130)
-    assert not done.stdout and done.stderr.strip() == "stopped; the same command continues"
+
+    assert not done.stdout
+    assert done.stderr.strip() == "stopped; the same command continues"
 
 
 @pytest.mark.parametrize("most", [0, 8])
@@ -66,9 +68,13 @@ def test_an_estimator_that_leaves(most: int, tmp_path: Path, capsys: pytest.Capt
     prepare([job])
     attempt(job)
     err = capsys.readouterr().err
-    assert "leaver_8.py:10: SystemExit: enough" in err and "Traceback" not in err
+
+    assert "leaver_8.py:10: SystemExit: enough" in err
+    assert "Traceback" not in err
+
     found = load("adhoc", tmp_path)
-    assert list(found["runs"]["status"]) == ["failed"] and not len(found.get("gaps", ()))
+    assert list(found["runs"]["status"]) == ["failed"]
+    assert not len(found.get("gaps", ()))
 
 
 def test_a_module_that_leaves(tmp_path: Path) -> None:
@@ -82,8 +88,10 @@ def test_own_code_is_known_by_its_module(tmp_path: Path) -> None:
     for name, text in {"a": "import mine_c\ndef make(): pass\n", "b": "def make(): pass\n", "c": "x = 1\n"}.items():
         (tmp_path / f"mine_{name}.py").write_text(text)
     first, second = (import_object(f"mine_{name}.make") for name in "ab")
+
     assert digest_of_source(first) != digest_of_source(second)
     assert digest_of_source(second) == digest("def make(): pass\n", digits=10)
+
     (tmp_path / "mine_d.py").write_text("\n1 / 0\n")
     with pytest.raises(UserError, match=r"^mine_d.make: cannot be imported, .*mine_d.py:2: ZeroDivisionError"):
         import_object("mine_d.make")

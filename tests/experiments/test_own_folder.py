@@ -75,6 +75,7 @@ def bnlab(folder: Path, *words: str, expect: int = 0) -> Done:
 
 def test_sweep_report_runs_and_a_network_as_a_file(folder: Path) -> None:
     swept = bnlab(folder, "sweep", "experiment=widths").stdout
+
     assert "2 jobs on 2 networks" in swept
     assert "next: bnlab report experiment=widths" in swept
 
@@ -86,7 +87,8 @@ def test_sweep_report_runs_and_a_network_as_a_file(folder: Path) -> None:
     assert (folder / "results" / "widths" / "figures" / "accuracy.png").stat().st_size > 5000
 
     listed = bnlab(folder, "runs", "list").stdout
-    assert "2 networks" in listed and "model.width" in listed
+    assert "2 networks" in listed
+    assert "model.width" in listed
 
     run = tables["runs"].set_index("model.width")["run"][3]
     bnlab(folder, "runs", "export", run, "network.safetensors", "statistics=exact")
@@ -101,4 +103,5 @@ def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path) -> 
     refused = bnlab(folder, "sweep", "experiment=quickstart", expect=2).stderr
 
     path.unlink()
+
     assert "quickstart.yaml: bnlab has an experiment of this name; rename the file" in refused

@@ -64,8 +64,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_layers_without_sizes_are_refused(function: str, layers: str, call: Call, tmp_path: Path) -> None:
     done = call("sweep", f"model=own_models.{function}", *WORDS, f"results={tmp_path}/r")
 
-    assert done.code == 2 and done.err.startswith(f"error: model=own_models.{function}: {layers} no sizes yet; give ")
-    assert done.err.count("\n") == 1 and not (tmp_path / "r").exists()
+    assert done.code == 2
+    assert done.err.startswith(f"error: model=own_models.{function}: {layers} no sizes yet; give ")
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_layer_that_is_called_twice_is_named_and_measured(call: Call, tmp_path: Path) -> None:
@@ -75,8 +77,10 @@ def test_a_layer_that_is_called_twice_is_named_and_measured(call: Call, tmp_path
     done = call("sweep", *words)
 
     tables = load("adhoc", tmp_path / "r")
+
     assert done.code == 0 and "a forward calls layers several times (shared 2 times)" in done.out, done.err
-    assert set(tables["gaps"]["layer"]) == {"norm", "shared"} and tables["gaps"]["tid_mean"].notna().all()
+    assert set(tables["gaps"]["layer"]) == {"norm", "shared"}
+    assert tables["gaps"]["tid_mean"].notna().all()
     assert set(tables["evaluations"]["estimator"]) == {"ema", "exact"}
 
     run = Run(plan_jobs(words).configs[0])
@@ -87,6 +91,7 @@ def test_a_layer_that_is_called_twice_is_named_and_measured(call: Call, tmp_path
         model(run.dataset.train.images)
     together = torch.cat(inputs).double()
     assert len(inputs) == 2
+
     torch.testing.assert_close(together.mean((0, 2, 3)), exact["shared"].mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.var((0, 2, 3), correction=0), exact["shared"].var, rtol=1e-4, atol=1e-5)
 
@@ -96,8 +101,11 @@ def test_tables_about_one_batch_a_step_are_refused_for_it(call: Call, tmp_path: 
 
     done = call("sweep", *words)
 
-    assert done.code == 2 and done.err.startswith("error: measurements=drift: ") and "(shared 2 times)" in done.err
-    assert done.err.count("\n") == 1 and not (tmp_path / "r").exists()
+    assert done.code == 2
+    assert done.err.startswith("error: measurements=drift: ")
+    assert "(shared 2 times)" in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,8 @@ def test_a_model_for_which_there_is_no_memory(words: str, message: str, call: Ca
     done = call("sweep", *words.split(), f"results={tmp_path}/r")
 
     assert done.code == 2 and done.err.startswith(f"error: {message}"), done.err
-    assert done.err.count("\n") == 1 and not (tmp_path / "r").exists()
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_model_of_the_users_own_for_which_there_is_no_memory(

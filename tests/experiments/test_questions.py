@@ -43,11 +43,18 @@ def answer(name: str) -> Answer:
 @pytest.mark.parametrize("name", list_questions())
 def test_every_claim_is_measured(name: str) -> None:
     experiment, found = answer(name).experiment, answer(name).frame
-    assert experiment.question.endswith("?") and experiment.source and {*experiment.answers} <= NUMBERS
+
+    assert experiment.question.endswith("?")
+    assert experiment.source
+    assert {*experiment.answers} <= NUMBERS
+
     for claim in experiment.claims.values():
-        assert claim.text.endswith(".") and claim.rule.unit and claim.rule.reason
+        assert claim.text.endswith(".")
+        assert claim.rule.unit
+        assert claim.rule.reason
         assert {*claim.answers} <= {*experiment.answers}
-    assert {*found["claim"]} == {*experiment.claims} and not found["verdict"].eq(NOT_MEASURED).any()
+    assert {*found["claim"]} == {*experiment.claims}
+    assert not found["verdict"].eq(NOT_MEASURED).any()
 
 
 @cache
@@ -98,7 +105,8 @@ def test_readme_quotes_the_numbers_of_verdicts() -> None:
                 known.add(tuple(say_numbers(mean, *sorted(bounds))))
     for text in (README, SelfTuned.__doc__ or ""):
         quoted = QUOTED.findall(text)
-        assert len(quoted) >= 2 and [numbers for numbers in quoted if numbers not in known] == []
+        assert len(quoted) >= 2
+        assert [numbers for numbers in quoted if numbers not in known] == []
 
 
 def test_readme_has_numbers_as_one_would_say_them() -> None:
@@ -119,8 +127,10 @@ def test_conclusions_quote_claims_that_bear_on_the_hypothesis(number: str) -> No
 def test_numbers_of_gap_that_are_written_by_hand() -> None:
     _, gap = load("gap")
     late = rows(gap, "evaluations", 1.0, batch_size=1024, estimator="exact")["accuracy"].mean()
+
     assert f"in networks that get {late:.0%} right" in CATALOGUE.questions["Q8"]
     assert f"networks that get {late:.0%} right" in README
+
     layers = rows(gap, "gaps", 1.0, batch_size=1024, estimator="ema", momentum=0.1)
     first, second, third = np.exp(np.log(layers["mean_gap"]).groupby(layers["depth"]).mean())
     assert f"{first:.1g}, {second:.2g} and {third:.3g} σ off in layers 1 to 3" in CATALOGUE.questions["Q8"]
@@ -130,7 +140,9 @@ def test_numbers_of_settings_that_are_written_by_hand() -> None:
     _, settings = load("settings")
     frozen = rows(settings, "evaluations", 1.0, ("freeze_with",), batch_size=256, freeze_with=("ema", "exact"))
     right = 100 * frozen["accuracy"].mean()
+
     assert f"({right:.2g}% are right then)" in CATALOGUE.questions["Q11"]
+
     constant = rows(settings, "evaluations", 1.0, batch_size=256, schedule="constant", freeze_with="none")
     lost = -100 * paired(constant, "accuracy")["accuracy"]
     assert f"(seeds: {lost.min():.2g} to {lost.max():.2g})" in CATALOGUE.questions["Q11"]
@@ -140,8 +152,10 @@ def test_numbers_of_settings_that_are_written_by_hand() -> None:
 def test_every_answer_is_short_and_has_a_figure(number: str) -> None:
     prose = fill_prose(CATALOGUE.questions[number], answer_all())
     experiment, figure = prose.figure
+
     assert prose.question.endswith("?")
     assert number == "Q19" or figure in find_experiment(experiment).figures  # a script has none
+
     for limit, is_chosen in ((90, False), (20, True)):  # the line on CIFAR-10 by itself
         chosen = [text for text in prose.paragraphs if text.startswith("*On CIFAR-10*") == is_chosen]
         words = re.findall(r"[A-Za-z][\w'-]*", " ".join(chosen))
@@ -150,7 +164,8 @@ def test_every_answer_is_short_and_has_a_figure(number: str) -> None:
 
 def test_the_answers_are_short() -> None:
     text = (REFERENCE / "ANSWERS.md").read_text()
-    assert text.count("\n") <= 300 and len(text.encode()) <= 30_000
+    assert text.count("\n") <= 300
+    assert len(text.encode()) <= 30_000
 
 
 @pytest.mark.parametrize(

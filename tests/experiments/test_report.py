@@ -30,7 +30,10 @@ def list_files(folder: Path) -> list[str]:
 
 def test_one_experiment(folder: Path, call: Call) -> None:
     done = call("report experiment=quickstart", f"results={folder}")
-    assert done.code == 0 and done.err == ""
+
+    assert done.code == 0
+    assert done.err == ""
+
     names = ("accuracy.pdf", "accuracy.png", "estimators.pdf", "estimators.png", "gap.pdf", "gap.png")
     assert list_files(folder) == [f"quickstart/figures/{name}" for name in names]
     assert "    after 10% of training, batch size 256   31.8 [28.2, 35.5]       n=15  holds\n" in done.out
@@ -39,10 +42,16 @@ def test_one_experiment(folder: Path, call: Call) -> None:
 def test_all_of_a_folder(folder: Path, call: Call) -> None:
     (folder / "momentum" / "tables").mkdir(parents=True)
     done = call("report", f"results={folder}")
-    assert done.code == 0 and "momentum is left out" in done.err
+
+    assert done.code == 0
+    assert "momentum is left out" in done.err
     assert {"ANSWERS.md", "quickstart/README.md", "report.html"} <= {*list_files(folder)}
-    text, page = (folder / "ANSWERS.md").read_text(), (folder / "report.html").read_text()
-    assert "the start, lag and noise cost" in text and "In sorted batches" not in text
+
+    text = (folder / "ANSWERS.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert "the start, lag and noise cost" in text
+    assert "In sorted batches" not in text
+
     own = (folder / "quickstart" / "README.md").read_text()
     assert f"bnlab sweep experiment=quickstart results={folder}" in own
     assert "| after 10% of training, batch size 256 | 31.8 [28.2, 35.5] | 15 | holds |" in own
@@ -66,7 +75,10 @@ def test_all_of_a_folder(folder: Path, call: Call) -> None:
 )
 def test_mistakes(words: str, message: str, call: Call) -> None:
     done = call(f"report {words}")
-    assert done.code == 2 and message in done.err and done.err.count("\n") <= 2
+
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") <= 2
 
 
 def test_errors_of_a_question_have_their_line(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +89,7 @@ def test_errors_of_a_question_have_their_line(folder: Path, call: Call, monkeypa
     broken = replace(quickstart.EXPERIMENT, claims={"broken": claim}, figures={})
     monkeypatch.setattr(quickstart, "EXPERIMENT", broken)
     done = call("report experiment=quickstart", f"results={folder}")
+
     assert done.code == 1
     assert "claim broken of quickstart cannot be scored: tests/experiments/test_report.py:" in done.err
     assert "cannot be scored (tests/experiments/test_report.py:" in done.out
@@ -96,10 +109,13 @@ def test_what_fails_is_named_and_the_rest_is_decided_and_drawn(
 
     done = call("report", f"results={folder}")
 
-    assert done.code == 1 and "figure gap of quickstart cannot be drawn: tests/experiments/test_report.py:" in done.err
+    assert done.code == 1
+    assert "figure gap of quickstart cannot be drawn: tests/experiments/test_report.py:" in done.err
     assert (folder / "quickstart" / "figures" / "estimators.png").exists()
+
     page = (folder / "quickstart" / "README.md").read_text()
-    assert page.count("| holds |") > 3 and page.count("cannot be scored") == 1
+    assert page.count("| holds |") > 3
+    assert page.count("cannot be scored") == 1
 
 
 def test_a_question_that_cannot_be_imported_is_left_out(
@@ -109,7 +125,9 @@ def test_a_question_that_cannot_be_imported_is_left_out(
     monkeypatch.delattr(momentum, "EXPERIMENT")
     monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={}))
     done = call("report", f"results={folder}")
-    assert done.code == 1 and "momentum is left out: experiments/questions/momentum.py has to define" in done.err
+
+    assert done.code == 1
+    assert "momentum is left out: experiments/questions/momentum.py has to define" in done.err
     assert (folder / "quickstart" / "README.md").exists()
 
 
@@ -118,11 +136,15 @@ def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
 
     assert (done.code, done.err) == (0, "")
     assert "4 networks, 2 seeds.\n  batch size: 32, 256\n  seed: 0, 1\n  momentum: 0.01, 0.1\n" in done.out
-    assert "average of all batches" in done.out and done.out.endswith(f"{results}/adhoc/report.html\n")
+    assert "average of all batches" in done.out
+    assert done.out.endswith(f"{results}/adhoc/report.html\n")
+
     names = sorted(path.name for path in (results / "adhoc" / "figures").glob("*.png"))
     assert names == ["accuracy.png", "gap.png", "gap_training.png"]
+
     page = (results / "adhoc" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "src=" not in page.replace('src="data:image', "")
+    assert page.count("data:image/png;base64,") == 3
+    assert "src=" not in page.replace('src="data:image', "")
     assert "bnlab sweep -m batch_size=32,256 seed=0,1 epochs=1 &#39;momentum=[0.01,0.1]&#39;" in page
 
 
@@ -141,13 +163,18 @@ def test_names_and_settings_are_no_html(results: Path, call: Call) -> None:
     (results / "adhoc").rename(results / name)
     done = call("report", f"name={name}", f"results={results}")
     page = (results / name / "report.html").read_text()
-    assert done.code == 0 and name not in page and "<h1>&lt;img src=x&gt;</h1>" in page
+
+    assert done.code == 0
+    assert name not in page
+    assert "<h1>&lt;img src=x&gt;</h1>" in page
 
 
 def test_the_name_of_a_question_means_the_question(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={}))
     done = call("report name=quickstart", f"results={folder}")
-    assert done.code == 0 and "31.8 [28.2, 35.5]       n=15  holds" in done.out
+
+    assert done.code == 0
+    assert "31.8 [28.2, 35.5]       n=15  holds" in done.out
 
 
 def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +182,9 @@ def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypat
     empty = replace(figures["gap"], score=lambda tables: figures["gap"].score(tables)[:0])
     monkeypatch.setattr(quickstart, "EXPERIMENT", replace(quickstart.EXPERIMENT, figures={"gap": empty}))
     done = call("report experiment=quickstart", f"results={folder}")
-    assert done.code == 0 and "figure gap: the tables have no value for it; it is left out" in done.err
+
+    assert done.code == 0
+    assert "figure gap: the tables have no value for it; it is left out" in done.err
 
 
 def test_committed_tables_have_what_their_question_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +193,7 @@ def test_committed_tables_have_what_their_question_reads(folder: Path, monkeypat
     gaps.assign(kl=1.0, channels=8).to_parquet(tables / "gaps.parquet")
     gaps[:0].to_parquet(tables / "drift.parquet")
     monkeypatch.setattr(reference, "REFERENCE", folder)
+
     assert reference.main() == 0
     assert {*pd.read_parquet(tables / "gaps.parquet")} == {*gaps, "channels"}
     assert not (tables / "drift.parquet").exists()

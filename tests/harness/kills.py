@@ -33,9 +33,12 @@ def killed_at(step: int) -> Iterator[None]:
 
 def assert_same(found: Run, expected: Run) -> None:
     """Weights and buffers, log and trace are bit for bit the same."""
-    assert found.status is not None and found.wanted == expected.wanted
+    assert found.status is not None
+    assert found.wanted == expected.wanted
     for step in expected.wanted:
-        a, b = found.load_checkpoint(step), expected.load_checkpoint(step)
-        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        a = found.load_checkpoint(step)
+        b = expected.load_checkpoint(step)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
     assert_frame_equal(found.read_log(), expected.read_log())
     assert not expected.has_trace or same_traces(found.trace, expected.trace)

@@ -37,9 +37,11 @@ def test_the_last_network_as_training_left_it(swept: Config) -> None:
     model = load_model("g", run.id, results=swept.results)
 
     assert not model.training
+
     expected = run.load_checkpoint(40)
     state = model.state_dict()
-    assert expected.keys() == state.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
+    assert expected.keys() == state.keys()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
 def test_exact_statistics_give_the_accuracy_of_the_table(swept: Config) -> None:
@@ -50,6 +52,7 @@ def test_exact_statistics_give_the_accuracy_of_the_table(swept: Config) -> None:
     with torch.no_grad():
         hits = model(run.dataset.test.images).argmax(1) == run.dataset.test.labels
     table = load("g", swept.results)["evaluations"].query("estimator == 'exact' and step == 40")
+
     assert hits.double().mean().item() == table["accuracy"].item()
 
 

@@ -35,6 +35,7 @@ def test_disk_space(changes: dict[str, Any], tmp_path: Path) -> None:
     job = small_config(tmp_path, **changes)
 
     cost = estimate([job])
+
     assert not [*tmp_path.iterdir()], "a trial leaves nothing behind"
 
     execute(job)
@@ -64,8 +65,10 @@ def test_a_trial_counts_what_is_replayed_and_what_each_step_takes(
     cost = estimate([job])
 
     # For early steps 17 calls are replayed, half of which count for each of two steps.
-    gaps, evaluations = 4 * 108.5, 2 * 108.5
+    gaps = 4 * 108.5
+    evaluations = 2 * 108.5
     replays = 2 * (500 - 108.5) * 1000 / 400
+
     assert cost.measuring == [pytest.approx(gaps + evaluations + replays)]
     assert cost.training == pytest.approx(1000 * 0.25)
 
@@ -82,7 +85,9 @@ def test_a_sample_takes_as_much_less(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """Steps before the last one are measured on `population_images` of the 360."""
     whole = Trial(Run(small_config(tmp_path)), str(tmp_path))
     some = Run(small_config(tmp_path, population_images=90))
+
     assert [whole._scale(some, step) for step in (7, 40)] == [0.25, 1.0]
+
     monkeypatch.setattr(trials, "_IMAGES", 180)
     half = Trial(Run(small_config(tmp_path)), str(tmp_path))
     assert half._scale(Run(small_config(tmp_path)), 7) == 2.0
@@ -125,6 +130,7 @@ def test_a_trial_sets_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch, tm
     estimate([small_config(tmp_path, threads=2, measurements="log")])
 
     assert threads == [2]
+
     torch.set_num_threads(1)
 
 
@@ -132,4 +138,5 @@ def test_a_trial_sets_the_threads_of_the_job(monkeypatch: pytest.MonkeyPatch, tm
 def test_trials_in_processes_as_many_as_there_will_be(tmp_path: Path) -> None:
     plan = planning.make_plan([small_config(tmp_path, seed=seed, measurements="log") for seed in range(4)], 2)
 
-    assert plan.altogether > plan.training / 2 > 0 and plan.disk > 0
+    assert plan.altogether > plan.training / 2 > 0
+    assert plan.disk > 0

@@ -22,11 +22,13 @@ from tests.exact.zoo import Net, OwnForward
 from tests.helpers import assert_equal_statistics, images, plain, train, with_momentum, without_dropout
 
 
-def make() -> nn.Module:
-    return SelfTuned.convert(make_plain())
+def make() -> nn.Sequential:
+    model = make_plain()
+    SelfTuned.convert(model)
+    return model
 
 
-def make_plain() -> nn.Module:
+def make_plain() -> nn.Sequential:
     return without_dropout(plain())
 
 
@@ -34,14 +36,15 @@ def draw(steps: int, seed: int = 0) -> list[Tensor]:
     return images(*[6] * steps, seed=seed)
 
 
-def make_trained(steps: int) -> nn.Module:
+def make_trained(steps: int) -> nn.Sequential:
     train(model := make(), draw(steps))
     return model
 
 
 def is_equal(one: nn.Module, other: nn.Module) -> bool:
     """Parameters, buffers and averages, bit for bit; torch counts batches that are left out, too."""
-    mine, others = one.state_dict(), other.state_dict()
+    mine = one.state_dict()
+    others = other.state_dict()
     same = [torch.equal(value, others[key]) for key, value in mine.items() if "num_batches" not in key]
     return all(same) and momenta(one, errors=True).equals(momenta(other, errors=True))
 
@@ -49,17 +52,20 @@ def is_equal(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize("look", [nn.Module.eval, nn.Module.state_dict, momenta])
 @pytest.mark.parametrize("steps", [1, 2, 3, 63, 64, 65, 130])
 def test_it_holds_what_a_replay_gives_and_trains_as_torch_does(steps: int, look: Any) -> None:
-    model, twin = make(), make_plain()
+    model = make()
+    twin = make_plain()
     with record(model) as trace:
         outputs = train(model, draw(steps))
+
     assert all(map(torch.equal, outputs, train(twin, draw(steps))))
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
     assert model[1].num_batches_tracked == twin[1].num_batches_tracked == trace.last_step == steps
+
     assert_equal_statistics(replay(trace, EMA(0.1))[steps], running_statistics(twin), tolerance=1e-5)
     look(model)
-    shown = model[4].running_mean.clone()
+    shown = model.get_buffer("4.running_mean").clone()
     assert_equal_statistics(running_statistics(model), replay(trace, Predictive())[steps], tolerance=1e-6)
-    assert torch.equal(shown, model[4].running_mean)
+    assert torch.equal(shown, model.get_buffer("4.running_mean"))
     assert is_equal(model, make_trained(steps))
 
 
@@ -80,8 +86,10 @@ WAYS: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("name", WAYS)
 def test_ways_to_call_it(name: str) -> None:
-    model, expected = make(), make_trained(70)
+    model = make()
+    expected = make_trained(70)
     train(WAYS[name](model), draw(70))
+
     assert is_equal(model, expected)
 
 
@@ -102,20 +110,28 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("name", ["state dict", *COPIES])
 @pytest.mark.parametrize("steps", [0, 1, 64, 100])
 def test_a_copy_goes_on_with_the_averages_by_itself(steps: int, name: str) -> None:
-    model, other = make_trained(steps), make_trained(3)
+    model = make_trained(steps)
+    other: nn.Module
     if name == "state dict":
+        other = make_trained(3)
         other.load_state_dict(save_and_load(model.state_dict()))
     else:
         other = COPIES[name](model)
+
     train(other, draw(40, seed=1))
+
     assert is_equal(model, make_trained(steps))
+
     train(model, draw(40, seed=1))
     assert is_equal(model, other)
 
 
 def test_checkpoints_go_from_and_to_plain_models() -> None:
-    model, twin = make_trained(10), make_plain()
+    model = make_trained(10)
+    twin = make_plain()
+
     assert list(model.state_dict()) == list(twin.state_dict())
+
     twin.load_state_dict(save_and_load(model.state_dict()), strict=True)
     assert_equal_statistics(running_statistics(twin), running_statistics(model), tolerance=0)
     model.load_state_dict(twin.state_dict(), strict=True)
@@ -125,8 +141,10 @@ def test_checkpoints_go_from_and_to_plain_models() -> None:
 
 def assert_begins_from_its_buffers(model: nn.Module) -> None:
     """The averages have forgotten all batches; one more has a thousandth of the weight, beside the buffers."""
-    assert (momenta(model)["batches"] == 0).all() and momenta(model)["momentum"].isna().all()
-    before, (x,) = running_statistics(model), draw(1, seed=9)
+    assert (momenta(model)["batches"] == 0).all()
+    assert momenta(model)["momentum"].isna().all()
+    before = running_statistics(model)
+    (x,) = draw(1, seed=9)
     with record(model.train()) as trace:
         model(x)
     for name, moments in running_statistics(model).items():
@@ -135,14 +153,19 @@ def assert_begins_from_its_buffers(model: nn.Module) -> None:
 
 
 def test_a_model_that_was_converted_twice_loads_its_averages() -> None:
-    model, twin = make_trained(10), SelfTuned.convert(SelfTuned.revert(make()))
+    model = make_trained(10)
+    twin = SelfTuned.convert(SelfTuned.revert(make()))
     twin.load_state_dict(model.state_dict())
+
     assert (momenta(twin)["batches"] == 10).all()
 
 
 def test_buffers_that_are_not_finite_are_forgotten() -> None:
     layer = nn.BatchNorm1d(3)
-    assert layer.running_mean is not None and layer.num_batches_tracked is not None
+
+    assert layer.running_mean is not None
+    assert layer.num_batches_tracked is not None
+
     layer.running_mean.fill_(torch.nan)
     layer.num_batches_tracked.fill_(5)
     model = SelfTuned.convert(nn.Sequential(layer))
@@ -150,7 +173,8 @@ def test_buffers_that_are_not_finite_are_forgotten() -> None:
     for _ in range(10):
         model(torch.randn(8, 3))
     model.eval()
-    assert layer.running_mean.isfinite().all() and (momenta(model)["batches"] == 10).all()
+    assert layer.running_mean.isfinite().all()
+    assert (momenta(model)["batches"] == 10).all()
 
 
 # What else happens in a training
@@ -166,7 +190,7 @@ MEASUREMENTS: dict[str, Callable[[nn.Module], Tensor]] = {
 def look_within(block: Any, model: nn.Module) -> Tensor:
     with block:
         model.state_dict(), model.train(), model.eval(), momenta(model)
-        return model(*draw(1))  # type: ignore[no-any-return]
+        return model(*draw(1))
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
@@ -174,13 +198,16 @@ def look_within(block: Any, model: nn.Module) -> Tensor:
 def test_measurements_leave_the_averages_alone(steps: int, name: str) -> None:
     model, expected = make_trained(steps), make_trained(steps)
     found = MEASUREMENTS[name](model)
-    assert is_equal(model, expected) and torch.equal(found, MEASUREMENTS[name](expected))  # buffers are up to date
+
+    assert is_equal(model, expected)
+    assert torch.equal(found, MEASUREMENTS[name](expected))  # buffers are up to date
+
     for each in (model, expected):
         train(each.train(), draw(70, seed=5))
     assert is_equal(model, expected)
 
 
-LEFT_OUT: dict[str, Callable[[nn.Module], object]] = {
+LEFT_OUT: dict[str, Callable[[nn.Sequential], object]] = {
     "momentum 0": lambda model: with_momentum(model, 0.0)(draw(1)[0] + 5) is with_momentum(model, 0.1),
     "NaN": lambda model: model(draw(1)[0] * torch.nan),
     "empty": lambda model: model[:2](draw(1)[0][:0]),
@@ -194,13 +221,14 @@ def test_what_is_left_out(steps: int, name: str) -> None:
     LEFT_OUT[name](model)
     for each in (model, expected):
         train(each, draw(70, seed=1))
+
     assert is_equal(model, expected)
 
 
-WRITES: dict[str, Callable[[nn.Module], object]] = {
+WRITES: dict[str, Callable[[nn.Sequential], object]] = {
     "load_state_dict": lambda model: model.load_state_dict(dict(make_trained(5).state_dict())),  # without metadata
     "write_to": lambda model: running_statistics(plain()).write_to(model),
-    "in evaluation": lambda model: [model.eval()[place].running_mean.fill_(3.0) for place in (1, 4)],
+    "in evaluation": lambda model: [model.eval().get_buffer(f"{place}.running_mean").fill_(3.0) for place in (1, 4)],
     "update_bn": lambda model: update_bn(draw(3), model),
     "another type": lambda model: model.double()(draw(1)[0].double()) is model.float(),
 }
@@ -215,7 +243,8 @@ def test_averages_begin_again_from_what_something_else_writes(steps: int, name: 
 
 
 def test_update_bn_gives_the_average_of_all_batches() -> None:
-    model, twin = make_trained(30), make_plain()
+    model = make_trained(30)
+    twin = make_plain()
     twin.load_state_dict(model.state_dict())
     for each in (model, twin):
         update_bn(draw(40, seed=3), each)
@@ -223,10 +252,18 @@ def test_update_bn_gives_the_average_of_all_batches() -> None:
 
 
 def test_reset_running_stats_makes_it_new() -> None:
-    layer = make_trained(70)[1]  # type: ignore[index]
+    layer = make_trained(70)[1]
+
+    assert isinstance(layer, nn.BatchNorm2d)
+
     layer.reset_running_stats()
-    assert (layer.running_mean == 0).all() and (layer.running_var == 1).all() and not layer.num_batches_tracked
-    layer.train()(x := torch.randn(8, 6, 4, 4))
+
+    assert (layer.get_buffer("running_mean") == 0).all()
+    assert (layer.get_buffer("running_var") == 1).all()
+    assert not layer.num_batches_tracked
+
+    x = torch.randn(8, 6, 4, 4)
+    layer.train()(x)
     torch.testing.assert_close(layer.eval().running_mean, x.mean((0, 2, 3)))
 
 
@@ -235,20 +272,29 @@ def test_reset_running_stats_makes_it_new() -> None:
 
 @pytest.mark.parametrize(("kind", "dims"), [(nn.BatchNorm1d, 1), (nn.BatchNorm1d, 0), (nn.BatchNorm3d, 3)])
 def test_each_of_torchs_classes(kind: type[nn.BatchNorm2d], dims: int) -> None:
-    layer, x = SelfTuned.convert(kind(4)), torch.randn(8, 4, *[3] * dims) + 2
+    layer = SelfTuned.convert(kind(4))
+    x = torch.randn(8, 4, *[3] * dims) + 2
     for mode in (True, False):
         with pytest.raises(ValueError, match=r"^expected .* input \(got 1D input\)"):
             layer.train(mode)(torch.randn(8))
     layer.train()(x)
-    assert isinstance(layer, SelfTuned) and isinstance(layer, kind)
+
+    assert isinstance(layer, SelfTuned)
+    assert isinstance(layer, kind)
+
     torch.testing.assert_close(layer.eval().running_mean, x.mean([0, *range(2, x.dim())]))
 
 
 def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
-    model, twin = make_trained(30), make_plain()
+    model = make_trained(30)
+    twin = make_plain()
     twin.load_state_dict(model.state_dict())
-    assert SelfTuned.convert(model) is model and (momenta(model)["batches"] == 30).all()
-    assert SelfTuned.revert(model) is model and type(model[1]) is nn.BatchNorm2d
+
+    assert SelfTuned.convert(model) is model
+    assert (momenta(model)["batches"] == 30).all()
+    assert SelfTuned.revert(model) is model
+    assert type(model[1]) is nn.BatchNorm2d
+
     save_and_load(model, weights_only=False).load_state_dict(model.state_dict())
     train(model, draw(5)), train(twin, draw(5))
     assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
@@ -256,8 +302,12 @@ def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
 
 def test_what_is_refused_and_how() -> None:
     with pytest.warns(UserWarning, match="SelfTuned.convert: '1' are not of torch's own classes, and keep"):
-        model = SelfTuned.convert(nn.Sequential(nn.BatchNorm2d(3), OwnForward(3)))
-    assert isinstance(model[0], SelfTuned) and type(model[1]) is OwnForward
+        model = nn.Sequential(nn.BatchNorm2d(3), OwnForward(3))
+        SelfTuned.convert(model)
+
+    assert isinstance(model[0], SelfTuned)
+    assert type(model[1]) is OwnForward
+
     for call in (SelfTuned.convert, SelfTuned.revert, momenta):
         with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, found dict"):
             call({})  # type: ignore[arg-type]
@@ -270,10 +320,17 @@ def test_what_is_refused_and_how() -> None:
 def test_momenta() -> None:
     model = make_trained(30)
     found, every = momenta(model), momenta(model, errors=True)
+
     assert list(found) == ["layer", "depth", "statistic", "batches", "momentum", "memory"]
+
     expected = [["1", 1, "mean"], ["1", 1, "var"], ["4", 2, "mean"], ["4", 2, "var"]]
     assert found[["layer", "depth", "statistic"]].values.tolist() == expected
-    assert (found["batches"] == 30).all() and (found["memory"] == 1 / found["momentum"]).all()
+    assert (found["batches"] == 30).all()
+    assert (found["memory"] == 1 / found["momentum"]).all()
+
     best = every.loc[every.groupby(["depth", "statistic"])["error"].idxmin()]
-    assert best["momentum"].tolist() == found["momentum"].tolist() and best["chosen"].all()
-    assert len(every) == 4 * 50 and list(every)[-2:] == ["error", "chosen"] and found["momentum"].nunique() > 1
+    assert best["momentum"].tolist() == found["momentum"].tolist()
+    assert best["chosen"].all()
+    assert len(every) == 4 * 50
+    assert list(every)[-2:] == ["error", "chosen"]
+    assert found["momentum"].nunique() > 1

@@ -36,6 +36,7 @@ def test_all_but_the_norms_is_as_in_evaluation() -> None:
     trace = record_frozen(model, DATA)
     for entry, x in zip(trace.layers["1"].moments, DATA, strict=True):
         torch.testing.assert_close(entry, torch.stack((x.mean((0, 2, 3)), x.var((0, 2, 3)))))
+
     assert not same_traces(record_frozen(model, DATA, training=True), trace)
 
 
@@ -46,7 +47,9 @@ def test_a_batch_is_a_step_whatever_its_forward_calls() -> None:
         model["b"](model["a"](batch["x"]) + model["a"](batch["x"] + 1))
 
     trace = record_frozen(model, [{"x": x} for x in DATA], forward=forward)
-    assert trace.layers["a.1"].steps == [1, 1, 2, 2, 3, 3] and trace.layers["b.1"].steps == [1, 2, 3]
+
+    assert trace.layers["a.1"].steps == [1, 1, 2, 2, 3, 3]
+    assert trace.layers["b.1"].steps == [1, 2, 3]
     assert same_traces(record_frozen(plain(), [(x, 0) for x in DATA]), record_frozen(plain(), DATA))
 
 
@@ -54,15 +57,19 @@ def test_batches_before_count_for_nothing_and_self_tuned_layers_are_as_plain_one
     train(model := plain(), DATA)
     trace = record_frozen(model, DATA)
     first = torch.cat([layer.moments[0] for layer in trace.layers.values()], dim=1).double()
+
     assert torch.equal(trace.layout.flatten(replay(trace, Cumulative())[1]), first)
     assert same_traces(record_frozen(SelfTuned.convert(model), DATA), trace)
 
 
 def test_batches_and_gradients_to_come_are_left_alone() -> None:
-    model, (x, *_) = nn.Sequential(nn.ReLU(inplace=True), *plain().train()), images(4)
-    kept, loss = x.clone(), model(x.clone()).sum()
+    model = nn.Sequential(nn.ReLU(inplace=True), *plain().train())
+    (x, *_) = images(4)
+    kept = x.clone()
+    loss = model(x.clone()).sum()
     record_frozen(model, [x])
     loss.backward()
+
     assert torch.equal(x, kept)
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -33,10 +34,15 @@ def test_replays_at_each_step(recorded: MomentTrace) -> None:
     for step in range(12):
         train(model, DATA[step - 1 : step] if step else [])
         assert_equal_statistics(replayed[step], running_statistics(model), tolerance=1e-6)
-    assert list(replayed) == list(range(12)) and math.isnan(replayed[3]["1"].count)
+
+    assert list(replayed) == list(range(12))
+    assert math.isnan(replayed[3]["1"].count)
+
     bank = [EMA(0.1), LastBatch(), DebiasedEMA(0.3)]
     values = replay_bank(recorded, bank, [0, 3, 11])
-    assert values.shape == (3, 3, 2, 18) and values.dtype == torch.float64
+    assert values.shape == (3, 3, 2, 18)
+    assert values.dtype == torch.float64
+
     for estimator, found in zip(bank, values, strict=True):
         some = replay(recorded, estimator, steps=[7, 3])
         torch.testing.assert_close(found[1], recorded.layout.flatten(some[3]))
@@ -47,14 +53,16 @@ def test_replays_at_each_step(recorded: MomentTrace) -> None:
 def test_long_traces_spill_to_disk(limit: int, recorded: MomentTrace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace_module, "_CHUNK", 3)
     monkeypatch.setattr(trace_module, "SPILL_BYTES", limit)
-    files, make = [], torch.from_file
-    monkeypatch.setattr(torch, "from_file", lambda *args, **options: files.append(args) or make(*args, **options))
+    from_file = Mock(wraps=torch.from_file)
+    monkeypatch.setattr(torch, "from_file", from_file)
     model = without_dropout(plain())
     with record(model) as spilled:
         train(model, DATA)
         assert same_traces(spilled, recorded)
-    assert same_traces(spilled, recorded) and same_traces(copy.deepcopy(spilled), recorded)
-    assert len(files) == {0: 6, 500: 4, 10**9: 0}[limit]
+
+    assert same_traces(spilled, recorded)
+    assert same_traces(copy.deepcopy(spilled), recorded)
+    assert from_file.call_count == {0: 6, 500: 4, 10**9: 0}[limit]
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 7, 11])
@@ -68,14 +76,18 @@ def test_a_training_that_goes_back_to_a_checkpoint(
         state = copy.deepcopy(model.state_dict())
         train(model, DATA[kept:])
         trace.truncate(kept)
-        assert trace.last_step == kept and len(trace.layers["1"].moments) == kept
+        assert trace.last_step == kept
+        assert len(trace.layers["1"].moments) == kept
         model.load_state_dict(state)
         train(model, DATA[kept:])
-    assert same_traces(trace, recorded) and not recwarn
+
+    assert same_traces(trace, recorded)
+    assert not recwarn
 
 
 def test_a_run_in_parts(recorded: MomentTrace, tmp_path: Path) -> None:
-    model, parts = without_dropout(plain()), []
+    model = without_dropout(plain())
+    parts = []
     for begin, end in ((0, 5), (5, 6), (6, 6), (6, 11)):
         with record(model, step=begin) as part:
             train(model, DATA[begin:end])
@@ -84,7 +96,9 @@ def test_a_run_in_parts(recorded: MomentTrace, tmp_path: Path) -> None:
         assert same_traces(parts[-1], part)
     joined = MomentTrace.join(parts)
     joined.save(tmp_path / "joined.safetensors")
-    assert same_traces(joined, recorded) and same_traces(MomentTrace.load(tmp_path / "joined.safetensors"), recorded)
+
+    assert same_traces(joined, recorded)
+    assert same_traces(MomentTrace.load(tmp_path / "joined.safetensors"), recorded)
 
 
 def test_parts_that_do_not_join(recorded: MomentTrace) -> None:
@@ -128,4 +142,4 @@ def test_replays_that_are_refused(recorded: MomentTrace) -> None:
         (({}, EMA()), TypeError, "replay: trace is a dict; pass a MomentTrace"),
     ):
         with pytest.raises(error, match=message):
-            replay(*arguments)  # type: ignore[arg-type]
+            replay(*arguments)

@@ -66,9 +66,11 @@ def assert_sound(config: Data, sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(2)
     again = load_dataset(config)
     splits = (dataset.train, dataset.val, dataset.test)
-    assert tuple(len(split.labels) for split in splits) == sizes and config.count_training() == sizes[0]
+    assert tuple(len(split.labels) for split in splits) == sizes
+    assert config.count_training() == sizes[0]
     for split, other in zip(splits, (again.train, again.val, again.test), strict=True):
-        assert torch.equal(split.images, other.images) and torch.equal(split.labels, other.labels)
+        assert torch.equal(split.images, other.images)
+        assert torch.equal(split.labels, other.labels)
     images = [{image.numpy().tobytes() for image in restore_pixels(dataset, split.images)} for split in splits]
     assert not (images[0] & images[1] or images[0] & images[2] or images[1] & images[2])
     train = dataset.train.images.double()
@@ -80,13 +82,15 @@ def assert_sound(config: Data, sizes: tuple[int, int, int]) -> None:
 def test_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files of the real kind in the real places; without their MD5 sums they are corrupt, and are not opened."""
     shrink(monkeypatch)
-    expected, config = write_cifar10(tmp_path), Cifar10(root=str(tmp_path))
+    expected = write_cifar10(tmp_path)
+    config = Cifar10(root=str(tmp_path))
     with pytest.raises(UserError, match=f"cifar10: .* corrupted.*; delete its files in {tmp_path}/cifar-10-batches-py"):
         load_dataset(config)
     monkeypatch.setattr(torchvision().datasets.cifar, "check_integrity", lambda *_: True)
     assert_sound(config, (36, 4, TEST))
     dataset = load_dataset(config)
     np.testing.assert_array_equal(restore_pixels(dataset, dataset.test.images), expected)  # in the file's order
+
     assert dataset.test.labels.tolist() == [i % 10 for i in range(TEST)]
 
 
@@ -99,8 +103,10 @@ def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     shrink(monkeypatch)
     assert_sound(config, (36, 4, TEST))
     test = load_dataset(config).test
+
     assert restore_pixels(load_dataset(config), test.images)[:, 0, 9, 9].tolist() == test.labels.tolist()
     assert test.labels.tolist() != sorted(test.labels.tolist())
+
     (tmp_path / "test" / "0").rename(tmp_path / "test" / "zero")
     with pytest.raises(UserError, match="have to be 32×32, in the same classes in train/ and test/"):
         config.read()
@@ -112,8 +118,11 @@ def test_copies_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_sample_is_always_the_same() -> None:
     split = load_dataset(Digits()).test
     some = split.sample(50)
-    assert len(some.labels) == len({*map(bytes, some.images.numpy())}) == 50 and split.sample(359) is split
-    assert torch.equal(split.sample(50).images, some.images) and some.digest not in ("", split.digest)
+
+    assert len(some.labels) == len({*map(bytes, some.images.numpy())}) == 50
+    assert split.sample(359) is split
+    assert torch.equal(split.sample(50).images, some.images)
+    assert some.digest not in ("", split.digest)
 
 
 def test_digits() -> None:
@@ -125,18 +134,25 @@ def test_digits() -> None:
 def test_glyphs_of_fonts_that_can_be_kept_apart() -> None:
     config = Glyphs(images=200, fonts="dejavu", test_fonts="dejavu")
     assert_sound(config, (180, 20, 50))
-    plain, other = load_dataset(config), load_dataset(replace(config, test_fonts="stix_cm"))
-    assert plain.classes == 36 and torch.equal(plain.train.images, other.train.images)
-    assert plain.test.digest != other.test.digest and not set(drawing.FONTS["dejavu"]) & set(drawing.FONTS["stix_cm"])
+    plain = load_dataset(config)
+    other = load_dataset(replace(config, test_fonts="stix_cm"))
+
+    assert plain.classes == 36
+    assert torch.equal(plain.train.images, other.train.images)
+    assert plain.test.digest != other.test.digest
+    assert not set(drawing.FONTS["dejavu"]) & set(drawing.FONTS["stix_cm"])
 
 
 @pytest.mark.parametrize("settings", [(36, "medium", "all"), (62, "strong", "stix_cm")])
 def test_a_glyph_depends_on_seed_and_index_alone(settings: tuple[int, str, str]) -> None:
     few, few_labels = drawing.glyphs(30, *settings, seed=3)
     many, many_labels = drawing.glyphs(1100, *settings, seed=3)
-    assert torch.equal(few, many[:30]) and torch.equal(few_labels, many_labels[:30])
+
+    assert torch.equal(few, many[:30])
+    assert torch.equal(few_labels, many_labels[:30])
     assert not torch.equal(few, drawing.glyphs(30, *settings, seed=4)[0])
-    assert many.shape == (1100, 1, 32, 32) and many.dtype == torch.uint8
+    assert many.shape == (1100, 1, 32, 32)
+    assert many.dtype == torch.uint8
     assert set(many_labels.tolist()) == set(range(settings[0]))
 
 
@@ -148,6 +164,7 @@ def test_a_flip_mirrors_whole_images_half_the_time() -> None:
     images = number(2000)
     out = augment(images, torch.Generator().manual_seed(0), shift=0, flip=True)
     mirrored = (out == images.flip(3)).all(dim=(1, 2, 3))
+
     assert ((out == images).all(dim=(1, 2, 3)) ^ mirrored).all()
     assert abs(mirrored.double().mean() - 0.5) < 5 * 0.5 / 2000**0.5  # five standard deviations of a fair coin
     assert augment(images, torch.Generator(), shift=0, flip=False) is images
@@ -160,6 +177,9 @@ def test_a_shift_moves_each_image_by_its_own_offset_and_fills_with_zero() -> Non
     matches = torch.stack(
         [(out == padded[:, :, y : y + 2, x : x + 3]).all(dim=(1, 2, 3)) for y in range(3) for x in range(3)]
     )
-    assert (matches.sum(0) == 1).all() and (matches.sum(1) > 30).all()
+
+    assert (matches.sum(0) == 1).all()
+    assert (matches.sum(1) > 30).all()
     assert out.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(out, again) and not torch.equal(out, other)
+    assert torch.equal(out, again)
+    assert not torch.equal(out, other)

@@ -84,12 +84,14 @@ def test_the_statistics_of_that_step_are_kept(whole: Run) -> None:
     first, last = (bnlab.running_statistics(whole.model_at(step)) for step in (FROZEN, STEPS))
     before = bnlab.running_statistics(whole.model_at(4))
     for name in first:
-        assert torch.equal(first[name].mean, last[name].mean) and torch.equal(first[name].var, last[name].var)
+        assert torch.equal(first[name].mean, last[name].mean)
+        assert torch.equal(first[name].var, last[name].var)
         assert not torch.equal(first[name].mean, before[name].mean)
     if whole.config.freeze_with == "exact":
         exact = frozen_statistics(whole, FROZEN, EXACT)
         for name in first:
             torch.testing.assert_close(first[name].var, exact[name].var, rtol=1e-5, atol=0)
+
     assert whole.trace.last_step == STEPS
     assert {layer.steps[-1] for layer in whole.trace.layers.values()} == {FROZEN}
 
@@ -104,13 +106,17 @@ def test_ema_is_what_the_network_holds(whole: Run) -> None:
             torch.testing.assert_close(replayed[step][name].mean, held.mean, rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(replayed[step][name].var, held.var, rtol=1e-4, atol=1e-6)
     frame = load("adhoc", whole.config.results)["evaluations"].set_index(["estimator", "step"])
-    model, test = whole.model_at(STEPS).eval(), whole.dataset.test
+    model = whole.model_at(STEPS).eval()
+    test = whole.dataset.test
     with torch.no_grad():
         hit = model(test.images).argmax(1) == test.labels
-    assert frame.loc[("ema", STEPS), "accuracy"] == pytest.approx(hit.double().mean().item(), abs=2 / len(hit))
-    images = frame.loc["ema", "stat_images"].to_dict()
+
+    assert frame.xs(("ema", STEPS))["accuracy"] == pytest.approx(hit.double().mean().item(), abs=2 / len(hit))
+
+    images = frame["stat_images"].xs("ema").to_dict()
     shown = 1280 if whole.config.freeze_with == "ema" else 1295
     assert images == {4: 1024, 5: shown, 7: shown, 10: shown}
+
     (row,) = load("adhoc", whole.config.results)["runs"].to_dict("records")
     assert (row["freeze_at"], row["freeze_with"]) == (0.5, whole.config.freeze_with)
 

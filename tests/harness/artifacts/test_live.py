@@ -26,7 +26,9 @@ def test_loss_accuracy_and_gap_are_written_and_training_stays_as_it_is(trained: 
     ensure_trained(run)
 
     assert run.id == trained.id
-    last, expected = run.load_checkpoint(40), trained.load_checkpoint(40)
+
+    last = run.load_checkpoint(40)
+    expected = trained.load_checkpoint(40)
     assert all(torch.equal(last[key], expected[key]) for key in expected)
 
     written = EventAccumulator(str(run.folder / "tensorboard")).Reload()
@@ -38,6 +40,7 @@ def test_loss_accuracy_and_gap_are_written_and_training_stays_as_it_is(trained: 
     measured = {event.step: event.value for event in written.Scalars("gap of running means")}
     rows = Gaps().measure(run, parse_sources(["ema"], [0.1], "train"), run.wanted).query("depth > 1")
     assert list(measured) == run.wanted
+
     expected_gaps = (rows["mean_gap"] ** 2).groupby(rows["step"]).mean() ** 0.5
     # Replays are the buffers up to float32 rounding.
     np.testing.assert_allclose([*measured.values()], expected_gaps[[*measured]], rtol=1e-4)

@@ -41,8 +41,10 @@ def test_widths_of_the_norm_layers(config: Model, widths: list[int]) -> None:
 
 def test_resnet20_is_that_of_the_paper() -> None:
     model = build_model(Resnet(), channels=3, image_size=32, classes=10, seed=0)
+
     assert sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules()) == 20
     assert sum(p.numel() for p in model.parameters()) == 269_722  # He et al. 2015, table 6: 0.27 M
+
     kernel = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
     assert kernel.is_contiguous(memory_format=torch.channels_last)
 
@@ -52,7 +54,9 @@ def test_resnet20_is_that_of_the_paper() -> None:
 def test_any_network_trains_on_grey_and_on_colour(config: Model, channels: int) -> None:
     model = build(config, channels, image_size=32)
     logits = model(torch.randn(3, channels, 32, 32))
-    assert model.training and logits.shape == (3, 7)
+
+    assert model.training
+    assert logits.shape == (3, 7)
 
 
 @pytest.mark.parametrize("config", [*SMALL, Torchvision("mobilenet_v2")], ids=lambda config: config.name)
@@ -60,7 +64,9 @@ def test_weights_depend_on_the_seed_alone_and_the_caller_keeps_the_random_state(
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = build(config, image_size=32).state_dict()
+
     assert torch.equal(torch.get_rng_state(), before)
+
     torch.manual_seed(6)
     again, other = (build(config, image_size=32, seed=seed).state_dict() for seed in (0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -81,7 +87,9 @@ def test_the_scale_of_activations_is_kept_where_no_norm_sets_it(config: Model, n
         if isinstance(module, nn.ReLU):  # in place: the second moment that He et al. keep at 1
             module.register_forward_hook(lambda _, __, out: scales.append(out.square().mean().item()))
     model(torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
-    assert scales and all(0.3 < scale < 3 for scale in scales)
+
+    assert scales
+    assert all(0.3 < scale < 3 for scale in scales)
 
 
 def test_a_residual_block_without_a_norm_begins_as_its_shortcut() -> None:

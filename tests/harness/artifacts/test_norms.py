@@ -21,7 +21,8 @@ from bnlab.harness.artifacts.norms.renorm import BatchRenorm, Renorm
 from bnlab.harness.components import COMPONENTS
 from tests import references as ref
 
-IMAGES, ROWS = (7, 4, 3, 5), (7, 4)
+IMAGES = (7, 4, 3, 5)
+ROWS = (7, 4)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -40,7 +41,8 @@ def build(config: Norm, channels: int = 4, of_images: bool = True, steps: int = 
 
 
 def test_gain_control() -> None:
-    layer, x = build(ImageGain()), draw(*IMAGES)
+    layer = build(ImageGain())
+    x = draw(*IMAGES)
     expected = ref.control_gain(x, layer.share, layer.gain, layer.shift)
     for mode in (True, False):
         torch.testing.assert_close(layer.train(mode)(x), expected)
@@ -51,14 +53,22 @@ def test_gain_control() -> None:
 def test_a_ghost_norm_normalizes_each_part_in_training_and_all_by_its_averages_after_it(
     images: int, count: int
 ) -> None:
-    layer, x = build(Ghost(batch_size=4)), draw(images, 4, 3, 5).requires_grad_()
-    parts, weight, bias = ref.split_ghosts(x, 4), layer.norm.weight, layer.norm.bias
+    layer = build(Ghost(batch_size=4))
+    x = draw(images, 4, 3, 5).requires_grad_()
+    parts = ref.split_ghosts(x, 4)
+    weight = layer.norm.weight
+    bias = layer.norm.bias
+
     assert len(parts) == count
+
     expected = torch.cat([ref.scale_channels(ref.batch_normalize(part), weight, bias) for part in parts])
     found = layer(x)
     torch.testing.assert_close(found, expected)
     found[:1].square().sum().backward()
-    assert x.grad is not None and x.grad[: len(parts[0])].any() and not x.grad[len(parts[0]) :].any()
+    assert x.grad is not None
+    assert x.grad[: len(parts[0])].any()
+    assert not x.grad[len(parts[0]) :].any()
+
     mean, var = ref.running_ema([part.detach() for part in parts], 0.1)[-1]
     torch.testing.assert_close(layer.norm.running_mean, mean)
     torch.testing.assert_close(layer.norm.running_var, var)
@@ -108,11 +118,14 @@ def test_batch_renorm(of_images: bool, r_max: float, d_max: float, monkeypatch: 
     running = torch.zeros(4).double(), torch.ones(4).double()
     for number, batch in enumerate(batches):
         r, d = torch.tensor(ref.renorm_corrections(batch, running, r_max, d_max), dtype=torch.float64).T
-        x, twin = batch.clone().requires_grad_(), batch.clone().requires_grad_()
+        x = batch.clone().requires_grad_()
+        twin = batch.clone().requires_grad_()
         dims = [0, *range(2, batch.dim())]
-        mean, var = twin.mean(dims, keepdim=True), twin.var(dims, correction=0, keepdim=True)
+        mean = twin.mean(dims, keepdim=True)
+        var = twin.var(dims, correction=0, keepdim=True)
         expected = ref.scale_channels(ref.scale_channels((twin - mean) / (var + 1e-5).sqrt(), r, d), weight, bias)
-        y, towards = layer(x), draw(*batch.shape, seed=9)
+        y = layer(x)
+        towards = draw(*batch.shape, seed=9)
         torch.testing.assert_close(y, expected)
         found = torch.autograd.grad((y * towards).sum(), [x, weight, bias])
         gradients = torch.autograd.grad((expected * towards).sum(), [twin, weight, bias])
@@ -143,6 +156,7 @@ def test_every_weight_of_every_network_is_trained(network: Model, norm: Norm) ->
         return
     model = build_model(network, norm, channels=1, image_size=8, classes=10, seed=0)
     model(draw(12, 1, 8, 8).float()).square().sum().backward()
+
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -155,7 +169,9 @@ def test_every_second_norm(network: Model, kinds: str) -> None:
     model = build_model(network, Ghost(groups=4, every_second="group"), channels=1, image_size=8, classes=10, seed=0)
     known = {nn.BatchNorm1d: "b", nn.BatchNorm2d: "b", nn.GroupNorm: "g"}
     layers = [module for module in model.modules() if type(module) in known]
+
     assert "".join(known[type(layer)] for layer in layers) == kinds
     assert {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)} == {4}
+
     usual = build_model(network, Ghost(), channels=1, image_size=8, classes=10, seed=0)
     assert all(map(torch.equal, model.parameters(), usual.parameters())), "both norms start at 1 and 0"

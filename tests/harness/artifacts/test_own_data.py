@@ -138,8 +138,10 @@ def test_floats_are_taken_as_they_are(kind: str, give: Give) -> None:
         assert torch.equal(found.images_of(split).labels, expected.labels)
     pixels = restore_pixels(bytes_, bytes_.train.images)
     mean = torch.as_tensor(FLOATS[kind](pixels.numpy().round())).double().mean((0, 2, 3))
+
     assert found.mean == pytest.approx(mean.tolist(), rel=1e-5)
-    assert found.train.digest != bytes_.train.digest and np.isnan(found.largest)
+    assert found.train.digest != bytes_.train.digest
+    assert np.isnan(found.largest)
 
 
 def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
@@ -154,6 +156,7 @@ def test_to_tensor_and_normalize_of_torchvision(give: Give) -> None:
     expected = load_dataset(give(make_part(TRAIN), make_part(TEST)))
     found = load_dataset(give(Items(make_part(TRAIN), transform), Items(make_part(TEST), transform)))
     torch.testing.assert_close(found.train.images, expected.train.images, rtol=0, atol=2e-5)
+
     assert torch.equal(found.test.labels, expected.test.labels)
 
 
@@ -162,7 +165,9 @@ def test_standardizing_leaves_the_images_that_were_read(give: Give) -> None:
     config = give(*change_images(lambda images: images[:, :1].astype(np.float32)))
     first = load_dataset(config)
     again = load_dataset(replace(config, shift=1))
-    assert again is not first and again.test.digest == first.test.digest
+
+    assert again is not first
+    assert again.test.digest == first.test.digest
     assert torch.equal(again.test.images, first.test.images)
 
 
@@ -310,6 +315,7 @@ def test_what_cannot_be_told_is_refused(case: str, give: Give) -> None:
         config.check()
         load_dataset(config)
     found = str(caught.value)
+
     assert found.startswith("data=mine.make_data: ") and re.search(message, found) and "\n" not in found, found
 
 
@@ -333,6 +339,7 @@ def test_what_a_function_draws_is_the_same_each_time(monkeypatch: pytest.MonkeyP
         found.append(read_own("mine.make_data", ()))
         assert draw_states() == before
         forget_data()
+
     assert torch.equal(found[0].train[0], found[1].train[0])
 
 
@@ -350,13 +357,17 @@ def test_augmented_images_are_those_of_the_training_split() -> None:
     dataset = load_dataset(THREE_PARTS)
     batches = Batches(dataset.train, 8, Seeds.of(0), augmented=dataset.augmented)
     plain = replace(batches, augmented=None)
-    assert batches.augments and not plain.augments
+
+    assert batches.augments
+    assert not plain.augments
 
     before = draw_states()
     steps = [*islice(batches.from_step(0), 10)]
     assert draw_states() == before
+
     for (images, labels), (expected, their_labels) in zip(steps, plain.from_step(0), strict=False):
-        assert torch.equal(labels, their_labels) and not torch.equal(images, expected)
+        assert torch.equal(labels, their_labels)
+        assert not torch.equal(images, expected)
         assert torch.equal(images[:, :, 0, 0], expected[:, :, 0, 0])  # which no transform changes
         assert images.is_contiguous(memory_format=torch.channels_last)
     for step in (3, 7):
@@ -370,10 +381,14 @@ def test_augmented_images_are_standardized_by_the_training_split(give: Give) -> 
     config = give(*PAIRS)
     expected = load_dataset(config)
     found = load_dataset(THREE_PARTS)
-    assert found.mean == expected.mean and torch.equal(found.train.images, expected.train.images)
+
+    assert found.mean == expected.mean
+    assert torch.equal(found.train.images, expected.train.images)
+
     drawn = restore_pixels(found, found.train_augmented.images)
     assert (drawn - drawn.round()).abs().max() < 1e-3
-    assert drawn[:, :, 1:].max() < 128 + 9 and found.train_augmented.digest != found.train.digest
+    assert drawn[:, :, 1:].max() < 128 + 9
+    assert found.train_augmented.digest != found.train.digest
     assert expected.train_augmented is expected.train
 
 
@@ -393,8 +408,11 @@ def test_an_augmented_training_that_is_killed_goes_on_as_it_was(tmp_path: Path) 
 
     (drawn,) = draw_population(whole, 12, AUGMENTED, 100)
     (plain,) = draw_population(whole, 12, EXACT, 100)
+
     assert torch.equal(drawn, whole.dataset.train_augmented.images)
-    assert torch.equal(plain, whole.dataset.train.images) and not torch.equal(drawn, plain)
+    assert torch.equal(plain, whole.dataset.train.images)
+    assert not torch.equal(drawn, plain)
+
     exact, augmented = (frozen_statistics(whole, 12, source) for source in (EXACT, AUGMENTED))
     (layer,) = exact
     assert not torch.equal(exact[layer].mean, augmented[layer].mean)

@@ -34,12 +34,15 @@ def whole(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def test_what_a_run_consists_of(trained: Run) -> None:
     names = {path.name for path in trained.folder.iterdir()} - {"statistics"}
+
     assert names == {"config.yaml", "environment.json", "log.parquet", "trace", "checkpoints", "status.json"}
-    assert trained.status is not None and (trained.status["status"], trained.status["step"]) == ("finished", 40)
+    assert trained.status is not None
+    assert (trained.status["status"], trained.status["step"]) == ("finished", 40)
     assert list(trained.read_log()["step"]) == list(range(1, 41))
     assert trained.list_checkpoints() == trained.wanted == [1, 7, 20, 40]
     assert (trained.trace.first_step, trained.trace.last_step) == (0, 40)
-    assert trained.environment["threads"] == 1 and str(Path.cwd()) not in str(trained.environment)
+    assert trained.environment["threads"] == 1
+    assert str(Path.cwd()) not in str(trained.environment)
 
 
 FILES = {
@@ -64,7 +67,11 @@ def test_a_file_that_cannot_be_read(
         shutil.rmtree(Run(job).folder / "measurements")
     attempt(job)
     err = capsys.readouterr().err
-    assert err.startswith(str(path)) and "set aside as seed_0.damaged-1" in err and err.count("\n") == 2
+
+    assert err.startswith(str(path))
+    assert "set aside as seed_0.damaged-1" in err
+    assert err.count("\n") == 2
+
     for name in ("gaps", "evaluations"):
         assert_frame_equal(load("adhoc", job.results)[name], load("adhoc", whole.results)[name])
     attempt(job)
@@ -77,7 +84,9 @@ def test_a_state_that_cannot_be_read(trained: Run, tmp_path: Path, capsys: pytes
         ensure_trained(Run(job))
     (Run(job).folder / "state.safetensors").write_bytes(b"nonsense")
     attempt(job)
+
     assert "state.safetensors: cannot be read" in capsys.readouterr().err
+
     assert_same(Run(job), trained)
 
 
@@ -88,8 +97,10 @@ def test_a_checkpoint_that_is_wanted_later(trained: Run, copied: Config, capsys:
     capsys.readouterr()
     later = replace(copied, evaluate_at=[10, 20])
     execute(later)
+
     assert "step 40 of 40" in capsys.readouterr().out
     assert Run(copied).list_checkpoints() == [1, 7, 10, 20, 40]
+
     assert_same(Run(copied), trained)
     after = load("adhoc", copied.results)["gaps"]
     assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), before)
@@ -97,6 +108,7 @@ def test_a_checkpoint_that_is_wanted_later(trained: Run, copied: Config, capsys:
         execute(replace(copied, evaluate_at=[3]))
     execute(replace(copied, evaluate_at=[5]))
     assert {1, 3, 5, 7, 10, 20, 40} <= {*Run(copied).list_checkpoints()}
+
     assert_same(Run(copied), trained)
 
 
@@ -124,8 +136,11 @@ def test_a_training_that_diverges(tmp_path: Path) -> None:
     job = small_config(tmp_path, optimizer=Sgd(lr=1e4, schedule="constant"), evaluate_at=[1, 1.0])
     execute(job)
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
-    assert row["status"] == "diverged" and row["last_step"] == len(Run(job).read_log()) < 40
-    assert Run(job).wanted == [1] and set(load("adhoc", tmp_path)["gaps"]["step"]) == {1}
+
+    assert row["status"] == "diverged"
+    assert row["last_step"] == len(Run(job).read_log()) < 40
+    assert Run(job).wanted == [1]
+    assert set(load("adhoc", tmp_path)["gaps"]["step"]) == {1}
 
 
 def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +151,12 @@ def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(producing, "train", fail)
         attempt(job)
+
     assert "no luck" in list_failures(job)[0].read_text()
+
     (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
-    assert row["status"] == "failed" and np.isnan(row["final_loss"])
+    assert row["status"] == "failed"
+    assert np.isnan(row["final_loss"])
 
 
 def test_what_is_said_while_a_network_is_trained(
@@ -152,6 +170,7 @@ def test_what_is_said_while_a_network_is_trained(
     announce = build_announcer(trained, progress)
     for progress.step in range(31, 41):
         announce(progress)
+
     assert capsys.readouterr().out.splitlines() == [
         f"{trained.id}  step {step} of 40  loss 1.000  {end}"
         for step, end in ((33, "about 2 min left"), (36, "about 80 s left"), (39, "about 20 s left"),

@@ -33,7 +33,8 @@ def draw(seed: int = 0) -> torch.Generator:
 def make(channels: int = 3, size: int = 8, largest: int = 255, images: int = 12) -> Dataset:
     """A data set of random pixels, standardized as its training split."""
     stored = torch.randint(largest + 1, (images, channels, size, size), generator=draw()).double()
-    mean, std = stored.mean((0, 2, 3)), stored.std((0, 2, 3))
+    mean = stored.mean((0, 2, 3))
+    std = stored.std((0, 2, 3))
     pixels = ((stored - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float()
     split = Split(pixels.contiguous(memory_format=torch.channels_last), torch.arange(images), "made")
     return Dataset(split, split, split, 10, tuple(mean.tolist()), tuple(std.tolist()), largest)
@@ -64,34 +65,47 @@ def test_a_corruption_is_its_twin(kind: str, strength: int, channels: int, size:
 @pytest.mark.parametrize(("channels", "size", "largest"), [(1, 8, 16), (3, 32, 255)])
 def test_stored_pixels_are_corrupted(shift: str, channels: int, size: int, largest: int) -> None:
     """As shares of their largest value, clipped; each image by itself, whatever the others are and in any order."""
-    dataset, order = make(channels, size, largest), torch.randperm(12, generator=draw(1))[:7]
+    dataset = make(channels, size, largest)
+    order = torch.randperm(12, generator=draw(1))[:7]
     found = shift_images(dataset, Digits(), "test", shift)
     plain, pixels = (restore_pixels(dataset, split.images) for split in (dataset.test, found))
-    assert pixels.min() > -1e-5 and pixels.max() < 1 + 1e-5 and not torch.equal(plain, pixels)
-    assert torch.equal(found.labels, dataset.test.labels) and found.digest != dataset.test.digest
+
+    assert pixels.min() > -1e-5
+    assert pixels.max() < 1 + 1e-5
+    assert not torch.equal(plain, pixels)
+    assert torch.equal(found.labels, dataset.test.labels)
+    assert found.digest != dataset.test.digest
     assert found.images.is_contiguous(memory_format=torch.channels_last)
+
     fewer = Split(dataset.test.images[order], dataset.test.labels[order], "fewer")
     assert torch.equal(shift_images(replace(dataset, test=fewer), Digits(), "test", shift).images, found.images[order])
 
 
 def test_a_digest_for_each_split_and_shift() -> None:
-    config, dataset = Digits(), load_dataset(Digits())
-    splits, shifts = ("test", "val", "train"), ("none", *SHIFTS)
+    config = Digits()
+    dataset = load_dataset(Digits())
+    splits = ("test", "val", "train")
+    shifts = ("none", *SHIFTS)
+
     assert len({digest_of_shifted(dataset, config, split, shift) for split in splits for shift in shifts}) == 3 * 16
     assert digest_of_shifted(dataset, config, "val", "blur:2") == shift_images(dataset, config, "val", "blur:2").digest
 
 
 def test_other_fonts_are_those_of_the_test_images() -> None:
     config = Glyphs(images=100, fonts="dejavu", test_fonts="dejavu")
-    dataset, expected = load_dataset(config), load_dataset(replace(config, test_fonts="stix_cm"))
+    dataset = load_dataset(config)
+    expected = load_dataset(replace(config, test_fonts="stix_cm"))
     found = shift_images(dataset, config, "test", "fonts:stix_cm")
-    assert torch.equal(found.images, expected.test.images) and not torch.equal(found.images, dataset.test.images)
+
+    assert torch.equal(found.images, expected.test.images)
+    assert not torch.equal(found.images, dataset.test.images)
     assert digest_of_shifted(dataset, config, "test", "fonts:stix_cm") == expected.test.digest == found.digest
 
 
 def test_each_prediction_once() -> None:
     plain, other = Glyphs(), Glyphs(test_fonts="dejavu")
     expected = [("test", "none"), ("test", "noise:1"), ("val", "none"), ("val", "noise:1")]
+
     assert list_predictions(plain, ["test", "val"], ["none", "noise:1", "none"]) == expected
     assert list_predictions(other, ["test", "val"], ["none"]) == [("test", "fonts:dejavu"), ("val", "none")]
 

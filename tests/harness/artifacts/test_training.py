@@ -36,7 +36,9 @@ def split(images: int) -> Split:
 )
 def test_an_uneven_last_batch_is_kept_and_one_of_one_dropped(images: int, size: int, expected: list[int]) -> None:
     batches = Batches(split(images), size, Seeds.of(0))
+
     assert batches.per_epoch == steps_per_epoch(images, size) == len(expected)
+
     epoch = [x.flatten(1)[:, 0].tolist() for x, _ in islice(batches.from_step(0), len(expected))]
     assert [len(x) for x in epoch] == expected
     assert len({image for batch in epoch for image in batch}) == sum(expected)
@@ -45,8 +47,10 @@ def test_an_uneven_last_batch_is_kept_and_one_of_one_dropped(images: int, size: 
 def test_order_depends_on_the_seed_alone() -> None:
     a, other = (Batches(split(40), 8, Seeds.of(seed)) for seed in (1, 2))
     first = a.epoch_order(0)
+
     assert torch.equal(first, Batches(split(40), 4, Seeds.of(1), shift=1).epoch_order(0))
-    assert not torch.equal(first, other.epoch_order(0)) and not torch.equal(first, a.epoch_order(1))
+    assert not torch.equal(first, other.epoch_order(0))
+    assert not torch.equal(first, a.epoch_order(1))
 
 
 def test_an_epoch_drawn_with_replacement() -> None:
@@ -54,6 +58,7 @@ def test_an_epoch_drawn_with_replacement() -> None:
     batches = Batches(split(500), 8, Seeds.of(0), order="replacement")
     missing = sum(500 - len(batches.epoch_order(epoch).unique()) for epoch in range(20)) / (20 * 500)
     deviation = (0.233 * 0.768 / 10_000) ** 0.5  # at most: places of one epoch are negatively correlated
+
     assert missing == pytest.approx((1 - 1 / 500) ** 500, abs=4 * deviation)
 
 
@@ -62,6 +67,7 @@ def test_classes_one_after_the_other(order: str) -> None:
     batches = Batches(split(53), 8, Seeds.of(0), order=order)
     epochs = [batches.epoch_order(epoch) for epoch in range(50)]
     labels = [batches.split.labels[images] for images in epochs]
+
     assert all(sorted(images.tolist()) == list(range(53)) for images in epochs)
     assert all(len(each.unique_consecutive()) == 10 for each in labels)
     assert {int(each[0]) for each in labels} == ({0} if order == "sorted" else set(range(10)))
@@ -78,7 +84,9 @@ def test_blocks_of_so_many_images(size: int) -> None:
         order = batches.epoch_order(epoch)
         assert sorted(order.tolist()) == list(range(53))
         runs = [len(list(run)) for _, run in groupby(labels[order].tolist())]
-        assert 10 <= len(runs) <= blocks and max(runs) >= size and sum(run % size > 0 for run in runs) <= 10
+        assert 10 <= len(runs) <= blocks
+        assert max(runs) >= size
+        assert sum(run % size > 0 for run in runs) <= 10
 
 
 @pytest.mark.parametrize("order", [*ORDERS, "blocks:3"])
@@ -87,13 +95,16 @@ def test_the_same_batches_from_any_step(order: str) -> None:
     whole = list(islice(batches.from_step(0), 12))
     for step in range(12):
         for (images, labels), (expected, theirs) in zip(batches.from_step(step), whole[step:], strict=False):
-            assert torch.equal(images, expected) and torch.equal(labels, theirs)
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, theirs)
 
 
 def test_learning_rate_schedules() -> None:
     assert [lr_factor("constant", k, 10) for k in range(10)] == [1.0] * 10
     assert [lr_factor("step", k, 8) for k in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
     cycle = [lr_factor("onecycle", k, 10) for k in range(11)]
+
     assert cycle == pytest.approx([0.05, 0.05 + 0.95 / 2, *((10 - k) / 8 for k in range(2, 11))])
 
 
@@ -101,7 +112,9 @@ def test_learning_rate_schedules() -> None:
 def test_learning_rate_scaling(scaling: str, factor: float) -> None:
     config = AdamW(lr=0.1, lr_scaling=scaling, weight_decay=0.3)
     optimizer = config.build(torch.nn.Linear(2, 2).parameters(), 512)
-    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["weight_decay"] == 0.3
+
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["weight_decay"] == 0.3
     assert optimizer.defaults["lr"] == pytest.approx(0.1 * factor)
 
 
@@ -111,8 +124,11 @@ def start(config: Optimizer) -> Progress:
 
 
 def test_a_loop_by_hand_gives_the_same_weights() -> None:
-    config, batches = Sgd(lr=0.05), Batches(split(24), 8, Seeds.of(0))
-    progress, twin, seen = start(config), start(config), []
+    config = Sgd(lr=0.05)
+    batches = Batches(split(24), 8, Seeds.of(0))
+    progress = start(config)
+    twin = start(config)
+    seen = []
     train(progress, batches, config, 6, [lambda p: seen.append((p.step, p.optimizer.param_groups[0]["lr"]))])
     peak = twin.optimizer.param_groups[0]["lr"]
     for step, (images, labels) in enumerate(islice(batches.from_step(0), 6)):
@@ -121,6 +137,7 @@ def test_a_loop_by_hand_gives_the_same_weights() -> None:
         twin.optimizer.zero_grad()
         torch.nn.functional.cross_entropy(twin.model(images), labels).backward()
         twin.optimizer.step()
+
     assert all(map(torch.equal, progress.model.state_dict().values(), twin.model.state_dict().values()))
 
 
@@ -128,7 +145,10 @@ def test_a_loop_by_hand_gives_the_same_weights() -> None:
 def test_divergence_is_noticed(lr: float, steps: int) -> None:
     """In the last update too, whose weights no further batch sees."""
     config = Sgd(lr=lr, lr_scaling="none", schedule="constant")
-    progress, seen = start(config), []
+    progress = start(config)
+    seen = []
     with pytest.raises(Diverged):
         train(progress, Batches(split(24), 8, Seeds.of(0)), config, steps, [lambda p: seen.append(p.step)])
-    assert seen == list(range(1, progress.step + 1)) and progress.step < 50
+
+    assert seen == list(range(1, progress.step + 1))
+    assert progress.step < 50

@@ -91,41 +91,52 @@ def forget() -> None:
 def test_only_what_is_missing_is_measured(copied: Config, calls: list[Any], tmp_path: Path) -> None:
     """What lacks the same steps is measured together, and gives the rows of one measurement of all."""
     execute(replace(copied, estimator=["ema", "cumulative"], momentum=[0.1, 0.2], measurements=["gaps", "drift"]))
+
     assert calls.pop(0) == ("gaps", ["ema 0.1", "ema 0.2", "cumulative None"], [1, 7, 20, 40])
     assert calls.pop(0) == ("drift", [""], [20, 40])
+
     wider = replace(copied, estimator=["ema", "cumulative", "exact"], momentum=[0.3, 0.1], name="wider")
     execute(wider)
     assert calls.pop(0) == ("gaps", ["ema 0.3", "exact None"], [1, 7, 20, 40])
     assert calls.pop(0) == ("evaluations", ["exact None", "ema 0.3", "ema 0.1", "cumulative None"], [40])
+
     execute(replace(copied, estimator="ema", accuracy_at="all", evaluate_on=["test", "val"], name="later"))
     assert calls == [("evaluations", ["exact None", "ema 0.1"], [1, 7, 20]),
                      ("evaluations on val", ["exact None", "ema 0.1"], [1, 7, 20, 40])]  # fmt: skip
+
     calls.clear()
     execute(replace(wider, shifts=["none", "noise:1"], name="shifted"))
     assert [name for name, *_ in calls] == ["evaluations on noise:1"]
+
     calls.clear()
     execute(wider)
     assert not calls
+
     at_once = replace(wider, results=str(tmp_path / "again"))
     execute(at_once)
     for table in ("gaps", "evaluations"):
-        both = (load("wider", job.results)[table] for job in (wider, at_once))
-        assert_frame_equal(*both, rtol=1e-12)
+        step_by_step = load("wider", wider.results)[table]
+        assert_frame_equal(load("wider", at_once.results)[table], step_by_step, rtol=1e-12)
 
 
 def test_a_job_is_done_once_its_rows_are_there(copied: Config, module: Callable[..., list[str]]) -> None:
     job = replace(copied, measurements=["gaps", "evaluations"])
+
     assert not is_done(job)
+
     execute(job)
     assert is_done(job)
+
     for change in ({"seed": 1}, {"momentum": 0.2}, {"shifts": "noise:1"}, {"measurements": ["gaps", "drift"]}):
         assert not is_done(replace(job, **change))
     failing = replace(job, estimator=["ema", *module("1.0 if len(stream) < 9 else float(open('nowhere').read())")])
     attempt(failing)
     assert not is_done(failing) and not is_done(job), "its row says failed"
+
     prepare([job])
     execute(job)
-    assert is_done(job) and not is_done(failing)
+    assert is_done(job)
+    assert not is_done(failing)
 
 
 def test_a_raised_version_measures_again(copied: Config, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +145,7 @@ def test_a_raised_version_measures_again(copied: Config, calls: list[Any], monke
     monkeypatch.setattr(jobs, "VERSION", frozen.VERSION)
     calls.clear()
     execute(replace(copied, momentum=[0.2], measurements="gaps"))
+
     assert calls == [("gaps", ["ema 0.2"], [1, 7, 20, 40])]
     assert set(load("adhoc", copied.results)["gaps"]["momentum"]) == {0.2}
 
@@ -147,21 +159,32 @@ def test_an_origin_tells_images_and_training(trained: Run) -> None:
     runs[3].training = "other"
     tables = {name: list_measurements()[name] for name in ("gaps", "evaluations", "doses")}
     found = {name: [cache._find_origin(run, table, None) for run in runs] for name, table in tables.items()}
+
     assert {name: len({*origins}) for name, origins in found.items()} == {"gaps": 3, "evaluations": 4, "doses": 4}
+
+
+def load_rows(config: Config, table: str, column: str) -> dict[str, pd.DataFrame]:
+    """The rows of a table, apart by the values of a column."""
+    return {str(value): rows for value, rows in load("adhoc", config.results)[table].groupby(column)}
 
 
 def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]], calls: list[Any]) -> None:
     """Is known by the source of its module; its rows are measured again, and those of its earlier code leave."""
     digests = {code_digest(s) for gain in ("0.5", "1.0") for s in parse_sources(module(gain), [], "train")}
-    assert len(digests) == 2 and code_digest(parse_sources(["ema"], [0.1], "train")[0]) == ""
+
+    assert len(digests) == 2
+    assert code_digest(parse_sources(["ema"], [0.1], "train")[0]) == ""
+
     execute(replace(copied, estimator=["ema", *module("0.5")], measurements="gaps"))
-    before = load("adhoc", copied.results)["gaps"].set_index("estimator")["mean_gap"]
+    before = load_rows(copied, "gaps", "estimator")
     calls.clear()
     execute(replace(copied, estimator=["ema", *module("1.0")], measurements="gaps", evaluate_at=[40]))
     assert calls == [("gaps", ["halved None"], [40])]
-    after = load("adhoc", copied.results)["gaps"].set_index("estimator")
-    assert list(after.loc["ema", "mean_gap"]) == list(before["ema"])
-    assert set(after.loc["halved", "step"]) == {40} and not {*after.loc["halved", "mean_gap"]} & {*before["halved"]}
+
+    after = load_rows(copied, "gaps", "estimator")
+    assert after["ema"]["mean_gap"].to_list() == before["ema"]["mean_gap"].to_list()
+    assert set(after["halved"]["step"]) == {40}
+    assert not set(after["halved"]["mean_gap"]) & set(before["halved"]["mean_gap"])
 
 
 def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[str]]) -> None:
@@ -172,6 +195,7 @@ def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[
     prepare([settings])
     with pytest.raises(JobError, match=r"halved.*\.py:10: FileNotFoundError"):
         execute(settings)
+
     assert set(load("adhoc", copied.results)["gaps"]["estimator"]) == {"ema"}
 
 
@@ -195,4 +219,6 @@ def test_a_network_is_tried_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model=squeezenet1_0: cannot (take|be trained)"):
         prepare([digits, replace(digits, model=Torchvision("squeezenet1_0"))])
     prepare([replace(digits, optimizer=Sgd(lr=1e18))])
-    assert not (tmp_path / "runs").exists() and not Run(digits).finished
+
+    assert not (tmp_path / "runs").exists()
+    assert not Run(digits).finished

@@ -31,7 +31,10 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     execute(job)
 
     said = capsys.readouterr()
-    assert "trained in" not in said.out and not said.err and not list_failures(job)
+
+    assert "trained in" not in said.out
+    assert not said.err
+    assert not list_failures(job)
     assert len(load("adhoc", copied.results)[name])
 
 
@@ -51,7 +54,8 @@ def test_what_is_kept(changes: dict[str, Any], kept: list[int], tmp_path: Path) 
 
     execute(job)
 
-    assert Run(job).list_checkpoints() == kept and not list_failures(job)
+    assert Run(job).list_checkpoints() == kept
+    assert not list_failures(job)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("traces", [30, 40]), ("evaluations", [20, 30, 40])])
@@ -63,7 +67,8 @@ def test_frozen_exact_statistics_are_read_from_the_last_measured_step(
 
     execute(job)
 
-    assert Run(job).list_checkpoints() == kept and len(load("adhoc", tmp_path)[name])
+    assert Run(job).list_checkpoints() == kept
+    assert len(load("adhoc", tmp_path)[name])
 
 
 def test_a_measurement_that_needs_more_trains_again(
@@ -78,6 +83,7 @@ def test_a_measurement_that_needs_more_trains_again(
     execute(replace(few, measurements=["gaps", "evaluations"]))
 
     assert Run(few).list_checkpoints() == [1, 7, 20, 40]
+
     assert_same(Run(replace(few, evaluate_at=trained.config.evaluate_at)), trained)
 
 

@@ -22,7 +22,8 @@ SHARE = 1 / ((K - 1) * IMAGES + 1)  # of one image alone among all images
 def constant() -> Stream:
     """Batches of mean 3 and variance 4 in two layers, each of 16 images of 5 values."""
     moments = torch.tensor([[3.0] * 3, [4.0] * 3], dtype=torch.float64)
-    eps, counts = torch.full((3,), 1e-5, dtype=torch.float64), torch.full((K, 3), 5.0 * IMAGES, dtype=torch.float64)
+    eps = torch.full((3,), 1e-5, dtype=torch.float64)
+    counts = torch.full((K, 3), 5.0 * IMAGES, dtype=torch.float64)
     return Stream(moments, moments.expand(K, 2, 3).clone(), counts, eps=eps, layers=(1, 2))
 
 
@@ -62,6 +63,7 @@ def test_batches_are_sorted_in_each_channel_with_their_variances() -> None:
     np.testing.assert_array_equal(found.batches[:, 0], np.sort(values[:, 0], axis=0))
     torch.testing.assert_close(found.batches[:, 1], found.batches[:, 0] + 7)
     torch.testing.assert_close(truth, values[:, 0].mean(0))
+
     assert construct("shuffled", 1.0, stream, IMAGES)[0] is stream
 
 
@@ -70,18 +72,23 @@ def test_counterexamples(trained: Run) -> None:
     run = trained
     sources = parse_sources(["ema", "last_batch", "exact", "test_batch"], [0.1], "train")
     chosen = list_measurements()["counterexamples"].scope(run, sources)
+
     assert {source.estimator: steps for source, steps in chosen.items()} == {"ema": [40], "last_batch": [40]}
+
     found = (
         list_measurements()["counterexamples"].measure(run, [*chosen], [40]).set_index(["estimator", "case", "size"])
     )
-    assert set(found["batches"]) == {40} and not found.index.has_duplicates
+    assert set(found["batches"]) == {40}
+    assert not found.index.has_duplicates
+
     stream = shuffle_last(run, stream_until(run, 40))
     recorded = torch.cat([layer.moments[:40] for layer in run.trace.layers.values()], dim=2).double()
     torch.testing.assert_close(stream.batches.sort(0).values, recorded.sort(0).values)
     means, variances = stream.batches.numpy().swapaxes(0, 1)
     sigma = np.sqrt(variances.mean(0) + 1e-5)
     for case in ("jump_1", "rare", "shuffled"):
-        batches, truth = means.copy(), means.mean(0)
+        batches = means.copy()
+        truth = means.mean(0)
         if case != "shuffled":
             batches[-1] += sigma
             truth = truth + sigma if case == "jump_1" else batches.mean(0)

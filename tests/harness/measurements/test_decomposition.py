@@ -23,11 +23,14 @@ from bnlab.recording.trace import replay
 
 def test_past_weights_are_those_of_the_training(trained: Run) -> None:
     found = past_weights(trained, [0, 1, 20, 40])
+
     assert list(found) == [0, 1, 20, 40]
     assert all(torch.equal(found[0][name], value) for name, value in trained.new_model().state_dict().items())
+
     for step in (1, 20, 40):
         kept = trained.load_checkpoint(step)
-        assert found[step].keys() == kept.keys() and all(torch.equal(found[step][name], kept[name]) for name in kept)
+        assert found[step].keys() == kept.keys()
+        assert all(torch.equal(found[step][name], kept[name]) for name in kept)
 
 
 def test_weights_of_another_training_are_refused(trained: Run) -> None:
@@ -39,14 +42,18 @@ def test_weights_of_another_training_are_refused(trained: Run) -> None:
 
 def test_contributions(trained: Run) -> None:
     """With every fourth of the past weights, as the library gives them for all that a second training gives."""
-    sources, step = (
-        [*list_measurements()["decomposition"].scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))],
-        20,
-    )
+    sources = [
+        *list_measurements()["decomposition"].scope(trained, parse_sources(["ema", "exact"], [0.3, 0.5], "train"))
+    ]
+    step = 20
     found = list_measurements()["decomposition"].measure(trained, sources, [7, step])
-    assert set(found["momentum"]) == {0.3, 0.5} and set(found["step"]) == {7, step}
+
+    assert set(found["momentum"]) == {0.3, 0.5}
+    assert set(found["step"]) == {7, step}
+
     found = found[(found["momentum"] == 0.3) & (found["step"] == step)]
-    exact, trace = frozen_statistics(trained, step, EXACT), copy.deepcopy(trained.trace)
+    exact = frozen_statistics(trained, step, EXACT)
+    trace = copy.deepcopy(trained.trace)
     trace.truncate(step)
     total = found[found["statistic"] == "mean"].groupby("layer", sort=False)["contribution"].sum()
     gaps = gap(exact, replay(trace, EMA(0.3), [step])[step]).set_index("layer")["mean_gap"]
@@ -54,12 +61,15 @@ def test_contributions(trained: Run) -> None:
     batches = draw_population(trained, step, EXACT, 32)
     past = past_weights(trained, range(step)).__getitem__
     table = decompose(trained.model_at(step), trace, past, batches, momentum=0.3, every=4)
-    rows = found.set_index(["layer", "statistic", "term"])
+    rows = {(row["layer"], row["statistic"], row["term"]): row for row in found.to_dict("records")}
     for name, moments in exact.items():
         var = (moments.var + exact.eps[name]).numpy()
         for statistic, unit in (("mean", var), ("var", var**2)):
             part = table[(table["layer"] == name) & (table["statistic"] == statistic)]
             for term in ("start", "noise", "lag", "data", "weighting", "upstream"):
-                row, value = rows.loc[(name, statistic, term)], float((part[term] * part["gap"] / unit).mean())
-                assert row["contribution"] == pytest.approx(value, rel=1e-6, abs=1e-12)
-                assert row["square"] == pytest.approx(float((part[term] ** 2 / unit).mean()), rel=1e-6)
+                contribution = float((part[term] * part["gap"] / unit).mean())
+                square = float((part[term] ** 2 / unit).mean())
+
+                row = rows[name, statistic, term]
+                assert row["contribution"] == pytest.approx(contribution, rel=1e-6, abs=1e-12)
+                assert row["square"] == pytest.approx(square, rel=1e-6)

@@ -36,7 +36,8 @@ def change(trained: Run, last: int, shift: bool) -> MomentTrace:
     """The trace up to the step, with other moments in its last entries."""
     layers = {}
     for name, layer in trained.trace.layers.items():
-        n, exact = bisect_right(layer.steps, STEP), frozen_statistics(trained, STEP, EXACT)[name]
+        n = bisect_right(layer.steps, STEP)
+        exact = frozen_statistics(trained, STEP, EXACT)[name]
         moments = layer.moments[:n].double()
         for place in range(n - last, n):
             if shift:
@@ -54,23 +55,32 @@ def change(trained: Run, last: int, shift: bool) -> MomentTrace:
 def test_every_average_on_a_trace_with_other_entries(
     last: int, trained: Run, sources: list[RunningAverage], found: pd.DataFrame
 ) -> None:
-    exact, traces = frozen_statistics(trained, STEP, EXACT), [change(trained, last, shift) for shift in (True, False)]
+    exact = frozen_statistics(trained, STEP, EXACT)
+    with_shift = change(trained, last, shift=True)
+    with_earlier = change(trained, last, shift=False)
     for source in sources:
         plain = replay(trained.trace, source.average, [STEP])[STEP]
-        shifted, moved = (replay(trace, source.average, [STEP])[STEP] for trace in traces)
+        shifted = replay(with_shift, source.average, [STEP])[STEP]
+        moved = replay(with_earlier, source.average, [STEP])[STEP]
         for name in exact:
-            row, sigma = found.loc[(source.estimator, last, name)], (exact[name].var + exact.eps[name]).sqrt()
-            followed = ((shifted[name].mean - plain[name].mean) / sigma).mean()
-            assert row["followed"] == pytest.approx(float(followed), abs=1e-9)
-            change_ = ((moved[name].mean - plain[name].mean) / sigma).square().mean().sqrt()
-            assert row["moved"] == pytest.approx(float(change_), abs=1e-9)
+            sigma = (exact[name].var + exact.eps[name]).sqrt()
+            followed = (shifted[name].mean - plain[name].mean) / sigma
+            distance = (moved[name].mean - plain[name].mean) / sigma
+
+            row = found.xs((source.estimator, last, name))
+            assert row["followed"] == pytest.approx(float(followed.mean()), abs=1e-9)
+            assert row["moved"] == pytest.approx(float(distance.square().mean().sqrt()), abs=1e-9)
 
 
 def test_only_as_many_as_have_others_before_them(
     trained: Run, sources: list[RunningAverage], found: pd.DataFrame
 ) -> None:
     assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 40 have not"
+
     early = list_measurements()["last_batches"].measure(trained, sources, [20])
-    assert set(early["last"]) == {1, 4} and set(early["depth"]) == {1, 2}
+
+    assert set(early["last"]) == {1, 4}
+    assert set(early["depth"]) == {1, 2}
+
     first = Run(replace(trained.config, evaluate_at=[1]))
-    assert not any(list_measurements()["last_batches"].scope(first, sources).values()), "a single batch has none"
+    assert not any(list_measurements()["last_batches"].scope(first, [*sources]).values()), "a single batch has none"

@@ -16,6 +16,7 @@ from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
 from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
+from bnlab.harness.measurements.tables.evaluations import Evaluations
 from bnlab.statistics import using
 from tests.references import float64_copy
 
@@ -31,7 +32,8 @@ def test_update_bn_is_torchs(trained: Run) -> None:
     model = trained.model_at(step)
     images = trained.dataset.train.images
     torch.optim.swa_utils.update_bn([images[s] for s in in_batches(len(images), 32)], model)
-    found = frozen_statistics(trained, step, parse_sources(["update_bn"], [], "train")[0])
+    found = frozen_statistics(trained, step, replace(EXACT, estimator="update_bn"))
+
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
     assert gap(running_statistics(model), found)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
 
@@ -41,7 +43,10 @@ def test_all_names_at_once(trained: Run) -> None:
     ours = [name for name, cls in list_estimators().items() if cls.__module__.startswith("bnlab.")]
     chosen = parse_sources([*ours, "exact", "precise", "update_bn", "swa", *rules], [0.1], "train")
     table = rows("evaluations", trained, chosen)
-    assert len(table) == len(chosen) and table["accuracy"].between(0, 1).all()
+
+    assert len(table) == len(chosen)
+    assert table["accuracy"].between(0, 1).all()
+
     measured = rows("gaps", trained, chosen)
     assert set(measured["estimator"]) == {s.estimator for s in chosen if not isinstance(s, InferenceRule)}
     assert measured["mean_gap"].notna().all()
@@ -51,15 +56,19 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
     some = Run(replace(trained.config, population_images=100, accuracy_at="all", evaluate_at=[trained.wanted[0], 1.0]))
     first, last = some.wanted
     expected = population_statistics(some.model_at(first), [trained.dataset.train.sample(100).images])
+
     assert gap(expected, frozen_statistics(some, first, EXACT))["mean_gap"].max() < 1e-6
+
     drawn = frozen_statistics(some, first, replace(EXACT, images=100))  # as many others
     assert gap(frozen_statistics(some, first, EXACT), drawn)["mean_gap"].min() > 1e-3
     assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
+
     found = list_measurements()["evaluations"].measure(some, [EXACT], [first, last]).set_index("step")
     assert found[["images", "stat_images"]].to_numpy().tolist() == [
         [100, 100],
         [359, len(trained.dataset.train.labels)],
     ]
+
     with using(some.model_at(first), expected) as model, torch.no_grad():
         logits = model.eval()(trained.dataset.test.sample(100).images)
     hits = logits.argmax(1) == trained.dataset.test.sample(100).labels
@@ -70,12 +79,14 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
 def test_predictions_of_a_split(split: str, trained: Run) -> None:
     """Under exact statistics, against the network in float64; of the training split as many images as of test."""
     step = trained.wanted[-1]
-    found = list_measurements()["evaluations"].measure(trained, [EXACT], [step], split).iloc[0]
-    images, labels = getattr(trained.dataset, split).images, getattr(trained.dataset, split).labels
+    found = Evaluations().measure(trained, [EXACT], [step], split).iloc[0]
+    images = getattr(trained.dataset, split).images
+    labels = getattr(trained.dataset, split).labels
     if split == "train":
         images, labels = images[:359], labels[:359]  # as many as test has
     with using(trained.model_at(step), frozen_statistics(trained, step, EXACT)) as model, torch.no_grad():
         logits = float64_copy(model).eval()(images.double())
+
     assert (found["split"], found["shift"], found["images"]) == (split, "none", {"val": 40}.get(split, 359))
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
@@ -96,14 +107,15 @@ def test_exact_statistics_are_always_there_of_the_population_that_is_asked_for(t
 
 def test_predictions_under_a_shift(trained: Run) -> None:
     """Exact statistics are of the training images as they are, those of a test batch of 50 of the shifted images."""
-    step, sources = trained.wanted[-1], parse_sources(["exact", "test_batch(n=50)"], [], "train")
-    found = (
-        list_measurements()["evaluations"]
-        .measure(trained, sources, [step], "test", "contrast:3")
-        .set_index("estimator")
-    )
-    assert set(found["shift"]) == {"contrast:3"} and list(found["stat_images"]) == [360, 50]
-    images, labels = trained.images_of("test", "contrast:3").images.double(), trained.dataset.test.labels
+    step = trained.wanted[-1]
+    sources = parse_sources(["exact", "test_batch(n=50)"], [], "train")
+    found = Evaluations().measure(trained, sources, [step], "test", "contrast:3").set_index("estimator")
+
+    assert set(found["shift"]) == {"contrast:3"}
+    assert list(found["stat_images"]) == [360, 50]
+
+    images = trained.images_of("test", "contrast:3").images.double()
+    labels = trained.dataset.test.labels
     model = trained.model_at(step)
     with using(model, frozen_statistics(trained, step, EXACT)), torch.no_grad():
         exact = float64_copy(model).eval()(images)
@@ -136,6 +148,7 @@ def test_a_process_plans_with_its_share_of_the_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cores, "memory_limit", lambda memory, device: 1200)
     monkeypatch.setattr(cores, "count_cores", lambda: 4 * torch.get_num_threads())
     shares = [cores.share_of_memory(torch.device(kind)) for kind in ("cpu", "cuda")]
+
     assert shares == [300, 1200]
 
 

@@ -34,16 +34,26 @@ def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
     config = replace(BARE, model=model, results=str(tmp_path), measurements=measurements, accuracy_at="all")
     prepare([config])
     execute(config)
-    run, tables = Run(config), load("adhoc", tmp_path)
-    assert not run.has_trace and not list_failures(config) and not (run.folder / "trace").exists()
+    run = Run(config)
+    tables = load("adhoc", tmp_path)
+
+    assert not run.has_trace
+    assert not list_failures(config)
+    assert not (run.folder / "trace").exists()
+
     skipped = [line for line in capsys.readouterr().out.splitlines() if "gaps" in line]
     assert skipped == [f"{run.id}: norm.name=none, so not measured: gaps, drift"]
     assert not {"gaps", "drift"} & {*tables}
+
     found = tables["evaluations"]
-    assert list(found["step"]) == run.wanted and set(found["estimator"]) == set(found["statistics_split"]) == {"none"}
+    assert list(found["step"]) == run.wanted
+    assert set(found["estimator"]) == set(found["statistics_split"]) == {"none"}
     assert found["accuracy"].iloc[-1] > 0.7
+
     empty = found.columns[found.isna().all()]
-    assert set(empty) == {"momentum", "disagreement", "logit_gap"} and (found["stat_images"] == 0).all()
+    assert set(empty) == {"momentum", "disagreement", "logit_gap"}
+    assert (found["stat_images"] == 0).all()
+
     (row,) = tables["runs"].to_dict("records")
     assert (row["norm"], row["norm.name"], row["status"]) == ("none", "none", "finished")
     assert tables["runs"]["norm_batch_size"].isna().all()
@@ -71,19 +81,26 @@ def test_batch_statistics_are_measured(name: str, tmp_path: Path, capsys: pytest
     )  # fmt: skip
     prepare([config])
     execute(config)
-    run, tables = Run(config), load("adhoc", tmp_path)
+    run = Run(config)
+    tables = load("adhoc", tmp_path)
+
     assert not list_failures(config)
+
     left_out = [each.name for each in list_measurements().values() if not each.covers(config.norm)]
     assert f"{run.id}: norm.name={name}, so not measured: {', '.join(left_out)}" in capsys.readouterr().out
     assert {*tables} == {*list_measurements(), "runs"} - {*left_out}
-    assert set(left_out) >= {"within_epoch", "decomposition"} and ("drift" in left_out) == (name == "ghost")
+    assert set(left_out) >= {"within_epoch", "decomposition"}
+    assert ("drift" in left_out) == (name == "ghost")
     assert set(tables["gaps"]["estimator"]) == {"ema", "exact", "precise", "update_bn"}
     assert set(tables["evaluations"]["estimator"]) == {*SOURCES}
+
     (row,) = tables["runs"].to_dict("records")
     assert row["norm_batch_size"] == {"ghost": 16, "renorm": 64}[name]
+
     trace = run.trace
     parts = {"ghost": 64 // 16, "renorm": 1}[name]
     assert all(layer.steps[: 2 * parts] == [1] * parts + [2] * parts for layer in trace.layers.values())
+
     if name == "renorm":  # its own running averages are what `ema` gives of the trace
         replayed = replay(trace, EMA(0.01), [run.steps])[run.steps]
         for layer, moments in running_statistics(run.model_at(run.steps)).items():

@@ -22,16 +22,20 @@ def test_traces(trained: Run) -> None:
     )
     frames = [list_measurements()["traces"].measure(trained, [source], steps) for source, steps in chosen.items()]
     found = pd.concat(frames).set_index(["estimator", "step", "layer", "channel"])
+
     assert set(found.index.unique("estimator")) == {"last_batch", "exact"}
+
     steps = found.loc["last_batch"].index.unique("step")
-    assert set(found.loc["exact"].index.unique("step")) == {*trained.wanted} <= set(steps) and max(steps) == 40
+    assert set(found.loc["exact"].index.unique("step")) == {*trained.wanted} <= set(steps)
+    assert max(steps) == 40
+
     for name, layer in trained.trace.layers.items():
         exact = frozen_statistics(trained, 20, EXACT)[name]
         for channel in (0, len(exact.mean) // 2):
-            row = found.loc["exact", 20, name, channel]
+            row = found.xs(("exact", 20, name, channel))
             assert (row["mean"], row["var"]) == (exact.mean[channel], exact.var[channel])
             for step in steps:
-                row = found.loc["last_batch", step, name, channel]
+                row = found.xs(("last_batch", step, name, channel))
                 assert [row["mean"], row["var"]] == pytest.approx(layer.moments[step - 1, :, channel].tolist())
 
 
@@ -41,4 +45,6 @@ def test_running_averages_stay_where_exact_statistics_were_frozen(trained: Run) 
     frozen.folder = trained.folder
     before, *later = flat_statistics(frozen, parse_sources(["ema"], [0.1], "train"), [19, 20, 33])[0]
     held = trained.trace.layout.flatten(running_statistics(trained.model_at(40)))
-    assert all(torch.equal(values, held) for values in later) and not torch.equal(before, held)
+
+    assert all(torch.equal(values, held) for values in later)
+    assert not torch.equal(before, held)

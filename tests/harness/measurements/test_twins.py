@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ STEP = 20
 
 
 def score(logits: Tensor, exact: Tensor, labels: Tensor) -> dict[str, float]:
-    hits, confidence = logits.argmax(1) == labels, logits.softmax(1).amax(1)
+    hits = logits.argmax(1) == labels
+    confidence = logits.softmax(1).amax(1)
     bins: dict[int, list[float]] = {}
     for hit, each in zip(hits.tolist(), confidence.tolist(), strict=True):
         bins.setdefault(math.ceil(15 * each), []).append(each - hit)
@@ -31,6 +33,14 @@ def score(logits: Tensor, exact: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def predict(model: nn.Module, statistics: dict[str, Moments], images: Tensor) -> Tensor:
+    """The logits of a float64 model into which the statistics are written."""
+    for name, module in batch_norms(model).items():
+        module.running_mean = statistics[name].mean
+        module.running_var = statistics[name].var
+    return model(images.double()).detach()
+
+
 def test_rows_of_the_ema(trained: Run) -> None:
     """What float32 forwards leave: about √200 products of each output, 6e-8 each, over a handful of layers: 1e-5."""
     sources = parse_sources(["ema", "exact"], [0.1], "train")
@@ -38,9 +48,11 @@ def test_rows_of_the_ema(trained: Run) -> None:
     exact = full_batch_population(model, trained.dataset.train.images)
     averages: dict[str, Moments] = {}
     for name, layer in trained.trace.layers.items():
-        mean, var = torch.zeros(layer.start.shape[1]).double(), torch.ones(layer.start.shape[1]).double()
+        mean = torch.zeros(layer.start.shape[1]).double()
+        var = torch.ones(layer.start.shape[1]).double()
         for batch_mean, batch_var in layer.moments[:STEP].double():
-            mean, var = 0.9 * mean + 0.1 * batch_mean, 0.9 * var + 0.1 * batch_var
+            mean = 0.9 * mean + 0.1 * batch_mean
+            var = 0.9 * var + 0.1 * batch_var
         averages[name] = Moments(0, mean, var)
     training = float64_copy(trained.model_at(STEP)).train()
     drawn = [images.double() for (images, _), _ in zip(trained.batches.from_step(STEP), range(16), strict=False)]
@@ -48,17 +60,16 @@ def test_rows_of_the_ema(trained: Run) -> None:
     for name, average in averages.items():
         eps = trained.trace.layers[name].eps
         expected = gap(exact[name][1:], average[1:], eps)
-        seen = [moments(inputs_of(training.get_submodule(name), lambda x=x: training(x))[0]) for x in drawn]
+        seen = [moments(inputs_of(training.get_submodule(name), partial(training, x))[0]) for x in drawn]
         off = [(average.mean - mean).abs() / (var + eps).sqrt() for _, mean, var in seen]
         ratio = [((average.var + eps) / (var + eps)).sqrt() - 1 for _, _, var in seen]
         expected["var_ratio"] = ((average.var + eps) / (exact[name].var + eps)).mean().item()
         expected |= {"tid_mean": torch.stack(off).mean().item(), "tid_std": torch.stack(ratio).abs().mean().item()}
-        assert rows.loc["ema", name][[*expected]].to_dict() == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    logits = []
-    for statistics in (averages, exact):
-        for name, module in batch_norms(model).items():
-            module.running_mean, module.running_var = statistics[name].mean, statistics[name].var
-        logits.append(model(trained.dataset.test.images.double()).detach())
-    expected = score(*logits, trained.dataset.test.labels)
-    row = Evaluations().measure(trained, sources, [STEP]).set_index("estimator").loc["ema"]
+        assert rows.xs(("ema", name))[[*expected]].to_dict() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+    test = trained.dataset.test
+    logits = predict(model, averages, test.images)
+    expected = score(logits, predict(model, exact, test.images), test.labels)
+    row = Evaluations().measure(trained, sources, [STEP]).set_index("estimator").xs("ema")
+
     assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-5), "no image lies so near to a border"

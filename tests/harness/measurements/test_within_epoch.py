@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
     found: list[Tensor] = []
     for epoch in range(4, 4 + 2 + EPOCHS):
         for index in run.batches.epoch_order(epoch).split(32):
-            found += inputs_of(layer, lambda at=index: wide(run.dataset.train.images[at].double()))
+            found += inputs_of(layer, partial(wide, run.dataset.train.images[index].double()))
     return name, found
 
 
@@ -30,7 +32,10 @@ def test_errors_batch_by_batch(trained: Run) -> None:
     sources = parse_sources(["ema_debiased", "exact"], [0.1, 0.5], "train")
     ((subject, (step,)), (other, _)) = list_measurements()["within_epoch"].scope(run, sources).items()
     found = list_measurements()["within_epoch"].measure(run, [subject, other], [step])
-    assert len(found) == 2 * len(batch_norms(run.model_at(40))) * (12 + 11) and step == 40
+
+    assert len(found) == 2 * len(batch_norms(run.model_at(40))) * (12 + 11)
+    assert step == 40
+
     name, inputs = first_layers_batches(run)
     for last, per_epoch, share in (("kept", 12, 8 / 32), ("dropped", 11, 1.0)):
         kept = [x for place, x in enumerate(inputs) if place % 12 < per_epoch]
@@ -41,6 +46,7 @@ def test_errors_batch_by_batch(trained: Run) -> None:
         spread = (means.view(-1, per_epoch, means.shape[1])[:, :11].var(1).mean(0) / var).mean()
         rows = found[(found["layer"] == name) & (found["last_batch"] == last) & (found["momentum"] == 0.5)]
         assert rows["position"].to_list() == list(range(1, per_epoch + 1))
-        assert set(rows["batches"]) == {per_epoch} and set(rows["last_share"]) == {share}
+        assert set(rows["batches"]) == {per_epoch}
+        assert set(rows["last_share"]) == {share}
         assert rows["noise"].to_list() == pytest.approx(squares.tolist(), rel=1e-3)
         assert rows["spread"].to_list() == pytest.approx([float(spread)] * per_epoch, rel=1e-3)

@@ -6,7 +6,10 @@ import itertools
 
 import pandas as pd
 
-SEEDS, SIZES, STEPS, LAYERS = (0, 1, 2), (4, 32), (1, 5, 10), ("2", "10")
+SEEDS = (0, 1, 2)
+SIZES = (4, 32)
+STEPS = (1, 5, 10)
+LAYERS = ("2", "10")
 
 
 def plant() -> dict[str, pd.DataFrame]:
@@ -14,18 +17,63 @@ def plant() -> dict[str, pd.DataFrame]:
 
     An EMA of momentum 0.1 loses 2 + seed points against exact statistics, one of momentum 0.5 loses 1.
     """
-    runs = [{"run": f"{size}/{seed}", "seed": seed, "batch_size": size, "steps": 10, "epochs": 2.0, "data": "digits",
-             "status": "finished", "optimizer.schedule": "constant"}
-            for size, seed in itertools.product(SIZES, SEEDS)]  # fmt: skip
-    gaps, evaluations = [], []
-    for run, step in itertools.product(runs, STEPS):
-        place = {"run": run["run"], "step": step, "epoch": step / 5, "statistics_split": "train"}
-        for momentum, (depth, layer) in itertools.product((0.1, 0.5), enumerate(LAYERS, start=1)):
-            gap = 2 ** run["seed"] * momentum * 4 ** (depth - 1)
-            gaps.append({**place, "estimator": "ema", "momentum": momentum, "layer": layer, "depth": depth,
-                         "mean_gap": gap})  # fmt: skip
-        for estimator, momentum, lost in (("ema", 0.1, 2 + run["seed"]), ("ema", 0.5, 1), ("exact", None, 0)):
-            evaluations.append({**place, "estimator": estimator, "momentum": momentum, "split": "test",
-                                "shift": "none", "accuracy": 0.9 - lost / 100})  # fmt: skip
-    tables = {"runs": runs, "gaps": gaps, "evaluations": evaluations}
-    return {name: pd.DataFrame(rows) for name, rows in tables.items()} | {"drift": pd.DataFrame()}
+    runs = []
+    gaps = []
+    evaluations = []
+    for size, seed in itertools.product(SIZES, SEEDS):
+        run = f"{size}/{seed}"
+        runs.append(plant_run(run, size, seed))
+        for step in STEPS:
+            gaps += plant_gaps(run, step, seed)
+            evaluations += plant_evaluations(run, step, seed)
+
+    return {
+        "runs": pd.DataFrame(runs),
+        "gaps": pd.DataFrame(gaps),
+        "evaluations": pd.DataFrame(evaluations),
+        "drift": pd.DataFrame(),
+    }
+
+
+def plant_run(run: str, size: int, seed: int) -> dict[str, object]:
+    return {
+        "run": run,
+        "seed": seed,
+        "batch_size": size,
+        "steps": 10,
+        "epochs": 2.0,
+        "data": "digits",
+        "status": "finished",
+        "optimizer.schedule": "constant",
+    }
+
+
+def plant_gaps(run: str, step: int, seed: int) -> list[dict[str, object]]:
+    rows = []
+    for momentum in (0.1, 0.5):
+        for depth, layer in enumerate(LAYERS, start=1):
+            gap = 2**seed * momentum * 4 ** (depth - 1)
+            row = locate(run, step, "ema", momentum)
+            rows.append({**row, "layer": layer, "depth": depth, "mean_gap": gap})
+    return rows
+
+
+def plant_evaluations(run: str, step: int, seed: int) -> list[dict[str, object]]:
+    lost = [("ema", 0.1, 2 + seed), ("ema", 0.5, 1), ("exact", None, 0)]
+    rows = []
+    for estimator, momentum, points in lost:
+        row = locate(run, step, estimator, momentum)
+        rows.append({**row, "split": "test", "shift": "none", "accuracy": 0.9 - points / 100})
+    return rows
+
+
+def locate(run: str, step: int, estimator: str, momentum: float | None) -> dict[str, object]:
+    """The columns that say which statistics a row is about."""
+    return {
+        "run": run,
+        "step": step,
+        "epoch": step / 5,
+        "statistics_split": "train",
+        "estimator": estimator,
+        "momentum": momentum,
+    }

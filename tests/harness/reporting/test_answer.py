@@ -34,6 +34,7 @@ def test_numbers_have_two_digits_of_their_interval() -> None:
 def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     runs = plant()["runs"].assign(norm="ghost", averaging="none", status=["diverged"] + ["finished"] * 5)
     said = describe_networks(runs)
+
     assert said.startswith(
         "6 networks, 3 seeds: batch size 4, 32, data digits, norm ghost, epochs 2. Of these 1 diverged"
     )
@@ -72,14 +73,18 @@ def test_a_sentence_wants_its_conditions_and_verdicts(text: str, filled: str) ->
 
 def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
     quote = '{{ undecided("e.large") }}'
+
     assert fill_paragraphs(quote, [answer("share", "undecided")]) == ["20 to 60% [0, 100]"]
+
     exact = replace(answer(verdict="undecided"), frame=rate(a=("undecided", 2.0)).assign(low=2.0, high=2.0))
     assert fill_paragraphs(quote, [exact]) == ["2.0 points"]
 
 
 def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
     few = replace(answer("of the networks"), frame=rate(a=("not tested", 2 / 3)).assign(n=3))
+
     assert fill_paragraphs('In {{ counted("e.large") }}.', [few]) == ["In 2 of 3."]
+
     ((_, (row,)),) = few.list_claims()
     assert (row["number"], row["said"]) == ("2 of 3", "not tested")
 
@@ -128,22 +133,24 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "Q2": "# Else?",
     }
     conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
-    catalogue, answers = (
-        Catalogue(questions, {"H1": ("So.", conclusion)}, "First."),
-        [compose_answer(experiment, plant())],
-    )
+    catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, "First.")
+    answers = [compose_answer(experiment, plant())]
     text = write_markdown(catalogue, answers)
+
     assert "\nIt *costs* 3.0 points [0.5, 5.5].\n\n![Title](trial/figures/cost.png)\n" in text
-    assert (
-        "Claims, intervals, figures: [trial](trial/README.md) (digits, n = 3).\n" in text
-        and "Not measured yet." in text
-    )
+    assert "Claims, intervals, figures: [trial](trial/README.md) (digits, n = 3).\n" in text
+    assert "Not measured yet." in text
     assert "| H1 | So. | Yes. | [trial](trial/README.md) |" in text
+
     own = write_experiment(answers[0])
-    assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own and "](figures/cost.png)" in own
+    assert "| batch size 4 | 3.0 [0.5, 5.5] | 3 |" in own
+    assert "](figures/cost.png)" in own
+
     (tmp_path / "cost.png").write_bytes(b"image")
     page = write_html(catalogue, answers, {("trial", "cost"): tmp_path / "cost.png"})
-    assert "What is &lt;it&gt;?" in page and "<code>code</code>" in page and "base64,aW1hZ2U=" in page
+    assert "What is &lt;it&gt;?" in page
+    assert "<code>code</code>" in page
+    assert "base64,aW1hZ2U=" in page
 
 
 def test_html_in_prose_and_in_claims_is_shown_as_it_is_written() -> None:
@@ -151,8 +158,10 @@ def test_html_in_prose_and_in_claims_is_shown_as_it_is_written() -> None:
         "Q1": "# What of <b>this</b>?\n\n**Bold**, *italic*, `x < y` <script>alert(1)</script> & more_than_one_word."
     }
     page = write_html(Catalogue(questions, {}, "First."), [], {})
+
     assert "<strong>Bold</strong>, <em>italic</em>, <code>x &lt; y</code> &lt;script&gt;" in page
-    assert "&amp; more_than_one_word" in page and "What of &lt;b&gt;this&lt;/b&gt;?" in page
+    assert "&amp; more_than_one_word" in page
+    assert "What of &lt;b&gt;this&lt;/b&gt;?" in page
 
 
 def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
@@ -161,6 +170,10 @@ def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
 
     claim = Claim("It costs.", fail, above(0.0, "points", "a reason"))
     found = compose_answer(Experiment(answers=("Q1",), figures={}, claims={"costs": claim}, name="trial"), plant())
-    assert found.basis == "digits" and [*found.list_unscored()] == ["costs"]
+
+    assert found.basis == "digits"
+    assert [*found.list_unscored()] == ["costs"]
+
     line = next(line for line in write_experiment(found).splitlines() if line.startswith("| all conditions"))
-    assert line.startswith("| all conditions |  | 0 | cannot be scored (") and line.endswith("KeyError: 'a \\| b') |")
+    assert line.startswith("| all conditions |  | 0 | cannot be scored (")
+    assert line.endswith("KeyError: 'a \\| b') |")

@@ -45,9 +45,18 @@ def plant(
     width is 1 if it was not swept; cumulative has 0.5 there. Accuracy is 1 − momentum, and 1 under other statistics.
     """
     settings = {key.replace("__", "."): values for key, values in {"seed": (0, 1), **swept}.items()}
-    runs, gaps, evaluations = [], [], []
+    runs = []
+    gaps = []
+    evaluations = []
     for values in itertools.product(*settings.values()):
-        chosen = {"data": "digits", "norm": "batch", "batch_size": 32, "epochs": 2.0, "steps": 10, "status": "finished"}
+        chosen: dict[str, Any] = {
+            "data": "digits",
+            "norm": "batch",
+            "batch_size": 32,
+            "epochs": 2.0,
+            "steps": 10,
+            "status": "finished",
+        }
         chosen |= dict(zip(settings, values, strict=True))
         run = {**chosen, "run": "/".join(map(str, values))}
         runs.append(run)
@@ -90,6 +99,7 @@ def test_momenta_are_across_estimators_in_colours_and_settings_in_panels() -> No
     overview = make_overview("g", tables)
 
     assert [*overview.experiment.figures] == ["gap", "accuracy"], "one step was measured"
+
     gap = draw(overview, "gap")
     panels = ["batch size 4, width 8", "batch size 4, width 16", "batch size 32, width 8", "batch size 32, width 16"]
     assert list_panels(gap) == panels
@@ -109,7 +119,9 @@ def test_a_gap_is_the_mean_over_the_layers_behind_the_first() -> None:
     overview = make_overview("g", plant(momenta=(0.1, 0.2)))
     means = overview.experiment.figures["gap"].score({})
     np.testing.assert_allclose(means["mean"], [0.1, 0.2])  # geometric over seeds; the first layer has a half
-    assert means["n"].tolist() == [2, 2] and means["low"].notna().all()
+
+    assert means["n"].tolist() == [2, 2]
+    assert means["low"].notna().all()
 
     alone = make_overview("g", plant(momenta=(0.1, 0.2), depths=(1,)))
     np.testing.assert_allclose(alone.experiment.figures["gap"].score({})["mean"], [0.05, 0.1])
@@ -119,11 +131,17 @@ def test_a_gap_is_the_mean_over_the_layers_behind_the_first() -> None:
 def test_a_number_is_across_where_momentum_was_not_swept() -> None:
     overview = make_overview("g", plant(norm=("batch", "ghost"), model__width=(8, 16, 1000)))
     gap = overview.experiment.figures["gap"]
-    assert isinstance(gap.plot, Curves) and (gap.plot.x, gap.plot.by) == ("model.width", "line")
+
+    assert isinstance(gap.plot, Curves)
+    assert (gap.plot.x, gap.plot.by) == ("model.width", "line")
+
     drawn = draw(overview, "gap")
-    assert list_names(drawn) == ["norm batch", "norm ghost"] and "Statistics: EMA (momentum 0.1)." in gap.caption
+    assert list_names(drawn) == ["norm batch", "norm ghost"]
+    assert "Statistics: EMA (momentum 0.1)." in gap.caption
+
     (ax,) = drawn.axes
     assert (ax.get_xlabel(), ax.get_xscale()) == ("width", "log")
+
     accuracy = draw(overview, "accuracy")
     assert list_panels(accuracy) == ["norm batch", "norm ghost"]
     assert list_names(accuracy) == ["EMA (momentum 0.1)", "exact population"]
@@ -132,13 +150,16 @@ def test_a_number_is_across_where_momentum_was_not_swept() -> None:
 def test_numbers_that_cannot_be_told_apart_on_an_axis_are_words() -> None:
     overview = make_overview("g", plant(lr=(0.0, 0.0001, 0.1)))
     (ax,) = draw(overview, "gap").axes
+
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "0.0001", "0.1"]
     assert ax.get_xlabel() == "learning rate"
 
 
 def test_words_stand_one_below_the_other() -> None:
     overview = make_overview("g", plant(norm=("batch", "ghost")))
+
     assert isinstance(overview.experiment.figures["accuracy"].plot, Forest)
+
     (ax,) = draw(overview, "accuracy").axes
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == [
@@ -148,7 +169,9 @@ def test_words_stand_one_below_the_other() -> None:
 
 def test_over_the_training_all_settings_are_told_apart() -> None:
     overview = make_overview("g", plant(momenta=(0.1, 0.5), steps=(1, 5, 10), epochs=(2.0, 4.0)))
+
     assert [*overview.experiment.figures] == ["gap", "gap_training", "accuracy", "accuracy_training"]
+
     drawn = draw(overview, "gap_training")
     assert list_panels(drawn) == ["epochs 2", "epochs 4"]
     assert list_names(drawn) == ["EMA (momentum 0.1)", "EMA (momentum 0.5)"]
@@ -159,7 +182,10 @@ def test_of_many_momenta_some_are_drawn_over_the_training() -> None:
     momenta = tuple(round(0.01 * 1.5**k, 4) for k in range(12))
     overview = make_overview("g", plant(momenta=momenta, steps=(5, 10)))
     names = list_names(draw(overview, "gap_training"))
-    assert len(names) == 6 and names[0] == "EMA (momentum 0.01)" and f"{momenta[-1]:g}" in names[-1]
+
+    assert len(names) == 6
+    assert names[0] == "EMA (momentum 0.01)"
+    assert f"{momenta[-1]:g}" in names[-1]
     assert "Over the training 6 of 12 momenta are drawn." in overview.notes
 
 
@@ -167,7 +193,9 @@ def test_lengths_in_steps_are_told_apart_by_steps() -> None:
     tables = plant(steps=(7,), batch_size=(4, 32))
     length = tables["runs"]["batch_size"].map({4: 0.7, 32: 5.6})
     same = {**tables, "runs": tables["runs"].assign(steps=7, epochs=length)}
+
     assert find_swept(same).settings == ["batch_size"]
+
     steps = tables["runs"]["seed"].map({0: 7, 1: 70})
     other = {**tables, "runs": tables["runs"].assign(steps=steps, epochs=steps * length)}
     assert find_swept(other).settings == ["batch_size", "steps"]
@@ -180,7 +208,9 @@ def test_settings_of_ones_own_are_found_in_the_json() -> None:
     runs = runs.assign(run=[f"r{place}" for place in range(4)], settings=widths)
     tables = {**tables, "runs": runs, "gaps": tables["gaps"].assign(run="r0")}
     swept = find_swept(tables)
-    assert swept.settings == ["model.sizes"] and swept.list_swept()["sizes"] == "8, 1, 8, 2"
+
+    assert swept.settings == ["model.sizes"]
+    assert swept.list_swept()["sizes"] == "8, 1, 8, 2"
     assert swept.list_shared()["model.deep"] == "yes"
 
 
@@ -190,13 +220,16 @@ def test_what_follows_from_a_setting_is_no_panel() -> None:
     groups = size.map({4: 8.0, 32: np.nan, 256: np.nan})
     runs = tables["runs"].assign(lr=size / 256, **{"optimizer.lr": size / 256, "norm.groups": groups})
     overview = make_overview("g", {**tables, "runs": runs})
-    assert overview.swept.settings == ["batch_size"] and overview.swept.companions == {"lr": "batch_size"}
+
+    assert overview.swept.settings == ["batch_size"]
+    assert overview.swept.companions == {"lr": "batch_size"}
     assert "lr differs together with batch_size." in overview.notes
 
 
 def test_networks_without_batch_norm_have_accuracies_only() -> None:
     tables = plant(momenta=(), others=("none",), norm=("group",), norm__groups=(2, 4, 8))
     overview = make_overview("g", {**tables, "gaps": tables["gaps"][:0]})
+
     assert [*overview.experiment.figures] == ["accuracy"]
     assert list_names(draw(overview, "accuracy")) == ["without batch norm"]
     assert "gap of the mean (σ)" not in overview.table
@@ -211,18 +244,25 @@ def test_some_networks_without_batch_norm_are_levels() -> None:
     kept = kept.assign(estimator=kept["estimator"].mask(kept["run"].isin(group), "none"))
     gaps = tables["gaps"][~tables["gaps"]["run"].isin(group)]
     overview = make_overview("g", {**tables, "evaluations": kept, "gaps": gaps})
+
     assert list_panels(draw(overview, "gap")) == [""]
+
     accuracy = draw(overview, "accuracy")
     assert list_panels(accuracy) == ["norm batch", "norm group"]
     assert list_names(accuracy) == ["EMA", "exact population", "without batch norm"]
+
     left, right = accuracy.axes
-    assert left.get_xlim() == right.get_xlim() and left.get_xlim()[0] < 0.1 and left.get_xlim()[1] < 1
+    assert left.get_xlim() == right.get_xlim()
+    assert left.get_xlim()[0] < 0.1
+    assert left.get_xlim()[1] < 1
 
 
 def test_one_seed_has_no_interval_and_the_caption_says_so() -> None:
     overview = make_overview("g", plant(seed=(0,), momenta=(0.1, 0.2)))
+
     assert "What is of one seed has no interval." in read_caption(overview, "gap")
     assert overview.table["gap of the mean (σ)"].tolist() == ["0.0909", "0.182", ""]
+
     draw(overview, "gap")
 
 
@@ -234,8 +274,10 @@ def test_diverged_networks_are_said_and_have_the_rows_that_there_are() -> None:
         name: rows[(rows["run"] != diverged) | (rows["step"] < 10)] for name, rows in tables.items() if name != "runs"
     }
     overview = make_overview("g", {"runs": runs, **left})
+
     assert overview.notes[0] == "2 networks, 2 seeds. Of these 1 diverged: means are of the rows that there are."
     assert {*overview.table["n"]} == {"1"}
+
     early = overview.experiment.figures["gap_training"].score({})
     assert early.groupby("epoch")["n"].first().to_dict() == {1.0: 2, 2.0: 1}
 
@@ -243,17 +285,24 @@ def test_diverged_networks_are_said_and_have_the_rows_that_there_are() -> None:
 def test_of_many_panels_the_first_are_drawn_and_it_is_said() -> None:
     overview = make_overview("g", plant(momenta=(0.1, 0.5), batch_size=(4, 8, 16, 32), model__width=(1, 2, 3, 4)))
     accuracy = draw(overview, "accuracy")
-    assert len(list_panels(accuracy)) == 12 and list_panels(accuracy)[-1] == "batch size 16, width 4"
+
+    assert len(list_panels(accuracy)) == 12
+    assert list_panels(accuracy)[-1] == "batch size 16, width 4"
     assert "The first 12 of 16 panels are drawn." in read_caption(overview, "accuracy")
     assert any("of 16 panels 12 are drawn, up to batch size 16, width 4" in note for note in overview.notes)
-    assert "sweep fewer values under another name" in overview.notes[-1] and len(overview.table) == 3 * 16
+    assert "sweep fewer values under another name" in overview.notes[-1]
+    assert len(overview.table) == 3 * 16
 
 
 def test_the_table_has_means_with_intervals_by_condition() -> None:
     table = make_overview("g", plant(momenta=(0.1,), batch_size=(4, 32))).table
+
     assert [*table] == ["batch size", "statistics", "gap of the mean (σ)", "test accuracy (%)", "n"]
     assert table.iloc[1].tolist() == ["4", "exact population", "", "100.000 [100.000, 100.000]", "2"]
-    assert table.iloc[2].tolist()[:2] == ["32", "EMA (momentum 0.1)"] and table.iloc[2, 2].startswith("0.10 [")
+
+    *words, gap, _, _ = table.iloc[2].tolist()
+    assert words == ["32", "EMA (momentum 0.1)"]
+    assert gap.startswith("0.10 [")
 
 
 def test_only_what_was_predicted_on_test_images_as_they_are_is_drawn() -> None:
@@ -266,6 +315,7 @@ def test_only_what_was_predicted_on_test_images_as_they_are_is_drawn() -> None:
     ]
     worse = pd.concat(others).assign(accuracy=0.0)
     overview = make_overview("g", {**tables, "evaluations": pd.concat([worse, evaluations], ignore_index=True)})
+
     assert overview.experiment.figures["accuracy"].score({})["mean"].tolist() == [90.0, 50.0, 100.0]
     assert [note.partition(" has rows of ")[2] for note in overview.notes[1:]] == [
         "split test, val; one is drawn.",
@@ -285,12 +335,17 @@ def test_diverged_networks_are_named_by_their_settings() -> None:
     tables = plant(lr=(0.1, 100.0))
     runs = tables["runs"].assign(status=tables["runs"]["lr"].map({0.1: "finished", 100.0: "diverged"}))
     overview = make_overview("g", {**tables, "runs": runs})
-    assert overview.notes[1] == "Diverged: learning rate 100." and set(overview.table["learning rate"]) == {"0.1"}
+
+    assert overview.notes[1] == "Diverged: learning rate 100."
+    assert set(overview.table["learning rate"]) == {"0.1"}
 
 
 def test_a_setting_that_some_networks_do_not_read_is_a_level() -> None:
     overview = make_overview("g", plant(norm__groups=(4.0, np.nan)))
     drawn = draw(overview, "gap")
+
     assert "networks without groups" in read_caption(overview, "gap")
+
     (ax,) = drawn.axes
-    assert ax.get_xlabel() == "groups" and [tick.get_text() for tick in ax.get_xticklabels()] == ["4"]
+    assert ax.get_xlabel() == "groups"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4"]

@@ -53,8 +53,10 @@ def test_curves() -> None:
         Curves("momentum", "batch_size", GAP, level="exact", mark=(0.1, "default")), pd.concat([frame, levels])
     )
     axes = drawn.axes
+
     assert [ax.get_title() for ax in axes] == ["after 50% of training", "at the end of training"]
-    assert [ax.get_ylabel() for ax in axes] == [GAP.label, ""] and axes[0].get_xlabel().startswith("momentum")
+    assert [ax.get_ylabel() for ax in axes] == [GAP.label, ""]
+    assert axes[0].get_xlabel().startswith("momentum")
     assert axes[0].get_xscale() == axes[0].get_yscale() == "log"
     assert list_names(drawn) == ["batch size 4", "batch size 32", "default", "exact"]
     assert [len(ax.collections) for ax in axes] == [2, 2], "a band a line"
@@ -67,7 +69,9 @@ def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
     exact = frame[frame["estimator"] == "exact"]
     second = exact[exact["panel"] == exact["panel"].iloc[0]].assign(panel="later")
     drawn = draw(Curves("epoch", "estimator", ACCURACY), pd.concat([frame, second]))
+
     assert list_names(drawn) == ["EMA (momentum 0.1)", "EMA (momentum 0.5)", "exact population"]
+
     colours = [{line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes]
     assert colours[0]["exact population"] == colours[1]["exact population"] == ESTIMATORS["exact"][1]
     assert colours[0]["EMA (momentum 0.1)"] != colours[0]["EMA (momentum 0.5)"]
@@ -85,7 +89,9 @@ def test_an_estimator_is_one_line_across_its_momenta_and_levels_are_in_the_legen
     drawn = draw(Curves("momentum", "estimator", GAP), plant_momenta(exact=0.5, cumulative=4.0))
     (ax,) = drawn.axes
     lines = {str(line.get_label()): line for line in ax.lines}
+
     assert list_names(drawn) == ["EMA", "exact population", "average of all batches"]
+
     np.testing.assert_array_equal(lines["EMA"].get_xdata(), [0.01, 0.1, 0.5])
     colours = {name: str(line.get_color()).lower() for name, line in lines.items()}
     wanted = {words: colour.lower() for words, colour, _ in ESTIMATORS.values() if words in colours}
@@ -97,10 +103,13 @@ def test_the_legend_shows_a_level_as_it_is_drawn() -> None:
     frame = plant_momenta(exact=0.5)
     named = frame.assign(line=frame["estimator"].map({"ema": "running", "exact": "exact"}))
     drawn = draw(Curves("momentum", "line", GAP, level="exact statistics"), named)
+
     assert list_names(drawn) == ["running", "exact statistics"]
+
     handle = drawn.legends[0].get_lines()[1]
-    (level,) = [line for line in drawn.axes[0].lines if list(line.get_ydata()) == [0.5, 0.5]]
-    assert handle.get_color() == level.get_color() and handle.get_linestyle() == level.get_linestyle() == "--"
+    (level,) = [line for line in drawn.axes[0].lines if np.array_equal(line.get_ydata(), [0.5, 0.5])]
+    assert handle.get_color() == level.get_color()
+    assert handle.get_linestyle() == level.get_linestyle() == "--"
 
 
 @pytest.mark.parametrize("plot", [Curves("epoch", "line", GAP), Forest("line", GAP)])
@@ -123,7 +132,9 @@ def test_a_band_that_reaches_zero_and_a_single_point_are_seen_on_a_logarithmic_a
     frame = pd.DataFrame({"panel": "p", "epoch": [1.0, 2.0, 1.0], "line": ["a", "a", "b"], "mean": [1.0, 2.0, 3.0],
                           "low": [-1.0, 1.5, 2.0], "high": [2.0, 3.0, 4.0], "n": 2, "log": False})  # fmt: skip
     (ax,) = draw(Curves("epoch", "line", GAP), frame).axes
-    assert ax.get_ylim()[0] > 0.1 and len(ax.containers) == 1
+
+    assert ax.get_ylim()[0] > 0.1
+    assert len(ax.containers) == 1
 
 
 def test_a_forest_has_rows_in_order_and_one_axis() -> None:
@@ -136,8 +147,11 @@ def test_a_forest_has_rows_in_order_and_one_axis() -> None:
     drawn = draw(Forest("line", ACCURACY, mark=(90.0, "exact")), named.assign(panel=["a", "a", "b", "b", "b", "a"]))
     left, right = drawn.axes
     names = [label.get_text() for label in left.get_yticklabels()]
-    assert names == ["ema0.1", "ema0.5", "exactnan"] and left.get_ylim()[0] > left.get_ylim()[1]
-    assert left.get_xlim() == right.get_xlim() and list_names(drawn) == ["exact"]
+
+    assert names == ["ema0.1", "ema0.5", "exactnan"]
+    assert left.get_ylim()[0] > left.get_ylim()[1]
+    assert left.get_xlim() == right.get_xlim()
+    assert list_names(drawn) == ["exact"]
     assert "bars: 95% intervals" in list_texts(drawn)
 
 
@@ -157,7 +171,9 @@ def test_captions_say_what_all_networks_share() -> None:
 def test_every_estimator_has_a_look_of_its_own() -> None:
     names = [*ESTIMATORS, "mine", "yours"]
     looks = choose_looks(name_series(pd.DataFrame({"estimator": names}), "estimator"), "estimator")
+
     assert len({(look["color"], str(look["linestyle"])) for look in looks.values()}) == len(names)
+
     many = choose_looks(name_series(pd.DataFrame({"size": range(20)}), "size"), "size")
     assert len({(look["color"], look["marker"]) for look in many.values()}) == 20
 
@@ -167,6 +183,8 @@ def test_panels_take_several_rows(panels: int, grid: tuple[int, int]) -> None:
     frame = pd.DataFrame({"panel": [str(n) for n in range(panels)], "epoch": 1.0, "line": "a", "mean": 1.0,
                           "low": 0.5, "high": 2.0, "n": 3, "log": False})  # fmt: skip
     shape = draw(Curves("epoch", "line", GAP), frame).axes[0].get_gridspec()
+
+    assert shape is not None
     assert (shape.nrows, shape.ncols) == grid
 
 
@@ -176,6 +194,9 @@ def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     for folder in (tmp_path / "a", tmp_path / "b"):
         path = drawing.save(draw(Curves("momentum", "batch_size", GAP), frame), folder, "gap")
         files.append((path.read_bytes(), path.with_suffix(".pdf").read_bytes()))
-    assert files[0] == files[1] and Image.open(path).mode == "P"
+
+    assert files[0] == files[1]
+    assert Image.open(path).mode == "P"
+
     drawing.save(draw(Curves("momentum", "batch_size", GAP), frame), tmp_path / "c", "gap", pdf=False)
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["gap.png"]

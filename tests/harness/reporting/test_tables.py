@@ -95,7 +95,7 @@ def test_parts_in_any_order_give_the_same_tables(
             frame = rows([momentum], float(number), estimator=estimator, origin=origin)
             write(folder, str(name), frame, written=number + 1)
         found.append(tables.assemble(folder).get("gaps", pd.DataFrame()))
-    assert_frame_equal(*found)
+    assert_frame_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", list(list_measurements()))

@@ -78,31 +78,38 @@ def test_geometric_p_values_are_those_of_logarithms(rule: Rule) -> None:
     positive = {name: np.exp(values).tolist() for name, values in SAMPLES.items()}
     logs = {name: np.log(values).tolist() for name, values in positive.items()}
     with np.errstate(divide="ignore"):
-        bounds = Rule(*(float(np.log(max(bound, 0))) for bound in (rule.low, rule.high)))
-    wanted = np.array([expected(values, bounds) for values in logs.values()]).T
+        low, high = (float(np.log(max(bound, 0))) for bound in (rule.low, rule.high))
+    wanted = np.array([expected(values, Rule(low, high)) for values in logs.values()]).T
     np.testing.assert_allclose(p_values(score(positive, geometric=True), rule), wanted, rtol=1e-9)
+
     assert verdicts(score({"positive": [1.0, 2.0]}, geometric=True), above(-1.0)) == ["holds"]
 
 
 def test_a_closed_form() -> None:
     """Two seeds: t has one degree of freedom, and p = 1/2 − arctan(t)/π."""
     holds, fails = p_values(score({"two": [1.0, 3.0]}), above(0.0))  # mean 2, error 1
-    assert holds[0] == pytest.approx(0.5 - np.arctan(2) / np.pi) and holds[0] + fails[0] == pytest.approx(1)
+
+    assert holds[0] == pytest.approx(0.5 - np.arctan(2) / np.pi)
+    assert holds[0] + fails[0] == pytest.approx(1)
 
 
 @given(st.lists(st.floats(0, 1) | st.just(np.nan), max_size=8))
 def test_holm_is_that_of_its_definition(p: list[float]) -> None:
     """Reject in order of size as long as the k-th smallest of m is at most level / (m − k + 1)."""
-    adjusted, tested = holm(np.array(p)), sorted(x for x in p if not np.isnan(x))
+    adjusted = holm(np.array(p))
+    tested = sorted(x for x in p if not np.isnan(x))
     for level in (0.01, 0.05, 0.3):
         passed = [x <= level / (len(tested) - k) for k, x in enumerate(tested)]
         count = passed.index(False) if False in passed else len(passed)
         assert (adjusted <= level + 1e-12).sum() >= count >= (adjusted <= level - 1e-12).sum()
+
     assert np.isnan(adjusted).tolist() == np.isnan(p).tolist()
 
 
 def test_each_verdict() -> None:
-    rule, frame = above(0.0), score(SAMPLES)
+    rule = above(0.0)
+    frame = score(SAMPLES)
+
     assert dict(zip(SAMPLES, verdicts(frame, rule), strict=True)) == {
         "wide": "undecided",
         "high": "holds",
@@ -119,8 +126,10 @@ def test_each_verdict() -> None:
 def test_holm_decides_over_the_conditions_of_a_claim() -> None:
     """What holds by itself is undecided beside others, and is marked."""
     values = [0.7, 1.0, 1.5]
+
     assert 0.0125 < one_sided(values, 0.0, "greater") < 0.025
     assert verdicts(score({"b": values}), above(0.0)) == ["holds"]
+
     beside = judge(score({"a": [-1.0, 1.0], "b": values}), above(0.0))
     assert beside.to_numpy().tolist() == [["undecided", ""], ["undecided", "holds by itself"]]
     assert verdicts(score({"a": [1.0], "b": values}), above(0.0)) == ["one seed", "holds"]  # no test, no correction
@@ -129,15 +138,20 @@ def test_holm_decides_over_the_conditions_of_a_claim() -> None:
 def test_a_claim_that_wants_all_conditions_is_corrected_where_it_fails_only() -> None:
     """Each line has to hold for itself; that one of many fails by chance is corrected for."""
     values = [0.7, 1.0, 1.5]
-    frame, never = score({"a": [-1.0, 1.0], "b": values}), replace(above(0.0), together=True)
+    frame = score({"a": [-1.0, 1.0], "b": values})
+    never = replace(above(0.0), together=True)
+
     assert verdicts(frame, never) == ["undecided", "holds"]
+
     down = score({"a": [-1.0, 1.0], "b": [-value for value in values]})
     assert verdicts(down, never) == ["undecided", "undecided"]
 
 
 def test_no_spread_over_seeds() -> None:
     same = score({"equal": [0.3, 0.3, 0.3], "more": [0.5, 0.5, 0.5], "less": [0.1, 0.1, 0.1]})
+
     assert verdicts(same, above(0.3)) == ["undecided", "holds", "fails"]
+
     thirds = score({"equal": [0.1 + 0.2, 0.3, 0.3]})  # differ by rounding
     assert verdicts(thirds, above(0.3)) == ["undecided"]
 
@@ -172,6 +186,7 @@ def test_what_is_not_tested_has_no_part_in_the_correction() -> None:
     values = [0.7, 1.0, 1.5]
     counted = score({"count": [3.0, 3.0], "none": [-1.0, -1.0], "b": values})
     found = judge(counted, above(0.0))
+
     assert found["verdict"].tolist() == ["holds", "fails", "holds"]
     assert found["note"].tolist() == ["the same for all seeds, not tested"] * 2 + [""]
 
@@ -180,6 +195,7 @@ def test_what_is_not_tested_has_no_part_in_the_correction() -> None:
 def test_a_single_line_holds_where_its_interval_lies_beyond_the_margin(values: list[float]) -> None:
     frame = score({"a": values})
     low, high = frame["low"].iloc[0], frame["high"].iloc[0]
+
     assert (verdicts(frame, above(0.5)) == ["holds"]) == (low >= 0.5)
     assert (verdicts(frame, below(0.5)) == ["holds"]) == (high <= 0.5)
     assert (verdicts(frame, within(-0.5, 0.5)) == ["holds"]) == (low >= -0.5 and high <= 0.5)
@@ -209,7 +225,9 @@ def answer(*scores: Score) -> pd.DataFrame:
 def test_answers_has_a_row_for_each_condition() -> None:
     by = ("panel", "batch_size", "estimator", "momentum")
     found = answer(frames.score("evaluations", "accuracy", by, at=1.0, against="exact", scale=-100))
+
     assert list(found) == ["experiment", "claim", "condition", "where", "mean", "low", "high", "n", "verdict", "note"]
+
     shown = found[["experiment", "claim", "condition", "n", "verdict", "note"]].to_numpy().tolist()
     expected = {0.1: ["undecided", "holds by itself"], 0.5: ["holds", NO_SPREAD]}
     for size, momentum in ((4, 0.1), (4, 0.5), (32, 0.1), (32, 0.5)):
@@ -219,8 +237,8 @@ def test_answers_has_a_row_for_each_condition() -> None:
 
 
 def test_conditions_have_panels_in_order_of_appearance() -> None:
-    (places,) = (answer(frames.score("gaps", "mean_gap", ("panel", "depth"), at=(1.0, 0.1), momentum=0.1,
-                                     batch_size=4))["where"],)  # fmt: skip
+    places = (answer(frames.score("gaps", "mean_gap", ("panel", "depth"), at=(1.0, 0.1), momentum=0.1,
+                                     batch_size=4))["where"])  # fmt: skip
     late, early = "at the end of training", "after 10% of training"
     assert list(places) == [(late, "layer 1"), (late, "layer 2"), (early, "layer 1"), (early, "layer 2")]
 
@@ -229,7 +247,9 @@ def test_a_claim_without_rows_is_not_measured_and_may_tell_nothing_apart() -> No
     nothing = frames.score("gaps", "mean_gap", ["depth"], at=0.3)
     whole = frames.score("gaps", "mean_gap", (), at=1.0, batch_size=4, momentum=0.1, layer="2")
     found = answer(nothing, whole)
-    assert found["condition"].to_list() == ["no rows", ""] and found["verdict"].to_list()[0] == "not measured"
+
+    assert found["condition"].to_list() == ["no rows", ""]
+    assert found["verdict"].to_list()[0] == "not measured"
     assert answer().empty
 
 
@@ -243,6 +263,8 @@ def test_a_claim_that_cannot_be_scored_says_why_and_leaves_the_others(error: Bas
     found = answers(Experiment(answers=(), figures={}, claims=claims), plant())
 
     (bad,) = found[found["claim"] == "bad"].to_dict("records")
+
     assert (bad["verdict"], bad["n"]) == (CANNOT_BE_SCORED, 0)
-    assert "tests/harness/reporting/test_verdicts.py:" in bad["note"] and str(error) in bad["note"]
+    assert "tests/harness/reporting/test_verdicts.py:" in bad["note"]
+    assert str(error) in bad["note"]
     assert found.loc[found["claim"] == "good", "verdict"].tolist() == ["holds", "holds"]

@@ -1,0 +1,31 @@
+"""What is said about the package outside its code agrees with it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import bnlab
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_package_its_metadata_and_its_citation_have_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+    assert project["version"] == bnlab.__version__
+    assert citation["version"] == bnlab.__version__
+    assert citation["license"] == project["license"]
+
+
+def test_hooks_before_a_commit_run_what_the_tests_run_first() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    recipes = (ROOT / "Makefile").read_text()
+
+    tools = [hook["entry"].removeprefix(".venv/bin/python ").split(" --")[0] for hook in local["hooks"]]
+
+    assert tools == ["-m ruff check", "-m ruff format", "-m mypy"]
+    assert all(f"$(PY) {tool}" in recipes for tool in tools)
