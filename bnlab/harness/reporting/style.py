@@ -198,11 +198,14 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
     """
     kind, _, parameters = str(name).removesuffix(")").partition("(")
-    words = [_say_parameter(parameter) for parameter in parameters.split(",") if parameter not in _UNSAID]
+    label = kind
+    if kind in ESTIMATORS:
+        label, _, _ = ESTIMATORS[kind]
+
+    said = [parameter for parameter in parameters.split(",") if parameter not in _UNSAID]
+    words = [_say_parameter(parameter) for parameter in said]
     if not math.isnan(momentum):
         words.append(f"momentum {momentum:g}")
-
-    label, *_ = ESTIMATORS.get(kind, (kind,))
     return f"{label} ({', '.join(words)})" if words else label
 
 
