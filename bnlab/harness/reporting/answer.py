@@ -1,4 +1,4 @@
-"""What an experiment answers, in words that are composed from its verdicts and its networks' settings alone."""
+"""Answers of experiments, in words that are composed from verdicts and the networks' settings alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TINY = 1e-5  # below it numbers are written as 1.2e-07
 
 @dataclass(frozen=True)
 class Answer:
-    """What the tables say on an experiment's question.
+    """The answer to an experiment's question that its tables give.
 
     Attributes:
         experiment: the question.
@@ -42,20 +42,20 @@ class Answer:
     basis: str
     networks: str
 
-    def list_claims(self, number: str = "") -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
-        """Each claim that bears on a question or hypothesis, of all without a number, with its conditions.
+    def list_claims(self) -> list[tuple[Claim, list[dict[Hashable, Any]]]]:
+        """List the claims with their conditions.
 
         These have condition, number (mean and interval, or a count), n, verdict and `said`, the verdict with its note.
         """
-        rows = [
-            {**row, "number": _write_number(row), "said": _say_verdict(row)} for row in self.frame.to_dict("records")
-        ]
-        claims = self.experiment.claims.items()
-        return [
-            (claim, [row for row in rows if row["claim"] == name])
-            for name, claim in claims
-            if not number or number in (claim.answers or self.experiment.answers)
-        ]
+        claims = []
+        for name, claim in self.experiment.claims.items():
+            is_of_claim = self.frame["claim"] == name
+            conditions = self.frame[is_of_claim].to_dict("records")
+            for condition in conditions:
+                condition["number"] = _write_number(condition)
+                condition["said"] = _say_verdict(condition)
+            claims.append((claim, conditions))
+        return claims
 
     def list_unscored(self) -> dict[str, str]:
         """Say of each claim that cannot be scored why, by its name."""
@@ -93,49 +93,75 @@ def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
 
 
 def _count_seeds(frame: pd.DataFrame) -> list[str]:
-    """In words, how many seeds the verdicts on claims are of that could be scored; nothing where there is none."""
-    scored = frame[frame["verdict"] != CANNOT_BE_SCORED]
-    if scored.empty:
+    """Say how many seeds the verdicts on claims are of that could be scored; nothing where there is none."""
+    is_scored = frame["verdict"] != CANNOT_BE_SCORED
+    counts = frame.loc[is_scored, "n"]
+    if counts.empty:
         return []
-    bounds = dict.fromkeys((f"{scored['n'].min()}", f"{scored['n'].max()}"))
-    return [f"n = {' to '.join(bounds)}"]
+    words = [str(counts.min()), str(counts.max())]
+    return [f"n = {' to '.join(dict.fromkeys(words))}"]
 
 
 def describe_networks(runs: pd.DataFrame) -> str:
-    """How many networks, in what they differ, what they have in common, and that this was not varied."""
-    varied = list_varied(runs)
-    shared = [column for column in _SHARED if column in runs and runs[column].nunique(dropna=False) == 1]
-    named = ", ".join(name_value(column, list_values(runs[column])) for column in (*varied, *shared))
-    note = "What all of them share was not varied: it may change the answer."
-    return f"{count_networks(runs)}: {named}.{say_unfinished(runs)} {note}"
+    """Say how many networks there are, in what they differ, what they share, and that this was not varied."""
+    words = []
+    for column in (*list_varied(runs), *_list_shared(runs)):
+        values = list_values(runs[column])
+        words.append(name_value(column, values))
+    networks = f"{count_networks(runs)}: {', '.join(words)}.{say_unfinished(runs)}"
+    return f"{networks} What all of them share was not varied: it may change the answer."
+
+
+def _list_shared(runs: pd.DataFrame) -> list[str]:
+    """List the settings that are worth naming and that all networks share."""
+    known = [column for column in _SHARED if column in runs]
+    return [column for column in known if runs[column].nunique(dropna=False) == 1]
 
 
 def count_networks(runs: pd.DataFrame) -> str:
     """Count networks and seeds, as `4 networks, 2 seeds`."""
-    count, seeds = len(runs), runs["seed"].nunique()
-    return f"{count} network{'s' * (count > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+    networks = _count(len(runs), "network")
+    seeds = _count(runs["seed"].nunique(), "seed")
+    return f"{networks}, {seeds}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}s" if number > 1 else f"{number} {noun}"
 
 
 def say_unfinished(runs: pd.DataFrame) -> str:
     """Say in a sentence, after a space, how many networks have diverged or failed; nothing if none has."""
     statuses = list(runs.get("status", ()))
-    unfinished = [f"{statuses.count(status)} {status}" for status in ("diverged", "failed") if status in statuses]
-    return f" Of these {' and '.join(unfinished)}: means are of the rows that there are." if unfinished else ""
+    counts = []
+    for status in ("diverged", "failed"):
+        if status in statuses:
+            counts.append(f"{statuses.count(status)} {status}")
+    if not counts:
+        return ""
+    return f" Of these {' and '.join(counts)}: means are of the rows that there are."
 
 
 def round_numbers(mean: float, low: float, high: float) -> list[str]:
-    """Mean, low and high to two digits of the interval's half; the mean alone where there is no interval."""
+    """Round mean, low and high to two digits of the interval's half; the mean alone where there is no interval."""
     half = (high - low) / 2
     if not math.isfinite(half):
         return [f"{mean:.3g}"]
-    if 0 < max(abs(low), abs(high)) < _TINY:
-        return [f"{value:.1e}" for value in (mean, low, high)]
-    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 1e-9 * abs(mean) else 3  # rounding
-    return [f"{round(value, digits) + 0.0:.{digits}f}" for value in (mean, low, high)]  # no -0.0
+
+    numbers = (mean, low, high)
+    largest = max(abs(low), abs(high))
+    if 0 < largest < _TINY:
+        return [f"{number:.1e}" for number in numbers]
+
+    digits = 3
+    if half > 1e-9 * abs(mean):  # else the interval is of rounding
+        wanted = 1 - math.floor(math.log10(half))
+        digits = min(6, max(0, wanted))
+    rounded = [round(number, digits) + 0.0 for number in numbers]  # no -0.0
+    return [f"{number:.{digits}f}" for number in rounded]
 
 
 def format_number(mean: float, low: float, high: float) -> str:
-    """Mean and interval, as `round_numbers` has them.
+    """Write mean and interval, as `round_numbers` has them.
 
     >>> format_number(1.0, 0.5, 1.5), format_number(0.25, math.nan, math.nan)
     ('1.00 [0.50, 1.50]', '0.25')

@@ -28,7 +28,7 @@ _CROWDED = 0.04  # of the axis: two ticks that are nearer would be written over 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is drawn of a table.
+    """Column of a table that is drawn, and how.
 
     Attributes:
         name: of the figures' files.
@@ -49,13 +49,13 @@ class Measure:
     geometric: bool = False
 
     def average(self, frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-        """Means over seeds with their intervals, see `frames.interval`."""
+        """Average over seeds, with intervals, see `frames.interval`."""
         return interval(frame, self.value, by, scale=self.scale, geometric=self.geometric)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the columns of a figure stand that tell its rows apart.
+    """Places of the columns in a figure that tell its rows apart.
 
     Attributes:
         across: the column across; empty: means are across, and conditions one below the other.
@@ -163,7 +163,7 @@ def _name_rows(frame: pd.DataFrame, layout: Layout, swept: Swept) -> pd.DataFram
 
 
 def _name_panels(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]:
-    """The words of each row for its panel."""
+    """Name the panel of each row."""
     names = [""] * len(frame)
     for column in layout.panels:
         words = [swept.say_setting(column, value) for value in frame[column]]
@@ -173,7 +173,7 @@ def _name_panels(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]
 
 
 def _name_lines(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]:
-    """The words of each row for its series, or for its place where conditions are one below the other."""
+    """Name the series of each row, or its place where conditions are one below the other."""
     estimators = _label_estimators(frame, layout)
     if layout.by in ("", "estimator"):
         return estimators
@@ -186,13 +186,13 @@ def _name_lines(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]:
 
 
 def label_estimators(frame: pd.DataFrame) -> list[str]:
-    """The words for the estimator of each row, with its momentum."""
+    """Name the estimator of each row, with its momentum."""
     pairs = zip(frame["estimator"], frame["momentum"], strict=True)
     return [estimator_label(name, momentum) for name, momentum in pairs]
 
 
 def _label_estimators(frame: pd.DataFrame, layout: Layout) -> list[str]:
-    """The words for the estimator of each row, without the momentum where that is across."""
+    """Name the estimator of each row, without the momentum where that is across."""
     if layout.across == "momentum":
         return [estimator_label(name) for name in frame["estimator"]]
     return label_estimators(frame)
@@ -220,7 +220,7 @@ def _choose_plot(
 
 
 def _choose_limits(percent: pd.Series) -> tuple[float, float]:
-    """The ends of an axis of percentages that shows all means; intervals of few seeds may reach far beyond them."""
+    """Choose the ends of an axis of percentages that shows all means; intervals of few seeds may reach far beyond."""
     low = float(percent.min())
     high = float(percent.max())
     margin = max(1.0, 0.2 * (high - low))
@@ -228,7 +228,7 @@ def _choose_limits(percent: pd.Series) -> tuple[float, float]:
 
 
 def _choose_ends(values: pd.Series, is_log: bool) -> tuple[float, float] | None:
-    """The ends of the axis across, the same in all panels, also in one of levels; None for words, or one number."""
+    """Choose the ends of the axis across, the same in all panels; None for words, or one number."""
     if values.nunique() < 2 or not pd.api.types.is_numeric_dtype(values):
         return None
     low = float(values.min())
@@ -241,7 +241,7 @@ def _choose_ends(values: pd.Series, is_log: bool) -> tuple[float, float] | None:
 
 
 def _choose_axis(column: str, values: pd.Series, swept: Swept) -> Axis:
-    """How what is across is drawn; an axis without ticks is for numbers that have to be told apart as words."""
+    """Choose the axis across; an axis without ticks is for numbers that have to be told apart as words."""
     words = Axis(swept.name_setting(column))
     known = AXES.get(column, words)
     is_number = pd.api.types.is_numeric_dtype(values)
@@ -260,9 +260,10 @@ def _choose_axis(column: str, values: pd.Series, swept: Swept) -> Axis:
 
 
 def _is_crowded(numbers: np.ndarray, is_log: bool) -> bool:
-    """Whether two numbers are so near on an axis that they would be written over each other."""
+    """Decide if two numbers are so near on an axis that they would be written over each other."""
     places = np.sort(numbers.astype(float))
     if is_log:
         places = np.log(places)
     nearest = np.diff(places).min(initial=np.inf)
-    return bool(nearest < _CROWDED * (places[-1] - places[0]))
+    length = places[-1] - places[0]
+    return bool(nearest < _CROWDED * length)

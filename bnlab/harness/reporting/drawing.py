@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from bnlab.harness.reporting.style import write_out_decades
 from bnlab.harness.schedule import SCHEDULES
 
 _IN_A_ROW = 4  # the most panels
+_TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold", "va": "top"}
+_CAPTION: dict[str, Any] = {"fontsize": 8.5, "color": "#333333", "va": "bottom", "linespacing": 1.25}
 
 
 def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
-    """All panels, in order of appearance, with one legend below and the caption under it.
+    """Draw all panels, in order of appearance, with one legend below and the caption under it.
 
     Args:
         name: of the figure, for messages.
@@ -42,6 +45,7 @@ def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
     drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
     axes = dict(zip(panels, grid.flat, strict=False))
     figure.plot.draw(frame, axes)
+
     for panel, ax in axes.items():
         ax.set_title(str(panel))
         write_out_decades(ax)
@@ -49,54 +53,97 @@ def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
         ax.set_ylabel("")
     for ax in grid.flat[len(panels) :]:
         ax.set_axis_off()
-    _add_text(drawn, figure.title, _write_caption(figure, frame, tables), rows, 3.5 * columns + 0.6)
+
+    caption = _write_caption(figure, frame, tables)
+    width = 3.5 * columns + 0.6
+    _add_text(drawn, figure.title, caption, rows, width)
     return drawn
 
 
 def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
-    """How to read the figure, with a sentence on what is drawn of how many seeds."""
+    """Say how to read the figure, with a sentence on what is drawn of how many seeds."""
     runs = tables["runs"]
-    schedules = {*runs.get("optimizer.schedule", ())}
-    caption = figure.caption.format(
-        schedule=SCHEDULES.get(schedules.pop(), "") if len(schedules) == 1 else "",
-        batch_size=", ".join(map(str, sorted(runs["batch_size"].unique()))),
-    )
-    low, high = frame["n"].min(), frame["n"].max()
+    sizes = sorted(runs["batch_size"].unique())
+    caption = figure.caption.format(schedule=_say_schedule(runs), batch_size=", ".join(map(str, sizes)))
+
     means = "Geometric means" if frame["log"].all() else "Means"
-    drawn = figure.plot.intervals if frame["low"].notna().any() else ""
-    intervals = f", {drawn}: 95% intervals" if drawn else ""
-    seeds = f"n\u00a0=\u00a0{low if low == high else f'{low}–{high}'} {'seeds' if high > 1 else 'seed'}"
-    sentence = f"{means} over seeds{intervals}; {seeds}."
+    intervals = ""
+    if figure.plot.intervals and frame["low"].notna().any():
+        intervals = f", {figure.plot.intervals}: 95% intervals"
+    sentence = f"{means} over seeds{intervals}; {_say_seeds(frame['n'])}."
     return f"{caption} {sentence}".replace("  ", " ")
+
+
+def _say_schedule(runs: pd.DataFrame) -> str:
+    """Write a sentence on the learning rate, if all networks have the same schedule."""
+    schedules = {*runs.get("optimizer.schedule", ())}
+    if len(schedules) != 1:
+        return ""
+    return SCHEDULES.get(schedules.pop(), "")
+
+
+def _say_seeds(counts: pd.Series) -> str:
+    """Say how many seeds means are of, as `n = 5–15 seeds`, with spaces at which no line is broken."""
+    low = counts.min()
+    high = counts.max()
+    span = str(low) if low == high else f"{low}–{high}"
+    noun = "seeds" if high > 1 else "seed"
+    return f"n\u00a0=\u00a0{span} {noun}"
 
 
 def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -> None:
     """Put the title above, legend and caption below, and give the figure the size that leaves each panel 3 inches."""
     titles = textwrap.wrap(title, int(width * 9.5))
     lines = textwrap.wrap(caption, int(width * 14.5))
-    found = [pair for ax in drawn.axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
-    handles = {label: handle for handle, label in found}  # one of each series in all panels
-    entry = max(2.2, 0.6 + 0.07 * max(map(len, handles), default=0))  # inches that the longest one takes
-    legend_rows = math.ceil(len(handles) / max(1, int(width // entry)))
-    above, legend, below = 0.2 + 0.22 * len(titles), 0.22 * legend_rows, 0.12 + 0.17 * len(lines)
-    height = 3.5 * rows + above + legend + below
+    handles = _find_handles(drawn)
+    legend_rows = _count_legend_rows(handles, width)
+
+    above = 0.2 + 0.22 * len(titles)
+    legend = 0.22 * legend_rows
+    below = 0.12 + 0.17 * len(lines)
+    text_height = above + legend + below
+    height = 3.5 * rows + text_height
     drawn.set_size_inches(width, height)
-    rect = (0.01, (below + legend + 0.06) / height, 0.98, 1 - (above + legend + below + 0.06) / height)
-    drawn.set_layout_engine(ConstrainedLayoutEngine(rect=rect, wspace=0.03, hspace=0.03))
-    drawn.text(0.02, 1 - 0.12 / height, "\n".join(titles), fontsize=12, fontweight="bold", va="top")
+
+    bottom = (below + legend + 0.06) / height
+    panel_height = 1 - (text_height + 0.06) / height
+    layout = ConstrainedLayoutEngine(rect=(0.01, bottom, 0.98, panel_height), wspace=0.03, hspace=0.03)
+    drawn.set_layout_engine(layout)
+
+    drawn.text(0.02, 1 - 0.12 / height, "\n".join(titles), **_TITLE)
+    drawn.text(0.02, 0.08 / height, "\n".join(lines), **_CAPTION)
     if handles:
-        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, below / height)}
-        drawn.legend(handles.values(), handles.keys(), ncols=math.ceil(len(handles) / legend_rows), **place)
-    text = "\n".join(lines)
-    drawn.text(0.02, 0.08 / height, text, fontsize=8.5, va="bottom", color="#333333", linespacing=1.25)
+        columns = math.ceil(len(handles) / legend_rows)
+        place = (0.5, below / height)
+        drawn.legend(handles.values(), handles.keys(), ncols=columns, loc="lower center", bbox_to_anchor=place)
+
+
+def _find_handles(drawn: Drawn) -> dict[str, Any]:
+    """Find what the legend shows, by its words: one handle of each series in all panels."""
+    handles = {}
+    for ax in drawn.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles[label] = handle
+    return handles
+
+
+def _count_legend_rows(labels: Collection[str], width: float) -> int:
+    """Count the rows that a legend takes, in a figure of this width in inches."""
+    longest = max(map(len, labels), default=0)
+    entry = max(2.2, 0.6 + 0.07 * longest)
+    in_a_row = max(1, int(width // entry))
+    return math.ceil(len(labels) / in_a_row)
 
 
 def save(drawn: Drawn, folder: Path, name: str, pdf: bool = True) -> Path:
     """Write the PNG, of 256 colours, and a PDF without a date, so that the same table gives the same files."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, pixels = folder / f"{name}.png", io.BytesIO()
+    pixels = io.BytesIO()
     drawn.savefig(pixels)
-    Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    path = folder / f"{name}.png"
+    image.save(path, optimize=True)
+
     if pdf:
         drawn.set_layout_engine("none")  # the layout of the first file holds for the second
         drawn.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})

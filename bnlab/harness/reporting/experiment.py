@@ -1,19 +1,20 @@
-"""An experiment as a page of declarations, and the verdicts on its claims, by rule."""
+"""Experiments as pages of declarations, and the verdicts on their claims, by rule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from bnlab.harness.errors import NoRows, where_raised
-from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS, Score, Tables
-from bnlab.harness.reporting.frames.selection import name_value, put_in_order
+from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS
+from bnlab.harness.reporting.frames.scores import Score
+from bnlab.harness.reporting.frames.selection import Tables, name_value, put_in_order
 from bnlab.harness.reporting.plots import Plot
 from bnlab.harness.reporting.style import estimator_label
 
@@ -34,7 +35,7 @@ NO_SPREAD = "the same for all seeds, not tested"
 
 @dataclass(frozen=True)
 class Rule:
-    """The mean over seeds lies between two bounds, one of which may be infinite.
+    """Two bounds between which a mean over seeds is to lie; one of them may be infinite.
 
     Attributes:
         low, high: the bounds.
@@ -57,27 +58,33 @@ class Rule:
         >>> above(1.0, "points").margin, within(-1.0, 1.0, "points").margin
         ('above 1 point', 'from -1 to 1 points')
         """
-        words = f"from {self.low:.3g} to {self.high:.3g}"
+        low = f"{self.low:.3g}"
+        high = f"{self.high:.3g}"
         if math.isinf(self.high):
-            words = f"above {self.low:.3g}"
+            words = f"above {low}"
         elif math.isinf(self.low):
-            words = f"below {self.high:.3g}"
-        unit = "point" if self.unit == "points" and words in ("above 1", "below 1") else self.unit
+            words = f"below {high}"
+        else:
+            words = f"from {low} to {high}"
+
+        unit = self.unit
+        if unit == "points" and words in ("above 1", "below 1"):
+            unit = "point"
         return f"{words} {unit}".rstrip()
 
 
 def above(bound: float, unit: str = "", reason: str = "") -> Rule:
-    """The mean is larger than the bound."""
+    """Require a mean that is larger than the bound."""
     return Rule(bound, math.inf, unit, reason)
 
 
 def below(bound: float, unit: str = "", reason: str = "") -> Rule:
-    """The mean is smaller than the bound."""
+    """Require a mean that is smaller than the bound."""
     return Rule(-math.inf, bound, unit, reason)
 
 
 def within(low: float, high: float, unit: str = "", reason: str = "") -> Rule:
-    """The mean lies between two bounds."""
+    """Require a mean between two bounds."""
     return Rule(low, high, unit, reason)
 
 
@@ -101,7 +108,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said to hold, with direction and margin, written down before the numbers are known.
+    """A statement with direction and margin, written down before the numbers are known.
 
     Attributes:
         text: a sentence.
@@ -140,7 +147,7 @@ class Experiment:
 
 
 def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
-    """What the tables say on each claim.
+    """Decide each claim from the tables.
 
     Args:
         experiment: the question with its claims.
@@ -152,14 +159,28 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
         alone), n, verdict and note (see `judge`). A claim without rows has one without numbers, *not measured*; so has
         one whose score raises, *cannot be scored*, noting the line of the question's code and the reason.
     """
-    found: list[tuple[Any, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for name, claim in experiment.claims.items():
-        found += [(experiment.name, name, *row) for row in _decide(claim, tables)]
-    return pd.DataFrame(found, columns=["experiment", "claim", "condition", "where", *NUMBERS, "verdict", "note"])
+        for condition in _decide(claim, tables):
+            rows.append((experiment.name, name, *condition))
+    return pd.DataFrame(rows, columns=["experiment", "claim", *_Condition._fields])
 
 
-def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
-    """Condition, where, mean, low, high, n, verdict and note of each condition."""
+class _Condition(NamedTuple):
+    """The verdict on one condition of a claim: the columns of `answers`."""
+
+    condition: str
+    where: tuple[str, ...]
+    mean: float
+    low: float
+    high: float
+    n: int
+    verdict: str
+    note: str
+
+
+def _decide(claim: Claim, tables: Tables) -> list[_Condition]:
+    """Decide each condition of a claim; one without numbers stands for a claim without rows or with a broken score."""
     try:
         return _score(claim, tables)
     except NoRows:
@@ -168,36 +189,41 @@ def _decide(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
         return [_leave_open("all conditions", CANNOT_BE_SCORED, where_raised(error))]
 
 
-def _leave_open(condition: str, verdict: str, note: str = "") -> tuple[Any, ...]:
-    """A row of `_decide` for a claim without numbers."""
-    return condition, (condition,), np.nan, np.nan, np.nan, 0, verdict, note
+def _leave_open(condition: str, verdict: str, note: str = "") -> _Condition:
+    return _Condition(condition, (condition,), np.nan, np.nan, np.nan, 0, verdict, note)
 
 
-def _score(claim: Claim, tables: Tables) -> list[tuple[Any, ...]]:
-    """As `_decide`, of a claim whose score has rows."""
+def _score(claim: Claim, tables: Tables) -> list[_Condition]:
+    """Decide each condition of a claim whose score has rows."""
     frame = claim.score(tables)
     if frame.empty:
         raise NoRows("no rows")
 
-    frame = _in_order(frame)
-    judged = judge(frame, claim.rule)
-    found = []
-    for row, verdict in zip(frame.to_dict("records"), judged.itertuples(index=False), strict=True):
-        where = _list_coordinates(row)
-        condition = ", ".join(filter(None, where))
-        found.append((condition, where, *(row[key] for key in NUMBERS), verdict.verdict, verdict.note))
-    return found
+    ordered = _put_conditions_in_order(frame)
+    judged = judge(ordered, claim.rule)
+    conditions = []
+    for row, judgement in zip(ordered.to_dict("records"), judged.itertuples(index=False), strict=True):
+        where = _say_where(row)
+        words = ", ".join(word for word in where if word)
+        numbers = [row[key] for key in NUMBERS]
+        conditions.append(_Condition(words, where, *numbers, *judgement))
+    return conditions
 
 
-def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Panels in order of appearance, within them the other conditions in theirs."""
+def _put_conditions_in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Put panels in order of appearance, and within them the other conditions in theirs."""
+    ordered = frame
     others = [str(column) for column in frame if column not in (*MEASURES, "panel")]
-    ordered = frame.sort_values(others, kind="stable") if others else frame
-    return put_in_order(ordered, "panel", frame["panel"].unique()) if "panel" in frame else ordered
+    if others:
+        ordered = frame.sort_values(others, kind="stable")
+    if "panel" not in frame:
+        return ordered
+    panels = frame["panel"].unique()
+    return put_in_order(ordered, "panel", panels)
 
 
-def _list_coordinates(row: dict[Any, Any]) -> tuple[str, ...]:
-    """In words, what tells a row of a score from the others; empty where it has no value."""
+def _say_where(row: dict[Any, Any]) -> tuple[str, ...]:
+    """Say what tells a row of a score from the others; empty where it has no value."""
     words = []
     for key, value in row.items():
         if key in MEASURES or (key == "momentum" and "estimator" in row):
@@ -229,14 +255,18 @@ def judge(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     """
     is_equal = _find_equal(frame)
     is_undecidable = _find_undecidable(frame, rule)
-    is_tested = ~(is_equal | is_undecidable)  # what is not has no part in the correction
-    p_holds, p_fails = (np.where(is_tested, p, np.nan) for p in p_values(frame, rule))
+
+    p_holds, p_fails = p_values(frame, rule)
+    is_tested = ~(is_equal | is_undecidable)
+    p_holds = np.where(is_tested, p_holds, np.nan)  # what is not tested has no part in the correction
+    p_fails = np.where(is_tested, p_fails, np.nan)
 
     corrected_holds = p_holds if rule.together else holm(p_holds)
-    verdict = _choose_verdicts(frame, corrected_holds, holm(p_fails))
+    corrected_fails = holm(p_fails)
+    verdict = _choose_verdicts(frame, corrected_holds, corrected_fails)
     alone = _choose_verdicts(frame, p_holds, p_fails)
-    by_holm = (verdict == "undecided") & (alone != "undecided")
-    note = np.where(by_holm, alone + " by itself", "")
+    is_by_holm = (verdict == "undecided") & (alone != "undecided")
+    note = np.where(is_by_holm, alone + " by itself", "")
 
     verdict[is_equal] = _compare(frame, rule)[is_equal]
     note[is_equal] = NO_SPREAD
@@ -245,7 +275,7 @@ def judge(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:
 
 
 def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) -> np.ndarray:
-    """Words for p-values of the tests that a rule holds, and that its opposite does."""
+    """Choose words for p-values of the tests that a rule holds, and that its opposite does."""
     n = frame["n"].to_numpy()
     cases = [n == 0, n == 1, holds <= LEVEL, fails <= LEVEL]
     return np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided").astype(object)
@@ -254,69 +284,102 @@ def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) 
 def _find_equal(frame: pd.DataFrame) -> np.ndarray:
     """Find the rows whose value is the same for all of several seeds, up to rounding."""
     errors = frame["error"].to_numpy(float)  # of a logarithm where `log`: relative already
-    sizes = np.where(frame["log"].to_numpy(bool), 1.0, frame["mean"].abs().clip(lower=1e-3))
-    return (frame["n"].to_numpy() > 1) & (errors <= 1e-12 * sizes)
+    is_log = frame["log"].to_numpy(bool)
+    sizes = frame["mean"].abs().clip(lower=1e-3)
+    is_small = errors <= 1e-12 * np.where(is_log, 1.0, sizes)
+    return _find_several(frame) & is_small
+
+
+def _find_several(frame: pd.DataFrame) -> np.ndarray:
+    """Find the rows that are of several seeds."""
+    return frame["n"].to_numpy() > 1
 
 
 def _compare(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
     """Compare means with the bounds, without a test; a mean that equals a bound is undecided."""
     means = frame["mean"].to_numpy(float)
-    at_bound = np.isclose(means, rule.low, rtol=1e-12, atol=1e-12) | np.isclose(
-        means, rule.high, rtol=1e-12, atol=1e-12
-    )
-    inside = (means > rule.low) & (means < rule.high)
-    return np.select([at_bound, inside], ["undecided", "holds"], "fails").astype(object)
+    is_at_bound = _are_equal(means, rule.low) | _are_equal(means, rule.high)
+    is_inside = (means > rule.low) & (means < rule.high)
+    return np.select([is_at_bound, is_inside], ["undecided", "holds"], "fails").astype(object)
+
+
+def _are_equal(means: np.ndarray, bounds: float | np.ndarray) -> np.ndarray:
+    """Find the means that equal their bounds, up to rounding."""
+    return np.isclose(means, bounds, rtol=1e-12, atol=1e-12)
 
 
 def _find_undecidable(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
     """Find shares of so few networks that no count of them decides, not even none or all."""
     of_none = p_values(frame.assign(mean=0.0), rule)
     of_all = p_values(frame.assign(mean=1.0), rule)
-    return _find_shares(frame) & (np.min([*of_none, *of_all], axis=0) > LEVEL)
+    smallest = np.min([*of_none, *of_all], axis=0)
+    return _find_shares(frame) & (smallest > LEVEL)
 
 
 def _find_shares(frame: pd.DataFrame) -> np.ndarray:
     """Find the rows that are shares of several networks."""
-    return np.asarray(frame.get("share", False), bool) & (frame["n"].to_numpy() > 1)
+    is_share = np.asarray(frame.get("share", False), bool)
+    return is_share & _find_several(frame)
 
 
 def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row: of the tests that the rule holds, and that the opposite does; NaN without two seeds.
+    """Test of each row that the rule holds, and that the opposite does; NaN without two seeds.
 
     Student's t of the mean against each bound, of logarithms where those of the score are; of a share of the seeds
     the exact binomial test. `within` needs both to be significant, its opposite one of the two, at half the level each.
     """
     above_low, below_low = _test_bound(frame, rule.low)
     above_high, below_high = _test_bound(frame, rule.high)
+    holds = np.maximum(above_low, below_high)
+
     bounds = np.isfinite([rule.low, rule.high]).sum()
-    return np.maximum(above_low, below_high), np.minimum(1, bounds * np.minimum(below_low, above_high))
+    beyond_one = np.minimum(below_low, above_high)
+    fails = np.minimum(1, bounds * beyond_one)
+    return holds, fails
 
 
 def _test_bound(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row: p of the tests that the mean lies above the bound, and below it."""
-    n, distance = frame["n"].to_numpy(float), _distance(frame, bound)
+    """Test of each row that the mean lies above the bound, and that it lies below: two p-values."""
+    n = frame["n"].to_numpy(float)
     freedom = np.where(n > 1, n - 1, np.nan)
-    p_above, p_below = stats.t.sf(distance, freedom), stats.t.cdf(distance, freedom)
-    shares = _find_shares(frame)
-    if shares.any():
-        hits, share = (frame["mean"] * n).round().to_numpy(), min(max(bound, 0), 1)
-        p_above = np.where(shares, stats.binom.sf(hits - 1, n, share) if bound >= 0 else 0, p_above)
-        p_below = np.where(shares, stats.binom.cdf(hits, n, share) if bound <= 1 else 0, p_below)
+    distance = _measure_distance(frame, bound)
+    p_above = stats.t.sf(distance, freedom)
+    p_below = stats.t.cdf(distance, freedom)
+
+    is_share = _find_shares(frame)
+    if is_share.any():
+        share_above, share_below = _test_shares(frame, bound)
+        p_above = np.where(is_share, share_above, p_above)
+        p_below = np.where(is_share, share_below, p_below)
     return p_above, p_below
 
 
-def _distance(frame: pd.DataFrame, bound: float) -> np.ndarray:
-    """Of the means from the bound, in standard errors; 0 where they agree but for rounding."""
-    is_log, means = frame["log"].to_numpy(bool), frame["mean"].to_numpy(float)
+def _test_shares(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndarray]:
+    """Test of each row, as if it were a share, that it lies above the bound, and that it lies below: exact p-values."""
+    n = frame["n"].to_numpy(float)
+    hits = (frame["mean"] * n).round().to_numpy()
+    certain = np.zeros(len(frame))  # a share lies above every bound below 0, and below every bound above 1
+    share = min(max(bound, 0), 1)
+    p_above = stats.binom.sf(hits - 1, n, share) if bound >= 0 else certain
+    p_below = stats.binom.cdf(hits, n, share) if bound <= 1 else certain
+    return p_above, p_below
+
+
+def _measure_distance(frame: pd.DataFrame, bound: float) -> np.ndarray:
+    """Measure how far the means are from the bound, in standard errors; 0 where they agree but for rounding."""
+    is_log = frame["log"].to_numpy(bool)
+    means = frame["mean"].to_numpy(float)
+    errors = frame["error"].to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.where(is_log, np.log(means), means)
-        bounds = np.where(is_log, np.log(max(bound, 0)), bound)
-        distance = (means - bounds) / frame["error"].to_numpy(float)
-    return np.where(np.isclose(means, bounds, rtol=1e-12, atol=1e-12), 0, distance)
+        log_bound = np.log(max(bound, 0))
+        bounds = np.where(is_log, log_bound, bound)
+        distance = (means - bounds) / errors
+    return np.where(_are_equal(means, bounds), 0, distance)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p-values (1979): the k-th smallest of m times m − k + 1, never below a smaller one's.
+    """Adjust p-values by Holm (1979): the k-th smallest of m times m − k + 1, never below a smaller one's.
 
     NaN, where there was no test, stays NaN and does not count.
 
@@ -326,6 +389,9 @@ def holm(p: np.ndarray) -> np.ndarray:
     order = np.argsort(p)  # NaN last
     tests = int((~np.isnan(p)).sum())
     factors = np.maximum(tests - np.arange(len(p)), 1)
+    corrected = factors * p[order]
+    increasing = np.maximum.accumulate(corrected)
+
     adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
+    adjusted[order] = np.minimum(1, increasing)
     return adjusted

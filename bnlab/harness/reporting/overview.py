@@ -25,7 +25,7 @@ _TITLES = {"test": "Test accuracy", "val": "Validation accuracy", "train": "Trai
 
 @dataclass(frozen=True)
 class Overview:
-    """What a sweep shows without a question.
+    """Figures and a table of a sweep without a question.
 
     Attributes:
         experiment: its figures.

@@ -22,7 +22,7 @@ from bnlab.harness.reporting.style import PIXELS
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What is asked, and how it is answered.
+    """Questions and hypotheses, and how they are answered.
 
     Attributes:
         questions: by number, the template of question and answer, see `prose.fill_prose`.
@@ -37,7 +37,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class AddedSeeds:
-    """What the seeds say alone that were added when verdicts were known.
+    """Verdicts of the seeds alone that were added when those of the first seeds were known.
 
     Attributes:
         text: what they say.
@@ -60,7 +60,7 @@ def write_markdown(catalogue: Catalogue, answers: Sequence[Answer], added_seeds:
 
 
 def write_experiment(answer: Answer) -> str:
-    """The README.md of an experiment's results: claims with all conditions, and figures, as files beside it."""
+    """Write the README.md of an experiment's results: claims with all conditions, and figures, as files beside it."""
     return _load_template("experiment.md").render(answer=answer, reading=READING)
 
 
@@ -108,12 +108,12 @@ def write_overview(overview: Overview, figures: Mapping[str, Path], tables: Path
 
 
 def _encode(path: Path) -> str:
-    """The bytes of a file as they stand in a page."""
+    """Encode the bytes of a file as they stand in a page."""
     return base64.b64encode(path.read_bytes()).decode()
 
 
 def _measure_width(path: Path) -> float:
-    """The width of a PNG in inches, in which its letters have the size that they were drawn with."""
+    """Measure the width of a PNG in inches, in which its letters have the size that they were drawn with."""
     with Image.open(path) as image:
         return image.width / PIXELS
 
@@ -139,21 +139,29 @@ def _render(
     images: Mapping[Any, str],
     added_seeds: AddedSeeds | None,
 ) -> str:
-    answering = {
-        number: [answer for answer in answers if number in answer.experiment.answers]
-        for number in (*catalogue.questions, *catalogue.hypotheses)
-    }
+    questions = {number: fill_prose(text, answers) for number, text in catalogue.questions.items()}
+    hypotheses = {}
+    for number, (text, conclusion) in catalogue.hypotheses.items():
+        paragraphs = fill_paragraphs(conclusion, answers)
+        hypotheses[number] = (text, " ".join(paragraphs))
+
+    answering = {}
+    for number in (*questions, *hypotheses):
+        answering[number] = [answer for answer in answers if number in answer.experiment.answers]
+
+    declared = {}
+    for answer in answers:
+        for name, figure in answer.experiment.figures.items():
+            declared[answer.experiment.name, name] = figure
+
     return _load_template(template).render(
         first=fill_paragraphs(catalogue.first, answers),
-        questions={number: fill_prose(text, answers) for number, text in catalogue.questions.items()},
-        hypotheses={
-            number: (text, " ".join(fill_paragraphs(conclusion, answers)))
-            for number, (text, conclusion) in catalogue.hypotheses.items()
-        },
+        questions=questions,
+        hypotheses=hypotheses,
         answers=answers,
         answering=answering,
         added_seeds=added_seeds,
-        figures={(of.experiment.name, key): figure for of in answers for key, figure in of.experiment.figures.items()},
+        figures=declared,
         images=images,
         reading=READING,
     )

@@ -40,19 +40,19 @@ class _Untrue(Exception):
 
 
 def fill_prose(template: str, answers: Sequence[Answer]) -> Prose:
-    """From a template of three parts, `# Question?`, paragraphs and `![](experiment/figure)`.
+    """Fill in a template of three parts, `# Question?`, paragraphs and `![](experiment/figure)`.
 
     Args:
         template: see `fill_paragraphs`.
         answers: what is quoted.
     """
     heading, _, rest = template.partition("\n")
+    question = heading.removeprefix("# ")
+    paragraphs = fill_paragraphs(_IMAGE.sub("", rest), answers)
+
     image = _IMAGE.search(rest)
-    return Prose(
-        heading.removeprefix("# "),
-        fill_paragraphs(_IMAGE.sub("", rest), answers),
-        (image[1], image[2]) if image else ("", ""),
-    )
+    figure = (image[1], image[2]) if image else ("", "")
+    return Prose(question, paragraphs, figure)
 
 
 def fill_paragraphs(template: str, answers: Sequence[Answer]) -> list[str]:
@@ -67,9 +67,11 @@ def fill_paragraphs(template: str, answers: Sequence[Answer]) -> list[str]:
     known = {answer.experiment.name: answer for answer in answers}
     paragraphs = []
     for paragraph in template.strip().split("\n\n"):
-        sentences = [_fill_sentence(line, known) for line in paragraph.splitlines()]
-        paragraphs.append(" ".join(filter(None, sentences)))
-    return [paragraph for paragraph in paragraphs if paragraph]
+        filled = [_fill_sentence(line, known) for line in paragraph.splitlines()]
+        sentences = [sentence for sentence in filled if sentence]
+        if sentences:
+            paragraphs.append(" ".join(sentences))
+    return paragraphs
 
 
 def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
@@ -84,7 +86,7 @@ def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
             return ""
         if verdict == NOT_TESTED:
             return _say_counts(cells)
-        return _word(cells, known[experiment].experiment.claims[name].rule.unit, sign)
+        return _say_means(cells, known[experiment].experiment.claims[name].rule.unit, sign)
 
     try:
         quotes = {word: partial(quote, verdict) for word, verdict in _QUOTES.items()}
@@ -99,8 +101,11 @@ def _find_cells(frame: pd.DataFrame, claim: str, conditions: Sequence[str]) -> p
     if not conditions:
         return cells
     wanted = [{*words.split(", ")} for words in conditions]
-    is_wanted = [any(words <= {*where} for words in wanted) for where in cells["where"]]
-    return cells[is_wanted]
+
+    def is_wanted(where: tuple[str, ...]) -> bool:
+        return any(words <= {*where} for words in wanted)
+
+    return cells[cells["where"].map(is_wanted).astype(bool)]
 
 
 def _say_counts(cells: pd.DataFrame) -> str:
@@ -110,23 +115,26 @@ def _say_counts(cells: pd.DataFrame) -> str:
     return " to ".join(dict.fromkeys(counts))
 
 
-def _word(cells: pd.DataFrame, unit: str, sign: int) -> str:
-    """Mean, unit, interval: `5.3 points [3.2, 7.5]`."""
-    is_share = unit in _IN_PERCENT
-    factor = 100 * sign if is_share else sign
-    numbers = factor * cells[["mean", "low", "high"]]
-    if is_share:
-        numbers = numbers.clip(0, 100)
-        unit = "%"
-    else:
-        unit = f" {re.sub('^points .*', 'points', unit)}"
+def _say_means(cells: pd.DataFrame, unit: str, sign: int) -> str:
+    """Say mean, unit and interval, as `5.3 points [3.2, 7.5]`; of several cells the range and the outer bounds."""
+    numbers = sign * cells[["mean", "low", "high"]]
+    word = " " + re.sub("^points .*", "points", unit)
+    if unit in _IN_PERCENT:
+        numbers = (100 * numbers).clip(0, 100)
+        word = "%"
 
-    rounded = [say_numbers(mean, *sorted(bounds)) for mean, *bounds in numbers.itertuples(index=False)]
-    rounded.sort(key=lambda row: float(row[0]))
-    means = dict.fromkeys((rounded[0][0], rounded[-1][0]))
-    bounds = sorted((bound for _, *bounds in rounded for bound in bounds), key=float)
-    words = f"{' to '.join(means)}{unit}"
-    is_certain = not bounds or len({*bounds, *means}) == 1  # as what is counted
+    means: list[str] = []
+    bounds: list[str] = []
+    for mean, *interval in numbers.itertuples(index=False):
+        rounded_mean, *rounded_bounds = say_numbers(mean, *sorted(interval))
+        means.append(rounded_mean)
+        bounds += rounded_bounds
+    means.sort(key=float)
+    bounds.sort(key=float)
+
+    outer_means = dict.fromkeys([means[0], means[-1]])
+    words = f"{' to '.join(outer_means)}{word}"
+    is_certain = not bounds or len({*bounds, *outer_means}) == 1  # as what is counted
     return words if is_certain else f"{words} [{bounds[0]}, {bounds[-1]}]"
 
 
@@ -147,7 +155,14 @@ def _shorten(number: float, given: str) -> str:
     """Write a number with two significant digits, three where the first is 1, and no more decimals than `given`."""
     if "e" in given or not math.isfinite(number) or float(given) == 0:
         return given
+
     mantissa, _, exponent = f"{number:.1e}".partition("e")
-    digits = 3 if mantissa.lstrip("-").startswith("1") else 2
-    decimals = min(digits - 1 - int(exponent), len(given.partition(".")[2]))
-    return f"{round(number, decimals):.{max(0, decimals)}f}"
+    digits = 2
+    if mantissa.lstrip("-").startswith("1"):
+        digits = 3
+
+    wanted = digits - 1 - int(exponent)
+    _, _, given_decimals = given.partition(".")
+    decimals = min(wanted, len(given_decimals))
+    rounded = round(number, decimals)
+    return f"{rounded:.{max(0, decimals)}f}"

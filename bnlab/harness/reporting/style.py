@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.ticker import FixedLocator, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    Locator,
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from bnlab.harness.reporting.frames.selection import name_value
 
@@ -115,13 +125,13 @@ _RC: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def paper() -> Iterator[None]:
-    """The look of all figures, for the time of the block."""
+    """Give all figures their look, for the time of the block."""
     with plt.rc_context(_RC):
         yield
 
 
 def name_series(frame: pd.DataFrame, by: str, x: str = "") -> pd.DataFrame:
-    """The rows with a column `series`: the words of the legend for the value of `by`; numbers are put in order.
+    """Add a column `series`: the words of the legend for the value of `by`; numbers are put in order.
 
     An estimator has a series for each momentum, unless momenta are the column `x`, which is drawn across.
     """
@@ -129,57 +139,91 @@ def name_series(frame: pd.DataFrame, by: str, x: str = "") -> pd.DataFrame:
         momenta = pd.Series(np.nan, frame.index)
         if x != "momentum":
             momenta = frame.get("momentum", momenta)
-        return frame.assign(series=[estimator_label(*pair) for pair in zip(frame[by], momenta, strict=True)])
-    ordered = frame.sort_values(by, kind="stable") if pd.api.types.is_numeric_dtype(frame[by]) else frame
+        pairs = zip(frame[by], momenta, strict=True)
+        return frame.assign(series=[estimator_label(*pair) for pair in pairs])
+
+    ordered = frame
+    if pd.api.types.is_numeric_dtype(frame[by]):
+        ordered = frame.sort_values(by, kind="stable")
     return ordered.assign(series=[name_value(by, value) for value in ordered[by]])
 
 
 def choose_looks(frame: pd.DataFrame, by: str) -> dict[str, dict[str, Any]]:
-    """By series, in order: `color`, `linestyle` and `marker`. An estimator has its own; settings of one, shades of it.
+    """Choose `color`, `linestyle` and `marker` of each series. An estimator has its own; settings of one, shades of it.
 
     Args:
         frame: the rows of all panels of a figure, see `name_series`.
         by: the column that tells series apart.
     """
-    looks: dict[str, dict[str, Any]] = {}
-    settings: dict[str, int] = {}  # of each estimator, how many there are so far
-    for place, (name, series) in enumerate(frame[[by, "series"]].drop_duplicates("series").to_numpy()):
-        if by != "estimator":
-            marker = _MARKERS[place // len(_SERIES) % len(_MARKERS)]
-            looks[series] = {"color": _SERIES[place % len(_SERIES)], "linestyle": "-", "marker": marker}
-            continue
-        base = name.partition("(")[0]
-        own = _OWN[len({*settings} - {*ESTIMATORS, base}) % len(_OWN)]
-        _, colour, line = ESTIMATORS.get(base, (base, *own))
-        share, marker = _SHADES[settings.get(base, 0) % len(_SHADES)]
-        settings[base] = settings.get(base, 0) + 1
-        rgb = np.array(to_rgb(colour))
-        mixed = rgb + share * (float(rgb.mean() < 0.5) - rgb)
-        looks[series] = {"color": to_hex(tuple(mixed)), "linestyle": line, "marker": marker}
+    series = frame[[by, "series"]].drop_duplicates("series")
+    if by == "estimator":
+        return _choose_looks_of_estimators(series)
+
+    looks = {}
+    for place, name in enumerate(series["series"]):
+        cycle, place_in_cycle = divmod(place, len(_SERIES))
+        marker = _MARKERS[cycle % len(_MARKERS)]
+        looks[name] = {"color": _SERIES[place_in_cycle], "linestyle": "-", "marker": marker}
     return looks
 
 
+def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Choose the looks of series by their estimators: one with several settings has a shade and a marker for each."""
+    looks = {}
+    counts: Counter[str] = Counter()  # the series of each kind of estimator so far
+    for estimator, name in series.to_numpy():
+        kind, _, _ = estimator.partition("(")
+        unknown = [other for other in counts if other not in ESTIMATORS and other != kind]
+        own = _OWN[len(unknown) % len(_OWN)]
+        _, colour, line = ESTIMATORS.get(kind, (kind, *own))
+
+        share, marker = _SHADES[counts[kind] % len(_SHADES)]
+        counts[kind] += 1
+        looks[name] = {"color": _mix(colour, share), "linestyle": line, "marker": marker}
+    return looks
+
+
+def _mix(colour: str, share: float) -> str:
+    """Mix a colour with a share of white, or of black if it is light."""
+    rgb = np.array(to_rgb(colour))
+    other = float(rgb.mean() < 0.5)
+    mixed = rgb + share * (other - rgb)
+    return to_hex(tuple(mixed))
+
+
 def estimator_label(name: object, momentum: Any = math.nan) -> str:
-    """Words for a legend; parameters kept, but for those that go without saying.
+    """Name an estimator in a legend, with its parameters but for those that go without saying.
 
     >>> estimator_label("window(k=20,pooled=False)"), estimator_label("precise(images=2048)")
     ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
     """
-    base, _, parameters = str(name).removesuffix(")").partition("(")
-    words, *_ = ESTIMATORS.get(base, (base,))
-    kept = [parameter for parameter in parameters.split(",") if parameter not in _UNSAID]
-    kept = [re.sub(r"^images=(\d+)$", lambda match: f"{int(match[1]):,} images", parameter) for parameter in kept]
-    kept += [] if math.isnan(momentum) else [f"momentum {momentum:g}"]
-    return f"{words} ({', '.join(kept)})" if kept else words
+    kind, _, parameters = str(name).removesuffix(")").partition("(")
+    label = kind
+    if kind in ESTIMATORS:
+        label, _, _ = ESTIMATORS[kind]
+
+    said = [parameter for parameter in parameters.split(",") if parameter not in _UNSAID]
+    words = [_say_parameter(parameter) for parameter in said]
+    if not math.isnan(momentum):
+        words.append(f"momentum {momentum:g}")
+    return f"{label} ({', '.join(words)})" if words else label
+
+
+def _say_parameter(parameter: str) -> str:
+    """Say a parameter of an estimator, a number of images in words."""
+    key, _, value = parameter.partition("=")
+    if key == "images" and value.isdecimal():
+        return f"{int(value):,} images"
+    return parameter
 
 
 def axis_of(column: str) -> Axis:
-    """How a column is drawn: `AXES`, else linear under its own name with ticks at its values."""
+    """Choose the axis of a column: `AXES`, else linear under its own name with ticks at its values."""
     return AXES.get(column, Axis(re.sub("[_.]", " ", column), ticks="values"))
 
 
 def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any] = ()) -> None:
-    """Labels, scales, ticks and limits of both axes; words have places 0, 1, ... across."""
+    """Set labels, scales, ticks and limits of both axes; words have places 0, 1, ... across."""
     ax.set(xlabel=x.label, ylabel=y.label, yscale="log" if y.log else "linear")
     if words:
         ax.set_xticks(range(len(words)), [str(word) for word in words])
@@ -193,24 +237,42 @@ def set_axes(ax: Axes, x: Axis, y: Axis, values: pd.Series, words: Sequence[Any]
 
 
 def _set_ticks(ax: Axes, x: Axis, values: pd.Series) -> None:
-    """Numbers in full at the values that occur, or at 1, 2 and 5 of each power of ten; see `Axis.ticks`."""
+    """Write numbers in full at the values that occur, or at 1, 2 and 5 of each power of ten; see `Axis.ticks`."""
+    if not x.ticks:
+        return
+
+    axis = ax.xaxis
     if x.ticks == "values" and values.nunique() <= _TICKS:
-        ax.xaxis.set_major_locator(FixedLocator(sorted(values.unique())))
-        ax.xaxis.set_minor_locator(NullLocator())
-    elif x.ticks and x.log:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if values.max() > _RANGE * values.min() else (1, 2, 5)))
-    elif x.ticks and (values % 1 == 0).all():
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if x.ticks:
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(FixedLocator(sorted(values.unique())))
+        axis.set_minor_locator(NullLocator())
+    elif x.log:
+        is_wide = values.max() > _RANGE * values.min()
+        axis.set_major_locator(LogLocator(subs=(1,) if is_wide else (1, 2, 5)))
+    elif (values % 1 == 0).all():
+        axis.set_major_locator(MaxNLocator(integer=True))
+    _write_in_full(axis)
+
+
+def _write_in_full(axis: XAxis | YAxis) -> None:
+    """Have the numbers of an axis written as 0.5, and none between its major ticks."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def write_out_decades(ax: Axes) -> None:
-    """Have numbers on logarithmic axes that span less than two powers of ten, as 0.5 and not 5 × 10⁻¹."""
-    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        if isinstance(axis.get_major_formatter(), LogFormatter) and high < 100 * low:
-            dense = LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7))
-            axis.set_major_locator(dense if high > _NARROW * low else MaxNLocator(4))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
+    """Write numbers on logarithmic axes that span less than two powers of ten as 0.5 and not 5 × 10⁻¹."""
+    limits = ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim()))
+    for axis, (low, high) in limits:
+        is_logarithmic = isinstance(axis.get_major_formatter(), LogFormatter)
+        if is_logarithmic and high < 100 * low:
+            axis.set_major_locator(_choose_locator(high / low))
+            _write_in_full(axis)
+
+
+def _choose_locator(ratio: float) -> Locator:
+    """Choose where ticks are on a logarithmic axis, by the ratio of its ends."""
+    if ratio <= _NARROW:
+        return MaxNLocator(4)
+    if ratio <= 5:
+        return LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 7))
+    return LogLocator(subs=(1, 2, 5))

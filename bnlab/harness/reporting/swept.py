@@ -1,4 +1,4 @@
-"""What a sweep has varied, found in its tables: the settings that tell networks apart, in words that people read."""
+"""Settings that a sweep has varied, found in its tables: what tells networks apart, in words that people read."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class Swept:
         swept["seed"] = list_values(runs["seed"])
 
         sources = self._list_sources()
-        names = sources["estimator"].unique()
         swept["momentum"] = list_values(sources["momentum"])
-        swept["statistics"] = ", ".join(estimator_label(name) for name in names)
+        labels = [estimator_label(name) for name in sources["estimator"].unique()]
+        swept["statistics"] = ", ".join(labels)
         return {words: values for words, values in swept.items() if values}
 
     def _list_sources(self) -> pd.DataFrame:
@@ -104,7 +104,7 @@ class Swept:
 
 
 def _leave_off_group(column: str) -> str:
-    """The name of a setting in its group, as `width` of `model.width`."""
+    """Leave off the group of a setting, so that `model.width` is `width`."""
     return column.rpartition(".")[2]
 
 
@@ -146,7 +146,7 @@ def _complete_settings(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _simplify(values: pd.Series) -> pd.Series:
-    """Values that can be compared: numbers as they are, and words for all others, truth values and lists too."""
+    """Make values comparable: numbers as they are, and words for all others, truth values and lists too."""
     is_number = pd.api.types.is_numeric_dtype(values)
     is_truth = pd.api.types.is_bool_dtype(values)
     if is_number and not is_truth:
@@ -155,7 +155,7 @@ def _simplify(values: pd.Series) -> pd.Series:
 
 
 def _choose_length(runs: pd.DataFrame, varied: list[str]) -> list[str]:
-    """Of `epochs` and `steps`, which give the same length of a training, the one that was chosen, if it was varied."""
+    """Leave out that one of `epochs` and `steps` that follows from the other; both give the length of a training."""
     is_whole = (runs["epochs"] % 1 == 0).all()
     if "epochs" not in varied or is_whole:
         return varied

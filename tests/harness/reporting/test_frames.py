@@ -199,6 +199,12 @@ def test_a_score_compares_and_averages() -> None:
     assert own(TABLES)["mean"].tolist() == pytest.approx([np.mean([1, 2, 4]) * 0.3 * 2.5])
 
 
+def test_a_score_selects_what_is_compared_by_all_columns_in_which_it_differs_from_the_reference() -> None:
+    deeper = score("gaps", "mean_gap", ("momentum",), at=1.0, against=1, along="depth", ratio=True, layer="10",
+                   average="batch_size")  # fmt: skip
+    assert deeper(TABLES)["mean"].tolist() == pytest.approx([4.0, 4.0])
+
+
 def layers(**gaps: list[float]) -> pd.DataFrame:
     """One row for each layer of each network, which is named by a keyword."""
     rows = [(run, depth, gap) for run, values in gaps.items() for depth, gap in enumerate(values, start=1)]

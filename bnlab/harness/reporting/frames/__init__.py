@@ -1,23 +1,18 @@
 """Frames that figures and claims are made of: rows of tables, comparisons, intervals over seeds. No drawing.
 
-`selection` has rows with their networks' settings, chosen, ordered and named; `layers` averages gaps over the layers of
-a network; `means` compares rows and averages over seeds; `minimum` finds the best of a sweep.
+`selection` has rows with their networks' settings, chosen, ordered and named; `comparisons` compares their values with
+those of a reference; `means` averages over seeds; `scores` does one after the other. `layers` averages gaps over the
+layers of a network; `minimum` finds the best of a sweep.
 
 Every function raises UserError where a column is missing. Three more mistakes are refused: networks that an average
 would mix (`rows`), several rows of one seed (`interval`), and pairs of which one side has other seeds (`paired`).
 """
 
+from bnlab.harness.reporting.frames.comparisons import over_best, paired
 from bnlab.harness.reporting.frames.layers import BEHIND, FIRST, RATIO_OVER_LAYERS, find_largest_gap, gap_over_layers
-from bnlab.harness.reporting.frames.means import (
-    average,
-    best_on_average,
-    interval,
-    other_seeds,
-    over_best,
-    paired,
-    score,
-)
+from bnlab.harness.reporting.frames.means import average, best_on_average, interval, other_seeds
 from bnlab.harness.reporting.frames.minimum import locate_minimum
+from bnlab.harness.reporting.frames.scores import score
 from bnlab.harness.reporting.frames.selection import (
     OtherThan,
     find_parameter,

@@ -42,15 +42,16 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
         mean square over the layers behind the first, and `FIRST` with the gap of the first layer. Rows of several
         channels of a layer are averaged alike. Other measured columns are those of one of the layers.
     """
-    keys = _list_keys(frame, [value])
-    place = np.where(frame["depth"] == 1, FIRST, BEHIND)
-    squares = frame.assign(layers=place)
+    keys = [*_list_keys(frame, [value]), "layers"]
+    layers = np.where(frame["depth"] == 1, FIRST, BEHIND)
+    squares = frame.assign(layers=layers)
     squares[value] = squares[value] ** 2
 
-    keys = [*keys, "layers"]
-    mean_squares = squares.groupby(keys, dropna=False, sort=False)[value].transform("mean")
-    averaged = squares.assign(**{value: np.sqrt(mean_squares)})
-    return averaged.drop_duplicates(keys).drop(columns=["depth", "layer"], errors="ignore")
+    groups = squares.groupby(keys, dropna=False, sort=False)
+    averaged = squares.copy()
+    averaged[value] = np.sqrt(groups[value].transform("mean"))
+    one_for_each = averaged.drop_duplicates(keys)
+    return one_for_each.drop(columns=["depth", "layer"], errors="ignore")
 
 
 def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
@@ -68,16 +69,22 @@ def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.D
     keys = _list_keys(frame, [value, *by])
     measured = frame.dropna(subset=value).reset_index(drop=True)
     groups = measured.groupby(keys, dropna=False, sort=False)
-    largest = measured.loc[groups[value].idxmax()]
-    names = largest.groupby([*by], dropna=False, sort=False)["depth"].transform(_name_commonest)
+    places = groups[value].idxmax()
+    largest = measured.loc[places]
+
+    conditions = largest.groupby([*by], dropna=False, sort=False)
+    names = conditions["depth"].transform(_name_commonest)
     return largest.assign(largest=names)
 
 
 def _name_commonest(depths: pd.Series) -> str:
     """Name the commonest depth, with how many of the networks have it unless all do."""
     counts = depths.value_counts()
-    depth, count = counts.index[0], counts.iloc[0]
-    return str(depth) if count == len(depths) else f"{depth} ({count} of {len(depths)})"
+    depth = counts.index[0]
+    count = counts.iloc[0]
+    if count == len(depths):
+        return str(depth)
+    return f"{depth} ({count} of {len(depths)})"
 
 
 def _list_keys(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:

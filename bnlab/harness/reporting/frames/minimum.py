@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bnlab.harness.reporting.frames.selection import require_columns, require_one_row
+from bnlab.harness.reporting.frames.selection import list_groups, require_columns, require_one_row
 
 
 def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd.DataFrame:
@@ -27,28 +27,30 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
     """
     require_columns(frame, [x, y, *by])
     require_one_row(frame, [*by, x])
-    ordered = frame.dropna(subset=y).sort_values(x, kind="stable")
+    measured = frame.dropna(subset=y)
+    ordered = measured.sort_values(x, kind="stable")
     minima = []
-    for key, group in ordered.groupby(list(by), dropna=False, sort=False):
+    for key, group in list_groups(ordered, by):
         swept = np.log(group[x].to_numpy(float))
         values = np.log(group[y].to_numpy(float))
-        place, at_end = _find_vertex(swept, values)
-        minima.append((*key, float(np.exp(place)), at_end))
+        vertex, at_end = _find_vertex(swept, values)
+        place = float(np.exp(vertex))
+        minima.append((*key, place, at_end))
     return pd.DataFrame(minima, columns=[*by, x, "at_end"])
 
 
 def _find_vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
     """Find the vertex of the parabola through the lowest point and its neighbours, or the end that is lowest."""
     lowest = int(y.argmin())
+    middle = float(x[lowest])
     if lowest in (0, len(x) - 1):
-        return float(x[lowest]), True
+        return middle, True
 
-    left = x[lowest - 1] - x[lowest]
-    right = x[lowest + 1] - x[lowest]
-    rise_left = y[lowest - 1] - y[lowest]
-    rise_right = y[lowest + 1] - y[lowest]
+    neighbours = [lowest - 1, lowest + 1]
+    left, right = x[neighbours] - middle
+    rise_left, rise_right = y[neighbours] - y[lowest]
 
     curvature = rise_left * right - rise_right * left
     slope = rise_left * right**2 - rise_right * left**2
-    vertex = x[lowest] + slope / (2 * curvature)
+    vertex = middle + slope / (2 * curvature)
     return float(vertex), False
