@@ -1,4 +1,4 @@
-"""What a measurement is: its table, the networks that it has rows of, and how rows are measured."""
+"""The base of all measurements: a table, the networks that it has rows of, and how rows are measured."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TABLES = f"{__package__}.tables"
 
 @dataclass(unsafe_hash=True)
 class Measurement(Component):
-    """What is measured on trained networks: the rows of one table.
+    """A measurement on trained networks: the rows of one table.
 
     Attributes:
-        table: what it consists of.
+        table: its columns and what they mean.
         about_batches: whether it is about what the batches before a step make of running averages, which networks that
             are frozen or averaged do not have to the end.
         at_last_step: whether it measures the weights of the last step of `evaluate_at` alone.
@@ -37,11 +37,11 @@ class Measurement(Component):
 
     @property
     def predicts(self) -> bool:
-        """Whether it has rows for each split and shift of the images that are predicted."""
+        """True if it has rows for each split and shift of the images that are predicted."""
         return "split" in self.table.key
 
     def covers(self, norm: Norm) -> bool:
-        """Whether there are rows of networks with this norm: of those that train with statistics of the batch."""
+        """Return whether networks with this norm have rows: by default if they train with statistics of the batch."""
         return norm.uses_batch
 
     def scope(self, run: Run, sources: list[Source]) -> Mapping[Any, list[int]]:
@@ -58,17 +58,20 @@ class Measurement(Component):
 
 
 def list_measurements() -> dict[str, Measurement]:
-    """All measurements by name."""
+    """List all measurements by name."""
     discover(_TABLES)
     return COMPONENTS[Measurement.group]
 
 
 def list_names() -> list[str]:
-    """The names of all measurements, which are not imported for it."""
+    """List the names of all measurements without importing these."""
     return list_modules(_TABLES)
 
 
 def list_read(run: Run, names: Iterable[str], sources: list[Source]) -> list[int]:
     """List the steps whose checkpoints are read by these measurements."""
     known = list_measurements()
-    return sorted({step for name in names for step in known[name].reads(run, sources)})
+    steps: set[int] = set()
+    for name in names:
+        steps.update(known[name].reads(run, sources))
+    return sorted(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,58 +24,90 @@ IMAGES_AT_ONCE = 256
 _UPSTREAM = {"exact": "population", "precise": "batch"}
 _AVERAGES = {"update_bn": Cumulative(), "swa": WeightedCumulative()}
 
-VERSION = 4  # of all that is measured: what was cached under another one counts as missing
+VERSION = 4  # of all measurements: rows and statistics that were cached under another one count as missing
 EXACT = FrozenWeights("exact", None, "train")  # the reference of every gap
 
 
 def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
-    """The source's statistics of the checkpoint at `step`, from the run's folder if they are there."""
+    """Compute the source's statistics of the checkpoint at `step`, or read them where the run's folder has them."""
     if source.statistic == "averaged":
         return bnlab.running_statistics(run.model_at(step))
-    drawn = f"drawn{source.images}" if source.images else run.limit_at(step) or "all"  # of one number other images
-    of = f"{source.statistic}-{source.split}-{drawn}"
-    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
-    path = run.folder / "statistics" / f"{of}-{step:07d}-{made_from}.safetensors"
+
+    path = _find_path(run, step, source)
     if path.exists():
         return Statistics.load(path)
-    size = IMAGES_AT_ONCE if source.statistic == "exact" else run.config.batch_size
-    model, batches = run.model_at(step), draw_population(run, step, source, size)
+    statistics = _compute(run, step, source)
+    statistics.save(path)
+    return statistics
+
+
+def _find_path(run: Run, step: int, source: FrozenWeights) -> Path:
+    """Name the file of these statistics by all that they depend on."""
+    images = str(run.limit_at(step) or "all")
+    if source.images:
+        images = f"drawn{source.images}"  # other images than the sample of as many that `population_images` measures
+    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
+    name = f"{source.statistic}-{source.split}-{images}-{step:07d}-{made_from}.safetensors"
+    return run.folder / "statistics" / name
+
+
+def _compute(run: Run, step: int, source: FrozenWeights) -> Statistics:
+    batch_size = IMAGES_AT_ONCE if source.statistic == "exact" else run.config.batch_size
+    model = run.model_at(step)
+    batches = draw_population(run, step, source, batch_size)
+
     if source.statistic in _UPSTREAM:
+        upstream = _UPSTREAM[source.statistic]
         memory = share_of_memory(run.device)
-        found = bnlab.population_statistics(model, batches, upstream=_UPSTREAM[source.statistic], memory=memory)
-    else:
-        trace = record_frozen(model, batches)
-        found = replay(trace, _AVERAGES[source.statistic], [trace.last_step])[trace.last_step]
-    found.save(path)
-    return found
+        return bnlab.population_statistics(model, batches, upstream=upstream, memory=memory)
+
+    average = _AVERAGES[source.statistic]
+    trace = record_frozen(model, batches)
+    return replay(trace, average, [trace.last_step])[trace.last_step]
 
 
 def draw_population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> list[Tensor]:
-    """The source's images in batches; as many as an estimator names are others for each network, step and number."""
-    limit = run.limit_at(step) if source.images is None else None
-    population = find_population(run, source)
-    if source.split == "train_augmented":
-        population = run.dataset.train_augmented
-    images, data = population.sample(limit).images, run.config.data
-    if source.images is not None and source.images < len(images):
+    """Draw the source's images, in batches.
+
+    Where the estimator names a number of images, each network, step and number has a sample of its own.
+    """
+    is_augmented = source.split == "train_augmented"
+    population = run.dataset.train_augmented if is_augmented else find_population(run, source)
+    if source.images is None:
+        images = population.sample(run.limit_at(step)).images
+    else:
         # One sample for all seeds would put its own error into every mean, where no interval shows it.
-        chosen = torch.randperm(len(images), generator=seed_by(f"{run.id} {step} {source.images}"))[: source.images]
-        images = images[chosen.to(images.device)].contiguous(memory_format=torch.channels_last)
-    if source.split == "train_augmented":  # the same for every checkpoint and estimator
-        images = augment(images, torch.Generator().manual_seed(0), shift=data.shift, flip=data.flips)
+        generator = seed_by(f"{run.id} {step} {source.images}")
+        images = _draw_sample(population.images, source.images, generator)
+
+    if is_augmented:
+        data = run.config.data
+        generator = torch.Generator().manual_seed(0)  # the same for every checkpoint and estimator
+        images = augment(images, generator, shift=data.shift, flip=data.flips)
     return [images[part] for part in in_batches(len(images), batch_size)]
 
 
+def _draw_sample(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw so many of the images, or return all of them if there are no more."""
+    if count >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=generator)
+    chosen = order[:count].to(images.device)
+    return images[chosen].contiguous(memory_format=torch.channels_last)
+
+
 def seed_by(name: str) -> torch.Generator:
-    """A generator of random numbers, the same for the same name, such as that of a network and what is drawn for it."""
-    return torch.Generator().manual_seed(int(digest(name, digits=12), 16))
+    """Make a generator of random numbers that are the same for the same name, as of a network and what is drawn."""
+    seed = int(digest(name, digits=12), 16)
+    return torch.Generator().manual_seed(seed)
 
 
 def in_batches(count: int, size: int) -> list[slice]:
-    """`count` images in batches; a last one alone joins the batch before it (it has no variance of its own)."""
-    return [slice(*ends) for ends in pairwise([*range(0, max(1, count - 1), size), count])]
+    """Divide `count` images into batches; a last one alone, which has no variance, joins the batch before it."""
+    starts = range(0, max(1, count - 1), size)
+    return [slice(start, end) for start, end in pairwise([*starts, count])]
 
 
 def find_population(run: Run, source: FrozenWeights) -> Split:
-    """The images that the source's statistics are of, or drawn from; not augmented."""
+    """Find the images that the source's statistics are of, or drawn from; not augmented."""
     return run.dataset.val if source.split == "val" else run.dataset.train

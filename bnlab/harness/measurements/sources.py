@@ -27,7 +27,7 @@ _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row's statistics come from; by itself, that there are none.
+    """A source of statistics; an object of this class itself stands for no statistics.
 
     Attributes:
         estimator: canonical name.
@@ -42,20 +42,20 @@ class Source:
 
 @dataclass(frozen=True)
 class RunningAverage(Source):
-    """The recorded batch moments, averaged by `average`."""
+    """An average over the recorded batch moments."""
 
     average: Estimator
 
 
 @dataclass(frozen=True)
 class FrozenWeights(Source):
-    """Statistics of a checkpoint's weights, of so many images; None is all."""
+    """Statistics of a checkpoint's weights, computed from so many images; None: from all."""
 
     images: int | None = None
 
     @property
     def statistic(self) -> str:
-        """A name in `FROZEN`, or `averaged`: what the checkpoint's buffers hold."""
+        """A name in `FROZEN`, or `averaged` for the values of the checkpoint's buffers."""
         return self.estimator.partition("(")[0]
 
 
@@ -68,12 +68,13 @@ class InferenceRule(Source):
 
 
 def find_sources(config: Config) -> list[Source]:
-    """Every estimator with every momentum, each once."""
-    return parse_sources(as_list(config.estimator), as_list(config.momentum), *as_list(config.population))
+    """List every estimator of a job with every momentum, each once."""
+    populations = as_list(config.population)
+    return parse_sources(as_list(config.estimator), as_list(config.momentum), *populations)
 
 
 def parse_sources(names: list[str], momenta: list[float], *populations: str) -> list[Source]:
-    """Every estimator with every momentum or population that means something to it, each once.
+    """Parse names of estimators: each with every momentum or population that means something to it, once.
 
     Raises:
         UserError: an unknown estimator or parameter.
@@ -83,51 +84,85 @@ def parse_sources(names: list[str], momenta: list[float], *populations: str) -> 
         try:
             found += _parse(str(name), momenta, populations)
         except (Exception, SystemExit) as error:  # a module of the user's may raise anything
-            reason = str(error) if isinstance(error, ValueError) else where_raised(error)
-            if ": unknown; " in reason:
-                reason = f"unknown; there are {', '.join(sorted(_list_names()))}, or package.module.Class"
-            raise UserError(f"estimator={name}: {reason.removeprefix(f'estimator={name!r}: ')}") from error
+            raise UserError(f"estimator={name}: {_explain(error, name)}") from error
     return list(dict.fromkeys(found))
 
 
+def _explain(error: BaseException, name: str) -> str:
+    """Say why a name could not be parsed."""
+    reason = str(error) if isinstance(error, ValueError) else where_raised(error)
+    if ": unknown; " in reason:
+        known = ", ".join(sorted(_list_names()))
+        return f"unknown; there are {known}, or package.module.Class"
+    return reason.removeprefix(f"estimator={name!r}: ")
+
+
 def _parse(name: str, momenta: list[float], populations: tuple[str, ...]) -> Sequence[Source]:
+    if name == "stale":
+        return [RunningAverage(name, None, "train", estimators.EMA(momentum=0.1))]
+    if name == "averaged":
+        return [FrozenWeights(name, None, "train")]
+
     base = name.partition("(")[0]
-    if name in AVERAGING:
-        stale = RunningAverage(name, None, "train", estimators.EMA(momentum=0.1))
-        return [stale if name == "stale" else FrozenWeights(name, None, "train")]
     if base in FROZEN:
-        some = re.fullmatch(r"\w+\(images=(\d+)\)", name)
-        if name != base and some is None:
-            raise ValueError(f"write {base}, or {base}(images=1000) for so many images")
-        return [FrozenWeights(name, None, population, int(some[1]) if some else None) for population in populations]
+        images = _parse_images(name, base)
+        return [FrozenWeights(name, None, population, images) for population in populations]
     if base in inference.list_rules():
-        return [_parse_rule(name, "n" if base == "test_batch" else "batch")]
+        size_key = "n" if base == "test_batch" else "batch"
+        return [_parse_rule(name, size_key)]
     return _parse_running(name, momenta)
 
 
-def _parse_rule(name: str, key: str) -> InferenceRule:
-    """`key` is the parameter that says how many images a test batch has; all others are the rule's."""
-    size = re.search(rf"[(,]\s*{key}\s*=([^,)]*),?", name)
-    images = int(size[1]) if size else _TEST_BATCH
-    rule = inference.parse(name.replace(size[0], size[0][0]) if size else name)
-    label = f"{rule.label.removesuffix(')')}{',' if '(' in rule.label else '('}{key}={images})"
+def _parse_images(name: str, base: str) -> int | None:
+    """Read 1000 from `exact(images=1000)`; None where the name is `exact` alone."""
+    if name == base:
+        return None
+    found = re.fullmatch(r"\w+\(images=(\d+)\)", name)
+    if found is None:
+        raise ValueError(f"write {base}, or {base}(images=1000) for so many images")
+    return int(found[1])
+
+
+def _parse_rule(name: str, size_key: str) -> InferenceRule:
+    """Parse a rule at inference time.
+
+    Args:
+        name: of the rule, with its parameters.
+        size_key: the parameter for the number of images in a test batch, which is no parameter of the rule itself.
+    """
+    images = _TEST_BATCH
+    given = re.search(rf"[(,]\s*{size_key}\s*=([^,)]*),?", name)
+    if given is not None:
+        images = int(given[1])
+        bracket_or_comma = given[0][0]
+        name = name.replace(given[0], bracket_or_comma)
+    rule = inference.parse(name)
+
+    begin = rule.label.removesuffix(")")
+    separator = "," if "(" in rule.label else "("
+    label = f"{begin}{separator}{size_key}={images})"
     return InferenceRule(label, None, "test", rule, images)
 
 
 def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
-    if "." in (path := name.partition("(")[0]):
+    path = name.partition("(")[0]
+    if "." in path:
         import_object(path)
     cls, parameters = estimators.parse(name)
     if _list_names().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")
-    is_swept = hasattr(cls, "momentum") and "momentum" not in parameters
-    found = [cls(**{**parameters, "momentum": float(m)}) for m in momenta] if is_swept else [cls(**parameters)]
-    return [RunningAverage(e.label, getattr(e, "momentum", None), "train", e) for e in found]
+
+    if hasattr(cls, "momentum") and "momentum" not in parameters:
+        averages = [cls(**{**parameters, "momentum": float(momentum)}) for momentum in momenta]
+    else:
+        averages = [cls(**parameters)]
+    return [RunningAverage(each.label, getattr(each, "momentum", None), "train", each) for each in averages]
 
 
 def _list_names() -> dict[str, type[Estimator] | type[Rule] | None]:
-    """All that `estimator=` can be, but for import paths; with the class of a running estimator or a rule."""
-    return {**estimators.list_estimators(), **inference.list_rules(), **dict.fromkeys((*FROZEN, *AVERAGING))}
+    """List what `estimator=` can be, except import paths, with the class of a running estimator or a rule."""
+    without_class = dict.fromkeys((*FROZEN, *AVERAGING))
+    return {**estimators.list_estimators(), **inference.list_rules(), **without_class}
 
 
 def try_estimators(sources: Iterable[Source]) -> None:
@@ -136,17 +171,38 @@ def try_estimators(sources: Iterable[Source]) -> None:
     Raises:
         UserError: one fails; its name, the error and the line that raised it.
     """
-    batches = torch.rand(_TRIAL, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
-    counts, eps = torch.full((_TRIAL, 3), 64.0, dtype=torch.float64), torch.full((3,), 1e-5, dtype=torch.float64)
-    for estimator in {source.average for source in sources if isinstance(source, RunningAverage)}:
+    stream = _draw_stream()
+    positions = range(1, len(stream) + 1)
+    averages = {source.average for source in sources if isinstance(source, RunningAverage)}
+    for average in averages:
         try:
-            fold([estimator], Stream(batches[0], batches, counts, eps=eps, layers=(1, 2)), range(1, _TRIAL + 1))
+            fold([average], stream, positions)
         except (Exception, SystemExit) as error:  # a user's class may raise anything
-            name = f"{estimator.label}: {type(estimator).__module__}.{type(estimator).__qualname__}"
+            cls = type(average)
+            name = f"{average.label}: {cls.__module__}.{cls.__qualname__}"
             raise UserError(f"estimator={name} fails on {_TRIAL} batches: {where_raised(error)}") from error
 
 
+def _draw_stream() -> Stream:
+    """Draw the moments of a few batches, of two layers with three channels together."""
+    channels = 3
+    generator = torch.Generator().manual_seed(0)
+    moments = torch.rand(_TRIAL, 2, channels, generator=generator, dtype=torch.float64)
+    batches = moments + 0.5
+    counts = torch.full((_TRIAL, channels), 64.0, dtype=torch.float64)
+    eps = torch.full((channels,), 1e-5, dtype=torch.float64)
+    return Stream(batches[0], batches, counts, eps=eps, layers=(1, 2))
+
+
 def code_digest(source: Source) -> str:
-    """Of the module of an estimator or rule of the user's; empty for ours, whose changes `frozen.VERSION` counts."""
-    own = getattr(source, "average", None) or getattr(source, "rule", None)
-    return "" if own is None or own.__module__.startswith("bnlab.") else digest_of_source(own.__class__)
+    """Digest the module of a user's own estimator or rule; empty for ours, whose changes `frozen.VERSION` counts."""
+    own: Estimator | Rule
+    if isinstance(source, RunningAverage):
+        own = source.average
+    elif isinstance(source, InferenceRule):
+        own = source.rule
+    else:
+        return ""
+    if own.__module__.startswith("bnlab."):
+        return ""
+    return digest_of_source(type(own))

@@ -14,24 +14,25 @@ from bnlab.harness.measurements.sources import RunningAverage, Source
 
 
 def final_step(run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-    """Running averages only; the final step."""
+    """Choose running averages alone, and the final step."""
     return {source: run.wanted[-1:] for source in sources if isinstance(source, RunningAverage)}
 
 
 def stream_until(run: Run, step: int) -> Stream:
-    """All layers' moments of the batches up to a step, channels in the order of the trace's layout."""
+    """Select all layers' moments of the batches up to a step, channels in the order of the trace's layout."""
     ((names, stream),) = run.trace.streams()  # all layers were called at the same steps
     recorded = bisect_right(run.trace.layers[names[0]].steps, step)
     return replace(stream, batches=stream.batches[:recorded], counts=stream.counts[:recorded])
 
 
 def replay_means(sources: Sequence[RunningAverage], stream: Stream) -> Tensor:
-    """What every source's mean is after the last batch: float64 [sources, all channels]."""
-    return fold([source.average for source in sources], stream, [len(stream)])[:, 0, 0]
+    """Compute every source's mean after the last batch: float64 [sources, all channels]."""
+    averages = [source.average for source in sources]
+    return fold(averages, stream, [len(stream)])[:, 0, 0]
 
 
 def shift_last(stream: Stream, count: int, shift: Tensor) -> Stream:
-    """The stream with the means of its last `count` batches larger by `shift` [C]."""
+    """Copy the stream with the means of its last `count` batches larger by `shift` [C]."""
     batches = stream.batches.clone()
     batches[-count:, 0] += shift
     return replace(stream, batches=batches)

@@ -1,4 +1,4 @@
-"""Data sets, one a file, found by their names; each is read whole, split once and for all, and standardized."""
+"""Data sets, each in a file, found by their names; they are read whole, split once and for all, and standardized."""
 
 from bnlab.harness.artifacts.data.augmenting import augment
 from bnlab.harness.artifacts.data.base import Data

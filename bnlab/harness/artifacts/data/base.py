@@ -1,4 +1,4 @@
-"""What a data set is: its settings, how large it is without being read, and the images and labels that it reads."""
+"""The base of all data sets: settings, the size that is known without reading, and how images and labels are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEWEST = 10  # training and validation images
 
 
 class Size(NamedTuple):
-    """How large a data set is.
+    """The size of a data set.
 
     Attributes:
         available: training and validation images that there are.
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
 
 @dataclass(unsafe_hash=True)
 class Data(Component):
-    """Which data; the split into training, validation and test images is the same for every run.
+    """A data set; its split into training, validation and test images is the same for every run.
 
     Attributes:
         unread: settings that no network is trained with.
@@ -67,7 +67,7 @@ class Data(Component):
 
     @property
     def flips(self) -> bool:
-        """Whether training images are mirrored at random."""
+        """True if training images are mirrored at random."""
         return False
 
     @property
@@ -76,7 +76,7 @@ class Data(Component):
         return ""
 
     def size(self) -> Size:
-        """Say how large it is; only a data set of the user's own is read for it."""
+        """Find out how large it is; only a data set of the user's own is read for it."""
         raise NotImplementedError
 
     def read(self) -> Parts:
@@ -84,7 +84,7 @@ class Data(Component):
         raise NotImplementedError
 
     def has_known_range(self) -> bool:
-        """Whether the smallest and the largest value of a stored pixel are known."""
+        """Return whether the smallest and the largest value of a stored pixel are known."""
         return True
 
     def list_shifts(self) -> list[str]:
@@ -92,15 +92,18 @@ class Data(Component):
         return []
 
     def change_test_images(self, shift: str) -> Data:
-        """The data set with this shift of `list_shifts`."""
+        """Return the data set with this shift of `list_shifts`."""
         return self
 
     def check(self) -> None:
         """Raise UserError for a value out of range, or files that are neither there nor to be downloaded."""
         size = self.size()
-        require_within("data.shift", self.shift, 0, size.pixels // 2, f"half of the {size.pixels} pixels")
+        half = size.pixels // 2
+        require_within("data.shift", self.shift, 0, half, f"half of the {size.pixels} pixels")
+
         if size.available < _FEWEST and not self.is_made:
             raise UserError(f"data={self.name}: has {size.available} training images; at least {_FEWEST} are needed")
+
         most = math.inf if self.is_made else size.available
         require_within("data.images", self.count_used(), _FEWEST, most)
 

@@ -27,10 +27,11 @@ class Split:
     digest: str = ""  # of the stored pixels and the labels
 
     def sample(self, count: int | None) -> Split:
-        """So many images, always the same, or all."""
+        """Select so many images, always the same, or all."""
         if count is None or count >= len(self.labels):
             return self
-        chosen = draw_order(len(self.labels))[:count].to(self.labels.device)
+        order = draw_order(len(self.labels))
+        chosen = order[:count].to(self.labels.device)
         images = self.images[chosen].contiguous(memory_format=torch.channels_last)
         return Split(images, self.labels[chosen], f"{self.digest}-{count}")
 
@@ -45,8 +46,9 @@ class Augmented:
     device: torch.device | str
 
     def draw(self, chosen: Tensor, seed: int) -> Tensor:
-        """The training split's images of these numbers, standardized; the same seed gives the same images."""
-        return _standardize(self.part.draw(chosen, seed), self.mean, self.std, self.device)
+        """Draw the training split's images of these numbers, standardized; the same seed gives the same images."""
+        images = self.part.draw(chosen, seed)
+        return _standardize(images, self.mean, self.std, self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +73,10 @@ class Dataset:
         return Split(images, self.train.labels, f"{self.train.digest}-augmented")
 
     def images_of(self, split: str) -> Split:
-        """What is predicted of a split, test, val or train; of train as many images as test has, if there are."""
+        """Select the images of a split that are predicted: all of test and val, of train at most as many as test has."""
         if split != "train":
             return {"test": self.test, "val": self.val}[split]
+
         # The splits were drawn in random order, so that the first images are a fair sample.
         count = min(len(self.train.labels), len(self.test.labels))
         return Split(self.train.images[:count], self.train.labels[:count], f"{self.train.digest}-{count}")
@@ -84,7 +87,8 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
     """Read a data set and standardize it by its training split; UserError for files that are missing or corrupt."""
     parts = data.read()
     images, labels = parts.train
-    val, train = split_off_validation(draw_order(len(images))[: data.images])
+    used = draw_order(len(images))[: data.images]
+    val, train = split_off_validation(used)
     trained_on = images[train]
     _require_contrast(data, trained_on)
     mean, std = _pixel_moments(trained_on)
@@ -96,6 +100,7 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
     augmented = None
     if parts.augmented is not None:
         augmented = Augmented(parts.augmented.select(train), mean, std, device)
+
     return Dataset(
         train=split(trained_on, labels[train]),
         val=split(images[val], labels[val]),
@@ -109,14 +114,16 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
 
 
 def _standardize(images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Tensor:
-    """A copy of stored pixels, float32 in channels_last on the device."""
-    centre, scale = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
-    pixels = images.to(device).contiguous(memory_format=torch.channels_last).to(torch.float32, copy=True)
-    return pixels.sub_(centre).div_(scale)
+    """Copy stored pixels and standardize them: float32 in channels_last on the device."""
+    center = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+    scale = torch.tensor(std, device=device).view(1, -1, 1, 1)
+    stored = images.to(device).contiguous(memory_format=torch.channels_last)
+    pixels = stored.to(torch.float32, copy=True)
+    return pixels.sub_(center).div_(scale)
 
 
 def _require_contrast(data: Data, images: Tensor) -> None:
-    """UserError for a channel that has a standard deviation of 0, by which no pixel can be divided."""
+    """Raise UserError for a channel that has a standard deviation of 0, by which no pixel can be divided."""
     is_constant = images.amin((0, 2, 3)) == images.amax((0, 2, 3))
     if is_constant.any():
         channel = int(is_constant.nonzero()[0])
@@ -128,20 +135,27 @@ def _require_contrast(data: Data, images: Tensor) -> None:
 
 
 def _digest_of_images(images: Tensor, labels: Tensor) -> str:
-    values = (tensor.contiguous().numpy().data for tensor in (images, labels))
-    return digest(repr(tuple(images.shape)), *values, digits=16)
+    pixels = images.contiguous().numpy().data
+    classes = labels.contiguous().numpy().data
+    return digest(repr(tuple(images.shape)), pixels, classes, digits=16)
 
 
 def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (ddof 0) per channel, in float64; of uint8 images from exact counts."""
+    """Compute mean and standard deviation (ddof 0) per channel, in float64."""
     if images.is_floating_point():
         moments = Moments.of(images)
         return moments.mean.tolist(), moments.var.sqrt().tolist()
+
+    channels = [_count_moments(images[:, channel].flatten()) for channel in range(images.shape[1])]
+    means = [mean for mean, _ in channels]
+    deviations = [deviation for _, deviation in channels]
+    return means, deviations
+
+
+def _count_moments(pixels: Tensor) -> tuple[float, float]:
+    """Compute mean and standard deviation (ddof 0) of uint8 pixels [N] from exact counts of their values."""
     values = torch.arange(256, dtype=torch.float64)
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        pixels = images[:, channel].flatten()
-        share = torch.bincount(pixels, minlength=256).double() / len(pixels)
-        mean.append(float(share @ values))
-        std.append(float(share @ (values - mean[-1]) ** 2) ** 0.5)
-    return mean, std
+    shares = torch.bincount(pixels, minlength=256).double() / len(pixels)
+    mean = float(shares @ values)
+    variance = float(shares @ (values - mean) ** 2)
+    return mean, variance**0.5

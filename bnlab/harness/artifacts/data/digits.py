@@ -29,5 +29,6 @@ class Digits(Data):
         bunch = load_digits()
         images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
         labels = torch.from_numpy(bunch.target).long()
-        test, train = draw_order(len(labels)).tensor_split([len(labels) // 5])
+        order = draw_order(len(labels))
+        test, train = order.tensor_split([len(labels) // 5])
         return Parts((images[train], labels[train]), (images[test], labels[test]))

@@ -1,5 +1,6 @@
 """Glyph images made on the spot: as many and as hard as one likes, in fonts that can be kept apart."""
 
+import math
 import string
 from dataclasses import dataclass
 from functools import cache
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +33,7 @@ FONTS = {"dejavu": _DEJAVU, "stix_cm": _STIX_CM, "all": _DEJAVU + _STIX_CM}
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How far images are distorted; lengths are in half image widths, grey levels in 0-1.
+    """Amounts by which images are distorted; lengths are in half image widths, grey levels in 0-1.
 
     Test accuracy, in percent, of a 32-64-128 net after 1 → 2 epochs of 20,000 images (36 classes, batches of
     64, torch 2.13): weak 92 → 98, medium 67 → 92, strong 32 → 59.
@@ -60,80 +62,131 @@ _CHUNK = 1_000
 
 
 def glyphs(images: int, classes: int, difficulty: str, fonts: str, seed: int) -> tuple[Tensor, Tensor]:
-    """uint8 images [images, 1, 32, 32] and int64 labels [images], the same for the same arguments.
+    """Draw uint8 images [images, 1, 32, 32] and int64 labels [images], the same for the same arguments.
 
     Image i does not depend on how many are asked for: whole chunks are drawn from one stream and cut. Across
     machines and versions of torch a pixel may differ by a rounding.
     """
     generator = torch.Generator().manual_seed(seed)
-    atlas = _atlas(fonts, CLASSES[classes])
+    atlas = _draw_atlas(fonts, CLASSES[classes])
     level = DIFFICULTIES[difficulty]
-    chunks = [_chunk(atlas, level, generator) for _ in range(-(-images // _CHUNK))]
-    pixels, labels = (torch.cat(parts)[:images] for parts in zip(*chunks, strict=True))
-    return pixels, labels
+    count = math.ceil(images / _CHUNK)
+    chunks = [_draw_chunk(atlas, level, generator) for _ in range(count)]
+
+    pixels = torch.cat([part for part, _ in chunks])
+    labels = torch.cat([part for _, part in chunks])
+    return pixels[:images], labels[:images]
 
 
-def _chunk(atlas: Tensor, level: Difficulty, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A chunk of images [_CHUNK, 1, SIZE, SIZE] with labels, from an atlas [font, character, cell, cell]."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(_CHUNK, *shape, generator=generator)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(_CHUNK, 1, 1, 1, generator=generator)
-
+def _draw_chunk(atlas: Tensor, level: Difficulty, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a chunk of images [_CHUNK, 1, SIZE, SIZE] with labels, from an atlas [font, character, cell, cell]."""
     fonts = torch.randint(len(atlas), (_CHUNK,), generator=generator)
     labels = torch.randint(atlas.shape[1], (_CHUNK,), generator=generator)
     cells = atlas[fonts, labels].unsqueeze(1)
 
-    grid = F.affine_grid(_affine(normal(4), normal(2) * level.shift, level), [_CHUNK, 1, SIZE, SIZE], False)
-    bend = F.interpolate(normal(2, 5, 5) * level.elastic, SIZE, mode="bicubic", align_corners=True)
-    ink = F.grid_sample(cells, grid + bend.permute(0, 2, 3, 1), align_corners=False)
-
+    ink = _distort(cells, level, generator)
     if level.clutter:
-        # A neighbour in the chunk, pushed out to 1.1–1.5 half widths in any direction.
-        angle, away = uniform(0, 2 * torch.pi).view(-1, 1), uniform(1.1, 1.5).view(-1, 1)
-        push = torch.cat([angle.cos(), angle.sin()], dim=1) * away
-        grid = F.affine_grid(_affine(normal(4), push, level), [_CHUNK, 1, SIZE, SIZE], False)
-        ink = torch.maximum(ink, level.clutter * F.grid_sample(cells.roll(1, 0), grid, align_corners=False))
-
-    contrast = uniform(level.contrast, 1)
-    paper = uniform(0, 1) * (1 - contrast)
-    lighting = F.interpolate(normal(1, 4, 4) * level.lighting, SIZE, mode="bicubic", align_corners=True)
-    pixels = paper + contrast * ink + lighting + normal(1, SIZE, SIZE) * level.noise
+        neighbors = _push_out(cells.roll(1, 0), level, generator)
+        ink = torch.maximum(ink, level.clutter * neighbors)
+    pixels = _put_on_paper(ink, level, generator)
     return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8), labels
 
 
-def _affine(normal: Tensor, shift: Tensor, level: Difficulty) -> Tensor:
-    """Maps [N, 2, 3] from image to atlas cell out of standard normal numbers [N, 4] and shifts [N, 2]."""
-    angle = normal[:, 0] * level.rotation
-    shear = normal[:, 1] * level.shear
-    wide, high = (normal[:, 2:] * level.scale).exp().unbind(1)
-    cos, sin = angle.cos(), angle.sin()
-    rows = [wide * cos, wide * (shear * cos - sin), high * sin, high * (shear * sin + cos)]
-    linear = torch.stack(rows, dim=1).view(-1, 2, 2)
-    return torch.cat([linear, -linear @ shift.unsqueeze(2)], dim=2)
+def _distort(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Tensor:
+    """Turn, shear, scale, shift and bend glyphs: ink in 0-1, [_CHUNK, 1, SIZE, SIZE]."""
+    turns = _draw_normal(generator, 4)
+    shifts = _draw_normal(generator, 2) * level.shift
+    grid = _make_grid(turns, shifts, level)
+    bend = _draw_smooth(generator, 2, 5, level.elastic)
+    return F.grid_sample(cells, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+
+
+def _push_out(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Tensor:
+    """Push glyphs out of their images by 1.1 to 1.5 half widths in any direction, so that pieces of them are left."""
+    angle = _draw_uniform(generator, 0, 2 * torch.pi).view(-1, 1)
+    distance = _draw_uniform(generator, 1.1, 1.5).view(-1, 1)
+    direction = torch.cat([angle.cos(), angle.sin()], dim=1)
+    turns = _draw_normal(generator, 4)
+    grid = _make_grid(turns, direction * distance, level)
+    return F.grid_sample(cells, grid, align_corners=False)
+
+
+def _put_on_paper(ink: Tensor, level: Difficulty, generator: torch.Generator) -> Tensor:
+    """Add paper, contrast, lighting and noise: pixels from about 0 to 1."""
+    contrast = _draw_uniform(generator, level.contrast, 1)
+    paper = _draw_uniform(generator, 0, 1) * (1 - contrast)
+    lighting = _draw_smooth(generator, 1, 4, level.lighting)
+    noise = _draw_normal(generator, 1, SIZE, SIZE) * level.noise
+    return paper + contrast * ink + lighting + noise
+
+
+def _draw_normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw standard normal numbers [_CHUNK, *shape]."""
+    return torch.randn(_CHUNK, *shape, generator=generator)
+
+
+def _draw_uniform(generator: torch.Generator, low: float, high: float) -> Tensor:
+    """Draw uniform numbers [_CHUNK, 1, 1, 1]."""
+    return low + (high - low) * torch.rand(_CHUNK, 1, 1, 1, generator=generator)
+
+
+def _draw_smooth(generator: torch.Generator, channels: int, knots: int, deviation: float) -> Tensor:
+    """Draw smooth fields [_CHUNK, channels, SIZE, SIZE] between knots of this standard deviation."""
+    values = _draw_normal(generator, channels, knots, knots) * deviation
+    return F.interpolate(values, SIZE, mode="bicubic", align_corners=True)
+
+
+def _make_grid(turns: Tensor, shifts: Tensor, level: Difficulty) -> Tensor:
+    """Map the pixels of images to places in atlas cells: [N, SIZE, SIZE, 2].
+
+    Args:
+        turns: standard normal numbers [N, 4], for rotation, shear and the two scales.
+        shifts: of the glyphs, [N, 2].
+        level: how far they are distorted.
+    """
+    angle = turns[:, 0] * level.rotation
+    shear = turns[:, 1] * level.shear
+    wide, high = (turns[:, 2:] * level.scale).exp().unbind(1)
+    cos = angle.cos()
+    sin = angle.sin()
+    across = shear * cos - sin
+    down = shear * sin + cos
+
+    top = torch.stack([wide * cos, wide * across], dim=1)
+    bottom = torch.stack([high * sin, high * down], dim=1)
+    linear = torch.stack([top, bottom], dim=1)
+    offset = -linear @ shifts.unsqueeze(2)
+    maps = torch.cat([linear, offset], dim=2)
+    return F.affine_grid(maps, [len(maps), 1, SIZE, SIZE], align_corners=False)
 
 
 @cache
-def _atlas(fonts: str, characters: str) -> Tensor:
-    """Ink in 0-1, [font, character, cell, cell]: every character centred across, on one baseline."""
+def _draw_atlas(fonts: str, characters: str) -> Tensor:
+    """Draw every character in every font: ink in 0-1, [font, character, cell, cell]."""
+    cells = []
+    for name in FONTS[fonts]:
+        font = _load_font(name)
+        cells.append([_draw_cell(font, character) for character in characters])
+    return torch.from_numpy(np.stack(cells))
+
+
+def _load_font(name: str) -> ImageFont.FreeTypeFont:
+    """Load a font in the size at which its capitals are 60% of the cell high."""
     from matplotlib import get_data_path  # here: slow to import
-    from PIL import Image, ImageDraw, ImageFont
 
-    def cell(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
-        image = Image.new("L", (_CANVAS, _CANVAS))
-        left, _, right, _ = font.getbbox(character, anchor="ls")
-        position = (_CANVAS / 2 - (left + right) / 2, 0.74 * _CANVAS)
-        ImageDraw.Draw(image).text(position, character, fill=255, font=font, anchor="ls")
-        return np.asarray(image, dtype=np.float32) / 255
+    path = Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    size = 100
+    _, top, _, _ = ImageFont.truetype(path, size).getbbox("H", anchor="ls")
+    height = -top
+    return ImageFont.truetype(path, size * 0.6 * _CANVAS / height)
 
-    def font(name: str) -> ImageFont.FreeTypeFont:
-        # Capitals of all fonts 60 % of the cell high.
-        path = Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
-        trial = ImageFont.truetype(path, 100)
-        height = -trial.getbbox("H", anchor="ls")[1]
-        return ImageFont.truetype(path, 100 * 0.6 * _CANVAS / height)
 
-    loaded = [font(name) for name in FONTS[fonts]]
-    return torch.from_numpy(np.stack([[cell(f, character) for character in characters] for f in loaded]))
+def _draw_cell(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
+    """Draw a character, centered across, on the baseline that all share."""
+    image = Image.new("L", (_CANVAS, _CANVAS))
+    left, _, right, _ = font.getbbox(character, anchor="ls")
+    middle = (left + right) / 2
+    baseline = 0.74 * _CANVAS
+    position = (_CANVAS / 2 - middle, baseline)
+    ImageDraw.Draw(image).text(position, character, fill=255, font=font, anchor="ls")
+    return np.asarray(image, dtype=np.float32) / 255

@@ -33,7 +33,8 @@ class Glyphs(Data):
 
     def size(self) -> Size:
         count = _USUAL if self.images is None else self.images
-        return Size(available=count, test=min(_MOST_TESTED, count // 4), pixels=SIZE, classes=self.classes)
+        tested = min(_MOST_TESTED, count // 4)
+        return Size(available=count, test=tested, pixels=SIZE, classes=self.classes)
 
     def check(self) -> None:
         require_one_of("data.classes", self.classes, CLASSES)

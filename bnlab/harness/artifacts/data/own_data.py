@@ -32,13 +32,20 @@ class OwnData(Data):
     def size(self) -> Size:
         parts = self._read()
         images, labels = parts.train
-        return Size(len(labels), len(parts.test[1]), images.shape[-1], int(labels.max()) + 1)
+        _, test_labels = parts.test
+        return Size(
+            available=len(labels),
+            test=len(test_labels),
+            pixels=images.shape[-1],
+            classes=int(labels.max()) + 1,
+        )
 
     def read(self) -> Parts:
         return Parts(*self._read())
 
     def has_known_range(self) -> bool:
-        return not self._read().train[0].is_floating_point()
+        images, _ = self._read().train
+        return not images.is_floating_point()
 
     def _read(self) -> OwnParts:
         return read_own(self.name, tuple(find_arguments(self).items()))

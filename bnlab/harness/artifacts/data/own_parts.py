@@ -1,6 +1,6 @@
-"""What a function of the user's own gives: a training part, a test part, and the training part transformed at random.
+"""Parts of a data set that a user's own function gives: training, test, and the training part with random transforms.
 
-All that is measured reads the first two, which have to be the same whenever they are read.
+All measurements read the first two, which have to be the same whenever they are read.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ class AugmentedPart(NamedTuple):
     where: str  # what messages begin with
 
     def select(self, chosen: Tensor) -> AugmentedPart:
-        """The part for these images of the training part."""
+        """Select the part for these images of the training part."""
         return self._replace(order=self.order[chosen])
 
     def draw(self, chosen: Tensor, seed: int) -> Tensor:
         """Draw images [N, C, H, W] of the places `chosen`, always the same for a seed."""
-        return _draw_items(self.items, self.order[chosen.cpu()].tolist(), seed, self.where)[0]
+        numbers = self.order[chosen.cpu()].tolist()
+        images, _ = _draw_items(self.items, numbers, seed, self.where)
+        return images
 
 
 @lru_cache(maxsize=2)
@@ -94,14 +96,16 @@ def _read_parts(parts: Any, name: str) -> OwnParts:
 
     augmented = None
     if len(parts) == 3:
-        augmented = AugmentedPart(parts[2], draw_order(len(train[1])), f"{name}: the augmented part")
+        order = draw_order(len(train[1]))
+        augmented = AugmentedPart(parts[2], order, f"{name}: the augmented part")
         _check_augmented(augmented, train)
     return OwnParts(shuffle(*train), shuffle(*test), augmented)
 
 
 def _require_same_names(train: Any, test: Any, name: str) -> None:
-    """UserError unless the classes have the same names in the same order, where both are data sets that have names."""
-    first, second = (getattr(part, "classes", None) for part in (train, test))
+    """Raise UserError unless the classes have the same names in the same order, where both parts have names."""
+    first = getattr(train, "classes", None)
+    second = getattr(test, "classes", None)
     if not isinstance(first, tuple | list) or not isinstance(second, tuple | list):
         return
     for number, (one, other) in enumerate(zip_longest(first, second, fillvalue="missing")):
@@ -128,19 +132,23 @@ def _read_twice(part: Any, where: str) -> Pixels:
 
 
 def _spread(count: int) -> list[int]:
-    """Indices of at most `_READ_AGAIN` of so many items, evenly spread."""
+    """Choose the indices of at most `_READ_AGAIN` of so many items, evenly spread."""
     distance = max(1, -(-count // _READ_AGAIN))
     return list(range(0, count, distance))
 
 
 def _require_alike(train: Pixels, test: Pixels, name: str) -> None:
-    kinds = [describe_images(images) for images, _ in (train, test)]
-    if kinds[0] != kinds[1]:
+    images, labels = train
+    test_images, test_labels = test
+    kind = describe_images(images)
+    test_kind = describe_images(test_images)
+    if kind != test_kind:
         raise UserError(
-            f"{name}: the training part has images {kinds[0]}, the test part {kinds[1]}; both need the same type, "
+            f"{name}: the training part has images {kind}, the test part {test_kind}; both need the same type, "
             "channels and size"
         )
-    unseen = sorted({*test[1].tolist()} - {*train[1].tolist()})
+
+    unseen = sorted(set(test_labels.tolist()) - set(labels.tolist()))
     if unseen:
         some = ", ".join(map(str, unseen[:10]))
         more = f" and {len(unseen) - 10:,} more" if len(unseen) > 10 else ""
@@ -148,7 +156,7 @@ def _require_alike(train: Pixels, test: Pixels, name: str) -> None:
 
 
 def _check_augmented(part: AugmentedPart, train: Pixels) -> None:
-    """UserError unless item i is item i of the training part, and a seed repeats what is drawn."""
+    """Raise UserError unless item i is item i of the training part, and a seed repeats what is drawn."""
     items, _, where = part
     images, labels = train
     if isinstance(items, tuple):
@@ -158,6 +166,7 @@ def _check_augmented(part: AugmentedPart, train: Pixels) -> None:
             f"{where} has {len(items):,} items, the training part {len(labels):,}; it has to be the training part with "
             "random transforms (bnlab takes the validation split from the training part by itself)"
         )
+
     chosen = _spread(len(labels))
     drawn, drawn_labels = _draw_items(items, chosen, 0, where)
     again, _ = _draw_items(items, chosen, 0, where)

@@ -37,13 +37,15 @@ def read_part(part: Any, where: str) -> Pixels:
 
 def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     """Read these items of a data set; see `read_part`."""
-    images, labels = [], []
+    images = []
+    labels = []
     for index in chosen:
         image, label = part[index]
         images.append(_read_image(image, where))
         labels.append(label.tolist() if isinstance(label, Tensor | np.ndarray) else label)
     if not images:
         raise UserError(f"{where} has no images")
+
     kinds = list(dict.fromkeys(describe_images(image) for image in images))
     if len(kinds) > 1:
         raise UserError(f"{where} has images that differ: {', '.join(kinds[:3])}; give all the same size and channels")
@@ -63,12 +65,12 @@ def draw_order(count: int) -> Tensor:
 
 
 def describe_images(images: Tensor) -> str:
-    """`uint8 [3, 32, 32]`: the type and the channels, height and width of images [..., C, H, W]."""
+    """Describe images [..., C, H, W] by type, channels, height and width: `uint8 [3, 32, 32]`."""
     return f"{_name(images.dtype)} {list(images.shape[-3:])}"
 
 
 def _read_image(image: Any, where: str) -> Tensor:
-    """The image [C, H, W] of a tensor [C, H, W] or [H, W], an array [H, W, C] or [H, W], or one of PIL's."""
+    """Read an image [C, H, W] from a tensor [C, H, W] or [H, W], an array [H, W, C] or [H, W], or one of PIL's."""
     if isinstance(image, Image.Image) and image.mode in ("P", "PA"):
         raise UserError(
             f"{where} has palette images, whose pixels are indices into a table of colours; convert them with "
@@ -124,11 +126,14 @@ def _check_labels(labels: Tensor, images: int, where: str) -> Tensor:
     if labels.shape != (images,):
         raise UserError(f"{where} has {images:,} images and labels of shape {list(labels.shape)}; {_LABELS}")
     if labels.is_floating_point() or labels.is_complex():
-        found = ", ".join(map(str, list(dict.fromkeys(labels.tolist()))[:3]))
+        different = list(dict.fromkeys(labels.tolist()))
+        found = ", ".join(map(str, different[:3]))
         raise UserError(f"{where} has {_name(labels.dtype)} labels such as {found}; {_LABELS}, as integers")
+
     classes = labels.cpu().long()
-    if classes.min() < 0:
-        raise UserError(f"{where} has the label {int(classes.min())}; {_LABELS}")
+    smallest = int(classes.min())
+    if smallest < 0:
+        raise UserError(f"{where} has the label {smallest}; {_LABELS}")
     return classes
 
 

@@ -16,7 +16,7 @@ from bnlab.harness.errors import UserError, where_raised
 
 
 class Source(NamedTuple):
-    """Where a data set comes from, and how large it is.
+    """The origin and the size of a data set.
 
     Attributes:
         reader: class in torchvision.datasets.
@@ -55,13 +55,15 @@ class Published(Data):
         super().check()
 
     def _require_file(self) -> None:
-        """UserError unless the data set's first file is there, of copies their folder."""
-        file = Path(self.root) / ("train" if self.copies else self.source.file)
+        """Raise UserError unless the data set's first file is there, of copies their folder."""
+        if self.copies:
+            file = Path(self.root) / "train"
+            what_to_do = "set data.root to the folder that has train/<class>/ and test/<class>/"
+        else:
+            file = Path(self.root) / self.source.file
+            what_to_do = f"set data.download=true, or put the files of {self.source.url} there"
         if file.exists():
             return
-        what_to_do = f"set data.download=true, or put the files of {self.source.url} there"
-        if self.copies:
-            what_to_do = "set data.root to the folder that has train/<class>/ and test/<class>/"
         raise UserError(f"{self.name}: {file} is missing; {what_to_do}")
 
     def read(self) -> Parts:
@@ -89,23 +91,26 @@ class Published(Data):
                 f"{self.name}: {where_raised(error)}; there have to be train/<class>/ and test/<class>/ in {self.root}"
             ) from error
 
+        train, test = parts
         size = self.source.size
-        train, test = (len(labels) for _, labels in parts)
-        if (train, test) != (size.available, size.test):
+        counts = (len(train[1]), len(test[1]))
+        if counts != (size.available, size.test):
             expected = f"expected {size.available:,} and {size.test:,}"
-            raise UserError(f"{self.name}: {self.root} has {train:,} and {test:,} images; {expected}")
+            raise UserError(f"{self.name}: {self.root} has {counts[0]:,} and {counts[1]:,} images; {expected}")
+
+        has_same_classes = folders[0].classes == folders[1].classes
         shapes = {tuple(images.shape[2:]) for images, _ in parts}
-        if folders[0].classes != folders[1].classes or shapes != {(size.pixels, size.pixels)}:
+        if not has_same_classes or shapes != {(size.pixels, size.pixels)}:
             raise UserError(
                 f"{self.name}: images in {self.root} have to be {size.pixels}×{size.pixels}, in the same classes in "
                 "train/ and test/"
             )
-        return Parts(parts[0], parts[1])
+        return Parts(train, test)
 
 
 @dataclass(unsafe_hash=True)
 class Flippable(Published):
-    """One whose classes stay the same in a mirror."""
+    """A published data set whose classes stay the same in a mirror."""
 
     flip: bool = setting(False, "augmentation: random horizontal flip")
 
@@ -117,9 +122,9 @@ class Flippable(Published):
 def _unpack(part: Any) -> Pixels:
     # CIFAR's files are pickles: torchvision opens them only after their MD5 sums have been verified.
     images = torch.as_tensor(part.data)
-    labels = torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets)
+    classes = part.labels if hasattr(part, "labels") else part.targets
     if images.ndim == 3:
         images = images.unsqueeze(1)
     elif images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
-    return images, labels.long()
+    return images, torch.as_tensor(classes).long()

@@ -1,4 +1,4 @@
-"""What a model is: its settings, which norms it can have, and the network that it builds."""
+"""The base of all models: settings, the norms that a model can have, and the network that it builds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnlab.harness.errors import UserError
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images [N, channels, image_size, image_size] that a network is given, and how many classes it tells apart."""
+    """The shape of a network's inputs, images [N, channels, image_size, image_size], and its number of classes."""
 
     channels: int
     image_size: int
@@ -25,7 +25,7 @@ class Inputs:
 
 @dataclass(unsafe_hash=True)
 class Model(Component):
-    """Which network.
+    """A model: which network is trained.
 
     Attributes:
         has_maps: whether its norms are given images' maps [N, C, H, W]; otherwise units [N, C].

@@ -1,4 +1,4 @@
-"""What our networks are made of."""
+"""Building blocks of our networks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ def initialize(model: nn.Module, norm: NormBuilder) -> nn.Module:
     Biases are 0 there. A norm makes up for the scale of the weights before it. Without one it has to be right in every
     layer.
     """
+    kinds: tuple[type[nn.Conv2d | nn.Linear], ...] = (nn.Conv2d,)
+    if not norm.sets_scale:
+        kinds = (nn.Conv2d, nn.Linear)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) or (not norm.sets_scale and isinstance(module, nn.Linear)):
+        if isinstance(module, kinds):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

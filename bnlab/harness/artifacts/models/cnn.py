@@ -30,14 +30,17 @@ class Cnn(Layered):
         image_size = inputs.image_size
         width = self.width
         for block in range(1, self.depth + 1):
-            layers += [*build_conv(norm, channels, width, number=block), nn.ReLU(inplace=True)]
+            layers += build_conv(norm, channels, width, number=block)
+            layers.append(nn.ReLU(inplace=True))
             channels = width
             if block % self.pool_every == 0 and image_size >= 4:
                 layers.append(nn.MaxPool2d(2))
                 image_size //= 2
                 width *= 2
+
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, inputs.classes)]
-        return initialize(nn.Sequential(*layers, *head), norm)
+        network = nn.Sequential(*layers, *head)
+        return initialize(network, norm)
 
 
 add_choice("plain", Cnn(depth=16, width=16, pool_every=6))

@@ -30,5 +30,7 @@ class Mlp(Layered):
             linear = nn.Linear(features, self.width, bias=not norm.has_shift)
             layers += [linear, norm.build(self.width, number), nn.ReLU(inplace=True)]
             features = self.width
-        model = nn.Sequential(*layers, nn.Linear(features, inputs.classes))
-        return model if norm.sets_scale else initialize(model, norm)
+
+        head = nn.Linear(features, inputs.classes)
+        network = nn.Sequential(*layers, head)
+        return network if norm.sets_scale else initialize(network, norm)

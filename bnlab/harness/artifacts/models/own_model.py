@@ -50,12 +50,13 @@ def describe_own(path: str) -> OwnModel:
 
 
 def _require_built(path: str, model: nn.Module) -> None:
-    """UserError for layers that take their sizes from the first images."""
+    """Raise UserError for layers that take their sizes from the first images."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    lazy = dict.fromkeys(name.rpartition(".")[0] for name, tensor in tensors.items() if is_lazy(tensor))
+    lazy = [name.rpartition(".")[0] for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:
-        names = ", ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in lazy)
+        layers = {name: type(model.get_submodule(name)).__name__ for name in lazy}
+        found = ", ".join(f"{name} ({kind})" for name, kind in layers.items())
         raise UserError(
-            f"model={path}: {names} have no sizes yet; give them, or return the model after "
+            f"model={path}: {found} have no sizes yet; give them, or return the model after "
             "model.eval()(torch.zeros(1, channels, image_size, image_size))"
         )

@@ -32,12 +32,16 @@ class Resnet(Layered):
     def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:
         width = self.width
         layers: list[nn.Module] = [*build_conv(norm, inputs.channels, width), nn.ReLU(inplace=True)]
+        blocks = (self.depth - 2) // 6
         for stage in range(3):
-            for _ in range((self.depth - 2) // 6):
-                layers.append(_Residual(norm, width, self.width * 2**stage))
-                width = self.width * 2**stage
+            stage_width = self.width * 2**stage
+            for _ in range(blocks):
+                layers.append(_Residual(norm, width, stage_width))
+                width = stage_width
+
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, inputs.classes)]
-        return initialize(nn.Sequential(*layers, *head), norm)
+        network = nn.Sequential(*layers, *head)
+        return initialize(network, norm)
 
 
 class _Residual(nn.Module):
@@ -50,15 +54,18 @@ class _Residual(nn.Module):
     def __init__(self, norm: NormBuilder, channels: int, width: int) -> None:
         super().__init__()
         self.added = width - channels
-        self.conv1, self.bn1 = build_conv(norm, channels, width, stride=2 if self.added else 1)
+        stride = 2 if self.added else 1
+        self.conv1, self.bn1 = build_conv(norm, channels, width, stride)
         self.conv2, self.bn2 = build_conv(norm, width, width, number=2)
         self.weight = None if norm.sets_scale else nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         # In place: less memory, and fewer passes over it.
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
         if self.weight is not None:
             out = out * self.weight
         if self.added:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.added))
+            every_second_pixel = x[:, :, ::2, ::2]
+            x = F.pad(every_second_pixel, (0, 0, 0, 0, 0, self.added))
         return F.relu(out.add_(x), inplace=True)

@@ -22,7 +22,8 @@ class Torchvision(Model):
     name: str = "resnet18"
 
     def check(self, norm: Norm) -> None:
-        require_one_of("model.name", self.name, torchvision().models.list_models(module=torchvision().models))
+        models = torchvision().models
+        require_one_of("model.name", self.name, models.list_models(module=models))
         super().check(norm)
 
     def build(self, inputs: Inputs, norm: NormBuilder) -> nn.Module:

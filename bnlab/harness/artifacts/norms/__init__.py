@@ -1,4 +1,4 @@
-"""What normalizes activations in our own networks: a norm a file, found by its name."""
+"""Norms, which normalize activations in our own networks: each in a file, found by its name."""
 
 from bnlab.harness.artifacts.norms.base import Norm, NormBuilder
 from bnlab.harness.components import discover

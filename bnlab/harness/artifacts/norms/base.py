@@ -1,4 +1,4 @@
-"""What a norm is: where it stands in a network, and what the other parts of the harness ask of it."""
+"""The base of all norms: where a norm stands in a network, and what the rest of the harness asks of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnlab.layers import BatchNorm
 
 @dataclass(frozen=True)
 class Site:
-    """Where a norm stands in a network.
+    """A place for a norm in a network.
 
     Attributes:
         channels: C of its input.
@@ -29,14 +29,14 @@ class Site:
     steps: int
 
     def batch_norm(self, momentum: float = 0.1) -> BatchNorm:
-        """Torch's batch norm for this place."""
+        """Build torch's batch norm for this place."""
         kind = nn.BatchNorm2d if self.of_images else nn.BatchNorm1d
         return kind(self.channels, momentum=momentum)
 
 
 @dataclass(unsafe_hash=True)
 class Norm(Component):
-    """What normalizes activations after each convolution or linear layer but the last.
+    """A norm: it normalizes activations after each convolution or linear layer but the last.
 
     Attributes:
         uses_batch: whether it trains with statistics of the batch, which are recorded.
@@ -59,7 +59,7 @@ class Norm(Component):
 
     @property
     def divisor(self) -> int:
-        """What the channels of a network have to be a multiple of."""
+        """The number that has to divide a network's channels."""
         return 1
 
     def check(self, batch_size: int) -> None:
@@ -70,7 +70,7 @@ class Norm(Component):
         return batch_size if self.uses_batch else None
 
     def own_average(self) -> EMA | None:
-        """The running average that the network reads while it is trained, if there is one."""
+        """Return the running average that the network reads while it is trained, if there is one."""
         return None
 
     def build(self, site: Site) -> nn.Module:
@@ -106,7 +106,7 @@ class BatchStatistics(Norm):
 
 @dataclass(frozen=True)
 class NormBuilder:
-    """Builds the norms of one network.
+    """A builder of one network's norms.
 
     Attributes:
         norm: which one.
@@ -120,14 +120,15 @@ class NormBuilder:
 
     @property
     def has_shift(self) -> bool:
-        """Whether they add a shift, see `Norm`."""
+        """True if they add a shift, see `Norm`."""
         return self.norm.has_shift
 
     @property
     def sets_scale(self) -> bool:
-        """Whether they set the scale of activations, see `Norm`."""
+        """True if they set the scale of activations, see `Norm`."""
         return self.norm.sets_scale
 
     def build(self, channels: int, number: int = 1) -> nn.Module:
-        """Build the one behind a network's or a block's layer of this number, counted from 1."""
-        return self.norm.build(Site(channels, number, self.of_images, self.steps))
+        """Build the norm after the layer of this number in a network or a block, counted from 1."""
+        site = Site(channels, number, self.of_images, self.steps)
+        return self.norm.build(site)

@@ -46,5 +46,9 @@ class GainControl(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        share, gain, shift = (values.view(-1, 1, 1) for values in (self.share, self.gain, self.shift))
-        return gain * x + (shift - gain * share * x.mean((2, 3), keepdim=True))
+        share = self.share.view(-1, 1, 1)
+        gain = self.gain.view(-1, 1, 1)
+        shift = self.shift.view(-1, 1, 1)
+        mean = x.mean((2, 3), keepdim=True)
+        offset = shift - gain * share * mean
+        return gain * x + offset

@@ -44,7 +44,8 @@ class GhostNorm(nn.Module):
 
     def __init__(self, norm: BatchNorm, batch_size: int) -> None:
         super().__init__()
-        self.norm, self.batch_size = norm, batch_size
+        self.norm = norm
+        self.batch_size = batch_size
 
     def forward(self, x: Tensor) -> Tensor:
         # By the mode of the norm inside: statistics of frozen weights are taken with that alone in train mode.

@@ -51,31 +51,45 @@ class BatchRenorm(nn.Module):
 
     def __init__(self, norm: BatchNorm, steps: int) -> None:
         super().__init__()
-        self.norm, self.steps = norm, steps
+        self.norm = norm
+        self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.norm.training):  # alone, as where weights are frozen, it is a batch norm
             return self.norm(x)  # type: ignore[no-any-return]
         r, d = self._correct(x.detach())
-        weight, bias = self.norm.weight, self.norm.bias
+        shift = self.norm.weight * d + self.norm.bias * (1 - r)
         shape = (1, -1, *[1] * (x.dim() - 2))
-        # γ·(x̂·r + d) + β, of γ·x̂ + β
-        return self.norm(x) * r.view(shape) + (weight * d + bias * (1 - r)).view(shape)  # type: ignore[no-any-return]
+        # γ·(x̂·r + d) + β, computed from γ·x̂ + β
+        normalized = self.norm(x)
+        return normalized * r.view(shape) + shift.view(shape)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """r and d, [C]."""
-        var, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        """Compute r and d, [C]."""
+        dims = [0, *range(2, x.dim())]
+        var, mean = torch.var_mean(x, dims, correction=0)
+        std = (var + self.norm.eps).sqrt()
         running_mean, running_var = get_running_buffers(self.norm)
-        sigma = (running_var + self.norm.eps).sqrt()
+        running_std = (running_var + self.norm.eps).sqrt()
+
         r_max, d_max = self.limits()
-        r = ((var + self.norm.eps).sqrt() / sigma).clamp(1 / r_max, r_max)
-        return r, ((mean - running_mean) / sigma).clamp(-d_max, d_max)
+        r = (std / running_std).clamp(1 / r_max, r_max)
+        d = ((mean - running_mean) / running_std).clamp(-d_max, d_max)
+        return r, d
 
     def limits(self) -> tuple[Tensor, Tensor]:
-        """r_max and d_max for the next batch, without waiting for an accelerator."""
+        """Compute r_max and d_max for the next batch, without waiting for an accelerator."""
         batches = self.norm.num_batches_tracked
         assert batches is not None
         share = batches / self.steps
-        rises = [((share - 5 / 130) / ((end - 5) / 130)).clamp(0, 1) for end in (40, 25)]
-        return 1 + 2 * rises[0], 5 * rises[1]
+        r_max = 1 + 2 * _rise(share, end=40)
+        d_max = 5 * _rise(share, end=25)
+        return r_max, d_max
+
+
+def _rise(share: Tensor, end: int) -> Tensor:
+    """Rise from 0 to 1 between 5 and `end` parts in 130 of the training."""
+    start = 5 / 130
+    length = (end - 5) / 130
+    return ((share - start) / length).clamp(0, 1)

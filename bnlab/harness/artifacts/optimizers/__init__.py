@@ -1,4 +1,4 @@
-"""How weights are updated: an optimizer a file, found by its name."""
+"""Optimizers, which update weights: each in a file, found by its name."""
 
 from bnlab.harness.artifacts.optimizers.base import Optimizer
 from bnlab.harness.components import discover

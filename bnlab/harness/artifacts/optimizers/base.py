@@ -1,4 +1,4 @@
-"""What an optimizer is: the learning rate with its scaling and schedule, and the torch optimizer that it builds."""
+"""The base of all optimizers: the learning rate with its scaling and schedule, and the torch optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXPONENTS = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 
 @dataclass(unsafe_hash=True)
 class Optimizer(Component):
-    """How weights are updated. The learning rate is stated for a batch of 128 and scaled to others.
+    """An optimizer, which updates weights. Its learning rate is stated for a batch of 128 and scaled to others.
 
     Attributes:
         moments: numbers that it keeps for each weight.
@@ -40,8 +40,9 @@ class Optimizer(Component):
         raise NotImplementedError
 
     def peak_lr(self, batch_size: int) -> float:
-        """The learning rate for this batch size, before the schedule."""
-        return self.lr * (batch_size / _REFERENCE_BATCH) ** _EXPONENTS[self.lr_scaling]
+        """Compute the learning rate for this batch size, before the schedule."""
+        exponent = _EXPONENTS[self.lr_scaling]
+        return self.lr * (batch_size / _REFERENCE_BATCH) ** exponent
 
     def build(self, weights: Iterable[nn.Parameter], batch_size: int) -> torch.optim.Optimizer:
         """Build torch's optimizer, at the learning rate for this batch size."""

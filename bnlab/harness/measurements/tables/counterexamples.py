@@ -75,39 +75,46 @@ class Counterexamples(Measurement):
         return []
 
     def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """One row for each source, case and size, after one step.
+        """Measure how far every average is off: a row for each source, case and size, after one step.
 
         The last 200 batches before the step are shuffled, so that their statistics stand still, and changed as
         `construct` says. Every average starts at their mean and averages them. Its error is the distance of its mean
         from the one that the case defines as true, in the batches' standard deviations, root mean square over all
         channels of the network.
         """
-        (step,), errors = steps, []
+        (step,) = steps
         stream = shuffle_last(run, stream_until(run, step))
+        errors = []
         for case, size in _CASES:
-            changed, truth = construct(case, size, stream, run.config.batch_size)
-            off = (replay_means(sources, changed) - truth) / deviation(stream)
-            errors.append(off.square().mean(1).sqrt())
-        cases, sizes = zip(*_CASES, strict=True)
+            changed, true_mean = construct(case, size, stream, run.config.batch_size)
+            distances = (replay_means(sources, changed) - true_mean) / deviation(stream)
+            errors.append(distances.square().mean(1).sqrt())
+
+        cases = [case for case, _ in _CASES]
+        sizes = [size for _, size in _CASES]
         values = {"size": sizes, "batches": len(stream), "error": torch.stack(errors, dim=1).numpy()}
         return tabulate(run, sources, steps, values, case=cases)
 
 
 def shuffle_last(run: Run, stream: Stream) -> Stream:
-    """The last batches in an order that is drawn for each network; the average of them all is the start."""
-    first = max(len(stream) - _BATCHES, 0)
-    order = first + torch.randperm(len(stream) - first, generator=seed_by(f"{run.id} shuffled"))
+    """Put the last batches into an order that is drawn for each network; the average of them all is the start."""
+    count = min(_BATCHES, len(stream))
+    first = len(stream) - count
+    generator = seed_by(f"{run.id} shuffled")
+    order = first + torch.randperm(count, generator=generator)
+
     batches = stream.batches[order]
-    return replace(stream, start=batches.mean(0), batches=batches, counts=stream.counts[order], updates=0)
+    counts = stream.counts[order]
+    return replace(stream, start=batches.mean(0), batches=batches, counts=counts, updates=0)
 
 
 def deviation(stream: Stream) -> Tensor:
-    """[C], of values, from the average of the batches' variances."""
+    """Compute the standard deviation of values, [C], from the average of the batches' variances."""
     return (stream.start[1] + stream.eps).sqrt()
 
 
 def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
-    """The batches of a case and the mean [C] that is true in it.
+    """Construct the batches of a case, and the mean [C] that is true in it.
 
     shuffled: as they are; the mean of all batches.
     sorted: in each channel from the lowest mean to the highest; the same.
@@ -122,18 +129,21 @@ def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[
         stream: of `shuffle_last`.
         batch_size: images in a batch.
     """
-    batches, mean = stream.batches, stream.start[0]
+    mean = stream.start[0]
     if case == "shuffled":
         return stream, mean
     if case == "sorted":
-        order = batches[:, :1].argsort(0).expand_as(batches)
-        return replace(stream, batches=batches.gather(0, order)), mean
+        order = stream.batches[:, :1].argsort(0).expand_as(stream.batches)
+        return replace(stream, batches=stream.batches.gather(0, order)), mean
+
     shift = size * deviation(stream)
     changed = shift_last(stream, _JUMPS.get(case, 1), shift)
     if case in _JUMPS:
         return changed, mean + shift
     if case == "rare":
         return changed, changed.batches[:, 0].mean(0)
+
     counts = stream.counts.clone()
     counts[-1] = counts.amax(0) / batch_size
-    return replace(changed, counts=counts), (counts * changed.batches[:, 0]).sum(0) / counts.sum(0)
+    sums = counts * changed.batches[:, 0]
+    return replace(changed, counts=counts), sums.sum(0) / counts.sum(0)

@@ -61,38 +61,62 @@ class Decomposition(Measurement):
         return norm.is_plain
 
     def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-        """The EMA with each momentum; all steps of `evaluate_at`."""
-        return {s: run.wanted for s in sources if isinstance(s, RunningAverage) and s.estimator == "ema"}
+        """Choose the EMA with each momentum, and all steps of `evaluate_at`."""
+        averages = [source for source in sources if isinstance(source, RunningAverage)]
+        return {average: run.wanted for average in averages if average.estimator == "ema"}
 
     def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-        """One row for each step, momentum, layer, statistic and term; the weights of past steps are made again."""
+        """Measure the terms of the gap: a row for each step, momentum, layer, statistic and term.
+
+        The weights of the steps before each step are computed by training again.
+        """
         frames = []
         for step in steps:
-            longest = max(window(source.momentum or 1.0) for source in sources)
-            past = past_weights(run, range(max(0, step - longest), step))
-            trace = copy.deepcopy(run.trace)
-            trace.truncate(step)
-            batches = draw_population(run, step, EXACT, run.config.batch_size)
-            augmented = None
-            if run.batches.augments:
-                augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size)
-            for source in sources:
-                terms = decompose(run.model_at(step), trace, past.__getitem__, batches,
-                                  momentum=source.momentum or 1.0, augmented=augmented, every=_EVERY)  # fmt: skip
-                frames.append(tabulate(run, [source], [step], {}).merge(_average(run, step, terms), how="cross"))
+            frames += _measure_at(run, sources, step)
         return pd.concat(frames, ignore_index=True)
 
 
+def _measure_at(run: Run, sources: list[Source], step: int) -> list[pd.DataFrame]:
+    """Measure the terms at one step: a frame for each source."""
+    momenta = [source.momentum or 1.0 for source in sources]
+    longest = max(window(momentum) for momentum in momenta)
+    past = past_weights(run, range(max(0, step - longest), step))
+    trace = copy.deepcopy(run.trace)
+    trace.truncate(step)
+    batches = draw_population(run, step, EXACT, run.config.batch_size)
+    augmented = None
+    if run.batches.augments:
+        augmented = draw_population(run, step, _AUGMENTED, run.config.batch_size)
+
+    frames = []
+    for source, momentum in zip(sources, momenta, strict=True):
+        terms = decompose(
+            run.model_at(step),
+            trace,
+            past.__getitem__,
+            batches,
+            momentum=momentum,
+            augmented=augmented,
+            every=_EVERY,
+        )
+        about = tabulate(run, [source], [step], {})
+        frames.append(about.merge(_average(run, step, terms), how="cross"))
+    return frames
+
+
 def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
-    """From rows by channel and columns by term to rows by layer, statistic and term."""
+    """Average rows by channel and columns by term to rows by layer, statistic and term."""
     layout = run.trace.layout
-    var = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).numpy()
-    unit = {"mean": var, "var": var**2}
-    found = []
+    _, exact_var = layout.flatten(frozen_statistics(run, step, EXACT))
+    var = (exact_var + layout.channel_eps).numpy()
+    units = {"mean": var, "var": var**2}
+
+    frames = []
     for statistic, part in terms.groupby("statistic", sort=False):
         for term in TERMS:
-            values = {"contribution": part[term] * part["gap"], "square": part[term] ** 2}
-            scaled = pd.DataFrame(values).div(unit[str(statistic)], axis=0)
-            each = scaled.groupby([part["layer"], part["depth"]], sort=False)
-            found.append(each.mean().assign(channels=each.size(), statistic=statistic, term=term).reset_index())
-    return pd.concat(found, ignore_index=True)
+            products = {"contribution": part[term] * part["gap"], "square": part[term] ** 2}
+            values = pd.DataFrame(products).div(units[str(statistic)], axis=0)
+            by_layer = values.groupby([part["layer"], part["depth"]], sort=False)
+            means = by_layer.mean().assign(channels=by_layer.size(), statistic=statistic, term=term)
+            frames.append(means.reset_index())
+    return pd.concat(frames, ignore_index=True)

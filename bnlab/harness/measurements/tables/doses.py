@@ -55,41 +55,66 @@ class Doses(Measurement):
     )
 
     def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """No estimator; the final step."""
+        """Choose the final step, without an estimator."""
         return {None: run.wanted[-1:]}
 
     def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
-        """One row for each layer or all layers, moment and dose, on the test split after one step.
+        """Measure how doses change predictions: a row for each layer or all layers, moment and dose, after one step.
 
         A dose d adds ±d standard deviations to each channel's mean, or multiplies its variance by exp(±d). The signs
-        are drawn once for each network and moment, so that a larger dose goes further in the same direction.
+        are drawn once for each network and moment, so that a larger dose goes further in the same direction. The test
+        split is predicted.
         """
-        (step,), rows, test = steps, [], run.dataset.test
-        model, statistics = run.model_at(step), frozen_statistics(run, step, EXACT)
-        layout = Layout.of(statistics)
-        values, signs = layout.flatten(statistics), draw_signs(run, layout)
+        (step,) = steps
+        test = run.dataset.test
+        model = run.model_at(step)
+        statistics = frozen_statistics(run, step, EXACT)
         with using(model, statistics):
             exact = predict(model, test)
+
+        layout = Layout.of(statistics)
+        values = layout.flatten(statistics)
+        signs = draw_signs(run, layout)
+        rows = []
         for depth, layer in enumerate(("all", *layout.names)):
-            for moment, dose in product(("mean", "var"), _ALONE if depth else _TOGETHER):
-                with using(model, layout.unflatten(disturb(layout, values, signs, layer, moment, dose))):
+            doses = _TOGETHER if depth == 0 else _ALONE
+            for moment, dose in product(("mean", "var"), doses):
+                disturbed = disturb(layout, values, signs, layer, moment, dose)
+                with using(model, layout.unflatten(disturbed)):
                     found = predict(model, test)
-                scores = found.accuracy, exact.accuracy - found.accuracy, *compare_logits(exact.logits, found.logits)
-                rows.append((run.id, step, layer, moment, dose, step / run.batches.per_epoch, depth, *scores))
-        columns = ["run", "step", "layer", "moment", "dose", "epoch", "depth"]
-        return pd.DataFrame(rows, columns=[*columns, "accuracy", "accuracy_lost", "disagreement", "logit_gap"])
+                disagreement, logit_gap = compare_logits(exact.logits, found.logits)
+                row = {
+                    "run": run.id,
+                    "step": step,
+                    "layer": layer,
+                    "moment": moment,
+                    "dose": dose,
+                    "epoch": step / run.batches.per_epoch,
+                    "depth": depth,
+                    "accuracy": found.accuracy,
+                    "accuracy_lost": exact.accuracy - found.accuracy,
+                    "disagreement": disagreement,
+                    "logit_gap": logit_gap,
+                }
+                rows.append(row)
+        return pd.DataFrame(rows)
 
 
 def draw_signs(run: Run, layout: Layout) -> Tensor:
-    """float64 [2, all channels], 1 or -1 for each mean and variance; others for each network."""
-    shape = 2, sum(layout.channels)
-    return 2 * torch.randint(2, shape, generator=seed_by(f"{run.id} doses"), dtype=torch.float64) - 1
+    """Draw 1 or -1 for each mean and variance, others for each network: float64 [2, all channels]."""
+    shape = (2, sum(layout.channels))
+    generator = seed_by(f"{run.id} doses")
+    return 2 * torch.randint(2, shape, generator=generator, dtype=torch.float64) - 1
 
 
 def disturb(layout: Layout, values: Tensor, signs: Tensor, layer: str, moment: str, dose: float) -> Tensor:
-    """Flat statistics [2, all channels] with a dose of error in one moment of a layer, or of all layers."""
-    chosen = torch.tensor([layer in ("all", name) for name in layout.channel_frame()["layer"]])
-    errors, (mean, var) = dose * signs * chosen, values
+    """Add a dose of error to flat statistics [2, all channels], in one moment of a layer or of all layers."""
+    is_chosen = [layer in ("all", name) for name in layout.channel_frame()["layer"]]
+    errors = dose * signs * torch.tensor(is_chosen)
+    mean, var = values
     if moment == "mean":
-        return torch.stack((mean + errors[0] * (var + layout.channel_eps).sqrt(), var))
-    return torch.stack((mean, var * torch.exp(errors[1])))
+        deviation = (var + layout.channel_eps).sqrt()
+        mean = mean + errors[0] * deviation
+    else:
+        var = var * torch.exp(errors[1])
+    return torch.stack((mean, var))

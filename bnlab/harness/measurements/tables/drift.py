@@ -16,6 +16,7 @@ from bnlab.harness.components import component
 from bnlab.harness.measurements.base import Measurement
 from bnlab.harness.measurements.sources import Source
 from bnlab.harness.schema import Table, common, integer, real
+from bnlab.recording.trace import LayerTrace
 from bnlab.theory import local_level
 
 _SHORTEST = 16  # steps from which noise and drift are told apart at all
@@ -49,14 +50,14 @@ class Drift(Measurement):
         return norm.takes_batch_whole
 
     def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """No estimator; the steps of `evaluate_at` before which enough was recorded."""
+        """Choose the steps of `evaluate_at` before which enough was recorded, without an estimator."""
         return {None: [step for step in run.wanted if step >= _SHORTEST]}
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
         return []
 
     def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
-        """One row for each step and layer, from the last tenth of the trace up to that step (16 at least).
+        """Measure noise and drift: a row for each step and layer, from the last tenth of the trace (16 at least).
 
         Noise and drift are variances per step of the local-level model, fitted by maximum likelihood over all channels
         of the layer together, averaged over channels: of the batch mean in units of the layer's variance
@@ -65,19 +66,38 @@ class Drift(Measurement):
         tenth, because drift follows the learning rate: the second half of a one-cycle schedule would describe weights
         that move much faster.
         """
-        rows, trace = [], run.trace
+        rows = []
         for step in steps:
-            for depth, (name, layer) in enumerate(trace.layers.items(), start=1):
-                recorded = bisect_right(layer.steps, step)
-                moments = layer.moments[:recorded][-max(_SHORTEST, recorded // 10) :]
-                described = run.id, step, name, step / run.batches.per_epoch, depth, moments.shape[2], len(moments)
-                means, variances = moments.double().unbind(1)
-                logs = torch.log(variances + layer.eps)
-                scale, level = np.exp(logs.mean(0).numpy()), means.mean(0).square().numpy()
-                mean, var = local_level(means.numpy()), local_level(logs.numpy())
-                values = level / scale, mean.noise / scale, mean.drift / scale, var.noise, var.drift
-                rows.append((*described, *(value.mean() for value in values)))
-        columns = ["run", "step", "layer", "epoch", "depth", "channels", "window"]
-        return pd.DataFrame(
-            rows, columns=[*columns, "mean_level", "mean_noise", "mean_drift", "var_noise", "var_drift"]
-        )
+            for depth, (name, layer) in enumerate(run.trace.layers.items(), start=1):
+                about = {
+                    "run": run.id,
+                    "step": step,
+                    "layer": name,
+                    "epoch": step / run.batches.per_epoch,
+                    "depth": depth,
+                }
+                rows.append({**about, **_fit_layer(layer, step)})
+        return pd.DataFrame(rows)
+
+
+def _fit_layer(layer: LayerTrace, step: int) -> dict[str, float]:
+    """Fit the local-level model to the layer's last moments up to a step: all columns that depend on them."""
+    recorded = bisect_right(layer.steps, step)
+    window = max(_SHORTEST, recorded // 10)
+    moments = layer.moments[:recorded][-window:]
+    means, variances = moments.double().unbind(1)
+    logs = torch.log(variances + layer.eps)
+
+    scale = np.exp(logs.mean(0).numpy())
+    level = means.mean(0).square().numpy()
+    mean = local_level(means.numpy())
+    var = local_level(logs.numpy())
+    return {
+        "channels": moments.shape[2],
+        "window": len(moments),
+        "mean_level": (level / scale).mean(),
+        "mean_noise": (mean.noise / scale).mean(),
+        "mean_drift": (mean.drift / scale).mean(),
+        "var_noise": var.noise.mean(),
+        "var_drift": var.drift.mean(),
+    }

@@ -81,38 +81,41 @@ class Evaluations(Measurement):
         return True
 
     def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-        """These sources and always `exact`, of each population, or the network itself; the steps of `accuracy_at`."""
+        """Choose these sources and always `exact`, of each population, or the network itself, at `accuracy_at`."""
         if not run.has_trace:
             return {_NO_STATISTICS: run.predicted}
-        has_rules = any(isinstance(source, InferenceRule) for source in sources)  # which start from those of training
-        splits = [*["train"] * has_rules, *as_list(run.config.population)]
-        return dict.fromkeys([*(FrozenWeights("exact", None, split) for split in splits), *sources], run.predicted)
+        splits = as_list(run.config.population)
+        if any(isinstance(source, InferenceRule) for source in sources):
+            splits = ["train", *splits]  # rules start from exact statistics of the training split
+        exact = [FrozenWeights("exact", None, split) for split in splits]
+        return dict.fromkeys([*exact, *sources], run.predicted)
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
-        """Those of the steps of `accuracy_at`."""
+        """List the steps of `accuracy_at`, and the checkpoint whose frozen statistics are used."""
         return [*run.predicted, *frozen_checkpoint(run, sources)]
 
     def measure(
         self, run: Run, sources: list[Source], steps: list[int], split: str = "test", shift: str = "none"
     ) -> pd.DataFrame:
-        """One row for each step and source: how a split is predicted under a shift, see `Run.images_of`."""
+        """Measure how a split is predicted under a shift, see `Run.images_of`: a row for each step and source."""
         every = run.images_of(split, shift)
         samples = {limit: every.sample(limit) for limit in {*map(run.limit_at, steps)}}
         images = {step: samples[run.limit_at(step)] for step in steps}
-        used = [[stat_images(run, source, step) for source in sources] for step in steps]
-        predicted = [[len(images[step].labels)] for step in steps]
+        predicted = []
+        used = []
+        for step in steps:
+            predicted.append([len(images[step].labels)])
+            used.append([stat_images(run, source, step) for source in sources])
+
         columns = {"split": split, "shift": shift, "images": predicted, "stat_images": used}
         frame = tabulate(run, sources, steps, columns)
-        if run.has_trace:
-            rows = _score_sources(run, sources, steps, images)
-        else:  # as it is; there are no exact statistics to compare it with
-            rows = [(*predict(run.model_at(step).eval(), images[step])[1:], math.nan, math.nan) for step in steps]
+        rows = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
         frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
         return frame
 
 
 class Prediction(NamedTuple):
-    """Logits [N, classes] in float64 and what they score."""
+    """Logits [N, classes] in float64, and their loss, accuracy and calibration error."""
 
     logits: Tensor
     loss: float
@@ -120,54 +123,78 @@ class Prediction(NamedTuple):
     ece: float
 
 
-def _score_sources(
-    run: Run, sources: list[Source], steps: list[int], images: Mapping[int, Split]
-) -> list[tuple[float, ...]]:
-    """Loss, accuracy, ece, disagreement and logit gap for each step, of its images, and source."""
-    estimates, layout = flat_statistics(run, sources, steps), run.trace.layout
-    rows: list[tuple[float, ...]] = []
+Scores = tuple[float, float, float, float, float]
+"""Loss, accuracy, ece, disagreement and logit gap."""
+
+
+def _score_sources(run: Run, sources: list[Source], steps: list[int], images: Mapping[int, Split]) -> list[Scores]:
+    """Score the network under each source's statistics: for each step, on its images, and source."""
+    layout = run.trace.layout
+    estimates = flat_statistics(run, sources, steps)
+    rows: list[Scores] = []
     for k, step in enumerate(steps):
         model = run.model_at(step)
         with using(model, frozen_statistics(run, step, EXACT)):
             exact = predict(model, images[step])
+
         for s, source in enumerate(sources):
-            with using(model, layout.unflatten(estimates[s, k])):
-                found = exact if source == EXACT else predict(model, images[step], source)
-            rows.append((*found[1:], *compare_logits(exact.logits, found.logits)))
+            found = exact
+            if source != EXACT:
+                with using(model, layout.unflatten(estimates[s, k])):
+                    found = predict(model, images[step], source)
+            disagreement, logit_gap = compare_logits(exact.logits, found.logits)
+            rows.append((found.loss, found.accuracy, found.ece, disagreement, logit_gap))
+    return rows
+
+
+def _score_network(run: Run, steps: list[int], images: Mapping[int, Split]) -> list[Scores]:
+    """Score a network without statistics for each step; there are no exact ones to compare it with."""
+    rows: list[Scores] = []
+    for step in steps:
+        found = predict(run.model_at(step).eval(), images[step])
+        rows.append((found.loss, found.accuracy, found.ece, math.nan, math.nan))
     return rows
 
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Prediction:
-    """The model under the statistics that it holds, on a whole split; by the source's rule if it has one."""
-    rule: AbstractContextManager[nn.Module] = nullcontext(model)
+    """Predict a whole split with the statistics that the model holds, by the source's rule if it has one."""
+    prediction: AbstractContextManager[nn.Module] = nullcontext(model)
     at_once = IMAGES_AT_ONCE
     if isinstance(source, InferenceRule):
-        rule, at_once = apply_rule(model, source.rule), source.images
-    with rule:
-        logits = torch.cat([model(split.images[part]) for part in in_batches(len(split.labels), at_once)]).double()
-    hit = logits.argmax(1) == split.labels
+        prediction = apply_rule(model, source.rule)
+        at_once = source.images
+    with prediction:
+        parts = [model(split.images[part]) for part in in_batches(len(split.labels), at_once)]
+
+    logits = torch.cat(parts).double()
     loss = F.cross_entropy(logits, split.labels).item()
-    return Prediction(logits, loss, hit.double().mean().item(), _ece(logits.softmax(1).amax(1), hit))
+    is_right = logits.argmax(1) == split.labels
+    accuracy = is_right.double().mean().item()
+    confidence = logits.softmax(1).amax(1)
+    return Prediction(logits, loss, accuracy, _measure_calibration(confidence, is_right))
 
 
-def _ece(confidence: Tensor, hit: Tensor) -> float:
-    """Expected calibration error over equal bins of confidence (Guo et al. 2017): a fraction, 0 is calibrated."""
+def _measure_calibration(confidence: Tensor, is_right: Tensor) -> float:
+    """Measure the expected calibration error over equal bins of confidence (Guo et al. 2017); 0 is calibrated."""
     bins = (confidence * _ECE_BINS).ceil().long().clamp(1, _ECE_BINS) - 1
-    excess = torch.bincount(bins, weights=confidence - hit.to(confidence.dtype), minlength=_ECE_BINS)
-    return excess.abs().sum().item() / len(confidence)
+    excess = confidence - is_right.to(confidence.dtype)
+    sums = torch.bincount(bins, weights=excess, minlength=_ECE_BINS)
+    return sums.abs().sum().item() / len(confidence)
 
 
 def compare_logits(exact: Tensor, found: Tensor) -> tuple[float, float]:
-    """`disagreement` and `logit_gap` (rms difference over the exact logits' rms)."""
+    """Compute `disagreement` and `logit_gap` (rms difference over the exact logits' rms)."""
     disagreement = (exact.argmax(1) != found.argmax(1)).double().mean().item()
-    return disagreement, ((found - exact).square().mean() / exact.square().mean()).sqrt().item()
+    square = (found - exact).square().mean()
+    logit_gap = (square / exact.square().mean()).sqrt().item()
+    return disagreement, logit_gap
 
 
 def stat_images(run: Run, source: Source, step: int) -> int:
-    """Images that the statistics are of.
+    """Count the images that the statistics are of.
 
-    Of running averages and averaged buffers all that the network was shown, until batch norm was frozen.
+    For running averages and averaged buffers: all that the network was shown until batch norm was frozen.
     """
     if source == _NO_STATISTICS:
         return 0
@@ -176,7 +203,9 @@ def stat_images(run: Run, source: Source, step: int) -> int:
     if isinstance(source, FrozenWeights) and source.statistic != "averaged":
         size = len(find_population(run, source).labels)
         return min(source.images or run.limit_at(step) or size, size)
-    images, last = len(run.dataset.train.labels), min(step, run.frozen_from or step)
+
+    images = len(run.dataset.train.labels)
+    last = min(step, run.frozen_from or step)
     if last == run.frozen_from and run.config.freeze_with == "exact":
         return images
     epochs, rest = divmod(last, run.batches.per_epoch)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import bnlab
 from bnlab.borrow import borrowed
+from bnlab.estimators import Stream
 from bnlab.gaps import GAP_COLUMNS, layer_gaps
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
@@ -23,9 +24,10 @@ from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Run
 from bnlab.harness.schema import Table, common, real
 from bnlab.layout import Layout
 from bnlab.recording.block import record
-from bnlab.recording.trace import replay_bank
+from bnlab.recording.trace import MomentTrace, replay_bank
 
-_TID_BATCHES, _TID_IMAGES = 16, 2048  # so many batches or images `_tid` averages over
+_TID_BATCHES = 16  # that distances to single batches are averaged over, at most
+_TID_IMAGES = 2048  # in these batches, at most
 
 _ABOUT = """\
 How far each estimator's statistics are from exact ones of the training split: a row for each step, layer and setting;
@@ -67,97 +69,141 @@ class Gaps(Measurement):
     )
 
     def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-        """All but rules at inference time, whose statistics differ from input to input; all steps of `evaluate_at`."""
+        """Choose `evaluate_at` for all but rules at inference time, whose statistics differ from input to input."""
         return {source: run.wanted for source in sources if not isinstance(source, InferenceRule)}
 
     def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-        """One row for each step, source and layer; `exact` on the training split is the reference."""
+        """Measure the gap to `exact` on the training split: a row for each step, source and layer."""
         layout = run.trace.layout
         estimates = flat_statistics(run, sources, steps)
         measured = []
         for k, step in enumerate(steps):
-            reference = layout.flatten(frozen_statistics(run, step, EXACT))
+            exact = layout.flatten(frozen_statistics(run, step, EXACT))
             estimate = estimates[:, k]
-            ratio = layout.layer_means((estimate[:, 1] + layout.channel_eps) / (reference[1] + layout.channel_eps))
-            parts = layer_gaps(layout, reference, estimate), _tid(run, step, layout, estimate), ratio[None]
-            measured.append(torch.cat(parts))
+            gaps = layer_gaps(layout, exact, estimate)
+            distances = _measure_tid(run, step, layout, estimate)
+            ratios = (estimate[:, 1] + layout.channel_eps) / (exact[1] + layout.channel_eps)
+            var_ratio = layout.layer_means(ratios)
+            measured.append(torch.cat((gaps, distances, var_ratio[None])))
+
         names = (*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio")
-        values = dict(zip(names, torch.stack(measured, dim=1).numpy(), strict=True))  # each [steps, sources, layers]
-        return tabulate(run, sources, steps, {**values, "channels": layout.channels}, layer=layout.names)
+        columns = torch.stack(measured, dim=1).numpy()  # each [steps, sources, layers]
+        values = {**dict(zip(names, columns, strict=True)), "channels": layout.channels}
+        return tabulate(run, sources, steps, values, layer=layout.names)
 
 
 def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor:
-    """Every source's statistics at every step: float64 [sources, steps, 2, all channels].
+    """Compute every source's statistics at every step: float64 [sources, steps, 2, all channels].
 
-    Those of a rule at inference time are what it starts from: exact. Where exact statistics were frozen, all running
-    averages are these from then on.
+    For a rule at inference time these are exact ones, from which it starts. Where exact statistics were frozen, all
+    running averages are equal to them from then on.
     """
     layout = run.trace.layout
-    found = torch.empty(len(sources), len(steps), 2, sum(layout.channels), dtype=torch.float64)
-    running = {i: s.average for i, s in enumerate(sources) if isinstance(s, RunningAverage)}
+    values = torch.empty(len(sources), len(steps), 2, sum(layout.channels), dtype=torch.float64)
+    running = {i: source.average for i, source in enumerate(sources) if isinstance(source, RunningAverage)}
     if running:
-        found[[*running]] = replay_bank(run.trace, [*running.values()], steps)
+        values[[*running]] = replay_bank(run.trace, [*running.values()], steps)
+        _overwrite_frozen(run, values, [*running], steps)
+
     for i, source in enumerate(sources):
-        if not isinstance(source, RunningAverage):
-            frozen = source if isinstance(source, FrozenWeights) else EXACT
-            for k, step in enumerate(steps):
-                found[i, k] = layout.flatten(frozen_statistics(run, step, frozen))
-    if running and run.config.freeze_with == "exact" and run.frozen_from is not None:
-        held = layout.flatten(bnlab.running_statistics(run.model_at(run.wanted[-1])))
-        for i in running:
-            found[i, [step >= run.frozen_from for step in steps]] = held
-    return found
+        if i in running:
+            continue
+        frozen = source if isinstance(source, FrozenWeights) else EXACT
+        for k, step in enumerate(steps):
+            values[i, k] = layout.flatten(frozen_statistics(run, step, frozen))
+    return values
+
+
+def _overwrite_frozen(run: Run, values: Tensor, running: list[int], steps: list[int]) -> None:
+    """Overwrite running averages by exact statistics from the step on at which these were frozen, if they were."""
+    if run.config.freeze_with != "exact" or run.frozen_from is None:
+        return
+    statistics = bnlab.running_statistics(run.model_at(run.wanted[-1]))
+    held = run.trace.layout.flatten(statistics)
+    is_frozen = [step >= run.frozen_from for step in steps]
+    for i in running:
+        values[i, is_frozen] = held
 
 
 def tabulate(
     run: Run, sources: Sequence[Source], steps: list[int], values: Mapping[str, Any], **axes: Sequence[Any]
 ) -> pd.DataFrame:
-    """One row for each step, source and place on further axes, with the columns that say what it is about.
+    """Make a table: a row for each step, source and place on further axes, with the columns that describe them.
 
     Args:
+        run: the network.
+        sources: of the statistics.
+        steps: updates before the measurement.
         values: by column; arrays of the shape [steps, sources, *axes], or that broadcast to it.
         axes: by column, what is at each place; along `layer` the column `depth` counts from 1.
     """
-    index = np.indices((len(steps), len(sources), *map(len, axes.values())))
-    step, source, *places = index.reshape(len(index), -1)
+    shape = (len(steps), len(sources), *map(len, axes.values()))
+    step, source, *places = np.indices(shape).reshape(len(shape), -1)  # of each row
+    estimators = np.array([each.estimator for each in sources], dtype=object)
+    momenta = np.array([each.momentum for each in sources], dtype=float)
+    splits = np.array([each.split for each in sources], dtype=object)
+
     frame = pd.DataFrame({"run": run.id, "step": np.array(steps)[step]})
-    frame["estimator"] = np.array([s.estimator for s in sources], dtype=object)[source]
-    frame["momentum"] = np.array([s.momentum for s in sources], dtype=float)[source]
-    frame["statistics_split"] = np.array([s.split for s in sources], dtype=object)[source]
+    frame["estimator"] = estimators[source]
+    frame["momentum"] = momenta[source]
+    frame["statistics_split"] = splits[source]
     frame["epoch"] = frame["step"] / run.batches.per_epoch
     for (name, each), place in zip(axes.items(), places, strict=True):
         frame[name] = np.array(each)[place]
         if name == "layer":
             frame["depth"] = place + 1
     for name, value in values.items():
-        frame[name] = np.broadcast_to(value, index.shape[1:]).ravel()
+        frame[name] = np.broadcast_to(value, shape).ravel()
     return frame
 
 
-def _tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
-    """`tid_mean` and `tid_std` (2210.05153): [2, sources, layers], of frozen layers too.
-
-    mean_c |μ − μ_B|/σ_B and mean_c |σ/σ_B − 1|, averaged over the next training batches; σ_B with eps, ddof 0.
-    """
-    model = run.model_at(step)
-    enough = min(_TID_BATCHES, max(2, _TID_IMAGES // run.config.batch_size))
-    with borrowed(model), torch.no_grad(), record(model) as trace:
-        torch.manual_seed(seed_by(f"{run.id} {step}").initial_seed())  # of dropout: all estimators get the same batches
-        model.train()
-        for images, _ in islice(run.batches.from_step(step), enough):
-            model(images)
-    by_layer = dict(zip(layout.names, estimates.split(layout.channels, dim=-1), strict=True))
-    found: dict[str, Tensor] = {}
-    for names, stream in trace.streams():  # several where a model calls some layers more often than others
+def _measure_tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tensor:
+    """Measure `tid_mean` and `tid_std` (2210.05153): [2, sources, layers], of frozen layers too."""
+    parts = estimates.split(layout.channels, dim=-1)
+    by_layer = dict(zip(layout.names, parts, strict=True))
+    distances: dict[str, Tensor] = {}
+    # There are several streams where a model calls some layers more often than others.
+    for names, stream in _record_next_batches(run, step).streams():
         estimate = torch.cat([by_layer[name] for name in names], dim=-1)
-        mean, var = stream.batches.unbind(1)
-        std = (var * (stream.counts - 1) / stream.counts + stream.eps).sqrt()
-        estimated = (estimate[:, 1] + stream.eps).clamp(min=0).sqrt()
-        tid_mean = ((estimate[:, None, 0] - mean).abs() / std).mean(1)
-        tid_std = (estimated[:, None] / std - 1).abs().mean(1)
-        of_layers = torch.stack((tid_mean, tid_std)).split(stream.layers, dim=-1)
-        found.update(zip(names, of_layers, strict=True))
-    return layout.layer_means(torch.cat([found[name] for name in layout.names], dim=-1))
+        measured = _measure_distances(estimate, stream)
+        distances.update(zip(names, measured.split(stream.layers, dim=-1), strict=True))
+
+    in_order = [distances[name] for name in layout.names]
+    return layout.layer_means(torch.cat(in_order, dim=-1))
+
+
+def _record_next_batches(run: Run, step: int) -> MomentTrace:
+    """Record the moments of the batches after a step, without training."""
+    model = run.model_at(step)
+    count = min(_TID_BATCHES, max(2, _TID_IMAGES // run.config.batch_size))
+    seed = seed_by(f"{run.id} {step}").initial_seed()
+    with borrowed(model), torch.no_grad(), record(model) as trace:
+        torch.manual_seed(seed)  # of dropout: all estimators get the same batches
+        model.train()
+        for images, _ in islice(run.batches.from_step(step), count):
+            model(images)
+    return trace
+
+
+def _measure_distances(estimate: Tensor, stream: Stream) -> Tensor:
+    """Measure |μ − μ_B|/σ_B and |σ/σ_B − 1|, averaged over batches; σ_B with eps, ddof 0.
+
+    Args:
+        estimate: float64 [sources, 2, C].
+        stream: the batches.
+
+    Returns:
+        float64 [2, sources, C].
+    """
+    mean, var = estimate[:, None].unbind(2)
+    batch_mean, batch_var = stream.batches.unbind(1)
+    biased_var = batch_var * (stream.counts - 1) / stream.counts
+    batch_std = (biased_var + stream.eps).sqrt()
+
+    std = (var + stream.eps).clamp(min=0).sqrt()
+    mean_distance = (mean - batch_mean).abs() / batch_std
+    std_distance = (std / batch_std - 1).abs()
+    return torch.stack((mean_distance.mean(1), std_distance.mean(1)))
 
 
 def frozen_checkpoint(run: Run, sources: list[Source]) -> list[int]:

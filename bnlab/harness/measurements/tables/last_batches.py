@@ -8,6 +8,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
+from bnlab.estimators import Stream
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.components import component
@@ -18,7 +19,7 @@ from bnlab.harness.measurements.streams import final_step, replay_means, shift_l
 from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
 
-_LAST = (1, 4, 16, 64)
+_LAST = (1, 4, 16, 64)  # batches
 
 _ABOUT = """\
 How far the last batches of the training move running averages."""
@@ -57,25 +58,44 @@ class LastBatches(Measurement):
         return norm.takes_batch_whole
 
     def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-        """Running averages only; the final step, if there are two batches before it."""
-        return {source: [step for step in steps if step > 1] for source, steps in final_step(run, sources).items()}
+        """Choose running averages alone, and the final step if there are two batches before it."""
+        chosen = final_step(run, sources)
+        return {source: [step for step in steps if step > 1] for source, steps in chosen.items()}
 
     def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """One row for each source, layer and number of last batches, as far as there are twice as many, after one step.
+        """Measure how far the last batches move every average: a row for each source, layer and number of batches.
 
         `followed`: the means of the last batches are larger by a standard deviation of the exact statistics; the share
         of it by which the average is larger, averaged over channels. `moved`: the moments of the batches before them
         take the place of the last batches; by how much the average changes, in standard deviations, root mean square
-        over channels.
+        over channels. The stream has at least twice as many batches.
         """
-        (step,), layout, frames = steps, run.trace.layout, []
+        (step,) = steps
+        layout = run.trace.layout
         stream = stream_until(run, step)
-        sigma = (layout.flatten(frozen_statistics(run, step, EXACT))[1] + layout.channel_eps).sqrt()
+        _, var = layout.flatten(frozen_statistics(run, step, EXACT))
+        deviation = (var + layout.channel_eps).sqrt()
         plain = replay_means(sources, stream)
-        for last in (count for count in _LAST if 2 * count <= len(stream)):
-            followed = (replay_means(sources, shift_last(stream, last, sigma)) - plain) / sigma
-            repeated = torch.cat((stream.batches[:-last], stream.batches[-2 * last : -last]))
-            moved = (replay_means(sources, replace(stream, batches=repeated)) - plain) / sigma
-            values = {"followed": layout.layer_means(followed), "moved": layout.layer_means(moved.square()).sqrt()}
-            frames.append(tabulate(run, sources, steps, {"last": last, **values}, layer=layout.names))
+
+        frames = []
+        for last in _LAST:
+            if 2 * last > len(stream):
+                break
+            shifted = replay_means(sources, shift_last(stream, last, deviation))
+            followed = (shifted - plain) / deviation
+            repeated = replay_means(sources, _repeat_before(stream, last))
+            moved = (repeated - plain) / deviation
+            values = {
+                "last": last,
+                "followed": layout.layer_means(followed),
+                "moved": layout.layer_means(moved.square()).sqrt(),
+            }
+            frames.append(tabulate(run, sources, steps, values, layer=layout.names))
         return pd.concat(frames, ignore_index=True)
+
+
+def _repeat_before(stream: Stream, last: int) -> Stream:
+    """Put the batches before the last ones in the place of these."""
+    before = stream.batches[-2 * last : -last]
+    batches = torch.cat((stream.batches[:-last], before))
+    return replace(stream, batches=batches)

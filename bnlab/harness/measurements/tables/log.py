@@ -42,15 +42,16 @@ class Log(Measurement):
         return True
 
     def scope(self, run: Run, sources: list[Source]) -> dict[None, list[int]]:
-        """No estimator; all updates there were."""
+        """Choose all updates that there were, without an estimator."""
         return {None: run.read_log()["step"].to_list()}
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
         return []
 
     def measure(self, run: Run, sources: list[None], steps: list[int]) -> pd.DataFrame:
-        """One row for each update."""
-        optimizer, peak = run.config.optimizer, run.config.optimizer.peak_lr(run.config.batch_size)
-        factors = [lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
+        """Measure loss, accuracy and learning rate: a row for each update."""
+        optimizer = run.config.optimizer
+        peak = optimizer.peak_lr(run.config.batch_size)
+        rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
         frame = run.read_log().set_index("step").loc[steps].reset_index()
-        return frame.assign(run=run.id, lr=[peak * factor for factor in factors])
+        return frame.assign(run=run.id, lr=rates)

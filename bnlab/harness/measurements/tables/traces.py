@@ -45,26 +45,35 @@ class Traces(Measurement):
     )
 
     def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
-        """Running averages at 120 steps of the training and those of `evaluate_at`, statistics of frozen weights at
-        these.
+        """Choose 120 steps of the training and those of `evaluate_at` for running averages, the latter for all others.
 
         Rules at inference time are left out.
         """
-        points = {round(step) for last in run.wanted[-1:] for step in np.geomspace(1, last, _POINTS)}
-        often = sorted({*points, *run.wanted})
+        steps = {*run.wanted}
+        for last in run.wanted[-1:]:
+            steps.update(round(point) for point in np.geomspace(1, last, _POINTS))
+        often = sorted(steps)
         shown = [source for source in sources if not isinstance(source, InferenceRule)]
         return {source: often if isinstance(source, RunningAverage) else run.wanted for source in shown}
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
-        """Those of all steps of `evaluate_at` if there are statistics of frozen weights."""
+        """List all steps of `evaluate_at` if there are statistics of frozen weights."""
         has_frozen = any(isinstance(source, FrozenWeights) for source in sources)
         return run.wanted if has_frozen else frozen_checkpoint(run, sources)
 
     def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
-        """One row for each step, source, layer and channel: the first channel and the middle one."""
+        """Measure mean and variance: a row for each step, source, layer and channel, the first and the middle one."""
         channels = run.trace.layout.channel_frame()
-        chosen = channels[(channels["channel"] == 0) | (channels["channel"] == channels["channels"] // 2)]
+        is_first = channels["channel"] == 0
+        is_middle = channels["channel"] == channels["channels"] // 2
+        chosen = channels[is_first | is_middle]
+
         estimates = flat_statistics(run, sources, steps)[..., chosen.index.to_list()]
         mean, var = estimates.permute(2, 1, 0, 3).numpy()  # each [steps, sources, channels]
-        values = {"channel": chosen["channel"], "depth": chosen["depth"], "mean": mean, "var": var}
+        values = {
+            "channel": chosen["channel"],
+            "depth": chosen["depth"],
+            "mean": mean,
+            "var": var,
+        }
         return tabulate(run, sources, steps, values, layer=chosen["layer"].to_list())

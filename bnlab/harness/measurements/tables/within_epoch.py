@@ -68,50 +68,87 @@ class WithinEpoch(Measurement):
         return final_step(run, sources)
 
     def measure(self, run: Run, sources: list[RunningAverage], steps: list[int]) -> pd.DataFrame:
-        """One row for each source, layer and batch of an epoch; with the smaller last batch of each, and without.
+        """Measure noise in an epoch: a row for each source, layer and batch, with its smaller last batch and without.
 
         The weights stay as they are. Each epoch has the training images in an order of its own, as in training.
         """
         (step,) = steps
-        layout, stream = run.trace.layout, _record(run, step)
-        averages = [source.average for source in sources]
-        per_epoch, size, images = run.batches.per_epoch, run.config.batch_size, len(run.dataset.train.labels)
-        full = images // size
-        rests = {"kept": (per_epoch, 1.0 if per_epoch == full else images % size / size), "dropped": (full, 1.0)}
-        frames = []
-        for last, (batches, share) in rests.items():
-            noise, spread = _measure(stream, averages, layout, per_epoch, batches, full)
-            values = {"noise": noise, "spread": spread, "channels": layout.channels}
-            frame = tabulate(run, sources, steps, values, position=range(1, batches + 1), layer=layout.names)
-            frames.append(frame.assign(last_batch=last, last_share=share, batches=batches, epochs=EPOCHS))
+        per_epoch = run.batches.per_epoch
+        full, rest = divmod(len(run.dataset.train.labels), run.config.batch_size)
+        share = 1.0 if per_epoch == full else rest / run.config.batch_size
+        moments = _EpochMoments(_record(run, step), per_epoch, full)
+
+        kept = _tabulate(run, sources, step, moments, per_epoch)
+        dropped = _tabulate(run, sources, step, moments, full)
+        frames = [
+            kept.assign(last_batch="kept", last_share=share),
+            dropped.assign(last_batch="dropped", last_share=1.0),
+        ]
         return pd.concat(frames, ignore_index=True)
 
 
+@dataclass(frozen=True)
+class _EpochMoments:
+    """The batch moments of whole epochs.
+
+    Attributes:
+        stream: the moments of all batches.
+        per_epoch: batches in an epoch.
+        full: batches in an epoch that are not smaller than the others.
+    """
+
+    stream: Stream
+    per_epoch: int
+    full: int
+
+
 def _record(run: Run, step: int) -> Stream:
-    """The batch moments of whole epochs, with layers that normalize with their batch."""
+    """Record the batch moments of whole epochs, with layers that normalize with their batch."""
     per_epoch = run.batches.per_epoch
-    first = -(-step // per_epoch) * per_epoch  # an epoch begins there
-    drawn = islice(run.batches.from_step(first), (_BEFORE + EPOCHS) * per_epoch)
-    trace = record_frozen(run.model_at(step), (images for images, _ in drawn))
+    epoch = -(-step // per_epoch)  # the next one that begins
+    drawn = run.batches.from_step(epoch * per_epoch)
+    count = (_BEFORE + EPOCHS) * per_epoch
+    trace = record_frozen(run.model_at(step), (images for images, _ in islice(drawn, count)))
     ((_, stream),) = trace.streams()
     return stream
 
 
-def _measure(
-    stream: Stream, averages: list[Estimator], layout: Layout, per_epoch: int, batches: int, full: int
-) -> Tensor:
-    """`noise` and `spread` of the first `batches` of each epoch, of which `full` are of one size.
+def _tabulate(run: Run, sources: list[RunningAverage], step: int, moments: _EpochMoments, batches: int) -> pd.DataFrame:
+    """Make the rows of all sources, with so many batches of each epoch."""
+    layout = run.trace.layout
+    averages = [source.average for source in sources]
+    noise, spread = _measure_noise(moments, averages, layout, batches)
+    values = {
+        "noise": noise,
+        "spread": spread,
+        "channels": layout.channels,
+    }
+    positions = range(1, batches + 1)
+    frame = tabulate(run, sources, [step], values, position=positions, layer=layout.names)
+    return frame.assign(batches=batches, epochs=EPOCHS)
+
+
+def _measure_noise(
+    moments: _EpochMoments, averages: list[Estimator], layout: Layout, batches: int
+) -> tuple[Tensor, Tensor]:
+    """Measure `noise` and `spread` over the first `batches` of each epoch.
 
     Returns:
-        float64 [2, averages, batches, layers], in variances of the layer.
+        Twice float64 [averages, batches, layers], in variances of the layer.
     """
-    chosen = (torch.arange(len(stream)) % per_epoch) < batches
-    part = replace(stream, batches=stream.batches[chosen], counts=stream.counts[chosen])
+    stream = moments.stream
+    is_chosen = (torch.arange(len(stream)) % moments.per_epoch) < batches
+    part = replace(stream, batches=stream.batches[is_chosen], counts=stream.counts[is_chosen])
     level, var = part.batches.mean(0)
     var = var + part.eps
-    estimates = fold(averages, part, range(_BEFORE * batches + 1, len(part) + 1))[:, :, 0]
-    squares = ((estimates - level).square() / var).unflatten(1, (EPOCHS, batches))
-    means = part.batches[:, 0].unflatten(0, (-1, batches))[:, :full]
-    spread = means.var(dim=1, correction=1).mean(0) / var  # of batches of one size, with replacement
-    error = layout.layer_means(squares.mean(1))
-    return torch.stack((error, layout.layer_means(spread).expand_as(error)))
+
+    positions = range(_BEFORE * batches + 1, len(part) + 1)
+    estimates = fold(averages, part, positions)[:, :, 0]
+    squares = (estimates - level).square() / var
+    by_epoch = squares.unflatten(1, (EPOCHS, batches))
+    noise = layout.layer_means(by_epoch.mean(1))
+
+    means = part.batches[:, 0].unflatten(0, (-1, batches))
+    same_size = means[:, : moments.full]
+    spread = same_size.var(dim=1, correction=1).mean(0) / var  # of batches that are drawn with replacement
+    return noise, layout.layer_means(spread).expand_as(noise)
