@@ -4,7 +4,6 @@ Of the measured values those stay that the experiment's question names, to seven
 all.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import pandas as pd
 
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.schema import read_frame, write_frame
+from experiments.catalogue import find_experiment
 
-HERE = Path(__file__).parent
-REFERENCE = HERE.parent / "results" / "reference"
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
 def main() -> int:
@@ -30,16 +29,14 @@ def main() -> int:
 
 
 def _shorten(path: Path, frame: pd.DataFrame, places: list[str]) -> None:
-    """Leave out measured values that the question does not name, and give the others seven digits."""
-    question = HERE / "questions" / f"{path.parts[-3]}.py"
-    words = re.findall(r'"(\w+)"', question.read_text(encoding="utf-8"))
-    named = {*places, *words}
+    """Leave out measured values that the question does not read, and give the others seven digits."""
+    read = find_experiment(path.parts[-3]).columns
     measured = [str(column) for column in frame if column not in places and frame[column].dtype == "float64"]
-    left_out = [column for column in measured if column not in named]
+    left_out = [column for column in measured if column not in read]
 
     shortened = frame.drop(columns=left_out)
     for column in measured:
-        if column in named:
+        if column in read:
             shortened[column] = frame[column].astype("float32").astype("float64")
     write_frame(path, shortened)
 

@@ -14,7 +14,7 @@ from experiments.command import run_command
 
 if TYPE_CHECKING:
     from bnlab.harness.reporting.answer import Answer
-    from bnlab.harness.reporting.experiment import Figure, Tables
+    from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
     from bnlab.harness.reporting.overview import Overview
 
 USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [results=FOLDER]
@@ -25,7 +25,7 @@ without either     figures and verdicts of all questions that have results; writ
                    README.md for each; the committed ones: results=results/reference
 
 The exit code is 1 where a claim or a figure failed and the others are there, and 2 where there is nothing."""
-REFERENCE, FILES = (Path(__file__).parents[1] / folder for folder in ("results/reference", "conf/experiment"))
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 _ROWS = 12  # of a table that are printed
 
 
@@ -119,7 +119,7 @@ def _report_one(experiment: str, name: str, results: Path) -> tuple[Answer, int]
     question, tables = find_experiment(experiment), load(name, results)
     if "runs" not in tables or tables["runs"].empty:
         raise NoRows(f"no network of {name} has been measured in {results}/")
-    commands = question.command or "\n".join(_list_commands(experiment, results))
+    commands = question.command or "\n".join(_list_commands(question, results))
     answer = compose_answer(replace(question, command=commands), tables)
     unscored = answer.list_unscored()
     for claim, reason in unscored.items():
@@ -229,13 +229,11 @@ def _write_command(command: str, word: str, results: Path) -> str:
     return shlex.join(["bnlab", command, *words])
 
 
-def _list_commands(experiment: str, results: Path) -> Iterator[str]:
-    """A sweep for each file that writes these tables: `drift`, `drift_terms`."""
+def _list_commands(question: Experiment, results: Path) -> Iterator[str]:
+    """The sweeps that measure a question, as they are typed."""
     at = Path("results") if results.resolve() == REFERENCE else results
-    own = Path("conf") / "experiment"
-    for path in sorted({*FILES.glob("*.yaml"), *own.resolve().glob("*.yaml")}):
-        if f"\nname: {experiment}\n" in path.read_text(encoding="utf-8"):
-            yield _write_command("sweep", f"experiment={path.stem}", at)
+    for sweep in question.sweeps or (question.name,):
+        yield _write_command("sweep", f"experiment={sweep}", at)
 
 
 def _describe(answer: Answer) -> list[str]:

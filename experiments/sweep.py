@@ -124,13 +124,8 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
 
 
 def _next(config: Config, words: list[str]) -> str:
-    """The command that draws the tables; several files may be of one question, whose name theirs begin with."""
-    from experiments.catalogue import list_questions
-
-    files = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
-    questions = [name for name in list_questions() if any(f"{file}_".startswith(f"{name}_") for file in files)]
-    question = max(questions, key=len, default=None)
-
+    """The command that draws the tables: of the question that the sweep is one of, if there is one."""
+    question = _find_question(config, words)
     told = []
     if question:
         told.append(f"experiment={question}")
@@ -139,6 +134,26 @@ def _next(config: Config, words: list[str]) -> str:
     if config.results != "results":
         told.append(f"results={config.results}")
     return f"next: bnlab report {shlex.join(told)}"
+
+
+def _find_question(config: Config, words: list[str]) -> str | None:
+    from bnlab.harness.errors import UserError
+    from experiments.catalogue import find_experiment, list_questions
+
+    files = {word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")}
+    if not files:
+        return None
+    known = list_questions()
+    if config.name in known:
+        return config.name
+    for name in known:  # its tables were given another name
+        try:
+            question = find_experiment(name)
+        except UserError:  # another one cannot be imported
+            continue
+        if files & {*question.sweeps, name}:
+            return name
+    return None
 
 
 if __name__ == "__main__":

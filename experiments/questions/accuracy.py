@@ -31,6 +31,8 @@ def find_training(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("F1", "Q2", "Q5", "Q11", "Q14", "H2", "H11"),
+    sweeps=("accuracy", "accuracy_batches"),
+    columns=("accuracy",),
     figures={"accuracy": Figure(
         "Test accuracy of the same weights under different statistics",
         "All estimators are of the same networks at the same steps; exact statistics show what the weights can do.",

@@ -41,6 +41,7 @@ def find_growth(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("F12", "H7"),
+    columns=("mean_gap",),
     figures={rule: Figure(
         f"The gap of {words} by layer",
         "From the second layer on, in batches of {batch_size}; beside group norms the others keep their numbers.",

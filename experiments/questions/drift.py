@@ -56,6 +56,8 @@ def find_moves(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("F7", "F17", "Q1", "Q7", "Q8"),
+    sweeps=("drift", "drift_terms"),
+    columns=("contribution", "mean_noise", "mean_drift", "mean", "var"),
     figures={
         "traces": Figure(
             "Means of single batches, and averages of them",

@@ -27,6 +27,8 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("F2", "F9", "Q13", "Q14", "H4"),
+    sweeps=("few_images", "few_images_predicted"),
+    columns=("accuracy",),
     figures={"accuracy": Figure(
         "Accuracy under statistics of few images, at the end of training",
         "Test accuracy minus that under exact statistics of all training images. Statistics are of a sample of these, "

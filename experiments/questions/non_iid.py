@@ -23,6 +23,8 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("Q15", "F13", "F21"),
+    sweeps=("non_iid", "non_iid_renorm"),
+    columns=("accuracy",),
     figures={"accuracy": Figure(
         "Accuracy where images of a class come together",
         "Images come shuffled, in blocks of 16 of a class, or class after class (sorted).",

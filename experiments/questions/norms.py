@@ -34,6 +34,8 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("F5", "F6", "Q18", "H5"),
+    sweeps=("norms", "norms_digits"),
+    columns=("accuracy",),
     figures={"accuracy": Figure(
         "Accuracy against the batch size by norm",
         "Under running averages where nothing else is said; glyphs are drawn characters.",

@@ -98,6 +98,8 @@ def make_claims(end: str, where: str, points: float, reason: str, seen: str = ""
 
 EXPERIMENT = Experiment(
     answers=("Q6", "Q10", "H12", "H14"),
+    sweeps=("predictive", "predictive_digits", "predictive_resnet"),
+    columns=("accuracy", "mean_gap"),
     figures={"training": Figure(
         "The gap of predictive momentum over training, against that of the best fixed momentum",
         "Gap of the mean over the smallest of any fixed momentum in that layer at that step, known in hindsight only; "

@@ -44,6 +44,8 @@ def score_times(setting: str, against: str, share: float) -> Score:
 
 EXPERIMENT = Experiment(
     answers=("Q11", "H2", "F3"),
+    sweeps=("settings", "settings_freezing"),
+    columns=("accuracy", "mean_gap"),
     figures={"cost": Figure(
         "What PyTorch's running average costs, by what is changed in the training",
         "Points of test accuracy lost against exact statistics of the same network; right of 0 is a loss.",

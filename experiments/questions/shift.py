@@ -32,6 +32,7 @@ def score_gain(shift: str | tuple[str, ...], images: int = 256, pseudo: int = 0)
 
 EXPERIMENT = Experiment(
     answers=("F14", "Q13"),
+    columns=("accuracy",),
     figures={"shift": Figure(
         "Statistics of the test batch under shifts of the test images",
         "Corruptions are weak (1) or strong (3). As pseudo-samples exact statistics count as so many further images.",

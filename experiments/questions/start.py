@@ -22,6 +22,7 @@ def score_start(table: str, value: str, momentum: float, *steps: int, **how: Any
 
 EXPERIMENT = Experiment(
     answers=("H8", "H2", "Q5"),
+    columns=("accuracy", "mean_gap"),
     figures={"gap": Figure(
         "The gap at the end of short and long trainings",
         "Each number of steps is a training of its own. After 10 the start weighs 0.35 (momentum 0.1) or 0.90 (0.01). "

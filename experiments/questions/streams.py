@@ -32,6 +32,8 @@ def find_last_batch(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("F18", "Q6", "Q9", "Q10", "Q15"),
+    sweeps=("streams", "streams_epoch"),
+    columns=("error", "moved", "last_share", "noise", "spread"),
     figures={
         "course": Figure(
             "The noise of the running average in the course of an epoch",

@@ -20,6 +20,7 @@ def find_doses(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("Q16", "F20"),
+    columns=("accuracy_lost",),
     figures={"doses": Figure(
         "What an error in the statistics costs",
         "In every mean, up or down by chance, or in the logarithm of every variance, of all layers or of one alone.",

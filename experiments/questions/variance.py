@@ -13,6 +13,7 @@ SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
 
 EXPERIMENT = Experiment(
     answers=("F19", "Q3", "Q9", "H2", "H6"),
+    columns=("accuracy", "var_gap", "var_ratio"),
     figures={"ratio": Figure(
         "Variance over the exact population variance",
         "Geometric mean over the layers behind the first. Update_bn, swa and precise BN are measured again on frozen "

@@ -21,6 +21,7 @@ def find_losses(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("Q11", "F15", "H9"),
+    columns=("accuracy",),
     figures={"accuracy": Figure(
         "Averaged weights under several statistics",
         "Of weights averaged by SWA, from 75% of training on, by an EMA (0.99), or not. Lines that are hidden agree.",

@@ -131,6 +131,8 @@ class Experiment:
         answers: numbers of the questions and hypotheses that it bears on.
         figures: what is drawn, by the names of the files.
         claims: what is decided, by short names.
+        sweeps: the files in conf/experiment that measure it; without any the one of its name.
+        columns: measured values that its figures and claims read; committed tables have no others.
         command: what makes its results, a line each; empty: its sweeps.
         name: of its module, of its file in conf/experiment and of its results.
         question, source: the first paragraph of its module's docstring, and the others: where the question comes from.
@@ -140,6 +142,8 @@ class Experiment:
     answers: tuple[str, ...]
     figures: Mapping[str, Figure]
     claims: Mapping[str, Claim]
+    sweeps: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     command: str = ""
     name: str = ""
     question: str = ""
