@@ -73,7 +73,7 @@ class Dataset:
         return Split(images, self.train.labels, f"{self.train.digest}-augmented")
 
     def images_of(self, split: str) -> Split:
-        """Select the images of a split that are predicted: all of test and val, of train at most as many as test has."""
+        """Select the images of a split that are predicted: all of test or val, of train at most as many as test has."""
         if split != "train":
             return {"test": self.test, "val": self.val}[split]
 
