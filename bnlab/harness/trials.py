@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from bnlab.harness import schema
 from bnlab.harness.artifacts.averaging import build_averager
@@ -167,8 +168,10 @@ class Trial:
         before = self._count_measured()
         last = self._time_measurements(real.config, self._steps, [])
         at_last = self._count_measured()
+        footers = self._count_footers()
         early = self._time_measurements(real.config, max(self._early, default=1), self._early)
-        at_early = self._count_measured() - at_last
+        # A sweep writes a file with the rows of all steps, not a file for each step.
+        at_early = self._count_measured() - at_last - (self._count_footers() - footers)
         bytes_of_step = at_early / max(1, len(self._early))
         self.disk += at_last - before + bytes_of_step * (len(real.wanted) - 1)
 
@@ -218,6 +221,11 @@ class Trial:
             files = [path for path in (self._run.folder / name).rglob("*") if path.is_file()]
             total += sum(path.stat().st_size for path in files)
         return total
+
+    def _count_footers(self) -> int:
+        """Count the bytes of files with rows that do not depend on their number: columns and what these mean."""
+        paths = (self._run.folder / "measurements").rglob("*.parquet")
+        return sum(pq.read_metadata(path).serialized_size for path in paths)
 
 
 def _take_some(dataset: Dataset, images: int) -> Dataset:
