@@ -157,7 +157,8 @@ def _try_kinds(kinds: list[list[Config]], processes: int) -> tuple[list[Cost], f
         return [estimate(jobs) for jobs in kinds], 0.0
 
     rounds = math.ceil(len(kinds) / processes)
-    filled = list(itertools.islice(itertools.cycle(kinds), rounds * processes))  # no process rests meanwhile
+    repeated = itertools.cycle(kinds)
+    filled = list(itertools.islice(repeated, rounds * processes))  # no process rests meanwhile
     started = time.perf_counter()
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:

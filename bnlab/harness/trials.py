@@ -218,7 +218,8 @@ class Trial:
         """Count the bytes of statistics and rows."""
         total = 0
         for name in ("statistics", "measurements"):
-            files = [path for path in (self._run.folder / name).rglob("*") if path.is_file()]
+            folder = self._run.folder / name
+            files = [path for path in folder.rglob("*") if path.is_file()]
             total += sum(path.stat().st_size for path in files)
         return total
 
@@ -231,12 +232,17 @@ class Trial:
 def _take_some(dataset: Dataset, images: int) -> Dataset:
     """Take so many training images at most, and the same share of all other splits."""
     share = min(1.0, images / len(dataset.train.labels))
+    return replace(
+        dataset,
+        train=_take_share(dataset.train, share),
+        val=_take_share(dataset.val, share),
+        test=_take_share(dataset.test, share),
+    )
 
-    def take(split: Split) -> Split:
-        count = max(2, round(share * len(split.labels)))
-        return split.sample(count)
 
-    return replace(dataset, train=take(dataset.train), val=take(dataset.val), test=take(dataset.test))
+def _take_share(split: Split, share: float) -> Split:
+    count = max(2, round(share * len(split.labels)))
+    return split.sample(count)
 
 
 def _time(function: Callable[..., object], *arguments: object) -> float:

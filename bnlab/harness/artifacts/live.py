@@ -40,11 +40,13 @@ def build_live_log(run: Run, progress: Progress) -> Callback:
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=progress.step + 1)
 
     def write(progress: Progress) -> None:
-        writer.add_scalar("loss of the batch", progress.loss, progress.step)
-        writer.add_scalar("accuracy of the batch", progress.accuracy, progress.step)
-        if run.has_trace and progress.step in run.wanted:
-            writer.add_scalar("gap of running means", measure_gap(run, progress), progress.step)
-        if progress.step == run.steps:
+        step = progress.step
+        writer.add_scalar("loss of the batch", progress.loss, step)
+        writer.add_scalar("accuracy of the batch", progress.accuracy, step)
+        if run.has_trace and step in run.wanted:
+            gap = measure_gap(run, progress)
+            writer.add_scalar("gap of running means", gap, step)
+        if step == run.steps:
             writer.close()
 
     return write

@@ -65,10 +65,10 @@ class Run:
             self.dataset.train,
             config.batch_size,
             Seeds.of(config.seed),
-            config.data.shift,
-            config.data.flips,
-            config.order,
-            self.dataset.augmented,
+            shift=config.data.shift,
+            flip=config.data.flips,
+            order=config.order,
+            augmented=self.dataset.augmented,
         )
 
     @cached_property

@@ -222,7 +222,8 @@ def list_steps(wanted: Any, steps: int) -> list[int]:
     if wanted == "final":
         return [steps]
     if wanted == "log":
-        return sorted({round(steps ** (tenth / 9)) for tenth in range(10)})
+        points = [round(steps ** (ninths / 9)) for ninths in range(10)]
+        return sorted(set(points))
     return sorted({_find_step(at, steps) for at in as_list(wanted)})
 
 

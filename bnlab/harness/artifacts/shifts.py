@@ -33,13 +33,15 @@ def blur(image: Tensor, width: float, generator: torch.Generator) -> Tensor:
     deviation = width * image.shape[-1]
     reach = math.ceil(3 * deviation)
     distances = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-0.5 * (distances / deviation) ** 2)
-    weights = (weights / weights.sum()).to(image)
+    heights = torch.exp(-0.5 * (distances / deviation) ** 2)
+    weights = (heights / heights.sum()).to(image)
 
-    padded = F.pad(image[:, None], [reach] * 4, mode="replicate")
-    across = F.conv2d(padded, weights.view(1, 1, 1, -1))
-    both_ways = F.conv2d(across, weights.view(1, 1, -1, 1))
-    return both_ways[:, 0]
+    row = weights.view(1, 1, 1, -1)
+    column = weights.view(1, 1, -1, 1)
+    channels = image[:, None]  # as images of one channel
+    padded = F.pad(channels, [reach] * 4, mode="replicate")
+    blurred = F.conv2d(F.conv2d(padded, row), column)
+    return blurred[:, 0]
 
 
 def reduce_contrast(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -53,7 +55,9 @@ def translate(image: Tensor, share: float, generator: torch.Generator) -> Tensor
     distance = int(share * image.shape[-1])
     turns = int(torch.randint(4, (), generator=generator))
     turned = image.rot90(turns, (1, 2))
-    moved = F.pad(turned, (0, 0, distance, 0))[:, : turned.shape[1]]
+    height = turned.shape[1]
+    padded = F.pad(turned, (0, 0, distance, 0))
+    moved = padded[:, :height]
     return moved.rot90(-turns, (1, 2))
 
 

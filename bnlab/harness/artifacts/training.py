@@ -107,7 +107,8 @@ class Batches:
             return shuffled
 
         labels = self.split.labels.cpu()
-        by_class = shuffled[labels[shuffled].argsort(stable=True)]
+        places_by_class = labels[shuffled].argsort(stable=True)
+        by_class = shuffled[places_by_class]
         if self.order == "sorted":
             return by_class
 
@@ -219,5 +220,8 @@ def _require_finite(tensors: Iterable[Tensor], step: int, loss: float) -> None:
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} on the weights of step {step}")
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
-    if sums and not torch.stack(sums).isfinite().all():
+    if not sums:
+        return
+    is_finite = torch.stack(sums).isfinite()
+    if not is_finite.all():
         raise Diverged(f"weights or batch statistics are not finite at step {step}")

@@ -69,7 +69,14 @@ def _build_without_memory(run: Run) -> None:
     _, channels, size, _ = run.dataset.train.images.shape
     try:
         with torch.device("meta"):
-            build_model(config.model, config.norm, channels=channels, image_size=size, classes=classes, seed=0)
+            build_model(
+                config.model,
+                config.norm,
+                channels=channels,
+                image_size=size,
+                classes=classes,
+                seed=0,
+            )
     except (OverflowError, RuntimeError, TypeError) as error:  # sizes beyond 64 bits
         reason = str(error).partition("\n")[0]
         raise UserError(f"model={config.model.name}: has more parameters than can be counted ({reason})") from error

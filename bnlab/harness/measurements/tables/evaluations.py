@@ -208,6 +208,8 @@ def stat_images(run: Run, source: Source, step: int) -> int:
     last = min(step, run.frozen_from or step)
     if last == run.frozen_from and run.config.freeze_with == "exact":
         return images
-    epochs, rest = divmod(last, run.batches.per_epoch)
-    per_epoch = min(run.batches.per_epoch * run.config.batch_size, images)
-    return epochs * per_epoch + rest * run.config.batch_size
+    batch_size = run.config.batch_size
+    batches = run.batches.per_epoch
+    epochs, rest = divmod(last, batches)
+    images_of_epoch = min(batches * batch_size, images)
+    return epochs * images_of_epoch + rest * batch_size
