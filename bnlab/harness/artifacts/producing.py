@@ -89,6 +89,7 @@ def _train(run: Run, kept: set[int]) -> None:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
         status = "diverged"
     recorder.save_record(progress.step)
+
     end = {
         "status": status,
         "step": progress.step,

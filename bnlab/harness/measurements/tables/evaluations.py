@@ -107,7 +107,12 @@ class Evaluations(Measurement):
             predicted.append([len(images[step].labels)])
             used.append([stat_images(run, source, step) for source in sources])
 
-        columns = {"split": split, "shift": shift, "images": predicted, "stat_images": used}
+        columns = {
+            "split": split,
+            "shift": shift,
+            "images": predicted,
+            "stat_images": used,
+        }
         frame = tabulate(run, sources, steps, columns)
         rows = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
         frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
