@@ -1,4 +1,4 @@
-"""Networks that a sweep has trained, as PyTorch modules."""
+"""Loading networks that a sweep has trained, as PyTorch modules."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def open_run(run: str, results: str | Path = "results") -> Run:
     with reading(path):
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = restore_config(values)
+
     opened = Run(replace(config, results=str(results)))
     if opened.id != run:
         raise UserError(f"{run}: the code of its model or data has changed since; sweep it again")
@@ -61,7 +62,8 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
     kept = run.list_checkpoints()
     wanted = max(kept, default=0) if step is None else step
     if wanted not in kept:
-        raise UserError(f"{run.id}: has no step {wanted}; there are {', '.join(map(str, kept)) or 'none'}")
+        known = ", ".join(map(str, kept)) or "none"
+        raise UserError(f"{run.id}: has no step {wanted}; there are {known}")
     model = run.model_at(wanted).eval()
     if statistics == "running":
         return model
@@ -72,15 +74,19 @@ def build_network(run: Run, step: int | None = None, statistics: str = "running"
     if others or isinstance(source, InferenceRule):
         raise UserError(f"statistics={statistics}: is computed from the images that are predicted; choose another")
     values = flat_statistics(run, [source], [wanted])[0, 0]
-    run.trace.layout.unflatten(values).write_to(model)
+    chosen = run.trace.layout.unflatten(values)
+    chosen.write_to(model)
     return model
 
 
 def _find_run(name: str, run: str, results: str | Path) -> str:
-    """The full name of the one network of a sweep that is called so, or begins so."""
+    """Find the full name of a sweep's network that is called so, or of the only one whose name begins so."""
     known = list(load(name, results)["runs"]["run"])
-    matches = [each for each in known if each == run] or [each for each in known if each.startswith(run)]
-    if len(matches) != 1:
-        found = f"{len(matches)} networks" if matches else "no network"
-        raise UserError(f"{run}: names {found} of {name}; there are {', '.join(known[:3])}, … (the table runs has all)")
-    return matches[0]
+    if run in known:
+        return run
+    matches = [each for each in known if each.startswith(run)]
+    if len(matches) == 1:
+        return matches[0]
+    found = f"{len(matches)} networks" if matches else "no network"
+    some = ", ".join(known[:3])
+    raise UserError(f"{run}: names {found} of {name}; there are {some}, … (the table runs has all)")

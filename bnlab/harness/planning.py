@@ -1,9 +1,10 @@
-"""How many networks a sweep trains, how long that takes on this machine, and how much disk space it needs."""
+"""Plans of sweeps: the number of networks, the time that they take on this machine, and the disk space."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import multiprocessing
 import time
 from collections.abc import Iterable
@@ -24,25 +25,36 @@ _PART_SECONDS = 0.02  # to read what a job has left for them
 
 
 def gains_from_processes(configs: list[Config]) -> bool:
-    """Whether several networks have to be trained or measured, on several cores and no accelerator."""
-    waiting = {run.id: run for run in (Run(config) for config in configs if not is_done(config))}
-    return len(waiting) > 1 and count_cores() > 1 and all(run.device.type == "cpu" for run in waiting.values())
+    """Return whether several networks have to be trained or measured, on several cores and no accelerator."""
+    runs = [Run(config) for config in configs if not is_done(config)]
+    networks = {run.id for run in runs}
+    if len(networks) < 2 or count_cores() < 2:
+        return False
+    return all(run.device.type == "cpu" for run in runs)
 
 
 def outline(configs: list[Config]) -> str:
-    """How many jobs and networks there are, and how many of the networks are trained already."""
+    """Say how many jobs and networks there are, and how many of the networks are trained already."""
     networks = _group_by_network(configs)
     trained = sum(_is_trained(jobs) for jobs in networks)
-    state = {0: "none trained yet", len(networks): "all trained already"}.get(trained, f"{trained} trained already")
-    return f"{_count(len(configs), 'job')} on {_count(len(networks), 'network')}, {state}"
+    if trained == len(networks):
+        state = "all trained already"
+    elif trained == 0:
+        state = "none trained yet"
+    else:
+        state = f"{trained} trained already"
+    jobs = _count(len(configs), "job")
+    return f"{jobs} on {_count(len(networks), 'network')}, {state}"
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Write a number with its noun: `1 job`, `2 jobs`."""
+    ending = "" if number == 1 else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def _group_by_network(configs: Iterable[Config]) -> list[list[Config]]:
-    """The jobs on each network, networks in the order of their first job."""
+    """Group the jobs on each network, networks in the order of their first job."""
     networks: dict[str, list[Config]] = {}
     for config in configs:
         networks.setdefault(Run(config).id, []).append(config)
@@ -50,13 +62,14 @@ def _group_by_network(configs: Iterable[Config]) -> list[list[Config]]:
 
 
 def _is_trained(jobs: list[Config]) -> bool:
-    """Whether the network of these jobs has been trained, with all checkpoints that they read."""
-    return all(run.is_complete(list_read(run)) for run in map(Run, jobs))
+    """Return whether the network of these jobs has been trained, with all checkpoints that they read."""
+    runs = [Run(job) for job in jobs]
+    return all(run.is_complete(list_read(run)) for run in runs)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep takes that has work left.
+    """The time and the disk space that the rest of a sweep takes.
 
     Attributes:
         training: seconds, of all processes together.
@@ -72,9 +85,10 @@ class Plan:
 
 
 def plan(configs: list[Config], processes: int) -> Iterable[str]:
-    """Lines of text on a sweep.
+    """Describe a sweep in lines of text.
 
     Args:
+        configs: its jobs.
         processes: how many networks are trained or measured at a time.
     """
     yield outline(configs)
@@ -84,12 +98,21 @@ def plan(configs: list[Config], processes: int) -> Iterable[str]:
         return
 
     found = make_plan(waiting, processes)
-    training, measuring = (format_seconds(seconds / processes) for seconds in (found.training, found.measuring))
-    untried = [name for name in UNTRIED if any(name in as_list(config.measurements) for config in waiting)]
+    training = format_seconds(found.training / processes)
+    measuring = format_seconds(found.measuring / processes)
+    altogether = format_seconds(found.altogether)
     yield f"training   about {training}, {_count(processes, 'network')} at a time"
-    yield f"measuring  about {measuring}, less what has been done before{''.join(f', without {n}' for n in untried)}"
-    yield f"in all     about {format_seconds(found.altogether)}, with the start of processes and the tables"
+    yield f"measuring  about {measuring}, less what has been done before{_name_untried(waiting)}"
+    yield f"in all     about {altogether}, with the start of processes and the tables"
     yield f"disk       about {found.disk / 1e6:,.0f} MB in {configs[0].results}/runs"
+
+
+def _name_untried(configs: list[Config]) -> str:
+    """Name the measurements of these jobs whose time is not known: `, without decomposition`."""
+    measured: set[str] = set()
+    for config in configs:
+        measured.update(as_list(config.measurements))
+    return "".join(f", without {name}" for name in UNTRIED if name in measured)
 
 
 def make_plan(configs: list[Config], processes: int) -> Plan:
@@ -117,22 +140,25 @@ def make_plan(configs: list[Config], processes: int) -> Plan:
             disk += cost.disk
             times[0] += cost.training
         durations += times
+
     tables = _TABLES_SECONDS + _PART_SECONDS * len(configs)
-    return Plan(training, measuring, start + _share_out(durations, processes) + tables, disk)
+    altogether = start + _share_out(durations, processes) + tables
+    return Plan(training, measuring, altogether, disk)
 
 
 def _describe_kind(jobs: list[Config]) -> str:
-    """A text that networks share which differ in the seed alone."""
+    """Describe the jobs by a text that is the same for networks that differ in the seed alone."""
     return repr([replace(job, seed=0) for job in jobs])
 
 
 def _try_kinds(kinds: list[list[Config]], processes: int) -> tuple[list[Cost], float]:
-    """The cost of a network of each kind, and the seconds until all processes have begun."""
+    """Estimate the cost of a network of each kind, and the seconds until all processes have begun."""
     if processes == 1:
         return [estimate(jobs) for jobs in kinds], 0.0
 
-    rounds = -(-len(kinds) // processes)
-    filled = list(itertools.islice(itertools.cycle(kinds), rounds * processes))  # no process rests meanwhile
+    rounds = math.ceil(len(kinds) / processes)
+    repeated = itertools.cycle(kinds)
+    filled = list(itertools.islice(repeated, rounds * processes))  # no process rests meanwhile
     started = time.perf_counter()
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -149,7 +175,7 @@ def _read_data(config: Config) -> int:
 
 
 def _share_out(durations: list[float], processes: int) -> float:
-    """Seconds until all jobs are done, of which each process takes the next one when it is free."""
+    """Compute the seconds until all jobs are done, of which each process takes the next one when it is free."""
     ends = [0.0] * processes
     for seconds in durations:
         heapq.heapreplace(ends, ends[0] + seconds)

@@ -7,6 +7,7 @@ ones.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from bnlab.harness import schema
 from bnlab.harness.artifacts.averaging import build_averager
@@ -43,7 +45,7 @@ _LOG_BYTES = 20  # that a step takes in the log
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network takes.
+    """The time and the disk space that a network takes.
 
     Attributes:
         training: seconds.
@@ -60,16 +62,18 @@ def estimate(jobs: list[Config]) -> Cost:
     """Try the network of these jobs, which differ in what they measure on it."""
     prepare_process(jobs[0])
     runs = [Run(job) for job in jobs]
-    kept = {step for run in runs for step in list_read(run)} | {runs[0].steps}
+    checkpoints = {runs[0].steps}
+    for run in runs:
+        checkpoints.update(list_read(run))
     with tempfile.TemporaryDirectory(prefix="bnlab-trial-") as folder:
         trial = Trial(runs[0], folder)
-        training = trial.train(len(kept))
+        training = trial.train(len(checkpoints))
         measuring = [trial.measure(run) for run in runs]
         return Cost(training, measuring, trial.disk)
 
 
 class Trial:
-    """A short training of a network, and what is measured on it.
+    """A short training of a network, and the measurements on it.
 
     Attributes:
         disk: bytes that the network's own folder will have, of what has been tried so far.
@@ -79,7 +83,8 @@ class Trial:
         self.disk = 0.0
         self._real = real
         self._folder = folder
-        self._dataset = _take_some(real.dataset, max(_IMAGES, 2 * real.config.batch_size))
+        images = max(_IMAGES, 2 * real.config.batch_size)
+        self._dataset = _take_some(real.dataset, images)
         self._steps = min(real.steps, _STEPS)
         first = max(1, min(_EARLY, self._steps - 2))
         self._early = [step for step in (first, first + 1) if step < self._steps]
@@ -87,7 +92,7 @@ class Trial:
         self._trace: MomentTrace | None = None
 
     def _pretend(self, config: Config, steps: list[int]) -> Run:
-        """The trial's network under a job's configuration, measured at these steps and the last one."""
+        """Make the trial's network under a job's configuration, measured at these steps and the last one."""
         changed = replace(
             config,
             results=self._folder,
@@ -102,8 +107,9 @@ class Trial:
         return run
 
     def train(self, checkpoints: int) -> float:
-        """Seconds of the whole training, of which so many checkpoints are kept."""
-        run, real = self._run, self._real
+        """Estimate the seconds of the whole training, of which so many checkpoints are kept."""
+        run = self._run
+        steps = self._real.steps
         started = time.perf_counter()
         progress = start_training(run)
         beginning = time.perf_counter() - started
@@ -120,28 +126,37 @@ class Trial:
             keeping = _time(run.save_checkpoint, step, progress.measured.state_dict())
         self._write_log()
 
-        self.disk += checkpoints * run.checkpoint(self._steps).stat().st_size + _LOG_BYTES * real.steps
+        self.disk += checkpoints * run.checkpoint(self._steps).stat().st_size
+        self.disk += _LOG_BYTES * steps
         if self._trace is not None:
-            self.disk += (real.frozen_from or real.steps) * _count_bytes(self._trace)
-        return beginning + real.steps * update * (1 + saving / STATE_SECONDS) + checkpoints * keeping
+            recorded = self._real.frozen_from or steps
+            self.disk += recorded * _count_bytes(self._trace)
+
+        updating = steps * update
+        times_saved = updating / STATE_SECONDS
+        return beginning + updating + times_saved * saving + checkpoints * keeping
 
     def _time_updates(self, progress: Progress) -> float:
-        """Seconds of an update."""
+        """Time an update, in seconds."""
         run = self._run
         times: list[float] = []
 
         def note(progress: Progress) -> None:
             times.append(time.perf_counter())
 
+        callbacks = [build_averager(run), note]
+
         def train_until(step: int) -> float:
-            train(progress, run.batches, run.config.optimizer, _LONGEST, [build_averager(run), note], until=step)
+            train(progress, run.batches, run.config.optimizer, _LONGEST, callbacks, until=step)
             timed = times[_WARM_UP - 1 :]
             return (timed[-1] - timed[0]) / (len(timed) - 1)
 
         first = _WARM_UP + _FEWEST
         seconds = train_until(first)
         more = min(_LONGEST - first, int(_SECONDS / seconds))
-        return train_until(first + more) if more else seconds
+        if more:
+            seconds = train_until(first + more)
+        return seconds
 
     def _write_log(self) -> None:
         values = np.random.default_rng(0).random(self._steps)
@@ -149,39 +164,49 @@ class Trial:
         schema.write_frame(self._run.folder / "log.parquet", frame)
 
     def measure(self, real: Run) -> float:
-        """Seconds that a job's measurements take, after those of the jobs before it."""
+        """Estimate the seconds that a job's measurements take, after those of the jobs before it."""
         before = self._count_measured()
         last = self._time_measurements(real.config, self._steps, [])
         at_last = self._count_measured()
+        footers = self._count_footers()
         early = self._time_measurements(real.config, max(self._early, default=1), self._early)
-        at_early = self._count_measured() - at_last
-        per_step = at_early / max(1, len(self._early))
-        if len(self._early) > 1:  # what a file takes whatever is in it is not counted again for each step
-            per_step = max(0.0, at_early - (at_last - before)) / (len(self._early) - 1)
-        self.disk += at_last - before + per_step * (len(real.wanted) - 1)
+        # A sweep writes a file with the rows of all steps, not a file for each step.
+        at_early = self._count_measured() - at_last - (self._count_footers() - footers)
+        bytes_of_step = at_early / max(1, len(self._early))
+        self.disk += at_last - before + bytes_of_step * (len(real.wanted) - 1)
 
         seconds = 0.0
         for name, time_of_last in last.items():
-            step = early[name] / len(self._early) if self._early else time_of_last
-            once = max(0.0, time_of_last - step)
+            time_of_step = early[name] / len(self._early) if self._early else time_of_last
+            once = max(0.0, time_of_last - time_of_step)
             if list_measurements()[name].at_last_step:  # the work of the one step that it measures
                 once *= self._scale(real, real.steps)
             else:  # replaying the whole training
                 once *= real.steps / self._steps
+
             steps = real.predicted if name == "evaluations" else real.wanted
-            seconds += once + step * sum(self._scale(real, each) for each in steps)
+            scales = sum(self._scale(real, step) for step in steps)
+            seconds += once + time_of_step * scales
         return seconds
 
     def _scale(self, real: Run, step: int) -> float:
-        """How many times the trial's images are measured at a step."""
+        """Compute how many times as many images as in the trial are measured at a step."""
         images = len(real.dataset.train.labels)
-        return min(real.limit_at(step) or images, images) / len(self._dataset.train.labels)
+        measured = min(real.limit_at(step) or images, images)
+        return measured / len(self._dataset.train.labels)
 
     def _time_measurements(self, job: Config, recorded: int, steps: list[int]) -> dict[str, float]:
-        """Seconds of each of a job's measurements at these steps and the last, where new, of a record up to a step."""
+        """Time each of a job's measurements at these steps and the last, as far as they are new, in seconds.
+
+        Args:
+            job: names the measurements.
+            recorded: the step up to which there are batch moments.
+            steps: that are measured.
+        """
         run = self._pretend(job, steps)
         if self._trace is not None:
-            run.trace = _repeat(self._trace, self._steps, min(recorded, run.frozen_from or recorded))
+            end = min(recorded, run.frozen_from or recorded)
+            run.trace = _repeat(self._trace, self._steps, end)
         sources = find_sources(job)
         seconds = {}
         for name in choose_measurements(run):
@@ -190,40 +215,58 @@ class Trial:
         return seconds
 
     def _count_measured(self) -> int:
-        """Bytes of statistics and rows."""
-        folders = [self._run.folder / name for name in ("statistics", "measurements")]
-        return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+        """Count the bytes of statistics and rows."""
+        total = 0
+        for name in ("statistics", "measurements"):
+            folder = self._run.folder / name
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            total += sum(path.stat().st_size for path in files)
+        return total
+
+    def _count_footers(self) -> int:
+        """Count the bytes of files with rows that do not depend on their number: columns and what these mean."""
+        paths = (self._run.folder / "measurements").rglob("*.parquet")
+        return sum(pq.read_metadata(path).serialized_size for path in paths)
 
 
 def _take_some(dataset: Dataset, images: int) -> Dataset:
-    """So many training images at most, and the same share of all other splits."""
+    """Take so many training images at most, and the same share of all other splits."""
     share = min(1.0, images / len(dataset.train.labels))
+    return replace(
+        dataset,
+        train=_take_share(dataset.train, share),
+        val=_take_share(dataset.val, share),
+        test=_take_share(dataset.test, share),
+    )
 
-    def take(split: Split) -> Split:
-        return split.sample(max(2, round(share * len(split.labels))))
 
-    return replace(dataset, train=take(dataset.train), val=take(dataset.val), test=take(dataset.test))
+def _take_share(split: Split, share: float) -> Split:
+    count = max(2, round(share * len(split.labels)))
+    return split.sample(count)
 
 
 def _time(function: Callable[..., object], *arguments: object) -> float:
-    """Seconds of a call."""
+    """Time a call, in seconds."""
     started = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - started
 
 
 def _count_bytes(trace: MomentTrace) -> float:
-    """Bytes that a step of a trace takes in a file: the moments, and step and count of each call."""
-    return sum(layer.moments.nbytes + 16 * len(layer) for layer in trace.layers.values()) / trace.last_step
+    """Count the bytes that a step of a trace takes in a file: the moments, and step and count of each call."""
+    sizes = [layer.moments.nbytes + 16 * len(layer) for layer in trace.layers.values()]
+    return sum(sizes) / trace.last_step
 
 
 def _repeat(trace: MomentTrace, last_step: int, recorded: int) -> MomentTrace:
-    """A trace of so many steps, of which moments are recorded until a step; they are those of the trace, repeated."""
-    times = -(-recorded // trace.last_step)
+    """Repeat the moments of a trace in a longer one, of `last_step` steps, up to the step `recorded`."""
+    times = math.ceil(recorded / trace.last_step)
     layers = {}
     for name, layer in trace.layers.items():
         longer = LayerTrace(layer.start, layer.updates, layer.eps)
-        steps = [step + turn * trace.last_step for turn in range(times) for step in layer.steps]
+        steps: list[int] = []
+        for turn in range(times):
+            steps += [turn * trace.last_step + step for step in layer.steps]
         longer.set_calls(layer.moments.repeat(times, 1, 1), steps, times * layer.counts, [])
         longer.truncate(recorded)
         layers[name] = longer

@@ -1,4 +1,4 @@
-"""Networks and what they are trained on.
+"""Networks and the data on which they are trained.
 
-`settings` names a network, `runs` says what lies on disk of it, `producing` makes sure that it is there.
+`settings` names a network, `runs` describes its files, `producing` makes sure that it is there.
 """

@@ -17,7 +17,7 @@ EMA_DECAY = 0.99
 
 
 def begin_average(run: Run, model: nn.Module) -> AveragedModel | None:
-    """What averages weights and buffers; None without averaging. Takes no weights yet.
+    """Begin an average of weights and buffers, which takes no weights yet; None without averaging.
 
     `swa`: all weights after an update alike, from 75% of the training on (Izmailov et al. 2018, arXiv 1803.05407, take
     one of each epoch). `ema`: new = 0.99·old + 0.01·weights after each update, from those after the first one.
@@ -27,15 +27,19 @@ def begin_average(run: Run, model: nn.Module) -> AveragedModel | None:
         return None
     average = get_swa_avg_fn() if run.config.averaging == "swa" else get_ema_avg_fn(EMA_DECAY)
 
-    def average_values(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
-        return average(before, newest, count) if before.is_floating_point() else newest  # batches are counted
+    def average_floats(before: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
+        if before.is_floating_point():
+            return average(before, newest, count)
+        return newest
 
-    return AveragedModel(model, avg_fn=average_values, use_buffers=True)
+    return AveragedModel(model, avg_fn=average_floats, use_buffers=True)
 
 
 def build_averager(run: Run) -> Callback:
-    """A callback that takes the weights after an update into the average."""
-    first = max(1, round(SWA_FROM * run.steps)) if run.config.averaging == "swa" else 1
+    """Build a callback that takes the weights after an update into the average."""
+    first = 1
+    if run.config.averaging == "swa":
+        first = max(1, round(SWA_FROM * run.steps))
 
     def average(progress: Progress) -> None:
         if progress.average is not None and progress.step >= first:

@@ -1,4 +1,4 @@
-"""What a process may take of the machine."""
+"""The share of a machine that a process may use."""
 
 import os
 
@@ -8,11 +8,20 @@ from bnlab.memory import memory_limit
 
 
 def count_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def share_of_memory(device: torch.device) -> int:
-    """Bytes that activations may take: the share of the cores, as a process on each other one measures too."""
-    limit, cores = memory_limit(None, device), count_cores()
-    return limit if device.type != "cpu" else limit * min(torch.get_num_threads(), cores) // cores
+    """Compute the bytes that activations may take.
+
+    On a CPU a process has the share of its cores, because processes on the other cores measure too.
+    """
+    limit = memory_limit(None, device)
+    if device.type != "cpu":
+        return limit
+    cores = count_cores()
+    used = min(torch.get_num_threads(), cores)
+    return limit * used // cores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import bnlab
@@ -17,16 +18,17 @@ _IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 
 
 def build_freezer(run: Run) -> Callback:
-    """At the step from which on batch norm is frozen, write its statistics and put it into eval mode."""
+    """Build a callback that freezes batch norm at its step: writes its statistics and puts it into eval mode."""
 
     def freeze(progress: Progress) -> None:
         if progress.step != run.frozen_from:
             return
         if run.config.freeze_with == "exact":
             images = run.dataset.train.images
-            batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
+            batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
             memory = share_of_memory(run.device)
-            bnlab.population_statistics(progress.model, batches, memory=memory).write_to(progress.model)
+            exact = bnlab.population_statistics(progress.model, batches, memory=memory)
+            exact.write_to(progress.model)
         keep_frozen(run, progress)
 
     return freeze
@@ -34,6 +36,7 @@ def build_freezer(run: Run) -> Callback:
 
 def keep_frozen(run: Run, progress: Progress) -> None:
     """Put batch norm into eval mode where training stands at the step of freezing or after it."""
-    if run.frozen_from is not None and progress.step >= run.frozen_from:
-        for layer in batch_norm_layers(progress.model, caller="freeze_at").values():
-            layer.eval()
+    if run.frozen_from is None or progress.step < run.frozen_from:
+        return
+    for layer in batch_norm_layers(progress.model, caller="freeze_at").values():
+        layer.eval()

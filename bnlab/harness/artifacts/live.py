@@ -1,8 +1,9 @@
-"""A network's training as one watches it: loss, accuracy and gap in TensorBoard, while it goes on."""
+"""Loss, accuracy and gap of a network in TensorBoard, while it is trained."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,7 @@ def check(log: str) -> None:
 
 
 def build_live_log(run: Run, progress: Progress) -> Callback:
-    """A callback that writes loss and accuracy of each batch to `tensorboard/` in the run's folder.
+    """Build a callback that writes loss and accuracy of each batch to `tensorboard/` in the run's folder.
 
     At the steps of `evaluate_at` it adds the gap of the network's running averages: the root mean square, over the
     layers behind the first, of how far their means are from exact ones, in standard deviations. Training itself stays
@@ -39,11 +40,13 @@ def build_live_log(run: Run, progress: Progress) -> Callback:
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=progress.step + 1)
 
     def write(progress: Progress) -> None:
-        writer.add_scalar("loss of the batch", progress.loss, progress.step)
-        writer.add_scalar("accuracy of the batch", progress.accuracy, progress.step)
-        if run.has_trace and progress.step in run.wanted:
-            writer.add_scalar("gap of running means", measure_gap(run, progress), progress.step)
-        if progress.step == run.steps:
+        step = progress.step
+        writer.add_scalar("loss of the batch", progress.loss, step)
+        writer.add_scalar("accuracy of the batch", progress.accuracy, step)
+        if run.has_trace and step in run.wanted:
+            gap = measure_gap(run, progress)
+            writer.add_scalar("gap of running means", gap, step)
+        if step == run.steps:
             writer.close()
 
     return write
@@ -51,15 +54,17 @@ def build_live_log(run: Run, progress: Progress) -> Callback:
 
 def measure_gap(run: Run, progress: Progress) -> float:
     """Measure the gap of the running averages on the training split, see `build_live_log`."""
-    # On a copy: what training has changed in its own layers, as for recording, is not in the way.
     random_state = torch.get_rng_state()
+    # A copy, because training has changed its own layers, as for recording.
     model = run.new_model()
     model.load_state_dict(progress.measured.state_dict())
     images = run.dataset.train.sample(run.limit_at(progress.step)).images
-    batches = images.tensor_split(-(-len(images) // _IMAGES_AT_ONCE))
-    exact = bnlab.population_statistics(model, batches, memory=share_of_memory(run.device))
+    batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
+    memory = share_of_memory(run.device)
+    exact = bnlab.population_statistics(model, batches, memory=memory)
     torch.set_rng_state(random_state)
 
-    gaps = bnlab.gap(exact, bnlab.running_statistics(model))["mean_gap"]
+    running = bnlab.running_statistics(model)
+    gaps = bnlab.gap(exact, running)["mean_gap"]
     behind = gaps[1:] if len(gaps) > 1 else gaps
     return float((behind**2).mean() ** 0.5)

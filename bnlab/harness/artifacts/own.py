@@ -23,23 +23,24 @@ _CHECKED = (bool, int, float, str)  # annotations that the values of a setting a
 
 @cache  # what runs is the code as it was when it was imported
 def digest_of_source(obj: type | Any) -> str:
-    """Ten hexadecimal digits of the source of the module in which a class or function is defined.
+    """Digest the source of the module in which a class or function is defined, to ten hexadecimal digits.
 
-    What that module imports is not followed. Where it has no file, as in a notebook, the source of `obj` counts alone.
+    Modules that it imports do not count. Where it has no file, as in a notebook, the source of `obj` counts alone.
 
     Raises:
         UserError: the source cannot be read.
     """
     for each in (sys.modules.get(obj.__module__), obj):
         try:
-            return digest(inspect.getsource(each), digits=10)  # type: ignore[arg-type]  # None: TypeError
+            source = inspect.getsource(each)  # type: ignore[arg-type]  # None: TypeError
         except (OSError, TypeError):
             continue
+        return digest(source, digits=10)
     raise UserError(f"{obj.__module__}.{obj.__qualname__}: its source cannot be read; put it into a module")
 
 
 def import_object(path: str) -> Any:
-    """The object of an import path, `package.module.name`.
+    """Import the object at a path, `package.module.name`.
 
     Raises:
         UserError: the module cannot be imported, with the line that failed, or it has no such name.
@@ -73,16 +74,19 @@ def add_arguments(base: type[Settings], path: str, given: Collection[str]) -> ty
     known = {each.name for each in fields(base)}  # type: ignore[arg-type]
     settings = []
     for argument in _list_arguments(import_object(path)):
-        if argument.name in given or not _is_setting(argument):
+        name = argument.name
+        if name in given or not _is_setting(argument):
             continue
-        if argument.name in known:
-            raise UserError(f"{path}: its argument {argument.name} has the name of a setting of bnlab's; rename it")
-        settings.append((argument.name, _find_type(argument), _find_default(argument)))
-    return make_dataclass("Own", settings, bases=(base,), namespace={"__post_init__": _fix_lists}, unsafe_hash=True)
+        if name in known:
+            raise UserError(f"{path}: its argument {name} has the name of a setting of bnlab's; rename it")
+        settings.append((name, _find_type(argument), _find_default(argument)))
+
+    methods = {"__post_init__": _fix_lists}
+    return make_dataclass("Own", settings, bases=(base,), namespace=methods, unsafe_hash=True)
 
 
 def _fix_lists(config: Any) -> None:
-    """Make tuples of lists, so that a configuration can be hashed."""
+    """Turn lists into tuples, so that a configuration can be hashed."""
     for name, value in vars(config).copy().items():
         if isinstance(value, list):
             setattr(config, name, tuple(value))
@@ -110,14 +114,21 @@ def _is_named(argument: inspect.Parameter) -> bool:
 
 
 def _is_setting(argument: inspect.Parameter) -> bool:
-    values = argument.default if isinstance(argument.default, list | tuple) else [argument.default]
-    can_be_typed = all(value is None or isinstance(value, _CHECKED) for value in values)
-    return _is_named(argument) and (argument.default is argument.empty or can_be_typed)
+    if not _is_named(argument):
+        return False
+    default = argument.default
+    if default is argument.empty:
+        return True
+    values = default if isinstance(default, list | tuple) else [default]
+    return all(value is None or isinstance(value, _CHECKED) for value in values)
 
 
 def _find_type(argument: inspect.Parameter) -> Any:
-    """The annotation if values can be checked against it; it is a word where annotations are not evaluated."""
-    return next((kind for kind in _CHECKED if argument.annotation in (kind, kind.__name__)), Any)
+    """Find the type that values are checked against; without one, any."""
+    for kind in _CHECKED:
+        if argument.annotation in (kind, kind.__name__):  # a word where annotations are not evaluated
+            return kind
+    return Any
 
 
 def _find_default(argument: inspect.Parameter) -> Any:

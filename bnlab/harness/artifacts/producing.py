@@ -49,25 +49,38 @@ def ensure_trained(run: Run, list_checkpoints: Callable[[Run], Iterable[int]] = 
     with run.lock:
         while not run.is_complete(list_checkpoints(run)):
             (run.folder / "status.json").unlink(missing_ok=True)
-            _train(run, {*list_checkpoints(run), *run.requested, *run.list_checkpoints(), run.steps})
+            kept = {*list_checkpoints(run), *run.requested, *run.list_checkpoints(), run.steps}
+            _train(run, kept)
 
 
 def _train(run: Run, kept: set[int]) -> None:
-    progress, seconds, path = states.start_training(run), 0.0, run.folder / "state.safetensors"
+    progress = states.start_training(run)
+    seconds = 0.0
+    path = run.folder / "state.safetensors"
     if path.exists():
         seconds = states.restore_state(run, progress, path)
         print(f"{run.id}: continuing from step {progress.step} of {run.steps}", flush=True)
     else:
-        write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(run.config), sort_keys=False))
-        write_text(run.folder / "environment.json", json.dumps(describe_environment(run.device), indent=1))
+        settings = yaml.safe_dump(asdict(run.config), sort_keys=False)
+        environment = json.dumps(describe_environment(run.device), indent=1)
+        write_text(run.folder / "config.yaml", settings)
+        write_text(run.folder / "environment.json", environment)
+
     recorder = Recorder(run, progress, seconds)
 
     def save_checkpoint(progress: Progress) -> None:
         if progress.step in kept:
             run.save_checkpoint(progress.step, progress.measured.state_dict())
 
-    callbacks = [recorder.log, build_freezer(run), build_averager(run), save_checkpoint, recorder.save_when_due]
-    callbacks += [build_live_log(run, progress), build_announcer(run, progress)]
+    callbacks = [
+        recorder.log,
+        build_freezer(run),
+        build_averager(run),
+        save_checkpoint,
+        recorder.save_when_due,
+        build_live_log(run, progress),
+        build_announcer(run, progress),
+    ]
     status = "finished"
     try:
         with recorder:
@@ -76,80 +89,103 @@ def _train(run: Run, kept: set[int]) -> None:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
         status = "diverged"
     recorder.save_record(progress.step)
-    found = {"status": status, "step": progress.step, "train_seconds": recorder.seconds, "final_loss": progress.loss}
+
+    end = {
+        "status": status,
+        "step": progress.step,
+        "train_seconds": recorder.seconds,
+        "final_loss": progress.loss,
+    }
     path.unlink(missing_ok=True)
-    write_text(run.folder / "status.json", json.dumps(found, indent=1))
+    write_text(run.folder / "status.json", json.dumps(end, indent=1))
 
 
 def build_announcer(run: Run, progress: Progress) -> Callback:
-    """A callback that prints a line a minute, with the time that is left from this progress on, and one at the end."""
-    first, started = progress.step, time.monotonic()
-    told = started
+    """Build a callback that prints a line a minute, with the time that is left, and one at the end."""
+    first = progress.step
+    started = time.monotonic()
+    announced = started
 
     def announce(progress: Progress) -> None:
-        nonlocal told
-        now, left = time.monotonic(), run.steps - progress.step
-        if left and now - told < _LINE_SECONDS:
+        nonlocal announced
+        now = time.monotonic()
+        left = run.steps - progress.step
+        if left and now - announced < _LINE_SECONDS:
             return
-        told, seconds = now, now - started
-        to_go = format_seconds(seconds * left / (progress.step - first))
-        end = f"about {to_go} left" if left else f"trained in {format_seconds(seconds)}"
+        announced = now
+
+        seconds = now - started
+        if left:
+            seconds_left = seconds * left / (progress.step - first)
+            end = f"about {format_seconds(seconds_left)} left"
+        else:
+            end = f"trained in {format_seconds(seconds)}"
         print(f"{run.id}  step {progress.step:,} of {run.steps:,}  loss {progress.loss:.3f}  {end}", flush=True)
 
     return announce
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration as a reader needs it: `42 s`, `7 min`, `2.5 h`."""
+    """Format a duration as a reader needs it: `42 s`, `7 min`, `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]:
-    """The weights and buffers after these updates of a finished training, which is done again; nothing is written.
+    """Compute weights and buffers after these updates of a finished training by training again; nothing is written.
 
     Raises:
         JobError: training does not give what it gave before.
     """
-    found: dict[int, dict[str, Tensor]] = {}
+    weights: dict[int, dict[str, Tensor]] = {}
     losses = run.read_log().set_index("step")["loss"]
     torch.set_num_threads(run.environment["threads"])  # on which the last bits of sums depend
 
     def keep(progress: Progress) -> None:
         if progress.step in steps:
-            found[progress.step] = {name: value.clone() for name, value in progress.measured.state_dict().items()}
+            tensors = progress.measured.state_dict()
+            weights[progress.step] = {name: value.clone() for name, value in tensors.items()}
 
     def compare(progress: Progress) -> None:
-        if progress.loss != (before := losses[progress.step]):
+        before = losses[progress.step]
+        if progress.loss != before:
             difference = f"the loss of step {progress.step} was {before}, now it is {progress.loss}"
             raise JobError(f"cannot be trained again as it was: {difference}; environment.json has its versions")
 
-    # One update more shows that the last weights are those of the first training.
-    progress, until = states.start_training(run), min(max(steps) + 1, run.steps)
+    progress = states.start_training(run)
     keep(progress)
     callbacks = [compare, build_freezer(run), build_averager(run), keep]
+    # One update more shows that the last weights are those of the first training.
+    until = min(max(steps) + 1, run.steps)
     # Recording rounds the buffers' last bit as in the first training.
     with states.record_moments(run, progress):
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
-    return found
+    return weights
 
 
 class Recorder:
     """Callbacks that keep a run's log and trace, and save them together with the state every few seconds."""
 
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
-        self._run, self._started = run, time.perf_counter() - seconds
+        self._run = run
+        self._started = time.perf_counter() - seconds
         for path in run.list_trace_parts():
-            if int(path.stem[-7:]) > progress.step:  # written after the state
+            last_step = int(path.stem[-7:])
+            if last_step > progress.step:  # written after the state
                 path.unlink()
-        log = run.read_log()[: progress.step].itertuples(index=False, name=None) if progress.step else ()
-        self._rows: list[tuple[Any, ...]] = [*log]
+
+        self._rows: list[tuple[Any, ...]] = []
+        if progress.step:
+            log = run.read_log()[: progress.step]
+            self._rows += log.itertuples(index=False, name=None)
         self._record(progress)
 
     @property
     def seconds(self) -> float:
-        """Spent on training, in all processes that had a part in it."""
+        """Seconds of training, in all processes that had a part in it."""
         return time.perf_counter() - self._started
 
     def log(self, progress: Progress) -> None:
@@ -168,11 +204,15 @@ class Recorder:
     def save_record(self, step: int) -> None:
         """Write the trace since the last time, up to `step`, and the log."""
         self._open.close()
-        folder, trace = self._run.folder, self._trace
+        folder = self._run.folder
+        trace = self._trace
         if trace is not None and step > trace.first_step:
             trace.truncate(step)
-            trace.save(folder / "trace" / f"{trace.first_step:07d}-{step:07d}.safetensors")
-        schema.write_frame(folder / "log.parquet", pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"]))
+            name = f"{trace.first_step:07d}-{step:07d}.safetensors"
+            trace.save(folder / "trace" / name)
+
+        log = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
+        schema.write_frame(folder / "log.parquet", log)
 
     def __enter__(self) -> None:
         """Record until the end of the block; what ends it in the middle of an update leaves the record unchecked."""

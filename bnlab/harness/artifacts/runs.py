@@ -1,4 +1,4 @@
-"""A trained network on disk: where it lies, what it consists of, and how its files are read.
+"""A trained network on disk: its folder, and how its files are read.
 
     results/runs/<hash>/seed_<k>/
         config.yaml  environment.json  log.parquet  trace/<from>-<to>.safetensors
@@ -40,7 +40,7 @@ _PACKAGES = ("bnlab", "torch", "torchvision", "numpy", "pandas", "hydra-core")
 
 
 class Run:
-    """One network: its configuration and its folder. What reads a file raises `Unreadable` if that cannot be read."""
+    """One network: its configuration and its folder. Methods that read a file raise `Unreadable` if they cannot."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -54,7 +54,9 @@ class Run:
     @cached_property
     def device(self) -> torch.device:
         name = self.config.device
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(name)
 
     @cached_property
     def batches(self) -> Batches:
@@ -63,10 +65,10 @@ class Run:
             self.dataset.train,
             config.batch_size,
             Seeds.of(config.seed),
-            config.data.shift,
-            config.data.flips,
-            config.order,
-            self.dataset.augmented,
+            shift=config.data.shift,
+            flip=config.data.flips,
+            order=config.order,
+            augmented=self.dataset.augmented,
         )
 
     @cached_property
@@ -81,70 +83,84 @@ class Run:
 
     @property
     def has_trace(self) -> bool:
-        """Whether the network trains with statistics of its batches, which are recorded."""
+        """True if the network trains with statistics of its batches, which are recorded."""
         return self.config.norm.uses_batch
 
     @property
     def wanted(self) -> list[int]:
         """The steps to be measured: those of `evaluate_at`; of a run that diverged, those before that."""
-        steps, status = list_steps(self.config.evaluate_at, self.steps), self.status
-        end = status["step"] if status and status["status"] == "diverged" else self.steps + 1
-        return [step for step in steps if step < end]
+        steps = list_steps(self.config.evaluate_at, self.steps)
+        status = self.status
+        if status and status["status"] == "diverged":
+            return [step for step in steps if step < status["step"]]
+        return steps
 
     @property
     def predicted(self) -> list[int]:
         """The steps of `wanted` at which the network's predictions are measured too: `accuracy_at`."""
-        if (at := self.config.accuracy_at) == "final":
+        if self.config.accuracy_at == "final":
             return self.wanted[-1:]
-        return self.wanted if at == "all" else sorted({*self.wanted} & {*list_steps(at, self.steps)})
+        if self.config.accuracy_at == "all":
+            return self.wanted
+        chosen = list_steps(self.config.accuracy_at, self.steps)
+        return [step for step in self.wanted if step in chosen]
 
     def limit_at(self, step: int) -> int | None:
-        """How many images of a split are measured at a step, `population_images`; None: all, as at the last step."""
+        """Return how many images of a split are measured at a step; None: all, as always at the last step."""
         return None if step == self.steps else self.config.population_images
 
     @property
     def predictions(self) -> list[tuple[str, str]]:
         """Split and shift of the images that are predicted: `evaluate_on` and `shifts`."""
-        return list_predictions(self.config.data, as_list(self.config.evaluate_on), as_list(self.config.shifts))
+        splits = as_list(self.config.evaluate_on)
+        shifts = as_list(self.config.shifts)
+        return list_predictions(self.config.data, splits, shifts)
 
     def images_of(self, split: str, shift: str) -> Split:
-        """What is predicted of a split under a shift."""
+        """Return the images of a split that are predicted under a shift."""
         return shift_images(self.dataset, self.config.data, split, shift)
 
     def digest_of(self, split: str, shift: str) -> str:
-        """The digest of `images_of`."""
+        """Digest `images_of`."""
         return digest_of_shifted(self.dataset, self.config.data, split, shift)
 
     def new_model(self) -> nn.Module:
-        """The network before training, on the device."""
-        config, (_, channels, size, _) = self.config, self.dataset.train.images.shape
-        seed = Seeds.of(config.seed).initialization
-        of_data = {"channels": channels, "image_size": size, "classes": self.dataset.classes}
-        return build_model(config.model, config.norm, **of_data, seed=seed, steps=self.steps).to(self.device)
+        """Build the network before training, on the device."""
+        _, channels, size, _ = self.dataset.train.images.shape
+        model = build_model(
+            self.config.model,
+            self.config.norm,
+            channels=channels,
+            image_size=size,
+            classes=self.dataset.classes,
+            seed=Seeds.of(self.config.seed).initialization,
+            steps=self.steps,
+        )
+        return model.to(self.device)
 
     @property
     def lock(self) -> FileLock:
-        """Held while the network is trained or measured; this process may take it again while it holds it."""
+        """A lock for training or measuring the network; this process may take it again while it holds it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder.with_name(f"{self.folder.name}.lock"), is_singleton=True)
 
     @property
     def finished(self) -> bool:
-        """Whether training has come to its end, or diverged."""
+        """True once training has come to its end, or diverged."""
         return (self.folder / "status.json").exists()
 
     def is_complete(self, checkpoints: Iterable[int]) -> bool:
-        """Whether it has finished, with a checkpoint of each of these steps."""
-        return self.finished and {*checkpoints} <= {*self.list_checkpoints()}
+        """Return whether it has finished, with a checkpoint of each of these steps."""
+        return self.finished and set(checkpoints) <= set(self.list_checkpoints())
 
     @property
     def status(self) -> dict[str, Any] | None:
-        """How training ended: status, step, train_seconds, final_loss; None before that."""
+        """The end of training: status, step, train_seconds, final_loss; None before that."""
         return self._read("status.json") if self.finished else None
 
     @property
     def environment(self) -> dict[str, Any]:
-        """In what the network was trained, see `describe_environment`."""
+        """Versions and device with which the network was trained, see `describe_environment`."""
         return self._read("environment.json")
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -152,7 +168,7 @@ class Run:
             return json.loads((self.folder / name).read_text())  # type: ignore[no-any-return]
 
     def read_log(self) -> pd.DataFrame:
-        """The columns step, loss and accuracy, a row for each update."""
+        """Read the columns step, loss and accuracy, a row for each update."""
         return schema.read_frame(self.folder / "log.parquet")
 
     @cached_property
@@ -164,54 +180,61 @@ class Run:
         return self.folder / "checkpoints" / f"step_{step:07d}.safetensors"
 
     def list_checkpoints(self) -> list[int]:
-        """The steps of which there are checkpoints."""
-        return [int(path.stem[-7:]) for path in sorted(self.folder.glob("checkpoints/step_*.safetensors"))]
+        """List the steps of which there are checkpoints."""
+        paths = sorted(self.folder.glob("checkpoints/step_*.safetensors"))
+        return [int(path.stem[-7:]) for path in paths]
 
     @property
     def requested(self) -> list[int]:
         """The steps whose checkpoints a sweep has requested beside those of the job that trains the network."""
-        has_any = (self.folder / _REQUESTED).exists()
-        return list(self._read(_REQUESTED)["checkpoints"]) if has_any else []
+        if not (self.folder / _REQUESTED).exists():
+            return []
+        return list(self._read(_REQUESTED)["checkpoints"])
 
     def request(self, checkpoints: Iterable[int]) -> None:
-        """Let whoever trains the network keep checkpoints of these steps too."""
-        write_text(self.folder / _REQUESTED, json.dumps({"checkpoints": sorted(checkpoints)}))
+        """Ask the process that trains the network to keep checkpoints of these steps too."""
+        request = {"checkpoints": sorted(checkpoints)}
+        write_text(self.folder / _REQUESTED, json.dumps(request))
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the weights and buffers of `Progress.measured` after `step` updates."""
         save_tensors(self.checkpoint(step), tensors, _CHECKPOINT, {})
 
     def load_checkpoint(self, step: int) -> dict[str, Tensor]:
-        """What `save_checkpoint` wrote."""
-        with reading(self.checkpoint(step)):
-            return load_tensors(self.checkpoint(step), _CHECKPOINT)[0]
+        """Read the tensors that `save_checkpoint` wrote."""
+        path = self.checkpoint(step)
+        with reading(path):
+            tensors, _ = load_tensors(path, _CHECKPOINT)
+        return tensors
 
     def model_at(self, step: int) -> nn.Module:
-        """The network after `step` updates, with `averaging` the averaged one."""
+        """Load the network after `step` updates, with `averaging` the averaged one."""
         model = self.new_model()
         model.load_state_dict(self.load_checkpoint(step))
         return model
 
     def list_trace_parts(self) -> list[Path]:
-        """The files of the trace in order; their names end with the step up to which they are."""
+        """List the files of the trace in order; their names end with their last step."""
         return sorted(self.folder.glob("trace/*.safetensors"))
 
     @cached_property
     def trace(self) -> MomentTrace:
         """The batch moments of the whole training, of a network that has statistics of its batches (`has_trace`)."""
         with reading(self.folder / "trace"):
-            trace = MomentTrace.join([MomentTrace.load(path) for path in self.list_trace_parts()])
+            parts = [MomentTrace.load(path) for path in self.list_trace_parts()]
+            trace = MomentTrace.join(parts)
         if trace.last_step == self.frozen_from and self.status:  # nothing is recorded after it
             trace.last_step = self.status["step"]
         return trace
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and threads, without anything that names the machine."""
+    """Describe versions, device and threads, without anything that names the machine."""
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": device_name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

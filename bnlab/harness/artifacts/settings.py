@@ -114,23 +114,32 @@ GROUPS: dict[str, Mapping[str, Any]] = {
 
 
 def network(config: Config) -> dict[str, Any]:
-    """All settings that the trained network depends on, seed apart, with defaults left off: what it is named by.
+    """Collect all settings that the trained network depends on, seed apart, with defaults left off: they name it.
 
     A field that is added later with a default leaves old networks their names.
     """
-    length = "epochs" if config.steps is None else "steps"
-    found: dict[str, Any] = {"batch_size": config.batch_size, length: getattr(config, length)}
-    freezing = [] if config.freeze_at is None else ["freeze_at", "freeze_with"]
-    found |= _leave_off_usual(config, ["order", "averaging", *freezing])
+    settings: dict[str, Any] = {"batch_size": config.batch_size}
+    if config.steps is None:
+        settings["epochs"] = config.epochs
+    else:
+        settings["steps"] = config.steps
+    keys = ["order", "averaging"]
+    if config.freeze_at is not None:
+        keys += ["freeze_at", "freeze_with"]
+    settings |= _leave_off_usual(config, keys)
     for group in GROUPS:
-        chosen = getattr(config, group)
-        unread = getattr(chosen, "unread", ())
-        keys = [f.name for f in fields(chosen) if f.name not in unread]
-        inner = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
-        if chosen.is_own:
-            inner["source"] = digest_of_source(import_object(chosen.name))
-        found[group] = inner
-    return found
+        settings[group] = _describe_choice(getattr(config, group))
+    return settings
+
+
+def _describe_choice(chosen: Any) -> dict[str, Any]:
+    """Collect the settings of a component that the trained network depends on, and the digest of a user's own code."""
+    unread = getattr(chosen, "unread", ())
+    keys = [each.name for each in fields(chosen) if each.name not in unread]
+    settings = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
+    if chosen.is_own:
+        settings["source"] = digest_of_source(import_object(chosen.name))
+    return settings
 
 
 def list_own_settings(config: Config) -> dict[str, Any]:
@@ -144,13 +153,14 @@ def list_own_settings(config: Config) -> dict[str, Any]:
 
 
 def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:
-    """The keys with their values, without those that have the default."""
-    usual = {f.name: f.default for f in fields(chosen)}
-    return {key: getattr(chosen, key) for key in keys if getattr(chosen, key) != usual[key]}
+    """Collect the values of these keys, without those that are the default."""
+    usual = {each.name: each.default for each in fields(chosen)}
+    values = {key: getattr(chosen, key) for key in keys}
+    return {key: value for key, value in values.items() if value != usual[key]}
 
 
 def restore_config(values: Mapping[str, Any]) -> Config:
-    """Make a configuration of its settings as a run's `config.yaml` has them; what is not among them has its default.
+    """Make a configuration of its settings as a run's `config.yaml` has them; missing ones get their default.
 
     Raises:
         UserError: a function of the user's own cannot be imported.
@@ -162,7 +172,7 @@ def restore_config(values: Mapping[str, Any]) -> Config:
 
 
 def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
-    """What was chosen of a group: by its name one of bnlab's choices, or a function of the user's own."""
+    """Restore the choice of a group: one of bnlab's by its name, or a function of the user's own."""
     name = values["name"]
     choices = [choice for choice in GROUPS[group].values() if choice.name == name]
     if choices:
@@ -172,41 +182,58 @@ def _restore_choice(group: str, values: Mapping[str, Any]) -> Any:
     else:
         choice = Torchvision()
     known = {each.name for each in fields(choice)}
-    return replace(choice, **{key: value for key, value in values.items() if key in known})
+    changes = {key: value for key, value in values.items() if key in known}
+    return replace(choice, **changes)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under their dotted names."""
-    found: dict[str, Any] = {}
+    """Bring nested settings under their dotted names."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def network_hash(config: Config) -> str:
-    """Ten hexadecimal digits that name the network's settings."""
-    return digest(json.dumps(network(config), sort_keys=True), digits=10)
+    """Digest the network's settings to ten hexadecimal digits, which name it."""
+    settings = json.dumps(network(config), sort_keys=True)
+    return digest(settings, digits=10)
 
 
 def total_steps(config: Config, images: int) -> int:
-    """Updates in the whole training."""
-    return config.steps if config.steps is not None else config.epochs * steps_per_epoch(images, config.batch_size)
+    """Count the updates in the whole training."""
+    if config.steps is not None:
+        return config.steps
+    return config.epochs * steps_per_epoch(images, config.batch_size)
 
 
 def freezing_step(config: Config, steps: int) -> int | None:
-    """The updates of `steps` after which batch norm is frozen; None: it never is."""
-    return None if config.freeze_at is None else max(1, round(config.freeze_at * steps))
+    """Find the step from which on batch norm is frozen in a training of `steps` updates; None: it never is."""
+    if config.freeze_at is None:
+        return None
+    return max(1, round(config.freeze_at * steps))
 
 
 def list_steps(wanted: Any, steps: int) -> list[int]:
-    """The steps that a setting such as `evaluate_at` means, ascending, all in 1..`steps`."""
+    """List the steps that a setting such as `evaluate_at` means, ascending, all in 1..`steps`."""
     if wanted == "final":
         return [steps]
     if wanted == "log":
-        return sorted({round(steps ** (i / 9)) for i in range(10)})
-    return sorted({max(1, round(at * steps)) if isinstance(at, float) else at for at in as_list(wanted)})
+        points = [round(steps ** (ninths / 9)) for ninths in range(10)]
+        return sorted(set(points))
+    return sorted({_find_step(at, steps) for at in as_list(wanted)})
+
+
+def _find_step(at: int | float, steps: int) -> int:
+    """Find the step of a share of the training, a float; an integer is the step itself."""
+    if isinstance(at, float):
+        return max(1, round(at * steps))
+    return at
 
 
 def as_list(value: Any) -> list[Any]:
-    """The values of a setting that takes one or a list."""
+    """List the values of a setting that takes one or a list."""
     return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,4 +1,4 @@
-"""Training one network: batches by step, schedule, loop. What else happens at a step enters through callbacks."""
+"""Training one network: batches by step, schedule, loop. Callbacks add what else happens at a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_order(order: str) -> None:
 
 
 class Diverged(Exception):
-    """The loss, a weight or a running statistic became NaN or infinite."""
+    """A training in which the loss, a weight or a running statistic became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,23 @@ class Seeds:
 
     @staticmethod
     def of(seed: int) -> Seeds:
+        """Derive the seeds from one."""
         generator = torch.Generator().manual_seed(seed)
-        return Seeds(*torch.randint(2**31, (3,), generator=generator).tolist())
+        seeds = torch.randint(2**31, (3,), generator=generator)
+        return Seeds(*seeds.tolist())
 
 
 ORDERS = ("shuffled", "replacement", "sorted", "blocks")
 
 
 def block_size(order: str) -> int | None:
-    """16 of `blocks:16`; None of other orders."""
+    """Read 16 from `blocks:16`; None from other orders."""
     found = re.fullmatch(r"blocks:([1-9]\d*)", order)
     return int(found[1]) if found else None
 
 
 def _number_blocks(labels: Tensor, size: int) -> Tensor:
-    """Of ascending labels [N], the number of each one's block; a block has one label, `size` times or the rest."""
+    """Number the blocks of ascending labels [N]: each block has `size` images of a class, its last one the rest."""
     _, counts = labels.unique_consecutive(return_counts=True)
     places = torch.cat([torch.arange(count) for count in counts.tolist()])
     return (places % size == 0).cumsum(0) - 1
@@ -87,7 +89,7 @@ class Batches:
 
     @property
     def augments(self) -> bool:
-        """Whether images are trained on that are not in the split."""
+        """True if images are trained on that are not in the split."""
         return bool(self.shift) or self.flip or self.augmented is not None
 
     @property
@@ -95,33 +97,41 @@ class Batches:
         return steps_per_epoch(len(self.split.labels), self.batch_size)
 
     def epoch_order(self, epoch: int) -> Tensor:
-        """Indices of the epoch's images in their order, int64 [N] on the CPU."""
-        generator, images = torch.Generator().manual_seed(self.seeds.order + epoch), len(self.split.labels)
+        """Draw the order of the epoch's images, int64 [N] on the CPU."""
+        generator = torch.Generator().manual_seed(self.seeds.order + epoch)
+        images = len(self.split.labels)
         if self.order == "replacement":
             return torch.randint(images, (images,), generator=generator)
         shuffled = torch.randperm(images, generator=generator)
         if self.order == "shuffled":
             return shuffled
+
         labels = self.split.labels.cpu()
-        by_class = shuffled[labels[shuffled].argsort(stable=True)]
+        places_by_class = labels[shuffled].argsort(stable=True)
+        by_class = shuffled[places_by_class]
         if self.order == "sorted":
             return by_class
-        blocks = _number_blocks(labels[by_class], block_size(self.order) or images)
-        places = torch.randperm(int(blocks[-1]) + 1, generator=generator)[blocks]
+
+        size = block_size(self.order) or images
+        blocks = _number_blocks(labels[by_class], size)
+        order_of_blocks = torch.randperm(int(blocks[-1]) + 1, generator=generator)
+        places = order_of_blocks[blocks]
         return by_class[places.argsort(stable=True)]
 
     def from_step(self, step: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """(images, labels) of the batch before update `step + 1`, and all after it, without end."""
+        """Yield (images, labels) of the batch for update `step + 1`, and all after it, without end."""
         while True:
             epoch, first = divmod(step, self.per_epoch)
             order = self.epoch_order(epoch).to(self.split.labels.device)
             for position in range(first, self.per_epoch):
-                index = order[position * self.batch_size : (position + 1) * self.batch_size]
-                yield self._draw_images(index, self.seeds.augmentation + step), self.split.labels[index]
+                start = position * self.batch_size
+                index = order[start : start + self.batch_size]
+                images = self._draw_images(index, self.seeds.augmentation + step)
+                yield images, self.split.labels[index]
                 step += 1
 
     def _draw_images(self, index: Tensor, seed: int) -> Tensor:
-        """The images of these numbers, augmented."""
+        """Draw the images of these numbers, augmented."""
         if self.augmented is None:
             images = self.split.images[index].contiguous(memory_format=torch.channels_last)
         else:
@@ -131,13 +141,14 @@ class Batches:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Batches in an epoch; a last batch of one image has no variance and is dropped."""
-    return images // batch_size + (images % batch_size > 1)
+    """Count the batches in an epoch; a last batch of one image has no variance and is dropped."""
+    full, rest = divmod(images, batch_size)
+    return full + 1 if rest > 1 else full
 
 
 @dataclass
 class Progress:
-    """Where training stands after an update; callbacks read it."""
+    """The state of training after an update, which callbacks read."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -148,7 +159,7 @@ class Progress:
 
     @property
     def measured(self) -> nn.Module:
-        """What checkpoints keep: the average of the weights and buffers once it has begun, without one the model."""
+        """The network that checkpoints keep: the average of weights and buffers once it has begun, else the model."""
         if self.average is None or not self.average.n_averaged:
             return self.model
         return self.average.module
@@ -173,7 +184,8 @@ def train(
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
             may not be finite; those before were.
     """
-    model, optimizer = progress.model, progress.optimizer
+    model = progress.model
+    optimizer = progress.optimizer
     state = model.state_dict()
     # Non-finite weights surface in the next batch's variances, which are few numbers. The loss alone may stay finite,
     # because x/∞ is 0.
@@ -183,25 +195,33 @@ def train(
         if progress.step >= (until or steps):
             _require_finite(state.values(), progress.step, progress.loss)
             return
+
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * lr_factor(config.schedule, progress.step, steps)
         logits = model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         value = loss.item()
         _require_finite(variances, progress.step, value)
         optimizer.step()
+
+        is_right = logits.detach().argmax(1) == labels
         progress.step += 1
         progress.loss = value
-        progress.accuracy = (logits.detach().argmax(1) == labels).double().mean().item()
+        progress.accuracy = is_right.double().mean().item()
         for callback in callbacks:
             callback(progress)
 
 
 def _require_finite(tensors: Iterable[Tensor], step: int, loss: float) -> None:
+    """Raise Diverged for a number that is not finite."""
     if not math.isfinite(loss):
         raise Diverged(f"the loss is {loss} on the weights of step {step}")
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
-    if sums and not torch.stack(sums).isfinite().all():
+    if not sums:
+        return
+    is_finite = torch.stack(sums).isfinite()
+    if not is_finite.all():
         raise Diverged(f"weights or batch statistics are not finite at step {step}")

@@ -6,6 +6,8 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,21 +34,28 @@ def try_training(run: Run) -> dict[str, int]:
     Raises:
         UserError: the network is too large, cannot take the images or cannot be trained.
     """
-    progress, classes = _start_within_memory(run), run.dataset.classes
+    progress = _start_within_memory(run)
     try:
         with _count_calls(progress.model) as calls:
             logits = progress.model(run.dataset.train.images[:2])
-        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-            raise ValueError(f"found {getattr(logits, 'shape', type(logits))} of two images, not logits [2, {classes}]")
+        _require_logits(logits, run.dataset.classes)
+        batches = replace(run.batches, batch_size=2)
         with states.record_moments(run, progress), contextlib.suppress(Diverged):  # which is a result
-            train(progress, replace(run.batches, batch_size=2), run.config.optimizer, run.steps, [], until=1)
+            train(progress, batches, run.config.optimizer, run.steps, [], until=1)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"model={run.config.model.name}: cannot be trained, {where_raised(error)}") from error
     return {name: count for name, count in calls.items() if count > 1}
 
 
+def _require_logits(found: Any, classes: int) -> None:
+    """Raise ValueError unless these are the logits of two images."""
+    if not isinstance(found, Tensor) or found.shape != (2, classes):
+        shape = getattr(found, "shape", type(found))
+        raise ValueError(f"found {shape} of two images, not logits [2, {classes}]")
+
+
 def _start_within_memory(run: Run) -> Progress:
-    """The training at step 0; UserError, before weights are drawn, if they do not fit into the free memory."""
+    """Begin the training at step 0; UserError, before weights are drawn, if they do not fit into the free memory."""
     with _limit_parameters(run):
         if run.config.model.is_layered:
             _build_without_memory(run)
@@ -55,10 +64,19 @@ def _start_within_memory(run: Run) -> Progress:
 
 def _build_without_memory(run: Run) -> None:
     """Build the network where tensors hold no values, so that a limit on parameters is met before memory is used."""
-    config, (_, channels, size, _), classes = run.config, run.dataset.train.images.shape, run.dataset.classes
+    config = run.config
+    classes = run.dataset.classes
+    _, channels, size, _ = run.dataset.train.images.shape
     try:
         with torch.device("meta"):
-            build_model(config.model, config.norm, channels=channels, image_size=size, classes=classes, seed=0)
+            build_model(
+                config.model,
+                config.norm,
+                channels=channels,
+                image_size=size,
+                classes=classes,
+                seed=0,
+            )
     except (OverflowError, RuntimeError, TypeError) as error:  # sizes beyond 64 bits
         reason = str(error).partition("\n")[0]
         raise UserError(f"model={config.model.name}: has more parameters than can be counted ({reason})") from error
@@ -66,19 +84,21 @@ def _build_without_memory(run: Run) -> None:
 
 @contextlib.contextmanager
 def _limit_parameters(run: Run) -> Iterator[None]:
-    """In the block, no network is built whose training needs more memory than is free."""
-    config, free = run.config, find_free_bytes(run.device)
-    needed = _FLOAT * _count_copies(config)
+    """Refuse to build a network in the block whose training needs more memory than is free."""
+    free = find_free_bytes(run.device)
+    bytes_of_one = _FLOAT * _count_copies(run.config)
     parameters = 0
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         nonlocal parameters
         if not is_lazy(parameter):
             parameters += parameter.numel()
-        if needed * parameters > free:
+        needed = bytes_of_one * parameters
+        if needed > free:
+            name = run.config.model.name
             raise UserError(
-                f"model={config.model.name}: has {parameters:,} parameters or more; with gradients and the optimizer's "
-                f"state they need {needed * parameters / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+                f"model={name}: has {parameters:,} parameters or more; with gradients and the optimizer's "
+                f"state they need {needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
             )
 
     hook = register_module_parameter_registration_hook(add)
@@ -89,17 +109,22 @@ def _limit_parameters(run: Run) -> Iterator[None]:
 
 
 def _count_copies(config: Config) -> int:
-    """How many numbers training keeps for each parameter: itself, its gradient, the optimizer's state, its average."""
-    return 2 + config.optimizer.moments + (config.averaging != "none")
+    """Count the numbers that training keeps for each parameter: itself, gradient, the optimizer's state, average."""
+    averages = 0 if config.averaging == "none" else 1
+    return 2 + config.optimizer.moments + averages
 
 
 @contextlib.contextmanager
 def _count_calls(model: nn.Module) -> Iterator[Counter[str]]:
-    """In the block, count the calls of each batch-norm layer."""
+    """Count the calls of each batch-norm layer in the block."""
     calls: Counter[str] = Counter()
+
+    def count(name: str, *arguments: object) -> None:
+        calls[name] += 1
+
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, BatchNorm):
-                hook = module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+                hook = module.register_forward_hook(partial(count, name))
                 stack.callback(hook.remove)
         yield calls

@@ -11,7 +11,7 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 @cache
 def torchvision() -> ModuleType:
-    """The torchvision module: models, data sets and transforms work, `torchvision.io` may not."""
+    """Import the torchvision module; models, data sets and transforms work, `torchvision.io` may not."""
     try:
         return import_module("torchvision")
     except RuntimeError as error:

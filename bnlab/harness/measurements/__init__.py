@@ -1,4 +1,4 @@
-"""What is measured on a trained network: a measurement a file, found by the name of its table."""
+"""Measurements on trained networks: each in a file, found by the name of its table."""
 
 from bnlab.harness.measurements.base import Measurement, list_measurements, list_names, list_read
 

@@ -1,4 +1,4 @@
-"""Where statistics come from: a name in `estimator=` and what it means for a trained network."""
+"""Sources of statistics: the meaning of a name in `estimator=` for a trained network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.inference import Rule
 
-# Statistics of frozen weights: population upstream; moments pooled over all batches (Wu & Johnson 2021; fvcore); the
-# mean of batch means and of unbiased variances (torch's update_bn); the same weighted by sizes (SWA's reference code).
-# All but exact are taken in batches of the training size, which normalize themselves: with norm=ghost part by part.
 FROZEN = ("exact", "precise", "update_bn", "swa")
-# Of a network whose weights are averaged: its own running averages; its buffers, averaged as the weights (use_buffers).
+"""Statistics of frozen weights.
+
+exact: of the whole population, layer after layer.
+precise: moments pooled over all batches (Wu & Johnson 2021; fvcore).
+update_bn: the mean of batch means and of unbiased variances (torch's update_bn).
+swa: the same weighted by the sizes of batches (SWA's reference code).
+
+All but exact are taken in batches of the training size, which normalize themselves: with norm=ghost part by part.
+"""
 AVERAGING = ("stale", "averaged")
+"""Statistics of a network whose weights are averaged: its running averages; its buffers, averaged like weights."""
 _TRIAL = 8  # batches that running estimators are tried on
 _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it says otherwise
 

@@ -73,7 +73,7 @@ class Dataset:
         return Split(images, self.train.labels, f"{self.train.digest}-augmented")
 
     def images_of(self, split: str) -> Split:
-        """Select what is predicted of a split: all of test and val, of train at most as many images as test has."""
+        """Select the images of a split that are predicted: all of test or val, of train at most as many as test has."""
         if split != "train":
             return {"test": self.test, "val": self.val}[split]
 
@@ -124,14 +124,16 @@ def _standardize(images: Tensor, mean: Sequence[float], std: Sequence[float], de
 
 def _require_contrast(data: Data, images: Tensor) -> None:
     """Raise UserError for a channel that has a standard deviation of 0, by which no pixel can be divided."""
-    is_constant = images.amin((0, 2, 3)) == images.amax((0, 2, 3))
-    if is_constant.any():
-        channel = int(is_constant.nonzero()[0])
-        value = images[0, channel, 0, 0].item()
-        raise UserError(
-            f"data={data.name}: channel {channel} of {images.shape[1]} is {value:g} in each pixel of all "
-            f'{len(images):,} training images; leave it out, such as an alpha channel by image.convert("RGB")'
-        )
+    smallest = images.amin((0, 2, 3))
+    largest = images.amax((0, 2, 3))
+    is_constant = smallest == largest
+    if not is_constant.any():
+        return
+    channel = int(is_constant.nonzero()[0])
+    raise UserError(
+        f"data={data.name}: channel {channel} of {images.shape[1]} is {smallest[channel].item():g} in each pixel of "
+        f'all {len(images):,} training images; leave it out, such as an alpha channel by image.convert("RGB")'
+    )
 
 
 def _digest_of_images(images: Tensor, labels: Tensor) -> str:
@@ -146,9 +148,12 @@ def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
         moments = Moments.of(images)
         return moments.mean.tolist(), moments.var.sqrt().tolist()
 
-    channels = [_count_moments(images[:, channel].flatten()) for channel in range(images.shape[1])]
-    means = [mean for mean, _ in channels]
-    deviations = [deviation for _, deviation in channels]
+    means = []
+    deviations = []
+    for channel in images.unbind(1):
+        mean, deviation = _count_moments(channel.flatten())
+        means.append(mean)
+        deviations.append(deviation)
     return means, deviations
 
 

@@ -31,4 +31,7 @@ class Digits(Data):
         labels = torch.from_numpy(bunch.target).long()
         order = draw_order(len(labels))
         test, train = order.tensor_split([len(labels) // 5])
-        return Parts((images[train], labels[train]), (images[test], labels[test]))
+        return Parts(
+            train=(images[train], labels[train]),
+            test=(images[test], labels[test]),
+        )

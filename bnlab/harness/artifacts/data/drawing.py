@@ -88,8 +88,9 @@ def _draw_chunk(atlas: Tensor, level: Difficulty, generator: torch.Generator) ->
     if level.clutter:
         neighbors = _push_out(cells.roll(1, 0), level, generator)
         ink = torch.maximum(ink, level.clutter * neighbors)
-    pixels = _put_on_paper(ink, level, generator)
-    return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8), labels
+    brightness = _put_on_paper(ink, level, generator)
+    pixels = brightness.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return pixels, labels
 
 
 def _distort(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Tensor:
@@ -97,8 +98,8 @@ def _distort(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Te
     turns = _draw_normal(generator, 4)
     shifts = _draw_normal(generator, 2) * level.shift
     grid = _make_grid(turns, shifts, level)
-    bend = _draw_smooth(generator, 2, 5, level.elastic)
-    return F.grid_sample(cells, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+    bend = _draw_smooth(generator, 2, 5, level.elastic).permute(0, 2, 3, 1)
+    return F.grid_sample(cells, grid + bend, align_corners=False)
 
 
 def _push_out(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Tensor:
@@ -176,7 +177,8 @@ def _load_font(name: str) -> ImageFont.FreeTypeFont:
 
     path = Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     size = 100
-    _, top, _, _ = ImageFont.truetype(path, size).getbbox("H", anchor="ls")
+    trial = ImageFont.truetype(path, size)
+    _, top, _, _ = trial.getbbox("H", anchor="ls")
     height = -top
     return ImageFont.truetype(path, size * 0.6 * _CANVAS / height)
 

@@ -89,6 +89,7 @@ def _read_parts(parts: Any, name: str) -> OwnParts:
         raise UserError(f"{name}: found a {type(parts).__name__}; {_EXPECTED}")
     if len(parts) not in (2, 3):
         raise UserError(f"{name}: found {len(parts)} instead of 2 or 3 parts; {_EXPECTED}")
+
     _require_same_names(parts[0], parts[1], name)
     train = _read_twice(parts[0], f"{name}: the training part")
     test = _read_twice(parts[1], f"{name}: the test part")

@@ -73,7 +73,7 @@ class Published(Data):
         """Read it with torchvision; UserError for files that are corrupt, and for a download that fails."""
         reader = getattr(torchvision().datasets, self.source.reader)
         try:
-            train, test = (_unpack(reader(self.root, part, download=self.download)) for part in self.source.parts)
+            train, test = [_unpack(reader(self.root, part, download=self.download)) for part in self.source.parts]
         except Exception as error:  # where a file is corrupt torchvision raises almost any
             folder = (Path(self.root) / self.source.file).parent
             raise UserError(
@@ -83,29 +83,34 @@ class Published(Data):
 
     def _read_copies(self) -> Parts:
         """Read image files, in an order that is drawn once for ever; UserError unless all are there."""
+        read_folder = torchvision().datasets.ImageFolder
         try:
-            folders = [torchvision().datasets.ImageFolder(Path(self.root) / part) for part in ("train", "test")]
-            parts = [shuffle(*read_part(folder, folder.root)) for folder in folders]
+            folders = [read_folder(Path(self.root) / part) for part in ("train", "test")]
+            train, test = [shuffle(*read_part(folder, folder.root)) for folder in folders]
         except Exception as error:
             raise UserError(
                 f"{self.name}: {where_raised(error)}; there have to be train/<class>/ and test/<class>/ in {self.root}"
             ) from error
 
-        train, test = parts
-        size = self.source.size
-        counts = (len(train[1]), len(test[1]))
-        if counts != (size.available, size.test):
-            expected = f"expected {size.available:,} and {size.test:,}"
-            raise UserError(f"{self.name}: {self.root} has {counts[0]:,} and {counts[1]:,} images; {expected}")
-
+        images, _ = train
+        test_images, _ = test
+        self._check_counts(len(images), len(test_images))
+        pixels = self.source.size.pixels
         has_same_classes = folders[0].classes == folders[1].classes
-        shapes = {tuple(images.shape[2:]) for images, _ in parts}
-        if not has_same_classes or shapes != {(size.pixels, size.pixels)}:
+        shapes = {images.shape[2:], test_images.shape[2:]}
+        if not has_same_classes or shapes != {(pixels, pixels)}:
             raise UserError(
-                f"{self.name}: images in {self.root} have to be {size.pixels}×{size.pixels}, in the same classes in "
+                f"{self.name}: images in {self.root} have to be {pixels}×{pixels}, in the same classes in "
                 "train/ and test/"
             )
         return Parts(train, test)
+
+    def _check_counts(self, train: int, test: int) -> None:
+        """Raise UserError unless there are as many images as were published."""
+        size = self.source.size
+        if (train, test) != (size.available, size.test):
+            expected = f"expected {size.available:,} and {size.test:,}"
+            raise UserError(f"{self.name}: {self.root} has {train:,} and {test:,} images; {expected}")
 
 
 @dataclass(unsafe_hash=True)

@@ -57,8 +57,9 @@ class Layered(Model):
 
     def check(self, norm: Norm) -> None:
         if norm.needs_maps and not self.has_maps:
-            reason = f"a unit of an {self.name} has one value, not a map"
-            raise UserError(f"norm={norm.name}: {reason}; use model=cnn or resnet")
+            raise UserError(
+                f"norm={norm.name}: a unit of an {self.name} has one value, not a map; use model=cnn or resnet"
+            )
         if self.width % norm.divisor:
             raise UserError(f"norm.groups={norm.divisor}: must divide model.width={self.width}")
 

@@ -84,15 +84,19 @@ class Counterexamples(Measurement):
         """
         (step,) = steps
         stream = shuffle_last(run, stream_until(run, step))
+        unit = deviation(stream)
         errors = []
         for case, size in _CASES:
             changed, true_mean = construct(case, size, stream, run.config.batch_size)
-            distances = (replay_means(sources, changed) - true_mean) / deviation(stream)
+            distances = (replay_means(sources, changed) - true_mean) / unit
             errors.append(distances.square().mean(1).sqrt())
 
         cases = [case for case, _ in _CASES]
-        sizes = [size for _, size in _CASES]
-        values = {"size": sizes, "batches": len(stream), "error": torch.stack(errors, dim=1).numpy()}
+        values = {
+            "size": [size for _, size in _CASES],
+            "batches": len(stream),
+            "error": torch.stack(errors, dim=1).numpy(),
+        }
         return tabulate(run, sources, steps, values, case=cases)
 
 
@@ -134,7 +138,8 @@ def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[
         return stream, mean
     if case == "sorted":
         order = stream.batches[:, :1].argsort(0).expand_as(stream.batches)
-        return replace(stream, batches=stream.batches.gather(0, order)), mean
+        ascending = stream.batches.gather(0, order)
+        return replace(stream, batches=ascending), mean
 
     shift = size * deviation(stream)
     changed = shift_last(stream, _JUMPS.get(case, 1), shift)

@@ -107,16 +107,18 @@ def _measure_at(run: Run, sources: list[Source], step: int) -> list[pd.DataFrame
 def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
     """Average rows by channel and columns by term to rows by layer, statistic and term."""
     layout = run.trace.layout
-    _, exact_var = layout.flatten(frozen_statistics(run, step, EXACT))
+    exact = frozen_statistics(run, step, EXACT)
+    _, exact_var = layout.flatten(exact)
     var = (exact_var + layout.channel_eps).numpy()
     units = {"mean": var, "var": var**2}
 
     frames = []
     for statistic, part in terms.groupby("statistic", sort=False):
+        unit = units[str(statistic)]
+        layers = [part["layer"], part["depth"]]
         for term in TERMS:
-            products = {"contribution": part[term] * part["gap"], "square": part[term] ** 2}
-            values = pd.DataFrame(products).div(units[str(statistic)], axis=0)
-            by_layer = values.groupby([part["layer"], part["depth"]], sort=False)
+            values = pd.DataFrame({"contribution": part[term] * part["gap"], "square": part[term] ** 2})
+            by_layer = values.div(unit, axis=0).groupby(layers, sort=False)
             means = by_layer.mean().assign(channels=by_layer.size(), statistic=statistic, term=term)
             frames.append(means.reset_index())
     return pd.concat(frames, ignore_index=True)

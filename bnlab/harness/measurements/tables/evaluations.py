@@ -107,7 +107,12 @@ class Evaluations(Measurement):
             predicted.append([len(images[step].labels)])
             used.append([stat_images(run, source, step) for source in sources])
 
-        columns = {"split": split, "shift": shift, "images": predicted, "stat_images": used}
+        columns = {
+            "split": split,
+            "shift": shift,
+            "images": predicted,
+            "stat_images": used,
+        }
         frame = tabulate(run, sources, steps, columns)
         rows = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
         frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
@@ -208,6 +213,8 @@ def stat_images(run: Run, source: Source, step: int) -> int:
     last = min(step, run.frozen_from or step)
     if last == run.frozen_from and run.config.freeze_with == "exact":
         return images
-    epochs, rest = divmod(last, run.batches.per_epoch)
-    per_epoch = min(run.batches.per_epoch * run.config.batch_size, images)
-    return epochs * per_epoch + rest * run.config.batch_size
+    batch_size = run.config.batch_size
+    batches = run.batches.per_epoch
+    epochs, rest = divmod(last, batches)
+    images_of_epoch = min(batches * batch_size, images)
+    return epochs * images_of_epoch + rest * batch_size

@@ -161,6 +161,7 @@ def _measure_tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tens
     """Measure `tid_mean` and `tid_std` (2210.05153): [2, sources, layers], of frozen layers too."""
     parts = estimates.split(layout.channels, dim=-1)
     by_layer = dict(zip(layout.names, parts, strict=True))
+
     distances: dict[str, Tensor] = {}
     # There are several streams where a model calls some layers more often than others.
     for names, stream in _record_next_batches(run, step).streams():

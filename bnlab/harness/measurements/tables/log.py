@@ -53,5 +53,6 @@ class Log(Measurement):
         optimizer = run.config.optimizer
         peak = optimizer.peak_lr(run.config.batch_size)
         rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
-        frame = run.read_log().set_index("step").loc[steps].reset_index()
+        log = run.read_log().set_index("step")
+        frame = log.loc[steps].reset_index()
         return frame.assign(run=run.id, lr=rates)

@@ -108,7 +108,8 @@ def _record(run: Run, step: int) -> Stream:
     epoch = -(-step // per_epoch)  # the next one that begins
     drawn = run.batches.from_step(epoch * per_epoch)
     count = (_BEFORE + EPOCHS) * per_epoch
-    trace = record_frozen(run.model_at(step), (images for images, _ in islice(drawn, count)))
+    batches = (images for images, _ in islice(drawn, count))
+    trace = record_frozen(run.model_at(step), batches)
     ((_, stream),) = trace.streams()
     return stream
 
