@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,25 +59,37 @@ def test_the_terms_add_up_to_the_gap() -> None:
     assert list(table.columns) == ["layer", "depth", "channel", "statistic", "gap", *TERMS]
 
 
+def assert_adds_up(table: pd.DataFrame) -> None:
+    total = table[list(TERMS)].sum(axis=1)
+    assert (total - table["gap"]).abs().max() < 1e-12
+
+
+def select_mean(table: pd.DataFrame, layer: str) -> pd.DataFrame:
+    return table[(table["layer"] == layer) & (table["statistic"] == "mean")]
+
+
+def interpolate(first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: (1 - share) * first[name].double() + share * last[name].double() for name in first}
+
+
 def test_on_straight_lines_between_some_of_the_weights() -> None:
     """The first layer's mean is linear in the weights: of weights on a straight line it needs the ends only."""
     model, trace, kept, batches = trained(30, lr=0.05)
-    first, last = ({k: v.double() for k, v in kept[step].items()} for step in (0, 30))
-    line = {step: {k: (first[k] * (30 - step) + last[k] * step) / 30 for k in first} for step in range(31)}
     asked: list[int] = []
 
     def weights(step: int) -> dict[str, Tensor]:
         asked.append(step)
-        return line[step]
+        return interpolate(kept[0], kept[30], step / 30)
 
-    whole, part = (decompose(model, trace, weights, batches, momentum=0.3, every=every) for every in (1, 5))
+    every_step = decompose(model, trace, weights, batches, momentum=0.3, every=1)
+    every_fifth = decompose(model, trace, weights, batches, momentum=0.3, every=5)
 
     assert asked == [*range(29, 16, -1), 29, 24, 19, 17]
-    assert all((table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12 for table in (whole, part))
-
-    means = [t[(t["layer"] == "1") & (t["statistic"] == "mean")]["lag"].to_numpy() for t in (whole, part)]
-    assert means[0] == pytest.approx(means[1], abs=1e-6)
-    assert abs(means[0]).max() > 1e-3
+    assert_adds_up(every_step)
+    assert_adds_up(every_fifth)
+    lag = select_mean(every_step, "1")["lag"].to_numpy()
+    assert lag == pytest.approx(select_mean(every_fifth, "1")["lag"].to_numpy(), abs=1e-6)
+    assert abs(lag).max() > 1e-3
 
 
 def test_batches_of_one_step_weigh_as_batches() -> None:
@@ -162,7 +175,7 @@ def test_layers_that_no_batch_reaches_are_left_out() -> None:
 
     assert table.attrs["unseen"] == ["auxiliary.1"]
     assert list(table["layer"].unique()) == ["body.1", "body.4"]
-    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    assert_adds_up(table)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +206,7 @@ def test_augmentation_is_a_term_of_its_own() -> None:
     brighter = [batch + 1 for batch in batches]
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9, augmented=brighter)
 
-    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    assert_adds_up(table)
     assert table["data"].abs().max() > 0.1
 
 
@@ -211,7 +224,7 @@ def test_dropout_is_in_the_term_of_the_data() -> None:
             model(batch)
     table = decompose(model, trace, lambda step: copy.deepcopy(model.state_dict()), batches, momentum=0.1)
 
-    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    assert_adds_up(table)
 
     variance = table[table["statistic"] == "var"]
     # x is doubled or 0: E[x²] doubles, of which the variance grows by E[x²] = var + mean².

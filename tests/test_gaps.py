@@ -230,26 +230,44 @@ def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None
     assert (gap(start, running_statistics(model))["kl"] == 0).all()
 
 
-def test_per_channel() -> None:
+def train_between() -> tuple[Statistics, Statistics]:
+    """The running statistics before and after three steps of training."""
     model = residual()
-    reference = running_statistics(model)
+    before = running_statistics(model)
     train(model, images(4, 4, 4))
-    estimate = running_statistics(model)
-    frame = gap(reference, estimate, per_channel=True)
-    layers = gap(reference, estimate)
+    return before, running_statistics(model)
 
+
+def test_per_channel() -> None:
+    reference, estimate = train_between()
+
+    frame = gap(reference, estimate, per_channel=True)
+
+    layers = gap(reference, estimate)
     assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS, "output_gap"]
     assert frame.groupby("layer", sort=False)["channel"].count().tolist() == layers["channels"].tolist()
+    row = frame[frame["layer"] == "1"].set_index("channel").loc[4]
+    mean, var = float(reference["1"].mean[4]), float(reference["1"].var[4]) + 1e-5
+    other_mean, other_var = float(estimate["1"].mean[4]), float(estimate["1"].var[4]) + 1e-5
+    assert row["mean_gap"] == pytest.approx((other_mean - mean) / math.sqrt(var))
+    assert row["var_gap"] == pytest.approx(math.log(other_var / var))
 
-    first = frame[frame["layer"] == "1"].set_index("channel").loc[4]
-    (mean_r, var_r), (mean_e, var_e) = ((float(s["1"].mean[4]), float(s["1"].var[4])) for s in (reference, estimate))
-    assert first["mean_gap"] == pytest.approx((mean_e - mean_r) / math.sqrt(var_r + 1e-5))  # signed
-    assert first["var_gap"] == pytest.approx(math.log((var_e + 1e-5) / (var_r + 1e-5)))
 
-    squares = frame.assign(mean_gap=frame["mean_gap"] ** 2, var_gap=frame["var_gap"] ** 2)
-    means = squares.groupby("layer", sort=False)[list(GAP_COLUMNS)].mean().reset_index(drop=True)
-    assert (means["mean_gap"] ** 0.5).tolist() == pytest.approx(layers["mean_gap"].tolist())
-    assert (means["var_gap"] ** 0.5).tolist() == pytest.approx(layers["var_gap"].tolist())
-    assert means["kl"].tolist() == pytest.approx(layers["kl"].tolist())
+def test_gaps_of_channels_are_signed() -> None:
+    frame = gap(*train_between(), per_channel=True)
+
     assert (frame["mean_gap"] < 0).any()
     assert (frame["mean_gap"] > 0).any()
+
+
+def test_a_layers_gap_is_the_root_mean_square_of_its_channels() -> None:
+    reference, estimate = train_between()
+
+    frame = gap(reference, estimate, per_channel=True)
+
+    layers = gap(reference, estimate)
+    for column in ("mean_gap", "var_gap"):
+        squares = (frame[column] ** 2).groupby(frame["layer"], sort=False).mean()
+        assert (squares**0.5).tolist() == pytest.approx(layers[column].tolist())
+    means = frame["kl"].groupby(frame["layer"], sort=False).mean()
+    assert means.tolist() == pytest.approx(layers["kl"].tolist())

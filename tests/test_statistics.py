@@ -15,12 +15,15 @@ from tests.helpers import images, plain, residual, train, unchanged
 
 def same(a: Statistics, b: Statistics) -> bool:
     """Bit for bit, counts of running averages (NaN) included."""
-    return (list(a), a.eps, a.unseen) == (list(b), b.eps, b.unseen) and all(
-        (a[k].count == b[k].count or math.isnan(a[k].count + b[k].count))
-        and torch.equal(a[k].mean, b[k].mean)
-        and torch.equal(a[k].var, b[k].var)
-        for k in a
-    )
+    if (list(a), a.eps, a.unseen) != (list(b), b.eps, b.unseen):
+        return False
+    return all(same_moments(moments, b[name]) for name, moments in a.items())
+
+
+def same_moments(a: Moments, b: Moments) -> bool:
+    neither_has_a_count = math.isnan(a.count) and math.isnan(b.count)
+    same_counts = a.count == b.count or neither_has_a_count
+    return same_counts and torch.equal(a.mean, b.mean) and torch.equal(a.var, b.var)
 
 
 def test_reading_and_writing_are_inverse() -> None:

@@ -113,7 +113,6 @@ def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
         Masked(2), batches, forward=call, inputs={key: take_unmasked}, upstream=upstream, standard_errors=True
     )
     assert_moments(found[""], references.moments(torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])))
-
     assert found[""].mean.tolist() == pytest.approx([5, 5], abs=0.05)
     assert found.standard_errors is not None
 
@@ -234,7 +233,6 @@ def test_some_channels_are_measured_and_the_others_keep_their_buffers() -> None:
         expected = references.moments(model[0](torch.cat(data)))
     torch.testing.assert_close(found.mean[:4], expected.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.var[:4], expected.var, rtol=1e-5, atol=0)
-
     assert found.mean[4:].tolist() == [7] * 4
     assert found.var[4:].tolist() == [1] * 4
 

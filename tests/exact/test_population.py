@@ -152,9 +152,10 @@ def test_what_never_settles_is_refused() -> None:
 def test_far_from_zero(offset: float, sigma: float) -> None:
     data = [batch * sigma + offset for batch in images(8, 8, 5)]
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    expected = references.merge([batch.double() for batch in data])
+    expected = references.merge(widen(data))
     for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}):
         found = population_statistics(model, data, **options)  # type: ignore[arg-type]
+
         assert max(compare_moments(Moments(*expected), found["0"])) <= 1e-4
 
 

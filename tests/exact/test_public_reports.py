@@ -318,7 +318,6 @@ def test_errors_are_of_batches_where_images_have_different_numbers_of_rows() -> 
 
     assert found.standard_errors is not None
     assert alone.standard_errors is not None
-
     torch.testing.assert_close(found.standard_errors["backbone"], alone.standard_errors["backbone"])
 
     model = Proposals().eval()

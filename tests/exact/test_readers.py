@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -295,14 +296,19 @@ def test_a_dict_batch_without_forward_says_what_to_pass() -> None:
 def test_a_callers_buffers_in_functional_call_are_left_as_they_were() -> None:
     model = plain()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    before = {name: buffer.clone() for name, buffer in buffers.items()}
-    with pytest.warns(RuntimeWarning, match="functional_call"):
-        found = population_statistics(model, images(8, 8, 5), forward=lambda m, b: functional_call(m, buffers, (b,)))
+    before = copy.deepcopy(buffers)
 
-    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
+    def forward(model: nn.Module, batch: Tensor) -> Any:
+        return functional_call(model, buffers, (batch,))
+
+    with pytest.warns(RuntimeWarning, match="functional_call"):
+        found = population_statistics(model, images(8, 8, 5), forward=forward)
+
+    assert all(torch.equal(buffers[name], value) for name, value in before.items())
 
     expected = population_statistics(plain(), images(8, 8, 5))
-    assert max(max(compare_moments(expected[name], found[name])) for name in expected) < 1e-5
+    for name, moments in expected.items():
+        assert max(compare_moments(moments, found[name])) < 1e-5
 
 
 # -- layers that depend on themselves ---------------------------------------------------------------------------------
@@ -399,16 +405,20 @@ class Routes(nn.Module):
 def test_batches_on_different_routes_lose_nothing_where_memory_is_short(memory: int) -> None:
     batches = [torch.randn(2, 3, 8, 8) + index for index in range(6)]
     for index, batch in enumerate(batches):
-        batch[0, 0, 0, 0] = -1.0 if index in (0, 3) else 1.0
+        takes_the_second = index in (0, 3)
+        batch[0, 0, 0, 0] = -1.0 if takes_the_second else 1.0
     expected = population_statistics(Routes(), batches)
 
-    assert (expected["a"].count, expected["b"].count) == (512, 256)
+    assert expected["a"].count == 512
+    assert expected["b"].count == 256
 
     for options in ({"memory": memory}, {"strategy": "layerwise"}):
         found = population_statistics(Routes(), batches, **options)
+
         assert found.unseen == ()
-        assert {name: m.count for name, m in found.items()} == {"a": 512, "b": 256, "c": 768}
-        assert max(max(compare_moments(expected[name], found[name])) for name in expected) < 1e-5
+        assert {name: moments.count for name, moments in found.items()} == {"a": 512, "b": 256, "c": 768}
+        for name, moments in expected.items():
+            assert max(compare_moments(moments, found[name])) < 1e-5
 
 
 def test_grad_mode_stays_after_an_error_where_a_forward_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,11 +477,11 @@ def test_standard_errors_of_a_layer_that_is_called_several_times_are_of_images()
                 self.bn(x)
 
     data = [torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
-    once, often = (population_statistics(Twice(times), data, standard_errors=True) for times in (1, 4))
+    once = population_statistics(Twice(1), data, standard_errors=True)
+    often = population_statistics(Twice(4), data, standard_errors=True)
 
     assert once.standard_errors is not None
     assert often.standard_errors is not None
-
     torch.testing.assert_close(often.standard_errors["bn"][0], once.standard_errors["bn"][0], rtol=1e-6, atol=0)
 
 

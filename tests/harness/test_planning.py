@@ -113,7 +113,9 @@ def test_networks_of_one_kind_are_tried_once(monkeypatch: pytest.MonkeyPatch, tm
     plan = planning.make_plan(jobs, 1)
 
     assert tried == [2], "both jobs on a network together"
-    assert (plan.training, plan.measuring, plan.disk) == (20.0, 6.0, 2e6)
+    assert plan.training == 20.0
+    assert plan.measuring == 6.0
+    assert plan.disk == 2e6
     assert plan.altogether == pytest.approx(26.0 + 0.3 + 6 * 0.02)
 
 

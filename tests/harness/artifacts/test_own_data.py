@@ -145,18 +145,23 @@ def test_floats_are_taken_as_they_are(kind: str, give: Give) -> None:
 
 
 def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
+    std = torch.tensor(dataset.std).view(-1, 1, 1)
     return images * std + mean
 
 
 def test_to_tensor_and_normalize_of_torchvision(give: Give) -> None:
     """A data set that is read item by item."""
     v1 = torchvision().transforms
-    transform = v1.Compose([v1.ToTensor(), v1.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))])
-    expected = load_dataset(give(make_part(TRAIN), make_part(TEST)))
-    found = load_dataset(give(Items(make_part(TRAIN), transform), Items(make_part(TEST), transform)))
-    torch.testing.assert_close(found.train.images, expected.train.images, rtol=0, atol=2e-5)
+    normalize = v1.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
+    transform = v1.Compose([v1.ToTensor(), normalize])
+    train = make_part(TRAIN)
+    test = make_part(TEST)
 
+    found = load_dataset(give(Items(train, transform), Items(test, transform)))
+
+    expected = load_dataset(give(train, test))
+    torch.testing.assert_close(found.train.images, expected.train.images, rtol=0, atol=2e-5)
     assert torch.equal(found.test.labels, expected.test.labels)
 
 
@@ -413,6 +418,7 @@ def test_an_augmented_training_that_is_killed_goes_on_as_it_was(tmp_path: Path) 
     assert torch.equal(plain, whole.dataset.train.images)
     assert not torch.equal(drawn, plain)
 
-    exact, augmented = (frozen_statistics(whole, 12, source) for source in (EXACT, AUGMENTED))
+    exact = frozen_statistics(whole, 12, EXACT)
+    augmented = frozen_statistics(whole, 12, AUGMENTED)
     (layer,) = exact
     assert not torch.equal(exact[layer].mean, augmented[layer].mean)

@@ -37,10 +37,12 @@ def test_what_a_run_consists_of(trained: Run) -> None:
 
     assert names == {"config.yaml", "environment.json", "log.parquet", "trace", "checkpoints", "status.json"}
     assert trained.status is not None
-    assert (trained.status["status"], trained.status["step"]) == ("finished", 40)
+    assert trained.status["status"] == "finished"
+    assert trained.status["step"] == 40
     assert list(trained.read_log()["step"]) == list(range(1, 41))
     assert trained.list_checkpoints() == trained.wanted == [1, 7, 20, 40]
-    assert (trained.trace.first_step, trained.trace.last_step) == (0, 40)
+    assert trained.trace.first_step == 0
+    assert trained.trace.last_step == 40
     assert trained.environment["threads"] == 1
     assert str(Path.cwd()) not in str(trained.environment)
 
@@ -86,7 +88,6 @@ def test_a_state_that_cannot_be_read(trained: Run, tmp_path: Path, capsys: pytes
     attempt(job)
 
     assert "state.safetensors: cannot be read" in capsys.readouterr().err
-
     assert_same(Run(job), trained)
 
 
@@ -100,7 +101,6 @@ def test_a_checkpoint_that_is_wanted_later(trained: Run, copied: Config, capsys:
 
     assert "step 40 of 40" in capsys.readouterr().out
     assert Run(copied).list_checkpoints() == [1, 7, 10, 20, 40]
-
     assert_same(Run(copied), trained)
     after = load("adhoc", copied.results)["gaps"]
     assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), before)
@@ -108,7 +108,6 @@ def test_a_checkpoint_that_is_wanted_later(trained: Run, copied: Config, capsys:
         execute(replace(copied, evaluate_at=[3]))
     execute(replace(copied, evaluate_at=[5]))
     assert {1, 3, 5, 7, 10, 20, 40} <= {*Run(copied).list_checkpoints()}
-
     assert_same(Run(copied), trained)
 
 

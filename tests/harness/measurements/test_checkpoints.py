@@ -83,7 +83,6 @@ def test_a_measurement_that_needs_more_trains_again(
     execute(replace(few, measurements=["gaps", "evaluations"]))
 
     assert Run(few).list_checkpoints() == [1, 7, 20, 40]
-
     assert_same(Run(replace(few, evaluate_at=trained.config.evaluate_at)), trained)
 
 

@@ -87,7 +87,9 @@ def test_predictions_of_a_split(split: str, trained: Run) -> None:
     with using(trained.model_at(step), frozen_statistics(trained, step, EXACT)) as model, torch.no_grad():
         logits = float64_copy(model).eval()(images.double())
 
-    assert (found["split"], found["shift"], found["images"]) == (split, "none", {"val": 40}.get(split, 359))
+    assert found["split"] == split
+    assert found["shift"] == "none"
+    assert found["images"] == {"val": 40}.get(split, 359)
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 

@@ -55,7 +55,9 @@ def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (found["stat_images"] == 0).all()
 
     (row,) = tables["runs"].to_dict("records")
-    assert (row["norm"], row["norm.name"], row["status"]) == ("none", "none", "finished")
+    assert row["norm"] == "none"
+    assert row["norm.name"] == "none"
+    assert row["status"] == "finished"
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 

@@ -119,7 +119,6 @@ def test_a_gap_is_the_mean_over_the_layers_behind_the_first() -> None:
     overview = make_overview("g", plant(momenta=(0.1, 0.2)))
     means = overview.experiment.figures["gap"].score({})
     np.testing.assert_allclose(means["mean"], [0.1, 0.2])  # geometric over seeds; the first layer has a half
-
     assert means["n"].tolist() == [2, 2]
     assert means["low"].notna().all()
 
@@ -133,14 +132,16 @@ def test_a_number_is_across_where_momentum_was_not_swept() -> None:
     gap = overview.experiment.figures["gap"]
 
     assert isinstance(gap.plot, Curves)
-    assert (gap.plot.x, gap.plot.by) == ("model.width", "line")
+    assert gap.plot.x == "model.width"
+    assert gap.plot.by == "line"
 
     drawn = draw(overview, "gap")
     assert list_names(drawn) == ["norm batch", "norm ghost"]
     assert "Statistics: EMA (momentum 0.1)." in gap.caption
 
     (ax,) = drawn.axes
-    assert (ax.get_xlabel(), ax.get_xscale()) == ("width", "log")
+    assert ax.get_xlabel() == "width"
+    assert ax.get_xscale() == "log"
 
     accuracy = draw(overview, "accuracy")
     assert list_panels(accuracy) == ["norm batch", "norm ghost"]
