@@ -181,7 +181,8 @@ def unchanged(*models: object) -> Iterator[None]:
     for model, old in zip(modules, before, strict=True):
         new = fingerprint(model)
         assert old.keys() == new.keys()
-        assert {key: (old[key], new[key]) for key in old if old[key] != new[key]} == {}
+        changed = [key for key, value in old.items() if new[key] != value]
+        assert not changed
 
 
 def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list[Tensor]:

@@ -178,9 +178,10 @@ def running_gains(batches: Sequence[Array], gain: Callable[[int], float], start:
     history = []
     mean, var = map(float64, start)
     for t, batch in enumerate(batches, start=1):
+        weight = gain(t)
         batch_mean, batch_var = unbiased(batch)
-        mean = (1 - gain(t)) * mean + gain(t) * batch_mean
-        var = (1 - gain(t)) * var + gain(t) * batch_var
+        mean = (1 - weight) * mean + weight * batch_mean
+        var = (1 - weight) * var + weight * batch_var
         history.append((mean, var))
     return history
 
@@ -267,12 +268,16 @@ def running_predictive(
     given = np.empty_like(pairs)
     ends = np.cumsum(layers)
     for begin, end in zip(ends - layers, ends, strict=True):
+        of_layer = pairs[:, :, begin:end]
         first = None if start is None else torch.stack(start).numpy()[:, begin:end]
-        finite = np.isfinite(pairs[:, :, begin:end]).all((1, 2))
-        states = iter(_predictive_of_a_layer(pairs[finite, :, begin:end], eps, first))
-        state = first if first is not None else np.full((2, end - begin), np.nan)
+        finite = np.isfinite(of_layer).all((1, 2))
+        states = iter(_predictive_of_a_layer(of_layer[finite], eps, first))
+
+        state = np.full((2, end - begin), np.nan) if first is None else first
         for t in range(len(pairs)):
-            given[t, :, begin:end] = state = next(states) if finite[t] else state
+            if finite[t]:
+                state = next(states)
+            given[t, :, begin:end] = state
     return [tuple(pair) for pair in torch.from_numpy(given)]
 
 

@@ -315,8 +315,9 @@ def test_agreement_with(peer: str) -> None:
         peers.update_bn_stats(model.train(), data, len(data))
     elif peer == "update_bn":
         torch.optim.swa_utils.update_bn(data, model)
-    estimator = EMA(0.1) if peer == "momentum" else PooledCumulative() if peer == "fvcore" else Cumulative()
-    assert_equal_statistics(replay(trace, estimator, [4])[4], running_statistics(model))
+    estimators = {"momentum": EMA(0.1), "fvcore": PooledCumulative()}
+    replayed = replay(trace, estimators.get(peer, Cumulative()), [4])
+    assert_equal_statistics(replayed[4], running_statistics(model))
 
 
 # The Kalman gain
@@ -586,12 +587,23 @@ def test_labels_round_trip(estimator: Estimator) -> None:
     assert cls(**parameters, **momentum) == estimator
 
 
-def test_parse() -> None:
-    assert parse("ema") == (EMA, {})
-    assert parse("ema()") == (EMA, {})
-    assert parse("ema( momentum = 1 )") == (EMA, {"momentum": 1.0})
-    assert parse("tests.test_estimators.PerChannel(power=3, kind=5.x)")[1] == {"power": 3, "kind": "5.x"}
-    assert parse("tests.test_estimators.PerChannel")[0].name == "test_weighted"
+@pytest.mark.parametrize(
+    ("label", "cls", "parameters"),
+    [
+        ("ema", EMA, {}),
+        ("ema()", EMA, {}),
+        ("ema( momentum = 1 )", EMA, {"momentum": 1.0}),
+    ],
+)
+def test_parse(label: str, cls: type[Estimator], parameters: dict[str, Any]) -> None:
+    assert parse(label) == (cls, parameters)
+
+
+def test_parse_a_class_of_the_users_own() -> None:
+    cls, parameters = parse("tests.test_estimators.PerChannel(power=3, kind=5.x)")
+
+    assert cls.name == "test_weighted"
+    assert parameters == {"power": 3, "kind": "5.x"}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ def statistics(mean: list[float], var: list[float], eps: float = 0.0, name: str 
 def test_closed_form() -> None:
     weights = {"bn": torch.tensor([3.0, 2.0]).double()}
     reference = statistics([0, 0], [4, 4])
-    frame = gap(reference, Statistics(statistics([2, 0], [4, 4 * math.e]), reference.eps, weights=weights))
+    moments = statistics([2, 0], [4, 4 * math.e])
+    estimate = Statistics(moments, reference.eps, weights=weights)
+
+    frame = gap(reference, estimate)
 
     assert list(frame) == ["layer", "depth", "channels", *GAP_COLUMNS, "output_gap"]
 
@@ -116,8 +119,10 @@ def test_nothing_between_equals() -> None:
 
 
 def test_a_bad_layer_does_not_reach_the_others() -> None:
-    reference, estimate = running_statistics(plain()), running_statistics(plain())
+    reference = running_statistics(plain())
+    estimate = running_statistics(plain())
     estimate["1"].mean[0] = math.nan
+
     first, second = gap(reference, estimate).to_dict("records")
 
     assert math.isnan(first["mean_gap"])
@@ -221,13 +226,17 @@ def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None
     assert gap(theirs, mine)["layer"].tolist() == list(theirs)
 
     theirs.write_to(other)
-    assert (gap(mine, running_statistics(other))[list(GAP_COLUMNS)] == 0).all(axis=None)
+    gaps = gap(mine, running_statistics(other))
+    assert (gaps[list(GAP_COLUMNS)] == 0).all(axis=None)
 
     start = running_statistics(plain())
     with using(wrapped, start):
-        assert torch.equal(model.get_buffer("1.running_mean").double(), start["1"].mean)
+        lent = model.get_buffer("1.running_mean").double()
+    assert torch.equal(lent, start["1"].mean)
+
     start.write_to(wrapped)
-    assert (gap(start, running_statistics(model))["kl"] == 0).all()
+    gaps = gap(start, running_statistics(model))
+    assert (gaps["kl"] == 0).all()
 
 
 def train_between() -> tuple[Statistics, Statistics]:
@@ -244,13 +253,22 @@ def test_per_channel() -> None:
     frame = gap(reference, estimate, per_channel=True)
 
     layers = gap(reference, estimate)
+    channels = frame.groupby("layer", sort=False)["channel"].count()
     assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS, "output_gap"]
-    assert frame.groupby("layer", sort=False)["channel"].count().tolist() == layers["channels"].tolist()
+    assert channels.tolist() == layers["channels"].tolist()
+
+
+def test_a_gap_of_a_channel_by_hand() -> None:
+    reference, estimate = train_between()
+
+    frame = gap(reference, estimate, per_channel=True)
+
     row = frame[frame["layer"] == "1"].set_index("channel").loc[4]
-    mean, var = float(reference["1"].mean[4]), float(reference["1"].var[4]) + 1e-5
-    other_mean, other_var = float(estimate["1"].mean[4]), float(estimate["1"].var[4]) + 1e-5
-    assert row["mean_gap"] == pytest.approx((other_mean - mean) / math.sqrt(var))
-    assert row["var_gap"] == pytest.approx(math.log(other_var / var))
+    moved = estimate["1"].mean[4] - reference["1"].mean[4]
+    var = reference["1"].var[4] + 1e-5
+    other_var = estimate["1"].var[4] + 1e-5
+    assert row["mean_gap"] == pytest.approx(float(moved / var.sqrt()))
+    assert row["var_gap"] == pytest.approx(float((other_var / var).log()))
 
 
 def test_gaps_of_channels_are_signed() -> None:

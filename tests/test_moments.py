@@ -32,13 +32,15 @@ def test_closed_form() -> None:
     assert moments.count == 4
     assert moments.mean.tolist() == [4.0, 1.0]
     # A float32 root of a sum of squares: 1.2e-7 of E[x²] = 21 against a variance of 5.
-    assert moments.var.tolist() == pytest.approx([5.0, 3.0], rel=1.2e-7 * 21 / 5)
+    tolerance = 1.2e-7 * 21 / 5
+    assert moments.var.tolist() == pytest.approx([5.0, 3.0], rel=tolerance)
 
 
 def test_merging_in_closed_form() -> None:
-    moments = Moments.of(torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [7.0, 4.0]]))
+    first = Moments.of(torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [7.0, 4.0]]))
+    second = Moments.of(torch.tensor([[9.0, 1.0]]))
 
-    merged = moments.merge(Moments.of(torch.tensor([[9.0, 1.0]])))
+    merged = first.merge(second)
 
     assert merged.count == 5
     assert merged.mean.tolist() == [5.0, 1.0]
@@ -104,7 +106,8 @@ def test_mean_far_from_zero(mean: float, std: float, shape: tuple[int, ...], lay
 @pytest.mark.parametrize("mean", [0.9, 1.9, 4, 8, 15.5])
 def test_moderate_means_keep_the_bound(mean: float, shape: tuple[int, ...], layout: str) -> None:
     """That of `bnlab.moments._bound_mean`."""
-    x = LAYOUTS[layout](sample(*shape, mean=mean, std=1.0))
+    drawn = sample(*shape, mean=mean, std=1.0)
+    x = LAYOUTS[layout](drawn)
     expected = references.moments(x)
 
     at_once = Moments.of(x)
@@ -126,8 +129,9 @@ def test_constant_and_dead_channels(layout: str) -> None:
     x = sample(9, 4, 5, 5)
     x[:, 1] = 0
     x[:, 2] = 1000.1
+    x = LAYOUTS[layout](x)
 
-    moments = Moments.of(LAYOUTS[layout](x))
+    moments = Moments.of(x)
 
     in_float32 = torch.tensor(1000.1).item()
 
@@ -148,7 +152,9 @@ def test_nan_stays_in_its_channel() -> None:
     x[3, 1, 2, 2] = torch.nan
     for layout in ("contiguous", "channels_last"):
         moments = Moments.of(LAYOUTS[layout](x))
-        assert moments.mean.isnan().tolist() == moments.var.isnan().tolist() == [False, True, False]
+
+        assert moments.mean.isnan().tolist() == [False, True, False]
+        assert moments.var.isnan().tolist() == [False, True, False]
 
 
 def test_no_gradient_is_kept() -> None:
@@ -193,10 +199,15 @@ def pooled(inputs: Sequence[Tensor]) -> Pooled:
 def test_another_split_changes_nothing(batches: list[Tensor], size: int) -> None:
     mean = batches[0].mean().item()
     data = torch.cat(batches)
+    parts = data.split(size)
+
     whole = Moments.of(data)
-    assert_equal(reduce(Moments.merge, map(Moments.of, batches)), whole, mean)
-    assert_equal(reduce(Moments.merge, map(Moments.of, data.split(size))), whole, mean)
-    assert_equal(pooled(data.split(size)), whole, mean)
+    of_batches = reduce(Moments.merge, map(Moments.of, batches))
+    of_parts = reduce(Moments.merge, map(Moments.of, parts))
+
+    assert_equal(of_batches, whole, mean)
+    assert_equal(of_parts, whole, mean)
+    assert_equal(pooled(parts), whole, mean)
 
 
 def test_pooling_batches_of_another_shape_far_from_zero() -> None:

@@ -223,9 +223,11 @@ def test_blur_by_hand() -> None:
     blurred = ref.blurred(line.repeat(1, 6, 1), 0.05, draw())  # reaches one pixel
 
     side = math.exp(-0.5 / 0.3**2)
-    row = torch.tensor([0, side, 1, side, 0, 0]).double() / (1 + 2 * side)
+    row = torch.tensor([0, side, 1, side, 0, 0]).double()
+    row /= 1 + 2 * side
     torch.testing.assert_close(blurred, row.repeat(1, 6, 1))
-    torch.testing.assert_close(ref.blurred(flat, 0.25, draw()), flat)
+    still_flat = ref.blurred(flat, 0.25, draw())
+    torch.testing.assert_close(still_flat, flat)
 
 
 def test_translation_by_hand() -> None:

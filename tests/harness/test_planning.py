@@ -39,7 +39,8 @@ def test_disk_space(changes: dict[str, Any], tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()], "a trial leaves nothing behind"
 
     execute(job)
-    size = sum(path.stat().st_size for path in Run(job).folder.rglob("*") if path.is_file())
+    files = [path for path in Run(job).folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
     assert cost.disk == pytest.approx(size, rel=0.25)
 
 

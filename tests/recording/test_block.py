@@ -145,7 +145,8 @@ def test_two_networks_with_an_optimizer_each() -> None:
 
 def test_only_a_given_optimizer_counts() -> None:
     model = plain()
-    given, other = (torch.optim.SGD(model.parameters(), lr=0.01) for _ in range(2))
+    given = torch.optim.SGD(model.parameters(), lr=0.01)
+    other = torch.optim.SGD(model.parameters(), lr=0.01)
     with record(model, optimizer=given) as trace:
         for x in images(4, 4):
             for optimizer in (other, given):
@@ -373,12 +374,14 @@ def test_batches_that_are_not_finite(bad: float) -> None:
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
 @pytest.mark.parametrize("shape", [(4, 2, 3, 3), (1, 3, 1, 1), (4, 2)])
 def test_input_that_a_layer_refuses_or_passes_over_has_no_entry(shape: Any, kind: type[nn.BatchNorm2d]) -> None:
-    model, bare = nn.Sequential(kind(3)), nn.Sequential(kind(3))
+    model = nn.Sequential(kind(3))
+    bare = nn.Sequential(kind(3))
+    refused = torch.zeros(shape)
     with no_warning(), record(model) as trace:
         for each in (model, bare):
             for x in DATA[:2]:
                 with pytest.raises((ValueError, RuntimeError)):
-                    each(torch.zeros(shape))
+                    each(refused)
                 each(x[:0])
                 each(x)
 

@@ -68,9 +68,8 @@ def average_by_hand(kind: str, checkpoints: list[dict[str, Tensor]]) -> Iterator
                 found[name] = newest if step < SWA_FIRST else torch.stack(values[SWA_FIRST - 1 :]).mean(0)
             else:
                 weights = [0.99 ** (step - 1), *(0.01 * 0.99 ** (step - k) for k in range(2, step + 1))]
-                found[name] = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum(
-                    0
-                )
+                weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+                found[name] = torch.stack(weighted).sum(0)
         yield found
 
 

@@ -88,7 +88,8 @@ def test_the_scale_of_activations_is_kept_where_no_norm_sets_it(config: Model, n
     for module in model.modules():
         if isinstance(module, nn.ReLU):  # in place: the second moment that He et al. keep at 1
             module.register_forward_hook(lambda _, __, out: scales.append(out.square().mean().item()))
-    model(torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    generator = torch.Generator().manual_seed(0)
+    model(torch.randn(64, 1, 32, 32, generator=generator))
 
     assert scales
     assert all(0.3 < scale < 3 for scale in scales)

@@ -325,11 +325,14 @@ def test_what_cannot_be_told_is_refused(case: str, give: Give) -> None:
 
 
 def test_corruptions_need_a_known_range(give: Give) -> None:
-    config = give(*change_images(FLOATS["Normalize"]))
+    floats = change_images(FLOATS["Normalize"])
+    config = give(*floats)
     shifts.check(["none"], config, ["test"])
     with pytest.raises(UserError, match=r"^shifts=noise:1: data=mine.make_data has float images, .*; give bytes"):
         shifts.check(["none", "noise:1"], config, ["test"])
-    shifts.check(["none", "noise:1"], give(*PAIRS), ["test"])
+
+    of_bytes = give(*PAIRS)
+    shifts.check(["none", "noise:1"], of_bytes, ["test"])
 
 
 def test_what_a_function_draws_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +381,9 @@ def test_augmented_images_are_those_of_the_training_split() -> None:
     for step in (3, 7):
         again, _ = next(iter(batches.from_step(step)))
         assert torch.equal(again, steps[step][0])
-    other_seed, _ = next(iter(replace(batches, seeds=replace(Seeds.of(0), augmentation=1)).from_step(0)))
+
+    seeds = replace(Seeds.of(0), augmentation=1)
+    other_seed, _ = next(iter(replace(batches, seeds=seeds).from_step(0)))
     assert not torch.equal(other_seed, steps[0][0])
 
 

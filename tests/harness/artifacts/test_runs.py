@@ -132,14 +132,18 @@ def test_another_training_is_measured_again(copied: Config, monkeypatch: pytest.
 
 def test_a_training_that_diverges(tmp_path: Path) -> None:
     """Rows before it are kept."""
-    job = small_config(tmp_path, optimizer=Sgd(lr=1e4, schedule="constant"), evaluate_at=[1, 1.0])
-    execute(job)
-    (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
+    too_fast = Sgd(lr=1e4, schedule="constant")
+    job = small_config(tmp_path, optimizer=too_fast, evaluate_at=[1, 1.0])
 
+    execute(job)
+
+    run = Run(job)
+    tables = load("adhoc", tmp_path)
+    (row,) = tables["runs"].to_dict("records")
     assert row["status"] == "diverged"
-    assert row["last_step"] == len(Run(job).read_log()) < 40
-    assert Run(job).wanted == [1]
-    assert set(load("adhoc", tmp_path)["gaps"]["step"]) == {1}
+    assert row["last_step"] == len(run.read_log()) < 40
+    assert run.wanted == [1]
+    assert set(tables["gaps"]["step"]) == {1}
 
 
 def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

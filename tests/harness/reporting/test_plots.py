@@ -140,13 +140,14 @@ def test_a_band_that_reaches_zero_and_a_single_point_are_seen_on_a_logarithmic_a
 
 
 def test_a_forest_has_rows_in_order_and_one_axis() -> None:
-    frame = score("evaluations", "accuracy", ("panel", "line"), scale=100, average=("batch_size", "step"))
-    tables = {
-        **TABLES,
-        "evaluations": TABLES["evaluations"].assign(line=lambda t: t["estimator"] + t["momentum"].map(str)),
-    }
-    named = frame(tables)
-    drawn = draw(Forest("line", ACCURACY, mark=(90.0, "exact")), named.assign(panel=["a", "a", "b", "b", "b", "a"]))
+    evaluations = TABLES["evaluations"]
+    line = evaluations["estimator"] + evaluations["momentum"].map(str)
+    tables = {**TABLES, "evaluations": evaluations.assign(line=line)}
+    accuracies = score("evaluations", "accuracy", ("panel", "line"), scale=100, average=("batch_size", "step"))
+    frame = accuracies(tables).assign(panel=["a", "a", "b", "b", "b", "a"])
+
+    drawn = draw(Forest("line", ACCURACY, mark=(90.0, "exact")), frame)
+
     left, right = drawn.axes
     names = [label.get_text() for label in left.get_yticklabels()]
 

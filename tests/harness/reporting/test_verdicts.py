@@ -136,7 +136,8 @@ def test_holm_decides_over_the_conditions_of_a_claim() -> None:
     values = [0.7, 1.0, 1.5]
 
     assert 0.0125 < one_sided(values, 0.0, "greater") < 0.025
-    assert verdicts(score({"b": values}), above(0.0)) == ["holds"]
+    alone = score({"b": values})
+    assert verdicts(alone, above(0.0)) == ["holds"]
 
     beside = judge(score({"a": [-1.0, 1.0], "b": values}), above(0.0))
 
@@ -159,7 +160,8 @@ def test_a_claim_that_wants_all_conditions_is_corrected_where_it_fails_only() ->
 
     assert verdicts(frame, never) == ["undecided", "holds"]
 
-    down = score({"a": [-1.0, 1.0], "b": [-value for value in values]})
+    negative = [-value for value in values]
+    down = score({"a": [-1.0, 1.0], "b": negative})
     assert verdicts(down, never) == ["undecided", "undecided"]
 
 
