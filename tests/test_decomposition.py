@@ -80,7 +80,8 @@ def test_on_straight_lines_between_some_of_the_weights() -> None:
 
     def weights(step: int) -> dict[str, Tensor]:
         asked.append(step)
-        return interpolate(kept[0], kept[30], step / 30)
+        share = step / 30
+        return interpolate(kept[0], kept[30], share)
 
     every_step = decompose(model, trace, weights, batches, momentum=0.3, every=1)
     every_fifth = decompose(model, trace, weights, batches, momentum=0.3, every=5)

@@ -284,15 +284,16 @@ def test_asking_leaves_nothing_in_the_model() -> None:
 def test_a_forward_that_was_set_on_a_layer_is_asked() -> None:
     """One that normalizes another input is refused, one that only looks is not."""
     model = nn.Sequential(nn.BatchNorm2d(3))
+    data = images(8, 8)
     own = model[0].forward
     model[0].forward = lambda x: own(x + 0)
     with unchanged(model), warnings.catch_warnings():
         warnings.simplefilter("error")
-        population_statistics(model, images(8, 8))
+        population_statistics(model, data)
 
     model[0].forward = lambda x: own(2 * x)
     with unchanged(model), pytest.raises(ValueError, match=r"layer '0' .* inputs=\{'0': function"):
-        population_statistics(model, images(8, 8))
+        population_statistics(model, data)
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated])

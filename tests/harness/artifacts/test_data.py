@@ -147,7 +147,9 @@ def test_glyphs_of_fonts_that_can_be_kept_apart() -> None:
     assert plain.classes == 36
     assert torch.equal(plain.train.images, other.train.images)
     assert plain.test.digest != other.test.digest
-    assert not set(drawing.FONTS["dejavu"]) & set(drawing.FONTS["stix_cm"])
+
+    fonts = set(drawing.FONTS["dejavu"])
+    assert fonts.isdisjoint(drawing.FONTS["stix_cm"])
 
 
 @pytest.mark.parametrize("settings", [(36, "medium", "all"), (62, "strong", "stix_cm")])

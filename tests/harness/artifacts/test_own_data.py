@@ -158,7 +158,8 @@ def test_to_tensor_and_normalize_of_torchvision(give: Give) -> None:
     train = make_part(TRAIN)
     test = make_part(TEST)
 
-    found = load_dataset(give(Items(train, transform), Items(test, transform)))
+    item_by_item = give(Items(train, transform), Items(test, transform))
+    found = load_dataset(item_by_item)
 
     expected = load_dataset(give(train, test))
     torch.testing.assert_close(found.train.images, expected.train.images, rtol=0, atol=2e-5)

@@ -27,9 +27,11 @@ def predict(run: Run, layer: str, moment: str, dose: float) -> torch.Tensor:
         for c in range(len(exact[name].mean)):
             mean = float(exact[name].mean[c])
             var = float(exact[name].var[c])
-            if layer in ("all", name) and moment == "mean":
-                mean += dose * signs[0][place] * math.sqrt(var + module.eps)
-            elif layer in ("all", name):
+            is_disturbed = layer in ("all", name)
+            if is_disturbed and moment == "mean":
+                sigma = math.sqrt(var + module.eps)
+                mean += dose * signs[0][place] * sigma
+            elif is_disturbed:
                 var *= math.exp(dose * signs[1][place])
 
             module.get_buffer("running_mean")[c] = mean

@@ -17,10 +17,10 @@ from bnlab.harness.measurements.tables.gaps import flat_statistics
 
 
 def test_traces(trained: Run) -> None:
-    chosen = list_measurements()["traces"].scope(
-        trained, parse_sources(["last_batch", "exact", "test_batch"], [], "train")
-    )
-    frames = [list_measurements()["traces"].measure(trained, [source], steps) for source, steps in chosen.items()]
+    measurement = list_measurements()["traces"]
+    sources = parse_sources(["last_batch", "exact", "test_batch"], [], "train")
+    chosen = measurement.scope(trained, sources)
+    frames = [measurement.measure(trained, [source], steps) for source, steps in chosen.items()]
     found = pd.concat(frames).set_index(["estimator", "step", "layer", "channel"])
 
     assert set(found.index.unique("estimator")) == {"last_batch", "exact"}
@@ -44,7 +44,8 @@ def test_running_averages_stay_where_exact_statistics_were_frozen(trained: Run) 
     """Between checkpoints too."""
     frozen = Run(replace(trained.config, freeze_at=0.5, freeze_with="exact"))
     frozen.folder = trained.folder
-    before, *later = flat_statistics(frozen, parse_sources(["ema"], [0.1], "train"), [19, 20, 33])[0]
+    sources = parse_sources(["ema"], [0.1], "train")
+    ((before, *later),) = flat_statistics(frozen, sources, [19, 20, 33])
     held = trained.trace.layout.flatten(running_statistics(trained.model_at(40)))
 
     assert all(torch.equal(values, held) for values in later)

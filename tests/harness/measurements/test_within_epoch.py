@@ -23,7 +23,8 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
     found: list[Tensor] = []
     for epoch in range(4, 4 + 2 + EPOCHS):
         for index in run.batches.epoch_order(epoch).split(32):
-            found += inputs_of(layer, partial(wide, run.dataset.train.images[index].double()))
+            images = run.dataset.train.images[index].double()
+            found += inputs_of(layer, partial(wide, images))
     return name, found
 
 

@@ -87,7 +87,9 @@ def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
     two_of_three = rate(a=("not tested", 2 / 3)).assign(n=3)
     few = replace(answer("of the networks"), frame=two_of_three)
 
-    assert fill_paragraphs('In {{ counted("e.large") }}.', [few]) == ["In 2 of 3."]
+    paragraphs = fill_paragraphs('In {{ counted("e.large") }}.', [few])
+
+    assert paragraphs == ["In 2 of 3."]
 
     ((_, (row,)),) = few.list_claims()
     assert row["number"] == "2 of 3"

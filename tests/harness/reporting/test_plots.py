@@ -75,7 +75,7 @@ def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
 
     slow, fast, population = "EMA (momentum 0.1)", "EMA (momentum 0.5)", "exact population"
     assert list_names(drawn) == [slow, fast, population]
-    first, later = ({line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes)
+    first, later, *_ = ({line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes)
     assert first[population] == later[population] == ESTIMATORS["exact"][1]
     assert first[slow] != first[fast]
 

@@ -139,7 +139,8 @@ def test_holm_decides_over_the_conditions_of_a_claim() -> None:
     alone = score({"b": values})
     assert verdicts(alone, above(0.0)) == ["holds"]
 
-    beside = judge(score({"a": [-1.0, 1.0], "b": values}), above(0.0))
+    both = score({"a": [-1.0, 1.0], "b": values})
+    beside = judge(both, above(0.0))
 
     first, second = beside.to_numpy().tolist()
     assert first == ["undecided", ""]
@@ -177,14 +178,17 @@ def test_no_spread_over_seeds() -> None:
 @pytest.mark.parametrize("bound", [0.2, 0.5, 0.9])
 def test_shares_of_the_seeds_are_tested_exactly(bound: float) -> None:
     hits = {"none": 0, "some": 2, "all": 5}
-    records = [(name, seed, seed < k) for name, k in hits.items() for seed in range(5)]
-    shares = interval(pd.DataFrame(records, columns=["name", "seed", "x"]), "x", ["name"])
-    wanted = {
-        side: [stats.binomtest(k, 5, bound, alternative=side).pvalue for k in hits.values()]
-        for side in ("greater", "less")
-    }
-    np.testing.assert_allclose(p_values(shares, above(bound)), [wanted["greater"], wanted["less"]])
-    np.testing.assert_allclose(p_values(shares, below(bound)), [wanted["less"], wanted["greater"]])
+    records = []
+    for name, k in hits.items():
+        for seed in range(5):
+            records.append({"name": name, "seed": seed, "x": seed < k})
+
+    shares = interval(pd.DataFrame(records), "x", ["name"])
+
+    greater = [stats.binomtest(k, 5, bound, alternative="greater").pvalue for k in hits.values()]
+    less = [stats.binomtest(k, 5, bound, alternative="less").pvalue for k in hits.values()]
+    np.testing.assert_allclose(p_values(shares, above(bound)), [greater, less])
+    np.testing.assert_allclose(p_values(shares, below(bound)), [less, greater])
 
 
 def test_six_of_six_are_most_and_of_five_no_count_could_decide() -> None:
