@@ -49,12 +49,18 @@ def run_two_ranks(script: str, folder: Path) -> None:
 
 def write_copies(root: Path, train: int, test: int) -> None:
     """Image files of four classes in folders, each with its class as colour and one pixel of its own."""
-    for part, count in (("train", train), ("test", test)):
-        for i in range(count):
-            (root / part / f"{i % 4}").mkdir(parents=True, exist_ok=True)
-            image = np.full((32, 32, 3), i % 4, np.uint8)
-            image[0, 0] = i + (100 if part == "test" else 0)
-            Image.fromarray(image).save(root / part / f"{i % 4}" / f"{i}.png")
+    write_images(root / "train", train, first_pixel=0)
+    write_images(root / "test", test, first_pixel=100)
+
+
+def write_images(root: Path, count: int, first_pixel: int) -> None:
+    for index in range(count):
+        label = index % 4
+        image = np.full((32, 32, 3), label, np.uint8)
+        image[0, 0] = first_pixel + index
+        folder = root / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
 
 
 def randomized(model: Model, seed: int = 0) -> Model:
@@ -144,15 +150,25 @@ def assert_moments(found: Moments | Pooled, expected: Any, *, mean: float = 1e-5
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
     """All that a borrower promises to leave as it was, by a name for each."""
-    state: dict[str, Any] = {name: module.training for name, module in model.named_modules()}
+    state: dict[str, Any] = {
+        "torch's random state": torch.get_rng_state().tolist(),
+        "numpy's random state": repr(np.random.get_state()),
+        "python's random state": random.getstate(),
+        "gradients are on": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        values = tensor.detach().flatten().contiguous().view(torch.uint8).numpy().tobytes()
-        state[f"tensor {name}"] = id(tensor), values, tensor.requires_grad, tensor.grad is None
+        values = tensor.detach().flatten().contiguous().view(torch.uint8)
+        state[f"identity of {name}"] = id(tensor)
+        state[f"values of {name}"] = values.numpy().tobytes()
+        state[f"gradient of {name}"] = (tensor.requires_grad, tensor.grad is None)
+
     for name, module in model.named_modules():
-        hooks = (value for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict))
-        state[f"hooks of {name}"] = [list(value) for value in hooks], "forward" in vars(module)
-    state["random"] = torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()
-    state["grad"] = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        hooks = [value for key, value in vars(module).items() if "hooks" in key]
+        state[f"mode of {name}"] = module.training
+        state[f"hooks of {name}"] = [list(value) for value in hooks if isinstance(value, dict)]
+        state[f"own forward of {name}"] = "forward" in vars(module)
     return state
 
 
@@ -165,7 +181,8 @@ def unchanged(*models: object) -> Iterator[None]:
     for model, old in zip(modules, before, strict=True):
         new = fingerprint(model)
         assert old.keys() == new.keys()
-        assert {key: (old[key], new[key]) for key in old if old[key] != new[key]} == {}
+        changed = [key for key, value in old.items() if new[key] != value]
+        assert not changed
 
 
 def train(model: nn.Module, batches: Iterable[Tensor], lr: float = 0.05) -> list[Tensor]:
@@ -199,8 +216,10 @@ def assert_equal_statistics(found: Statistics, expected: Statistics, tolerance: 
     assert list(found) == list(expected)
     assert found.eps == expected.eps
     for name, moments in expected.items():
-        assert ((found[name].mean - moments.mean).abs() / moments.var.sqrt()).max() <= tolerance, name
-        assert ((found[name].var - moments.var).abs() / moments.var).max() <= tolerance, name
+        mean_off = (found[name].mean - moments.mean).abs() / moments.var.sqrt()
+        var_off = (found[name].var - moments.var).abs() / moments.var
+        assert mean_off.max() <= tolerance, name
+        assert var_off.max() <= tolerance, name
 
 
 def same_traces(a: MomentTrace, b: MomentTrace) -> bool:

@@ -178,9 +178,10 @@ def running_gains(batches: Sequence[Array], gain: Callable[[int], float], start:
     history = []
     mean, var = map(float64, start)
     for t, batch in enumerate(batches, start=1):
+        weight = gain(t)
         batch_mean, batch_var = unbiased(batch)
-        mean = (1 - gain(t)) * mean + gain(t) * batch_mean
-        var = (1 - gain(t)) * var + gain(t) * batch_var
+        mean = (1 - weight) * mean + weight * batch_mean
+        var = (1 - weight) * var + weight * batch_var
         history.append((mean, var))
     return history
 
@@ -267,12 +268,16 @@ def running_predictive(
     given = np.empty_like(pairs)
     ends = np.cumsum(layers)
     for begin, end in zip(ends - layers, ends, strict=True):
+        of_layer = pairs[:, :, begin:end]
         first = None if start is None else torch.stack(start).numpy()[:, begin:end]
-        finite = np.isfinite(pairs[:, :, begin:end]).all((1, 2))
-        states = iter(_predictive_of_a_layer(pairs[finite, :, begin:end], eps, first))
-        state = first if first is not None else np.full((2, end - begin), np.nan)
+        finite = np.isfinite(of_layer).all((1, 2))
+        states = iter(_predictive_of_a_layer(of_layer[finite], eps, first))
+
+        state = np.full((2, end - begin), np.nan) if first is None else first
         for t in range(len(pairs)):
-            given[t, :, begin:end] = state = next(states) if finite[t] else state
+            if finite[t]:
+                state = next(states)
+            given[t, :, begin:end] = state
     return [tuple(pair) for pair in torch.from_numpy(given)]
 
 
@@ -403,16 +408,23 @@ def inputs_of(layer: nn.Module, forward: Callable[[], object]) -> list[Tensor]:
 def sampling_errors(x: Tensor) -> tuple[Tensor, Tensor]:
     """Standard errors of the mean and of the variance (ddof 0) of `x` [N, C, H, W], with images as the units."""
     x = x.double()
-    n, channels = x.shape[:2]
+    channels = x.shape[1]
     mean_error = torch.empty(channels).double()
     var_error = torch.empty(channels).double()
     for c in range(channels):
-        mean = x[:, c].mean()
-        means = torch.stack([x[i, c].mean() for i in range(n)])
-        squares = torch.stack([((x[i, c] - mean) ** 2).mean() for i in range(n)])
-        mean_error[c] = (((means - means.mean()) ** 2).sum() / (n - 1) / n) ** 0.5
-        var_error[c] = (((squares - squares.mean()) ** 2).sum() / (n - 1) / n) ** 0.5
+        images = x[:, c]
+        squares = (images - images.mean()) ** 2
+        mean_error[c] = error_of_mean(images)
+        var_error[c] = error_of_mean(squares)
     return mean_error, var_error
+
+
+def error_of_mean(images: Tensor) -> Tensor:
+    """The standard error of the mean over the images [N, H, W]."""
+    n = len(images)
+    means = torch.stack([image.mean() for image in images])
+    variance = ((means - means.mean()) ** 2).sum() / (n - 1)
+    return (variance / n) ** 0.5
 
 
 def noisy(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
@@ -534,7 +546,9 @@ def control_gain(x: Tensor, share: Tensor, gain: Tensor, shift: Tensor) -> Tenso
     out = torch.empty_like(x)
     for n in range(len(x)):
         for c in range(x.shape[1]):
-            out[n, c] = gain[c] * (x[n, c] - share[c] * x[n, c].sum() / x[n, c].numel()) + shift[c]
+            mean = x[n, c].sum() / x[n, c].numel()
+            centered = x[n, c] - share[c] * mean
+            out[n, c] = gain[c] * centered + shift[c]
     return out
 
 

@@ -19,7 +19,9 @@ def disturb(model: Any) -> None:
     """What forwards of real models do to themselves."""
     model.train()
     model(images(4)[0])
-    torch.rand(3), np.random.rand(3), random.random()
+    torch.rand(3)
+    np.random.rand(3)
+    random.random()
     model[1].running_mean = torch.full((6,), 7.0)
     model[1].weight = nn.Parameter(torch.zeros(6))
     model[1].num_batches_tracked.add_(5)

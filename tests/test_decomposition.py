@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bnlab import (
     MomentTrace,
+    Statistics,
     decompose,
     estimators,
     gap,
@@ -58,25 +60,39 @@ def test_the_terms_add_up_to_the_gap() -> None:
     assert list(table.columns) == ["layer", "depth", "channel", "statistic", "gap", *TERMS]
 
 
+def assert_adds_up(table: pd.DataFrame) -> None:
+    total = table[list(TERMS)].sum(axis=1)
+    assert (total - table["gap"]).abs().max() < 1e-12
+
+
+def select_mean(table: pd.DataFrame, layer: str) -> pd.DataFrame:
+    return table[(table["layer"] == layer) & (table["statistic"] == "mean")]
+
+
+def interpolate(first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {name: (1 - share) * first[name].double() + share * last[name].double() for name in first}
+
+
 def test_on_straight_lines_between_some_of_the_weights() -> None:
     """The first layer's mean is linear in the weights: of weights on a straight line it needs the ends only."""
     model, trace, kept, batches = trained(30, lr=0.05)
-    first, last = ({k: v.double() for k, v in kept[step].items()} for step in (0, 30))
-    line = {step: {k: (first[k] * (30 - step) + last[k] * step) / 30 for k in first} for step in range(31)}
     asked: list[int] = []
 
     def weights(step: int) -> dict[str, Tensor]:
         asked.append(step)
-        return line[step]
+        share = step / 30
+        return interpolate(kept[0], kept[30], share)
 
-    whole, part = (decompose(model, trace, weights, batches, momentum=0.3, every=every) for every in (1, 5))
+    every_step = decompose(model, trace, weights, batches, momentum=0.3, every=1)
+    every_fifth = decompose(model, trace, weights, batches, momentum=0.3, every=5)
 
     assert asked == [*range(29, 16, -1), 29, 24, 19, 17]
-    assert all((table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12 for table in (whole, part))
-
-    means = [t[(t["layer"] == "1") & (t["statistic"] == "mean")]["lag"].to_numpy() for t in (whole, part)]
-    assert means[0] == pytest.approx(means[1], abs=1e-6)
-    assert abs(means[0]).max() > 1e-3
+    assert_adds_up(every_step)
+    assert_adds_up(every_fifth)
+    lag = select_mean(every_step, "1")["lag"].to_numpy()
+    interpolated = select_mean(every_fifth, "1")["lag"].to_numpy()
+    assert interpolated == pytest.approx(lag, abs=1e-6)
+    assert abs(lag).max() > 1e-3
 
 
 def test_batches_of_one_step_weigh_as_batches() -> None:
@@ -129,13 +145,15 @@ def test_a_full_batch_has_no_noise_and_no_upstream_term() -> None:
     weights = copy.deepcopy(model.state_dict())
     table = decompose(model, trace, lambda step: weights, batches, momentum=0.9)
 
-    assert table[["noise", "lag", "upstream"]].abs().to_numpy().max() < 1e-5
+    for term in ("noise", "lag", "upstream"):
+        assert table[term].abs().max() < 1e-5
 
     # Of the weighting only the unbiased variance is left: var/(n−1).
     first = table[(table["layer"] == "1") & (table["statistic"] == "var")]
-    n = 12 * 64
-    expected = references.moments(model[0](batches[0]).detach()).var / (n - 1)
-    torch.testing.assert_close(torch.tensor(first["weighting"].to_numpy()), expected, rtol=1e-3, atol=1e-6)
+    found = torch.tensor(first["weighting"].to_numpy())
+    moments = references.moments(model[0](batches[0]).detach())
+    expected = moments.var / (12 * 64 - 1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
 class WithAuxiliary(nn.Module):
@@ -162,7 +180,7 @@ def test_layers_that_no_batch_reaches_are_left_out() -> None:
 
     assert table.attrs["unseen"] == ["auxiliary.1"]
     assert list(table["layer"].unique()) == ["body.1", "body.4"]
-    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    assert_adds_up(table)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +211,7 @@ def test_augmentation_is_a_term_of_its_own() -> None:
     brighter = [batch + 1 for batch in batches]
     table = decompose(model, trace, kept.__getitem__, batches, momentum=0.9, augmented=brighter)
 
-    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    assert_adds_up(table)
     assert table["data"].abs().max() > 0.1
 
 
@@ -209,9 +227,10 @@ def test_dropout_is_in_the_term_of_the_data() -> None:
     with record(model) as trace:
         for batch in batches:
             model(batch)
-    table = decompose(model, trace, lambda step: copy.deepcopy(model.state_dict()), batches, momentum=0.1)
+    weights = copy.deepcopy(model.state_dict())
+    table = decompose(model, trace, lambda step: weights, batches, momentum=0.1)
 
-    assert (table[list(TERMS)].sum(axis=1) - table["gap"]).abs().max() < 1e-12
+    assert_adds_up(table)
 
     variance = table[table["statistic"] == "var"]
     # x is doubled or 0: E[x²] doubles, of which the variance grows by E[x²] = var + mean².
@@ -219,8 +238,16 @@ def test_dropout_is_in_the_term_of_the_data() -> None:
     expected = (clean.var + clean.mean.square()).numpy()
     # Kept or not (b is 1 or 0), a value adds (4b − 1)·x². For a normal x of mean 0 the variance of that is 14·E[x²]²,
     # over 4,096 values 6% of E[x²]. The average remembers some 19 batches, 1,200 values of 4b·x²: 13%.
-    assert abs(variance["data"].to_numpy() / expected - 1).max() < 0.15
-    assert (variance["noise"].abs().to_numpy() < 0.5 * variance["data"].to_numpy()).all()
+    data = variance["data"].to_numpy()
+    noise = variance["noise"].to_numpy()
+    assert data == pytest.approx(expected, rel=0.15)
+    assert (abs(noise) < 0.5 * data).all()
+
+
+def assert_near(found: Statistics, expected: Statistics) -> None:
+    gaps = gap(expected, found)
+    assert gaps["mean_gap"].max() < 5e-6
+    assert gaps["var_gap"].max() < 5e-6
 
 
 def test_frozen_in_training_is_update_bn_with_dropout_on() -> None:
@@ -232,9 +259,10 @@ def test_frozen_in_training_is_update_bn_with_dropout_on() -> None:
         torch.optim.swa_utils.update_bn(batches, other)
     ours = replay(frozen, estimators.Cumulative(), [4])[4]
 
-    assert gap(running_statistics(other), ours)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+    assert_near(ours, running_statistics(other))
 
-    without = replay(record_frozen(model, batches), estimators.Cumulative(), [4])[4]
+    frozen = record_frozen(model, batches)
+    without = replay(frozen, estimators.Cumulative(), [4])[4]
     assert gap(ours, without)["var_gap"].item() > 0.3
 
 
@@ -248,11 +276,11 @@ def test_frozen_estimators_are_those_of_the_tools() -> None:
     ours = replay(frozen, estimators.Cumulative(), [3])[3]
     expected = running_statistics(other)
 
-    assert gap(expected, ours)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+    assert_near(ours, expected)
 
     pooled = replay(frozen, estimators.PooledCumulative(), [3])[3]
     precise = population_statistics(model, batches, upstream="batch")
-    assert gap(precise, pooled)[["mean_gap", "var_gap"]].to_numpy().max() < 5e-6
+    assert_near(pooled, precise)
 
 
 def test_bad_input() -> None:

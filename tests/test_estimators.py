@@ -175,15 +175,16 @@ def stepwise(estimator: Estimator, stream: Stream) -> Tensor:
 @each
 def test_blocks_agree_with_single_steps(estimator: Estimator) -> None:
     stream = stream_of(batches(3 * base.BLOCK + 17), 7)
-    positions = range(len(stream) + 1)
-    dense = fold([estimator], stream, positions)[0]
+    some = [700, 0, 1, 255, 256, 257, 512, 700, len(stream)]
+
+    (dense,) = fold([estimator], stream, range(len(stream) + 1))
+    (sparse,) = fold([estimator], stream, some)
+    _, beside_others, _ = fold([EMA(0.3), estimator, PooledEMA(0.3)], stream, [785])
+
     if estimator.direct(stream, [0]) is None:
         torch.testing.assert_close(dense, stepwise(estimator, stream), rtol=1e-11, atol=1e-12)
-    some = [700, 0, 1, 255, 256, 257, 512, 700, len(stream)]
-    torch.testing.assert_close(fold([estimator], stream, some)[0], dense[some], rtol=1e-11, atol=1e-12)
-    together = fold([EMA(0.3), estimator, PooledEMA(0.3)], stream, [785])[1, 0]
-    torch.testing.assert_close(together, dense[785], rtol=1e-11, atol=1e-12)
-
+    torch.testing.assert_close(sparse, dense[some], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(beside_others[0], dense[785], rtol=1e-11, atol=1e-12)
     assert fold([estimator], stream, []).shape == (1, 0, 2, CHANNELS)
 
 
@@ -250,37 +251,54 @@ def test_special_cases() -> None:
 
 def test_any_split_of_the_same_data_gives_the_same() -> None:
     data = torch.cat(batches(40, 1000, 0.01))
-    truth = torch.stack(references.moments(data)[1:])
+    _, mean, var = references.moments(data)
+    bank = [PooledCumulative(), Window(1000, True), WeightedCumulative()]
     for sizes in ([len(data) // 2], [7, 3, 50], [2] * (len(data) // 2 - 1), [100, 5]):
-        stream = stream_of(list(data.split([*sizes, len(data) - sum(sizes)])))
-        found = fold([PooledCumulative(), Window(1000, True), WeightedCumulative()], stream, [len(stream)])[:, 0]
-        for pooled in found[:2]:
-            torch.testing.assert_close(pooled, truth, rtol=1e-9, atol=0)
-        torch.testing.assert_close(found[2, 0], truth[0], rtol=1e-14, atol=0)
+        rest = len(data) - sum(sizes)
+        stream = stream_of(list(data.split([*sizes, rest])))
+
+        cumulative, window, weighted = fold(bank, stream, [len(stream)])[:, 0]
+
+        for pooled in (cumulative, window):
+            torch.testing.assert_close(pooled, torch.stack((mean, var)), rtol=1e-9, atol=0)
+        torch.testing.assert_close(weighted[0], mean, rtol=1e-14, atol=0)
 
 
 def test_expected_variances() -> None:
     """E[var] of the pooled EMA is σ²(1−(1/n)·m/(2−m)); of the others as their docstrings say."""
-    m, n, steps = 0.3, 4, 40
-    values = torch.randn(steps, n, 40_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    m = 0.3
+    n = 4
+    steps = 40
+    generator = torch.Generator().manual_seed(0)
+    values = 2 * torch.randn(steps, n, 40_000, generator=generator, dtype=torch.float64)
     var, mean = torch.var_mean(values, 1)
-    start = torch.tensor([[0.0], [4.0]]).double().expand(2, mean.shape[1])
-    stream = Stream(start, torch.stack((mean, var), 1), torch.full_like(mean, n))
-    bank = [PooledEMA(m), EMA(m), BiasedEMA(m), PooledCumulative(), WeightedCumulative()]
-    found = fold(bank, stream, [steps])[:, 0, 1].mean(1) / 4
-    expected = [1 - m / (2 - m) / n, 1, 1 - 1 / n, 1 - 1 / n / steps, 1]
-    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=0.004)
+    start = torch.tensor([[0.0], [4.0]]).double()
+    stream = Stream(start.expand(2, 40_000), torch.stack((mean, var), 1), torch.full_like(mean, n))
+    expected = {
+        PooledEMA(m): 1 - m / (2 - m) / n,
+        EMA(m): 1,
+        BiasedEMA(m): 1 - 1 / n,
+        PooledCumulative(): 1 - 1 / n / steps,
+        WeightedCumulative(): 1,
+    }
+
+    found = fold([*expected], stream, [steps])[:, 0, 1]
+
+    ratios = found.mean(1) / 4
+    assert ratios.tolist() == pytest.approx([*expected.values()], abs=0.004)
 
 
 def test_delagged_does_not_lag() -> None:
-    t = torch.arange(1, 2001, dtype=torch.float64)
-    falling = torch.stack((0.5 * t, torch.exp(-0.02 * t)), 1)[:, :, None]
-    stream = Stream(torch.tensor([[0.0], [1.0]]).double(), falling, torch.full((2000, 1), 8.0).double())
-    ema, delagged = fold([DebiasedEMA(0.05), DelaggedEMA(0.05)], stream, [2000])[:, 0]
-    torch.testing.assert_close(delagged, falling[-1], rtol=1e-9, atol=0)
+    t = torch.arange(1.0, 2001.0, dtype=torch.float64)
+    rising_mean = 0.5 * t
+    falling_variance = torch.exp(-0.02 * t)
+    stream = sequence(rising_mean.tolist(), falling_variance.tolist())
 
+    ema, delagged = fold([DebiasedEMA(0.05), DelaggedEMA(0.05)], stream, [2000])[:, 0]
+
+    torch.testing.assert_close(delagged, stream.batches[-1], rtol=1e-9, atol=0)
     assert ema[0] == pytest.approx(1000 - 0.5 * 19)
-    assert ema[1] > 1.5 * falling[-1, 1]
+    assert ema[1] > 1.5 * falling_variance[-1]
 
 
 # Agreement with others
@@ -297,8 +315,9 @@ def test_agreement_with(peer: str) -> None:
         peers.update_bn_stats(model.train(), data, len(data))
     elif peer == "update_bn":
         torch.optim.swa_utils.update_bn(data, model)
-    estimator = EMA(0.1) if peer == "momentum" else PooledCumulative() if peer == "fvcore" else Cumulative()
-    assert_equal_statistics(replay(trace, estimator, [4])[4], running_statistics(model))
+    estimators = {"momentum": EMA(0.1), "fvcore": PooledCumulative()}
+    replayed = replay(trace, estimators.get(peer, Cumulative()), [4])
+    assert_equal_statistics(replayed[4], running_statistics(model))
 
 
 # The Kalman gain
@@ -336,15 +355,21 @@ HINDSIGHT = np.exp(np.linspace(math.log(0.003), 0, 40)).tolist()
 
 def relative_errors(estimators: list[Estimator], ratio: float, phi: float, steps: int, seeds: int) -> Tensor:
     """[estimators, 2]: mean squared error of mean and log variance over the best fixed momentum's, second half."""
-    errors: Any = 0
+    fixed = [DebiasedEMA(momentum) for momentum in HINDSIGHT]
+    bank = [*estimators, *fixed]
+    half = steps // 2
+    errors = torch.zeros(len(bank), 2).double()
     for seed in range(seeds):
         truth, stream = simulated(ratio, phi, steps, 16, seed)
-        half = range(steps // 2, steps)
-        found = fold([*estimators, *map(DebiasedEMA, HINDSIGHT)], stream, half)
-        aim = truth[steps // 2 - 1 : -1]
-        squared = torch.stack((found[:, :, 0] - aim[:, 0], (found[:, :, 1] / aim[:, 1]).log()), 2).square()
-        errors = errors + squared.mean((1, 3))
-    return errors[: len(estimators)] / errors[len(estimators) :].amin(0)
+        aim = truth[half - 1 : -1]
+        found = fold(bank, stream, range(half, steps))
+        off_mean = found[:, :, 0] - aim[:, 0]
+        off_var = (found[:, :, 1] / aim[:, 1]).log()
+        errors[:, 0] += off_mean.square().mean((1, 2))
+        errors[:, 1] += off_var.square().mean((1, 2))
+
+    best = errors[len(estimators) :].amin(0)
+    return errors[: len(estimators)] / best
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.9])
@@ -361,10 +386,16 @@ def test_kalman_and_predictive_are_as_good_as_the_best_momentum_in_hindsight(rat
 def test_gains_fall_when_the_drift_ends(estimator: Estimator, least: float) -> None:
     _, moving = simulated(1.0, 0.0, 400, 8, 0)
     _, still = simulated(0.0, 0.0, 1600, 8, 1)
-    stream = replace(moving, batches=torch.cat((moving.batches, still.batches)), counts=torch.full((2000, 8), 64.0))
+    stream = replace(
+        moving,
+        batches=torch.cat((moving.batches, still.batches)),
+        counts=torch.full((2000, 8), 64.0),
+    )
+
     gain = estimator.gains(stream)
 
-    assert (gain[300:400].mean((0, 2)) > least).all()
+    while_it_moves = gain[300:400].mean((0, 2))
+    assert (while_it_moves > least).all()
     assert (gain[-1] < 0.02).all()
 
 
@@ -385,20 +416,34 @@ def test_a_replay_knows_the_layers_and_their_eps() -> None:
 
 def test_a_bad_batch_is_forgotten_where_its_weight_is_none() -> None:
     data = batches(6)
-    stream, bad = stream_of(data), stream_of(data)
+    stream = stream_of(data)
+    bad = stream_of(data)
     bad.batches[2, :, 1] = torch.nan
+    expected_last, expected_ema = fold([LastBatch(), EMA(0.1)], stream, range(7))
+
     last, ema = fold([LastBatch(), EMA(0.1)], bad, range(7))
 
-    assert torch.equal(last[4:], fold([LastBatch()], stream, range(4, 7))[0])
+    others = [0, 2]
     assert last[3, :, 1].isnan().all()
+    assert torch.equal(last[4:], expected_last[4:])
     assert ema[3:, :, 1].isnan().all()
+    torch.testing.assert_close(ema[:, :, others], expected_ema[:, :, others])
 
-    torch.testing.assert_close(ema[:, :, [0, 2]], fold([EMA(0.1)], stream, range(7))[0][:, :, [0, 2]])
+
+def test_a_bad_start_is_forgotten_where_its_weight_is_none() -> None:
+    stream = stream_of(batches(6))
     started_badly = Stream(START * torch.nan, stream.batches, stream.counts)
-    assert fold([Cumulative(), LastBatch()], started_badly, range(1, 7)).isfinite().all()
 
-    bad.batches[2:, :, 1] = torch.nan
-    assert Kalman().gains(bad).isfinite().all()
+    found = fold([Cumulative(), LastBatch()], started_badly, range(1, 7))
+
+    assert found.isfinite().all()
+
+
+def test_gains_of_the_kalman_filter_are_finite_whatever_the_batches_are() -> None:
+    stream = stream_of(batches(6))
+    stream.batches[2:, :, 1] = torch.nan
+
+    assert Kalman().gains(stream).isfinite().all()
 
 
 # The momentum that forecasts
@@ -428,12 +473,14 @@ def test_predictive_does_not_depend_on_units() -> None:
     stream = stream_of(batches(150))
     shift = torch.tensor([1000.0, -3.0, 0.1]).double()
     scale = torch.tensor([4.0, 0.5, 256.0]).double()
-    moved = stream.batches * torch.stack((scale, scale.square())) + torch.stack((shift, torch.zeros(3)))
+    mean, var = stream.batches.unbind(1)
+    moved = torch.stack((mean * scale + shift, var * scale.square()), 1)
     other = replace(stream, batches=moved, eps=stream.eps * scale.square())
-    found, expected = (fold([Predictive()], s, range(1, 151))[0] for s in (other, stream))
+
+    (expected,) = fold([Predictive()], stream, range(1, 151))
+    (found,) = fold([Predictive()], other, range(1, 151))
 
     assert torch.equal(Predictive().gains(other), Predictive().gains(stream))
-
     torch.testing.assert_close(found[:, 0], expected[:, 0] * scale + shift, rtol=1e-10, atol=1e-9)
     torch.testing.assert_close(found[:, 1], expected[:, 1] * scale.square(), rtol=1e-10, atol=0)
 
@@ -476,7 +523,6 @@ def test_predictive_leaves_out_what_is_not_finite(when: int, updates: int, bad: 
     expected = torch.stack([torch.stack(pair) for pair in references.running_predictive(data, LAYERS, EPS, start)])
     first = 2 if when == 0 else 1  # before its first batch a layer has its start, which the twin does not know
     torch.testing.assert_close(found[first:], expected[first - 1 :], rtol=1e-11, atol=1e-12)
-
     assert found.isfinite().all()
     assert (Predictive().gains(stream)[when, :, 1:] == 0).all()
 
@@ -498,7 +544,6 @@ def test_predictive_without_variance_and_eps() -> None:
 
     assert found.isfinite().all()
     assert Predictive().gains(stream).isfinite().all()
-
     torch.testing.assert_close(found[1:, :, 2], stream.batches[:, :, 2], rtol=1e-12, atol=0)
 
 
@@ -542,12 +587,23 @@ def test_labels_round_trip(estimator: Estimator) -> None:
     assert cls(**parameters, **momentum) == estimator
 
 
-def test_parse() -> None:
-    assert parse("ema") == (EMA, {})
-    assert parse("ema()") == (EMA, {})
-    assert parse("ema( momentum = 1 )") == (EMA, {"momentum": 1.0})
-    assert parse("tests.test_estimators.PerChannel(power=3, kind=5.x)")[1] == {"power": 3, "kind": "5.x"}
-    assert parse("tests.test_estimators.PerChannel")[0].name == "test_weighted"
+@pytest.mark.parametrize(
+    ("label", "cls", "parameters"),
+    [
+        ("ema", EMA, {}),
+        ("ema()", EMA, {}),
+        ("ema( momentum = 1 )", EMA, {"momentum": 1.0}),
+    ],
+)
+def test_parse(label: str, cls: type[Estimator], parameters: dict[str, Any]) -> None:
+    assert parse(label) == (cls, parameters)
+
+
+def test_parse_a_class_of_the_users_own() -> None:
+    cls, parameters = parse("tests.test_estimators.PerChannel(power=3, kind=5.x)")
+
+    assert cls.name == "test_weighted"
+    assert parameters == {"power": 3, "kind": "5.x"}
 
 
 @pytest.mark.parametrize(
@@ -601,7 +657,12 @@ def test_a_name_that_is_taken() -> None:
 def test_gains_that_are_refused(returns: Callable[..., Any], message: str) -> None:
     """(Without a name of its own the class is not listed.)"""
     mistaken = type("Mistaken", (EMA,), {"gains": lambda self, stream: returns(stream)})
-    stream = Stream(torch.zeros(2, 5).double(), torch.ones(3, 2, 5).double(), torch.full((3, 5), 8.0).double())
+    stream = Stream(
+        start=torch.zeros(2, 5).double(),
+        batches=torch.ones(3, 2, 5).double(),
+        counts=torch.full((3, 5), 8.0).double(),
+    )
+
     with pytest.raises(ValueError, match=f"ema: {message}"):
         fold([mistaken()], stream, [1, 3])
 

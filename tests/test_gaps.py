@@ -23,7 +23,10 @@ def statistics(mean: list[float], var: list[float], eps: float = 0.0, name: str 
 def test_closed_form() -> None:
     weights = {"bn": torch.tensor([3.0, 2.0]).double()}
     reference = statistics([0, 0], [4, 4])
-    frame = gap(reference, Statistics(statistics([2, 0], [4, 4 * math.e]), reference.eps, weights=weights))
+    moments = statistics([2, 0], [4, 4 * math.e])
+    estimate = Statistics(moments, reference.eps, weights=weights)
+
+    frame = gap(reference, estimate)
 
     assert list(frame) == ["layer", "depth", "channels", *GAP_COLUMNS, "output_gap"]
 
@@ -116,8 +119,10 @@ def test_nothing_between_equals() -> None:
 
 
 def test_a_bad_layer_does_not_reach_the_others() -> None:
-    reference, estimate = running_statistics(plain()), running_statistics(plain())
+    reference = running_statistics(plain())
+    estimate = running_statistics(plain())
     estimate["1"].mean[0] = math.nan
+
     first, second = gap(reference, estimate).to_dict("records")
 
     assert math.isnan(first["mean_gap"])
@@ -221,35 +226,66 @@ def test_names_of_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None
     assert gap(theirs, mine)["layer"].tolist() == list(theirs)
 
     theirs.write_to(other)
-    assert (gap(mine, running_statistics(other))[list(GAP_COLUMNS)] == 0).all(axis=None)
+    gaps = gap(mine, running_statistics(other))
+    assert (gaps[list(GAP_COLUMNS)] == 0).all(axis=None)
 
     start = running_statistics(plain())
     with using(wrapped, start):
-        assert torch.equal(model.get_buffer("1.running_mean").double(), start["1"].mean)
+        lent = model.get_buffer("1.running_mean").double()
+    assert torch.equal(lent, start["1"].mean)
+
     start.write_to(wrapped)
-    assert (gap(start, running_statistics(model))["kl"] == 0).all()
+    gaps = gap(start, running_statistics(model))
+    assert (gaps["kl"] == 0).all()
+
+
+def train_between() -> tuple[Statistics, Statistics]:
+    """The running statistics before and after three steps of training."""
+    model = residual()
+    before = running_statistics(model)
+    train(model, images(4, 4, 4))
+    return before, running_statistics(model)
 
 
 def test_per_channel() -> None:
-    model = residual()
-    reference = running_statistics(model)
-    train(model, images(4, 4, 4))
-    estimate = running_statistics(model)
+    reference, estimate = train_between()
+
     frame = gap(reference, estimate, per_channel=True)
+
     layers = gap(reference, estimate)
-
+    channels = frame.groupby("layer", sort=False)["channel"].count()
     assert list(frame) == ["layer", "depth", "channels", "channel", *GAP_COLUMNS, "output_gap"]
-    assert frame.groupby("layer", sort=False)["channel"].count().tolist() == layers["channels"].tolist()
+    assert channels.tolist() == layers["channels"].tolist()
 
-    first = frame[frame["layer"] == "1"].set_index("channel").loc[4]
-    (mean_r, var_r), (mean_e, var_e) = ((float(s["1"].mean[4]), float(s["1"].var[4])) for s in (reference, estimate))
-    assert first["mean_gap"] == pytest.approx((mean_e - mean_r) / math.sqrt(var_r + 1e-5))  # signed
-    assert first["var_gap"] == pytest.approx(math.log((var_e + 1e-5) / (var_r + 1e-5)))
 
-    squares = frame.assign(mean_gap=frame["mean_gap"] ** 2, var_gap=frame["var_gap"] ** 2)
-    means = squares.groupby("layer", sort=False)[list(GAP_COLUMNS)].mean().reset_index(drop=True)
-    assert (means["mean_gap"] ** 0.5).tolist() == pytest.approx(layers["mean_gap"].tolist())
-    assert (means["var_gap"] ** 0.5).tolist() == pytest.approx(layers["var_gap"].tolist())
-    assert means["kl"].tolist() == pytest.approx(layers["kl"].tolist())
+def test_a_gap_of_a_channel_by_hand() -> None:
+    reference, estimate = train_between()
+
+    frame = gap(reference, estimate, per_channel=True)
+
+    row = frame[frame["layer"] == "1"].set_index("channel").loc[4]
+    moved = estimate["1"].mean[4] - reference["1"].mean[4]
+    var = reference["1"].var[4] + 1e-5
+    other_var = estimate["1"].var[4] + 1e-5
+    assert row["mean_gap"] == pytest.approx(float(moved / var.sqrt()))
+    assert row["var_gap"] == pytest.approx(float((other_var / var).log()))
+
+
+def test_gaps_of_channels_are_signed() -> None:
+    frame = gap(*train_between(), per_channel=True)
+
     assert (frame["mean_gap"] < 0).any()
     assert (frame["mean_gap"] > 0).any()
+
+
+def test_a_layers_gap_is_the_root_mean_square_of_its_channels() -> None:
+    reference, estimate = train_between()
+
+    frame = gap(reference, estimate, per_channel=True)
+
+    layers = gap(reference, estimate)
+    for column in ("mean_gap", "var_gap"):
+        squares = (frame[column] ** 2).groupby(frame["layer"], sort=False).mean()
+        assert (squares**0.5).tolist() == pytest.approx(layers[column].tolist())
+    means = frame["kl"].groupby(frame["layer"], sort=False).mean()
+    assert means.tolist() == pytest.approx(layers["kl"].tolist())

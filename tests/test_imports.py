@@ -103,22 +103,36 @@ def test_imports_go_downwards(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_order_inside_of_a_folder(folder: str) -> None:
-    place, order = PACKAGE.joinpath(*folder.split(".")), [*FOLDERS[folder].split(), "__init__"]
+    place = PACKAGE.joinpath(*folder.split("."))
+    order = [*FOLDERS[folder].split(), "__init__"]
+    modules = {path.stem for path in place.glob("*.py")}
     packages = {path.parent.name for path in place.glob("*/__init__.py")}
-    assert {path.stem for path in place.glob("*.py")} | packages == set(order)
+
+    assert modules | packages == set(order)
+
     for height, name in enumerate(order):
-        paths = [place / f"{name}.py"] if (place / f"{name}.py").exists() else (place / name).glob("*.py")
-        imported = {module for path in paths for module in imports(path)} - {f"bnlab.{folder}.{name}"}
-        used = {module for module in order if f"bnlab.{folder}.{module}" in imported}
+        paths = [place / f"{name}.py"] if name in modules else (place / name).glob("*.py")
+        imported = set[str]().union(*(imports(path) for path in paths))
+        used = {other for other in order if other != name and f"bnlab.{folder}.{other}" in imported}
         assert used <= set(order[:height]), f"{name} imports {used}"
 
 
-def test_reports_and_questions_see_tables_and_theory_only() -> None:
-    for folder, allowed in ((HARNESS / "reporting", REPORTING), (QUESTIONS, {*REPORTING, *SHARED, "bnlab.theory"})):
-        for path in folder.rglob("*.py"):
-            for name in imports(path) - ({"bnlab"} if folder == QUESTIONS else set()):
-                known = any(f"{name}.".startswith(f"{package}.") for package in allowed)
-                assert known or name.partition(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
+def test_reports_see_tables_only() -> None:
+    for path in (HARNESS / "reporting").rglob("*.py"):
+        assert_imports_only(path, {*REPORTING})
+
+
+def test_questions_see_reports_and_theory_only() -> None:
+    for path in QUESTIONS.rglob("*.py"):
+        assert_imports_only(path, {*REPORTING, *SHARED, "bnlab.theory"}, beside="bnlab")
+
+
+def assert_imports_only(path: Path, allowed: set[str], beside: str = "") -> None:
+    """Modules of the allowed packages, of Python itself, and the one named `beside`."""
+    for name in imports(path) - {beside}:
+        is_allowed = any(f"{name}.".startswith(f"{package}.") for package in allowed)
+        is_of_python = name.partition(".")[0] in sys.stdlib_module_names
+        assert is_allowed or is_of_python, f"{path.name} imports {name}"
 
 
 def test_the_library_uses_one_private_name_of_torch() -> None:

@@ -24,14 +24,26 @@ def sample(*shape: int, mean: float = 0.5, std: float = 2.0, dtype: torch.dtype 
 
 
 def test_closed_form() -> None:
-    moments = Moments.of(torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[5.0, 7.0], [0.0, 4.0]]]))
+    first_image = [[1.0, 3.0], [0.0, 0.0]]
+    second_image = [[5.0, 7.0], [0.0, 4.0]]
 
-    assert (moments.count, moments.mean.tolist()) == (4, [4.0, 1.0])
+    moments = Moments.of(torch.tensor([first_image, second_image]))
+
+    assert moments.count == 4
+    assert moments.mean.tolist() == [4.0, 1.0]
     # A float32 root of a sum of squares: 1.2e-7 of E[x²] = 21 against a variance of 5.
-    assert moments.var.tolist() == pytest.approx([5.0, 3.0], rel=1.2e-7 * 21 / 5)
+    tolerance = 1.2e-7 * 21 / 5
+    assert moments.var.tolist() == pytest.approx([5.0, 3.0], rel=tolerance)
 
-    merged = moments.merge(Moments.of(torch.tensor([[9.0, 1.0]])))
-    assert (merged.count, merged.mean.tolist()) == (5, [5.0, 1.0])
+
+def test_merging_in_closed_form() -> None:
+    first = Moments.of(torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0], [7.0, 4.0]]))
+    second = Moments.of(torch.tensor([[9.0, 1.0]]))
+
+    merged = first.merge(second)
+
+    assert merged.count == 5
+    assert merged.mean.tolist() == [5.0, 1.0]
     assert merged.var.tolist() == pytest.approx([8.0, 2.4], rel=1e-7)
 
 
@@ -94,11 +106,15 @@ def test_mean_far_from_zero(mean: float, std: float, shape: tuple[int, ...], lay
 @pytest.mark.parametrize("mean", [0.9, 1.9, 4, 8, 15.5])
 def test_moderate_means_keep_the_bound(mean: float, shape: tuple[int, ...], layout: str) -> None:
     """That of `bnlab.moments._bound_mean`."""
-    x = LAYOUTS[layout](sample(*shape, mean=mean, std=1.0))
-    assert_moments(Moments.of(x), references.moments(x), mean=2e-6, var=2e-6)
-    parts = [read(part) for part in x.split(len(x) // 4)]
-    pooled = pool_exactly(parts, lambda *about: [read(part, *about) for part in x.split(len(x) // 4)])
-    assert_moments(pooled, references.moments(x), mean=2e-6, var=2e-6)
+    drawn = sample(*shape, mean=mean, std=1.0)
+    x = LAYOUTS[layout](drawn)
+    expected = references.moments(x)
+
+    at_once = Moments.of(x)
+    in_parts = pooled(x.split(len(x) // 4))
+
+    assert_moments(at_once, expected, mean=2e-6, var=2e-6)
+    assert_moments(in_parts, expected, mean=2e-6, var=2e-6)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -111,16 +127,24 @@ def test_one_image_far_from_the_others(layout: str) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_constant_and_dead_channels(layout: str) -> None:
     x = sample(9, 4, 5, 5)
-    x[:, 1], x[:, 2] = 0, 1000.1
-    moments = Moments.of(LAYOUTS[layout](x))
+    x[:, 1] = 0
+    x[:, 2] = 1000.1
+    x = LAYOUTS[layout](x)
 
-    assert moments.mean[1:3].tolist() == [0, torch.tensor(1000.1).item()]
+    moments = Moments.of(x)
+
+    in_float32 = torch.tensor(1000.1).item()
+
+    assert moments.mean[1:3].tolist() == [0, in_float32]
     assert moments.var[1:3].tolist() == [0, 0]
 
 
 def test_one_value() -> None:
     moments = Moments.of(torch.tensor([[2.0, -3.0]]))
-    assert (moments.count, moments.mean.tolist(), moments.var.tolist()) == (1, [2.0, -3.0], [0.0, 0.0])
+
+    assert moments.count == 1
+    assert moments.mean.tolist() == [2.0, -3.0]
+    assert moments.var.tolist() == [0.0, 0.0]
 
 
 def test_nan_stays_in_its_channel() -> None:
@@ -128,7 +152,9 @@ def test_nan_stays_in_its_channel() -> None:
     x[3, 1, 2, 2] = torch.nan
     for layout in ("contiguous", "channels_last"):
         moments = Moments.of(LAYOUTS[layout](x))
-        assert moments.mean.isnan().tolist() == moments.var.isnan().tolist() == [False, True, False]
+
+        assert moments.mean.isnan().tolist() == [False, True, False]
+        assert moments.var.isnan().tolist() == [False, True, False]
 
 
 def test_no_gradient_is_kept() -> None:
@@ -173,10 +199,15 @@ def pooled(inputs: Sequence[Tensor]) -> Pooled:
 def test_another_split_changes_nothing(batches: list[Tensor], size: int) -> None:
     mean = batches[0].mean().item()
     data = torch.cat(batches)
+    parts = data.split(size)
+
     whole = Moments.of(data)
-    assert_equal(reduce(Moments.merge, map(Moments.of, batches)), whole, mean)
-    assert_equal(reduce(Moments.merge, map(Moments.of, data.split(size))), whole, mean)
-    assert_equal(pooled(data.split(size)), whole, mean)
+    of_batches = reduce(Moments.merge, map(Moments.of, batches))
+    of_parts = reduce(Moments.merge, map(Moments.of, parts))
+
+    assert_equal(of_batches, whole, mean)
+    assert_equal(of_parts, whole, mean)
+    assert_equal(pooled(parts), whole, mean)
 
 
 def test_pooling_batches_of_another_shape_far_from_zero() -> None:
@@ -186,11 +217,16 @@ def test_pooling_batches_of_another_shape_far_from_zero() -> None:
 
 def test_comparing_dead_channels() -> None:
     """Without a variance nothing is no difference, and anything else an infinite one."""
-    one, other = (Moments(4, torch.tensor([1.0, 5.0, mean]), torch.tensor([4.0, 0.0, 0.0])) for mean in (2.0, 3.0))
-    near = Moments(4, torch.tensor([2.0, 5.0, 2.0]), torch.tensor([5.0, 0.0, 0.0]))
+
+    def make_moments(mean: list[float], var: list[float]) -> Moments:
+        return Moments(4, torch.tensor(mean), torch.tensor(var))
+
+    one = make_moments([1.0, 5.0, 2.0], [4.0, 0.0, 0.0])
+    moved = make_moments([1.0, 5.0, 3.0], [4.0, 0.0, 0.0])
+    near = make_moments([2.0, 5.0, 2.0], [5.0, 0.0, 0.0])
 
     assert compare_moments(one, near) == (0.5, 0.25)
-    assert compare_moments(one, other) == (torch.inf, 0)
+    assert compare_moments(one, moved) == (torch.inf, 0)
     assert compare_moments(one, near, scale=torch.full((3,), 16.0)) == (0.25, 0.0625)
 
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_package_its_metadata_and_its_citation_have_one_version() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    metadata = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(metadata)["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 
     assert project["version"] == bnlab.__version__
@@ -24,8 +25,11 @@ def test_the_package_its_metadata_and_its_citation_have_one_version() -> None:
 def test_hooks_before_a_commit_run_what_the_tests_run_first() -> None:
     (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     recipes = (ROOT / "Makefile").read_text()
-
-    tools = [hook["entry"].removeprefix(".venv/bin/python ").split(" --")[0] for hook in local["hooks"]]
+    tools = []
+    for hook in local["hooks"]:
+        command, _, _ = hook["entry"].partition(" --")
+        tools.append(command.removeprefix(".venv/bin/python "))
 
     assert tools == ["-m ruff check", "-m ruff format", "-m mypy"]
-    assert all(f"$(PY) {tool}" in recipes for tool in tools)
+    for tool in tools:
+        assert f"$(PY) {tool}" in recipes

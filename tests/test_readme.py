@@ -38,7 +38,12 @@ def test_the_calls_on_a_model_run() -> None:
 
 def test_the_lines_on_self_tuned_layers_run() -> None:
     model = plain()
-    names: dict[str, Any] = {"model": model, "train": lambda network: [network(batch) for batch in images(8, 8, 4)]}
+
+    def train(network: nn.Module) -> None:
+        for batch in images(8, 8, 4):
+            network(batch)
+
+    names: dict[str, Any] = {"model": model, "train": train}
     (lines,) = [block for block in BLOCKS if "SelfTuned" in block]
     exec(lines.replace("momenta(model)", "chosen = momenta(model)"), names)
 
@@ -55,8 +60,12 @@ def test_the_lines_on_layers_with_forwards_of_their_own_run() -> None:
         model[1](batch[0][:, :, :, None])
 
     names: dict[str, Any] = {
-        **{"bnlab": bnlab, "model": model, "forward": forward, "batches": make_sequences()},
-        **{"MaskedNorm": Masked, "SlimNorm": Slim},
+        "bnlab": bnlab,
+        "model": model,
+        "forward": forward,
+        "batches": make_sequences(),
+        "MaskedNorm": Masked,
+        "SlimNorm": Slim,
     }
     exec(lines, names)
 

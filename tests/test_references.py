@@ -32,7 +32,6 @@ def test_moments_agree_with_numpy_on_every_layout(shape: tuple[int, ...]) -> Non
     count, mean, var = ref.moments(x)
 
     assert count == x.size // 3
-
     np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-14)
     np.testing.assert_allclose(var, x.var(axes), rtol=1e-9)
 
@@ -45,7 +44,6 @@ def test_merge_takes_batches_of_unequal_shape() -> None:
     whole = ref.moments(x)
 
     assert merged.count == whole.count
-
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-14)
     np.testing.assert_allclose(merged.var, whole.var, rtol=1e-14)
     assert ref.merge([torch.zeros(2, 1, 3), torch.ones(1, 1, 6)]).mean.item() == 0.5
@@ -106,7 +104,6 @@ def test_full_batch_population_of_two_layers() -> None:
 
     # Layer 0 sees mean 3, variance 3.5. Normalized by these, then 3z+1: mean 1, variance 9.
     assert list(stats) == ["0", "2"]
-
     np.testing.assert_allclose([stats["0"].mean, stats["0"].var], [[3.0], [3.5]], rtol=1e-14)
     np.testing.assert_allclose([stats["2"].mean, stats["2"].var], [[1.0], [9.0]], rtol=1e-14)
     assert model.training
@@ -117,16 +114,20 @@ def test_batch_upstream_population_of_two_layers() -> None:
     model = two_layers()
     model.append(nn.Dropout(0.5)).append(nn.BatchNorm1d(1))
     before = copy.deepcopy(model.state_dict())
-    stats = ref.batch_upstream_population(model, [batch(1, 3), batch(2, 4, 6)])
+
+    found = ref.batch_upstream_population(model, [batch(1, 3), batch(2, 4, 6)])
+
     # Layer 0 pools the values themselves; layer 2 sees batches that each have mean 1 and variance 9.
-    np.testing.assert_allclose([stats["0"].mean, stats["0"].var], [[3.2], [2.96]], rtol=1e-14)
-    np.testing.assert_allclose([stats["2"].mean, stats["2"].var], [[1.0], [9.0]], rtol=1e-14)
-
-    assert stats["0"].count == stats["2"].count == 5
-
-    np.testing.assert_allclose(stats["4"].var, [9 / (9 + 1e-5)], rtol=1e-12)  # dropout is off
+    assert found["0"].count == found["2"].count == 5
+    np.testing.assert_allclose(found["0"].mean, [3.2], rtol=1e-14)
+    np.testing.assert_allclose(found["0"].var, [2.96], rtol=1e-14)
+    np.testing.assert_allclose(found["2"].mean, [1.0], rtol=1e-14)
+    np.testing.assert_allclose(found["2"].var, [9.0], rtol=1e-14)
+    dropout_is_off = 9 / (9 + 1e-5)
+    np.testing.assert_allclose(found["4"].var, [dropout_is_off], rtol=1e-12)
     assert model.training
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    for name, value in model.state_dict().items():
+        assert torch.equal(before[name], value)
 
 
 class Branches(nn.Module):
@@ -176,38 +177,77 @@ def test_with_one_batch_both_populations_agree() -> None:
 
 
 def test_gap_by_hand() -> None:
-    reference = torch.tensor([0.0, 1.0]), torch.tensor([3.0, 0.0])
-    estimate = torch.tensor([4.0, 1.0]), torch.tensor([3.0, 3.0])
-    got = ref.gap(reference, estimate, eps=1.0)
+    mean, var = torch.tensor([0.0, 1.0]), torch.tensor([3.0, 0.0])
+    other_mean, other_var = torch.tensor([4.0, 1.0]), torch.tensor([3.0, 3.0])
 
-    assert got["mean_gap"] == pytest.approx(math.sqrt(4 / 2))
-    assert got["var_gap"] == pytest.approx(math.log(4) / math.sqrt(2))
-    assert got["kl"] == pytest.approx((16 / 4 / 2 + (math.log(4) + 1 / 4 - 1) / 2) / 2)
-    assert ref.gap(reference, reference, eps=1.0) == {"mean_gap": 0.0, "var_gap": 0.0, "kl": 0.0}
+    found = ref.gap((mean, var), (other_mean, other_var), eps=1.0)
+
+    # In units of var + 1: the first mean is off by 2, the second variance is 4 times as large.
+    first_kl = 2**2 / 2
+    second_kl = (math.log(4) + 1 / 4 - 1) / 2
+    assert found["mean_gap"] == pytest.approx(math.sqrt(2**2 / 2))
+    assert found["var_gap"] == pytest.approx(math.log(4) / math.sqrt(2))
+    assert found["kl"] == pytest.approx((first_kl + second_kl) / 2)
 
 
-def test_corruptions_by_hand() -> None:
-    """Of an image of 4 × 4 pixels; what is drawn is drawn again."""
+def test_no_gap_by_hand() -> None:
+    statistics = torch.tensor([0.0, 1.0]), torch.tensor([3.0, 0.0])
 
-    def draw() -> torch.Generator:
-        return torch.Generator().manual_seed(3)
+    found = ref.gap(statistics, statistics, eps=1.0)
 
-    image = torch.arange(16.0).view(1, 4, 4) / 16
+    assert found == {"mean_gap": 0.0, "var_gap": 0.0, "kl": 0.0}
+
+
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+# The image of 4 × 4 pixels that is corrupted by hand. What is drawn is drawn again.
+IMAGE = torch.arange(16.0).view(1, 4, 4) / 16
+
+
+def test_noise_and_contrast_by_hand() -> None:
+    noise = torch.randn(1, 4, 4, generator=draw()).double()
+
+    noisy = ref.noisy(IMAGE, 0.5, draw())
+    faint = ref.low_contrast(IMAGE, 0.5, draw())
+
+    assert torch.equal(noisy - IMAGE, 0.5 * noise)
+    torch.testing.assert_close(faint, 15 / 64 + IMAGE.double() / 2)
+
+
+def test_blur_by_hand() -> None:
     flat = torch.full((1, 4, 4), 0.25).double()
+    line = torch.tensor([0.0, 0, 1, 0, 0, 0])
 
-    assert torch.equal(ref.noisy(image, 0.5, draw()) - image, 0.5 * torch.randn(1, 4, 4, generator=draw()).double())
+    blurred = ref.blurred(line.repeat(1, 6, 1), 0.05, draw())  # reaches one pixel
 
-    torch.testing.assert_close(ref.low_contrast(image, 0.5, draw()), 15 / 64 + image.double() / 2)
-    torch.testing.assert_close(ref.blurred(flat, 0.25, draw()), flat)
-    line = torch.tensor([0.0, 0, 1, 0, 0, 0]).repeat(1, 6, 1)  # reaches one pixel
     side = math.exp(-0.5 / 0.3**2)
-    row = torch.tensor([0, side, 1, side, 0, 0]).double() / (1 + 2 * side)
-    torch.testing.assert_close(ref.blurred(line, 0.05, draw()), row.repeat(1, 6, 1))
-    assert int(torch.randint(4, (), generator=draw())) == 2  # up
+    row = torch.tensor([0, side, 1, side, 0, 0]).double()
+    row /= 1 + 2 * side
+    torch.testing.assert_close(blurred, row.repeat(1, 6, 1))
+    still_flat = ref.blurred(flat, 0.25, draw())
+    torch.testing.assert_close(still_flat, flat)
 
-    moved = torch.cat((image[:, 1:], torch.zeros(1, 1, 4)), dim=1)
-    torch.testing.assert_close(ref.translated(image, 0.25, draw()), moved.double())
-    top, left = (int(place * 3) for place in torch.rand(2, generator=draw()).tolist())
-    hidden = image.double()
-    hidden[0, top : top + 2, left : left + 2] = 0
-    torch.testing.assert_close(ref.occluded(image, 0.5, draw()), hidden)
+
+def test_translation_by_hand() -> None:
+    up = 2
+    assert int(torch.randint(4, (), generator=draw())) == up
+
+    moved = ref.translated(IMAGE, 0.25, draw())
+
+    empty = torch.zeros(1, 1, 4)
+    expected = torch.cat((IMAGE[:, 1:], empty), dim=1)
+    torch.testing.assert_close(moved, expected.double())
+
+
+def test_occlusion_by_hand() -> None:
+    place = torch.rand(2, generator=draw()).tolist()
+    top = int(3 * place[0])
+    left = int(3 * place[1])
+
+    hidden = ref.occluded(IMAGE, 0.5, draw())
+
+    expected = IMAGE.double()
+    expected[0, top : top + 2, left : left + 2] = 0
+    torch.testing.assert_close(hidden, expected)

@@ -22,7 +22,11 @@ TENSORS = {
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "x.safetensors"
     transposed = TENSORS["a"].T
-    save_tensors(path, {**TENSORS, "transposed": transposed, "shared": TENSORS["a"][0]}, "kind/1", {"name": "é"})
+    shared = TENSORS["a"][0]
+    saved = {**TENSORS, "transposed": transposed, "shared": shared}
+
+    save_tensors(path, saved, "kind/1", {"name": "é"})
+
     tensors, metadata = load_tensors(path, "kind/1")
 
     assert metadata["name"] == "é"

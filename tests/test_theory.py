@@ -38,23 +38,35 @@ def rng() -> np.random.Generator:
 
 @pytest.mark.parametrize("momentum", [0.01, 0.1, 0.5, 1.0])
 def test_weights_are_what_an_impulse_leaves(momentum: float) -> None:
+    ages = np.arange(20.0)
+    nothing = np.zeros(20)
     impulse = np.zeros(20)
     impulse[0] = 1
-    weights = momentum * theory.start_residue(momentum, np.arange(20.0))
-    np.testing.assert_allclose(ema(impulse, momentum), weights, rtol=1e-12)
-    residue = ema(np.zeros(20), momentum, start=1.0)
-    np.testing.assert_allclose(residue, theory.start_residue(momentum, np.arange(1.0, 21)), rtol=1e-12)
+
+    weights = ema(impulse, momentum)
+    residue = ema(nothing, momentum, start=1.0)
+
+    expected = momentum * theory.start_residue(momentum, ages)
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    np.testing.assert_allclose(residue, theory.start_residue(momentum, ages + 1), rtol=1e-12)
     np.testing.assert_allclose(np.cumsum(weights) + residue, 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize("momentum", [0.05, 0.3, 1.0])
 def test_noise_of_independent_batches(momentum: float, rng: np.random.Generator) -> None:
-    noise = ema(rng.normal(0, math.sqrt(2), (300, 4000)), momentum)
-    assert_average(noise[-1] ** 2, theory.ema_noise(momentum, 2.0))
+    records = rng.normal(0, math.sqrt(2), (300, 4000))
+    long_run = theory.ema_noise(momentum, 2.0)
+
+    averages = ema(records, momentum)
+
+    assert_average(averages[-1] ** 2, long_run)
     for t in (1, 3, 10):
         residue = theory.start_residue(momentum, t)
-        assert_average(noise[t - 1] ** 2, theory.ema_noise(momentum, 2.0) * (1 - residue**2))
-        assert_average((noise[t - 1] / (1 - residue)) ** 2, theory.ema_noise_debiased(momentum, t, 2.0))
+        average = averages[t - 1]
+        debiased = average / (1 - residue)
+        expected = theory.ema_noise_debiased(momentum, t, 2.0)
+        assert_average(average**2, long_run * (1 - residue**2))
+        assert_average(debiased**2, expected)
 
 
 @pytest.mark.parametrize("momentum", [0.05, 0.5, 1.0])
@@ -84,7 +96,8 @@ def test_random_walk_error(momentum: float, rng: np.random.Generator) -> None:
     drift = 0.2
     noise = 0.5
     level = walk(200, drift, rng)
-    estimate = ema(record(level[:200], noise, rng), momentum)[-1]
+    records = record(level[:200], noise, rng)
+    estimate = ema(records, momentum)[-1]
 
     expected = theory.random_walk_error(momentum, drift, noise)
     assert_average((estimate - level[199]) ** 2, expected)
@@ -96,7 +109,8 @@ def test_random_walk_gap(steps: int, rng: np.random.Generator) -> None:
     drift = 0.02
     noise = 0.5
     level = 2 + walk(steps, drift, rng)
-    estimate = ema(record(level[:steps], noise, rng), 0.1)[-1]
+    records = record(level[:steps], noise, rng)
+    estimate = ema(records, 0.1)[-1]
 
     gap = theory.random_walk_gap(0.1, steps, drift, noise, level=4.0 + drift)
 
@@ -121,7 +135,6 @@ def test_optimal_momentum_limits() -> None:
     drift = np.array([1.0, 0.0, 0.0])
     noise = np.array([0.0, 1.0, 0.0])
     np.testing.assert_array_equal(theory.optimal_momentum(drift, noise), [1.0, 0.0, 1.0])
-
     assert theory.optimal_momentum(1e-12, 1.0) == pytest.approx(1e-6, rel=1e-5)
     assert theory.optimal_momentum(1e12, 1.0) == pytest.approx(1.0)
 
@@ -194,11 +207,14 @@ def stream(
 ) -> tuple[Array, Array]:
     """Level and record, noise 1, drift of variance `ratio` per step, autocorrelated like an optimizer's."""
     increments = rng.normal(size=(steps, channels))
+    innovation = math.sqrt(1 - autocorrelation**2)
     for t in range(1, steps):
-        increments[t] *= math.sqrt(1 - autocorrelation**2)
+        increments[t] *= innovation
         increments[t] += autocorrelation * increments[t - 1]
+
     level = math.sqrt(ratio) * increments.cumsum(axis=0)
-    return level, level + rng.normal(size=level.shape)
+    noise = rng.normal(size=level.shape)
+    return level, level + noise
 
 
 def kalman_loss(series: Array, ratio: float) -> tuple[float, float]:
@@ -231,7 +247,6 @@ def test_local_level_maximizes_the_kalman_likelihood(ratio: float, rng: np.rando
     losses = [sum(kalman_loss(s, best * step)[1] for s in series.T) for step in (1 / 1.1, 1.0, 1.1)]
 
     assert losses[1] == min(losses)
-
     np.testing.assert_allclose(pooled.noise, [kalman_loss(s, best)[0] for s in series.T], rtol=1e-9)
 
 
@@ -253,14 +268,17 @@ HINDSIGHT = np.exp(np.linspace(math.log(0.003), 0, 40))
 def test_local_level_finds_the_momentum(ratio: float, rng: np.random.Generator) -> None:
     """From the first half of the record, for the second half."""
     level, series = stream(ratio, 2000, 16, rng)
+
     estimate = theory.local_level(series[:1000])
 
-    assert np.log(estimate.drift / estimate.noise / ratio) == pytest.approx(0, abs=0.5)
+    ratios = estimate.drift / estimate.noise
+    assert np.log(ratios / ratio) == pytest.approx(0, abs=0.5)
     assert estimate.noise == pytest.approx(1, abs=0.2 + ratio / 4)
-    assert estimate.momentum == pytest.approx(estimate.momentum[0])  # shared
-
-    error = momentum_error(level, series, estimate.momentum[0])
-    assert error / momentum_error(level, series, HINDSIGHT).min() < 1.03
+    shared = estimate.momentum[0]
+    assert estimate.momentum == pytest.approx(shared)
+    error = momentum_error(level, series, shared)
+    in_hindsight = momentum_error(level, series, HINDSIGHT).min()
+    assert error / in_hindsight < 1.03
 
 
 @pytest.mark.parametrize("ratio", [1e-4, 1e-2, 1.0])
@@ -296,9 +314,13 @@ def test_local_level_limits(rng: np.random.Generator) -> None:
     walk = noise.cumsum(axis=0)
     ramp = np.arange(50.0)
 
-    assert (theory.local_level(noise).momentum < 0.02).all()
-    assert (theory.local_level(walk).momentum > 0.9).all()
-    assert theory.local_level(ramp).momentum == pytest.approx(1, abs=1e-3)
+    of_noise = theory.local_level(noise)
+    of_walk = theory.local_level(walk)
+    of_ramp = theory.local_level(ramp)
+
+    assert (of_noise.momentum < 0.02).all()
+    assert (of_walk.momentum > 0.9).all()
+    assert of_ramp.momentum == pytest.approx(1, abs=1e-3)
 
 
 def test_local_level_of_channels_that_never_change(rng: np.random.Generator) -> None:
@@ -307,27 +329,42 @@ def test_local_level_of_channels_that_never_change(rng: np.random.Generator) -> 
 
     estimate = theory.local_level(with_dead)
 
-    assert (estimate.drift[3], estimate.noise[3], estimate.momentum[3]) == (0, 0, 1)
+    assert estimate.drift[3] == 0
+    assert estimate.noise[3] == 0
+    assert estimate.momentum[3] == 1
 
     without = theory.local_level(noise)
-    np.testing.assert_allclose(np.delete(estimate.noise, 3), without.noise)
+    others = np.delete(estimate.noise, 3)
+    np.testing.assert_allclose(others, without.noise)
+
+
+def test_local_level_of_constants_and_of_no_channels() -> None:
     assert theory.local_level(np.ones((5, 2))).momentum.tolist() == [1, 1]
     assert theory.local_level(np.ones((5, 0))).drift.shape == (0,)
 
 
-def test_numbers_of_the_formulas() -> None:
+def test_numbers_of_the_bias() -> None:
     n_eff = theory.effective_count(count=64, spatial=16, correlation=0.9)
 
     assert 1 + theory.running_variance_bias(n_eff, 64) == pytest.approx(0.786, abs=5e-4)
     assert theory.running_variance_bias(64, 64) == pytest.approx(0)
+
+
+def test_only_images_count_where_their_positions_are_alike() -> None:
     assert theory.effective_count(64, 16, 1.0) == 4
-    assert theory.effective_count(64, 1, 0.5) == 64  # only images count
+    assert theory.effective_count(64, 1, 0.5) == 64
+
+
+def test_numbers_of_the_noise() -> None:
+    of_full_batches = theory.epoch_noise(np.array([0.1, 0.7]), 0, 1)
+    of_long_epochs = theory.epoch_noise(0.1, 0, 10**6)
+
     assert theory.epoch_noise(0.1, 0, 20) == pytest.approx(0.0135, abs=5e-5)
     assert theory.ema_noise(0.1) == pytest.approx(0.0526, abs=5e-5)
-
-    np.testing.assert_allclose(theory.epoch_noise(np.array([0.1, 0.7]), 0, 1), 0, atol=1e-15)  # full batch
-    assert theory.epoch_noise(0.1, 0, 10**6) == pytest.approx(theory.ema_noise(0.1), rel=1e-4)
-    assert theory.ema_noise_debiased(1e-6, 50) == pytest.approx(1 / 50, rel=1e-3)  # a plain average
+    assert of_full_batches == pytest.approx(0, abs=1e-15)
+    assert of_long_epochs == pytest.approx(theory.ema_noise(0.1), rel=1e-4)
+    plain_average = theory.ema_noise_debiased(1e-6, 50)
+    assert plain_average == pytest.approx(1 / 50, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,8 @@ def make_sequences() -> list[tuple[Tensor, Tensor]]:
     for _ in range(40):
         lengths = torch.randint(5, 41, (16,), generator=generator)
         mask = torch.arange(40) < lengths[:, None]
-        batches.append(((torch.randn(16, 2, 40, generator=generator) + 5) * mask[:, None], mask))
+        x = torch.randn(16, 2, 40, generator=generator) + 5
+        batches.append((x * mask[:, None], mask))
     return batches
 
 
@@ -109,11 +110,18 @@ def test_a_masked_layer_is_refused_by_name() -> None:
 @pytest.mark.parametrize("key", [Masked, ""])
 def test_a_masked_layer_is_measured_as_told(key: Any, upstream: str) -> None:
     batches = make_sequences()
-    found = population_statistics(
-        Masked(2), batches, forward=call, inputs={key: take_unmasked}, upstream=upstream, standard_errors=True
-    )
-    assert_moments(found[""], references.moments(torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])))
+    unmasked = torch.cat([x.transpose(1, 2)[mask] for x, mask in batches])
 
+    found = population_statistics(
+        Masked(2),
+        batches,
+        forward=call,
+        inputs={key: take_unmasked},
+        upstream=upstream,
+        standard_errors=True,
+    )
+
+    assert_moments(found[""], references.moments(unmasked))
     assert found[""].mean.tolist() == pytest.approx([5, 5], abs=0.05)
     assert found.standard_errors is not None
 
@@ -196,10 +204,10 @@ def test_other_channels_in_another_call_are_refused(upstream: str) -> None:
     def alternate(layer: nn.Module, args: Any, kwargs: Any) -> Any:
         return args[0][:, :2], [0, 1] if next(calls) % 2 else [1, 2]
 
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    data = images(8, 8)
     with pytest.raises(ValueError, match="other channels in another call"):
-        population_statistics(
-            nn.Sequential(nn.BatchNorm2d(3)), images(8, 8), inputs={"0": alternate}, upstream=upstream
-        )
+        population_statistics(model, data, inputs={"0": alternate}, upstream=upstream)
 
 
 def test_a_probe_leaves_the_layer_and_random_numbers_as_they_were() -> None:
@@ -210,10 +218,14 @@ def test_a_probe_leaves_the_layer_and_random_numbers_as_they_were() -> None:
 
 def test_an_activation_inside_is_measured_and_a_filter_refused() -> None:
     data = images(8, 8)
-    found = population_statistics(nn.Sequential(Activated(3)), data)
-    assert_moments(found["0"], references.moments(torch.cat(data)))
+    with_activation = nn.Sequential(Activated(3))
+    with_filter = nn.Sequential(Smoothed(3))
+
+    found = population_statistics(with_activation, data)
+
+    assert_moments(found["0"], references.merge(data))
     with pytest.raises(ValueError, match="Smoothed"):
-        population_statistics(nn.Sequential(Smoothed(3)), data)
+        population_statistics(with_filter, data)
 
 
 def test_a_layer_that_never_averages_is_measured_and_named_once() -> None:
@@ -234,7 +246,6 @@ def test_some_channels_are_measured_and_the_others_keep_their_buffers() -> None:
         expected = references.moments(model[0](torch.cat(data)))
     torch.testing.assert_close(found.mean[:4], expected.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.var[:4], expected.var, rtol=1e-5, atol=0)
-
     assert found.mean[4:].tolist() == [7] * 4
     assert found.var[4:].tolist() == [1] * 4
 
@@ -273,15 +284,16 @@ def test_asking_leaves_nothing_in_the_model() -> None:
 def test_a_forward_that_was_set_on_a_layer_is_asked() -> None:
     """One that normalizes another input is refused, one that only looks is not."""
     model = nn.Sequential(nn.BatchNorm2d(3))
+    data = images(8, 8)
     own = model[0].forward
     model[0].forward = lambda x: own(x + 0)
     with unchanged(model), warnings.catch_warnings():
         warnings.simplefilter("error")
-        population_statistics(model, images(8, 8))
+        population_statistics(model, data)
 
     model[0].forward = lambda x: own(2 * x)
     with unchanged(model), pytest.raises(ValueError, match=r"layer '0' .* inputs=\{'0': function"):
-        population_statistics(model, images(8, 8))
+        population_statistics(model, data)
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, Activated])
@@ -304,13 +316,14 @@ def test_a_layer_that_averages_some_channels_is_refused_in_words() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"upstream": "batch"}, {"strategy": "layerwise"}])
 def test_nan_in_a_buffer_that_is_not_measured_is_not_blamed_on_the_input(options: Any) -> None:
-    layer = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    model.get_buffer("0.running_mean")[2] = torch.nan
 
-    assert layer.running_mean is not None
+    def take_two(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args[0][:, :2], [0, 1]
 
-    layer.running_mean[2] = torch.nan
-    inputs = {"0": lambda layer, args, kwargs: (args[0][:, :2], [0, 1])}
-    found = population_statistics(nn.Sequential(layer), images(8, 8), inputs=inputs, **options)["0"]
+    found = population_statistics(model, images(8, 8), inputs={"0": take_two}, **options)["0"]
+
     assert found.mean[:2].isfinite().all()
     assert found.mean[2].isnan()
 

@@ -48,10 +48,12 @@ def test_breadth_first_equals_the_layerwise_twin_in_float64(name: str) -> None:
         warnings.simplefilter("always")
         found = population_statistics(case.model, case.batches, forward=case.forward)
 
-    assert all(case.warns in str(warning.message) for warning in told)
-    assert bool(told) == bool(case.warns)
+    messages = [str(warning.message) for warning in told]
+    assert all(case.warns in message for message in messages)
+    assert bool(messages) == bool(case.warns)
     # Single images of a few pixels have variances of a few values; autocast computes in bfloat16.
-    assert find_difference(found, twin) <= (0.05 if name == "autocast" else 1e-5)
+    tolerance = 0.05 if name == "autocast" else 1e-5
+    assert find_difference(found, twin) <= tolerance
     assert found.unseen == twin.unseen
 
 
@@ -98,8 +100,8 @@ def test_less_memory_gives_the_same(name: str, share: float) -> None:
     assert found.cost is not None
     assert found.cost.peak_bytes <= limit
 
-    layers = len(found) + 1
-    assert whole.cost.forwards < found.cost.forwards <= found.cost.passes * len(batches) * layers
+    layer_by_layer = len(batches) * (len(found) + 1)
+    assert whole.cost.forwards < found.cost.forwards <= found.cost.passes * layer_by_layer
 
 
 def test_shared_layers_settle_in_as_many_passes_as_there_are_layers_and_two() -> None:
@@ -132,7 +134,9 @@ class Switch(nn.Module):
 
 def test_damping_finds_what_plain_iteration_does_not() -> None:
     model = Feedback().double()
-    data = widen([torch.randn(64, 1) + 1, torch.randn(64, 1) + 1])
+    first = torch.randn(64, 1).double() + 1
+    second = torch.randn(64, 1).double() + 1
+    data = [first, second]
     found = population_statistics(model, data)
     with using(model, found), torch.no_grad():
         seen = references.moments_of_inputs(model, list(found), data, None)
@@ -152,9 +156,10 @@ def test_what_never_settles_is_refused() -> None:
 def test_far_from_zero(offset: float, sigma: float) -> None:
     data = [batch * sigma + offset for batch in images(8, 8, 5)]
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    expected = references.merge([batch.double() for batch in data])
+    expected = references.merge(widen(data))
     for options in ({}, {"upstream": "batch"}, {"strategy": "layerwise"}):
         found = population_statistics(model, data, **options)  # type: ignore[arg-type]
+
         assert max(compare_moments(Moments(*expected), found["0"])) <= 1e-4
 
 
@@ -170,7 +175,8 @@ def test_some_layers_are_measured_under_the_buffers_of_others() -> None:
 
 def test_a_loader_draws_no_number_of_the_callers() -> None:
     model = plain()
-    loader = DataLoader(TensorDataset(torch.cat(images(8, 8, 5))), batch_size=9, shuffle=True)
+    data = TensorDataset(torch.cat(images(8, 8, 5)))
+    loader = DataLoader(data, batch_size=9, shuffle=True)
     for options in ({}, {"upstream": "batch"}, {"max_images": "auto", "tolerance": 1.0}):
         with unchanged(model):
             population_statistics(model, loader, **options)

@@ -203,7 +203,8 @@ def find_options(model: nn.Module, data: list[Any], forward: Any, way: str) -> d
         return {"strategy": way}
     with pytest.raises(ValueError, match="bytes, memory= allows") as refused:
         population_statistics(model, data, forward=forward, memory=1)
-    needed = int(re.findall(r"needs ([\d,]+) bytes", str(refused.value))[0].replace(",", ""))
+    (number,) = re.findall(r"needs ([\d,]+) bytes", str(refused.value))
+    needed = int(number.replace(",", ""))
     return {"memory": needed if way == "least memory" else 2 * needed}
 
 
@@ -318,7 +319,6 @@ def test_errors_are_of_batches_where_images_have_different_numbers_of_rows() -> 
 
     assert found.standard_errors is not None
     assert alone.standard_errors is not None
-
     torch.testing.assert_close(found.standard_errors["backbone"], alone.standard_errors["backbone"])
 
     model = Proposals().eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,8 @@ def test_grad_and_autocast_inside_of_a_forward_begin_each_batch_once(settings: A
     assert found.cost.forwards == found.cost.batches == 4
 
     slow = population_statistics(residual(), data, forward=forward, strategy="layerwise")
-    assert max(max(compare_moments(slow[name], found[name])) for name in slow) < 1e-4
+    for name, moments in slow.items():
+        assert max(compare_moments(moments, found[name])) < 1e-4
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
 
@@ -132,11 +134,14 @@ def test_standard_errors_of_rows_in_groups_cover_as_they_should(ids: bool) -> No
     model = nn.Sequential(nn.BatchNorm1d(4))
     covered = []
     for seed in range(120):
-        found = population_statistics(model, make_clouds(20, 3, 50, seed), standard_errors=True, images=count)
+        data = make_clouds(20, 3, 50, seed)
+        found = population_statistics(model, data, standard_errors=True, images=count)
         assert found.standard_errors is not None
-        errors = found.standard_errors["0"]
-        covered.append((found["0"].mean.abs() < 2 * errors[0]).double())
-        covered.append(((found["0"].var - 5).abs() < 2 * errors[1]).double())
+        mean_error, var_error = found.standard_errors["0"]
+        mean_off = found["0"].mean.abs()
+        var_off = (found["0"].var - 5).abs()
+        covered.append((mean_off < 2 * mean_error).double())
+        covered.append((var_off < 2 * var_error).double())
     share = float(torch.stack(covered).mean())
 
     assert 0.88 <= share <= 0.98
@@ -146,20 +151,26 @@ def test_standard_errors_without_units_are_not_far_too_small() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4))
     covered = []
     for seed in range(60):
+        data = make_clouds(20, 3, 50, seed)
         with pytest.warns(RuntimeWarning, match=r"batches differ by far more .* images="):
-            found = population_statistics(model, make_clouds(20, 3, 50, seed), standard_errors=True)
+            found = population_statistics(model, data, standard_errors=True)
         assert found.standard_errors is not None
-        covered.append((found["0"].mean.abs() < 2 * found.standard_errors["0"][0]).double())
+        error, _ = found.standard_errors["0"]
+        covered.append((found["0"].mean.abs() < 2 * error).double())
 
-    assert 0.85 <= float(torch.stack(covered).mean()) <= 0.99
+    share = float(torch.stack(covered).mean())
+    assert 0.85 <= share <= 0.99
 
 
 def test_independent_images_do_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        data = [torch.randn(16, 3, 4, 4, generator=generator) for _ in range(10)]
-        population_statistics(nn.Sequential(nn.BatchNorm2d(3)), data, standard_errors=True)
-    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+        data = torch.randn(160, 3, 4, 4, generator=generator)
+        population_statistics(model, data.split(16), standard_errors=True)
+
+    of_runtime = [warning for warning in recwarn if warning.category is RuntimeWarning]
+    assert not of_runtime
 
 
 def test_auto_does_not_stop_at_the_first_batch_of_clouds() -> None:
@@ -171,7 +182,8 @@ def test_auto_does_not_stop_at_the_first_batch_of_clouds() -> None:
 
     assert found.cost is not None
     assert found.cost.batches > 30
-    assert gap(population_statistics(model, data), found)["mean_gap"].item() < 0.2
+    everything = population_statistics(model, data)
+    assert gap(everything, found)["mean_gap"].item() < 0.2
 
 
 @pytest.mark.parametrize(
@@ -204,7 +216,11 @@ class Detector(nn.Module):
 
 
 def test_a_list_of_images_counts_its_length() -> None:
-    pictures = [([torch.randn(3, 9, 9) for _ in range(8)], None) for _ in range(10)]
+    pictures = []
+    for _ in range(10):
+        batch = [torch.randn(3, 9, 9) for _ in range(8)]
+        pictures.append((batch, None))
+
     found = population_statistics(Detector(), pictures)
 
     assert found.cost is not None
@@ -295,14 +311,19 @@ def test_a_dict_batch_without_forward_says_what_to_pass() -> None:
 def test_a_callers_buffers_in_functional_call_are_left_as_they_were() -> None:
     model = plain()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    before = {name: buffer.clone() for name, buffer in buffers.items()}
-    with pytest.warns(RuntimeWarning, match="functional_call"):
-        found = population_statistics(model, images(8, 8, 5), forward=lambda m, b: functional_call(m, buffers, (b,)))
+    before = copy.deepcopy(buffers)
 
-    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
+    def forward(model: nn.Module, batch: Tensor) -> Any:
+        return functional_call(model, buffers, (batch,))
+
+    with pytest.warns(RuntimeWarning, match="functional_call"):
+        found = population_statistics(model, images(8, 8, 5), forward=forward)
+
+    assert all(torch.equal(buffers[name], value) for name, value in before.items())
 
     expected = population_statistics(plain(), images(8, 8, 5))
-    assert max(max(compare_moments(expected[name], found[name])) for name in expected) < 1e-5
+    for name, moments in expected.items():
+        assert max(compare_moments(moments, found[name])) < 1e-5
 
 
 # -- layers that depend on themselves ---------------------------------------------------------------------------------
@@ -368,7 +389,8 @@ def test_rounded_weights_have_statistics_that_give_themselves_back() -> None:
     with using(model, found), torch.no_grad():
         seen = references.moments_of_inputs(model, ["bn"], data, None)["bn"]
 
-    assert max(compare_moments(found["bn"], Moments(*seen))) < 0.05  # by walks that ignored it: 0.27
+    difference = compare_moments(found["bn"], Moments(*seen))
+    assert max(difference) < 0.05  # by walks that ignored it: 0.27
 
 
 def test_finely_rounded_weights_settle() -> None:
@@ -377,7 +399,8 @@ def test_finely_rounded_weights_settle() -> None:
     with using(model, found), torch.no_grad():
         seen = references.moments_of_inputs(model, ["bn"], data, None)["bn"]
 
-    assert max(compare_moments(found["bn"], Moments(*seen))) < 1e-4
+    difference = compare_moments(found["bn"], Moments(*seen))
+    assert max(difference) < 1e-4
 
 
 # -- ways through a model ---------------------------------------------------------------------------------------------
@@ -399,16 +422,20 @@ class Routes(nn.Module):
 def test_batches_on_different_routes_lose_nothing_where_memory_is_short(memory: int) -> None:
     batches = [torch.randn(2, 3, 8, 8) + index for index in range(6)]
     for index, batch in enumerate(batches):
-        batch[0, 0, 0, 0] = -1.0 if index in (0, 3) else 1.0
+        takes_the_second = index in (0, 3)
+        batch[0, 0, 0, 0] = -1.0 if takes_the_second else 1.0
     expected = population_statistics(Routes(), batches)
 
-    assert (expected["a"].count, expected["b"].count) == (512, 256)
+    assert expected["a"].count == 512
+    assert expected["b"].count == 256
 
     for options in ({"memory": memory}, {"strategy": "layerwise"}):
         found = population_statistics(Routes(), batches, **options)
+
         assert found.unseen == ()
-        assert {name: m.count for name, m in found.items()} == {"a": 512, "b": 256, "c": 768}
-        assert max(max(compare_moments(expected[name], found[name])) for name in expected) < 1e-5
+        assert {name: moments.count for name, moments in found.items()} == {"a": 512, "b": 256, "c": 768}
+        for name, moments in expected.items():
+            assert max(compare_moments(moments, found[name])) < 1e-5
 
 
 def test_grad_mode_stays_after_an_error_where_a_forward_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,11 +494,11 @@ def test_standard_errors_of_a_layer_that_is_called_several_times_are_of_images()
                 self.bn(x)
 
     data = [torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
-    once, often = (population_statistics(Twice(times), data, standard_errors=True) for times in (1, 4))
+    once = population_statistics(Twice(1), data, standard_errors=True)
+    often = population_statistics(Twice(4), data, standard_errors=True)
 
     assert once.standard_errors is not None
     assert often.standard_errors is not None
-
     torch.testing.assert_close(often.standard_errors["bn"][0], once.standard_errors["bn"][0], rtol=1e-6, atol=0)
 
 
@@ -479,12 +506,16 @@ def test_standard_errors_of_a_layer_that_is_called_several_times_are_of_images()
 def test_a_callers_buffers_are_left_as_they_were_in_every_way_of_measuring(options: Any) -> None:
     model = plain()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    before = copy.deepcopy(buffers)
+
+    def forward(model: nn.Module, batch: Tensor) -> Any:
+        return functional_call(model, buffers, (batch,))
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        population_statistics(model, images(8, 8), forward=lambda m, b: functional_call(m, buffers, (b,)), **options)
+        population_statistics(model, images(8, 8), forward=forward, **options)
 
-    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
+    assert all(torch.equal(buffers[name], value) for name, value in before.items())
 
 
 def test_a_model_that_changes_its_route_with_every_call_ends() -> None:

@@ -64,11 +64,13 @@ CASES = {
 def test_message(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)
+    multirun = "-m" in words
     with pytest.raises(UserError) as caught:
-        plan_jobs([word for word in words if word != "-m"], multirun="-m" in words)
+        plan_jobs([word for word in words if word != "-m"], multirun=multirun)
 
-    assert CASES[line] in str(caught.value)
-    assert str(caught.value).count("\n") <= 1
+    message = str(caught.value)
+    assert CASES[line] in message
+    assert message.count("\n") <= 1
     assert not [*tmp_path.iterdir()]
 
 
@@ -91,11 +93,13 @@ def test_several_experiments_are_refused_with_the_command_of_each() -> None:
 
 
 def test_a_file_that_chooses_another_sweeper(tmp_path: Path) -> None:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "hydra" / "sweeper").mkdir(parents=True)
-    (tmp_path / "hydra" / "sweeper" / "guessing.yaml").write_text("_target_: mine.Sweeper\n")
+    sweepers = tmp_path / "hydra" / "sweeper"
+    sweepers.mkdir(parents=True)
+    (sweepers / "guessing.yaml").write_text("_target_: mine.Sweeper\n")
+    experiments = tmp_path / "experiment"
+    experiments.mkdir()
     text = "# @package _global_\ndefaults:\n  - override /hydra/sweeper: guessing\n"
-    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    (experiments / "mine.yaml").write_text(text)
 
     with pytest.raises(UserError, match="hydra/sweeper=guessing: the jobs of a sweep are a grid"):
         plan_jobs([f"--config-dir={tmp_path}", "experiment=mine"], multirun=True)

@@ -53,8 +53,11 @@ def test_values_are_those_that_hydra_composes() -> None:
 
 def test_what_an_experiment_sweeps_gives_way_to_the_command_line() -> None:
     assert len(plan_jobs(["experiment=quickstart"]).configs) > 1
+
     (config,) = plan_jobs(["experiment=quickstart", "batch_size=4", "seed=7"]).configs
-    assert (config.batch_size, config.seed) == (4, 7)
+
+    assert config.batch_size == 4
+    assert config.seed == 7
 
 
 @pytest.mark.parametrize("experiment", ["weight_averaging", "model_selection"])

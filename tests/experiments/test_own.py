@@ -67,7 +67,9 @@ def test_all_three(write: Write, call: Call, tmp_path: Path) -> None:
 
     tables = load("adhoc", f"{tmp_path}/r")
     (row,) = tables["runs"].to_dict("records")
-    assert (row["data"], row["model"], row["status"]) == ("mine.read_arrays", "mine.make_model", "finished")
+    assert row["data"] == "mine.read_arrays"
+    assert row["model"] == "mine.make_model"
+    assert row["status"] == "finished"
 
     gaps = tables["gaps"].set_index("estimator")["mean_gap"]
     assert list(gaps[["half"]]) == list(gaps[["ema"]])
@@ -88,7 +90,10 @@ def test_a_data_set_like_torchvisions_is_its_arrays(function: str, write: Write)
     write(MODULE)
     found, expected = (load_dataset(describe_own(f"mine.{name}")) for name in (function, "read_arrays"))
 
-    assert (len(found.train.labels), len(found.val.labels), len(found.test.labels), found.classes) == (36, 4, 12, 3)
+    assert len(found.train.labels) == 36
+    assert len(found.val.labels) == 4
+    assert len(found.test.labels) == 12
+    assert found.classes == 3
 
     for split in ("train", "val", "test"):
         images = found.images_of(split).images

@@ -91,7 +91,6 @@ def test_a_layer_that_is_called_twice_is_named_and_measured(call: Call, tmp_path
         model(run.dataset.train.images)
     together = torch.cat(inputs).double()
     assert len(inputs) == 2
-
     torch.testing.assert_close(together.mean((0, 2, 3)), exact["shared"].mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.var((0, 2, 3), correction=0), exact["shared"].var, rtol=1e-4, atol=1e-5)
 

@@ -55,10 +55,9 @@ def mine(write: Write) -> None:
 
 
 def test_arguments_are_settings_of_the_network(mine: None) -> None:
-    plain, wide, same = (
-        plan_jobs(["model=own.make_model", *SMALL, *words]).configs[0]
-        for words in ([], ["model.width=8"], ["model.width=4"])
-    )
+    plain = plan_jobs(["model=own.make_model", *SMALL, *[]]).configs[0]
+    wide = plan_jobs(["model=own.make_model", *SMALL, *["model.width=8"]]).configs[0]
+    same = plan_jobs(["model=own.make_model", *SMALL, *["model.width=4"]]).configs[0]
 
     assert asdict(wide.model)["width"] == 8
     assert network_hash(plain) == network_hash(same) != network_hash(wide)

@@ -98,8 +98,8 @@ def test_numbers_are_as_one_would_say_them(number: str) -> None:
 
 def test_readme_quotes_the_numbers_of_verdicts() -> None:
     known = set()
-    for frame in (of.frame for of in answer_all()):
-        for numbers in frame[["mean", "low", "high"]].itertuples(index=False):
+    for answer in answer_all():
+        for numbers in answer.frame[["mean", "low", "high"]].itertuples(index=False):
             for factor in (1, -1, 100):
                 mean, *bounds = (factor * number for number in numbers)
                 known.add(tuple(say_numbers(mean, *sorted(bounds))))

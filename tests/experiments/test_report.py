@@ -134,7 +134,8 @@ def test_a_question_that_cannot_be_imported_is_left_out(
 def test_the_figures_of_any_sweep(results: Path, call: Call) -> None:
     done = call("report name=adhoc", f"results={results}")
 
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert done.err == ""
     assert "4 networks, 2 seeds.\n  batch size: 32, 256\n  seed: 0, 1\n  momentum: 0.01, 0.1\n" in done.out
     assert "average of all batches" in done.out
     assert done.out.endswith(f"{results}/adhoc/report.html\n")

@@ -59,12 +59,17 @@ def test_it_holds_what_a_replay_gives_and_trains_as_torch_does(steps: int, look:
 
     assert all(map(torch.equal, outputs, train(twin, draw(steps))))
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
-    assert model[1].num_batches_tracked == twin[1].num_batches_tracked == trace.last_step == steps
+    assert trace.last_step == steps
+    assert model[1].num_batches_tracked == steps
+    assert twin[1].num_batches_tracked == steps
+    plain_averages = replay(trace, EMA(0.1))[steps]
+    assert_equal_statistics(plain_averages, running_statistics(twin), tolerance=1e-5)
 
-    assert_equal_statistics(replay(trace, EMA(0.1))[steps], running_statistics(twin), tolerance=1e-5)
     look(model)
+
     shown = model.get_buffer("4.running_mean").clone()
-    assert_equal_statistics(running_statistics(model), replay(trace, Predictive())[steps], tolerance=1e-6)
+    expected = replay(trace, Predictive())[steps]
+    assert_equal_statistics(running_statistics(model), expected, tolerance=1e-6)
     assert torch.equal(shown, model.get_buffer("4.running_mean"))
     assert is_equal(model, make_trained(steps))
 
@@ -73,7 +78,9 @@ def test_looking_after_each_step_changes_nothing() -> None:
     model = make()
     for x in draw(100):
         train(model.train(), [x])
-        model.eval()(x), model.state_dict(), momenta(model)
+        model.eval()(x)
+        model.state_dict()
+        momenta(model)
     assert is_equal(model, make_trained(100))
 
 
@@ -189,7 +196,10 @@ MEASUREMENTS: dict[str, Callable[[nn.Module], Tensor]] = {
 
 def look_within(block: Any, model: nn.Module) -> Tensor:
     with block:
-        model.state_dict(), model.train(), model.eval(), momenta(model)
+        model.state_dict()
+        model.train()
+        model.eval()
+        momenta(model)
         return model(*draw(1))
 
 
@@ -281,8 +291,8 @@ def test_each_of_torchs_classes(kind: type[nn.BatchNorm2d], dims: int) -> None:
 
     assert isinstance(layer, SelfTuned)
     assert isinstance(layer, kind)
-
-    torch.testing.assert_close(layer.eval().running_mean, x.mean([0, *range(2, x.dim())]))
+    all_but_channels = [0, *range(2, x.dim())]
+    torch.testing.assert_close(layer.eval().running_mean, x.mean(all_but_channels))
 
 
 def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
@@ -296,7 +306,8 @@ def test_revert_gives_torchs_layers_with_the_buffers_as_they_are() -> None:
     assert type(model[1]) is nn.BatchNorm2d
 
     save_and_load(model, weights_only=False).load_state_dict(model.state_dict())
-    train(model, draw(5)), train(twin, draw(5))
+    train(model, draw(5))
+    train(twin, draw(5))
     assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
 
 

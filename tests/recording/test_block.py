@@ -115,7 +115,8 @@ def test_accumulated_gradients_are_of_one_step() -> None:
     with record(model, step=4) as trace:
         for number, x in enumerate(images(4, 4, 4, 4)):
             model(x).sum().backward()
-            model.eval()(x), model.train()
+            model.eval()(x)
+            model.train()
             if number % 2:
                 optimizer.step()
 
@@ -127,7 +128,8 @@ def test_two_networks_with_an_optimizer_each() -> None:
     """As of a GAN: each trace counts the updates of its own network."""
     generator = plain()
     critic = without_dropout(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)))
-    first, second = (torch.optim.Adam(model.parameters()) for model in (generator, critic))
+    first = torch.optim.Adam(generator.parameters())
+    second = torch.optim.Adam(critic.parameters())
     with no_warning(), record(generator) as of_generator, record(critic) as of_critic:
         for x in images(4, 4, 4):
             for _ in range(2):
@@ -143,7 +145,8 @@ def test_two_networks_with_an_optimizer_each() -> None:
 
 def test_only_a_given_optimizer_counts() -> None:
     model = plain()
-    given, other = (torch.optim.SGD(model.parameters(), lr=0.01) for _ in range(2))
+    given = torch.optim.SGD(model.parameters(), lr=0.01)
+    other = torch.optim.SGD(model.parameters(), lr=0.01)
     with record(model, optimizer=given) as trace:
         for x in images(4, 4):
             for optimizer in (other, given):
@@ -177,14 +180,16 @@ def test_forwards_count_until_there_is_an_update() -> None:
 
 
 def test_parts_that_are_called_alone() -> None:
-    model = nn.ModuleDict({"encoder": residual(), "head": nn.Linear(4, 2)})
+    encoder = residual()
+    model = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(4, 2)})
     with no_warning(), record(model) as trace:
-        train(model["encoder"], DATA)
+        train(encoder, DATA)
 
     assert all(steps == [1, 2, 3, 4, 5] for steps in get_steps(trace))
 
     with pytest.warns(UserWarning, match=r"no update by an optimizer was seen.*call trace\.step"), record(model):
-        model["encoder"](DATA[0]), model["encoder"](DATA[1])
+        encoder(DATA[0])
+        encoder(DATA[1])
 
 
 OTHERS = running_statistics(residual(width=6))
@@ -290,7 +295,8 @@ def test_code_that_was_compiled_before_is_recorded_or_warned_of() -> None:
     compiled(x)
     with warnings.catch_warnings(record=True) as said, record(model) as trace:
         warnings.simplefilter("always")
-        compiled(x), compiled(x)
+        compiled(x)
+        compiled(x)
 
     assert bool(said) != (get_steps(trace) == [[1, 2]] * 2)
 
@@ -300,7 +306,8 @@ def test_code_that_was_compiled_before_is_recorded_or_warned_of() -> None:
 def test_a_copy_made_inside_works_and_is_not_recorded(make: Callable[[], nn.Module], make_copy: Any) -> None:
     model, twin = without_dropout(make()), without_dropout(make())
     with no_warning(), record(model) as trace, record(model):
-        train(model, images(4)), train(twin, images(4))
+        train(model, images(4))
+        train(twin, images(4))
         clone = make_copy(model)
         outputs, expected = train(clone, images(6, 3)), train(twin, images(6, 3))
         with record(clone) as of_clone:
@@ -320,7 +327,6 @@ def test_a_model_that_is_moved_to_another_type_before_its_training() -> None:
         train(model.double(), [x.double() for x in DATA])
 
     assert trace.layers["1"].moments.dtype == torch.float64
-
     assert_equal_statistics(replay(trace, EMA(0.1))[5], running_statistics(model), tolerance=1e-12)
 
 
@@ -343,7 +349,6 @@ def test_forwards_without_gradients_are_recorded(mode: Callable[[], AbstractCont
         train(model, DATA[1:2])
 
     assert len(trace.layers["1"]) == 2
-
     assert_equal_statistics(replay(trace, EMA(0.1))[trace.last_step], running_statistics(model), tolerance=1e-6)
 
 
@@ -351,25 +356,34 @@ def test_forwards_without_gradients_are_recorded(mode: Callable[[], AbstractCont
 def test_batches_that_are_not_finite(bad: float) -> None:
     """They spoil the layer's own average, and one entry of the trace."""
     model = nn.Sequential(nn.BatchNorm2d(3), without_dropout(plain()))
+    first, second, third, *_ = DATA
     with no_warning(), record(model) as trace, torch.no_grad():
-        for x in (DATA[0], torch.full_like(DATA[1], bad), DATA[2]):
-            model(x)
+        model(first)
+        model(torch.full_like(second, bad))
+        model(third)
 
-    assert [bool(entry.isfinite().all()) for entry in trace.layers["1.4"].moments] == [True, False, True]
-    assert replay(trace, LastBatch())[3]["1.4"].var.isfinite().all()
+    is_finite = [bool(entry.isfinite().all()) for entry in trace.layers["1.4"].moments]
+
+    assert is_finite == [True, False, True]
+
+    last = replay(trace, LastBatch())[3]
+    assert last["1.4"].var.isfinite().all()
     assert not model.get_buffer("0.running_mean").isfinite().any()
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, OwnForward])
 @pytest.mark.parametrize("shape", [(4, 2, 3, 3), (1, 3, 1, 1), (4, 2)])
 def test_input_that_a_layer_refuses_or_passes_over_has_no_entry(shape: Any, kind: type[nn.BatchNorm2d]) -> None:
-    model, bare = nn.Sequential(kind(3)), nn.Sequential(kind(3))
+    model = nn.Sequential(kind(3))
+    bare = nn.Sequential(kind(3))
+    refused = torch.zeros(shape)
     with no_warning(), record(model) as trace:
         for each in (model, bare):
             for x in DATA[:2]:
                 with pytest.raises((ValueError, RuntimeError)):
-                    each(torch.zeros(shape))
-                each(x[:0]), each(x)
+                    each(refused)
+                each(x[:0])
+                each(x)
 
     assert trace.layers["0"].counts == [6 * 64] * 2
 

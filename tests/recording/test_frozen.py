@@ -33,24 +33,35 @@ def test_its_average_is_what_update_bn_computes(make: Any, mode: bool) -> None:
 
 def test_all_but_the_norms_is_as_in_evaluation() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3)).train()
-    trace = record_frozen(model, DATA)
-    for entry, x in zip(trace.layers["1"].moments, DATA, strict=True):
-        torch.testing.assert_close(entry, torch.stack((x.mean((0, 2, 3)), x.var((0, 2, 3)))))
 
-    assert not same_traces(record_frozen(model, DATA, training=True), trace)
+    trace = record_frozen(model, DATA)
+
+    for (mean, var), x in zip(trace.layers["1"].moments, DATA, strict=True):
+        torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+        torch.testing.assert_close(var, x.var((0, 2, 3)))
+    with_dropout = record_frozen(model, DATA, training=True)
+    assert not same_traces(with_dropout, trace)
 
 
 def test_a_batch_is_a_step_whatever_its_forward_calls() -> None:
     model = nn.ModuleDict({"a": conv(3, 4), "b": conv(4, 4)})
 
     def forward(model: Any, batch: dict[str, Tensor]) -> None:
-        model["b"](model["a"](batch["x"]) + model["a"](batch["x"] + 1))
+        x = batch["x"]
+        once = model["a"](x)
+        twice = model["a"](x + 1)
+        model["b"](once + twice)
 
     trace = record_frozen(model, [{"x": x} for x in DATA], forward=forward)
 
     assert trace.layers["a.1"].steps == [1, 1, 2, 2, 3, 3]
     assert trace.layers["b.1"].steps == [1, 2, 3]
-    assert same_traces(record_frozen(plain(), [(x, 0) for x in DATA]), record_frozen(plain(), DATA))
+
+
+def test_labels_beside_the_images_are_passed_over() -> None:
+    with_labels = [(x, 0) for x in DATA]
+
+    assert same_traces(record_frozen(plain(), with_labels), record_frozen(plain(), DATA))
 
 
 def test_batches_before_count_for_nothing_and_self_tuned_layers_are_as_plain_ones() -> None:

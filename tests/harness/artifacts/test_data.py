@@ -40,11 +40,15 @@ def write_cifar10(root: Path) -> np.ndarray:
     """Pickled batches, each image plane after plane."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
-    for number, file in enumerate((*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")):
+    training = [f"data_batch_{number}" for number in range(1, 6)]
+    for seed, file in enumerate([*training, "test_batch", "batches.meta"]):
         n = TEST if "test" in file else TRAIN // 5
-        batch = {"data": pixels(n, 3072, seed=number), "labels": (np.arange(n) % 10).tolist(), "label_names": ["a"]}
+        labels = [image % 10 for image in range(n)]
+        batch = {"data": pixels(n, 3072, seed=seed), "labels": labels, "label_names": ["a"]}
         (folder / file).write_bytes(pickle.dumps(batch))
-    return pixels(TEST, 3072, seed=5).reshape(TEST, 3, 32, 32)
+
+    of_test_batch = pixels(TEST, 3072, seed=len(training))
+    return of_test_batch.reshape(TEST, 3, 32, 32)
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +58,8 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def restore_pixels(dataset: data.Dataset, images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
+    mean = torch.tensor(dataset.mean).view(1, -1, 1, 1)
+    std = torch.tensor(dataset.std).view(1, -1, 1, 1)
     return (images * std + mean).round().to(torch.uint8)
 
 
@@ -90,7 +95,6 @@ def test_published_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert_sound(config, (36, 4, TEST))
     dataset = load_dataset(config)
     np.testing.assert_array_equal(restore_pixels(dataset, dataset.test.images), expected)  # in the file's order
-
     assert dataset.test.labels.tolist() == [i % 10 for i in range(TEST)]
 
 
@@ -119,9 +123,12 @@ def test_a_sample_is_always_the_same() -> None:
     split = load_dataset(Digits()).test
     some = split.sample(50)
 
-    assert len(some.labels) == len({*map(bytes, some.images.numpy())}) == 50
+    different = {image.tobytes() for image in some.images.numpy()}
+    assert len(some.labels) == len(different) == 50
     assert split.sample(359) is split
-    assert torch.equal(split.sample(50).images, some.images)
+
+    again = split.sample(50)
+    assert torch.equal(again.images, some.images)
     assert some.digest not in ("", split.digest)
 
 
@@ -140,7 +147,9 @@ def test_glyphs_of_fonts_that_can_be_kept_apart() -> None:
     assert plain.classes == 36
     assert torch.equal(plain.train.images, other.train.images)
     assert plain.test.digest != other.test.digest
-    assert not set(drawing.FONTS["dejavu"]) & set(drawing.FONTS["stix_cm"])
+
+    fonts = set(drawing.FONTS["dejavu"])
+    assert fonts.isdisjoint(drawing.FONTS["stix_cm"])
 
 
 @pytest.mark.parametrize("settings", [(36, "medium", "all"), (62, "strong", "stix_cm")])
@@ -162,17 +171,30 @@ def number(n: int) -> Tensor:
 
 def test_a_flip_mirrors_whole_images_half_the_time() -> None:
     images = number(2000)
-    out = augment(images, torch.Generator().manual_seed(0), shift=0, flip=True)
-    mirrored = (out == images.flip(3)).all(dim=(1, 2, 3))
+    generator = torch.Generator().manual_seed(0)
 
-    assert ((out == images).all(dim=(1, 2, 3)) ^ mirrored).all()
-    assert abs(mirrored.double().mean() - 0.5) < 5 * 0.5 / 2000**0.5  # five standard deviations of a fair coin
+    out = augment(images, generator, shift=0, flip=True)
+
+    kept = (out == images).flatten(1).all(1)
+    mirrored = (out == images.flip(3)).flatten(1).all(1)
+
+    assert (kept ^ mirrored).all()
+
+    deviation = 0.5 / 2000**0.5  # of a fair coin
+    assert abs(mirrored.double().mean() - 0.5) < 5 * deviation
+
+
+def test_no_flip_and_no_shift_give_the_images_themselves() -> None:
+    images = number(4)
+
     assert augment(images, torch.Generator(), shift=0, flip=False) is images
 
 
 def test_a_shift_moves_each_image_by_its_own_offset_and_fills_with_zero() -> None:
     images = number(500)
-    out, again, other = (augment(images, torch.Generator().manual_seed(s), shift=1, flip=False) for s in (0, 0, 1))
+    out = augment(images, torch.Generator().manual_seed(0), shift=1, flip=False)
+    again = augment(images, torch.Generator().manual_seed(0), shift=1, flip=False)
+    other = augment(images, torch.Generator().manual_seed(1), shift=1, flip=False)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
     matches = torch.stack(
         [(out == padded[:, :, y : y + 2, x : x + 3]).all(dim=(1, 2, 3)) for y in range(3) for x in range(3)]

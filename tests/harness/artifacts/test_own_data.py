@@ -145,18 +145,24 @@ def test_floats_are_taken_as_they_are(kind: str, give: Give) -> None:
 
 
 def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    mean = torch.tensor(dataset.mean).view(-1, 1, 1)
+    std = torch.tensor(dataset.std).view(-1, 1, 1)
     return images * std + mean
 
 
 def test_to_tensor_and_normalize_of_torchvision(give: Give) -> None:
     """A data set that is read item by item."""
     v1 = torchvision().transforms
-    transform = v1.Compose([v1.ToTensor(), v1.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))])
-    expected = load_dataset(give(make_part(TRAIN), make_part(TEST)))
-    found = load_dataset(give(Items(make_part(TRAIN), transform), Items(make_part(TEST), transform)))
-    torch.testing.assert_close(found.train.images, expected.train.images, rtol=0, atol=2e-5)
+    normalize = v1.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
+    transform = v1.Compose([v1.ToTensor(), normalize])
+    train = make_part(TRAIN)
+    test = make_part(TEST)
 
+    item_by_item = give(Items(train, transform), Items(test, transform))
+    found = load_dataset(item_by_item)
+
+    expected = load_dataset(give(train, test))
+    torch.testing.assert_close(found.train.images, expected.train.images, rtol=0, atol=2e-5)
     assert torch.equal(found.test.labels, expected.test.labels)
 
 
@@ -320,11 +326,14 @@ def test_what_cannot_be_told_is_refused(case: str, give: Give) -> None:
 
 
 def test_corruptions_need_a_known_range(give: Give) -> None:
-    config = give(*change_images(FLOATS["Normalize"]))
+    floats = change_images(FLOATS["Normalize"])
+    config = give(*floats)
     shifts.check(["none"], config, ["test"])
     with pytest.raises(UserError, match=r"^shifts=noise:1: data=mine.make_data has float images, .*; give bytes"):
         shifts.check(["none", "noise:1"], config, ["test"])
-    shifts.check(["none", "noise:1"], give(*PAIRS), ["test"])
+
+    of_bytes = give(*PAIRS)
+    shifts.check(["none", "noise:1"], of_bytes, ["test"])
 
 
 def test_what_a_function_draws_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +382,9 @@ def test_augmented_images_are_those_of_the_training_split() -> None:
     for step in (3, 7):
         again, _ = next(iter(batches.from_step(step)))
         assert torch.equal(again, steps[step][0])
-    other_seed, _ = next(iter(replace(batches, seeds=replace(Seeds.of(0), augmentation=1)).from_step(0)))
+
+    seeds = replace(Seeds.of(0), augmentation=1)
+    other_seed, _ = next(iter(replace(batches, seeds=seeds).from_step(0)))
     assert not torch.equal(other_seed, steps[0][0])
 
 
@@ -413,6 +424,7 @@ def test_an_augmented_training_that_is_killed_goes_on_as_it_was(tmp_path: Path) 
     assert torch.equal(plain, whole.dataset.train.images)
     assert not torch.equal(drawn, plain)
 
-    exact, augmented = (frozen_statistics(whole, 12, source) for source in (EXACT, AUGMENTED))
+    exact = frozen_statistics(whole, 12, EXACT)
+    augmented = frozen_statistics(whole, 12, AUGMENTED)
     (layer,) = exact
     assert not torch.equal(exact[layer].mean, augmented[layer].mean)

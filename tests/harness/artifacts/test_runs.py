@@ -37,10 +37,12 @@ def test_what_a_run_consists_of(trained: Run) -> None:
 
     assert names == {"config.yaml", "environment.json", "log.parquet", "trace", "checkpoints", "status.json"}
     assert trained.status is not None
-    assert (trained.status["status"], trained.status["step"]) == ("finished", 40)
+    assert trained.status["status"] == "finished"
+    assert trained.status["step"] == 40
     assert list(trained.read_log()["step"]) == list(range(1, 41))
     assert trained.list_checkpoints() == trained.wanted == [1, 7, 20, 40]
-    assert (trained.trace.first_step, trained.trace.last_step) == (0, 40)
+    assert trained.trace.first_step == 0
+    assert trained.trace.last_step == 40
     assert trained.environment["threads"] == 1
     assert str(Path.cwd()) not in str(trained.environment)
 
@@ -86,7 +88,6 @@ def test_a_state_that_cannot_be_read(trained: Run, tmp_path: Path, capsys: pytes
     attempt(job)
 
     assert "state.safetensors: cannot be read" in capsys.readouterr().err
-
     assert_same(Run(job), trained)
 
 
@@ -100,7 +101,6 @@ def test_a_checkpoint_that_is_wanted_later(trained: Run, copied: Config, capsys:
 
     assert "step 40 of 40" in capsys.readouterr().out
     assert Run(copied).list_checkpoints() == [1, 7, 10, 20, 40]
-
     assert_same(Run(copied), trained)
     after = load("adhoc", copied.results)["gaps"]
     assert_frame_equal(after[after["step"] != 10].reset_index(drop=True), before)
@@ -108,7 +108,6 @@ def test_a_checkpoint_that_is_wanted_later(trained: Run, copied: Config, capsys:
         execute(replace(copied, evaluate_at=[3]))
     execute(replace(copied, evaluate_at=[5]))
     assert {1, 3, 5, 7, 10, 20, 40} <= {*Run(copied).list_checkpoints()}
-
     assert_same(Run(copied), trained)
 
 
@@ -133,14 +132,18 @@ def test_another_training_is_measured_again(copied: Config, monkeypatch: pytest.
 
 def test_a_training_that_diverges(tmp_path: Path) -> None:
     """Rows before it are kept."""
-    job = small_config(tmp_path, optimizer=Sgd(lr=1e4, schedule="constant"), evaluate_at=[1, 1.0])
-    execute(job)
-    (row,) = load("adhoc", tmp_path)["runs"].to_dict("records")
+    too_fast = Sgd(lr=1e4, schedule="constant")
+    job = small_config(tmp_path, optimizer=too_fast, evaluate_at=[1, 1.0])
 
+    execute(job)
+
+    run = Run(job)
+    tables = load("adhoc", tmp_path)
+    (row,) = tables["runs"].to_dict("records")
     assert row["status"] == "diverged"
-    assert row["last_step"] == len(Run(job).read_log()) < 40
-    assert Run(job).wanted == [1]
-    assert set(load("adhoc", tmp_path)["gaps"]["step"]) == {1}
+    assert row["last_step"] == len(run.read_log()) < 40
+    assert run.wanted == [1]
+    assert set(tables["gaps"]["step"]) == {1}
 
 
 def test_a_job_that_fails_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

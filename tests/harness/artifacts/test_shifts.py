@@ -32,17 +32,28 @@ def draw(seed: int = 0) -> torch.Generator:
 
 def make(channels: int = 3, size: int = 8, largest: int = 255, images: int = 12) -> Dataset:
     """A data set of random pixels, standardized as its training split."""
-    stored = torch.randint(largest + 1, (images, channels, size, size), generator=draw()).double()
+    shape = (images, channels, size, size)
+    stored = torch.randint(largest + 1, shape, generator=draw()).double()
     mean = stored.mean((0, 2, 3))
     std = stored.std((0, 2, 3))
-    pixels = ((stored - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)).float()
-    split = Split(pixels.contiguous(memory_format=torch.channels_last), torch.arange(images), "made")
-    return Dataset(split, split, split, 10, tuple(mean.tolist()), tuple(std.tolist()), largest)
+    pixels = (stored - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    pixels = pixels.float().contiguous(memory_format=torch.channels_last)
+    split = Split(pixels, torch.arange(images), "made")
+    return Dataset(
+        train=split,
+        val=split,
+        test=split,
+        classes=10,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        largest=largest,
+    )
 
 
 def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
     """As shares of the largest value, float64."""
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (dataset.mean, dataset.std))
+    mean = torch.tensor(dataset.mean, dtype=torch.float64).view(-1, 1, 1)
+    std = torch.tensor(dataset.std, dtype=torch.float64).view(-1, 1, 1)
     return (images.double() * std + mean) / dataset.largest
 
 
@@ -68,7 +79,8 @@ def test_stored_pixels_are_corrupted(shift: str, channels: int, size: int, large
     dataset = make(channels, size, largest)
     order = torch.randperm(12, generator=draw(1))[:7]
     found = shift_images(dataset, Digits(), "test", shift)
-    plain, pixels = (restore_pixels(dataset, split.images) for split in (dataset.test, found))
+    plain = restore_pixels(dataset, dataset.test.images)
+    pixels = restore_pixels(dataset, found.images)
 
     assert pixels.min() > -1e-5
     assert pixels.max() < 1 + 1e-5
@@ -78,7 +90,8 @@ def test_stored_pixels_are_corrupted(shift: str, channels: int, size: int, large
     assert found.images.is_contiguous(memory_format=torch.channels_last)
 
     fewer = Split(dataset.test.images[order], dataset.test.labels[order], "fewer")
-    assert torch.equal(shift_images(replace(dataset, test=fewer), Digits(), "test", shift).images, found.images[order])
+    alone = shift_images(replace(dataset, test=fewer), Digits(), "test", shift)
+    assert torch.equal(alone.images, found.images[order])
 
 
 def test_a_digest_for_each_split_and_shift() -> None:
@@ -87,8 +100,11 @@ def test_a_digest_for_each_split_and_shift() -> None:
     splits = ("test", "val", "train")
     shifts = ("none", *SHIFTS)
 
-    assert len({digest_of_shifted(dataset, config, split, shift) for split in splits for shift in shifts}) == 3 * 16
-    assert digest_of_shifted(dataset, config, "val", "blur:2") == shift_images(dataset, config, "val", "blur:2").digest
+    digests = {digest_of_shifted(dataset, config, split, shift) for split in splits for shift in shifts}
+    assert len(digests) == 3 * 16
+
+    blurred = shift_images(dataset, config, "val", "blur:2")
+    assert digest_of_shifted(dataset, config, "val", "blur:2") == blurred.digest
 
 
 def test_other_fonts_are_those_of_the_test_images() -> None:
@@ -99,7 +115,8 @@ def test_other_fonts_are_those_of_the_test_images() -> None:
 
     assert torch.equal(found.images, expected.test.images)
     assert not torch.equal(found.images, dataset.test.images)
-    assert digest_of_shifted(dataset, config, "test", "fonts:stix_cm") == expected.test.digest == found.digest
+    assert found.digest == expected.test.digest
+    assert digest_of_shifted(dataset, config, "test", "fonts:stix_cm") == found.digest
 
 
 def test_each_prediction_once() -> None:

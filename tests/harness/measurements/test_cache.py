@@ -189,9 +189,12 @@ def test_a_changed_own_estimator(copied: Config, module: Callable[..., list[str]
 
 def test_an_own_estimator_that_fails(copied: Config, module: Callable[..., list[str]]) -> None:
     """Before training, if it fails on a short stream; else alone."""
+    sources = parse_sources(module("1 / 0"), [0.1], "train")
     with pytest.raises(UserError, match=r"fails on 8 batches: .*my_est.*\.py:10: ZeroDivisionError"):
-        try_estimators(parse_sources(module("1 / 0"), [0.1], "train"))
-    settings = replace(copied, estimator=["ema", *module("1.0 if len(stream) < 9 else float(open('nowhere').read())")])
+        try_estimators(sources)
+
+    later = module("1.0 if len(stream) < 9 else float(open('nowhere').read())")
+    settings = replace(copied, estimator=["ema", *later])
     prepare([settings])
     with pytest.raises(JobError, match=r"halved.*\.py:10: FileNotFoundError"):
         execute(settings)
@@ -216,9 +219,11 @@ def test_every_estimator_of_ours_stands_the_trial() -> None:
 def test_a_network_is_tried_before_anything_is_trained(tmp_path: Path) -> None:
     """One update on two images. Divergence is a result."""
     digits = Config(batch_size=16, steps=2, evaluate_at="final", results=str(tmp_path))
+    too_deep = replace(digits, model=Torchvision("squeezenet1_0"))
+    diverging = replace(digits, optimizer=Sgd(lr=1e18))
     with pytest.raises(UserError, match=r"model=squeezenet1_0: cannot (take|be trained)"):
-        prepare([digits, replace(digits, model=Torchvision("squeezenet1_0"))])
-    prepare([replace(digits, optimizer=Sgd(lr=1e18))])
+        prepare([digits, too_deep])
+    prepare([diverging])
 
     assert not (tmp_path / "runs").exists()
     assert not Run(digits).finished

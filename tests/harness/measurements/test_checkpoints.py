@@ -83,8 +83,8 @@ def test_a_measurement_that_needs_more_trains_again(
     execute(replace(few, measurements=["gaps", "evaluations"]))
 
     assert Run(few).list_checkpoints() == [1, 7, 20, 40]
-
-    assert_same(Run(replace(few, evaluate_at=trained.config.evaluate_at)), trained)
+    at_all_steps = replace(few, evaluate_at=trained.config.evaluate_at)
+    assert_same(Run(at_all_steps), trained)
 
 
 def test_jobs_that_read_different_checkpoints_share_one_training(

@@ -63,7 +63,6 @@ def test_batches_are_sorted_in_each_channel_with_their_variances() -> None:
     np.testing.assert_array_equal(found.batches[:, 0], np.sort(values[:, 0], axis=0))
     torch.testing.assert_close(found.batches[:, 1], found.batches[:, 0] + 7)
     torch.testing.assert_close(truth, values[:, 0].mean(0))
-
     assert construct("shuffled", 1.0, stream, IMAGES)[0] is stream
 
 

@@ -75,12 +75,13 @@ def test_every_average_on_a_trace_with_other_entries(
 def test_only_as_many_as_have_others_before_them(
     trained: Run, sources: list[RunningAverage], found: pd.DataFrame
 ) -> None:
+    measurement = list_measurements()["last_batches"]
+    one_step = Run(replace(trained.config, evaluate_at=[1]))
+
+    early = measurement.measure(trained, sources, [20])
+    of_one_step = measurement.scope(one_step, [*sources])
+
     assert set(found.index.unique("last")) == {1, 4, 16}, "64 of 40 have not"
-
-    early = list_measurements()["last_batches"].measure(trained, sources, [20])
-
     assert set(early["last"]) == {1, 4}
     assert set(early["depth"]) == {1, 2}
-
-    first = Run(replace(trained.config, evaluate_at=[1]))
-    assert not any(list_measurements()["last_batches"].scope(first, [*sources]).values()), "a single batch has none"
+    assert not any(of_one_step.values()), "a single batch has none"

@@ -55,14 +55,18 @@ def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (found["stat_images"] == 0).all()
 
     (row,) = tables["runs"].to_dict("records")
-    assert (row["norm"], row["norm.name"], row["status"]) == ("none", "none", "finished")
+    assert row["norm"] == "none"
+    assert row["norm.name"] == "none"
+    assert row["status"] == "finished"
     assert tables["runs"]["norm_batch_size"].isna().all()
 
 
 @pytest.mark.parametrize("name", ["none", "ghost", "renorm"])
 def test_it_continues(name: str, tmp_path: Path) -> None:
-    config = replace(BARE, model=Mlp(depth=1, width=16), norm=COMPONENTS["norm"][name], epochs=1, evaluate_at=[5, 20])
-    whole, broken = (Run(replace(config, results=str(tmp_path / folder))) for folder in "ab")
+    norm = COMPONENTS["norm"][name]
+    config = replace(BARE, model=Mlp(depth=1, width=16), norm=norm, epochs=1, evaluate_at=[5, 20])
+    whole = Run(replace(config, results=str(tmp_path / "whole")))
+    broken = Run(replace(config, results=str(tmp_path / "broken")))
     ensure_trained(whole)
     with killed_at(10):
         ensure_trained(broken)

@@ -17,10 +17,10 @@ from bnlab.harness.measurements.tables.gaps import flat_statistics
 
 
 def test_traces(trained: Run) -> None:
-    chosen = list_measurements()["traces"].scope(
-        trained, parse_sources(["last_batch", "exact", "test_batch"], [], "train")
-    )
-    frames = [list_measurements()["traces"].measure(trained, [source], steps) for source, steps in chosen.items()]
+    measurement = list_measurements()["traces"]
+    sources = parse_sources(["last_batch", "exact", "test_batch"], [], "train")
+    chosen = measurement.scope(trained, sources)
+    frames = [measurement.measure(trained, [source], steps) for source, steps in chosen.items()]
     found = pd.concat(frames).set_index(["estimator", "step", "layer", "channel"])
 
     assert set(found.index.unique("estimator")) == {"last_batch", "exact"}
@@ -33,7 +33,8 @@ def test_traces(trained: Run) -> None:
         exact = frozen_statistics(trained, 20, EXACT)[name]
         for channel in (0, len(exact.mean) // 2):
             row = found.xs(("exact", 20, name, channel))
-            assert (row["mean"], row["var"]) == (exact.mean[channel], exact.var[channel])
+            assert row["mean"] == exact.mean[channel]
+            assert row["var"] == exact.var[channel]
             for step in steps:
                 row = found.xs(("last_batch", step, name, channel))
                 assert [row["mean"], row["var"]] == pytest.approx(layer.moments[step - 1, :, channel].tolist())
@@ -43,7 +44,8 @@ def test_running_averages_stay_where_exact_statistics_were_frozen(trained: Run) 
     """Between checkpoints too."""
     frozen = Run(replace(trained.config, freeze_at=0.5, freeze_with="exact"))
     frozen.folder = trained.folder
-    before, *later = flat_statistics(frozen, parse_sources(["ema"], [0.1], "train"), [19, 20, 33])[0]
+    sources = parse_sources(["ema"], [0.1], "train")
+    ((before, *later),) = flat_statistics(frozen, sources, [19, 20, 33])
     held = trained.trace.layout.flatten(running_statistics(trained.model_at(40)))
 
     assert all(torch.equal(values, held) for values in later)

@@ -23,30 +23,49 @@ def first_layers_batches(run: Run) -> tuple[str, list[Tensor]]:
     found: list[Tensor] = []
     for epoch in range(4, 4 + 2 + EPOCHS):
         for index in run.batches.epoch_order(epoch).split(32):
-            found += inputs_of(layer, partial(wide, run.dataset.train.images[index].double()))
+            images = run.dataset.train.images[index].double()
+            found += inputs_of(layer, partial(wide, images))
     return name, found
 
 
 def test_errors_batch_by_batch(trained: Run) -> None:
-    run = trained
+    measurement = list_measurements()["within_epoch"]
     sources = parse_sources(["ema_debiased", "exact"], [0.1, 0.5], "train")
-    ((subject, (step,)), (other, _)) = list_measurements()["within_epoch"].scope(run, sources).items()
-    found = list_measurements()["within_epoch"].measure(run, [subject, other], [step])
+    subjects = measurement.scope(trained, sources)
+    assert [*subjects.values()] == [[40], [40]]
 
-    assert len(found) == 2 * len(batch_norms(run.model_at(40))) * (12 + 11)
-    assert step == 40
+    found = measurement.measure(trained, [*subjects], [40])
 
-    name, inputs = first_layers_batches(run)
+    layers = batch_norms(trained.model_at(40))
+    assert len(found) == 2 * len(layers) * (12 + 11)
+    name, inputs = first_layers_batches(trained)
+    rows = found[(found["layer"] == name) & (found["momentum"] == 0.5)]
     for last, per_epoch, share in (("kept", 12, 8 / 32), ("dropped", 11, 1.0)):
         kept = [x for place, x in enumerate(inputs) if place % 12 < per_epoch]
-        means = torch.stack([x.mean((0, 2, 3)) for x in kept])
-        var = torch.stack([x.var((0, 2, 3)) for x in kept]).mean(0) + 1e-5
-        averages = torch.stack([mean for mean, _ in running_ema_debiased(kept, 0.5)])[2 * per_epoch :]
-        squares = ((averages - means.mean(0)).square() / var).mean(1).view(EPOCHS, per_epoch).mean(0)
-        spread = (means.view(-1, per_epoch, means.shape[1])[:, :11].var(1).mean(0) / var).mean()
-        rows = found[(found["layer"] == name) & (found["last_batch"] == last) & (found["momentum"] == 0.5)]
-        assert rows["position"].to_list() == list(range(1, per_epoch + 1))
-        assert set(rows["batches"]) == {per_epoch}
-        assert set(rows["last_share"]) == {share}
-        assert rows["noise"].to_list() == pytest.approx(squares.tolist(), rel=1e-3)
-        assert rows["spread"].to_list() == pytest.approx([float(spread)] * per_epoch, rel=1e-3)
+        noise, spread = compute_errors(kept, per_epoch)
+
+        part = rows[rows["last_batch"] == last]
+        assert part["position"].to_list() == list(range(1, per_epoch + 1))
+        assert set(part["batches"]) == {per_epoch}
+        assert set(part["last_share"]) == {share}
+        assert part["noise"].to_list() == pytest.approx(noise, rel=1e-3)
+        assert part["spread"].to_list() == pytest.approx([spread] * per_epoch, rel=1e-3)
+
+
+def compute_errors(batches: list[Tensor], per_epoch: int) -> tuple[list[float], float]:
+    """The squared error of the average after each batch of an epoch, and the variance of the batches' means.
+
+    Both are relative to the variance of the values. Two epochs go by before the average is looked at.
+    """
+    means = torch.stack([x.mean((0, 2, 3)) for x in batches])
+    variances = torch.stack([x.var((0, 2, 3)) for x in batches])
+    unit = variances.mean(0) + 1e-5
+
+    averages = torch.stack([mean for mean, _ in running_ema_debiased(batches, 0.5)])
+    errors = (averages[2 * per_epoch :] - means.mean(0)).square() / unit
+    noise = errors.mean(1).view(EPOCHS, per_epoch).mean(0)
+
+    by_epoch = means.view(-1, per_epoch, means.shape[1])
+    full_batches = by_epoch[:, :11]
+    spread = (full_batches.var(1).mean(0) / unit).mean()
+    return noise.tolist(), float(spread)

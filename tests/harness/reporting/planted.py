@@ -63,7 +63,8 @@ def plant_evaluations(run: str, step: int, seed: int) -> list[dict[str, object]]
     rows = []
     for estimator, momentum, points in lost:
         row = locate(run, step, estimator, momentum)
-        rows.append({**row, "split": "test", "shift": "none", "accuracy": 0.9 - points / 100})
+        accuracy = 0.9 - points / 100
+        rows.append({**row, "split": "test", "shift": "none", "accuracy": accuracy})
     return rows
 
 

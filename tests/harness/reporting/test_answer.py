@@ -44,9 +44,12 @@ def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
 def answer(unit: str = "points gained", verdict: str = "holds") -> Answer:
     claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"))
     experiment = Experiment(answers=(), figures={}, claims={"large": claim}, name="e")
-    found = rate(
-        **{"batch size 4": ("undecided", 0.2), "batch size 16": (verdict, 0.4), "batch size 160": (verdict, 0.6)}
-    )
+    conditions = {
+        "batch size 4": ("undecided", 0.2),
+        "batch size 16": (verdict, 0.4),
+        "batch size 160": (verdict, 0.6),
+    }
+    found = rate(**conditions)
     return Answer(experiment, found, "", "")
 
 
@@ -81,12 +84,16 @@ def test_shares_are_quoted_in_percent_and_counts_without_interval() -> None:
 
 
 def test_a_share_of_few_networks_is_quoted_as_a_count() -> None:
-    few = replace(answer("of the networks"), frame=rate(a=("not tested", 2 / 3)).assign(n=3))
+    two_of_three = rate(a=("not tested", 2 / 3)).assign(n=3)
+    few = replace(answer("of the networks"), frame=two_of_three)
 
-    assert fill_paragraphs('In {{ counted("e.large") }}.', [few]) == ["In 2 of 3."]
+    paragraphs = fill_paragraphs('In {{ counted("e.large") }}.', [few])
+
+    assert paragraphs == ["In 2 of 3."]
 
     ((_, (row,)),) = few.list_claims()
-    assert (row["number"], row["said"]) == ("2 of 3", "not tested")
+    assert row["number"] == "2 of 3"
+    assert row["said"] == "not tested"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,10 @@ def test_numbers_in_text_have_no_more_digits_than_their_interval_allows() -> Non
 
 def test_an_answer_has_question_paragraphs_and_figure() -> None:
     prose = fill_prose("# Is it so?\n\nYes.\n\nLook.\n\n![](trial/cost)\n", [])
-    assert (prose.question, prose.paragraphs, prose.figure) == ("Is it so?", ["Yes.", "Look."], ("trial", "cost"))
+
+    assert prose.question == "Is it so?"
+    assert prose.paragraphs == ["Yes.", "Look."]
+    assert prose.figure == ("trial", "cost")
 
 
 def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -> None:
@@ -169,7 +179,9 @@ def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
         raise KeyError("a | b")
 
     claim = Claim("It costs.", fail, above(0.0, "points", "a reason"))
-    found = compose_answer(Experiment(answers=("Q1",), figures={}, claims={"costs": claim}, name="trial"), plant())
+    experiment = Experiment(answers=("Q1",), figures={}, claims={"costs": claim}, name="trial")
+
+    found = compose_answer(experiment, plant())
 
     assert found.basis == "digits"
     assert [*found.list_unscored()] == ["costs"]

@@ -121,30 +121,57 @@ values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x:
 
 @given(st.lists(values, min_size=1, max_size=4))
 def test_intervals_are_those_of_scipy(samples: list[list[float]]) -> None:
-    records = [(group, seed, x) for group, xs in enumerate(samples) for seed, x in enumerate(xs)]
-    found = interval(pd.DataFrame(records, columns=["group", "seed", "x"]), "x", ["group"], scale=2)
-    for row, xs in zip(found.to_dict("records"), samples, strict=True):
-        doubled = 2 * np.array(xs)
+    records = []
+    for group, sample in enumerate(samples):
+        for seed, x in enumerate(sample):
+            records.append({"group": group, "seed": seed, "x": x})
+
+    found = interval(pd.DataFrame(records), "x", ["group"], scale=2)
+
+    for row, sample in zip(found.to_dict("records"), samples, strict=True):
+        doubled = 2 * np.array(sample)
         wanted = stats.ttest_1samp(doubled, 0).confidence_interval(0.95)
-        assert (row["mean"], row["n"]) == (pytest.approx(doubled.mean()), len(xs))
-        assert (row["low"], row["high"]) == (pytest.approx(wanted.low), pytest.approx(wanted.high))
+        assert row["n"] == len(sample)
+        assert row["mean"] == pytest.approx(doubled.mean())
+        assert row["low"] == pytest.approx(wanted.low)
+        assert row["high"] == pytest.approx(wanted.high)
 
 
 def test_geometric_intervals_are_those_of_logarithms() -> None:
     frame = rows(TABLES, "gaps", 1.0, momentum=0.1, batch_size=4)
+    over_layers = 2  # the geometric mean of 1 and 4
+    logs = np.log([0.1 * 2**seed * over_layers for seed in range(3)])
+
     (found,) = interval(frame, "mean_gap", (), average="layer", geometric=True).to_dict("records")
-    logs = np.log([0.1 * 2**seed * 2 for seed in range(3)])  # of 1 and 4 the geometric mean is 2
+
     wanted = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    assert [found["mean"], found["low"], found["high"]] == pytest.approx(np.exp([logs.mean(), *wanted]).tolist())
-    assert found["log"] and not found["share"] and found["error"] == pytest.approx(stats.sem(logs))
+    assert found["mean"] == pytest.approx(np.exp(logs.mean()))
+    assert found["low"] == pytest.approx(np.exp(wanted.low))
+    assert found["high"] == pytest.approx(np.exp(wanted.high))
+    assert found["error"] == pytest.approx(stats.sem(logs))
+    assert found["log"]
+    assert not found["share"]
 
 
-def test_intervals_of_shares_one_seed_and_missing_values() -> None:
-    true = interval(pd.DataFrame({"seed": range(5), "x": [True] * 4 + [False]}), "x", ()).iloc[0]
+def test_an_interval_of_a_share_is_that_of_a_binomial() -> None:
+    frame = pd.DataFrame({"seed": range(5), "x": [True, True, True, True, False]})
+
+    (found,) = interval(frame, "x", ()).to_dict("records")
+
     wanted = stats.binomtest(4, 5).proportion_ci(0.95)
-    assert true["share"] and (true["low"], true["high"]) == (wanted.low, wanted.high)
-    found = interval(pd.DataFrame({"seed": [0, 1], "x": [2.0, np.nan]}), "x", ()).iloc[0]
-    assert (found["mean"], found["n"]) == (2, 1) and np.isnan(found["low"])
+    assert found["share"]
+    assert found["low"] == wanted.low
+    assert found["high"] == wanted.high
+
+
+def test_missing_values_are_left_out_and_one_seed_has_no_interval() -> None:
+    frame = pd.DataFrame({"seed": [0, 1], "x": [2.0, np.nan]})
+
+    (found,) = interval(frame, "x", ()).to_dict("records")
+
+    assert found["mean"] == 2
+    assert found["n"] == 1
+    assert np.isnan(found["low"])
 
 
 def test_one_seed_has_one_row() -> None:
@@ -159,17 +186,42 @@ def test_other_seeds_are_all_but_ones_own() -> None:
     assert other_seeds(frame[:1], ["x"], ["by"]).empty
 
 
-def test_pairs() -> None:
+def test_pairs_of_estimators() -> None:
     frame = rows(TABLES, "evaluations", 1.0, batch_size=4)
+
     lost = paired(frame, "accuracy")
-    assert lost["estimator"].eq("ema").all() and len(lost) == 6
-    assert select(lost, momentum=0.1)["accuracy"].tolist() == pytest.approx([-0.02, -0.03, -0.04])
-    times = paired(rows(TABLES, "gaps", 1.0), "mean_gap", 1, along="depth", ratio=True)
-    assert times["mean_gap"].eq(4).all() and times["layer"].eq("10").all()
-    sizes = paired(rows(TABLES, "gaps", 1.0), "mean_gap", 4, along="batch_size", matching=("seed",))
-    assert sizes["mean_gap"].eq(0).all() and sizes["batch_size"].eq(32).all()
-    early = paired(rows(TABLES, "gaps", (0.5, 1)), "mean_gap", EARLY, along="panel")
-    assert early["panel"].eq(LATE).all() and early["mean_gap"].eq(0).all()
+
+    slow = select(lost, momentum=0.1)
+    assert len(lost) == 6
+    assert lost["estimator"].eq("ema").all()
+    assert slow["accuracy"].tolist() == pytest.approx([-0.02, -0.03, -0.04])
+
+
+def test_pairs_of_layers() -> None:
+    frame = rows(TABLES, "gaps", 1.0)
+
+    times = paired(frame, "mean_gap", 1, along="depth", ratio=True)
+
+    assert times["layer"].eq("10").all()
+    assert times["mean_gap"].eq(4).all()
+
+
+def test_pairs_of_networks() -> None:
+    frame = rows(TABLES, "gaps", 1.0)
+
+    sizes = paired(frame, "mean_gap", 4, along="batch_size", matching=("seed",))
+
+    assert sizes["batch_size"].eq(32).all()
+    assert sizes["mean_gap"].eq(0).all()
+
+
+def test_pairs_of_panels() -> None:
+    frame = rows(TABLES, "gaps", (0.5, 1))
+
+    later = paired(frame, "mean_gap", EARLY, along="panel")
+
+    assert later["panel"].eq(LATE).all()
+    assert later["mean_gap"].eq(0).all()
 
 
 def test_pairs_with_several_populations_take_that_of_training() -> None:
@@ -191,10 +243,17 @@ def test_times_the_best_momentum() -> None:
     assert found.groupby("momentum")["mean_gap"].unique().map(list).to_dict() == {0.1: [1.0], 0.5: [5.0]}
 
 
-def test_a_score_compares_and_averages() -> None:
+def test_a_score_compares() -> None:
     by = ("panel", "batch_size")
-    found = score("evaluations", "accuracy", by, at=1.0, against="exact", scale=-100, estimator="ema", momentum=0.1)
-    assert found(TABLES)["mean"].tolist() == pytest.approx([3.0, 3.0])
+    lost = score("evaluations", "accuracy", by, at=1.0, against="exact", scale=-100, estimator="ema", momentum=0.1)
+
+    found = lost(TABLES)
+
+    assert found["mean"].tolist() == pytest.approx([3.0, 3.0])
+
+
+def test_a_score_of_own_rows_averages() -> None:
+    by = ("panel", "batch_size")
     own = score(lambda tables: rows(tables, "gaps", 1.0), "mean_gap", by, average=("layer", "momentum"), batch_size=4)
     assert own(TABLES)["mean"].tolist() == pytest.approx([np.mean([1, 2, 4]) * 0.3 * 2.5])
 
@@ -219,19 +278,34 @@ def test_a_gap_over_layers_is_the_root_mean_square_behind_the_first() -> None:
 
 
 def test_a_gap_over_layers_keeps_estimators_apart_and_refuses_what_it_cannot_tell_apart() -> None:
-    two = pd.concat([layers(a=[1.0, 2.0]).assign(estimator="ema"), layers(a=[1.0, 6.0]).assign(estimator="exact")])
-    found = select(gap_over_layers(two, "gap"), layers=BEHIND)
-    assert found.set_index("estimator")["gap"].to_dict() == {"ema": 2, "exact": 6}
+    ema = layers(a=[1.0, 2.0]).assign(estimator="ema")
+    exact = layers(a=[1.0, 6.0]).assign(estimator="exact")
+    both = pd.concat([ema, exact])
+
+    found = select(gap_over_layers(both, "gap"), layers=BEHIND)
+
+    assert found["estimator"].to_list() == ["ema", "exact"]
+    assert found["gap"].to_list() == [2, 6]
     with pytest.raises(UserError, match="several rows of run a, layer 1"):
-        gap_over_layers(two.drop(columns="estimator"), "gap")
+        gap_over_layers(both.drop(columns="estimator"), "gap")
 
 
 def test_the_layer_with_the_largest_gap_is_named_by_most_networks() -> None:
     frame = layers(a=[1.0, 3.0, 2.0], b=[1.0, 5.0, 4.0], c=[1.0, 1.5, 8.0])
+
     found = find_largest_gap(frame, "gap", ["size"])
-    assert found[["run", "gap"]].to_numpy().tolist() == [["a", 3.0], ["b", 5.0], ["c", 8.0]]
-    assert found["largest"].unique().tolist() == ["2 (2 of 3)"]
-    assert find_largest_gap(frame[frame["run"] != "c"], "gap", ["size"])["largest"].unique().tolist() == ["2"]
+
+    assert found["run"].to_list() == ["a", "b", "c"]
+    assert found["gap"].to_list() == [3.0, 5.0, 8.0]
+    assert set(found["largest"]) == {"2 (2 of 3)"}
+
+
+def test_a_layer_that_is_named_by_all_networks_is_named_alone() -> None:
+    frame = layers(a=[1.0, 3.0, 2.0], b=[1.0, 5.0, 4.0])
+
+    found = find_largest_gap(frame, "gap", ["size"])
+
+    assert set(found["largest"]) == {"2"}
 
 
 def test_ratios_are_averaged_geometrically_over_the_layers_behind_the_first() -> None:

@@ -119,7 +119,6 @@ def test_a_gap_is_the_mean_over_the_layers_behind_the_first() -> None:
     overview = make_overview("g", plant(momenta=(0.1, 0.2)))
     means = overview.experiment.figures["gap"].score({})
     np.testing.assert_allclose(means["mean"], [0.1, 0.2])  # geometric over seeds; the first layer has a half
-
     assert means["n"].tolist() == [2, 2]
     assert means["low"].notna().all()
 
@@ -133,14 +132,16 @@ def test_a_number_is_across_where_momentum_was_not_swept() -> None:
     gap = overview.experiment.figures["gap"]
 
     assert isinstance(gap.plot, Curves)
-    assert (gap.plot.x, gap.plot.by) == ("model.width", "line")
+    assert gap.plot.x == "model.width"
+    assert gap.plot.by == "line"
 
     drawn = draw(overview, "gap")
     assert list_names(drawn) == ["norm batch", "norm ghost"]
     assert "Statistics: EMA (momentum 0.1)." in gap.caption
 
     (ax,) = drawn.axes
-    assert (ax.get_xlabel(), ax.get_xscale()) == ("width", "log")
+    assert ax.get_xlabel() == "width"
+    assert ax.get_xscale() == "log"
 
     accuracy = draw(overview, "accuracy")
     assert list_panels(accuracy) == ["norm batch", "norm ghost"]
@@ -175,13 +176,16 @@ def test_over_the_training_all_settings_are_told_apart() -> None:
     drawn = draw(overview, "gap_training")
     assert list_panels(drawn) == ["epochs 2", "epochs 4"]
     assert list_names(drawn) == ["EMA (momentum 0.1)", "EMA (momentum 0.5)"]
-    assert list_names(draw(overview, "gap")) == ["epochs 2", "epochs 4"]
+
+    at_the_end = draw(overview, "gap")
+    assert list_names(at_the_end) == ["epochs 2", "epochs 4"]
 
 
 def test_of_many_momenta_some_are_drawn_over_the_training() -> None:
     momenta = tuple(round(0.01 * 1.5**k, 4) for k in range(12))
     overview = make_overview("g", plant(momenta=momenta, steps=(5, 10)))
-    names = list_names(draw(overview, "gap_training"))
+    drawn = draw(overview, "gap_training")
+    names = list_names(drawn)
 
     assert len(names) == 6
     assert names[0] == "EMA (momentum 0.01)"
@@ -217,8 +221,9 @@ def test_settings_of_ones_own_are_found_in_the_json() -> None:
 def test_what_follows_from_a_setting_is_no_panel() -> None:
     tables = plant(batch_size=(4, 32, 256))
     size = tables["runs"]["batch_size"]
+    lr = size / 256
     groups = size.map({4: 8.0, 32: np.nan, 256: np.nan})
-    runs = tables["runs"].assign(lr=size / 256, **{"optimizer.lr": size / 256, "norm.groups": groups})
+    runs = tables["runs"].assign(lr=lr, **{"optimizer.lr": lr, "norm.groups": groups})
     overview = make_overview("g", {**tables, "runs": runs})
 
     assert overview.swept.settings == ["batch_size"]
@@ -295,7 +300,9 @@ def test_of_many_panels_the_first_are_drawn_and_it_is_said() -> None:
 
 
 def test_the_table_has_means_with_intervals_by_condition() -> None:
-    table = make_overview("g", plant(momenta=(0.1,), batch_size=(4, 32))).table
+    tables = plant(momenta=(0.1,), batch_size=(4, 32))
+
+    table = make_overview("g", tables).table
 
     assert [*table] == ["batch size", "statistics", "gap of the mean (σ)", "test accuracy (%)", "n"]
     assert table.iloc[1].tolist() == ["4", "exact population", "", "100.000 [100.000, 100.000]", "2"]
@@ -333,7 +340,8 @@ def test_where_nothing_was_measured_that_is_said() -> None:
 
 def test_diverged_networks_are_named_by_their_settings() -> None:
     tables = plant(lr=(0.1, 100.0))
-    runs = tables["runs"].assign(status=tables["runs"]["lr"].map({0.1: "finished", 100.0: "diverged"}))
+    status = tables["runs"]["lr"].map({0.1: "finished", 100.0: "diverged"})
+    runs = tables["runs"].assign(status=status)
     overview = make_overview("g", {**tables, "runs": runs})
 
     assert overview.notes[1] == "Diverged: learning rate 100."

@@ -65,16 +65,19 @@ def test_curves() -> None:
 
 
 def test_curves_of_estimators_have_their_own_colours_in_every_panel() -> None:
-    frame = score("evaluations", "accuracy", ("panel", "estimator", "momentum", "epoch"), scale=100)(TABLES)
+    by = ("panel", "estimator", "momentum", "epoch")
+    frame = score("evaluations", "accuracy", by, scale=100)(TABLES)
     exact = frame[frame["estimator"] == "exact"]
-    second = exact[exact["panel"] == exact["panel"].iloc[0]].assign(panel="later")
+    first_panel = exact["panel"].iloc[0]
+    second = exact[exact["panel"] == first_panel].assign(panel="later")
+
     drawn = draw(Curves("epoch", "estimator", ACCURACY), pd.concat([frame, second]))
 
-    assert list_names(drawn) == ["EMA (momentum 0.1)", "EMA (momentum 0.5)", "exact population"]
-
-    colours = [{line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes]
-    assert colours[0]["exact population"] == colours[1]["exact population"] == ESTIMATORS["exact"][1]
-    assert colours[0]["EMA (momentum 0.1)"] != colours[0]["EMA (momentum 0.5)"]
+    slow, fast, population = "EMA (momentum 0.1)", "EMA (momentum 0.5)", "exact population"
+    assert list_names(drawn) == [slow, fast, population]
+    first, later, *_ = ({line.get_label(): line.get_color() for line in ax.lines} for ax in drawn.axes)
+    assert first[population] == later[population] == ESTIMATORS["exact"][1]
+    assert first[slow] != first[fast]
 
 
 def plant_momenta(**levels: float) -> pd.DataFrame:
@@ -91,7 +94,6 @@ def test_an_estimator_is_one_line_across_its_momenta_and_levels_are_in_the_legen
     lines = {str(line.get_label()): line for line in ax.lines}
 
     assert list_names(drawn) == ["EMA", "exact population", "average of all batches"]
-
     np.testing.assert_array_equal(lines["EMA"].get_xdata(), [0.01, 0.1, 0.5])
     colours = {name: str(line.get_color()).lower() for name, line in lines.items()}
     wanted = {words: colour.lower() for words, colour, _ in ESTIMATORS.values() if words in colours}
@@ -138,13 +140,14 @@ def test_a_band_that_reaches_zero_and_a_single_point_are_seen_on_a_logarithmic_a
 
 
 def test_a_forest_has_rows_in_order_and_one_axis() -> None:
-    frame = score("evaluations", "accuracy", ("panel", "line"), scale=100, average=("batch_size", "step"))
-    tables = {
-        **TABLES,
-        "evaluations": TABLES["evaluations"].assign(line=lambda t: t["estimator"] + t["momentum"].map(str)),
-    }
-    named = frame(tables)
-    drawn = draw(Forest("line", ACCURACY, mark=(90.0, "exact")), named.assign(panel=["a", "a", "b", "b", "b", "a"]))
+    evaluations = TABLES["evaluations"]
+    line = evaluations["estimator"] + evaluations["momentum"].map(str)
+    tables = {**TABLES, "evaluations": evaluations.assign(line=line)}
+    accuracies = score("evaluations", "accuracy", ("panel", "line"), scale=100, average=("batch_size", "step"))
+    frame = accuracies(tables).assign(panel=["a", "a", "b", "b", "b", "a"])
+
+    drawn = draw(Forest("line", ACCURACY, mark=(90.0, "exact")), frame)
+
     left, right = drawn.axes
     names = [label.get_text() for label in left.get_yticklabels()]
 
@@ -170,12 +173,21 @@ def test_captions_say_what_all_networks_share() -> None:
 
 def test_every_estimator_has_a_look_of_its_own() -> None:
     names = [*ESTIMATORS, "mine", "yours"]
-    looks = choose_looks(name_series(pd.DataFrame({"estimator": names}), "estimator"), "estimator")
+    series = name_series(pd.DataFrame({"estimator": names}), "estimator")
 
-    assert len({(look["color"], str(look["linestyle"])) for look in looks.values()}) == len(names)
+    looks = choose_looks(series, "estimator")
 
-    many = choose_looks(name_series(pd.DataFrame({"size": range(20)}), "size"), "size")
-    assert len({(look["color"], look["marker"]) for look in many.values()}) == 20
+    different = {(look["color"], str(look["linestyle"])) for look in looks.values()}
+    assert len(different) == len(names)
+
+
+def test_twenty_values_of_a_setting_have_looks_of_their_own() -> None:
+    series = name_series(pd.DataFrame({"size": range(20)}), "size")
+
+    looks = choose_looks(series, "size")
+
+    different = {(look["color"], look["marker"]) for look in looks.values()}
+    assert len(different) == 20
 
 
 @pytest.mark.parametrize(("panels", "grid"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (12, (3, 4))])
