@@ -1,1 +1,1 @@
-"""The commands (sweep, figures, answers, report, results, runs) and, in `questions`, what is asked."""
+"""The commands sweep, report and runs, and in `questions` the experiments; `answers` has the words."""

@@ -1,4 +1,4 @@
-"""What is asked: a module for each experiment in `questions/`; answers to questions and hypotheses in `answers/`."""
+"""Finding what is asked, a module for each experiment in `questions/`, and the words on it in `answers/`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 
 def find_experiment(name: str) -> Experiment:
-    """The EXPERIMENT of a question's module, with name, question and source filled in.
+    """Find the EXPERIMENT of a question's module, and fill in name, question and source.
 
     Modules lie in `experiments/questions/`, and those of the user's own in `questions/` of the current folder.
 
@@ -44,16 +44,18 @@ def find_experiment(name: str) -> Experiment:
 
 
 def list_questions() -> list[str]:
-    """The names of all experiments: of those that are swept, and of those that another command measures."""
+    """List the names of all experiments: of those that are swept, and of those that another command measures."""
     return sorted(_find_modules())
 
 
 def _find_modules() -> dict[str, str]:
-    """By question, the import path of its module; one of the user's takes the place of one of bnlab's."""
-    modules = dict[str, str]()
-    for folder, package in ((_HERE / "questions", "experiments.questions"), (Path("questions"), "questions")):
-        names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-        modules |= {name: f"{package}.{name}" for name in names}
+    """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
+    modules = {}
+    packages = {"experiments.questions": _HERE / "questions", "questions": Path("questions")}
+    for package, folder in packages.items():
+        for path in sorted(folder.glob("*.py")):
+            if path.stem != "__init__":
+                modules[path.stem] = f"{package}.{path.stem}"
     return modules
 
 
@@ -61,15 +63,18 @@ def read_catalogue() -> Catalogue:
     """Read the questions Q1, Q2, … with their answers, the hypotheses with conclusions, and what stands before them."""
     from bnlab.harness.reporting.page import Catalogue
 
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in (_HERE / "answers").glob("*.md")}
+    folder = _HERE / "answers"
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
     first = pages.pop("first")
     hypotheses = _read_hypotheses(pages.pop("hypotheses"))
-    ordered = sorted(pages, key=lambda number: int(number[1:]))
-    return Catalogue({number: pages[number] for number in ordered}, hypotheses, first)
+
+    numbers = sorted(pages, key=lambda number: int(number[1:]))
+    questions = {number: pages[number] for number in numbers}
+    return Catalogue(questions, hypotheses, first)
 
 
 def _read_hypotheses(text: str) -> dict[str, tuple[str, str]]:
-    """By number, a hypothesis and the lines below it; empty lines are between them."""
+    """Read hypotheses by their numbers, with the lines below them; empty lines are between them."""
     hypotheses = {}
     for part in text.strip().split("\n\n"):
         heading, _, conclusion = part.partition("\n")

@@ -1,4 +1,4 @@
-"""What the commands share: how they are called, exit codes, and no traceback for what a user may do.
+"""Running a command: how all of them are called, exit codes, and no traceback for what a user may do.
 
 Every command takes settings as key=value, `--help`, and no other options but the sweep's `-m`.
 """

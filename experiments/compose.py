@@ -1,4 +1,4 @@
-"""From the words of a command line to checked configurations, before anything runs."""
+"""Checked configurations from the words of a command line, before anything runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -55,7 +55,7 @@ def register_all() -> None:
 
 
 def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
-    """Every job that these overrides stand for.
+    """Plan every job that these overrides stand for.
 
     Args:
         words: as on Hydra's command line, without options but `--config-dir=FOLDER`.
@@ -68,18 +68,27 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
     overrides = [_parse(word) for word in search_folders(words)]
     _refuse_several_files(words, overrides, multirun)
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
-        shared = [override for override in overrides if not override.is_sweep_override()]
-        whole = _compose(tuple(str(override.input_line) for override in shared), True)
-        _require_grid(str(whole.hydra.runtime.choices["hydra/sweeper"]))
-        if not multirun and whole.hydra.mode != RunMode.MULTIRUN:
+        shared = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+        whole = _compose(tuple(shared), True)
+        chosen = whole.hydra.runtime.choices
+        _require_grid(str(chosen["hydra/sweeper"]))
+
+        if multirun or whole.hydra.mode == RunMode.MULTIRUN:
+            jobs = _expand(overrides, whole.hydra.sweeper.params or {})
+        else:
             _require_single(overrides)
             jobs = [overrides]
-        else:
-            swept = [_parse(f"{key}={value}") for key, value in (whole.hydra.sweeper.params or {}).items()]
-            by_key = {override.get_key_element(): _list_values(override) for override in (*swept, *overrides)}
-            jobs = [list(job) for job in itertools.product(*by_key.values())]
         configs = [_build(job) for job in jobs]
-    return Sweep(configs, str(whole.hydra.runtime.choices["hydra/launcher"]), _count_processes(whole))
+    return Sweep(configs, str(chosen["hydra/launcher"]), _count_processes(whole))
+
+
+def _expand(overrides: Sequence[Override], params: Mapping[str, Any]) -> list[list[Override]]:
+    """Expand a sweep to its jobs, in Hydra's order: what its file sweeps, then what the command line does."""
+    by_file = [_parse(f"{key}={value}") for key, value in params.items()]
+    values = {}
+    for override in (*by_file, *overrides):
+        values[override.get_key_element()] = _list_values(override)
+    return [list(job) for job in itertools.product(*values.values())]
 
 
 def search_folders(words: Sequence[str]) -> list[str]:
@@ -94,27 +103,43 @@ def search_folders(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: a folder does not exist, or has an experiment with the name of one of bnlab's own.
     """
-    given = [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir")]
-    for folder in given:
-        if not folder.is_dir():
-            raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
+    folders = []
+    others = []
+    for word in words:
+        if word.startswith("--config-dir"):
+            folders.append(_read_folder(word))
+        else:
+            others.append(word)
+
     here = Path("conf").resolve()
-    folders = [folder.resolve() for folder in given]
     if here.is_dir() and here != CONF:
         folders.append(here)
-
     for folder in folders:
-        for path in sorted(folder.glob("experiment/*.yaml")):
-            if (CONF / "experiment" / path.name).exists():
-                raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
-    others = [word for word in words if not word.startswith("--config-dir")]
+        _refuse_known_experiments(folder)
     if not folders:
         return others
-    places = ",".join(f"'{folder}'" for folder in dict.fromkeys(folders))
-    return [*others, f"hydra.searchpath=[{places}]"]
+    quoted = [f"'{folder}'" for folder in dict.fromkeys(folders)]
+    return [*others, f"hydra.searchpath=[{','.join(quoted)}]"]
+
+
+def _read_folder(option: str) -> Path:
+    """Read the folder of `--config-dir=FOLDER`."""
+    _, _, name = option.partition("=")
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
+    return folder.resolve()
+
+
+def _refuse_known_experiments(folder: Path) -> None:
+    """Refuse a folder that has an experiment with the name of one of bnlab's own."""
+    for path in sorted(folder.glob("experiment/*.yaml")):
+        if (CONF / "experiment" / path.name).exists():
+            raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
 
 
 def _parse(word: str) -> Override:
+    """Parse a word of the command line; refuse what Hydra can do with it and a sweep cannot."""
     is_hydras = word.lstrip("+~").startswith("hydra")
     try:
         override = OverridesParser.create().parse_override(word if is_hydras else word.removeprefix("++"))
@@ -162,25 +187,32 @@ def _refuse_several_files(words: Sequence[str], overrides: Sequence[Override], m
 
 
 def _count_processes(whole: DictConfig) -> int | None:
-    """How many processes the launcher was told to use; None: one for each core."""
-    told = OmegaConf.select(whole, "hydra.launcher.n_jobs")
-    return told if isinstance(told, int) and told > 0 else None
+    """Find how many processes the launcher was told to use; None: one for each core."""
+    number = OmegaConf.select(whole, "hydra.launcher.n_jobs")
+    return number if isinstance(number, int) and number > 0 else None
 
 
 def _require_single(overrides: list[Override]) -> None:
+    """Refuse lists of values without `-m`."""
     for override in overrides:
-        if override.is_sweep_override():
-            key, _, value = str(override.input_line).partition("=")
-            is_measured = key in ("momentum", "estimator")
-            together = f"; to measure all on one network: {shlex.quote(f'{key}=[{value}]')}" if is_measured else ""
-            raise UserError(f"{key}={value}: several values are swept with -m{together}")
+        if not override.is_sweep_override():
+            continue
+        word = str(override.input_line)
+        key, _, value = word.partition("=")
+        hint = ""
+        if key in ("momentum", "estimator"):
+            together = shlex.quote(f"{key}=[{value}]")
+            hint = f"; to measure all on one network: {together}"
+        raise UserError(f"{word}: several values are swept with -m{hint}")
 
 
 def _list_values(override: Override) -> list[Override]:
-    """The override for each of the values that it is swept over."""
+    """List the override for each of the values that it is swept over."""
     if not override.is_sweep_override():
         return [override]
-    key, texts = override.get_key_element(), list[str]()
+
+    key = override.get_key_element()
+    texts: list[str] = []
     with suppress(HydraException):  # intervals and globs
         texts = [*override.sweep_string_iterator()]
     if not texts or key in ("name", "results"):
@@ -189,36 +221,40 @@ def _list_values(override: Override) -> list[Override]:
 
 
 def _build(job: list[Override]) -> Config:
-    """The checked configuration of one job.
+    """Build the configuration of one job, and check it.
 
     Hydra composes each choice of files once, which takes it a twentieth of a second; values are set on copies of that.
     """
-    values = [override for override in job if _is_value(override)]
-    config = copy.deepcopy(_compose(tuple(str(o.input_line) for o in job if not _is_value(o)), False))
+    values = [override for override in job if _sets_value(override)]
+    choices = [str(override.input_line) for override in job if not _sets_value(override)]
+    composed = copy.deepcopy(_compose(tuple(choices), False))
     for override in values:
         try:
-            OmegaConf.update(config, override.get_key_element(), override.value(), merge=True)
+            OmegaConf.update(composed, override.get_key_element(), override.value(), merge=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(str(override.input_line), error)) from error
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"{missing[0]}: has no value, and its function no default; add {missing[0]}=VALUE")
+
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        first = missing[0]
+        raise UserError(f"{first}: has no value, and its function no default; add {first}=VALUE")
     try:
-        found: Any = OmegaConf.to_object(config)
+        config: Any = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
-    check(found)
-    return found  # type: ignore[no-any-return]
+    check(config)
+    return config  # type: ignore[no-any-return]
 
 
-def _is_value(override: Override) -> bool:
-    """Whether it sets a value of the job's, which Hydra need not compose."""
+def _sets_value(override: Override) -> bool:
+    """Decide if an override sets a value of the job's, which Hydra need not compose."""
     key = override.get_key_element()
     return key not in _FILES and not re.match(r"\W*hydra\b|~|.*[/@]", key)
 
 
 @cache
 def _compose(words: tuple[str, ...], whole: bool) -> DictConfig:
-    """The composed configuration; `whole`: with Hydra's own settings.
+    """Compose a configuration; `whole`: with Hydra's own settings.
 
     Raises:
         UserError: what is wrong, in one or two lines.
@@ -235,36 +271,62 @@ def _compose(words: tuple[str, ...], whole: bool) -> DictConfig:
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        wrong = re.search(r"Could not override '([^']*)'|Error merging override (.*)", str(error))
-        name = next(filter(None, wrong.groups())) if wrong else ""
-        word = next((word for word in words if name and word.lstrip("+~").startswith(name.lstrip("+~"))), "")
-        raise UserError(_explain(word, error)) from error
+        raise UserError(_explain(_find_wrong_word(words, error), error)) from error
+
+
+def _find_wrong_word(words: Sequence[str], error: Exception) -> str:
+    """Find the word that Hydra could not set; empty where it is in a file."""
+    wrong = re.search(r"Could not override '([^']+)'|Error merging override (.+)", str(error))
+    if not wrong:
+        return ""
+    name = (wrong[1] or wrong[2]).lstrip("+~")
+    for word in words:
+        if word.lstrip("+~").startswith(name):
+            return word
+    return ""
 
 
 def _explain(word: str, error: BaseException) -> str:
-    """The word and why it cannot be, in a line; of a file what Hydra says of it."""
-    key = word.lstrip("+~").partition("=")[0]
-    if key and re.search(r"Could not override|not in |is not in struct", str(error)):
-        group, _, setting = key.partition(".")
-        choices = list_choices(group)
-        having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
-        if having:
-            return f"{word}: this {group} has no {setting}; {', '.join(having)} has"
-        known = {*vars(Config()), *_FILES, *(f"{group}.{name}" for choice in choices.values() for name in vars(choice))}
-        close = difflib.get_close_matches(key, sorted(known), n=1)
-        return f"{word}: there is no setting {key}{f'; did you mean {close[0]}?' if close else ''}; --help lists them"
-    return f"{word}: {_first_line(error.__cause__ or error)}" if word else " ".join(str(error).splitlines()[:2])
+    """Say in a line why a word cannot be set; where it is in a file, what Hydra says of it."""
+    if not word:
+        return " ".join(str(error).splitlines()[:2])
+
+    key, _, _ = word.lstrip("+~").partition("=")
+    is_unknown = re.search(r"Could not override|not in |is not in struct", str(error))
+    if key and is_unknown:
+        return f"{word}: {_explain_unknown(key)}"
+    return f"{word}: {_first_line(error.__cause__ or error)}"
+
+
+def _explain_unknown(key: str) -> str:
+    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so."""
+    group, _, setting = key.partition(".")
+    choices = list_choices(group)
+    having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
+    if having:
+        return f"this {group} has no {setting}; {', '.join(having)} has"
+
+    known = {*vars(Config()), *_FILES}
+    for choice in choices.values():
+        known |= {f"{group}.{name}" for name in vars(choice)}
+    close = difflib.get_close_matches(key, sorted(known), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"there is no setting {key}{hint}; --help lists them"
 
 
 def _explain_missing(words: Sequence[str], error: Exception) -> str:
-    """There is no such file; what there is to choose from."""
+    """Say that there is no such file, and what there is to choose from."""
     first, *others = str(error).splitlines()
     found = re.search(r"Could not find '(?:([\w/]+)/)?([^']*)'", first)
     group, name = found.groups() if found else ("", first)
+
+    where = f"{group}={name}"
+    if where not in words:
+        where, _, _ = first.partition(":")  # the file that names it
     known = [line.strip() for line in others if line.startswith("\t") and "=" not in line]
-    where = first.partition(":")[0] if f"{group}={name}" not in words else f"{group}={name}"
     return f"{where}: there is no {group} {name!r}; choose from {', '.join(known)}"
 
 
 def _first_line(error: BaseException) -> str:
+    """Take the first line of a message, without a full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")

@@ -33,15 +33,22 @@ def main() -> int:
 
 
 def describe_tables() -> str:
-    """The page, in Markdown: `runs`, then the table of each measurement."""
+    """Write the page in Markdown: `runs`, then the table of each measurement."""
     known = list_measurements()
     names = dict.fromkeys([*Config().measurements, *known])  # those that are usual first
-    tables = {"runs": RUNS, **{name: known[name].table for name in names}}
-    sections = ["\n".join(_describe(name, table)) for name, table in tables.items()]
-    return "\n\n".join([_FIRST.rstrip(), *sections]) + "\n"
+    tables = {"runs": RUNS}
+    for name in names:
+        tables[name] = known[name].table
+
+    sections = [_FIRST.rstrip()]
+    for name, table in tables.items():
+        lines = _describe(name, table)
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections) + "\n"
 
 
 def _describe(name: str, table: Table) -> Iterator[str]:
+    """Write the lines on a table: what it is about, and a row for each column."""
     yield f"## {name}"
     yield ""
     yield table.about

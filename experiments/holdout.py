@@ -1,4 +1,4 @@
-"""What the seeds say by themselves that were added to an experiment later.
+"""Verdicts of the seeds alone that were added to an experiment later.
 
 Most experiments were first decided with five seeds. Those in `EXTENDED` were then given ten more, because conditions of
 theirs were undecided. Such a second look makes it likelier that something holds by chance, and the ten new seeds alone
@@ -44,8 +44,12 @@ _DECIDED = ("holds", "fails")
 
 def describe_added_seeds(answers: Sequence[Answer], results: Path) -> AddedSeeds:
     """Say what the added seeds decide alone, with a row of `count_changes` for each experiment that was given more."""
-    extended = [answer.experiment for answer in answers if answer.experiment.name in EXTENDED]
-    rows = [{"experiment": of.name, **count_changes(hold_out(of, load(of.name, results)))} for of in extended]
+    rows = []
+    for answer in answers:
+        name = answer.experiment.name
+        if name in EXTENDED:
+            verdicts = hold_out(answer.experiment, load(name, results))
+            rows.append({"experiment": name, **count_changes(verdicts)})
     counts = pd.DataFrame(rows)
     total = counts.drop(columns="experiment").sum()
     text = (
@@ -107,12 +111,16 @@ def count_changes(verdicts: pd.DataFrame) -> dict[str, int]:
 def _decide(experiment: Experiment, tables: Tables, is_wanted: pd.Series) -> pd.Series:
     """Decide the claims from some of the networks: verdicts by claim and condition."""
     names = tables["runs"].loc[is_wanted, "run"]
-    chosen = {name: frame[frame["run"].isin(names)] for name, frame in tables.items()}
-    frame = answers(experiment, chosen)
-    places = frame["where"].map(_name_place)
-    return frame.set_index([frame["claim"], places.rename("place")])["verdict"]
+    chosen = {}
+    for name, frame in tables.items():
+        is_chosen = frame["run"].isin(names)
+        chosen[name] = frame[is_chosen]
+
+    decided = answers(experiment, chosen)
+    decided["place"] = decided["where"].map(_name_place)
+    return decided.set_index(["claim", "place"])["verdict"]
 
 
 def _name_place(where: tuple[str, ...]) -> str:
-    """A condition without the layer that has the largest gap, which need not be the same for other seeds."""
+    """Name a condition without the layer that has the largest gap, which need not be the same for other seeds."""
     return ", ".join(word for word in where if not word.startswith("largest in"))

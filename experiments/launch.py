@@ -28,7 +28,7 @@ _SAME_FOR_ALL = ("experiment=", "name=", "results=", "hydra")  # words that do n
 
 
 def run_with_hydra(words: list[str]) -> None:
-    """What Hydra makes of the words of a command line: its help, or all jobs, through its launcher."""
+    """Let Hydra do what the words of a command line say: print its help, or run all jobs through its launcher."""
     register_all()
     os.environ[_SWEEP] = str(os.getpid())
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here
@@ -53,7 +53,7 @@ def _end_with_parent() -> None:
 
 
 def run_job(composed: DictConfig) -> None:
-    """One job, in this process or a launcher's; what the other jobs would meet too ends the sweep."""
+    """Run one job, in this process or a launcher's; what the other jobs would meet too ends the sweep."""
     from bnlab.harness.jobs import attempt
 
     config: Any = OmegaConf.to_object(composed)
@@ -76,7 +76,7 @@ def run_job(composed: DictConfig) -> None:
 
 @contextlib.contextmanager
 def show_progress(configs: list[Config]) -> Iterator[None]:
-    """In the block, show how many jobs are done and the time left: a bar in a terminal, else a line a minute."""
+    """Show in the block how many jobs are done and the time left: a bar in a terminal, else a line a minute."""
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(configs, ended), daemon=True)
     watcher.start()
@@ -88,17 +88,38 @@ def show_progress(configs: list[Config]) -> Iterator[None]:
 
 
 def _watch(configs: list[Config], ended: threading.Event) -> None:
-    from bnlab.harness.artifacts.producing import format_seconds
+    """Show progress until the sweep has ended; of a single job there is nothing to show."""
+    waiting = _list_waiting(configs)
+    total = len(waiting)
+    if total < 2:
+        return
+
+    started = time.monotonic()
+    last_line = started
+    in_terminal = sys.stderr.isatty()
+    with tqdm(total=total, unit="job", leave=False, smoothing=0, disable=not in_terminal) as bar:
+        while not ended.wait(1.0):
+            waiting = _list_waiting(waiting)
+            done = total - len(waiting)
+            bar.update(done - bar.n)
+
+            now = time.monotonic()
+            is_due = now - last_line >= _A_LINE
+            if done and is_due and not in_terminal:
+                last_line = now
+                _print_progress(done, total, now - started)
+
+
+def _list_waiting(configs: list[Config]) -> list[Config]:
+    """List the jobs that are not done."""
     from bnlab.harness.jobs import is_done
 
-    waiting = [config for config in configs if not is_done(config)]
-    first, started, told = len(waiting), time.monotonic(), time.monotonic()
-    in_terminal = sys.stderr.isatty()
-    with tqdm(total=first, unit="job", leave=False, smoothing=0, disable=first < 2 or not in_terminal) as bar:
-        while first > 1 and not ended.wait(1.0):
-            waiting = [config for config in waiting if not is_done(config)]
-            done, now = first - len(waiting), time.monotonic()
-            bar.update(done - bar.n)
-            if not in_terminal and done and now - told >= _A_LINE:
-                told, left = now, format_seconds((now - started) / done * len(waiting))
-                print(f"{done} of {first} jobs done, about {left} left", flush=True)
+    return [config for config in configs if not is_done(config)]
+
+
+def _print_progress(done: int, total: int, seconds: float) -> None:
+    """Print how many jobs are done, and about how long the others will take."""
+    from bnlab.harness.artifacts.producing import format_seconds
+
+    left = seconds / done * (total - done)
+    print(f"{done} of {total} jobs done, about {format_seconds(left)} left", flush=True)

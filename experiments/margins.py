@@ -1,4 +1,4 @@
-"""What several questions share: what tells rows apart, what is compared, and reasons for margins."""
+"""Names that several questions share: what tells rows apart, what is compared, and reasons for margins."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,8 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Tables
 from bnlab.harness.reporting.frames import FIRST, find_largest_gap, gap_over_layers, lowest, name_panels, rows, select
 
-EACH, OVER_TIME = ("panel", "batch_size"), ("panel", "estimator", "momentum", "epoch")
+EACH = ("panel", "batch_size")
+OVER_TIME = ("panel", "estimator", "momentum", "epoch")
 COST_OF_EMA: dict[str, Any] = {"estimator": "ema", "momentum": 0.1, "against": "exact", "scale": -100}
 """In `score`: points that PyTorch's running average loses against exact statistics of the same network."""
 PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
@@ -16,7 +17,8 @@ PYTORCH = (0.1, "PyTorch's default")  # a mark on an axis of momenta
 SIX_IMAGES = "7 or 8 of 2,500 test images: about the standard error where accuracy is near 97%; comparisons are paired"
 FLAT = "gaps around a minimum are flat: twice the best momentum costs about as much"
 HARDLY_SEEN = "a quarter more is hardly seen in accuracy"
-AS_ACCURATE, AS_NEAR = "at 0 both are as accurate", "at 1 both are as near"
+AS_ACCURATE = "at 0 both are as accurate"
+AS_NEAR = "at 1 both are as near"
 A_POINT = "a point is what decides between two networks of this size"
 
 ALL_LAYERS = (
@@ -40,29 +42,38 @@ def find_gaps(tables: Tables, at: float | Sequence[float] = (), **wanted: Any) -
 
 
 def find_largest(tables: Tables, at: float, value: str, by: Sequence[str], **wanted: Any) -> pd.DataFrame:
-    """The largest gap of each network over its layers, see `find_largest_gap`, under PyTorch's momentum."""
+    """Find the largest gap of each network over its layers, see `find_largest_gap`, under PyTorch's momentum."""
     wanted = {"estimator": "ema", "momentum": 0.1, **wanted}
     return find_largest_gap(rows(tables, "gaps", at, **wanted), value, by)
 
 
 def drop_chance(accuracies: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Rows where exact statistics show at least 20%, on average over seeds: near chance no statistics are better."""
+    """Select rows where exact statistics show at least 20%, on average over seeds: near chance none are better."""
     exact = accuracies["accuracy"].where(accuracies["estimator"] == "exact")
-    return accuracies[exact.groupby([accuracies[key] for key in by]).transform("mean") >= 0.2]
+    groups = exact.groupby([accuracies[column] for column in by])
+    is_above = groups.transform("mean") >= 0.2
+    return accuracies[is_above]
 
 
 def find_picks(tables: Tables) -> pd.DataFrame:
-    """The checkpoint that each estimator picks, and the last one; `cost` is against what exact statistics pick."""
+    """Find the checkpoint that each estimator picks, and the last one; `cost` is against what exact statistics pick."""
     wanted: dict[str, Any] = {"statistics_split": "train", "momentum": (0.1, None)}
-    val, test = (rows(tables, "evaluations", split=split, **wanted) for split in ("val", "test"))
-    last = select(val, estimator="exact").query("step == steps").assign(estimator="last")
-    errors = pd.concat([val, last])
-    errors = errors.assign(error=1 - errors["accuracy"])
+    val = rows(tables, "evaluations", split="val", **wanted)
+    exact = select(val, estimator="exact")
+    is_last = exact["step"] == exact["steps"]
+    last = exact[is_last].assign(estimator="last")
 
-    tested = select(test, estimator="exact").set_index(["run", "step"])["accuracy"].rename("tested")
-    picks = lowest(errors, "error", ["run", "estimator"]).join(tested, on=["run", "step"])
+    candidates = pd.concat([val, last])
+    candidates["error"] = 1 - candidates["accuracy"]
+    picks = lowest(candidates, "error", ["run", "estimator"])
+
+    test = rows(tables, "evaluations", split="test", **wanted)
+    tested = select(test, estimator="exact").set_index(["run", "step"])
+    picks = picks.join(tested["accuracy"].rename("tested"), on=["run", "step"])
 
     best = select(picks, estimator="exact").set_index("run")
-    cost = picks["run"].map(best["tested"]) - picks["tested"]
-    same = picks["run"].map(best["step"]) == picks["step"]
-    return picks.assign(cost=cost, same=same)
+    best_tested = picks["run"].map(best["tested"])
+    best_step = picks["run"].map(best["step"])
+    picks["cost"] = best_tested - picks["tested"]
+    picks["same"] = best_step == picks["step"]
+    return picks

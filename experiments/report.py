@@ -35,25 +35,44 @@ def main() -> int:
 
 
 def _report(words: list[str]) -> int:
+    """Report on what the words name: one question, one sweep, or all questions; the exit code."""
     from bnlab.harness.errors import UserError
     from experiments.catalogue import list_questions
 
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    unknown = [word for word in words if word.partition("=")[0] not in ("experiment", "name", "results")]
-    if unknown or len(given) < len(words):
-        raise UserError(f"{(unknown or words)[0]}: there are experiment=NAME, name=NAME and results=FOLDER")
+    given = _read_settings(words)
     results = Path(given.get("results", "results"))
     name = given.get("name", given.get("experiment", ""))
     experiment = given.get("experiment", name)
     if not name:
         return _report_all(results)
+
     is_question = experiment in list_questions()
-    if "experiment" in given and not is_question and (results / experiment).is_dir():
+    is_named = "experiment" in given
+    if is_named and not is_question and (results / experiment).is_dir():
         command = _write_command("report", f"name={experiment}", results)
         raise UserError(f"{experiment} is a sweep and no question; its figures: {command}")
-    if "experiment" in given or is_question:
+    if is_named or is_question:
         return _report_questions({experiment: name}, results)
     return _report_sweep(name, results)
+
+
+def _read_settings(words: list[str]) -> dict[str, str]:
+    """Read the words of the command line; refuse those that are no setting, or have one that another word has."""
+    from bnlab.harness.errors import UserError
+
+    given = {}
+    unknown = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in ("experiment", "name", "results"):
+            unknown.append(word)
+        elif "=" in word:
+            given[key] = value
+
+    if unknown or len(given) < len(words):
+        first = next(iter(unknown or words))
+        raise UserError(f"{first}: there are experiment=NAME, name=NAME and results=FOLDER")
+    return given
 
 
 def _report_all(results: Path) -> int:
@@ -61,7 +80,8 @@ def _report_all(results: Path) -> int:
     from bnlab.harness.errors import UserError
     from experiments.catalogue import list_questions
 
-    measured = sorted({path.parent.name for kind in ("requests", "tables") for path in results.glob(f"*/{kind}")})
+    folders = [*results.glob("*/requests"), *results.glob("*/tables")]
+    measured = sorted({folder.parent.name for folder in folders})
     questions = [name for name in list_questions() if name in measured]
     own = [name for name in measured if name not in questions]
     if not measured:
@@ -116,16 +136,21 @@ def _report_one(experiment: str, name: str, results: Path) -> tuple[Answer, int]
     from bnlab.harness.reporting.tables import load
     from experiments.catalogue import find_experiment
 
-    question, tables = find_experiment(experiment), load(name, results)
+    question = find_experiment(experiment)
+    tables = load(name, results)
     if "runs" not in tables or tables["runs"].empty:
         raise NoRows(f"no network of {name} has been measured in {results}/")
-    commands = question.command or "\n".join(_list_commands(question, results))
-    answer = compose_answer(replace(question, command=commands), tables)
+
+    if not question.command:
+        question = replace(question, command="\n".join(_list_commands(question, results)))
+    answer = compose_answer(question, tables)
     unscored = answer.list_unscored()
     for claim, reason in unscored.items():
         print(f"claim {claim} of {experiment} cannot be scored: {reason}", file=sys.stderr)
+
     _, failed = _draw_figures(experiment, question.figures, tables, results / name / "figures")
-    print("\n".join(["", f"{experiment}: {question.question}", *_describe(answer), ""]))
+    lines = ["", f"{experiment}: {question.question}", *_describe(answer), ""]
+    print("\n".join(lines))
     return answer, len(unscored) + failed
 
 
@@ -191,7 +216,7 @@ def _report_sweep(name: str, results: Path) -> int:
 
 
 def _summarize(overview: Overview) -> Iterator[str]:
-    """Lines on what was swept, and the first rows of the table."""
+    """Write lines on what was swept, and the first rows of the table."""
     for note in overview.notes:
         yield textwrap.fill(note, 110)
     for words, values in overview.swept.list_swept().items():
@@ -205,7 +230,7 @@ def _summarize(overview: Overview) -> Iterator[str]:
 
 
 def _find_command(folder: Path) -> str:
-    """The words of the last sweep under a name, of which Hydra keeps a note; empty where there is none."""
+    """Find the words of the last sweep under a name, of which Hydra keeps a note; empty where there is none."""
     import yaml
 
     of_many = folder / "hydra" / "multirun.yaml"
@@ -224,9 +249,11 @@ def _find_command(folder: Path) -> str:
 
 
 def _write_command(command: str, word: str, results: Path) -> str:
-    """A command with a word and the folder of results, as it can be typed."""
-    words = [word] if str(results) == "results" else [word, f"results={results}"]
-    return shlex.join(["bnlab", command, *words])
+    """Write a command with a word and the folder of results, as it can be typed."""
+    words = ["bnlab", command, word]
+    if str(results) != "results":
+        words.append(f"results={results}")
+    return shlex.join(words)
 
 
 def _list_commands(question: Experiment, results: Path) -> Iterator[str]:
@@ -237,33 +264,49 @@ def _list_commands(question: Experiment, results: Path) -> Iterator[str]:
 
 
 def _describe(answer: Answer) -> list[str]:
-    """An experiment's verdicts in aligned lines, under the sentence of each claim."""
-    rows = [row for _, conditions in answer.list_claims() for row in conditions]
-    condition, number = (max((len(row[key]) for row in rows), default=0) for key in ("condition", "number"))
+    """Write an experiment's verdicts in aligned lines, under the sentence of each claim."""
+    claims = answer.list_claims()
+    width = 0
+    number_width = 0
+    for _, conditions in claims:
+        for row in conditions:
+            width = max(width, len(row["condition"]))
+            number_width = max(number_width, len(row["number"]))
+
     lines = []
-    for claim, conditions in answer.list_claims():
+    for claim, conditions in claims:
         lines.append(f"  {claim.text} ({claim.rule.margin})")
         for row in conditions:
-            lines.append(f"    {row['condition']:{condition}}  {row['number']:{number}}  n={row['n']}  {row['said']}")
+            condition = row["condition"].ljust(width)
+            number = row["number"].ljust(number_width)
+            lines.append(f"    {condition}  {number}  n={row['n']}  {row['said']}")
     return lines
 
 
 def _write_pages(answers: list[Answer], results: Path) -> None:
-    """ANSWERS.md, the README.md of each experiment, and report.html."""
+    """Write ANSWERS.md, the README.md of each experiment, and report.html."""
     from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
     from experiments.catalogue import read_catalogue
     from experiments.holdout import describe_added_seeds
 
-    names = [(answer.experiment.name, figure) for answer in answers for figure in answer.experiment.figures]
-    figures = {(name, figure): results / name / "figures" / f"{figure}.png" for name, figure in names}
+    pages = {}
+    figures = {}
+    for answer in answers:
+        name = answer.experiment.name
+        pages[f"{name}/README.md"] = write_experiment(answer)
+        for figure in answer.experiment.figures:
+            figures[name, figure] = results / name / "figures" / f"{figure}.png"
+
+    added_seeds = None
+    if results.resolve() == REFERENCE:
+        added_seeds = describe_added_seeds(answers, results)
     catalogue = read_catalogue()
-    added_seeds = describe_added_seeds(answers, results) if results.resolve() == REFERENCE else None
-    pages = {f"{answer.experiment.name}/README.md": write_experiment(answer) for answer in answers}
     pages["ANSWERS.md"] = write_markdown(catalogue, answers, added_seeds)
     pages["report.html"] = write_html(catalogue, answers, figures, added_seeds)
     for name, page in pages.items():
-        (results / name).write_text(page, encoding="utf-8")
-        print(results / name)
+        path = results / name
+        path.write_text(page, encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":

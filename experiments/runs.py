@@ -20,14 +20,16 @@ USAGE = """usage: bnlab runs list          every network: in what it differs, it
        bnlab runs export RUN FILE.safetensors [step=K] [statistics=exact]
                                 weights and buffers as safetensors, with torch's keys
        (results=FOLDER looks elsewhere than in results/)"""
+_TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with")  # beside groups
 
 
 def main() -> int:
-    """Exit 2 for a user's mistake."""
+    """Run the command; exit 2 for a user's mistake."""
     return run_command(_dispatch, USAGE)
 
 
 def _dispatch(words: list[str]) -> int:
+    """Do what the first word says; the exit code."""
     from bnlab.harness.errors import UserError
 
     settings = dict(word.split("=", 1) for word in words if "=" in word)
@@ -52,6 +54,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _list(results: Path) -> None:
+    """Print a line for each network."""
     import pandas as pd
 
     folders = _list_folders(results)
@@ -67,11 +70,12 @@ def _list(results: Path) -> None:
     differing = [key for key in settings if settings[key].astype(str).nunique() > 1]
     table = pd.concat([states["run"], settings[differing], states.drop(columns="run")], axis=1)
     print(table.to_string(index=False, na_rep=""))
-    print(f"{len(states)} networks, {states['MB'].sum():,.1f} MB; settings in which all agree are left out (see show)")
+    megabytes = states["MB"].sum()
+    print(f"{len(states)} networks, {megabytes:,.1f} MB; settings in which all agree are left out (see show)")
 
 
 def _read_all(folders: list[Path]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Settings and state of each network; one with a damaged file is named on stderr and left out."""
+    """Read settings and state of each network; one with a damaged file is named on stderr and left out."""
     from bnlab.files import Unreadable
 
     readable = []
@@ -84,28 +88,34 @@ def _read_all(folders: list[Path]) -> list[tuple[dict[str, Any], dict[str, Any]]
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    """What is listed of a network beside its settings."""
+    """Describe a network beside its settings: state, time, disk space."""
     from bnlab.files import reading
 
     path = folder / "status.json"
-    found: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
+    state: dict[str, Any] = {"status": "unfinished", "step": 0, "train_seconds": 0}
     with reading(path):
         if path.exists():
-            found = json.loads(path.read_text())
-        status = "set aside" if ".damaged" in folder.name else found["status"]
-        seconds = round(found["train_seconds"])
-        step = found["step"]
-    return {"run": _id(folder), "status": status, "step": step, "seconds": seconds, "MB": round(_size(folder), 1)}
+            state = json.loads(path.read_text())
+        status = "set aside" if ".damaged" in folder.name else state["status"]
+        seconds = round(state["train_seconds"])
+        step = state["step"]
+    megabytes = round(_size(folder), 1)
+    return {"run": _id(folder), "status": status, "step": step, "seconds": seconds, "MB": megabytes}
 
 
 def _show(folder: Path) -> None:
+    """Print settings, environment and files of a network."""
     print(f"{_id(folder)}  {folder}")
     for name in ("status.json", "environment.json", "config.yaml"):
-        if (folder / name).exists():
-            print(f"\n{name}\n{(folder / name).read_text(errors='replace').strip()}")
+        path = folder / name
+        if path.exists():
+            text = path.read_text(errors="replace")
+            print(f"\n{name}\n{text.strip()}")
+
     print("\nfiles")
     for path in sorted(folder.iterdir()):
-        print(f"{1e3 * _size(path):12,.1f} kB  {path.name}")
+        kilobytes = 1e3 * _size(path)
+        print(f"{kilobytes:12,.1f} kB  {path.name}")
 
 
 def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -> None:
@@ -168,48 +178,58 @@ def _empty(folder: Path) -> None:
 
 
 def _find(results: Path, run: str) -> Path:
-    """The folder of the one network whose name begins so."""
+    """Find the folder of the one network whose name begins so."""
     from bnlab.harness.errors import UserError
 
-    folders = _list_folders(results)
-    found = [folder for folder in folders if _id(folder) == run] or [f for f in folders if _id(f).startswith(run)]
-    if len(found) != 1:
-        which = f"{len(found)} networks, such as {_id(found[0])}" if found else "no network"
-        command = shlex.join(["bnlab", "runs", "list", *_say_where(results)])
-        raise UserError(f"{run}: names {which} in {results}/runs; {command} shows them")
-    return found[0]
+    folders = {_id(folder): folder for folder in _list_folders(results)}
+    if run in folders:
+        return folders[run]
+
+    names = [name for name in folders if name.startswith(run)]
+    if len(names) == 1:
+        return folders[names[0]]
+
+    networks = "no network"
+    if names:
+        networks = f"{len(names)} networks, such as {names[0]}"
+    command = shlex.join(["bnlab", "runs", "list", *_say_where(results)])
+    raise UserError(f"{run}: names {networks} in {results}/runs; {command} shows them")
 
 
 def _say_where(results: Path) -> list[str]:
-    """The word that a command needs to find this folder, if it needs one."""
+    """Write the word that a command needs to find this folder, if it needs one."""
     return [] if results == Path("results") else [f"results={results}"]
 
 
 def _list_folders(results: Path) -> list[Path]:
-    """Of all networks, those too that were set aside as damaged."""
+    """List the folders of all networks, those too that were set aside as damaged."""
     return sorted(path.parent for path in results.glob("runs/*/seed_*/config.yaml"))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What the network was trained with, by dotted names; the seed is in the name of the run."""
+    """Read what the network was trained with, by dotted names; the seed is in the name of the run."""
     from bnlab.files import reading
 
-    with reading(folder / "config.yaml"):
-        config = dict(yaml.safe_load((folder / "config.yaml").read_text()))
-    found: dict[str, Any] = {}
+    path = folder / "config.yaml"
+    with reading(path):
+        config = dict(yaml.safe_load(path.read_text()))
+
+    settings: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= {f"{key}.{name}": inner for name, inner in value.items()}
-        elif key in ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with"):
-            found[key] = value
-    if found.get("steps"):  # instead of which epochs are not read
-        found.pop("epochs", None)
-    return found
+            for name, inner in value.items():
+                settings[f"{key}.{name}"] = inner
+        elif key in _TRAINED_WITH:
+            settings[key] = value
+    if settings.get("steps"):  # instead of which epochs are not read
+        settings.pop("epochs", None)
+    return settings
 
 
 def _size(path: Path) -> float:
-    """MB of a file, or of all in a folder."""
-    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()) / 1e6
+    """Measure a file, or all files of a folder, in MB."""
+    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 def _id(folder: Path) -> str:

@@ -24,6 +24,7 @@ def main() -> int:
 
 
 def _sweep(words: list[str]) -> int:
+    """Let Hydra answer what it can alone, such as `--help`, and run a sweep otherwise; the exit code."""
     from experiments.launch import run_with_hydra
 
     words = _join_folders(words)
@@ -63,6 +64,7 @@ def _run_missing(words: list[str]) -> int:
 
 
 def _estimate(configs: list[Config], launcher: str, told: int | None) -> int:
+    """Print what a sweep would train, and how long it would take; the exit code."""
     from bnlab.harness.artifacts.cores import count_cores
     from bnlab.harness.artifacts.runs import Run
     from bnlab.harness.jobs import is_done
@@ -79,7 +81,7 @@ def _estimate(configs: list[Config], launcher: str, told: int | None) -> int:
 
 
 def _choose_launcher(configs: list[Config], words: list[str], launcher: str) -> str:
-    """The one that was chosen; without a word on it processes, where several networks have work left."""
+    """Choose the launcher: that of the words; without one processes, where several networks have work left."""
     from bnlab.harness.planning import gains_from_processes
 
     is_chosen = launcher != "basic" or any("hydra/launcher" in word for word in words)
@@ -87,6 +89,7 @@ def _choose_launcher(configs: list[Config], words: list[str], launcher: str) -> 
 
 
 def _run(configs: list[Config], words: list[str], launcher: str) -> None:
+    """Run the jobs through Hydra's launcher, and show how far they have come."""
     from bnlab.harness.jobs import prepare
     from experiments.launch import run_with_hydra, show_progress
 
@@ -109,22 +112,28 @@ def _finish(planned: list[Config], words: list[str], seconds: float) -> int:
     first = planned[0]
     folder = Path(first.results) / first.name
     found = tables.write_tables(folder, first.csv)
-    runs = found["runs"][found["runs"]["run"].isin({Run(config).id for config in planned})]
     print(f"done in {seconds:.0f} s; {folder}/tables/")
     for name, frame in found.items():
         if len(frame):
             print(f"  {name + '.parquet':20}{len(frame):>9,} rows")
-    for run in runs.loc[runs["status"] == "diverged", "run"]:
+
+    runs = found["runs"]
+    is_planned = runs["run"].isin({Run(config).id for config in planned})
+    is_diverged = runs["status"] == "diverged"
+    for run in runs.loc[is_planned & is_diverged, "run"]:
         print(f"{run} diverged: its rows end there")
-    failed = sorted({path for config in planned for path in list_failures(config)})
-    for path in failed:
+
+    failed: set[Path] = set()
+    for config in planned:
+        failed.update(list_failures(config))
+    for path in sorted(failed):
         print(f"failed: {path}")
     print(_next(first, words))
     return 1 if failed else 0
 
 
 def _next(config: Config, words: list[str]) -> str:
-    """The command that draws the tables: of the question that the sweep is one of, if there is one."""
+    """Write the command that draws the tables: of the question that the sweep is one of, if there is one."""
     question = _find_question(config, words)
     told = []
     if question:
@@ -137,6 +146,7 @@ def _next(config: Config, words: list[str]) -> str:
 
 
 def _find_question(config: Config, words: list[str]) -> str | None:
+    """Find the question that the experiments of the command line measure."""
     from bnlab.harness.errors import UserError
     from experiments.catalogue import find_experiment, list_questions
 

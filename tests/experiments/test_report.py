@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bnlab.harness.reporting.experiment import Tables
+from bnlab.harness.schema import read_key, write_frame
 from experiments import reference
 from experiments.questions import momentum, quickstart
 from tests.experiments.commands import ROOT, Call
@@ -190,11 +194,17 @@ def test_a_figure_without_values_is_left_out(folder: Path, call: Call, monkeypat
 
 def test_committed_tables_have_what_their_question_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = folder / "quickstart" / "tables"
-    gaps = pd.read_parquet(tables / "gaps.parquet")
-    gaps.assign(kl=1.0, channels=8).to_parquet(tables / "gaps.parquet")
+    path = tables / "gaps.parquet"
+    gaps = pd.read_parquet(path)
+    key = ["run", "step", "estimator", "momentum", "statistics_split", "layer"]
+    measured = gaps.assign(kl=1.0, channels=8)
+    schema = pa.Schema.from_pandas(measured).with_metadata({"key": json.dumps(key)})
+    write_frame(path, measured, schema)
     gaps[:0].to_parquet(tables / "drift.parquet")
     monkeypatch.setattr(reference, "REFERENCE", folder)
 
     assert reference.main() == 0
-    assert {*pd.read_parquet(tables / "gaps.parquet")} == {*gaps, "channels"}
+
+    assert {*pd.read_parquet(path)} == {*gaps, "channels"}
+    assert read_key(pq.read_schema(path)) == key
     assert not (tables / "drift.parquet").exists()

@@ -63,15 +63,16 @@ def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
 def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     """Say how to read the figure, with a sentence on what is drawn of how many seeds."""
     runs = tables["runs"]
-    sizes = sorted(runs["batch_size"].unique())
-    caption = figure.caption.format(schedule=_say_schedule(runs), batch_size=", ".join(map(str, sizes)))
+    schedule = _say_schedule(runs)
+    sizes = [str(size) for size in sorted(runs["batch_size"].unique())]
+    caption = figure.caption.format(schedule=schedule, batch_size=", ".join(sizes))
 
     means = "Geometric means" if frame["log"].all() else "Means"
     intervals = ""
     if figure.plot.intervals and frame["low"].notna().any():
         intervals = f", {figure.plot.intervals}: 95% intervals"
-    sentence = f"{means} over seeds{intervals}; {_say_seeds(frame['n'])}."
-    return f"{caption} {sentence}".replace("  ", " ")
+    seeds = _say_seeds(frame["n"])
+    return f"{caption} {means} over seeds{intervals}; {seeds}.".replace("  ", " ")
 
 
 def _say_schedule(runs: pd.DataFrame) -> str:

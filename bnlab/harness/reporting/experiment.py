@@ -53,7 +53,7 @@ class Rule:
 
     @property
     def margin(self) -> str:
-        """The bounds with their unit, as in `below 0.3 points`.
+        """Bounds with their unit, as in `below 0.3 points`.
 
         >>> above(1.0, "points").margin, within(-1.0, 1.0, "points").margin
         ('above 1 point', 'from -1 to 1 points')
@@ -287,11 +287,12 @@ def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) 
 
 def _find_equal(frame: pd.DataFrame) -> np.ndarray:
     """Find the rows whose value is the same for all of several seeds, up to rounding."""
-    errors = frame["error"].to_numpy(float)  # of a logarithm where `log`: relative already
-    is_log = frame["log"].to_numpy(bool)
     sizes = frame["mean"].abs().clip(lower=1e-3)
-    is_small = errors <= 1e-12 * np.where(is_log, 1.0, sizes)
-    return _find_several(frame) & is_small
+    is_log = frame["log"].to_numpy(bool)
+    sizes[is_log] = 1.0  # the error of a logarithm is relative already
+    rounding = 1e-12 * sizes.to_numpy()
+    errors = frame["error"].to_numpy(float)
+    return _find_several(frame) & (errors <= rounding)
 
 
 def _find_several(frame: pd.DataFrame) -> np.ndarray:

@@ -124,6 +124,7 @@ def _mark(text: str) -> Markup:
 
 
 def _load_template(name: str) -> jinja2.Template:
+    """Load a template; in HTML what is filled in is shown as it is written."""
     loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     environment = jinja2.Environment(
         autoescape=name.endswith(".html"), loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -139,6 +140,7 @@ def _render(
     images: Mapping[Any, str],
     added_seeds: AddedSeeds | None,
 ) -> str:
+    """Fill in a template with all questions, hypotheses and experiments."""
     questions = {number: fill_prose(text, answers) for number, text in catalogue.questions.items()}
     hypotheses = {}
     for number, (text, conclusion) in catalogue.hypotheses.items():

@@ -100,7 +100,8 @@ AXES = {
 }
 """Columns that are drawn across, by their name."""
 
-_TICKS, _RANGE = 10, 300  # the most written ticks, and range of an axis with ticks at 1, 2 and 5
+_TICKS = 10  # the most that are written
+_RANGE = 300  # of an axis with ticks at 1, 2 and 5
 _NARROW = 1.3  # a range of a logarithmic axis that is divided as a linear one
 
 PIXELS = 160

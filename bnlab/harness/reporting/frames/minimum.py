@@ -42,8 +42,9 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
 def _find_vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
     """Find the vertex of the parabola through the lowest point and its neighbours, or the end that is lowest."""
     lowest = int(y.argmin())
+    last = len(x) - 1
     middle = float(x[lowest])
-    if lowest in (0, len(x) - 1):
+    if lowest in (0, last):
         return middle, True
 
     neighbours = [lowest - 1, lowest + 1]

@@ -65,8 +65,9 @@ def _take_rows(
 ) -> pd.DataFrame:
     """Take the rows of a table, or those that a function makes of the tables."""
     if not isinstance(source, str):
-        return select(source(tables), **wanted)
+        made = source(tables)
+        return select(made, **wanted)
 
-    columns = tables.get(source, ())
-    settings = [column for column in by if column not in columns and column != "panel"]
+    measured = ("panel", *tables.get(source, ()))
+    settings = [column for column in by if column not in measured]
     return rows(tables, source, at, settings or ["batch_size"], **wanted)
