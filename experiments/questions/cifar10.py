@@ -78,11 +78,15 @@ def find_against_augmented(tables: Tables) -> pd.DataFrame:
 
 def find_distances(tables: Tables) -> pd.DataFrame:
     """Gaps at the end: running averages, statistics of the images as they are, and of all as they are augmented."""
-    frame = rows(tables, "gaps", END, momentum=(0.1, None), depth=OtherThan(1), estimator=("ema", "exact", *SAMPLES))
+    estimators = ("ema", "exact", *SAMPLES)
+    frame = rows(tables, "gaps", END, momentum=(0.1, None), depth=OtherThan(1), estimator=estimators)
     is_augmented = frame["statistics_split"].eq("train_augmented")
-    chosen = frame[is_augmented == frame["estimator"].eq("exact")]
-    names = [estimator_label(*row) for row in chosen[["estimator", "momentum"]].itertuples(index=False)]
-    named = chosen.assign(line=pd.Series(names, chosen.index).mask(is_augmented, AUGMENTED))
+    is_exact = frame["estimator"].eq("exact")
+    chosen = frame[is_augmented == is_exact]
+
+    keys = chosen[["estimator", "momentum"]].itertuples(index=False)
+    lines = pd.Series([estimator_label(*key) for key in keys], chosen.index)
+    named = chosen.assign(line=lines.mask(is_augmented, AUGMENTED))
     return name_panels(named.drop(columns=["estimator", "momentum"]), "batch size {batch_size}")
 
 
