@@ -48,6 +48,11 @@ def list_questions() -> list[str]:
     return sorted(_find_modules())
 
 
+def is_shipped(name: str) -> bool:
+    """Whether a question is one of bnlab's own, which its pages of answers are about."""
+    return _find_modules().get(name, "").startswith("experiments.")
+
+
 def _find_modules() -> dict[str, str]:
     """Find the import path of each question's module; one of the user's takes the place of one of bnlab's."""
     modules = {}

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from bnlab.harness.measurements import list_measurements
-from bnlab.harness.schema import read_frame, write_frame
+from bnlab.harness.schema import Table, read_frame, write_frame
 from experiments.catalogue import find_experiment
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
@@ -24,12 +25,13 @@ def main() -> int:
         if frame.empty:
             path.unlink()
         elif path.stem in measurements:
-            _shorten(path, frame, [*measurements[path.stem].table.key, "epoch"])
+            _shorten(path, frame, measurements[path.stem].table)
     return 0
 
 
-def _shorten(path: Path, frame: pd.DataFrame, places: list[str]) -> None:
+def _shorten(path: Path, frame: pd.DataFrame, table: Table) -> None:
     """Leave out measured values that the question does not read, and give the others seven digits."""
+    places = [*table.key, "epoch"]
     read = find_experiment(path.parts[-3]).columns
     measured = [str(column) for column in frame if column not in places and frame[column].dtype == "float64"]
     left_out = [column for column in measured if column not in read]
@@ -38,7 +40,9 @@ def _shorten(path: Path, frame: pd.DataFrame, places: list[str]) -> None:
     for column in measured:
         if column in read:
             shortened[column] = frame[column].astype("float32").astype("float64")
-    write_frame(path, shortened)
+    schema = table.schema
+    kept = [schema.field(column) for column in shortened]
+    write_frame(path, shortened, pa.schema(kept, schema.metadata))
 
 
 if __name__ == "__main__":

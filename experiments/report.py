@@ -284,9 +284,9 @@ def _describe(answer: Answer) -> list[str]:
 
 
 def _write_pages(answers: list[Answer], results: Path) -> None:
-    """Write ANSWERS.md, the README.md of each experiment, and report.html."""
+    """Write the README.md of each experiment, and, of bnlab's own questions, ANSWERS.md and report.html."""
     from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
-    from experiments.catalogue import read_catalogue
+    from experiments.catalogue import is_shipped, read_catalogue
     from experiments.holdout import describe_added_seeds
 
     pages = {}
@@ -300,9 +300,10 @@ def _write_pages(answers: list[Answer], results: Path) -> None:
     added_seeds = None
     if results.resolve() == REFERENCE:
         added_seeds = describe_added_seeds(answers, results)
-    catalogue = read_catalogue()
-    pages["ANSWERS.md"] = write_markdown(catalogue, answers, added_seeds)
-    pages["report.html"] = write_html(catalogue, answers, figures, added_seeds)
+    if any(is_shipped(answer.experiment.name) for answer in answers):
+        catalogue = read_catalogue()
+        pages["ANSWERS.md"] = write_markdown(catalogue, answers, added_seeds)
+        pages["report.html"] = write_html(catalogue, answers, figures, added_seeds)
     for name, page in pages.items():
         path = results / name
         path.write_text(page, encoding="utf-8")

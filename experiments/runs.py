@@ -122,6 +122,7 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
     """Write a network as safetensors; its metadata say what images have to be standardized by."""
     from safetensors.torch import save_file
 
+    from bnlab.files import Unreadable
     from bnlab.harness.errors import UserError
     from bnlab.harness.loading import build_network, open_run
 
@@ -132,8 +133,14 @@ def _export(folder: Path, file: Path, settings: dict[str, str], results: Path) -
     if file.suffix != ".safetensors":
         raise UserError(f"{file}: name a file that ends with .safetensors")
 
-    run = open_run(_id(folder), results)
-    model = build_network(run, int(step) if step else None, statistics)
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.parent}")
+
+    try:
+        run = open_run(_id(folder), results)
+        model = build_network(run, int(step) if step else None, statistics)
+    except Unreadable as error:
+        raise UserError(str(error)) from error
     metadata = {
         "run": run.id,
         "statistics": statistics,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.files import reading
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import restore_config
+from bnlab.harness.checks import require_one_of
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import InferenceRule, parse_sources
 from bnlab.harness.measurements.tables.gaps import flat_statistics
@@ -25,7 +26,8 @@ def load_model(
 ) -> nn.Module:
     """Load a network of a sweep, in eval mode, on the device that its sweep would use here.
 
-    It takes images as training saw them: standardized by mean and standard deviation of the training split.
+    It takes images as training saw them: standardized by mean and standard deviation of the training split, as
+    `load_images` gives them.
 
     Args:
         name: of the sweep, such as "quickstart"; "adhoc" without a name.
@@ -40,6 +42,28 @@ def load_model(
     """
     found = open_run(_find_run(name, run, results), results)
     return build_network(found, step, statistics)
+
+
+def load_images(name: str, run: str, *, split: str = "test", results: str | Path = "results") -> tuple[Tensor, Tensor]:
+    """Load the images that a network of a sweep is measured on, as it takes them, with their labels.
+
+    Args:
+        name: of the sweep, as in `load_model`.
+        run: as in `load_model`.
+        split: "train", "val" or "test".
+        results: the folder of all sweeps.
+
+    Returns:
+        Images [N, C, H, W], float32, standardized by mean and standard deviation of the training split, and labels
+        [N], both on the device that the sweep would use here.
+
+    Raises:
+        UserError: there is no such network or split, or its code has changed since it was trained.
+    """
+    require_one_of("split", split, ("train", "val", "test"))
+    dataset = open_run(_find_run(name, run, results), results).dataset
+    chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
+    return chosen.images, chosen.labels
 
 
 def open_run(run: str, results: str | Path = "results") -> Run:

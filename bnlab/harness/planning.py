@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from bnlab.harness.artifacts.cores import count_cores
 from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.settings import Config, as_list
+from bnlab.harness.artifacts.settings import Config, as_list, restore_config
 from bnlab.harness.errors import UserError
 from bnlab.harness.jobs import is_done, list_read, try_all
 from bnlab.harness.trials import UNTRIED, Cost, estimate
@@ -162,16 +163,22 @@ def _try_kinds(kinds: list[list[Config]], processes: int) -> tuple[list[Cost], f
     started = time.perf_counter()
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(_read_data, [kinds[0][0]] * processes))
+            list(pool.map(_read_data, [asdict(kinds[0][0])] * processes))
             start = time.perf_counter() - started
-            costs = list(pool.map(estimate, filled))
+            # As plain settings: classes of own functions' arguments are not known in other processes.
+            described = [[asdict(job) for job in jobs] for jobs in filled]
+            costs = list(pool.map(_estimate_described, described))
     except BrokenProcessPool as error:
         raise UserError("a process of the dry run was ended from outside (out of memory?)") from error
     return costs[: len(kinds)], start
 
 
-def _read_data(config: Config) -> int:
-    return len(Run(config).dataset.train.labels)
+def _read_data(settings: dict[str, Any]) -> int:
+    return len(Run(restore_config(settings)).dataset.train.labels)
+
+
+def _estimate_described(jobs: list[dict[str, Any]]) -> Cost:
+    return estimate([restore_config(settings) for settings in jobs])
 
 
 def _share_out(durations: list[float], processes: int) -> float:

@@ -103,6 +103,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 EXPERIMENT = Experiment(
     answers=("Q2", "Q6", "Q8", "Q9", "Q10", "Q11", "Q12", "Q14", "Q17", "H1", "H2", "H4", "H8", "H9", "H12"),
+    sweeps=("cifar10", "cifar10_large"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10 data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

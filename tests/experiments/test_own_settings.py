@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from dataclasses import asdict
 
 import pytest
 
 from bnlab.harness import load
 from bnlab.harness.artifacts.models import build_model
-from bnlab.harness.artifacts.settings import network_hash
+from bnlab.harness.artifacts.settings import network_hash, restore_config
 from bnlab.harness.errors import UserError
 from experiments.compose import plan_jobs
 from tests.experiments.commands import Call, Write
@@ -122,3 +123,13 @@ def test_a_word_in_a_column_of_numbers_makes_it_text(mine: None, call: Call, tmp
 
     assert list(runs["model.width"]) == [4, 5]
     assert list(runs["model.kind"].isna()) == [True, False]
+
+
+def test_a_job_on_own_functions_is_made_again_of_plain_settings(mine: None) -> None:
+    """As the processes of a dry run are given it, which do not know the class of the arguments."""
+    words = ["model=own.make_model", *SMALL, "model.width=6", "model.sizes=[2,4]", "data.noise=1"]
+    config = plan_jobs(words).configs[0]
+
+    settings = pickle.loads(pickle.dumps(asdict(config)))
+
+    assert network_hash(restore_config(settings)) == network_hash(config)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import bnlab
-from bnlab.harness import load, load_model
+from bnlab.harness import load, load_images, load_model
 from bnlab.harness.artifacts.models.torchvision_models import Torchvision
 from bnlab.harness.artifacts.norms.ghost import Ghost
 from bnlab.harness.artifacts.optimizers.adamw import AdamW
@@ -49,8 +49,9 @@ def test_exact_statistics_give_the_accuracy_of_the_table(swept: Config) -> None:
 
     model = load_model("g", run.id[:4], step=40, statistics="exact", results=swept.results)
 
+    images, labels = load_images("g", run.id[:4], results=swept.results)
     with torch.no_grad():
-        hits = model(run.dataset.test.images).argmax(1) == run.dataset.test.labels
+        hits = model(images).argmax(1) == labels
     table = load("g", swept.results)["evaluations"].query("estimator == 'exact' and step == 40")
 
     assert hits.double().mean().item() == table["accuracy"].item()

@@ -207,7 +207,7 @@ def _choose_plot(
     """Choose the plot of a layout, and its axes."""
     axis = measure.axis
     if not axis.log:
-        axis = replace(axis, limits=_choose_limits(means["mean"]))
+        axis = replace(axis, limits=_choose_limits(means))
     if not layout.across:
         return Forest("line", axis)
 
@@ -219,11 +219,11 @@ def _choose_plot(
     return Curves(layout.across, by, axis, across=across)
 
 
-def _choose_limits(percent: pd.Series) -> tuple[float, float]:
-    """Choose the ends of an axis of percentages that shows all means; intervals of few seeds may reach far beyond."""
-    low = float(percent.min())
-    high = float(percent.max())
-    margin = max(1.0, 0.2 * (high - low))
+def _choose_limits(means: pd.DataFrame) -> tuple[float, float]:
+    """Choose the ends of an axis of percentages that shows all means and intervals, as far as there are percentages."""
+    low = float(means[["mean", "low"]].min().min())
+    high = float(means[["mean", "high"]].max().max())
+    margin = max(1.0, 0.05 * (high - low))
     return max(0.0, low - margin), min(101.0, high + margin)
 
 

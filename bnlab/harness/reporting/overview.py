@@ -108,13 +108,13 @@ def _name_diverged(swept: Swept) -> list[str]:
 def _find_gaps(swept: Swept) -> list[Measure]:
     """Find gaps of the mean over layers; none where no network has batch norm, and none of exact statistics."""
     try:
-        gaps = rows(swept.tables, "gaps", by=swept.settings, estimator=OtherThan("exact"))
+        gaps = rows(swept.tables, "gaps", by=swept.settings)
     except NoRows:
         return []
+    gaps = select(_name_populations(gaps), estimator=OtherThan("exact"))
     if gaps.empty:
         return []
 
-    gaps = _prefer(gaps, "statistics_split", "train", by="estimator")
     averaged = gap_over_layers(gaps, "mean_gap")
     is_behind = averaged["layers"] == BEHIND
     has_behind = is_behind.groupby(averaged["run"]).transform("any")
@@ -142,7 +142,7 @@ def _find_accuracies(swept: Swept) -> list[Measure]:
         return []
     found = _prefer(found, "split", "test")
     found = _prefer(found, "shift", "none")
-    found = _prefer(found, "statistics_split", "train", by="estimator")
+    found = _name_populations(found)
     split = found["split"].iloc[0]
     title = _TITLES[split]
     reading = ""
@@ -160,16 +160,22 @@ def _find_accuracies(swept: Swept) -> list[Measure]:
     return [measure]
 
 
-def _prefer(frame: pd.DataFrame, column: str, value: str, by: str | None = None) -> pd.DataFrame:
-    """Select the rows with a value of a column, or with its first value where none has that; for each of `by` alone."""
-    groups = pd.Series("", frame.index)
-    if by:
-        groups = frame[by]
-    is_preferred = frame[column] == value
-    has_preferred = is_preferred.groupby(groups).transform("any")
-    first = frame[column].groupby(groups).transform("first")
-    is_first = frame[column] == first
-    return frame[is_preferred | (is_first & ~has_preferred)]
+def _name_populations(frame: pd.DataFrame) -> pd.DataFrame:
+    """Name statistics of other images than the training split as it is after these: `exact(train_augmented)`."""
+    names = []
+    for name, split in zip(frame["estimator"], frame["statistics_split"], strict=True):
+        is_usual = split in ("train", "test", "none")  # those of test batches are named by their rule
+        opening = "," if name.endswith(")") else "("
+        names.append(name if is_usual else f"{name.removesuffix(')')}{opening}{split})")
+    return frame.assign(estimator=names)
+
+
+def _prefer(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    """Select the rows with a value of a column, or with its first value where none has that."""
+    chosen = frame[frame[column] == value]
+    if chosen.empty:
+        chosen = frame[frame[column] == frame[column].iloc[0]]
+    return chosen
 
 
 def _select_last(frame: pd.DataFrame) -> pd.DataFrame:

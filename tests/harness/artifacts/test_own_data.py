@@ -275,6 +275,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: [[(torch.zeros(1, 8, 8), label / 2) for label in labels] for _, labels in PAIRS],
         "the training part has float64 labels such as 0.0, 0.5, 1.0",
     ),
+    "a class without images": (
+        lambda: label_as(np.asarray(LABELS) + 1),
+        "the training part has the label 3, but no image of 0; number classes 0, 1, 2",
+    ),
     "only in the test part": (
         lambda: [PAIRS[0], (PAIRS[1][0], PAIRS[1][1] + 2)],
         "only the test part has the classes 3, 4; ",

@@ -59,7 +59,7 @@ def test_rows_of_all_steps_have_a_panel_for_each_setting() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({}, r"batch size 4 has several networks of one seed \(4/0, 4/1, 4/2\)\ntell them apart"),
+        ({}, r"batch size 4 has several networks of one seed \(4/0, 4/1, 4/2\);\ntell them apart"),
         ({"seed": range(6)}, r"the table has seeds that were trained with different settings \(batch size 4, 32\)"),
     ],
 )

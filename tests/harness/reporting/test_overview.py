@@ -318,7 +318,6 @@ def test_only_what_was_predicted_on_test_images_as_they_are_is_drawn() -> None:
     others = [
         evaluations.assign(split="val"),
         evaluations.assign(shift="noise:1"),
-        evaluations.assign(statistics_split="val"),
     ]
     worse = pd.concat(others).assign(accuracy=0.0)
     overview = make_overview("g", {**tables, "evaluations": pd.concat([worse, evaluations], ignore_index=True)})
@@ -328,6 +327,20 @@ def test_only_what_was_predicted_on_test_images_as_they_are_is_drawn() -> None:
         "split test, val; one is drawn.",
         "shift noise:1, none; one is drawn.",
     ]
+
+
+def test_statistics_of_other_images_have_lines_of_their_own() -> None:
+    tables = plant(momenta=(0.1,))
+    evaluations = tables["evaluations"]
+    exact = evaluations[evaluations["estimator"] == "exact"]
+    augmented = exact.assign(statistics_split="train_augmented", accuracy=0.25)
+    both = pd.concat([evaluations, augmented], ignore_index=True)
+
+    overview = make_overview("g", {**tables, "evaluations": both})
+
+    means = overview.experiment.figures["accuracy"].score({}).set_index("line")["mean"]
+    assert means["exact population (train_augmented)"] == 25.0
+    assert means["exact population"] == 100.0
 
 
 def test_where_nothing_was_measured_that_is_said() -> None:

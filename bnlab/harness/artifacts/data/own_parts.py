@@ -149,11 +149,22 @@ def _require_alike(train: Pixels, test: Pixels, name: str) -> None:
             "channels and size"
         )
 
-    unseen = sorted(set(test_labels.tolist()) - set(labels.tolist()))
+    classes = set(labels.tolist())
+    empty = sorted(set(range(max(classes))) - classes)
+    if empty:
+        raise UserError(
+            f"{name}: the training part has the label {max(classes)}, but no image of {_list_some(empty)}; number "
+            "classes 0, 1, 2, ... without gaps"
+        )
+    unseen = sorted(set(test_labels.tolist()) - classes)
     if unseen:
-        some = ", ".join(map(str, unseen[:10]))
-        more = f" and {len(unseen) - 10:,} more" if len(unseen) > 10 else ""
-        raise UserError(f"{name}: only the test part has the classes {some}{more}; no network can learn them")
+        raise UserError(f"{name}: only the test part has the classes {_list_some(unseen)}; no network can learn them")
+
+
+def _list_some(classes: list[int]) -> str:
+    """Write the first ten classes, and how many more there are."""
+    some = ", ".join(map(str, classes[:10]))
+    return f"{some} and {len(classes) - 10:,} more" if len(classes) > 10 else some
 
 
 def _check_augmented(part: AugmentedPart, train: Pixels) -> None:

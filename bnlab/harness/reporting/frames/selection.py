@@ -61,6 +61,8 @@ def rows(
         NoRows: the table has no rows.
         UserError: networks agree in `by` and seed, or differ in other settings.
     """
+    if isinstance(by, str):
+        raise UserError(f"by={by!r}: is a word; write ({by!r},)")
     frame = tables.get(table, pd.DataFrame())
     if frame.empty:
         raise NoRows(f"the table {table} has no rows")
@@ -100,7 +102,7 @@ def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
             networks = "several networks of one seed"
         examples = ", ".join(group["run"].head(3))
         raise UserError(
-            f"{where} has {networks} ({differing or examples})\n"
+            f"{where} has {networks} ({differing or examples});\n"
             "tell them apart (by=...), select one of them, or sweep each under its own name=..."
         )
 
