@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bnlab import cli
+
+Done = subprocess.CompletedProcess[str]
 MODULE = """
 import torch
 from torch import nn
@@ -79,13 +86,36 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def bnlab(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run_bnlab(folder: Path, *words: str) -> Done:
+    """Run the command as a user does, in a process of its own."""
     command = [sys.executable, "-m", "bnlab.cli", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+def bnlab(folder: Path, *words: str) -> Done:
+    """Run the command in this process; what it imports from the folder is forgotten afterwards."""
+    out = io.StringIO()
+    err = io.StringIO()
+    known = set(sys.modules)
+    path = sys.path.copy()
+    with (
+        contextlib.chdir(folder),
+        mock.patch.object(sys, "argv", ["bnlab", *words]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = cli.main()
+
+    sys.path[:] = path
+    for name in set(sys.modules) - known:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    return Done(words, code, out.getvalue(), err.getvalue())
+
+
 def test_the_table(folder: Path) -> None:
-    done = bnlab(folder, "gap", "mine:model", "mine:batches")
+    done = run_bnlab(folder, "gap", "mine:model", "mine:batches")
 
     assert done.returncode == 0, done.stderr
 
@@ -190,9 +220,9 @@ def test_weights_that_cannot_be_loaded(folder: Path, content: Any, message: str)
 
 
 def test_help_and_version(folder: Path) -> None:
-    assert "gap" in bnlab(folder, "--help").stdout
-    assert bnlab(folder, "--version").stdout.startswith("bnlab 0.")
-    assert "max_images=N" in bnlab(folder, "gap", "--help").stdout
+    assert "gap" in run_bnlab(folder, "--help").stdout
+    assert run_bnlab(folder, "--version").stdout.startswith("bnlab 0.")
+    assert "max_images=N" in run_bnlab(folder, "gap", "--help").stdout
 
 
 @pytest.mark.parametrize(

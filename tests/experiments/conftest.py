@@ -1,9 +1,11 @@
 import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bnlab.harness.artifacts.data.own_parts import read_own
 from tests.experiments.commands import SWEEP, Call, Called, Done, Write, run
@@ -11,10 +13,17 @@ from tests.experiments.commands import SWEEP, Call, Called, Done, Write, run
 
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """The results folder of a small sweep, and what the command said. Not to be changed."""
-    results = tmp_path_factory.mktemp("swept")
-    words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]")
-    return results, run("sweep", *words, f"results={results}")
+    """The results folder of a small sweep, one for all test processes, and what the command said. Not to be changed."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    results = shared / "swept"
+    said = shared / "swept.txt"
+    with FileLock(shared / "swept.lock"):
+        if not said.exists():
+            words = (*SWEEP, "momentum=[0.01,0.1]", "estimator=[ema,cumulative,exact]")
+            done = run("sweep", *words, f"results={results}")
+            said.write_text(done.stdout)
+    return results, Done((), 0, said.read_text(), "")
 
 
 @pytest.fixture

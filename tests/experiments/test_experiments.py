@@ -38,7 +38,10 @@ def test_it_composes(file: str, copies: list[str]) -> None:
     assert len(sweep.configs) > 4
 
 
-@pytest.mark.parametrize("name", NAMES)
+LONG = ("predictive", "cifar10_large", "shift")  # a quarter of a minute and more
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NAMES])
 def test_it_is_swept_and_reported(
     name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
