@@ -38,10 +38,12 @@ def test_it_composes(file: str, copies: list[str]) -> None:
     assert len(sweep.configs) > 4
 
 
-LONG = ("predictive", "cifar10_large", "shift")  # a quarter of a minute and more
+USUAL = ("quickstart", "gap", "drift", "norms", "streams", "few_images")  # all others with the slow tests
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NAMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in NAMES]
+)
 def test_it_is_swept_and_reported(
     name: str, tmp_path: Path, call: Call, copies: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

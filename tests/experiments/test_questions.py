@@ -40,7 +40,10 @@ def answer(name: str) -> Answer:
     return compose_answer(*load(name))
 
 
-@pytest.mark.parametrize("name", list_questions())
+# Those of `predictive` take a third of a minute.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "predictive")) for name in list_questions()]
+)
 def test_every_claim_is_measured(name: str) -> None:
     experiment, found = answer(name).experiment, answer(name).frame
 
