@@ -96,8 +96,9 @@ def bnlab(folder: Path, *words: str) -> Done:
     """Run the command in this process; what it imports from the folder is forgotten afterwards."""
     out = io.StringIO()
     err = io.StringIO()
-    known = set(sys.modules)
     path = sys.path.copy()
+    own = {file.stem for file in folder.glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in own & set(sys.modules)}  # another test's modules of these names
     with (
         contextlib.chdir(folder),
         mock.patch.object(sys, "argv", ["bnlab", *words]),
@@ -107,9 +108,9 @@ def bnlab(folder: Path, *words: str) -> Done:
         code = cli.main()
 
     sys.path[:] = path
-    for name in set(sys.modules) - known:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    for name in own & set(sys.modules):
+        del sys.modules[name]
+    sys.modules.update(others)
     importlib.invalidate_caches()
     return Done(words, code, out.getvalue(), err.getvalue())
 
