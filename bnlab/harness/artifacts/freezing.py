@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torch import Tensor, nn
+
 import bnlab
 from bnlab.harness.artifacts.cores import share_of_memory
 from bnlab.harness.artifacts.training import Callback, Progress
@@ -24,14 +26,16 @@ def build_freezer(run: Run) -> Callback:
         if progress.step != run.frozen_from:
             return
         if run.config.freeze_with == "exact":
-            images = run.dataset.train.images
-            batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
-            memory = share_of_memory(run.device)
-            exact = bnlab.population_statistics(progress.model, batches, memory=memory)
-            exact.write_to(progress.model)
+            measure_exact(run, progress.model, run.dataset.train.images).write_to(progress.model)
         keep_frozen(run, progress)
 
     return freeze
+
+
+def measure_exact(run: Run, model: nn.Module, images: Tensor) -> bnlab.Statistics:
+    """Measure the exact statistics of a network in training, on images [N, C, H, W]."""
+    batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
+    return bnlab.population_statistics(model, batches, memory=share_of_memory(run.device))
 
 
 def keep_frozen(run: Run, progress: Progress) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from typing import TYPE_CHECKING
 
-import torch
-
 import bnlab
-from bnlab.harness.artifacts.cores import share_of_memory
+from bnlab.borrow import keep_random_state
+from bnlab.harness.artifacts.freezing import measure_exact
 from bnlab.harness.artifacts.training import Callback, Progress
 from bnlab.harness.errors import UserError
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.runs import Run
-
-_IMAGES_AT_ONCE = 256  # for exact statistics, which do not depend on it
 
 
 def check(log: str) -> None:
@@ -54,15 +50,12 @@ def build_live_log(run: Run, progress: Progress) -> Callback:
 
 def measure_gap(run: Run, progress: Progress) -> float:
     """Measure the gap of the running averages on the training split, see `build_live_log`."""
-    random_state = torch.get_rng_state()
-    # A copy, because training has changed its own layers, as for recording.
-    model = run.new_model()
-    model.load_state_dict(progress.measured.state_dict())
     images = run.dataset.train.sample(run.limit_at(progress.step)).images
-    batches = images.tensor_split(math.ceil(len(images) / _IMAGES_AT_ONCE))
-    memory = share_of_memory(run.device)
-    exact = bnlab.population_statistics(model, batches, memory=memory)
-    torch.set_rng_state(random_state)
+    with keep_random_state(progress.model):
+        # A copy, because training has changed its own layers, as for recording.
+        model = run.new_model()
+        model.load_state_dict(progress.measured.state_dict())
+        exact = measure_exact(run, model, images)
 
     running = bnlab.running_statistics(model)
     gaps = bnlab.gap(exact, running)["mean_gap"]
