@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import CANNOT_BE_SCORED, NOT_TESTED, Claim, Experiment, Tables, answers
+from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
 from bnlab.harness.reporting.frames.selection import list_values, list_varied, name_value
+from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_TESTED
 
 READING = (
     "Numbers are means over seeds with the 95% interval of each line by itself. A line *holds* if a one-sided t test "

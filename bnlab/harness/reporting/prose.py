@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 
 from bnlab.harness.reporting.answer import Answer, count_share, round_numbers
-from bnlab.harness.reporting.experiment import NOT_TESTED
+from bnlab.harness.reporting.verdicts import NOT_TESTED
 
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
 _IN_PERCENT = ("share", "of the networks")

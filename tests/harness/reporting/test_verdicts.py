@@ -14,22 +14,20 @@ from scipy import stats
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import frames
-from bnlab.harness.reporting.experiment import (
+from bnlab.harness.reporting.experiment import Claim, Experiment, answers
+from bnlab.harness.reporting.frames import interval
+from bnlab.harness.reporting.frames.scores import Score
+from bnlab.harness.reporting.verdicts import (
     CANNOT_BE_SCORED,
     NO_SPREAD,
-    Claim,
-    Experiment,
     Rule,
-    Score,
     above,
-    answers,
     below,
     holm,
     judge,
     p_values,
     within,
 )
-from bnlab.harness.reporting.frames import interval
 from tests.harness.reporting.planted import plant
 
 SAMPLES = {
