@@ -33,6 +33,9 @@ def run_command(command: Callable[[list[str]], int], usage: str = "", options: t
     except KeyboardInterrupt:
         print("\nstopped; the same command continues", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as by `| head`
+        sys.stdout = None  # type: ignore[assignment]  # it is not flushed at the end
+        return 0
     except OSError as error:
         print(f"error: {error}; what is finished is kept, the same command continues", file=sys.stderr)
         return 2

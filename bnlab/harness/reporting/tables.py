@@ -7,6 +7,7 @@ results/<experiment>/tables/<table>.parquet   one row for each key, written for 
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -69,18 +70,25 @@ def _put_together(results: Path, name: str, requests: Sequence[Request]) -> tupl
     """All rows of a table that were asked for, and the schema of their files; None where there is no file."""
     schema = None
     frames = []
+    incomplete = []
     for request in requests:
         selection = request.selections.get(name, Selection())
         for file in selection.files:
             path = find_rows(results, request.run, name) / file
+            if not path.exists():
+                incomplete.append(request.run)
+                continue
             try:
                 schema = schema or read_schema(path)
                 rows = read_frame(path, schema)
             except Unreadable as error:
-                if path.exists():
-                    set_aside(path, error, "run the sweep again to measure it again")
+                set_aside(path, error, "run the sweep again to measure it again")
                 continue
             frames.append(_select(rows, selection))
+
+    if incomplete:
+        networks = ", ".join(dict.fromkeys(incomplete))
+        print(f"{name}: rows of {networks} are missing; run the sweep again to measure them again", file=sys.stderr)
     if schema is None or not frames:
         return pd.DataFrame(), None
 

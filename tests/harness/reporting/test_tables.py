@@ -143,9 +143,22 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path, capsys: pytest.
     assert str(bad) in err and str(foreign) in err and "run the sweep again" in err
     assert len(list(tmp_path.rglob("*.damaged-1"))) == 2
     tables.assemble(tmp_path / "x")
-    assert not capsys.readouterr().err
+    assert "rows of a/seed_0 are missing" in capsys.readouterr().err
     with pytest.raises(Unreadable, match=r"nothing.parquet: cannot be read"):
         schema.read_frame(tmp_path / "nothing.parquet")
+
+
+def test_rows_that_are_gone_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean over fewer seeds than were asked for would not be seen."""
+    write(tmp_path / "x", "kept", rows([0.1], 1.0))
+    write(tmp_path / "x", "gone", rows([0.2], 1.0, run="b/seed_1")).unlink()
+
+    found = tables.assemble(tmp_path / "x")["gaps"]
+
+    assert list(found["momentum"]) == [0.1]
+    assert capsys.readouterr().err == (
+        "gaps: rows of b/seed_1 are missing; run the sweep again to measure them again\n"
+    )
 
 
 def test_tables_as_csv_stay_those_of_the_parts(tmp_path: Path) -> None:
