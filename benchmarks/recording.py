@@ -15,7 +15,8 @@ from bnlab.harness.artifacts.models import Model, build_model
 from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.models.resnet import Resnet
 from bnlab.harness.artifacts.optimizers.sgd import Sgd
-from bnlab.harness.artifacts.training import Batches, Progress, Seeds, Split, train
+from bnlab.harness.artifacts.progress import Progress
+from bnlab.harness.artifacts.training import Batches, Seeds, Split, train
 from bnlab.recording.trace import MomentTrace, replay_bank
 
 ROUNDS, THREADS = 15, 1

@@ -21,10 +21,11 @@ from bnlab.harness import schema
 from bnlab.harness.artifacts.averaging import build_averager
 from bnlab.harness.artifacts.data import Dataset, Split
 from bnlab.harness.artifacts.producing import STATE_SECONDS
+from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.states import record_moments, save_state, start_training
-from bnlab.harness.artifacts.training import Progress, train
+from bnlab.harness.artifacts.training import train
 from bnlab.harness.jobs import choose_measurements, list_read, prepare_process
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.cache import Failures, complete_rows
@@ -142,6 +143,7 @@ class Trial:
         times: list[float] = []
 
         def note(progress: Progress) -> None:
+            progress.read_log()  # an accelerator has made the update then
             times.append(time.perf_counter())
 
         callbacks = [build_averager(run), note]

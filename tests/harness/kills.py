@@ -11,23 +11,23 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness.artifacts import producing
+from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import Progress
 from tests.helpers import same_traces
 
 
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[None]:
     """A training in the block, which saves its state after each update, is interrupted after this one."""
-    log = producing.Recorder.log
+    end_at_freezing = producing.Recorder.end_at_freezing
 
     def interrupt(recorder: producing.Recorder, progress: Progress) -> None:
-        log(recorder, progress)
+        end_at_freezing(recorder, progress)
         if progress.step == step:
             raise KeyboardInterrupt
 
     saves = patch.object(producing, "STATE_SECONDS", 0.0)
-    with saves, patch.object(producing.Recorder, "log", interrupt), pytest.raises(KeyboardInterrupt):
+    with saves, patch.object(producing.Recorder, "end_at_freezing", interrupt), pytest.raises(KeyboardInterrupt):
         yield
 
 

@@ -15,8 +15,9 @@ import torch
 from bnlab.files import digest
 from bnlab.harness.artifacts.data import augment, load_dataset
 from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Batches, Progress, Seeds, train
+from bnlab.harness.artifacts.training import Batches, Seeds, train
 from experiments.compose import plan_jobs
 
 EXPECTED = Path(__file__).with_name("same_networks.json")

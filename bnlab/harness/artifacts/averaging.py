@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_swa_avg_fn
 
-from bnlab.harness.artifacts.training import Callback, Progress
+from bnlab.harness.artifacts.progress import Progress
+from bnlab.harness.artifacts.training import Callback
 
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.runs import Run

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import bnlab
 from bnlab.harness.artifacts.cores import share_of_memory
-from bnlab.harness.artifacts.training import Callback, Progress
+from bnlab.harness.artifacts.progress import Progress
+from bnlab.harness.artifacts.training import Callback
 from bnlab.layers import batch_norm_layers
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def build_freezer(run: Run) -> Callback:
     def freeze(progress: Progress) -> None:
         if progress.step != run.frozen_from:
             return
+        progress.read_log()  # a network that has diverged has no statistics
         if run.config.freeze_with == "exact":
             measure_exact(run, progress.model, run.dataset.train.images).write_to(progress.model)
         keep_frozen(run, progress)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import bnlab
 from bnlab.borrow import keep_random_state
 from bnlab.harness.artifacts.freezing import measure_exact
-from bnlab.harness.artifacts.training import Callback, Progress
+from bnlab.harness.artifacts.progress import Progress
+from bnlab.harness.artifacts.training import Callback
 from bnlab.harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,11 +35,18 @@ def build_live_log(run: Run, progress: Progress) -> Callback:
 
     # After a kill what was written of the steps that are done again does not count.
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=progress.step + 1)
+    written = len(progress.log)
 
     def write(progress: Progress) -> None:
+        nonlocal written
         step = progress.step
-        writer.add_scalar("loss of the batch", progress.loss, step)
-        writer.add_scalar("accuracy of the batch", progress.accuracy, step)
+        if step in (*run.wanted, run.steps):
+            progress.read_log()
+        for update, loss, accuracy in progress.log[written:]:
+            writer.add_scalar("loss of the batch", loss, update)
+            writer.add_scalar("accuracy of the batch", accuracy, update)
+        written = len(progress.log)
+
         if run.has_trace and step in run.wanted:
             gap = measure_gap(run, progress)
             writer.add_scalar("gap of running means", gap, step)

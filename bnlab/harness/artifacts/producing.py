@@ -21,8 +21,9 @@ from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.averaging import build_averager
 from bnlab.harness.artifacts.freezing import build_freezer
 from bnlab.harness.artifacts.live import build_live_log
+from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.training import Callback, Diverged, Progress, train
+from bnlab.harness.artifacts.training import Callback, train
 from bnlab.harness.errors import JobError
 
 STATE_SECONDS = 5.0  # a kill costs at most so much training
@@ -70,10 +71,11 @@ def _train(run: Run, kept: set[int]) -> None:
 
     def save_checkpoint(progress: Progress) -> None:
         if progress.step in kept:
+            progress.read_log()  # no weights of a network that has diverged
             run.save_checkpoint(progress.step, progress.measured.state_dict())
 
     callbacks = [
-        recorder.log,
+        recorder.end_at_freezing,
         build_freezer(run),
         build_averager(run),
         save_checkpoint,
@@ -88,7 +90,7 @@ def _train(run: Run, kept: set[int]) -> None:
     except Diverged as error:
         print(f"{run.id}: diverged, {error}; rows before it are kept", file=sys.stderr)
         status = "diverged"
-    recorder.save_record(progress.step)
+    recorder.save_record(progress)
 
     end = {
         "status": status,
@@ -113,6 +115,7 @@ def build_announcer(run: Run, progress: Progress) -> Callback:
         if left and now - announced < _LINE_SECONDS:
             return
         announced = now
+        progress.read_log()
 
         seconds = now - started
         if left:
@@ -149,25 +152,24 @@ def past_weights(run: Run, steps: Sequence[int]) -> dict[int, dict[str, Tensor]]
             tensors = progress.measured.state_dict()
             weights[progress.step] = {name: value.clone() for name, value in tensors.items()}
 
-    def compare(progress: Progress) -> None:
-        before = losses[progress.step]
-        if progress.loss != before:
-            difference = f"the loss of step {progress.step} was {before}, now it is {progress.loss}"
-            raise JobError(f"cannot be trained again as it was: {difference}; environment.json has its versions")
-
     progress = states.start_training(run)
     keep(progress)
-    callbacks = [compare, build_freezer(run), build_averager(run), keep]
+    callbacks = [build_freezer(run), build_averager(run), keep]
     # One update more shows that the last weights are those of the first training.
     until = min(max(steps) + 1, run.steps)
     # Recording rounds the buffers' last bit as in the first training.
     with states.record_moments(run, progress):
         train(progress, run.batches, run.config.optimizer, run.steps, callbacks, until=until)
+
+    for step, loss, _ in progress.log:
+        if loss != losses[step]:
+            difference = f"the loss of step {step} was {losses[step]}, now it is {loss}"
+            raise JobError(f"cannot be trained again as it was: {difference}; environment.json has its versions")
     return weights
 
 
 class Recorder:
-    """Callbacks that keep a run's log and trace, and save them together with the state every few seconds."""
+    """Callbacks that keep a run's trace, and save it with log and state every few seconds."""
 
     def __init__(self, run: Run, progress: Progress, seconds: float) -> None:
         self._run = run
@@ -177,10 +179,6 @@ class Recorder:
             if last_step > progress.step:  # written after the state
                 path.unlink()
 
-        self._rows: list[tuple[Any, ...]] = []
-        if progress.step:
-            log = run.read_log()[: progress.step]
-            self._rows += log.itertuples(index=False, name=None)
         self._record(progress)
 
     @property
@@ -188,21 +186,24 @@ class Recorder:
         """Seconds of training, in all processes that had a part in it."""
         return time.perf_counter() - self._started
 
-    def log(self, progress: Progress) -> None:
-        self._rows.append((progress.step, progress.loss, progress.accuracy))
-        if progress.step == self._run.frozen_from:  # before statistics are written
-            self.save_record(progress.step)
+    def end_at_freezing(self, progress: Progress) -> None:
+        """End the record where batch norm is frozen, before its statistics are written."""
+        if progress.step == self._run.frozen_from:
+            progress.read_log()
+            self.save_record(progress)
             self._record(progress)
 
     def save_when_due(self, progress: Progress) -> None:
         """Write the record since the last time, and then the state that makes it count."""
         if time.monotonic() - self._saved >= STATE_SECONDS:
-            self.save_record(progress.step)
+            progress.read_log()
+            self.save_record(progress)
             states.save_state(progress, self._run.folder / "state.safetensors", self.seconds)
             self._record(progress)
 
-    def save_record(self, step: int) -> None:
-        """Write the trace since the last time, up to `step`, and the log."""
+    def save_record(self, progress: Progress) -> None:
+        """Write the trace since the last time, up to where training stands, and the log."""
+        step = progress.step
         self._open.close()
         folder = self._run.folder
         trace = self._trace
@@ -211,7 +212,7 @@ class Recorder:
             name = f"{trace.first_step:07d}-{step:07d}.safetensors"
             trace.save(folder / "trace" / name)
 
-        log = pd.DataFrame(self._rows, columns=["step", "loss", "accuracy"])
+        log = pd.DataFrame(progress.log, columns=["step", "loss", "accuracy"])
         schema.write_frame(folder / "log.parquet", log)
 
     def __enter__(self) -> None:

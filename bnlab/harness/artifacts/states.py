@@ -13,8 +13,8 @@ from torch import Tensor
 from bnlab.files import reading
 from bnlab.harness.artifacts.averaging import begin_average
 from bnlab.harness.artifacts.freezing import keep_frozen
+from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
-from bnlab.harness.artifacts.training import Progress
 from bnlab.recording.block import record
 from bnlab.recording.trace import MomentTrace
 from bnlab.storage import load_tensors, save_tensors
@@ -51,11 +51,7 @@ def save_state(progress: Progress, path: Path, seconds: float) -> None:
     if device.type == "cuda":
         groups["rng"]["device"] = torch.cuda.get_rng_state(device)
 
-    metadata = {
-        "seconds": repr(seconds),
-        "step": str(progress.step),
-        "loss": repr(progress.loss),
-    }
+    metadata = {"seconds": repr(seconds), "step": str(progress.step)}
     save_tensors(path, _join_groups(groups), _STATE, metadata)
 
 
@@ -78,7 +74,8 @@ def restore_state(run: Run, progress: Progress, path: Path) -> float:
         if run.device.type == "cuda":
             torch.cuda.set_rng_state(groups["rng"]["device"], run.device)
         progress.step = int(metadata["step"])
-        progress.loss = float(metadata["loss"])
+        log = run.read_log()[: progress.step]
+        progress.log = list(log.itertuples(index=False, name=None))
     keep_frozen(run, progress)
     return float(metadata["seconds"])
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 
 from bnlab.harness.artifacts.data import Augmented, Split, augment
 from bnlab.harness.artifacts.optimizers import Optimizer
+from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.errors import UserError
 from bnlab.harness.schedule import lr_factor
 
@@ -22,10 +21,6 @@ def check_order(order: str) -> None:
     """Raise UserError for an order that there is not."""
     if order not in ORDERS and block_size(order) is None:
         raise UserError(f"order={order}: must be one of {', '.join(ORDERS)}, or blocks:16 for blocks of so many images")
-
-
-class Diverged(Exception):
-    """A training in which the loss, a weight or a running statistic became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -146,25 +141,6 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return full + 1 if rest > 1 else full
 
 
-@dataclass
-class Progress:
-    """The state of training after an update, which callbacks read."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    step: int  # updates so far
-    loss: float = math.nan
-    accuracy: float = math.nan
-    average: AveragedModel | None = None  # of the weights
-
-    @property
-    def measured(self) -> nn.Module:
-        """The network that checkpoints keep: the average of weights and buffers once it has begun, else the model."""
-        if self.average is None or not self.average.n_averaged:
-            return self.model
-        return self.average.module
-
-
 Callback = Callable[[Progress], None]
 
 
@@ -178,7 +154,8 @@ def train(
 ) -> None:
     """Train from `progress.step` to `until` (default: the end) of `steps`; every callback is called at each update.
 
-    The model's layers are trained in the mode that they are in, which a callback may change.
+    The model's layers are trained in the mode that they are in, which a callback may change. On an accelerator the loop
+    does not wait for the loss of each update; a callback that writes something reads the log first.
 
     Raises:
         Diverged: the loss, a weight or a running statistic is not finite. The weights after `progress.step` updates
@@ -193,7 +170,9 @@ def train(
     peak = [group.setdefault("peak_lr", group["lr"]) for group in optimizer.param_groups]
     for images, labels in batches.from_step(progress.step):
         if progress.step >= (until or steps):
-            _require_finite(state.values(), progress.step, progress.loss)
+            progress.read_log()
+            if not _are_finite(state.values()):  # no further batch would show it
+                raise Diverged(progress.describe_divergence())
             return
 
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
@@ -203,25 +182,16 @@ def train(
 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        value = loss.item()
-        _require_finite(variances, progress.step, value)
+        is_finite = _are_finite([loss.detach(), *variances])
         optimizer.step()
 
         is_right = logits.detach().argmax(1) == labels
-        progress.step += 1
-        progress.loss = value
-        progress.accuracy = is_right.double().mean().item()
+        progress.add_update(loss.detach(), is_right.double().mean(), is_finite)
         for callback in callbacks:
             callback(progress)
 
 
-def _require_finite(tensors: Iterable[Tensor], step: int, loss: float) -> None:
-    """Raise Diverged for a number that is not finite."""
-    if not math.isfinite(loss):
-        raise Diverged(f"the loss is {loss} on the weights of step {step}")
+def _are_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Find out whether all numbers are finite, a truth value on their device."""
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors]
-    if not sums:
-        return
-    is_finite = torch.stack(sums).isfinite()
-    if not is_finite.all():
-        raise Diverged(f"weights or batch statistics are not finite at step {step}")
+    return torch.stack(sums).isfinite().all()

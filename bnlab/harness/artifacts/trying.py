@@ -16,9 +16,10 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.harness.artifacts import states
 from bnlab.harness.artifacts.models import build_model
+from bnlab.harness.artifacts.progress import Diverged, Progress
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Diverged, Progress, train
+from bnlab.harness.artifacts.training import train
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.layers import BatchNorm
 from bnlab.memory import find_free_bytes

@@ -14,9 +14,9 @@ from bnlab.harness import load
 from bnlab.harness.artifacts import producing, states
 from bnlab.harness.artifacts.optimizers.sgd import Sgd
 from bnlab.harness.artifacts.producing import build_announcer, ensure_trained, format_seconds
+from bnlab.harness.artifacts.progress import Progress
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.jobs import attempt, execute, list_failures
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
@@ -169,7 +169,8 @@ def test_what_is_said_while_a_network_is_trained(
     now = iter([0.0, *range(20, 201, 20)])
     monkeypatch.setattr(producing.time, "monotonic", lambda: next(now))
     progress = states.start_training(trained)
-    progress.step, progress.loss = 30, 1.0
+    progress.step = 30
+    progress.log.append((30, 1.0, 0.5))
     announce = build_announcer(trained, progress)
     for progress.step in range(31, 41):
         announce(progress)

@@ -7,22 +7,17 @@ from itertools import groupby, islice
 import pytest
 import torch
 
+from bnlab.harness.artifacts import progress as progress_module
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.optimizers import Optimizer
 from bnlab.harness.artifacts.optimizers.adamw import AdamW
 from bnlab.harness.artifacts.optimizers.sgd import Sgd
-from bnlab.harness.artifacts.training import (
-    ORDERS,
-    Batches,
-    Diverged,
-    Progress,
-    Seeds,
-    steps_per_epoch,
-    train,
-)
+from bnlab.harness.artifacts.progress import Diverged, Progress
+from bnlab.harness.artifacts.training import ORDERS, Batches, Seeds, steps_per_epoch, train
 from bnlab.harness.schedule import lr_factor
+from tests.waits import Waits
 
 
 def split(images: int) -> Split:
@@ -166,3 +161,37 @@ def test_divergence_is_noticed(lr: float, steps: int) -> None:
 
     assert seen == list(range(1, progress.step + 1))
     assert progress.step < 50
+
+
+def test_updates_do_not_wait_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Sgd(lr=0.05)
+    batches = Batches(split(24), 8, Seeds.of(0), shift=1, flip=True)
+    expected = start(config)
+    train(expected, batches, config, 20, [])
+    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": 50})
+
+    progress = start(config)
+    waits_at = []
+    with Waits() as waits:
+        train(progress, batches, config, 20, [lambda p: waits_at.append(sum(waits.counts.values()))])
+
+    assert waits_at == [0] * 20
+    assert progress.log == expected.log
+    assert [step for step, _, _ in progress.log] == list(range(1, 21))
+
+
+def test_divergence_that_is_noticed_late_ends_at_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Sgd(lr=1e8, lr_scaling="none", schedule="constant")
+    batches = Batches(split(24), 8, Seeds.of(0))
+    expected = start(config)
+    with pytest.raises(Diverged) as at_once:
+        train(expected, batches, config, 50, [])
+    monkeypatch.setattr(progress_module, "_UPDATES_BETWEEN_READINGS", {"cpu": 20})
+
+    progress = start(config)
+    with pytest.raises(Diverged) as late:
+        train(progress, batches, config, 50, [])
+
+    assert str(late.value) == str(at_once.value)
+    assert progress.step == expected.step
+    assert progress.log == expected.log

@@ -25,8 +25,15 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: boo
 
     # Three indices that broadcast to [N, H, W].
     which = torch.arange(n, device=images.device)[:, None, None]
-    rows = rows.to(images.device)[:, :, None]
-    columns = columns.to(images.device)[:, None, :]
+    rows = _send(rows, images.device)[:, :, None]
+    columns = _send(columns, images.device)[:, None, :]
     padded = F.pad(images, [shift] * 4)
     # The slice between index tensors moves the channels to the end: the result is channels_last.
     return padded[which, :, rows, columns].permute(0, 3, 1, 2)
+
+
+def _send(numbers: Tensor, device: torch.device) -> Tensor:
+    """Send numbers to a device without waiting for it."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
