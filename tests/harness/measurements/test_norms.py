@@ -11,6 +11,7 @@ import torch
 from bnlab import replay, running_statistics
 from bnlab.estimators import EMA
 from bnlab.harness import load
+from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.models import Model
 from bnlab.harness.artifacts.models.cnn import Cnn
 from bnlab.harness.artifacts.models.mlp import Mlp
@@ -80,7 +81,7 @@ SOURCES = ["ema", "exact", "precise", "update_bn", "test_batch(n=16)"]
 @pytest.mark.parametrize("name", ["ghost", "renorm"])
 def test_batch_statistics_are_measured(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(
-        BARE, model=Cnn(width=8), norm=NORMS[name], epochs=1, estimator=SOURCES,
+        BARE, data=Digits(shift=1), model=Cnn(width=8), norm=NORMS[name], epochs=1, estimator=SOURCES,
         momentum=0.01, measurements=list(list_measurements()), results=str(tmp_path),
     )  # fmt: skip
     prepare([config])

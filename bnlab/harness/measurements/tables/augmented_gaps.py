@@ -1,0 +1,63 @@
+"""Table `augmented_gaps`: the gaps to statistics of the images as training sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pandas as pd
+import torch
+
+from bnlab.gaps import GAP_COLUMNS, layer_gaps
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.components import component
+from bnlab.harness.measurements.base import Measurement
+from bnlab.harness.measurements.frozen import frozen_statistics
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
+from bnlab.harness.measurements.tables.gaps import flat_statistics, tabulate
+from bnlab.harness.schema import Table, common, real
+
+_AUGMENTED = FrozenWeights("exact", None, "train_augmented")
+
+_ABOUT = """\
+How far each estimator's statistics are from exact ones of the augmented training images, which is what running averages
+estimate where training augments. Networks that are trained on the images as they are have no rows: see `gaps`. Each
+image is augmented once, in the same way for all networks and steps."""
+
+
+@component
+@dataclass(unsafe_hash=True)
+class AugmentedGaps(Measurement):
+    """Table `augmented_gaps`."""
+
+    name: str = "augmented_gaps"
+    table: ClassVar[Table] = Table(
+        about=_ABOUT,
+        key=common("run step estimator momentum statistics_split layer"),
+        others={
+            **common("epoch depth channels"),
+            "mean_gap": real("as in `gaps`, in standard deviations of the augmented images' exact statistics"),
+            "var_gap": real("as in `gaps`"),
+            "kl": real("as in `gaps`"),
+        },
+    )
+
+    def scope(self, run: Run, sources: list[Source]) -> dict[Source, list[int]]:
+        """Choose `evaluate_at` for all but rules at inference time, of a network whose training augments."""
+        if not run.batches.augments:
+            return {}
+        return {source: run.wanted for source in sources if not isinstance(source, InferenceRule)}
+
+    def measure(self, run: Run, sources: list[Source], steps: list[int]) -> pd.DataFrame:
+        """Measure the gap to exact statistics of the augmented images: a row for each step, source and layer."""
+        layout = run.trace.layout
+        estimates = flat_statistics(run, sources, steps)
+        measured = []
+        for place, step in enumerate(steps):
+            exact = layout.flatten(frozen_statistics(run, step, _AUGMENTED))
+            gaps = layer_gaps(layout, exact, estimates[:, place])
+            measured.append(gaps)
+
+        columns = torch.stack(measured, dim=1).numpy()  # each [steps, sources, layers]
+        values = dict(zip(GAP_COLUMNS, columns, strict=True))
+        return tabulate(run, sources, steps, {**values, "channels": layout.channels}, layer=layout.names)

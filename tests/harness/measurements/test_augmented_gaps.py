@@ -1,0 +1,55 @@
+"""Gaps to statistics of the augmented images, of networks whose training augments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnlab import gap, population_statistics, replay
+from bnlab.estimators import EMA
+from bnlab.harness.artifacts.data import augment
+from bnlab.harness.artifacts.data.digits import Digits
+from bnlab.harness.artifacts.producing import ensure_trained
+from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.measurements.tables.augmented_gaps import AugmentedGaps
+from bnlab.harness.reporting.frames import select
+from tests.conftest import small_config
+
+
+def test_gaps_are_to_statistics_of_the_images_as_they_are_augmented(tmp_path: Path) -> None:
+    config = small_config(tmp_path, data=Digits(images=400, shift=2), steps=12, evaluate_at=[12])
+    run = Run(config)
+    ensure_trained(run)
+    generator = torch.Generator().manual_seed(0)
+    seen = augment(run.dataset.train.images, generator, shift=2, flip=False)
+    model = run.model_at(12)
+    reference = population_statistics(model, [seen])
+
+    sources = parse_sources(["ema", "exact"], [0.3], "train", "train_augmented")
+    found = AugmentedGaps().measure(run, sources, [12])
+
+    expected = {
+        ("ema", "train"): replay(run.trace, EMA(momentum=0.3), [12])[12],
+        ("exact", "train"): population_statistics(model, [run.dataset.train.images]),
+        ("exact", "train_augmented"): reference,
+    }
+    columns = ["mean_gap", "var_gap", "kl"]
+    for (estimator, split), statistics in expected.items():
+        rows = select(found, estimator=estimator, statistics_split=split)
+        gaps = gap(reference, statistics)
+        # Float32 activations in batches of other sizes differ in their last bits.
+        assert rows[columns].to_numpy() == pytest.approx(gaps[columns].to_numpy(), rel=1e-4, abs=2e-6)
+    assert select(found, estimator="exact", statistics_split="train")["mean_gap"].min() > 0.01
+
+
+def test_networks_that_are_trained_on_the_images_as_they_are_have_no_rows(trained: Run) -> None:
+    sources = parse_sources(["ema", "exact"], [0.1], "train")
+
+    assert AugmentedGaps().scope(trained, sources) == {}
+
+    augmenting = Run(replace(trained.config, data=replace(trained.config.data, shift=1)))
+    assert AugmentedGaps().scope(augmenting, sources) == dict.fromkeys(sources, augmenting.wanted)
