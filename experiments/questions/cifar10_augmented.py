@@ -1,0 +1,130 @@
+"""What do running averages estimate where training augments, and which statistics predict best?
+
+The first networks on CIFAR-10 were compared with statistics of the images as they are, which running averages do not
+estimate: training sees them shifted and mirrored. These are five further seeds, and all claims are of them alone,
+written before their first number.
+"""
+
+import pandas as pd
+
+import experiments.margins as margins
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
+from bnlab.harness.reporting.frames import (
+    RATIO_OVER_LAYERS,
+    OtherThan,
+    gap_over_layers,
+    name_panels,
+    over_best,
+    paired,
+    rows,
+    score,
+    select,
+    share_name,
+)
+from bnlab.harness.reporting.plots import AGAINST_EXACT, GAP, TIMES_THE_BEST, Curves
+from experiments.margins import ALL_LAYERS, EACH, OVER_TIME, PYTORCH
+
+START, EARLY, HALF, END = SHARES = (0.02, 0.1, 0.5, 1.0)  # of the training
+PLAIN = "to the images as they are"
+AUGMENTED = "to the images as training sees them"
+REFERENCES = {PLAIN: "gaps", AUGMENTED: "augmented_gaps"}  # by the name of a line, its table
+SAME = within(-0.3, 0.3, "points", "30 of 10,000 test images: about the standard error of an accuracy of 85%")
+
+
+def find_gaps(tables: Tables) -> pd.DataFrame:
+    """Find the gaps of running means to both references."""
+    frames = []
+    for line, table in REFERENCES.items():
+        gaps = rows(tables, table, SHARES[1:], estimator=("ema", "predictive"))
+        frames.append(gaps.assign(line=line))
+    return pd.concat(frames, ignore_index=True)
+
+
+def find_curves(tables: Tables) -> pd.DataFrame:
+    """Average the gaps of each momentum at the end over layers, in a panel for each batch size."""
+    ends = select(find_gaps(tables), panel=share_name(END), estimator="ema")
+    averaged = gap_over_layers(ends, "mean_gap")
+    return name_panels(averaged, "{layers}, batch size {batch_size}")
+
+
+def find_times(tables: Tables) -> pd.DataFrame:
+    """Divide each gap to augmented images by that of the best fixed momentum of the layer and step."""
+    gaps = rows(tables, "augmented_gaps", SHARES, estimator=("ema", "predictive"))
+    return over_best(gaps, "mean_gap")
+
+
+def find_gains(tables: Tables) -> pd.DataFrame:
+    """Subtract from each test accuracy that under exact statistics of the images as they are."""
+    tested = rows(tables, "evaluations", SHARES, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
+    gains = paired(tested, "accuracy")
+    names = {"ema": "running averages", "exact": "exact, of augmented images"}
+    return gains.assign(line=gains["estimator"].map(names))
+
+
+def find_against_augmented(tables: Tables) -> pd.DataFrame:
+    """Subtract from the test accuracy under PyTorch's momentum that under exact statistics of augmented images."""
+    gains = find_gains(tables)
+    return paired(gains, "accuracy", against="exact")
+
+
+EXPERIMENT = Experiment(
+    answers=("Q6", "Q8", "Q10", "Q11", "H1", "H12"),
+    columns=("accuracy", "mean_gap"),
+    command="""bnlab sweep experiment=cifar10_augmented data.download=true
+# image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER
+# three to four hours on two cores of an AMD EPYC""",
+    figures={
+        "gap": Figure(
+            "The gap of the running mean at the end, to both populations, on CIFAR-10",
+            f"Of the EMA, in standard deviations. {ALL_LAYERS} {{schedule}}",
+            score(find_curves, "mean_gap", ("panel", "line", "momentum"), geometric=True),
+            Curves("momentum", "line", GAP, mark=PYTORCH)),
+        "accuracy": Figure(
+            "Test accuracy under running averages and under statistics of augmented images, on CIFAR-10",
+            "Minus that of the same network under exact statistics of the images as they are. {schedule}",
+            score(lambda tables: name_panels(find_gains(tables), "batch size {batch_size}"), "accuracy",
+                  ("panel", "line", "epoch"), scale=100),
+            Curves("epoch", "line", AGAINST_EXACT)),
+        "predictive": Figure(
+            "The gap of predictive momentum to augmented images over training, on CIFAR-10",
+            "Gap of the mean over the smallest of six fixed momenta in that layer at that step, known in hindsight "
+            "only; geometric mean over the layers behind the first.",
+            score(lambda tables: over_best(rows(tables, "augmented_gaps"), "mean_gap"), "mean_gap", OVER_TIME,
+                  estimator=("ema", "predictive"), momentum=(0.01, 0.1, None), **RATIO_OVER_LAYERS),
+            Curves("epoch", "estimator", TIMES_THE_BEST)),
+    },
+    claims={
+        "u_comes_back": Claim(
+            "At the end, to the images as training sees them, momenta of 0.003 and of 1 have a larger gap behind the "
+            "first layer than the best between them.",
+            score(find_times, "mean_gap", ("batch_size", "momentum"), estimator="ema", momentum=(0.003, 1.0),
+                  panel=share_name(END), **RATIO_OVER_LAYERS),
+            above(1.25, "times", margins.FLAT)),
+        "nearer_to_augmented": Claim(
+            "At the end PyTorch's running means are nearer to statistics of augmented images than to those of the "
+            "images as they are: at most half as far, behind the first layer.",
+            score(lambda tables: select(find_gaps(tables), panel=share_name(END), estimator="ema", momentum=0.1),
+                  "mean_gap", ("batch_size",), against=PLAIN, along="line", ratio=True, **RATIO_OVER_LAYERS),
+            below(0.5, "times", "a gap that is halved is seen in any figure")),
+        "predictive_is_late_at_the_end": Claim(
+            "At the end of the schedule predictive momentum is late: its gap to augmented images behind the first "
+            "layer is over a quarter larger than that of the best fixed momentum.",
+            score(find_times, "mean_gap", ("batch_size",), estimator="predictive", panel=share_name(END),
+                  **RATIO_OVER_LAYERS),
+            above(1.25, "times", margins.FLAT)),
+        "predictive_is_near_the_best": Claim(
+            "Over training, behind the first layer, the gap of predictive momentum to augmented images is about that "
+            "of the best fixed one of each layer and step.",
+            score(find_times, "mean_gap", ("batch_size",), average=("layer", "panel"), geometric=True,
+                  depth=OtherThan(1), estimator="predictive"),
+            below(1.25, "times", margins.FLAT)),
+        "augmented_images_gain": Claim(
+            "At the end exact statistics of augmented images are more accurate than those of the images as they are.",
+            score(find_gains, "accuracy", EACH, scale=100, estimator="exact", panel=share_name(END)),
+            above(0.0, "points gained", margins.AS_ACCURATE)),
+        "as_accurate_as_augmented": Claim(
+            "At the end PyTorch's running averages are as accurate as exact statistics of augmented images, to 0.3 "
+            "points.",
+            score(find_against_augmented, "accuracy", EACH, scale=100, panel=share_name(END)), SAME),
+    },
+)  # fmt: skip
