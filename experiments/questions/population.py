@@ -4,6 +4,8 @@ Drawn characters are shifted by up to two pixels in training, and predicted as t
 all claims were written before their first number.
 """
 
+from typing import Any
+
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below, within
@@ -28,7 +30,7 @@ BETWEEN = "between the two"
 
 def find_gaps(tables: Tables) -> pd.DataFrame:
     """Find gaps of PyTorch's running means to both populations, and those between the two."""
-    running = {"estimator": "ema", "momentum": 0.1}
+    running: dict[str, Any] = {"estimator": "ema", "momentum": 0.1}
     plain = rows(tables, "gaps", SHARES, **running)
     augmented = rows(tables, "augmented_gaps", SHARES, **running)
     between = rows(tables, "augmented_gaps", SHARES, estimator="exact", statistics_split="train")
