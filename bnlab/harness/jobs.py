@@ -227,7 +227,8 @@ def _describe_run(run: Run) -> dict[str, object]:
 
 def _find_values(run: Run) -> dict[str, object]:
     """Find all that is known of a network, by the names of the columns of `runs`."""
-    config, images = run.config, run.config.data.count_training()
+    config = run.config
+    images = config.data.count_training()
     status = run.status or _UNTRAINED
     environment = run.environment if run.finished else describe_environment(run.device)
     return {

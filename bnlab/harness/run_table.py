@@ -99,7 +99,7 @@ def rename_columns(runs: pd.DataFrame) -> pd.DataFrame:
     return renamed.loc[:, ~is_doubled]
 
 
-def add_old(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+def add_old_names(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """Add those of the columns that have an old name, where a frame has them under the name of today."""
     for column in columns:
         current = OLD_NAMES.get(column)

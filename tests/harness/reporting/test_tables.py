@@ -56,6 +56,17 @@ def test_the_newest_row_of_a_key_wins(tmp_path: Path) -> None:
     assert tables.assemble(tmp_path)["gaps"]["mean_gap"].tolist() == [3.0, 3.0, 2.0, 3.0]
 
 
+def test_settings_that_no_network_reads_can_be_compared_with_numbers(tmp_path: Path) -> None:
+    """Of a sweep, too, that an earlier version has made, which does not say what its columns are."""
+    row = {"run": "a/seed_0", "norm.batch_size": None, "data.fonts": None}
+    write_request(request_path(tmp_path / "x", "a/seed_0", "job"), Request("a/seed_0", row, {}))
+
+    runs = tables.load("x", tmp_path)["runs"]
+
+    assert not (runs["norm.batch_size"] > 2).any()
+    assert not (runs["data.fonts"] == "all").any()
+
+
 def test_rows_of_an_earlier_origin_leave_the_table(tmp_path: Path) -> None:
     """Those of the same network and estimator; a missing momentum is no reason to keep them."""
     write(tmp_path, "old", rows([0.1, np.nan], 1.0))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.run_table import DERIVED, OLD_NAMES, RESULTS, add_old
+from bnlab.harness.run_table import DERIVED, OLD_NAMES, RESULTS, add_old_names
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an experiment, by name; `runs` is one of them."""
@@ -73,7 +73,7 @@ def rows(
     others = {column: wanted[column] for column in wanted if column not in frame}
     measured = select(frame, **own)  # before the settings are added: few rows, then many columns
 
-    runs = add_old(tables["runs"], [*by, *others])
+    runs = add_old_names(tables["runs"], [*by, *others])
     settings = [column for column in runs if column == "run" or column not in frame]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **others)
@@ -142,7 +142,7 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         frame: any rows.
         wanted: by column, a value, any of several, or all others (`OtherThan`); None is null.
     """
-    frame = add_old(frame, wanted)
+    frame = add_old_names(frame, wanted)
     require_columns(frame, wanted)
     for column, value in wanted.items():
         if isinstance(value, OtherThan):
@@ -167,7 +167,7 @@ def _find_values(column: pd.Series, wanted: Any) -> pd.Series:
 
 def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     """Select the row with the smallest value for each of `by`, the first of several; NaN is left out."""
-    frame = add_old(frame, by)
+    frame = add_old_names(frame, by)
     require_columns(frame, [value, *by])
     measured = frame.reset_index(drop=True).dropna(subset=value)
     groups = measured.groupby([*by], dropna=False, sort=False)
@@ -176,7 +176,7 @@ def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
 
 def put_in_order(frame: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:
     """Put the rows in the order in which `values` has those of a column; rows with another value come last."""
-    frame = add_old(frame, [column])
+    frame = add_old_names(frame, [column])
     require_columns(frame, [column])
     places = {value: place for place, value in enumerate(values)}
     return frame.sort_values(column, key=lambda cells: cells.map(places), kind="stable")
@@ -206,7 +206,7 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     They are sorted by what it names, the first before the second: numbers, and words in order of appearance.
     """
     columns = re.findall(r"\{([^{}]+)\}", name)
-    frame = add_old(frame, columns)
+    frame = add_old_names(frame, columns)
     require_columns(frame, columns)
     keys = [_number_values(frame[column]) for column in columns]
     order = np.lexsort(keys[::-1])
