@@ -16,7 +16,11 @@ _ABOUT = """\
 A row for each network. A setting is called as on the command line, `optimizer.lr`; `data`, `model`, `norm` and
 `optimizer` are what was chosen there. Null where a network does not read a setting: words before a colon say which
 choices do. The arguments of a model or a data set of your own are columns too, as `model.dropout`, behind these, and
-so is the digest of its source, as `model.source`."""
+so is the digest of its source, as `model.source`.
+
+Earlier versions had short names beside these, `lr` for `optimizer.lr`, and `norm.name` beside `norm`. `load` gives
+their tables the names of today; questions may use either, in `by=` and wherever rows are selected, compared or
+averaged."""
 
 TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "freeze_at", "freeze_with", "averaging")
 """The settings without a group that change a training, beside the seed."""
