@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_the_table_says_whose_a_setting_is_where_not_all_choices_have_it() -> No
 
 
 def test_the_settings_without_a_group_are_those_that_name_a_network() -> None:
-    changed = {
+    changed: dict[str, Any] = {
         "batch_size": 8,
         "epochs": 3,
         "steps": 3,

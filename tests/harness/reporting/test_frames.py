@@ -74,8 +74,9 @@ def test_networks_are_not_mixed(setting: dict[str, Any], message: str) -> None:
 def name_rates(tables: Tables) -> Tables:
     """Give half of the networks a learning rate of 0.1, the others 0.4."""
     runs = tables["runs"]
-    rates = runs["batch_size"].map({4: 0.1, 32: 0.4})
-    return {**tables, "runs": runs.assign(**{"optimizer.lr": rates, "norm": "batch"})}
+    named = runs.assign(norm="batch")
+    named["optimizer.lr"] = runs["batch_size"].map({4: 0.1, 32: 0.4})
+    return {**tables, "runs": named}
 
 
 def test_questions_may_use_the_old_names_of_settings() -> None:
