@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.measurements import list_measurements
-from bnlab.harness.run_table import RUNS
 from bnlab.harness.schema import Column, Table
+from bnlab.harness.setting_columns import describe_runs
 
 README = Path(__file__).parents[1] / "results" / "README.md"
 _FIRST = """\
@@ -36,7 +36,7 @@ def describe_tables() -> str:
     """Write the page in Markdown: `runs`, then the table of each measurement."""
     known = list_measurements()
     names = dict.fromkeys([*Config().measurements, *known])  # those that are usual first
-    tables = {"runs": RUNS}
+    tables = {"runs": describe_runs()}
     for name in names:
         tables[name] = known[name].table
 

@@ -20,7 +20,6 @@ USAGE = """usage: bnlab runs list          every network: in what it differs, it
        bnlab runs export RUN FILE.safetensors [step=K] [statistics=exact]
                                 weights and buffers as safetensors, with torch's keys
        (results=FOLDER looks elsewhere than in results/)"""
-_TRAINED_WITH = ("batch_size", "epochs", "steps", "order", "averaging", "freeze_at", "freeze_with")  # beside groups
 
 
 def main() -> int:
@@ -216,6 +215,7 @@ def _list_folders(results: Path) -> list[Path]:
 def _settings(folder: Path) -> dict[str, Any]:
     """Read what the network was trained with, by dotted names; the seed is in the name of the run."""
     from bnlab.files import reading
+    from bnlab.harness.run_table import TRAINED_WITH
 
     path = folder / "config.yaml"
     with reading(path):
@@ -226,7 +226,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         if isinstance(value, dict):
             for name, inner in value.items():
                 settings[f"{key}.{name}"] = inner
-        elif key in _TRAINED_WITH:
+        elif key in TRAINED_WITH:
             settings[key] = value
     if settings.get("steps"):  # instead of which epochs are not read
         settings.pop("epochs", None)

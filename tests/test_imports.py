@@ -33,7 +33,7 @@ STAGES = (
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
-    *("help", "config", "jobs", "trials", "planning loading"),
+    *("help setting_columns", "config", "jobs", "trials", "planning loading"),
 )
 # Inside of a folder a module imports those before it only.
 FOLDERS = {

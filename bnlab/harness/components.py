@@ -60,6 +60,13 @@ class Meaning:
     is_weight: bool = False
     is_list: bool = False
 
+    def describe(self) -> str:
+        """Say what it means, with the words that it may be unless the text has all of them."""
+        has_all = all(choice in self.text for choice in self.choices)
+        if self.is_list or has_all:
+            return self.text
+        return f"{self.text} ({', '.join(self.choices)})"
+
 
 def setting(
     default: Any,

@@ -53,8 +53,9 @@ def _describe_each(part: Any, group: str) -> Iterator[tuple[str, str]]:
     """For each setting its lines, and its name."""
     for each, meaning in list_settings(part):
         key = f"  {group}.{each.name}" if group else each.name
-        choices = f" ({', '.join(meaning.choices)})" if meaning.choices and not meaning.is_list else ""
-        yield "\n".join(_wrap(f"{key}={_write(getattr(part, each.name))}", meaning.text + choices)), each.name
+        value = _write(getattr(part, each.name))
+        lines = _wrap(f"{key}={value}", meaning.describe())
+        yield "\n".join(lines), each.name
 
 
 def _write(value: Any) -> str:

@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from bnlab.files import Unreadable, set_aside, write_text
+from bnlab.harness import schema
 from bnlab.harness.artifacts.producing import ensure_trained
 from bnlab.harness.artifacts.runs import Run, describe_environment
-from bnlab.harness.artifacts.settings import Config, as_list, flatten, list_own_settings, network
+from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, flatten, list_own_settings, network
 from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.errors import JobError, UserError, where_raised
@@ -27,8 +28,8 @@ from bnlab.harness.measurements import list_read as list_all_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
-from bnlab.harness.requests import Request, Selection, list_missing, request_path, write_request
-from bnlab.harness.run_table import RUNS, SHORT_NAMES
+from bnlab.harness.requests import Request, Selection, columns_path, list_missing, request_path, write_request
+from bnlab.harness.setting_columns import describe_runs
 from bnlab.memory import keep_freed_memory
 
 _ALL_THREADS = torch.get_num_threads()
@@ -73,6 +74,14 @@ def prepare(configs: list[Config]) -> None:
     for config in configs:
         _folder(config).mkdir(parents=True, exist_ok=True)
         _find_failure(config).unlink(missing_ok=True)
+    for folder in {_folder(config) for config in configs}:
+        _write_columns(folder)
+
+
+def _write_columns(folder: Path) -> None:
+    """Write what the columns of `runs` are, for reports, which do not see the components."""
+    columns = describe_runs().schema
+    schema.write_frame(columns_path(folder), schema.empty(columns), columns)
 
 
 def try_all(configs: list[Config]) -> None:
@@ -205,21 +214,26 @@ def _write_request(run: Run, selections: Mapping[str, Selection], failed: Iterab
     """Write what the job asked for, with the run's row: `failed` if one of this sweep's jobs on it has."""
     # Two jobs on one network may end at once, and the second has to see what the first has left.
     with run.lock:
-        described = _describe_run(run)
-        columns = [*RUNS.columns, *list_own_settings(run.config)]
-        row = {column: described[column] for column in dict.fromkeys(columns)}
-        write_request(_find_request(run, failed), Request(run.id, row, selections))
+        request = Request(run.id, _describe_run(run), selections)
+        write_request(_find_request(run, failed), request)
 
 
 def _describe_run(run: Run) -> dict[str, object]:
-    """The row of the table `runs`; settings that have a short name are in both columns."""
-    config, images = run.config, run.config.data.count_training()
-    settings, status = flatten(asdict(config)), run.status or _UNTRAINED
+    """Describe a network in a row of the table `runs`, with the settings of the user's own functions."""
+    values = _find_values(run)
+    row = {column: values.get(column) for column in describe_runs().columns}
+    return row | list_own_settings(run.config)
+
+
+def _find_values(run: Run) -> dict[str, object]:
+    """Find all that is known of a network, by the names of the columns of `runs`."""
+    config = run.config
+    images = config.data.count_training()
+    status = run.status or _UNTRAINED
     environment = run.environment if run.finished else describe_environment(run.device)
     return {
-        **dict.fromkeys(RUNS.columns),
-        **settings,
-        **{short: settings[name] for name, short in SHORT_NAMES.items() if name in settings},
+        **flatten(asdict(config)),
+        **{group: getattr(config, group).name for group in GROUPS},
         **status,
         **environment,
         "run": run.id,

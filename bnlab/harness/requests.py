@@ -1,6 +1,7 @@
 """What a job asked for: its network's row of the table `runs`, and which measured rows it is about.
 
     results/<experiment>/requests/<run>-<digest>.json         what one job asked for; never written by two
+    results/<experiment>/columns.parquet                      the columns of `runs`, without rows
     results/runs/<run>/measurements/<table>/<digest>.parquet  the rows themselves, which live with their network
 
 Tables are put together from the requests of an experiment when they are read.
@@ -51,6 +52,11 @@ class Request:
 def request_path(folder: Path, run: str, settings: str) -> Path:
     """Where a job leaves its request: the name tells the run and the settings of what is measured."""
     return folder / "requests" / f"{run.replace('/', '-')}-{digest(settings, digits=10)}.json"
+
+
+def columns_path(folder: Path) -> Path:
+    """Where a sweep leaves what the columns of the table `runs` are."""
+    return folder / "columns.parquet"
 
 
 def find_rows(results: Path, run: str, table: str) -> Path:

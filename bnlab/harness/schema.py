@@ -128,7 +128,8 @@ def conform(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
 def widen(schema: pa.Schema, frame: pd.DataFrame) -> pa.Schema:
     """The schema of an open table's rows: its columns, and behind them the further ones that the rows have.
 
-    A column of which a value is not of its type is text, as where a user's own model takes a word for `model.width`.
+    A column of which a value is not of its type is text, as where a user's own model takes a word for `model.width`. A
+    further column without values is real, so that it can be compared with numbers and words.
     """
     fields = [field.with_type(_find_type(frame[field.name], field.type)) for field in schema]
     fields += [pa.field(str(name), _find_type(frame[name], None)) for name in frame if name not in schema.names]
@@ -137,11 +138,13 @@ def widen(schema: pa.Schema, frame: pd.DataFrame) -> pa.Schema:
 
 def _find_type(values: pd.Series, expected: pa.DataType | None) -> pa.DataType:
     known = values.dropna()
+    if known.empty:
+        return expected or _REAL
     try:
         found = pa.Array.from_pandas(known, type=expected).type
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return _TEXT
-    return found if len(known) and found in (_BOOL, _INT, _REAL) else expected or _TEXT
+    return found if found in (_BOOL, _INT, _REAL) else expected or _TEXT
 
 
 def _write_out(values: pd.Series) -> pd.Series:

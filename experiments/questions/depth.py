@@ -18,16 +18,16 @@ EACH = ("panel", "network")
 
 def find_gaps(tables: Tables) -> pd.DataFrame:
     """Gaps behind the first layer; `line` is the norms in words, `depth` the place where batch norm is everywhere."""
-    frame = rows(tables, "gaps", (0.1, 1.0), ("model.name", "model.depth", "norm.every_second"))
+    frame = rows(tables, "gaps", (0.1, 1.0), ("model", "model.depth", "norm.every_second"))
     frame = frame.assign(line=frame["norm.every_second"].map(NORMS))
 
-    places = select(frame, line=EVERYWHERE)[["model.name", "layer", "depth"]].drop_duplicates()
+    places = select(frame, line=EVERYWHERE)[["model", "layer", "depth"]].drop_duplicates()
     found = frame.drop(columns="depth").merge(places)
     found = found.query("depth > 1").sort_values("depth", kind="stable")
 
-    is_resnet = found["model.name"] == "resnet"
+    is_resnet = found["model"] == "resnet"
     resnet = "ResNet-" + found["model.depth"].astype(str)
-    last = found.groupby("model.name")["depth"].transform("max")
+    last = found.groupby("model")["depth"].transform("max")
     is_first_half = 2 * (found["depth"] - 1) < last
     return found.assign(network=resnet.where(is_resnet, "plain net"), half=np.where(is_first_half, "first", "second"))
 

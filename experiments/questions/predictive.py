@@ -24,8 +24,11 @@ from bnlab.harness.reporting.plots import TIMES_THE_BEST, Curves
 from experiments.margins import A_POINT, AS_ACCURATE, AS_NEAR, FLAT, OVER_TIME, SIX_IMAGES, drop_chance
 
 SHARES = (0.03, 0.1, 0.55, 1.0)  # of the training
-NETWORK, EACH = ("data", "model", "batch_size", "schedule"), ("model", "panel", "batch_size", "schedule")
+NETWORK = ("data", "model", "batch_size", "optimizer.schedule")
+EACH = ("model", "panel", "batch_size", "optimizer.schedule")
 CHARACTERS: dict[str, Any] = {"data": "glyphs", "model": "cnn"}
+CONSTANT: dict[str, Any] = {"optimizer.schedule": "constant"}
+ONE_CYCLE: dict[str, Any] = {"optimizer.schedule": "onecycle"}
 
 
 def find_times(*shares: float) -> Score:
@@ -36,27 +39,27 @@ def find_times(*shares: float) -> Score:
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy minus that under PyTorch's momentum in the same network; `step` is `constant` until its first step."""
     frame = rows(tables, "evaluations", SHARES, NETWORK, momentum=(0.1, None))
-    frame = drop_chance(frame, ("data", *EACH)).query("schedule != 'step' or step > steps / 2")
+    frame = drop_chance(frame, ("data", *EACH)).query("`optimizer.schedule` != 'step' or step > steps / 2")
     return paired(frame, "accuracy", against="ema")
 
 
 def find_early(tables: Tables) -> pd.DataFrame:
     """Accuracy of predictive momentum after a tenth of training at batch 256, minus that under each other momentum."""
     frame = rows(tables, "evaluations", 0.1, NETWORK, estimator=("ema", "predictive"), batch_size=256)
-    frame = frame.query("schedule != 'step'")  # a step schedule is still constant then
+    frame = frame.query("`optimizer.schedule` != 'step'")  # a step schedule is still constant then
     gains = paired(frame, "accuracy", against="predictive")
     return gains.assign(accuracy=-gains["accuracy"])
 
 
 def find_constant_end(tables: Tables) -> pd.DataFrame:
     """Accuracy at the end at a constant rate and batch 256, minus that under exact statistics."""
-    frame = rows(tables, "evaluations", 1.0, NETWORK, schedule="constant", batch_size=256, **CHARACTERS)
+    frame = rows(tables, "evaluations", 1.0, NETWORK, batch_size=256, **CONSTANT, **CHARACTERS)
     return paired(frame, "accuracy")
 
 
 def find_losses(tables: Tables) -> pd.DataFrame:
     """Accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
-    both = rows(tables, "evaluations", SHARES[1:], estimator=("ema", "predictive"), schedule="onecycle", **CHARACTERS)
+    both = rows(tables, "evaluations", SHARES[1:], estimator=("ema", "predictive"), **ONE_CYCLE, **CHARACTERS)
     best = best_on_average(select(both, estimator="ema"), "accuracy", ("panel", "batch_size"))
     return paired(pd.concat([best, select(both, estimator="predictive")]), "accuracy", against="ema")
 
@@ -81,17 +84,17 @@ def make_claims(end: str, where: str, points: float, reason: str, seen: str = ""
         f"near_the_best{end}": Claim(
             f"{where}, behind the first layer, the gap of predictive momentum is about that of the best fixed one of "
             "each layer and step.",
-            score(find_times(), "mean_gap", ("model", "batch_size", "schedule"), average=("layer", "epoch"),
+            score(find_times(), "mean_gap", ("model", "batch_size", "optimizer.schedule"), average=("layer", "epoch"),
                   geometric=True, depth=OtherThan(1), **wanted), below(1.25, "times", FLAT), ("Q10", "H12", "H14")),
         f"better_early{end}": Claim(
             f"{where} early at a large batch predictive momentum is over 5 points more accurate than PyTorch's.",
-            score(find_early, "accuracy", ("data", "model", "schedule"), scale=100, momentum=0.1, **networks),
+            score(find_early, "accuracy", ("data", "model", "optimizer.schedule"), scale=100, momentum=0.1, **networks),
             above(5.0, "points", "what nobody would give away"), ("Q6",)),
         f"late_where_the_rate_ends{end}": Claim(
             f"{where} at the end of a one-cycle schedule, where the learning rate falls to 0, predictive momentum is "
             "late: behind the first layer its gap is more than a quarter larger than that of the best fixed "
             f"one{seen}.",
-            score(find_times(1.0), "mean_gap", EACH, schedule="onecycle", **RATIO_OVER_LAYERS, **wanted),
+            score(find_times(1.0), "mean_gap", EACH, **ONE_CYCLE, **RATIO_OVER_LAYERS, **wanted),
             above(1.25, "times", FLAT), ("Q6", "Q10", "H14")),
     }  # fmt: skip
 
@@ -106,8 +109,8 @@ EXPERIMENT = Experiment(
         "geometric mean over the layers behind the first. Batch size 256, one-cycle schedule; glyphs are drawn "
         "characters.",
         score(lambda tables: name_panels(find_times()(tables), "{model} on {data}"),
-              "mean_gap", OVER_TIME, schedule="onecycle", batch_size=256, momentum=(0.01, 0.1, None),
-              estimator=("ema", "cumulative", "predictive"), **RATIO_OVER_LAYERS),
+              "mean_gap", OVER_TIME, batch_size=256, momentum=(0.01, 0.1, None),
+              estimator=("ema", "cumulative", "predictive"), **ONE_CYCLE, **RATIO_OVER_LAYERS),
         Curves("epoch", "estimator", TIMES_THE_BEST))},
     claims={
         **make_claims("", "On characters", 0.3, SIX_IMAGES, " (asked when seen)", **CHARACTERS),
@@ -122,26 +125,26 @@ EXPERIMENT = Experiment(
             "On characters, over a training with a one-cycle schedule, the gap of the last batch alone is larger than "
             "that of predictive momentum at each batch size (asked when seen).",
             score("gaps", "mean_gap", ("batch_size",), against="predictive", ratio=True, geometric=True,
-                  average=("epoch", "layer"), depth=OtherThan(1), estimator="ema", momentum=1.0, schedule="onecycle",
+                  average=("epoch", "layer"), depth=OtherThan(1), estimator="ema", momentum=1.0, **ONE_CYCLE,
                   **CHARACTERS), above(1.0, "times", AS_NEAR), ("H14",)),
         "constant_rate_costs_on_digits": Claim(
             "On digits, at the end at a constant learning rate and a large batch, PyTorch's momentum costs over a "
             "point (asked when seen).",
-            score(lambda tables: paired(rows(tables, "evaluations", 1.0, NETWORK, schedule="constant", batch_size=256,
-                                             data="digits"), "accuracy"),
+            score(lambda tables: paired(rows(tables, "evaluations", 1.0, NETWORK, batch_size=256, data="digits",
+                                             **CONSTANT), "accuracy"),
                   "accuracy", ("model",), scale=-100, estimator="ema", momentum=0.1),
             above(1.0, "points", A_POINT), ("Q6",)),
         "better_early_than_last_batch": Claim(
             "On digits early at a large batch predictive momentum is more accurate than the last batch's moments "
             "(asked when seen).",
-            score(find_early, "accuracy", ("model", "schedule"), scale=100, momentum=1.0, data="digits"),
+            score(find_early, "accuracy", ("model", "optimizer.schedule"), scale=100, momentum=1.0, data="digits"),
             above(0.0, "points", AS_ACCURATE), ("Q6",)),
         "nearer_than_others": Claim(
             "On average over batch sizes, layers behind the first and steps, any fixed momentum and Kalman's filter "
             "have a larger gap.",
             score("gaps", "mean_gap", ("estimator", "momentum"), against="predictive", ratio=True, geometric=True,
                   average=("batch_size", "epoch", "layer"), depth=OtherThan(1), estimator=("ema", "kalman(per=layer)"),
-                  schedule="onecycle", **CHARACTERS), above(1.0, "times", AS_NEAR), ("Q10", "H14")),
+                  **ONE_CYCLE, **CHARACTERS), above(1.0, "times", AS_NEAR), ("Q10", "H14")),
         "as_accurate": Claim(
             "On characters it is less than 0.3 points below the fixed one that is best at that step and batch size.",
             score(find_losses, "accuracy", ("panel", "batch_size"), scale=-100),

@@ -14,7 +14,13 @@ from bnlab.harness.reporting.plots import Axis, Forest
 from experiments.margins import A_POINT, AS_NEAR
 
 SHARES = _, MIDDLE, LATE = (0.1, 0.55, 1.0)  # of the training
-USUAL: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "schedule": "onecycle", "weight_decay": 5e-4, "data.shift": 0}
+USUAL: dict[str, Any] = {
+    "optimizer": "sgd",
+    "optimizer.lr": 0.1,
+    "optimizer.schedule": "onecycle",
+    "optimizer.weight_decay": 5e-4,
+    "data.shift": 0,
+}
 WORDS = ("{}", "learning rate {:g}", "{} schedule", "weight decay {:g}", "training images shifted by up to {:g} pixels")
 LITTLE = within(-1.0, 1.0, "points", A_POINT)
 

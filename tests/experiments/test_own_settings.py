@@ -75,6 +75,7 @@ def test_a_sweep_over_arguments_fills_columns_of_runs(mine: None, call: Call, tm
     assert sorted(zip(runs["model.width"], runs["data.noise"], strict=True)) == [(2, 0), (2, 9), (3, 0), (3, 9)]
     assert {*runs["model.kind"]} == {"other"}
     assert {*runs["model.dropout"]} == {0.0}
+    assert runs["model.source"].nunique() == runs["data.source"].nunique() == 1
     assert len({*runs["run"]}) == 4
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -148,7 +149,8 @@ def test_numbers_of_settings_that_are_written_by_hand() -> None:
 
     assert f"({right:.2g}% are right then)" in CATALOGUE.questions["Q11"]
 
-    constant = rows(settings, "evaluations", 1.0, batch_size=256, schedule="constant", freeze_with="none")
+    wanted: dict[str, Any] = {"optimizer.schedule": "constant", "freeze_with": "none"}
+    constant = rows(settings, "evaluations", 1.0, batch_size=256, **wanted)
     lost = -100 * paired(constant, "accuracy")["accuracy"]
     assert f"(seeds: {lost.min():.2g} to {lost.max():.2g})" in CATALOGUE.questions["Q11"]
 

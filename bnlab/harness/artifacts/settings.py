@@ -138,18 +138,32 @@ def _describe_choice(chosen: Any) -> dict[str, Any]:
     keys = [each.name for each in fields(chosen) if each.name not in unread]
     settings = {"name": chosen.name, **_leave_off_usual(chosen, keys)}
     if chosen.is_own:
-        settings["source"] = digest_of_source(import_object(chosen.name))
+        settings["source"] = _digest_source(chosen)
     return settings
 
 
 def list_own_settings(config: Config) -> dict[str, Any]:
-    """List the arguments of the user's functions that are settings, by dotted names; not where data are read from."""
+    """List the arguments of the user's functions that are settings, and the digests of their code, by dotted names."""
     own: dict[str, Any] = {}
     for group in GROUPS:
-        arguments = find_arguments(getattr(config, group))
-        own |= {f"{group}.{name}": value for name, value in arguments.items()}
-    own.pop("data.root", None)
+        chosen = getattr(config, group)
+        for name, value in find_arguments(chosen).items():
+            if name not in list_storage(chosen):
+                own[f"{group}.{name}"] = value
+        if chosen.is_own:
+            own[f"{group}.source"] = _digest_source(chosen)
     return own
+
+
+def list_storage(chosen: Any) -> tuple[str, ...]:
+    """List the settings of a component that say where its files are; no table has them."""
+    storage: tuple[str, ...] = getattr(chosen, "storage", ())
+    return storage
+
+
+def _digest_source(chosen: Any) -> str:
+    """Digest the code of a user's own function."""
+    return digest_of_source(import_object(chosen.name))
 
 
 def _leave_off_usual(chosen: Any, keys: list[str]) -> dict[str, Any]:

@@ -23,7 +23,18 @@ READING = (
     "few networks that no count could decide is shown as a count."
 )
 # Settings that are named where all networks share them.
-_SHARED = ("data", "data.images", "model", "model.depth", "norm", "batch_size", "epochs", "optimizer", "lr", "schedule")
+_SHARED = (
+    "data",
+    "data.images",
+    "model",
+    "model.depth",
+    "norm",
+    "batch_size",
+    "epochs",
+    "optimizer",
+    "optimizer.lr",
+    "optimizer.schedule",
+)
 _TINY = 1e-5  # below it numbers are written as 1.2e-07
 
 
@@ -108,9 +119,16 @@ def describe_networks(runs: pd.DataFrame) -> str:
     words = []
     for column in (*list_varied(runs), *_list_shared(runs)):
         values = list_values(runs[column])
-        words.append(name_value(column, values))
+        words.append(_say_setting(column, values))
     networks = f"{count_networks(runs)}: {', '.join(words)}.{say_unfinished(runs)}"
     return f"{networks} What all of them share was not varied: it may change the answer."
+
+
+def _say_setting(column: str, values: str) -> str:
+    """Say a setting with its values, as conditions do, but for the learning rate: this list is long as it is."""
+    if column == "optimizer.lr":
+        return f"lr {values}"
+    return name_value(column, values)
 
 
 def _list_shared(runs: pd.DataFrame) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,6 @@ from bnlab.harness.reporting.frames.selection import (
     write_value,
 )
 from bnlab.harness.reporting.style import estimator_label
-from bnlab.harness.run_table import SHORT_NAMES
 
 _MEASURED = ("gaps", "evaluations")  # the tables that an overview reads
 _TAKEN = ("momentum", "seed", "statistics")  # words that mean something else where they have no group
@@ -30,9 +28,9 @@ class Swept:
     """The tables of a sweep, with what was varied.
 
     Attributes:
-        tables: in `runs`, settings that only their JSON has are columns too, and truth values are "yes" and "no".
+        tables: in `runs`, truth values are "yes" and "no".
         settings: the columns of `runs` that tell networks apart beside the seed, in the order of the table.
-        companions: settings that follow from one of these, by their name: {"lr": "batch_size"}.
+        companions: settings that follow from one of these, by their name: {"optimizer.lr": "batch_size"}.
     """
 
     tables: Tables
@@ -45,11 +43,9 @@ class Swept:
         >>> Swept({}, ["model.width", "batch_size"], {}).name_setting("model.width")
         'width'
         """
-        long_names = [long for long, short in SHORT_NAMES.items() if short == column]
-        for name in (*long_names, column):
-            words = name_value(name, "").strip()
-            if "." not in words:
-                return words
+        words = name_value(column, "").strip()
+        if "." not in words:
+            return words
 
         last = _leave_off_group(column)
         alike = [other for other in self.settings if _leave_off_group(other) == last]
@@ -94,11 +90,10 @@ class Swept:
         runs = self.tables["runs"]
         shared = {}
         for column in list_settings(runs):
-            is_doubled = SHORT_NAMES.get(column) in runs
             values = list_values(runs[column])
             is_read = values != ""
             is_same = runs[column].nunique(dropna=False) == 1
-            if is_same and is_read and not is_doubled:
+            if is_same and is_read:
                 shared[column] = values
         return shared
 
@@ -119,7 +114,7 @@ def find_swept(tables: Tables) -> Swept:
     if runs.empty or not has_rows:
         raise NoRows("there are neither gaps nor evaluations to draw; sweep with measurements=[gaps,evaluations]")
 
-    runs = _complete_settings(runs)
+    runs = runs.apply(_simplify)
     settings: list[str] = []
     companions = {}
     for column in _choose_length(runs, list_varied(runs)):
@@ -129,20 +124,6 @@ def find_swept(tables: Tables) -> Swept:
         elif runs[column].nunique() > 1:  # else it is only that some networks do not read it
             companions[column] = leader
     return Swept({**tables, "runs": runs}, settings, companions)
-
-
-def _complete_settings(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add the settings that only the JSON of a network's settings has, such as those of a user's own model."""
-    columns = {str(column): runs[column] for column in runs}
-    if "settings" in runs:
-        nested = [json.loads(text) for text in runs["settings"]]
-        flat = pd.json_normalize(nested).set_index(runs.index)
-        for column in flat:
-            name = str(column)
-            if name not in columns:
-                columns[name] = flat[column]
-    simple = {name: _simplify(values) for name, values in columns.items()}
-    return pd.DataFrame(simple)
 
 
 def _simplify(values: pd.Series) -> pd.Series:

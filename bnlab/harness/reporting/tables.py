@@ -1,6 +1,6 @@
 """Tidy tables of an experiment, put together from what its jobs asked for when they are read.
 
-results/<experiment>/requests/   what was asked for, see `bnlab.harness.requests`
+results/<experiment>/requests/, columns.parquet   what was asked for, see `bnlab.harness.requests`
 results/<experiment>/tables/<table>.parquet   one row for each key, written for people and other programs
 """
 
@@ -18,8 +18,8 @@ from filelock import FileLock
 
 from bnlab.files import Unreadable, set_aside, write_whole
 from bnlab.harness.errors import NoRows, UserError
-from bnlab.harness.requests import Request, Selection, find_rows, read_request
-from bnlab.harness.run_table import RUNS
+from bnlab.harness.requests import Request, Selection, columns_path, find_rows, read_request
+from bnlab.harness.run_table import RUNS, rename_columns, rename_row
 from bnlab.harness.schema import ORIGIN, conform, read_frame, read_key, read_schema, write_frame
 
 _MEASURED = ("run", "estimator", "split", "shift")  # rows that agree in these are measured from one origin
@@ -38,7 +38,8 @@ def _assemble(folder: Path) -> dict[str, tuple[pd.DataFrame, pa.Schema]]:
     requests = _read_requests(folder)
     found = {}
     if requests:
-        found["runs"] = (_put_runs_together(requests), RUNS.schema)
+        columns = _read_columns(folder)
+        found["runs"] = (_put_runs_together(requests, columns), columns)
     names = dict.fromkeys(name for request in requests for name in request.selections)
     for name in names:
         frame, schema = _put_together(folder.parent, name, requests)
@@ -58,12 +59,20 @@ def _read_requests(folder: Path) -> list[Request]:
     return sorted(requests, key=lambda request: request.written)
 
 
-def _put_runs_together(requests: Sequence[Request]) -> pd.DataFrame:
+def _read_columns(folder: Path) -> pa.Schema:
+    """Read what the columns of `runs` are; those that are no settings, where the sweep has not said it."""
+    try:
+        return read_schema(columns_path(folder))
+    except Unreadable:  # of an earlier version, or a job by itself: types are those of the values
+        return RUNS.schema
+
+
+def _put_runs_together(requests: Sequence[Request], columns: pa.Schema) -> pd.DataFrame:
     """The table `runs`: of each network the row of the newest request."""
-    rows = {request.run: request.row for request in requests}
+    rows = {request.run: rename_row(request.row) for request in requests}
     frame = pd.DataFrame(list(rows.values()))
-    missing = [column for column in RUNS.columns if column not in frame]
-    return conform(frame.assign(**dict.fromkeys(missing)).sort_values("run"), RUNS.schema)
+    missing = [column for column in columns.names if column not in frame]
+    return conform(frame.assign(**dict.fromkeys(missing)).sort_values("run"), columns)
 
 
 def _put_together(results: Path, name: str, requests: Sequence[Request]) -> tuple[pd.DataFrame, pa.Schema | None]:
@@ -130,10 +139,17 @@ class Tables(dict[str, pd.DataFrame]):
         raise NoRows(f"the table {name} has not been measured; there are {', '.join(self)}")
 
 
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read a table that was written; columns of `runs` that have old names are renamed."""
+    frame = read_frame(path)
+    return rename_columns(frame) if path.stem == "runs" else frame
+
+
 def load(name: str, results: str | Path = "results") -> Tables:
     """The tables of an experiment, as they are now: `load("momentum")["gaps"]`.
 
     results/README.md says what their columns mean. `load("momentum", "results/reference")` has the committed ones.
+    Columns that an earlier version wrote have the names of today.
 
     Raises:
         UserError: nothing has been measured under this name.
@@ -142,7 +158,7 @@ def load(name: str, results: str | Path = "results") -> Tables:
     if (folder / "requests").is_dir():
         return Tables(assemble(folder))
     if (folder / "tables").is_dir():
-        return Tables({path.stem: read_frame(path) for path in sorted((folder / "tables").glob("*.parquet"))})
+        return Tables({path.stem: _read_table(path) for path in sorted((folder / "tables").glob("*.parquet"))})
     where = [] if str(results) == "results" else [f"results={results}"]
     command = shlex.join(["bnlab", "sweep", f"name={name}", *where])
     raise UserError(

@@ -57,7 +57,6 @@ def test_it_trains(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     (row,) = tables["runs"].to_dict("records")
     assert row["norm"] == "none"
-    assert row["norm.name"] == "none"
     assert row["status"] == "finished"
     assert tables["runs"]["norm_batch_size"].isna().all()
 

@@ -33,11 +33,11 @@ def test_numbers_have_two_digits_of_their_interval() -> None:
 
 def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     runs = plant()["runs"].assign(norm="ghost", averaging="none", status=["diverged"] + ["finished"] * 5)
+    runs["optimizer.lr"] = 0.1
     said = describe_networks(runs)
 
-    assert said.startswith(
-        "6 networks, 3 seeds: batch size 4, 32, data digits, norm ghost, epochs 2. Of these 1 diverged"
-    )
+    settings = "batch size 4, 32, data digits, norm ghost, epochs 2, lr 0.1, schedule constant"
+    assert said.startswith(f"6 networks, 3 seeds: {settings}. Of these 1 diverged")
     assert "averag" not in said
 
 

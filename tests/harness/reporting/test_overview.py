@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,7 +148,7 @@ def test_a_number_is_across_where_momentum_was_not_swept() -> None:
 
 
 def test_numbers_that_cannot_be_told_apart_on_an_axis_are_words() -> None:
-    overview = make_overview("g", plant(lr=(0.0, 0.0001, 0.1)))
+    overview = make_overview("g", plant(optimizer__lr=(0.0, 0.0001, 0.1)))
     (ax,) = draw(overview, "gap").axes
 
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "0.0001", "0.1"]
@@ -205,13 +204,9 @@ def test_lengths_in_steps_are_told_apart_by_steps() -> None:
     assert find_swept(other).settings == ["batch_size", "steps"]
 
 
-def test_settings_of_ones_own_are_found_in_the_json() -> None:
-    tables = plant(seed=(0, 1))
-    runs = pd.concat([tables["runs"]] * 2, ignore_index=True)
-    widths = [json.dumps({"model": {"name": "mine.make", "sizes": [8, width], "deep": True}}) for width in (1, 1, 2, 2)]
-    runs = runs.assign(run=[f"r{place}" for place in range(4)], settings=widths)
-    tables = {**tables, "runs": runs, "gaps": tables["gaps"].assign(run="r0")}
-    swept = find_swept(tables)
+def test_settings_of_ones_own_are_settings() -> None:
+    """Lists and truth values too."""
+    swept = find_swept(plant(model__sizes=([8, 1], [8, 2]), model__deep=(True,)))
 
     assert swept.settings == ["model.sizes"]
     assert swept.list_swept()["sizes"] == "8, 1, 8, 2"
@@ -223,12 +218,12 @@ def test_what_follows_from_a_setting_is_no_panel() -> None:
     size = tables["runs"]["batch_size"]
     lr = size / 256
     groups = size.map({4: 8.0, 32: np.nan, 256: np.nan})
-    runs = tables["runs"].assign(lr=lr, **{"optimizer.lr": lr, "norm.groups": groups})
+    runs = tables["runs"].assign(**{"optimizer.lr": lr, "norm.groups": groups})
     overview = make_overview("g", {**tables, "runs": runs})
 
     assert overview.swept.settings == ["batch_size"]
-    assert overview.swept.companions == {"lr": "batch_size"}
-    assert "lr differs together with batch_size." in overview.notes
+    assert overview.swept.companions == {"optimizer.lr": "batch_size"}
+    assert "optimizer.lr differs together with batch_size." in overview.notes
 
 
 def test_networks_without_batch_norm_have_accuracies_only() -> None:
@@ -352,8 +347,8 @@ def test_where_nothing_was_measured_that_is_said() -> None:
 
 
 def test_diverged_networks_are_named_by_their_settings() -> None:
-    tables = plant(lr=(0.1, 100.0))
-    status = tables["runs"]["lr"].map({0.1: "finished", 100.0: "diverged"})
+    tables = plant(optimizer__lr=(0.1, 100.0))
+    status = tables["runs"]["optimizer.lr"].map({0.1: "finished", 100.0: "diverged"})
     runs = tables["runs"].assign(status=status)
     overview = make_overview("g", {**tables, "runs": runs})
 

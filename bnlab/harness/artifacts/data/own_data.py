@@ -23,6 +23,7 @@ class OwnData(Data):
     has_any_name: ClassVar[bool] = True
     is_own: ClassVar[bool] = True
     unread: ClassVar[tuple[str, ...]] = ("root",)
+    storage: ClassVar[tuple[str, ...]] = ("root",)
     flip: bool = setting(False, "augmentation: random horizontal flip")
 
     @property

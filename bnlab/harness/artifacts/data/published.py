@@ -39,11 +39,13 @@ class Published(Data):
 
     source: ClassVar[Source]
     unread: ClassVar[tuple[str, ...]] = ("root", "download")
+    storage: ClassVar[tuple[str, ...]] = ("root", "download")
 
     root: str = setting("data", "the folder in which it is")
     download: bool = setting(False, "download it if it is not there")
     copies: bool = setting(
-        False, "read it from image files in train/<class>/ and test/<class>/ below data.root, such as JPEG copies"
+        False,
+        "read it from image files in `train/<class>/` and `test/<class>/` below `data.root`, such as JPEG copies",
     )
 
     def size(self) -> Size:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting.frames.selection import list_groups, require_columns, require_one_row
+from bnlab.harness.run_table import add_old_names
 
 _BOUNDS = ("mean", "low", "high")
 NUMBERS = (*_BOUNDS, "n")
@@ -41,6 +42,7 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
     Returns:
         The columns `by` and `value`.
     """
+    frame = add_old_names(frame, by)
     require_columns(frame, [value, *by])
     if not geometric:
         return _average(frame, value, by)
@@ -100,6 +102,7 @@ def interval(
         interval: NaN.
     """
     averaged = [average] if isinstance(average, str) else list(average or ())
+    frame = add_old_names(frame, [*by, *averaged])
     require_columns(frame, [value, "seed", *by, *averaged])
     require_one_row(frame, [*by, "seed", *averaged])
 

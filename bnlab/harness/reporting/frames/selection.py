@@ -12,21 +12,22 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
+from bnlab.harness.run_table import DERIVED, OLD_NAMES, RESULTS, add_old_names
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an experiment, by name; `runs` is one of them."""
 _REAL_KEYS = ("momentum", "dose", "size")  # columns of real numbers that are no measured values
-# Columns of `runs` that are results, or say the same as others; all other columns are settings.
-RESULTS = ("status", "train_seconds", "final_loss", "last_step", "settings", "versions", "device", "threads")
-_DERIVED = ("run", "steps", "lr_effective", "norm_batch_size", "seed", *RESULTS)
+_NO_SETTINGS = ("run", "seed", *DERIVED, *RESULTS)  # columns of `runs`; all others are settings
 # In conditions, in place of columns' names.
 _WORDS = {
     "depth": "layer",
     "largest": "largest in layer",
     "norm.batch_size": "parts of",
-    "optimizer.name": "optimizer",
     "optimizer.lr": "learning rate",
+    "optimizer.lr_scaling": "lr scaling",
+    "optimizer.momentum": "sgd momentum",
     "optimizer.weight_decay": "weight decay",
+    "optimizer.label_smoothing": "label smoothing",
     "optimizer.schedule": "schedule",
     "averaging": "weights averaged by",
     "freeze_with": "frozen with",
@@ -54,7 +55,8 @@ def rows(
         table: the name of the table.
         at: shares of the training, 0 to 1, each a panel: for each network the measured step nearest to the share, if it
             is within 2% of the training or half a step. Without any all steps, a panel for each of `by`.
-        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`).
+        by: settings in which the networks differ beside the seed, dotted where nested (`model.depth`); one that is
+            called by an old name, see `run_table.OLD_NAMES`, is a column of that name too.
         wanted: for columns of the table or settings, see `select`.
 
     Raises:
@@ -71,7 +73,7 @@ def rows(
     others = {column: wanted[column] for column in wanted if column not in frame}
     measured = select(frame, **own)  # before the settings are added: few rows, then many columns
 
-    runs = tables["runs"]
+    runs = add_old_names(tables["runs"], [*by, *others])
     settings = [column for column in runs if column == "run" or column not in frame]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **others)
@@ -89,7 +91,8 @@ def rows(
 def _require_one_network(runs: pd.DataFrame, by: Sequence[str]) -> None:
     """Refuse networks that an average over seeds would mix: several of one seed, or seeds that differ in a setting."""
     require_columns(runs, by)
-    settings = [str(column) for column in runs if column not in ("run", "seed", *RESULTS)]
+    others = ("run", "seed", *RESULTS, *OLD_NAMES)  # a setting with an old name is there with that of today
+    settings = [str(column) for column in runs if column not in others]
     for _, group in list_groups(runs, by):
         differing = list_differences(group, settings)
         is_doubled = group["seed"].duplicated().any()
@@ -139,6 +142,7 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         frame: any rows.
         wanted: by column, a value, any of several, or all others (`OtherThan`); None is null.
     """
+    frame = add_old_names(frame, wanted)
     require_columns(frame, wanted)
     for column, value in wanted.items():
         if isinstance(value, OtherThan):
@@ -163,6 +167,7 @@ def _find_values(column: pd.Series, wanted: Any) -> pd.Series:
 
 def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
     """Select the row with the smallest value for each of `by`, the first of several; NaN is left out."""
+    frame = add_old_names(frame, by)
     require_columns(frame, [value, *by])
     measured = frame.reset_index(drop=True).dropna(subset=value)
     groups = measured.groupby([*by], dropna=False, sort=False)
@@ -171,6 +176,7 @@ def lowest(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
 
 def put_in_order(frame: pd.DataFrame, column: str, values: Iterable[Any]) -> pd.DataFrame:
     """Put the rows in the order in which `values` has those of a column; rows with another value come last."""
+    frame = add_old_names(frame, [column])
     require_columns(frame, [column])
     places = {value: place for place, value in enumerate(values)}
     return frame.sort_values(column, key=lambda cells: cells.map(places), kind="stable")
@@ -200,6 +206,7 @@ def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     They are sorted by what it names, the first before the second: numbers, and words in order of appearance.
     """
     columns = re.findall(r"\{([^{}]+)\}", name)
+    frame = add_old_names(frame, columns)
     require_columns(frame, columns)
     keys = [_number_values(frame[column]) for column in columns]
     order = np.lexsort(keys[::-1])
@@ -234,7 +241,8 @@ def name_value(key: str, value: Any) -> str:
         return {"mean": "means", "var": "variances"}.get(value, str(value))
     if key in ("line", "panel", "layers"):
         return str(value)
-    words = _WORDS.get(key, key.replace("_", " "))
+    setting = OLD_NAMES.get(key, key)
+    words = _WORDS.get(setting, setting.replace("_", " "))
     return f"{words} {value}"
 
 
@@ -259,7 +267,7 @@ def list_values(values: pd.Series) -> str:
 
 
 def list_varied(runs: pd.DataFrame) -> list[str]:
-    """List the settings in which networks differ, seed apart; one of two that agree, as `lr` and `optimizer.lr`."""
+    """List the settings in which networks differ, seed apart; the first of those that say the same of all networks."""
     settings = list_settings(runs)
     varied = [column for column in settings if runs[column].nunique(dropna=False) > 1]
     by_setting = runs[varied].astype(str).T
@@ -268,7 +276,7 @@ def list_varied(runs: pd.DataFrame) -> list[str]:
 
 def list_settings(runs: pd.DataFrame) -> list[str]:
     """List the columns of `runs` that are settings: no results, and nothing that follows from other settings."""
-    return [str(column) for column in runs if column not in _DERIVED]
+    return [str(column) for column in runs if column not in _NO_SETTINGS]
 
 
 def name_row(frame: pd.DataFrame, columns: Sequence[str]) -> str:

@@ -1,0 +1,104 @@
+"""The columns of the table `runs`: one for each setting, made from the components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnlab.harness.artifacts.norms import Norm
+from bnlab.harness.artifacts.settings import Config, network
+from bnlab.harness.components import COMPONENTS, list_settings, setting
+from bnlab.harness.jobs import execute, prepare
+from bnlab.harness.reporting.tables import load
+from bnlab.harness.run_table import OLD_NAMES, TRAINED_WITH
+from bnlab.harness.schema import boolean, integer, real, text
+from bnlab.harness.setting_columns import describe_runs
+
+STORAGE = {"data.root", "data.download"}
+
+
+@dataclass(unsafe_hash=True)
+class Clipped(Norm):
+    """A norm of somebody else's."""
+
+    name: str = "clipped"
+    threshold: float = setting(3.0, "largest value")
+    sides: int | None = setting(None, "sides that are clipped")
+    way: str = setting("hard", "how", choices=("hard", "soft"))
+    is_learned: bool = setting(False, "whether the threshold is a weight")
+
+
+def test_a_setting_that_a_component_adds_has_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPONENTS["norm"], "clipped", Clipped())
+
+    columns = describe_runs().columns
+
+    assert columns["norm.threshold"] == real("clipped: largest value")
+    assert columns["norm.sides"] == integer("clipped: sides that are clipped")
+    assert columns["norm.way"] == text("clipped: how (hard, soft)")
+    assert columns["norm.is_learned"] == boolean("clipped: whether the threshold is a weight")
+    assert columns["norm"].meaning.endswith("renorm, clipped")
+
+
+def test_each_setting_has_one_column() -> None:
+    settings = set(TRAINED_WITH)
+    for group, choices in COMPONENTS.items():
+        for choice in choices.values():
+            settings |= {f"{group}.{each.name}" for each, _ in list_settings(choice)}
+
+    columns = describe_runs().columns
+
+    assert settings - STORAGE <= {*columns}
+    assert not STORAGE & {*columns}
+    assert not {*OLD_NAMES} & {*columns}
+    assert {*OLD_NAMES.values()} <= {*columns}
+
+
+def test_the_table_says_whose_a_setting_is_where_not_all_choices_have_it() -> None:
+    columns = describe_runs().columns
+
+    assert columns["optimizer.lr"].meaning == "learning rate at batch size 128"
+    assert columns["optimizer.momentum"].meaning == "sgd: Nesterov momentum; 0: none"
+    assert columns["model.depth"].meaning == "cnn: blocks; mlp: hidden layers; resnet: 6n+2 layers"
+
+
+def test_the_settings_without_a_group_are_those_that_name_a_network() -> None:
+    changed: dict[str, Any] = {
+        "batch_size": 8,
+        "epochs": 3,
+        "steps": 3,
+        "order": "sorted",
+        "freeze_at": 0.5,
+        "freeze_with": "exact",
+        "averaging": "swa",
+    }
+    frozen = Config(freeze_at=0.8)
+
+    assert {*changed} == {*TRAINED_WITH}
+
+    for key, value in changed.items():
+        assert network(replace(frozen, **{key: value})) != network(frozen), key
+
+
+def test_a_sweep_says_what_the_columns_of_its_networks_are(tmp_path: Path) -> None:
+    """Types do not depend on the values then: none of these networks reads `model.depth`."""
+    job = Config(steps=1, epochs=1, batch_size=16, measurements=[], results=str(tmp_path))
+
+    prepare([job])
+    execute(job)
+
+    runs = load("adhoc", tmp_path)["runs"]
+    assert list(runs) == list(describe_runs().columns)
+    assert runs["norm.batch_size"].dtype == runs["norm.momentum"].dtype == "float64"
+    assert runs["norm.batch_size"].isna().all()
+
+    (row,) = runs.to_dict("records")
+    assert row["data"] == "digits"
+    assert row["optimizer.lr"] == 0.1
+    assert row["optimizer.momentum"] == 0.9
+    assert row["lr_effective"] == pytest.approx(0.1 * (16 / 128) ** 0.5)
+    assert row["norm_batch_size"] == row["batch_size"] == 16
+    assert row["data.images"] == 1438
