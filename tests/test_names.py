@@ -14,6 +14,7 @@ import pytest
 
 import bnlab
 from bnlab.estimators import EMA, Window, parse
+from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import parse_sources
 from bnlab.harness.reporting.style import estimator_label
 from bnlab.harness.statistics import list_choices
@@ -41,6 +42,14 @@ class Slower(EMA):
 
     name: ClassVar[str] = "test_slower"
     spans: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Odd(EMA):
+    """An average with a parameter that has a comma."""
+
+    name: ClassVar[str] = "test_odd"
+    kind: str = "a, b"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,11 @@ def test_an_estimator_does_not_look_like_the_one_it_is_made_from() -> None:
     assert find_look(EMA) == Look("EMA", "blue", "solid")
     assert find_look(Slower) == Look()
     assert estimator_label("test_slower", 0.1) == "test_slower (momentum 0.1)"
+
+
+def test_a_label_that_cannot_be_taken_apart_is_refused() -> None:
+    with pytest.raises(UserError, match=r"its label 'test_odd\(kind=a, b\)' is no name; .* without commas"):
+        parse_sources(["test_odd"], [0.1], "train")
 
 
 def test_every_choice_makes_a_source() -> None:

@@ -34,7 +34,9 @@ class Measured(Named, ABC):
     depends_on_batch_size: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.images is not None and not isinstance(self.images, int):
+        if self.images is None:
+            return
+        if type(self.images) is not int or self.images < 1:
             raise ValueError(f"images={self.images}: write {self.name}, or {self.name}(images=1000) for so many images")
 
     @property

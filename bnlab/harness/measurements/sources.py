@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
 from bnlab.harness.statistics import Averaged, Measured, Stale, list_choices
 from bnlab.inference import Rule
-from bnlab.names import EstimatorName, Named, make_named, read_parameters
+from bnlab.names import EstimatorName, make_named, read_parameters
 
 _TRIAL = 8  # batches that running estimators are tried on
 _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it says otherwise
@@ -101,15 +102,14 @@ def _parse(text: str, momenta: Sequence[float], populations: Sequence[str]) -> S
     if issubclass(cls, Rule):
         return [_give_images(cls, name)]
 
-    statistic = make_named(cls, name)
-    if isinstance(statistic, Measured):
-        return [FrozenWeights.of(statistic, population) for population in populations]
-    if isinstance(statistic, Averaged):
-        return [FrozenWeights.of(statistic, "train")]
-    return [RunningAverage(statistic.label, None, "train", Stale.average)]
+    statistic: Measured | Averaged | Stale = make_named(cls, name)
+    if isinstance(statistic, Stale):
+        return [RunningAverage(statistic.label, None, "train", statistic.average)]
+    splits = populations if isinstance(statistic, Measured) else ["train"]
+    return [FrozenWeights.of(statistic, split) for split in splits]
 
 
-def _find_class(base: str) -> type[Named]:
+def _find_class(base: str) -> type[Any]:
     """Find the class that a name or import path stands for."""
     known = list_choices()
     if base in known:
@@ -135,10 +135,18 @@ def _average_with_each(cls: type[Estimator], name: EstimatorName, momenta: Seque
 
     found = []
     for average in averages:
-        EstimatorName.parse(average.label)  # as figures do with what stands in tables
+        _check_label(average.label)
         momentum = getattr(average, "momentum", None)
         found.append(RunningAverage(average.label, momentum, "train", average))
     return found
+
+
+def _check_label(label: str) -> None:
+    """Refuse a label that figures could not take apart: ValueError."""
+    try:
+        EstimatorName.parse(label)
+    except ValueError as error:
+        raise ValueError(f"its label {label!r} is no name; let its parameters have values without commas") from error
 
 
 def _give_images(cls: type[Rule], name: EstimatorName) -> InferenceRule:
