@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -40,11 +40,11 @@ def describe_settings() -> str:
 
 def _describe_group(group: str, choices: Mapping[str, Component]) -> Iterator[str]:
     """The choices of a group, each with the settings that it has beside those of all; defaults are of the usual one."""
-    names = [{each.name for each in fields(choice)} for choice in choices.values()]
-    shared = set.intersection(*names)
+    shared = _find_shared(choices.values())
     described = set[str]()
     for name, choice in choices.items():
-        summary = (type(choice).__doc__ or "").splitlines()[0]
+        text = type(choice).__doc__ or ""
+        summary, *_ = text.splitlines()
         yield from _wrap(f"{group}={name}", summary)
         for line, setting in _describe_each(choice, group):
             if setting not in shared and line not in described:
@@ -55,6 +55,15 @@ def _describe_group(group: str, choices: Mapping[str, Component]) -> Iterator[st
     if common:
         yield f"every {group} (defaults of {usual.name})"
         yield from common
+
+
+def _find_shared(choices: Iterable[Component]) -> set[str]:
+    """Find the settings that all choices have."""
+    names = []
+    for choice in choices:
+        own = {each.name for each in fields(choice)}
+        names.append(own)
+    return set.intersection(*names)
 
 
 def _describe_part(part: Any, group: str) -> Iterator[str]:
@@ -82,7 +91,9 @@ def _write(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"[{','.join(value)}]" if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(value)}]"
+    return str(value)
 
 
 def _describe_estimators() -> Iterator[str]:
