@@ -9,7 +9,7 @@ import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -18,13 +18,15 @@ from torch.nn import functional as F
 
 from bnlab.arguments import check_count, check_number
 from bnlab.borrow import borrowed
-from bnlab.estimators.names import find_named_subclasses, read_parameters, split_label
 from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers, check_input, get_running_buffers, join_names
+from bnlab.names import Look, Named, list_named
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule(Named, ABC):
     """Statistics from a layer's input and its source statistics. Subclasses are frozen dataclasses.
+
+    `images_key` is what a sweep's names call the number of images that are predicted at once, which is no parameter.
 
     >>> x, mean, var = torch.tensor([[[1.0, 3.0]]]).double(), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
     >>> for rule in TestBatch(), PseudoSamples(1, between=True), ExampleWeighing(0.5), EvalNorm(2):
@@ -35,7 +37,7 @@ class Rule(ABC):
     eval_norm 1.0 2.0
     """
 
-    name: ClassVar[str]
+    images_key: ClassVar[str] = "batch"
 
     @abstractmethod
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,14 +45,6 @@ class Rule(ABC):
 
         `mean` and `var` [1, C, 1] are the layer's running buffers as they are.
         """
-
-    @property
-    def label(self) -> str:
-        """Canonical name with every parameter, e.g. `pseudo_samples(n=16.0,between=False)`."""
-        parameters = [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
-        if not parameters:
-            return self.name
-        return f"{self.name}({','.join(parameters)})"
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,8 @@ class TestBatch(Rule):
 
     __test__ = False  # not a test of pytest's
     name: ClassVar[str] = "test_batch"
+    look: ClassVar[Look] = Look("test batch", "sky", "dotted")
+    images_key: ClassVar[str] = "n"
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return _mix(x, (0, 2), mean, var, weight=1.0)
@@ -76,6 +72,7 @@ class PseudoSamples(Rule):
     """
 
     name: ClassVar[str] = "pseudo_samples"
+    look: ClassVar[Look] = Look("test batch and pseudo-samples", "purple", "dotted")
     n: float = 16.0
     between: bool = False
 
@@ -95,6 +92,7 @@ class ExampleWeighing(Rule):
     """
 
     name: ClassVar[str] = "example_weighing"
+    look: ClassVar[Look] = Look("example weighing", "purple", "mixed")
     weight: float = 0.1
 
     def __post_init__(self) -> None:
@@ -125,7 +123,8 @@ def _mix(
     x: Tensor, dims: tuple[int, ...], mean: Tensor, var: Tensor, weight: float, between: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Compute statistics of (1−weight)·source + weight·x, with or without the variance `between` the two means."""
-    n = x[0, 0].numel()
+    positions = x[0, 0]
+    n = positions.numel()
     if 0 in dims:
         n *= len(x)
     if weight == 1 and n < 2:
@@ -135,10 +134,12 @@ def _mix(
     if weight == 1:
         return own_mean, own_var
 
-    mixed_mean = (1 - weight) * mean + weight * own_mean
-    mixed_var = (1 - weight) * var + weight * own_var
+    rest = 1 - weight
+    mixed_mean = rest * mean + weight * own_mean
+    mixed_var = rest * var + weight * own_var
     if between:
-        mixed_var = mixed_var + (own_mean - mean).square() * weight * (1 - weight)
+        square = (own_mean - mean).square()
+        mixed_var = mixed_var + square * weight * rest
     return mixed_mean, mixed_var
 
 
@@ -149,26 +150,19 @@ def _measure(x: Tensor, dims: tuple[int, ...], center: Tensor, n: int) -> tuple[
     """
     near = center.to(x.dtype)
     deviation = x - near
-    shift = deviation.sum(dims, keepdim=True, dtype=torch.float64) / n
+    total = deviation.sum(dims, keepdim=True, dtype=torch.float64)
     norm = torch.linalg.vector_norm(deviation, dim=dims, keepdim=True, dtype=torch.float64)
+
+    shift = total / n
+    square = norm.square() / n
     mean = near + shift
-    var = norm.square() / n - shift.square()
+    var = square - shift.square()
     return mean, var.clamp(min=0)
 
 
 def list_rules() -> dict[str, type[Rule]]:
     """List every rule by its name."""
-    return find_named_subclasses(Rule)
-
-
-def parse(label: str) -> Rule:
-    """Make the rule for a name like `test_batch` or `pseudo_samples(n=16,between=True)`; ValueError if none has it."""
-    name, text = split_label(label)
-    rules = list_rules()
-    if name not in rules:
-        raise ValueError(f"estimator={label!r}: unknown; at inference time there are {', '.join(rules)}")
-    rule = rules[name]
-    return rule(**read_parameters(label, name, text, rule))
+    return list_named(Rule)
 
 
 @contextlib.contextmanager
@@ -219,7 +213,9 @@ def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor
     if layer.training:
         raise ValueError(f"inference.apply_rule: layer {name!r} is in train mode; leave the model in eval mode")
 
-    x = input if input.dtype in (torch.float32, torch.float64) else input.float()
+    x = input
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
     mean, var = _compute_statistics(rule, layer, x)
     weight = _cast(layer.weight, x)
     bias = _cast(layer.bias, x)
@@ -231,7 +227,7 @@ def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor
 
     # Each example has statistics of its own, or gradients may pass through them.
     output = _standardize(x, mean, var + layer.eps)
-    across = (1, -1, *[1] * (x.dim() - 2))
+    across = _shape_like(x, 1)
     if weight is not None:
         output = output * weight.view(across)
     if bias is not None:
@@ -241,7 +237,7 @@ def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor
 
 def _standardize(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """Compute (x − mean)/√var with statistics [1, C, 1] or [N, C, 1]."""
-    shape = (len(mean), -1, *[1] * (x.dim() - 2))
+    shape = _shape_like(x, len(mean))
     center = mean.to(x.dtype)
     rest = mean - center  # the part that float32 leaves out of a mean far above the deviation
     scale = var.rsqrt()
@@ -252,14 +248,24 @@ def _standardize(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return (x - center - rest) * scale
 
 
+def _shape_like(x: Tensor, examples: int) -> tuple[int, ...]:
+    """Return the shape in which values of channels, for so many examples, are spread over positions as those of x."""
+    positions = [1] * (x.dim() - 2)
+    return (examples, -1, *positions)
+
+
 def _compute_statistics(rule: Rule, layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean and variance to normalize with, float64 [1, C, 1] or [N, C, 1]."""
-    device = "cpu" if x.device.type == "mps" else x.device  # no float64 on MPS
+    device = x.device
+    if device.type == "mps":
+        device = torch.device("cpu")  # MPS has no float64
+
+    values = x.flatten(2) if x.dim() > 2 else x[:, :, None]
     running_mean, running_var = get_running_buffers(layer)
     mean = running_mean.to(device).double()
     var = running_var.to(device).double()
-    values = x.flatten(2) if x.dim() > 2 else x[:, :, None]
-    return rule.statistics(values.to(device), mean.view(1, -1, 1), var.view(1, -1, 1))
+    across = (1, -1, 1)
+    return rule.statistics(values.to(device), mean.view(across), var.view(across))
 
 
 def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:

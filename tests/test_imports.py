@@ -18,7 +18,7 @@ HARNESS, QUESTIONS = PACKAGE / "harness", PACKAGE.parent / "experiments" / "ques
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if HARNESS not in path.parents)
 # Imports go to a lower floor only; the ground floor is first.
 FLOORS = (
-    "warn",
+    "warn names",
     "arguments batches borrow files layers reading theory",
     "moments",
     "memory storage estimators",
@@ -30,6 +30,7 @@ FLOORS = (
 # Of bnlab/harness/: data flows from one to the next.
 STAGES = (
     *("errors schema schedule", "checks run_table requests", "components"),  # what all of them share: no torch
+    "statistics",  # what can be chosen as estimator
     "artifacts",
     "measurements",  # what needs a network
     "reporting",  # what needs tables only: no torch
@@ -53,7 +54,7 @@ FOLDERS = {
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.
 REPORTING = {
     *("pandas", "numpy", "scipy", "matplotlib", "PIL", "pyarrow", "filelock", "jinja2", "markupsafe", "markdown_it"),
-    "bnlab.files",
+    *("bnlab.files", "bnlab.names"),
     *(f"bnlab.harness.{name}" for name in ("errors", "schema", "schedule", "run_table", "requests", "reporting")),
 }
 SHARED = {f"experiments.{name}" for name in ("catalogue", "margins")}  # by several questions
@@ -119,7 +120,8 @@ def test_the_order_inside_of_a_folder(folder: str) -> None:
 
 def test_reports_see_tables_only() -> None:
     for path in (HARNESS / "reporting").rglob("*.py"):
-        assert_imports_only(path, {*REPORTING})
+        looks = {"bnlab.harness.statistics"} if path.stem == "style" else set[str]()
+        assert_imports_only(path, REPORTING | looks)
 
 
 def test_questions_see_reports_and_theory_only() -> None:
@@ -142,9 +144,9 @@ def test_the_library_uses_one_private_name_of_torch() -> None:
     assert len(used) == 1 and "import _BatchNorm" in used[0], used
 
 
-def loaded_by(*modules: str) -> set[str]:
-    """The packages that a process has loaded after it has imported these modules."""
-    code = f"import sys, {', '.join(modules)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+def loaded_by(*modules: str, call: str = "None") -> set[str]:
+    """The packages that a process has loaded after it has imported these modules, and made a call."""
+    code = f"import sys, {', '.join(modules)}; {call}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     return {*subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()}
 
 
@@ -159,6 +161,15 @@ def test_nobody_waits_for_what_is_not_used() -> None:
     assert "pyarrow" in found and not {"torch", "torchvision", "hydra", "omegaconf"} & found
     found = loaded_by("experiments.compose")  # so that `sweep --help` answers soon
     assert "hydra" in found and not {"pandas", "pyarrow", "matplotlib"} & found
+
+
+def test_reading_tables_does_not_wait_for_torch() -> None:
+    reference = PACKAGE.parent / "results" / "reference"
+
+    found = loaded_by("bnlab.harness", "bnlab.names", call=f"bnlab.harness.load('quickstart', {str(reference)!r})")
+
+    assert "pyarrow" in found
+    assert not {"torch", "matplotlib"} & found
 
 
 def test_what_is_imported_is_declared() -> None:

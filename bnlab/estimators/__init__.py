@@ -3,7 +3,11 @@
 Each is a fold `state ← state + gain·(x − state)` over the batches' values x; a class says which gains, and, where it
 averages something other than mean and unbiased variance, which values. A new one is a subclass of `Estimator` with
 `gains`; `list_estimators` has it by its `name`, and a sweep imports it where it is written as `package.module.Class`.
+All modules of this folder are imported, so that the estimators of a new one are known by their names.
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from bnlab.estimators.adaptive import Kalman, Oracle
 from bnlab.estimators.averages import (
@@ -53,3 +57,6 @@ __all__ = [
     "list_estimators",
     "parse",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

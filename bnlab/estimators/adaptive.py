@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
+from bnlab.names import Look
 from bnlab.theory import NO_NOISE, local_level
 
 _FIRST = 16  # batches before the first fit
@@ -38,6 +39,7 @@ class Kalman(Estimator):
     """
 
     name: ClassVar[str] = "kalman"
+    look: ClassVar[Look] = Look("Kalman filter", "red", unsaid=("per=layer",))
     per: str = "layer"
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ class Oracle(Kalman):
     """
 
     name: ClassVar[str] = "oracle"
+    look: ClassVar[Look] = Look(unsaid=("per=layer",))
 
     def fits(self, length: int) -> Iterator[tuple[int, slice]]:
         yield 0, slice(None)

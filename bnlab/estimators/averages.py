@@ -13,6 +13,7 @@ from bnlab.arguments import check_count, check_number
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.estimators.exponential import PooledEMA
+from bnlab.names import Look
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Cumulative(Estimator):
     """
 
     name: ClassVar[str] = "cumulative"
+    look: ClassVar[Look] = Look("average of all batches", "pink")
 
     def gains(self, stream: Stream) -> Tensor:
         return 1.0 / (stream.updates + stream.steps)
@@ -43,6 +45,7 @@ class WeightedCumulative(Estimator):
     """
 
     name: ClassVar[str] = "cumulative_weighted"
+    look: ClassVar[Look] = Look("average of all images", "pink", "dotted")
 
     def gains(self, stream: Stream) -> Tensor:
         before = stream.updates * stream.counts[:1]
@@ -81,6 +84,7 @@ class Window(Estimator):
     """
 
     name: ClassVar[str] = "window"
+    look: ClassVar[Look] = Look("mean of the last batches", "orange", "dashed", unsaid=("pooled=False",))
     k: int = 20
     pooled: bool = False
 
@@ -91,10 +95,12 @@ class Window(Estimator):
         weights = self._weigh(stream)
         missing = min(stream.updates, self.k)
         warm = weights[:1].expand(missing, -1)
-        total = torch.cat((warm, weights)).cumsum(0)
+        weights_so_far = torch.cat((warm, weights))
+        total = weights_so_far.cumsum(0)
+
         left = total[: -self.k].clone()
         total[self.k :] -= left
-        return weights / total[len(warm) :]
+        return weights / total[missing:]
 
     def _weigh(self, stream: Stream) -> Tensor:
         """Return the weight of each batch inside the window: [T, C]."""
@@ -117,9 +123,11 @@ class Window(Estimator):
 
         states = begin.new_empty(len(positions), *begin.shape)
         for state, position in zip(states, positions, strict=True):
-            inside = slice(max(position - self.k, 0), position)
-            total = weights[inside].sum(0)
-            summed = (weights[inside] * values[inside]).sum(0)
+            first = max(position - self.k, 0)
+            inside = weights[first:position]
+            weighted = inside * values[first:position]
+            total = inside.sum(0)
+            summed = weighted.sum(0)
 
             missing = min(stream.updates, self.k - position)
             if missing > 0 and position:
@@ -142,6 +150,7 @@ class Polynomial(Estimator):
     """
 
     name: ClassVar[str] = "polynomial"
+    look: ClassVar[Look] = Look("polynomial average", "pink", "mixed")
     alpha: float = 0.7
 
     def __post_init__(self) -> None:
@@ -183,6 +192,7 @@ class LastBatch(Estimator):
     """
 
     name: ClassVar[str] = "last_batch"
+    look: ClassVar[Look] = Look("last batch only", "orange")
 
     def gains(self, stream: Stream) -> Tensor:
         return torch.ones(len(stream), dtype=torch.float64, device="cpu")

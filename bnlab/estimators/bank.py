@@ -63,7 +63,8 @@ class Bank:
 
         # The newest error has weight 1, the one before it the last discount, and so on.
         discounts = _list_discounts(_ALIKE + 1, self.count)
-        older = discounts.flip(0).cumprod(0)
+        latest_first = discounts.flip(0)
+        older = latest_first.cumprod(0)
         total = 1 + float(older.sum())
         return self.scores / total
 
@@ -102,7 +103,7 @@ class Bank:
 
     def _find_unit(self) -> Tensor:
         """Find the unit for the next batches: another one where a block begins, and not within it."""
-        is_power_of_two = self.count & (self.count - 1) == 0
+        is_power_of_two = self.count.bit_count() <= 1  # or 0
         is_multiple = self.count % BLOCK == 0
         if not (is_power_of_two or is_multiple):
             return self.unit
@@ -232,8 +233,9 @@ def _multiply_sums(batches_by_averages: Tensor, batches_by_batches: Tensor, scal
     """Compute U·x for each batch, [n, momenta, 2·layers], from U before the block and the batches since."""
     n = len(batches_by_batches)
     device = batches_by_batches.device
-    kept = _list_powers(device)[:n, :, None] * scale
+    powers = _list_powers(device)[:n, :, None]
     since = _list_ages(device)[:n, :, :n]
+    kept = powers * scale
     before = kept * batches_by_averages
     return before + since @ batches_by_batches
 
@@ -242,7 +244,8 @@ def _square_sums(averages_squared: Tensor, batches_squared: Tensor, product: Ten
     """Compute U·U before each batch, [n, momenta, 2·layers]: with a batch x, U becomes (1−m)·U + x."""
     kept = _list_powers(product.device)[1][:, None]  # 1−m
     first = scale.square() * averages_squared
-    mixed = 2 * kept * product[:-1]
+    product_before = product[:-1]
+    mixed = 2 * kept * product_before
     added = mixed + batches_squared[:-1]
 
     square = torch.cat((first, added))
@@ -259,7 +262,8 @@ def _add_discounted(scores: Tensor, errors: Tensor, count: int) -> Tensor:
     """Add the errors to the scores before, discounted: [n, momenta, 2·layers], after each batch."""
     last = count + len(errors)
     discounts = _list_discounts(count, last).to(errors.device)
-    discount = discounts[:, None, None].cumprod(0)
+    by_batch = discounts[:, None, None]
+    discount = by_batch.cumprod(0)
 
     number = torch.arange(count + 1, last + 1, device=errors.device)
     is_scored = number[:, None, None] > _ALIKE
@@ -270,7 +274,8 @@ def _add_discounted(scores: Tensor, errors: Tensor, count: int) -> Tensor:
 def _list_discounts(first: int, last: int) -> Tensor:
     """List the share of the past that a score keeps at each batch after the first `first`, [last − first]."""
     number = torch.arange(first + 1, last + 1, dtype=torch.float64, device="cpu")
-    remembered = (_SHARE * number).clamp(min=FEWEST)
+    share = _SHARE * number
+    remembered = share.clamp(min=FEWEST)
     return 1 - 1 / remembered
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bnlab.arguments import check_number
+from bnlab.names import Named
 
 BLOCK = 256  # steps that are folded in one matrix product: enough to be bound by arithmetic, not by memory
 _FORGOTTEN = 1e-40  # a weight so small that batches before it are left out
@@ -86,13 +87,13 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Estimator(ABC):
+class Estimator(Named, ABC):
     """`state ← state + gain·(value − state)` over the batches, from `begin`, then `read`.
 
-    Subclasses are frozen dataclasses whose fields are their parameters; `gains` is all that one needs.
+    Subclasses are frozen dataclasses whose fields are their parameters; `name` and `gains` are all that one needs. With
+    a field `momentum` a sweep has it with each of its momenta. `look` says how figures show it.
     """
 
-    name: ClassVar[str]
     # The averages are averaged once more, with the same gains; `read` gets [..., 2, 2, C], once and twice.
     twice: ClassVar[bool] = False
 
@@ -122,14 +123,8 @@ class Estimator(ABC):
     @property
     def label(self) -> str:
         """Canonical name that tells every parameter but the momentum, e.g. `window(k=20,pooled=False)`."""
-        parameters = []
-        for parameter in fields(self):
-            if parameter.name != "momentum":
-                value = getattr(self, parameter.name)
-                parameters.append(f"{parameter.name}={value}")
-        if not parameters:
-            return self.name
-        return f"{self.name}({','.join(parameters)})"
+        name = self.full_name.leave_out("momentum")
+        return str(name)
 
 
 def check_momentum(momentum: float) -> None:
@@ -168,7 +163,8 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
         gains = _collapse_shared(gains)
 
         # A group goes through one matrix product. It keeps its values, so that no other tensor gets their id.
-        key = (id(values), estimator.twice) if gains.dim() == 1 else (row,)
+        is_shared = gains.dim() == 1
+        key = (id(values), estimator.twice) if is_shared else (row,)
         group = groups.setdefault(key, _Group(values, estimator.twice))
         group.rows.append(row)
         group.gains.append(gains)
@@ -193,12 +189,12 @@ def _check_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
 
 def _find_fault(gains: Tensor, steps: int, channels: int) -> str:
     """Describe the fault of the gains; empty if there is none."""
-    is_tensor = isinstance(gains, Tensor)
     allowed = [(steps,), (steps, channels), (steps, 2, channels)]
-    if not is_tensor or gains.dtype != torch.float64 or gains.shape not in allowed:
-        found = f"{gains.dtype} {tuple(gains.shape)}" if is_tensor else f"a {type(gains).__name__}"
-        shapes = f"[{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
-        return f"gains returned {found}; return a float64 tensor {shapes}"
+    wanted = f"return a float64 tensor [{steps}], [{steps}, {channels}] or [{steps}, 2, {channels}]"
+    if not isinstance(gains, Tensor):
+        return f"gains returned a {type(gains).__name__}; {wanted}"
+    if gains.dtype != torch.float64 or gains.shape not in allowed:
+        return f"gains returned {gains.dtype} {tuple(gains.shape)}; {wanted}"
     if not steps:
         return ""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from bnlab.arguments import check_number
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
+from bnlab.names import Look
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class EMA(Estimator):
     """
 
     name: ClassVar[str] = "ema"
+    look: ClassVar[Look] = Look("EMA", "blue")
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class BiasedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_biased"
+    look: ClassVar[Look] = Look("EMA, variances not corrected", "blue", "dashed")
 
     def values(self, stream: Stream) -> Tensor:
         return stream.biased
@@ -73,6 +76,7 @@ class DebiasedEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_debiased"
+    look: ClassVar[Look] = Look("EMA, start divided out", "sky", "dashed")
 
     def gains(self, stream: Stream) -> Tensor:
         # −expm1(t·log1p(−m)) = 1 − (1−m)^t without cancellation at small m.
@@ -94,6 +98,7 @@ class PooledEMA(EMA):
     """
 
     name: ClassVar[str] = "ema_pooled"
+    look: ClassVar[Look] = Look("EMA, batches pooled", "blue", "dotted")
 
     def gains(self, stream: Stream) -> Tensor:
         is_start = (stream.steps == 1) & (stream.updates == 0)
@@ -148,6 +153,7 @@ class DelaggedEMA(DebiasedEMA):
     """
 
     name: ClassVar[str] = "delagged"
+    look: ClassVar[Look] = Look("EMA, lag subtracted", "sky", "mixed")
     twice: ClassVar[bool] = True
 
     def read(self, states: Tensor, stream: Stream) -> Tensor:

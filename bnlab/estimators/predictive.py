@@ -12,6 +12,7 @@ from torch import Tensor
 from bnlab.estimators.bank import MOMENTA, Bank, Block, by_channel
 from bnlab.estimators.base import Estimator, Stream
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
+from bnlab.names import Look
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Predictive(Estimator):
     """
 
     name: ClassVar[str] = "predictive"
+    look: ClassVar[Look] = Look("predictive momentum", "purple")
 
     def gains(self, stream: Stream) -> Tensor:
         """Compute the chosen momentum's weight of the newest batch; a new choice makes the result jump besides."""
@@ -55,17 +57,20 @@ class Predictive(Estimator):
 
     def momenta(self, stream: Stream) -> Tensor:
         """List the momenta chosen for mean and variance after each batch: [T, 2, layers], NaN before the first."""
-        shape = (len(stream), 2, len(stream.layers) or 1)
+        layers = len(stream.layers) or 1
+        shape = (len(stream), 2, layers)
         momenta = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+        numbers = torch.arange(1, len(stream) + 1, device="cpu")
         for part in _split(stream):
             chosen = [MOMENTA[block.choices] for block in part.blocks()]
             if not chosen:
                 continue
+
             first = part.rows[0]
-            numbers = torch.arange(1, len(stream) + 1, device="cpu")
-            taken = torch.searchsorted(part.rows, numbers)[first:]
-            latest = torch.cat(chosen)[taken - 1]
-            momenta[first:, :, part.places] = latest
+            taken = torch.searchsorted(part.rows, numbers)
+            latest = taken[first:] - 1
+            in_order = torch.cat(chosen)
+            momenta[first:, :, part.places] = in_order[latest]
         return momenta
 
     def direct(self, stream: Stream, positions: Sequence[int]) -> Tensor:

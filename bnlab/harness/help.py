@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from bnlab import estimators, inference
+from bnlab.estimators import Estimator
 from bnlab.harness.artifacts.settings import GROUPS, Config
 from bnlab.harness.components import Component, list_settings
 from bnlab.harness.measurements import list_names
-from bnlab.harness.measurements.sources import AVERAGING, FROZEN
+from bnlab.harness.statistics import Measured, OfAveraging
+from bnlab.inference import Rule
+from bnlab.names import Named, list_named
 
 _WIDTH = 116
 _COLUMN = 32  # where meanings begin
+_KINDS: dict[type[Named], str] = {
+    Estimator: "averages of the recorded batches",
+    Measured: 'statistics of frozen weights, also "precise(images=1000)"',
+    OfAveraging: "with averaging=swa or ema",
+    Rule: "of the test batch",
+}  # of what `estimator` may be
 
 
 def describe_settings() -> str:
@@ -23,16 +31,20 @@ def describe_settings() -> str:
     for group, choices in GROUPS.items():
         lines += [*_describe_group(group, choices), ""]
     lines += [*_describe_part(Config(), ""), ""]
-    lines += [*_describe_estimators(), *_wrap("measurements", ", ".join(list_names()))]
+
+    measurements = ", ".join(list_names())
+    lines += _describe_estimators()
+    lines += _wrap("measurements", measurements)
     return "\n".join(lines)
 
 
 def _describe_group(group: str, choices: Mapping[str, Component]) -> Iterator[str]:
     """The choices of a group, each with the settings that it has beside those of all; defaults are of the usual one."""
-    shared = set.intersection(*({each.name for each in fields(choice)} for choice in choices.values()))
+    shared = _find_shared(choices.values())
     described = set[str]()
     for name, choice in choices.items():
-        summary = (type(choice).__doc__ or "").splitlines()[0]
+        text = type(choice).__doc__ or ""
+        summary, *_ = text.splitlines()
         yield from _wrap(f"{group}={name}", summary)
         for line, setting in _describe_each(choice, group):
             if setting not in shared and line not in described:
@@ -43,6 +55,15 @@ def _describe_group(group: str, choices: Mapping[str, Component]) -> Iterator[st
     if common:
         yield f"every {group} (defaults of {usual.name})"
         yield from common
+
+
+def _find_shared(choices: Iterable[Component]) -> set[str]:
+    """Find the settings that all choices have."""
+    names = []
+    for choice in choices:
+        own = {each.name for each in fields(choice)}
+        names.append(own)
+    return set.intersection(*names)
 
 
 def _describe_part(part: Any, group: str) -> Iterator[str]:
@@ -64,25 +85,30 @@ def _write(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"[{','.join(value)}]" if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(value)}]"
+    return str(value)
 
 
 def _describe_estimators() -> Iterator[str]:
-    running = sorted(estimators.list_estimators())
-    kinds = [
-        f"averages of the recorded batches: {', '.join(running)}",
-        f'statistics of frozen weights, also "precise(images=1000)": {", ".join(FROZEN)}',
-        f"with averaging=swa or ema: {', '.join(AVERAGING)}",
-        f"of the test batch: {', '.join(sorted(inference.list_rules()))}",
-        "your own: package.module.Class",
-    ]
-    yield from _wrap("estimator", "; ".join(kinds) + ". Parameters in quotes: 'estimator=\"window(k=50)\"'")
+    kinds = []
+    for kind, meaning in _KINDS.items():
+        names = sorted(list_named(kind))
+        kinds.append(f"{meaning}: {', '.join(names)}")
+    kinds.append("your own: package.module.Class")
+
+    text = "; ".join(kinds)
+    yield from _wrap("estimator", f"{text}. Parameters in quotes: 'estimator=\"window(k=50)\"'")
 
 
 def _wrap(head: str, text: str) -> list[str]:
     """A head and its meaning, which begins in a column of its own; below a long head."""
     indent = " " * _COLUMN
     lines = textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
-    if len(head) < _COLUMN - 1:
-        return [head + lines[0][len(head) :], *lines[1:]] if lines else [head]
-    return [head, *lines]
+    has_room = len(head) < _COLUMN - 1
+    if not lines or not has_room:
+        return [head, *lines]
+
+    first, *others = lines
+    beside = first[len(head) :]
+    return [head + beside, *others]

@@ -9,6 +9,7 @@ import pandas as pd
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, within
 from bnlab.harness.reporting.frames import OtherThan, find_parameter, name_panels, paired, rows, score
 from bnlab.harness.reporting.plots import AGAINST_EXACT, Curves
+from bnlab.names import EstimatorName
 from experiments.margins import A_POINT, SIX_IMAGES
 
 EACH, TRAINING, TEST = ("batch_size",), "of training images", "of test images"
@@ -20,8 +21,8 @@ def find_gains(tables: Tables) -> pd.DataFrame:
     gains = paired(rows(tables, "evaluations", 1.0, split=("test", "val")), "accuracy")
     sizes = find_parameter(gains, "n", "test_batch").fillna(find_parameter(gains, "batch"))
     images = sizes.fillna(find_parameter(gains, "images")).fillna(0).astype(int)
-    sample = gains["estimator"].str.extract(r"^(\w+)", expand=False).map(SAMPLES)
-    named = gains.assign(images=images, sample=sample).drop(columns="estimator")
+    kinds = gains["estimator"].map(lambda name: EstimatorName.parse(name).base)
+    named = gains.assign(images=images, sample=kinds.map(SAMPLES)).drop(columns="estimator")
     return name_panels(named, "batch size {batch_size}")
 
 

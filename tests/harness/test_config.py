@@ -14,6 +14,7 @@ from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.sources import FrozenWeights, find_sources
+from bnlab.harness.statistics import Precise
 
 
 def test_each_setting_once() -> None:
@@ -22,7 +23,7 @@ def test_each_setting_once() -> None:
     described = [f"{s.estimator} {s.momentum}" for s in found]
     assert described[:4] == ["ema 0.1", "ema 0.2", "cumulative None", "exact None"]
     assert described[4:] == ["precise(images=10) None", "ema 0.3"]
-    assert found[4] == FrozenWeights("precise(images=10)", None, "train", 10)
+    assert found[4] == FrozenWeights("precise(images=10)", None, "train", Precise(images=10))
 
 
 def test_each_population() -> None:

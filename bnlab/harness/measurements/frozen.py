@@ -9,36 +9,36 @@ import torch
 from torch import Tensor
 
 import bnlab
-from bnlab.estimators import Cumulative, WeightedCumulative
 from bnlab.files import digest
 from bnlab.harness.artifacts.cores import share_of_memory
 from bnlab.harness.artifacts.data import Split, augment
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.measurements.sources import FrozenWeights
-from bnlab.recording.frozen import record_frozen
-from bnlab.recording.trace import replay
+from bnlab.harness.statistics import Exact, Measured
 from bnlab.statistics import Statistics
 
 # A batch for exact statistics and evaluation: the result does not depend on it; this many 32×32 images fit a cache.
 IMAGES_AT_ONCE = 256
-_UPSTREAM = {"exact": "population", "precise": "batch"}
-_AVERAGES = {"update_bn": Cumulative(), "swa": WeightedCumulative()}
 
 VERSION = 4  # of all measurements: rows and statistics that were cached under another one count as missing
-EXACT = FrozenWeights("exact", None, "train")  # the reference of every gap
+EXACT = FrozenWeights.of(Exact(), "train")  # the reference of every gap
 
 
 def frozen_statistics(run: Run, step: int, source: FrozenWeights) -> Statistics:
-    """Compute the source's statistics of the checkpoint at `step`, or read them where the run's folder has them."""
-    if source.statistic == "averaged":
+    """Measure the source's statistics of the checkpoint at `step`, or read them where the run's folder has them."""
+    statistic = source.statistic
+    if not isinstance(statistic, Measured):
         return bnlab.running_statistics(run.model_at(step))
 
     path = _find_path(run, step, source)
     if path.exists():
         return Statistics.load(path)
-    statistics = _compute(run, step, source)
-    statistics.save(path)
-    return statistics
+
+    batch_size = run.config.batch_size if statistic.depends_on_batch_size else IMAGES_AT_ONCE
+    batches = draw_population(run, step, source, batch_size)
+    measured = statistic.measure(run.model_at(step), batches, share_of_memory(run.device))
+    measured.save(path)
+    return measured
 
 
 def _find_path(run: Run, step: int, source: FrozenWeights) -> Path:
@@ -46,24 +46,18 @@ def _find_path(run: Run, step: int, source: FrozenWeights) -> Path:
     images = str(run.limit_at(step) or "all")
     if source.images:
         images = f"drawn{source.images}"  # other images than the sample of as many that `population_images` measures
-    made_from = digest(run.training, run.dataset.train.digest, str(VERSION), digits=10)
-    name = f"{source.statistic}-{source.split}-{images}-{step:07d}-{made_from}.safetensors"
-    return run.folder / "statistics" / name
 
-
-def _compute(run: Run, step: int, source: FrozenWeights) -> Statistics:
-    batch_size = IMAGES_AT_ONCE if source.statistic == "exact" else run.config.batch_size
-    model = run.model_at(step)
-    batches = draw_population(run, step, source, batch_size)
-
-    if source.statistic in _UPSTREAM:
-        upstream = _UPSTREAM[source.statistic]
-        memory = share_of_memory(run.device)
-        return bnlab.population_statistics(model, batches, upstream=upstream, memory=memory)
-
-    average = _AVERAGES[source.statistic]
-    trace = record_frozen(model, batches)
-    return replay(trace, average, [trace.last_step])[trace.last_step]
+    data = run.dataset.train.digest
+    made_from = digest(run.training, data, str(VERSION), digits=10)
+    parts = [
+        source.statistic.name,
+        source.split,
+        images,
+        f"{step:07d}",
+        made_from,
+    ]
+    name = "-".join(parts)
+    return run.folder / "statistics" / f"{name}.safetensors"
 
 
 def draw_population(run: Run, step: int, source: FrozenWeights, batch_size: int) -> list[Tensor]:

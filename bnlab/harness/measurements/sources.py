@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from bnlab import estimators, inference
 from bnlab.estimators import Estimator, Stream, fold
+from bnlab.estimators.names import import_estimator
 from bnlab.harness.artifacts.own import digest_of_source, import_object
 from bnlab.harness.artifacts.settings import Config, as_list
 from bnlab.harness.errors import UserError, where_raised
+from bnlab.harness.statistics import Averaged, Measured, Stale, list_choices
 from bnlab.inference import Rule
+from bnlab.names import EstimatorName, make_named, read_parameters
 
-FROZEN = ("exact", "precise", "update_bn", "swa")
-"""Statistics of frozen weights.
-
-exact: of the whole population, layer after layer.
-precise: moments pooled over all batches (Wu & Johnson 2021; fvcore).
-update_bn: the mean of batch means and of unbiased variances (torch's update_bn).
-swa: the same weighted by the sizes of batches (SWA's reference code).
-
-All but exact are taken in batches of the training size, which normalize themselves: with norm=ghost part by part.
-"""
-AVERAGING = ("stale", "averaged")
-"""Statistics of a network whose weights are averaged: its running averages; its buffers, averaged like weights."""
 _TRIAL = 8  # batches that running estimators are tried on
 _TEST_BATCH = 64  # images that a rule at inference time sees at once, unless it says otherwise
 
@@ -55,14 +45,19 @@ class RunningAverage(Source):
 
 @dataclass(frozen=True)
 class FrozenWeights(Source):
-    """Statistics of a checkpoint's weights, computed from so many images; None: from all."""
+    """Statistics of a checkpoint: measured with its weights, or its buffers as they are."""
 
-    images: int | None = None
+    statistic: Measured | Averaged
+
+    @classmethod
+    def of(cls, statistic: Measured | Averaged, split: str) -> FrozenWeights:
+        """Make a source under the canonical name."""
+        return cls(statistic.label, None, split, statistic)
 
     @property
-    def statistic(self) -> str:
-        """A name in `FROZEN`, or `averaged` for the values of the checkpoint's buffers."""
-        return self.estimator.partition("(")[0]
+    def images(self) -> int | None:
+        """Number of images that are drawn for it; None: all, or none for the buffers."""
+        return self.statistic.images if isinstance(self.statistic, Measured) else None
 
 
 @dataclass(frozen=True)
@@ -90,85 +85,81 @@ def parse_sources(names: list[str], momenta: list[float], *populations: str) -> 
         try:
             found += _parse(str(name), momenta, populations)
         except (Exception, SystemExit) as error:  # a module of the user's may raise anything
-            raise UserError(f"estimator={name}: {_explain(error, name)}") from error
+            raise UserError(f"estimator={name}: {_explain(error)}") from error
     return list(dict.fromkeys(found))
 
 
-def _explain(error: BaseException, name: str) -> str:
+def _explain(error: BaseException) -> str:
     """Say why a name could not be parsed."""
-    reason = str(error) if isinstance(error, ValueError) else where_raised(error)
-    if ": unknown; " in reason:
-        known = ", ".join(sorted(_list_names()))
-        return f"unknown; there are {known}, or package.module.Class"
-    return reason.removeprefix(f"estimator={name!r}: ")
+    return str(error) if isinstance(error, ValueError) else where_raised(error)
 
 
-def _parse(name: str, momenta: list[float], populations: tuple[str, ...]) -> Sequence[Source]:
-    if name == "stale":
-        return [RunningAverage(name, None, "train", estimators.EMA(momentum=0.1))]
-    if name == "averaged":
-        return [FrozenWeights(name, None, "train")]
+def _parse(text: str, momenta: Sequence[float], populations: Sequence[str]) -> Sequence[Source]:
+    name = EstimatorName.parse(text)
+    cls = _find_class(name.base)
+    if issubclass(cls, Estimator):
+        return _average_with_each(cls, name, momenta)
+    if issubclass(cls, Rule):
+        return [_give_images(cls, name)]
 
-    base = name.partition("(")[0]
-    if base in FROZEN:
-        images = _parse_images(name, base)
-        return [FrozenWeights(name, None, population, images) for population in populations]
-    if base in inference.list_rules():
-        size_key = "n" if base == "test_batch" else "batch"
-        return [_parse_rule(name, size_key)]
-    return _parse_running(name, momenta)
-
-
-def _parse_images(name: str, base: str) -> int | None:
-    """Read 1000 from `exact(images=1000)`; None where the name is `exact` alone."""
-    if name == base:
-        return None
-    found = re.fullmatch(r"\w+\(images=(\d+)\)", name)
-    if found is None:
-        raise ValueError(f"write {base}, or {base}(images=1000) for so many images")
-    return int(found[1])
+    statistic: Measured | Averaged | Stale = make_named(cls, name)
+    if isinstance(statistic, Stale):
+        return [RunningAverage(statistic.label, None, "train", statistic.average)]
+    splits = populations if isinstance(statistic, Measured) else ["train"]
+    return [FrozenWeights.of(statistic, split) for split in splits]
 
 
-def _parse_rule(name: str, size_key: str) -> InferenceRule:
-    """Parse a rule at inference time.
+def _find_class(base: str) -> type[Any]:
+    """Find the class that a name or import path stands for."""
+    known = list_choices()
+    if base in known:
+        return known[base]
+    if "." not in base:
+        names = ", ".join(sorted(known))
+        raise ValueError(f"unknown; there are {names}, or package.module.Class")
 
-    Args:
-        name: of the rule, with its parameters.
-        size_key: the parameter for the number of images in a test batch, which is no parameter of the rule itself.
-    """
-    images = _TEST_BATCH
-    given = re.search(rf"[(,]\s*{size_key}\s*=([^,)]*),?", name)
-    if given is not None:
-        images = int(given[1])
-        bracket_or_comma = given[0][0]
-        name = name.replace(given[0], bracket_or_comma)
-    rule = inference.parse(name)
-
-    begin = rule.label.removesuffix(")")
-    separator = "," if "(" in rule.label else "("
-    label = f"{begin}{separator}{size_key}={images})"
-    return InferenceRule(label, None, "test", rule, images)
-
-
-def _parse_running(name: str, momenta: list[float]) -> list[RunningAverage]:
-    path = name.partition("(")[0]
-    if "." in path:
-        import_object(path)
-    cls, parameters = estimators.parse(name)
-    if _list_names().get(cls.name) is not cls:
+    import_object(base)  # if this fails, the message has the line of the module
+    cls = import_estimator(base)
+    if list_choices().get(cls.name) is not cls:
         raise ValueError(f"its name {cls.name!r} is that of another estimator; give the class one of its own")
+    return cls
 
+
+def _average_with_each(cls: type[Estimator], name: EstimatorName, momenta: Sequence[float]) -> list[RunningAverage]:
+    """List the averages of a class with each momentum; one, if it has none or the name says it."""
+    parameters = read_parameters(cls, name)
     if hasattr(cls, "momentum") and "momentum" not in parameters:
         averages = [cls(**{**parameters, "momentum": float(momentum)}) for momentum in momenta]
     else:
         averages = [cls(**parameters)]
-    return [RunningAverage(each.label, getattr(each, "momentum", None), "train", each) for each in averages]
+
+    found = []
+    for average in averages:
+        _check_label(average.label)
+        momentum = getattr(average, "momentum", None)
+        found.append(RunningAverage(average.label, momentum, "train", average))
+    return found
 
 
-def _list_names() -> dict[str, type[Estimator] | type[Rule] | None]:
-    """List what `estimator=` can be, except import paths, with the class of a running estimator or a rule."""
-    without_class = dict.fromkeys((*FROZEN, *AVERAGING))
-    return {**estimators.list_estimators(), **inference.list_rules(), **without_class}
+def _check_label(label: str) -> None:
+    """Refuse a label that figures could not take apart: ValueError."""
+    try:
+        EstimatorName.parse(label)
+    except ValueError as error:
+        raise ValueError(f"its label {label!r} is no name; let its parameters have values without commas") from error
+
+
+def _give_images(cls: type[Rule], name: EstimatorName) -> InferenceRule:
+    """Make a rule at inference time, with the number of images in a test batch, which its name may say as well."""
+    key = cls.images_key
+    given = name.parameters.get(key, str(_TEST_BATCH))
+    if not given.isdecimal() or int(given) == 0:
+        raise ValueError(f"{key}={given}: is the number of images that are predicted at once, 1 or more")
+    images = int(given)
+
+    rule = make_named(cls, name.leave_out(key))
+    label = rule.full_name.add(key, images)
+    return InferenceRule(str(label), None, "test", rule, images)
 
 
 def try_estimators(sources: Iterable[Source]) -> None:

@@ -17,6 +17,7 @@ from bnlab.harness.reporting.frames.selection import OtherThan, Tables, list_val
 from bnlab.harness.reporting.plots import GAP
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.reporting.swept import Swept, find_swept
+from bnlab.names import EstimatorName
 
 _MOMENTA = 6  # the most momenta that have a line over the training
 _NEAR_END = 0.02  # of the training
@@ -161,12 +162,12 @@ def _find_accuracies(swept: Swept) -> list[Measure]:
 
 
 def _name_populations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Name statistics of other images than the training split as it is after these: `exact(train_augmented)`."""
+    """Name statistics of other images than the training split as it is after these."""
     names = []
     for name, split in zip(frame["estimator"], frame["statistics_split"], strict=True):
         is_usual = split in ("train", "test", "none")  # those of test batches are named by their rule
-        opening = "," if name.endswith(")") else "("
-        names.append(name if is_usual else f"{name.removesuffix(')')}{opening}{split})")
+        full = name if is_usual else EstimatorName.parse(name).add("statistics_split", split)
+        names.append(str(full))
     return frame.assign(estimator=names)
 
 

@@ -27,43 +27,32 @@ from matplotlib.ticker import (
 )
 
 from bnlab.harness.reporting.frames.selection import name_value
+from bnlab.names import Colour, EstimatorName, Line, Look
 
 # Okabe & Ito 2008: told apart by colour-blind readers too. One colour and line for an estimator in every figure; a
 # family has one colour where it can.
-_BLUE, _SKY, _PINK, _ORANGE, _GREEN, _RED = "#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00"
-_PURPLE, _BLACK, _BROWN, _GREY, _OLIVE = "#6A3D9A", "#000000", "#7A4A21", "#8A8A8A", "#9A9A00"
-_SOLID, _DASHED, _DOTTED, _MIXED = "-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))
-ESTIMATORS: dict[str, tuple[str, str, Any]] = {
-    "ema": ("EMA", _BLUE, _SOLID),
-    "ema_biased": ("EMA, variances not corrected", _BLUE, _DASHED),
-    "ema_pooled": ("EMA, batches pooled", _BLUE, _DOTTED),
-    "ema_debiased": ("EMA, start divided out", _SKY, _DASHED),
-    "delagged": ("EMA, lag subtracted", _SKY, _MIXED),
-    "cumulative": ("average of all batches", _PINK, _SOLID),
-    "cumulative_weighted": ("average of all images", _PINK, _DOTTED),
-    "polynomial": ("polynomial average", _PINK, _MIXED),
-    "last_batch": ("last batch only", _ORANGE, _SOLID),
-    "window": ("mean of the last batches", _ORANGE, _DASHED),
-    "kalman": ("Kalman filter", _RED, _SOLID),
-    "predictive": ("predictive momentum", _PURPLE, _SOLID),
-    "precise": ("precise BN", _GREEN, _SOLID),
-    "update_bn": ("batches averaged (update_bn)", _GREEN, _DASHED),
-    "swa": ("batches averaged by size (SWA)", _GREEN, _DOTTED),
-    "exact": ("exact population", _BLACK, _DASHED),
-    "none": ("without batch norm", _BLACK, _SOLID),
-    "stale": ("EMA of the trained network", _SKY, _SOLID),
-    "averaged": ("average of its buffers", _ORANGE, _DOTTED),
-    "test_batch": ("test batch", _SKY, _DOTTED),
-    "pseudo_samples": ("test batch and pseudo-samples", _PURPLE, _DOTTED),
-    "example_weighing": ("example weighing", _PURPLE, _MIXED),
+_COLOURS: dict[Colour, str] = {
+    "blue": "#0072B2",
+    "sky": "#56B4E9",
+    "pink": "#CC79A7",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "red": "#D55E00",
+    "purple": "#6A3D9A",
+    "black": "#000000",
 }
-"""Words for legends, colour and line; further ones have their names, in brown, grey and olive."""
-_OWN = [(colour, line) for line in (_SOLID, _DASHED, _DOTTED, _MIXED) for colour in (_BROWN, _GREY, _OLIVE)]
+_LINES: dict[Line, Any] = {
+    "solid": "-",
+    "dashed": (0, (4, 2)),
+    "dotted": (0, (1, 1.2)),
+    "mixed": (0, (5, 1.5, 1, 1.5)),
+}
+_OTHERS = ("#7A4A21", "#8A8A8A", "#9A9A00")  # brown, grey, olive: of estimators that do not say how they look
+_OWN = [(colour, line) for line in _LINES.values() for colour in _OTHERS]
 # Of the settings of one estimator: how far its colour is mixed with white (or black, if it is light), and a marker.
 _SHADES = ((0.0, ""), (0.25, "o"), (0.4, "s"), (0.52, "^"), (0.62, "D"), (0.7, "v"))
-_SERIES = (_RED, _BLUE, _GREEN, _PINK, _ORANGE, _SKY)
+_SERIES = tuple(_COLOURS[name] for name in ("red", "blue", "green", "pink", "orange", "sky"))
 _MARKERS = ("", "o", "s", "^")  # of further series
-_UNSAID = ("", "pooled=False", "per=layer")  # parameters that legends leave out
 
 
 @dataclass(frozen=True)
@@ -172,11 +161,17 @@ def _choose_looks_of_estimators(series: pd.DataFrame) -> dict[str, dict[str, Any
     """Choose the looks of series by their estimators: one with several settings has a shade and a marker for each."""
     looks = {}
     counts: Counter[str] = Counter()  # the series of each kind of estimator so far
-    for estimator, name in series.to_numpy():
-        kind, _, _ = estimator.partition("(")
-        unknown = [other for other in counts if other not in ESTIMATORS and other != kind]
-        own = _OWN[len(unknown) % len(_OWN)]
-        _, colour, line = ESTIMATORS.get(kind, (kind, *own))
+    unknown: list[str] = []  # kinds that do not say how they look
+    for text, name in series.to_numpy():
+        kind = EstimatorName.parse(text).base
+        look = find_look(kind)
+        if look.colour is None:
+            if kind not in unknown:
+                unknown.append(kind)
+            colour, line = _OWN[unknown.index(kind) % len(_OWN)]
+        else:
+            colour = _COLOURS[look.colour]
+            line = _LINES[look.line]
 
         share, marker = _SHADES[counts[kind] % len(_SHADES)]
         counts[kind] += 1
@@ -198,24 +193,33 @@ def estimator_label(name: object, momentum: Any = math.nan) -> str:
     >>> estimator_label("window(k=20,pooled=False)"), estimator_label("precise(images=2048)")
     ('mean of the last batches (k=20)', 'precise BN (2,048 images)')
     """
-    kind, _, parameters = str(name).removesuffix(")").partition("(")
-    label = kind
-    if kind in ESTIMATORS:
-        label, _, _ = ESTIMATORS[kind]
-
-    said = [parameter for parameter in parameters.split(",") if parameter not in _UNSAID]
-    words = [_say_parameter(parameter) for parameter in said]
+    parsed = EstimatorName.parse(str(name))
+    look = find_look(parsed.base)
+    words = []
+    for key, value in parsed.parameters.items():
+        if f"{key}={value}" not in look.unsaid:
+            words.append(_say_parameter(key, value))
     if not math.isnan(momentum):
         words.append(f"momentum {momentum:g}")
+
+    label = look.words or parsed.base
     return f"{label} ({', '.join(words)})" if words else label
 
 
-def _say_parameter(parameter: str) -> str:
-    """Say a parameter of an estimator, a number of images in words."""
-    key, _, value = parameter.partition("=")
+def find_look(kind: str) -> Look:
+    """Find how an estimator looks by its name without parameters; one that is not known here has none of its own."""
+    from bnlab.harness.statistics import list_looks  # with torch, for which reading tables does not wait
+
+    return list_looks().get(kind, Look())
+
+
+def _say_parameter(key: str, value: str) -> str:
+    """Say a parameter of an estimator: a number of images in words, and what images these are."""
+    if key == "statistics_split":
+        return value
     if key == "images" and value.isdecimal():
         return f"{int(value):,} images"
-    return parameter
+    return f"{key}={value}"
 
 
 def axis_of(column: str) -> Axis:

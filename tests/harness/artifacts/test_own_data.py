@@ -30,11 +30,12 @@ from bnlab.harness.artifacts.vision import torchvision
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_statistics
 from bnlab.harness.measurements.sources import FrozenWeights
+from bnlab.harness.statistics import Exact
 from tests.conftest import small_config
 from tests.harness.kills import assert_same, killed_at
 
 TRAIN, TEST = 40, 12
-AUGMENTED = FrozenWeights("exact", None, "train_augmented")
+AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")
 Part = tuple[np.ndarray, np.ndarray]
 Change = Callable[[np.ndarray], Any]
 Give = Callable[..., OwnData]

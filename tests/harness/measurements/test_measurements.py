@@ -15,8 +15,9 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
-from bnlab.harness.measurements.sources import InferenceRule, Source, find_sources, parse_sources
+from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source, find_sources, parse_sources
 from bnlab.harness.measurements.tables.evaluations import Evaluations
+from bnlab.harness.statistics import Exact, UpdateBN
 from bnlab.statistics import using
 from tests.references import float64_copy
 
@@ -34,7 +35,7 @@ def test_update_bn_is_torchs(trained: Run) -> None:
     batches = [images[part] for part in in_batches(len(images), 32)]
     torch.optim.swa_utils.update_bn(batches, model)
 
-    found = frozen_statistics(trained, step, replace(EXACT, estimator="update_bn"))
+    found = frozen_statistics(trained, step, FrozenWeights.of(UpdateBN(), "train"))
 
     # Both average float32 moments: torch step by step in float32, bnlab in float64.
     gaps = gap(running_statistics(model), found)
@@ -63,7 +64,7 @@ def test_a_sample_is_measured_before_the_end(trained: Run) -> None:
 
     assert gap(expected, frozen_statistics(some, first, EXACT))["mean_gap"].max() < 1e-6
 
-    drawn = frozen_statistics(some, first, replace(EXACT, images=100))  # as many others
+    drawn = frozen_statistics(some, first, FrozenWeights.of(Exact(images=100), "train"))  # as many others
     assert gap(frozen_statistics(some, first, EXACT), drawn)["mean_gap"].min() > 1e-3
     assert gap(frozen_statistics(trained, last, EXACT), frozen_statistics(some, last, EXACT))["mean_gap"].max() == 0
 
@@ -137,11 +138,15 @@ def test_predictions_under_a_shift(trained: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("test_batch(n=x)", "invalid literal"),
+        ("test_batch(n=x)", "n=x: is the number of images that are predicted at once, 1 or more"),
+        ("eval_norm(batch=0)", "batch=0: is the number of images that are predicted at once, 1 or more"),
         ("test_batch(m=3)", "has no parameter 'm'"),
         ("example_weighing(weight=2.0)", r"weight=2.0; it lies in \[0, 1\]"),
         ("pseudo_samples(n=-1)", "it counts images and is 0 or more"),
-        ("swa(weight=1)", r"write swa, or swa\(images=1000\)"),
+        ("swa(weight=1)", "swa has no parameter 'weight'; it has images"),
+        ("swa(images=some)", r"write swa, or swa\(images=1000\)"),
+        ("stale(images=10)", "stale has no parameter 'images'; it has none"),
+        ("none", "unknown; there are "),
         ("tset_batch", "unknown; there are .*, test_batch, "),
     ],
 )

@@ -18,9 +18,10 @@ from bnlab.harness.measurements.frozen import EXACT, draw_population, frozen_sta
 from bnlab.harness.measurements.sources import FrozenWeights, RunningAverage, Source
 from bnlab.harness.measurements.tables.gaps import tabulate
 from bnlab.harness.schema import Table, common, real, text
+from bnlab.harness.statistics import Exact
 
 _EVERY = 4  # steps between the past weights that are measured; what EMAs of momentum 0.1 hold is ten steps old
-_AUGMENTED = FrozenWeights("exact", None, "train_augmented")
+_AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")
 
 _ABOUT = """\
 Where the gap of the EMA comes from: six terms for each channel, which add up to its distance from the exact statistic.

@@ -24,11 +24,12 @@ from bnlab.harness.measurements.frozen import EXACT, IMAGES_AT_ONCE, find_popula
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
 from bnlab.harness.measurements.tables.gaps import flat_statistics, frozen_checkpoint, tabulate
 from bnlab.harness.schema import Table, common, integer, real, text
+from bnlab.harness.statistics import Exact, Measured, NoStatistics
 from bnlab.inference import apply_rule
 from bnlab.statistics import using
 
 _ECE_BINS = 15
-_NO_STATISTICS = Source("none", None, "none")  # of a network that trains without statistics of the batch
+_NO_STATISTICS = Source(NoStatistics.name, None, NoStatistics.name)
 
 _ABOUT = """\
 How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch (group,
@@ -87,7 +88,7 @@ class Evaluations(Measurement):
         splits = as_list(run.config.population)
         if any(isinstance(source, InferenceRule) for source in sources):
             splits = ["train", *splits]  # rules start from exact statistics of the training split
-        exact = [FrozenWeights("exact", None, split) for split in splits]
+        exact = [FrozenWeights.of(Exact(), split) for split in splits]
         return dict.fromkeys([*exact, *sources], run.predicted)
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
@@ -205,7 +206,7 @@ def stat_images(run: Run, source: Source, step: int) -> int:
         return 0
     if isinstance(source, InferenceRule):
         return source.images
-    if isinstance(source, FrozenWeights) and source.statistic != "averaged":
+    if isinstance(source, FrozenWeights) and isinstance(source.statistic, Measured):
         size = len(find_population(run, source).labels)
         return min(source.images or run.limit_at(step) or size, size)
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnlab.harness.errors import NoRows, UserError
 from bnlab.harness.run_table import DERIVED, OLD_NAMES, RESULTS, add_old_names
+from bnlab.names import EstimatorName
 
 Tables = Mapping[str, pd.DataFrame]
 """The tables of an experiment, by name; `runs` is one of them."""
@@ -194,10 +195,13 @@ def find_parameter(frame: pd.DataFrame, name: str, of: str = "") -> pd.Series:
         [rows]: NaN where the estimator has no such parameter, or it is no number.
     """
     require_columns(frame, ["estimator"])
-    estimator = of or "[^(]+"
-    pattern = rf"^{estimator}\((?:.*,)?\s*{name}\s*=\s*([^,)\s]+)"
-    values = frame["estimator"].str.extract(pattern, expand=False)
-    return pd.to_numeric(values, errors="coerce").astype(float)
+    values = []
+    for text in frame["estimator"]:
+        estimator = EstimatorName.parse(text)
+        is_wanted = of in ("", estimator.base)
+        values.append(estimator.parameters.get(name) if is_wanted else None)
+    found = pd.Series(values, frame.index, dtype=object)
+    return pd.to_numeric(found, errors="coerce").astype(float)
 
 
 def name_panels(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -1,0 +1,144 @@
+"""What `estimator=` chooses beside running estimators and rules at inference time: a class each, found by its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+import bnlab
+from bnlab.estimators import EMA, Cumulative, Estimator, WeightedCumulative
+from bnlab.inference import Rule
+from bnlab.names import Look, Named, find_look, list_named
+from bnlab.recording.frozen import record_frozen
+from bnlab.recording.trace import replay
+from bnlab.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Measured(Named, ABC):
+    """Statistics of frozen weights, measured on images.
+
+    All but exact ones are taken in batches of the training size, which normalize themselves: with norm=ghost part by
+    part.
+
+    Attributes:
+        images: how many images are drawn; None: all.
+        depends_on_batch_size: whether the size of the batches makes a difference.
+    """
+
+    images: int | None = None
+    depends_on_batch_size: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.images is None:
+            return
+        if type(self.images) is not int or self.images < 1:
+            raise ValueError(f"images={self.images}: write {self.name}, or {self.name}(images=1000) for so many images")
+
+    @property
+    def label(self) -> str:
+        """Canonical name: without the number of images where that is all."""
+        return self.name if self.images is None else super().label
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+        """Measure the statistics.
+
+        Args:
+            model: a network.
+            batches: of images.
+            memory: bytes that may be used beside these.
+        """
+
+
+@dataclass(frozen=True)
+class Exact(Measured):
+    """Statistics of the whole population, layer after layer."""
+
+    name: ClassVar[str] = "exact"
+    look: ClassVar[Look] = Look("exact population", "black", "dashed")
+    depends_on_batch_size: ClassVar[bool] = False
+
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+        return bnlab.population_statistics(model, batches, memory=memory)
+
+
+@dataclass(frozen=True)
+class Precise(Measured):
+    """Moments pooled over all batches (Wu & Johnson 2021; fvcore)."""
+
+    name: ClassVar[str] = "precise"
+    look: ClassVar[Look] = Look("precise BN", "green")
+
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+        return bnlab.population_statistics(model, batches, upstream="batch", memory=memory)
+
+
+@dataclass(frozen=True)
+class UpdateBN(Measured):
+    """The mean of batch means and of unbiased variances (torch's update_bn)."""
+
+    name: ClassVar[str] = "update_bn"
+    look: ClassVar[Look] = Look("batches averaged (update_bn)", "green", "dashed")
+    average: ClassVar[Estimator] = Cumulative()
+
+    def measure(self, model: nn.Module, batches: Sequence[Tensor], memory: int) -> Statistics:
+        trace = record_frozen(model, batches)
+        return replay(trace, self.average, [trace.last_step])[trace.last_step]
+
+
+@dataclass(frozen=True)
+class SWA(UpdateBN):
+    """The means of `update_bn`, weighted by the sizes of batches (SWA's reference code)."""
+
+    name: ClassVar[str] = "swa"
+    look: ClassVar[Look] = Look("batches averaged by size (SWA)", "green", "dotted")
+    average: ClassVar[Estimator] = WeightedCumulative()
+
+
+@dataclass(frozen=True)
+class OfAveraging(Named):
+    """Statistics of a network whose weights are averaged."""
+
+
+@dataclass(frozen=True)
+class Stale(OfAveraging):
+    """Running averages of the network that was trained."""
+
+    name: ClassVar[str] = "stale"
+    look: ClassVar[Look] = Look("EMA of the trained network", "sky")
+    average: ClassVar[Estimator] = EMA(momentum=0.1)
+
+
+@dataclass(frozen=True)
+class Averaged(OfAveraging):
+    """Buffers of the network, averaged like its weights."""
+
+    name: ClassVar[str] = "averaged"
+    look: ClassVar[Look] = Look("average of its buffers", "orange", "dotted")
+
+
+@dataclass(frozen=True)
+class NoStatistics(Named):
+    """None, of a network that trains without statistics of the batch. They cannot be chosen."""
+
+    name: ClassVar[str] = "none"
+    look: ClassVar[Look] = Look("without batch norm", "black")
+
+
+KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, Rule)
+"""What `estimator=` may be one of."""
+
+
+def list_choices() -> dict[str, type[Named]]:
+    """List all that `estimator=` can be, except import paths; ValueError if two have one name."""
+    return {name: cls for name, cls in list_named(Named).items() if issubclass(cls, KINDS)}
+
+
+def list_looks() -> dict[str, Look]:
+    """List by name how all choices look in figures, and `none`."""
+    return {name: find_look(cls) for name, cls in list_named(Named).items()}

@@ -1,0 +1,140 @@
+"""Names of statistics: taken apart, put together, and the classes and looks that they stand for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import bnlab
+from bnlab.estimators import EMA, Window, parse
+from bnlab.harness.errors import UserError
+from bnlab.harness.measurements.sources import parse_sources
+from bnlab.harness.reporting.style import estimator_label
+from bnlab.harness.statistics import list_choices
+from bnlab.inference import PseudoSamples
+from bnlab.names import EstimatorName, Look, find_look
+
+NEW = """
+from dataclasses import dataclass
+from bnlab.estimators.base import Estimator
+from bnlab.names import Look
+
+@dataclass(frozen=True)
+class Halving(Estimator):
+    name = "halving"
+    look = Look("half of the newest", "red", "dotted")
+
+    def gains(self, stream):
+        return stream.steps * 0 + 0.5
+"""
+
+
+@dataclass(frozen=True)
+class Slower(EMA):
+    """An average below another one, with a name but no look of its own."""
+
+    name: ClassVar[str] = "test_slower"
+    spans: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Odd(EMA):
+    """An average with a parameter that has a comma."""
+
+    name: ClassVar[str] = "test_odd"
+    kind: str = "a, b"
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "parameters"),
+    [
+        ("ema", "ema", {}),
+        ("ema()", "ema", {}),
+        ("window( k = 20,pooled=False )", "window", {"k": "20", "pooled": "False"}),
+        ("package.module.Class(kind=5.x)", "package.module.Class", {"kind": "5.x"}),
+        ("own(spans=(1, 2),list=[3,4],last=5)", "own", {"spans": "(1, 2)", "list": "[3,4]", "last": "5"}),
+    ],
+)
+def test_a_name_is_taken_apart(text: str, base: str, parameters: dict[str, str]) -> None:
+    name = EstimatorName.parse(text)
+
+    assert name == EstimatorName(base, parameters)
+    assert EstimatorName.parse(str(name)) == name
+
+
+@pytest.mark.parametrize("text", ["", "ema(", "ema)", "ema(0.1)", "two words", "ema(momentum=0.1) "])
+def test_what_is_no_name_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write (a name such as )?ema"):
+        EstimatorName.parse(text)
+
+
+def test_parameters_are_added_and_left_out() -> None:
+    name = EstimatorName.parse("window(k=20,pooled=False)")
+
+    assert str(name.add("images", 8)) == "window(k=20,pooled=False,images=8)"
+    assert str(name.leave_out("pooled")) == "window(k=20)"
+    assert name.leave_out("momentum") == name
+
+
+def test_labels_are_canonical_names() -> None:
+    assert Window(k=5).label == "window(k=5,pooled=False)"
+    assert EMA(momentum=0.2).label == "ema"
+    assert str(EMA(momentum=0.2).full_name) == "ema(momentum=0.2)"
+    assert PseudoSamples(n=4).label == "pseudo_samples(n=4,between=False)"
+
+
+def test_a_parameter_may_be_a_tuple() -> None:
+    label = Slower().label
+    cls, parameters = parse(label)
+
+    assert label == "test_slower(spans=(1, 2))"
+    assert cls(**parameters) == Slower()
+    assert estimator_label(label) == label.replace("(spans", " (spans")
+
+
+def test_an_estimator_does_not_look_like_the_one_it_is_made_from() -> None:
+    assert find_look(EMA) == Look("EMA", "blue", "solid")
+    assert find_look(Slower) == Look()
+    assert estimator_label("test_slower", 0.1) == "test_slower (momentum 0.1)"
+
+
+def test_a_label_that_cannot_be_taken_apart_is_refused() -> None:
+    with pytest.raises(UserError, match=r"its label 'test_odd\(kind=a, b\)' is no name; .* without commas"):
+        parse_sources(["test_odd"], [0.1], "train")
+
+
+def test_every_choice_makes_a_source() -> None:
+    ours = [name for name, cls in list_choices().items() if cls.__module__.startswith("bnlab.")]
+
+    sources = parse_sources(ours, [0.1], "train")
+
+    assert [EstimatorName.parse(source.estimator).base for source in sources] == ours
+    assert "none" not in ours
+
+
+def test_an_estimator_is_found_by_its_file(tmp_path: Path) -> None:
+    """A further file in the folder is all that it takes."""
+    package = Path(bnlab.__file__).parent
+    copied = tmp_path / "bnlab"
+    copied.mkdir()
+    for path in package.iterdir():
+        if path.name != "estimators":
+            (copied / path.name).symlink_to(path)
+    shutil.copytree(package / "estimators", copied / "estimators")
+    (copied / "estimators" / "halving.py").write_text(NEW)
+    code = (
+        "from bnlab.estimators import list_estimators; from bnlab.names import find_look;"
+        "halving = list_estimators()['halving']; print(halving.__module__, find_look(halving).words, sep=': ')"
+    )
+
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    assert done.stdout == "bnlab.estimators.halving: half of the newest\n", done.stderr
