@@ -16,8 +16,9 @@ from bnlab.harness.measurements.frozen import frozen_statistics
 from bnlab.harness.measurements.sources import FrozenWeights, InferenceRule, Source
 from bnlab.harness.measurements.tables.gaps import flat_statistics, tabulate
 from bnlab.harness.schema import Table, common, real
+from bnlab.harness.statistics import Exact
 
-_AUGMENTED = FrozenWeights("exact", None, "train_augmented")
+_AUGMENTED = FrozenWeights.of(Exact(), "train_augmented")
 
 _ABOUT = """\
 How far each estimator's statistics are from exact ones of the augmented training images, which is what running averages
