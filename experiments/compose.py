@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.config import check, register, register_own
@@ -106,10 +106,10 @@ def _build(job: Sequence[Override]) -> Config:
         if sets_value(override):
             _set_value(composed, override)
     try:
-        missing = sorted(OmegaConf.missing_keys(composed))
-        if missing:
-            raise UserError(f"{missing[0]}: has no value, and its function no default; add {missing[0]}=VALUE")
         config: Any = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise UserError(f"{key}: has no value, and its function no default; add {key}=VALUE") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     check(config)

@@ -68,13 +68,12 @@ def explain_unknown(key: str) -> str:
     if key in _FILES:  # Hydra puts what a file says into its group
         return "a file of settings begins with the line # @package _global_"
     group, _, setting = key.partition(".")
-    choices = list_choices(group)
-    having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
+    having = [f"{group}={name}" for name, choice in GROUPS.get(group, {}).items() if setting in vars(choice)]
     if having:
         return f"this {group} has no {setting}; {', '.join(having)} has"
 
     known = {*vars(Config()), *_FILES}
-    for choice in choices.values():
+    for choice in list_choices(group).values():
         known |= {f"{group}.{name}" for name in vars(choice)}
     close = difflib.get_close_matches(key, sorted(known), n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
