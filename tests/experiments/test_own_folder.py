@@ -26,7 +26,7 @@ def make_model(channels, image_size, classes, width=4):
 EXPERIMENT = """# @package _global_
 # bnlab sweep experiment=widths
 defaults:
-  - override /model: mine.make_model
+  - override /model: wide.make_model
 
 name: widths
 steps: 4
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "my folder"
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "questions").mkdir()
-    (folder / "mine.py").write_text(MODEL)
+    (folder / "wide.py").write_text(MODEL)
     (folder / "conf" / "experiment" / "widths.yaml").write_text(EXPERIMENT)
     (folder / "questions" / "widths.py").write_text(QUESTION)
     return folder
@@ -79,25 +79,17 @@ def bnlab(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Called(code, *capsys.readouterr())
 
     yield called
-    for name in ("mine", "questions", "questions.widths"):
+    for name in ("wide", "questions", "questions.widths"):
         sys.modules.pop(name, None)
 
 
-def sweep(folder: Path) -> str:
-    """Run the program `bnlab sweep` in the folder, as a user does; what it prints."""
-    program = Path(sys.executable).with_name("bnlab")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    command = [program, "sweep", "experiment=widths"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) -> None:
-    swept = sweep(folder)
+    swept = bnlab("sweep", "experiment=widths", "hydra/launcher=basic")
 
-    assert "2 jobs on 2 networks" in swept
-    assert "next: bnlab report experiment=widths" in swept
+    assert swept.code == 0, swept.err
+    assert "2 jobs on 2 networks" in swept.out
+    assert "next: bnlab report experiment=widths" in swept.out
+    assert str(folder) in os.environ["PYTHONPATH"].split(os.pathsep), "a launcher's processes find modules there"
 
     tables = load("widths", folder / "results")
     assert sorted(tables["runs"]["model.width"]) == [2, 3]
@@ -124,3 +116,15 @@ def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path, bnl
 
     assert refused.code == 2
     assert "quickstart.yaml: bnlab has an experiment of this name; rename the file" in refused.err
+
+
+@pytest.mark.slow
+def test_the_program_and_its_processes(folder: Path) -> None:
+    program = str(Path(sys.executable).with_name("bnlab"))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [program, "sweep", "experiment=widths", "hydra/launcher=joblib"]
+
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    assert len(load("widths", folder / "results")["runs"]) == 2
