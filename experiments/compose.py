@@ -1,36 +1,33 @@
-"""Checked configurations from the words of a command line, before anything runs."""
+"""Checked configurations of all jobs of a command line, so that a mistake in the last one is found before the first.
+
+Hydra composes them again from the same words when it runs them.
+"""
 
 from __future__ import annotations
 
 import copy
-import difflib
-import itertools
-import re
-import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from bnlab.harness.artifacts.settings import GROUPS, Config
-from bnlab.harness.config import check, list_choices, register, register_own
+from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.config import check, register, register_own
 from bnlab.harness.errors import UserError
+from experiments.folders import CONF, search_folders
+from experiments.grid import list_jobs, refuse_several_files, refuse_sweeps
 from experiments.variations import register_variations
+from experiments.words import explain_unknown, read_word, sets_value
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-_FILES = (*GROUPS, "suite", "variation", "experiment")  # keys that choose one of several
-_SWEPT_BY_FILES = ("suite", "experiment")  # those whose files may say themselves what is swept
+_UNKNOWN = (ConfigAttributeError, ConfigKeyError)  # there is no setting of this name
 
 
 @dataclass(frozen=True)
@@ -65,98 +62,22 @@ def plan_jobs(words: Sequence[str], multirun: bool = False) -> Sweep:
         UserError: one or two lines that name the word or file, the value and what is allowed.
     """
     register_all()
-    overrides = [_parse(word) for word in search_folders(words)]
-    _refuse_several_files(words, overrides, multirun)
+    overrides = [read_word(word) for word in search_folders(words)]
+    refuse_several_files(overrides, words)
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="sweep"):
-        shared = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        whole = _compose(tuple(shared), True)
-        chosen = whole.hydra.runtime.choices
-        _require_grid(str(chosen["hydra/sweeper"]))
+        shared = [override for override in overrides if not override.is_sweep_override()]
+        hydra, _ = _compose_choices(shared)
+        _require_grid(str(hydra.runtime.choices["hydra/sweeper"]))
 
-        if multirun or whole.hydra.mode == RunMode.MULTIRUN:
-            jobs = _expand(overrides, whole.hydra.sweeper.params or {})
+        if multirun or hydra.mode == RunMode.MULTIRUN:
+            params = hydra.sweeper.params or {}
+            by_file = [read_word(f"{key}={value}") for key, value in params.items()]
+            overrides = [*by_file, *overrides]
         else:
-            _require_single(overrides)
-            jobs = [overrides]
-        configs = [_build(job) for job in jobs]
-    return Sweep(configs, str(chosen["hydra/launcher"]), _count_processes(whole))
-
-
-def _expand(overrides: Sequence[Override], params: Mapping[str, Any]) -> list[list[Override]]:
-    """Expand a sweep to its jobs, in Hydra's order: what its file sweeps, then what the command line does."""
-    by_file = [_parse(f"{key}={value}") for key, value in params.items()]
-    values = {}
-    for override in (*by_file, *overrides):
-        values[override.get_key_element()] = _list_values(override)
-    return [list(job) for job in itertools.product(*values.values())]
-
-
-def search_folders(words: Sequence[str]) -> list[str]:
-    """Let Hydra look for files in the folders of `--config-dir` and in `conf/` of the current folder too.
-
-    Args:
-        words: as on the command line.
-
-    Returns:
-        The words with a Hydra setting in place of these options.
-
-    Raises:
-        UserError: a folder does not exist, or has an experiment with the name of one of bnlab's own.
-    """
-    folders = []
-    others = []
-    for word in words:
-        if word.startswith("--config-dir"):
-            folders.append(_read_folder(word))
-        else:
-            others.append(word)
-
-    here = Path("conf").resolve()
-    if here.is_dir() and here != CONF:
-        folders.append(here)
-    for folder in folders:
-        _refuse_known_experiments(folder)
-    if not folders:
-        return others
-    quoted = [f"'{folder}'" for folder in dict.fromkeys(folders)]
-    return [*others, f"hydra.searchpath=[{','.join(quoted)}]"]
-
-
-def _read_folder(option: str) -> Path:
-    """Read the folder of `--config-dir=FOLDER`."""
-    _, _, name = option.partition("=")
-    folder = Path(name)
-    if not folder.is_dir():
-        raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
-    return folder.resolve()
-
-
-def _refuse_known_experiments(folder: Path) -> None:
-    """Refuse a folder that has an experiment with the name of one of bnlab's own."""
-    for path in sorted(folder.glob("experiment/*.yaml")):
-        if (CONF / "experiment" / path.name).exists():
-            raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
-
-
-def _parse(word: str) -> Override:
-    """Parse a word of the command line; refuse what Hydra can do with it and a sweep cannot."""
-    is_hydras = word.lstrip("+~").startswith("hydra")
-    try:
-        override = OverridesParser.create().parse_override(word if is_hydras else word.removeprefix("++"))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(
-            f"{word}: cannot be read; write key=value, a list as key=[a,b], a value with brackets in quotes: "
-            "'estimator=\"window(k=20)\"'"
-        ) from error
-    if override.is_delete():
-        raise UserError(f"{word}: nothing can be left out; without a word on it a setting has its default, see --help")
-    if override.is_add() and not is_hydras:
-        raise UserError(f"{word}: there is no setting to add; those that --help lists are set without +")
-    if override.get_key_element() == "hydra/sweeper":
-        _require_grid(str(override.value()))
-    if override.get_key_element() in _FILES and word.endswith("=null"):
-        raise UserError(f"{word}: is no choice; leave the word out")
-    return override
+            refuse_sweeps(overrides)
+        configs = [_build(job) for job in list_jobs(overrides)]
+    launcher = str(hydra.runtime.choices["hydra/launcher"])
+    return Sweep(configs, launcher, _count_processes(hydra))
 
 
 def _require_grid(sweeper: str) -> None:
@@ -168,163 +89,93 @@ def _require_grid(sweeper: str) -> None:
         )
 
 
-def _refuse_several_files(words: Sequence[str], overrides: Sequence[Override], multirun: bool) -> None:
-    """Refuse a list of experiments: Hydra would drop what each file sweeps; the message has a command for each."""
-    for override in overrides:
-        if override.get_key_element() not in _SWEPT_BY_FILES or not override.is_sweep_override():
-            continue
-        command = ["bnlab", "sweep"]
-        if multirun:
-            command.append("-m")
-        commands = []
-        for one in _list_values(override):
-            chosen = [str(one.input_line) if word.lstrip("+") == override.input_line else word for word in words]
-            commands.append(shlex.join([*command, *chosen]))
-        raise UserError(
-            f"{override.input_line}: each of them has a sweep of its own; run one after the other:\n"
-            f"  {' && '.join(commands)}"
-        )
-
-
-def _count_processes(whole: DictConfig) -> int | None:
+def _count_processes(hydra: DictConfig) -> int | None:
     """Find how many processes the launcher was told to use; None: one for each core."""
-    number = OmegaConf.select(whole, "hydra.launcher.n_jobs")
+    number = OmegaConf.select(hydra, "launcher.n_jobs")
     return number if isinstance(number, int) and number > 0 else None
 
 
-def _require_single(overrides: list[Override]) -> None:
-    """Refuse lists of values without `-m`."""
-    for override in overrides:
-        if not override.is_sweep_override():
-            continue
-        word = str(override.input_line)
-        key, _, value = word.partition("=")
-        hint = ""
-        if key in ("momentum", "estimator"):
-            together = shlex.quote(f"{key}=[{value}]")
-            hint = f"; to measure all on one network: {together}"
-        raise UserError(f"{word}: several values are swept with -m{hint}")
-
-
-def _list_values(override: Override) -> list[Override]:
-    """List the override for each of the values that it is swept over."""
-    if not override.is_sweep_override():
-        return [override]
-
-    key = override.get_key_element()
-    texts: list[str] = []
-    with suppress(HydraException):  # intervals and globs
-        texts = [*override.sweep_string_iterator()]
-    if not texts or key in ("name", "results"):
-        raise UserError(f"{override.input_line}: cannot be swept; comma lists can, but not of name and results")
-    return [_parse(f"{key}={text}") for text in texts]
-
-
-def _build(job: list[Override]) -> Config:
+def _build(job: Sequence[Override]) -> Config:
     """Build the configuration of one job, and check it.
 
-    Hydra composes each choice of files once, which takes it a twentieth of a second; values are set on copies of that.
+    Values are set on a copy of what Hydra composes of the files, which takes it a twentieth of a second.
     """
-    values = [override for override in job if _sets_value(override)]
-    choices = [str(override.input_line) for override in job if not _sets_value(override)]
-    composed = copy.deepcopy(_compose(tuple(choices), False))
-    for override in values:
-        try:
-            OmegaConf.update(composed, override.get_key_element(), override.value(), merge=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(str(override.input_line), error)) from error
-
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        first = missing[0]
-        raise UserError(f"{first}: has no value, and its function no default; add {first}=VALUE")
+    _, composed = _compose_choices(job)
+    composed = copy.deepcopy(composed)
+    for override in job:
+        if sets_value(override):
+            _set_value(composed, override)
     try:
         config: Any = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise UserError(f"{key}: has no value, and its function no default; add {key}=VALUE") from error
     except OmegaConfBaseException as error:
-        raise UserError(_first_line(error)) from error
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
     check(config)
     return config  # type: ignore[no-any-return]
 
 
-def _sets_value(override: Override) -> bool:
-    """Decide if an override sets a value of the job's, which Hydra need not compose."""
-    key = override.get_key_element()
-    return key not in _FILES and not re.match(r"\W*hydra\b|~|.*[/@]", key)
+def _set_value(composed: DictConfig, override: Override) -> None:
+    """Set the value of a word."""
+    try:
+        OmegaConf.update(composed, override.get_key_element(), override.value(), merge=True)
+    except _UNKNOWN as error:
+        raise UserError(f"{override.input_line}: {explain_unknown(str(error.full_key))}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{override.input_line}: {_first_line(error)}") from error
+
+
+def _compose_choices(overrides: Sequence[Override]) -> tuple[DictConfig, DictConfig]:
+    """Compose Hydra's settings and those of a job, both without what words set to values."""
+    choices = [str(override.input_line) for override in overrides if not sets_value(override)]
+    return _compose(tuple(choices))
 
 
 @cache
-def _compose(words: tuple[str, ...], whole: bool) -> DictConfig:
-    """Compose a configuration; `whole`: with Hydra's own settings.
+def _compose(choices: tuple[str, ...]) -> tuple[DictConfig, DictConfig]:
+    """Compose the files that are chosen; a user's own function is registered where it is first met.
 
     Raises:
         UserError: what is wrong, in one or two lines.
     """
     try:
-        return compose("config", overrides=[*words], return_hydra_config=whole)
+        composed = compose("config", overrides=[*choices], return_hydra_config=True)
     except MissingConfigException as error:
-        # The user's own code, by its import path.
-        own = re.search(r"Could not find '(data|model)/([\w.]+\.\w+)'", str(error))
-        if not own:
-            raise UserError(_explain_missing(words, error)) from error
-        register_own(own[1], own[2])
-        return _compose(words, whole)
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group in ("data", "model") and "." in name:
+            register_own(group, name)
+            return _compose(choices)
+        raise UserError(_explain_missing(group, name, error)) from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(_find_wrong_word(words, error), error)) from error
+        raise UserError(_explain(error)) from error
+
+    hydra = composed.hydra
+    with open_dict(composed):
+        del composed["hydra"]
+    return hydra, composed
 
 
-def _find_wrong_word(words: Sequence[str], error: Exception) -> str:
-    """Find the word that Hydra could not set; empty where it is in a file."""
-    wrong = re.search(r"Could not override '([^']+)'|Error merging override (.+)", str(error))
-    if not wrong:
-        return ""
-    name = (wrong[1] or wrong[2]).lstrip("+~")
-    for word in words:
-        if word.lstrip("+~").startswith(name):
-            return word
-    return ""
+def _explain_missing(group: str, name: str, error: MissingConfigException) -> str:
+    """Say that a group has no such file, and what there is to choose from."""
+    if group == "hydra/sweeper":
+        _require_grid(name)
+    if not error.options:
+        return _first_line(error)
+    return f"{group}={name}: there is no {group} {name!r}; choose from {', '.join(error.options)}"
 
 
-def _explain(word: str, error: BaseException) -> str:
-    """Say in a line why a word cannot be set; where it is in a file, what Hydra says of it."""
-    if not word:
-        return " ".join(str(error).splitlines()[:2])
-
-    key, _, _ = word.lstrip("+~").partition("=")
-    is_unknown = re.search(r"Could not override|not in |is not in struct", str(error))
-    if key and is_unknown:
-        return f"{word}: {_explain_unknown(key)}"
-    return f"{word}: {_first_line(error.__cause__ or error)}"
-
-
-def _explain_unknown(key: str) -> str:
-    """Say that there is no such setting: which choices of its group have it, or one that is called nearly so."""
-    group, _, setting = key.partition(".")
-    choices = list_choices(group)
-    having = [f"{group}={name}" for name, choice in choices.items() if setting in vars(choice)]
-    if having:
-        return f"this {group} has no {setting}; {', '.join(having)} has"
-
-    known = {*vars(Config()), *_FILES}
-    for choice in choices.values():
-        known |= {f"{group}.{name}" for name in vars(choice)}
-    close = difflib.get_close_matches(key, sorted(known), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"there is no setting {key}{hint}; --help lists them"
-
-
-def _explain_missing(words: Sequence[str], error: Exception) -> str:
-    """Say that there is no such file, and what there is to choose from."""
-    first, *others = str(error).splitlines()
-    found = re.search(r"Could not find '(?:([\w/]+)/)?([^']*)'", first)
-    group, name = found.groups() if found else ("", first)
-
-    where = f"{group}={name}"
-    if where not in words:
-        where, _, _ = first.partition(":")  # the file that names it
-    known = [line.strip() for line in others if line.startswith("\t") and "=" not in line]
-    return f"{where}: there is no {group} {name!r}; choose from {', '.join(known)}"
+def _explain(error: Exception) -> str:
+    """Say what Hydra says in its first line, which names a word or a file, and in a second one what caused it."""
+    cause = error.__cause__ or error.__context__
+    if cause is None:
+        return _first_line(error)
+    reason = _first_line(cause)
+    if isinstance(cause, _UNKNOWN):
+        reason = explain_unknown(str(cause.full_key))
+    return f"{_first_line(error)}\n  {reason}".strip()
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.errors import UserError
-from experiments.compose import CONF, register_all, search_folders
+from experiments.compose import register_all
+from experiments.folders import CONF, search_folders
 
 _SWEEP = "BNLAB_SWEEP"  # the number of the process of the sweep, for those that it starts
 _A_LINE = 60.0  # seconds between two lines where there is no terminal

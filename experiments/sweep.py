@@ -48,12 +48,14 @@ def _join_folders(words: list[str]) -> list[str]:
 def _run_missing(words: list[str]) -> int:
     """Check all jobs, run them unless their rows are there, and write the tables."""
     started = time.perf_counter()
-    from bnlab.harness.jobs import is_done  # here: takes a second, in which --help has answered
-    from bnlab.harness.planning import outline
     from experiments.compose import plan_jobs
 
     multirun = bool({"-m", "--multirun"} & {*words})
     sweep = plan_jobs([word for word in words if word not in ("-m", "--multirun")], multirun)
+
+    from bnlab.harness.jobs import is_done  # takes a second or two, in which a mistake has been answered
+    from bnlab.harness.planning import outline
+
     launcher = _choose_launcher(sweep.configs, words, sweep.launcher)
     if sweep.configs[0].dry_run:
         return _estimate(sweep.configs, launcher, sweep.processes)

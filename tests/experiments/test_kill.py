@@ -16,11 +16,13 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from bnlab.harness import load
+from bnlab.harness.artifacts import producing
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
+from bnlab.harness.artifacts.training import Progress
 from bnlab.harness.jobs import attempt, execute, list_failures
 from tests.conftest import small_config
-from tests.experiments.commands import ROOT, run, start
+from tests.experiments.commands import ROOT, Call, run, start
 from tests.harness.kills import assert_same
 
 # Trains with a state after every step, and dies in the middle of writing file number argv[2].
@@ -50,7 +52,7 @@ from bnlab.harness.jobs import execute
 from tests.conftest import small_config
 
 for seed in (0, 1):
-    execute(small_config(sys.argv[1], seed=seed, steps=100, estimator=[sys.argv[2], "exact"]))
+    execute(small_config(sys.argv[1], seed=seed, steps=100, estimator=["ema", "exact"]))
 """
 
 
@@ -100,22 +102,46 @@ def wait_for_training(results: Path, process: subprocess.Popen[str]) -> Path:
 LONG = ("-m", "batch_size=8", "epochs=100", "evaluate_at=final", "seed=0,1")  # about a minute
 
 
-@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
-def test_interrupted(launcher: str, tmp_path: Path) -> None:
-    """One line is said, nothing half-written stays, and the same network is continued."""
-    words = (*LONG, f"hydra/launcher={launcher}", f"results={tmp_path}")
+def assert_stopped(code: int, err: str, results: Path) -> None:
+    """One line is said, nothing half-written stays, and no network counts as whole."""
+    assert code == 130
+    assert err.strip() == "stopped; the same command continues"
+    assert not list(results.rglob(".*.part"))
+    assert not list(results.rglob("status.json"))
+
+
+def test_interrupted_in_training(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = producing.Recorder.log
+
+    def interrupt(recorder: producing.Recorder, progress: Progress) -> None:
+        log(recorder, progress)
+        if progress.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(producing.Recorder, "log", interrupt)
+    # What runs in the background of a script ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    done = call("sweep", *LONG, "hydra/launcher=basic", f"results={tmp_path}")
+
+    signal.signal(signal.SIGINT, before)
+    assert_stopped(done.code, done.err, tmp_path)
+    assert list(tmp_path.glob("runs/*/seed_0"))
+    assert not list(tmp_path.glob("runs/*/seed_1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_interrupted_from_outside(launcher: str, tmp_path: Path) -> None:
     # What runs in the background of a script ignores SIGINT, and so would its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = start("sweep", *words)
+    process = start("sweep", *LONG, f"hydra/launcher={launcher}", f"results={tmp_path}")
     signal.signal(signal.SIGINT, before)
     wait_for_training(tmp_path, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
 
-    assert process.returncode == 130
-    assert err.strip() == "stopped; the same command continues"
-    assert not list(tmp_path.rglob(".*.part"))
-    assert not list(tmp_path.rglob("status.json"))
+    assert_stopped(process.returncode, err, tmp_path)
 
 
 @pytest.mark.slow
@@ -130,13 +156,16 @@ def test_processes_end_with_the_command_that_started_them(tmp_path: Path) -> Non
         pass
 
 
-def test_two_sweeps_at_once(tmp_path: Path) -> None:
-    """Each network is trained once, and no row is lost."""
-    commands = [[sys.executable, "-c", SWEEP, str(tmp_path), name] for name in ("ema", "cumulative")]
-    sweeps = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
-    out = "".join(process.communicate(timeout=120)[0] for process in sweeps)
+def test_two_sweeps_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each network is trained once, and no row is lost; the second sweep begins while the first one trains."""
+    other = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for_training(tmp_path, other)
+    for seed in (0, 1):
+        execute(small_config(tmp_path, seed=seed, steps=100, estimator=["cumulative", "exact"]))
+    out, _ = other.communicate(timeout=120)
+    out += capsys.readouterr().out
 
-    assert [process.returncode for process in sweeps] == [0, 0]
+    assert other.returncode == 0
     assert out.count("trained in") == 2
 
     found = load("adhoc", tmp_path)

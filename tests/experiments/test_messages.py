@@ -13,7 +13,8 @@ from experiments.compose import plan_jobs
 HEADER = "# @package _global_\n"
 # What an experiment's file mine.yaml has, and what the message says of it
 FILES = {
-    "unknown key": ("bath_size: 3\n", "'bath_size'"),
+    "unknown key": ("bath_size: 3\n", "there is no setting bath_size; did you mean batch_size?"),
+    "unknown key of a group": ("norm:\n  batch_size: 3\n", "this norm has no batch_size; norm=ghost has"),
     "wrong type": ("optimizer:\n  lr: high\n", "Value 'high'"),
     "bracket": ("momentum: [0.1\nname: mine\n", 'mine.yaml", line 3'),
     "choice": ("defaults:\n  - override /data: cifra\n", "there is no data 'cifra'; choose from cifar10"),
@@ -30,6 +31,15 @@ def test_a_mistake_in_a_file(case: str, tmp_path: Path) -> None:
 
     assert message in str(caught.value)
     assert str(caught.value).count("\n") <= 1
+
+
+def test_a_file_that_does_not_begin_as_it_has_to(tmp_path: Path) -> None:
+    """Hydra puts its settings below a key of the name of its folder."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("batch_size: 32\n")
+
+    with pytest.raises(UserError, match=r"experiment/mine.*\n.* begins with the line # @package _global_"):
+        plan_jobs([f"--config-dir={tmp_path}", "experiment=mine"])
 
 
 def test_jobs_come_in_hydras_order() -> None:

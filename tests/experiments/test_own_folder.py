@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from bnlab import cli
 from bnlab.harness import load
-from tests.experiments.commands import Done
+from tests.experiments.commands import Call, Called
 
 MODEL = """
 from torch import nn
@@ -24,7 +26,7 @@ def make_model(channels, image_size, classes, width=4):
 EXPERIMENT = """# @package _global_
 # bnlab sweep experiment=widths
 defaults:
-  - override /model: mine.make_model
+  - override /model: wide.make_model
 
 name: widths
 steps: 4
@@ -52,56 +54,77 @@ EXPERIMENT = Experiment(
 '''
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     """A folder with a model, an experiment and a question of the user's own."""
-    folder = tmp_path_factory.mktemp("my folder")
+    folder = tmp_path / "my folder"
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "questions").mkdir()
-    (folder / "mine.py").write_text(MODEL)
+    (folder / "wide.py").write_text(MODEL)
     (folder / "conf" / "experiment" / "widths.yaml").write_text(EXPERIMENT)
     (folder / "questions" / "widths.py").write_text(QUESTION)
     return folder
 
 
-def bnlab(folder: Path, *words: str, expect: int = 0) -> Done:
-    """Run `bnlab words...` in a folder, as a user does."""
-    program = Path(sys.executable).with_name("bnlab")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([program, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+@pytest.fixture
+def bnlab(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Calls `bnlab words...` in that folder and this process, which forgets the folder's modules afterwards."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+
+    def called(*words: str) -> Called:
+        monkeypatch.setattr(sys, "argv", ["bnlab", *words])
+        code = cli.main()
+        return Called(code, *capsys.readouterr())
+
+    yield called
+    for name in ("wide", "questions", "questions.widths"):
+        sys.modules.pop(name, None)
 
 
-def test_sweep_report_runs_and_a_network_as_a_file(folder: Path) -> None:
-    swept = bnlab(folder, "sweep", "experiment=widths").stdout
+def test_sweep_report_runs_and_a_network_as_a_file(folder: Path, bnlab: Call) -> None:
+    swept = bnlab("sweep", "experiment=widths", "hydra/launcher=basic")
 
-    assert "2 jobs on 2 networks" in swept
-    assert "next: bnlab report experiment=widths" in swept
+    assert swept.code == 0, swept.err
+    assert "2 jobs on 2 networks" in swept.out
+    assert "next: bnlab report experiment=widths" in swept.out
+    assert str(folder) in os.environ["PYTHONPATH"].split(os.pathsep), "a launcher's processes find modules there"
 
     tables = load("widths", folder / "results")
     assert sorted(tables["runs"]["model.width"]) == [2, 3]
 
-    reported = bnlab(folder, "report", "experiment=widths").stdout
-    assert "It learns." in reported
+    reported = bnlab("report", "experiment=widths")
+    assert "It learns." in reported.out, reported.err
     assert (folder / "results" / "widths" / "figures" / "accuracy.png").stat().st_size > 5000
 
-    listed = bnlab(folder, "runs", "list").stdout
+    listed = bnlab("runs", "list").out
     assert "2 networks" in listed
     assert "model.width" in listed
 
     run = tables["runs"].set_index("model.width")["run"][3]
-    bnlab(folder, "runs", "export", run, "network.safetensors", "statistics=exact")
+    exported = bnlab("runs", "export", run, "network.safetensors", "statistics=exact")
+    assert exported.code == 0, exported.err
     weights = load_file(folder / "network.safetensors")
     assert weights["0.weight"].shape == (3, 1, 3, 3)
 
 
-def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path) -> None:
-    path = folder / "conf" / "experiment" / "quickstart.yaml"
-    path.write_text(EXPERIMENT)
+def test_an_experiment_with_the_name_of_one_of_ours_is_refused(folder: Path, bnlab: Call) -> None:
+    (folder / "conf" / "experiment" / "quickstart.yaml").write_text(EXPERIMENT)
 
-    refused = bnlab(folder, "sweep", "experiment=quickstart", expect=2).stderr
+    refused = bnlab("sweep", "experiment=quickstart")
 
-    path.unlink()
+    assert refused.code == 2
+    assert "quickstart.yaml: bnlab has an experiment of this name; rename the file" in refused.err
 
-    assert "quickstart.yaml: bnlab has an experiment of this name; rename the file" in refused
+
+@pytest.mark.slow
+def test_the_program_and_its_processes(folder: Path) -> None:
+    program = str(Path(sys.executable).with_name("bnlab"))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [program, "sweep", "experiment=widths", "hydra/launcher=joblib"]
+
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    assert len(load("widths", folder / "results")["runs"]) == 2

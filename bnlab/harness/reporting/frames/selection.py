@@ -78,7 +78,7 @@ def rows(
     settings = [column for column in runs if column == "run" or column not in frame]
     joined = measured.merge(runs[settings], on="run")
     chosen = select(joined, **others)
-    is_chosen = runs["run"].isin(chosen["run"])
+    is_chosen = runs["run"].isin(chosen["run"].unique())
     _require_one_network(runs[is_chosen], by)
 
     shares = np.atleast_1d(at).tolist()

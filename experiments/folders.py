@@ -1,0 +1,57 @@
+"""The folders in which Hydra looks for files: bnlab's own, that of `--config-dir`, `conf/` of the current folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnlab.harness.errors import UserError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def search_folders(words: Sequence[str]) -> list[str]:
+    """Let Hydra look for files in the folders of `--config-dir` and in `conf/` of the current folder too.
+
+    Args:
+        words: as on the command line.
+
+    Returns:
+        The words with a Hydra setting in place of these options.
+
+    Raises:
+        UserError: a folder does not exist, or has an experiment with the name of one of bnlab's own.
+    """
+    folders = []
+    others = []
+    for word in words:
+        if word.startswith("--config-dir"):
+            folders.append(_read_folder(word))
+        else:
+            others.append(word)
+
+    here = Path("conf").resolve()
+    if here.is_dir() and here != CONF:
+        folders.append(here)
+    for folder in folders:
+        _refuse_known_experiments(folder)
+    if not folders:
+        return others
+    quoted = [f"'{folder}'" for folder in dict.fromkeys(folders)]
+    return [*others, f"hydra.searchpath=[{','.join(quoted)}]"]
+
+
+def _read_folder(option: str) -> Path:
+    """Read the folder of `--config-dir=FOLDER`."""
+    _, _, name = option.partition("=")
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"--config-dir={folder}: is no folder; write --config-dir=FOLDER")
+    return folder.resolve()
+
+
+def _refuse_known_experiments(folder: Path) -> None:
+    """Refuse a folder that has an experiment with the name of one of bnlab's own."""
+    for path in sorted(folder.glob("experiment/*.yaml")):
+        if (CONF / "experiment" / path.name).exists():
+            raise UserError(f"{path}: bnlab has an experiment of this name; rename the file, and name: in it")
