@@ -41,8 +41,9 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors population",
-    "harness.artifacts": "cores vision own data shifts norms models optimizers training settings runs "
+    "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers training settings runs "
     "freezing averaging states live producing trying",
+    "harness.artifacts.corruptions": "base blur contrast noise occlusion translation",
     "harness.artifacts.data": "pixels own_parts drawing augmenting base dataset published cifar10 cifar100 digits "
     "fashion_mnist glyphs mnist own_data svhn",
     "harness.artifacts.models": "base blocks cnn mlp own_model resnet torchvision_models",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.harness.artifacts.corruptions import describe_corruptions
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
@@ -30,16 +31,15 @@ from bnlab.statistics import using
 _ECE_BINS = 15
 _NO_STATISTICS = Source("none", None, "none")  # of a network that trains without statistics of the batch
 
-_ABOUT = """\
-How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch (group,
-layer, instance, gain_control, none) has a row for each step, with estimator and statistics_split `none`; there is
-nothing to compare its predictions with. Exact statistics of each `population` are always among the estimators.
+_ABOUT = f"""\
+How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch, such as
+a group norm, has a row for each step, with estimator and statistics_split `none`; there is nothing to compare its
+predictions with. Exact statistics of each `population` are always among the estimators.
 
-Corruptions change the stored pixels, which are clipped to their range, before they are standardized; those of
-strength 1, 2 and 3: `noise`, normal, with a standard deviation of 0.1, 0.2, 0.3 of that range; `blur`, Gaussian,
-with one of 1/32, 2/32, 3/32 of the width; `contrast`, of which 0.5, 0.3, 0.15 is left; `translation` up, down, left
-or right by 1/8, 2/8, 3/8 of the width, with 0 where nothing was; `occlusion` by a square of 0 with a side of 1/4,
-3/8, 1/2 of the width. Each image has draws of its own, the same for all networks and strengths."""
+Corruptions change the stored pixels, which are clipped to their range before they are standardized. What one draws for
+an image depends on that image alone, and is the same for all networks and strengths. In strength 1, 2 and 3 they are:
+
+{describe_corruptions()}"""
 
 
 @component
