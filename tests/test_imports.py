@@ -49,6 +49,7 @@ FOLDERS = {
     "harness.artifacts.models": "base blocks cnn mlp own_model resnet torchvision_models",
     "harness.artifacts.norms": "base batch gain_control ghost group instance layer none renorm",
     "harness.artifacts.optimizers": "base adamw sgd",
+    "harness.reporting.plots": "base curves forest",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.

@@ -14,7 +14,7 @@ from bnlab.harness.errors import NoRows, where_raised
 from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS
 from bnlab.harness.reporting.frames.scores import Score
 from bnlab.harness.reporting.frames.selection import Tables, name_value, put_in_order
-from bnlab.harness.reporting.plots import Plot
+from bnlab.harness.reporting.plots.base import Plot
 from bnlab.harness.reporting.style import estimator_label
 from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_MEASURED, Rule, above, below, judge, within
 
