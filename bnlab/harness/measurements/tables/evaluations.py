@@ -85,10 +85,13 @@ class Evaluations(Measurement):
         if not run.has_trace:
             return {_NO_STATISTICS: run.predicted}
         splits = as_list(run.config.population)
-        if any(isinstance(source, InferenceRule) for source in sources):
+        has_rules = any(isinstance(source, InferenceRule) for source in sources)
+        if has_rules:
             splits = ["train", *splits]  # rules start from exact statistics of the training split
+
         exact = [FrozenWeights("exact", None, split) for split in splits]
-        return dict.fromkeys([*exact, *sources], run.predicted)
+        chosen = [*exact, *sources]
+        return dict.fromkeys(chosen, run.predicted)
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
         """List the steps of `accuracy_at`, and the checkpoint whose frozen statistics are used."""
@@ -99,8 +102,10 @@ class Evaluations(Measurement):
     ) -> pd.DataFrame:
         """Measure how a split is predicted under a shift, see `Run.images_of`: a row for each step and source."""
         every = run.images_of(split, shift)
-        samples = {limit: every.sample(limit) for limit in {*map(run.limit_at, steps)}}
-        images = {step: samples[run.limit_at(step)] for step in steps}
+        limits = {step: run.limit_at(step) for step in steps}
+        samples = {limit: every.sample(limit) for limit in {*limits.values()}}
+        images = {step: samples[limit] for step, limit in limits.items()}
+
         predicted = []
         used = []
         for step in steps:
@@ -114,8 +119,9 @@ class Evaluations(Measurement):
             "stat_images": used,
         }
         frame = tabulate(run, sources, steps, columns)
-        rows = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
-        frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
+
+        scores = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
+        frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(scores)
         return frame
 
 
@@ -156,7 +162,8 @@ def _score_network(run: Run, steps: list[int], images: Mapping[int, Split]) -> l
     """Score a network without statistics for each step; there are no exact ones to compare it with."""
     rows: list[Scores] = []
     for step in steps:
-        found = predict(run.model_at(step).eval(), images[step])
+        model = run.model_at(step)
+        found = predict(model.eval(), images[step])
         rows.append((found.loss, found.accuracy, found.ece, math.nan, math.nan))
     return rows
 
@@ -169,15 +176,19 @@ def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Predictio
     if isinstance(source, InferenceRule):
         prediction = apply_rule(model, source.rule)
         at_once = source.images
+    parts = []
     with prediction:
-        parts = [model(split.images[part]) for part in in_batches(len(split.labels), at_once)]
+        for part in in_batches(len(split.labels), at_once):
+            images = split.images[part]
+            parts.append(model(images))
 
     logits = torch.cat(parts).double()
     loss = F.cross_entropy(logits, split.labels).item()
     is_right = logits.argmax(1) == split.labels
     accuracy = is_right.double().mean().item()
     confidence = logits.softmax(1).amax(1)
-    return Prediction(logits, loss, accuracy, _measure_calibration(confidence, is_right))
+    error = _measure_calibration(confidence, is_right)
+    return Prediction(logits, loss, accuracy, error)
 
 
 def _measure_calibration(confidence: Tensor, is_right: Tensor) -> float:
