@@ -98,9 +98,12 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     """
     rows: list[tuple[Any, ...]] = []
     for name, claim in experiment.claims.items():
-        for condition in _decide(claim, tables):
+        conditions = _decide(claim, tables)
+        for condition in conditions:
             rows.append((experiment.name, name, *condition))
-    return pd.DataFrame(rows, columns=["experiment", "claim", *_Condition._fields])
+
+    columns = ["experiment", "claim", *_Condition._fields]
+    return pd.DataFrame(rows, columns=columns)
 
 
 class _Condition(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,13 @@ class Plot(ABC):
         return ax
 
 
+def split_panels(frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> Iterator[tuple[Axes, pd.DataFrame]]:
+    """Go through the panels: the axes of each, with its rows."""
+    for panel, ax in axes.items():
+        is_here = frame["panel"] == panel
+        yield ax, frame[is_here]
+
+
 def draw_mark(ax: Axes, mark: tuple[float, str] | None) -> None:
     """Draw a dotted line at a value, under its name."""
     if mark:
@@ -62,12 +69,13 @@ def require_one_row(frame: pd.DataFrame, across: list[str], name: str) -> None:
     if not is_doubled.any():
         return
 
-    doubled = frame[is_doubled]
-    same = find_first_group(doubled, keys)
-    others = [str(column) for column in frame if column not in (*keys, *MEASURES, "series")]
-    differing = list_differences(same, others) or "their numbers only"
+    same = find_first_group(frame[is_doubled], keys)
     here = same.iloc[0]
     place = "".join(f" at {name_value(column, here[column])}" for column in across)
+
+    known = (*keys, *MEASURES, "series")
+    others = [str(column) for column in frame if column not in known]
+    differing = list_differences(same, others) or "their numbers only"
     raise UserError(
         f"panel {here['panel']!r} has {len(same)} rows of {here[name]!r}{place}, which differ in {differing}\n"
         "put it into the panel's name (name_panels), select one, or average over it"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bnlab.harness.reporting.plots.base import Plot, draw_mark, measure_bars, require_one_row
+from bnlab.harness.reporting.plots.base import Plot, draw_mark, measure_bars, require_one_row, split_panels
 from bnlab.harness.reporting.style import Axis, axis_of, choose_looks, name_series, set_axes
 
 _LEVEL: dict[str, Any] = {"linestyle": "--", "linewidth": 1.1}
@@ -54,20 +54,20 @@ class Curves(Plot):
 
         looks = choose_looks(placed, self.by)
         across = self.across or axis_of(self.x)
+        series_of_rows = placed["series"]
         has_place = placed["x"].notna()
-        lines = {*placed.loc[has_place, "series"]}
-        levels = {*placed.loc[~has_place, "series"]}
+        lines = {*series_of_rows[has_place]}
+        levels = {*series_of_rows[~has_place]}
         has_levels_beside_lines = not lines.isdisjoint(levels)
 
-        for panel, ax in axes.items():
-            is_here = placed["panel"] == panel
-            here = placed[is_here]
+        for ax, here in split_panels(placed, axes):
             for series, rows in here.groupby("series", sort=False):
                 label = str(series)
+                look = looks[label]
                 if label in lines:
-                    self._draw_series(ax, rows, looks[label], label)
+                    self._draw_series(ax, rows, look, label)
                 else:
-                    self._draw_level(ax, rows, looks[label], label)
+                    self._draw_level(ax, rows, look, label)
 
             draw_mark(ax, self.mark)
             if self.level and has_levels_beside_lines:
@@ -117,9 +117,11 @@ class Curves(Plot):
             means = means.where(means > 0)
             low = low.where(low > 0, means)
 
-        between_markers = max(1, len(line) // 10)
+        points = len(line)
+        between_markers = max(1, points // 10)
+        colour = look["color"]
         ax.plot(x, means, label=label, markevery=between_markers, **look)
-        ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _draw_point(ax: Axes, point: pd.DataFrame, look: dict[str, Any], label: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bnlab.harness.reporting.plots.base import Plot, draw_mark, measure_bars, require_one_row
+from bnlab.harness.reporting.plots.base import Plot, draw_mark, measure_bars, require_one_row, split_panels
 from bnlab.harness.reporting.style import Axis, set_axes
 
 _POINTS: dict[str, Any] = {"fmt": "o", "color": "#0072B2", "markersize": 5, "capsize": 2}
@@ -41,23 +41,23 @@ class Forest(Plot):
         heights = {name: height for height, name in enumerate(names)}
         first = next(iter(axes.values()))
 
-        for panel, ax in axes.items():
+        for ax, here in split_panels(frame, axes):
             if ax is not first:
                 ax.sharex(first)
-            is_here = frame["panel"] == panel
-            here = frame[is_here]
-            set_axes(ax, self.x, Axis(""), here["mean"])
+            means = here["mean"]
+            set_axes(ax, self.x, Axis(""), means)
             draw_mark(ax, self.mark)
 
-            bars = measure_bars(here)
-            ax.errorbar(here["mean"], here[self.by].map(heights), xerr=bars, **_POINTS)
+            places = here[self.by].map(heights)
+            ax.errorbar(means, places, xerr=measure_bars(here), **_POINTS)
             _set_rows(ax, names)
 
 
 def _set_rows(ax: Axes, names: list[Any]) -> None:
     """Write names on the axis upwards, the first on top, in letters that have room."""
     rows = len(names)
+    places = range(rows)
+    labels = list(map(str, names))
     size = min(9, 200 / rows)
-    labels = [str(name) for name in names]
-    ax.set_yticks(range(rows), labels, fontsize=size)
+    ax.set_yticks(places, labels, fontsize=size)
     ax.set_ylim(rows - 0.5, -0.5)
