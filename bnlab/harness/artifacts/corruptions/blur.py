@@ -30,20 +30,22 @@ class Blur(Corruption):
     )
 
     def apply(self, image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-        deviation = amount * image.shape[-1]
-        weights = _weigh_neighbours(deviation).to(image)
-        reach = len(weights) // 2
+        width = image.shape[-1]
+        deviation = amount * width
+        reach = math.ceil(_REACH * deviation)
+        weights = _weigh_neighbours(deviation, reach).to(image)
 
-        channels = image[:, None]  # as images of one channel
+        channels = image.unsqueeze(1)  # as images of one channel
         padded = F.pad(channels, [reach] * 4, mode="replicate")
-        rows_blurred = F.conv2d(padded, weights.view(1, 1, 1, -1))
-        blurred = F.conv2d(rows_blurred, weights.view(1, 1, -1, 1))
-        return blurred[:, 0]
+        row = weights.view(1, 1, 1, -1)
+        column = weights.view(1, 1, -1, 1)
+        blurred = F.conv2d(padded, row)
+        blurred = F.conv2d(blurred, column)
+        return blurred.squeeze(1)
 
 
-def _weigh_neighbours(deviation: float) -> Tensor:
-    """Compute the weights of neighbours in one direction, whose sum is 1."""
-    reach = math.ceil(_REACH * deviation)
+def _weigh_neighbours(deviation: float, reach: int) -> Tensor:
+    """Compute the weights of neighbours within reach to both sides, whose sum is 1."""
     distances = torch.arange(-reach, reach + 1)
     heights = torch.exp(-0.5 * (distances / deviation) ** 2)
     return heights / heights.sum()

@@ -28,9 +28,12 @@ class Occlusion(Corruption):
         _, height, width = image.shape
         side = int(amount * width)
         down, across = torch.rand(2, generator=generator).tolist()
-        top = int(down * (height - side + 1))
-        left = int(across * (width - side + 1))
+        places_down = height - side + 1
+        places_across = width - side + 1
+        top = int(down * places_down)
+        left = int(across * places_across)
 
         hidden = image.clone()
-        hidden[:, top : top + side, left : left + side] = 0
+        square = hidden.narrow(1, top, side).narrow(2, left, side)
+        square.zero_()
         return hidden

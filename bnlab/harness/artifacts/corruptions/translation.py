@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from bnlab.harness.artifacts.corruptions.base import Amounts, Corruption
 from bnlab.harness.components import component
 
+_PLANE = (1, 2)  # the dimensions of height and width
+
 
 @component
 @dataclass(unsafe_hash=True)
@@ -26,11 +28,13 @@ class Translation(Corruption):
     )
 
     def apply(self, image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-        distance = int(amount * image.shape[-1])
-        direction = int(torch.randint(4, (), generator=generator))
+        width = image.shape[-1]
+        distance = int(amount * width)
+        quarters = int(torch.randint(4, (), generator=generator))
 
-        turned = image.rot90(direction, (1, 2))
+        # Down, in an image that is turned by so many quarters and then turned back.
+        turned = image.rot90(quarters, _PLANE)
         height = turned.shape[1]
         padded = F.pad(turned, (0, 0, distance, 0))
         moved = padded[:, :height]
-        return moved.rot90(-direction, (1, 2))
+        return moved.rot90(-quarters, _PLANE)
