@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import THREADS, Result
+from benchmarks.timing import HEADING, THREADS, Result
 from bnlab.memory import keep_freed_memory
 
 PARTS = (
@@ -21,39 +21,42 @@ PARTS = (
 _README = Path(__file__).with_name("README.md")
 
 
+_PACKAGES = ("torch", "numpy", "fvcore", "greenlet")
+
+
 def main() -> None:
     keep_freed_memory()
     for part in sys.argv[1:] or PARTS:
         module = importlib.import_module(f"benchmarks.{part}")
         threads = getattr(module, "THREADS", THREADS)
         torch.set_num_threads(threads)
-        table = _table(module.results())
+
+        table = _write_table(module.results())
         print(table, flush=True)
-        begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
-        before, _, rest = _README.read_text().partition(begin)
-        _README.write_text(
-            f"{before}{begin}\n{_machine(module.ROUNDS, threads)}\n\n{table}\n{end}{rest.partition(end)[2]}"
-        )
+        machine = _describe_machine(module.ROUNDS, threads)
+        _replace_section(part, f"{machine}\n\n{table}")
 
 
-def _machine(rounds: int, threads: int) -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "fvcore", "greenlet"))
+def _replace_section(part: str, text: str) -> None:
+    """Put the results of a part in the place of its last ones."""
+    begin = f"<!-- {part} -->"
+    end = f"<!-- end of {part} -->"
+    before, _, rest = _README.read_text().partition(begin)
+    _, _, behind = rest.partition(end)
+    _README.write_text(f"{before}{begin}\n{text}\n{end}{behind}")
+
+
+def _describe_machine(rounds: int, threads: int) -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), threads: {threads}, Python {platform.python_version()}, "
         f"{packages}; medians of {rounds} rounds in alternation, nothing else running."
     )
 
 
-def _table(found: list[Result]) -> str:
-    lines = [
-        "| what | side | seconds | against | seconds | ratio | at most | note |",
-        "|---|---|--:|---|--:|--:|--:|---|",
-    ]
-    for r in found:
-        limit = "" if r.limit is None else f"{r.limit:g}{' ✗' if r.ratio > r.limit else ''}"
-        times = f"{r.side} | {r.seconds:.3g} | {r.against} | {r.reference:.3g} | {r.ratio:.3f}"
-        lines.append(f"| {r.what} | {times} | {limit} | {r.note} |")
-    return "\n".join(lines)
+def _write_table(results: list[Result]) -> str:
+    rows = [result.write_row() for result in results]
+    return "\n".join([HEADING, *rows])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import Result
+from benchmarks.timing import HEADING, Result
 from bnlab import population_statistics, record
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
@@ -80,11 +80,9 @@ def main() -> int:
         return 0
     torch.manual_seed(0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; medians of {_ROUNDS} rounds in alternation\n")
-    print("| what | side | seconds | against | seconds | ratio | at most | note |\n|---|---|--:|---|--:|--:|--:|---|")
+    print(HEADING)
     for result in _list_results():
-        limit = "" if result.limit is None else f"{result.limit:g}{' ✗' if result.ratio > result.limit else ''}"
-        times = f"{result.side} | {result.seconds:.3g} | {result.against} | {result.reference:.3g} | {result.ratio:.3f}"
-        print(f"| {result.what} | {times} | {limit} | {result.note} |", flush=True)
+        print(result.write_row(), flush=True)
     return 0
 
 
@@ -131,22 +129,36 @@ def _compare_exact(network: Network, kind: str, layout: torch.memory_format, is_
 
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = population_statistics(model, batches, forward=forward)
-    assert found.cost is not None
-    note = f"{found.cost.forwards} forwards of {len(batches)} batches, {_read_peak(before):.1f} GB"
+    cost = population_statistics(model, batches, forward=forward).cost
+    assert cost is not None
+    note = f"{cost.forwards} forwards of {len(batches)} batches, {_read_peak(before):.1f} GB"
     if not is_half:
-        reference = population_statistics(copy.deepcopy(model).double(), [batch.double() for batch in batches[:2]])
-        again = population_statistics(model, batches[:2])
-        off = max(max(compare_moments(reference[name], again[name])) for name in reference)
-        note += f", off by {off:.0e}"
-    what = f"{network.name}, {network.size}², {'bfloat16' if is_half else 'float32'}, {kind}"
+        error = _measure_error(model, batches[:2])
+        note = f"{note}, off by {error:.0e}"
+
+    precision = "bfloat16" if is_half else "float32"
+    what = f"{network.name}, {network.size}², {precision}, {kind}"
     if "fvcore" in median:
         yield Result(what, "exact", median["exact"], "fvcore", median["fvcore"], network.exact, note)
     yield Result(what, "exact", median["exact"], "one forward", median["forward"], None, note)
 
 
 def _read_peak(before: int) -> float:
+    """Read how many gigabytes more than before were allocated at most."""
     return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def _measure_error(model: nn.Module, batches: list[Tensor]) -> float:
+    """Measure the largest error of exact statistics against float64."""
+    in_double = [batch.double() for batch in batches]
+    reference = population_statistics(copy.deepcopy(model).double(), in_double)
+    measured = population_statistics(model, batches)
+
+    largest = 0.0
+    for name in reference:
+        errors = compare_moments(reference[name], measured[name])
+        largest = max(largest, *errors)
+    return largest
 
 
 def _compare_training(network: Network) -> Iterator[Result]:
@@ -161,14 +173,20 @@ def _compare_training(network: Network) -> Iterator[Result]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         for _ in range(steps):
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
             optimizer.step()
 
     def train_recorded() -> None:
         with record(plain):
             train(plain)
 
-    median = _alternate({"plain": lambda: train(plain), "recorded": train_recorded, "tuned": lambda: train(own)})
+    sides: dict[str, Callable[[], object]] = {
+        "plain": lambda: train(plain),
+        "recorded": train_recorded,
+        "tuned": lambda: train(own),
+    }
+    median = _alternate(sides)
     what = f"{steps} steps of {network.name}, batch {TRAINED_BATCH}"
     yield Result(what, "recorded", median["recorded"], "plain", median["plain"], network.recording)
     yield Result(what, "self-tuned", median["tuned"], "plain", median["plain"], network.tuned)
@@ -183,8 +201,9 @@ def _alternate(sides: Mapping[str, Callable[[], object]]) -> dict[str, float]:
             started = time.perf_counter()
             run()
             torch.cuda.synchronize()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
+            taken = time.perf_counter() - started
+            if number > 0:
+                seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
-from benchmarks.timing import Result, alternate, evaluate
+from benchmarks.timing import Result, alternate, evaluate, time_once
 from bnlab import population_statistics
 from bnlab.harness.artifacts.models import build_model
 from bnlab.harness.artifacts.models.resnet import Resnet
@@ -23,17 +22,23 @@ _BATCH = 500
 
 
 def results() -> list[Result]:
-    return [*(_compare(images) for images in (5_000, 15_000)), *_compare_with_others(45_000, "4GiB")]
+    return [_compare(5_000), _compare(15_000), *_compare_with_others(45_000, "4GiB")]
 
 
 def _compare(images: int) -> Result:
     model, batches = _build(images)
-    sides = {"exact": lambda: population_statistics(model, batches), "forward": lambda: evaluate(model, batches)}
+    sides: dict[str, Callable[[], object]] = {
+        "exact": lambda: population_statistics(model, batches),
+        "forward": lambda: evaluate(model, batches),
+    }
     median = alternate(sides, ROUNDS)
+
     cost = population_statistics(model, batches).cost
     assert cost is not None
-    held = (_measure_peak("exact", images) - _measure_peak("forward", images)) / images / 1e6
-    note = f"{cost.forwards / cost.batches:.2f} forwards a batch, {held:.2f} MB an image held"
+    forwards = cost.forwards / cost.batches
+    held = _measure_peak("exact", images) - _measure_peak("forward", images)
+    megabytes = held / images / 1e6
+    note = f"{forwards:.2f} forwards a batch, {megabytes:.2f} MB an image held"
     what = f"resnet-20, 32×32, {images:,} images in batches of {_BATCH}"
     return Result(what, "exact", median["exact"], "one forward", median["forward"], 1.3, note)
 
@@ -41,29 +46,28 @@ def _compare(images: int) -> Result:
 def _compare_with_others(images: int, memory: str) -> list[Result]:
     """One round, which takes minutes: at a limit with which not all may wait, layer by layer, and precise BN."""
     model, batches = _build(images)
-    seconds, notes = dict[str, float](), dict[str, str]()
+    notes: dict[str, str] = {}
 
-    def measure(**how: str) -> None:
+    def measure(side: str, **how: str) -> None:
         cost = population_statistics(model, batches, **how).cost  # type: ignore[arg-type]
         assert cost is not None
-        name = how.get("memory", "layer by layer")
-        notes[name] = f"one round; {cost.forwards / cost.batches:.1f} forwards a batch"
+        forwards = cost.forwards / cost.batches
+        notes[side] = f"one round; {forwards:.1f} forwards a batch"
 
     sides: dict[str, Callable[[], object]] = {
         "forward": lambda: evaluate(model, batches),
-        memory: lambda: measure(memory=memory),
-        "layer by layer": lambda: measure(strategy="layerwise"),
+        "exact": lambda: measure("exact", memory=memory),
+        "layer by layer": lambda: measure("layer by layer", strategy="layerwise"),
         "fvcore": lambda: update_bn_stats(model.train(), batches, len(batches), progress=None),
     }
-    for name, run in sides.items():
-        started = time.perf_counter()
-        run()
-        seconds[name] = time.perf_counter() - started
+    seconds = {name: time_once(run) for name, run in sides.items()}
+
     what = f"resnet-20, 32×32, {images:,} images, {memory}"
-    return [
-        Result(what, "exact", seconds[memory], name, seconds[name], None, notes.get(name, notes[memory]))
-        for name in ("forward", "fvcore", "layer by layer")
-    ]
+    rows = []
+    for name in ("forward", "fvcore", "layer by layer"):
+        note = notes.get(name, notes["exact"])
+        rows.append(Result(what, "exact", seconds["exact"], name, seconds[name], None, note))
+    return rows
 
 
 def _build(images: int) -> tuple[nn.Module, list[Tensor]]:
@@ -80,7 +84,10 @@ def _measure_peak(side: str, images: int) -> int:
 
 def _main(side: str, images: int) -> None:
     model, batches = _build(images)
-    _ = population_statistics(model, batches) if side == "exact" else evaluate(model, batches)
+    if side == "exact":
+        population_statistics(model, batches)
+    else:
+        evaluate(model, batches)
     status = Path("/proc/self/status").read_text()  # not getrusage, which counts what the parent had
     print(int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024)  # type: ignore[index]
 

@@ -23,14 +23,16 @@ _LIMITS = {"channels_last": 1.15, "contiguous": 0.85}
 
 
 def results() -> list[Result]:
-    found = []
+    rows = []
     for depth in (20, 56, 110):
         model = build_model(Resnet(depth=depth), channels=3, image_size=32, classes=10, seed=0)
-        for kind, limit in _LIMITS.items():
-            found += _compare(f"resnet-{depth}, 32×32, {kind}", model, 32, _LAYOUTS[kind], limit)
+        for kind, layout in _LAYOUTS.items():
+            rows += _compare(f"resnet-{depth}, 32×32, {kind}", model, 32, layout, _LIMITS[kind])
+
     for kind, layout in _LAYOUTS.items():
-        found += _compare(f"resnet-18, 64×64, {kind}", torchvision().models.resnet18(), 64, layout, 1.05)
-    return found
+        model = torchvision().models.resnet18()
+        rows += _compare(f"resnet-18, 64×64, {kind}", model, 64, layout, 1.05)
+    return rows
 
 
 def _compare(what: str, model: nn.Module, size: int, layout: torch.memory_format, limit: float) -> list[Result]:
@@ -46,15 +48,16 @@ def _compare(what: str, model: nn.Module, size: int, layout: torch.memory_format
         "forward": lambda: evaluate(model, batches),
     }
     median = alternate(sides, ROUNDS)
+
     reference = _float64(model, images)
-    errors = {"exact": _error(reference, found["exact"])}
-    errors |= {peer: _error(reference, running_statistics(peers[peer])) for peer in peers}
-    notes = {"exact": "error", "fvcore": "fvcore's", "torch": "torch's"}
-    told = {side: f"{word} {_show(errors[side])}" for side, word in notes.items()}
+    own = _describe_error(reference, found["exact"])
+    of_fvcore = _describe_error(reference, running_statistics(peers["fvcore"]))
+    of_torch = _describe_error(reference, running_statistics(peers["torch"]))
+    seconds = median["exact"]
     return [
-        Result(what, "exact", median["exact"], "fvcore", median["fvcore"], limit, told["exact"]),
-        Result(what, "exact", median["exact"], "update_bn", median["torch"], None, told["torch"]),
-        Result(what, "exact", median["exact"], "one forward", median["forward"], None, told["fvcore"]),
+        Result(what, "exact", seconds, "fvcore", median["fvcore"], limit, f"error {own}"),
+        Result(what, "exact", seconds, "update_bn", median["torch"], None, f"torch's {of_torch}"),
+        Result(what, "exact", seconds, "one forward", median["forward"], None, f"fvcore's {of_fvcore}"),
     ]
 
 
@@ -75,11 +78,12 @@ def _float64(model: nn.Module, images: Tensor) -> Statistics:
     return population_statistics(copy.deepcopy(model).double(), list(images.double().split(256)))
 
 
-def _error(reference: Statistics, found: Statistics) -> tuple[float, float]:
-    """Largest error over layers and channels: of the mean in σ, of the variance relative."""
-    means, variances = zip(*(compare_moments(r, found[name]) for name, r in reference.items()), strict=True)
-    return max(means), max(variances)
-
-
-def _show(error: tuple[float, float]) -> str:
-    return f"{error[0]:.0e} σ, {error[1]:.0e} var"
+def _describe_error(reference: Statistics, found: Statistics) -> str:
+    """Describe the largest error over layers and channels: of the mean in σ, of the variance relative."""
+    mean = 0.0
+    variance = 0.0
+    for name, moments in reference.items():
+        mean_error, variance_error = compare_moments(moments, found[name])
+        mean = max(mean, mean_error)
+        variance = max(variance, variance_error)
+    return f"{mean:.0e} σ, {variance:.0e} var"

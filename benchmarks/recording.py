@@ -57,7 +57,10 @@ TRAININGS = (
 
 
 def results() -> list[Result]:
-    return [result for training, limit in zip(TRAININGS, _LIMITS, strict=True) for result in _compare(training, limit)]
+    rows = []
+    for training, limit in zip(TRAININGS, _LIMITS, strict=True):
+        rows += _compare(training, limit)
+    return rows
 
 
 def _compare(training: Training, limit: float) -> list[Result]:

@@ -16,7 +16,6 @@ from typing import Any
 import matplotlib
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.timing import THREADS, Result, evaluate
@@ -39,9 +38,15 @@ _MEMORY = [(20, 1024, "breadth", 1 / share) for share in (2, 4, 8, 12)]
 
 def results() -> list[Result]:
     _measure(*_DEPTHS[0], seed=0)  # the first call of a process takes longer
-    frame = pd.DataFrame([_measure(*case, seed) for seed in range(ROUNDS) for case in (*_DEPTHS, *_IMAGES, *_MEMORY)])
+    rows = []
+    for seed in range(ROUNDS):
+        for case in (*_DEPTHS, *_IMAGES, *_MEMORY):
+            rows.append(_measure(*case, seed))
+    frame = pd.DataFrame(rows)
     _keep(frame)
-    medians = frame.groupby(["depth", "images", "memory", "strategy"], sort=False).median(numeric_only=True)
+
+    cases = frame.groupby(["depth", "images", "memory", "strategy"], sort=False)
+    medians = cases.median(numeric_only=True)
     return [_describe(row) for row in medians.reset_index().to_dict("records")]
 
 
@@ -93,33 +98,52 @@ def _time(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _describe(row: dict[Any, Any]) -> Result:
+    what = f"resnet-{row['depth']}, {row['images']:,} images"
     memory = row["memory"]
-    share = f", 1/{round(1 / memory)} of the memory" if memory < 1 else ""
+    if memory < 1:
+        parts = round(1 / memory)
+        what = f"{what}, 1/{parts} of the memory"
+
     note = f"{row['layers']:.0f} layers, {row['passes']:.3g} passes"
-    if not math.isnan(row["peak_bytes"]):
-        note += f", {row['peak_bytes'] / 2**20:.0f} MiB"
-    what = f"resnet-{row['depth']}, {row['images']:,} images{share}"
-    return Result(what, row["strategy"], row["seconds"], "one forward", row["forward_seconds"], None, note)
+    peak = row["peak_bytes"]
+    if not math.isnan(peak):
+        mebibytes = peak / 2**20
+        note = f"{note}, {mebibytes:.0f} MiB"
+
+    side = row["strategy"]
+    seconds = row["seconds"]
+    forward_seconds = row["forward_seconds"]
+    return Result(what, side, seconds, "one forward", forward_seconds, None, note)
 
 
 def _keep(frame: pd.DataFrame) -> None:
-    """Tables and figures of the experiment `passes`, in place of those among the reference results.
-
-    Figures get a palette of 256 colours, which cannot be told from theirs and takes a third of the room.
-    """
-    runs = frame[["run", "seed", "depth"]].drop_duplicates().rename(columns={"depth": "model.depth"})
-    versions = json.dumps({name: version(name) for name in ("bnlab", "numpy", "pandas", "torch")})
-    runs = runs.assign(data="random numbers", model="resnet", batch_size=BATCH,
-                       versions=versions, device=platform.machine(), threads=THREADS)  # fmt: skip
-    tables = {"runs": runs, "passes": frame.drop(columns=["seed", "depth"])}
+    """Tables and figures of the experiment `passes`, in place of those among the reference results."""
+    passes = frame.drop(columns=["seed", "depth"])
+    tables = {"runs": _describe_runs(frame), "passes": passes}
     shutil.rmtree(REFERENCE, ignore_errors=True)
-    for part in ("tables", "figures"):
-        (REFERENCE / part).mkdir(parents=True)
+    folder = REFERENCE / "tables"
+    folder.mkdir(parents=True)
     for name, table in tables.items():
-        table.to_parquet(REFERENCE / "tables" / f"{name}.parquet", index=False, compression="zstd")
+        table.to_parquet(folder / f"{name}.parquet", index=False, compression="zstd")
+
     matplotlib.use("Agg")
+    experiment = find_experiment("passes")
     with style.paper():
-        for name, figure in find_experiment("passes").figures.items():
-            path = REFERENCE / "figures" / f"{name}.png"
-            drawing.draw(name, figure, tables).savefig(path)
-            Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        for name, figure in experiment.figures.items():
+            drawn = drawing.draw(name, figure, tables)
+            drawing.save(drawn, REFERENCE / "figures", name, pdf=False)
+
+
+def _describe_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the table `runs` of the networks that were measured."""
+    versions = {name: version(name) for name in ("bnlab", "numpy", "pandas", "torch")}
+    runs = frame[["run", "seed", "depth"]].drop_duplicates()
+    runs = runs.rename(columns={"depth": "model.depth"})
+    return runs.assign(
+        data="random numbers",
+        model="resnet",
+        batch_size=BATCH,
+        versions=json.dumps(versions),
+        device=platform.machine(),
+        threads=THREADS,
+    )

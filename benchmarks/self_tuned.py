@@ -15,7 +15,8 @@ def results() -> list[Result]:
 
 
 def _compare(training: Training, limit: float) -> Result:
-    plain, own = training.build(), SelfTuned.convert(training.build())
+    plain = training.build()
+    own = SelfTuned.convert(training.build())
     sides = {"plain": lambda: training.run(plain), "own": lambda: training.run(own)}
     median = alternate(sides, ROUNDS)
     return Result(f"training, {training.name}", "self-tuned", median["own"], "plain", median["plain"], limit)

@@ -15,9 +15,11 @@ ROUNDS = 5
 
 
 def results() -> list[Result]:
+    resnet = torchvision().models.resnet18()
+    blocks = [_block() for _ in range(12)]
     return [
-        _compare("Siamese resnet-18, 32×32", Siamese(torchvision().models.resnet18()), 32),
-        _compare("Siamese, 12 layers", Siamese(nn.Sequential(*[_block() for _ in range(12)])), 16),
+        _compare("Siamese resnet-18, 32×32", Siamese(resnet), 32),
+        _compare("Siamese, 12 layers", Siamese(nn.Sequential(*blocks)), 16),
         _compare("12 layers in 4 chunks each", Chunked(12, 4), 16),
     ]
 
@@ -25,15 +27,18 @@ def results() -> list[Result]:
 def _compare(name: str, model: nn.Module, size: int) -> Result:
     torch.manual_seed(0)
     model.eval()
-    batches = list(torch.randn(256, 3, size, size).contiguous(memory_format=torch.channels_last).split(32))
+    images = torch.randn(256, 3, size, size).contiguous(memory_format=torch.channels_last)
+    batches = list(images.split(32))
     sides: dict[str, Callable[[], object]] = {
         "exact": lambda: population_statistics(model, batches),
         "forward": lambda: evaluate(model, batches),
     }
     median = alternate(sides, ROUNDS)
+
     cost = population_statistics(model, batches).cost
     assert cost is not None
-    return Result(name, "exact", median["exact"], "one forward", median["forward"], None, f"{cost.passes} passes")
+    note = f"{cost.passes} passes"
+    return Result(name, "exact", median["exact"], "one forward", median["forward"], None, note)
 
 
 def _block() -> nn.Module:
@@ -56,7 +61,8 @@ class Chunked(nn.Module):
 
     def __init__(self, depth: int, pieces: int) -> None:
         super().__init__()
-        self.blocks, self.pieces = nn.ModuleList(_block() for _ in range(depth)), pieces
+        self.blocks = nn.ModuleList(_block() for _ in range(depth))
+        self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:

@@ -6,13 +6,12 @@ import contextlib
 import io
 import statistics
 import tempfile
-import time
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Result, alternate
+from benchmarks.timing import Result, alternate, time_once
 from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts.data.glyphs import Glyphs
 from bnlab.harness.artifacts.producing import ensure_trained
@@ -31,7 +30,7 @@ _FORTY: dict[str, Any] = {"momentum": _MOMENTA, "estimator": ["ema", "ema_debias
 
 
 def results() -> list[Result]:
-    found = []
+    rows = []
     for size in (4, 32, 256):
         sides = {
             "one, gaps": partial(_sweep, size, ["gaps"], _ONE),
@@ -41,15 +40,17 @@ def results() -> list[Result]:
         }
         median = alternate(sides, ROUNDS)
         for kind, what, limit in (("gaps", "gaps", 1.1), ("both", "gaps and final accuracy", 1.5)):
-            seconds, reference = median[f"forty, {kind}"], median[f"one, {kind}"]
+            seconds = median[f"forty, {kind}"]
+            reference = median[f"one, {kind}"]
             what = f"digits, batch {size}, {what}"
-            found.append(Result(what, "40 settings", seconds, "1 setting", reference, limit))
-    return [*found, _measure_everything()]
+            rows.append(Result(what, "40 settings", seconds, "1 setting", reference, limit))
+    return [*rows, _measure_everything()]
 
 
 def _measure_everything() -> Result:
     """All running estimators, 64 momenta, 12 checkpoints of a network of the base suite, against its training."""
-    training, measuring = [], []
+    training = []
+    measuring = []
     for _ in range(_FEW):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             config = Config(
@@ -62,12 +63,8 @@ def _measure_everything() -> Result:
                 measurements=["gaps"],
                 results=folder,
             )
-            begun = time.perf_counter()
-            ensure_trained(Run(config))
-            trained = time.perf_counter()
-            execute(config)
-            training.append(trained - begun)
-            measuring.append(time.perf_counter() - trained)
+            training.append(time_once(partial(ensure_trained, Run(config))))
+            measuring.append(time_once(partial(execute, config)))
     what = f"base suite, batch 64: {len(list_estimators())} estimators, 64 momenta, 12 checkpoints"
     return Result(what, "gaps", statistics.median(measuring), "training", statistics.median(training), 1.0)
 

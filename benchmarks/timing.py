@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 THREADS = 2  # unless a part has its own
+HEADING = """\
+| what | side | seconds | against | seconds | ratio | at most | note |
+|---|---|--:|---|--:|--:|--:|---|"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,26 @@ class Result:
     def ratio(self) -> float:
         return self.seconds / self.reference
 
+    def write_row(self) -> str:
+        """Write the line of the table; a ratio above its limit is marked."""
+        cells = [
+            self.what,
+            self.side,
+            f"{self.seconds:.3g}",
+            self.against,
+            f"{self.reference:.3g}",
+            f"{self.ratio:.3f}",
+            self._write_limit(),
+            self.note,
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    def _write_limit(self) -> str:
+        if self.limit is None:
+            return ""
+        mark = " ✗" if self.ratio > self.limit else ""
+        return f"{self.limit:g}{mark}"
+
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -42,8 +65,14 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
-            started = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
+            taken = time_once(run)
+            if number > 0:
+                seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def time_once(run: Callable[[], object]) -> float:
+    """Measure how many seconds one call takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -26,15 +26,18 @@ ROUNDS = 3
 _BATCH, _STEPS, _SHIFT = 128, 80, 4
 
 
-def make_images(root: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def make_images() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Random images as large as CIFAR's, for training and for a test."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        return images, torch.randint(10, (count,), generator=generator)
+        labels = torch.randint(10, (count,), generator=generator)
+        return images, labels
 
-    return draw(6000), draw(100)
+    train = draw(6000)
+    test = draw(100)
+    return train, test
 
 
 def results() -> list[Result]:
@@ -72,6 +75,9 @@ def _train_plainly(config: Config) -> None:
 
 
 def _draw_batches(config: Config) -> Iterator[tuple[Tensor, Tensor]]:
-    train, generator = Run(config).dataset.train, torch.Generator().manual_seed(0)
-    for index in torch.randint(len(train.labels), (_STEPS, _BATCH), generator=generator):
-        yield augment(train.images[index], generator, shift=_SHIFT, flip=True), train.labels[index]
+    train = Run(config).dataset.train
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(train.labels), (_STEPS, _BATCH), generator=generator)
+    for index in chosen:
+        images = augment(train.images[index], generator, shift=_SHIFT, flip=True)
+        yield images, train.labels[index]

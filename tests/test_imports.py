@@ -42,13 +42,15 @@ FOLDERS = {
     "recording": "trace steps recorders block frozen",
     "exact": "settings ranks readers inputs units task probe profiling breadth checking fixed_point measurement "
     "standard_errors population",
-    "harness.artifacts": "cores vision own data shifts norms models optimizers progress training settings runs "
-    "freezing averaging states live producing trying",
+    "harness.artifacts": "cores vision own corruptions data shifts norms models optimizers progress training settings "
+    "runs freezing averaging states live producing trying",
+    "harness.artifacts.corruptions": "base blur contrast noise occlusion translation",
     "harness.artifacts.data": "pixels own_parts drawing augmenting base dataset published cifar10 cifar100 digits "
     "fashion_mnist glyphs mnist own_data svhn",
     "harness.artifacts.models": "base blocks cnn mlp own_model resnet torchvision_models",
     "harness.artifacts.norms": "base batch gain_control ghost group instance layer none renorm",
     "harness.artifacts.optimizers": "base adamw sgd",
+    "harness.reporting.plots": "base curves forest",
     "harness.reporting.frames": "selection comparisons layers minimum means scores",
 }
 # What reports are made of: no torch, no Hydra, nothing that trains or measures.

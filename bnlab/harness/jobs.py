@@ -23,8 +23,7 @@ from bnlab.harness.artifacts.settings import GROUPS, Config, as_list, flatten, l
 from bnlab.harness.artifacts.training import steps_per_epoch
 from bnlab.harness.artifacts.trying import try_training
 from bnlab.harness.errors import JobError, UserError, where_raised
-from bnlab.harness.measurements import list_measurements
-from bnlab.harness.measurements import list_read as list_all_read
+from bnlab.harness.measurements import list_measurements, list_steps_read
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.frozen import VERSION
 from bnlab.harness.measurements.sources import code_digest, find_sources, try_estimators
@@ -118,9 +117,11 @@ def _explain_repeated(calls: dict[str, int], runs: list[Run]) -> None:
     )
 
 
-def list_read(run: Run) -> list[int]:
-    """The steps whose checkpoints the measurements of the run's configuration read."""
-    return list_all_read(run, choose_measurements(run), find_sources(run.config))
+def list_needed_checkpoints(run: Run) -> list[int]:
+    """List the steps whose checkpoints the measurements of the run's configuration read."""
+    names = choose_measurements(run)
+    sources = find_sources(run.config)
+    return list_steps_read(run, names, sources)
 
 
 def _request_checkpoints(configs: list[Config]) -> None:
@@ -129,7 +130,7 @@ def _request_checkpoints(configs: list[Config]) -> None:
     for run in map(Run, configs):
         jobs.setdefault(run.id, []).append(run)
     for runs in jobs.values():
-        each = [{*list_read(run)} for run in runs]
+        each = [{*list_needed_checkpoints(run)} for run in runs]
         together = set().union(*each)
         if any(steps != together for steps in each) and not runs[0].is_complete(together):
             runs[0].request(together)
@@ -186,7 +187,7 @@ def execute(config: Config) -> None:
 
 
 def _train_and_measure(run: Run) -> None:
-    ensure_trained(run, list_read)
+    ensure_trained(run, list_needed_checkpoints)
     names, sources, failed = choose_measurements(run), find_sources(run.config), Failures()
     if left_out := [name for name in as_list(run.config.measurements) if name not in names]:
         print(f"{run.id}: norm.name={run.config.norm.name}, so not measured: {', '.join(left_out)}", flush=True)

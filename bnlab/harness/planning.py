@@ -18,7 +18,7 @@ from bnlab.harness.artifacts.producing import format_seconds
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config, as_list, restore_config
 from bnlab.harness.errors import UserError
-from bnlab.harness.jobs import is_done, list_read, try_all
+from bnlab.harness.jobs import is_done, list_needed_checkpoints, try_all
 from bnlab.harness.trials import UNTRIED, Cost, estimate
 
 _TABLES_SECONDS = 0.3  # to write the tables at the end
@@ -65,7 +65,7 @@ def _group_by_network(configs: Iterable[Config]) -> list[list[Config]]:
 def _is_trained(jobs: list[Config]) -> bool:
     """Return whether the network of these jobs has been trained, with all checkpoints that they read."""
     runs = [Run(job) for job in jobs]
-    return all(run.is_complete(list_read(run)) for run in runs)
+    return all(run.is_complete(list_needed_checkpoints(run)) for run in runs)
 
 
 @dataclass(frozen=True)

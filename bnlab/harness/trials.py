@@ -26,7 +26,7 @@ from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
 from bnlab.harness.artifacts.states import record_moments, save_state, start_training
 from bnlab.harness.artifacts.training import train
-from bnlab.harness.jobs import choose_measurements, list_read, prepare_process
+from bnlab.harness.jobs import choose_measurements, list_needed_checkpoints, prepare_process
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.cache import Failures, complete_rows
 from bnlab.harness.measurements.sources import find_sources
@@ -65,7 +65,7 @@ def estimate(jobs: list[Config]) -> Cost:
     runs = [Run(job) for job in jobs]
     checkpoints = {runs[0].steps}
     for run in runs:
-        checkpoints.update(list_read(run))
+        checkpoints.update(list_needed_checkpoints(run))
     with tempfile.TemporaryDirectory(prefix="bnlab-trial-") as folder:
         trial = Trial(runs[0], folder)
         training = trial.train(len(checkpoints))

@@ -15,18 +15,30 @@ EARLY, MIDDLE, LATE = 0.1, 0.55, 1.0  # of the training
 
 
 def find_training(tables: Tables) -> pd.DataFrame:
-    """Accuracy on training images; as one more estimator, of the latest 2,000 images, each before its update."""
-    log = rows(tables, "log").set_index(["run", "step"]).sort_index()
-    averages = []
-    for _, steps in log.groupby("batch_size"):
-        latest = round(2000 / steps["batch_size"].iloc[0])
-        by_run = steps.groupby("run")["accuracy"].rolling(latest, min_periods=1).mean()
-        averages.append(by_run.droplevel(0))
-
+    """Find accuracies on training images; those that a progress bar would show are one more estimator."""
     measured = rows(tables, "evaluations", (EARLY, LATE), split="train", estimator=("ema", "exact"))
     places = select(measured, estimator="exact").drop(columns="accuracy")
-    averaged = places.assign(estimator="mini-batches").join(pd.concat(averages), on=["run", "step"])
+    shown = places.assign(estimator="mini-batches")
+
+    averages = average_batches(tables)
+    averaged = shown.join(averages, on=["run", "step"])
     return pd.concat([measured, averaged])
+
+
+def average_batches(tables: Tables) -> pd.Series:
+    """Average accuracies over the batches with the latest 2,000 images, each before its update, by run and step."""
+    log = rows(tables, "log")
+    log = log.set_index(["run", "step"])
+    log = log.sort_index()
+
+    averages = []
+    for _, batches in log.groupby("batch_size"):
+        size = batches["batch_size"].iloc[0]
+        latest = round(2000 / size)
+        by_run = batches.groupby("run")["accuracy"]
+        windows = by_run.rolling(latest, min_periods=1)
+        averages.append(windows.mean().droplevel(0))
+    return pd.concat(averages)
 
 
 EXPERIMENT = Experiment(

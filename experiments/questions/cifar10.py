@@ -73,21 +73,30 @@ def find_times(tables: Tables) -> pd.DataFrame:
 def find_against_augmented(tables: Tables) -> pd.DataFrame:
     """Test accuracy at the end under PyTorch's momentum minus that under exact statistics of augmented images."""
     frame = rows(tables, "evaluations", END, split="test", momentum=(0.1, None), estimator=("ema", "exact"))
-    return paired(frame[frame["estimator"].eq("ema") | frame["statistics_split"].eq("train_augmented")], "accuracy")
+    is_running = frame["estimator"] == "ema"
+    is_augmented = frame["statistics_split"] == "train_augmented"
+    chosen = frame[is_running | is_augmented]
+    return paired(chosen, "accuracy")
 
 
 def find_distances(tables: Tables) -> pd.DataFrame:
-    """Gaps at the end: running averages, statistics of the images as they are, and of all as they are augmented."""
+    """Find gaps at the end: of running averages, of the images as they are, and of all as they are augmented."""
     estimators = ("ema", "exact", *SAMPLES)
     frame = rows(tables, "gaps", END, momentum=(0.1, None), depth=OtherThan(1), estimator=estimators)
-    is_augmented = frame["statistics_split"].eq("train_augmented")
-    is_exact = frame["estimator"].eq("exact")
+
+    # Of all images only those that are augmented: exact statistics of the others are what gaps are measured from.
+    is_augmented = frame["statistics_split"] == "train_augmented"
+    is_exact = frame["estimator"] == "exact"
     chosen = frame[is_augmented == is_exact]
 
-    keys = chosen[["estimator", "momentum"]].itertuples(index=False)
-    lines = pd.Series([estimator_label(*key) for key in keys], chosen.index)
-    named = chosen.assign(line=lines.mask(is_augmented, AUGMENTED))
-    return name_panels(named.drop(columns=["estimator", "momentum"]), "batch size {batch_size}")
+    lines = []
+    for _, row in chosen.iterrows():
+        if row["statistics_split"] == "train_augmented":
+            lines.append(AUGMENTED)
+        else:
+            lines.append(estimator_label(row["estimator"], row["momentum"]))
+    named = chosen.drop(columns=["estimator", "momentum"])
+    return name_panels(named.assign(line=lines), "batch size {batch_size}")
 
 
 def find_augmented_and_running(tables: Tables) -> pd.DataFrame:
@@ -103,7 +112,8 @@ def find_sampling_errors(tables: Tables) -> pd.DataFrame:
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Test accuracy minus that under PyTorch's momentum in the same network."""
-    return paired(rows(tables, "evaluations", SHARES, split="test", momentum=(0.1, None)), "accuracy", against="ema")
+    frame = rows(tables, "evaluations", SHARES, split="test", momentum=(0.1, None))
+    return paired(frame, "accuracy", against="ema")
 
 
 EXPERIMENT = Experiment(

@@ -17,25 +17,37 @@ EACH = ("panel", "network")
 
 
 def find_gaps(tables: Tables) -> pd.DataFrame:
-    """Gaps behind the first layer; `line` is the norms in words, `depth` the place where batch norm is everywhere."""
+    """Find gaps behind the first layer.
+
+    `line` is the norms in words, `depth` a layer's place where batch norm is everywhere, `half` that of its network.
+    """
+    gaps = number_layers(tables)
+    behind_first = gaps[gaps["depth"] > 1].sort_values("depth", kind="stable")
+
+    is_resnet = behind_first["model"] == "resnet"
+    resnet = "ResNet-" + behind_first["model.depth"].astype(str)
+    network = resnet.where(is_resnet, "plain net")
+
+    last = behind_first.groupby("model")["depth"].transform("max")
+    is_first_half = 2 * (behind_first["depth"] - 1) < last
+    half = np.where(is_first_half, "first", "second")
+    return behind_first.assign(network=network, half=half)
+
+
+def number_layers(tables: Tables) -> pd.DataFrame:
+    """Give layers the depth of the layer of the same name in the network with batch norm everywhere."""
     frame = rows(tables, "gaps", (0.1, 1.0), ("model", "model.depth", "norm.every_second"))
-    frame = frame.assign(line=frame["norm.every_second"].map(NORMS))
+    frame["line"] = frame["norm.every_second"].map(NORMS)
 
-    places = select(frame, line=EVERYWHERE)[["model", "layer", "depth"]].drop_duplicates()
-    found = frame.drop(columns="depth").merge(places)
-    found = found.query("depth > 1").sort_values("depth", kind="stable")
-
-    is_resnet = found["model"] == "resnet"
-    resnet = "ResNet-" + found["model.depth"].astype(str)
-    last = found.groupby("model")["depth"].transform("max")
-    is_first_half = 2 * (found["depth"] - 1) < last
-    return found.assign(network=resnet.where(is_resnet, "plain net"), half=np.where(is_first_half, "first", "second"))
+    everywhere = select(frame, line=EVERYWHERE)
+    places = everywhere[["model", "layer", "depth"]].drop_duplicates()
+    return frame.drop(columns="depth").merge(places)
 
 
 def find_growth(tables: Tables) -> pd.DataFrame:
     """How many times as large the gap over layers is in a network's second half as in its first."""
     everywhere = select(find_gaps(tables), line=EVERYWHERE)
-    halves = [gap_over_layers(of, "mean_gap") for _, of in everywhere.groupby("half", sort=False)]
+    halves = [gap_over_layers(half, "mean_gap") for _, half in everywhere.groupby("half", sort=False)]
     return paired(pd.concat(halves), "mean_gap", "first", along="half", ratio=True)
 
 

@@ -28,30 +28,39 @@ EARLY, PEAK, MIDDLE, END = 0.1, 0.2, 0.55, 1.0  # of the training; the learning 
 def find_speeds(tables: Tables) -> pd.DataFrame:
     """How far means move in a step, and in ten, the memory of momentum 0.1, over how far those of batches scatter."""
     frame = rows(tables, "drift", (MIDDLE, END), depth=OtherThan(1), batch_size=(16, 64, 256))
-    stale = (10 * frame["mean_drift"] / frame["mean_noise"]) ** 0.5
-    return frame.assign(speed=frame["mean_drift"] ** 0.5, stale=stale)
+    drift = frame["mean_drift"]
+    frame["speed"] = drift**0.5
+    frame["stale"] = (10 * drift / frame["mean_noise"]) ** 0.5
+    return frame
 
 
 def find_terms(tables: Tables) -> pd.DataFrame:
     """The share of each term in the squared gap of the mean, of each layer but the first."""
     frame = rows(tables, "decomposition", (PEAK, END), statistic="mean", depth=OtherThan(1))
-    whole = frame.groupby(["run", "step", "layer"])["contribution"].transform("sum")
-    return name_panels(frame.assign(share=frame["contribution"] / whole), "batch size {batch_size}, {panel}")
+    layers = frame.groupby(["run", "step", "layer"])
+    whole = layers["contribution"].transform("sum")
+    frame["share"] = frame["contribution"] / whole
+    return name_panels(frame, "batch size {batch_size}, {panel}")
 
 
 def find_distances(tables: Tables) -> pd.DataFrame:
     """How far a single batch of 4 and the EMA are from the exact mean, in standard deviations, over layers."""
-    frame, keys = rows(tables, "traces", (EARLY, END), batch_size=4), ["run", "step", "layer", "channel"]
-    deviations = select(frame, estimator="exact").set_index(keys)["var"].rename("exact") ** 0.5
-    distances = paired(frame, "mean").join(deviations, on=keys).assign(distance=lambda f: f["mean"].abs() / f["exact"])
+    frame = rows(tables, "traces", (EARLY, END), batch_size=4)
+    keys = ["run", "step", "layer", "channel"]
+    exact = select(frame, estimator="exact").set_index(keys)
+    deviations = exact["var"].rename("deviation") ** 0.5
+
+    distances = paired(frame, "mean").join(deviations, on=keys)
+    distances["distance"] = distances["mean"].abs() / distances["deviation"]
     return gap_over_layers(distances, "distance")
 
 
 def find_moves(tables: Tables) -> pd.DataFrame:
     """How far exact means move between a tenth and the end of training, in standard deviations, over layers."""
     exact = rows(tables, "traces", (EARLY, END), estimator="exact", batch_size=(4, 256))
-    change = paired(exact, "mean", share_name(EARLY), along="panel")
-    return gap_over_layers(change.assign(moved=change["mean"].abs() / change["var"] ** 0.5), "moved")
+    changes = paired(exact, "mean", share_name(EARLY), along="panel")
+    changes["moved"] = changes["mean"].abs() / changes["var"] ** 0.5
+    return gap_over_layers(changes, "moved")
 
 
 EXPERIMENT = Experiment(

@@ -18,12 +18,18 @@ SAMPLES = {"exact": TRAINING, "test_batch": TEST, "pseudo_samples": f"{TEST}, 16
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy minus that under exact statistics of all training images; `images` is 0 where it is of no sample."""
-    gains = paired(rows(tables, "evaluations", 1.0, split=("test", "val")), "accuracy")
-    sizes = find_parameter(gains, "n", "test_batch").fillna(find_parameter(gains, "batch"))
-    images = sizes.fillna(find_parameter(gains, "images")).fillna(0).astype(int)
-    kinds = gains["estimator"].map(lambda name: EstimatorName.parse(name).base)
-    named = gains.assign(images=images, sample=kinds.map(SAMPLES)).drop(columns="estimator")
-    return name_panels(named, "batch size {batch_size}")
+    frame = rows(tables, "evaluations", 1.0, split=("test", "val"))
+    gains = paired(frame, "accuracy")
+
+    of_sample = find_parameter(gains, "images")
+    of_test_batch = find_parameter(gains, "n", "test_batch")
+    beside_pseudo_samples = find_parameter(gains, "batch")
+    images = of_test_batch.fillna(beside_pseudo_samples).fillna(of_sample)
+    gains["images"] = images.fillna(0).astype(int)
+
+    kinds = gains.pop("estimator").map(lambda name: EstimatorName.parse(name).base)
+    gains["sample"] = kinds.map(SAMPLES)
+    return name_panels(gains, "batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(

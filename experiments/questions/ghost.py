@@ -22,8 +22,11 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies at the end of training; of test batches those with as many images as are normalized together."""
     frame = rows(tables, "evaluations", 1.0, (SIZE,))
     images = find_parameter(frame, "n", "test_batch")
-    named = frame.assign(estimator=frame["estimator"].where(images.isna(), "test_batch"))
-    return named[images.isna() | images.eq(frame[SIZE])]
+    is_test_batch = images.notna()
+    has_size = images == frame[SIZE]
+
+    frame["estimator"] = frame["estimator"].mask(is_test_batch, "test_batch")
+    return frame[~is_test_batch | has_size]
 
 
 def score_gain(*sizes: int, **compared: Any) -> Score:

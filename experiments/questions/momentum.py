@@ -24,24 +24,35 @@ def find_factors(tables: Tables) -> pd.DataFrame:
 
     The best momentum lies between those of the sweep, see `locate_minimum`; neighbours are up to 2.5 times apart.
     """
-    layers = other_seeds(rows(tables, "drift", SHARES), ("step", *NOISE), (*EACH, "layer", "depth"))
-    grid = layers.merge(pd.DataFrame({"momentum": np.geomspace(1e-4, 1, 401)}), how="cross")
-    expected = grid.assign(mean_gap=theory.random_walk_gap(*grid[["momentum", "step", *NOISE]].to_numpy().T))
-    predicted = lowest(expected, "mean_gap", LAYER)
-    measured = locate_minimum(rows(tables, "gaps", SHARES, estimator="ema"), "momentum", "mean_gap", LAYER)
+    gaps = rows(tables, "gaps", SHARES, estimator="ema")
+    measured = locate_minimum(gaps, "momentum", "mean_gap", LAYER)
+    predicted = predict_momenta(tables)
     both = measured.merge(predicted, on=[*LAYER], suffixes=("", "_predicted"))
+
     factor = both["momentum_predicted"] / both["momentum"]
-    factors = both.assign(factor=np.maximum(factor, 1 / factor))
-    both_at_end = factors["at_end"] & (factors["momentum_predicted"] > NEARLY_ONE)  # the sweep cannot decide there
-    return factors[~both_at_end]
+    both["factor"] = np.maximum(factor, 1 / factor)
+    are_at_end = both["at_end"] & (both["momentum_predicted"] > NEARLY_ONE)  # the sweep cannot decide there
+    return both[~are_at_end]
+
+
+def predict_momenta(tables: Tables) -> pd.DataFrame:
+    """Predict the momentum with the smallest gap of each layer, from the batch moments of the other seeds."""
+    drift = rows(tables, "drift", SHARES)
+    layers = other_seeds(drift, ("step", *NOISE), (*EACH, "layer", "depth"))
+    momenta = pd.DataFrame({"momentum": np.geomspace(1e-4, 1, 401)})
+    grid = layers.merge(momenta, how="cross")
+
+    known = [grid[column].to_numpy() for column in ("momentum", "step", *NOISE)]
+    grid["mean_gap"] = theory.random_walk_gap(*known)
+    return lowest(grid, "mean_gap", LAYER)
 
 
 def find_ends(tables: Tables) -> pd.DataFrame:
     """Each layer's gaps at both ends of the sweep; as that of momentum 0 the smallest one between them."""
     gaps = rows(tables, "gaps", SHARES, estimator="ema")
-    ends = gaps["momentum"].isin((0.001, 1.0))
-    best = lowest(gaps[~ends], "mean_gap", LAYER).assign(momentum=0.0)
-    return pd.concat([gaps[ends], best])
+    is_end = gaps["momentum"].isin((0.001, 1.0))
+    best = lowest(gaps[~is_end], "mean_gap", LAYER)
+    return pd.concat([gaps[is_end], best.assign(momentum=0.0)])
 
 
 EXPERIMENT = Experiment(

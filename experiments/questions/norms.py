@@ -4,6 +4,7 @@ Wu & He 2018 (group norm), Ioffe 2017 (renormalization), Ruff 2017 (gain control
 the same learning rate, which was chosen for batch norm.
 """
 
+import numpy as np
 import pandas as pd
 
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Tables, above, below
@@ -20,16 +21,23 @@ BETTER = above(0.0, "points gained", AS_ACCURATE)
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies at the end; the line is the norm, and whether statistics are exact."""
     frame = rows(tables, "evaluations", 1.0, ("data", "norm", "batch_size"), estimator=("ema", "none", "exact"))
-    exact = frame["estimator"].eq("exact").map({True: ", exact statistics", False: ""})
-    named = frame.assign(panel=frame["data"], line=frame["norm"].replace(NAMES) + exact)
-    return named.drop(columns=["estimator", "momentum"])  # in which norms differ
+    is_exact = frame["estimator"] == "exact"
+    statistics = np.where(is_exact, ", exact statistics", "")
+    frame["panel"] = frame["data"]
+    frame["line"] = frame["norm"].replace(NAMES) + statistics
+    return frame.drop(columns=["estimator", "momentum"])  # in which norms differ
 
 
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracies minus those of batch norm from the same seed; the line says under which statistics."""
     frame = find_accuracies(tables)
-    gains = {name: paired(frame, "accuracy", name, along="line", matching=SAME) for name in (BATCH, EXACT)}
-    return pd.concat([gain.assign(gainer=gain["line"], line=f"against {name}") for name, gain in gains.items()])
+    both = []
+    for name in (BATCH, EXACT):
+        gains = paired(frame, "accuracy", name, along="line", matching=SAME)
+        gains["gainer"] = gains["line"]
+        gains["line"] = f"against {name}"
+        both.append(gains)
+    return pd.concat(both)
 
 
 EXPERIMENT = Experiment(

@@ -20,9 +20,14 @@ TWO = below(2.0, "times", "a second pass over the data would take as long as the
 
 def find_costs(tables: Tables) -> pd.DataFrame:
     """Time over one forward's: `times`; forwards over layers: `of_layers`; memory needed over allowed: `shortage`."""
-    frame = tables["passes"].merge(tables["runs"], on="run").assign(panel="")
-    times, of_layers = frame["seconds"] / frame["forward_seconds"], frame["passes"] / frame["layers"]
-    return frame.assign(times=times, of_layers=of_layers, shortage=(1 / frame["memory"]).round().astype(int))
+    frame = tables["passes"].merge(tables["runs"], on="run")
+    frame["panel"] = ""
+    frame["times"] = frame["seconds"] / frame["forward_seconds"]
+    frame["of_layers"] = frame["passes"] / frame["layers"]
+
+    shortage = 1 / frame["memory"]
+    frame["shortage"] = shortage.round().astype(int)
+    return frame
 
 
 EXPERIMENT = Experiment(

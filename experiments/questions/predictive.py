@@ -39,8 +39,9 @@ def find_times(*shares: float) -> Score:
 def find_gains(tables: Tables) -> pd.DataFrame:
     """Accuracy minus that under PyTorch's momentum in the same network; `step` is `constant` until its first step."""
     frame = rows(tables, "evaluations", SHARES, NETWORK, momentum=(0.1, None))
-    frame = drop_chance(frame, ("data", *EACH)).query("`optimizer.schedule` != 'step' or step > steps / 2")
-    return paired(frame, "accuracy", against="ema")
+    learned = drop_chance(frame, ("data", *EACH))
+    chosen = learned.query("`optimizer.schedule` != 'step' or step > steps / 2")
+    return paired(chosen, "accuracy", against="ema")
 
 
 def find_early(tables: Tables) -> pd.DataFrame:
@@ -60,8 +61,10 @@ def find_constant_end(tables: Tables) -> pd.DataFrame:
 def find_losses(tables: Tables) -> pd.DataFrame:
     """Accuracy that the forecast gains against the fixed momentum with the highest mean over seeds."""
     both = rows(tables, "evaluations", SHARES[1:], estimator=("ema", "predictive"), **ONE_CYCLE, **CHARACTERS)
-    best = best_on_average(select(both, estimator="ema"), "accuracy", ("panel", "batch_size"))
-    return paired(pd.concat([best, select(both, estimator="predictive")]), "accuracy", against="ema")
+    fixed = select(both, estimator="ema")
+    best = best_on_average(fixed, "accuracy", ("panel", "batch_size"))
+    predictive = select(both, estimator="predictive")
+    return paired(pd.concat([best, predictive]), "accuracy", against="ema")
 
 
 def make_claims(end: str, where: str, points: float, reason: str, seen: str = "", **networks: Any) -> dict[str, Claim]:

@@ -50,7 +50,8 @@ def find_averages(tables: Tables) -> pd.DataFrame:
 def find_accuracies(tables: Tables) -> pd.DataFrame:
     """Accuracies early and late, in panels by batch size; the line is the kind of statistics."""
     frame = rows(tables, "evaluations", SHARES, estimator=[*LINES])
-    return name_panels(frame.assign(line=frame["estimator"].map(LINES)), "{panel}, batch size {batch_size}")
+    frame["line"] = frame["estimator"].map(LINES)
+    return name_panels(frame, "{panel}, batch size {batch_size}")
 
 
 EXPERIMENT = Experiment(

@@ -25,27 +25,36 @@ WORDS = ("{}", "learning rate {:g}", "{} schedule", "weight decay {:g}", "traini
 LITTLE = within(-1.0, 1.0, "points", A_POINT)
 
 
-def find(tables: Tables, table: str) -> pd.DataFrame:
-    """Rows of networks that are not frozen; `setting` is what differs from the usual training, in words."""
+def find_changes(tables: Tables, table: str) -> pd.DataFrame:
+    """Find rows of networks that are not frozen; `setting` is what differs from the usual training, in words."""
     frame = rows(tables, table, SHARES, [*USUAL], batch_size=256, freeze_with="none")
-    settings = [
-        ", ".join(words.format(row[key]) for key, words in zip(USUAL, WORDS, strict=True) if row[key] != USUAL[key])
-        for row in frame[[*USUAL]].to_dict("records")
-    ]
-    return put_in_order(frame.assign(setting=settings).replace({"setting": {"": "usual"}}), "setting", ["usual"])
+    networks = frame[[*USUAL]].to_dict("records")
+    frame["setting"] = [name_changes(settings) for settings in networks]
+    return put_in_order(frame, "setting", ["usual"])
+
+
+def name_changes(settings: dict[Any, Any]) -> str:
+    """Say in what a network's settings differ from the usual training."""
+    changes = []
+    for (setting, usual), words in zip(USUAL.items(), WORDS, strict=True):
+        value = settings[setting]
+        if value != usual:
+            changes.append(words.format(value))
+    return ", ".join(changes) or "usual"
 
 
 def score_cost(*shares: float) -> Score:
     """Points that PyTorch's running average loses against exact statistics of the same network."""
-    return score(lambda tables: find(tables, "evaluations"), "accuracy", ("panel", "setting"), against="exact",
-                 scale=-100, panel=[*map(share_name, shares)])  # fmt: skip
+    panels = [share_name(share) for share in shares]
+    return score(lambda tables: find_changes(tables, "evaluations"), "accuracy", ("panel", "setting"), against="exact",
+                 scale=-100, panel=panels)  # fmt: skip
 
 
 def score_times(setting: str, against: str, share: float) -> Score:
     """How many times its gap under one setting is that under the other, behind the first layer."""
-    return score(lambda tables: find(tables, "gaps"), "mean_gap", ("setting",), against=against, along="setting",
-                 matching=("seed",), ratio=True, setting=setting, estimator="ema", panel=share_name(share),
-                 **RATIO_OVER_LAYERS)  # fmt: skip
+    return score(lambda tables: find_changes(tables, "gaps"), "mean_gap", ("setting",), against=against,
+                 along="setting", matching=("seed",), ratio=True, setting=setting, estimator="ema",
+                 panel=share_name(share), **RATIO_OVER_LAYERS)  # fmt: skip
 
 
 EXPERIMENT = Experiment(

@@ -18,10 +18,14 @@ STRONG = tuple(f"{kind}:3" for kind in KINDS)
 
 def find_predictions(tables: Tables) -> pd.DataFrame:
     """Rows in order of their shifts; `images` are in a test batch, with so many `pseudo_samples`."""
-    frame = put_in_order(rows(tables, "evaluations", by=(), shift=SHIFTS), "shift", SHIFTS)
-    images = find_parameter(frame, "n", "test_batch").fillna(find_parameter(frame, "batch", "pseudo_samples"))
-    pseudo = find_parameter(frame, "n", "pseudo_samples").fillna(0).astype(int)
-    return frame.assign(images=images, pseudo_samples=pseudo)
+    frame = rows(tables, "evaluations", by=(), shift=SHIFTS)
+    of_test_batch = find_parameter(frame, "n", "test_batch")
+    beside_pseudo_samples = find_parameter(frame, "batch", "pseudo_samples")
+    frame["images"] = of_test_batch.fillna(beside_pseudo_samples)
+
+    pseudo_samples = find_parameter(frame, "n", "pseudo_samples")
+    frame["pseudo_samples"] = pseudo_samples.fillna(0).astype(int)
+    return put_in_order(frame, "shift", SHIFTS)
 
 
 def score_gain(shift: str | tuple[str, ...], images: int = 256, pseudo: int = 0) -> Score:

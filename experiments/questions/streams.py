@@ -19,9 +19,14 @@ FAR = {"jump_1": "the last batch", "jump_10": "the last ten", "rare": "one of al
 def find_noise(tables: Tables) -> pd.DataFrame:
     """The EMA's variance over that of independent batches (`course`) and over that which theory predicts (`times`)."""
     frame = rows(tables, "within_epoch", 1.0)
-    known = frame[["momentum", "position", "batches", "spread", "last_share"]].to_numpy(float).T
-    independent, predicted = theory.ema_noise(known[0], known[3]), theory.epoch_noise(*known)
-    return frame.assign(course=frame["noise"] / independent, times=frame["noise"] / predicted)
+    columns = ("momentum", "position", "batches", "spread", "last_share")
+    momentum, position, batches, spread, last_share = (frame[column].to_numpy(float) for column in columns)
+    independent = theory.ema_noise(momentum, spread)
+    predicted = theory.epoch_noise(momentum, position, batches, spread, last_share)
+
+    frame["course"] = frame["noise"] / independent
+    frame["times"] = frame["noise"] / predicted
+    return frame
 
 
 def find_last_batch(tables: Tables) -> pd.DataFrame:

@@ -14,8 +14,9 @@ from experiments.margins import A_POINT, AS_ACCURATE
 def find_doses(tables: Tables) -> pd.DataFrame:
     """Accuracy lost under each error, in panels by batch size and layer."""
     frame = rows(tables, "doses").sort_values("depth", kind="stable")
-    where = ("layer " + frame["depth"].astype(str)).replace("layer 0", "all layers")
-    return name_panels(frame.assign(where=where), "batch size {batch_size}, {where}")
+    layer = "layer " + frame["depth"].astype(str)
+    frame["where"] = layer.replace("layer 0", "all layers")
+    return name_panels(frame, "batch size {batch_size}, {where}")
 
 
 EXPERIMENT = Experiment(

@@ -50,7 +50,7 @@ CASES = {
     "norm=group norm.groups=5": "norm.groups=5: must divide model.width=32",
     "norm=none measurements=drift": "measurements=drift: need batch norm, found norm=none",
     "order=random": "order=random: must be one of shuffled, replacement, sorted, blocks, or blocks:16",
-    "shifts=fog:1": "shifts=fog:1: must be one of none, noise:1",
+    "shifts=fog:1": "shifts=fog:1: must be one of none, blur:1",
     "estimator=foo": "estimator=foo: unknown; there are adaptive_gain, ",
     "device=foo": "device=foo: not available here",
     # types and ranges

@@ -111,14 +111,14 @@ def assert_stopped(code: int, err: str, results: Path) -> None:
 
 
 def test_interrupted_in_training(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    log = producing.Recorder.log
+    end_at_freezing = producing.Recorder.end_at_freezing
 
     def interrupt(recorder: producing.Recorder, progress: Progress) -> None:
-        log(recorder, progress)
+        end_at_freezing(recorder, progress)
         if progress.step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(producing.Recorder, "log", interrupt)
+    monkeypatch.setattr(producing.Recorder, "end_at_freezing", interrupt)
     # What runs in the background of a script ignores SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 

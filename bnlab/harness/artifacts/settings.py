@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bnlab.files import digest
+from bnlab.harness.artifacts.corruptions import list_corruptions
 from bnlab.harness.artifacts.data import Data, own_data
 from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.models import Model, own_model
@@ -87,7 +88,7 @@ class Config:
     )
     shifts: Any = setting(
         "none",
-        "how these are changed, or a list: none; noise, blur, contrast, translation or occlusion with a strength of 1, "
+        f"how these are changed, or a list: none; a corruption ({', '.join(list_corruptions())}) with a strength of 1, "
         "2 or 3, as noise:1; of glyphs trained on other fonts also fonts:dejavu, fonts:stix_cm, fonts:all",
         is_list=True,
     )

@@ -5,93 +5,34 @@ A shift is `none`, a corruption with its strength, such as `noise:1`, or the fon
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bnlab.files import digest
+from bnlab.harness.artifacts.corruptions import STRENGTHS, Corruption, find_corruption, list_corruptions
 from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
 from bnlab.harness.checks import require_one_of
 from bnlab.harness.errors import UserError
 
-Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
-"""A function that changes an image [C, H, W] of pixels from 0 to 1 by an amount, with numbers from a generator."""
 
-
-def add_noise(image: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    """Add normal noise of this standard deviation to each pixel."""
-    return image + deviation * torch.randn(image.shape, generator=generator)
-
-
-def blur(image: Tensor, width: float, generator: torch.Generator) -> Tensor:
-    """Average with Gaussian weights; the deviation is a share of the width. Outside of the image its edges go on."""
-    deviation = width * image.shape[-1]
-    reach = math.ceil(3 * deviation)
-    distances = torch.arange(-reach, reach + 1)
-    heights = torch.exp(-0.5 * (distances / deviation) ** 2)
-    weights = (heights / heights.sum()).to(image)
-
-    row = weights.view(1, 1, 1, -1)
-    column = weights.view(1, 1, -1, 1)
-    channels = image[:, None]  # as images of one channel
-    padded = F.pad(channels, [reach] * 4, mode="replicate")
-    blurred = F.conv2d(F.conv2d(padded, row), column)
-    return blurred[:, 0]
-
-
-def reduce_contrast(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Keep this share of each pixel's difference to the mean of its channel."""
-    mean = image.mean((1, 2), keepdim=True)
-    return mean + share * (image - mean)
-
-
-def translate(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Move up, down, left or right, by a share of the width in whole pixels; pixels that come in are 0."""
-    distance = int(share * image.shape[-1])
-    turns = int(torch.randint(4, (), generator=generator))
-    turned = image.rot90(turns, (1, 2))
-    height = turned.shape[1]
-    padded = F.pad(turned, (0, 0, distance, 0))
-    moved = padded[:, :height]
-    return moved.rot90(-turns, (1, 2))
-
-
-def occlude(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Put a square of 0 anywhere within the image, its side a share of the width in whole pixels."""
-    _, height, width = image.shape
-    side = int(share * width)
-    down, across = torch.rand(2, generator=generator).tolist()
-    top = int(down * (height - side + 1))
-    left = int(across * (width - side + 1))
-    hidden = image.clone()
-    hidden[:, top : top + side, left : left + side] = 0
-    return hidden
-
-
-CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
-    "noise": (add_noise, (0.1, 0.2, 0.3)),
-    "blur": (blur, (1 / 32, 2 / 32, 3 / 32)),
-    "contrast": (reduce_contrast, (0.5, 0.3, 0.15)),
-    "translation": (translate, (1 / 8, 2 / 8, 3 / 8)),
-    "occlusion": (occlude, (1 / 4, 3 / 8, 1 / 2)),
-}
-"""Corruptions by name, with the amounts of strength 1, 2 and 3."""
-_VERSION = 1  # raise the number when the same shift gives other images
+def list_corrupting() -> list[str]:
+    """List the shifts that corrupt pixels: each corruption in each strength."""
+    return [f"{name}:{strength}" for name in list_corruptions() for strength in STRENGTHS]
 
 
 def check(shifts: Sequence[Any], config: Data, splits: Sequence[str]) -> None:
     """Raise UserError unless the images of these splits have each of these shifts."""
-    known = ["none", *(f"{kind}:{strength}" for kind in CORRUPTIONS for strength in (1, 2, 3))]
+    known = ["none", *list_corrupting()]
     if [*splits] == ["test"]:
         known += config.list_shifts()
+
     for shift in shifts:
         require_one_of("shifts", shift, known)
-        if _is_corruption(shift) and not config.has_known_range():
+        if find_corruption(shift) and not config.has_known_range():
             raise UserError(
                 f"shifts={shift}: data={config.name} has float images, of which black and white are not known; "
                 "give bytes (uint8), which are standardized too"
@@ -116,7 +57,7 @@ def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Spli
         split: test, val or train.
         shift: as above.
     """
-    if _is_corruption(shift):
+    if find_corruption(shift):
         return _corrupt(dataset, split, shift)
     return _change_test_images(dataset, config, shift).images_of(split)
 
@@ -124,11 +65,10 @@ def shift_images(dataset: Dataset, config: Data, split: str, shift: str) -> Spli
 def digest_of_shifted(dataset: Dataset, config: Data, split: str, shift: str) -> str:
     """Digest what `shift_images` gives, without corrupting any image."""
     images = _change_test_images(dataset, config, shift).images_of(split)
-    return _digest(images, shift) if _is_corruption(shift) else images.digest
-
-
-def _is_corruption(shift: str) -> bool:
-    return shift.partition(":")[0] in CORRUPTIONS
+    corruption = find_corruption(shift)
+    if corruption is None:
+        return images.digest
+    return _digest(images, shift, corruption)
 
 
 def _change_test_images(dataset: Dataset, config: Data, shift: str) -> Dataset:
@@ -145,9 +85,9 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     Each image draws from a generator of its own, which its pixels and the corruption seed: what is drawn depends
     neither on the other images nor on the strength.
     """
-    kind, _, strength = shift.partition(":")
-    corruption, amounts = CORRUPTIONS[kind]
-    amount = amounts[int(strength) - 1]
+    name, _, strength = shift.partition(":")
+    corruption = list_corruptions()[name]
+    amount = corruption.amount_of(int(strength))
     mean = torch.tensor(dataset.mean).view(-1, 1, 1)
     std = torch.tensor(dataset.std).view(-1, 1, 1)
 
@@ -155,17 +95,22 @@ def _corrupt(dataset: Dataset, split: str, shift: str) -> Split:
     images = torch.empty_like(plain.images, device="cpu")
     for index, image in enumerate(plain.images.cpu()):
         stored = (image * std + mean).round()
-        corrupted = corruption(stored / dataset.largest, amount, _seed(kind, stored))
+        generator = _make_generator(name, stored)
+        corrupted = corruption.apply(stored / dataset.largest, amount, generator)
         pixels = corrupted.clamp(0, 1)
         images[index] = (pixels * dataset.largest - mean) / std
-    return Split(images.to(plain.images.device), plain.labels, _digest(plain, shift))
+
+    on_device = images.to(plain.images.device)
+    return Split(on_device, plain.labels, _digest(plain, shift, corruption))
 
 
-def _seed(kind: str, stored: Tensor) -> torch.Generator:
+def _make_generator(name: str, stored: Tensor) -> torch.Generator:
+    """Make the generator of one image, of which the name of the corruption and the stored pixels are the seed."""
     pixels = stored.to(torch.uint8).contiguous().numpy().data
-    seed = int(digest(kind, pixels, digits=12), 16)
+    seed = int(digest(name, pixels, digits=12), 16)
     return torch.Generator().manual_seed(seed)
 
 
-def _digest(plain: Split, shift: str) -> str:
-    return digest(plain.digest, shift, str(_VERSION), digits=16)
+def _digest(plain: Split, shift: str, corruption: Corruption) -> str:
+    """Digest the images that a corruption makes of a split, by what they are made of."""
+    return digest(plain.digest, shift, str(corruption.version), digits=16)

@@ -68,7 +68,7 @@ def list_names() -> list[str]:
     return list_modules(_TABLES)
 
 
-def list_read(run: Run, names: Iterable[str], sources: list[Source]) -> list[int]:
+def list_steps_read(run: Run, names: Iterable[str], sources: list[Source]) -> list[int]:
     """List the steps whose checkpoints are read by these measurements."""
     known = list_measurements()
     steps: set[int] = set()

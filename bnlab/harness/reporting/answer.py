@@ -110,8 +110,11 @@ def _count_seeds(frame: pd.DataFrame) -> list[str]:
     counts = frame.loc[is_scored, "n"]
     if counts.empty:
         return []
-    words = [str(counts.min()), str(counts.max())]
-    return [f"n = {' to '.join(dict.fromkeys(words))}"]
+    low = counts.min()
+    high = counts.max()
+    if low == high:
+        return [f"n = {low}"]
+    return [f"n = {low} to {high}"]
 
 
 def describe_networks(runs: pd.DataFrame) -> str:
@@ -120,8 +123,11 @@ def describe_networks(runs: pd.DataFrame) -> str:
     for column in (*list_varied(runs), *_list_shared(runs)):
         values = list_values(runs[column])
         words.append(_say_setting(column, values))
-    networks = f"{count_networks(runs)}: {', '.join(words)}.{say_unfinished(runs)}"
-    return f"{networks} What all of them share was not varied: it may change the answer."
+
+    counts = count_networks(runs)
+    settings = ", ".join(words)
+    unfinished = say_unfinished(runs)
+    return f"{counts}: {settings}.{unfinished} What all of them share was not varied: it may change the answer."
 
 
 def _say_setting(column: str, values: str) -> str:
@@ -171,12 +177,17 @@ def round_numbers(mean: float, low: float, high: float) -> list[str]:
     if 0 < largest < _TINY:
         return [f"{number:.1e}" for number in numbers]
 
-    digits = 3
-    if half > 1e-9 * abs(mean):  # else the interval is of rounding
-        wanted = 1 - math.floor(math.log10(half))
-        digits = min(6, max(0, wanted))
+    digits = _choose_digits(mean, half)
     rounded = [round(number, digits) + 0.0 for number in numbers]  # no -0.0
     return [f"{number:.{digits}f}" for number in rounded]
+
+
+def _choose_digits(mean: float, half: float) -> int:
+    """Choose the digits behind the point that leave two to the half of an interval."""
+    if half <= 1e-9 * abs(mean):  # the interval is of rounding
+        return 3
+    wanted = 1 - math.floor(math.log10(half))
+    return min(6, max(0, wanted))
 
 
 def format_number(mean: float, low: float, high: float) -> str:

@@ -72,14 +72,11 @@ def choose_layout(frame: pd.DataFrame, swept: Swept, across: str = "") -> Layout
     """Choose where settings stand that differ in these rows; what is across may be given."""
     momenta = frame.groupby("estimator")["momentum"].nunique()
     has_momenta = momenta.max() > 1
-    varied = []
-    for column in swept.settings:
-        if frame[column].nunique(dropna=False) > 1:
-            varied.append(column)
-
+    varied = [column for column in swept.settings if frame[column].nunique(dropna=False) > 1]
+    if not across and has_momenta:
+        across = "momentum"
     if not across:
-        numbers = [column for column in varied if pd.api.types.is_numeric_dtype(frame[column])]
-        across = "momentum" if has_momenta else next(iter(numbers), "")
+        across = _find_number(frame, varied)
     others = [column for column in varied if column != across]
 
     has_kinds = frame["estimator"].nunique() > 1
@@ -87,7 +84,16 @@ def choose_layout(frame: pd.DataFrame, swept: Swept, across: str = "") -> Layout
         has_kinds = has_kinds or has_momenta
     if across and has_kinds:
         return Layout(across, "estimator", others)
-    return Layout(across, next(iter(others), ""), others[1:])
+    by = others[0] if others else ""
+    return Layout(across, by, others[1:])
+
+
+def _find_number(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Find the first of these columns that has numbers; empty if all have words."""
+    for column in columns:
+        if pd.api.types.is_numeric_dtype(frame[column]):
+            return column
+    return ""
 
 
 def declare_figure(
@@ -101,25 +107,32 @@ def declare_figure(
     """Declare a figure with what its layout tells apart."""
     named = _name_rows(frame, layout, swept)
     panels = list(named["panel"].unique())
-    if len(panels) > PANELS:
+    has_too_many = len(panels) > PANELS
+    if has_too_many:
         drawn = panels[:PANELS]
         named = select(named, panel=drawn)
         left_out.append(f"{title}: of {len(panels)} panels {PANELS} are drawn, up to {drawn[-1]}.")
 
-    by = ["panel", "line"]
-    if layout.by == "estimator":
-        by = ["panel", "estimator", "momentum"]
-    if layout.across and layout.across not in by:
-        by.append(layout.across)
-    means = measure.average(named, by)
+    keys = _list_keys(layout)
+    means = measure.average(named, keys)
+    plot = _choose_plot(measure, means, layout, swept)
 
     caption = _write_caption(measure, named, layout, swept)
     if means["n"].min() == 1:
         caption = f"{caption} What is of one seed has no interval."
-    if len(panels) > PANELS:
+    if has_too_many:
         caption = f"{caption} The first {PANELS} of {len(panels)} panels are drawn."
-    plot = _choose_plot(measure, means, layout, swept)
     return Figure(title, caption.strip(), lambda tables: means, plot)
+
+
+def _list_keys(layout: Layout) -> list[str]:
+    """List the columns that tell apart the means of a figure."""
+    keys = ["panel", "line"]
+    if layout.by == "estimator":
+        keys = ["panel", "estimator", "momentum"]
+    if layout.across and layout.across not in keys:
+        keys.append(layout.across)
+    return keys
 
 
 def _write_caption(
@@ -166,9 +179,10 @@ def _name_panels(frame: pd.DataFrame, layout: Layout, swept: Swept) -> list[str]
     """Name the panel of each row."""
     names = [""] * len(frame)
     for column in layout.panels:
-        words = [swept.say_setting(column, value) for value in frame[column]]
-        pairs = zip(names, words, strict=True)
-        names = [f"{before}, {word}" if before else word for before, word in pairs]
+        for place, value in enumerate(frame[column]):
+            words = swept.say_setting(column, value)
+            before = names[place]
+            names[place] = f"{before}, {words}" if before else words
     return names
 
 
@@ -234,8 +248,8 @@ def _choose_ends(values: pd.Series, is_log: bool) -> tuple[float, float] | None:
     low = float(values.min())
     high = float(values.max())
     if is_log:
-        margin = (high / low) ** _MARGIN
-        return low / margin, high * margin
+        factor = (high / low) ** _MARGIN
+        return low / factor, high * factor
     margin = _MARGIN * (high - low)
     return low - margin, high + margin
 
@@ -264,6 +278,7 @@ def _is_crowded(numbers: np.ndarray, is_log: bool) -> bool:
     places = np.sort(numbers.astype(float))
     if is_log:
         places = np.log(places)
-    nearest = np.diff(places).min(initial=np.inf)
+    distances = np.diff(places)
+    nearest = distances.min(initial=np.inf)
     length = places[-1] - places[0]
     return bool(nearest < _CROWDED * length)

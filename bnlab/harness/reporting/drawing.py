@@ -39,9 +39,11 @@ def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
     frame = figure.score(tables)
     if frame["mean"].isna().all():  # also of no rows
         raise NoRows(f"figure {name}: the tables have no value for it")
-    panels = list(dict.fromkeys(frame["panel"]))
-    rows = math.ceil(len(panels) / _IN_A_ROW)
-    columns = math.ceil(len(panels) / rows)
+
+    panels = list(frame["panel"].unique())
+    count = len(panels)
+    rows = math.ceil(count / _IN_A_ROW)
+    columns = math.ceil(count / rows)
     drawn, grid = plt.subplots(rows, columns, sharey=True, squeeze=False)
     axes = dict(zip(panels, grid.flat, strict=False))
     figure.plot.draw(frame, axes)
@@ -51,7 +53,7 @@ def draw(name: str, figure: Figure, tables: Tables) -> Drawn:
         write_out_decades(ax)
     for ax in grid[:, 1:].flat:
         ax.set_ylabel("")
-    for ax in grid.flat[len(panels) :]:
+    for ax in grid.flat[count:]:
         ax.set_axis_off()
 
     caption = _write_caption(figure, frame, tables)
@@ -64,15 +66,18 @@ def _write_caption(figure: Figure, frame: pd.DataFrame, tables: Tables) -> str:
     """Say how to read the figure, with a sentence on what is drawn of how many seeds."""
     runs = tables["runs"]
     schedule = _say_schedule(runs)
-    sizes = [str(size) for size in sorted(runs["batch_size"].unique())]
-    caption = figure.caption.format(schedule=schedule, batch_size=", ".join(sizes))
+    sizes = sorted(runs["batch_size"].unique())
+    batch_size = ", ".join(map(str, sizes))
+    caption = figure.caption.format(schedule=schedule, batch_size=batch_size)
 
     means = "Geometric means" if frame["log"].all() else "Means"
     intervals = ""
-    if figure.plot.intervals and frame["low"].notna().any():
+    has_intervals = frame["low"].notna().any()
+    if figure.plot.intervals and has_intervals:
         intervals = f", {figure.plot.intervals}: 95% intervals"
     seeds = _say_seeds(frame["n"])
-    return f"{caption} {means} over seeds{intervals}; {seeds}.".replace("  ", " ")
+    sentences = f"{caption} {means} over seeds{intervals}; {seeds}."
+    return sentences.replace("  ", " ")
 
 
 def _say_schedule(runs: pd.DataFrame) -> str:
@@ -106,12 +111,15 @@ def _add_text(drawn: Drawn, title: str, caption: str, rows: int, width: float) -
     height = 3.5 * rows + text_height
     drawn.set_size_inches(width, height)
 
+    # From here on lengths are shares of the figure's, not inches.
     bottom = (below + legend + 0.06) / height
     panel_height = 1 - (text_height + 0.06) / height
-    layout = ConstrainedLayoutEngine(rect=(0.01, bottom, 0.98, panel_height), wspace=0.03, hspace=0.03)
+    panels = (0.01, bottom, 0.98, panel_height)
+    layout = ConstrainedLayoutEngine(rect=panels, wspace=0.03, hspace=0.03)
     drawn.set_layout_engine(layout)
 
-    drawn.text(0.02, 1 - 0.12 / height, "\n".join(titles), **_TITLE)
+    top = 1 - 0.12 / height
+    drawn.text(0.02, top, "\n".join(titles), **_TITLE)
     drawn.text(0.02, 0.08 / height, "\n".join(lines), **_CAPTION)
     if handles:
         columns = math.ceil(len(handles) / legend_rows)

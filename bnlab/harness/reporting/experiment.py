@@ -14,7 +14,7 @@ from bnlab.harness.errors import NoRows, where_raised
 from bnlab.harness.reporting.frames.means import MEASURES, NUMBERS
 from bnlab.harness.reporting.frames.scores import Score
 from bnlab.harness.reporting.frames.selection import Tables, name_value, put_in_order
-from bnlab.harness.reporting.plots import Plot
+from bnlab.harness.reporting.plots.base import Plot
 from bnlab.harness.reporting.style import estimator_label
 from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_MEASURED, Rule, above, below, judge, within
 
@@ -98,9 +98,12 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     """
     rows: list[tuple[Any, ...]] = []
     for name, claim in experiment.claims.items():
-        for condition in _decide(claim, tables):
+        conditions = _decide(claim, tables)
+        for condition in conditions:
             rows.append((experiment.name, name, *condition))
-    return pd.DataFrame(rows, columns=["experiment", "claim", *_Condition._fields])
+
+    columns = ["experiment", "claim", *_Condition._fields]
+    return pd.DataFrame(rows, columns=columns)
 
 
 class _Condition(NamedTuple):

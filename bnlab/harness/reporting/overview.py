@@ -59,18 +59,26 @@ def make_overview(name: str, tables: Tables) -> Overview:
     figures: dict[str, Figure] = {}
     left_out: list[str] = []
     for measure in measures:
-        steps = measure.frame.groupby("run")["step"].nunique()
-        has_steps = steps.max() > 1
-        last = _select_last(measure.frame)
-        is_single = len(last) == last["seed"].nunique()  # one mean, with which the figure of all steps ends
-        if len(last) and not (is_single and has_steps):
-            figures[measure.name] = _draw_last(measure, last, swept, left_out)
-        if has_steps:
-            figures[f"{measure.name}_training"] = _draw_training(measure, swept, left_out)
+        figures |= _declare_figures(measure, swept, left_out)
 
     experiment = Experiment(answers=(), figures=figures, claims={}, name=name)
     table = _write_table(measures, swept)
     return Overview(experiment, swept, table, _write_notes(swept, left_out))
+
+
+def _declare_figures(measure: Measure, swept: Swept, left_out: list[str]) -> dict[str, Figure]:
+    """Declare the figures of a measure by their names; what they leave out is added to `left_out`."""
+    steps = measure.frame.groupby("run")["step"].nunique()
+    has_steps = steps.max() > 1
+    last = _select_last(measure.frame)
+    is_single = len(last) == last["seed"].nunique()  # one mean, with which the figure of all steps ends
+
+    figures = {}
+    if len(last) and not (is_single and has_steps):
+        figures[measure.name] = _draw_last(measure, last, swept, left_out)
+    if has_steps:
+        figures[f"{measure.name}_training"] = _draw_training(measure, swept, left_out)
+    return figures
 
 
 def _write_notes(swept: Swept, left_out: list[str]) -> list[str]:
@@ -103,7 +111,9 @@ def _name_diverged(swept: Swept) -> list[str]:
         conditions.append(", ".join(words))
     if not any(conditions):
         return []
-    return [f"Diverged: {'; '.join(conditions)}."]
+
+    named = "; ".join(conditions)
+    return [f"Diverged: {named}."]
 
 
 def _find_gaps(swept: Swept) -> list[Measure]:
@@ -181,12 +191,15 @@ def _prefer(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
 
 def _select_last(frame: pd.DataFrame) -> pd.DataFrame:
     """Select each network's last step; not of those that have diverged, or were not measured as late as others."""
-    trained = frame[frame["status"] != "diverged"]
+    is_trained = frame["status"] != "diverged"
+    trained = frame[is_trained]
     share = trained["step"] / trained["steps"]
     by_run = share.groupby(trained["run"])
     last = by_run.transform("max")
+
     is_last = share == last
-    is_late = last >= last.max() - _NEAR_END
+    latest = last.max()
+    is_late = last >= latest - _NEAR_END
     return trained[is_last & is_late]
 
 
@@ -197,7 +210,8 @@ def _draw_last(measure: Measure, last: pd.DataFrame, swept: Swept, left_out: lis
     when = "at the end of training" if is_end.all() else "at the last measured step"
     title = f"{measure.title} {when}"
     if layout.across:
-        title = f"{title}, by {swept.name_setting(layout.across)}"
+        setting = swept.name_setting(layout.across)
+        title = f"{title}, by {setting}"
     return declare_figure(title, measure, last, layout, swept, left_out)
 
 
@@ -205,10 +219,11 @@ def _draw_training(measure: Measure, swept: Swept, left_out: list[str]) -> Figur
     """Declare the figure of all steps; what it leaves out is added to `left_out`."""
     frame = measure.frame
     momenta = sorted(frame["momentum"].dropna().unique())
-    if len(momenta) > _MOMENTA:
+    count = len(momenta)
+    if count > _MOMENTA:
         drawn = _thin_out(momenta)
         frame = select(frame, momentum=[None, *drawn])
-        left_out.append(f"Over the training {_MOMENTA} of {len(momenta)} momenta are drawn.")
+        left_out.append(f"Over the training {_MOMENTA} of {count} momenta are drawn.")
 
     layout = choose_layout(frame, swept, across="epoch")
     title = f"{measure.title} over the training"

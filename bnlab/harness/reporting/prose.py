@@ -50,8 +50,10 @@ def fill_prose(template: str, answers: Sequence[Answer]) -> Prose:
     question = heading.removeprefix("# ")
     paragraphs = fill_paragraphs(_IMAGE.sub("", rest), answers)
 
+    figure = ("", "")
     image = _IMAGE.search(rest)
-    figure = (image[1], image[2]) if image else ("", "")
+    if image:
+        figure = (image[1], image[2])
     return Prose(question, paragraphs, figure)
 
 
@@ -97,15 +99,18 @@ def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
 
 def _find_cells(frame: pd.DataFrame, claim: str, conditions: Sequence[str]) -> pd.DataFrame:
     """Find the verdicts on a claim in the conditions that have all words of one of `conditions`; in all without any."""
-    cells = frame[frame["claim"] == claim]
+    is_of_claim = frame["claim"] == claim
+    cells = frame[is_of_claim]
     if not conditions:
         return cells
+
     wanted = [{*words.split(", ")} for words in conditions]
 
     def is_wanted(where: tuple[str, ...]) -> bool:
         return any(words <= {*where} for words in wanted)
 
-    return cells[cells["where"].map(is_wanted).astype(bool)]
+    is_chosen = cells["where"].map(is_wanted)
+    return cells[is_chosen.astype(bool)]
 
 
 def _say_counts(cells: pd.DataFrame) -> str:
@@ -126,16 +131,19 @@ def _say_means(cells: pd.DataFrame, unit: str, sign: int) -> str:
     means: list[str] = []
     bounds: list[str] = []
     for mean, *interval in numbers.itertuples(index=False):
-        rounded_mean, *rounded_bounds = say_numbers(mean, *sorted(interval))
+        low, high = sorted(interval)
+        rounded_mean, *rounded_bounds = say_numbers(mean, low, high)
         means.append(rounded_mean)
         bounds += rounded_bounds
     means.sort(key=float)
     bounds.sort(key=float)
 
     outer_means = dict.fromkeys([means[0], means[-1]])
-    words = f"{' to '.join(outer_means)}{word}"
+    span = " to ".join(outer_means)
     is_certain = not bounds or len({*bounds, *outer_means}) == 1  # as what is counted
-    return words if is_certain else f"{words} [{bounds[0]}, {bounds[-1]}]"
+    if is_certain:
+        return f"{span}{word}"
+    return f"{span}{word} [{bounds[0]}, {bounds[-1]}]"
 
 
 def say_numbers(mean: float, low: float, high: float) -> list[str]:
@@ -157,12 +165,12 @@ def _shorten(number: float, given: str) -> str:
         return given
 
     mantissa, _, exponent = f"{number:.1e}".partition("e")
-    digits = 2
-    if mantissa.lstrip("-").startswith("1"):
-        digits = 3
+    first_digit = mantissa.lstrip("-")[0]
+    digits = 3 if first_digit == "1" else 2
 
     wanted = digits - 1 - int(exponent)
     _, _, given_decimals = given.partition(".")
     decimals = min(wanted, len(given_decimals))
     rounded = round(number, decimals)
-    return f"{rounded:.{max(0, decimals)}f}"
+    shown = max(0, decimals)
+    return f"{rounded:.{shown}f}"

@@ -128,9 +128,11 @@ def _find_equal(frame: pd.DataFrame) -> np.ndarray:
     sizes = frame["mean"].abs().clip(lower=1e-3)
     is_log = frame["log"].to_numpy(bool)
     sizes[is_log] = 1.0  # the error of a logarithm is relative already
+
     rounding = 1e-12 * sizes.to_numpy()
     errors = frame["error"].to_numpy(float)
-    return _find_several(frame) & (errors <= rounding)
+    is_rounding = errors <= rounding
+    return _find_several(frame) & is_rounding
 
 
 def _find_several(frame: pd.DataFrame) -> np.ndarray:
@@ -175,7 +177,8 @@ def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     above_high, below_high = _test_bound(frame, rule.high)
     holds = np.maximum(above_low, below_high)
 
-    bounds = np.isfinite([rule.low, rule.high]).sum()
+    is_bound = np.isfinite([rule.low, rule.high])
+    bounds = is_bound.sum()
     beyond_one = np.minimum(below_low, above_high)
     fails = np.minimum(1, bounds * beyond_one)
     return holds, fails
@@ -201,10 +204,15 @@ def _test_shares(frame: pd.DataFrame, bound: float) -> tuple[np.ndarray, np.ndar
     """Test of each row, as if it were a share, that it lies above the bound, and that it lies below: exact p-values."""
     n = frame["n"].to_numpy(float)
     hits = (frame["mean"] * n).round().to_numpy()
-    certain = np.zeros(len(frame))  # a share lies above every bound below 0, and below every bound above 1
     share = min(max(bound, 0), 1)
-    p_above = stats.binom.sf(hits - 1, n, share) if bound >= 0 else certain
-    p_below = stats.binom.cdf(hits, n, share) if bound <= 1 else certain
+    p_above = stats.binom.sf(hits - 1, n, share)
+    p_below = stats.binom.cdf(hits, n, share)
+
+    certain = np.zeros(len(frame))
+    if bound < 0:  # each share lies above it
+        p_above = certain
+    if bound > 1:  # each share lies below it
+        p_below = certain
     return p_above, p_below
 
 
@@ -214,11 +222,14 @@ def _measure_distance(frame: pd.DataFrame, bound: float) -> np.ndarray:
     means = frame["mean"].to_numpy(float)
     errors = frame["error"].to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.where(is_log, np.log(means), means)
+        logarithms = np.log(means)
         log_bound = np.log(max(bound, 0))
+        means = np.where(is_log, logarithms, means)
         bounds = np.where(is_log, log_bound, bound)
         distance = (means - bounds) / errors
-    return np.where(_are_equal(means, bounds), 0, distance)
+
+    is_at_bound = _are_equal(means, bounds)
+    return np.where(is_at_bound, 0, distance)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -229,12 +240,13 @@ def holm(p: np.ndarray) -> np.ndarray:
     >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).tolist()
     [0.03, 0.06, nan, 0.06]
     """
+    is_test = ~np.isnan(p)
+    places = np.arange(len(p))
+    factors = np.maximum(is_test.sum() - places, 1)
+
     order = np.argsort(p)  # NaN last
-    tests = int((~np.isnan(p)).sum())
-    factors = np.maximum(tests - np.arange(len(p)), 1)
     corrected = factors * p[order]
     increasing = np.maximum.accumulate(corrected)
-
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, increasing)
     return adjusted

@@ -1,29 +1,29 @@
-"""Corruptions against their float64 twins; what is predicted under them, and what is refused."""
+"""What is predicted under shifts, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from bnlab.harness.artifacts.corruptions import Corruption
 from bnlab.harness.artifacts.data import Data, Dataset, Split, load_dataset
 from bnlab.harness.artifacts.data.digits import Digits
 from bnlab.harness.artifacts.data.glyphs import Glyphs
-from bnlab.harness.artifacts.shifts import CORRUPTIONS, check, digest_of_shifted, list_predictions, shift_images
+from bnlab.harness.artifacts.shifts import (
+    check,
+    digest_of_shifted,
+    list_corrupting,
+    list_predictions,
+    shift_images,
+)
+from bnlab.harness.components import COMPONENTS
 from bnlab.harness.errors import UserError
-from tests import references
 
-TWINS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
-    "noise": references.noisy,
-    "blur": references.blurred,
-    "contrast": references.low_contrast,
-    "translation": references.translated,
-    "occlusion": references.occluded,
-}
-SHIFTS = [f"{kind}:{strength}" for kind in CORRUPTIONS for strength in (1, 2, 3)]
+SHIFTS = list_corrupting()
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -55,21 +55,6 @@ def restore_pixels(dataset: Dataset, images: Tensor) -> Tensor:
     mean = torch.tensor(dataset.mean, dtype=torch.float64).view(-1, 1, 1)
     std = torch.tensor(dataset.std, dtype=torch.float64).view(-1, 1, 1)
     return (images.double() * std + mean) / dataset.largest
-
-
-@pytest.mark.parametrize("strength", [1, 2, 3])
-@pytest.mark.parametrize("kind", CORRUPTIONS)
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 16)])
-def test_a_corruption_is_its_twin(kind: str, strength: int, channels: int, size: int) -> None:
-    image = torch.rand(channels, size, size, generator=draw(size))
-    corruption, amounts = CORRUPTIONS[kind]
-    for seed in range(1 if kind == "blur" else 8):  # the twin of blur is slow, and draws nothing
-        before = image.clone()
-        found = corruption(image, amounts[strength - 1], draw(seed))
-        expected = TWINS[kind](image, amounts[strength - 1], draw(seed))
-        # float32 against float64: a Gaussian mean has some 250 terms below 1.
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=250 * 2**-24 if kind == "blur" else 1e-6)
-        assert torch.equal(image, before)
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
@@ -105,6 +90,43 @@ def test_a_digest_for_each_split_and_shift() -> None:
 
     blurred = shift_images(dataset, config, "val", "blur:2")
     assert digest_of_shifted(dataset, config, "val", "blur:2") == blurred.digest
+
+
+@dataclass(unsafe_hash=True)
+class Negative(Corruption):
+    """A corruption that nothing in the harness knows of, whose result can be computed by hand."""
+
+    name: str = "negative"
+    amounts: ClassVar = (0.5, 0.75, 1.0)
+    words: ClassVar[str] = "black for white"
+
+    def apply(self, image: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+        return amount - image
+
+
+def test_a_corruption_is_known_once_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^shifts=negative:3: must be one of none, blur:1"):
+        check(["negative:3"], Digits(), ["test"])
+
+    monkeypatch.setitem(COMPONENTS["corruption"], "negative", Negative())
+    dataset = make(largest=16)
+    found = shift_images(dataset, Digits(), "test", "negative:3")
+
+    check(["negative:3"], Digits(), ["test"])
+    plain = restore_pixels(dataset, dataset.test.images)
+    pixels = restore_pixels(dataset, found.images)
+    torch.testing.assert_close(pixels, 1 - plain, rtol=0, atol=1e-5)
+
+
+def test_another_version_of_a_corruption_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make()
+    blurred = digest_of_shifted(dataset, Digits(), "test", "blur:1")
+    noisy = digest_of_shifted(dataset, Digits(), "test", "noise:1")
+
+    monkeypatch.setattr(type(COMPONENTS["corruption"]["blur"]), "version", 2)
+
+    assert digest_of_shifted(dataset, Digits(), "test", "blur:1") != blurred
+    assert digest_of_shifted(dataset, Digits(), "test", "noise:1") == noisy
 
 
 def test_other_fonts_are_those_of_the_test_images() -> None:

@@ -12,7 +12,7 @@ import pytest
 from bnlab.harness import load
 from bnlab.harness.artifacts.runs import Run
 from bnlab.harness.artifacts.settings import Config
-from bnlab.harness.jobs import execute, list_failures, list_read, prepare
+from bnlab.harness.jobs import execute, list_failures, list_needed_checkpoints, prepare
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.sources import find_sources
 from tests.conftest import small_config
@@ -26,7 +26,7 @@ def test_a_measurement_reads_no_other_checkpoints_than_it_says(
     job = replace(copied, measurements=name, estimator=["ema", "exact"])
     run = Run(job)
     shutil.rmtree(run.folder / "statistics", ignore_errors=True)
-    for step in {*run.list_checkpoints()} - {*list_read(run)}:
+    for step in {*run.list_checkpoints()} - {*list_needed_checkpoints(run)}:
         run.checkpoint(step).unlink()
 
     execute(job)

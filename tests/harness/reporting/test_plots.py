@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawn
 from PIL import Image
 
@@ -18,6 +21,7 @@ from bnlab.harness.reporting import drawing, style
 from bnlab.harness.reporting.experiment import Figure
 from bnlab.harness.reporting.frames import average, interval, rows, score
 from bnlab.harness.reporting.plots import ACCURACY, GAP, Curves, Forest, Plot
+from bnlab.harness.reporting.plots.base import split_panels
 from bnlab.harness.reporting.style import Axis, choose_looks, name_series
 from bnlab.harness.statistics import list_looks
 from tests.harness.reporting.planted import plant
@@ -156,6 +160,27 @@ def test_a_forest_has_rows_in_order_and_one_axis() -> None:
     assert left.get_xlim() == right.get_xlim()
     assert list_names(drawn) == ["exact"]
     assert "bars: 95% intervals" in list_texts(drawn)
+
+
+@dataclass(frozen=True)
+class Counts(Plot):
+    """A kind of plot that nothing in bnlab knows of: it writes how many rows a panel has."""
+
+    intervals: ClassVar[str] = "words"
+
+    def draw(self, frame: pd.DataFrame, axes: Mapping[Any, Axes]) -> None:
+        for ax, here in split_panels(frame, axes):
+            ax.text(0, 0, f"{len(here)} rows")
+
+
+def test_a_figure_takes_any_kind_of_plot() -> None:
+    frame = pd.DataFrame({"panel": ["p", "p", "q"], "mean": 1.0, "low": 0.5, "high": 2.0, "n": 3, "log": False})
+
+    drawn = draw(Counts(), frame)
+
+    assert [ax.get_title() for ax in drawn.axes] == ["p", "q"]
+    assert [ax.texts[0].get_text() for ax in drawn.axes] == ["2 rows", "1 rows"]
+    assert list_texts(drawn).endswith("Read it so. Means over seeds, words: 95% intervals; n = 3 seeds.")
 
 
 @pytest.mark.parametrize("means", [[], [np.nan]])

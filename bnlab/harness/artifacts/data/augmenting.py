@@ -14,22 +14,26 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int, flip: boo
     """
     if not shift and not flip:
         return images
+
     n, _, height, width = images.shape
     device = generator.device
     down, right = torch.randint(2 * shift + 1, (2, n, 1), generator=generator, device=device)
     rows = down + torch.arange(height, device=device)
     columns = right + torch.arange(width, device=device)
     if flip:
-        mirrored = torch.randint(2, (n, 1), generator=generator, device=device).bool()
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        is_mirrored = torch.randint(2, (n, 1), generator=generator, device=device).bool()
+        mirrored = columns.flip(1)
+        columns = torch.where(is_mirrored, mirrored, columns)
 
     # Three indices that broadcast to [N, H, W].
-    which = torch.arange(n, device=images.device)[:, None, None]
-    rows = _send(rows, images.device)[:, :, None]
-    columns = _send(columns, images.device)[:, None, :]
+    which = torch.arange(n, device=images.device).view(n, 1, 1)
+    rows = _send(rows, images.device).view(n, height, 1)
+    columns = _send(columns, images.device).view(n, 1, width)
+
     padded = F.pad(images, [shift] * 4)
     # The slice between index tensors moves the channels to the end: the result is channels_last.
-    return padded[which, :, rows, columns].permute(0, 3, 1, 2)
+    augmented = padded[which, :, rows, columns]
+    return augmented.permute(0, 3, 1, 2)
 
 
 def _send(numbers: Tensor, device: torch.device) -> Tensor:

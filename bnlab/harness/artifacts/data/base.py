@@ -106,8 +106,9 @@ class Data(Component):
         if size.available < _FEWEST and not self.is_made:
             raise UserError(f"data={self.name}: has {size.available} training images; at least {_FEWEST} are needed")
 
+        used = self.count_used()
         most = math.inf if self.is_made else size.available
-        require_within("data.images", self.count_used(), _FEWEST, most)
+        require_within("data.images", used, _FEWEST, most)
 
     def count_used(self) -> int:
         """Count training and validation images."""

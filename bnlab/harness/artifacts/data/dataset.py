@@ -28,12 +28,19 @@ class Split:
 
     def sample(self, count: int | None) -> Split:
         """Select so many images, always the same, or all."""
-        if count is None or count >= len(self.labels):
+        available = len(self.labels)
+        if count is None or count >= available:
             return self
-        order = draw_order(len(self.labels))
+
+        order = draw_order(available)
         chosen = order[:count].to(self.labels.device)
-        images = self.images[chosen].contiguous(memory_format=torch.channels_last)
-        return Split(images, self.labels[chosen], f"{self.digest}-{count}")
+        images = self.images[chosen]
+        labels = self.labels[chosen]
+        return Split(
+            images.contiguous(memory_format=torch.channels_last),
+            labels,
+            digest=f"{self.digest}-{count}",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +122,16 @@ def load_dataset(data: Data, device: torch.device | str = "cpu") -> Dataset:
 
 def _standardize(images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Tensor:
     """Copy stored pixels and standardize them: float32 in channels_last on the device."""
-    center = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-    scale = torch.tensor(std, device=device).view(1, -1, 1, 1)
-    stored = images.to(device).contiguous(memory_format=torch.channels_last)
-    pixels = stored.to(torch.float32, copy=True)
-    return pixels.sub_(center).div_(scale)
+    by_channel = (1, -1, 1, 1)
+    center = torch.tensor(mean, device=device).view(by_channel)
+    scale = torch.tensor(std, device=device).view(by_channel)
+
+    stored = images.to(device)
+    in_channels_last = stored.contiguous(memory_format=torch.channels_last)
+    pixels = in_channels_last.to(torch.float32, copy=True)
+    pixels -= center
+    pixels /= scale
+    return pixels
 
 
 def _require_contrast(data: Data, images: Tensor) -> None:
@@ -160,7 +172,10 @@ def _pixel_moments(images: Tensor) -> tuple[list[float], list[float]]:
 def _count_moments(pixels: Tensor) -> tuple[float, float]:
     """Compute mean and standard deviation (ddof 0) of uint8 pixels [N] from exact counts of their values."""
     values = torch.arange(256, dtype=torch.float64)
-    shares = torch.bincount(pixels, minlength=256).double() / len(pixels)
+    counts = torch.bincount(pixels, minlength=256).double()
+    shares = counts / len(pixels)
     mean = float(shares @ values)
-    variance = float(shares @ (values - mean) ** 2)
+
+    squares = (values - mean) ** 2
+    variance = float(shares @ squares)
     return mean, variance**0.5

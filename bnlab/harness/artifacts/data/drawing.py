@@ -1,6 +1,5 @@
 """Glyph images made on the spot: as many and as hard as one likes, in fonts that can be kept apart."""
 
-import math
 import string
 from dataclasses import dataclass
 from functools import cache
@@ -68,29 +67,34 @@ def glyphs(images: int, classes: int, difficulty: str, fonts: str, seed: int) ->
     machines and versions of torch a pixel may differ by a rounding.
     """
     generator = torch.Generator().manual_seed(seed)
-    atlas = _draw_atlas(fonts, CLASSES[classes])
+    characters = CLASSES[classes]
+    atlas = _draw_atlas(fonts, characters)
     level = DIFFICULTIES[difficulty]
-    count = math.ceil(images / _CHUNK)
-    chunks = [_draw_chunk(atlas, level, generator) for _ in range(count)]
 
-    pixels = torch.cat([part for part, _ in chunks])
-    labels = torch.cat([part for _, part in chunks])
-    return pixels[:images], labels[:images]
+    pixels = []
+    labels = []
+    for _ in range(0, images, _CHUNK):
+        drawn, drawn_labels = _draw_chunk(atlas, level, generator)
+        pixels.append(drawn)
+        labels.append(drawn_labels)
+    return torch.cat(pixels)[:images], torch.cat(labels)[:images]
 
 
 def _draw_chunk(atlas: Tensor, level: Difficulty, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw a chunk of images [_CHUNK, 1, SIZE, SIZE] with labels, from an atlas [font, character, cell, cell]."""
-    fonts = torch.randint(len(atlas), (_CHUNK,), generator=generator)
-    labels = torch.randint(atlas.shape[1], (_CHUNK,), generator=generator)
-    cells = atlas[fonts, labels].unsqueeze(1)
+    fonts, characters = atlas.shape[:2]
+    drawn_fonts = torch.randint(fonts, (_CHUNK,), generator=generator)
+    labels = torch.randint(characters, (_CHUNK,), generator=generator)
+    cells = atlas[drawn_fonts, labels].unsqueeze(1)
 
     ink = _distort(cells, level, generator)
     if level.clutter:
         neighbors = _push_out(cells.roll(1, 0), level, generator)
         ink = torch.maximum(ink, level.clutter * neighbors)
+
     brightness = _put_on_paper(ink, level, generator)
-    pixels = brightness.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-    return pixels, labels
+    pixels = brightness.mul_(255).round_().clamp_(0, 255)
+    return pixels.to(torch.uint8), labels
 
 
 def _distort(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Tensor:
@@ -98,8 +102,10 @@ def _distort(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Te
     turns = _draw_normal(generator, 4)
     shifts = _draw_normal(generator, 2) * level.shift
     grid = _make_grid(turns, shifts, level)
-    bend = _draw_smooth(generator, 2, 5, level.elastic).permute(0, 2, 3, 1)
-    return F.grid_sample(cells, grid + bend, align_corners=False)
+
+    bend = _draw_smooth(generator, 2, 5, level.elastic)
+    bent_grid = grid + bend.permute(0, 2, 3, 1)
+    return F.grid_sample(cells, bent_grid, align_corners=False)
 
 
 def _push_out(cells: Tensor, level: Difficulty, generator: torch.Generator) -> Tensor:
@@ -107,8 +113,10 @@ def _push_out(cells: Tensor, level: Difficulty, generator: torch.Generator) -> T
     angle = _draw_uniform(generator, 0, 2 * torch.pi).view(-1, 1)
     distance = _draw_uniform(generator, 1.1, 1.5).view(-1, 1)
     direction = torch.cat([angle.cos(), angle.sin()], dim=1)
+    shifts = direction * distance
+
     turns = _draw_normal(generator, 4)
-    grid = _make_grid(turns, direction * distance, level)
+    grid = _make_grid(turns, shifts, level)
     return F.grid_sample(cells, grid, align_corners=False)
 
 
@@ -145,20 +153,24 @@ def _make_grid(turns: Tensor, shifts: Tensor, level: Difficulty) -> Tensor:
         shifts: of the glyphs, [N, 2].
         level: how far they are distorted.
     """
-    angle = turns[:, 0] * level.rotation
-    shear = turns[:, 1] * level.shear
-    wide, high = (turns[:, 2:] * level.scale).exp().unbind(1)
+    for_angle, for_shear, for_width, for_height = turns.unbind(1)
+    angle = for_angle * level.rotation
+    shear = for_shear * level.shear
+    wide = torch.exp(for_width * level.scale)
+    high = torch.exp(for_height * level.scale)
+
     cos = angle.cos()
     sin = angle.sin()
     across = shear * cos - sin
     down = shear * sin + cos
-
     top = torch.stack([wide * cos, wide * across], dim=1)
     bottom = torch.stack([high * sin, high * down], dim=1)
     linear = torch.stack([top, bottom], dim=1)
+
     offset = -linear @ shifts.unsqueeze(2)
     maps = torch.cat([linear, offset], dim=2)
-    return F.affine_grid(maps, [len(maps), 1, SIZE, SIZE], align_corners=False)
+    shape = [len(maps), 1, SIZE, SIZE]
+    return F.affine_grid(maps, shape, align_corners=False)
 
 
 @cache
@@ -176,11 +188,13 @@ def _load_font(name: str) -> ImageFont.FreeTypeFont:
     from matplotlib import get_data_path  # here: slow to import
 
     path = Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
-    size = 100
-    trial = ImageFont.truetype(path, size)
+    trial_size = 100
+    trial = ImageFont.truetype(path, trial_size)
     _, top, _, _ = trial.getbbox("H", anchor="ls")
+
     height = -top
-    return ImageFont.truetype(path, size * 0.6 * _CANVAS / height)
+    size = trial_size * 0.6 * _CANVAS / height
+    return ImageFont.truetype(path, size)
 
 
 def _draw_cell(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
@@ -190,5 +204,8 @@ def _draw_cell(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray:
     middle = (left + right) / 2
     baseline = 0.74 * _CANVAS
     position = (_CANVAS / 2 - middle, baseline)
-    ImageDraw.Draw(image).text(position, character, fill=255, font=font, anchor="ls")
-    return np.asarray(image, dtype=np.float32) / 255
+
+    pen = ImageDraw.Draw(image)
+    pen.text(position, character, fill=255, font=font, anchor="ls")
+    ink = np.asarray(image, dtype=np.float32)
+    return ink / 255

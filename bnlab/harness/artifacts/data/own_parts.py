@@ -90,17 +90,25 @@ def _read_parts(parts: Any, name: str) -> OwnParts:
     if len(parts) not in (2, 3):
         raise UserError(f"{name}: found {len(parts)} instead of 2 or 3 parts; {_EXPECTED}")
 
-    _require_same_names(parts[0], parts[1], name)
-    train = _read_twice(parts[0], f"{name}: the training part")
-    test = _read_twice(parts[1], f"{name}: the test part")
+    train_part, test_part, *further = parts
+    _require_same_names(train_part, test_part, name)
+    train = _read_twice(train_part, f"{name}: the training part")
+    test = _read_twice(test_part, f"{name}: the test part")
     _require_alike(train, test, name)
 
     augmented = None
-    if len(parts) == 3:
-        order = draw_order(len(train[1]))
-        augmented = AugmentedPart(parts[2], order, f"{name}: the augmented part")
-        _check_augmented(augmented, train)
+    if further:
+        augmented = _describe_augmented(further[0], train, f"{name}: the augmented part")
     return OwnParts(shuffle(*train), shuffle(*test), augmented)
+
+
+def _describe_augmented(items: Any, train: Pixels, where: str) -> AugmentedPart:
+    """Describe the augmented part, whose items are drawn in the order into which the training part is shuffled."""
+    _, labels = train
+    order = draw_order(len(labels))
+    augmented = AugmentedPart(items, order, where)
+    _check_augmented(augmented, train)
+    return augmented
 
 
 def _require_same_names(train: Any, test: Any, name: str) -> None:

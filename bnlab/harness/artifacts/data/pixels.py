@@ -42,14 +42,18 @@ def read_items(part: Any, chosen: Iterable[int], where: str) -> Pixels:
     for index in chosen:
         image, label = part[index]
         images.append(_read_image(image, where))
-        labels.append(label.tolist() if isinstance(label, Tensor | np.ndarray) else label)
+        if isinstance(label, Tensor | np.ndarray):
+            label = label.tolist()
+        labels.append(label)
     if not images:
         raise UserError(f"{where} has no images")
 
     kinds = list(dict.fromkeys(describe_images(image) for image in images))
     if len(kinds) > 1:
         raise UserError(f"{where} has images that differ: {', '.join(kinds[:3])}; give all the same size and channels")
-    return _check_pixels(torch.stack(images), _stack_labels(labels, where), where)
+
+    stacked = torch.stack(images)
+    return _check_pixels(stacked, _stack_labels(labels, where), where)
 
 
 def shuffle(images: Tensor, labels: Tensor) -> Pixels:
@@ -106,7 +110,8 @@ def _check_pixels(images: Tensor, labels: Tensor, where: str) -> Pixels:
 
 
 def _require_finite(images: Tensor, where: str) -> None:
-    is_finite = images.isfinite().flatten(1).all(1)
+    pixels_are_finite = images.isfinite().flatten(1)
+    is_finite = pixels_are_finite.all(1)
     if not is_finite.all():
         faulty = (~is_finite).nonzero().flatten().tolist()
         raise UserError(
@@ -127,8 +132,9 @@ def _check_labels(labels: Tensor, images: int, where: str) -> Tensor:
         raise UserError(f"{where} has {images:,} images and labels of shape {list(labels.shape)}; {_LABELS}")
     if labels.is_floating_point() or labels.is_complex():
         different = list(dict.fromkeys(labels.tolist()))
-        found = ", ".join(map(str, different[:3]))
-        raise UserError(f"{where} has {_name(labels.dtype)} labels such as {found}; {_LABELS}, as integers")
+        some = ", ".join(map(str, different[:3]))
+        kind = _name(labels.dtype)
+        raise UserError(f"{where} has {kind} labels such as {some}; {_LABELS}, as integers")
 
     classes = labels.cpu().long()
     smallest = int(classes.min())

@@ -128,10 +128,12 @@ class Flippable(Published):
 
 def _unpack(part: Any) -> Pixels:
     # CIFAR's files are pickles: torchvision opens them only after their MD5 sums have been verified.
-    images = torch.as_tensor(part.data)
     classes = part.labels if hasattr(part, "labels") else part.targets
+    labels = torch.as_tensor(classes).long()
+
+    images = torch.as_tensor(part.data)
     if images.ndim == 3:
         images = images.unsqueeze(1)
     elif images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
-    return images, torch.as_tensor(classes).long()
+    return images, labels

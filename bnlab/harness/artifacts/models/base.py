@@ -85,9 +85,10 @@ def build_model(
         seed: what the weights depend on, alone; the caller's random state is left as it was.
         steps: updates of its training, for norms that change over it.
     """
+    inputs = Inputs(channels, image_size, classes)
     norms = NormBuilder(norm or Batch(), of_images=model.has_maps, steps=steps)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed the accelerators, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        network = model.build(Inputs(channels, image_size, classes), norms)
+        network = model.build(inputs, norms)
     return network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # missing in torch

@@ -28,9 +28,13 @@ class Mlp(Layered):
         features = inputs.channels * inputs.image_size**2
         for number in range(1, self.depth + 1):
             linear = nn.Linear(features, self.width, bias=not norm.has_shift)
-            layers += [linear, norm.build(self.width, number), nn.ReLU(inplace=True)]
+            layers.append(linear)
+            layers.append(norm.build(self.width, number))
+            layers.append(nn.ReLU(inplace=True))
             features = self.width
 
         head = nn.Linear(features, inputs.classes)
         network = nn.Sequential(*layers, head)
-        return network if norm.sets_scale else initialize(network, norm)
+        if norm.sets_scale:
+            return network
+        return initialize(network, norm)

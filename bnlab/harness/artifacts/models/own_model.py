@@ -46,17 +46,22 @@ def describe_own(path: str) -> OwnModel:
     Raises:
         UserError: it cannot be imported, or an argument has the name of a setting of bnlab's.
     """
-    return add_arguments(OwnModel, path, list_names(path)[:_GIVEN])(name=path)
+    given = list_names(path)[:_GIVEN]
+    with_settings = add_arguments(OwnModel, path, given)
+    return with_settings(name=path)
 
 
 def _require_built(path: str, model: nn.Module) -> None:
     """Raise UserError for layers that take their sizes from the first images."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    lazy = [name.rpartition(".")[0] for name, tensor in tensors.items() if is_lazy(tensor)]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = {}
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            layer, _, _ = name.rpartition(".")
+            kind = type(model.get_submodule(layer)).__name__
+            lazy[layer] = f"{layer} ({kind})"
     if lazy:
-        layers = {name: type(model.get_submodule(name)).__name__ for name in lazy}
-        found = ", ".join(f"{name} ({kind})" for name, kind in layers.items())
         raise UserError(
-            f"model={path}: {found} have no sizes yet; give them, or return the model after "
+            f"model={path}: {', '.join(lazy.values())} have no sizes yet; give them, or return the model after "
             "model.eval()(torch.zeros(1, channels, image_size, image_size))"
         )

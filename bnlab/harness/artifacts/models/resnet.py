@@ -33,8 +33,7 @@ class Resnet(Layered):
         width = self.width
         layers: list[nn.Module] = [*build_conv(norm, inputs.channels, width), nn.ReLU(inplace=True)]
         blocks = (self.depth - 2) // 6
-        for stage in range(3):
-            stage_width = self.width * 2**stage
+        for stage_width in (self.width, 2 * self.width, 4 * self.width):
             for _ in range(blocks):
                 layers.append(_Residual(norm, width, stage_width))
                 width = stage_width
@@ -57,15 +56,23 @@ class _Residual(nn.Module):
         stride = 2 if self.added else 1
         self.conv1, self.bn1 = build_conv(norm, channels, width, stride)
         self.conv2, self.bn2 = build_conv(norm, width, width, number=2)
-        self.weight = None if norm.sets_scale else nn.Parameter(torch.zeros(()))
+        self.weight = None
+        if not norm.sets_scale:
+            self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         # In place: less memory, and fewer passes over it.
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
+        hidden = self.conv1(x)
+        hidden = self.bn1(hidden)
+        hidden = F.relu(hidden, inplace=True)
+        out = self.conv2(hidden)
+        out = self.bn2(out)
         if self.weight is not None:
             out = out * self.weight
+
+        shortcut = x
         if self.added:
             every_second_pixel = x[:, :, ::2, ::2]
-            x = F.pad(every_second_pixel, (0, 0, 0, 0, 0, self.added))
-        return F.relu(out.add_(x), inplace=True)
+            shortcut = F.pad(every_second_pixel, (0, 0, 0, 0, 0, self.added))
+        out.add_(shortcut)
+        return F.relu(out, inplace=True)

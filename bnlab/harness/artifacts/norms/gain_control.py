@@ -46,9 +46,13 @@ class GainControl(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        share = self.share.view(-1, 1, 1)
-        gain = self.gain.view(-1, 1, 1)
-        shift = self.shift.view(-1, 1, 1)
+        by_channel = (-1, 1, 1)
+        share = self.share.view(by_channel)
+        gain = self.gain.view(by_channel)
+        shift = self.shift.view(by_channel)
+
         mean = x.mean((2, 3), keepdim=True)
-        offset = shift - gain * share * mean
-        return gain * x + offset
+        subtracted = gain * share * mean
+        offset = shift - subtracted
+        scaled = gain * x
+        return scaled + offset

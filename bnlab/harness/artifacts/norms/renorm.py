@@ -55,28 +55,43 @@ class BatchRenorm(nn.Module):
         self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.norm.training):  # alone, as where weights are frozen, it is a batch norm
+        is_training = self.training and self.norm.training
+        if not is_training:  # nor is it where weights are frozen, with the norm inside alone in train mode
             return self.norm(x)  # type: ignore[no-any-return]
+
         r, d = self._correct(x.detach())
-        shift = self.norm.weight * d + self.norm.bias * (1 - r)
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        # γ·(x̂·r + d) + β, computed from γ·x̂ + β
         normalized = self.norm(x)
-        return normalized * r.view(shape) + shift.view(shape)  # type: ignore[no-any-return]
+
+        # γ·(x̂·r + d) + β, computed from γ·x̂ + β
+        scale = _spread(r, x)
+        shift = _spread(self._compute_shift(r, d), x)
+        return normalized * scale + shift  # type: ignore[no-any-return]
+
+    def _compute_shift(self, r: Tensor, d: Tensor) -> Tensor:
+        """Compute γ·d + β·(1 − r), [C]."""
+        weight = self.norm.weight
+        bias = self.norm.bias
+        return weight * d + bias * (1 - r)
 
     @torch.no_grad()
     def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute r and d, [C]."""
-        dims = [0, *range(2, x.dim())]
-        var, mean = torch.var_mean(x, dims, correction=0)
-        std = (var + self.norm.eps).sqrt()
+        all_but_channels = [0, *range(2, x.dim())]
+        var, mean = torch.var_mean(x, all_but_channels, correction=0)
         running_mean, running_var = get_running_buffers(self.norm)
-        running_std = (running_var + self.norm.eps).sqrt()
-
+        std = self._take_root(var)
+        running_std = self._take_root(running_var)
         r_max, d_max = self.limits()
-        r = (std / running_std).clamp(1 / r_max, r_max)
-        d = ((mean - running_mean) / running_std).clamp(-d_max, d_max)
+
+        r = std / running_std
+        r = r.clamp(1 / r_max, r_max)
+        d = (mean - running_mean) / running_std
+        d = d.clamp(-d_max, d_max)
         return r, d
+
+    def _take_root(self, var: Tensor) -> Tensor:
+        """Compute the standard deviation by which a batch norm divides."""
+        return torch.sqrt(var + self.norm.eps)
 
     def limits(self) -> tuple[Tensor, Tensor]:
         """Compute r_max and d_max for the next batch, without waiting for an accelerator."""
@@ -86,6 +101,12 @@ class BatchRenorm(nn.Module):
         r_max = 1 + 2 * _rise(share, end=40)
         d_max = 5 * _rise(share, end=25)
         return r_max, d_max
+
+
+def _spread(values: Tensor, x: Tensor) -> Tensor:
+    """View values of channels, [C], so that they broadcast to x."""
+    further = [1] * (x.dim() - 2)
+    return values.view(1, -1, *further)
 
 
 def _rise(share: Tensor, end: int) -> Tensor:

@@ -88,7 +88,8 @@ class Counterexamples(Measurement):
         errors = []
         for case, size in _CASES:
             changed, true_mean = construct(case, size, stream, run.config.batch_size)
-            distances = (replay_means(sources, changed) - true_mean) / unit
+            means = replay_means(sources, changed)
+            distances = (means - true_mean) / unit
             errors.append(distances.square().mean(1).sqrt())
 
         cases = [case for case, _ in _CASES]
@@ -102,14 +103,16 @@ class Counterexamples(Measurement):
 
 def shuffle_last(run: Run, stream: Stream) -> Stream:
     """Put the last batches into an order that is drawn for each network; the average of them all is the start."""
-    count = min(_BATCHES, len(stream))
-    first = len(stream) - count
+    recorded = len(stream)
+    count = min(_BATCHES, recorded)
+    first = recorded - count
     generator = seed_by(f"{run.id} shuffled")
     order = first + torch.randperm(count, generator=generator)
 
     batches = stream.batches[order]
     counts = stream.counts[order]
-    return replace(stream, start=batches.mean(0), batches=batches, counts=counts, updates=0)
+    start = batches.mean(0)
+    return replace(stream, start=start, batches=batches, counts=counts, updates=0)
 
 
 def deviation(stream: Stream) -> Tensor:
@@ -137,18 +140,32 @@ def construct(case: str, size: float, stream: Stream, batch_size: int) -> tuple[
     if case == "shuffled":
         return stream, mean
     if case == "sorted":
-        order = stream.batches[:, :1].argsort(0).expand_as(stream.batches)
-        ascending = stream.batches.gather(0, order)
-        return replace(stream, batches=ascending), mean
+        return _sort(stream), mean
 
     shift = size * deviation(stream)
-    changed = shift_last(stream, _JUMPS.get(case, 1), shift)
+    moved = _JUMPS.get(case, 1)
+    changed = shift_last(stream, moved, shift)
     if case in _JUMPS:
         return changed, mean + shift
     if case == "rare":
-        return changed, changed.batches[:, 0].mean(0)
+        means = changed.batches[:, 0]
+        return changed, means.mean(0)
+    return _shrink_last(changed, batch_size)
 
+
+def _sort(stream: Stream) -> Stream:
+    """Put each channel's batches in ascending order of their means."""
+    means = stream.batches[:, :1]
+    order = means.argsort(0).expand_as(stream.batches)
+    ascending = stream.batches.gather(0, order)
+    return replace(stream, batches=ascending)
+
+
+def _shrink_last(stream: Stream, batch_size: int) -> tuple[Stream, Tensor]:
+    """Make the last batch one image, and compute the mean of all images, [C]."""
     counts = stream.counts.clone()
     counts[-1] = counts.amax(0) / batch_size
-    sums = counts * changed.batches[:, 0]
-    return replace(changed, counts=counts), sums.sum(0) / counts.sum(0)
+    means = stream.batches[:, 0]
+    sums = counts * means
+    true_mean = sums.sum(0) / counts.sum(0)
+    return replace(stream, counts=counts), true_mean

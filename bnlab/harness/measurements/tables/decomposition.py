@@ -116,10 +116,15 @@ def _average(run: Run, step: int, terms: pd.DataFrame) -> pd.DataFrame:
     frames = []
     for statistic, part in terms.groupby("statistic", sort=False):
         unit = units[str(statistic)]
-        layers = [part["layer"], part["depth"]]
         for term in TERMS:
-            values = pd.DataFrame({"contribution": part[term] * part["gap"], "square": part[term] ** 2})
-            by_layer = values.div(unit, axis=0).groupby(layers, sort=False)
-            means = by_layer.mean().assign(channels=by_layer.size(), statistic=statistic, term=term)
+            values = part[["layer", "depth"]].copy()
+            values["contribution"] = part[term] * part["gap"] / unit
+            values["square"] = part[term] ** 2 / unit
+
+            by_layer = values.groupby(["layer", "depth"], sort=False)
+            means = by_layer.mean()
+            means["channels"] = by_layer.size()
+            means["statistic"] = statistic
+            means["term"] = term
             frames.append(means.reset_index())
     return pd.concat(frames, ignore_index=True)

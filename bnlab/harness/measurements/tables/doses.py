@@ -109,12 +109,15 @@ def draw_signs(run: Run, layout: Layout) -> Tensor:
 
 def disturb(layout: Layout, values: Tensor, signs: Tensor, layer: str, moment: str, dose: float) -> Tensor:
     """Add a dose of error to flat statistics [2, all channels], in one moment of a layer or of all layers."""
-    is_chosen = [layer in ("all", name) for name in layout.channel_frame()["layer"]]
+    layers = layout.channel_frame()["layer"]
+    is_chosen = [layer in ("all", name) for name in layers]
     errors = dose * signs * torch.tensor(is_chosen)
+    mean_error, var_error = errors
+
     mean, var = values
     if moment == "mean":
         deviation = (var + layout.channel_eps).sqrt()
-        mean = mean + errors[0] * deviation
+        mean = mean + mean_error * deviation
     else:
-        var = var * torch.exp(errors[1])
+        var = var * torch.exp(var_error)
     return torch.stack((mean, var))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnlab.harness.artifacts.corruptions import describe_corruptions
 from bnlab.harness.artifacts.data import Split
 from bnlab.harness.artifacts.norms import Norm
 from bnlab.harness.artifacts.runs import Run
@@ -31,16 +32,15 @@ from bnlab.statistics import using
 _ECE_BINS = 15
 _NO_STATISTICS = Source(NoStatistics.name, None, NoStatistics.name)
 
-_ABOUT = """\
-How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch (group,
-layer, instance, gain_control, none) has a row for each step, with estimator and statistics_split `none`; there is
-nothing to compare its predictions with. Exact statistics of each `population` are always among the estimators.
+_ABOUT = f"""\
+How the network predicts under each estimator's statistics. A network whose norm has no statistics of the batch, such as
+a group norm, has a row for each step, with estimator and statistics_split `none`; there is nothing to compare its
+predictions with. Exact statistics of each `population` are always among the estimators.
 
-Corruptions change the stored pixels, which are clipped to their range, before they are standardized; those of
-strength 1, 2 and 3: `noise`, normal, with a standard deviation of 0.1, 0.2, 0.3 of that range; `blur`, Gaussian,
-with one of 1/32, 2/32, 3/32 of the width; `contrast`, of which 0.5, 0.3, 0.15 is left; `translation` up, down, left
-or right by 1/8, 2/8, 3/8 of the width, with 0 where nothing was; `occlusion` by a square of 0 with a side of 1/4,
-3/8, 1/2 of the width. Each image has draws of its own, the same for all networks and strengths."""
+Corruptions change the stored pixels, which are clipped to their range before they are standardized. What one draws for
+an image depends on that image alone, and is the same for all networks and strengths. In strength 1, 2 and 3 they are:
+
+{describe_corruptions()}"""
 
 
 @component
@@ -86,10 +86,13 @@ class Evaluations(Measurement):
         if not run.has_trace:
             return {_NO_STATISTICS: run.predicted}
         splits = as_list(run.config.population)
-        if any(isinstance(source, InferenceRule) for source in sources):
+        has_rules = any(isinstance(source, InferenceRule) for source in sources)
+        if has_rules:
             splits = ["train", *splits]  # rules start from exact statistics of the training split
+
         exact = [FrozenWeights.of(Exact(), split) for split in splits]
-        return dict.fromkeys([*exact, *sources], run.predicted)
+        chosen = [*exact, *sources]
+        return dict.fromkeys(chosen, run.predicted)
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
         """List the steps of `accuracy_at`, and the checkpoint whose frozen statistics are used."""
@@ -100,8 +103,10 @@ class Evaluations(Measurement):
     ) -> pd.DataFrame:
         """Measure how a split is predicted under a shift, see `Run.images_of`: a row for each step and source."""
         every = run.images_of(split, shift)
-        samples = {limit: every.sample(limit) for limit in {*map(run.limit_at, steps)}}
-        images = {step: samples[run.limit_at(step)] for step in steps}
+        limits = {step: run.limit_at(step) for step in steps}
+        samples = {limit: every.sample(limit) for limit in {*limits.values()}}
+        images = {step: samples[limit] for step, limit in limits.items()}
+
         predicted = []
         used = []
         for step in steps:
@@ -115,8 +120,9 @@ class Evaluations(Measurement):
             "stat_images": used,
         }
         frame = tabulate(run, sources, steps, columns)
-        rows = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
-        frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(rows)
+
+        scores = _score_sources(run, sources, steps, images) if run.has_trace else _score_network(run, steps, images)
+        frame[["loss", "accuracy", "ece", "disagreement", "logit_gap"]] = np.array(scores)
         return frame
 
 
@@ -157,7 +163,8 @@ def _score_network(run: Run, steps: list[int], images: Mapping[int, Split]) -> l
     """Score a network without statistics for each step; there are no exact ones to compare it with."""
     rows: list[Scores] = []
     for step in steps:
-        found = predict(run.model_at(step).eval(), images[step])
+        model = run.model_at(step)
+        found = predict(model.eval(), images[step])
         rows.append((found.loss, found.accuracy, found.ece, math.nan, math.nan))
     return rows
 
@@ -170,15 +177,19 @@ def predict(model: nn.Module, split: Split, source: Source = EXACT) -> Predictio
     if isinstance(source, InferenceRule):
         prediction = apply_rule(model, source.rule)
         at_once = source.images
+    parts = []
     with prediction:
-        parts = [model(split.images[part]) for part in in_batches(len(split.labels), at_once)]
+        for part in in_batches(len(split.labels), at_once):
+            images = split.images[part]
+            parts.append(model(images))
 
     logits = torch.cat(parts).double()
     loss = F.cross_entropy(logits, split.labels).item()
     is_right = logits.argmax(1) == split.labels
     accuracy = is_right.double().mean().item()
     confidence = logits.softmax(1).amax(1)
-    return Prediction(logits, loss, accuracy, _measure_calibration(confidence, is_right))
+    error = _measure_calibration(confidence, is_right)
+    return Prediction(logits, loss, accuracy, error)
 
 
 def _measure_calibration(confidence: Tensor, is_right: Tensor) -> float:

@@ -82,14 +82,22 @@ class Gaps(Measurement):
             estimate = estimates[:, k]
             gaps = layer_gaps(layout, exact, estimate)
             distances = _measure_tid(run, step, layout, estimate)
-            ratios = (estimate[:, 1] + layout.channel_eps) / (exact[1] + layout.channel_eps)
-            var_ratio = layout.layer_means(ratios)
-            measured.append(torch.cat((gaps, distances, var_ratio[None])))
+            ratios = _compare_variances(layout, exact, estimate)
+            measured.append(torch.cat((gaps, distances, ratios)))
 
         names = (*GAP_COLUMNS, "tid_mean", "tid_std", "var_ratio")
         columns = torch.stack(measured, dim=1).numpy()  # each [steps, sources, layers]
-        values = {**dict(zip(names, columns, strict=True)), "channels": layout.channels}
+        values: dict[str, Any] = dict(zip(names, columns, strict=True))
+        values["channels"] = layout.channels
         return tabulate(run, sources, steps, values, layer=layout.names)
+
+
+def _compare_variances(layout: Layout, exact: Tensor, estimate: Tensor) -> Tensor:
+    """Measure `var_ratio`: [1, sources, layers]."""
+    exact_var = exact[1] + layout.channel_eps
+    var = estimate[:, 1] + layout.channel_eps
+    means = layout.layer_means(var / exact_var)
+    return means.unsqueeze(0)
 
 
 def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor:
@@ -99,18 +107,23 @@ def flat_statistics(run: Run, sources: list[Source], steps: list[int]) -> Tensor
     running averages are equal to them from then on.
     """
     layout = run.trace.layout
-    values = torch.empty(len(sources), len(steps), 2, sum(layout.channels), dtype=torch.float64)
-    running = {i: source.average for i, source in enumerate(sources) if isinstance(source, RunningAverage)}
-    if running:
-        values[[*running]] = replay_bank(run.trace, [*running.values()], steps)
-        _overwrite_frozen(run, values, [*running], steps)
+    channels = sum(layout.channels)
+    values = torch.empty(len(sources), len(steps), 2, channels, dtype=torch.float64)
 
+    running = {}
     for i, source in enumerate(sources):
-        if i in running:
+        if isinstance(source, RunningAverage):
+            running[i] = source.average
             continue
         frozen = source if isinstance(source, FrozenWeights) else EXACT
         for k, step in enumerate(steps):
-            values[i, k] = layout.flatten(frozen_statistics(run, step, frozen))
+            statistics = frozen_statistics(run, step, frozen)
+            values[i, k] = layout.flatten(statistics)
+
+    if running:
+        places = [*running]
+        values[places] = replay_bank(run.trace, [*running.values()], steps)
+        _overwrite_frozen(run, values, places, steps)
     return values
 
 
@@ -118,8 +131,8 @@ def _overwrite_frozen(run: Run, values: Tensor, running: list[int], steps: list[
     """Overwrite running averages by exact statistics from the step on at which these were frozen, if they were."""
     if run.config.freeze_with != "exact" or run.frozen_from is None:
         return
-    statistics = bnlab.running_statistics(run.model_at(run.wanted[-1]))
-    held = run.trace.layout.flatten(statistics)
+    last = run.model_at(run.wanted[-1])
+    held = run.trace.layout.flatten(bnlab.running_statistics(last))
     is_frozen = [step >= run.frozen_from for step in steps]
     for i in running:
         values[i, is_frozen] = held
@@ -137,23 +150,30 @@ def tabulate(
         values: by column; arrays of the shape [steps, sources, *axes], or that broadcast to it.
         axes: by column, what is at each place; along `layer` the column `depth` counts from 1.
     """
-    shape = (len(steps), len(sources), *map(len, axes.values()))
-    step, source, *places = np.indices(shape).reshape(len(shape), -1)  # of each row
-    estimators = np.array([each.estimator for each in sources], dtype=object)
-    momenta = np.array([each.momentum for each in sources], dtype=float)
-    splits = np.array([each.split for each in sources], dtype=object)
+    lengths = [len(each) for each in axes.values()]
+    shape = (len(steps), len(sources), *lengths)
+    indices = np.indices(shape).reshape(len(shape), -1)
+    step, source, *places = indices  # of each row
+    columns = {
+        "estimator": np.array([each.estimator for each in sources], dtype=object),
+        "momentum": np.array([each.momentum for each in sources], dtype=float),
+        "statistics_split": np.array([each.split for each in sources], dtype=object),
+    }
 
     frame = pd.DataFrame({"run": run.id, "step": np.array(steps)[step]})
-    frame["estimator"] = estimators[source]
-    frame["momentum"] = momenta[source]
-    frame["statistics_split"] = splits[source]
+    for name, of_sources in columns.items():
+        frame[name] = of_sources[source]
     frame["epoch"] = frame["step"] / run.batches.per_epoch
-    for (name, each), place in zip(axes.items(), places, strict=True):
-        frame[name] = np.array(each)[place]
+
+    for name, place in zip(axes, places, strict=True):
+        on_axis = np.array(axes[name])
+        frame[name] = on_axis[place]
         if name == "layer":
             frame["depth"] = place + 1
+
     for name, value in values.items():
-        frame[name] = np.broadcast_to(value, shape).ravel()
+        of_all = np.broadcast_to(value, shape)
+        frame[name] = of_all.ravel()
     return frame
 
 
@@ -161,27 +181,32 @@ def _measure_tid(run: Run, step: int, layout: Layout, estimates: Tensor) -> Tens
     """Measure `tid_mean` and `tid_std` (2210.05153): [2, sources, layers], of frozen layers too."""
     parts = estimates.split(layout.channels, dim=-1)
     by_layer = dict(zip(layout.names, parts, strict=True))
+    trace = _record_next_batches(run, step)
 
     distances: dict[str, Tensor] = {}
     # There are several streams where a model calls some layers more often than others.
-    for names, stream in _record_next_batches(run, step).streams():
-        estimate = torch.cat([by_layer[name] for name in names], dim=-1)
-        measured = _measure_distances(estimate, stream)
-        distances.update(zip(names, measured.split(stream.layers, dim=-1), strict=True))
+    for names, stream in trace.streams():
+        of_stream = [by_layer[name] for name in names]
+        measured = _measure_distances(torch.cat(of_stream, dim=-1), stream)
+        of_layers = measured.split(stream.layers, dim=-1)
+        distances.update(zip(names, of_layers, strict=True))
 
     in_order = [distances[name] for name in layout.names]
-    return layout.layer_means(torch.cat(in_order, dim=-1))
+    of_all = torch.cat(in_order, dim=-1)
+    return layout.layer_means(of_all)
 
 
 def _record_next_batches(run: Run, step: int) -> MomentTrace:
     """Record the moments of the batches after a step, without training."""
     model = run.model_at(step)
-    count = min(_TID_BATCHES, max(2, _TID_IMAGES // run.config.batch_size))
-    seed = seed_by(f"{run.id} {step}").initial_seed()
+    enough = max(2, _TID_IMAGES // run.config.batch_size)
+    batches = islice(run.batches.from_step(step), min(_TID_BATCHES, enough))
+    generator = seed_by(f"{run.id} {step}")
+
     with borrowed(model), torch.no_grad(), record(model) as trace:
-        torch.manual_seed(seed)  # of dropout: all estimators get the same batches
+        torch.manual_seed(generator.initial_seed())  # of dropout: all estimators get the same batches
         model.train()
-        for images, _ in islice(run.batches.from_step(step), count):
+        for images, _ in batches:
             model(images)
     return trace
 
@@ -196,14 +221,16 @@ def _measure_distances(estimate: Tensor, stream: Stream) -> Tensor:
     Returns:
         float64 [2, sources, C].
     """
-    mean, var = estimate[:, None].unbind(2)
     batch_mean, batch_var = stream.batches.unbind(1)
     biased_var = batch_var * (stream.counts - 1) / stream.counts
     batch_std = (biased_var + stream.eps).sqrt()
 
+    mean, var = estimate.unsqueeze(1).unbind(2)  # each [sources, 1, C], against the batches
     std = (var + stream.eps).clamp(min=0).sqrt()
+    ratio = std / batch_std
+
     mean_distance = (mean - batch_mean).abs() / batch_std
-    std_distance = (std / batch_std - 1).abs()
+    std_distance = (ratio - 1).abs()
     return torch.stack((mean_distance.mean(1), std_distance.mean(1)))
 
 

@@ -52,7 +52,11 @@ class Log(Measurement):
         """Measure loss, accuracy and learning rate: a row for each update."""
         optimizer = run.config.optimizer
         peak = optimizer.peak_lr(run.config.batch_size)
-        rates = [peak * lr_factor(optimizer.schedule, step - 1, run.steps) for step in steps]
+        rates = []
+        for step in steps:
+            factor = lr_factor(optimizer.schedule, step - 1, run.steps)
+            rates.append(peak * factor)
+
         log = run.read_log().set_index("step")
         frame = log.loc[steps].reset_index()
         return frame.assign(run=run.id, lr=rates)

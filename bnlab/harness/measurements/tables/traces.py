@@ -49,12 +49,18 @@ class Traces(Measurement):
 
         Rules at inference time are left out.
         """
-        steps = {*run.wanted}
-        for last in run.wanted[-1:]:
-            steps.update(round(point) for point in np.geomspace(1, last, _POINTS))
-        often = sorted(steps)
-        shown = [source for source in sources if not isinstance(source, InferenceRule)]
-        return {source: often if isinstance(source, RunningAverage) else run.wanted for source in shown}
+        often = {*run.wanted}
+        if run.wanted:
+            points = np.geomspace(1, run.wanted[-1], _POINTS)
+            often.update(round(point) for point in points)
+
+        steps: dict[Source, list[int]] = {}
+        for source in sources:
+            if isinstance(source, RunningAverage):
+                steps[source] = sorted(often)
+            elif not isinstance(source, InferenceRule):
+                steps[source] = run.wanted
+        return steps
 
     def reads(self, run: Run, sources: list[Source]) -> list[int]:
         """List all steps of `evaluate_at` if there are statistics of frozen weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar
@@ -105,10 +106,12 @@ class _EpochMoments:
 def _record(run: Run, step: int) -> Stream:
     """Record the batch moments of whole epochs, with layers that normalize with their batch."""
     per_epoch = run.batches.per_epoch
-    epoch = -(-step // per_epoch)  # the next one that begins
-    drawn = run.batches.from_step(epoch * per_epoch)
+    next_epoch = math.ceil(step / per_epoch)
     count = (_BEFORE + EPOCHS) * per_epoch
-    batches = (images for images, _ in islice(drawn, count))
+
+    from_there = run.batches.from_step(next_epoch * per_epoch)
+    drawn = islice(from_there, count)
+    batches = (images for images, _ in drawn)
     trace = record_frozen(run.model_at(step), batches)
     ((_, stream),) = trace.streams()
     return stream
@@ -137,19 +140,28 @@ def _measure_noise(
     Returns:
         Twice float64 [averages, batches, layers], in variances of the layer.
     """
-    stream = moments.stream
-    is_chosen = (torch.arange(len(stream)) % moments.per_epoch) < batches
-    part = replace(stream, batches=stream.batches[is_chosen], counts=stream.counts[is_chosen])
-    level, var = part.batches.mean(0)
-    var = var + part.eps
+    part = _cut_epochs(moments, batches)
+    level, mean_var = part.batches.mean(0)
+    var = mean_var + part.eps
 
-    positions = range(_BEFORE * batches + 1, len(part) + 1)
-    estimates = fold(averages, part, positions)[:, :, 0]
-    squares = (estimates - level).square() / var
+    first = _BEFORE * batches + 1
+    positions = range(first, len(part) + 1)
+    estimates = fold(averages, part, positions)
+    distances = estimates[:, :, 0] - level
+    squares = distances.square() / var
     by_epoch = squares.unflatten(1, (EPOCHS, batches))
     noise = layout.layer_means(by_epoch.mean(1))
 
     means = part.batches[:, 0].unflatten(0, (-1, batches))
     same_size = means[:, : moments.full]
-    spread = same_size.var(dim=1, correction=1).mean(0) / var  # of batches that are drawn with replacement
-    return noise, layout.layer_means(spread).expand_as(noise)
+    variances = same_size.var(dim=1, correction=1)  # of batches that are drawn with replacement
+    spread = layout.layer_means(variances.mean(0) / var)
+    return noise, spread.expand_as(noise)
+
+
+def _cut_epochs(moments: _EpochMoments, batches: int) -> Stream:
+    """Select the first batches of each epoch."""
+    stream = moments.stream
+    in_epoch = torch.arange(len(stream)) % moments.per_epoch
+    is_chosen = in_epoch < batches
+    return replace(stream, batches=stream.batches[is_chosen], counts=stream.counts[is_chosen])

@@ -77,8 +77,12 @@ def paired(
     expected = f"{value} of the reference"
     references = known[[*keys, value]].rename(columns={value: expected})
     pairs = others.merge(references, on=keys)
-    compared = pairs[value] / pairs[expected] if ratio else pairs[value] - pairs[expected]
-    return pairs.assign(**{value: compared}).drop(columns=expected)
+    reference = pairs.pop(expected)
+    if ratio:
+        pairs[value] = pairs[value] / reference
+    else:
+        pairs[value] = pairs[value] - reference
+    return pairs
 
 
 def _find_reference(frame: pd.DataFrame, along: str, against: Any) -> pd.Series:
@@ -94,8 +98,10 @@ def _find_reference(frame: pd.DataFrame, along: str, against: Any) -> pd.Series:
 def _list_matched(frame: pd.DataFrame, along: str, matching: Sequence[str]) -> list[str]:
     """List the columns in which the rows of a pair agree: what is asked for, and places that do not differ."""
     matched = [*matching]
+    differing = list_differing(along)
     for column in (*_PLACES, "estimator", "momentum"):
-        if column in frame and column not in (*matched, *list_differing(along)):
+        is_listed = column in matched or column in differing
+        if column in frame and not is_listed:
             matched.append(column)
     return matched
 
@@ -104,7 +110,10 @@ def _require_same_seeds(known: pd.DataFrame, others: pd.DataFrame, reference: st
     """Refuse seeds of which there is only one side."""
     if known.empty or others.empty:
         return
-    alone = {*known["seed"]} ^ {*others["seed"]}
+
+    reference_seeds = {*known["seed"]}
+    other_seeds = {*others["seed"]}
+    alone = reference_seeds ^ other_seeds
     if alone:
         raise UserError(f"seed {min(alone)} has rows of {reference} only, or none; pairs need both: sweep it")
 

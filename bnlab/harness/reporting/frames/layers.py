@@ -43,13 +43,15 @@ def gap_over_layers(frame: pd.DataFrame, value: str) -> pd.DataFrame:
         channels of a layer are averaged alike. Other measured columns are those of one of the layers.
     """
     keys = [*_list_keys(frame, [value]), "layers"]
-    layers = np.where(frame["depth"] == 1, FIRST, BEHIND)
-    squares = frame.assign(layers=layers)
-    squares[value] = squares[value] ** 2
+    is_first = frame["depth"] == 1
+    layers = np.where(is_first, FIRST, BEHIND)
+    averaged = frame.assign(layers=layers)
 
-    groups = squares.groupby(keys, dropna=False, sort=False)
-    averaged = squares.copy()
-    averaged[value] = np.sqrt(groups[value].transform("mean"))
+    averaged[value] = averaged[value] ** 2
+    groups = averaged.groupby(keys, dropna=False, sort=False)
+    mean_squares = groups[value].transform("mean")
+    averaged[value] = np.sqrt(mean_squares)
+
     one_for_each = averaged.drop_duplicates(keys)
     return one_for_each.drop(columns=["depth", "layer"], errors="ignore")
 
@@ -67,7 +69,8 @@ def find_largest_gap(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.D
         networks of the same `by` have, as `3`, or `3 (12 of 15)` where some have another one.
     """
     keys = _list_keys(frame, [value, *by])
-    measured = frame.dropna(subset=value).reset_index(drop=True)
+    measured = frame.dropna(subset=value)
+    measured = measured.reset_index(drop=True)
     groups = measured.groupby(keys, dropna=False, sort=False)
     places = groups[value].idxmax()
     largest = measured.loc[places]
@@ -91,6 +94,9 @@ def _list_keys(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     """List what tells statistics apart, of a frame that has one row for each of them and layer, and these columns."""
     require_columns(frame, [*columns, "depth"])
     keys = [key for key in _STATISTICS if key in frame]
-    places = [key for key in ("depth", "channel") if key in frame]
+
+    places = ["depth"]
+    if "channel" in frame:
+        places.append("channel")
     require_one_row(frame, [*keys, *places])
     return keys

@@ -47,9 +47,11 @@ def average(frame: pd.DataFrame, value: str, by: Sequence[str], *, geometric: bo
     if not geometric:
         return _average(frame, value, by)
 
-    logarithms = frame.assign(**{value: _take_log(frame[value])})
+    logarithms = frame.copy()
+    logarithms[value] = _take_log(frame[value])
     means = _average(logarithms, value, by)
-    return means.assign(**{value: np.exp(means[value])})
+    means[value] = np.exp(means[value])
+    return means
 
 
 def _average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.DataFrame:
@@ -67,7 +69,8 @@ def best_on_average(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.Da
     """
     keys = [*by, "momentum"]
     means = average(frame, value, keys)
-    places = means.groupby([*by], dropna=False)[value].idxmax()
+    groups = means.groupby([*by], dropna=False)
+    places = groups[value].idxmax()
     best = means.loc[places, keys]
     return frame.merge(best, on=keys)
 
@@ -106,10 +109,10 @@ def interval(
     require_columns(frame, [value, "seed", *by, *averaged])
     require_one_row(frame, [*by, "seed", *averaged])
 
-    scaled = scale * frame[value]
+    values = frame.copy()
+    values[value] = scale * frame[value]
     if geometric:
-        scaled = _take_log(scaled)
-    values = frame.assign(**{value: scaled})
+        values[value] = _take_log(values[value])
     if averaged:
         values = _average(values, value, [*by, "seed"])
 
@@ -117,8 +120,8 @@ def interval(
     estimate = _estimate_share if is_share else _estimate_mean
     estimates = _estimate_groups(values, value, by, estimate)
     if geometric:
-        bounds = [*_BOUNDS]
-        estimates[bounds] = np.exp(estimates[bounds])
+        for bound in _BOUNDS:
+            estimates[bound] = np.exp(estimates[bound])
     return estimates.assign(log=geometric, share=is_share)
 
 
@@ -137,29 +140,33 @@ def _estimate_groups(
     estimate: Callable[[np.ndarray], _Estimate],
 ) -> pd.DataFrame:
     """Estimate the mean of a column in each group of rows: a row for each, with `by` and the estimate."""
-    estimates = []
+    rows = []
     for key, group in list_groups(frame, by):
         sample = group[value].to_numpy(float)
         with np.errstate(invalid="ignore"):  # a value of 0 has the geometric mean 0 and no interval
-            estimates.append((*key, *estimate(sample)))
-    return pd.DataFrame(estimates, columns=[*by, *_Estimate._fields])
+            estimated = estimate(sample)
+        rows.append((*key, *estimated))
+
+    columns = [*by, *_Estimate._fields]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _estimate_mean(sample: np.ndarray) -> _Estimate:
     """Estimate a mean, with its two-sided Student interval; NaN values are left out."""
     known = sample[~np.isnan(sample)]
     n = len(known)
-    if n == 0:
-        return _Estimate(np.nan, np.nan, np.nan, n, np.nan)
-
-    mean = float(known.mean())
-    if n == 1:
+    if n < 2:
+        mean = float(known[0]) if n else np.nan
         return _Estimate(mean, np.nan, np.nan, n, np.nan)
 
-    error = float(known.std(ddof=1)) / n**0.5
+    mean = float(known.mean())
+    deviation = float(known.std(ddof=1))
     if (known == known[0]).all():
-        error = 0.0  # also of logarithms of 0
-    half = float(stats.t.ppf(0.975, n - 1)) * error
+        deviation = 0.0  # also of logarithms of 0
+
+    error = deviation / n**0.5
+    factor = float(stats.t.ppf(0.975, n - 1))
+    half = factor * error
     return _Estimate(mean, mean - half, mean + half, n, error)
 
 
@@ -171,7 +178,8 @@ def _estimate_share(sample: np.ndarray) -> _Estimate:
         return _Estimate(share, np.nan, np.nan, n, np.nan)
 
     hits = int(sample.sum())
-    low, high = stats.binomtest(hits, n).proportion_ci(0.95)
+    test = stats.binomtest(hits, n)
+    low, high = test.proportion_ci(0.95)
     return _Estimate(share, low, high, n, np.nan)
 
 
@@ -190,6 +198,8 @@ def other_seeds(frame: pd.DataFrame, values: Sequence[str], by: Sequence[str]) -
     keys = [*by, "seed"]
     conditions = frame[keys].drop_duplicates()
     pairs = conditions.merge(frame, on=[*by], suffixes=("", "_other"))
-    others = pairs[pairs["seed"] != pairs["seed_other"]]
-    groups = others.groupby(keys, dropna=False, sort=False)
-    return groups[[*values]].mean().reset_index()
+    is_other = pairs["seed"] != pairs["seed_other"]
+
+    groups = pairs[is_other].groupby(keys, dropna=False, sort=False)
+    means = groups[[*values]].mean()
+    return means.reset_index()

@@ -31,9 +31,9 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
     ordered = measured.sort_values(x, kind="stable")
     minima = []
     for key, group in list_groups(ordered, by):
-        swept = np.log(group[x].to_numpy(float))
-        values = np.log(group[y].to_numpy(float))
-        vertex, at_end = _find_vertex(swept, values)
+        swept = group[x].to_numpy(float)
+        values = group[y].to_numpy(float)
+        vertex, at_end = _find_vertex(np.log(swept), np.log(values))
         place = float(np.exp(vertex))
         minima.append((*key, place, at_end))
     return pd.DataFrame(minima, columns=[*by, x, "at_end"])
@@ -42,16 +42,19 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
 def _find_vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, bool]:
     """Find the vertex of the parabola through the lowest point and its neighbours, or the end that is lowest."""
     lowest = int(y.argmin())
-    last = len(x) - 1
     middle = float(x[lowest])
+    last = len(x) - 1
     if lowest in (0, last):
         return middle, True
 
-    neighbours = [lowest - 1, lowest + 1]
-    left, right = x[neighbours] - middle
-    rise_left, rise_right = y[neighbours] - y[lowest]
+    before = lowest - 1
+    behind = lowest + 1
+    left = x[before] - middle
+    right = x[behind] - middle
+    rise_left = y[before] - y[lowest]
+    rise_right = y[behind] - y[lowest]
 
     curvature = rise_left * right - rise_right * left
     slope = rise_left * right**2 - rise_right * left**2
-    vertex = middle + slope / (2 * curvature)
-    return float(vertex), False
+    distance = slope / (2 * curvature)
+    return float(middle + distance), False

@@ -42,13 +42,19 @@ def score(
             they differ: estimator and momentum, where estimators are compared. There the reference is `against`, and
             `wanted` is what is compared with it.
     """
-    differing = list_differing(along) if against is not None else ()
-    of_both = {column: wanted[column] for column in wanted if column not in differing}
-    of_one = {column: wanted[column] for column in wanted if column in differing}
+    is_compared = against is not None
+    differing = list_differing(along) if is_compared else ()
+    of_both: dict[str, Any] = {}
+    of_one: dict[str, Any] = {}
+    for column, values in wanted.items():
+        if column in differing:
+            of_one[column] = values
+        else:
+            of_both[column] = values
 
     def compute(tables: Tables) -> pd.DataFrame:
         frame = _take_rows(tables, source, at, by, of_both)
-        if against is not None:
+        if is_compared:
             pairs = paired(frame, value, against, along=along, matching=matching, ratio=ratio)
             frame = select(pairs, **of_one)
         return interval(frame, value, by, average=average, scale=scale, geometric=geometric)
@@ -68,6 +74,8 @@ def _take_rows(
         made = source(tables)
         return select(made, **wanted)
 
-    measured = ("panel", *tables.get(source, ()))
-    settings = [column for column in by if column not in measured]
-    return rows(tables, source, at, settings or ["batch_size"], **wanted)
+    table = tables.get(source, pd.DataFrame())
+    settings = [column for column in by if column != "panel" and column not in table]
+    if not settings:
+        settings = ["batch_size"]
+    return rows(tables, source, at, settings, **wanted)
