@@ -109,6 +109,13 @@ def test_what_the_function_does_not_take_is_refused(mine: None, word: str, reaso
         plan_jobs(["model=own.make_model", *SMALL, word])
 
 
+def test_choices_that_have_a_setting_are_those_that_help_lists(mine: None) -> None:
+    plan_jobs(["model=own.make_model", *SMALL])
+
+    with pytest.raises(UserError, match=r"this data has no flip; .*, data=fashion_mnist has$"):
+        plan_jobs(["data.flip=true"])
+
+
 def test_an_argument_with_the_name_of_a_setting_is_refused(mine: None) -> None:
     with pytest.raises(UserError, match=r"own\.clashes: its argument name .* rename it"):
         plan_jobs(["model=own.clashes", *SMALL])
