@@ -16,7 +16,7 @@ def run_command(command: Callable[[list[str]], int], usage: str = "", options: t
 
     Args:
         command: of the words, gives the exit code.
-        usage: what `--help` prints; without one the command answers by itself.
+        usage: what `--help` prints; without one the command prints its own.
         options: words with a dash that it knows.
     """
     words = sys.argv[1:]

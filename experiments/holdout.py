@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlab.harness.reporting.answer import Answer
-from bnlab.harness.reporting.experiment import Experiment, Tables, answers
+from bnlab.harness.reporting.experiment import Experiment, Tables, decide
+from bnlab.harness.reporting.outcome import Outcome
 from bnlab.harness.reporting.page import AddedSeeds
 from bnlab.harness.reporting.tables import load
 
@@ -42,13 +42,13 @@ EXTENDED = (
 _DECIDED = ("holds", "fails")
 
 
-def describe_added_seeds(answers: Sequence[Answer], results: Path) -> AddedSeeds:
+def describe_added_seeds(outcomes: Sequence[Outcome], results: Path) -> AddedSeeds:
     """Say what the added seeds decide alone, with a row of `count_changes` for each experiment that was given more."""
     rows = []
-    for answer in answers:
-        name = answer.experiment.name
+    for outcome in outcomes:
+        name = outcome.experiment.name
         if name in EXTENDED:
-            verdicts = hold_out(answer.experiment, load(name, results))
+            verdicts = hold_out(outcome.experiment, load(name, results))
             rows.append({"experiment": name, **count_changes(verdicts)})
     counts = pd.DataFrame(rows)
     total = counts.drop(columns="experiment").sum()
@@ -116,7 +116,7 @@ def _decide(experiment: Experiment, tables: Tables, is_wanted: pd.Series) -> pd.
         is_chosen = frame["run"].isin(names)
         chosen[name] = frame[is_chosen]
 
-    decided = answers(experiment, chosen)
+    decided = decide(experiment, chosen)
     decided["place"] = decided["where"].map(_name_place)
     return decided.set_index(["claim", "place"])["verdict"]
 

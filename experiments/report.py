@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from experiments.command import run_command
 
 if TYPE_CHECKING:
-    from bnlab.harness.reporting.answer import Answer
     from bnlab.harness.reporting.experiment import Experiment, Figure, Tables
+    from bnlab.harness.reporting.outcome import Outcome
     from bnlab.harness.reporting.overview import Overview
 
 USAGE = """usage: bnlab report [experiment=NAME] [name=NAME] [results=FOLDER]
@@ -106,33 +106,33 @@ def _report_questions(names: Mapping[str, str], results: Path, are_all: bool = F
         The exit code.
     """
     from bnlab.harness.errors import NoRows, UserError
-    from bnlab.harness.reporting.answer import READING
+    from bnlab.harness.reporting.outcome import READING
 
-    answers: list[Answer] = []
+    outcomes: list[Outcome] = []
     failures = 0
     for experiment, name in names.items():
         try:
-            answer, failed = _report_one(experiment, name, results)
+            outcome, failed = _report_one(experiment, name, results)
         except UserError as error:
             if not are_all:
                 raise
             failures += not isinstance(error, NoRows)
             print(f"{experiment} is left out: {error}", file=sys.stderr)
             continue
-        answers.append(answer)
+        outcomes.append(outcome)
         failures += failed
-    if not answers:
+    if not outcomes:
         raise UserError(f"no question can be answered from {results}/")
     print(textwrap.fill(READING.replace("*", ""), 110))
     if are_all:
-        _write_pages(answers, results)
+        _write_pages(outcomes, results)
     return 1 if failures else 0
 
 
-def _report_one(experiment: str, name: str, results: Path) -> tuple[Answer, int]:
-    """Draw every figure of a question, and print the verdicts on its claims; the answer, and how many failed."""
+def _report_one(experiment: str, name: str, results: Path) -> tuple[Outcome, int]:
+    """Draw every figure of a question, and print the verdicts on its claims; its outcome, and how many failed."""
     from bnlab.harness.errors import NoRows
-    from bnlab.harness.reporting.answer import compose_answer
+    from bnlab.harness.reporting.outcome import find_outcome
     from bnlab.harness.reporting.tables import load
     from experiments.catalogue import find_experiment
 
@@ -143,15 +143,15 @@ def _report_one(experiment: str, name: str, results: Path) -> tuple[Answer, int]
 
     if not question.command:
         question = replace(question, command="\n".join(_list_commands(question, results)))
-    answer = compose_answer(question, tables)
-    unscored = answer.list_unscored()
+    outcome = find_outcome(question, tables)
+    unscored = outcome.list_unscored()
     for claim, reason in unscored.items():
         print(f"claim {claim} of {experiment} cannot be scored: {reason}", file=sys.stderr)
 
     _, failed = _draw_figures(experiment, question.figures, tables, results / name / "figures")
-    lines = ["", f"{experiment}: {question.question}", *_describe(answer), ""]
+    lines = ["", f"{experiment}: {question.question}", *_describe(outcome), ""]
     print("\n".join(lines))
-    return answer, len(unscored) + failed
+    return outcome, len(unscored) + failed
 
 
 def _draw_figures(
@@ -263,9 +263,9 @@ def _list_commands(question: Experiment, results: Path) -> Iterator[str]:
         yield _write_command("sweep", f"experiment={sweep}", at)
 
 
-def _describe(answer: Answer) -> list[str]:
+def _describe(outcome: Outcome) -> list[str]:
     """Write an experiment's verdicts in aligned lines, under the sentence of each claim."""
-    claims = answer.list_claims()
+    claims = outcome.list_claims()
     width = 0
     number_width = 0
     for _, conditions in claims:
@@ -275,7 +275,7 @@ def _describe(answer: Answer) -> list[str]:
 
     lines = []
     for claim, conditions in claims:
-        lines.append(f"  {claim.text} ({claim.rule.margin})")
+        lines.append(f"  {claim.text} ({claim.margin.words})")
         for row in conditions:
             condition = row["condition"].ljust(width)
             number = row["number"].ljust(number_width)
@@ -283,7 +283,7 @@ def _describe(answer: Answer) -> list[str]:
     return lines
 
 
-def _write_pages(answers: list[Answer], results: Path) -> None:
+def _write_pages(outcomes: list[Outcome], results: Path) -> None:
     """Write the README.md of each experiment, and, of bnlab's own questions, ANSWERS.md and report.html."""
     from bnlab.harness.reporting.page import write_experiment, write_html, write_markdown
     from experiments.catalogue import is_shipped, read_catalogue
@@ -291,19 +291,19 @@ def _write_pages(answers: list[Answer], results: Path) -> None:
 
     pages = {}
     figures = {}
-    for answer in answers:
-        name = answer.experiment.name
-        pages[f"{name}/README.md"] = write_experiment(answer)
-        for figure in answer.experiment.figures:
+    for outcome in outcomes:
+        name = outcome.experiment.name
+        pages[f"{name}/README.md"] = write_experiment(outcome)
+        for figure in outcome.experiment.figures:
             figures[name, figure] = results / name / "figures" / f"{figure}.png"
 
     added_seeds = None
     if results.resolve() == REFERENCE:
-        added_seeds = describe_added_seeds(answers, results)
-    if any(is_shipped(answer.experiment.name) for answer in answers):
+        added_seeds = describe_added_seeds(outcomes, results)
+    if any(is_shipped(outcome.experiment.name) for outcome in outcomes):
         catalogue = read_catalogue()
-        pages["ANSWERS.md"] = write_markdown(catalogue, answers, added_seeds)
-        pages["report.html"] = write_html(catalogue, answers, figures, added_seeds)
+        pages["ANSWERS.md"] = write_markdown(catalogue, outcomes, added_seeds)
+        pages["report.html"] = write_html(catalogue, outcomes, figures, added_seeds)
     for name, page in pages.items():
         path = results / name
         path.write_text(page, encoding="utf-8")

@@ -15,20 +15,20 @@ from experiments.command import run_command
 if TYPE_CHECKING:
     from bnlab.harness.artifacts.settings import Config
 
-_HYDRA_ANSWERS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
+_HYDRA_OPTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion")
 
 
 def main() -> int:
     """Check everything, then let Hydra run the jobs; exit 2 for a user's mistake, 1 if a job failed."""
-    return run_command(_sweep, options=("-m", "--multirun", "--config-dir", *_HYDRA_ANSWERS))
+    return run_command(_sweep, options=("-m", "--multirun", "--config-dir", *_HYDRA_OPTIONS))
 
 
 def _sweep(words: list[str]) -> int:
-    """Let Hydra answer what it can alone, such as `--help`, and run a sweep otherwise; the exit code."""
+    """Let Hydra print what it can alone, such as `--help`, and run a sweep otherwise; the exit code."""
     from experiments.launch import run_with_hydra
 
     words = _join_folders(words)
-    if any(word.partition("=")[0] in _HYDRA_ANSWERS for word in words):
+    if any(word.partition("=")[0] in _HYDRA_OPTIONS for word in words):
         run_with_hydra(words)
         return 0
     return _run_missing(words)

@@ -89,16 +89,16 @@ class Inputs:
         channels = self.channels.get(name)
         return values if channels is None else values[channels.to(values.device)]
 
-    def _split(self, name: str, answer: Any) -> tuple[Any, Any]:
+    def _split(self, name: str, returned: Any) -> tuple[Any, Any]:
         """Split what the caller's function has returned into values and channels (None: all)."""
-        if not isinstance(answer, tuple):
-            return answer, None
-        if len(answer) != 2:
+        if not isinstance(returned, tuple):
+            return returned, None
+        if len(returned) != 2:
             raise ValueError(
-                f"{self._caller}: inputs= for layer {name!r} returned {len(answer)} values; return the values that it "
-                "normalizes, or (values, channels)"
+                f"{self._caller}: inputs= for layer {name!r} returned {len(returned)} values; return the values that "
+                "it normalizes, or (values, channels)"
             )
-        return answer
+        return returned
 
     def _find_channels(self, name: str, layer: BatchNorm, x: Any, channels: Any) -> Tensor:
         """Check channels that the caller has given in any form that indexes a tensor; int64 [C]."""

@@ -26,7 +26,7 @@ _NOTHING = 1e-9  # a momentum below this is rounding: the layer does not average
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Answer to what a layer averages in one call.
+    """Result of asking what a layer averages in one call.
 
     Attributes:
         averages: whether it averages at all; if not, the rest says nothing.

@@ -70,20 +70,20 @@ class ImageCounter:
     def _ask(self, batch: Any) -> int | Tensor:
         """Call the caller's function: a number of images, or an id for each row, int64 [R]."""
         assert self._function is not None
-        answer = self._function(batch)
-        is_integer_tensor = isinstance(answer, Tensor) and not answer.dim() and not answer.is_floating_point()
-        is_integer = isinstance(answer, Integral) and not isinstance(answer, bool)
+        returned = self._function(batch)
+        is_integer_tensor = isinstance(returned, Tensor) and not returned.dim() and not returned.is_floating_point()
+        is_integer = isinstance(returned, Integral) and not isinstance(returned, bool)
         if is_integer_tensor or is_integer:
-            return int(answer)
+            return int(returned)
         try:
-            ids = torch.as_tensor(answer).cpu().flatten()
+            ids = torch.as_tensor(returned).cpu().flatten()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"{self._caller}: images= returned a {type(answer).__name__}; return how many images a batch has, or "
+                f"{self._caller}: images= returned a {type(returned).__name__}; return how many images a batch has, or "
                 "an id for each row"
             ) from error
         if not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise ValueError(f"{self._caller}: images= returned {answer!r}; return integers, an id for each row")
+            raise ValueError(f"{self._caller}: images= returned {returned!r}; return integers, an id for each row")
         return ids.long()
 
 

@@ -42,7 +42,7 @@ def average_batches(tables: Tables) -> pd.Series:
 
 
 EXPERIMENT = Experiment(
-    answers=("F1", "Q2", "Q5", "Q11", "Q14", "H2", "H11"),
+    bears_on=("F1", "Q2", "Q5", "Q11", "Q14", "H2", "H11"),
     sweeps=("accuracy", "accuracy_batches"),
     columns=("accuracy",),
     figures={"accuracy": Figure(

@@ -14,7 +14,7 @@ import pandas as pd
 
 import bnlab.harness.reporting.frames as frames
 import experiments.margins as margins
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Rule, Score, Tables, above, below, within
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Margin, Score, Tables, above, below, within
 from bnlab.harness.reporting.frames import (
     BEHIND,
     RATIO_OVER_LAYERS,
@@ -117,7 +117,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q2", "Q6", "Q8", "Q9", "Q10", "Q11", "Q12", "Q14", "Q17", "H1", "H2", "H4", "H8", "H9", "H12"),
+    bears_on=("Q2", "Q6", "Q8", "Q9", "Q10", "Q11", "Q12", "Q14", "Q17", "H1", "H2", "H4", "H8", "H9", "H12"),
     sweeps=("cifar10", "cifar10_large"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10 data.download=true
@@ -202,7 +202,7 @@ EXPERIMENT = Experiment(
         "predictive_is_never_worse": Claim(
             "Predictive momentum never loses a point or more against PyTorch's.",
             score(find_gains, "accuracy", EACH, scale=100, estimator="predictive"),
-            Rule(-1.0, math.inf, "points", A_POINT, together=True), ("Q10",)),
+            Margin(-1.0, math.inf, "points", A_POINT, together=True), ("Q10",)),
         "thousand_images_suffice": Claim(
             "At the end exact statistics of 1,000 images lose or gain less than 0.3 points against those of all.",
             score("evaluations", "accuracy", EACH, estimator="exact(images=1000)", **LOSS), SAME, ("Q14", "H4")),

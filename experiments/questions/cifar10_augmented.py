@@ -68,7 +68,7 @@ def find_against_augmented(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q6", "Q8", "Q10", "Q11", "H1", "H12"),
+    bears_on=("Q6", "Q8", "Q10", "Q11", "H1", "H12"),
     columns=("accuracy", "mean_gap"),
     command="""bnlab sweep experiment=cifar10_augmented data.download=true
 # image files in train/<class>/ and test/<class>/ below FOLDER instead: data.copies=true data.root=FOLDER

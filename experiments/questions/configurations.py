@@ -54,7 +54,7 @@ def find_picks(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q17",),
+    bears_on=("Q17",),
     columns=("accuracy",),
     figures={"agreement": Figure(
         "Agreement on the order of twelve configurations with exact statistics",

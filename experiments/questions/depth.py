@@ -52,7 +52,7 @@ def find_growth(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("F12", "H7"),
+    bears_on=("F12", "H7"),
     columns=("mean_gap",),
     figures={rule: Figure(
         f"The gap of {words} by layer",

@@ -64,7 +64,7 @@ def find_moves(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("F7", "F17", "Q1", "Q7", "Q8"),
+    bears_on=("F7", "F17", "Q1", "Q7", "Q8"),
     sweeps=("drift", "drift_terms"),
     columns=("contribution", "mean_noise", "mean_drift", "mean", "var"),
     figures={
@@ -85,12 +85,12 @@ EXPERIMENT = Experiment(
             "than the EMA.",
             score(find_distances, "distance", EACH, against="ema", ratio=True, geometric=True, estimator="last_batch",
                   layers=BEHIND),
-            above(1.0, "times", "at 1 averaging gains nothing"), answers=("Q1",)),
+            above(1.0, "times", "at 1 averaging gains nothing"), bears_on=("Q1",)),
         "population_moves": Claim(
             "Population means behind the first layer move between a tenth and the end of training, by more than 0.1 "
             "standard deviations.",
             score(find_moves, "moved", ("batch_size",), layers=BEHIND),
-            above(0.1, "σ", "the mean of 100 independent values is off by as much"), answers=("Q1", "Q7")),
+            above(0.1, "σ", "the mean of 100 independent values is off by as much"), bears_on=("Q1", "Q7")),
         "follows_the_learning_rate": Claim(
             "In the last tenth of training population means move at less than a quarter of their speed in the middle.",
             score(find_speeds, "speed", ("batch_size",), against=share_name(END), along="panel", ratio=True,
@@ -108,6 +108,6 @@ EXPERIMENT = Experiment(
             "When the learning rate is highest, most of the squared gap of the mean is lag at a large batch.",
             score(find_terms, "share", ("panel",), average="layer", term="lag", batch_size=256,
                   panel=f"batch size 256, {share_name(PEAK)}"),
-            above(0.5, "share", "more than half is most"), answers=("Q7", "Q8")),
+            above(0.5, "share", "more than half is most"), bears_on=("Q7", "Q8")),
     },
 )  # fmt: skip

@@ -15,7 +15,7 @@ CALIBRATION = Axis("expected calibration error lost against exact statistics (po
 LITTLE = within(-0.3, 0.3, "points", SIX_IMAGES)
 
 EXPERIMENT = Experiment(
-    answers=("Q2", "Q8", "Q14", "H2"),
+    bears_on=("Q2", "Q8", "Q14", "H2"),
     columns=("accuracy", "ece", "loss", "mean_gap"),
     figures={
         "gap": Figure(

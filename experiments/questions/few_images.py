@@ -33,7 +33,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("F2", "F9", "Q13", "Q14", "H4"),
+    bears_on=("F2", "F9", "Q13", "Q14", "H4"),
     sweeps=("few_images", "few_images_predicted"),
     columns=("accuracy",),
     figures={"accuracy": Figure(

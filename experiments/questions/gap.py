@@ -24,7 +24,7 @@ CLOSE = (
 )
 
 EXPERIMENT = Experiment(
-    answers=("F4", "F11", "Q2", "Q4", "Q8", "Q11", "Q14", "Q16", "H2"),
+    bears_on=("F4", "F11", "Q2", "Q4", "Q8", "Q11", "Q14", "Q16", "H2"),
     columns=("accuracy", "mean_gap", "var_gap", "tid_mean"),
     figures={
         "cost": Figure(

@@ -35,7 +35,7 @@ def score_gain(*sizes: int, **compared: Any) -> Score:
 
 
 EXPERIMENT = Experiment(
-    answers=("F3", "F10", "H3", "H5", "H10"),
+    bears_on=("F3", "F10", "H3", "H5", "H10"),
     columns=("accuracy",),
     figures={"accuracy": Figure(
         "Accuracy by the number of images that are normalized together",

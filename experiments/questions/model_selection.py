@@ -14,7 +14,7 @@ MARGIN = "12 or 13 of 2,500 test images: the standard error where accuracy is ne
 
 
 EXPERIMENT = Experiment(
-    answers=("Q14", "Q17"),
+    bears_on=("Q14", "Q17"),
     columns=("accuracy",),
     figures={"validation": Figure(
         "What early stopping sees",

@@ -56,7 +56,7 @@ def find_ends(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("F16", "Q4", "Q5", "Q6", "Q10", "H1", "H13"),
+    bears_on=("F16", "Q4", "Q5", "Q6", "Q10", "H1", "H13"),
     columns=("mean_level", "mean_noise", "mean_drift", "accuracy", "mean_gap"),
     figures={
         "gap": Figure(

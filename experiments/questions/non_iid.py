@@ -22,7 +22,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q15", "F13", "F21"),
+    bears_on=("Q15", "F13", "F21"),
     sweeps=("non_iid", "non_iid_renorm"),
     columns=("accuracy",),
     figures={"accuracy": Figure(

@@ -41,7 +41,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("F5", "F6", "Q18", "H5"),
+    bears_on=("F5", "F6", "Q18", "H5"),
     sweeps=("norms", "norms_digits"),
     columns=("accuracy",),
     figures={"accuracy": Figure(

@@ -31,7 +31,7 @@ def find_costs(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q12", "Q19"),
+    bears_on=("Q12", "Q19"),
     command="python -m benchmarks scaling",
     figures={"depth": Figure(
         "Time by depth",

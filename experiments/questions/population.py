@@ -54,7 +54,7 @@ def find_gains(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q8", "Q11"),
+    bears_on=("Q8", "Q11"),
     columns=("accuracy", "mean_gap"),
     figures={
         "gap": Figure(

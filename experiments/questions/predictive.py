@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Rule, Score, Tables, above, below
+from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, Margin, Score, Tables, above, below
 from bnlab.harness.reporting.frames import (
     RATIO_OVER_LAYERS,
     OtherThan,
@@ -83,7 +83,7 @@ def make_claims(end: str, where: str, points: float, reason: str, seen: str = ""
             f"{where} predictive momentum never loses {points:g} points or more against PyTorch's (lines near chance "
             "were left out, and each is tested by itself, since this was seen).",
             score(find_gains, "accuracy", EACH, scale=100, **wanted),
-            Rule(-points, math.inf, "points", reason, together=True), ("Q10",)),
+            Margin(-points, math.inf, "points", reason, together=True), ("Q10",)),
         f"near_the_best{end}": Claim(
             f"{where}, behind the first layer, the gap of predictive momentum is about that of the best fixed one of "
             "each layer and step.",
@@ -103,7 +103,7 @@ def make_claims(end: str, where: str, points: float, reason: str, seen: str = ""
 
 
 EXPERIMENT = Experiment(
-    answers=("Q6", "Q10", "H12", "H14"),
+    bears_on=("Q6", "Q10", "H12", "H14"),
     sweeps=("predictive", "predictive_digits", "predictive_resnet"),
     columns=("accuracy", "mean_gap"),
     figures={"training": Figure(

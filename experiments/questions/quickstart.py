@@ -55,7 +55,7 @@ def find_accuracies(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q2", "Q11", "H1", "H2", "H8", "H11", "H14"),
+    bears_on=("Q2", "Q11", "H1", "H2", "H8", "H11", "H14"),
     columns=("accuracy", "mean_gap"),
     figures={
         "gap": Figure(

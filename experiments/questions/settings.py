@@ -58,7 +58,7 @@ def score_times(setting: str, against: str, share: float) -> Score:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q11", "H2", "F3"),
+    bears_on=("Q11", "H2", "F3"),
     sweeps=("settings", "settings_freezing"),
     columns=("accuracy", "mean_gap"),
     figures={"cost": Figure(

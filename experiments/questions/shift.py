@@ -35,7 +35,7 @@ def score_gain(shift: str | tuple[str, ...], images: int = 256, pseudo: int = 0)
 
 
 EXPERIMENT = Experiment(
-    answers=("F14", "Q13"),
+    bears_on=("F14", "Q13"),
     columns=("accuracy",),
     figures={"shift": Figure(
         "Statistics of the test batch under shifts of the test images",

@@ -21,7 +21,7 @@ def score_start(table: str, value: str, momentum: float, *steps: int, **how: Any
 
 
 EXPERIMENT = Experiment(
-    answers=("H8", "H2", "Q5"),
+    bears_on=("H8", "H2", "Q5"),
     columns=("accuracy", "mean_gap"),
     figures={"gap": Figure(
         "The gap at the end of short and long trainings",

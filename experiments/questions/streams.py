@@ -36,7 +36,7 @@ def find_last_batch(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("F18", "Q6", "Q9", "Q10", "Q15"),
+    bears_on=("F18", "Q6", "Q9", "Q10", "Q15"),
     sweeps=("streams", "streams_epoch"),
     columns=("error", "moved", "last_share", "noise", "spread"),
     figures={

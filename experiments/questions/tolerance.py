@@ -20,7 +20,7 @@ def find_doses(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q16", "F20"),
+    bears_on=("Q16", "F20"),
     columns=("accuracy_lost",),
     figures={"doses": Figure(
         "What an error in the statistics costs",

@@ -12,7 +12,7 @@ from experiments.margins import AS_ACCURATE, AS_NEAR, COST_OF_EMA, EACH, SIX_IMA
 SAME = within(-0.3, 0.3, "points", SIX_IMAGES)
 
 EXPERIMENT = Experiment(
-    answers=("F19", "Q3", "Q9", "H2", "H6"),
+    bears_on=("F19", "Q3", "Q9", "H2", "H6"),
     columns=("accuracy", "var_gap", "var_ratio"),
     figures={"ratio": Figure(
         "Variance over the exact population variance",

@@ -20,7 +20,7 @@ def find_losses(tables: Tables) -> pd.DataFrame:
 
 
 EXPERIMENT = Experiment(
-    answers=("Q11", "F15", "H9"),
+    bears_on=("Q11", "F15", "H9"),
     columns=("accuracy",),
     figures={"accuracy": Figure(
         "Averaged weights under several statistics",

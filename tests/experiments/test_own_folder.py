@@ -47,7 +47,7 @@ from bnlab.harness.reporting.plots import ACCURACY, Curves
 
 SCORE = score("evaluations", "accuracy", ("panel", "model.width"), at=1.0, scale=100, estimator="exact")
 EXPERIMENT = Experiment(
-    answers=(),
+    bears_on=(),
     figures={"accuracy": Figure("By width", "Exact statistics.", SCORE, Curves("model.width", "panel", ACCURACY))},
     claims={"learns": Claim("It learns.", SCORE, above(0.0, "%", "chance"))},
 )

@@ -13,9 +13,9 @@ import pytest
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import drawing, style
-from bnlab.harness.reporting.answer import Answer, compose_answer
 from bnlab.harness.reporting.experiment import NOT_MEASURED, Experiment, Tables
 from bnlab.harness.reporting.frames import paired, rows
+from bnlab.harness.reporting.outcome import Outcome, find_outcome
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_numbers
 from bnlab.nn import SelfTuned
 from experiments.catalogue import FIGURES, find_experiment, list_questions, read_catalogue
@@ -39,8 +39,8 @@ def load(name: str) -> tuple[Experiment, Tables]:
 
 
 @cache
-def answer(name: str) -> Answer:
-    return compose_answer(*load(name))
+def outcome_of(name: str) -> Outcome:
+    return find_outcome(*load(name))
 
 
 # Those of `predictive` take a third of a minute.
@@ -48,24 +48,24 @@ def answer(name: str) -> Answer:
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "predictive")) for name in MEASURED]
 )
 def test_every_claim_is_measured(name: str) -> None:
-    experiment, found = answer(name).experiment, answer(name).frame
+    experiment, found = outcome_of(name).experiment, outcome_of(name).frame
 
     assert experiment.question.endswith("?")
     assert experiment.source
-    assert {*experiment.answers} <= NUMBERS
+    assert {*experiment.bears_on} <= NUMBERS
 
     for claim in experiment.claims.values():
         assert claim.text.endswith(".")
-        assert claim.rule.unit
-        assert claim.rule.reason
-        assert {*claim.answers} <= {*experiment.answers}
+        assert claim.margin.unit
+        assert claim.margin.reason
+        assert {*claim.bears_on} <= {*experiment.bears_on}
     assert {*found["claim"]} == {*experiment.claims}
     assert not found["verdict"].eq(NOT_MEASURED).any()
 
 
 @cache
-def answer_all() -> list[Answer]:
-    return [answer(name) for name in MEASURED]
+def find_outcomes() -> list[Outcome]:
+    return [outcome_of(name) for name in MEASURED]
 
 
 def test_nineteen_questions_are_answered() -> None:
@@ -76,7 +76,7 @@ def test_nineteen_questions_are_answered() -> None:
 def test_every_sentence_is_true_of_the_reference_and_says_what_is_undecided(number: str) -> None:
     sentences = [line for line in TEMPLATES[number].splitlines() if line and not line.startswith(("# ", "![]("))]
     for sentence in sentences:
-        assert fill_paragraphs(sentence, answer_all()), f"another verdict: {sentence}"
+        assert fill_paragraphs(sentence, find_outcomes()), f"another verdict: {sentence}"
         assert ("undecided(" in sentence) == ("undecided" in sentence.replace("undecided(", "")), sentence
 
 
@@ -99,13 +99,13 @@ def test_long_numbers_are_found() -> None:
 
 @pytest.mark.parametrize("number", TEMPLATES)
 def test_numbers_are_as_one_would_say_them(number: str) -> None:
-    assert find_long_numbers(" ".join(fill_paragraphs(TEMPLATES[number], answer_all()))) == []
+    assert find_long_numbers(" ".join(fill_paragraphs(TEMPLATES[number], find_outcomes()))) == []
 
 
 def test_readme_quotes_the_numbers_of_verdicts() -> None:
     known = set()
-    for answer in answer_all():
-        for numbers in answer.frame[["mean", "low", "high"]].itertuples(index=False):
+    for outcome in find_outcomes():
+        for numbers in outcome.frame[["mean", "low", "high"]].itertuples(index=False):
             for factor in (1, -1, 100):
                 mean, *bounds = (factor * number for number in numbers)
                 known.add(tuple(say_numbers(mean, *sorted(bounds))))
@@ -126,7 +126,7 @@ def test_conclusions_quote_claims_that_bear_on_the_hypothesis(number: str) -> No
     assert quoted
     for name, claim in quoted:
         experiment = find_experiment(name)
-        bears_on = experiment.claims[claim].answers or experiment.answers
+        bears_on = experiment.claims[claim].bears_on or experiment.bears_on
         assert number in bears_on, f"{name}.{claim}"
 
 
@@ -157,7 +157,7 @@ def test_numbers_of_settings_that_are_written_by_hand() -> None:
 
 @pytest.mark.parametrize("number", CATALOGUE.questions)
 def test_every_answer_is_short_and_has_a_figure(number: str) -> None:
-    prose = fill_prose(CATALOGUE.questions[number], answer_all())
+    prose = fill_prose(CATALOGUE.questions[number], find_outcomes())
     experiment, figure = prose.figure
 
     assert prose.question.endswith("?")

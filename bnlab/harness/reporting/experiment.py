@@ -1,4 +1,4 @@
-"""An experiment as a page of declarations: figures, and claims with the rules by which they are decided."""
+"""An experiment as a page of declarations: figures, and claims with the margins by which they are decided."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bnlab.harness.reporting.frames.scores import Score
 from bnlab.harness.reporting.frames.selection import Tables, name_value, put_in_order
 from bnlab.harness.reporting.plots.base import Plot
 from bnlab.harness.reporting.style import estimator_label
-from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_MEASURED, Rule, above, below, judge, within
+from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_MEASURED, Margin, above, below, judge, within
 
-__all__ = ["Claim", "Experiment", "Figure", "Rule", "Tables", "above", "answers", "below", "within"]
+__all__ = ["Claim", "Experiment", "Figure", "Margin", "Tables", "above", "below", "decide", "within"]
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,22 @@ class Claim:
     Attributes:
         text: a sentence.
         score: tables to the rows of `frames.interval`; each row is a condition.
-        rule: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
-        answers: which of the experiment's questions and hypotheses it bears on; empty: all.
+        margin: `above(b, unit, reason)`, `below(b, ...)` or `within(a, b, ...)`.
+        bears_on: which of the experiment's questions and hypotheses; empty: all.
     """
 
     text: str
     score: Score
-    rule: Rule
-    answers: tuple[str, ...] = ()
+    margin: Margin
+    bears_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A question and what answers it.
+    """A question, and what is drawn and decided on it.
 
     Attributes:
-        answers: numbers of the questions and hypotheses that it bears on.
+        bears_on: numbers of questions and hypotheses.
         figures: what is drawn, by the names of the files.
         claims: what is decided, by short names.
         sweeps: the files in conf/experiment that measure it; without any the one of its name.
@@ -72,7 +72,7 @@ class Experiment:
             `experiments.questions.find_experiment` fills in these three.
     """
 
-    answers: tuple[str, ...]
+    bears_on: tuple[str, ...]
     figures: Mapping[str, Figure]
     claims: Mapping[str, Claim]
     sweeps: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Experiment:
     source: str = ""
 
 
-def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
+def decide(experiment: Experiment, tables: Tables) -> pd.DataFrame:
     """Decide each claim from the tables.
 
     Args:
@@ -107,7 +107,7 @@ def answers(experiment: Experiment, tables: Tables) -> pd.DataFrame:
 
 
 class _Condition(NamedTuple):
-    """The verdict on one condition of a claim: the columns of `answers`."""
+    """The verdict on one condition of a claim: the columns of `decide`."""
 
     condition: str
     where: tuple[str, ...]
@@ -140,7 +140,7 @@ def _score(claim: Claim, tables: Tables) -> list[_Condition]:
         raise NoRows("no rows")
 
     ordered = _put_conditions_in_order(frame)
-    judged = judge(ordered, claim.rule)
+    judged = judge(ordered, claim.margin)
     conditions = []
     for row, judgement in zip(ordered.to_dict("records"), judged.itertuples(index=False), strict=True):
         where = _say_where(row)

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from bnlab.harness.errors import NoRows
-from bnlab.harness.reporting.answer import count_networks, format_number, say_unfinished
 from bnlab.harness.reporting.charts import Measure, choose_layout, declare_figure, label_estimators
 from bnlab.harness.reporting.experiment import Experiment, Figure
 from bnlab.harness.reporting.frames.layers import BEHIND, gap_over_layers
 from bnlab.harness.reporting.frames.selection import OtherThan, Tables, list_values, rows, select, write_value
+from bnlab.harness.reporting.outcome import count_networks, format_number, say_unfinished
 from bnlab.harness.reporting.plots import GAP
 from bnlab.harness.reporting.style import Axis
 from bnlab.harness.reporting.swept import Swept, find_swept
@@ -61,7 +61,7 @@ def make_overview(name: str, tables: Tables) -> Overview:
     for measure in measures:
         figures |= _declare_figures(measure, swept, left_out)
 
-    experiment = Experiment(answers=(), figures=figures, claims={}, name=name)
+    experiment = Experiment(bears_on=(), figures=figures, claims={}, name=name)
     table = _write_table(measures, swept)
     return Overview(experiment, swept, table, _write_notes(swept, left_out))
 

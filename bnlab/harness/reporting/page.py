@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from PIL import Image
 
-from bnlab.harness.reporting.answer import READING, Answer
+from bnlab.harness.reporting.outcome import READING, Outcome
 from bnlab.harness.reporting.overview import Overview
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose
 from bnlab.harness.reporting.style import PIXELS
@@ -48,36 +48,36 @@ class AddedSeeds:
     counts: pd.DataFrame
 
 
-def write_markdown(catalogue: Catalogue, answers: Sequence[Answer], added_seeds: AddedSeeds | None = None) -> str:
+def write_markdown(catalogue: Catalogue, outcomes: Sequence[Outcome], added_seeds: AddedSeeds | None = None) -> str:
     """Write ANSWERS.md: what the experiments say on each question; it links to the page of each, beside it.
 
     Args:
         catalogue: what is asked.
-        answers: what was measured.
+        outcomes: what was measured.
         added_seeds: what seeds say alone that were added later, if there are any.
     """
-    return _render("answers.md", catalogue, answers, {}, added_seeds)
+    return _render("answers.md", catalogue, outcomes, {}, added_seeds)
 
 
-def write_experiment(answer: Answer) -> str:
+def write_experiment(outcome: Outcome) -> str:
     """Write the README.md of an experiment's results: claims with all conditions, and figures, as files beside it."""
-    return _load_template("experiment.md").render(answer=answer, reading=READING)
+    return _load_template("experiment.md").render(outcome=outcome, reading=READING)
 
 
 def write_html(
     catalogue: Catalogue,
-    answers: Sequence[Answer],
+    outcomes: Sequence[Outcome],
     figures: Mapping[tuple[str, str], Path],
     added_seeds: AddedSeeds | None = None,
 ) -> str:
     """Write a page that needs no other file.
 
     Args:
-        catalogue, answers, added_seeds: see `write_markdown`.
+        catalogue, outcomes, added_seeds: see `write_markdown`.
         figures: PNGs by the names of experiment and figure; those that do not exist are left out.
     """
     images = {key: _encode(path) for key, path in figures.items() if path.exists()}
-    return _render("page.html", catalogue, answers, images, added_seeds)
+    return _render("page.html", catalogue, outcomes, images, added_seeds)
 
 
 def write_overview(overview: Overview, figures: Mapping[str, Path], tables: Path, load: str, command: str) -> str:
@@ -136,32 +136,32 @@ def _load_template(name: str) -> jinja2.Template:
 def _render(
     template: str,
     catalogue: Catalogue,
-    answers: Sequence[Answer],
+    outcomes: Sequence[Outcome],
     images: Mapping[Any, str],
     added_seeds: AddedSeeds | None,
 ) -> str:
     """Fill in a template with all questions, hypotheses and experiments."""
-    questions = {number: fill_prose(text, answers) for number, text in catalogue.questions.items()}
+    questions = {number: fill_prose(text, outcomes) for number, text in catalogue.questions.items()}
     hypotheses = {}
     for number, (text, conclusion) in catalogue.hypotheses.items():
-        paragraphs = fill_paragraphs(conclusion, answers)
+        paragraphs = fill_paragraphs(conclusion, outcomes)
         hypotheses[number] = (text, " ".join(paragraphs))
 
-    answering = {}
+    bearing = {}
     for number in (*questions, *hypotheses):
-        answering[number] = [answer for answer in answers if number in answer.experiment.answers]
+        bearing[number] = [outcome for outcome in outcomes if number in outcome.experiment.bears_on]
 
     declared = {}
-    for answer in answers:
-        for name, figure in answer.experiment.figures.items():
-            declared[answer.experiment.name, name] = figure
+    for outcome in outcomes:
+        for name, figure in outcome.experiment.figures.items():
+            declared[outcome.experiment.name, name] = figure
 
     return _load_template(template).render(
-        first=fill_paragraphs(catalogue.first, answers),
+        first=fill_paragraphs(catalogue.first, outcomes),
         questions=questions,
         hypotheses=hypotheses,
-        answers=answers,
-        answering=answering,
+        outcomes=outcomes,
+        bearing=bearing,
         added_seeds=added_seeds,
         figures=declared,
         images=images,

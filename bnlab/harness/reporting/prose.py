@@ -11,7 +11,7 @@ from functools import partial
 import jinja2
 import pandas as pd
 
-from bnlab.harness.reporting.answer import Answer, count_share, round_numbers
+from bnlab.harness.reporting.outcome import Outcome, count_share, round_numbers
 from bnlab.harness.reporting.verdicts import NOT_TESTED
 
 _IMAGE = re.compile(r"^!\[\]\((\w+)/(\w+)\)$", re.MULTILINE)
@@ -39,16 +39,16 @@ class _Untrue(Exception):
     """A quoted verdict is another one, or there is none."""
 
 
-def fill_prose(template: str, answers: Sequence[Answer]) -> Prose:
+def fill_prose(template: str, outcomes: Sequence[Outcome]) -> Prose:
     """Fill in a template of three parts, `# Question?`, paragraphs and `![](experiment/figure)`.
 
     Args:
         template: see `fill_paragraphs`.
-        answers: what is quoted.
+        outcomes: what is quoted.
     """
     heading, _, rest = template.partition("\n")
     question = heading.removeprefix("# ")
-    paragraphs = fill_paragraphs(_IMAGE.sub("", rest), answers)
+    paragraphs = fill_paragraphs(_IMAGE.sub("", rest), outcomes)
 
     figure = ("", "")
     image = _IMAGE.search(rest)
@@ -57,7 +57,7 @@ def fill_prose(template: str, answers: Sequence[Answer]) -> Prose:
     return Prose(question, paragraphs, figure)
 
 
-def fill_paragraphs(template: str, answers: Sequence[Answer]) -> list[str]:
+def fill_paragraphs(template: str, outcomes: Sequence[Outcome]) -> list[str]:
     """Fill in paragraphs, between empty lines, of sentences, a line each; a sentence with an untrue quote is left out.
 
     A quote is `{{ holds("gap.cost", "batch size 4") }}`, or one of `fails`, `undecided` and `counted` (not tested). It
@@ -66,7 +66,7 @@ def fill_paragraphs(template: str, answers: Sequence[Answer]) -> list[str]:
     outer bounds of their intervals; `counted` gives a count, as `3 of 3`. With `sign=-1` a gain is quoted as a cost,
     and with `shown=False` the verdict is required and no number is given.
     """
-    known = {answer.experiment.name: answer for answer in answers}
+    known = {outcome.experiment.name: outcome for outcome in outcomes}
     paragraphs = []
     for paragraph in template.strip().split("\n\n"):
         filled = [_fill_sentence(line, known) for line in paragraph.splitlines()]
@@ -76,7 +76,7 @@ def fill_paragraphs(template: str, answers: Sequence[Answer]) -> list[str]:
     return paragraphs
 
 
-def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
+def _fill_sentence(line: str, known: dict[str, Outcome]) -> str:
     def quote(verdict: str, claim: str, *conditions: str, sign: int = 1, shown: bool = True) -> str:
         experiment, _, name = claim.partition(".")
         if experiment not in known:
@@ -88,7 +88,7 @@ def _fill_sentence(line: str, known: dict[str, Answer]) -> str:
             return ""
         if verdict == NOT_TESTED:
             return _say_counts(cells)
-        return _say_means(cells, known[experiment].experiment.claims[name].rule.unit, sign)
+        return _say_means(cells, known[experiment].experiment.claims[name].margin.unit, sign)
 
     try:
         quotes = {word: partial(quote, verdict) for word, verdict in _QUOTES.items()}

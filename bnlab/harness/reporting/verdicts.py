@@ -25,7 +25,7 @@ NO_SPREAD = "the same for all seeds, not tested"
 
 
 @dataclass(frozen=True)
-class Rule:
+class Margin:
     """Two bounds between which a mean over seeds is to lie; one of them may be infinite.
 
     Attributes:
@@ -43,10 +43,10 @@ class Rule:
     together: bool = False
 
     @property
-    def margin(self) -> str:
+    def words(self) -> str:
         """Bounds with their unit, as in `below 0.3 points`.
 
-        >>> above(1.0, "points").margin, within(-1.0, 1.0, "points").margin
+        >>> above(1.0, "points").words, within(-1.0, 1.0, "points").words
         ('above 1 point', 'from -1 to 1 points')
         """
         low = f"{self.low:.3g}"
@@ -64,22 +64,22 @@ class Rule:
         return f"{words} {unit}".rstrip()
 
 
-def above(bound: float, unit: str = "", reason: str = "") -> Rule:
+def above(bound: float, unit: str = "", reason: str = "") -> Margin:
     """Require a mean that is larger than the bound."""
-    return Rule(bound, math.inf, unit, reason)
+    return Margin(bound, math.inf, unit, reason)
 
 
-def below(bound: float, unit: str = "", reason: str = "") -> Rule:
+def below(bound: float, unit: str = "", reason: str = "") -> Margin:
     """Require a mean that is smaller than the bound."""
-    return Rule(-math.inf, bound, unit, reason)
+    return Margin(-math.inf, bound, unit, reason)
 
 
-def within(low: float, high: float, unit: str = "", reason: str = "") -> Rule:
+def within(low: float, high: float, unit: str = "", reason: str = "") -> Margin:
     """Require a mean between two bounds."""
-    return Rule(low, high, unit, reason)
+    return Margin(low, high, unit, reason)
 
 
-def judge(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:
+def judge(frame: pd.DataFrame, margin: Margin) -> pd.DataFrame:
     """Decide each row of a score.
 
     *holds*: a one-sided t test over seeds (two for `within`) is significant at 2.5%, after Holm's correction over the
@@ -90,34 +90,34 @@ def judge(frame: pd.DataFrame, rule: Rule) -> pd.DataFrame:
 
     Args:
         frame: rows of `frames.interval`.
-        rule: what is to hold of each.
+        margin: what is to hold of each.
 
     Returns:
         The columns `verdict` and `note`, a row for each of `frame`.
     """
     is_equal = _find_equal(frame)
-    is_undecidable = _find_undecidable(frame, rule)
+    is_undecidable = _find_undecidable(frame, margin)
 
-    p_holds, p_fails = p_values(frame, rule)
+    p_holds, p_fails = p_values(frame, margin)
     is_tested = ~(is_equal | is_undecidable)
     p_holds = np.where(is_tested, p_holds, np.nan)  # what is not tested has no part in the correction
     p_fails = np.where(is_tested, p_fails, np.nan)
 
-    corrected_holds = p_holds if rule.together else holm(p_holds)
+    corrected_holds = p_holds if margin.together else holm(p_holds)
     corrected_fails = holm(p_fails)
     verdict = _choose_verdicts(frame, corrected_holds, corrected_fails)
     alone = _choose_verdicts(frame, p_holds, p_fails)
     is_by_holm = (verdict == "undecided") & (alone != "undecided")
     note = np.where(is_by_holm, alone + " by itself", "")
 
-    verdict[is_equal] = _compare(frame, rule)[is_equal]
+    verdict[is_equal] = _compare(frame, margin)[is_equal]
     note[is_equal] = NO_SPREAD
     verdict[is_undecidable] = NOT_TESTED
     return pd.DataFrame({"verdict": verdict, "note": note})
 
 
 def _choose_verdicts(frame: pd.DataFrame, holds: np.ndarray, fails: np.ndarray) -> np.ndarray:
-    """Choose words for p-values of the tests that a rule holds, and that its opposite does."""
+    """Choose words for p-values of the tests that a margin holds, and that its opposite does."""
     n = frame["n"].to_numpy()
     cases = [n == 0, n == 1, holds <= LEVEL, fails <= LEVEL]
     return np.select(cases, [NOT_MEASURED, "one seed", "holds", "fails"], "undecided").astype(object)
@@ -140,11 +140,11 @@ def _find_several(frame: pd.DataFrame) -> np.ndarray:
     return frame["n"].to_numpy() > 1
 
 
-def _compare(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
+def _compare(frame: pd.DataFrame, margin: Margin) -> np.ndarray:
     """Compare means with the bounds, without a test; a mean that equals a bound is undecided."""
     means = frame["mean"].to_numpy(float)
-    is_at_bound = _are_equal(means, rule.low) | _are_equal(means, rule.high)
-    is_inside = (means > rule.low) & (means < rule.high)
+    is_at_bound = _are_equal(means, margin.low) | _are_equal(means, margin.high)
+    is_inside = (means > margin.low) & (means < margin.high)
     return np.select([is_at_bound, is_inside], ["undecided", "holds"], "fails").astype(object)
 
 
@@ -153,10 +153,10 @@ def _are_equal(means: np.ndarray, bounds: float | np.ndarray) -> np.ndarray:
     return np.isclose(means, bounds, rtol=1e-12, atol=1e-12)
 
 
-def _find_undecidable(frame: pd.DataFrame, rule: Rule) -> np.ndarray:
+def _find_undecidable(frame: pd.DataFrame, margin: Margin) -> np.ndarray:
     """Find shares of so few networks that no count of them decides, not even none or all."""
-    of_none = p_values(frame.assign(mean=0.0), rule)
-    of_all = p_values(frame.assign(mean=1.0), rule)
+    of_none = p_values(frame.assign(mean=0.0), margin)
+    of_all = p_values(frame.assign(mean=1.0), margin)
     smallest = np.min([*of_none, *of_all], axis=0)
     return _find_shares(frame) & (smallest > LEVEL)
 
@@ -167,17 +167,17 @@ def _find_shares(frame: pd.DataFrame) -> np.ndarray:
     return is_share & _find_several(frame)
 
 
-def p_values(frame: pd.DataFrame, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """Test of each row that the rule holds, and that the opposite does; NaN without two seeds.
+def p_values(frame: pd.DataFrame, margin: Margin) -> tuple[np.ndarray, np.ndarray]:
+    """Test of each row that the margin holds, and that the opposite does; NaN without two seeds.
 
     Student's t of the mean against each bound, of logarithms where those of the score are; of a share of the seeds
     the exact binomial test. `within` needs both to be significant, its opposite one of the two, at half the level each.
     """
-    above_low, below_low = _test_bound(frame, rule.low)
-    above_high, below_high = _test_bound(frame, rule.high)
+    above_low, below_low = _test_bound(frame, margin.low)
+    above_high, below_high = _test_bound(frame, margin.high)
     holds = np.maximum(above_low, below_high)
 
-    is_bound = np.isfinite([rule.low, rule.high])
+    is_bound = np.isfinite([margin.low, margin.high])
     bounds = is_bound.sum()
     beyond_one = np.minimum(below_low, above_high)
     fails = np.minimum(1, bounds * beyond_one)

@@ -14,13 +14,13 @@ from scipy import stats
 
 from bnlab.harness.errors import UserError
 from bnlab.harness.reporting import frames
-from bnlab.harness.reporting.experiment import Claim, Experiment, answers
+from bnlab.harness.reporting.experiment import Claim, Experiment, decide
 from bnlab.harness.reporting.frames import interval
 from bnlab.harness.reporting.frames.scores import Score
 from bnlab.harness.reporting.verdicts import (
     CANNOT_BE_SCORED,
     NO_SPREAD,
-    Rule,
+    Margin,
     above,
     below,
     holm,
@@ -39,8 +39,8 @@ SAMPLES = {
 }
 
 
-def verdicts(frame: pd.DataFrame, rule: Rule) -> list[str]:
-    return list(judge(frame, rule)["verdict"])
+def verdicts(frame: pd.DataFrame, margin: Margin) -> list[str]:
+    return list(judge(frame, margin)["verdict"])
 
 
 def score(samples: dict[str, list[float]], **options: Any) -> pd.DataFrame:
@@ -52,11 +52,11 @@ def one_sided(values: list[float], bound: float, side: str) -> float:
     return float(stats.ttest_1samp(np.array(values, float), bound, alternative=side).pvalue)
 
 
-def expected(values: list[float], rule: Rule) -> tuple[float, float]:
-    """p-values of the rule and of its opposite, by scipy."""
+def expected(values: list[float], margin: Margin) -> tuple[float, float]:
+    """p-values of the margin and of its opposite, by scipy."""
     if len(values) < 2:
         return np.nan, np.nan
-    bounds = {"greater": rule.low, "less": rule.high}
+    bounds = {"greater": margin.low, "less": margin.high}
     finite = {side: bound for side, bound in bounds.items() if np.isfinite(bound)}
     other = {"greater": "less", "less": "greater"}
     holds = max(one_sided(values, bound, side) for side, bound in finite.items())
@@ -64,24 +64,26 @@ def expected(values: list[float], rule: Rule) -> tuple[float, float]:
     return holds, min(1, len(fails) * min(fails))
 
 
-@pytest.mark.parametrize("rule", [above(1.0), above(0.0), below(-1.0), below(2.5), within(-1.0, 1.5), within(1.8, 2.3)])
-def test_p_values_are_those_of_scipy(rule: Rule) -> None:
-    found = p_values(score(SAMPLES), rule)
-    wanted = np.array([expected(values, rule) for values in SAMPLES.values()]).T
+@pytest.mark.parametrize(
+    "margin", [above(1.0), above(0.0), below(-1.0), below(2.5), within(-1.0, 1.5), within(1.8, 2.3)]
+)
+def test_p_values_are_those_of_scipy(margin: Margin) -> None:
+    found = p_values(score(SAMPLES), margin)
+    wanted = np.array([expected(values, margin) for values in SAMPLES.values()]).T
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
-@pytest.mark.parametrize("rule", [above(1.0), below(2.0), within(0.5, 2.0)])
-def test_geometric_p_values_are_those_of_logarithms(rule: Rule) -> None:
+@pytest.mark.parametrize("margin", [above(1.0), below(2.0), within(0.5, 2.0)])
+def test_geometric_p_values_are_those_of_logarithms(margin: Margin) -> None:
     logs = {name: np.array(values) for name, values in SAMPLES.items()}
     positive = {name: np.exp(values).tolist() for name, values in logs.items()}
     with np.errstate(divide="ignore"):
-        low = float(np.log(max(rule.low, 0)))
-        high = float(np.log(max(rule.high, 0)))
+        low = float(np.log(max(margin.low, 0)))
+        high = float(np.log(max(margin.high, 0)))
 
-    found = p_values(score(positive, geometric=True), rule)
+    found = p_values(score(positive, geometric=True), margin)
 
-    wanted = [expected(values.tolist(), Rule(low, high)) for values in logs.values()]
+    wanted = [expected(values.tolist(), Margin(low, high)) for values in logs.values()]
     np.testing.assert_allclose(found, np.transpose(wanted), rtol=1e-9)
 
 
@@ -113,10 +115,10 @@ def test_holm_is_that_of_its_definition(p: list[float]) -> None:
 
 
 def test_each_verdict() -> None:
-    rule = above(0.0)
+    margin = above(0.0)
     frame = score(SAMPLES)
 
-    assert dict(zip(SAMPLES, verdicts(frame, rule), strict=True)) == {
+    assert dict(zip(SAMPLES, verdicts(frame, margin), strict=True)) == {
         "wide": "undecided",
         "high": "holds",
         "low": "fails",
@@ -126,7 +128,7 @@ def test_each_verdict() -> None:
     assert verdicts(frame, below(0.0)) == ["undecided", "fails", "holds", "fails", "one seed"]
     assert verdicts(frame, within(-1.0, 1.0)) == ["undecided", "fails", "fails", "undecided", "one seed"]
     assert verdicts(frame, within(1.0, 3.0)) == ["undecided", "holds", "fails", "undecided", "one seed"]
-    assert verdicts(score({"none": [np.nan, np.nan]}), rule) == ["not measured"]
+    assert verdicts(score({"none": [np.nan, np.nan]}), margin) == ["not measured"]
 
 
 def test_holm_decides_over_the_conditions_of_a_claim() -> None:
@@ -217,8 +219,8 @@ def test_a_single_line_holds_where_its_interval_lies_beyond_the_margin(values: l
     low = frame["low"].iloc[0]
     high = frame["high"].iloc[0]
 
-    def holds(rule: Rule) -> bool:
-        return verdicts(frame, rule) == ["holds"]
+    def holds(margin: Margin) -> bool:
+        return verdicts(frame, margin) == ["holds"]
 
     assert holds(above(0.5)) == (low >= 0.5)
     assert holds(below(0.5)) == (high <= 0.5)
@@ -231,8 +233,8 @@ def test_errors_are_as_rare_as_promised() -> None:
     mean = x.mean(-1).ravel()
     error = stats.sem(x, axis=-1).ravel()
     frame = pd.DataFrame({"mean": mean, "error": error, "n": 5, "log": False})
-    for rule in (above(0.0), below(0.0)):
-        holds, _ = p_values(frame, rule)
+    for margin in (above(0.0), below(0.0)):
+        holds, _ = p_values(frame, margin)
 
         smallest = [np.nanmin(holm(claim)) for claim in holds.reshape(2000, 6)]
         share = np.mean(np.array(smallest) <= 0.025)
@@ -240,16 +242,16 @@ def test_errors_are_as_rare_as_promised() -> None:
 
 
 def test_rules() -> None:
-    rules = above(1.0, "points"), below(-0.5, "times"), within(-1.0, 2.0)
-    assert [rule.margin for rule in rules] == ["above 1 point", "below -0.5 times", "from -1 to 2"]
+    margins = above(1.0, "points"), below(-0.5, "times"), within(-1.0, 2.0)
+    assert [margin.words for margin in margins] == ["above 1 point", "below -0.5 times", "from -1 to 2"]
 
 
 def answer(*scores: Score) -> pd.DataFrame:
     claims = {f"claim{n}": Claim("It is positive.", score, above(0.0, "σ", "none")) for n, score in enumerate(scores)}
-    return answers(Experiment(answers=("Q0",), figures={}, claims=claims, name="trial"), plant())
+    return decide(Experiment(bears_on=("Q0",), figures={}, claims=claims, name="trial"), plant())
 
 
-def test_answers_has_a_row_for_each_condition() -> None:
+def test_there_is_a_row_for_each_condition() -> None:
     by = ("panel", "batch_size", "estimator", "momentum")
     found = answer(frames.score("evaluations", "accuracy", by, at=1.0, against="exact", scale=-100))
 
@@ -287,7 +289,7 @@ def test_a_claim_that_cannot_be_scored_says_why_and_leaves_the_others(error: Bas
 
     good = frames.score("evaluations", "accuracy", ("batch_size",), at=1.0, momentum=0.1)
     claims = {"bad": Claim("?", fail, above(0.0)), "good": Claim("!", good, above(0.0))}
-    found = answers(Experiment(answers=(), figures={}, claims=claims), plant())
+    found = decide(Experiment(bears_on=(), figures={}, claims=claims), plant())
 
     (bad,) = found[found["claim"] == "bad"].to_dict("records")
 

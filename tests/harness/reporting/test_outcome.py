@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnlab.harness.reporting.answer import Answer, compose_answer, describe_networks, format_number
 from bnlab.harness.reporting.experiment import Claim, Experiment, Figure, above
 from bnlab.harness.reporting.frames import score
+from bnlab.harness.reporting.outcome import Outcome, describe_networks, find_outcome, format_number
 from bnlab.harness.reporting.page import Catalogue, write_experiment, write_html, write_markdown
 from bnlab.harness.reporting.plots import GAP, Forest
 from bnlab.harness.reporting.prose import fill_paragraphs, fill_prose, say_numbers
@@ -41,16 +41,16 @@ def test_networks_are_described_by_what_differs_and_what_is_shared() -> None:
     assert "averag" not in said
 
 
-def answer(unit: str = "points gained", verdict: str = "holds") -> Answer:
+def answer(unit: str = "points gained", verdict: str = "holds") -> Outcome:
     claim = Claim("It is large.", lambda tables: tables["x"], above(1.0, unit, "a reason"))
-    experiment = Experiment(answers=(), figures={}, claims={"large": claim}, name="e")
+    experiment = Experiment(bears_on=(), figures={}, claims={"large": claim}, name="e")
     conditions = {
         "batch size 4": ("undecided", 0.2),
         "batch size 16": (verdict, 0.4),
         "batch size 160": (verdict, 0.6),
     }
     found = rate(**conditions)
-    return Answer(experiment, found, "", "")
+    return Outcome(experiment, found, "", "")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
         "evaluations", "accuracy", ("batch_size",), at=1.0, against="exact", scale=-100, momentum=0.1, batch_size=4
     )
     figure = Figure("Title", "Caption", cost, Forest("batch_size", GAP))
-    experiment = Experiment(answers=("Q1", "H1"), figures={"cost": figure}, name="trial", question="What is <it>?",
+    experiment = Experiment(bears_on=("Q1", "H1"), figures={"cost": figure}, name="trial", question="What is <it>?",
                             claims={"costs": Claim("It costs.", cost, above(0.0, "points", "a reason"))},
                             source="A paper; `code`.")  # fmt: skip
     questions = {
@@ -144,7 +144,7 @@ def test_the_pages_have_questions_sentences_tables_and_figures(tmp_path: Path) -
     }
     conclusion = 'Yes{{ holds("trial.costs", shown=False) }}.\nNo{{ fails("trial.costs", shown=False) }}.'
     catalogue = Catalogue(questions, {"H1": ("So.", conclusion)}, "First.")
-    answers = [compose_answer(experiment, plant())]
+    answers = [find_outcome(experiment, plant())]
     text = write_markdown(catalogue, answers)
 
     assert "\nIt *costs* 3.0 points [0.5, 5.5].\n\n![Title](trial/figures/cost.png)\n" in text
@@ -179,9 +179,9 @@ def test_an_unscored_claim_stands_in_the_pages_with_its_reason() -> None:
         raise KeyError("a | b")
 
     claim = Claim("It costs.", fail, above(0.0, "points", "a reason"))
-    experiment = Experiment(answers=("Q1",), figures={}, claims={"costs": claim}, name="trial")
+    experiment = Experiment(bears_on=("Q1",), figures={}, claims={"costs": claim}, name="trial")
 
-    found = compose_answer(experiment, plant())
+    found = find_outcome(experiment, plant())
 
     assert found.basis == "digits"
     assert [*found.list_unscored()] == ["costs"]

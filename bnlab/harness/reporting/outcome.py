@@ -1,4 +1,4 @@
-"""Answers of experiments, in words that are composed from verdicts and the networks' settings alone."""
+"""Outcomes of experiments, in words that are composed from verdicts and the networks' settings alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, answers
+from bnlab.harness.reporting.experiment import Claim, Experiment, Tables, decide
 from bnlab.harness.reporting.frames.selection import list_values, list_varied, name_value
 from bnlab.harness.reporting.verdicts import CANNOT_BE_SCORED, NOT_TESTED
 
@@ -39,12 +39,12 @@ _TINY = 1e-5  # below it numbers are written as 1.2e-07
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer to an experiment's question that its tables give.
+class Outcome:
+    """What an experiment's tables say on its question.
 
     Attributes:
         experiment: the question.
-        frame: verdicts with their numbers, see `experiment.answers`.
+        frame: verdicts with their numbers, see `experiment.decide`.
         basis: the names of the networks' data, and how many seeds the claims are of, as `glyphs, n = 5 to 15`.
         networks: what was measured, and what was not varied.
     """
@@ -96,12 +96,12 @@ def count_share(share: float, n: int) -> str:
     return f"{round(share * n)} of {n}"
 
 
-def compose_answer(experiment: Experiment, tables: Tables) -> Answer:
+def find_outcome(experiment: Experiment, tables: Tables) -> Outcome:
     """Decide the claims of an experiment, and say what was measured."""
     runs = tables["runs"]
-    frame = answers(experiment, tables)
+    frame = decide(experiment, tables)
     basis = [list_values(runs["data"]), *_count_seeds(frame)]
-    return Answer(experiment, frame, ", ".join(basis), describe_networks(runs))
+    return Outcome(experiment, frame, ", ".join(basis), describe_networks(runs))
 
 
 def _count_seeds(frame: pd.DataFrame) -> list[str]:
