@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def check_number(value: Any, fine: Callable[[Any], bool], message: str, kind: type = Real) -> None:
+def require_number(value: Any, fine: Callable[[Any], bool], message: str, kind: type = Real) -> None:
     """TypeError with `message` unless `value` is of this kind (a bool is no number), ValueError unless it is fine."""
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(message)
@@ -18,19 +18,19 @@ def check_number(value: Any, fine: Callable[[Any], bool], message: str, kind: ty
         raise ValueError(message)
 
 
-def check_count(value: Any, message: str) -> None:
+def require_count(value: Any, message: str) -> None:
     """TypeError with `message` unless `value` is an integer, ValueError unless it is 1 or more."""
-    check_number(value, lambda count: count >= 1, message, kind=Integral)
+    require_number(value, lambda count: count >= 1, message, kind=Integral)
 
 
-def check_batches(batches: object, caller: str, name: str = "batches") -> None:
+def require_batches(batches: object, caller: str, name: str = "batches") -> None:
     """TypeError unless it can be iterated over and is not itself one batch (an array has a shape)."""
     one = isinstance(batches, (Tensor, str, bytes, Mapping, nn.Module)) or hasattr(batches, "shape")
     if one or not isinstance(batches, Iterable):
         raise TypeError(f"{caller}: {name} is a {type(batches).__name__}; pass an iterable of batches, e.g. [images]")
 
 
-def check_forward(forward: object, caller: str) -> None:
+def require_forward(forward: object, caller: str) -> None:
     """TypeError unless it is None or can be called."""
     if forward is not None and not callable(forward):
         raise TypeError(f"{caller}: forward is a {type(forward).__name__}; pass a function of model and batch")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bnlab.arguments import check_batches, check_count, check_forward
+from bnlab.arguments import require_batches, require_count, require_forward
 from bnlab.batches import Forward
 from bnlab.borrow import borrowed
 from bnlab.estimators import EMA, Cumulative, DebiasedEMA, PooledCumulative
@@ -94,14 +94,14 @@ def decompose(
         RuntimeWarning: those last steps hold less than 99% of the EMA's weight in layers that are not called in each.
             Or `weights` gives the model's own tensors.
     """
-    check_count(every, f"decompose: every={every!r}; pass a number of steps, 1 or more")
-    check_forward(forward, "decompose")
-    _check_trace(model, trace)
+    require_count(every, f"decompose: every={every!r}; pass a number of steps, 1 or more")
+    require_forward(forward, "decompose")
+    _require_trace(model, trace)
     if not callable(weights):
         raise TypeError(f"decompose: weights is a {type(weights).__name__}; pass a function of the step")
-    _check_stream(batches, "batches")
+    _require_stream(batches, "batches")
     if augmented is not None:
-        _check_stream(augmented, "augmented")
+        _require_stream(augmented, "augmented")
 
     last = trace.last_step
     layout = trace.layout
@@ -304,7 +304,7 @@ def _weigh_ages(calls: NDArray[np.int64], momentum: float, every: int) -> dict[i
     return shares
 
 
-def _check_trace(model: nn.Module, trace: MomentTrace) -> None:
+def _require_trace(model: nn.Module, trace: MomentTrace) -> None:
     """Raise TypeError or ValueError unless the trace ends where the model's training has come to."""
     layers = batch_norm_layers(model, caller="decompose")
     if not isinstance(trace, MomentTrace):
@@ -328,8 +328,8 @@ def _check_trace(model: nn.Module, trace: MomentTrace) -> None:
             )
 
 
-def _check_stream(stream: Iterable[Any], name: str) -> None:
+def _require_stream(stream: Iterable[Any], name: str) -> None:
     """Raise TypeError or ValueError unless the stream can be read several times."""
-    check_batches(stream, "decompose", name)
+    require_batches(stream, "decompose", name)
     if isinstance(stream, Iterator):
         raise ValueError(f"decompose: {name} is an iterator and can be read only once; pass a list or a loader")

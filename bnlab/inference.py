@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnlab.arguments import check_count, check_number
+from bnlab.arguments import require_count, require_number
 from bnlab.borrow import borrowed
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers, check_input, get_running_buffers, join_names
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_input
 from bnlab.names import Look, Named, list_named
 
 
@@ -77,7 +77,7 @@ class PseudoSamples(Rule):
     between: bool = False
 
     def __post_init__(self) -> None:
-        check_number(self.n, lambda n: n >= 0, f"PseudoSamples: n={self.n!r}; it counts images and is 0 or more")
+        require_number(self.n, lambda n: n >= 0, f"PseudoSamples: n={self.n!r}; it counts images and is 0 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         weight = len(x) / (self.n + len(x))
@@ -96,7 +96,9 @@ class ExampleWeighing(Rule):
     weight: float = 0.1
 
     def __post_init__(self) -> None:
-        check_number(self.weight, lambda w: 0 <= w <= 1, f"ExampleWeighing: weight={self.weight!r}; it lies in [0, 1]")
+        require_number(
+            self.weight, lambda w: 0 <= w <= 1, f"ExampleWeighing: weight={self.weight!r}; it lies in [0, 1]"
+        )
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return _mix(x, (2,), mean, var, self.weight)
@@ -113,7 +115,7 @@ class EvalNorm(Rule):
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        check_count(self.batch_size, f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
+        require_count(self.batch_size, f"EvalNorm: batch_size={self.batch_size!r}; it is 1 or more")
 
     def statistics(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return _mix(x, (2,), mean, var, 1.0 / self.batch_size)
@@ -179,7 +181,7 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
     if not isinstance(rule, Rule):
         raise TypeError(f"inference.apply_rule: rule is a {type(rule).__name__}; pass e.g. TestBatch()")
     layers = batch_norm_layers(model, caller="inference.apply_rule")
-    _check_forwards(layers)
+    _require_forwards(layers)
     # Compiled code would not see the forwards.
     with borrowed(model), torch.compiler.set_stance("force_eager"), contextlib.ExitStack() as stack:
         for name, layer in layers.items():
@@ -192,7 +194,7 @@ def apply_rule(model: nn.Module, rule: Rule) -> Iterator[nn.Module]:
         yield model
 
 
-def _check_forwards(layers: Mapping[str, BatchNorm]) -> None:
+def _require_forwards(layers: Mapping[str, BatchNorm]) -> None:
     odd = []
     for name, layer in layers.items():
         kind = type(layer)
@@ -207,7 +209,7 @@ def _check_forwards(layers: Mapping[str, BatchNorm]) -> None:
 
 def _normalize(rule: Rule, name: str, layer: BatchNorm, input: Tensor) -> Tensor:
     """Normalize the input by the rule: a layer's forward in the block."""
-    check_input(name, layer, input, "inference.apply_rule")
+    require_input(name, layer, input, "inference.apply_rule")
     if input.numel() == 0:
         raise ValueError(f"inference.apply_rule: a batch of no images reached layer {name!r}; leave empty batches out")
     if layer.training:

@@ -21,7 +21,7 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _WRAPPERS = frozenset({"module", "_orig_mod"})  # what (Distributed)DataParallel and torch.compile put into names
 
 
-def check_module(model: object, caller: str) -> None:
+def require_module(model: object, caller: str) -> None:
     """Raise TypeError unless it is a module; `caller` is the public call that checks."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: expected a torch.nn.Module, found {type(model).__name__}")
@@ -40,7 +40,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
         ValueError: there is no such layer, a name in `layers` is not one, a layer is not built yet or on the meta
             device, or a part of the model is TorchScript (hooks do not run there).
     """
-    check_module(model, caller)
+    require_module(model, caller)
     known: dict[str, BatchNorm] = {}
     skipped: Counter[str] = Counter()
     for name, module in model.named_modules():
@@ -51,7 +51,7 @@ def batch_norm_layers(model: nn.Module, layers: Sequence[str] | None = None, *, 
                 "pass the model before torch.jit.script or trace"
             )
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.running_var is not None:
-            _check_built(name, module.running_mean, caller)
+            _require_built(name, module.running_mean, caller)
             known[name] = module
         elif isinstance(module, BatchNorm):
             skipped[f"{type(module).__name__} without running statistics"] += 1
@@ -100,14 +100,14 @@ def _keeps_statistics(module: nn.Module) -> bool:
     return any(_STATISTIC_NAME.search(name) for name, _ in module.named_buffers(recurse=False))
 
 
-def check_parameters(model: nn.Module, caller: str) -> None:
+def require_parameters(model: nn.Module, caller: str) -> None:
     """ValueError if parameters are not built yet, as those of lazy layers before their first forward."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"{caller}: parameter {name!r} is lazy and not built yet; run one forward pass first")
 
 
-def _check_built(name: str, buffer: Tensor, caller: str) -> None:
+def _require_built(name: str, buffer: Tensor, caller: str) -> None:
     if is_lazy(buffer):
         raise ValueError(f"{caller}: layer {name!r} is lazy and not built yet; run one forward pass first")
     if buffer.is_meta:
@@ -195,7 +195,7 @@ def get_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return next(iter(kwargs.values()), None)
 
 
-def check_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
+def require_input(name: str, layer: BatchNorm, x: Any, caller: str) -> None:
     """Raise ValueError unless `x` is [N, C, ...] of floating-point type with the layer's channels, and not empty."""
     expected = f"{caller}: layer {name!r} expects {layer.num_features} channels"
     if not isinstance(x, Tensor):

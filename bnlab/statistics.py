@@ -94,13 +94,13 @@ class Statistics(Mapping[str, Moments]):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._moments = dict(moments)
-        _check_moments(self._moments, eps)
+        _require_moments(self._moments, eps)
         self.eps = {name: float(eps[name]) for name in self._moments}
         self.unseen = tuple(unseen)
 
         known = weights or {}
         self.weights = {name: weight for name, weight in known.items() if name in self._moments}
-        _check_weights(self.weights, self._moments)
+        _require_weights(self.weights, self._moments)
 
         self.cost: Cost | None = None
         self.check: Check | None = None
@@ -154,7 +154,7 @@ class Statistics(Mapping[str, Moments]):
         for name, moments in self.items():
             if name not in layers:
                 raise ValueError(f"{caller}: the model has no batch-norm layer {name!r}; were these another model's?")
-            _check_writable(moments, layers[name], name, caller)
+            _require_writable(moments, layers[name], name, caller)
         return layers
 
     def to_frame(self) -> pd.DataFrame:
@@ -214,7 +214,7 @@ class Statistics(Mapping[str, Moments]):
         return Statistics(moments, eps, unseen, weights)
 
 
-def _check_moments(moments: Mapping[str, Moments], eps: Mapping[str, float]) -> None:
+def _require_moments(moments: Mapping[str, Moments], eps: Mapping[str, float]) -> None:
     if not moments:
         raise ValueError("Statistics: no layers; pass moments of at least one")
     for name, value in moments.items():
@@ -232,13 +232,13 @@ def _are_rows(mean: object, var: object) -> bool:
     return mean.dim() == 1 and mean.shape == var.shape
 
 
-def _check_weights(weights: Mapping[str, Tensor], moments: Mapping[str, Moments]) -> None:
+def _require_weights(weights: Mapping[str, Tensor], moments: Mapping[str, Moments]) -> None:
     for name, weight in weights.items():
         if weight.shape != moments[name].mean.shape:
             raise ValueError(f"Statistics: layer {name!r} has a weight of other channels than its mean")
 
 
-def _check_writable(moments: Moments, layer: BatchNorm, name: str, caller: str) -> None:
+def _require_writable(moments: Moments, layer: BatchNorm, name: str, caller: str) -> None:
     """Raise ValueError unless a layer's buffers can take these values: channels, finite, not negative, in range."""
     mean, var = get_running_buffers(layer)
     if len(moments.mean) != len(mean):

@@ -22,7 +22,7 @@ def start_residue(momentum: Values, t: Values) -> Values:
     >>> round(start_residue(0.1, 44), 4)
     0.0097
     """
-    _check_momentum(momentum)
+    _require_momentum(momentum)
     return (1 - momentum) ** t
 
 
@@ -34,7 +34,7 @@ def ema_noise(momentum: Values, variance: Values = 1.0) -> Values:
     >>> round(ema_noise(0.1), 4)
     0.0526
     """
-    _check_momentum(momentum)
+    _require_momentum(momentum)
     return variance * momentum / (2 - momentum)
 
 
@@ -59,7 +59,7 @@ def ema_lag(momentum: Values) -> Values:
     >>> ema_lag(0.25)
     3.0
     """
-    _check_momentum(momentum)
+    _require_momentum(momentum)
     return (1 - momentum) / momentum
 
 
@@ -133,7 +133,7 @@ def epoch_noise(
     (0.0135, 0.0306)
     """
     is_inside = np.greater_equal(position, 0) & np.less_equal(position, steps_per_epoch)
-    _check("position", position, is_inside, "0 to steps_per_epoch")
+    _require("position", position, is_inside, "0 to steps_per_epoch")
 
     residue = start_residue(momentum, steps_per_epoch)
     left = start_residue(momentum, position)
@@ -159,7 +159,7 @@ def effective_count(count: Values, spatial: Values, correlation: Values) -> Valu
     """
     inflation = 1 + (spatial - 1) * correlation
     is_possible = np.less_equal(correlation, 1) & np.greater(inflation, 0)
-    _check("correlation", correlation, is_possible, "above -1/(spatial-1), up to 1")
+    _require("correlation", correlation, is_possible, "above -1/(spatial-1), up to 1")
     return count / inflation
 
 
@@ -277,11 +277,11 @@ def _fit(power: NDArray[np.float64], pooled: bool) -> tuple[NDArray[np.float64],
     return drift, noise
 
 
-def _check_momentum(momentum: Values) -> None:
-    _check("momentum", momentum, np.greater(momentum, 0) & np.less_equal(momentum, 1), "above 0, up to 1")
+def _require_momentum(momentum: Values) -> None:
+    _require("momentum", momentum, np.greater(momentum, 0) & np.less_equal(momentum, 1), "above 0, up to 1")
 
 
-def _check(name: str, value: Values, fine: ArrayLike, allowed: str) -> None:
+def _require(name: str, value: Values, fine: ArrayLike, allowed: str) -> None:
     wrong = ~np.asarray(fine)
     if wrong.any():
         found = np.broadcast_to(value, wrong.shape)[wrong][0]

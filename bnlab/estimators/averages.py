@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.arguments import check_count, check_number
+from bnlab.arguments import require_count, require_number
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.estimators.exponential import PooledEMA
@@ -89,7 +89,7 @@ class Window(Estimator):
     pooled: bool = False
 
     def __post_init__(self) -> None:
-        check_count(self.k, f"window: k={self.k!r}; it counts batches and is 1 or more")
+        require_count(self.k, f"window: k={self.k!r}; it counts batches and is 1 or more")
 
     def gains(self, stream: Stream) -> Tensor:
         weights = self._weigh(stream)
@@ -154,7 +154,7 @@ class Polynomial(Estimator):
     alpha: float = 0.7
 
     def __post_init__(self) -> None:
-        check_number(self.alpha, lambda a: 0 <= a <= 1, f"{self.name}: alpha={self.alpha!r}; it lies in [0, 1]")
+        require_number(self.alpha, lambda a: 0 <= a <= 1, f"{self.name}: alpha={self.alpha!r}; it lies in [0, 1]")
 
     def gains(self, stream: Stream) -> Tensor:
         return (stream.updates + stream.steps) ** -self.alpha

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.arguments import check_number
+from bnlab.arguments import require_number
 from bnlab.names import Named
 
 BLOCK = 256  # steps that are folded in one matrix product: enough to be bound by arithmetic, not by memory
@@ -130,7 +130,7 @@ class Estimator(Named, ABC):
 def check_momentum(momentum: float) -> None:
     """Raise TypeError unless it is a number, ValueError unless 0 < momentum ≤ 1."""
     message = f"momentum={momentum!r}: it is the weight of the new batch and lies in (0, 1]"
-    check_number(momentum, lambda m: 0 < m <= 1, f"{message}; for a decay use EMA.from_decay")
+    require_number(momentum, lambda m: 0 < m <= 1, f"{message}; for a decay use EMA.from_decay")
 
 
 @dataclass
@@ -159,7 +159,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
 
         values = estimator.values(stream)
         gains = estimator.gains(stream)
-        _check_gains(estimator, gains, stream)
+        _require_gains(estimator, gains, stream)
         gains = _collapse_shared(gains)
 
         # A group goes through one matrix product. It keeps its values, so that no other tensor gets their id.
@@ -180,7 +180,7 @@ def fold(estimators: Sequence[Estimator], stream: Stream, positions: Sequence[in
     return result
 
 
-def _check_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
+def _require_gains(estimator: Estimator, gains: Tensor, stream: Stream) -> None:
     """Raise ValueError unless the gains are as `Estimator.gains` promises."""
     fault = _find_fault(gains, *stream.counts.shape)
     if fault:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.arguments import check_number
+from bnlab.arguments import require_number
 from bnlab.estimators.base import Estimator, Stream, check_momentum
 from bnlab.estimators.example import after  # noqa: F401 (in the docstrings)
 from bnlab.names import Look
@@ -40,7 +40,7 @@ class EMA(Estimator):
         EMA(momentum=0.25)
         """
         message = f"decay={decay!r}: it is the weight of the old average and lies in [0, 1)"
-        check_number(decay, lambda d: 0 <= d < 1, message)
+        require_number(decay, lambda d: 0 <= d < 1, message)
         return cls(momentum=1.0 - decay)
 
     def gains(self, stream: Stream) -> Tensor:
@@ -182,7 +182,7 @@ class AdaptiveGain(DebiasedEMA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.kappa, lambda k: 0 <= k <= 1, f"adaptive_gain: kappa={self.kappa!r}; it lies in [0, 1]")
+        require_number(self.kappa, lambda k: 0 <= k <= 1, f"adaptive_gain: kappa={self.kappa!r}; it lies in [0, 1]")
 
     def gains(self, stream: Stream) -> Tensor:
         momentum = 1.0 - (1.0 - self.momentum) ** self.kappa

@@ -222,7 +222,7 @@ class Walk:
         attributes = self._attributes.read(batch.attributes)  # of every batch, to see in which of them they differ
         may_wait = self._budget.admit(batch.index, layer)
         if may_wait:
-            self._check_interruption(layer, walker, fixed_settings)
+            self._require_interruptible(layer, walker, fixed_settings)
             batch.walker = walker
             batch.values = values
             batch.attributes = attributes
@@ -231,7 +231,7 @@ class Walk:
         batch.moments = self._measure(layer, values, stays=may_wait)
         batch.is_ahead[layer] = False
 
-    def _check_interruption(self, layer: str, walker: greenlet, fixed_settings: tuple[Any, ...]) -> None:
+    def _require_interruptible(self, layer: str, walker: greenlet, fixed_settings: tuple[Any, ...]) -> None:
         """Raise InterleavingError, and end a forward, if it cannot wait at a layer while others run."""
         if read_fixed_settings() != fixed_settings:
             _end(walker)
@@ -309,7 +309,7 @@ class Walk:
             self._task.share_channels()
         moments = self._task.complete(name, self._task.ranks.merge(own))
         if self._task.reader.is_immediate:  # on an accelerator they are checked at the end, so that nobody waits for it
-            self._task.check_moments(name, moments)
+            self._task.require_usable(name, moments)
         self.statistics[name] = moments
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnlab.layers import TORCH_FORWARDS, BatchNorm, check_input, find_replaced_forward, get_input, join_names
+from bnlab.layers import TORCH_FORWARDS, BatchNorm, find_replaced_forward, get_input, join_names, require_input
 
 Extract = Callable[[BatchNorm, tuple[Any, ...], dict[str, Any]], Any]
 """Called with a layer and the arguments of its call; returns the values that it normalizes, or (values, channels)."""
@@ -66,7 +66,7 @@ class Inputs:
         if isinstance(x, Tensor) and x.numel() == 0:
             return None
         if channels is None:
-            check_input(name, layer, x, self._caller)
+            require_input(name, layer, x, self._caller)
             chosen = None
         else:
             chosen = self._find_channels(name, layer, x, channels)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from bnlab.arguments import check_batches, check_count, check_forward, check_number, find_device
+from bnlab.arguments import find_device, require_batches, require_count, require_forward, require_number
 from bnlab.batches import Forward, call, list_tensors
 from bnlab.borrow import keep_random_state
 from bnlab.exact.inputs import Extract, Inputs
@@ -24,7 +24,7 @@ from bnlab.exact.readers import choose_reader
 from bnlab.exact.standard_errors import LEAST_BATCHES, find_worst_error, measure_errors, warn_of_units
 from bnlab.exact.task import CALLER, Task
 from bnlab.exact.units import CountImages, ImageCounter
-from bnlab.layers import batch_norm_layers, check_parameters, join_names, unwrap_parallel, warn_of_others
+from bnlab.layers import batch_norm_layers, join_names, require_parameters, unwrap_parallel, warn_of_others
 from bnlab.memory import find_free_bytes, memory_limit
 from bnlab.statistics import Statistics, read_weights
 
@@ -88,13 +88,13 @@ def population_statistics(
     Raises:
         TypeError, ValueError: an argument is wrong, or a layer cannot be measured; the message says which and why.
     """
-    _check_choice("upstream", upstream, ("population", "batch"))
-    _check_choice("strategy", strategy, ("breadth", "layerwise"))
-    _check_amount(max_images, tolerance)
-    check_batches(batches, CALLER)
-    check_forward(forward, CALLER)
+    _require_choice("upstream", upstream, ("population", "batch"))
+    _require_choice("strategy", strategy, ("breadth", "layerwise"))
+    _require_amount(max_images, tolerance)
+    require_batches(batches, CALLER)
+    require_forward(forward, CALLER)
     targets = batch_norm_layers(model, layers, caller=CALLER)
-    check_parameters(model, CALLER)
+    require_parameters(model, CALLER)
     warn_of_others(model, CALLER)
     extracts = Inputs(targets, inputs, CALLER)
     counter = ImageCounter(images, CALLER)
@@ -116,22 +116,22 @@ def population_statistics(
         return statistics
 
 
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{CALLER}: {name}={value!r}; choose {' or '.join(map(repr, allowed))}")
 
 
-def _check_amount(max_images: int | str | None, tolerance: float | None) -> None:
+def _require_amount(max_images: int | str | None, tolerance: float | None) -> None:
     if max_images == "auto":
         if tolerance is None:
             raise ValueError(f'{CALLER}: tolerance=None; max_images="auto" needs one, such as 0.01')
         message = f"{CALLER}: tolerance={tolerance!r}; pass a positive relative error such as 0.01"
-        check_number(tolerance, lambda error: error > 0, message)
+        require_number(tolerance, lambda error: error > 0, message)
         return
     if tolerance is not None:
         raise ValueError(f'{CALLER}: tolerance={tolerance}; it is for max_images="auto" only')
     if max_images is not None:
-        check_count(max_images, f'{CALLER}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
+        require_count(max_images, f'{CALLER}: max_images={max_images!r}; pass at least 1, "auto", or None for all')
 
 
 class _Way(NamedTuple):
@@ -168,7 +168,7 @@ class _Source:
         """
         images = sum(map(self._counter.count, data))
         for batch in self._batches:
-            self._check_memory(len(data))
+            self._require_memory(len(data))
             count = self._counter.count(batch)
             if count < 1:
                 raise ValueError(f"{CALLER}: a batch has no images; leave empty batches out")
@@ -186,7 +186,7 @@ class _Source:
                 self._free[device] = find_free_bytes(device)
             self._bytes[device] = self._bytes.get(device, 0) + tensor.nbytes
 
-    def _check_memory(self, batches: int) -> None:
+    def _require_memory(self, batches: int) -> None:
         """Refuse one more batch where those that were read take more than half of the memory."""
         batches_take = "1 batch takes" if batches == 1 else f"{batches:,} batches take"
         for device, size in self._bytes.items():

@@ -49,7 +49,7 @@ def probe(layer: BatchNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pr
     try:
         x = get_input(args, kwargs).detach().double().cpu()
         size = float(x.square().mean().sqrt())
-        if not math.isfinite(size):  # the layer is not to blame: `check_moments` says that the input is not finite
+        if not math.isfinite(size):  # the layer is not to blame: `require_usable` says that the input is not finite
             return None
         size = size or 1.0
         averages = [_average(layer, args, kwargs, mean * size, var * size**2) for mean, var in _STARTS]

@@ -54,7 +54,7 @@ def prepare(task: Task) -> Profile:
             if (channels_last, sample_size) == layouts[-1]:
                 raise
     with borrowed(task.model):
-        _check_own_forwards(task, sample)
+        _require_own_forwards(task, sample)
     return profile
 
 
@@ -161,7 +161,7 @@ class _OutsideCalls(TorchFunctionMode):
             self.hidden.add(repr(name) if name else "buffers that are not the model's")
 
 
-def _check_own_forwards(task: Task, batch: Any) -> None:
+def _require_own_forwards(task: Task, batch: Any) -> None:
     """Ask each layer with a forward of its own, in its first call, what it averages; ValueError if not its input."""
     unknown = {
         name: layer

@@ -185,10 +185,10 @@ class Task:
         """Bring the moments of layers to the CPU; ValueError if a layer cannot normalize with its own."""
         statistics = fetch(pooled)
         for name, moments in statistics.items():
-            self.check_moments(name, moments)
+            self.require_usable(name, moments)
         return statistics
 
-    def check_moments(self, name: str, moments: Moments | Pooled) -> None:
+    def require_usable(self, name: str, moments: Moments | Pooled) -> None:
         """Raise ValueError unless a layer can normalize with `moments` of all of its channels."""
         if moments.count < 2:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnlab.borrow import count_loans
-from bnlab.layers import BatchNorm, batch_norm_layers, check_module, get_running_buffers, join_names
+from bnlab.layers import BatchNorm, batch_norm_layers, get_running_buffers, join_names, require_module
 from bnlab.nn.averages import Averages
 from bnlab.warn import warn
 
@@ -221,7 +221,7 @@ _KINDS: dict[type[nn.Module], Any] = {
 
 def list_self_tuned(model: nn.Module, caller: str) -> dict[str, SelfTuned]:
     """List the self-tuned layers of `model` by name; ValueError if it has none."""
-    check_module(model, caller)
+    require_module(model, caller)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SelfTuned)}
     if not layers:
         raise ValueError(f"{caller}: the model has no self-tuned layer; use SelfTuned.convert(model)")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bnlab.arguments import check_number
+from bnlab.arguments import require_number
 from bnlab.layers import batch_norm_layers, join_names
 from bnlab.recording.recorders import Recorder, RecordingCall, count_batches, make_recorder
 from bnlab.recording.steps import StepCounter
@@ -53,7 +53,7 @@ def record(model: nn.Module, *, step: int = 0, optimizer: torch.optim.Optimizer 
             one step, because no update was seen.
     """
     layers = batch_norm_layers(model, caller="record")
-    check_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
+    require_number(step, lambda s: s >= 0, f"record: step={step!r}; pass the number of updates so far", kind=Integral)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"record: optimizer is a {type(optimizer).__name__}; pass a torch.optim.Optimizer, or None")
 

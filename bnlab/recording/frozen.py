@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.arguments import check_batches, check_forward, find_device
+from bnlab.arguments import find_device, require_batches, require_forward
 from bnlab.batches import Forward, call, copy_batch
 from bnlab.borrow import measured
 from bnlab.layers import batch_norm_layers, warn_of_others
@@ -36,8 +36,8 @@ def record_frozen(
         TypeError, ValueError: as `record`; there are no batches, or a layer is given values that are not finite.
     """
     layers = batch_norm_layers(model, caller=_CALLER)
-    check_batches(batches, _CALLER)
-    check_forward(forward, _CALLER)
+    require_batches(batches, _CALLER)
+    require_forward(forward, _CALLER)
     device = find_device(model, None, _CALLER)
     warn_of_others(model, _CALLER)
     with measured(model, training=training), record(model) as trace:

@@ -136,7 +136,7 @@ class TorchRecorder(Recorder):
 
     def __init__(self, layer: BatchNorm, entries: LayerTrace, counter: StepCounter) -> None:
         super().__init__(layer, entries, counter)
-        self._checked_dims = 0  # dimensions of an input that torch's own forward has accepted
+        self._accepted_dims = 0  # dimensions of an input that torch's own forward has accepted
 
     def run(self, input: Tensor) -> Tensor:
         """Compute what torch's own forward computes.
@@ -144,7 +144,7 @@ class TorchRecorder(Recorder):
         That one runs itself, and checks the input, in the first call and whenever the input has other dimensions.
         """
         place = self.next_place()
-        normalize = self._normalize if input.dim() == self._checked_dims else self._normalize_checked
+        normalize = self._normalize if input.dim() == self._accepted_dims else self._normalize_by_layer
         try:
             output = normalize(input, place)
         except BaseException:
@@ -163,7 +163,7 @@ class TorchRecorder(Recorder):
             layer.num_batches_tracked.add_(1)
         return F.batch_norm(input, *place, layer.weight, layer.bias, True, 1.0, layer.eps)
 
-    def _normalize_checked(self, input: Tensor, place: Place) -> Tensor:
+    def _normalize_by_layer(self, input: Tensor, place: Place) -> Tensor:
         """Let torch's own forward normalize; it finds the place where it looks for its buffers."""
         layer = self.layer
         mean, var = get_running_buffers(layer)
@@ -176,7 +176,7 @@ class TorchRecorder(Recorder):
             layer.running_mean, layer.running_var = mean, var
             layer.momentum = momentum
         if not isinstance(layer, nn.SyncBatchNorm):
-            self._checked_dims = input.dim()
+            self._accepted_dims = input.dim()
         return output
 
     def _average(self, input: Tensor, place: Place) -> None:

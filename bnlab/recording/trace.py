@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bnlab.arguments import check_number
+from bnlab.arguments import require_number
 from bnlab.estimators import Estimator, Stream, fold
 from bnlab.layout import Layout
 from bnlab.statistics import Statistics
@@ -192,7 +192,7 @@ class MomentTrace:
         if not parts:
             raise ValueError("MomentTrace.join: no parts; pass the traces of a run in order")
         for before, after in pairwise(parts):
-            _check_consecutive(before, after)
+            _require_consecutive(before, after)
 
         layers: dict[str, LayerTrace] = {}
         for name in parts[0].layers:
@@ -219,7 +219,7 @@ class MomentTrace:
         return Layout(tuple(self.layers), channels, eps)
 
 
-def _check_consecutive(before: MomentTrace, after: MomentTrace) -> None:
+def _require_consecutive(before: MomentTrace, after: MomentTrace) -> None:
     if before.last_step != after.first_step or before.layout != after.layout:
         raise ValueError(f"MomentTrace.join: {after} does not continue {before}")
     for name, layer in before.layers.items():
@@ -294,7 +294,7 @@ def replay_bank(trace: MomentTrace, estimators: Sequence[Estimator], steps: Sequ
         raise ValueError("replay: steps is empty; pass steps of the trace, or None for all")
     for step in steps:
         message = f"replay: step {step!r} is not one of the trace ({trace.first_step} to {trace.last_step})"
-        check_number(step, lambda s: trace.first_step <= s <= trace.last_step, message, kind=Integral)
+        require_number(step, lambda s: trace.first_step <= s <= trace.last_step, message, kind=Integral)
 
     parts: dict[str, Tensor] = {}
     for names, stream in trace.streams():

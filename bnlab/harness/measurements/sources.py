@@ -135,13 +135,13 @@ def _average_with_each(cls: type[Estimator], name: EstimatorName, momenta: Seque
 
     found = []
     for average in averages:
-        _check_label(average.label)
+        _require_label(average.label)
         momentum = getattr(average, "momentum", None)
         found.append(RunningAverage(average.label, momentum, "train", average))
     return found
 
 
-def _check_label(label: str) -> None:
+def _require_label(label: str) -> None:
     """Refuse a label that figures could not take apart: ValueError."""
     try:
         EstimatorName.parse(label)
