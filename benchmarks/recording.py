@@ -1,4 +1,4 @@
-"""What recording adds to training, and what replaying 64 momenta costs afterwards."""
+"""Cost of recording in training, and of replaying 64 momenta afterwards."""
 
 from __future__ import annotations
 

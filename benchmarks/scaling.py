@@ -1,4 +1,4 @@
-"""What exact statistics cost by depth, images and memory limit, against one forward pass; the tables of `passes`."""
+"""Cost of exact statistics by depth, images and memory limit, against one forward pass; the tables of `passes`."""
 
 from __future__ import annotations
 

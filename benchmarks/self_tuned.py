@@ -1,4 +1,4 @@
-"""What layers that choose their momentum themselves add to training."""
+"""Cost in training of layers that choose their momentum themselves."""
 
 from __future__ import annotations
 

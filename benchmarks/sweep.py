@@ -1,4 +1,4 @@
-"""What a sweep over many momentum × estimator settings costs, against one setting and against the training."""
+"""Cost of a sweep over many momentum × estimator settings, against one setting and against the training."""
 
 from __future__ import annotations
 

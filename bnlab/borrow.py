@@ -91,7 +91,7 @@ def measured(model: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keep_random_state(model: nn.Module | None = None) -> Iterator[None]:
-    """What is drawn in the block from the generators of torch, numpy and Python is as if it had not been drawn.
+    """Put the generators of torch, numpy and Python back at the end of the block, as if nothing had been drawn.
 
     Of accelerators only the generators of those that a model is on.
     """

@@ -49,7 +49,7 @@ def list_questions() -> list[str]:
 
 
 def is_shipped(name: str) -> bool:
-    """Whether a question is one of bnlab's own, which its pages of answers are about."""
+    """Find out if a question is one of bnlab's own, which its pages of answers are about."""
     return _find_modules().get(name, "").startswith("experiments.")
 
 

@@ -1,4 +1,4 @@
-"""What can be chosen by name. A component is one class in one file: its settings, their meaning and range.
+"""Components: choices by name. A component is one class in one file: its settings, their meaning and range.
 
 A class registers itself when its module is imported, and `discover` imports all modules of a folder. Hydra's choices,
 the help, the checks and the documentation come from here.
@@ -26,7 +26,7 @@ _MEANING = "meaning"  # in a field's metadata
 
 @dataclass(unsafe_hash=True)
 class Component:
-    """What is chosen by name.
+    """Choice by name.
 
     Attributes:
         group: the setting that chooses it, such as "norm".
@@ -43,7 +43,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a setting means, and the values that it may have.
+    """Meaning of a setting, and the values that it may have.
 
     Attributes:
         text: in one phrase.

@@ -1,4 +1,4 @@
-"""What a user's mistake raises in the harness (commands print it and exit 2), and where a user's own code failed."""
+"""Errors of the harness: a user's mistake, which commands print and exit 2 for, and a failure of a user's own code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OTHERS = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name 
 
 
 class UserError(ValueError):
-    """What was found and what to do, in one or two lines; shown without a traceback."""
+    """A user's mistake: what was found and what to do, in one or two lines; shown without a traceback."""
 
 
 class NoRows(UserError):
@@ -19,7 +19,7 @@ class NoRows(UserError):
 
 
 class JobError(UserError):
-    """What stops one job of a sweep and leaves the others alone."""
+    """A failure that stops one job of a sweep and leaves the others alone."""
 
 
 def where_raised(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What `sweep --help` says of settings: it is read from the components, the configuration and the estimators."""
+"""Help of `sweep --help` on settings, read from the components, the configuration and the estimators."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _describe_part(part: Any, group: str) -> Iterator[str]:
 
 
 def _describe_each(part: Any, group: str) -> Iterator[tuple[str, str]]:
-    """For each setting its lines, and its name."""
+    """List the lines on each setting, with its name."""
     for each, meaning in list_settings(part):
         key = f"  {group}.{each.name}" if group else each.name
         value = _write(getattr(part, each.name))

@@ -36,7 +36,7 @@ _UNTRAINED = {"status": "failed", "step": 0, "train_seconds": math.nan, "final_l
 
 
 def is_done(config: Config) -> bool:
-    """Whether the job's rows are there already and none on its network has failed, by the names of files alone."""
+    """Find out by the names of files alone if a job's rows are there, and none on its network has failed."""
     run = Run(config)
     if not run.finished or list_failures(config):
         return False
@@ -200,7 +200,7 @@ def _train_and_measure(run: Run) -> None:
 
 
 def choose_measurements(run: Run) -> list[str]:
-    """Those of the configuration that this network has rows of."""
+    """Choose the measurements of the configuration that this network has rows of."""
     return [name for name in as_list(run.config.measurements) if list_measurements()[name].covers(run.config.norm)]
 
 

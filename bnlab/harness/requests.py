@@ -1,4 +1,4 @@
-"""What a job asked for: its network's row of the table `runs`, and which measured rows it is about.
+"""Requests of jobs: the network's row of the table `runs`, and which measured rows a job asked for.
 
     results/<experiment>/requests/<run>-<digest>.json         what one job asked for; never written by two
     results/<experiment>/columns.parquet                      the columns of `runs`, without rows
@@ -34,7 +34,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asked for.
+    """Request of a job.
 
     Attributes:
         run: the name of its network.

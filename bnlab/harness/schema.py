@@ -53,7 +53,7 @@ def boolean(meaning: str) -> Column:
 
 @dataclass(frozen=True)
 class Table:
-    """What a table consists of.
+    """Table: its key, its columns, and what they mean.
 
     Attributes:
         about: what it has rows of, in Markdown.
@@ -74,13 +74,13 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of files of the table: types, and as metadata the key and what the columns mean."""
+        """Schema of the table's files: types, and as metadata the key and what the columns mean."""
         fields = [pa.field(name, each.type, metadata={_MEANING: each.meaning}) for name, each in self.columns.items()]
         return pa.schema(fields, {_KEY: json.dumps([*self.key]), _OPEN: json.dumps(self.is_open)})
 
     @property
     def part(self) -> pa.Schema:
-        """Of files with measured rows, which say what each was measured from."""
+        """Schema of files with measured rows, which say what each was measured from."""
         return self.schema.append(pa.field(ORIGIN, _TEXT))
 
 
@@ -109,7 +109,7 @@ def read_key(schema: pa.Schema) -> list[str]:
 
 
 def is_open(schema: pa.Schema) -> bool:
-    """Whether the table that a file is of may have further columns."""
+    """Find out if the table that a file is of may have further columns."""
     return bool(json.loads((schema.metadata or {}).get(_OPEN, b"false")))
 
 

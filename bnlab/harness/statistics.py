@@ -1,4 +1,4 @@
-"""What `estimator=` chooses beside running estimators and rules at inference time: a class each, found by its name."""
+"""Choices of `estimator=` beside running estimators and rules at inference time: a class each, found by its name."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class NoStatistics(Named):
 
 
 KINDS: tuple[type[Named], ...] = (Estimator, Measured, OfAveraging, Rule)
-"""What `estimator=` may be one of."""
+"""Any class that `estimator=` may choose."""
 
 
 def list_choices() -> dict[str, type[Named]]:

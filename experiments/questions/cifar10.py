@@ -60,7 +60,7 @@ NEAR = (
 
 
 def score(source: str | Score, value: str, by: Sequence[str], **how: Any) -> Score:
-    """As `frames.score`, of networks whose weights were not averaged."""
+    """Declare a score as `frames.score` does, of networks whose weights were not averaged."""
     compute = frames.score(source, value, by, **how)
     return lambda tables: compute({**tables, "runs": select(tables["runs"], averaging="none")})
 
@@ -100,7 +100,7 @@ def find_distances(tables: Tables) -> pd.DataFrame:
 
 
 def find_augmented_and_running(tables: Tables) -> pd.DataFrame:
-    """Of these gaps those of PyTorch's running averages, and of statistics of augmented images."""
+    """Select the gaps of PyTorch's running averages and of statistics of augmented images."""
     return select(find_distances(tables), line=(AUGMENTED, estimator_label("ema", 0.1)))
 
 

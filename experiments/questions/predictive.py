@@ -68,7 +68,7 @@ def find_losses(tables: Tables) -> pd.DataFrame:
 
 
 def make_claims(end: str, where: str, points: float, reason: str, seen: str = "", **networks: Any) -> dict[str, Claim]:
-    """What the forecasts' choice is to be worth in these networks.
+    """Make the claims on what the forecasts' choice is worth in these networks.
 
     Args:
         end: added to the claims' names.

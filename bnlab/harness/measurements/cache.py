@@ -20,7 +20,7 @@ from bnlab.harness.requests import Selection
 from bnlab.harness.schema import ORIGIN, read_frame, write_rows
 
 Failures = dict[str, tuple[str, str]]
-"""What could not be measured: estimator or table → the reason in one line, and the traceback."""
+"""Failures of measurements: estimator or table → the reason in one line, and the traceback."""
 _SOUGHT = (ORIGIN, "estimator", "momentum", "statistics_split", "split", "shift", "step")
 
 
@@ -73,7 +73,7 @@ def _describe_subject(
 
 
 def _read_keys(path: Path, measurement: Measurement) -> set[tuple[Any, ...]]:
-    """What the rows of a file are found by; no momentum is None."""
+    """Key by which the rows of a file are found; no momentum is None."""
     frame = read_frame(path, measurement.table.part)
     found = frame[[column for column in _SOUGHT if column in frame]].astype(object)
     return set(found.where(found.notna(), None).itertuples(index=False, name=None))

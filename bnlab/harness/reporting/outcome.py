@@ -40,7 +40,7 @@ _TINY = 1e-5  # below it numbers are written as 1.2e-07
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment's tables say on its question.
+    """Outcome of an experiment: what its tables say on its question.
 
     Attributes:
         experiment: the question.
