@@ -1,6 +1,7 @@
 """While the harness is rebuilt: networks keep their names, and train to the same numbers, bit for bit.
 
-`python -m tests.harness.test_same_networks` writes what they are now.
+`python -m tests.harness.test_same_networks` writes what they are now. An experiment that is not written there is a new
+one: its networks have no names to keep.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bnlab.harness.artifacts.training import Batches, Seeds, train
 from experiments.compose import plan_jobs
 
 EXPECTED = Path(__file__).with_name("same_networks.json")
+WRITTEN: dict[str, str] = json.loads(EXPECTED.read_text())
 EXPERIMENTS = sorted(path.stem for path in Path("conf/experiment").glob("*.yaml"))
 NORMS = ("batch", "ghost", "renorm", "group", "layer", "instance", "gain_control", "none")
 SMALL = {"ghost": ["norm.batch_size=4"], "renorm": ["momentum=0.01"]}
@@ -79,14 +81,14 @@ def describe() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name in WRITTEN])
 def test_networks_keep_their_names(experiment: str) -> None:
-    assert name_networks(experiment) == json.loads(EXPECTED.read_text())[experiment]
+    assert name_networks(experiment) == WRITTEN[experiment]
 
 
 @pytest.mark.parametrize("words", JOBS, ids=" ".join)
 def test_networks_train_to_the_same_numbers(words: list[str]) -> None:
-    assert train_network(words) == json.loads(EXPECTED.read_text())[" ".join(words)]
+    assert train_network(words) == WRITTEN[" ".join(words)]
 
 
 if __name__ == "__main__":

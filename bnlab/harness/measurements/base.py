@@ -58,9 +58,10 @@ class Measurement(Component):
 
 
 def list_measurements() -> dict[str, Measurement]:
-    """List all measurements by name."""
+    """List all measurements by name, in alphabetical order, whichever was imported first."""
     discover(_TABLES)
-    return COMPONENTS[Measurement.group]
+    known = COMPONENTS[Measurement.group]
+    return {name: known[name] for name in sorted(known)}
 
 
 def list_names() -> list[str]:

@@ -12,6 +12,7 @@ from bnlab import gap, population_statistics, running_statistics
 from bnlab.estimators import list_estimators
 from bnlab.harness.artifacts import cores
 from bnlab.harness.artifacts.runs import Run
+from bnlab.harness.components import COMPONENTS
 from bnlab.harness.errors import UserError
 from bnlab.harness.measurements import list_measurements
 from bnlab.harness.measurements.frozen import EXACT, frozen_statistics, in_batches
@@ -20,6 +21,16 @@ from bnlab.harness.measurements.tables.evaluations import Evaluations
 from bnlab.harness.statistics import Exact, UpdateBN
 from bnlab.statistics import using
 from tests.references import float64_copy
+
+
+def test_they_are_in_alphabetical_order_whichever_was_imported_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    list_measurements()
+    monkeypatch.setitem(COMPONENTS["measurements"], "aaa", Evaluations())
+
+    names = list(list_measurements())
+
+    assert names[0] == "aaa"
+    assert names == sorted(names)
 
 
 def rows(name: str, trained: Run, chosen: list[Source]) -> pd.DataFrame:
