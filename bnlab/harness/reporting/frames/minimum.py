@@ -33,28 +33,34 @@ def locate_minimum(frame: pd.DataFrame, x: str, y: str, by: Sequence[str]) -> pd
 
     minima = []
     for key, sweep in list_groups(ordered, by):
-        log_x = np.log(sweep[x].to_numpy(float))
-        log_y = np.log(sweep[y].to_numpy(float))
+        swept = sweep[x].to_numpy(float)
+        values = sweep[y].to_numpy(float)
+        log_x = np.log(swept)
+        log_y = np.log(values)
         lowest = int(log_y.argmin())
-        at_end = lowest in (0, len(sweep) - 1)
-        if at_end:
-            log_minimum = log_x[lowest]
-        else:
-            log_minimum = _find_vertex(log_x, log_y, lowest)
+        last = len(sweep) - 1
+        at_end = lowest in (0, last)
+        log_minimum = log_x[lowest]
+        if not at_end:
+            points = slice(lowest - 1, lowest + 2)
+            log_minimum = _find_vertex(log_x[points], log_y[points])
         minimum = float(np.exp(log_minimum))
         minima.append((*key, minimum, at_end))
     return pd.DataFrame(minima, columns=[*by, x, "at_end"])
 
 
-def _find_vertex(x: np.ndarray, y: np.ndarray, lowest: int) -> float:
-    """Find the x of the vertex of the parabola through the lowest point and its two neighbours."""
-    left = x[lowest - 1] - x[lowest]
-    right = x[lowest + 1] - x[lowest]
-    rise_left = y[lowest - 1] - y[lowest]
-    rise_right = y[lowest + 1] - y[lowest]
+def _find_vertex(x: np.ndarray, y: np.ndarray) -> float:
+    """Find the x of the vertex of the parabola through three points, of which the middle one is the lowest."""
+    x_left, x_lowest, x_right = x
+    y_left, y_lowest, y_right = y
+    left = x_left - x_lowest
+    right = x_right - x_lowest
+    rise_left = y_left - y_lowest
+    rise_right = y_right - y_lowest
 
-    # With the lowest point as origin the parabola is a·x² + b·x, and its vertex is at −b / 2a. Both neighbours lie on
-    # it, which gives a and b up to the same factor.
+    # With the lowest point as origin the parabola is a·x² + b·x, and its vertex is at −b / 2a. The two other points
+    # lie on it, which gives a and b up to the same factor.
     a = rise_left * right - rise_right * left
     minus_b = rise_left * right**2 - rise_right * left**2
-    return float(x[lowest] + minus_b / (2 * a))
+    vertex = minus_b / (2 * a)
+    return float(x_lowest + vertex)
