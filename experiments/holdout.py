@@ -1,8 +1,8 @@
 """Verdicts from added seeds alone, as a check of verdicts that needed them.
 
-Most experiments were first decided with five seeds. Those in `EXTENDED` were then given ten more, because some of their
-conditions were undecided. Such a second look makes it likelier that something holds by chance. The ten added seeds alone
-do not have that fault: nobody had looked at them before.
+Most experiments were first decided with five seeds. Those in `EXTENDED` were then given ten more, because some of
+their conditions were undecided. Such a second look makes it likelier that something holds by chance. The ten added
+seeds alone do not have that fault: whether to add them was decided without them.
 """
 
 from __future__ import annotations
